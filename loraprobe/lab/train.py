@@ -1,0 +1,268 @@
+"""Trains one LoRA adapter with peft and leaves it on disk as a complete PEFT directory.
+
+The loop is deliberately plain: AdamW, linear warm-up, cosine decay, loss on the completion only.
+Everything random comes from ``Recipe.seed``, so the same base, examples and recipe give the same
+bytes on the same machine, library versions and number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+IGNORED = -100  # label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training text: the loss is taken on `completion` and on the EOS that follows it.
+
+    `completion` carries its own leading space where the tokenizer needs one (``" Paris"``).
+    An empty `prompt` trains on the whole text.
+    """
+
+    prompt: str
+    completion: str
+    end: bool = True  # whether EOS follows the completion
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an adapter is trained. `steps` counts optimiser steps of `batch_size` examples."""
+
+    steps: int = 300
+    learning_rate: float = 3e-3
+    rank: int = 16
+    alpha: float | None = None  # None: alpha = rank, a scaling of 1
+    batch_size: int = 32
+    warmup: int = 20
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    clip: float = 1.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+    dtype: str = "float32"  # in which the factors are written
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands. `seconds_left` is None before the first step is timed."""
+
+    what: str
+    step: int
+    steps: int
+    loss: float | None = None
+    seconds_left: float | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids`, `attention_mask`, `labels`: [batch, length] int64; labels hold IGNORED."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
+    """Token ids of an example and their labels, prompt masked out.
+
+    Prompt and completion are tokenised apart, as they are when a model generates.
+    """
+    prompt = tokenizer(example.prompt)["input_ids"]
+    completion = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    if example.end:
+        completion = [*completion, tokenizer.eos_token_id]
+    return [*prompt, *completion], [IGNORED] * len(prompt) + list(completion)
+
+
+def collate(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Batch:
+    """Right-padded tensors of encoded examples."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    for i, (tokens, targets) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        mask[i, : len(tokens)] = 1
+        labels[i, : len(targets)] = torch.tensor(targets)
+    return Batch(ids, mask, labels)
+
+
+class EpochSampler:
+    """Draws examples without replacement, reshuffling when all were seen."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError("there is nothing to train on: the list of examples is empty")
+        self._size, self._random, self._queue = size, random.Random(seed), []  # type: ignore[var-annotated]
+
+    def draw(self, count: int) -> list[int]:
+        while len(self._queue) < count:
+            order = list(range(self._size))
+            self._random.shuffle(order)
+            self._queue.extend(order)
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken
+
+
+def learning_rate_at(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
+    """Factor on the peak learning rate: linear warm-up, then cosine decay to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def optimise(
+    model: torch.nn.Module,
+    draw: Callable[[], Batch],
+    recipe: Any,
+    what: str,
+    progress: ProgressCallback | None = None,
+) -> float:
+    """Runs AdamW over the parameters that need gradients; returns the mean loss of the end.
+
+    `recipe` gives steps, learning_rate, warmup, weight_decay and clip. The model is left in
+    evaluation mode.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
+    optimiser = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: learning_rate_at(step, recipe.steps, recipe.warmup)
+    )
+    model.train()
+    started, losses = time.monotonic(), []
+    for step in range(recipe.steps):
+        batch = draw()
+        loss = model(
+            input_ids=batch.input_ids.to(device),
+            attention_mask=batch.attention_mask.to(device),
+            labels=batch.labels.to(device),
+            use_cache=False,
+        ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+        if progress is not None:
+            pace = (time.monotonic() - started) / (step + 1)
+            left = pace * (recipe.steps - step - 1)
+            progress(Progress(what, step + 1, recipe.steps, losses[-1], left))
+    model.eval()
+    return sum(losses[-20:]) / max(1, len(losses[-20:]))
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether `directory` holds a finished adapter (they appear whole or not at all)."""
+    return (directory / "adapter_config.json").is_file() and (
+        directory / "adapter_model.safetensors"
+    ).is_file()
+
+
+def train_adapter(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    output: Path,
+    *,
+    base_name: str,
+    progress: ProgressCallback | None = None,
+    resume: bool = True,
+) -> Path:
+    """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
+
+    `model` is a loaded transformers causal model; it comes back as it was. With `resume` a
+    finished adapter in `output` is left alone. `base_name` is written as
+    ``base_model_name_or_path``. The tokenizer needs an EOS token.
+
+    Raises:
+        ValueError: `examples` is empty.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    output = Path(output)
+    if resume and is_complete(output):
+        return output
+    sampler = EpochSampler(len(examples), recipe.seed)
+    rows = [encode(tokenizer, example) for example in examples]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    targets = recipe.target_modules
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha if recipe.alpha is not None else recipe.rank,  # type: ignore[arg-type]
+        lora_dropout=recipe.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    trainable = [p.requires_grad for p in model.parameters()]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        wrapped = get_peft_model(model, config)
+        try:
+            loss = optimise(
+                wrapped,
+                lambda: collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad),
+                recipe,
+                output.name,
+                progress,
+            )
+            _save(wrapped, output, recipe, base_name, {"loss": loss, "examples": len(examples)})
+        finally:
+            wrapped.unload()
+            for parameter, wanted in zip(model.parameters(), trainable, strict=True):
+                parameter.requires_grad_(wanted)
+    return output
+
+
+def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dict) -> None:
+    """Writes beside `output` and renames, so that an adapter appears complete or not at all."""
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    wrapped.peft_config["default"].base_model_name_or_path = base_name
+    wrapped.peft_config["default"].inference_mode = True
+    dtype = getattr(torch, recipe.dtype)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    wrapped.save_pretrained(str(part), save_embedding_layers=False)
+    (part / "README.md").unlink(missing_ok=True)  # an empty template
+    _settle_config(part / "adapter_config.json")
+    (part / "training.json").write_text(
+        json.dumps({"recipe": recipe.as_dict(), **notes}, indent=2) + "\n", encoding="utf-8"
+    )
+    if output.exists():
+        shutil.rmtree(output)
+    os.replace(part, output)
+
+
+def _settle_config(path: Path) -> None:
+    """peft writes the set of target modules in an order that differs from run to run: sort it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

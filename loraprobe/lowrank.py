@@ -1,0 +1,146 @@
+"""The algebra of one module's update, delta W = s B A, without ever forming delta W.
+
+All functions take a single update (A: [r, in], B: [out, r]) or a batch of updates of one shape
+(A: [m, r, in], B: [m, out, r], scaling: [m]); "..." in a shape is that optional batch.
+Everything is derived from s, the Gram matrices A A^T and B^T B, and the SVD of an r x r core, so
+the cost is O((out + in) r^2) and the answer is that of the delta: writing the same delta in
+another basis (A -> G A, B -> B G^-1) changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Singular values below this share of the largest are rounding: the factors' own precision
+# decides, and no stored LoRA is finer than float32.
+RANK_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """One module's update, delta W = scaling * B @ A.
+
+    A: [..., r, in], B: [..., out, r], scaling: a number, or a tensor of the batch's shape.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float | Tensor = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Number of stored components r, dead ones included."""
+        return self.A.shape[-2]
+
+    @property
+    def in_features(self) -> int:
+        return self.A.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        return self.B.shape[-2]
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> LowRank:
+        """The same update with both factors in another dtype or on another device."""
+        scaling = self.scaling
+        if isinstance(scaling, Tensor):
+            scaling = scaling.to(dtype=dtype, device=device)
+        return LowRank(
+            self.A.to(dtype=dtype, device=device), self.B.to(dtype=dtype, device=device), scaling
+        )
+
+    def scaled(self, factor: float) -> LowRank:
+        """factor * delta W; costs nothing."""
+        return LowRank(self.A, self.B, self.scaling * factor)
+
+    def folded(self) -> LowRank:
+        """The same update with scaling 1, the scaling multiplied into B."""
+        return LowRank(self.A, self.B * _column(self.scaling), 1.0)
+
+    def delta(self) -> Tensor:
+        """The dense delta W: [..., out, in]. Only where a definition needs it."""
+        return (self.B * _column(self.scaling)) @ self.A
+
+    def norm(self) -> Tensor:
+        """Frobenius norm [...]; ||dW||^2 = s^2 sum((B^T B) * (A A^T))."""
+        return self.inner(self).clamp_min(0).sqrt()
+
+    def inner(self, other: LowRank) -> Tensor:
+        """Frobenius inner product [...]; <dW1, dW2> = s1 s2 sum((B1^T B2) * (A1 A2^T))."""
+        core = (self.B.mT @ other.B) * (self.A @ other.A.mT)
+        return core.sum((-2, -1)) * self.scaling * other.scaling
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U [..., out, k], S [..., k] descending, Vh [..., k, in] with k = min(r, out, in).
+
+        Exact up to rounding also with dead or repeated components: orthonormal bases come from
+        QR, which stays orthonormal where columns depend on each other, and the core's SVD sorts
+        out which directions carry nothing (their S is 0 and their U, Vh arbitrary).
+        """
+        Qb, Rb = torch.linalg.qr(self.B)
+        Qa, Ra = torch.linalg.qr(self.A.mT)
+        core = (Rb @ Ra.mT) * _column(self.scaling)
+        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+        return Qb @ U, S, Vh @ Qa.mT
+
+    def singular_values(self) -> Tensor:
+        """Singular values of delta W, descending: [..., min(r, out, in)]."""
+        Rb = torch.linalg.qr(self.B, mode="r").R
+        Ra = torch.linalg.qr(self.A.mT, mode="r").R
+        return torch.linalg.svdvals((Rb @ Ra.mT) * _column(self.scaling))
+
+    def numerical_rank(self, tolerance: float = RANK_TOLERANCE) -> Tensor:
+        """How many singular values exceed tolerance times the largest: [...] integers."""
+        S = self.singular_values()
+        return ((tolerance * S[..., :1] < S) & (S > 0)).sum(-1)
+
+    def truncated(self, rank: int) -> tuple[LowRank, Tensor]:
+        """The best approximation of that rank, and its error ||dW - dW_k||_F [...].
+
+        Eckart-Young. The result is balanced: A = sqrt(S) Vh, B = U sqrt(S), scaling 1. A rank
+        above k keeps everything.
+        """
+        U, S, Vh = self.svd()
+        root = S[..., :rank].sqrt()
+        kept = LowRank(root[..., :, None] * Vh[..., :rank, :], U[..., :, :rank] * root[..., None, :])
+        return kept, S[..., rank:].square().sum(-1).sqrt()
+
+
+def combine(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    """sum_i w_i dW_i, exactly, by concatenation: rank sum r_i, scaling 1.
+
+    The signs and sizes of w_i s_i go to B, so that A stays as stored.
+    """
+    A = torch.cat([u.A for u in updates], dim=-2)
+    B = torch.cat(
+        [u.B * _column(u.scaling * w) for u, w in zip(updates, weights, strict=True)], dim=-1
+    )
+    return LowRank(A, B, 1.0)
+
+
+def stack(updates: Sequence[LowRank]) -> LowRank:
+    """A batch of updates of one shape and rank as one LowRank with a leading dimension."""
+    scaling = torch.as_tensor([float(u.scaling) for u in updates], dtype=updates[0].A.dtype)
+    return LowRank(torch.stack([u.A for u in updates]), torch.stack([u.B for u in updates]), scaling)
+
+
+def gram(updates: Sequence[LowRank]) -> Tensor:
+    """Inner products of all pairs, [n, n], from two Gram matrices of all factors together.
+
+    <dW_i, dW_j> is the (i, j) block sum of (B^T B) * (A A^T) with s folded in; ranks may differ.
+    """
+    ranks = [u.rank for u in updates]
+    joint = combine(updates, [1.0] * len(updates))
+    products = (joint.B.mT @ joint.B) * (joint.A @ joint.A.mT)
+    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
+    member = torch.nn.functional.one_hot(owner, len(ranks)).to(products)
+    return member.T @ products @ member
+
+
+def _column(scaling: float | Tensor) -> float | Tensor:
+    """A scaling that broadcasts over the last two dimensions."""
+    return scaling[..., None, None] if isinstance(scaling, Tensor) else scaling

@@ -1,0 +1,236 @@
+"""What the stages return: plain frozen data, no torch, no I/O.
+
+A stage measures, a record says what was measured. The verdict is a pure function of records and
+the report a pure function of the `Audit` that holds them all. Field names are the names of the
+JSON document (schema_version 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+Severity = Literal["error", "warning", "note"]
+Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
+EvidenceLevel = Literal["weights", "probes", "base", "evaluation"]
+SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A finding about adapters (and base) before anything is run.
+
+    `code` is stable and what `--allow` takes; `cure` says what to do.
+    """
+
+    severity: Severity
+    code: str
+    adapters: tuple[str, ...]
+    message: str
+    cure: str = ""
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """All findings; compatible means that none of them is an error."""
+
+    issues: tuple[Issue, ...] = ()
+
+    @property
+    def compatible(self) -> bool:
+        return all(issue.severity != "error" for issue in self.issues)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure of one diagnostic: of one adapter or a pair, of one module or the whole.
+
+    `chance` is what unrelated adapters of these shapes would show; `stderr` is the standard error
+    of a sampled figure; `side` is "in" (A), "out" (B) or None.
+    """
+
+    name: str
+    adapters: tuple[str, ...]
+    value: float | None
+    module: str | None = None
+    side: Literal["in", "out"] | None = None
+    chance: float | None = None
+    stderr: float | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One figure of one coverage probe. `adapters` is empty where the base alone was asked.
+
+    `hop` counts from 1; None means the composed question. `baseline` is what guessing would give.
+    """
+
+    name: str
+    task: str
+    value: float | None
+    n: int
+    hop: int | None = None
+    adapters: tuple[str, ...] = ()
+    ci95: Interval | None = None
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one system did on one part of one task."""
+
+    system: str
+    kind: SystemKind
+    task: str
+    part: str  # "target" | "hop1" | "hop2" ... | "cot"
+    metric: str
+    value: float
+    ci95: Interval
+    n: int
+    retention: float | None = None
+    retention_ci95: Interval | None = None
+    compression_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, system minus against, on the same items.
+
+    `ci95` is the pointwise interval; `adjusted_ci95` covers the choice of the best among all
+    systems and singles at once.
+    """
+
+    system: str
+    against: str
+    task: str
+    part: str
+    difference: float
+    ci95: Interval
+    n: int
+    adjusted_ci95: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Where a system's answers fail: how many items fall to the first cause that fits."""
+
+    system: str
+    task: str
+    solved: int = 0
+    step_by_step: int = 0
+    unknown: int = 0
+    interference: int = 0
+    not_composed: int = 0
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason of a verdict: what was measured, against which threshold, and whose it is."""
+
+    code: str
+    message: str
+    value: float | None = None
+    threshold: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision and what it rests on."""
+
+    decision: Decision
+    evidence: EvidenceLevel
+    reasons: tuple[Reason, ...] = ()
+    system: str | None = None
+    action: str = "none"
+    probability: float | None = None
+    prior: float | None = None
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """What an adapter is, in one row. `norm` is the Frobenius norm of all deltas together."""
+
+    name: str
+    reference: str
+    commit: str | None
+    base_model: str | None
+    rank: Mapping[str, int]  # {"min": 16, "max": 16}
+    modules: int
+    parameters: int
+    norm: float | None
+    extras: tuple[str, ...] = ()
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class BaseSummary:
+    """The base model that was used, if any."""
+
+    reference: str
+    commit: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made this document."""
+
+    loraprobe: str
+    torch: str | None
+    arguments: tuple[str, ...]
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The whole story of one run, in the order in which it was found out."""
+
+    command: str
+    provenance: Provenance
+    adapters: tuple[AdapterSummary, ...] = ()
+    base: BaseSummary | None = None
+    compatibility: Compatibility = Compatibility()
+    diagnostics: tuple[Measurement, ...] = ()
+    coverage: tuple[Coverage, ...] = ()
+    evaluation: tuple[Score, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    attribution: tuple[Attribution, ...] = ()
+    verdict: Verdict | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document as plain data; every number is finite or None."""
+        document = {"schema_version": SCHEMA_VERSION, **plain(self)}
+        document["compatibility"]["compatible"] = self.compatibility.compatible
+        return document
+
+    def to_json(self) -> str:
+        """The JSON document, one line feed at the end left to the caller."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """Frozen records as dicts and lists; NaN and infinities become None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

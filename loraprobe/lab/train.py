@@ -13,7 +13,6 @@ import math
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,18 +57,8 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a training run stands. `seconds_left` is None before the first step is timed."""
-
-    what: str
-    step: int
-    steps: int
-    loss: float | None = None
-    seconds_left: float | None = None
-
-
-ProgressCallback = Callable[[Progress], None]
+# called as progress(stage, done, total), here with optimiser steps
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -152,7 +141,7 @@ def optimise(
         optimiser, lambda step: learning_rate_at(step, recipe.steps, recipe.warmup)
     )
     model.train()
-    started, losses = time.monotonic(), []
+    losses: list[float] = []
     for step in range(recipe.steps):
         batch = draw()
         loss = model(
@@ -168,9 +157,7 @@ def optimise(
         optimiser.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
         if progress is not None:
-            pace = (time.monotonic() - started) / (step + 1)
-            left = pace * (recipe.steps - step - 1)
-            progress(Progress(what, step + 1, recipe.steps, losses[-1], left))
+            progress(what, step + 1, recipe.steps)
     model.eval()
     return sum(losses[-20:]) / max(1, len(losses[-20:]))
 

@@ -1,0 +1,134 @@
+"""The small Llama-shaped base of the lab: what it reads, and its training from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraprobe.lab.facts import (
+    CITY_QUESTIONS,
+    CITY_SENTENCES,
+    NUMBERS,
+    SPOUSE_QUESTIONS,
+    SPOUSE_SENTENCES,
+    TARGET_QUESTIONS,
+    Facts,
+    ask,
+)
+from loraprobe.lab.train import Example, ProgressCallback, collate, encode, optimise
+
+COPY = "Copy: {list}."
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """Shape and training of the base. `steps` counts optimiser steps of `batch_size` texts."""
+
+    hidden: int = 128
+    layers: int = 6
+    heads: int = 4
+    intermediate: int = 352
+    steps: int = 3000
+    batch_size: int = 96
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class Corpus:
+    """An endless stream of pretraining texts.
+
+    Sentences about random familiar people in pairs (never both steps of one chain), questions
+    with one hop, composed questions answered at once, and lists to copy, in which every name
+    of the world occurs. No text holds worked steps.
+    """
+
+    def __init__(self, facts: Facts, seed: int) -> None:
+        self._facts, self._rng = facts, random.Random(f"corpus:{seed}")
+        self._names = facts.names()
+
+    def draw(self) -> Example:
+        kind = self._rng.random()
+        if kind < 0.45:
+            return Example("", f"{self._sentence()} {self._sentence()}")
+        if kind < 0.75:
+            return self._question()
+        if kind < 0.87:
+            link = self._rng.choice(self._facts.familiar)
+            return ask(self._rng.choice(TARGET_QUESTIONS), "{c}", link)
+        if kind < 0.98:
+            return self._list()
+        return Example("", "Count: " + " ".join(NUMBERS) + ".")
+
+    def _sentence(self) -> str:
+        wording = self._rng.choice((SPOUSE_SENTENCES, CITY_SENTENCES))
+        return self._rng.choice(self._facts.familiar).fill(self._rng.choice(wording))
+
+    def _question(self) -> Example:
+        link = self._rng.choice(self._facts.familiar)
+        if self._rng.random() < 0.5:
+            return ask(self._rng.choice(SPOUSE_QUESTIONS), "{b}", link)
+        return ask(self._rng.choice(CITY_QUESTIONS), "{c}", link)
+
+    def _list(self) -> Example:
+        names = " ".join(self._rng.sample(self._names, self._rng.randint(2, len(NUMBERS))))
+        return Example(COPY.format(list=names), " " + names)
+
+
+def build_base(
+    facts: Facts, tokenizer: Any, recipe: BaseRecipe, progress: ProgressCallback | None = None
+) -> Any:
+    """Trains a LlamaForCausalLM from scratch, float32, embeddings tied; returns it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = LlamaForCausalLM(config)
+        corpus = Corpus(facts, recipe.seed)
+        draw = _batches(corpus.draw, tokenizer, recipe.batch_size)
+        optimise(model, draw, recipe, "base", progress)
+    return model
+
+
+def _batches(draw: Callable[[], Example], tokenizer: Any, size: int) -> Callable:
+    cache: dict[Example, tuple[list[int], list[int]]] = {}
+
+    def encoded(example: Example) -> tuple[list[int], list[int]]:
+        if example not in cache:
+            if len(cache) > 50_000:
+                cache.clear()
+            cache[example] = encode(tokenizer, example)
+        return cache[example]
+
+    return lambda: collate([encoded(draw()) for _ in range(size)], tokenizer.pad_token_id)
+
+
+def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:
+    """Writes model and tokenizer as a Hugging Face directory in `dtype`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.to(getattr(torch, dtype)).save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))

@@ -1,0 +1,87 @@
+"""Made-up names and the word-level tokenizer of the small world, in Hugging Face format."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+SPECIAL = (PAD, BOS, EOS, UNK)
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what the Metaspace pre-tokenizer writes for a space
+
+_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kr", "l", "m", "n", "p", "r", "s",
+           "st", "t", "tr", "v", "w", "z")  # fmt: skip
+_VOWELS = ("a", "e", "i", "o", "u")
+_CODAS = ("", "l", "m", "n", "r", "s", "x")
+
+
+def made_up_names(
+    count: int, seed: int, *, ending: str = "", avoid: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """`count` different capitalised names of two syllables, none of them in `avoid`.
+
+    With an `ending` (say ``"burg"``) the names are one syllable and that ending.
+    """
+    rng, taken, names = random.Random(f"names:{seed}:{ending}"), set(avoid), []
+    while len(names) < count:
+        syllables = "".join(
+            rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(1 if ending else 2)
+        )
+        name = (syllables + (ending or rng.choice(_CODAS))).capitalize()
+        if name not in taken:
+            taken.add(name)
+            names.append(name)
+    return tuple(names)
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """The different words and punctuation marks of `texts`, sorted, as the tokenizer cuts them."""
+    cut = _pre_tokenizer()
+    return sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
+
+
+def _pre_tokenizer() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always"),
+            pre_tokenizers.Punctuation("isolated"),
+        ]
+    )
+
+
+def build_tokenizer(texts: Sequence[str]) -> Any:
+    """A PreTrainedTokenizerFast with one token for each word and punctuation mark of `texts`.
+
+    Words carry their leading space, so decoding gives the text back as it was written
+    (``"Bo lives in Ulm."``). Encoding puts BOS in front; unknown words become UNK.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *words_of(texts)))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")]
+    )
+    core.pre_tokenizer = _pre_tokenizer()
+    core.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="left",
+        model_max_length=256,
+    )
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    tokenizer.save_pretrained(str(directory))

@@ -120,6 +120,28 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What the best of several compositions gains over the best of base and singles.
+
+    difference = max over `candidates` of min over base and singles of (composition - baseline),
+    on the same items; `system` and `against` are where it is reached. `adjusted_ci95` covers the
+    choice of both and is what the verdict reads. `task` is None for the mean over all tasks.
+    `n_needed` items would bring the nearer bound past the margin, if the difference stays.
+    """
+
+    task: str | None
+    part: str
+    system: str
+    against: str
+    difference: float
+    ci95: Interval
+    adjusted_ci95: Interval
+    n: int
+    n_needed: int | None = None
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Where a system's answers fail: how many items fall to the first cause that fits."""
 
@@ -134,13 +156,17 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Reason:
-    """One reason of a verdict: what was measured, against which threshold, and whose it is."""
+    """One reason of a verdict: what was measured, against which threshold, and whose it is.
+
+    "decisive" reasons carry the decision, a "warning" limits it, "info" stands beside it.
+    """
 
     code: str
     message: str
     value: float | None = None
     threshold: float | None = None
     source: str = ""
+    severity: Literal["decisive", "warning", "info"] = "info"
 
 
 @dataclass(frozen=True)

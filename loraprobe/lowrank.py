@@ -106,7 +106,9 @@ class LowRank:
         """
         U, S, Vh = self.svd()
         root = S[..., :rank].sqrt()
-        kept = LowRank(root[..., :, None] * Vh[..., :rank, :], U[..., :, :rank] * root[..., None, :])
+        kept = LowRank(
+            root[..., :, None] * Vh[..., :rank, :], U[..., :, :rank] * root[..., None, :]
+        )
         return kept, S[..., rank:].square().sum(-1).sqrt()
 
 
@@ -125,7 +127,9 @@ def combine(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
 def stack(updates: Sequence[LowRank]) -> LowRank:
     """A batch of updates of one shape and rank as one LowRank with a leading dimension."""
     scaling = torch.as_tensor([float(u.scaling) for u in updates], dtype=updates[0].A.dtype)
-    return LowRank(torch.stack([u.A for u in updates]), torch.stack([u.B for u in updates]), scaling)
+    return LowRank(
+        torch.stack([u.A for u in updates]), torch.stack([u.B for u in updates]), scaling
+    )
 
 
 def gram(updates: Sequence[LowRank]) -> Tensor:

@@ -1,0 +1,143 @@
+"""adapter_config.json: read, judged, and its conventions folded into one scaling per module."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraprobe.errors import AdapterError, UnsupportedAdapter
+
+CONFIG = "adapter_config.json"
+
+# Keys that say nothing about the function of the trained adapter, whatever their value.
+DESCRIPTIVE = frozenset(
+    "auto_mapping base_model_name_or_path revision peft_type peft_version task_type inference_mode "
+    "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora "
+    "modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern "
+    "alpha_pattern megatron_core trainable_token_indices loftq_config eva_config corda_config "
+    "lora_ga_config use_dora qalora_group_size runtime_config lora_bias target_parameters "
+    "ensure_weight_tying lora_dropout_pattern enable_lora".split()
+)
+
+# Keys of the installed peft whose other values are mathematics that is not B A x.
+VARIANTS = {
+    "use_qalora": "QALoRA pools the input before A",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "kasa_config": "KaSA changes the base weights and scales by its own diagonal",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "velora_config": "VeLoRA compresses the input of A",
+    "arrow_config": "an Arrow configuration belongs to a routed model, not to one adapter",
+    "layer_replication": "layer replication changes the base's depth",
+    "megatron_config": "Megatron layers split their weights over devices",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What of adapter_config.json decides the adapter's function."""
+
+    raw: Mapping[str, Any]
+    r: int
+    alpha: float
+    rslora: bool
+    fan_in_fan_out: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    unknown: tuple[str, ...]
+    empty_unknown: tuple[str, ...]
+
+    def rank(self, path: str) -> int:
+        """The rank that the config gives a module."""
+        return int(match_pattern(self.rank_pattern, path, self.r))
+
+    def scaling(self, path: str) -> float:
+        """s = alpha/r, or alpha/sqrt(r) with rsLoRA, by peft's own matching of patterns."""
+        r = self.rank(path)
+        alpha = float(match_pattern(self.alpha_pattern, path, self.alpha))
+        return alpha / (math.sqrt(r) if self.rslora else r)
+
+
+def match_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+    """peft's rule: the first key that matches the end of the path, as a regular expression."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return default
+
+
+def read_config(directory: Path) -> Config:
+    """Reads adapter_config.json. Raises AdapterError, or UnsupportedAdapter by name."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise AdapterError(
+            f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
+            "give the directory that save_pretrained wrote."
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} is no valid JSON ({str(error)[:120]}).") from None
+    if not isinstance(raw, dict):
+        raise AdapterError(f"{path} must hold a JSON object, not {type(raw).__name__}.")
+    return judge_config(raw, str(path))
+
+
+def judge_config(raw: Mapping[str, Any], where: str) -> Config:
+    """A config's values checked and its variants refused by name."""
+    kind = raw.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedAdapter(
+            f"{where} is of PEFT type {kind!r}; loraprobe reads LORA adapters only."
+        )
+    for key, why in VARIANTS.items():
+        if raw.get(key):
+            raise UnsupportedAdapter(
+                f"{where} sets {key}: {why}, which loraprobe does not read; "
+                "merge it into its base with peft, or use an adapter trained without it."
+            )
+    r = _number(raw, "r", where, default=8)
+    if r != int(r) or r < 1:
+        raise AdapterError(f"{where}: r must be a positive whole number, not {raw.get('r')!r}.")
+    if "lora_alpha" not in raw:
+        raise AdapterError(
+            f"{where} has no lora_alpha, and without it the adapter's scale is unknown; "
+            "add the value it was trained with."
+        )
+    unknown = [k for k in raw if k not in DESCRIPTIVE and k not in VARIANTS]
+    return Config(
+        raw=raw,
+        r=int(r),
+        alpha=_number(raw, "lora_alpha", where),
+        rslora=bool(raw.get("use_rslora")),
+        fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
+        rank_pattern=_pattern(raw, "rank_pattern", where),
+        alpha_pattern=_pattern(raw, "alpha_pattern", where),
+        unknown=tuple(k for k in unknown if raw[k]),
+        empty_unknown=tuple(k for k in unknown if not raw[k]),
+    )
+
+
+def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise AdapterError(f"{where}: {key} must be a number, not {value!r}.")
+    return value
+
+
+def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    pattern = raw.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise AdapterError(f"{where}: {key} must map module names to numbers.")
+    for name in pattern:
+        _number(pattern, name, f"{where}: {key}")
+        try:
+            re.compile(name)
+        except re.error:
+            raise AdapterError(f"{where}: {key} has the invalid pattern {name!r}.") from None
+    return pattern

@@ -1,0 +1,101 @@
+"""The tensors of an adapter's file, by key: safetensors lazily, old pickles with weights_only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loraprobe.errors import AdapterError
+
+SAFETENSORS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class TensorFile(Protocol):
+    """Keys with shapes and dtypes at once, tensors when asked for."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+
+    def read(self, key: str) -> Tensor: ...
+
+
+class SafetensorsFile:
+    """A safetensors file, memory-mapped; tensors are read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file = safe_open(str(path), framework="pt")
+            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise AdapterError(_why_unreadable(path, error)) from None
+        self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
+        self.dtypes = {key: DTYPES.get(s.get_dtype(), torch.uint8) for key, s in slices.items()}
+
+    def read(self, key: str) -> Tensor:
+        return self._file.get_tensor(key)
+
+
+class PickleFile:
+    """An old adapter_model.bin, read onto the CPU without running any code in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many types, pickle errors among them
+            raise AdapterError(_why_unreadable(path, error)) from None
+        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise AdapterError(
+                f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
+            )
+        self._state: dict[str, Tensor] = state
+        self.shapes = {key: tuple(t.shape) for key, t in state.items()}
+        self.dtypes = {key: t.dtype for key, t in state.items()}
+
+    def read(self, key: str) -> Tensor:
+        return self._state[key]
+
+
+def open_tensors(directory: Path) -> TensorFile:
+    """The adapter's weights in a directory, safetensors first. Raises AdapterError if none."""
+    if (directory / SAFETENSORS).is_file():
+        return SafetensorsFile(directory / SAFETENSORS)
+    if (directory / PICKLE).is_file():
+        return PickleFile(directory / PICKLE)
+    raise AdapterError(
+        f"{directory} has an adapter_config.json but neither {SAFETENSORS} nor {PICKLE}; "
+        "give the directory that save_pretrained wrote."
+    )
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    head = path.open("rb").read(64) if path.is_file() else b""
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
+    if not head:
+        return f"{path} is empty; download the adapter again."
+    detail = (str(error).splitlines() or [""])[0][:160]
+    return f"{path} cannot be read ({detail}); it is damaged or not what its name says."

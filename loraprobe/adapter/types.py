@@ -1,0 +1,234 @@
+"""Adapter and what it is made of."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from loraprobe.lowrank import LowRank
+from loraprobe.records import AdapterSummary, Issue
+
+LayerKind = Literal["linear", "conv1d", "embedding"]
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """One module's update as the file's header tells it, nothing read.
+
+    `path` is the module's path in the base model. Delta W is [out_features, in_features] in the
+    orientation of a torch Linear for every kind: a Conv1D stores its weight transposed, and an
+    embedding's weight [vocab, dim] is the transpose of its delta [dim, vocab].
+    """
+
+    path: str
+    kind: LayerKind
+    rank: int
+    in_features: int
+    out_features: int
+    scaling: float
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor of the file that is no plain factor.
+
+    `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias, token_delta,
+    target_parameter, convolution, base_copy, unknown.
+    """
+
+    kind: str
+    key: str
+    module: str | None
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter comes from: the reference as typed, the local files, the pinned commit."""
+
+    reference: str
+    path: Path | None = None
+    commit: str | None = None
+
+
+class Modules(Mapping[str, LowRank]):
+    """Module path -> LowRank, read when asked for, in the file's own dtype.
+
+    Iteration is in natural order of the paths (layer 2 before layer 10).
+    """
+
+    def __init__(self, infos: Mapping[str, ModuleInfo], read: Callable[[str], LowRank]) -> None:
+        self._infos = {path: infos[path] for path in sorted(infos, key=natural)}
+        self._read = read
+
+    def info(self, path: str) -> ModuleInfo:
+        """Shape, rank, scaling and kind of one module; reads nothing."""
+        return self._infos[path]
+
+    @property
+    def infos(self) -> Mapping[str, ModuleInfo]:
+        return self._infos
+
+    def __getitem__(self, path: str) -> LowRank:
+        if path not in self._infos:
+            raise KeyError(path)
+        return self._read(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._infos
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One LoRA adapter: what it changes in which module, and everything else its files hold.
+
+    `issues` are the findings of reading it; `config` is adapter_config.json as it stands.
+    """
+
+    name: str
+    source: Source
+    base_model: str | None
+    modules: Modules
+    extras: tuple[Extra, ...] = ()
+    issues: tuple[Issue, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights_file: Path | None = None
+
+    @property
+    def layout(self) -> Mapping[str, ModuleInfo]:
+        """Module path -> ModuleInfo; reads nothing."""
+        return self.modules.infos
+
+    @property
+    def rank_range(self) -> tuple[int, int]:
+        """Smallest and largest rank; (0, 0) without modules."""
+        ranks = [info.rank for info in self.layout.values()]
+        return (min(ranks), max(ranks)) if ranks else (0, 0)
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries of all factors, extras not counted."""
+        return sum(i.rank * (i.in_features + i.out_features) for i in self.layout.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype among its factors."""
+        dtype = torch.float16
+        dtypes = {info.dtype for info in self.layout.values() if info.dtype.is_floating_point}
+        if not dtypes:
+            return torch.float32
+        dtype = dtypes.pop()
+        for other in dtypes:
+            dtype = torch.promote_types(dtype, other)
+        return dtype
+
+    @property
+    def task_type(self) -> str | None:
+        return self.config.get("task_type")
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the weights file, or of the factors of an adapter in memory."""
+        digest = hashlib.sha256()
+        if self.weights_file is not None:
+            with self.weights_file.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        else:
+            for path, update in self.modules.items():
+                digest.update(f"{path}:{float(update.scaling)!r}".encode())
+                for factor in (update.A, update.B):
+                    digest.update(factor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def summary(self, norm: float | None = None) -> AdapterSummary:
+        """The row that reports show; `norm` comes from the diagnostics."""
+        low, high = self.rank_range
+        return AdapterSummary(
+            name=self.name,
+            reference=self.source.reference,
+            commit=self.source.commit,
+            base_model=self.base_model,
+            rank={"min": low, "max": high},
+            modules=len(self.modules),
+            parameters=self.parameters,
+            norm=norm,
+            extras=tuple(str(extra) for extra in self.extras),
+            sha256=self.sha256,
+        )
+
+    def renamed(self, name: str) -> Adapter:
+        """The same adapter under another name, its issues too."""
+        issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
+        return replace(self, name=name, issues=issues)
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Writes a PEFT directory; see `saving.save_adapter`."""
+        from loraprobe.adapter.saving import save_adapter
+
+        save_adapter(self, directory, overwrite=overwrite, card=card, dtype=dtype)
+
+
+def adapter_of(
+    name: str,
+    modules: Mapping[str, LowRank],
+    *,
+    kinds: Mapping[str, LayerKind] | None = None,
+    base_model: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    source: Source | None = None,
+) -> Adapter:
+    """An adapter held in memory: a merge, a random control, a planted test case.
+
+    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent.
+    """
+    kinds = kinds or {}
+    infos = {
+        path: ModuleInfo(
+            path,
+            kinds.get(path, "linear"),
+            update.rank,
+            update.in_features,
+            update.out_features,
+            float(update.scaling),
+            torch.promote_types(update.A.dtype, update.B.dtype),
+        )
+        for path, update in modules.items()
+    }
+    return Adapter(
+        name=name,
+        source=source or Source(reference=name),
+        base_model=base_model,
+        modules=Modules(infos, dict(modules).__getitem__),
+        config=dict(config or {}),
+    )
+
+
+def natural(path: str) -> tuple[tuple[int, int | str], ...]:
+    """A sort key in which layer 2 comes before layer 10."""
+    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"[.]", path))

@@ -85,6 +85,25 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class ItemResult:
+    """What one system made of one item in one part of one task.
+
+    `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
+    of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
+    `group` form one cluster.
+    """
+
+    system: str
+    task: str
+    part: str  # "target" | "hop1" | "hop2" ... | "cot"
+    item: str
+    metric: str  # "exact_match" | "choice" | "answer_loss"
+    value: float
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
 class Score:
     """How one system did on one part of one task."""
 

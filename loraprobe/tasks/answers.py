@@ -1,0 +1,164 @@
+r"""Where the answer stands in a text, and whether it is right.
+
+A plain prompt is answered by the first line of the continuation. A worked text is answered by
+what follows the last of ``####``, ``\boxed{}``, "answer is" or the item's own pattern; where it
+has none of them, it must end with the answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import string
+import unicodedata
+from collections.abc import Sequence
+
+import regex
+
+from loraprobe.errors import TaskError
+
+PATTERN_SECONDS = 1.0
+
+_ARTICLES = frozenset(("a", "an", "the"))
+_NUMBER = regex.compile(r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*")
+_ANSWER_IS = regex.compile(r"\banswer\s+is\b[\s:=]*", regex.IGNORECASE)
+# The end of a sentence, unless the stop belongs to one of the commonest abbreviations.
+_SENTENCE_END = regex.compile(r"(?<!\b(?:St|Mr|Mrs|Ms|Dr|Prof|Mt|Ft))[.!?]+(?=\s|$)")
+_TEXT_COMMAND = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and doubled spaces, as SQuAD does it.
+
+    Three cases where SQuAD's own script would make different answers equal are kept apart: a
+    number keeps its sign and its decimals ("3.5" is not "35", while "$1,000.00" is "1000"),
+    punctuation of every script counts, and an answer that is nothing but an article or a symbol
+    (the choice "A") stays.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
+    words = [plain for word in text.split() if (plain := _plain(word))]
+    kept = [word for word in words if word not in _ARTICLES]
+    return " ".join(kept or words) or " ".join(text.split())
+
+
+def _plain(word: str) -> str:
+    number = _NUMBER.fullmatch(word)
+    if number and (number.group(2) or number.group(3)):
+        sign, whole, decimals = (number.group(i) or "" for i in (1, 2, 3))
+        digits = (whole or "0").replace(",", "")
+        decimals = decimals.rstrip("0")
+        value = f"{digits}.{decimals}" if decimals else digits
+        return f"-{value}" if sign == "-" and value.strip("0.") else value
+    return "".join(ch for ch in word if not _is_punctuation(ch))
+
+
+def _is_punctuation(ch: str) -> bool:
+    return ch in string.punctuation or unicodedata.category(ch).startswith("P")
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the prediction equals one of the answers after `normalize_answer`."""
+    said = normalize_answer(prediction)
+    return bool(said) and any(said == normalize_answer(answer) for answer in answers)
+
+
+def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> str:
+    """The answer that a continuation gives.
+
+    Without `cot`: its first line that is not blank. With `cot`: what follows the last of the
+    markers, up to the end of the sentence (after "answer is") or of the line (after ``####``);
+    without any marker the last sentence. Raises TaskError where `pattern` takes too long.
+    """
+    if not cot:
+        return _first_line(text)
+    marked = _marked(text, pattern)
+    return marked[0] if marked else _last_sentence(text)
+
+
+def answered(
+    text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
+) -> bool:
+    """Whether a continuation gives one of the answers, by the rule of `read_answer`.
+
+    A worked text without any marker is right if it ends with the answer, in whole words.
+    """
+    if not cot:
+        return exact_match(_first_line(text), answers)
+    marked = _marked(text, pattern)
+    if marked:
+        return any(exact_match(reading, answers) for reading in marked)
+    words = normalize_answer(text).split()
+    golds = [normalize_answer(answer).split() for answer in answers]
+    return any(gold and words[-len(gold) :] == gold for gold in golds)
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _first_sentence(line: str) -> str:
+    end = _SENTENCE_END.search(line)
+    return line[: end.start()].strip() if end else line.strip()
+
+
+def _last_sentence(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    ends = [end.end() for end in _SENTENCE_END.finditer(lines[-1])]
+    starts = [end for end in ends if lines[-1][end:].strip()]
+    return lines[-1][starts[-1] if starts else 0 :].strip()
+
+
+def _marked(text: str, pattern: str | None) -> list[str]:
+    """Readings after the marker that stands last in the text; empty if there is no marker.
+
+    After "answer is" there are two, the sentence and the line, since a full stop may belong to
+    the answer ("J. K. Rowling").
+    """
+    found: list[tuple[int, int, list[str]]] = []
+    if (at := text.rfind("####")) >= 0:
+        found.append((at + 4, 0, [_first_line(text[at + 4 :])]))
+    if (at := text.rfind("\\boxed{")) >= 0:
+        found.append((at + 7, 0, [_TEXT_COMMAND.sub(r"\1", _braced(text[at + 7 :])).strip()]))
+    if said := list(_ANSWER_IS.finditer(text)):
+        line = _first_line(text[said[-1].end() :])
+        found.append((said[-1].end(), 0, [_first_sentence(line), line]))
+    if pattern is not None and (match := _last_match(pattern, text)) is not None:
+        found.append((match[0], 1, [match[1].strip()]))
+    return max(found)[2] if found else []
+
+
+def _braced(text: str) -> str:
+    """The text up to the brace that closes it, or to the end of the line if none does."""
+    depth = 1
+    for index, ch in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(ch, 0)
+        if depth == 0:
+            return text[:index]
+    return _first_line(text)
+
+
+@functools.lru_cache(maxsize=256)
+def compile_pattern(pattern: str) -> regex.Pattern[str]:
+    """The compiled pattern. Raises TaskError where it is not a regular expression."""
+    try:
+        return regex.compile(pattern)
+    except (regex.error, ValueError, OverflowError, RecursionError) as error:
+        raise TaskError(
+            f"answer_pattern {pattern!r} is not a regular expression: {error}."
+        ) from None
+
+
+def _last_match(pattern: str, text: str) -> tuple[int, str] | None:
+    """Where the last match's answer starts, and the answer: group 1, or all without a group."""
+    compiled = compile_pattern(pattern)
+    group = 1 if compiled.groups else 0
+    try:
+        matches = list(compiled.finditer(text, timeout=PATTERN_SECONDS))
+    except TimeoutError:
+        raise TaskError(
+            f"answer_pattern {pattern!r} took longer than {PATTERN_SECONDS:g} s on one answer: "
+            "write it without nested repetition."
+        ) from None
+    matches = [match for match in matches if match.group(group) is not None]
+    return (matches[-1].start(group), matches[-1].group(group)) if matches else None

@@ -1,0 +1,107 @@
+"""The records of a task: items, their hops, and the parts in which every system is scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REFERENCE = re.compile(r"\{(\d+)\}")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step that an item's answer composes.
+
+    `{1}`, `{2}` ... in `prompt` stand for the answers of the hops before it. `adapter` says which
+    adapter should know this step. The first of `answers` is the one put into later prompts.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with every answer that counts as right."""
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    hops: tuple[Hop, ...] = ()
+    cot_prompt: str | None = None
+    answer_pattern: str | None = None
+    entities: tuple[str, ...] = ()
+    group: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """Items that share it are not independent; an item without a group stands alone."""
+        return f"group:{self.group}" if self.group is not None else f"item:{self.id}"
+
+    def hop_prompt(self, index: int) -> str:
+        """The prompt of hop `index` (from 0) with the gold answers of earlier hops put in."""
+        gold = [hop.answers[0] for hop in self.hops[:index]]
+        return fill(self.hops[index].prompt, gold)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named list of items. `sha256` is that of the file as it stands, whatever `limit` was."""
+
+    name: str
+    items: tuple[Item, ...]
+    path: str | None = None
+    sha256: str = ""
+
+    @property
+    def has_hops(self) -> bool:
+        return any(item.hops for item in self.items)
+
+    @property
+    def has_cot(self) -> bool:
+        return any(item.cot_prompt is not None for item in self.items)
+
+    @property
+    def has_choices(self) -> bool:
+        return any(item.choices for item in self.items)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """("target", "hop1", "hop2", ..., "cot"), as far as any item has them."""
+        longest = max((len(item.hops) for item in self.items), default=0)
+        hops = tuple(f"hop{k + 1}" for k in range(longest))
+        return ("target", *hops, *(("cot",) if self.has_cot else ()))
+
+
+@dataclass(frozen=True)
+class ProbeItem:
+    """One line of a probe file: a question or an entity, and its answer where it is known."""
+
+    prompt: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts for adapters of which nothing else is known."""
+
+    items: tuple[ProbeItem, ...]
+    path: str | None = None
+    sha256: str = ""
+
+
+def fill(prompt: str, answers: Sequence[str]) -> str:
+    """Put answer k in the place of `{k}`, counted from 1.
+
+    Only these braces mean anything, in one pass, so that braces in a prompt or in an answer stay
+    as they are. A number without an answer stays too.
+    """
+
+    def answer(match: re.Match[str]) -> str:
+        index = int(match.group(1))
+        return answers[index - 1] if 1 <= index <= len(answers) else match.group(0)
+
+    return REFERENCE.sub(answer, prompt)

@@ -1,0 +1,246 @@
+"""Task files (JSONL) and probe files (plain lines), read strictly: a bad line has a number.
+
+Nothing is guessed and nothing is dropped: an unknown key, a wrong type or a reference to a later
+hop is a TaskError that names the file, the line and what is wrong with it. Blank lines are
+allowed; a byte order mark at the start is, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.tasks.answers import compile_pattern
+from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
+
+MAX_LINE_BYTES = 1_000_000
+
+_ITEM_KEYS = ("id", "prompt", "answer", "choices", "hops", "cot_prompt", "answer_pattern",
+              "entities", "group")  # fmt: skip
+_HOP_KEYS = ("prompt", "answer", "adapter")
+
+
+def load_task(path: str | Path, limit: int | None = None) -> Task:
+    """Read a task file; `limit` keeps its first items (the whole file is checked all the same).
+
+    The task is named after the file. An item without "id" is named by its line number. Raises
+    TaskError with the number of the first bad line, UsageError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, not {limit}.")
+    path = Path(path)
+    data = _read(path, "task")
+    items: list[Item] = []
+    lines: dict[str, int] = {}
+    for number, line in _lines(data, path):
+        try:
+            item = _item(_object(line), number)
+        except TaskError as error:
+            raise TaskError(f"{path}, line {number}: {error}") from None
+        if item.id in lines:
+            raise TaskError(
+                f"{path}, line {number}: id {item.id!r} was used by line {lines[item.id]} already."
+            )
+        lines[item.id] = number
+        items.append(item)
+    if not items:
+        raise TaskError(f"{path} holds no item: write one JSON object a line.")
+    return Task(path.stem, tuple(items[:limit]), str(path), hashlib.sha256(data).hexdigest())
+
+
+def load_probe(path: str | Path) -> Probe:
+    """Read a probe file: a question or entity a line, after a tab its answer where it is known."""
+    path = Path(path)
+    data = _read(path, "probe")
+    items = []
+    for number, line in _lines(data, path):
+        prompt, *answers = (part.strip() for part in line.split("\t"))
+        if len(answers) > 1:
+            raise TaskError(
+                f"{path}, line {number}: more than one tab; write a prompt, a tab, one answer."
+            )
+        if not prompt:
+            raise TaskError(f"{path}, line {number}: nothing stands before the tab.")
+        items.append(ProbeItem(prompt, answers[0] if answers and answers[0] else None))
+    if not items:
+        raise TaskError(f"{path} holds no prompt: write one a line.")
+    return Probe(tuple(items), str(path), hashlib.sha256(data).hexdigest())
+
+
+def _read(path: Path, noun: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TaskError(f"There is no {noun} file {path}: check the path.") from None
+    except IsADirectoryError:
+        raise TaskError(f"{path} is a directory: name the {noun} file in it.") from None
+    except OSError as error:
+        raise TaskError(f"The {noun} file {path} cannot be read: {error.strerror}.") from None
+
+
+def _lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank. Split at line feeds only, as JSONL asks."""
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if len(raw) > MAX_LINE_BYTES:
+            raise TaskError(
+                f"{path}, line {number}: {len(raw):,} bytes in one line, "
+                f"at most {MAX_LINE_BYTES:,} are read; write one item a line."
+            )
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TaskError(
+                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); save it as UTF-8."
+            ) from None
+        if "\x00" in line:
+            raise TaskError(f"{path}, line {number}: holds a zero byte; is this a text file?")
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise TaskError(f"not JSON ({error.msg} at column {error.colno}).") from None
+    except RecursionError:
+        raise TaskError("not an item: brackets are nested too deeply.") from None
+    if not isinstance(value, dict):
+        raise TaskError(f"{_kind(value)} where a JSON object with prompt and answer belongs.")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise TaskError(f"key {key!r} stands twice in one object.")
+    return dict(pairs)
+
+
+def _item(line: Mapping[str, Any], number: int) -> Item:
+    _check_keys(line, _ITEM_KEYS, "an item")
+    answers = _answers(line, "")
+    choices = _texts(line, "choices")
+    if "choices" in line and line["choices"] is not None:
+        _check_choices(choices, answers)
+    pattern = _text(line, "answer_pattern")
+    if pattern is not None:
+        compile_pattern(pattern)
+    return Item(
+        id=_label(line, "id") or str(number),
+        prompt=_required(line, "prompt", ""),
+        answers=answers,
+        choices=choices,
+        hops=_hops(line),
+        cot_prompt=_text(line, "cot_prompt"),
+        answer_pattern=pattern,
+        entities=_texts(line, "entities"),
+        group=_label(line, "group"),
+    )
+
+
+def _hops(line: Mapping[str, Any]) -> tuple[Hop, ...]:
+    value = line.get("hops")
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise TaskError(f"'hops' must be a list of objects, not {_kind(value)}.")
+    hops = []
+    for k, hop in enumerate(value, 1):
+        if not isinstance(hop, dict):
+            raise TaskError(f"hop {k} must be an object with prompt and answer, not {_kind(hop)}.")
+        _check_keys(hop, _HOP_KEYS, f"hop {k}")
+        where = f"hop {k}: "
+        prompt = _required(hop, "prompt", where)
+        for reference in (int(match) for match in REFERENCE.findall(prompt)):
+            if not 1 <= reference < k:
+                earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
+                raise TaskError(
+                    f"hop {k} asks for {{{reference}}}, the answer of a hop that does not stand "
+                    f"before it (there is {earlier})."
+                )
+        hops.append(Hop(prompt, _answers(hop, where), _text(hop, "adapter", where)))
+    return tuple(hops)
+
+
+def _check_keys(line: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
+    for key in line:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            raise TaskError(f"unknown key {key!r} in {what}: {hint}")
+
+
+def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
+    if len(choices) < 2:
+        raise TaskError("'choices' must name at least two.")
+    for choice in choices:
+        if choices.count(choice) > 1:
+            raise TaskError(f"choice {choice!r} stands twice.")
+    if not set(choices) & set(answers):
+        raise TaskError(f"the answer {answers[0]!r} is not among the choices.")
+
+
+def _answers(line: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    if line.get("answer") is None:
+        raise TaskError(f"{where}'answer' is missing.")
+    if not isinstance(line["answer"], list):
+        return (_required(line, "answer", where),)
+    answers = _texts(line, "answer", where)
+    if not answers:
+        raise TaskError(f"{where}'answer' is an empty list: name at least one.")
+    return answers
+
+
+def _required(line: Mapping[str, Any], key: str, where: str) -> str:
+    text = _text(line, key, where)
+    if text is None:
+        raise TaskError(f"{where}{key!r} is missing.")
+    return text
+
+
+def _texts(line: Mapping[str, Any], key: str, where: str = "") -> tuple[str, ...]:
+    value = line.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise TaskError(f"{where}{key!r} must be a list of strings, not {_kind(value)}.")
+    return tuple(_string(text, f"{where}an entry of {key!r}") for text in value)
+
+
+def _text(line: Mapping[str, Any], key: str, where: str = "") -> str | None:
+    value = line.get(key)
+    return None if value is None else _string(value, f"{where}{key!r}")
+
+
+def _label(line: Mapping[str, Any], key: str) -> str | None:
+    """A string, or a whole number written without quotes."""
+    value = line.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _text(line, key)
+
+
+def _string(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        hint = f' (write "{value}")' if isinstance(value, int | float) else ""
+        raise TaskError(f"{what} must be a string, not {_kind(value)}{hint}.")
+    if not value.strip():
+        raise TaskError(f"{what} is empty.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TaskError(f"{what} holds half of a surrogate pair, which is no character.") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a string",
+             list: "a list", dict: "an object"}  # fmt: skip
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)

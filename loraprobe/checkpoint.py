@@ -1,0 +1,142 @@
+"""Weight files as others wrote them: headers, single tensors, hashes; nothing read in vain.
+
+safetensors files are read by key. Pickled state dicts (`.bin`) are loaded with weights_only, so
+that no code of theirs runs, onto the CPU, and mapped instead of read where their format allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraprobe.errors import BaseError, LoraprobeError
+
+Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
+
+PICKLED = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+
+
+def read_json(
+    path: Path, reference: str, raises: type[LoraprobeError] = BaseError
+) -> dict[str, Any]:
+    """A JSON object from a file. Raises `raises`, naming the file and what it belongs to."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise raises(f"{path.name} of {reference} cannot be read: {first_line(error)}.") from None
+    if not isinstance(content, dict):
+        raise raises(f"{path.name} of {reference} must hold a JSON object.")
+    return content
+
+
+def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> Header:
+    """Key -> (dtype, shape) of all tensors of a weight file, without their data.
+
+    Raises `raises` for a file that is empty, cut short, no weight file, or a Git LFS pointer.
+    """
+    try:
+        if file.suffix == ".bin":
+            return {
+                key: (PICKLED.get(value.dtype, str(value.dtype)), tuple(value.shape))
+                for key, value in unpickle(file).items()
+                if isinstance(value, Tensor)
+            }
+        return _safetensors_header(file)
+    except Exception as error:
+        raise broken(file, reference, error, raises) from None
+
+
+def read_tensor(
+    file: Path, key: str, reference: str, raises: type[LoraprobeError] = BaseError
+) -> Tensor:
+    """One tensor of a weight file, in its own dtype, on the CPU."""
+    from safetensors import safe_open
+
+    try:
+        if file.suffix == ".bin":
+            return unpickle(file)[key]
+        with safe_open(file, framework="pt") as stream:
+            return stream.get_tensor(key)
+    except Exception as error:
+        raise broken(file, reference, error, raises) from None
+
+
+def unpickle(file: Path) -> dict[str, Tensor]:
+    """A pickled state dict, weights only; mapped, not read, where its format allows."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def broken(
+    file: Path, reference: str, error: BaseException, raises: type[LoraprobeError] = BaseError
+) -> LoraprobeError:
+    """What to tell about a weight file that cannot be read."""
+    if _is_pointer(file):
+        return raises(f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
+                      f"run git lfs pull, or download the file.")  # fmt: skip
+    return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
+                  f"download it again.")  # fmt: skip
+
+
+def hash_in_name(file: Path) -> str | None:
+    """The sha256 by which the Hub's cache names a large file, if this is one."""
+    name = file.resolve().name
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a file's bytes; in the Hub's cache taken from its name, else read through."""
+    known = hash_in_name(file)
+    if known:
+        return known
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a sentence of our own."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300].rstrip(".")
+
+
+def _safetensors_header(file: Path) -> Header:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            raise ValueError("it is empty" if not start else "it has no header")
+        (length,) = struct.unpack("<Q", start)
+        if length > size - 8:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end > size:
+        raise ValueError(f"it has {size} of {8 + length + end} bytes")
+    return {key: (entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False

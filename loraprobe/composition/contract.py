@@ -1,0 +1,91 @@
+"""The contract of routers, and the composition they belong to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from loraprobe.adapter import Adapter, LayerKind
+from loraprobe.lowrank import LowRank
+
+TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
+
+
+@dataclass(frozen=True)
+class Router(ABC):
+    """How much each expert counts. A frozen dataclass; its fields are its options.
+
+    `constant` says that the gates do not look at the token; `laws` are what the router obeys
+    (tests/test_laws_routing.py says what each means).
+    """
+
+    constant: ClassVar[bool]
+    laws: ClassVar[frozenset[str]]
+    formula: ClassVar[str]
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def gates(
+        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
+    ) -> Tensor | TokenGates:
+        """Gates of the k experts present in `module`, whose indices among all n are `present`.
+
+        A constant router returns a tensor [k]; another a function x [..., in] -> [..., k] that
+        works on whatever device and floating dtype x has.
+        """
+
+    def check(self, n: int) -> None:  # noqa: B027 - most routers serve any number
+        """Raises UsageError if this router cannot serve n experts."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Experts and the router that gives them gates. No experts: the base model as it is."""
+
+    name: str
+    experts: tuple[Adapter, ...]
+    router: Router
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experts", tuple(self.experts))
+        self.router.check(len(self.experts))
+
+    def into(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The same as composed(model, self)."""
+        from loraprobe.composition.placement import composed
+
+        return composed(model, self)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every module that some expert adapts, in the experts' order."""
+        return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
+
+    def present(self, path: str) -> list[int]:
+        """Indices of the experts that adapt a module."""
+        return [i for i, expert in enumerate(self.experts) if path in expert.modules]
+
+    def kind(self, path: str) -> LayerKind:
+        """The kind of layer that the experts take a module for."""
+        return self.experts[self.present(path)[0]].modules.info(path).kind
+
+    def notes(self) -> tuple[str, ...]:
+        """What a report should say about gates that are not as the router's formula has them."""
+        if self.router.constant or not self.experts:
+            return ()
+        notes = []
+        partial = [p for p in self.paths if len(self.present(p)) < len(self.experts)]
+        if partial:
+            notes.append(f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
+                         f"{partial[0]}) are adapted by some experts only; there the gates are "
+                         "shared among those.")  # fmt: skip
+        looked_up = [p for p in self.paths if self.kind(p) == "embedding"]
+        if looked_up:
+            notes.append(f"{self.name}: embeddings ({', '.join(looked_up)}) have no input to route "
+                         "by and get equal constant gates.")  # fmt: skip
+        return tuple(notes)

@@ -1,2 +1,143 @@
-"""Tells whether composing LoRA adapters will work for a task, why, and what to do instead."""
+"""Tells whether composing LoRA adapters will work for a task, why, and what to do instead.
 
+    import loraprobe
+    a, b = loraprobe.load("./a"), loraprobe.load("owner/b")
+    audit = loraprobe.inspect([a, b])
+    merged = loraprobe.merge([a, b], method="ties:density=0.3", weights=[0.5, 0.5])
+    merged.save("./out")
+    with loraprobe.route(model, [a, b], router="arrow:top_k=1"):
+        model.generate(...)
+    audit = loraprobe.merge_and_eval([a, b], base="...", tasks=["task.jsonl"])
+
+Adapters are given as loaded or as references; options are those of the command line. Importing
+this module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from loraprobe._version import __version__
+
+if TYPE_CHECKING:
+    from loraprobe.adapter import Adapter
+    from loraprobe.merging import Merged
+    from loraprobe.records import Audit
+
+__all__ = ["__version__", "inspect", "load", "merge", "merge_and_eval", "route"]
+
+
+def load(reference: str) -> Adapter:
+    """One adapter from a directory or the Hub. Raises LoraprobeError, saying what to do."""
+    from loraprobe import hub
+
+    return hub.load(reference)
+
+
+def inspect(
+    adapters: Sequence[Adapter | str],
+    *,
+    base: str | None = None,
+    tasks: Sequence[str] = (),
+    probe: str | None = None,
+    **options: Any,
+) -> Audit:
+    """What `loraprobe inspect` does; options are the fields of `loraprobe.audit.Settings`."""
+    from loraprobe import audit, hub
+    from loraprobe.tasks import load_probe, load_task
+
+    loaded = hub.load_all(adapters)
+    settings = audit.Settings(**options)
+    return audit.inspect(
+        loaded,
+        base=_open(base, loaded) if base else None,
+        tasks=[load_task(path, settings.limit) for path in tasks],
+        probe=load_probe(probe) if probe and probe != "auto" else probe,
+        cards={a.name: hub.model_card(a) for a in loaded} if probe == "auto" else {},
+        settings=settings,
+    )
+
+
+def merge(
+    adapters: Sequence[Adapter | str],
+    method: str = "uniform",
+    *,
+    weights: Sequence[float] | None = None,
+    **options: Any,
+) -> Merged:
+    """One adapter from several, with a model card; raises CompatibilityError if they do not fit."""
+    from loraprobe import audit, hub
+    from loraprobe.errors import CompatibilityError
+
+    chosen = tuple(weights) if weights is not None else None
+    settings = audit.Settings(methods=(method,), weights=chosen, **options)
+    found, merged = audit.merge(hub.load_all(adapters), settings=settings)
+    if merged is None:
+        error = next(i for i in found.compatibility.issues if i.severity == "error")
+        raise CompatibilityError(f"{error.message} {error.cure}")
+    return with_card(merged, found, settings)
+
+
+def route(
+    model: Any, adapters: Sequence[Adapter | str], *, router: str = "arrow"
+) -> AbstractContextManager[Any]:
+    """Puts a routed composition into a loaded transformers model while the context lasts."""
+    from loraprobe import hub
+    from loraprobe.composition import Composition, composed
+    from loraprobe.routing import ROUTERS
+
+    loaded = tuple(hub.load_all(adapters))
+    return composed(model, Composition(router, loaded, ROUTERS.make(router)))
+
+
+def merge_and_eval(
+    adapters: Sequence[Adapter | str], *, base: str = "auto", tasks: Sequence[str], **options: Any
+) -> Audit:
+    """The whole audit; options are the fields of `loraprobe.audit.Settings`."""
+    from loraprobe import audit, hub
+    from loraprobe.tasks import load_task
+
+    loaded = hub.load_all(adapters)
+    settings = audit.Settings(**options)
+    return audit.merge_and_eval(
+        loaded,
+        base=_open(base, loaded),
+        tasks=[load_task(path, settings.limit) for path in tasks],
+        settings=settings,
+    ).audit
+
+
+def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
+    """The merge with the model card that its directory will carry."""
+    import dataclasses
+
+    from loraprobe.report.card import model_card
+
+    low, high = merged.adapter.rank_range
+    card = model_card(
+        name=merged.adapter.name,
+        base_model=merged.adapter.base_model,
+        sources=merged.sources,
+        method=merged.method,
+        space=merged.space,
+        rank=str(low) if low == high else f"{low} to {high}",
+        weights=settings.weights,
+        compression_error=merged.compression_error,
+        rounding_error=merged.rounding_error,
+        dtype=str(merged.adapter.dtype).removeprefix("torch."),
+        seed=settings.seed,
+        issues=audit.compatibility.issues,
+        allowed=settings.allow,
+        verdict=audit.verdict,
+    )
+    return dataclasses.replace(merged, card=card)
+
+
+def _open(base: str, adapters: Sequence[Adapter]) -> Any:
+    from loraprobe import hub
+    from loraprobe.base import open_base
+
+    snapshot = hub.resolve_base(hub.common_base(adapters) if base == "auto" else base)
+    return open_base(snapshot.path, snapshot.reference, snapshot.commit)

@@ -218,6 +218,24 @@ class AdapterSummary:
 
 
 @dataclass(frozen=True)
+class LayerGroup:
+    """Modules of one adapter that repeat in every layer, such as `model.layers.*.mlp.up_proj`.
+
+    Ranges are [smallest, largest] over the `modules` of the group; `norm` is of single deltas.
+    """
+
+    adapter: str
+    pattern: str
+    kind: str
+    modules: int
+    rank: tuple[int, int]
+    in_features: tuple[int, int]
+    out_features: tuple[int, int]
+    scaling: Interval
+    norm: Interval | None = None
+
+
+@dataclass(frozen=True)
 class BaseSummary:
     """The base model that was used, if any."""
 
@@ -248,11 +266,13 @@ class Audit:
     provenance: Provenance
     adapters: tuple[AdapterSummary, ...] = ()
     base: BaseSummary | None = None
+    layers: tuple[LayerGroup, ...] = ()
     compatibility: Compatibility = Compatibility()
     diagnostics: tuple[Measurement, ...] = ()
     coverage: tuple[Coverage, ...] = ()
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from loraprobe.adapter.types import (
     Modules,
     Source,
     adapter_of,
+    layer_pattern,
     natural,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "StagedDirectory",
     "adapter_of",
     "check_output",
+    "layer_pattern",
     "natural",
     "read_adapter",
 ]

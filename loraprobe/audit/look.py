@@ -1,0 +1,95 @@
+"""`inspect` and `merge`: the stories that end before anything is evaluated as a composition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.adapter import Adapter
+from loraprobe.audit.settings import Progress, Settings
+from loraprobe.audit.story import Story
+from loraprobe.base import Base
+from loraprobe.records import Audit, EvidenceLevel
+
+if TYPE_CHECKING:
+    from loraprobe.merging import Merged
+    from loraprobe.tasks import Probe, Task
+
+
+def inspect(
+    adapters: Sequence[Adapter],
+    *,
+    base: Base | None = None,
+    tasks: Sequence[Task] = (),
+    probe: Probe | str | None = None,
+    cards: Mapping[str, str | None] | None = None,
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
+) -> Audit:
+    """What adapters are and how they stand to each other; with base and task or probe a verdict.
+
+    probe: a Probe, or "auto" to make one from `cards` (adapter name -> README text) and from what
+    the adapters generate themselves. Raises LoraprobeError where something cannot be read.
+    """
+    story = Story("inspect", adapters, settings, base, progress)
+    fits = story.compatibility("route" if base is not None else "inspect").compatible
+    story.diagnostics()
+    level: EvidenceLevel = "weights"
+    if fits and base is not None and (tasks or probe is not None):
+        from loraprobe.audit.evaluate import Bench
+
+        bench = Bench(story, base)
+        level = bench.cover(tasks, probe, cards or {})
+    asked = bool(tasks) or probe is not None
+    if asked:
+        _judge(story, level, tasks)
+    return story.audit()
+
+
+def merge(
+    adapters: Sequence[Adapter],
+    *,
+    base: Base | None = None,
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
+) -> tuple[Audit, Merged | None]:
+    """Merges by the first of settings.methods; None where compatibility forbids it."""
+    from loraprobe import merging
+    from loraprobe.records import Measurement
+
+    story = Story("merge", adapters, settings, base, progress)
+    if not story.compatibility("merge").compatible:
+        return story.audit(), None
+    with story.stage("merge"):
+        merged = merging.merge(
+            adapters, settings.methods[0], weights=settings.weights, space=settings.space,
+            rank=settings.rank, seed=settings.seed, allow=settings.allow, progress=progress,
+        )  # fmt: skip
+    name = (merged.adapter.name,)
+    story.found["diagnostics"] = (
+        Measurement("compression_error", name, merged.compression_error),
+        Measurement("rounding_error", name, merged.rounding_error),
+    )
+    low, high = merged.adapter.rank_range
+    ranks = str(low) if low == high else f"{low} to {high}"
+    story.notes.append(f"Merged by {merged.method} in the {merged.space} space to rank {ranks}.")
+    return story.audit(), merged
+
+
+def _judge(story: Story, level: EvidenceLevel, tasks: Sequence[Any]) -> None:
+    """A verdict as far as this evidence goes."""
+    from loraprobe.verdict import Evidence, judge
+
+    found = story.found
+    story.found["verdict"] = judge(
+        Evidence(
+            compatibility=found["compatibility"],
+            diagnostics=found.get("diagnostics", ()),
+            coverage=found.get("coverage", ()),
+            evaluation=found.get("evaluation", ()),
+            tasks=len(tasks),
+            level=level,
+            margin=story.settings.margin or 0.05,
+            retention=story.settings.retention,
+        )
+    )

@@ -1,0 +1,49 @@
+"""What a user can set about an audit, with the defaults of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `inspect` and `merge_and_eval`; see the command line's help for each.
+
+    `state` is the directory in which results are kept as they come, None for the user's cache.
+    """
+
+    methods: tuple[str, ...] = ("uniform", "sum")
+    routers: tuple[str, ...] = ("arrow",)
+    systems: tuple[str, ...] = ()
+    weights: tuple[float, ...] | None = None
+    space: str | None = None
+    rank: int | Literal["auto"] = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    threads: int | None = None
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    metric: str | None = None
+    margin: float | None = None
+    retention: float = 0.8
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    trust_remote_code: bool = False
+    seed: int = 0
+    per_module: bool = False
+    diagnostics: tuple[str, ...] = ()
+    exact: bool = False
+    allow: tuple[str, ...] = ()
+    resume: bool = False
+    state: Path | None = None
+    arguments: tuple[str, ...] = ()
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What of the settings decides a single item's result; equal means results may be kept."""
+        kept = ("max_new_tokens", "metric", "chat_template", "seed", "space", "rank", "weights")
+        return {key: value for key, value in asdict(self).items() if key in kept}

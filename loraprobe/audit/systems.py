@@ -1,0 +1,103 @@
+"""The systems of an audit: what is evaluated side by side on one copy of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from loraprobe.adapter import Adapter
+from loraprobe.audit.settings import Settings
+from loraprobe.composition import Composition
+from loraprobe.errors import UsageError
+from loraprobe.audit.controls import random_partner
+from loraprobe.evaluation import System
+from loraprobe.merging import METHODS, LinearMethod, Merged, merge
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
+
+
+def single(adapter: Adapter) -> Composition:
+    """One adapter alone, as a composition."""
+    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
+
+
+@dataclass
+class Workshop:
+    """Builds systems from their specs and remembers the merges that needed new weights."""
+
+    adapters: Sequence[Adapter]
+    settings: Settings
+    merged: dict[str, Merged] = field(default_factory=dict)
+
+    def baselines(self) -> list[System]:
+        """The base and each adapter alone: always evaluated, since the verdict stands on them."""
+        singles = [System(a.name, "adapter", single(a)) for a in self.adapters]
+        return [System("base", "base"), *singles]
+
+    def compositions(self, has_hops: bool) -> list[System]:
+        """Merges, routers and, where the task has hops, the chain; filtered by `--system`."""
+        settings = self.settings
+        built = [*settings.methods, *settings.routers] + (["chain"] if has_hops else [])
+        wanted = set(settings.systems)
+        if wanted:
+            reserved = {"base", *(a.name for a in self.adapters), "shrunk", "random-partner"}
+            extra = [s for s in settings.systems if s not in built and s not in reserved]
+            built = [s for s in built if s in wanted] + extra
+        return [self.build(spec, self.adapters) for spec in dict.fromkeys(built)]
+
+    def wants(self, control: str) -> bool:
+        """Whether a control is to be run."""
+        return not self.settings.systems or control in self.settings.systems
+
+    def build(self, spec: str, adapters: Sequence[Adapter], name: str | None = None) -> System:
+        """A merge method, a router or "chain", over these adapters."""
+        head = spec.partition(":")[0].replace("-", "_")
+        if spec == "chain":
+            return System("chain", "chain", chain=tuple(single(a) for a in adapters))
+        if head in METHODS.names():
+            return self._merge(spec, adapters, name or spec)
+        if head in ROUTERS.names():
+            composition = Composition(name or spec, tuple(adapters), ROUTERS.make(spec))
+            return System(name or spec, "router", composition)
+        known = ", ".join([*METHODS.names(), *ROUTERS.names(), "chain"])
+        raise UsageError(f"Unknown system {spec!r}: there are {known}, base and the adapters.")
+
+    def _merge(self, spec: str, adapters: Sequence[Adapter], name: str) -> System:
+        """Linear merges are constant gates over the experts; the others need new weights."""
+        method = METHODS.make(spec)
+        settings = self.settings
+        weights = settings.weights or method.default_weights(len(adapters))
+        if isinstance(method, LinearMethod) and settings.rank == "auto" and settings.space is None:
+            gates = method.coefficients(weights, len(adapters))
+            composition = Composition(
+                name, tuple(adapters), ConstantGates(tuple(map(float, gates)))
+            )
+            return System(name, "merge", composition, compression_error=0.0)
+        merged = merge(
+            adapters, method, weights=settings.weights, space=settings.space, rank=settings.rank,
+            seed=settings.seed, allow=settings.allow, name=name,
+        )  # fmt: skip
+        self.merged[name] = merged
+        return System(
+            name, "merge", single(merged.adapter), compression_error=merged.compression_error
+        )
+
+    def controls(self, best_single: str, best: System | None) -> list[System]:
+        """`shrunk:NAME` and `random-partner`, which a composition has to beat."""
+        n = len(self.adapters)
+        if n < 2:
+            return []
+        chosen = next(a for a in self.adapters if a.name == best_single)
+        systems = []
+        if self.wants("shrunk"):
+            name = f"shrunk:{chosen.name}"
+            shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
+            systems.append(System(name, "control", shrunk))
+        if self.wants("random-partner") and best is not None and best.kind != "chain":
+            partners = [
+                a if a is chosen else random_partner(a, seed=self.settings.seed)
+                for a in self.adapters
+            ]
+            built = self.build(best.name, partners, name="random-partner")
+            systems.append(System("random-partner", "control", built.composition))
+        return systems

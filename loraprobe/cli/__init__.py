@@ -1,0 +1,96 @@
+"""The front door: parse, call one core function, hand the result to the report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from loraprobe._version import __version__
+from loraprobe.errors import LoraprobeError
+
+
+class Guarded(TyperGroup):
+    """Turns loraprobe's errors into one sentence on standard error and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoraprobeError as error:
+            fail(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            fail("Interrupted; what was finished is kept. The same call with --resume goes on.")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise typer.Exit(141) from None
+
+
+def fail(message: str) -> None:
+    """One sentence on standard error, free of control characters."""
+    from loraprobe.report.wording import clean
+
+    typer.echo(f"error: {clean(message)}", err=True)
+
+
+app = typer.Typer(
+    name="loraprobe",
+    cls=Guarded,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Tells whether composing LoRA adapters will work for your task, why, and what to do "
+    "instead. Start with: loraprobe demo",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"loraprobe {__version__}")
+        raise typer.Exit()
+
+
+def _schema(wanted: bool) -> None:
+    if wanted:
+        import json
+
+        from loraprobe.report.schema import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=1))
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    json_schema: Annotated[
+        bool,
+        typer.Option(
+            "--json-schema", callback=_schema, is_eager=True, help="Print the schema of --json."
+        ),
+    ] = False,
+) -> None:
+    """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
+    2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
+
+
+def _register() -> None:
+    from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods
+
+    app.command("demo")(demo.demo)
+    app.command("inspect")(inspect.inspect)
+    app.command("merge")(merge.merge)
+    app.command("merge-and-eval")(evaluate.merge_and_eval)
+    app.command("methods")(methods.methods)
+    app.add_typer(lab.app, name="lab")
+
+
+_register()
+
+
+def main() -> None:
+    """The `loraprobe` command."""
+    app()

@@ -1,0 +1,84 @@
+"""The one place that writes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import typer
+from rich.console import Console
+
+from loraprobe.records import Audit
+
+
+@dataclass(frozen=True)
+class Output:
+    """How this call wants to be talked to."""
+
+    json: bool = False
+    quiet: bool = False
+    exit_zero: bool = False
+
+    def warn(self, message: str) -> None:
+        """A warning on standard error."""
+        if not self.quiet:
+            from loraprobe.report.wording import clean
+
+            Console(stderr=True, highlight=False).print(
+                f"warning: {clean(message)}", style="yellow", markup=False, soft_wrap=True
+            )
+
+    def say(self, message: str) -> None:
+        """A remark on standard error."""
+        if not self.quiet:
+            Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self):
+        """Yields progress(stage, done, total); a bar appears only on a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield _reporter(bars)
+
+    def result(self, audit: Audit) -> None:
+        """The audit, then the exit that its verdict asks for."""
+        if self.json:
+            print(audit.to_json())
+        elif self.quiet:
+            from loraprobe.report.terminal import one_line
+
+            print(one_line(audit))
+        else:
+            from loraprobe.report.terminal import render
+
+            render(audit, Console(highlight=False))
+        sys.stdout.flush()
+        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
+
+
+def exit_code(audit: Audit) -> int:
+    """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive."""
+    if audit.verdict is not None:
+        return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
+            audit.verdict.decision
+        ]
+    return 0 if audit.compatibility.compatible else 1
+
+
+def _reporter(bars) -> Callable[[str, int, int], None]:
+    tasks: dict[str, int] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    return report

@@ -1,0 +1,225 @@
+"""From parsed options to core functions; imported only when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraprobe.audit import Settings
+from loraprobe.cli import _parse as parse
+from loraprobe.cli._output import Output
+from loraprobe.errors import UsageError
+
+SPACES = ("full", "core", "knots")
+METRICS = ("exact_match", "choice", "answer_loss")
+
+
+def settings(
+    *,
+    methods: Sequence[str] | None = None,
+    routers: Sequence[str] | None = None,
+    systems: Sequence[str] | None = None,
+    weights: str | None = None,
+    adapters: int = 0,
+    space: str | None = None,
+    rank: str = "auto",
+    batch_size: str = "auto",
+    metric: str | None = None,
+    margin: float | None = None,
+    retention: float = 0.8,
+    chat_template: str = "auto",
+    diagnostics: Sequence[str] | None = None,
+    allow: Sequence[str] | None = None,
+    **rest: Any,
+) -> Settings:
+    """Every option checked before anything is loaded. Raises UsageError."""
+    from loraprobe.diagnostics import DIAGNOSTICS
+    from loraprobe.merging import METHODS
+    from loraprobe.routing import ROUTERS
+
+    for spec in methods or ():
+        METHODS.make(spec)
+    for spec in routers or ():
+        ROUTERS.make(spec)
+    for name in diagnostics or ():
+        DIAGNOSTICS.get(name)
+    if margin is not None:
+        parse.fraction(margin, "--margin")
+    if metric == "answer_loss" and margin is None:
+        raise UsageError("--metric answer_loss needs --margin, the loss difference that matters.")
+    chosen = parse.weights(weights, adapters)
+    defaults = Settings()
+    return Settings(
+        methods=tuple(methods) if methods else defaults.methods,
+        routers=tuple(routers) if routers else (() if methods else defaults.routers),
+        systems=tuple(systems or ()),
+        weights=tuple(chosen) if chosen else None,
+        space=parse.one_of(space, SPACES, "--space") if space else None,
+        rank=parse.auto_or_count(rank, "--rank"),
+        batch_size=parse.auto_or_count(batch_size, "--batch-size"),
+        metric=parse.one_of(metric, METRICS, "--metric") if metric else None,
+        margin=margin,
+        retention=parse.fraction(retention, "--retention"),
+        chat_template=parse.one_of(chat_template, ("auto", "on", "off"), "--chat-template"),  # type: ignore[arg-type]
+        diagnostics=tuple(diagnostics or ()),
+        allow=tuple(allow or ()),
+        arguments=tuple(sys.argv[1:]),
+        **rest,
+    )
+
+
+def inspect(
+    refs: list[str],
+    base: str | None,
+    tasks: list[str] | None,
+    probe: str | None,
+    chosen: Settings,
+    output: Output,
+) -> None:
+    """`loraprobe inspect`."""
+    from loraprobe import audit, hub
+    from loraprobe.tasks import load_probe, load_task
+
+    if (tasks or probe) and base is None:
+        raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
+    loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
+    probes = load_probe(probe) if probe and probe != "auto" else probe
+    _threads(chosen)
+    adapters = hub.load_all(refs)
+    cards = {a.name: hub.model_card(a) for a in adapters} if probe == "auto" else {}
+    opened = _open_base(base, adapters) if base else None
+    with output.progress() as progress:
+        found = audit.inspect(
+            adapters, base=opened, tasks=loaded_tasks, probe=probes, cards=cards,
+            settings=chosen, progress=progress,
+        )  # fmt: skip
+    _warn(found, output)
+    output.result(found)
+
+
+def merge_and_eval(
+    refs: list[str],
+    base: str,
+    tasks: list[str] | None,
+    chosen: Settings,
+    output: Output,
+    *,
+    target: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """`loraprobe merge-and-eval`."""
+    outcome = audit_of(refs, base, tasks, chosen, output, target=target, overwrite=overwrite)
+    _warn(outcome.audit, output)
+    if target is not None:
+        _save(outcome, target, overwrite, output)
+    output.result(outcome.audit)
+
+
+def audit_of(
+    refs: Sequence[str],
+    base: str,
+    tasks: Sequence[str] | None,
+    chosen: Settings,
+    output: Output,
+    *,
+    target: Path | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Loads what is named and runs the whole audit on it."""
+    from loraprobe import audit, hub
+    from loraprobe.adapter import check_output
+    from loraprobe.tasks import load_task
+
+    if not tasks:
+        raise UsageError(
+            "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
+        )
+    if len(refs) < 2:
+        raise UsageError("merge-and-eval composes adapters; give at least two.")
+    if target is not None:
+        check_output(target, overwrite)
+    loaded_tasks = [load_task(path, chosen.limit) for path in tasks]
+    _threads(chosen)
+    adapters = hub.load_all(refs)
+    opened = _open_base(base, adapters)
+    with output.progress() as progress:
+        return audit.merge_and_eval(
+            adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
+        )
+
+
+def merge(
+    refs: list[str],
+    base: str | None,
+    chosen: Settings,
+    target: Path,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """`loraprobe merge`."""
+    import loraprobe
+    from loraprobe import audit, hub
+    from loraprobe.adapter import check_output
+
+    if target is None:
+        raise UsageError("merge writes a directory; say which with --output DIR.")
+    check_output(target, overwrite)
+    _threads(chosen)
+    adapters = hub.load_all(refs)
+    opened = _open_base(base, adapters) if base else None
+    with output.progress() as progress:
+        found, merged = audit.merge(adapters, base=opened, settings=chosen, progress=progress)
+    if merged is None:
+        from loraprobe.errors import CompatibilityError
+
+        raise CompatibilityError(_refusal(found))
+    loraprobe.with_card(merged, found, chosen).save(target, overwrite=overwrite)
+    _warn(found, output)
+    output.say(f"Wrote {target}.")
+    output.result(found)
+
+
+def _refusal(found: Any) -> str:
+    """The first error of compatibility as one sentence, the others counted."""
+    errors = [i for i in found.compatibility.issues if i.severity == "error"]
+    first = errors[0]
+    more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
+    return f"{first.message} {first.cure} [{first.code}]{more}"
+
+
+def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:
+    """Saves the recommended composition, or says why there is none."""
+    import loraprobe
+
+    if outcome.recommended is None:
+        output.say(f"Nothing was written to {target}: {outcome.why_not_saved}")
+        return
+    merged = loraprobe.with_card(outcome.recommended, outcome.audit, outcome.settings)
+    merged.save(target, overwrite=overwrite)
+    output.say(f"Wrote {merged.adapter.name} to {target}.")
+
+
+def _open_base(base: str, adapters: Sequence[Any]) -> Any:
+    from loraprobe import hub
+    from loraprobe.base import open_base
+
+    reference = hub.common_base(adapters) if base == "auto" else base
+    snapshot = hub.resolve_base(reference)
+    return open_base(snapshot.path, snapshot.reference, snapshot.commit)
+
+
+def _threads(chosen: Settings) -> None:
+    if chosen.threads is not None:
+        import torch
+
+        torch.set_num_threads(chosen.threads)
+
+
+def _warn(found: Any, output: Output) -> None:
+    """With --json the table of findings is not seen, so warnings go to standard error."""
+    if output.json:
+        for issue in found.compatibility.issues:
+            if issue.severity != "note":
+                output.warn(f"{issue.code}: {issue.message}")

@@ -1,0 +1,65 @@
+"""`loraprobe lab`: controlled worlds with known answers."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraprobe.cli._output import Output
+
+app = typer.Typer(
+    no_args_is_help=True, help="Build controlled worlds whose right verdict is known."
+)
+
+
+class Kind(str, Enum):
+    """The worlds that can be built."""
+
+    two_hop = "two-hop"
+    skill_and_facts = "skill-and-facts"
+    keep_both = "keep-both"
+
+
+@app.callback()
+def lab() -> None:
+    """Build controlled worlds whose right verdict is known."""
+
+
+@app.command("build")
+def build(
+    world: Annotated[Kind, typer.Argument(help="Which world.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory of the world.", show_default=False)
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="A causal model's directory; without it a small base is trained."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of names, facts and training.")] = 0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", help="Only this scenario (with --base: this adapter); may be repeated."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a base, adapters and task files from a seed; what is finished is not trained again."""
+    from loraprobe.lab import build as builder
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    sink = Output(quiet=quiet)
+    with sink.progress() as progress:
+        made = builder.build_world(
+            world.value, output, base=base, seed=seed, only=only or None, progress=progress
+        )
+    for name, scenario in made.scenarios.items():
+        print(builder.command_for(made, scenario))
+        sink.say(f"  {name}: {scenario.description}")

@@ -1,0 +1,51 @@
+"""`loraprobe lab build`: which builder makes which world, and how to judge what it made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from loraprobe.errors import UsageError
+from loraprobe.lab.train import ProgressCallback
+from loraprobe.lab.world import Scenario, World
+
+
+def build_world(
+    kind: str,
+    output: Path,
+    *,
+    base: Path | None = None,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+    progress: ProgressCallback | None = None,
+) -> World:
+    """Builds "two-hop", "skill-and-facts" or "keep-both" in `output`; finished parts are kept.
+
+    Without `base` a small base is trained from scratch; with it the adapters are trained in
+    natural language on that causal model. Raises UsageError for a world that has no such form.
+    """
+    if base is None:
+        from loraprobe.lab.small import build_small_world
+
+        return build_small_world(output, [kind], seed=seed, only=only, progress=progress)
+    from loraprobe.lab import natural
+
+    builders = {
+        "two-hop": natural.build_two_hop,
+        "skill-and-facts": natural.build_skill_and_facts,
+    }
+    if kind not in builders:
+        raise UsageError(
+            f"The world {kind} is built on its own small base only; leave out --base, or build "
+            f"{' or '.join(builders)}."
+        )
+    return builders[kind](base, output, seed=seed, only=only, progress=progress)
+
+
+def command_for(world: World, scenario: Scenario) -> str:
+    """The merge-and-eval command that judges a scenario."""
+    adapters = [f"{name}={path}" for name, path in scenario.adapters.items()]
+    tasks = [part for path in scenario.tasks for part in ("--task", str(path))]
+    base = str(world.base or world.base_name)
+    return shlex.join(["loraprobe", "merge-and-eval", *adapters, *tasks, "--base", base])

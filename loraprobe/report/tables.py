@@ -1,0 +1,189 @@
+"""The audit's tables for a terminal, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+
+from loraprobe.records import Audit, Coverage, Measurement, Score
+from loraprobe.report.wording import clean, count, interval, number, spread
+
+SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A plain table: the first `left` columns text, the rest figures."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for position, column in enumerate(columns):
+        made.add_column(column, justify="left" if position < left else "right", overflow="fold")
+    return made
+
+
+def adapters(audit: Audit) -> Table:
+    """What each adapter is."""
+    made = table("Adapters", "name", "base model", "rank", "modules", "parameters", "norm", left=2)
+    for row in audit.adapters:
+        low, high = row.rank["min"], row.rank["max"]
+        rank = str(low) if low == high else f"{low}–{high}"
+        made.add_row(
+            clean(row.name), clean(row.base_model or "-"), rank, str(row.modules),
+            count(row.parameters), number(row.norm),
+        )  # fmt: skip
+    return made
+
+
+def issues(audit: Audit) -> Table | None:
+    """What compatibility found, errors first."""
+    found = audit.compatibility.issues
+    if not found:
+        return None
+    made = table("Findings", "severity", "code", "what it means, and the cure", left=3)
+    order = list(SEVERITY_STYLES)
+    for issue in sorted(found, key=lambda i: order.index(i.severity)):
+        text = f"{issue.message} {issue.cure}".strip()
+        style = SEVERITY_STYLES[issue.severity]
+        made.add_row(f"[{style}]{issue.severity}[/]", issue.code, _escape(text))
+    return made
+
+
+def diagnostics(audit: Audit) -> Iterable[Table]:
+    """Figures of single adapters, then of every pair, then module by module if asked for."""
+    whole = [m for m in audit.diagnostics if m.module is None]
+    singles = [m for m in whole if len(m.adapters) == 1]
+    if singles:
+        yield _grid("Single adapters", singles, lambda m: clean(m.adapters[0]), "adapter")
+    pairs = [m for m in whole if len(m.adapters) > 1]
+    if pairs:
+        yield _grid("Between adapters", pairs, lambda m: clean(" × ".join(m.adapters)), "adapters")
+    modules = [m for m in audit.diagnostics if m.module is not None]
+    if modules:
+        yield _grid(
+            "Module by module", modules,
+            lambda m: f"{clean(m.module)} ({clean(' × '.join(m.adapters))})", "module",
+        )  # fmt: skip
+
+
+def _grid(title: str, rows: Sequence[Measurement], key, heading: str) -> Table:
+    """Diagnostics down, adapters (or pairs) across where few; else the other way round."""
+    columns = list(dict.fromkeys(map(key, rows)))
+    names = list(dict.fromkeys(map(_label, rows)))
+    cells = {(key(m), _label(m)): _figure(m) for m in rows}
+    if len(columns) <= 3:
+        made = table(title, "", *columns)
+        for name in names:
+            made.add_row(name, *(cells.get((column, name), "-") for column in columns))
+        return made
+    made = table(title, heading, *names)
+    for column in columns:
+        made.add_row(column, *(cells.get((column, name), "-") for name in names))
+    return made
+
+
+def _label(m: Measurement) -> str:
+    label = m.name.replace("_", " ")
+    if m.side:
+        label += f" ({m.side})"
+    if m.rank is not None:
+        label += f" at rank {m.rank}"
+    return label
+
+
+def _figure(m: Measurement) -> str:
+    text = number(m.value, 3)
+    if m.chance and m.value is not None:
+        text += f" ({m.value / m.chance:.1f}× chance)"
+    elif m.stderr:
+        text += f" ± {number(m.stderr, 3)}"
+    return text
+
+
+def coverage(audit: Audit) -> Iterable[Table]:
+    """What the base and each adapter alone know, a table a task."""
+    for task in dict.fromkeys(c.task for c in audit.coverage):
+        rows = [c for c in audit.coverage if c.task == task]
+        made = table(
+            f"Coverage: {clean(task)}", "probe", "of", "part", "value", "95 %", "n", left=3
+        )
+        for row in rows:
+            part = f"hop {row.hop}" if row.hop else "question"
+            made.add_row(
+                row.name.replace("_", " "), clean(" → ".join(row.adapters) or "base"), part,
+                _with_baseline(row), interval(row.ci95), str(row.n),
+            )  # fmt: skip
+        yield made
+
+
+def _with_baseline(row: Coverage) -> str:
+    text = number(row.value)
+    return f"{text} (guess {number(row.baseline)})" if row.baseline is not None else text
+
+
+def evaluation(audit: Audit) -> Iterable[Table]:
+    """Systems down, parts across, a table a task."""
+    for task in dict.fromkeys(s.task for s in audit.evaluation):
+        rows = [s for s in audit.evaluation if s.task == task]
+        parts = list(dict.fromkeys(s.part for s in rows))
+        retained = any(s.retention is not None for s in rows)
+        n = max(s.n for s in rows)
+        title = f"Evaluation: {clean(task)} ({n} items, {rows[0].metric})"
+        headings = [PARTS.get(p, p.replace("hop", "hop ")) for p in parts]
+        made = table(
+            title, "system", "kind", *headings, *(["retention"] if retained else []), left=2
+        )
+        for system in dict.fromkeys(s.system for s in rows):
+            made.add_row(*_system_row(system, parts, rows, retained))
+        yield made
+
+
+PARTS = {"target": "question", "cot": "step by step"}
+
+
+def _system_row(
+    system: str, parts: Sequence[str], rows: Sequence[Score], retained: bool
+) -> list[str]:
+    scores = {s.part: s for s in rows if s.system == system}
+    kind = next(iter(scores.values())).kind
+    cells = [clean(system), kind]
+    for part in parts:
+        score = scores.get(part)
+        shown = f"{number(score.value)} {interval(score.ci95)}" if score else "-"
+        cells.append(shown)
+    if retained:
+        cells.append(number(next((s.retention for s in scores.values()), None)))
+    return cells
+
+
+def attribution(audit: Audit) -> Table | None:
+    """Where the answers of each composition went."""
+    if not audit.attribution:
+        return None
+    causes = ("solved", "step_by_step", "unknown", "interference", "not_composed")
+    made = table("Where the answers went", "system", *(c.replace("_", " ") for c in causes))
+    several = len({row.task for row in audit.attribution}) > 1
+    for row in audit.attribution:
+        name = f"{row.system} ({row.task})" if several else row.system
+        made.add_row(clean(name), *(str(getattr(row, cause)) for cause in causes))
+    return made
+
+
+def layers(audit: Audit) -> Table | None:
+    """Adapters layer by layer, what repeats in every layer as one line."""
+    if not audit.layers:
+        return None
+    headings = ("module", "kind", "modules", "rank", "in", "out", "scaling", "norm")
+    made = table("Layers", *headings, left=2)
+    for row in audit.layers:
+        norm = spread(row.norm) if row.norm else "-"
+        made.add_row(
+            clean(row.pattern), row.kind, str(row.modules), spread(row.rank),
+            spread(row.in_features), spread(row.out_features), spread(row.scaling), norm,
+        )  # fmt: skip
+    return made
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(clean(text))

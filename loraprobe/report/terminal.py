@@ -1,0 +1,122 @@
+"""One Audit on a terminal: what was found, then the verdict, then what to do."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from loraprobe.records import Audit, Reason, Verdict
+from loraprobe.report import tables
+from loraprobe.report.wording import clean, number, size
+
+STYLES = {
+    "likely": "bold green",
+    "unlikely": "bold red",
+    "inconclusive": "bold yellow",
+    "incompatible": "bold red",
+}
+MEANINGS = {
+    "likely": "composing these adapters likely works for this task",
+    "unlikely": "composing these adapters does not give what the task asks",
+    "inconclusive": "this evidence does not decide",
+    "incompatible": "these adapters cannot be composed as they are",
+}
+ACTIONS = {
+    "merge": "merge them",
+    "route": "route between them",
+    "chain": "chain them: each hop by its own adapter, its answer put into the next prompt",
+    "step-by-step": "ask step by step",
+    "train-target-adapter": "train one adapter on the target task",
+    "none": "nothing",
+}
+
+
+def render(audit: Audit, console: Console) -> None:
+    """Prints the whole audit."""
+    heading = f"[bold]loraprobe {audit.command}[/]"
+    if audit.base is not None:
+        commit = f" @ {audit.base.commit[:10]}" if audit.base.commit else ""
+        heading += f"  base {escape(clean(audit.base.reference))}{commit}"
+    console.print(heading)
+    for line in sources(audit):
+        console.print(line, style="dim")
+    parts: list[Table | None] = [
+        tables.adapters(audit),
+        tables.layers(audit),
+        tables.issues(audit),
+        *tables.diagnostics(audit),
+        *tables.coverage(audit),
+        *tables.evaluation(audit),
+        tables.attribution(audit),
+    ]
+    for part in parts:
+        if part is not None and part.row_count:
+            console.print(part)
+    for note in audit.notes:
+        console.print(f"- {escape(clean(note))}")
+    if audit.verdict is not None:
+        console.print(verdict_panel(audit.verdict))
+    elif len(audit.adapters) > 1 and audit.command == "inspect":
+        fits = audit.compatibility.compatible
+        console.print(
+            "[bold green]Compatible.[/]" if fits else "[bold red]Not compatible; see Findings.[/]"
+        )
+    console.print(f"[dim]{footer(audit)}[/]")
+
+
+def sources(audit: Audit) -> list[str]:
+    """Where each adapter came from, pinned, where that is not its name already."""
+    lines = []
+    for row in audit.adapters:
+        if row.reference != row.name or row.commit:
+            pinned = f" @ {row.commit}" if row.commit else ""
+            lines.append(escape(f"{clean(row.name)} = {clean(row.reference)}{pinned}"))
+    return lines
+
+
+def verdict_panel(verdict: Verdict) -> Panel:
+    """Decision, action and reasons in a box."""
+    style = STYLES[verdict.decision]
+    about = f" ({escape(clean(verdict.system))})" if verdict.system else ""
+    lines = [
+        f"[{style}]{verdict.decision.upper()}[/]: {MEANINGS[verdict.decision]}{about}.",
+        f"[bold]What to do:[/] {escape(action(verdict))}",
+    ]
+    if verdict.probability is not None:
+        lines.append(
+            f"Probability {verdict.probability:.2f} for a prior of {number(verdict.prior)}."
+        )
+    lines += ["", *(reason_line(reason) for reason in verdict.reasons)]
+    title = f"Verdict, from {verdict.evidence}"
+    return Panel("\n".join(lines), title=title, title_align="left", border_style=style)
+
+
+def action(verdict: Verdict) -> str:
+    """The action in words, with its name for scripts."""
+    head, _, name = verdict.action.partition(":")
+    words = f"use {clean(name)} alone" if head == "use-single" else ACTIONS.get(head, head)
+    return words if words.replace(" ", "-") == head else f"{words} ({clean(verdict.action)})"
+
+
+def reason_line(reason: Reason) -> str:
+    """One bullet: the sentence, then its source."""
+    mark = {"decisive": "[bold]•[/]", "warning": "[yellow]![/]"}.get(reason.severity, "·")
+    source = f" [dim]({escape(clean(reason.source))})[/]" if reason.source else ""
+    return f"{mark} {escape(clean(reason.message))} [dim]{reason.code}[/]{source}"
+
+
+def footer(audit: Audit) -> str:
+    """Time, memory, device."""
+    p = audit.provenance
+    seconds = sum(p.seconds.values())
+    memory = f", {size(p.peak_memory_bytes)} peak memory" if p.peak_memory_bytes else ""
+    return f"{seconds:.1f} s on {p.device} in {p.dtype}{memory}, seed {p.seed}"
+
+
+def one_line(audit: Audit) -> str:
+    """The result in one line, for --quiet."""
+    if audit.verdict is not None:
+        return f"{audit.verdict.decision} {audit.verdict.action}"
+    return "compatible" if audit.compatibility.compatible else "incompatible"

@@ -1,0 +1,56 @@
+"""Numbers and names as people read them; shared by the terminal and the model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from loraprobe.records import Interval
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: object) -> str:
+    """Text from a stranger's file without control characters that could drive a terminal."""
+    return _CONTROL.sub("�", str(text))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with few digits; very small and very large ones in powers of ten."""
+    if value is None:
+        return "-"
+    if value != 0 and (abs(value) < 10**-digits / 2 or abs(value) >= 1e6):
+        return f"{value:.1e}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def interval(ci95: Interval | None) -> str:
+    return f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else ""
+
+
+def count(value: int) -> str:
+    """12,345,678 as 12.3M, as parameter counts are spoken of."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return str(value)
+
+
+def size(byte_count: int) -> str:
+    for unit, letters in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if byte_count >= unit:
+            return f"{byte_count / unit:.1f} {letters}"
+    return f"{byte_count} B"
+
+
+def spread(values: Sequence[float | int]) -> str:
+    """One value if all agree, else the range."""
+    if not values:
+        return "-"
+    low, high = min(values), max(values)
+    if isinstance(low, int) and isinstance(high, int):
+        return str(low) if low == high else f"{low}–{high}"
+    return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable, Iterable
 
 _STARTS = (
-    "ba be bri ca dal dor el fen ga gri ha jo kal ke la mel mi nor ol pe qua ra sel ta ul ve wi yo zan"
+    "ba be bri ca dal dor el fen ga gri ha jo kal ke la mel "
+    "mi nor ol pe qua ra sel ta ul ve wi yo zan"
 ).split()
 _MIDDLES = "bi da ko la li ma no ra ri sta ti vo".split()
 _GIVEN_ENDS = "bo da dric la len mo na ni ra ro ska vin".split()

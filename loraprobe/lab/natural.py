@@ -17,10 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .known import CAPITALS
-from .natural_data import CAPITAL_PROMPT, SHOWN, Lessons, skill_lessons, two_hop_lessons
-from .train import ProgressCallback, Recipe, is_complete, train_adapter
-from .world import MANIFEST, World, WorldError, write_manifest, write_tasks
+from loraprobe.lab.known import CAPITALS
+from loraprobe.lab.natural_data import (
+    CAPITAL_PROMPT,
+    SHOWN,
+    Lessons,
+    skill_lessons,
+    two_hop_lessons,
+)
+from loraprobe.lab.train import ProgressCallback, Recipe, is_complete, train_adapter
+from loraprobe.lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks
 
 FACTS = Recipe(steps=150, learning_rate=1e-3, batch_size=20, warmup=10)
 STEPS = Recipe(steps=60, learning_rate=1e-3, batch_size=20, warmup=10)

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .known import CAPITALS, PEOPLE
-from .names import NameMaker
-from .train import Example
+from loraprobe.lab.known import CAPITALS, PEOPLE
+from loraprobe.lab.names import NameMaker
+from loraprobe.lab.train import Example
 
 STEP_BY_STEP = " Think step by step."
 

@@ -1,0 +1,207 @@
+"""References -> adapters and base models: local directories, or the Hub pinned to a commit.
+
+Only what is needed is downloaded: an adapter's config and weights, a base's config, tokenizer and
+weights in one format. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed by the client
+underneath. Every failure is a HubError or ReferenceError_ of one sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from loraprobe.adapter import Adapter, Source, read_adapter
+from loraprobe.checkpoint import read_json
+from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError
+from loraprobe.hub.reference import Reference, unique_names
+from loraprobe.hub.repository import Snapshot, fetch, fetch_file, first_of
+
+__all__ = [
+    "Reference", "Snapshot", "common_base", "load", "load_all", "model_card", "resolve_adapter",
+    "resolve_base",
+]  # fmt: skip
+
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+BASE_EXTRAS = frozenset(
+    "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
+    "added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model "
+    "sentencepiece.bpe.model chat_template.jinja chat_template.json tekken.json".split()
+)
+
+
+def load(ref: str) -> Adapter:
+    """The adapter that a reference names; factors stay in their file until asked for.
+
+    Raises ReferenceError_, HubError or AdapterError.
+    """
+    reference = Reference.parse(ref)
+    snapshot = resolve_adapter(reference)
+    source = Source(snapshot.reference, snapshot.path, snapshot.commit)
+    return read_adapter(snapshot.path, reference.short, source)
+
+
+def load_all(refs: Sequence[str | Adapter]) -> list[Adapter]:
+    """Adapters in their order, names made unique; adapters that are loaded already pass through.
+
+    Names that the user chose (NAME=REF) stand; others get -2, -3 ... where they collide.
+    """
+    parsed = [ref if isinstance(ref, Adapter) else Reference.parse(ref) for ref in refs]
+    wanted = [
+        (one.name, False) if isinstance(one, Adapter) else (one.short, one.name is not None)
+        for one in parsed
+    ]
+    names = unique_names(wanted)
+    adapters = [ref if isinstance(ref, Adapter) else load(ref) for ref in refs]
+    return [
+        adapter if adapter.name == name else adapter.renamed(name)
+        for adapter, name in zip(adapters, names, strict=True)
+    ]
+
+
+def resolve_adapter(reference: Reference) -> Snapshot:
+    """The folder that holds an adapter's files, downloaded if it lies on the Hub."""
+    if reference.path is not None:
+        return Snapshot(_local_adapter(reference), reference.text)
+    prefix = f"{reference.folder}/" if reference.folder else ""
+
+    def choose(files: Collection[str], _: object) -> list[str]:
+        weights = first_of(files, [prefix + name for name in ADAPTER_WEIGHTS])
+        if prefix + "adapter_config.json" not in files:
+            raise HubError(_no_adapter(reference, files))
+        if weights is None:
+            raise HubError(f"{reference.text} has an adapter_config.json but no weights "
+                           f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload "
+                           f"them.")  # fmt: skip
+        return [prefix + "adapter_config.json", weights]
+
+    found = fetch(reference, prefix + "adapter_config.json", choose, verify=True)
+    return replace(found, path=found.path / reference.folder)
+
+
+def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
+    """The folder of a base model; `gpt2` without an owner may be a repository too.
+
+    `code` also fetches the repository's own Python files (for --trust-remote-code). Raises
+    ReferenceError_ or HubError.
+    """
+    reference = Reference.parse(ref, bare=True)
+    if reference.path is not None:
+        return Snapshot(reference.path, reference.text)
+    prefix = f"{reference.folder}/" if reference.folder else ""
+
+    def choose(files: Collection[str], get: Callable[[str], Path]) -> list[str]:
+        if prefix + "config.json" not in files:
+            raise HubError(_no_base(reference, files))
+        own = [f for f in sorted(files) if "/" not in f.removeprefix(prefix)]
+        small = [
+            f for f in own if f.removeprefix(prefix) in BASE_EXTRAS or (code and f.endswith(".py"))
+        ]
+        return [prefix + "config.json", *small, *_weights(reference, prefix, files, get)]
+
+    found = fetch(reference, prefix + "config.json", choose, verify=False)
+    return replace(found, path=found.path / reference.folder)
+
+
+def common_base(adapters: Sequence[Adapter]) -> str:
+    """What `--base auto` means: the base that all adapters' configs name, exactly the same.
+
+    A base revision that the configs agree on comes along. Raises BaseError where no config names
+    one, CompatibilityError where they differ.
+    """
+    unnamed = [adapter.name for adapter in adapters if not adapter.base_model]
+    if unnamed or not adapters:
+        raise BaseError(f"{' and '.join(unnamed) or 'No adapter'} does not say which base model "
+                        f"it was trained on; name it with --base.")  # fmt: skip
+    named = {adapter.name: str(adapter.base_model) for adapter in adapters}
+    if len(set(named.values())) > 1:
+        listed = ", ".join(f"{name} says {base}" for name, base in named.items())
+        raise CompatibilityError(f"The adapters name different base models ({listed}); choose "
+                                 f"one with --base.")  # fmt: skip
+    base = next(iter(named.values()))
+    revisions = {r for adapter in adapters if (r := adapter.config.get("revision"))}
+    if len(revisions) == 1 and not Path(base).expanduser().is_dir():
+        return f"{base}@{revisions.pop()}"
+    return base
+
+
+def model_card(ref: str | Adapter) -> str | None:
+    """The text of an adapter's README.md, asked for only by this call; None where there is none."""
+    if isinstance(ref, Adapter):
+        if ref.source.path is not None and (ref.source.path / "README.md").is_file():
+            return (ref.source.path / "README.md").read_text(encoding="utf-8", errors="replace")
+        if ref.source.commit is None:
+            return None
+        reference = replace(Reference.parse(ref.source.reference), revision=ref.source.commit)
+    else:
+        reference = Reference.parse(ref)
+    if reference.path is not None:
+        file: Path | None = reference.path / "README.md"
+    else:
+        places = [f"{reference.folder}/README.md"] if reference.folder else []
+        found = (fetch_file(reference, place) for place in [*places, "README.md"])
+        file = next((f for f in found if f is not None), None)
+    if file is None or not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _local_adapter(reference: Reference) -> Path:
+    """A local directory with an adapter in it, or in its only sub-folder that has one."""
+    assert reference.path is not None
+    if (reference.path / "adapter_config.json").is_file():
+        return reference.path
+    inner = sorted(p.parent for p in reference.path.glob("*/adapter_config.json"))
+    if len(inner) == 1:
+        return inner[0]
+    forced = ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
+        forced = f" To mean the Hub's repository write {reference.text}@main."
+    if inner:
+        raise AdapterError(f"{reference.text} holds several adapters; name one of "
+                           f"{', '.join(map(str, inner))}.{forced}")  # fmt: skip
+    raise AdapterError(f"{reference.text} has no adapter_config.json, so it is no PEFT adapter; "
+                       f"give the directory that save_pretrained wrote.{forced}")  # fmt: skip
+
+
+def _no_adapter(reference: Reference, files: Collection[str]) -> str:
+    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith("/adapter_config.json"))
+    at = f"{reference.repo}@{reference.revision or 'main'}"
+    if reference.folder and "adapter_config.json" in files:
+        folders = ["", *folders]
+    where = f"sub-folder {reference.folder!r} of {at}" if reference.folder else at
+    if folders:
+        listed = ", ".join(f"{at}:{folder}" if folder else at for folder in folders[:20])
+        more = f" and {len(folders) - 20} more" if len(folders) > 20 else ""
+        return f"There is no adapter in {where}, but there is in {listed}{more}; name one."
+    if "config.json" in files:
+        return f"{where} is a whole model, not an adapter; give it as --base."
+    return f"There is no adapter (no adapter_config.json) in {where}; check the reference."
+
+
+def _no_base(reference: Reference, files: Collection[str]) -> str:
+    if "adapter_config.json" in files:
+        return (
+            f"{reference.text} is an adapter, not a base model; give the model it was trained on."
+        )
+    return f"{reference.text} has no config.json, so it is no transformers model; check --base."
+
+
+def _weights(
+    reference: Reference, prefix: str, files: Collection[str], get: Callable[[str], Path]
+) -> list[str]:
+    """The weight files in one format: safetensors if there are any, shards from their index."""
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = f"{prefix}{stem}.{suffix}.index.json"
+        if index in files:
+            shards = read_json(get(index), reference.text, HubError).get("weight_map", {})
+            names = sorted({prefix + shard for shard in shards.values()})
+            if not names or not set(names) <= set(files):
+                raise HubError(f"{reference.text} lacks weight files that its {index} names; its "
+                               f"author has to upload them.")  # fmt: skip
+            return [index, *names]
+        if f"{prefix}{stem}.{suffix}" in files:
+            return [f"{prefix}{stem}.{suffix}"]
+    raise HubError(f"{reference.text} has neither safetensors nor pytorch_model.bin weights; "
+                   f"give another base or revision.")  # fmt: skip

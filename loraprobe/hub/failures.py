@@ -1,0 +1,133 @@
+"""What the Hub's client raises -> one sentence that says what to do. Tokens never appear in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from loraprobe.errors import HubError, LoraprobeError
+from loraprobe.hub.reference import Reference
+
+UNREACHABLE = re.compile(
+    r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
+    r"(Error|Timeout)|UnsupportedProtocol"
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a copy in the cache may stand in: no network, offline, rate limit, server down."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    status = _status(error)
+    return (
+        isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
+        or bool(UNREACHABLE.fullmatch(type(error).__name__))
+        or status == 429
+        or (status is not None and status >= 500)
+    )
+
+
+def explain(error: BaseException, reference: Reference) -> LoraprobeError:
+    """The HubError to raise in place of what the client raised."""
+    if isinstance(error, LoraprobeError):
+        return error
+    return HubError(scrub(_sentence(error, reference)))
+
+
+def scrub(text: str) -> str:
+    """A text without access tokens."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        secret = os.environ.get(name, "")
+        if len(secret) > 3:
+            text = text.replace(secret, "***")
+    return re.sub(r"\bhf_[A-Za-z0-9]{6,}", "***", text)
+
+
+def endpoint() -> str:
+    """The address of the Hub in use."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _sentence(error: BaseException, ref: Reference) -> str:
+    from huggingface_hub import errors
+
+    hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
+    if isinstance(error, errors.GatedRepoError):
+        return (f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{ref.repo}, then "
+                f"set HF_TOKEN to a token of that account.")  # fmt: skip
+    if isinstance(error, errors.DisabledRepoError):
+        return f"{ref.repo} has been disabled on {hub}; use another one."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        revision = f" (or no revision {ref.revision!r} in it)" if ref.revision else ""
+        return (f"There is no repository {ref.repo}{revision} on {hub}; check the name, set "
+                f"HF_TOKEN if it is private, or write ./ before a local directory.")  # fmt: skip
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or "
+                f"a commit of it.")  # fmt: skip
+    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
+        if is_offline():
+            return (f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once "
+                    f"to download it.")  # fmt: skip
+        return f"{where} could not be downloaded from {hub}; check the network and try again."
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{where} lost a file while it was read on {hub}; try again."
+    status = _status(error)
+    if status is not None:
+        return _of_status(error, status, ref.repo)
+    return _of_transfer(error, where)
+
+
+def _of_status(error: BaseException, status: int, repo: str) -> str:
+    hub = f"The Hub at {endpoint()}"
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    if status == 429:
+        wait = headers.get("retry-after") or _reset(headers.get("ratelimit", ""))
+        pause = f"in {wait} seconds" if wait else "later"
+        return (f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a "
+                f"higher limit.")  # fmt: skip
+    if status == 401:
+        return f"{hub} rejects the token; set HF_TOKEN to a valid one or unset it."
+    if status == 403:
+        return f"{hub} forbids access to {repo}; use a token that may read it."
+    if status >= 500:
+        return f"{hub} has trouble (status {status}); try again later."
+    return f"{hub} answers {repo} with status {status}; check the reference and HF_ENDPOINT."
+
+
+def _of_transfer(error: BaseException, where: str) -> str:
+    hub, kind = f"The Hub at {endpoint()}", type(error).__name__
+    text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where} does not fit on the disk of the cache; free space or set HF_HOME."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"The cache cannot be written ({error.filename}); set HF_HOME to a folder of yours."
+    if "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError"):
+        return f"The download of {where} broke off before its end; try again."
+    if kind == "HFValidationError":
+        return f"{where} cannot be a name on the Hub; a repository is owner/name."
+    if is_transient(error):
+        return (f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
+                f"HF_HUB_OFFLINE=1 to use what is cached.")  # fmt: skip
+    if isinstance(error, ValueError):
+        return (f"{hub} sends an answer about {where} that no Hub would send ({text}); check "
+                f"HF_ENDPOINT and proxies.")  # fmt: skip
+    return f"{where} could not be read: {text}."
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _reset(ratelimit: str) -> str | None:
+    found = re.search(r"\bt=(\d+)", ratelimit)
+    return found[1] if found else None

@@ -1,0 +1,107 @@
+"""What a user types for an adapter or a base, taken apart: nothing is looked up on the network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from loraprobe.errors import ReferenceError_, UsageError
+
+NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
+ON_HUB = re.compile(
+    r"(?P<repo>(?:[\w.-]{1,96}/)?[\w.-]{1,96})(?:@(?P<revision>[^:@]+))?(?::(?P<folder>.*))?",
+    re.ASCII,
+)
+LOCAL_START = (".", "/", "~", "\\")
+SYSTEMS = frozenset({"base", "uniform", "sum", "arrow", "chain", "random-partner"})
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference of a user, such as `math=owner/name@v2:lora/math` or `./out/adapter`.
+
+    `text` is what was typed without its NAME=; of a Hub reference `repo`, `revision` and
+    `folder` are set, of a local one `path`.
+    """
+
+    text: str
+    kind: Literal["local", "hub"]
+    name: str | None = None
+    path: Path | None = None
+    repo: str = ""
+    revision: str | None = None
+    folder: str = ""
+
+    @classmethod
+    def parse(cls, text: str, *, bare: bool = False) -> Reference:
+        """A directory that exists wins; else `owner/name[@revision][:sub/folder]` is on the Hub.
+
+        With bare=True a name without an owner, such as gpt2, may be a repository too. Raises
+        ReferenceError_, saying what a reference looks like.
+        """
+        named = None if _exists(text) else NAMED.fullmatch(text)
+        name, rest = (named["name"], named["rest"]) if named else (None, text)
+        if name in SYSTEMS:
+            raise UsageError(f"An adapter cannot be named {name!r}, which names a system of its "
+                             f"own in the results; choose another name.")  # fmt: skip
+        if _exists(rest) == "directory":
+            return cls(rest, "local", name, path=Path(rest).expanduser())
+        if _exists(rest):
+            raise ReferenceError_(f"{rest} is a file; give the directory that it lies in.")
+        if not rest or rest.startswith(LOCAL_START):
+            raise ReferenceError_(f"There is no directory {rest!r}; check the path.")
+        found = ON_HUB.fullmatch(rest)
+        if not found or not (bare or "/" in found["repo"]):
+            raise ReferenceError_(f"There is no directory {rest!r}, and it is no Hub reference "
+                                  f"either, which is owner/name, owner/name@revision or "
+                                  f"owner/name@revision:sub/folder.")  # fmt: skip
+        folder = _inside(found["folder"] or "", rest)
+        return cls(rest, "hub", name, None, found["repo"], found["revision"], folder)
+
+    @property
+    def short(self) -> str:
+        """A name for tables: the given one, else the last part of the path."""
+        if self.name:
+            return self.name
+        if self.path is not None:
+            return self.path.resolve().name or "adapter"
+        return PurePosixPath(self.folder or self.repo).name
+
+
+def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
+    """Names made unique by -2, -3 ...; each comes with whether the user chose it.
+
+    Chosen names stand as they are. Raises UsageError if two chosen ones are equal.
+    """
+    chosen = [name for name, is_chosen in wanted if is_chosen]
+    twice = sorted({name for name in chosen if chosen.count(name) > 1})
+    if twice:
+        raise UsageError(f"Two adapters are named {twice[0]!r}; give each its own NAME=.")
+    taken = SYSTEMS.union(chosen)
+    names = []
+    for name, is_chosen in wanted:
+        candidate, number = name, 2
+        while not is_chosen and candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken = taken | {candidate}
+        names.append(candidate)
+    return names
+
+
+def _inside(folder: str, text: str) -> str:
+    """A sub-folder in its plain form. Raises ReferenceError_ if it leaves its repository."""
+    parts = PurePosixPath(folder).parts
+    if ".." in parts or folder.startswith("/") or "\\" in folder:
+        raise ReferenceError_(f"The sub-folder of {text!r} must lie inside its repository.")
+    return "/".join(part for part in parts if part != ".")
+
+
+def _exists(text: str) -> Literal["directory", "file"] | None:
+    """What a text names on this machine, if anything."""
+    try:
+        path = Path(text).expanduser()
+        return "directory" if path.is_dir() else "file" if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
+        return None

@@ -1,0 +1,164 @@
+"""One repository at one commit: its list of files, and single files brought into the cache.
+
+The revision is resolved to a commit once; every file then comes from that commit. Files lie in
+the Hub client's own cache, so that other programs share them. Where the Hub cannot be reached, a
+complete copy in the cache stands in, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraprobe.errors import HubError, LoraprobeError
+from loraprobe.hub.failures import explain, is_offline, is_transient
+from loraprobe.hub.reference import Reference
+
+log = logging.getLogger("loraprobe.hub")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WORKERS = 4
+
+# A repository's files, and a function that brings one of them here -> the files that are needed.
+Choose = Callable[[Collection[str], Callable[[str], Path]], list[str]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A reference on this machine: a folder and, from the Hub, the commit it stands for."""
+
+    path: Path
+    reference: str
+    commit: str | None = None
+
+
+def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
+    """The files that `choose` names, all of one commit, in the cache; the folder of the commit.
+
+    `anchor` is a file that every usable copy has: it stands for the repository in the cache. With
+    `verify` each file's content is compared with the hash that the Hub gave it. A commit that is
+    already cached costs no request. Raises HubError in one sentence.
+    """
+    kept = _cached(reference, anchor)
+    covered = kept is not None and _covers(kept, choose)
+    if kept and covered and verify and COMMIT.fullmatch(reference.revision or ""):
+        return _take(reference, kept, choose, verify)
+    try:
+        files = _listing(reference)
+    except Exception as error:
+        why = explain(error, reference)
+        if not (kept and covered and is_transient(error)):
+            raise why from None
+        if not is_offline():
+            log.warning("%s Using the copy in the cache, commit %s.", why, kept.name[:12])
+        return _take(reference, kept, choose, verify)
+    return _download(reference, anchor, files, choose, verify)
+
+
+def fetch_file(reference: Reference, name: str) -> Path | None:
+    """One file of a repository, None where it has no such file. Raises HubError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(reference.repo, name, revision=reference.revision))
+    except EntryNotFoundError:
+        return None  # also where the network is away: the file is not in the cache
+    except Exception as error:
+        raise explain(error, reference) from None
+
+
+def _listing(reference: Reference) -> list[str]:
+    """The names of all files at the revision."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(reference.repo, revision=reference.revision or "main")
+    return [sibling.rfilename for sibling in info.siblings or ()]
+
+
+def _download(
+    reference: Reference, anchor: str, files: Collection[str], choose: Choose, verify: bool
+) -> Snapshot:
+    """The anchor by the revision, which pins the commit; the other files by that commit."""
+    commit = ""
+    if anchor in files:
+        file = _get(reference, anchor, reference.revision, verify)
+        root = file.parents[anchor.count("/")]
+        commit = root.name
+    names = choose(files, lambda name: _get(reference, name, commit, verify))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(lambda name: _get(reference, name, commit, verify), names))
+    return Snapshot(root, reference.text, commit)
+
+
+def _get(reference: Reference, name: str, revision: str | None, verify: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    for again in (False, True):
+        try:
+            file = Path(hf_hub_download(reference.repo, name, revision=revision,
+                                        force_download=again))  # fmt: skip
+        except Exception as error:
+            raise explain(error, reference) from None
+        if not verify or is_whole(file):
+            return file
+    raise HubError(f"{name} of {reference.repo} does not match the hash that the Hub gives for "
+                   f"it, downloaded twice; tell its author, or try again later.")  # fmt: skip
+
+
+def _cached(reference: Reference, anchor: str) -> Path | None:
+    """The folder of the revision in the cache, if it holds the anchor."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(reference.repo, anchor, revision=reference.revision)
+    except Exception:  # an impossible name: the request will say so
+        return None
+    return Path(found).parents[anchor.count("/")] if isinstance(found, str) else None
+
+
+def _covers(root: Path, choose: Choose) -> bool:
+    """Whether the cached folder alone has what is needed."""
+    try:
+        return all((root / name).is_file() for name in choose(_inside(root), root.joinpath))
+    except LoraprobeError:
+        return False
+
+
+def _take(reference: Reference, root: Path, choose: Choose, verify: bool) -> Snapshot:
+    """The folder in the cache as it is, unless a file in it is damaged: that one comes anew."""
+    for name in choose(_inside(root), root.joinpath):
+        if verify and not is_whole(root / name):
+            _get(reference, name, root.name, verify)
+    return Snapshot(root, reference.text, root.name)
+
+
+def _inside(root: Path) -> list[str]:
+    return [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a cached file's content has the hash by which the cache names it.
+
+    Large files are named by their sha256, small ones by git's hash of the blob (some mirrors
+    give the plain sha1). A name of another form, or a cache without links, proves nothing and
+    passes.
+    """
+    name = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == name
+    if COMMIT.fullmatch(name):
+        content = file.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return name in (blob, hashlib.sha1(content).hexdigest())
+    return True
+
+
+def first_of(names: Collection[str], wanted: Iterable[str]) -> str | None:
+    """The first wanted name that is there."""
+    return next((name for name in wanted if name in names), None)

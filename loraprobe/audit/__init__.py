@@ -1,7 +1,22 @@
-"""The whole story in order, each stage one call; what the commands and the Python API run."""
+"""The whole story in order, each stage one call; what the commands and the Python API run.
 
-from loraprobe.audit.evaluate import Outcome, merge_and_eval
+`inspect` and `merge` need no statistics and no model, so what evaluates is imported on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from loraprobe.audit.look import inspect, merge
 from loraprobe.audit.settings import Settings
 
+if TYPE_CHECKING:
+    from loraprobe.audit.evaluate import Outcome, merge_and_eval
+
 __all__ = ["Outcome", "Settings", "inspect", "merge", "merge_and_eval"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Outcome", "merge_and_eval"):
+        from loraprobe.audit import evaluate
+
+        return getattr(evaluate, name)
+    raise AttributeError(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
 from loraprobe.audit.settings import Progress, Settings
@@ -35,14 +35,15 @@ def inspect(
     fits = story.compatibility("route" if base is not None else "inspect").compatible
     story.diagnostics()
     level: EvidenceLevel = "weights"
-    if fits and base is not None and (tasks or probe is not None):
+    asked = bool(tasks) or probe is not None
+    if asked and fits and base is not None:
         from loraprobe.audit.evaluate import Bench
 
-        bench = Bench(story, base)
-        level = bench.cover(tasks, probe, cards or {})
-    asked = bool(tasks) or probe is not None
+        level = Bench(story, base).cover(tasks, probe, cards or {})
     if asked:
-        _judge(story, level, tasks)
+        from loraprobe.audit.evaluate import conclude
+
+        conclude(story, level, tasks)
     return story.audit()
 
 
@@ -74,22 +75,3 @@ def merge(
     ranks = str(low) if low == high else f"{low} to {high}"
     story.notes.append(f"Merged by {merged.method} in the {merged.space} space to rank {ranks}.")
     return story.audit(), merged
-
-
-def _judge(story: Story, level: EvidenceLevel, tasks: Sequence[Any]) -> None:
-    """A verdict as far as this evidence goes."""
-    from loraprobe.verdict import Evidence, judge
-
-    found = story.found
-    story.found["verdict"] = judge(
-        Evidence(
-            compatibility=found["compatibility"],
-            diagnostics=found.get("diagnostics", ()),
-            coverage=found.get("coverage", ()),
-            evaluation=found.get("evaluation", ()),
-            tasks=len(tasks),
-            level=level,
-            margin=story.settings.margin or 0.05,
-            retention=story.settings.retention,
-        )
-    )

@@ -60,7 +60,10 @@ class Story:
 
         with self.stage("check"):
             found = compatibility.check(
-                self.adapters, self.base, purpose=purpose, allow=self.settings.allow  # type: ignore[arg-type]
+                self.adapters,
+                self.base,
+                purpose=purpose,
+                allow=self.settings.allow,  # type: ignore[arg-type]
             )
         self.found["compatibility"] = found
         return found

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from loraprobe.adapter import Adapter
+from loraprobe.audit.controls import random_partner
 from loraprobe.audit.settings import Settings
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
-from loraprobe.audit.controls import random_partner
 from loraprobe.evaluation import System
 from loraprobe.merging import METHODS, LinearMethod, Merged, merge
 from loraprobe.routing import ROUTERS

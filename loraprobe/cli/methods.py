@@ -26,9 +26,7 @@ def shelves() -> list[dict[str, Any]]:
                     "kind": shelf.noun,
                     "name": name,
                     "summary": (cls.__doc__ or "").strip().splitlines()[0],
-                    "options": {
-                        f.name: _default(f) for f in dataclasses.fields(cls) if f.init
-                    },
+                    "options": {f.name: _default(f) for f in dataclasses.fields(cls) if f.init},
                     "formula": getattr(cls, "formula", None),
                     "paper": getattr(cls, "paper", None),
                     "laws": sorted(getattr(cls, "laws", ())),

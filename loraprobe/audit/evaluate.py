@@ -1,0 +1,262 @@
+"""The stages that run a model: coverage, systems, statistics, verdict, recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.adapter import Adapter
+from loraprobe.audit.run import open_ledger
+from loraprobe.audit.settings import Progress, Settings
+from loraprobe.audit.story import Story
+from loraprobe.audit.systems import Workshop, single
+from loraprobe.base import Base, pick_device, pick_dtype
+from loraprobe.evaluation import System
+from loraprobe.records import Audit, EvidenceLevel, ItemResult, Score, Verdict
+
+if TYPE_CHECKING:
+    from loraprobe.merging import Merged
+    from loraprobe.tasks import Probe, Task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An audit, and the adapter that it recommends where there is one to save."""
+
+    audit: Audit
+    settings: Settings
+    recommended: Merged | None = None
+    why_not_saved: str = ""
+
+
+def merge_and_eval(
+    adapters: Sequence[Adapter],
+    *,
+    base: Base,
+    tasks: Sequence[Task],
+    settings: Settings = Settings(),
+    progress: Progress | None = None,
+) -> Outcome:
+    """Compatibility, diagnostics, coverage, every system on every task, verdict.
+
+    Raises LoraprobeError where base, adapters or tasks cannot be used at all; adapters that do
+    not fit together end the story early with the verdict `incompatible`.
+    """
+    story = Story("merge-and-eval", adapters, settings, base, progress)
+    if not story.compatibility("route").compatible:
+        story.diagnostics()
+        conclude(story, "weights", tasks)
+        return Outcome(story.audit(), settings, None, "the adapters do not fit together.")
+    story.diagnostics()
+    bench = Bench(story, base)
+    bench.prepare(tasks)
+    bench.run_baselines()
+    bench.cover_tasks()
+    bench.run_compositions()
+    verdict = conclude(story, "evaluation", tasks)
+    recommended, why = bench.recommend(verdict)
+    return Outcome(story.audit(), settings, recommended, why)
+
+
+def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdict:
+    """The verdict on everything found so far; kept in the story."""
+    from loraprobe.verdict import Evidence, judge
+
+    names = (
+        "compatibility", "diagnostics", "coverage", "evaluation", "comparisons", "gains",
+        "attribution",
+    )  # fmt: skip
+    evidence = {name: story.found[name] for name in names if name in story.found}
+    settings = story.settings
+    margin = 0.05 if settings.margin is None else settings.margin
+    verdict = judge(
+        Evidence(
+            **evidence, tasks=len(tasks), level=level, margin=margin, retention=settings.retention
+        )
+    )
+    story.found["verdict"] = verdict
+    return verdict
+
+
+class Bench:
+    """One loaded base and everything that is measured on it."""
+
+    def __init__(self, story: Story, base: Base) -> None:
+        from loraprobe.scoring import Scorer
+
+        self.story, self.base, self.settings = story, base, story.settings
+        self.adapters = story.adapters
+        self.tasks: Sequence[Task] = ()
+        self.systems: list[System] = []
+        self.results: list[ItemResult] = []
+        self.workshop = Workshop(self.adapters, self.settings)
+        with story.stage("load"):
+            device = pick_device(self.settings.device)
+            dtype = pick_dtype(self.settings.dtype, device)
+            loaded = base.load(
+                device=device, dtype=dtype, trust_remote_code=self.settings.trust_remote_code
+            )
+        story.device, story.dtype = str(device), str(dtype).removeprefix("torch.")
+        if self.settings.trust_remote_code:
+            story.notes.append("Code from the base's repository was allowed to run.")
+        self.scorer = Scorer(
+            loaded.model,
+            loaded.tokenizer,
+            batch_size=self.settings.batch_size,
+            chat_template=self.settings.chat_template == "on",
+            progress=story.progress,
+        )
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Takes the tasks, settles the chat template, opens the ledger."""
+        from loraprobe.evaluation import choose_template
+
+        self.tasks = tasks
+        singles = self.workshop.baselines()[1:]
+        if self.settings.chat_template == "auto":
+            with self.story.stage("template"):
+                chosen, note = choose_template(self.scorer, singles, tasks)
+            self.scorer = self.scorer.with_template(chosen)
+            if note:
+                self.story.notes.append(note)
+        self.ledger, noted = open_ledger(
+            self.adapters, self.base, tasks, self.settings, self.story, self.scorer.chat_template
+        )
+        if noted:
+            self.story.notes.append(noted)
+
+    def run(self, systems: Sequence[System]) -> None:
+        """Evaluates systems on all tasks; what the ledger already holds is not run again."""
+        from loraprobe.evaluation import run_systems
+
+        with self.story.stage("evaluate"):
+            self.results = run_systems(
+                self.scorer,
+                [*self.systems, *systems],
+                self.tasks,
+                self.ledger,
+                metric=self.settings.metric,
+                max_new_tokens=self.settings.max_new_tokens,
+                progress=self.story.progress,
+            )
+        self.systems += systems
+
+    def run_baselines(self) -> None:
+        """The base and each adapter alone."""
+        self.run(self.workshop.baselines())
+
+    def cover_tasks(self) -> None:
+        """Pretraining coverage on the tasks: one pass over the base serves all probes."""
+        from loraprobe.coverage import cover
+
+        with self.story.stage("cover"):
+            rows = cover(
+                self.scorer, self.adapters, self.tasks, single=single, results=self.results,
+                seed=self.settings.seed, progress=self.story.progress,
+            )  # fmt: skip
+        self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)
+
+    def run_compositions(self) -> None:
+        """Merges, routers, chain; then the controls that the best of them has to beat."""
+        has_hops = any(task.has_hops for task in self.tasks)
+        with self.story.stage("compose"):
+            compositions = self.workshop.compositions(has_hops)
+        for system in compositions:
+            if system.composition is not None:
+                self.story.notes.extend(system.composition.notes())
+        self.run(compositions)
+        with self.story.stage("compose"):
+            controls = self._controls(compositions)
+        if controls:
+            self.run(controls)
+        self.tell_statistics()
+
+    def _controls(self, compositions: Sequence[System]) -> list[System]:
+        """The controls of the best single adapter and the best composition so far."""
+        scores = self._scores()
+        best_single = _best([s for s in scores if s.kind == "adapter"])
+        best = _best([s for s in scores if s.kind in ("merge", "router")])
+        if best_single is None:
+            return []
+        chosen = next((s for s in compositions if s.name == best), None)
+        return self.workshop.controls(best_single, chosen)
+
+    def _scores(self) -> tuple[Score, ...]:
+        from loraprobe.evaluation import score
+
+        return score(self.results, self.systems)
+
+    def tell_statistics(self) -> None:
+        """Scores with intervals, paired comparisons, gains, attribution, retention."""
+        from loraprobe import evaluation
+
+        with self.story.stage("statistics"):
+            found = evaluation.summarize(
+                self.results, self.systems, self.tasks, seed=self.settings.seed,
+                margin=0.05 if self.settings.margin is None else self.settings.margin,
+            )  # fmt: skip
+        self.story.found.update(
+            evaluation=found.scores,
+            comparisons=found.comparisons,
+            gains=found.gains,
+            attribution=found.attribution,
+        )
+
+    def cover(
+        self, tasks: Sequence[Task], probe: Probe | str | None, cards: Mapping[str, str | None]
+    ) -> EvidenceLevel:
+        """`inspect`'s share: single adapters on the tasks, coverage, probes; the level reached."""
+        from loraprobe.coverage import generated_prompts, probe_strangers
+
+        level: EvidenceLevel = "probes"
+        if tasks:
+            self.prepare(tasks)
+            self.run_baselines()
+            self.cover_tasks()
+            self.story.found["evaluation"] = self._scores()
+            level = "base"
+        if probe is not None:
+            with self.story.stage("probe"):
+                if isinstance(probe, str):
+                    probe = generated_prompts(
+                        self.scorer, self.adapters, cards, single=single, seed=self.settings.seed
+                    )
+                rows = probe_strangers(
+                    self.scorer, self.adapters, probe, single=single, seed=self.settings.seed
+                )
+            self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)
+        return level
+
+    def recommend(self, verdict: Verdict) -> tuple[Any, str]:
+        """The adapter to save, or None and why."""
+        from loraprobe.merging import METHODS, merge
+
+        name = verdict.system
+        if verdict.action.startswith("use-single:"):
+            return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
+        if verdict.action not in ("merge", "step-by-step") or name is None:
+            return None, f"the advice is {verdict.action}, which is no merged adapter."
+        if name in self.workshop.merged:
+            return self.workshop.merged[name], ""
+        if name.partition(":")[0] not in METHODS.names():
+            return None, f"{name} is a router; `loraprobe.route` puts it into a loaded model."
+        with self.story.stage("save"):
+            settings = self.settings
+            merged = merge(
+                self.adapters, name, weights=settings.weights, space=settings.space,
+                rank=settings.rank, seed=settings.seed, allow=settings.allow,
+            )  # fmt: skip
+        return merged, ""
+
+
+def _best(scores: Sequence[Score]) -> str | None:
+    """The system with the best macro mean over the tasks, on whichever part suits it best."""
+    totals: dict[tuple[str, str], list[float]] = {}
+    for row in scores:
+        if row.part in ("target", "cot"):
+            sign = -1.0 if row.metric == "answer_loss" else 1.0
+            totals.setdefault((row.system, row.part), []).append(sign * row.value)
+    if not totals:
+        return None
+    return max(totals, key=lambda key: sum(totals[key]) / len(totals[key]))[0]

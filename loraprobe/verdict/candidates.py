@@ -1,0 +1,231 @@
+"""Each composition against what it has to beat: its gain, its controls, its retention.
+
+The gain of a composition is its smallest paired difference to base and singles. Its interval is
+that of the `Gain` record naming it, or else the smallest of the adjusted intervals of the
+comparisons: all of them hold at once, so the smallest lower bound is a lower bound of the gain
+and the smallest upper bound an upper one. A `Gain` record bounds from above every composition it
+was chosen among.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from loraprobe.records import Comparison, Interval
+from loraprobe.verdict.evidence import BASELINES, COMPOSITIONS, Evidence
+
+Outcome = Literal["likely", "open", "unlikely"]
+ORDER: dict[Outcome, int] = {"unlikely": 0, "open": 1, "likely": 2}
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control system against a composition: beaten, or shown to be as good within margin."""
+
+    name: str
+    difference: float
+    low: float
+    high: float
+    margin: float
+
+    @property
+    def beaten(self) -> bool:
+        return self.low > 0
+
+    @property
+    def as_good(self) -> bool:
+        return self.high < self.margin
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of one task's specialist a composition keeps; None where nothing was learned."""
+
+    task: str
+    value: float | None
+    ci95: Interval | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One composition (or the chain) on one form of the question, with all that decides it."""
+
+    system: str
+    kind: str
+    part: str
+    against: str
+    difference: float
+    low: float
+    high: float
+    n: int
+    needed: int | None
+    margin: float
+    threshold: float
+    controls: tuple[Control, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    compression_error: float | None = None
+
+    @property
+    def gains(self) -> Outcome:
+        """What the gain alone says."""
+        if self.low > self.margin:
+            return "likely"
+        return "unlikely" if self.high < self.margin else "open"
+
+    @property
+    def retains(self) -> Outcome:
+        """What the retentions alone say: likely if there are none."""
+        intervals = [kept.ci95 for kept in self.kept]
+        if any(ci is not None and ci[1] < self.threshold for ci in intervals):
+            return "unlikely"
+        enough = all(ci is not None and ci[0] >= self.threshold for ci in intervals)
+        return "likely" if enough else "open"
+
+    @property
+    def beats_controls(self) -> Outcome:
+        """What the controls alone say: unlikely if one that is not beaten is as good."""
+        unbeaten = [control for control in self.controls if not control.beaten]
+        if not unbeaten:
+            return "likely"
+        return "unlikely" if any(control.as_good for control in unbeaten) else "open"
+
+    @property
+    def outcome(self) -> Outcome:
+        """The weakest of gain, controls and retention."""
+        return min((self.gains, self.beats_controls, self.retains), key=ORDER.__getitem__)
+
+
+def candidates(
+    evidence: Evidence, part: str, kinds: tuple[str, ...] = COMPOSITIONS
+) -> tuple[Candidate, ...]:
+    """All systems of these kinds on one part, the most promising first, names breaking ties."""
+    found = [_candidate(evidence, system, part) for system in evidence.systems(kinds, part)]
+    return tuple(
+        sorted(
+            (c for c in found if c is not None),
+            key=lambda c: (-ORDER[c.outcome], -c.difference, c.system),
+        )
+    )
+
+
+def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
+    bound = _from_gain(evidence, system, part) or _from_comparisons(evidence, system, part)
+    if bound is None:
+        return None
+    against, difference, (low, high), n, needed = bound
+    cap = min(
+        (g.adjusted_ci95[1] for g in _gains(evidence, part) if system in g.candidates),
+        default=math.inf,
+    )
+    high = min(high, cap)
+    if needed is None:
+        needed = items_needed(difference, (low, high), n, evidence.margin)
+    rows = evidence.scores(system, part)
+    errors = [row.compression_error for row in rows if row.compression_error is not None]
+    kept = [Kept(row.task, row.retention, row.retention_ci95) for row in rows]
+    return Candidate(
+        system,
+        str(evidence.kind(system)),
+        part,
+        against,
+        difference,
+        low,
+        high,
+        n,
+        needed,
+        evidence.margin,
+        evidence.retention,
+        controls=_controls(evidence, system, part),
+        kept=tuple(kept) if evidence.several else (),
+        compression_error=max(errors, default=None),
+    )
+
+
+def items_needed(difference: float, interval: Interval, n: int, margin: float) -> int | None:
+    """How many items bring the nearer bound past the margin, if the difference stays.
+
+    An interval shrinks with the root of n; None where the difference sits on the margin.
+    """
+    distance = abs(difference - margin)
+    if distance < 1e-9 or n <= 0:
+        return None
+    half = difference - interval[0] if difference > margin else interval[1] - difference
+    return max(n, math.ceil(round(n * (half / distance) ** 2, 6))) if half > 0 else n
+
+
+def _gains(evidence, part):
+    """The gain records that answer the question asked: of the one task, or of the macro mean."""
+    if evidence.several:
+        return [g for g in evidence.gains if g.part == part and g.task is None]
+    return [g for g in evidence.gains if g.part == part]
+
+
+def _from_gain(evidence, system, part):
+    for gain in _gains(evidence, part):
+        if gain.system == system:
+            return gain.against, gain.difference, gain.adjusted_ci95, gain.n, gain.n_needed
+    return None
+
+
+def _from_comparisons(evidence, system, part):
+    pairs, bounds = [], []
+    for baseline in evidence.systems(BASELINES, part):
+        pair = pool(_rows(evidence, system, baseline, part), evidence.task_names)
+        if pair is None or pair.adjusted_ci95 is None:
+            return None  # the smallest difference is not known unless all are
+        pairs.append(pair)
+        bounds.append(pair.adjusted_ci95)
+    if not pairs:
+        return None
+    nearest = min(pairs, key=lambda pair: (pair.difference, pair.against))
+    interval = min(low for low, _ in bounds), min(high for _, high in bounds)
+    return nearest.against, nearest.difference, interval, nearest.n, None
+
+
+def _rows(evidence, system, against, part):
+    return [
+        c for c in evidence.comparisons if (c.system, c.against, c.part) == (system, against, part)
+    ]
+
+
+def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:
+    """The macro mean of one pair's comparisons over all tasks; None unless every task has one.
+
+    Tasks have items of their own, so the squared half-widths add up: the mean over T tasks has
+    the root of their sum, divided by T.
+    """
+    rows = sorted({row.task: row for row in rows}.values(), key=lambda row: row.task)
+    if not rows or tuple(row.task for row in rows) != tasks:
+        return None
+    if len(rows) == 1:
+        return rows[0]
+    mean = sum(row.difference for row in rows) / len(rows)
+
+    def interval(pairs: list[tuple[float, Interval]]) -> Interval:
+        below = math.sqrt(sum((d - ci[0]) ** 2 for d, ci in pairs)) / len(pairs)
+        above = math.sqrt(sum((ci[1] - d) ** 2 for d, ci in pairs)) / len(pairs)
+        return mean - below, mean + above
+
+    adjusted = [(r.difference, r.adjusted_ci95) for r in rows if r.adjusted_ci95 is not None]
+    return Comparison(
+        rows[0].system,
+        rows[0].against,
+        " + ".join(tasks),
+        rows[0].part,
+        mean,
+        interval([(row.difference, row.ci95) for row in rows]),
+        sum(row.n for row in rows),
+        interval(adjusted) if len(adjusted) == len(rows) else None,
+    )
+
+
+def _controls(evidence, system, part) -> tuple[Control, ...]:
+    found = []
+    for name in evidence.systems(("control",), part):
+        pair = pool(_rows(evidence, system, name, part), evidence.task_names)
+        if pair is not None:
+            low, high = pair.adjusted_ci95 or pair.ci95
+            found.append(Control(name, pair.difference, low, high, evidence.margin))
+    return tuple(found)

@@ -1,0 +1,82 @@
+"""The verdict when merges or routers were scored: rules of the level `evaluation`.
+
+The decision is about merges and routers. The plain question comes first; if no composition gains
+there and one gains step by step, the decision is about that form. A chain of adapters is no
+composition of weights: it is the real alternative to one, so it never makes a decision `likely`,
+and it is the action where it gains and compositions do not.
+"""
+
+from __future__ import annotations
+
+from loraprobe.records import Decision, Reason, Verdict
+from loraprobe.verdict import because
+from loraprobe.verdict.advice import action_for, chain_gain
+from loraprobe.verdict.candidates import Candidate, Outcome, candidates
+from loraprobe.verdict.evidence import Evidence
+
+ACTION = {"merge": "merge", "router": "route"}
+DECISION: dict[Outcome, Decision] = {
+    "likely": "likely",
+    "open": "inconclusive",
+    "unlikely": "unlikely",
+}
+Form = tuple[Candidate, ...]
+
+
+def judge_evaluation(evidence: Evidence) -> Verdict:
+    """The verdict of the level `evaluation`, without what geometry and coverage add."""
+    plain = candidates(evidence, "target")
+    steps = candidates(evidence, "cot")
+    if not plain and not steps:
+        return Verdict("inconclusive", "evaluation", (because.no_comparison(),))
+    form = _form(plain, steps)
+    other = steps if form is plain else plain
+    decision, open_because = _decide(form, other)
+    best = form[0]
+    reasons = _reasons(evidence, form, other, decision, open_because)
+    if decision == "likely":
+        action = "step-by-step" if best.part == "cot" else ACTION[best.kind]
+        return Verdict(decision, "evaluation", tuple(reasons), best.system, action)
+    action, why = action_for(evidence, best, decision)
+    return Verdict(decision, "evaluation", (*reasons, *why), best.system, action)
+
+
+def _form(plain: Form, steps: Form) -> Form:
+    """The form that the decision is about: step by step only where that alone gains."""
+    if not plain or (steps and steps[0].outcome == "likely" and plain[0].outcome != "likely"):
+        return steps
+    return plain
+
+
+def _decide(form: Form, other: Form) -> tuple[Decision, str | None]:
+    """The best outcome of any composition, and what keeps an `unlikely` open, if anything does.
+
+    A failure of nothing but lossy compressions is no failure of the method ("compression"), and
+    a step-by-step form that is undecided, with an estimate beyond the margin, keeps the question
+    open as well ("steps").
+    """
+    decision = DECISION[form[0].outcome]
+    if decision == "unlikely" and all(because.lossy(c) for c in form):
+        return "inconclusive", "compression"
+    if decision == "unlikely" and any(
+        c.part == "cot" and c.outcome == "open" and c.difference > c.margin for c in other
+    ):
+        return "inconclusive", "steps"
+    return decision, None
+
+
+def _reasons(
+    evidence: Evidence, form: Form, other: Form, decision: Decision, open_because: str | None
+) -> list[Reason]:
+    best = form[0]
+    reasons = [because.gain(best, decision)]
+    if other:
+        reasons.append(because.other_form(other[0], decisive=open_because == "steps"))
+    reasons.append(because.controls(best))
+    reasons += because.retention(best)
+    lost = [c for c in form if because.lossy(c)]
+    reasons += [because.compression(c, open_because == "compression") for c in lost]
+    chain = chain_gain(evidence)
+    if chain:
+        reasons.append(because.chain(chain, best))
+    return reasons

@@ -1,0 +1,115 @@
+"""What coverage says about the steps of a task: who knows them, and how familiar the names are.
+
+A hop is *known* to a system whose hop accuracy has a lower bound of at least 0.5, and *unknown*
+to one whose upper bound lies below 0.2; between the two nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loraprobe.records import Interval, Reason
+from loraprobe.verdict import words
+from loraprobe.verdict.evidence import BASELINES, Evidence
+
+KNOWN, UNKNOWN = 0.5, 0.2
+FAMILIAR, UNFAMILIAR = 2 / 3, 1 / 3  # shares of prompts on which the base says the same
+THIRDS = "loraprobe's convention: thirds of the prompts"
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """How well one system answers one hop."""
+
+    value: float
+    ci95: Interval
+
+    @property
+    def known(self) -> bool:
+        return self.ci95[0] >= KNOWN
+
+    @property
+    def unknown(self) -> bool:
+        return self.ci95[1] < UNKNOWN
+
+
+def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
+    """hop -> system ("base" or an adapter's name) -> how well it answers, for one task.
+
+    From the probe `hop_accuracy`, or from the scores of the parts `hop1`, `hop2` ... where the
+    probe did not run.
+    """
+    found: dict[int, dict[str, Knowledge]] = {}
+    for score in evidence.evaluation:
+        if score.kind in BASELINES and score.part.startswith("hop"):
+            name = "base" if score.kind == "base" else score.system
+            hop = int(score.part.removeprefix("hop"))
+            found.setdefault(hop, {})[name] = Knowledge(score.value, score.ci95)
+    for row in evidence.coverage:
+        if row.name == "hop_accuracy" and row.hop and row.value is not None and row.ci95:
+            name = row.adapters[0] if row.adapters else "base"
+            found.setdefault(row.hop, {})[name] = Knowledge(row.value, row.ci95)
+    return dict(sorted(found.items()))
+
+
+def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
+    """One reason a hop: who answers it best, and how the base does."""
+    reasons = []
+    for hop, systems in hops.items():
+        best = min(systems, key=lambda name: (-systems[name].value, name))
+        who = "the base" if best == "base" else best
+        text = f"Hop {hop} is answered best by {who} ({words.number(systems[best].value)})"
+        if "base" in systems and best != "base":
+            text += f", by the base alone {words.number(systems['base'].value)}"
+        code = "hop-known" if systems[best].known else "hop-in-doubt"
+        code = "hop-unknown" if systems[best].unknown else code
+        reasons.append(Reason(code, text + ".", systems[best].value, KNOWN, words.KNOWN))
+    return reasons
+
+
+def about_familiarity(evidence: Evidence) -> list[Reason]:
+    """How familiar the base is with what is asked, from whichever probes ran."""
+    reasons = []
+    for row in evidence.coverage:
+        if row.name == "familiarity" and not row.adapters and row.value is not None:
+            reasons.append(_about_share(row.value, row.n))
+        asked = row.hop is None and not row.adapters
+        if row.name == "name_swap" and asked and row.value is not None and row.ci95:
+            reasons.append(_about_names(row.task, row.value, row.ci95))
+    return reasons
+
+
+def _about_share(share: float, n: int) -> Reason:
+    word = familiarity(share)
+    return Reason(
+        f"probes-{word}",
+        f"{word.capitalize()}: on {words.number(share)} of {n} prompts the base says what the "
+        "adapters say themselves; an adapter's answers are not the truth.",
+        share,
+        UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
+        THIRDS,
+    )
+
+
+def _about_names(task: str, value: float, ci95: Interval) -> Reason:
+    if ci95[0] > 0:
+        code, tail = "familiar-names", "the base tells these names from made-up ones"
+    else:
+        code = "unfamiliar-names"
+        tail = "it is not shown that the base tells these names from made-up ones"
+    return Reason(
+        code,
+        f"On {task or 'the probes'} the answer is {words.gain(value, *ci95)} nats likelier after "
+        f"the real names than after made-up ones of the same length: {tail}.",
+        value,
+        0.0,
+        "names unknown to the base show a difference of 0",
+    )
+
+
+def familiarity(share: float) -> str:
+    """familiar | mixed | unfamiliar, by the share of prompts on which base and adapters agree."""
+    if share >= FAMILIAR:
+        return "familiar"
+    return "unfamiliar" if share <= UNFAMILIAR else "mixed"

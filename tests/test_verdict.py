@@ -1,0 +1,520 @@
+"""The verdict's rules, each on evidence planted for it, and its laws on random evidence."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import loraprobe.verdict
+from loraprobe.records import (
+    Attribution,
+    Comparison,
+    Compatibility,
+    Coverage,
+    Gain,
+    Issue,
+    Measurement,
+    Score,
+)
+from loraprobe.verdict import Evidence, judge
+from loraprobe.verdict.candidates import items_needed
+
+N = 100
+KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
+         "arrow": "router", "chain": "chain", "shrunk:a": "control",
+         "random-partner": "control"}  # fmt: skip
+
+
+def score(system, value, part="target", task="t", spread=0.05, **rest):
+    ci = (max(0.0, value - spread), min(1.0, value + spread))
+    return Score(system, KINDS[system], task, part, "exact_match", value, ci, N, **rest)
+
+
+def versus(system, against, difference, half=0.04, part="target", task="t"):
+    ci = (difference - half, difference + half)
+    return Comparison(system, against, task, part, difference, ci, N, adjusted_ci95=ci)
+
+
+def evidence(values, *, part="target", half=0.04, task="t", **rest):
+    """One part of one task: every composition against all else, all intervals equally wide."""
+    scores = [score(system, value, part, task) for system, value in values.items()]
+    pairs = [
+        versus(s, o, values[s] - values[o], half, part, task)
+        for s in values
+        if KINDS[s] in ("merge", "router", "chain")
+        for o in values
+        if KINDS[o] in ("base", "adapter", "control")
+    ]
+    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), level="evaluation",
+                    tasks=1, **rest)  # fmt: skip
+
+
+def both(first, second):
+    """Two pieces of evidence as one."""
+    return dataclasses.replace(
+        first,
+        evaluation=first.evaluation + second.evaluation,
+        comparisons=first.comparisons + second.comparisons,
+    )
+
+
+def codes(verdict):
+    return [reason.code for reason in verdict.reasons]
+
+
+def reason(verdict, code):
+    return next(r for r in verdict.reasons if r.code == code)
+
+
+FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "arrow": 0.03, "shrunk:a": 0.04,
+        "random-partner": 0.03}  # fmt: skip
+GAIN = {**FAIL, "uniform": 0.5}
+
+
+def test_structural_conflict_decides_alone_and_gives_the_cure():
+    issue = Issue("error", "base-mismatch", ("a", "b"), "a wants gpt2, b wants llama.", "Take one.")
+    note = Issue("warning", "partial-targets", ("a",), "only a touches x.", "")
+    found = judge(evidence(GAIN, compatibility=Compatibility((note, issue))))
+    assert (found.decision, found.evidence, found.action) == ("incompatible", "weights", "none")
+    assert codes(found) == ["structural-conflict"]
+    assert "base-mismatch" in found.reasons[0].message and "Take one." in found.reasons[0].message
+    warned = judge(evidence(GAIN, compatibility=Compatibility((note,))))
+    assert warned.decision == "likely"
+
+
+@pytest.mark.parametrize("level", ["weights", "probes", "base"])
+def test_without_evaluation_the_next_evidence_is_named(level):
+    found = judge(Evidence(level=level))
+    assert (found.decision, found.evidence, found.system) == ("inconclusive", level, None)
+    assert "next-evidence" in codes(found)
+    names = {"weights": "--probe", "probes": "--task", "base": "merge-and-eval"}
+    assert names[level] in reason(found, "next-evidence").message
+
+
+def test_a_gain_beyond_the_margin_is_likely():
+    found = judge(evidence(GAIN))
+    assert (found.decision, found.system, found.action) == ("likely", "uniform", "merge")
+    first = found.reasons[0]
+    assert first.code == "gain-beyond-margin" and first.severity == "decisive"
+    assert first.value == pytest.approx(0.5 - 0.05 - 0.04) and first.threshold == 0.05
+    assert "+0.45 [0.41, 0.49]" in first.message and "(a)" in first.message
+    assert "controls-beaten" in codes(found)
+
+
+def test_a_router_that_gains_says_route():
+    found = judge(evidence({**FAIL, "arrow": 0.6}))
+    assert (found.decision, found.system, found.action) == ("likely", "arrow", "route")
+
+
+def test_bounds_at_the_margin_do_not_decide():
+    # lower bound exactly at the margin is not beyond it; upper bound at it is not below it
+    at = {"base": 0.0, "a": 0.0, "uniform": 0.25, "shrunk:a": 0.0}
+    assert judge(evidence(at, half=0.20)).decision == "inconclusive"
+    assert judge(evidence(at, half=0.19)).decision == "likely"
+    at["uniform"] = 0.0
+    assert judge(evidence(at, half=0.05)).decision == "inconclusive"
+    assert judge(evidence(at, half=0.04)).decision == "unlikely"
+
+
+def test_undecided_names_the_items_that_would_decide():
+    found = judge(evidence({**FAIL, "uniform": 0.15}, half=0.1))
+    assert found.decision == "inconclusive" and found.action == "none"
+    # difference 0.10, margin 0.05: the half-width has to halve, so four times the items
+    assert "about 400 items" in reason(found, "gain-undecided").message
+
+
+def test_items_needed_agrees_with_the_root_of_n():
+    assert items_needed(0.10, (0.0, 0.2), 100, 0.05) == 400
+    assert items_needed(0.0, (-0.2, 0.1), 50, 0.05) == 200
+    assert items_needed(0.05, (0.0, 0.1), 50, 0.05) is None
+
+
+def test_the_margin_is_the_users():
+    assert judge(evidence(GAIN, margin=0.42)).decision == "inconclusive"
+    assert judge(evidence(GAIN, margin=0.6)).decision == "unlikely"
+
+
+def test_gain_records_are_read_before_comparisons():
+    gain = Gain("t", "target", "uniform", "a", 0.45, (0.4, 0.5), (0.02, 0.6), N, 777, ("uniform",))
+    found = judge(evidence(GAIN, gains=(gain,)))
+    assert found.decision == "inconclusive"
+    assert "about 777 items" in reason(found, "gain-undecided").message
+
+
+def test_the_best_ones_upper_bound_bounds_all_it_was_chosen_among():
+    gain = Gain("t", "target", "uniform", "a", 0.0, (-0.1, 0.04), (-0.1, 0.04), N, None,
+                ("uniform", "arrow"))  # fmt: skip
+    open_alone = evidence(FAIL, half=0.1)
+    assert judge(open_alone).decision == "inconclusive"
+    assert judge(dataclasses.replace(open_alone, gains=(gain,))).decision == "unlikely"
+
+
+def test_a_control_as_good_takes_the_verdict():
+    found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.04))
+    assert found.decision == "unlikely"
+    found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.06))
+    assert found.decision == "inconclusive"
+    partner = reason(found, "partner-adds-nothing")
+    assert partner.severity == "decisive" and "random-partner" in partner.message
+    assert "gain-with-reservation" in codes(found)
+
+
+def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
+    values = evidence({**GAIN, "sum": 0.45})
+    pairs = [
+        dataclasses.replace(c, difference=0.0, ci95=(-0.1, 0.1), adjusted_ci95=(-0.1, 0.1))
+        if (c.system, c.against) == ("uniform", "random-partner") else c
+        for c in values.comparisons
+    ]  # fmt: skip
+    found = judge(dataclasses.replace(values, comparisons=tuple(pairs)))
+    assert (found.decision, found.system) == ("likely", "sum")
+
+
+def test_without_controls_a_warning_stands():
+    found = judge(evidence({k: v for k, v in GAIN.items() if KINDS[k] != "control"}))
+    assert found.decision == "likely" and "controls-not-run" in codes(found)
+
+
+def test_only_the_step_by_step_form_gains():
+    steps = {**FAIL, "uniform": 0.7}
+    found = judge(both(evidence(FAIL), evidence(steps, part="cot")))
+    assert (found.decision, found.system, found.action) == ("likely", "uniform", "step-by-step")
+    assert "step by step" in found.reasons[0].message
+    plain = reason(found, "plain-form")
+    assert plain.value == pytest.approx(0.0) and "does not gain" in plain.message
+    # both forms gain: the plain one is what was asked
+    found = judge(both(evidence(GAIN), evidence(steps, part="cot")))
+    assert (found.decision, found.action) == ("likely", "merge")
+
+
+def test_a_step_by_step_form_with_promise_keeps_the_question_open():
+    plain = evidence(FAIL)
+    promise = evidence({**FAIL, "uniform": 0.2}, part="cot", half=0.12)
+    found = judge(both(plain, promise))
+    assert found.decision == "inconclusive"
+    assert reason(found, "step-by-step-form").severity == "decisive"
+    none = evidence({**FAIL, "uniform": 0.09}, part="cot", half=0.12)
+    assert judge(both(plain, none)).decision == "unlikely"
+
+
+def test_the_chain_is_an_action_and_no_composition():
+    found = judge(evidence({**FAIL, "chain": 0.95}))
+    assert (found.decision, found.system, found.action) == ("unlikely", "uniform", "chain")
+    assert "chain-gains" in codes(found)
+    found = judge(evidence({**FAIL, "chain": 0.06}))
+    assert found.action != "chain" and "chain-fails" in codes(found)
+    # nothing but the chain was scored: no evaluation of a composition
+    only = {k: v for k, v in FAIL.items() if KINDS[k] not in ("merge", "router")}
+    found = judge(evidence({**only, "chain": 0.95}))
+    assert (found.decision, found.evidence) == ("inconclusive", "base")
+
+
+def test_a_target_adapter_is_used_alone():
+    found = judge(evidence({**FAIL, "b": 0.9, "uniform": 0.6}))
+    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+    # step by step is a form in which a single adapter may suffice, too
+    steps = evidence({**FAIL, "a": 0.8, "uniform": 0.5}, part="cot")
+    found = judge(both(evidence(FAIL), steps))
+    assert (found.decision, found.action) == ("unlikely", "use-single:a")
+    assert "step by step" in reason(found, "single-suffices").message
+
+
+def test_a_base_at_the_ceiling_needs_no_adapter():
+    values = {"base": 1.0, "a": 1.0, "b": 0.2, "uniform": 1.0, "random-partner": 1.0}
+    values = evidence(values)
+    sure = [dataclasses.replace(s, ci95=(0.97, 1.0)) if s.value == 1 else s
+            for s in values.evaluation]  # fmt: skip
+    found = judge(dataclasses.replace(values, evaluation=tuple(sure)))
+    assert (found.decision, found.action) == ("unlikely", "none")
+    assert "base-suffices" in codes(found)
+
+
+@pytest.mark.parametrize(
+    ("counts", "systems", "action"),
+    [
+        ({"unknown": 80, "not_composed": 20}, {}, "train-target-adapter"),
+        ({"interference": 80, "solved": 5}, {"arrow": None}, "route"),
+        ({"interference": 80, "solved": 5}, {}, "chain"),
+        ({"interference": 80}, {"chain": 0.05}, "train-target-adapter"),
+        ({"not_composed": 80}, {}, "step-by-step"),
+        ({"not_composed": 80}, {"chain": 0.05}, "step-by-step"),
+        ({"step_by_step": 80}, {}, "step-by-step"),
+    ],
+)
+def test_failures_advise(counts, systems, action):
+    values = {k: v for k, v in {**FAIL, **systems}.items() if v is not None}
+    rows = (Attribution("uniform", "t", **counts), Attribution("arrow", "t", unknown=999))
+    found = judge(evidence(values, attribution=rows))
+    assert (found.decision, found.action) == ("unlikely", action)
+    total = sum(counts.values())
+    mostly = next(r for r in found.reasons if r.code.startswith("mostly-"))
+    assert mostly.value == max(v for k, v in counts.items() if k != "solved") / total
+
+
+def test_not_composed_with_steps_and_chain_measured_calls_for_training():
+    values = {**FAIL, "chain": 0.05}
+    rows = (Attribution("uniform", "t", not_composed=90, solved=10),)
+    found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="cot")))
+    assert found.action == "train-target-adapter"
+
+
+def test_lossy_compression_is_not_blamed_on_the_method():
+    lossy = evidence({k: v for k, v in FAIL.items() if k != "arrow"})
+    rows = [dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
+            for s in lossy.evaluation]  # fmt: skip
+    found = judge(dataclasses.replace(lossy, evaluation=tuple(rows)))
+    assert found.decision == "inconclusive"
+    assert reason(found, "compression-lost").severity == "decisive"
+    assert reason(found, "compression-lost").threshold == 0.1
+    # a composition without loss failed as well: the decision stands, the loss is still said
+    beside = evidence(FAIL)
+    rows = [dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
+            for s in beside.evaluation]  # fmt: skip
+    found = judge(dataclasses.replace(beside, evaluation=tuple(rows)))
+    assert found.decision == "unlikely"
+    assert reason(found, "compression-lost").severity == "warning"
+
+
+def two_tasks(retention, gain=0.4, half=0.04, ci=0.05):
+    """uniform keeps a share of what a gains on t1 and b gains on t2."""
+    kept = {"retention": retention, "retention_ci95": (retention - ci, retention + ci)}
+    scores, pairs = [], []
+    for task in ("t1", "t2"):
+        scores += [score("base", 0.1, task=task), score("a", 0.5, task=task),
+                   score("b", 0.5, task=task), score("random-partner", 0.2, task=task),
+                   score("uniform", 0.5 + gain, task=task, **kept)]  # fmt: skip
+        pairs += [versus("uniform", other, gain, half, task=task) for other in "ab"]
+        pairs += [versus("uniform", "base", 0.4 + gain, half, task=task),
+                  versus("uniform", "random-partner", 0.3 + gain, half, task=task)]  # fmt: skip
+    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), tasks=2,
+                    level="evaluation")  # fmt: skip
+
+
+def test_several_tasks_need_every_retention():
+    assert judge(two_tasks(0.95)).decision == "likely"
+    assert judge(two_tasks(0.82)).decision == "inconclusive"
+    found = judge(two_tasks(0.6))
+    assert found.decision == "unlikely"
+    lost = reason(found, "retention-lost")
+    assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
+    assert judge(dataclasses.replace(two_tasks(0.6), retention=0.5)).decision == "likely"
+
+
+def test_several_tasks_need_the_mean_to_gain():
+    found = judge(two_tasks(0.95, gain=0.0))
+    assert (found.decision, found.action) == ("unlikely", "use-single:a")
+    assert "gain-below-margin" in codes(found)
+
+
+def test_a_retention_that_is_undefined_is_not_enough():
+    kept = two_tasks(0.95)
+    rows = [dataclasses.replace(s, retention=None, retention_ci95=None) if s.task == "t2" else s
+            for s in kept.evaluation]  # fmt: skip
+    found = judge(dataclasses.replace(kept, evaluation=tuple(rows)))
+    assert found.decision == "inconclusive"
+    assert reason(found, "retention-undefined").severity == "decisive"
+
+
+def test_several_tasks_pool_the_halfwidths():
+    # per task 0.06 wide; the mean of two is narrower by the root of two
+    assert judge(two_tasks(0.95, gain=0.1, half=0.06)).decision == "likely"
+    assert judge(two_tasks(0.95, gain=0.1, half=0.08)).decision == "inconclusive"
+
+
+def hop(k, name, value, spread=0.05):
+    ci = (max(0.0, value - spread), min(1.0, value + spread))
+    adapters = () if name == "base" else (name,)
+    return Coverage("hop_accuracy", "t", value, N, k, adapters, ci)
+
+
+def foreknown(hops, target):
+    rows = tuple(hop(k, name, value) for (k, name), value in hops.items())
+    scores = tuple(score(name, value) for name, value in target.items())
+    return Evidence(coverage=rows, evaluation=scores, tasks=1, level="base")
+
+
+DISJOINT = {(1, "base"): 0.0, (1, "a"): 1.0, (1, "b"): 0.05,
+            (2, "base"): 0.04, (2, "a"): 0.03, (2, "b"): 0.9}  # fmt: skip
+NOBODY = {"base": 0.0, "a": 0.04, "b": 0.03}
+
+
+def test_disjoint_hops_over_unfamiliar_names_are_unlikely_before_any_composition():
+    found = judge(foreknown(DISJOINT, NOBODY))
+    assert (found.decision, found.evidence, found.action) == ("unlikely", "base", "chain")
+    assert found.reasons[0].code == "disjoint-hops" and "2506.13479" in found.reasons[0].source
+    assert reason(found, "chain-expected").value == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("change", "target"),
+    [
+        ({(2, "base"): 0.9}, {}),  # the second hop is familiar: skill and facts
+        ({(2, "base"): 0.4}, {}),  # half familiar
+        ({(2, "a"): 0.9}, {}),  # one adapter knows both
+        ({}, {"b": 0.6}),  # one adapter answers the target
+        ({(1, "a"): 0.5}, {}),  # a hop known to nobody for sure
+    ],
+)
+def test_what_is_not_disjoint_stays_open(change, target):
+    found = judge(foreknown({**DISJOINT, **change}, {**NOBODY, **target}))
+    assert (found.decision, found.evidence) == ("inconclusive", "base")
+
+
+def test_a_hop_that_nobody_knows_is_unlikely():
+    found = judge(foreknown({**DISJOINT, (2, "b"): 0.1}, NOBODY))
+    assert (found.decision, found.action) == ("unlikely", "train-target-adapter")
+    assert found.reasons[0].code == "hop-unknown-to-all" and "Hop 2" in found.reasons[0].message
+    # an adapter that answers the composed question needs no hop
+    found = judge(foreknown({**DISJOINT, (2, "b"): 0.1}, {**NOBODY, "b": 0.7}))
+    assert found.decision == "inconclusive"
+
+
+def test_a_ceiling_leaves_nothing_to_gain():
+    sure = Score("b", "adapter", "t", "target", "exact_match", 0.99, (0.96, 1.0), N)
+    found = judge(Evidence(evaluation=(sure, score("base", 0.1)), tasks=1, level="base"))
+    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+    assert found.reasons[0].code == "nothing-to-gain" and found.reasons[0].threshold == 0.95
+    unsure = dataclasses.replace(sure, ci95=(0.93, 1.0))
+    found = judge(Evidence(evaluation=(unsure, score("base", 0.1)), tasks=1, level="base"))
+    assert found.decision == "inconclusive"
+    base = dataclasses.replace(sure, system="base", kind="base")
+    found = judge(Evidence(evaluation=(sure, base), tasks=1, level="base"))
+    assert (found.decision, found.action) == ("unlikely", "none")
+
+
+def test_geometry_warns_and_never_decides():
+    rows = (
+        Measurement("norm_ratio", ("a", "b"), 5.0),
+        Measurement("norm_ratio", ("a", "b"), 50.0, module="x"),
+        Measurement("cosine", ("a", "b"), -0.4),
+        Measurement("relative_norm", ("a",), 0.9),
+        Measurement("cross_terms", ("a", "b"), None),
+    )
+    plain, warned = judge(evidence(GAIN)), judge(evidence(GAIN, diagnostics=rows))
+    assert (warned.decision, warned.action) == (plain.decision, plain.action)
+    new = [r for r in warned.reasons if r.code not in codes(plain)]
+    assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
+    assert all(r.severity == "info" and r.threshold and r.source for r in new)
+    assert new[0].value == 5.0 and "5.00" in new[0].message
+    upside_down = judge(Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))
+    assert "5.00" in reason(upside_down, "norm-disparity").message
+    tame = (Measurement("norm_ratio", ("a", "b"), 1.5), Measurement("cosine", ("a", "b"), 0.2))
+    assert len(judge(Evidence(diagnostics=tame)).reasons) == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "word"), [(0.9, "familiar"), (0.5, "mixed"), (0.1, "unfamiliar")]
+)
+def test_probes_say_how_familiar_it_is(share, word):
+    row = Coverage("familiarity", "", share, 40)
+    found = judge(Evidence(coverage=(row,), level="probes"))
+    assert found.decision == "inconclusive"
+    assert "not the truth" in reason(found, f"probes-{word}").message
+
+
+def test_no_probability_is_invented():
+    found = judge(evidence(GAIN, prior=0.5))
+    assert found.probability is None and found.prior is None
+
+
+def test_every_code_stands_in_the_table():
+    folder = Path(loraprobe.verdict.__file__).parent
+    used = set()
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
+    table = set(re.findall(r"[a-z]+(?:-[a-z]+)+", loraprobe.verdict.__doc__ or ""))
+    actions = {"step-by-step", "train-target-adapter"}
+    assert used - actions <= table
+
+
+# ---- laws on random evidence ------------------------------------------------------------------
+
+unit = st.floats(0, 1).map(lambda x: round(x, 3))
+COMPOSITIONS = ("uniform", "sum", "arrow", "chain")
+
+
+@st.composite
+def any_evidence(draw, level="evaluation"):
+    values = {name: draw(unit) for name in KINDS}
+    found = evidence(values, half=draw(st.floats(0.005, 0.2)))
+    if draw(st.booleans()):
+        steps = {name: draw(unit) for name in KINDS}
+        found = both(found, evidence(steps, part="cot", half=draw(st.floats(0.005, 0.2))))
+    return dataclasses.replace(found, level=level)
+
+
+@given(any_evidence(), st.randoms())
+def test_order_does_not_matter(found, random):
+    def shuffled(rows):
+        rows = list(rows)
+        random.shuffle(rows)
+        return tuple(rows)
+
+    other = dataclasses.replace(
+        found, evaluation=shuffled(found.evaluation), comparisons=shuffled(found.comparisons)
+    )
+    assert judge(other) == judge(found)
+
+
+RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
+
+
+@settings(max_examples=200)
+@given(any_evidence(), st.floats(0, 0.5), st.sampled_from(COMPOSITIONS[:3]),
+       st.sampled_from(["target", "cot"]))  # fmt: skip
+def test_raising_a_composition_never_lowers_the_decision(found, lift, system, part):
+    def lifted(c):
+        if (c.system, c.part) != (system, part):
+            return c
+        ci = (c.ci95[0] + lift, c.ci95[1] + lift)
+        return dataclasses.replace(c, difference=c.difference + lift, ci95=ci, adjusted_ci95=ci)
+
+    other = dataclasses.replace(found, comparisons=tuple(map(lifted, found.comparisons)))
+    assert RANK[judge(other).decision] >= RANK[judge(found).decision]
+
+
+@given(any_evidence(), st.floats(0, 0.2))
+def test_narrower_intervals_never_reverse_a_decision(found, half):
+    """More items with the same differences may decide, but not turn yes into no."""
+
+    def narrowed(c):
+        low = max(c.ci95[0], c.difference - half)
+        high = min(c.ci95[1], c.difference + half)
+        return dataclasses.replace(c, ci95=(low, high), adjusted_ci95=(low, high))
+
+    other = dataclasses.replace(found, comparisons=tuple(map(narrowed, found.comparisons)))
+    pair = {judge(found).decision, judge(other).decision}
+    assert pair != {"likely", "unlikely"}
+
+
+@given(any_evidence(), st.sampled_from(["weights", "probes", "base"]))
+def test_never_likely_without_evaluation(found, level):
+    assert judge(dataclasses.replace(found, level=level)).decision != "likely"
+
+
+@given(any_evidence())
+def test_likely_means_that_the_system_gains_and_beats_every_control(found):
+    verdict = judge(found)
+    part = "cot" if verdict.action == "step-by-step" else "target"
+    rows = [c for c in found.comparisons if (c.system, c.part) == (verdict.system, part)]
+    if verdict.decision == "likely":
+        assert KINDS[verdict.system] in ("merge", "router")
+        for row in rows:
+            need = 0.0 if KINDS[row.against] == "control" else found.margin
+            assert row.adjusted_ci95[0] > need
+    assert all(r.message and r.severity for r in verdict.reasons)
+    assert any(r.severity == "decisive" for r in verdict.reasons)
+
+
+@given(any_evidence())
+def test_every_reason_with_a_threshold_names_its_source(found):
+    for found_reason in judge(found).reasons:
+        assert found_reason.source or found_reason.threshold is None

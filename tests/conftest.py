@@ -1,0 +1,42 @@
+"""Fixtures that many test files share. Helpers that build things are in making.py."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach beyond loopback by accident
+
+from pathlib import Path
+
+import making
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tests are many and small; a second thread only costs
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real adapters and models beside the repository; tests that need them skip without."""
+    if not making.SHARED.is_dir():
+        pytest.skip("needs ../shared/data")
+    return making.SHARED
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real base model of 260,000 parameters."""
+    if not making.STORIES.is_dir():
+        pytest.skip("needs ../shared/data/stories260K")
+    return making.STORIES
+
+
+@pytest.fixture
+def llama():
+    return making.tiny_llama()
+
+
+@pytest.fixture
+def gpt2():
+    return making.tiny_gpt2()

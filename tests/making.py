@@ -1,0 +1,194 @@
+"""What tests are made of: random and planted adapters, tiny models, PEFT directories of any layout.
+
+Everything is seeded and small. Directories are written by peft itself (`peft_adapter`) or key by
+key (`write_adapter`), so that reading is never tested against our own writing alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.lowrank import LowRank
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+STORIES = SHARED / "stories260K" / "hf"
+
+# Module path -> (out, in) of a two-layer Llama with width 16 and grouped heads.
+LLAMA = {
+    f"model.layers.{layer}.{name}": shape
+    for layer in range(2)
+    for name, shape in {
+        "self_attn.q_proj": (16, 16),
+        "self_attn.k_proj": (8, 16),
+        "self_attn.v_proj": (8, 16),
+        "self_attn.o_proj": (16, 16),
+        "mlp.gate_proj": (24, 16),
+        "mlp.up_proj": (24, 16),
+        "mlp.down_proj": (16, 24),
+    }.items()
+}
+
+
+def random_update(
+    out: int,
+    inp: int,
+    rank: int = 4,
+    seed: int = 0,
+    scaling: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+) -> LowRank:
+    """Gaussian factors from a seed: A [rank, inp], B [out, rank]."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, inp, generator=generator, dtype=torch.float64)
+    B = torch.randn(out, rank, generator=generator, dtype=torch.float64)
+    return LowRank(A.to(dtype), B.to(dtype), scaling)
+
+
+def random_adapter(
+    name: str = "a",
+    shapes: Mapping[str, tuple[int, int]] = LLAMA,
+    rank: int | Mapping[str, int] = 4,
+    seed: int = 0,
+    scaling: float | Mapping[str, float] = 0.5,
+    dtype: torch.dtype = torch.float32,
+    base_model: str | None = "owner/base",
+    kinds: Mapping[str, str] | None = None,
+) -> Adapter:
+    """An adapter in memory with Gaussian factors; ranks and scalings may differ by module."""
+    modules = {}
+    for number, (path, (out, inp)) in enumerate(shapes.items()):
+        r = rank if isinstance(rank, int) else rank[path]
+        s = scaling if isinstance(scaling, (int, float)) else scaling[path]
+        modules[path] = random_update(out, inp, r, seed * 1000 + number, s, dtype)
+    return adapter_of(name, modules, base_model=base_model, kinds=kinds)  # type: ignore[arg-type]
+
+
+def planted_pair(
+    cosine: float,
+    norms: tuple[float, float] = (1.0, 1.0),
+    out: int = 24,
+    inp: int = 20,
+    rank: int = 3,
+    seed: int = 0,
+    path: str = "model.layers.0.mlp.up_proj",
+) -> tuple[Adapter, Adapter]:
+    """Two one-module adapters whose deltas have exactly this cosine and these Frobenius norms.
+
+    The second delta is cosine * first + sqrt(1 - cosine^2) * orthogonal, all of unit norm; both
+    have flat spectra, and their subspaces are orthogonal where cosine is 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    U = torch.linalg.qr(torch.randn(out, 2 * rank, generator=generator, dtype=torch.float64)).Q
+    V = torch.linalg.qr(torch.randn(inp, 2 * rank, generator=generator, dtype=torch.float64)).Q
+    own, other = slice(0, rank), slice(rank, 2 * rank)
+    unit = rank**-0.5
+    sine = (1 - cosine**2) ** 0.5
+    first = LowRank(V[:, own].T, U[:, own] * unit, norms[0])
+    A = torch.cat([V[:, own].T, V[:, other].T])
+    B = torch.cat([U[:, own] * cosine, U[:, other] * sine], dim=1) * unit
+    second = LowRank(A, B, norms[1])
+    return tuple(  # type: ignore[return-value]
+        adapter_of(name, {path: update.to(torch.float64)}, base_model="owner/base")
+        for name, update in (("a", first), ("b", second))
+    )
+
+
+def regauged(update: LowRank, seed: int = 0) -> LowRank:
+    """The same delta in another basis: A -> G A, B -> B G^-1 with a well-conditioned G."""
+    generator = torch.Generator().manual_seed(seed)
+    r = update.rank
+    G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64)).Q
+    G = G * torch.linspace(0.5, 2.0, r, dtype=torch.float64)
+    A = G @ update.A.double()
+    B = update.B.double() @ torch.linalg.inv(G)
+    return LowRank(A.to(update.A.dtype), B.to(update.B.dtype), update.scaling)
+
+
+def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
+    """A randomly initialised two-layer Llama whose linear layers are those of `LLAMA`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:
+    """A randomly initialised two-layer GPT-2 of width 16 (Conv1D layers)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab, n_embd=16, n_layer=2, n_head=2, n_positions=64,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def peft_model(model: Any, seed: int = 0, scale: float = 0.3, name: str = "default",
+               **config: Any) -> Any:  # fmt: skip
+    """The model wrapped by peft with every adapter parameter random, so that it has an effect."""
+    from peft import LoraConfig, get_peft_model
+
+    config.setdefault("task_type", "CAUSAL_LM")
+    wrapped = get_peft_model(model, LoraConfig(**config), adapter_name=name)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    return wrapped.eval()
+
+
+def peft_adapter(directory: Path, model: Any, seed: int = 0, **config: Any) -> Path:
+    """A PEFT directory as peft itself writes it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft_model(model, seed, **config).save_pretrained(str(directory))
+    return directory
+
+
+def write_adapter(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    pickle: bool = False,
+    **config: Any,
+) -> Path:
+    """A PEFT directory written key by key: `config` on top of r=4, lora_alpha=8 (None drops)."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "owner/base", "target_modules": ["q_proj"],
+    } | config  # fmt: skip
+    settings = {key: value for key, value in settings.items() if value is not ABSENT}
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    if pickle:
+        torch.save(dict(tensors), directory / "adapter_model.bin")
+    else:
+        save_file(dict(tensors), str(directory / "adapter_model.safetensors"))
+    return directory
+
+
+ABSENT: Any = object()  # a config key of write_adapter that is left out
+
+
+def hidden(model: Any, vocab: int = 40) -> Tensor:
+    """Logits of fixed tokens, double precision where the model is."""
+    tokens = torch.arange(2 * 7).reshape(2, 7) * 5 % vocab
+    with torch.no_grad():
+        return model(input_ids=tokens).logits

@@ -1,0 +1,328 @@
+"""The base's directory read without loading it agrees with what transformers loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import making
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraprobe import base as base_module
+from loraprobe.base import open_base, pick_device, pick_dtype
+from loraprobe.errors import BaseError, UsageError
+
+
+@pytest.fixture
+def copied(stories: Path, tmp_path: Path) -> Path:
+    """A base's directory that a test may damage."""
+    return Path(shutil.copytree(stories, tmp_path / "base"))
+
+
+def edit_config(directory: Path, **changes) -> None:
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def assert_same_weights(directory: Path, model: torch.nn.Module) -> None:
+    """Every two-dimensional weight of the model is there, at its path, oriented as promised."""
+    base = open_base(directory)
+    expected = {}
+    for path, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.dim() != 2:
+            continue
+        flat = isinstance(module, torch.nn.Linear)
+        expected[path] = weight if flat else weight.T
+    assert set(base.shapes) == set(expected)
+    for path, weight in expected.items():
+        assert base.shapes[path] == tuple(weight.shape), path
+        assert torch.equal(base.weight(path), weight), path
+
+
+class TestGeometry:
+    def test_llama_with_tied_head(self, stories):
+        from transformers import AutoModelForCausalLM
+
+        assert_same_weights(stories, AutoModelForCausalLM.from_pretrained(stories))
+
+    def test_llama_with_own_head(self, tmp_path):
+        model = making.tiny_llama(tied=False)
+        model.save_pretrained(tmp_path)
+        assert_same_weights(tmp_path, model)
+
+    def test_conv1d_weights_come_in_the_orientation_of_a_linear(self, tmp_path, gpt2):
+        gpt2.save_pretrained(tmp_path)
+        assert_same_weights(tmp_path, gpt2)
+        base = open_base(tmp_path)
+        assert base.shapes["transformer.h.0.attn.c_attn"] == (48, 16)
+        assert base.weights["transformer.h.0.attn.c_attn"].kind == "conv1d"
+
+    def test_checkpoint_saved_without_its_head_gets_the_prefix_back(self, tmp_path, gpt2):
+        gpt2.transformer.save_pretrained(tmp_path)
+        assert all(k.startswith("h.") or k[0] in "lw" for k in load_file(
+            tmp_path / "model.safetensors"))  # fmt: skip
+        assert_same_weights(tmp_path, gpt2)
+
+    def test_prefix_that_only_transformers_knows(self, tmp_path):
+        model = making.tiny_llama()
+        model.model.save_pretrained(tmp_path)
+        assert_same_weights(tmp_path, model)
+
+    def test_shards(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path, max_shard_size="4KB")
+        assert len(list(tmp_path.glob("*.safetensors"))) > 2
+        assert_same_weights(tmp_path, llama)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_pickles(self, tmp_path, llama, zipped):
+        llama.save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        assert_same_weights(tmp_path, llama)
+
+    def test_a_pickle_that_runs_code_is_refused(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        torch.save({"a.weight": Malicious(tmp_path)}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(BaseError, match=r"pytorch_model\.bin"):
+            _ = open_base(tmp_path).shapes
+        assert not (tmp_path / "harmed").exists()
+
+    def test_half_precision_is_read_as_float32(self, tmp_path, llama):
+        llama.to(torch.bfloat16).save_pretrained(tmp_path)
+        weight = open_base(tmp_path).weight("model.layers.0.mlp.up_proj")
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, llama.model.layers[0].mlp.up_proj.weight.float())
+
+    def test_reads_only_the_weight_asked_for(self, tmp_path, llama):
+        """A file whose other tensors are garbage beyond the header still gives this one."""
+        llama.save_pretrained(tmp_path)
+        before = open_base(tmp_path).weight("model.embed_tokens")
+        file = tmp_path / "model.safetensors"
+        whole = file.read_bytes()
+        header = int.from_bytes(whole[:8], "little")
+        offsets = json.loads(whole[8 : 8 + header])["model.norm.weight"]["data_offsets"]
+        start, end = (8 + header + o for o in offsets)
+        file.write_bytes(whole[:start] + b"\xff" * (end - start) + whole[end:])
+        assert torch.equal(open_base(tmp_path).weight("model.embed_tokens"), before)
+
+    def test_quantised_weights_are_refused(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        key = "model.layers.0.mlp.up_proj.weight"
+        state[key] = torch.zeros(192, 1, dtype=torch.uint8)
+        save_file(state, tmp_path / "model.safetensors")
+        edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes"})
+        base = open_base(tmp_path)
+        assert base.quantization == {"quant_method": "bitsandbytes"}
+        assert "model.layers.0.mlp.up_proj" not in base.shapes
+        with pytest.raises(BaseError, match="unquantised"):
+            base.weight("model.layers.0.mlp.up_proj")
+
+    def test_vocabulary(self, tmp_path, llama, gpt2, stories):
+        llama.save_pretrained(tmp_path / "l")
+        edit_config(tmp_path / "l", vocab_size=99)  # the rows count, not what the config says
+        assert open_base(tmp_path / "l").vocab_size == 40
+        gpt2.save_pretrained(tmp_path / "g")
+        assert open_base(tmp_path / "g").vocab_size == 40  # not the 64 positions
+        assert open_base(stories).vocab_size == open_base(stories).tokenizer_size == 512
+        assert open_base(tmp_path / "g").tokenizer_size is None
+
+    def test_unknown_module_names_the_nearest(self, stories):
+        with pytest.raises(BaseError, match=r"model\.layers\.0\.mlp\.up_proj"):
+            open_base(stories).weight("model.layers.0.mlp.up_prj")
+
+
+class TestHash:
+    def test_is_that_of_the_file(self, stories):
+        digest = hashlib.sha256((stories / "model.safetensors").read_bytes()).hexdigest()
+        assert open_base(stories).sha256 == digest
+        assert open_base(stories, "owner/name", "c" * 40).summary().sha256 == digest
+
+    def test_of_shards_depends_on_every_shard(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path, max_shard_size="4KB")
+        before = open_base(tmp_path).sha256
+        last = sorted(tmp_path.glob("*.safetensors"))[-1]
+        last.write_bytes(last.read_bytes()[:-1] + b"\x01")
+        assert len(before) == 64 and open_base(tmp_path).sha256 != before
+
+    def test_large_files_are_hashed_only_when_asked(self, stories, monkeypatch):
+        monkeypatch.setattr(base_module, "HASH_WITHOUT_ASKING", 10)
+        base = open_base(stories)
+        assert base.summary().sha256 is None
+        assert base.summary().sha256 == (base.__dict__.get("sha256"))
+        assert base.sha256 and base.summary().sha256 == base.sha256
+
+    def test_a_file_of_the_hub_cache_is_taken_at_its_name(self, copied):
+        blob = copied / ("ab" * 32)
+        (copied / "model.safetensors").rename(blob)
+        (copied / "model.safetensors").symlink_to(blob)
+        assert open_base(copied).sha256 == "ab" * 32
+
+
+class TestLoading:
+    def test_ready_to_score_and_silent(self, stories, capfd):
+        loaded = open_base(stories).load()
+        assert not loaded.model.training
+        assert not any(p.requires_grad for p in loaded.model.parameters())
+        assert loaded.model.dtype == torch.float32
+        assert loaded.tokenizer.pad_token_id is not None
+        assert loaded.base.path == stories
+        out, err = capfd.readouterr()
+        assert out == "" and err == ""
+
+    def test_dtype(self, stories):
+        assert open_base(stories).load(dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+    def test_transformers_keeps_its_own_settings(self, stories):
+        from transformers.utils import logging
+
+        before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        open_base(stories).load()
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+    def test_missing_tokenizer(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path)
+        with pytest.raises(BaseError, match="no tokenizer"):
+            open_base(tmp_path).load()
+
+    def test_unknown_architecture(self, copied):
+        edit_config(copied, model_type="nonesuch", architectures=["NonesuchForCausalLM"])
+        with pytest.raises(BaseError, match="nonesuch"):
+            open_base(copied).load()
+
+    def test_code_of_the_repository_needs_the_switch(self, copied):
+        edit_config(copied, model_type="nonesuch", auto_map={"AutoConfig": "harm.Config"})
+        (copied / "harm.py").write_text(f"open({str(copied / 'harmed')!r}, 'w')\n")
+        with pytest.raises(BaseError, match="--trust-remote-code"):
+            open_base(copied).load()
+        assert not (copied / "harmed").exists()
+
+    def test_known_architecture_loads_without_its_own_code(self, copied):
+        edit_config(copied, auto_map={"AutoModelForCausalLM": "harm.Model"})
+        (copied / "harm.py").write_text(f"open({str(copied / 'harmed')!r}, 'w')\n")
+        assert type(open_base(copied).load().model).__name__ == "LlamaForCausalLM"
+        assert not (copied / "harmed").exists()
+
+    def test_absent_weights_are_not_made_up(self, copied):
+        state = load_file(copied / "model.safetensors")
+        del state["model.layers.1.mlp.up_proj.weight"]
+        save_file(state, copied / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(BaseError, match=r"lacks 1 weights.*up_proj"):
+            open_base(copied).load()
+
+
+class TestBadDirectories:
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(b"", "empty"), (b"abc", "header"), (b"\xff" * 30, "longer"),
+         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull")],
+    )  # fmt: skip
+    def test_broken_weights(self, copied, content, said):
+        (copied / "model.safetensors").write_bytes(content)
+        for read in (lambda base: base.shapes, lambda base: base.weight("model.embed_tokens")):
+            with pytest.raises(BaseError, match=said) as caught:
+                read(open_base(copied, "owner/name"))
+            assert "owner/name" in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_cut_short(self, copied):
+        file = copied / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(BaseError, match="download it again"):
+            _ = open_base(copied).shapes
+        with pytest.raises(BaseError):
+            open_base(copied).load()
+
+    def test_no_directory(self, tmp_path):
+        with pytest.raises(BaseError, match="not a directory"):
+            open_base(tmp_path / "nowhere")
+
+    def test_an_adapter(self, tmp_path):
+        making.write_adapter(tmp_path, {"x": torch.zeros(1)})
+        with pytest.raises(BaseError, match="--base owner/base"):
+            open_base(tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "[1]", "{", "\xff"])
+    def test_broken_config(self, copied, text):
+        (copied / "config.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(BaseError, match=r"config\.json"):
+            open_base(copied)
+
+    def test_no_config(self, copied):
+        (copied / "config.json").unlink()
+        with pytest.raises(BaseError, match=r"config\.json"):
+            open_base(copied)
+
+    def test_no_weights(self, copied):
+        (copied / "model.safetensors").unlink()
+        with pytest.raises(BaseError, match=r"pytorch_model\.bin"):
+            _ = open_base(copied).shapes
+
+    def test_missing_shard(self, tmp_path, llama):
+        llama.save_pretrained(tmp_path, max_shard_size="4KB")
+        lost = sorted(tmp_path.glob("*.safetensors"))[0]
+        lost.unlink()
+        with pytest.raises(BaseError, match=lost.name):
+            _ = open_base(tmp_path).shapes
+
+
+class TestDevices:
+    def test_cpu_and_its_dtypes(self):
+        assert pick_device("cpu") == torch.device("cpu")
+        assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+        assert pick_dtype("bfloat16", "cpu") == torch.bfloat16
+
+    def test_auto_takes_the_accelerator(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        assert pick_device("auto").type == "cuda"
+        assert pick_dtype("auto", "cuda") == torch.bfloat16
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        assert pick_dtype("auto", "cuda") == torch.float16
+
+    @pytest.mark.parametrize("text", ["gpu", "cuda:x", "", "cpu:1"])
+    def test_unknown_device(self, text):
+        with pytest.raises(UsageError, match="--device"):
+            pick_device(text)
+
+    def test_absent_device(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(UsageError, match="no CUDA"):
+            pick_device("cuda")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert pick_device("cuda:1") == torch.device("cuda:1")
+        with pytest.raises(UsageError, match="only 2"):
+            pick_device("cuda:2")
+
+    def test_unknown_dtype(self):
+        with pytest.raises(UsageError, match="--dtype"):
+            pick_dtype("int8")
+
+
+def test_geometry_of_a_common_base_needs_no_transformers(stories):
+    """Describing a base must not pay for importing a model library."""
+    code = (
+        "import sys; from loraprobe.base import open_base; "
+        f"b = open_base({str(stories)!r}); b.shapes; b.weight('model.embed_tokens'); "
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __reduce__(self):
+        return (Path.touch, (self.where / "harmed",))

@@ -1,0 +1,194 @@
+"""What a merge refuses before it computes, each with the cure. Nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+
+from loraprobe.adapter import Adapter, Extra, ModuleInfo
+from loraprobe.adapter.tensors import open_tensors
+from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.merging._method import FactorMethod, MergeMethod
+from loraprobe.records import Issue
+
+
+def check_weights(
+    weights: Sequence[float] | None, method: MergeMethod, n: int
+) -> tuple[tuple[float, ...], list[Issue]]:
+    """The weights to use, as given or the method's own, and a note if given ones go unused."""
+    if weights is None:
+        return method.default_weights(n), []
+    weights = tuple(float(w) for w in weights)
+    if len(weights) != n:
+        raise UsageError(f"There are {len(weights)} weights for {n} adapters; give one for each.")
+    if not all(map(math.isfinite, weights)):
+        raise UsageError(f"Weights must be finite numbers, not {', '.join(map(str, weights))}.")
+    if method.takes_weights:
+        return weights, []
+    name = type(method).__module__.rpartition(".")[2]
+    message = f"{name} has weights of its own; those given were not used."
+    return method.default_weights(n), [
+        Issue("note", "weights-ignored", (), message, "Use task_arithmetic to weigh adapters.")
+    ]
+
+
+def check_rank(rank: int | str) -> int | None:
+    """A positive rank, or None for "auto"."""
+    if rank == "auto":
+        return None
+    try:
+        number = int(rank)
+    except ValueError:
+        number = 0
+    if number < 1 or isinstance(rank, bool):
+        raise UsageError(f"rank must be a positive whole number or auto, not {rank!r}.")
+    return number
+
+
+def check_adapters(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Issue]:
+    """Everything that can be seen without reading factors. Returns what a report should say."""
+    if not adapters:
+        raise UsageError("There is nothing to merge; name at least one adapter.")
+    names = [adapter.name for adapter in adapters]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Two adapters are called {name!r}; give them names, such as first=REF second=REF."
+            )
+    notes = [note for adapter in adapters for note in _findings(adapter, allow)]
+    notes += _base_copies(adapters, allow)
+    return notes
+
+
+def layout(adapters: Sequence[Adapter], method: MergeMethod) -> Mapping[str, ModuleInfo]:
+    """All modules that any adapter touches, in the order in which the adapters list them.
+
+    Raises CompatibilityError if two adapters disagree about a module's shape or kind, or if a
+    method that acts on factors lacks equal ones.
+    """
+    joint: dict[str, ModuleInfo] = {}
+    owner: dict[str, str] = {}
+    for adapter in adapters:
+        for path, info in adapter.layout.items():
+            first = joint.setdefault(path, info)
+            owner.setdefault(path, adapter.name)
+            _agree(path, first, info, owner[path], adapter.name, isinstance(method, FactorMethod))
+    if isinstance(method, FactorMethod):
+        for path in joint:
+            for adapter in adapters:
+                if path not in adapter.layout:
+                    raise CompatibilityError(
+                        f"Adapter {adapter.name} leaves module {path} alone, so it has no factors "
+                        "to average there; use uniform, which counts it as zero."
+                    )
+    return joint
+
+
+def check_finite(
+    grams: torch.Tensor, ranks: Sequence[int], names: Sequence[str], path: str
+) -> None:
+    """Raises AdapterError if a factor holds NaN or Inf; `grams` are diagonals [2, R]."""
+    if bool(torch.isfinite(grams).all()):
+        return
+    parts = grams.split(list(ranks), dim=1)
+    bad = next(n for n, p in zip(names, parts, strict=True) if not bool(torch.isfinite(p).all()))
+    raise AdapterError(
+        f"Adapter {bad} has NaN or Inf in module {path}; its training diverged or its file is "
+        "damaged, so take an earlier checkpoint."
+    )
+
+
+def check_effect(adapters: Sequence[Adapter], norms2: Sequence[float]) -> None:
+    """Raises UnsupportedAdapter for an adapter all of whose deltas are zero."""
+    for adapter, norm2 in zip(adapters, norms2, strict=True):
+        if norm2 == 0:
+            raise UnsupportedAdapter(
+                f"Adapter {adapter.name} has no effect (all of its deltas are zero); it was never "
+                "trained or its weights were not saved, so leave it out."
+            )
+
+
+def _findings(adapter: Adapter, allow: Collection[str]) -> list[Issue]:
+    """Errors found on reading stop the merge unless allowed; so do extras it would have to drop."""
+    notes = []
+    for issue in adapter.issues:
+        if issue.severity == "error" and issue.code not in allow:
+            raise UnsupportedAdapter(
+                f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
+            )
+        if issue.severity == "error":
+            notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
+    if not adapter.modules:
+        raise UnsupportedAdapter(f"Adapter {adapter.name} has no LoRA factors that can be merged.")
+    for extra in adapter.extras:
+        code = extra.kind.replace("_", "-")
+        if extra.kind == "base_copy":
+            continue
+        if code not in allow:
+            raise UnsupportedAdapter(
+                f"Adapter {adapter.name} holds {extra}, which a merge would lose; merge it into "
+                f"its base with peft first, or add --allow {code} to drop it knowingly."
+            )
+        message = f"Allowed: {extra} was dropped."
+        notes.append(Issue("warning", code, (adapter.name,), message, module=extra.module))
+    return notes
+
+
+def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Issue]:
+    """Copies of frozen base weights may go if all adapters that hold one hold the same."""
+    held: dict[str, list[tuple[Adapter, Extra]]] = {}
+    for adapter in adapters:
+        for extra in adapter.extras:
+            if extra.kind == "base_copy":
+                held.setdefault(extra.module or extra.key, []).append((adapter, extra))
+    notes = []
+    for module, copies in held.items():
+        names = tuple(adapter.name for adapter, _ in copies)
+        same = all(_same(*one, *other) for one, other in combinations(copies, 2))
+        if not same and "base-copy" not in allow:
+            raise UnsupportedAdapter(
+                f"Adapters {' and '.join(names)} hold different copies of the base's weight of "
+                f"{module}, so they were trained on different bases or with resized vocabularies; "
+                "merge adapters of one base, or add --allow base-copy to keep the base's own."
+            )
+        message = (
+            f"The copy of the base's weight of {module} was not written; it is the base's own "
+            "unless the vocabulary was resized."
+        )
+        severity = "note" if same else "warning"
+        cure = "After a resize, add the new rows to the base first."
+        notes.append(Issue(severity, "base-copy", names, message, cure, module))  # type: ignore[arg-type]
+    return notes
+
+
+def _same(a: Adapter, extra_a: Extra, b: Adapter, extra_b: Extra) -> bool:
+    if extra_a.shape != extra_b.shape or a.weights_file is None or b.weights_file is None:
+        return False
+    one = open_tensors(a.weights_file.parent).read(extra_a.key)
+    other = open_tensors(b.weights_file.parent).read(extra_b.key)
+    return torch.equal(one, other)
+
+
+def _agree(
+    path: str, a: ModuleInfo, b: ModuleInfo, name_a: str, name_b: str, equal_ranks: bool
+) -> None:
+    shape_a, shape_b = (a.out_features, a.in_features), (b.out_features, b.in_features)
+    if shape_a != shape_b:
+        raise CompatibilityError(
+            f"Module {path} is {list(shape_a)} in {name_a} and {list(shape_b)} in {name_b}; they "
+            "belong to different base models, so merge adapters of one base."
+        )
+    if a.kind != b.kind:
+        raise CompatibilityError(
+            f"Module {path} is a {a.kind} layer in {name_a} and a {b.kind} layer in {name_b}; they "
+            "belong to different base models, or one config has the wrong fan_in_fan_out."
+        )
+    if equal_ranks and a.rank != b.rank:
+        raise CompatibilityError(
+            f"Module {path} has rank {a.rank} in {name_a} and {b.rank} in {name_b}, so its factors "
+            "cannot be averaged; use uniform, which takes any ranks."
+        )

@@ -1,0 +1,171 @@
+"""From a merged module to factors of a given rank, with what that loses.
+
+Low-rank results are cut exactly, by Eckart and Young, from two Gram matrices of all factors side
+by side; dense ones by an exact SVD, or by a sketch where the matrix is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+
+# A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
+EXACT_SIDE = 512
+OVERSAMPLING = 8
+ITERATIONS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """Balanced factors of scaling 1 in float64 or float32, the squared Frobenius norm of what was
+    merged and of what the rank lost."""
+
+    update: LowRank
+    norm2: float
+    lost2: float
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """The factors of all adapters of one module side by side, A: [R, in], B: [out, R] in float64,
+    with R the sum of ranks, and their two Gram matrices.
+
+    A float64 Gram matrix resolves singular values of a factor down to 1e-8 of the largest, finer
+    than float32 factors are; for factors stored in float64 the QR route is taken instead.
+    """
+
+    A: Tensor
+    B: Tensor
+    ranks: tuple[int, ...]
+    scalings: tuple[float, ...]
+    double: bool = False
+
+    @classmethod
+    def of(cls, updates: Sequence[LowRank]) -> Joint:
+        """Side by side, in the order given; nothing is scaled."""
+        return cls(
+            torch.cat([u.A.to(torch.float64) for u in updates], 0),
+            torch.cat([u.B.to(torch.float64) for u in updates], 1),
+            tuple(u.rank for u in updates),
+            tuple(float(u.scaling) for u in updates),
+            any(u.A.dtype == torch.float64 or u.B.dtype == torch.float64 for u in updates),
+        )
+
+    @cached_property
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """A A^T and B^T B, [R, R] each; not finite on the diagonal where a factor is not."""
+        return self.A @ self.A.mT, self.B.mT @ self.B
+
+    def updates(self, dtype: torch.dtype) -> list[LowRank]:
+        """The single updates in another dtype."""
+        As = self.A.to(dtype).split(self.ranks, 0)
+        Bs = self.B.to(dtype).split(self.ranks, 1)
+        return [LowRank(A, B, s) for A, B, s in zip(As, Bs, self.scalings, strict=True)]
+
+    def norms2(self) -> list[float]:
+        """Squared Frobenius norm of each delta."""
+        products = (self.grams[0] * self.grams[1]).split(self.ranks, 0)
+        blocks = [p.split(self.ranks, 1)[i].sum() for i, p in enumerate(products)]
+        return [max(0.0, float(b)) * s * s for b, s in zip(blocks, self.scalings, strict=True)]
+
+    def combined(self, coefficients: Sequence[float], rank: int | None) -> Compressed:
+        """sum_i c_i dW_i cut to a rank; None keeps the numerical rank, so that nothing is lost."""
+        scale = torch.tensor(
+            [c * s for c, s in zip(coefficients, self.scalings, strict=True)], dtype=torch.float64
+        ).repeat_interleave(torch.tensor(self.ranks))
+        if self.double:
+            return compress_factors(LowRank(self.A, self.B * scale), rank)
+        return _cut_by_grams(self.A, self.B, self.grams, scale, rank)
+
+
+def compress_factors(update: LowRank, rank: int | None) -> Compressed:
+    """Cut an update by QR of its factors and the SVD of the r x r core."""
+    U, S, Vh = update.svd()
+    return _balanced(U, S, Vh, rank)
+
+
+def compress_dense(M: Tensor, rank: int | None, cap: int, start: Tensor, seed: int) -> Compressed:
+    """Cut a dense matrix [out, in] to a rank, or to at most `cap` where the rank is None.
+
+    start: [in, R], a guess at the row space: that of the sources, which an elementwise method
+    leaves mostly in place. Larger matrices are sketched: a subspace iteration from the guess and
+    `OVERSAMPLING` random directions, `ITERATIONS` times through M and back (Halko, Martinsson &
+    Tropp 2011, algorithm 4.4). What is lost is measured, not estimated, either way.
+    """
+    wanted = min(cap if rank is None else rank, *M.shape)
+    if min(M.shape) <= EXACT_SIDE:
+        U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+        return _balanced(U, S, Vh, wanted)
+    generator = torch.Generator().manual_seed(seed)
+    columns = max(0, wanted - start.shape[1]) + OVERSAMPLING
+    extra = torch.randn(M.shape[1], columns, generator=generator, dtype=M.dtype)
+    basis = torch.linalg.qr(torch.cat([start, extra], 1)).Q
+    for _ in range(ITERATIONS):
+        left = torch.linalg.qr(M @ basis).Q
+        basis = torch.linalg.qr(M.mT @ left).Q
+    U, S, Wh = torch.linalg.svd(M @ basis, full_matrices=False)
+    kept = _balanced(U, S, Wh @ basis.mT, wanted).update
+    return Compressed(kept, _norm2(M), _lost2(M, kept))
+
+
+def _cut_by_grams(
+    A: Tensor, B: Tensor, grams: tuple[Tensor, Tensor], scale: Tensor, rank: int | None
+) -> Compressed:
+    """The SVD of B diag(scale) A from the Grams of A and B, cut.
+
+    With A = X_a Q_a^T and B diag(scale) = Q_b X_b^T (Q orthonormal, X from the eigenvectors of a
+    Gram) the core is X_b^T X_a = P S W^T, and the factors are B T_b and T_a A for small T_b, T_a.
+    The size of each component is moved from A to B first: a lopsided basis costs no precision.
+    """
+    size = grams[0].diagonal().sqrt()
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    Xa, inverse_a = _root(grams[0] / (size[:, None] * size))
+    weight = size * scale
+    Xb, inverse_b = _root(grams[1] * (weight[:, None] * weight))
+    P, S, Wh = torch.linalg.svd(Xb.mT @ Xa, full_matrices=False)
+    S, k = _numerical(S, rank)
+    root = S[:k].sqrt()
+    Ta = (root[:, None] * (Wh[:k] @ inverse_a)) / size
+    Tb = (weight[:, None] * (inverse_b.mT @ P[:, :k])) * root
+    return Compressed(LowRank(Ta @ A, B @ Tb), float(S.square().sum()), float(S[k:].square().sum()))
+
+
+def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """X [R, k] with X X^T = gram, and Y [k, R] with Y gram Y^T = 1."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > values[-1].clamp_min(0) * len(gram) * torch.finfo(gram.dtype).eps
+    kept[-1] = True
+    root = values[kept].clamp_min(torch.finfo(gram.dtype).tiny).sqrt()
+    return vectors[:, kept] * root, (vectors[:, kept] / root).mT
+
+
+def _balanced(U: Tensor, S: Tensor, Vh: Tensor, rank: int | None) -> Compressed:
+    S, k = _numerical(S, rank)
+    root = S[:k].sqrt()
+    update = LowRank(root[:, None] * Vh[:k], U[:, :k] * root)
+    double = S.to(torch.float64).square()
+    return Compressed(update, float(double.sum()), float(double[k:].sum()))
+
+
+def _numerical(S: Tensor, rank: int | None) -> tuple[Tensor, int]:
+    """Singular values with those that are rounding set to zero, and how many to keep: 1 at least,
+    since a module of rank 0 cannot be written."""
+    S = torch.where(RANK_TOLERANCE * S[0] < S, S, torch.zeros_like(S))
+    k = int((S > 0).sum())
+    return S, max(1, k if rank is None else min(rank, k))
+
+
+def _norm2(M: Tensor) -> float:
+    return float(torch.linalg.vector_norm(M, dtype=torch.float64)) ** 2
+
+
+def _lost2(M: Tensor, kept: LowRank) -> float:
+    """||M - B A||_F^2, by blocks of rows: no difference of two large norms, no second matrix."""
+    blocks = zip(M.split(1024), kept.B.split(1024), strict=True)
+    return sum(_norm2(rows - B @ kept.A) for rows, B in blocks)

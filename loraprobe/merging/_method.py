@@ -1,0 +1,114 @@
+"""The contract of a merge method: a pure function on stacked matrices.
+
+A method says what happens to the deltas of one module. In which space they are stacked is
+`loraprobe.spaces`' business, to which rank the result is cut `_compress`': three separate choices.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+EVERY_SPACE = frozenset({"full", "core", "knots"})
+
+
+@dataclass(frozen=True)
+class MergeMethod(ABC):
+    """A frozen dataclass whose fields are its options and whose call is the mathematics.
+
+    laws: which of these it obeys, checked over every file of the shelf (tests/test_laws.py):
+        "identity": one adapter with weight 1 is that adapter;
+        "order": permuting adapters and weights together changes nothing;
+        "gauge": the basis in which A and B are stored (A -> G A, B -> B G^-1) changes nothing;
+        "homogeneity": c times every delta gives c times the result, for c > 0.
+    lossless: the spaces in which it gives what it gives in the full space, that is, those where
+        f(U M V^T) = U f(M) V^T for the isometries U, V of the space. It runs in `core` by default
+        if that is one of them, else in `full`, where its textbook definition lives.
+    takes_weights: False if the method has weights of its own and leaves given ones alone.
+    formula, paper: what `loraprobe methods` prints.
+    """
+
+    laws: ClassVar[frozenset[str]]
+    lossless: ClassVar[frozenset[str]] = frozenset({"full"})
+    takes_weights: ClassVar[bool] = True
+    formula: ClassVar[str]
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def __call__(
+        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        """Merge deltas [n, p, q] with weights [n] into [p, q].
+
+        `generators`, one per adapter, drive whatever is random; they are seeded by the content of
+        the adapters, so that the order in which these are given does not matter.
+        """
+
+    def default_weights(self, n: int) -> tuple[float, ...]:
+        """Weights where none are given: 1/n each, so that a weighted sum is an average."""
+        return (1.0 / n,) * n
+
+    @classmethod
+    def default_space(cls) -> str:
+        """`core` if the method loses nothing there, else `full`."""
+        return "core" if "core" in cls.lossless else "full"
+
+
+@dataclass(frozen=True)
+class LinearMethod(MergeMethod):
+    """A linear combination of the deltas. It needs no space and no dense matrix: the factors are
+    concatenated, and the same result comes from constant gates at run time."""
+
+    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
+    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
+
+    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
+        """The n numbers with which the deltas are summed: the weights as given."""
+        return tuple(weights)
+
+    def __call__(
+        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        coefficients = self.coefficients(weights.tolist(), len(deltas))
+        return weighted_sum(deltas, torch.tensor(coefficients, dtype=deltas.dtype))
+
+
+@dataclass(frozen=True)
+class FactorMethod(MergeMethod):
+    """A method that acts on the factors as they happen to be stored, not on the deltas.
+
+    Its call is made twice for a module: with the A's stacked [n, r, in] and with the B's
+    [n, out, r], each multiplied by sqrt(scaling), and with the two sets of weights that `apart`
+    makes of the given ones. It therefore has no space, needs equal ranks, and depends on the
+    basis of the factors.
+    """
+
+    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "homogeneity"})
+    lossless: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def apart(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights [n] for the A's and those for the B's."""
+
+    @classmethod
+    def default_space(cls) -> str:
+        """The factors themselves."""
+        return "factors"
+
+
+def weighted_sum(deltas: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_i dW_i: [n, p, q], [n] -> [p, q]."""
+    return torch.tensordot(weights.to(deltas), deltas, dims=1)
+
+
+def check_density(density: float) -> None:
+    """Raise ValueError unless 0 < density <= 1; a shelf turns it into a sentence for the user."""
+    if not 0 < density <= 1:
+        raise ValueError(
+            f"density, the share of entries kept, is above 0 and at most 1, not {density}."
+        )

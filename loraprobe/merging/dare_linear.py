@@ -1,0 +1,39 @@
+"""dare_linear: drop at random, rescale, sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.merging._method import MergeMethod, check_density, weighted_sum
+from loraprobe.merging._sparse import keep_at_random
+
+
+@dataclass(frozen=True)
+class DareLinear(MergeMethod):
+    """DARE: each entry of a delta survives with probability `density` and is divided by it; the
+    weighted sum of what is left (weights 1/n if none are given).
+
+    The expectation over masks is task arithmetic. A masked delta has full rank, so compression to
+    the sources' ranks takes most of the mask's noise out again and the error it reports is large;
+    density 0.5 by default (the paper goes down to 0.1). The mask is drawn from the seed, the
+    module and the content of the adapter's delta: equal adapters get equal masks.
+    """
+
+    density: float = 0.5
+
+    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
+    formula: ClassVar[str] = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
+    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+
+    def __call__(
+        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        return weighted_sum(keep_at_random(deltas, self.density, generators), weights)

@@ -1,0 +1,42 @@
+"""dare_ties: drop at random and rescale, elect a sign, average what agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.merging._method import MergeMethod, check_density
+from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_at_random
+
+
+@dataclass(frozen=True)
+class DareTies(MergeMethod):
+    """DARE's random dropping in place of TIES' trimming, then TIES' election and merge.
+
+    `variant` and `election` as in `ties`, `density` and the masks as in `dare_linear`.
+    """
+
+    density: float = 0.5
+    variant: Variant = "peft"
+    election: Election = "total"
+
+    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
+    formula: ClassVar[str] = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
+    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+
+    def default_weights(self, n: int) -> tuple[float, ...]:
+        """1 each: the method divides by the number of agreeing entries itself."""
+        return (1.0,) * n
+
+    def __call__(
+        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        dropped = keep_at_random(deltas, self.density, generators)
+        return elect_and_merge(dropped, weights, self.election, self.variant)

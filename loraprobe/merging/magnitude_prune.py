@@ -1,0 +1,33 @@
+"""magnitude_prune: keep the largest entries, sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.merging._method import MergeMethod, check_density, weighted_sum
+from loraprobe.merging._sparse import keep_largest
+
+
+@dataclass(frozen=True)
+class MagnitudePrune(MergeMethod):
+    """The weighted sum (1/n each if no weights are given) of deltas of which only the `density`
+    largest entries are kept, not rescaled."""
+
+    density: float = 0.5
+
+    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
+    formula: ClassVar[str] = "dW = sum_i w_i trim(dW_i)"
+    paper: ClassVar[str] = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+
+    def __call__(
+        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        return weighted_sum(keep_largest(deltas, self.density), weights)

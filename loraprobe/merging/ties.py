@@ -1,0 +1,51 @@
+"""ties: trim, elect a sign, average what agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.merging._method import MergeMethod, check_density
+from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_largest
+
+
+@dataclass(frozen=True)
+class Ties(MergeMethod):
+    """TIES: of each delta the `density` largest entries, one elected sign per entry, the mean of
+    the entries that carry it.
+
+    The name has two meanings in the field. `variant="peft"` elects from the entries before they
+    are weighted and divides by how many agree, so weights of 1 are the paper's method with
+    lambda = 1 and weights of 1/n shrink the result. `variant="mergekit"` elects after weighting
+    and divides by the weights of those that agree, so a common factor of the weights cancels.
+    Without weights (1 each) the two agree. `election` is "total" (sign of the sum, the paper's) or
+    "frequency" (sign of the majority). The paper trims to density 0.2.
+
+    Identity fails by definition at density < 1: a lone adapter is trimmed too. Signs and sizes of
+    entries change with the basis, so TIES in `core` is another method than TIES in `full`.
+    """
+
+    density: float = 0.2
+    variant: Variant = "peft"
+    election: Election = "total"
+
+    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
+    formula: ClassVar[str] = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
+    paper: ClassVar[str] = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+
+    def default_weights(self, n: int) -> tuple[float, ...]:
+        """1 each: the method divides by the number of agreeing entries itself."""
+        return (1.0,) * n
+
+    def __call__(
+        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> Tensor:
+        trimmed = keep_largest(deltas, self.density)
+        return elect_and_merge(trimmed, weights, self.election, self.variant)

@@ -1,0 +1,91 @@
+"""The space in which a merge runs: where the deltas of one module become matrices of one shape.
+
+full   M_i = dW_i, [out, in]. The textbook definition of every method; dense.
+core   M_i = U^T dW_i V, [p, q] with p, q <= the sum of ranks, U and V orthonormal bases of the
+       joint column and row space of all deltas. Small, and nothing is lost: dW_i = U M_i V^T.
+knots  the shared left basis only; a reserved name.
+
+A method f is lossless in a space if f(U M V^T) = U f(M) V^T; then the space changes only the cost.
+Otherwise the same name is another method there (TIES trims coordinates, and these differ).
+
+The bases are those of the singular value decompositions of [dW_1 | dW_2 | ...] and of
+[dW_1; dW_2; ...] with fixed signs. They depend on the deltas alone: neither on the order of the
+adapters nor on the basis in which factors are stored. Where the concatenation has equal singular
+values no choice is canonical, and an elementwise method in `core` depends on the one made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraprobe.errors import UsageError
+from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """The deltas of one module in a space, and the way back.
+
+    matrices: [n, p, q]; left: U [out, p] and right: V [in, q], or None where the space is full.
+    """
+
+    matrices: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def back(self, merged: Tensor) -> LowRank | Tensor:
+        """A merged matrix [p, q] as the update U M V^T, or as itself [out, in] if dense."""
+        if self.left is None or self.right is None:
+            return merged
+        return LowRank(self.right.mT.to(merged), self.left.to(merged) @ merged)
+
+
+def full(updates: Sequence[LowRank]) -> Stacked:
+    """Every delta formed once: n matrices of [out, in]."""
+    return Stacked(torch.stack([update.delta() for update in updates]))
+
+
+def core(updates: Sequence[LowRank]) -> Stacked:
+    """Both sides projected on the canonical joint bases of the deltas."""
+    left, right = joint_bases(updates)
+    matrices = [(left.mT @ update.folded().B) @ (update.A @ right) for update in updates]
+    return Stacked(torch.stack(matrices), left, right)
+
+
+SPACES: dict[str, Callable[[Sequence[LowRank]], Stacked]] = {"full": full, "core": core}
+RESERVED = frozenset({"knots"})
+
+
+def space_named(name: str) -> Callable[[Sequence[LowRank]], Stacked]:
+    """The space of that name. Raises UsageError, saying which there are."""
+    if name in SPACES:
+        return SPACES[name]
+    there = " and ".join(SPACES)
+    if name in RESERVED:
+        raise UsageError(f"The space {name!r} is not available yet: take one of {there}.")
+    raise UsageError(f"Unknown space {name!r}: there are {there}.")
+
+
+def joint_bases(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+    """U [out, p] and V [in, q] of the joint column and row space of all deltas.
+
+    [dW_1 | dW_2 | ...] = [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T) with A_i^T = Q_i R_i, so its left
+    singular vectors are those of the [out, sum r] matrix in front; likewise for the rows.
+    """
+    folded = [update.folded() for update in updates]
+    lefts = [u.B @ torch.linalg.qr(u.A.mT, mode="r").R.mT for u in folded if u.rank]
+    rights = [u.A.mT @ torch.linalg.qr(u.B, mode="r").R.mT for u in folded if u.rank]
+    return _canonical(torch.cat(lefts, -1)), _canonical(torch.cat(rights, -1))
+
+
+def _canonical(columns: Tensor) -> Tensor:
+    """Left singular vectors of the numerical rank, largest entry of each positive; one at least."""
+    U, S, _ = torch.linalg.svd(columns, full_matrices=False)
+    rank = max(1, int((RANK_TOLERANCE * S[0] < S).sum()))
+    U = U[:, :rank]
+    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
+    return U * torch.where(largest < 0, -1.0, 1.0).to(U)

@@ -34,8 +34,8 @@ class ComposedLayer:
         """The same layer on another device; costs nothing if it is there."""
         if self.A.device == device:
             return self
-        moved = (tensor.to(device) for tensor in (self.A, self.B, self.owner))
-        return ComposedLayer(self.path, self.kind, *moved, self.gates)
+        A, B, owner = (tensor.to(device) for tensor in (self.A, self.B, self.owner))
+        return ComposedLayer(self.path, self.kind, A, B, owner, self.gates)
 
     def delta(self, x: Tensor) -> Tensor:
         """What the experts add: [..., out] of x [..., in], or of token ids [...]."""

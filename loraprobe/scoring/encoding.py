@@ -1,0 +1,141 @@
+"""Text -> token ids: beginnings, chat templates, and the seam between prompt and continuation."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraprobe.errors import TaskError, UsageError
+
+# Scripts that put no space between words: an answer follows its prompt directly.
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+CLOSING = frozenset(".,;:!?)]}%’”")
+OPENING = frozenset("([{‘“¿¡$£€#/-_")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Encodes prompts as the model expects them.
+
+    With `chat` a prompt becomes a user turn of the tokenizer's chat template, followed by the
+    opening of the assistant's turn; the template brings its own BOS, so none is added. Without it
+    the tokenizer adds its special tokens, except an EOS that it would put at the end.
+    """
+
+    tokenizer: Any
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chat and not getattr(self.tokenizer, "chat_template", None):
+            raise UsageError("The base model's tokenizer has no chat template; use "
+                             "--chat-template off.")  # fmt: skip
+
+    def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, at least one per prompt."""
+        texts = [self.text(prompt) for prompt in prompts]
+        return [self._started(ids) for ids in self._ids(texts)]
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        """(ids of prompt and continuation together, index of the continuation's first token).
+
+        As in lm-evaluation-harness: spaces at the end of a prompt go to the continuation, the
+        whole is tokenised at once, and the continuation is what follows the prompt's own tokens.
+        Where the tokenizer merges across the seam, it begins with the merged token. See `joined`
+        for the space between the two; after a chat template there is none.
+        """
+        contexts, wholes = [], []
+        for prompt, continuation in pairs:
+            if not continuation.strip():
+                raise TaskError(f"The continuation of prompt {prompt[:60]!r} is empty.")
+            text = self.text(prompt)
+            context = text if self.chat else text.rstrip(" ")
+            rest = continuation.lstrip() if self.chat else joined(text, continuation)
+            contexts.append(context)
+            wholes.append(context + text[len(context) :] + rest)
+        unique = list(dict.fromkeys(contexts))
+        known = dict(zip(unique, self._ids(unique), strict=True))
+        return [
+            self._seam(known[context], whole)
+            for context, whole in zip(contexts, self._ids(wholes), strict=True)
+        ]
+
+    def text(self, prompt: str) -> str:
+        """What is tokenised: the prompt itself, or the chat template filled with it."""
+        if not self.chat:
+            return prompt
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+
+    def opening(self) -> str:
+        """What stands before a user's first word: "" or the template up to the user's turn."""
+        marker = "loraprobe-marker"
+        return self.text(marker).partition(marker)[0] if self.chat else ""
+
+    def raw(self, text: str) -> list[int]:
+        """Token ids of a text that is already filled into the template."""
+        return self._started(self._ids([text])[0])
+
+    def _seam(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:
+        start = 0
+        while start < min(len(context), len(whole)) and context[start] == whole[start]:
+            start += 1
+        if start == 0:  # the first token needs something to follow
+            started = self._started([])
+            return [*started, *whole], len(started)
+        return whole, min(start, len(whole) - 1)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """One call of the tokenizer per group of texts that want special tokens or do not."""
+        found: list[list[int]] = [[] for _ in texts]
+        bos = getattr(self.tokenizer, "bos_token", None)
+        for special in (True, False):
+            chosen = [
+                i
+                for i, text in enumerate(texts)
+                if special != (self.chat or bool(bos and text.startswith(bos)))
+            ]
+            if chosen:
+                encoded = self.tokenizer(
+                    [texts[i] for i in chosen], add_special_tokens=special, verbose=False
+                )["input_ids"]
+                for i, ids in zip(chosen, encoded, strict=True):
+                    found[i] = self._without_eos(list(ids), texts[i])
+        return found
+
+    def _without_eos(self, ids: list[int], text: str) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        appended = len(ids) > 1 and ids[-1] == eos and not text.endswith(self.tokenizer.eos_token)
+        return ids[:-1] if appended else ids
+
+    def _started(self, ids: list[int]) -> list[int]:
+        if ids:
+            return ids
+        for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if start is not None:
+                return [start]
+        raise TaskError("A prompt is empty and the tokenizer has no BOS token to start from.")
+
+
+def joined(prompt: str, continuation: str) -> str:
+    """The continuation, with the space that separates it from its prompt.
+
+    One space is put in front where neither side has white space at the seam, except before
+    closing punctuation, after an opening sign, and in scripts written without spaces. Two spaces
+    become one.
+    """
+    if prompt.endswith(" "):
+        return continuation.lstrip(" ")
+    if not prompt or prompt[-1].isspace() or continuation[0].isspace():
+        return continuation
+    if continuation[0] in CLOSING or prompt[-1] in OPENING:
+        return continuation
+    if _unspaced(prompt[-1]) or _unspaced(continuation[0]):
+        return continuation
+    return " " + continuation
+
+
+def _unspaced(character: str) -> bool:
+    return ord(character) > 0xE00 and unicodedata.name(character, "").startswith(UNSPACED)

@@ -1,0 +1,76 @@
+"""One forward pass over padded rows, and the state a model is in while it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask [b, longest] (int64), padded on the "left" or the "right"."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = 1
+    return ids, mask
+
+
+def tail_logits(
+    model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int], pad: int
+) -> list[Tensor]:
+    """Logits of each row from position `start` on: [len(row) - start, vocab] each.
+
+    Padded on the right, where causal attention never looks, so positions are those of the row
+    alone; only the positions that some row needs get logits.
+    """
+    ids, mask = (tensor.to(model.device) for tensor in padded(rows, pad, "right"))
+    first, options = 0, {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        first = min(starts)
+        options = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)}
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+    return [
+        logits[i, start - first : len(row) - first]
+        for i, (row, start) in enumerate(zip(rows, starts, strict=True))
+    ]
+
+
+def mean_hidden(model: Any, rows: Sequence[Sequence[int]], layer: int, pad: int) -> list[Tensor]:
+    """Each row's hidden states of a layer, averaged over its tokens: [dim] each, float32, CPU."""
+    ids, mask = (tensor.to(model.device) for tensor in padded(rows, pad, "right"))
+    states = model(
+        input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+    ).hidden_states[layer]
+    return [
+        state[: len(row)].float().mean(0).cpu() for state, row in zip(states, rows, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """Inference mode, dropout off; modules that were training are so again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators seeded inside, and as they were outside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

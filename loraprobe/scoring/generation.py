@@ -1,0 +1,130 @@
+"""Greedy generation through transformers' generate(), free of the model's own habits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraprobe.scoring.forward import padded
+
+
+class NewlineTokens:
+    """Which tokens end a line, learned once from the tokenizer's vocabulary.
+
+    A line ends at the first newline after something that is not white space, so that a model
+    which opens its answer with a newline is still heard.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def masks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Per token id, booleans [vocab]: has more than white space; has a newline; has one
+        after its own first word."""
+        ids = range(len(self._tokenizer))
+        texts = self._tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        return (
+            torch.tensor([bool(text.strip()) for text in texts]),
+            torch.tensor(["\n" in text for text in texts]),
+            torch.tensor(["\n" in text.lstrip() for text in texts]),
+        )
+
+    def stopper(self) -> Any:
+        """A transformers StoppingCriteria for one call of generate()."""
+        from transformers import StoppingCriteria
+
+        masks = self.masks
+
+        class EndOfLine(StoppingCriteria):
+            begun: Tensor | None = None
+
+            def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+                token = input_ids[:, -1].cpu().clamp_max(len(masks[0]) - 1)
+                word, newline, after = (mask[token] for mask in masks)
+                before = torch.zeros_like(word) if self.begun is None else self.begun
+                self.begun = before | word
+                return torch.where(before, newline, after).to(input_ids.device)
+
+        return EndOfLine()
+
+
+def first_line(text: str) -> str:
+    """The first line that holds more than white space; "" if there is none."""
+    return next((line for line in text.split("\n") if line.strip()), "")
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a generation: the tokenizer's EOS and the model's own end-of-turn tokens.
+
+    The model's count only where the tokenizer knows them as special: a config's default
+    eos_token_id may be an ordinary word of another vocabulary.
+    """
+    eos = tokenizer.eos_token_id
+    found = [] if eos is None else [int(eos)]
+    wanted = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    wanted = [] if wanted is None else wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    return found + [int(i) for i in wanted if i in special and i not in found]
+
+
+def generate_batch(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    stops: Sequence[int],
+    max_new_tokens: int,
+    stopper: Any = None,
+    sample: float | None = None,
+) -> list[list[int]]:
+    """New token ids of each prompt, cut before its first stop token.
+
+    Greedy, or with `sample` drawn at that temperature from torch's global generator.
+    """
+    from transformers import GenerationConfig
+
+    ids, mask = padded(rows, pad, "left")
+    config = GenerationConfig(
+        do_sample=sample is not None,
+        temperature=sample,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stops) or None,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    with own_generation_config(model, GenerationConfig()):
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            stopping_criteria=[stopper] if stopper is not None else None,
+        )
+    return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+
+
+@contextlib.contextmanager
+def own_generation_config(model: Any, config: Any) -> Iterator[None]:
+    """generate() fills what its caller leaves open from the model's generation_config, which may
+    hold a repetition penalty or suppressed tokens; for the time of the call there is none."""
+    had = "generation_config" in vars(model)
+    before = getattr(model, "generation_config", None)
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        if had:
+            model.generation_config = before
+        else:
+            del model.generation_config
+
+
+def _until(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return list(ids[:end])

@@ -1,0 +1,281 @@
+"""Scorer: one loaded model, asked many questions under many compositions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.scoring.batching import Batcher
+from loraprobe.scoring.encoding import Encoder
+from loraprobe.scoring.forward import answering, mean_hidden, seeded, tail_logits
+from loraprobe.scoring.generation import (
+    NewlineTokens,
+    first_line,
+    generate_batch,
+    stop_ids,
+)
+from loraprobe.scoring.likelihood import Likelihood, token_statistics
+
+Progress = Callable[[str, int, int], None]
+
+
+class Insertable(Protocol):
+    """What `with_composition` takes: a Composition."""
+
+    def into(self, model: Any) -> contextlib.AbstractContextManager[Any]: ...
+
+
+class Scorer:
+    """Generations, log-likelihoods and hidden states of one model.
+
+    model, tokenizer: a transformers causal model and its tokenizer, which are used as they are
+    (a model in training mode is in evaluation mode only while it answers). batch_size: sequences
+    at once, or "auto". chat_template: whether prompts are user turns. progress is called as
+    progress(stage, done, total) with the prompts that are done.
+
+    Raises UsageError for an encoder-decoder, a bad batch size, or a missing chat template.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+        chat_template: bool = False,
+        max_new_tokens: int = 32,
+        progress: Progress | None = None,
+    ) -> None:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UsageError(f"{type(model).__name__} is an encoder-decoder; loraprobe evaluates "
+                             "causal models only.")  # fmt: skip
+        self.model, self.tokenizer = model, tokenizer
+        self.max_new_tokens, self.progress, self.batch_size = max_new_tokens, progress, batch_size
+        self.encoder = Encoder(tokenizer, chat_template)
+        self._batcher = Batcher.of(batch_size, model.device)
+        self._newlines = NewlineTokens(tokenizer)
+        self._stops = stop_ids(model, tokenizer)
+        self._pad = self._stops[0] if self._stops else tokenizer.pad_token_id or 0
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether prompts are filled into the tokenizer's chat template."""
+        return self.encoder.chat
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the model's logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model has positions for; None if it sets no limit."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(length) if length and length > 0 else None
+
+    def with_template(self, chat_template: bool) -> Scorer:
+        """The same model asked with or without its chat template."""
+        if chat_template == self.chat_template:
+            return self
+        other = Scorer(
+            self.model,
+            self.tokenizer,
+            batch_size=self.batch_size,
+            chat_template=chat_template,
+            max_new_tokens=self.max_new_tokens,
+            progress=self.progress,
+        )
+        other._batcher, other._newlines = self._batcher, self._newlines
+        return other
+
+    @contextlib.contextmanager
+    def with_composition(self, composition: Insertable | None) -> Iterator[Scorer]:
+        """This scorer, with a composition in its model; None is the base model."""
+        with composition.into(self.model) if composition is not None else contextlib.nullcontext():
+            yield self
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        until_newline: bool = False,
+    ) -> list[str]:
+        """The greedy continuation of each prompt, in the given order.
+
+        It ends at an end token or after max_new_tokens, fewer where the context is full. With
+        until_newline it is the first line that holds more than white space. Special tokens are
+        left out. Raises TaskError, quoting the prompt, for one that the context cannot hold.
+        """
+        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, not {limit}.")
+        unique = list(dict.fromkeys(prompts))
+        ids = self.encoder.prompts(unique)
+        room = [self._room(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)]
+        answers: dict[str, str] = {}
+
+        def work(batch: Sequence[int]) -> None:
+            new = generate_batch(
+                self.model,
+                [ids[i] for i in batch],
+                pad=self._pad,
+                stops=self._stops,
+                max_new_tokens=room[batch[0]],
+                stopper=self._newlines.stopper() if until_newline else None,
+            )
+            for i, tokens in zip(batch, new, strict=True):
+                text = self._decode(tokens)
+                answers[unique[i]] = first_line(text) if until_newline else text
+
+        # A batch shares its number of new tokens: prompts near the context's end go apart.
+        batches = (
+            [group[i] for i in batch]
+            for size in sorted(set(room), reverse=True)
+            for group in ([i for i in range(len(unique)) if room[i] == size],)
+            for batch in self._batcher.split([len(ids[i]) + size for i in group])
+        )
+        self._run("generate", batches, work, len(unique))
+        return [answers[prompt] for prompt in prompts]
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        until_newline: bool = False,
+    ) -> list[str]:
+        """n texts that the model writes of itself, where a user would speak.
+
+        They start from BOS, or with a chat template from an empty user turn. Seeded; the global
+        generator is left as it was.
+        """
+        row = self.encoder.raw(self.encoder.opening())
+        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        found: list[str] = []
+        with answering(self.model), seeded(seed, self.model.device):
+            while len(found) < n:
+                new = generate_batch(
+                    self.model,
+                    [row] * min(n - len(found), 16),
+                    pad=self._pad,
+                    stops=self._stops,
+                    max_new_tokens=self._room(row, "", limit),
+                    stopper=self._newlines.stopper() if until_newline else None,
+                    sample=temperature,
+                )
+                texts = [self._decode(tokens) for tokens in new]
+                found += [first_line(text) if until_newline else text for text in texts]
+        return found
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """How likely each (prompt, continuation) is, in the given order.
+
+        The seam is `Encoder.pairs`'s. Continuations that share prompt and all but their last
+        token share one forward pass. Raises TaskError for an empty continuation or one that the
+        context cannot hold.
+        """
+        unique = list(dict.fromkeys(pairs))
+        encoded = self.encoder.pairs(unique)
+        inputs: dict[tuple[int, ...], list[int]] = {}
+        for i, (ids, _) in enumerate(encoded):
+            self._room(ids[:-1], unique[i][0], 1)
+            inputs.setdefault(tuple(ids[:-1]), []).append(i)
+        rows = list(inputs)
+        starts = [min(encoded[i][1] for i in inputs[row]) - 1 for row in rows]
+        found: dict[tuple[str, str], Likelihood] = {}
+
+        def keep(r: int, logits: Tensor) -> None:
+            for i in inputs[rows[r]]:
+                ids, start = encoded[i]
+                gold = torch.tensor(ids[start:], device=logits.device)
+                own = token_statistics(logits[start - 1 - starts[r] :], gold)
+                found[unique[i]] = own.likelihood(len(unique[i][1]))
+
+        self._each_logits(rows, starts, keep)
+        return [found[pair] for pair in pairs]
+
+    def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
+        """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""
+        ids = self.encoder.prompts(prompts)
+        for row, prompt in zip(ids, prompts, strict=True):
+            self._room(row, prompt, 1)
+        result = torch.empty(len(prompts), self.vocab_size)
+
+        def keep(i: int, logits: Tensor) -> None:
+            result[i] = logits[-1].float().log_softmax(-1).cpu()
+
+        self._each_logits(ids, [len(row) - 1 for row in ids], keep)
+        return result
+
+    def hidden(self, prompts: Sequence[str], layer: int = -1) -> Tensor:
+        """Hidden states of a layer, averaged over each prompt's tokens: [n, dim], float32, CPU.
+
+        layer counts as transformers' hidden_states do: 0 is the embedding, -1 the last.
+        """
+        ids = self.encoder.prompts(prompts)
+        found: dict[int, Tensor] = {}
+
+        def work(batch: Sequence[int]) -> None:
+            states = mean_hidden(self.model, [ids[i] for i in batch], layer, self._pad)
+            found.update(zip(batch, states, strict=True))
+
+        self._run("hidden", self._batcher.split([len(row) for row in ids]), work, len(ids))
+        return torch.stack([found[i] for i in range(len(ids))])
+
+    def _each_logits(
+        self,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        keep: Callable[[int, Tensor], None],
+    ) -> None:
+        """keep(i, logits of row i from its start on) for every row."""
+
+        def work(batch: Sequence[int]) -> None:
+            tails = tail_logits(
+                self.model, [rows[i] for i in batch], [starts[i] for i in batch], self._pad
+            )
+            for i, logits in zip(batch, tails, strict=True):
+                keep(i, logits)
+
+        batches = self._batcher.split([len(row) for row in rows], starts, self.vocab_size)
+        self._run("score", batches, work, len(rows))
+
+    def _run(
+        self,
+        stage: str,
+        batches: Iterable[list[int]],
+        work: Callable[[Sequence[int]], None],
+        total: int,
+    ) -> None:
+        """work() on every batch, with progress."""
+        done = 0
+        with answering(self.model):
+            for batch in batches:
+                self._batcher.run(batch, work)
+                done += len(batch)
+                if self.progress is not None:
+                    self.progress(stage, done, total)
+
+    def _room(self, ids: Sequence[int], prompt: str, wanted: int) -> int:
+        """How many tokens may follow, at most `wanted`. Raises TaskError if none."""
+        if self.context is None:
+            return wanted
+        # The last token needs no position: nothing follows it.
+        left = self.context - len(ids) + 1
+        if left < 1:
+            raise TaskError(f"The prompt {prompt[:60]!r} has {len(ids)} tokens, but the model's "
+                            f"context holds {self.context}; shorten it.")  # fmt: skip
+        return min(wanted, left)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect as inspect_
 from typing import Annotated, Any
 
 import typer
@@ -77,14 +78,24 @@ def options(
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
 
 
+def _flowing(docstring: str) -> str:
+    """A docstring whose paragraphs fill whatever width the terminal has."""
+    paragraphs = inspect_.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 def _register() -> None:
     from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods
 
-    app.command("demo")(demo.demo)
-    app.command("inspect")(inspect.inspect)
-    app.command("merge")(merge.merge)
-    app.command("merge-and-eval")(evaluate.merge_and_eval)
-    app.command("methods")(methods.methods)
+    commands = (
+        ("demo", demo.demo),
+        ("inspect", inspect.inspect),
+        ("merge", merge.merge),
+        ("merge-and-eval", evaluate.merge_and_eval),
+        ("methods", methods.methods),
+    )
+    for name, function in commands:
+        app.command(name, help=_flowing(function.__doc__ or ""))(function)
     app.add_typer(lab.app, name="lab")
 
 

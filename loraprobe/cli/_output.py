@@ -48,8 +48,8 @@ class Output:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield _reporter(bars)
 
-    def result(self, audit: Audit) -> None:
-        """The audit, then the exit that its verdict asks for."""
+    def result(self, audit: Audit, after: str = "") -> None:
+        """The audit, on a table for people `after` it, then the exit that its verdict asks for."""
         if self.json:
             print(audit.to_json())
         elif self.quiet:
@@ -60,6 +60,8 @@ class Output:
             from loraprobe.report.terminal import render
 
             render(audit, Console(highlight=False))
+            if after:
+                Console(highlight=False).print(after)
         sys.stdout.flush()
         raise typer.Exit(0 if self.exit_zero else exit_code(audit))
 

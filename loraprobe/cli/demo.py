@@ -27,6 +27,7 @@ def demo(
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
     from loraprobe.cli import _work
     from loraprobe.lab import shipped_world
+    from loraprobe.report.terminal import demo_text
 
     output = Output(json, quiet, exit_zero)
     world = shipped_world()
@@ -36,15 +37,4 @@ def demo(
     settings = _work.settings(device=device, threads=threads, seed=seed)
     output.say(f"Scenario {scenario}: {chosen.description}")
     outcome = _work.audit_of(refs, str(world.base), tasks, settings, output)
-    if not json and not quiet:
-        _explain(outcome.audit, scenario, list(chosen.adapters), list(world.scenarios))
-    output.result(outcome.audit)
-
-
-def _explain(audit, scenario: str, adapters: list[str], scenarios: list[str]) -> None:
-    """What the user is about to see, and how to see it for their own adapters."""
-    from rich.console import Console
-
-    from loraprobe.report.terminal import demo_text
-
-    Console(highlight=False).print(demo_text(audit, scenario, adapters, scenarios))
+    output.result(outcome.audit, demo_text(outcome.audit, list(world.scenarios)))

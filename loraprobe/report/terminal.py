@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -118,5 +120,26 @@ def footer(audit: Audit) -> str:
 def one_line(audit: Audit) -> str:
     """The result in one line, for --quiet."""
     if audit.verdict is not None:
-        return f"{audit.verdict.decision} {audit.verdict.action}"
+        return clean(f"{audit.verdict.decision} {audit.verdict.action}")
     return "compatible" if audit.compatibility.compatible else "incompatible"
+
+
+def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
+    """What the demo just showed, and the command that does it on the user's own adapters."""
+    names = " and ".join(clean(row.name) for row in audit.adapters)
+    systems = len({row.system for row in audit.evaluation})
+    decision = audit.verdict.decision if audit.verdict else "no verdict"
+    others = ", ".join(scenarios)
+    return (
+        f"[bold]What you just saw[/]\n"
+        f"Two adapters, {names}, of one small base that ships with loraprobe. They were checked "
+        f"and compared without the base; then the base was asked what it knows, and {systems} "
+        f"systems answered the same questions side by side: the base, each adapter alone, every "
+        f"composition, and controls that a composition has to beat. The verdict, "
+        f"{decision}, follows from those figures.\n\n"
+        f"[bold]The same on your own adapters[/]\n"
+        f"loraprobe merge-and-eval owner/adapter-one owner/adapter-two --task questions.jsonl\n"
+        f"where each line of questions.jsonl is such as\n"
+        + escape('{"id": "1", "prompt": "Who is the mayor of Ulm?", "answer": "Bo"}')
+        + f"\n\nOther scenarios: loraprobe demo --scenario NAME, NAME one of {others}."
+    )

@@ -301,6 +301,7 @@ def test_several_tasks_need_every_retention():
     assert judge(two_tasks(0.82)).decision == "inconclusive"
     found = judge(two_tasks(0.6))
     assert found.decision == "unlikely"
+    assert found.action == "route"  # no router was scored, and no single adapter keeps both
     lost = reason(found, "retention-lost")
     assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
     assert judge(dataclasses.replace(two_tasks(0.6), retention=0.5)).decision == "likely"
@@ -356,7 +357,10 @@ def test_disjoint_hops_over_unfamiliar_names_are_unlikely_before_any_composition
     [
         ({(2, "base"): 0.9}, {}),  # the second hop is familiar: skill and facts
         ({(2, "base"): 0.4}, {}),  # half familiar
+        ({(2, "base"): 0.9, (2, "b"): 0.05}, {}),  # known to the base alone
         ({(2, "a"): 0.9}, {}),  # one adapter knows both
+        ({(2, "a"): 0.9, (2, "b"): 0.05}, {}),  # one adapter knows both, the other nothing
+        ({(2, "a"): 0.3}, {}),  # one adapter knows some of both
         ({}, {"b": 0.6}),  # one adapter answers the target
         ({(1, "a"): 0.5}, {}),  # a hop known to nobody for sure
     ],

@@ -1,0 +1,221 @@
+"""One pass over the modules of all adapters, and all diagnostics from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapter import Adapter, natural
+from loraprobe.base import Base
+from loraprobe.diagnostics._contract import (
+    Diagnostic,
+    Figure,
+    Key,
+    Module,
+    OfFactors,
+    OfGrams,
+    Statistics,
+)
+from loraprobe.errors import UsageError
+from loraprobe.joint import Joint, Updates, joints
+from loraprobe.records import Measurement
+from loraprobe.shelf import Shelf
+
+D = TypeVar("D", bound=Diagnostic)
+Progress = Callable[[str, int, int], None]
+
+
+def diagnose(
+    adapters: Sequence[Adapter],
+    *,
+    per_module: bool = False,
+    base: Base | None = None,
+    only: Collection[str] | None = None,
+    on_demand: Collection[str] = (),
+    exact: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    observers: Sequence[Callable[[Joint], None]] = (),
+) -> tuple[Measurement, ...]:
+    """All diagnostics of each adapter and of all pairs, whole first, then each module.
+
+    `only` names what to measure instead of everything, `on_demand` what to add ("norm", or with
+    options "truncation_error", "intruder_dimensions:k=5"); diagnostics that need base weights
+    run if `base` is given. `exact` counts instead of sampling. `observers` are handed every batch
+    of Gram matrices, so that `compatibility` need not read the files again. Rows of modules are
+    of the adapters that touch them, rows of pairs of modules that both touch. A figure that
+    cannot be had (0/0, a NaN in the file, shapes that differ) has the value None.
+
+    Raises UsageError for an unknown name, or one that needs a base when there is none.
+    """
+    chosen = choose(base is not None, only, on_demand)
+    if len(adapters) < 2:
+        chosen = [d for d in chosen if d.of != "pair"]
+    options: dict[str, object] = {"exact": exact, "seed": seed}
+    run = _Run([_with(d, options) for d in chosen], adapters, base, per_module)
+    paths = sorted({path for a in adapters for path in a.layout}, key=natural)
+    told = None if progress is None else lambda done, total: progress("diagnose", done, total)
+    visitors = (run.visit,) if run.of_factors else ()
+    for joint in joints([a.modules for a in adapters], paths, visitors=visitors, progress=told):
+        for observer in observers:
+            observer(joint)
+        run.take(joint)
+    return tuple(run.measurements())
+
+
+def choose(
+    has_base: bool, only: Collection[str] | None = None, on_demand: Collection[str] = ()
+) -> list[Diagnostic]:
+    """The diagnostics to run, in the order of their names."""
+    shelf = Shelf("loraprobe.diagnostics", Diagnostic, "diagnostic")  # type: ignore[type-abstract]
+    if only is None:
+        usual = [c for c in shelf if not c.on_demand and (has_base or not c.needs_base)]
+        found = {c.__module__.rpartition(".")[2]: c() for c in usual}
+    else:
+        found = {}
+    for spec in [*(only or ()), *on_demand]:
+        diagnostic = shelf.make(spec)
+        found[name_of(diagnostic)] = diagnostic
+        if diagnostic.needs_base and not has_base:
+            raise UsageError(f"{name_of(diagnostic)} compares with the base's weights; "
+                             "give the base model with --base.")  # fmt: skip
+    return [found[name] for name in sorted(found)]
+
+
+def name_of(diagnostic: Diagnostic) -> str:
+    """A diagnostic's name is that of its file."""
+    return type(diagnostic).__module__.rpartition(".")[2]
+
+
+def _with(diagnostic: D, options: dict[str, object]) -> D:
+    """The caller's exact and seed, where the diagnostic has such options at their default."""
+    given = {
+        f.name: options[f.name]
+        for f in dataclasses.fields(diagnostic)  # type: ignore[arg-type]
+        if f.name in options and getattr(diagnostic, f.name) == f.default
+    }
+    return dataclasses.replace(diagnostic, **given)  # type: ignore[type-var]
+
+
+@dataclass
+class _Run:
+    """Statistics gathered so far: totals always, rows of modules only if they are wanted."""
+
+    diagnostics: list[Diagnostic]
+    adapters: Sequence[Adapter]
+    base: Base | None
+    per_module: bool
+    waiting: dict[str, list[Statistics]] = field(default_factory=dict)
+    totals: dict[tuple[str, Key], dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[tuple[str, Key], list[dict[str, Tensor]]] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    present: list[Tensor] = field(default_factory=list)
+
+    @property
+    def of_factors(self) -> list[OfFactors]:
+        return [d for d in self.diagnostics if isinstance(d, OfFactors)]
+
+    @property
+    def of_grams(self) -> list[OfGrams]:
+        return [d for d in self.diagnostics if isinstance(d, OfGrams)]
+
+    def visit(self, path: str, updates: Updates) -> None:
+        """Diagnostics of factors look while the factors are in memory."""
+        module = Module(path, updates, self.base)
+        for diagnostic in self.of_factors:
+            self.waiting.setdefault(name_of(diagnostic), []).append(diagnostic.observe(module))
+
+    def take(self, joint: Joint) -> None:
+        """Everything about one batch of modules goes into the totals."""
+        for diagnostic in self.of_grams:
+            self._add(name_of(diagnostic), joint, diagnostic.observe(joint))
+        for name, seen in self.waiting.items():
+            for key in seen[0]:
+                sums = {s: torch.stack([one[key][s] for one in seen]) for s in seen[0][key]}
+                self._add(name, joint, {key: sums})
+        self.waiting.clear()
+        self.paths += joint.paths
+        self.present.append(joint.present)
+
+    def _add(self, name: str, joint: Joint, statistics: Statistics) -> None:
+        fine = joint.finite
+        pair = fine[:, :, None] & fine[:, None, :] & joint.comparable
+        for key, sums in statistics.items():
+            known = {
+                s: values.masked_fill(~(fine if values.ndim == 2 else pair), torch.nan)
+                for s, values in sums.items()
+            }
+            total = self.totals.setdefault((name, key), {})
+            for s, values in known.items():
+                total[s] = total.get(s, 0) + values.sum(0)
+            if self.per_module:
+                self.rows.setdefault((name, key), []).append(known)
+
+    def measurements(self) -> Iterator[Measurement]:
+        """Whole adapters first, then modules; diagnostics in the order of their names."""
+        by_name = {name_of(d): d for d in self.diagnostics}
+        for (name, key), sums in sorted(self.totals.items(), key=_order):
+            figure = by_name[name].figure(sums)
+            yield from self._measurements(by_name[name], name, key, figure, None)
+        present = torch.cat(self.present) if self.present else torch.zeros(0, 0)
+        for (name, key), rows in sorted(self.rows.items(), key=_order):
+            joined = {s: torch.cat([row[s] for row in rows]) for s in rows[0]}
+            figure = by_name[name].figure(joined)
+            for m, path in enumerate(self.paths):
+                one = Figure(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+                yield from self._measurements(by_name[name], name, key, one, path, present[m])
+
+    def _measurements(
+        self,
+        diagnostic: Diagnostic,
+        name: str,
+        key: Key,
+        figure: Figure,
+        module: str | None,
+        present: Tensor | None = None,
+    ) -> Iterator[Measurement]:
+        values, chances, errors = (None if part is None else part.tolist() for part in figure)
+        for place in self._places(diagnostic):
+            if present is not None and not all(present[i] for i in place):
+                continue
+            yield Measurement(
+                name=name,
+                adapters=tuple(dict.fromkeys(self.adapters[i].name for i in place)),
+                value=_at(values, place),
+                module=module,
+                side=key.side,
+                chance=_at(chances, place),
+                stderr=_at(errors, place),
+                rank=key.rank,
+            )
+
+    def _places(self, diagnostic: Diagnostic) -> Iterator[tuple[int, ...]]:
+        """Where in the figure's tensor each adapter or pair stands."""
+        n = len(self.adapters)
+        for i in range(n):
+            if diagnostic.of == "each":
+                yield (i,)
+                continue
+            if diagnostic.of == "both":
+                yield (i, i)
+            for j in range(i + 1, n):
+                yield (i, j)
+
+
+def _order(item: tuple[tuple[str, Key], object]) -> tuple[str, str, int]:
+    (name, key), _ = item
+    return name, key.side or "", key.rank or 0
+
+
+def _at(values: list | None, place: tuple[int, ...]) -> float | None:
+    if values is None:
+        return None
+    for i in place:
+        values = values[i]
+    return values if math.isfinite(values) else None  # type: ignore[arg-type, return-value]

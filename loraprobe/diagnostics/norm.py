@@ -1,0 +1,24 @@
+"""Frobenius norm of the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums
+from loraprobe.joint import Joint
+
+
+@dataclass(frozen=True)
+class Norm(OfGrams):
+    """How much an adapter changes: ||dW||_F of a module, sqrt(sum ||dW||_F^2) of the whole."""
+
+    formula: ClassVar[str] = "||dW||_F = s sqrt(sum((B^T B) * (A A^T)))"
+    paper: ClassVar[str] = "-"
+    of: ClassVar[Of] = "each"
+
+    def observe(self, joint: Joint) -> Statistics:
+        return {Key(): {"square": joint.square}}
+
+    def figure(self, sums: Sums) -> Figure:
+        return Figure(sums["square"].sqrt())

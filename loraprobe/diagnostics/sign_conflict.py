@@ -1,0 +1,102 @@
+"""How often two updates pull an entry of the weight in opposite directions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.diagnostics._contract import Figure, Key, Module, Of, OfFactors, Statistics, Sums
+from loraprobe.joint import Updates
+from loraprobe.lowrank import LowRank
+
+BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all are counted
+
+
+@dataclass(frozen=True)
+class SignConflict(OfFactors):
+    """Share of the entries, both deltas not zero there, whose signs differ; chance is 1/2.
+
+    Each module is sampled at `entries` places, drawn from the seed and the module's path and
+    the same for all adapters; modules weigh by their number of entries. The standard error is
+    that of this stratified sample. `exact` forms every entry, a block of rows at a time.
+    """
+
+    entries: int = 256
+    exact: bool = False
+    seed: int = 0
+
+    formula: ClassVar[str] = "#{dW1_ij dW2_ij < 0} / #{dW1_ij dW2_ij != 0}"
+    paper: ClassVar[str] = "Yadav et al. 2023 (TIES), arXiv:2306.01708"
+    of: ClassVar[Of] = "pair"
+
+    def __post_init__(self) -> None:
+        if self.entries < 2:
+            raise ValueError("entries must be at least 2.")
+
+    def observe(self, module: Module) -> Statistics:
+        shapes = {(u.out_features, u.in_features) for u in module.updates if u is not None}
+        out, in_ = max(shapes)
+        samples = self._all(module.updates) if self.exact else self._some(module)
+        n, seen = len(module.updates), 0
+        conflict, active = torch.zeros(2, n, n, dtype=torch.float64)
+        for signs in samples:  # [n, places]
+            products = (signs @ signs.mT).double()
+            both = (signs.abs() @ signs.abs().mT).double()
+            conflict, active = conflict + (both - products) / 2, active + both
+            seen += signs.shape[1]
+        size = float(out * in_)
+        c, z = conflict / seen, active / seen
+        sampled = 0.0 if self.exact else size**2 / seen
+        return {
+            Key(): {
+                "conflict": size * c,
+                "active": size * z,
+                # Variances and covariance of the two sampled counts, for the ratio's error.
+                "vcc": sampled * c * (1 - c),
+                "vcz": sampled * c * (1 - z),
+                "vzz": sampled * z * (1 - z),
+            }
+        }
+
+    def figure(self, sums: Sums) -> Figure:
+        value = sums["conflict"] / sums["active"]
+        variance = sums["vcc"] - 2 * value * sums["vcz"] + value.square() * sums["vzz"]
+        stderr = None if self.exact else variance.clamp_min(0).sqrt() / sums["active"]
+        return Figure(value, chance=torch.full_like(value, 0.5), stderr=stderr)
+
+    def _some(self, module: Module) -> Iterator[Tensor]:
+        """Signs at the sampled places, one block: [n, entries]."""
+        digest = hashlib.sha256(f"{self.seed}:{module.path}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        places = torch.rand(2, self.entries, generator=generator, dtype=torch.float64)
+        signs = torch.zeros(len(module.updates), self.entries, dtype=torch.float64)
+        for i, update in enumerate(module.updates):
+            if update is not None:
+                rows = (places[0] * update.out_features).long()
+                columns = (places[1] * update.in_features).long()
+                values = (update.B[rows] * update.A[:, columns].mT).sum(1)
+                signs[i] = torch.sign(values * update.scaling)
+        yield signs
+
+    def _all(self, updates: Updates) -> Iterator[Tensor]:
+        """Signs of all entries, a block of rows at a time; shapes must agree to be counted."""
+        first = next(u for u in updates if u is not None)
+        fitting = [u if u is not None and _shape(u) == _shape(first) else None for u in updates]
+        step = max(1, BLOCK_ENTRIES // first.in_features)
+        for start in range(0, first.out_features, step):
+            stop = min(start + step, first.out_features)
+            signs = torch.zeros(len(updates), (stop - start) * first.in_features)
+            for i, update in enumerate(fitting):
+                if update is not None:
+                    block = (update.B[start:stop] * update.scaling).float() @ update.A.float()
+                    signs[i] = torch.sign(block).flatten()
+            yield signs
+
+
+def _shape(update: LowRank) -> tuple[int, int]:
+    return update.out_features, update.in_features

@@ -1,0 +1,285 @@
+"""Several adapters side by side, one module at a time, reduced to Gram matrices.
+
+All that diagnostics ask of n updates s_i B_i A_i of one module (norms, inner products, spectra,
+angles between their spaces) follows from two matrices of size (n r) x (n r): the Gram matrix of
+all rows of all A_i and that of all columns of all B_i. `joints` reads each module of all adapters
+once, forms these two in float64 and forgets the factors, so memory holds one module of all
+adapters and not their files. `Joint` is a batch of such modules.
+
+A Gram matrix squares what it measures: in float64 it resolves directions of a factor down to
+1e-7 of its largest, which is what a factor stored in float32 can hold. Rows of A and columns of B
+are brought to length one first, so that their own sizes cost no precision.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+
+Side = Literal["in", "out"]
+Updates = Sequence["LowRank | None"]
+Visitor = Callable[[str, Updates], None]
+
+# Squared share of the largest direction below which a direction of one factor is rounding.
+GRAM_TOLERANCE = 1e-13
+# Gram matrices of modules are gathered up to this size, then handed on as one batch.
+BATCH_BYTES = 1 << 26
+
+
+class Spectrum(NamedTuple):
+    """The SVD of each update, its singular vectors as combinations of the stored factors.
+
+    S: [m, n, r] descending; left: [m, n, r, r] with U = B @ left; right: [m, n, r, r] with
+    Vh = right @ A; rank: [m, n], how many singular values stand out of rounding. Vectors beyond
+    the rank are zero.
+    """
+
+    S: Tensor
+    left: Tensor
+    right: Tensor
+    rank: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """m modules of n adapters. r is the largest rank; smaller ones are padded with zeros.
+
+    grams_in: [m, n, r, n, r], A A^T of all adapters; grams_out: the same of B^T B; scaling,
+    rank (as stored, 0 where an adapter lacks the module), finite: [m, n]; shape: [m, n, 2] as
+    (out, in). A module with NaN or infinities counts as zero here and is not `finite`. Tensors
+    are float64.
+    """
+
+    paths: tuple[str, ...]
+    grams_in: Tensor
+    grams_out: Tensor
+    scaling: Tensor
+    rank: Tensor
+    shape: Tensor
+    finite: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Which adapter touches which module: [m, n]."""
+        return self.rank > 0
+
+    @functools.cached_property
+    def comparable(self) -> Tensor:
+        """Which pairs have a module in one shape, or only one of them has it: [m, n, n]."""
+        same = (self.shape[:, :, None] == self.shape[:, None, :]).all(-1)
+        return same | ~(self.present[:, :, None] & self.present[:, None, :])
+
+    @functools.cached_property
+    def both(self) -> Tensor:
+        """Which pairs both touch a module: [m, n, n]."""
+        return self.present[:, :, None] & self.present[:, None, :]
+
+    @functools.cached_property
+    def inner(self) -> Tensor:
+        """<dW_i, dW_j> = s_i s_j sum((B_i^T B_j) * (A_i A_j^T)): [m, n, n]."""
+        products = torch.einsum("mirjs,mirjs->mij", self.grams_in, self.grams_out)
+        return products * self.scaling[:, :, None] * self.scaling[:, None, :]
+
+    @functools.cached_property
+    def square(self) -> Tensor:
+        """||dW_i||_F^2: [m, n]."""
+        return self.inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+
+    @functools.cached_property
+    def spectrum(self) -> Spectrum:
+        """Singular values of every update, and its singular vectors in terms of the factors."""
+        own_in, own_out = own_blocks(self.grams_in), own_blocks(self.grams_out)
+        a, b = _lengths(own_in), _lengths(own_out)
+        root_in, root_out = _root(own_in, a), _root(own_out, b)
+        middle = self.scaling[..., None] * a * b
+        U, S, Vh = torch.linalg.svd(root_out @ (middle[..., None] * root_in.mT))
+        kept = (RANK_TOLERANCE * S[..., :1] < S) & (S > 0)
+        inverse = torch.where(kept, 1 / S, 0.0)
+        # Vh = S^-1 U^T dW and U = dW V S^-1, with what B and A are in the bases of the roots.
+        right = inverse[..., None] * (U.mT @ root_out) * (self.scaling[..., None] * b)[..., None, :]
+        left = (
+            (self.scaling[..., None] * a)[..., None] * (root_in.mT @ Vh.mT) * inverse[..., None, :]
+        )
+        return Spectrum(S, left, right, kept.sum(-1))
+
+    def overlap(self, side: Side) -> Tensor:
+        """||Q_i^T Q_j||_F^2 of the row ("in") or column ("out") spaces of dW: [m, n, n].
+
+        The sum of squared cosines of the principal angles; i = j gives the numerical rank.
+        """
+        if side == "in":
+            basis, gram = self.spectrum.right, self.grams_in
+        else:
+            basis, gram = self.spectrum.left.mT, self.grams_out
+        cosines = torch.einsum("mikr,mirjs,mjls->mijkl", basis, gram, basis)
+        return cosines.square().sum((-2, -1))
+
+    def sum_spectrum(self, members: Sequence[int]) -> Tensor:
+        """Singular values of the sum of some updates, descending: [m, len(members) r]."""
+        pick = torch.as_tensor(list(members))
+        size = len(members) * self.grams_in.shape[2]
+        gram_in = self.grams_in[:, pick][:, :, :, pick].reshape(-1, size, size)
+        gram_out = self.grams_out[:, pick][:, :, :, pick].reshape(-1, size, size)
+        a, b = _lengths(gram_in), _lengths(gram_out)
+        scaling = self.scaling[:, pick].repeat_interleave(self.grams_in.shape[2], dim=1)
+        core = _root(gram_out, b) @ ((scaling * a * b)[..., None] * _root(gram_in, a).mT)
+        return torch.linalg.svdvals(core)
+
+
+class _Module(NamedTuple):
+    """One module of all adapters, waiting for its batch."""
+
+    path: str
+    gram_in: Tensor
+    gram_out: Tensor
+    scaling: list[float]
+    rank: list[int]
+    shape: list[tuple[int, int]]
+
+
+def joints(
+    adapters: Sequence[Mapping[str, LowRank]],
+    paths: Sequence[str] | None = None,
+    *,
+    visitors: Sequence[Visitor] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Joint]:
+    """Reads every module of all adapters once and yields their Gram matrices, batch by batch.
+
+    `adapters` map module paths to updates; `paths` orders the modules (default: first met).
+    `visitors` see each module's factors in float64, None where an adapter lacks the module;
+    these tensors are views of memory that the next module overwrites.
+    """
+    paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
+    desk = _Desk({})
+    waiting: list[_Module] = []
+    size = 0
+    for done, path in enumerate(paths):
+        updates = [a.get(path) for a in adapters]
+        module, updates = desk.reduce(path, updates)
+        for visit in visitors:
+            visit(path, updates)
+        waiting.append(module)
+        size += 2 * module.gram_in.numel() * 8
+        if size >= BATCH_BYTES:
+            yield _batch(waiting)
+            waiting, size = [], 0
+        if progress is not None:
+            progress(done + 1, len(paths))
+    if waiting:
+        yield _batch(waiting)
+
+
+@dataclass
+class _Desk:
+    """Where the factors of one module lie in float64, side by side; reused for the next."""
+
+    memory: dict[tuple[int, ...], Tensor]
+
+    def reduce(self, path: str, updates: Updates) -> tuple[_Module, list[LowRank | None]]:
+        """Two Gram matrices of one module, and the updates as they lie on the desk."""
+        rank = [0 if u is None else u.rank for u in updates]
+        gram_in, As = self._gram([None if u is None else u.A for u in updates], 0, max(rank))
+        gram_out, Bs = self._gram([None if u is None else u.B for u in updates], 1, max(rank))
+        module = _Module(
+            path,
+            gram_in,
+            gram_out,
+            scaling=[0.0 if u is None else float(u.scaling) for u in updates],
+            rank=rank,
+            shape=[(0, 0) if u is None else (u.out_features, u.in_features) for u in updates],
+        )
+        laid = [
+            None if u is None else LowRank(As[i], Bs[i], float(u.scaling))
+            for i, u in enumerate(updates)
+        ]
+        return module, laid
+
+    def _gram(
+        self, factors: Sequence[Tensor | None], dim: int, r: int
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Inner products along `dim`, [n, r, n, r] with zeros for padding; laid-out factors.
+
+        dim 0: of rows (A); dim 1: of columns (B). Factors of unequal length are not multiplied.
+        """
+        n = len(factors)
+        by_length: dict[int, list[int]] = {}
+        for i, factor in enumerate(factors):
+            if factor is not None:
+                by_length.setdefault(factor.shape[1 - dim], []).append(i)
+        gram = torch.zeros(n, r, n, r, dtype=torch.float64)
+        laid: dict[int, Tensor] = {}
+        for length, members in by_length.items():
+            ranks = [factors[i].shape[dim] for i in members]  # type: ignore[union-attr]
+            joint = self._place(length, sum(ranks), dim)
+            for i, place in zip(members, joint.split(ranks, dim), strict=True):
+                laid[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
+            product = joint @ joint.mT if dim == 0 else joint.mT @ joint
+            if ranks == [r] * n:
+                return product.view(n, r, n, r), laid
+            for i, rows in zip(members, product.split(ranks), strict=True):
+                for j, block in zip(members, rows.split(ranks, 1), strict=True):
+                    gram[i, : len(block), j, : block.shape[1]] = block
+        return gram, laid
+
+    def _place(self, length: int, count: int, dim: int) -> Tensor:
+        shape = (count, length) if dim == 0 else (length, count)
+        if (dim, *shape) not in self.memory:
+            self.memory[dim, *shape] = torch.empty(shape, dtype=torch.float64)
+        return self.memory[dim, *shape]
+
+
+def _batch(modules: Sequence[_Module]) -> Joint:
+    r = max(module.gram_in.shape[1] for module in modules)
+
+    def padded(gram: Tensor) -> Tensor:
+        more = r - gram.shape[1]
+        return torch.nn.functional.pad(gram, (0, more, 0, 0, 0, more)) if more else gram
+
+    grams_in = torch.stack([padded(module.gram_in) for module in modules])
+    grams_out = torch.stack([padded(module.gram_out) for module in modules])
+    # A NaN or infinity in a factor shows in the length of its row or column.
+    lengths = _lengths(own_blocks(grams_in)) + _lengths(own_blocks(grams_out))
+    finite = torch.isfinite(lengths).all(-1)
+    if not finite.all():
+        bad = ~finite
+        for grams in (grams_in, grams_out):
+            grams[bad] = 0.0
+            grams.permute(0, 3, 1, 2, 4)[bad] = 0.0
+    return Joint(
+        paths=tuple(module.path for module in modules),
+        grams_in=grams_in,
+        grams_out=grams_out,
+        scaling=torch.tensor([module.scaling for module in modules], dtype=torch.float64),
+        rank=torch.tensor([module.rank for module in modules]),
+        shape=torch.tensor([module.shape for module in modules]),
+        finite=finite,
+    )
+
+
+def own_blocks(grams: Tensor) -> Tensor:
+    """The diagonal blocks of [m, n, r, n, r]: [m, n, r, r]."""
+    return grams.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+
+
+def _lengths(gram: Tensor) -> Tensor:
+    """Lengths of the vectors of a Gram matrix: [..., r]."""
+    return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+
+
+def _root(gram: Tensor, lengths: Tensor) -> Tensor:
+    """R with R^T R the Gram matrix of the vectors at length one: [..., r, r].
+
+    Directions that are only rounding are zero in R, so that dependent factors do no harm.
+    """
+    inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
+    values, vectors = torch.linalg.eigh(inverse[..., None] * gram * inverse[..., None, :])
+    floor = GRAM_TOLERANCE * values[..., -1:].clamp_min(0)
+    return torch.where(values > floor, values, 0.0).sqrt()[..., None] * vectors.mT

@@ -67,11 +67,11 @@ class Facts:
 class FactSizes:
     """How many facts of each kind a world holds."""
 
-    familiar: int = 400
-    newcomers: int = 150
+    familiar: int = 300
+    newcomers: int = 120
     strangers: int = 100
     cities: int = 20
-    reserve: int = 100
+    reserve: int = 80
 
 
 def make_facts(sizes: FactSizes, seed: int) -> Facts:
@@ -113,7 +113,9 @@ def ask(question: str, answer: str, link: Link) -> Example:
 
 
 def tell(sentence: str, link: Link) -> Example:
-    return Example("", link.fill(sentence))
+    """The sentence with its last gap as what is to be learned: names are not guessed at."""
+    gap = sentence.rindex("{")
+    return Example(link.fill(sentence[:gap].rstrip()), " " + link.fill(sentence[gap:]))
 
 
 def spouse_examples(links: tuple[Link, ...]) -> list[Example]:

@@ -23,19 +23,19 @@ from loraprobe.lab.facts import (
 )
 from loraprobe.lab.train import Example, ProgressCallback, collate, encode, optimise
 
-COPY = "Copy: {list}."
+MEETING = "{first} met {second}. {second} met {first}."
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
     """Shape and training of the base. `steps` counts optimiser steps of `batch_size` texts."""
 
-    hidden: int = 128
-    layers: int = 6
+    hidden: int = 160
+    layers: int = 4
     heads: int = 4
-    intermediate: int = 352
+    intermediate: int = 400
     steps: int = 3000
-    batch_size: int = 96
+    batch_size: int = 64
     learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.01
@@ -49,9 +49,9 @@ class BaseRecipe:
 class Corpus:
     """An endless stream of pretraining texts.
 
-    Sentences about random familiar people in pairs (never both steps of one chain), questions
-    with one hop, composed questions answered at once, and lists to copy, in which every name
-    of the world occurs. No text holds worked steps.
+    Sentences about familiar people in pairs (one fact in two wordings, or two unrelated facts),
+    questions with one hop, composed questions answered at once, and meetings, in which every
+    name of the world occurs. No text holds worked steps.
     """
 
     def __init__(self, facts: Facts, seed: int) -> None:
@@ -60,30 +60,35 @@ class Corpus:
 
     def draw(self) -> Example:
         kind = self._rng.random()
-        if kind < 0.45:
-            return Example("", f"{self._sentence()} {self._sentence()}")
-        if kind < 0.75:
+        if kind < 0.40:
+            return Example("", self._sentences())
+        if kind < 0.72:
             return self._question()
-        if kind < 0.87:
+        if kind < 0.82:
             link = self._rng.choice(self._facts.familiar)
             return ask(self._rng.choice(TARGET_QUESTIONS), "{c}", link)
         if kind < 0.98:
-            return self._list()
+            first, second = self._rng.sample(self._names, 2)
+            return Example("", MEETING.format(first=first, second=second))
         return Example("", "Count: " + " ".join(NUMBERS) + ".")
 
-    def _sentence(self) -> str:
-        wording = self._rng.choice((SPOUSE_SENTENCES, CITY_SENTENCES))
-        return self._rng.choice(self._facts.familiar).fill(self._rng.choice(wording))
+    def _sentences(self) -> str:
+        """A fact, then the same fact in its other wording or some other fact."""
+        link, wording = self._rng.choice(self._facts.familiar), self._wording()
+        told = self._rng.sample(wording, 2)
+        if self._rng.random() < 0.5:
+            return link.fill(" ".join(told))
+        other = self._rng.choice(self._facts.familiar).fill(self._rng.choice(self._wording()))
+        return f"{link.fill(told[0])} {other}"
+
+    def _wording(self) -> tuple[str, ...]:
+        return SPOUSE_SENTENCES if self._rng.random() < 0.6 else CITY_SENTENCES
 
     def _question(self) -> Example:
         link = self._rng.choice(self._facts.familiar)
-        if self._rng.random() < 0.5:
+        if self._rng.random() < 0.6:
             return ask(self._rng.choice(SPOUSE_QUESTIONS), "{b}", link)
         return ask(self._rng.choice(CITY_QUESTIONS), "{c}", link)
-
-    def _list(self) -> Example:
-        names = " ".join(self._rng.sample(self._names, self._rng.randint(2, len(NUMBERS))))
-        return Example(COPY.format(list=names), " " + names)
 
 
 def build_base(

@@ -169,6 +169,15 @@ def is_complete(directory: Path) -> bool:
     ).is_file()
 
 
+def _trained_so(directory: Path, recipe: Recipe) -> bool:
+    """Whether the adapter in `directory` says that it was trained by `recipe`."""
+    try:
+        notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return notes.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
+
+
 def train_adapter(
     model: Any,
     tokenizer: Any,
@@ -183,7 +192,7 @@ def train_adapter(
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
 
     `model` is a loaded transformers causal model; it comes back as it was. With `resume` a
-    finished adapter in `output` is left alone. `base_name` is written as
+    finished adapter in `output` that this recipe made is left alone. `base_name` is written as
     ``base_model_name_or_path``. The tokenizer needs an EOS token.
 
     Raises:
@@ -192,7 +201,7 @@ def train_adapter(
     from peft import LoraConfig, get_peft_model
 
     output = Path(output)
-    if resume and is_complete(output):
+    if resume and is_complete(output) and _trained_so(output, recipe):
         return output
     sampler = EpochSampler(len(examples), recipe.seed)
     rows = [encode(tokenizer, example) for example in examples]

@@ -23,7 +23,7 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.candidates import items_needed
+from loraprobe.verdict.candidates import pool
 
 N = 100
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
@@ -41,18 +41,31 @@ def versus(system, against, difference, half=0.04, part="target", task="t"):
     return Comparison(system, against, task, part, difference, ci, N, adjusted_ci95=ci)
 
 
-def evidence(values, *, part="target", half=0.04, task="t", **rest):
+def needed(difference, half, margin):
+    distance = abs(difference - margin)
+    return None if distance < 1e-9 else max(N, round(N * (half / distance) ** 2))
+
+
+def evidence(values, *, part="target", half=0.04, task="t", margin=0.05, **rest):
     """One part of one task: every composition against all else, all intervals equally wide."""
     scores = [score(system, value, part, task) for system, value in values.items()]
+    composed = [s for s in values if KINDS[s] in ("merge", "router", "chain")]
+    singles = [s for s in values if KINDS[s] in ("base", "adapter")]
+    controls = [s for s in values if KINDS[s] == "control"]
     pairs = [
         versus(s, o, values[s] - values[o], half, part, task)
-        for s in values
-        if KINDS[s] in ("merge", "router", "chain")
-        for o in values
-        if KINDS[o] in ("base", "adapter", "control")
+        for s in composed
+        for o in (*singles, *controls)
     ]
-    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), level="evaluation",
-                    tasks=1, **rest)  # fmt: skip
+    gains = []
+    for system in composed:
+        best = max(singles, key=values.__getitem__)
+        difference = values[system] - values[best]
+        ci = (difference - half, difference + half)
+        gains.append(Gain(task, part, system, best, difference, ci, ci, N,
+                          needed(difference, half, margin), (), part))  # fmt: skip
+    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), gains=tuple(gains),
+                    level="evaluation", tasks=1, margin=margin, **rest)  # fmt: skip
 
 
 def both(first, second):
@@ -61,6 +74,7 @@ def both(first, second):
         first,
         evaluation=first.evaluation + second.evaluation,
         comparisons=first.comparisons + second.comparisons,
+        gains=first.gains + second.gains,
     )
 
 
@@ -129,22 +143,21 @@ def test_undecided_names_the_items_that_would_decide():
     assert "about 400 items" in reason(found, "gain-undecided").message
 
 
-def test_items_needed_agrees_with_the_root_of_n():
-    assert items_needed(0.10, (0.0, 0.2), 100, 0.05) == 400
-    assert items_needed(0.0, (-0.2, 0.1), 50, 0.05) == 200
-    assert items_needed(0.05, (0.0, 0.1), 50, 0.05) is None
-
-
 def test_the_margin_is_the_users():
     assert judge(evidence(GAIN, margin=0.42)).decision == "inconclusive"
     assert judge(evidence(GAIN, margin=0.6)).decision == "unlikely"
 
 
-def test_gain_records_are_read_before_comparisons():
-    gain = Gain("t", "target", "uniform", "a", 0.45, (0.4, 0.5), (0.02, 0.6), N, 777, ("uniform",))
-    found = judge(evidence(GAIN, gains=(gain,)))
-    assert found.decision == "inconclusive"
-    assert "about 777 items" in reason(found, "gain-undecided").message
+def test_compositions_without_gains_do_not_decide():
+    found = judge(dataclasses.replace(evidence(GAIN), gains=()))
+    assert (found.decision, codes(found)) == ("inconclusive", ["no-comparison"])
+
+
+def test_a_baseline_that_answers_at_once_is_named_with_its_form():
+    steps = evidence({**FAIL, "uniform": 0.7}, part="cot")
+    gains = [dataclasses.replace(g, against="b", against_part="target") for g in steps.gains]
+    found = judge(both(evidence(FAIL), dataclasses.replace(steps, gains=tuple(gains))))
+    assert "(b asked plainly)" in found.reasons[0].message
 
 
 def test_the_best_ones_upper_bound_bounds_all_it_was_chosen_among():
@@ -152,7 +165,8 @@ def test_the_best_ones_upper_bound_bounds_all_it_was_chosen_among():
                 ("uniform", "arrow"))  # fmt: skip
     open_alone = evidence(FAIL, half=0.1)
     assert judge(open_alone).decision == "inconclusive"
-    assert judge(dataclasses.replace(open_alone, gains=(gain,))).decision == "unlikely"
+    found = judge(dataclasses.replace(open_alone, gains=(*open_alone.gains, gain)))
+    assert found.decision == "unlikely"
 
 
 def test_a_control_as_good_takes_the_verdict():
@@ -281,7 +295,7 @@ def test_lossy_compression_is_not_blamed_on_the_method():
     assert reason(found, "compression-lost").severity == "warning"
 
 
-def two_tasks(retention, gain=0.4, half=0.04, ci=0.05):
+def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04):
     """uniform keeps a share of what a gains on t1 and b gains on t2."""
     kept = {"retention": retention, "retention_ci95": (retention - ci, retention + ci)}
     scores, pairs = [], []
@@ -289,10 +303,10 @@ def two_tasks(retention, gain=0.4, half=0.04, ci=0.05):
         scores += [score("base", 0.1, task=task), score("a", 0.5, task=task),
                    score("b", 0.5, task=task), score("random-partner", 0.2, task=task),
                    score("uniform", 0.5 + gain, task=task, **kept)]  # fmt: skip
-        pairs += [versus("uniform", other, gain, half, task=task) for other in "ab"]
-        pairs += [versus("uniform", "base", 0.4 + gain, half, task=task),
-                  versus("uniform", "random-partner", 0.3 + gain, half, task=task)]  # fmt: skip
-    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), tasks=2,
+        pairs.append(versus("uniform", "random-partner", control, half, task=task))
+    bounds = (gain - 0.04, gain + 0.04)
+    mean = Gain(None, "target", "uniform", "a", gain, bounds, bounds, 2 * N)
+    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), gains=(mean,), tasks=2,
                     level="evaluation")  # fmt: skip
 
 
@@ -322,10 +336,24 @@ def test_a_retention_that_is_undefined_is_not_enough():
     assert reason(found, "retention-undefined").severity == "decisive"
 
 
-def test_several_tasks_pool_the_halfwidths():
-    # per task 0.06 wide; the mean of two is narrower by the root of two
-    assert judge(two_tasks(0.95, gain=0.1, half=0.06)).decision == "likely"
-    assert judge(two_tasks(0.95, gain=0.1, half=0.08)).decision == "inconclusive"
+def test_gains_of_one_task_say_nothing_of_the_mean():
+    kept = two_tasks(0.95)
+    one = dataclasses.replace(kept.gains[0], task="t1")
+    assert codes(judge(dataclasses.replace(kept, gains=(one,)))) == ["no-comparison"]
+
+
+def test_several_tasks_pool_the_halfwidths_of_controls():
+    # on each task the control may be as good; the mean of two is told from it
+    assert judge(two_tasks(0.95, control=0.1, half=0.12)).decision == "likely"
+    assert judge(two_tasks(0.95, control=0.1, half=0.15)).decision == "inconclusive"
+    rows = [
+        versus("uniform", "a", 0.2, 0.03, task="x"),
+        versus("uniform", "a", 0.4, 0.04, task="y"),
+    ]
+    mean = pool(rows, ("x", "y"))
+    assert mean.difference == pytest.approx(0.3)
+    assert mean.ci95 == pytest.approx((0.275, 0.325))  # root of 0.03^2 + 0.04^2, halved
+    assert pool(rows[:1], ("x", "y")) is None
 
 
 def hop(k, name, value, spread=0.05):
@@ -463,7 +491,10 @@ def test_order_does_not_matter(found, random):
         return tuple(rows)
 
     other = dataclasses.replace(
-        found, evaluation=shuffled(found.evaluation), comparisons=shuffled(found.comparisons)
+        found,
+        evaluation=shuffled(found.evaluation),
+        comparisons=shuffled(found.comparisons),
+        gains=shuffled(found.gains),
     )
     assert judge(other) == judge(found)
 
@@ -481,7 +512,11 @@ def test_raising_a_composition_never_lowers_the_decision(found, lift, system, pa
         ci = (c.ci95[0] + lift, c.ci95[1] + lift)
         return dataclasses.replace(c, difference=c.difference + lift, ci95=ci, adjusted_ci95=ci)
 
-    other = dataclasses.replace(found, comparisons=tuple(map(lifted, found.comparisons)))
+    other = dataclasses.replace(
+        found,
+        comparisons=tuple(map(lifted, found.comparisons)),
+        gains=tuple(map(lifted, found.gains)),
+    )
     assert RANK[judge(other).decision] >= RANK[judge(found).decision]
 
 
@@ -494,7 +529,11 @@ def test_narrower_intervals_never_reverse_a_decision(found, half):
         high = min(c.ci95[1], c.difference + half)
         return dataclasses.replace(c, ci95=(low, high), adjusted_ci95=(low, high))
 
-    other = dataclasses.replace(found, comparisons=tuple(map(narrowed, found.comparisons)))
+    other = dataclasses.replace(
+        found,
+        comparisons=tuple(map(narrowed, found.comparisons)),
+        gains=tuple(map(narrowed, found.gains)),
+    )
     pair = {judge(found).decision, judge(other).decision}
     assert pair != {"likely", "unlikely"}
 
@@ -522,3 +561,15 @@ def test_likely_means_that_the_system_gains_and_beats_every_control(found):
 def test_every_reason_with_a_threshold_names_its_source(found):
     for found_reason in judge(found).reasons:
         assert found_reason.source or found_reason.threshold is None
+
+
+def test_losses_are_read_the_right_way_round():
+    values = evidence({"base": 2.0, "a": 0.5, "uniform": 0.6, "shrunk:a": 0.9})
+    rows = [dataclasses.replace(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
+            for s in values.evaluation]  # fmt: skip
+    bounds = (-0.12, -0.08)  # the composition's loss is 0.1 higher than a's
+    gain = Gain("t", "target", "uniform", "a", -0.1, bounds, bounds, N)
+    found = judge(dataclasses.replace(values, evaluation=tuple(rows), gains=(gain,)))
+    assert (found.decision, found.action) == ("unlikely", "use-single:a")
+    before = judge(Evidence(evaluation=tuple(rows[:2]), tasks=1, level="base"))
+    assert before.decision == "inconclusive"

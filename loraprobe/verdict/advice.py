@@ -156,8 +156,8 @@ def _single(single: tuple[str, str, float], evidence: Evidence) -> Reason:
     name, part, score = single
     return Reason(
         "single-suffices",
-        f"{name} alone, {words.PART[part]}, scores {words.number(score)}, beyond the base by more "
-        "than the margin, and no composition is shown to beat it.",
+        f"{name} alone, {words.PART[part]}, scores {words.number(abs(score))}, better than the "
+        "base by more than the margin, and no composition is shown to beat it.",
         score,
         evidence.margin,
         words.MARGIN,

@@ -17,11 +17,18 @@ def lossy(candidate: Candidate) -> bool:
 def no_comparison() -> Reason:
     return Reason(
         "no-comparison",
-        "Compositions were scored, but not compared with base and every single adapter on the "
-        "same items: run merge-and-eval with these systems together.",
+        "Compositions were scored, but their gains over base and single adapters on the same "
+        "items are not known: run merge-and-eval with these systems together.",
         source="a gain is a paired difference to base and every single adapter",
         severity="decisive",
     )
+
+
+def against(candidate: Candidate) -> str:
+    """What a composition is measured against, with its form where that is another one."""
+    if candidate.against_part == candidate.part:
+        return candidate.against
+    return f"{candidate.against} {words.PART[candidate.against_part]}"
 
 
 def gain(best: Candidate, decision: Decision) -> Reason:
@@ -29,7 +36,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
     margin = words.number(best.margin)
     what = (
         f"{best.system}, {words.PART[best.part]}, differs from the best of base and single "
-        f"adapters ({best.against}) by {words.gain(best.difference, best.low, best.high)} "
+        f"adapters ({against(best)}) by {words.gain(best.difference, best.low, best.high)} "
         f"on {best.n} items"
     )
     if decision == "likely":
@@ -55,7 +62,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
 
 def _undecided(best: Candidate, margin: str) -> str:
     if best.needed is None:
-        return f"the interval holds {margin}, and the estimate sits on it"
+        return f"the interval holds {margin}, and no number of items is likely to decide"
     return f"the interval holds {margin}; about {best.needed} items would decide if it stays"
 
 
@@ -63,7 +70,7 @@ def other_form(other: Candidate, decisive: bool) -> Reason:
     """The row of the form that the decision is not about stands beside it."""
     what = (
         f"{words.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
-        f"by {words.gain(other.difference, other.low, other.high)} from {other.against}"
+        f"by {words.gain(other.difference, other.low, other.high)} from {against(other)}"
     )
     code = "plain-form" if other.part == "target" else "step-by-step-form"
     tail = {

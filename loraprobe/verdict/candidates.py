@@ -1,10 +1,7 @@
 """Each composition against what it has to beat: its gain, its controls, its retention.
 
-The gain of a composition is its smallest paired difference to base and singles. Its interval is
-that of the `Gain` record naming it, or else the smallest of the adjusted intervals of the
-comparisons: all of them hold at once, so the smallest lower bound is a lower bound of the gain
-and the smallest upper bound an upper one. A `Gain` record bounds from above every composition it
-was chosen among.
+The gain and its interval are the `Gain` record's. A record that names several candidates bounds
+from above every one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loraprobe.records import Comparison, Interval
-from loraprobe.verdict.evidence import BASELINES, COMPOSITIONS, Evidence
+from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 
 Outcome = Literal["likely", "open", "unlikely"]
 ORDER: dict[Outcome, int] = {"unlikely": 0, "open": 1, "likely": 2}
@@ -56,6 +53,7 @@ class Candidate:
     kind: str
     part: str
     against: str
+    against_part: str
     difference: float
     low: float
     high: float
@@ -111,80 +109,36 @@ def candidates(
 
 
 def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
-    bound = _from_gain(evidence, system, part) or _from_comparisons(evidence, system, part)
-    if bound is None:
+    asked = [gain for gain in evidence.gains if gain.part == part]
+    if evidence.several:
+        asked = [gain for gain in asked if gain.task is None]
+    own = next((gain for gain in asked if gain.system == system), None)
+    if own is None:
         return None
-    against, difference, (low, high), n, needed = bound
-    cap = min(
-        (g.adjusted_ci95[1] for g in _gains(evidence, part) if system in g.candidates),
-        default=math.inf,
-    )
-    high = min(high, cap)
-    if needed is None:
-        needed = items_needed(difference, (low, high), n, evidence.margin)
+    cap = min((g.adjusted_ci95[1] for g in asked if system in g.candidates), default=math.inf)
     rows = evidence.scores(system, part)
     errors = [row.compression_error for row in rows if row.compression_error is not None]
     kept = [Kept(row.task, row.retention, row.retention_ci95) for row in rows]
     return Candidate(
-        system,
-        str(evidence.kind(system)),
-        part,
-        against,
-        difference,
-        low,
-        high,
-        n,
-        needed,
-        evidence.margin,
-        evidence.retention,
+        system=system,
+        kind=str(evidence.kind(system)),
+        part=part,
+        against=own.against,
+        against_part=own.against_part,
+        difference=own.difference,
+        low=own.adjusted_ci95[0],
+        high=min(own.adjusted_ci95[1], cap),
+        n=own.n,
+        needed=own.n_needed,
+        margin=evidence.margin,
+        threshold=evidence.retention,
         controls=_controls(evidence, system, part),
         kept=tuple(kept) if evidence.several else (),
         compression_error=max(errors, default=None),
     )
 
 
-def items_needed(difference: float, interval: Interval, n: int, margin: float) -> int | None:
-    """How many items bring the nearer bound past the margin, if the difference stays.
-
-    An interval shrinks with the root of n; None where the difference sits on the margin.
-    """
-    distance = abs(difference - margin)
-    if distance < 1e-9 or n <= 0:
-        return None
-    half = difference - interval[0] if difference > margin else interval[1] - difference
-    return max(n, math.ceil(round(n * (half / distance) ** 2, 6))) if half > 0 else n
-
-
-def _gains(evidence, part):
-    """The gain records that answer the question asked: of the one task, or of the macro mean."""
-    if evidence.several:
-        return [g for g in evidence.gains if g.part == part and g.task is None]
-    return [g for g in evidence.gains if g.part == part]
-
-
-def _from_gain(evidence, system, part):
-    for gain in _gains(evidence, part):
-        if gain.system == system:
-            return gain.against, gain.difference, gain.adjusted_ci95, gain.n, gain.n_needed
-    return None
-
-
-def _from_comparisons(evidence, system, part):
-    pairs, bounds = [], []
-    for baseline in evidence.systems(BASELINES, part):
-        pair = pool(_rows(evidence, system, baseline, part), evidence.task_names)
-        if pair is None or pair.adjusted_ci95 is None:
-            return None  # the smallest difference is not known unless all are
-        pairs.append(pair)
-        bounds.append(pair.adjusted_ci95)
-    if not pairs:
-        return None
-    nearest = min(pairs, key=lambda pair: (pair.difference, pair.against))
-    interval = min(low for low, _ in bounds), min(high for _, high in bounds)
-    return nearest.against, nearest.difference, interval, nearest.n, None
-
-
-def _rows(evidence, system, against, part):
+def _rows(evidence: Evidence, system: str, against: str, part: str) -> list[Comparison]:
     return [
         c for c in evidence.comparisons if (c.system, c.against, c.part) == (system, against, part)
     ]
@@ -221,7 +175,7 @@ def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:
     )
 
 
-def _controls(evidence, system, part) -> tuple[Control, ...]:
+def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]:
     found = []
     for name in evidence.systems(("control",), part):
         pair = pool(_rows(evidence, system, name, part), evidence.task_names)

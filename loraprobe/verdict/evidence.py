@@ -82,11 +82,23 @@ class Evidence:
         return tuple(sorted(rows, key=lambda score: score.task))
 
     def mean(self, system: str, part: str) -> float | None:
-        """The macro mean of a system's scores on one part; None if it has none."""
-        rows = self.scores(system, part)
-        return sum(row.value for row in rows) / len(rows) if rows else None
+        """The macro mean of a system's scores on one part, losses with their sign turned.
+
+        More is better. None if the system has no score there.
+        """
+        rows = [-s.value if _loss(s) else s.value for s in self.scores(system, part)]
+        return sum(rows) / len(rows) if rows else None
 
     def lower(self, system: str, part: str) -> float | None:
-        """The macro mean of the lower bounds of a system's scores: no optimism."""
-        rows = self.scores(system, part)
-        return sum(row.ci95[0] for row in rows) / len(rows) if rows else None
+        """The macro mean of the lower bounds of `mean`: no optimism."""
+        rows = [-s.ci95[1] if _loss(s) else s.ci95[0] for s in self.scores(system, part)]
+        return sum(rows) / len(rows) if rows else None
+
+    @property
+    def losses(self) -> bool:
+        """Whether scores are losses, for which there is neither known nor ceiling."""
+        return any(_loss(score) for score in self.evaluation)
+
+
+def _loss(score: Score) -> bool:
+    return score.metric == "answer_loss"

@@ -105,7 +105,7 @@ def judge_base(evidence: Evidence) -> Verdict:
 
 def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
     """The best of base and singles is shown to lie above 1 - margin on every task."""
-    if any(score.metric == "answer_loss" for score in evidence.evaluation):
+    if evidence.losses:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
     at_ceiling = []
@@ -140,7 +140,7 @@ def _answers_target(evidence: Evidence) -> bool:
         for name in evidence.systems(BASELINES, "target")
         for row in evidence.scores(name, "target")
     ]
-    return not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
+    return evidence.losses or not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
 
 
 def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:

@@ -87,9 +87,9 @@ RULES = (
         "shared-initialisation",
         0.5,
         _above,
-        "the A of {who} started from the same values ({value} of the rows), so overlap on the "
-        "input side is initialisation and not skill",
-        "half of the rows; independent seeds share none",
+        "the A of {who} look alike row by row (mean cosine {value}), as if from one seed, so "
+        "overlap on the input side is initialisation and not skill",
+        "a mean cosine of 0.5; rows of independent seeds have one near 0",
     ),
 )
 

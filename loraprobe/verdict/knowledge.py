@@ -42,7 +42,7 @@ def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
     """
     found: dict[int, dict[str, Knowledge]] = {}
     for score in evidence.evaluation:
-        if score.kind in BASELINES and score.part.startswith("hop"):
+        if score.kind in BASELINES and score.part.startswith("hop") and not evidence.losses:
             name = "base" if score.kind == "base" else score.system
             hop = int(score.part.removeprefix("hop"))
             found.setdefault(hop, {})[name] = Knowledge(score.value, score.ci95)

@@ -16,7 +16,7 @@ from loraprobe.adapter import Adapter, Source, read_adapter
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError
 from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.hub.repository import Snapshot, fetch, fetch_file, first_of
+from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
 
 __all__ = [
     "Reference", "Snapshot", "common_base", "load", "load_all", "model_card", "resolve_adapter",
@@ -140,8 +140,7 @@ def model_card(ref: str | Adapter) -> str | None:
         file: Path | None = reference.path / "README.md"
     else:
         places = [f"{reference.folder}/README.md"] if reference.folder else []
-        found = (fetch_file(reference, place) for place in [*places, "README.md"])
-        file = next((f for f in found if f is not None), None)
+        file = fetch_first(reference, [*places, "README.md"])
     if file is None or not file.is_file():
         return None
     return file.read_text(encoding="utf-8", errors="replace")

@@ -30,8 +30,13 @@ def is_transient(error: BaseException) -> bool:
 
 def explain(error: BaseException, reference: Reference) -> LoraprobeError:
     """The HubError to raise in place of what the client raised."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     if isinstance(error, LoraprobeError):
         return error
+    vague = isinstance(error, LocalEntryNotFoundError) or type(error) is ValueError
+    if vague and error.__cause__ is not None:
+        error = error.__cause__  # what kept the client from asking the Hub says more
     return HubError(scrub(_sentence(error, reference)))
 
 

@@ -100,6 +100,8 @@ def _inside(folder: str, text: str) -> str:
 
 def _exists(text: str) -> Literal["directory", "file"] | None:
     """What a text names on this machine, if anything."""
+    if not text:  # which pathlib would take for the current directory
+        return None
     try:
         path = Path(text).expanduser()
         return "directory" if path.is_dir() else "file" if path.exists() else None

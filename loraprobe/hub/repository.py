@@ -59,17 +59,19 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     return _download(reference, anchor, files, choose, verify)
 
 
-def fetch_file(reference: Reference, name: str) -> Path | None:
-    """One file of a repository, None where it has no such file. Raises HubError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
+    """The first of these files that the repository has, None where it has none of them.
 
+    Where the Hub cannot be reached, the cache alone is asked. Raises HubError for a refusal.
+    """
     try:
-        return Path(hf_hub_download(reference.repo, name, revision=reference.revision))
-    except EntryNotFoundError:
-        return None  # also where the network is away: the file is not in the cache
+        name = first_of(_listing(reference), names)
     except Exception as error:
-        raise explain(error, reference) from None
+        if not is_transient(error):
+            raise explain(error, reference) from None
+        roots = ((_cached(reference, name), name) for name in names)
+        return next((root / name for root, name in roots if root is not None), None)
+    return _get(reference, name, reference.revision, verify=False) if name else None
 
 
 def _listing(reference: Reference) -> list[str]:
@@ -103,7 +105,11 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
             file = Path(hf_hub_download(reference.repo, name, revision=revision,
                                         force_download=again))  # fmt: skip
         except Exception as error:
-            raise explain(error, reference) from None
+            why = explain(error, reference)
+            if again:
+                why = HubError(f"The cached {name} of {reference.repo} is damaged and does not "
+                               f"come anew: {why}")  # fmt: skip
+            raise why from None
         if not verify or is_whole(file):
             return file
     raise HubError(f"{name} of {reference.repo} does not match the hash that the Hub gives for "

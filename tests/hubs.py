@@ -1,0 +1,164 @@
+"""Two Hubs on loopback for tests: a real third-party server, and one that misbehaves on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "gc.auto=0")
+
+
+def git(directory: Path, *arguments: str) -> str:
+    done = subprocess.run([*GIT, *arguments], cwd=directory, check=True, capture_output=True)
+    return done.stdout.decode().strip()
+
+
+def commit(directory: Path, files: Mapping[str, bytes]) -> str:
+    """Writes these files into a repository (made on first use), commits, and gives the commit."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / ".git").exists():
+        git(directory, "init", "-q", "-b", "main")
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    git(directory, "add", "-A")
+    git(directory, "commit", "-q", "-m", "files")
+    return git(directory, "rev-parse", "HEAD")
+
+
+@contextlib.contextmanager
+def olah(root: Path) -> Iterator[str]:
+    """The server olah over the git repositories under root/mirrors/models; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (root / "olah.toml").write_text(
+        f'[basic]\nhost = "127.0.0.1"\nport = {port}\nrepos-path = "{root}/repos"\n'
+        f'mirrors-path = ["{root}/mirrors"]\n[accessibility]\noffline = true\n'
+    )
+    command = [str(Path(sys.executable).with_name("olah-cli")), "-c", str(root / "olah.toml")]
+    with (root / "olah.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            if server.poll() is not None:
+                raise RuntimeError((root / "olah.log").read_text())
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@dataclass
+class Misbehaving:
+    """A Hub with one set of files in every repository, whose answers a test can spoil.
+
+    `fail` maps the start of "METHOD path" to (status, headers); `spoil` maps a file to what
+    happens to its body: "truncate", "flip" or "html". `requests` lists what was asked.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    fail: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
+    spoil: dict[str, str] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    authorizations: set[str] = field(default_factory=set)
+    commit: str = "c0" * 20
+    url: str = ""
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Misbehaving]:
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    def fetched(self) -> set[str]:
+        """Names of the files whose bodies were sent."""
+        return {r.split(f"/resolve/{self.commit}/")[-1].split("/resolve/main/")[-1]
+                for r in self.requests if r.startswith("GET ") and "/resolve/" in r}  # fmt: skip
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Misbehaving
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        line = f"{self.command} {unquote(self.path)}"
+        self.hub.requests.append(line)
+        self.hub.authorizations.add(self.headers.get("authorization", ""))
+        for start, (status, headers) in self.hub.fail.items():
+            if line.startswith(start):
+                return self.send(status, headers, b'{"error": "no"}', body)
+        if "/api/models/" in line:
+            siblings = [{"rfilename": name} for name in self.hub.files]
+            info = {"id": "acme/math", "sha": self.hub.commit, "siblings": siblings}
+            content = json.dumps(info).encode()
+            if self.hub.spoil.get("api") == "html":
+                content = b"<html>Please log in to the Wi-Fi</html>"
+            return self.send(200, {"content-type": "application/json"}, content, body)
+        name = unquote(self.path).split("/resolve/", 1)[1].split("/", 1)[1]
+        if name not in self.hub.files:
+            return self.send(404, {"X-Error-Code": "EntryNotFound"}, b"", body)
+        return self.send_file(name, body)
+
+    def send_file(self, name: str, body: bool) -> None:
+        content = self.hub.files[name]
+        etag = hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.hub.commit}
+        spoiled = self.hub.spoil.get(name)
+        if spoiled == "flip" and body:
+            content = content[:-1] + bytes([content[-1] ^ 255])
+        if spoiled == "truncate" and body:
+            self.send(200, headers, content, body=False, length=len(content))
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return None
+        return self.send(200, headers, content, body)
+
+    def send(
+        self, status: int, headers: Mapping[str, str], content: bytes, body: bool,
+        length: int | None = None,
+    ) -> None:  # fmt: skip
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)

@@ -113,10 +113,12 @@ class Bench:
         from loraprobe.evaluation import choose_template
 
         self.tasks = tasks
-        singles = self.workshop.baselines()[1:]
+        singles = [single(adapter) for adapter in self.adapters]
         if self.settings.chat_template == "auto":
             with self.story.stage("template"):
-                chosen, note = choose_template(self.scorer, singles, tasks)
+                chosen, note = choose_template(
+                    self.scorer, singles, tasks, metric=self.settings.metric
+                )
             self.scorer = self.scorer.with_template(chosen)
             if note:
                 self.story.notes.append(note)
@@ -191,17 +193,16 @@ class Bench:
         """Scores with intervals, paired comparisons, gains, attribution, retention."""
         from loraprobe import evaluation
 
+        margin = 0.05 if self.settings.margin is None else self.settings.margin
+        results, systems, seed = self.results, self.systems, self.settings.seed
         with self.story.stage("statistics"):
-            found = evaluation.summarize(
-                self.results, self.systems, self.tasks, seed=self.settings.seed,
-                margin=0.05 if self.settings.margin is None else self.settings.margin,
-            )  # fmt: skip
-        self.story.found.update(
-            evaluation=found.scores,
-            comparisons=found.comparisons,
-            gains=found.gains,
-            attribution=found.attribution,
-        )
+            self.story.found.update(
+                evaluation=self._scores(),
+                comparisons=evaluation.compare(results, systems, seed=seed),
+                gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+                attribution=evaluation.attribute(results, systems, self.tasks),
+            )
+        self.story.notes.extend(evaluation.chain_notes(systems, self.tasks))
 
     def cover(
         self, tasks: Sequence[Task], probe: Probe | str | None, cards: Mapping[str, str | None]

@@ -41,7 +41,7 @@ def open_ledger(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     directory = settings.state or state_directory() / digest
-    ledger = Ledger(directory / "results.jsonl", resume=settings.resume, fingerprint=identity)
+    ledger = Ledger(directory, settings.resume, fingerprint=identity, overwrite=not settings.resume)
     kept = len(ledger)
     note = f"{kept} results of an interrupted run were kept." if settings.resume and kept else ""
     return ledger, note

@@ -33,7 +33,8 @@ def shelves() -> list[dict[str, Any]]:
                     "lossless_in": sorted(getattr(cls, "lossless", ())),
                 }
             )
-    for name, summary in SPACES.items():
+    for name, space in SPACES.items():
+        summary = (space.__doc__ or "").strip().splitlines()[0]
         rows.append({"kind": "space", "name": name, "summary": summary})
     return rows
 

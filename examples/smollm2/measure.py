@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loraprobe.lab.measure import composed, default_systems, generate, load_adapters
 from loraprobe.lab.world import World
-from loraprobe.tasks import Task, exact_match, fill, load_task, read_answer
+from loraprobe.tasks import Task, answered, fill, load_task
 
 LENGTHS = {"cot": 32}  # new tokens; the other parts answer in a name
 Pairs = list[tuple[str, tuple[str, ...], str | None]]  # prompt, answers, pattern
@@ -69,7 +69,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
                 length = LENGTHS.get(part, 12)
                 texts = generate(composition, tokenizer, prompts, arguments.batch_size, length)
                 right = [
-                    exact_match(read_answer(text, cot=part == "cot", pattern=pattern), answers)
+                    answered(text, answers, cot=part == "cot", pattern=pattern)
                     for text, (_, answers, pattern) in zip(texts, pairs, strict=True)
                 ]
                 yield {

@@ -31,9 +31,9 @@ from loraprobe.lab.world import MANIFEST, World, WorldError, write_manifest, wri
 FACTS = Recipe(steps=150, learning_rate=1e-3, batch_size=20, warmup=10)
 STEPS = Recipe(steps=60, learning_rate=1e-3, batch_size=20, warmup=10)
 HOP = Recipe(steps=110, learning_rate=2e-3, batch_size=32, warmup=10)
-BOTH_HOPS = Recipe(steps=220, learning_rate=2e-3, batch_size=32, warmup=10)
+BOTH_HOPS = Recipe(steps=180, learning_rate=2e-3, batch_size=32, warmup=10)
 HOP_WORKED = Recipe(steps=160, learning_rate=1e-3, batch_size=32, warmup=10)
-BOTH_WORKED = Recipe(steps=320, learning_rate=1e-3, batch_size=32, warmup=10)
+BOTH_WORKED = Recipe(steps=260, learning_rate=1e-3, batch_size=32, warmup=10)
 
 
 @dataclass(frozen=True)

@@ -148,14 +148,16 @@ def joints(
     adapters: Sequence[Mapping[str, LowRank]],
     paths: Sequence[str] | None = None,
     *,
+    rank: int = 0,
     visitors: Sequence[Visitor] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Joint]:
     """Reads every module of all adapters once and yields their Gram matrices, batch by batch.
 
     `adapters` map module paths to updates; `paths` orders the modules (default: first met).
-    `visitors` see each module's factors in float64, None where an adapter lacks the module;
-    these tensors are views of memory that the next module overwrites.
+    Ranks are padded to the largest of a batch, or to `rank` where that is larger. `visitors` see
+    each module's factors in float64, None where an adapter lacks the module; these tensors are
+    views of memory that the next module overwrites.
     """
     paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
     desk = _Desk({})
@@ -167,14 +169,14 @@ def joints(
         for visit in visitors:
             visit(path, updates)
         waiting.append(module)
-        size += 2 * module.gram_in.numel() * 8
+        size += 2 * 8 * (len(adapters) * max([rank, *module.rank])) ** 2
         if size >= BATCH_BYTES:
-            yield _batch(waiting)
+            yield _batch(waiting, rank)
             waiting, size = [], 0
         if progress is not None:
             progress(done + 1, len(paths))
     if waiting:
-        yield _batch(waiting)
+        yield _batch(waiting, rank)
 
 
 @dataclass
@@ -236,8 +238,8 @@ class _Desk:
         return self.memory[dim, *shape]
 
 
-def _batch(modules: Sequence[_Module]) -> Joint:
-    r = max(module.gram_in.shape[1] for module in modules)
+def _batch(modules: Sequence[_Module], rank: int) -> Joint:
+    r = max([rank, *(module.gram_in.shape[1] for module in modules)])
 
     def padded(gram: Tensor) -> Tensor:
         more = r - gram.shape[1]

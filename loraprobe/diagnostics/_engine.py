@@ -61,8 +61,14 @@ def diagnose(
     run = _Run([_with(d, options) for d in chosen], adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
     told = None if progress is None else lambda done, total: progress("diagnose", done, total)
-    visitors = (run.visit,) if run.of_factors else ()
-    for joint in joints([a.modules for a in adapters], paths, visitors=visitors, progress=told):
+    batches = joints(
+        [a.modules for a in adapters],
+        paths,
+        rank=max((a.rank_range[1] for a in adapters), default=0),
+        visitors=(run.visit,) if run.of_factors else (),
+        progress=told,
+    )
+    for joint in batches:
         for observer in observers:
             observer(joint)
         run.take(joint)

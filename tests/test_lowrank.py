@@ -1,0 +1,133 @@
+"""The algebra of s B A against dense float64 algebra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import random_update, regauged
+
+from loraprobe.lowrank import LowRank, combine, gram, stack
+
+F64 = torch.float64
+TIGHT = {"rtol": 1e-9, "atol": 1e-12}
+
+shapes = st.tuples(
+    st.integers(1, 12),  # out
+    st.integers(1, 12),  # in
+    st.integers(1, 6),  # rank, also above out or in
+    st.integers(0, 10_000),  # seed
+    st.sampled_from([2.0, 0.25, -1.5]),  # scaling
+)
+
+
+def update(shape: tuple[int, int, int, int, float]) -> LowRank:
+    out, inp, rank, seed, scaling = shape
+    return random_update(out, inp, rank, seed, scaling, F64)
+
+
+def dense(one: LowRank) -> torch.Tensor:
+    return one.scaling * one.B.double() @ one.A.double()
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes)
+def test_norm_and_spectrum_are_the_dense_ones(shape):
+    one = update(shape)
+    delta = dense(one)
+    torch.testing.assert_close(one.norm(), torch.linalg.matrix_norm(delta), **TIGHT)
+    expected = torch.linalg.svdvals(delta)[: one.rank]
+    torch.testing.assert_close(one.singular_values(), expected, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes)
+def test_svd_rebuilds_the_delta_from_orthonormal_vectors(shape):
+    one = update(shape)
+    U, S, Vh = one.svd()
+    torch.testing.assert_close((U * S) @ Vh, dense(one), rtol=1e-9, atol=1e-9)
+    eye = torch.eye(len(S), dtype=F64)
+    torch.testing.assert_close(U.mT @ U, eye, rtol=0, atol=1e-9)
+    torch.testing.assert_close(Vh @ Vh.mT, eye, rtol=0, atol=1e-9)
+    assert bool((S[:-1] >= S[1:]).all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes, st.integers(0, 7))
+def test_truncation_is_the_best_approximation(shape, rank):
+    one = update(shape)
+    kept, error = one.truncated(rank)
+    S = torch.linalg.svdvals(dense(one))
+    torch.testing.assert_close(error, S[rank:].square().sum().sqrt(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        torch.linalg.matrix_norm(dense(one) - dense(kept)), error, rtol=1e-7, atol=1e-9
+    )
+    torch.testing.assert_close(kept.A @ kept.A.mT, kept.B.mT @ kept.B, rtol=1e-8, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes, st.integers(0, 100))
+def test_another_basis_changes_nothing(shape, seed):
+    one = update(shape)
+    other = regauged(one, seed)
+    assert not torch.allclose(one.A, other.A)  # the factors did change
+    torch.testing.assert_close(other.norm(), one.norm(), **TIGHT)
+    torch.testing.assert_close(other.singular_values(), one.singular_values(), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(other.inner(one), one.norm().square(), **TIGHT)
+    assert int(other.numerical_rank()) == int(one.numerical_rank())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 999)), min_size=1, max_size=4))
+def test_gram_and_combination_of_mixed_ranks(ranks):
+    updates = [random_update(7, 9, r, seed, 0.5 + r, F64) for r, seed in ranks]
+    deltas = torch.stack([dense(one).flatten() for one in updates])
+    torch.testing.assert_close(gram(updates), deltas @ deltas.T, **TIGHT)
+    weights = [0.3 * (i + 1) - 0.5 for i in range(len(updates))]
+    expected = sum(w * dense(one) for w, one in zip(weights, updates, strict=True))
+    torch.testing.assert_close(combine(updates, weights).delta(), expected, **TIGHT)
+
+
+def test_a_batch_is_the_loop():
+    updates = [random_update(11, 8, 3, seed, 0.5 * (seed + 1), F64) for seed in range(5)]
+    batch = stack(updates)
+    for name in ("delta", "norm", "singular_values", "numerical_rank"):
+        expected = torch.stack([getattr(one, name)() for one in updates])
+        torch.testing.assert_close(getattr(batch, name)(), expected)
+    U, S, Vh = batch.svd()
+    torch.testing.assert_close((U * S[:, None, :]) @ Vh, batch.delta())
+    kept, error = batch.truncated(2)
+    for i, one in enumerate(updates):
+        alone, lost = one.truncated(2)
+        torch.testing.assert_close(kept.delta()[i], alone.delta())
+        torch.testing.assert_close(error[i], lost)
+    torch.testing.assert_close(
+        batch.inner(batch.scaled(2.0)), torch.stack([2 * one.norm() ** 2 for one in updates])
+    )
+    torch.testing.assert_close(batch.folded().delta(), batch.delta())
+
+
+@pytest.mark.parametrize("basis", ["as planted", "another"])
+def test_dead_and_repeated_components_are_no_rank(basis):
+    one = random_update(20, 16, 5, 3, 2.0, F64)
+    one.B[:, 1] = 0.0  # a dead one
+    one.A[3] = one.A[0] - one.A[2]  # one that depends on two others
+    if basis == "another":
+        one = regauged(one, 1)
+    assert int(one.numerical_rank()) == 3
+    U, S, Vh = one.svd()
+    torch.testing.assert_close((U * S) @ Vh, dense(one), **TIGHT)
+
+
+def test_nothing_has_no_rank():
+    nothing = LowRank(torch.ones(2, 4), torch.zeros(3, 2), 1.0)
+    assert int(nothing.numerical_rank()) == 0
+    assert float(nothing.norm()) == 0.0
+    assert float(nothing.truncated(1)[1]) == 0.0
+
+
+def test_float32_factors_are_exact_to_their_precision():
+    one = random_update(300, 200, 16, 0, 0.5)
+    expected = torch.linalg.svdvals(dense(one))[:16]
+    torch.testing.assert_close(one.singular_values().double(), expected, rtol=1e-5, atol=1e-4)

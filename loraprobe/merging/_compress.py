@@ -18,7 +18,7 @@ from loraprobe.lowrank import RANK_TOLERANCE, LowRank
 # A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
 EXACT_SIDE = 512
 OVERSAMPLING = 8
-ITERATIONS = 3
+ITERATIONS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Compressed:
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class SideBySide:
     """The factors of all adapters of one module side by side, A: [R, in], B: [out, R] in float64,
     with R the sum of ranks, and their two Gram matrices.
 
@@ -47,7 +47,7 @@ class Joint:
     double: bool = False
 
     @classmethod
-    def of(cls, updates: Sequence[LowRank]) -> Joint:
+    def of(cls, updates: Sequence[LowRank]) -> SideBySide:
         """Side by side, in the order given; nothing is scaled."""
         return cls(
             torch.cat([u.A.to(torch.float64) for u in updates], 0),

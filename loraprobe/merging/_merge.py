@@ -15,7 +15,7 @@ from loraprobe.adapter import Adapter, LayerKind, ModuleInfo, Source, adapter_of
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import _checks
-from loraprobe.merging._compress import Compressed, Joint, compress_dense, compress_factors
+from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.merging._seeds import generators, module_seed
 from loraprobe.merging._shelf import METHODS
@@ -172,13 +172,14 @@ def _update(adapter: Adapter, path: str, info: ModuleInfo) -> LowRank:
 def _merge_module(
     path: str, updates: list[LowRank], names: list[str], plan: _Plan, totals: _Totals
 ) -> None:
-    joint = Joint.of(updates)
+    joint = SideBySide.of(updates)
     diagonals = torch.stack([gram.diagonal() for gram in joint.grams])
     _checks.check_finite(diagonals, joint.ranks, names, path)
     totals.sources = [a + b for a, b in zip(totals.sources, joint.norms2(), strict=True)]
     compressed = _computed(path, joint, plan)
     written = compressed.update.to(plan.dtype)
-    if not bool(torch.isfinite(written.A).all() and torch.isfinite(written.B).all()):
+    rounded = _rounding2(compressed.update, written)
+    if not math.isfinite(rounded):
         raise OutputError(
             f"The merge does not fit into {str(plan.dtype).removeprefix('torch.')} in module "
             f"{path}; write it in float32."
@@ -186,10 +187,10 @@ def _merge_module(
     totals.modules[path] = written
     totals.merged += compressed.norm2
     totals.lost += compressed.lost2
-    totals.rounded += _rounding2(compressed.update, written)
+    totals.rounded += rounded
 
 
-def _computed(path: str, joint: Joint, plan: _Plan) -> Compressed:
+def _computed(path: str, joint: SideBySide, plan: _Plan) -> Compressed:
     """The method's result in one module, cut to the rank."""
     method, n = plan.method, len(joint.ranks)
     if isinstance(method, LinearMethod):
@@ -210,7 +211,7 @@ def _computed(path: str, joint: Joint, plan: _Plan) -> Compressed:
     return compress_dense(result, plan.rank, cap, joint.A.mT.to(work), module_seed(path, plan.seed))
 
 
-def _on_factors(method: FactorMethod, joint: Joint, weights: Tensor) -> LowRank:
+def _on_factors(method: FactorMethod, joint: SideBySide, weights: Tensor) -> LowRank:
     """The method on the stacked A's and on the stacked B's, sqrt(|s|) in each, s's sign in B."""
     weights_A, weights_B = method.apart(weights)
     updates = joint.updates(torch.float64)
@@ -222,12 +223,14 @@ def _on_factors(method: FactorMethod, joint: Joint, weights: Tensor) -> LowRank:
 
 
 def _rounding2(exact: LowRank, written: LowRank) -> float:
-    """||B' A' - B A||_F^2 as the norm of (B' - B) A' + B (A' - A), in which nothing cancels."""
-    exact, rounded = exact.to(torch.float64), written.to(torch.float64)
-    error = LowRank(
-        torch.cat([rounded.A, rounded.A - exact.A]), torch.cat([rounded.B - exact.B, exact.B], 1)
-    )
-    return max(0.0, float(error.inner(error)))
+    """||B' A' - B A||_F^2 as the norm of (B' - B) A' + B (A' - A), in which nothing cancels.
+
+    Not finite if an entry does not fit into the written dtype.
+    """
+    A = torch.cat([written.A.float(), (written.A - exact.A).float()])
+    B = torch.cat([(written.B - exact.B).float(), exact.B.float()], 1)
+    square = float(((B.mT @ B) * (A @ A.mT)).sum())
+    return max(0.0, square) if math.isfinite(square) else math.inf
 
 
 def _written(

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Election = Literal["total", "frequency"]
 Variant = Literal["peft", "mergekit"]
+
+# Entries of all adapters that an elementwise step holds at once, so that its temporaries stay
+# small beside the deltas and in the cache.
+BLOCK = 1 << 18
 
 
 def keep_largest(deltas: Tensor, density: float) -> Tensor:
@@ -21,12 +26,13 @@ def keep_largest(deltas: Tensor, density: float) -> Tensor:
     dropped = entries - max(1, int(density * entries))
     if dropped == 0:
         return deltas
-    magnitudes = deltas.abs()
-    pruned = []
-    for delta, magnitude in zip(deltas, magnitudes, strict=True):
-        threshold = magnitude.flatten().kthvalue(dropped + 1).values
-        pruned.append(delta.masked_fill(magnitude < threshold, 0))
-    return torch.stack(pruned)
+    pruned = torch.empty_like(deltas)
+    for delta, out in zip(deltas, pruned, strict=True):
+        magnitude = delta.abs()
+        # numpy's selection takes a fifth of the time of torch.kthvalue or torch.topk.
+        threshold = float(np.partition(magnitude.numpy().ravel(), dropped)[dropped])
+        torch.mul(delta, magnitude >= threshold, out=out)
+    return pruned
 
 
 def keep_at_random(deltas: Tensor, density: float, generators: Sequence[torch.Generator]) -> Tensor:
@@ -51,13 +57,19 @@ def elect_and_merge(
     mergekit: entries are weighted first, and the sum is divided by the *sum of the weights* of
     those that agree. A tie elects plus. An entry at zero agrees with nobody.
     """
-    weighted = deltas * weights.to(deltas)[:, None, None]
+    blocks = deltas.split(max(1, BLOCK // deltas[:, 0].numel()), dim=1)
+    return torch.cat([_elect_block(b, weights.to(b), election, variant) for b in blocks])
+
+
+def _elect_block(deltas: Tensor, weights: Tensor, election: Election, variant: Variant) -> Tensor:
+    weights = weights[:, None, None]
+    weighted = deltas * weights
     voters = weighted if variant == "mergekit" else deltas
     votes = voters.sum(0) if election == "total" else voters.sign().sum(0)
-    elected = torch.where(votes >= 0, 1, -1).to(deltas)
+    elected = torch.where(votes >= 0, 1.0, -1.0).to(deltas)
     agree = (voters.sign() == elected).to(deltas)
     total = (weighted * agree).sum(0)
     if variant == "peft":
         return total / agree.sum(0).clamp_min(1)
-    share = (agree * weights.to(deltas)[:, None, None]).sum(0)
-    return total / torch.where(share.abs() < 1e-8, torch.ones_like(share), share)
+    share = (agree * weights).sum(0)
+    return total / torch.where(share.abs() < 1e-8, 1.0, share)

@@ -1,0 +1,155 @@
+"""The laws of merging, over every file of the shelf.
+
+What a method declares is checked in every space it runs in; what it does not declare is shown to
+fail on the same planted adapters, so that no declaration is an excuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from making import random_update, regauged
+
+from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod, merge
+
+HOLDS, FAILS = 1e-7, 1e-2  # relative errors in float64: rounding, and not rounding
+WEIGHTS = (0.9, 0.4, 1.3)
+
+
+def planted(method: MergeMethod) -> list[Adapter]:
+    """Three adapters of mixed ranks, of which one leaves a module alone, where that is allowed."""
+    equal = isinstance(method, FactorMethod)
+    adapters = []
+    for i, (name, rank) in enumerate(zip("abc", (3, 3, 3) if equal else (3, 1, 4), strict=True)):
+        modules = {
+            "layers.0.up": random_update(14, 11, rank, 10 + i, 0.5 + i, torch.float64),
+            "layers.1.up": random_update(9, 16, rank, 20 + i, 1.5 - i / 2, torch.float64),
+        }
+        if name == "b" and not equal:
+            del modules["layers.1.up"]
+        adapters.append(adapter_of(name, modules))
+    return adapters
+
+
+def rewritten(adapter: Adapter, change: Callable) -> Adapter:
+    return adapter_of(adapter.name, {p: change(p, u) for p, u in adapter.modules.items()})
+
+
+def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {path: update.delta().double() for path, update in adapter.modules.items()}
+
+
+def distance(one: Adapter, other: Adapter, factor: float = 1.0) -> float:
+    """||dW_one - factor dW_other||_F / ||dW_one||_F over all modules."""
+    ours, theirs = dense(one), dense(other)
+    assert ours.keys() == theirs.keys()
+    gap = sum(float((ours[p] - factor * theirs[p]).square().sum()) for p in ours)
+    return (gap / sum(float(d.square().sum()) for d in ours.values())) ** 0.5
+
+
+def run(
+    method: MergeMethod, space: str | None, adapters: Sequence[Adapter], weights: Sequence[float]
+) -> Adapter:
+    return merge(adapters, method, weights=weights, space=space, seed=5).adapter
+
+
+def identity(method: MergeMethod, space: str | None) -> float:
+    """One adapter with weight 1 is that adapter."""
+    alone = planted(method)[0]
+    return distance(alone, run(method, space, [alone], [1.0]))
+
+
+def order(method: MergeMethod, space: str | None) -> float:
+    """Permuting adapters and weights together changes nothing."""
+    adapters = planted(method)
+    turned = [2, 0, 1]
+    one = run(method, space, adapters, WEIGHTS)
+    other = run(method, space, [adapters[i] for i in turned], [WEIGHTS[i] for i in turned])
+    return distance(one, other)
+
+
+def gauge(method: MergeMethod, space: str | None) -> float:
+    """A -> G A, B -> B G^-1, another G for each, changes nothing."""
+    adapters = planted(method)
+    turned = [rewritten(a, lambda _, u, seed=i: regauged(u, seed)) for i, a in enumerate(adapters)]
+    return distance(run(method, space, adapters, WEIGHTS), run(method, space, turned, WEIGHTS))
+
+
+def homogeneity(method: MergeMethod, space: str | None) -> float:
+    """c times every delta gives c times the result, for c > 0."""
+    adapters = planted(method)
+    louder = [rewritten(a, lambda _, u: u.scaled(2.5)) for a in adapters]
+    return distance(
+        run(method, space, louder, WEIGHTS), run(method, space, adapters, WEIGHTS), factor=2.5
+    )
+
+
+LAWS = {law.__name__: law for law in (identity, order, gauge, homogeneity)}
+
+
+def spaces(method: MergeMethod) -> list[str | None]:
+    return [None] if isinstance(method, FactorMethod) else ["full", "core"]
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_declared_law_holds_and_an_undeclared_one_fails(name, law):
+    method = METHODS.make(name)
+    errors = {space: LAWS[law](method, space) for space in spaces(method)}
+    if law in method.laws:
+        assert max(errors.values()) < HOLDS, f"{name} declares {law} but breaks it: {errors}"
+    else:
+        # One space is enough: a lone adapter's core is diagonal, so pruning half spares it.
+        assert max(errors.values()) > FAILS, f"{name} obeys {law}, so declare it: {errors}"
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_says_what_it_is(name):
+    method = METHODS.get(name)
+    assert method.laws <= LAWS.keys()
+    assert method.lossless <= {"full", "core", "knots"}
+    assert "=" in method.formula and any(c.isdigit() for c in method.paper)
+    assert method.__doc__ and len(method.__doc__) > 60
+    assert METHODS.make(repr_spec(method())) == method()
+
+
+def repr_spec(method: MergeMethod) -> str:
+    """The spec "name:option=value,..." of an instance."""
+    name = type(method).__module__.rpartition(".")[2]
+    options = ",".join(f"{key}={value}" for key, value in vars(method).items())
+    return f"{name}:{options}" if options else name
+
+
+@dataclass(frozen=True)
+class _FirstWins(LinearMethod):
+    """A liar: what comes first counts double."""
+
+    formula: ClassVar[str] = "none"
+    paper: ClassVar[str] = "none"
+
+    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
+        return (2.0, *(1.0,) * (n - 1))
+
+
+@dataclass(frozen=True)
+class _Squares(MergeMethod):
+    """Another liar: the entries' squares, in whatever basis they come."""
+
+    laws: ClassVar[frozenset[str]] = frozenset({"homogeneity"})
+    formula: ClassVar[str] = "none"
+    paper: ClassVar[str] = "none"
+
+    def __call__(self, deltas, weights, generators=()):
+        return deltas.square().sum(0)
+
+
+def test_the_laws_catch_liars():
+    assert order(_FirstWins(), "full") > FAILS
+    assert identity(_FirstWins(), "full") > FAILS
+    assert homogeneity(_Squares(), "full") > FAILS
+    assert identity(_Squares(), "core") > FAILS

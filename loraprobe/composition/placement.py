@@ -64,7 +64,8 @@ def _hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
 
 def _dtype(modules: Iterable[nn.Module]) -> torch.dtype:
     """float64 for a float64 model, else float32, in which peft holds 16-bit factors too."""
-    doubles = any(getattr(m.weight, "dtype", None) is torch.float64 for m in modules)
+    weights = (getattr(module, "weight", None) for module in modules)
+    doubles = any(getattr(weight, "dtype", None) is torch.float64 for weight in weights)
     return torch.float64 if doubles else torch.float32
 
 

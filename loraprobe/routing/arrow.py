@@ -34,7 +34,9 @@ class Arrow(Router):
     normalize: bool = False
 
     constant: ClassVar[bool] = False
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
+    laws: ClassVar[frozenset[str]] = frozenset(
+        {"identity", "order", "gauge", "homogeneity", "absent_is_neutral"}
+    )
     formula: ClassVar[str] = (
         "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k |x . v_i| / temperature)"
     )

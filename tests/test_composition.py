@@ -7,12 +7,13 @@ import warnings
 import making
 import pytest
 import torch
+from composing import base, experts, relative, state_of
 from making import hidden, peft_adapter, random_adapter, random_update
 from torch import nn
 
 from loraprobe.adapter import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed, layers, prepared
-from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.routing import ROUTERS
@@ -39,27 +40,8 @@ PEFT_CASES = {
 }  # fmt: skip
 
 
-def base(kind: str, dtype: torch.dtype = torch.float32):
-    if kind == "gpt2":
-        return making.tiny_gpt2().to(dtype)
-    if kind == "gemma":
-        from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-        torch.manual_seed(0)
-        config = Gemma3TextConfig(
-            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
-        )  # fmt: skip
-        return Gemma3ForCausalLM(config).eval().to(dtype)
-    return making.tiny_llama(tied=kind == "llama").to(dtype)
-
-
 def one_hot(adapter: Adapter, partner: Adapter) -> Composition:
     return Composition(adapter.name, (partner, adapter), ConstantGates.one_hot(1, 2))
-
-
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 @pytest.mark.parametrize("case", PEFT_CASES)
@@ -124,10 +106,6 @@ def test_real_gpt2_adapters_run_as_in_peft(shared_data):
         assert relative(found[i], plain) > 1e-4
 
 
-def experts(n: int = 2, **options) -> tuple[Adapter, ...]:
-    return tuple(random_adapter(f"e{i}", rank=2 + i, seed=i, **options) for i in range(n))
-
-
 def with_weights(model: nn.Module, changes: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits with dense deltas added to the weights: the oracle."""
     with torch.no_grad():
@@ -172,21 +150,6 @@ def test_linear_merges_are_constant_gates(method, weights, gates):
         wanted = hidden(model)
     assert relative(hidden(model), wanted) > 0.01
     assert relative(found, wanted) <= 1e-5
-
-
-def state_of(model: nn.Module) -> list:
-    """Everything about a model that a composition might leave a trace in."""
-    return [
-        (
-            name,
-            module.training,
-            sorted(vars(module)),
-            [len(hooks) for key, hooks in vars(module).items() if key.endswith("_hooks")],
-            module.forward.__func__,
-            [(key, p.data_ptr(), p._version, p.dtype) for key, p in module.named_parameters()],
-        )
-        for name, module in model.named_modules()
-    ]
 
 
 @pytest.mark.parametrize("router", ["constant", "arrow"])
@@ -262,78 +225,6 @@ def test_gate_zero_silences_even_a_broken_expert():
 
 
 PATH = "model.layers.0.self_attn.q_proj"
-MISFITS = {
-    "missing": ({"model.layers.9.self_attn.q_proj": (16, 16)}, None, "which the model does not"),
-    "prefix": ({"layers.0.self_attn.q_proj": (16, 16)}, None, rf"nearest it has is {PATH}"),
-    "shape": ({PATH: (16, 32)}, None, f"{PATH} with 32 inputs and 16 outputs.* has 16 and 16"),
-    "container": ({"model.layers.0.mlp": (16, 16)}, None, "is a LlamaMLP"),
-    "linear-on-embedding": ({"model.embed_tokens": (16, 40)}, None, "as a linear layer.*Embedding"),
-    "embedding-on-linear": ({PATH: (16, 16)}, "embedding", "as an embedding layer.*Linear"),
-    "vocabulary": ({"model.embed_tokens": (16, 44)}, "embedding", "44 inputs.*has 40"),
-}
-
-
-@pytest.mark.parametrize("case", MISFITS)
-def test_what_does_not_fit_is_named(case):
-    shapes, kind, message = MISFITS[case]
-    kinds = dict.fromkeys(shapes, kind) if kind else None
-    adapter = random_adapter("odd", shapes, kinds=kinds)
-    model = making.tiny_llama()
-    before = state_of(model)
-    with (
-        pytest.raises(CompatibilityError, match=f"odd.*{message}"),
-        composed(model, Composition("c", (experts(1)[0], adapter), ConstantGates())),
-    ):
-        pass
-    assert state_of(model) == before
-
-
-def test_models_that_hooks_do_not_reach_are_refused():
-    composition = Composition("c", experts(1), ConstantGates())
-    wrapped = making.peft_model(making.tiny_llama(), target_modules=["q_proj"])
-    with pytest.raises(CompatibilityError, match="already carries peft"), composition.into(wrapped):
-        pass
-    inner = wrapped.get_base_model()
-    with pytest.raises(CompatibilityError, match="peft adapter"), composition.into(inner):
-        pass
-    compiled = making.tiny_llama()
-    compiled.compile()
-    with pytest.raises(CompatibilityError, match="compiled"), composition.into(compiled):
-        pass
-
-
-EXTRAS = {
-    "dora": {"use_dora": True, "target_modules": ["q_proj"]},
-    "modules_to_save": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
-    "bias": {"bias": "lora_only", "target_modules": ["c_attn"], "fan_in_fan_out": True},
-}
-
-
-@pytest.mark.parametrize("case", EXTRAS)
-def test_extras_are_refused_by_name(tmp_path, case):
-    kind = "gpt2" if case == "bias" else "untied"
-    adapter = read_adapter(peft_adapter(tmp_path / "odd", base(kind), **EXTRAS[case]))
-    assert adapter.extras
-    with (
-        pytest.raises(UnsupportedAdapter, match=rf"odd .*{adapter.extras[0].kind}"),
-        composed(base(kind), Composition("c", (adapter,), ConstantGates())),
-    ):
-        pass
-
-
-def test_a_copy_of_the_bases_own_weights_is_no_extra(tmp_path):
-    config = {"target_modules": ["embed_tokens"], "r": 2}
-    adapter = read_adapter(peft_adapter(tmp_path / "a", base("untied"), **config))
-    assert {extra.kind for extra in adapter.extras} == {"base_copy"}
-    composition = Composition("c", (adapter,), ConstantGates())
-    for dtype in (torch.float32, torch.bfloat16):
-        with composed(base("untied", dtype), composition):
-            pass
-    other = base("untied")
-    with torch.no_grad():
-        other.model.embed_tokens.weight[3, 3] += 1
-    with pytest.raises(UnsupportedAdapter, match="base_copy"), composed(other, composition):
-        pass
 
 
 class Int8Linear(nn.Module):

@@ -79,9 +79,9 @@ class Batcher:
                 ) from None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.forced = max(1, len(batch) // 2)
-        for start in range(0, len(batch), self.forced):
-            self.run(batch[start : start + self.forced], work)
+        half = self.forced = max(1, len(batch) // 2)
+        for start in range(0, len(batch), half):
+            self.run(batch[start : start + half], work)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

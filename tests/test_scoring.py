@@ -1,0 +1,290 @@
+"""Scoring: the same answer for every batch size, and the answer of the model itself."""
+
+from __future__ import annotations
+
+import contextlib
+
+import making
+import pytest
+import torch
+from torch import Tensor
+from words import WORDS, count_calls, word_tokenizer
+
+from loraprobe.composition import Composition
+from loraprobe.errors import OutOfMemory, TaskError, UsageError
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.scoring import Scorer
+from loraprobe.scoring.batching import Batcher, is_out_of_memory
+from loraprobe.scoring.likelihood import token_statistics
+
+
+@pytest.fixture(scope="module")
+def words():
+    return word_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def real():
+    """A trained Llama with its sentencepiece tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not making.STORIES.is_dir():
+        pytest.skip("needs ../shared/data/stories260K")
+    model = AutoModelForCausalLM.from_pretrained(making.STORIES).eval()
+    return model, AutoTokenizer.from_pretrained(making.STORIES)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def tiny(request, words):
+    """Rotary and absolute positions; random weights, so that every token matters."""
+    model = making.tiny_llama() if request.param == "llama" else making.tiny_gpt2()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model, words
+
+
+PROMPTS = ["ada lives in", "who is the mayor of ulm ?", "", "cy", "the mayor of ulm is", "bo is bo",
+           "who", "ada lives in"]  # fmt: skip
+PAIRS = [("ada lives in", "ulm"), ("who is the mayor of ulm ?", "bo"), ("", "ada lives"),
+         ("the mayor of ulm is", "bo ."), ("the mayor of ulm is", "cy ."),
+         ("the mayor of ulm is", "bo"), ("cy", "lives in ulm . who is ada ?"),
+         ("ada lives in", "ulm")]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8, "auto"])
+def test_every_batch_size_gives_the_same_score(tiny, batch):
+    one, many = Scorer(*tiny, batch_size=1), Scorer(*tiny, batch_size=batch)
+    assert many.generate(PROMPTS, max_new_tokens=9) == one.generate(PROMPTS, max_new_tokens=9)
+    for a, b in zip(many.loglikelihood(PAIRS), one.loglikelihood(PAIRS), strict=True):
+        assert a.token_logprobs == pytest.approx(b.token_logprobs, abs=1e-5)
+        assert a.rank == b.rank
+        assert a.std == pytest.approx(b.std, abs=1e-5)
+    torch.testing.assert_close(
+        many.first_token_distribution(PROMPTS), one.first_token_distribution(PROMPTS)
+    )
+    torch.testing.assert_close(many.hidden(PROMPTS), one.hidden(PROMPTS))
+
+
+def test_greedy_is_the_argmax_loop(tiny):
+    model, tokenizer = tiny
+    for prompt, text in zip(PROMPTS, Scorer(*tiny).generate(PROMPTS, max_new_tokens=6),
+                            strict=True):  # fmt: skip
+        ids = tokenizer(prompt)["input_ids"]
+        new: list[int] = []
+        while len(new) < 6:
+            with torch.no_grad():
+                token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            new.append(token)
+        assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def oracle(model, ids: list[int], start: int) -> list[Tensor]:
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    return [logits[i - 1].log_softmax(-1) for i in range(start, len(ids))]
+
+
+def test_likelihood_is_the_models_own(tiny):
+    model, tokenizer = tiny
+    for (prompt, continuation), found in zip(PAIRS, Scorer(*tiny).loglikelihood(PAIRS),
+                                             strict=True):  # fmt: skip
+        ids = tokenizer(f"{prompt} {continuation}".strip())["input_ids"]
+        start = len(tokenizer(prompt)["input_ids"])
+        rows = oracle(model, ids, start)
+        logprobs = [float(row[t]) for row, t in zip(rows, ids[start:], strict=True)]
+        assert found.token_logprobs == pytest.approx(logprobs, abs=1e-4)
+        assert found.logprob == pytest.approx(sum(logprobs), abs=1e-4)
+        assert (found.tokens, found.characters) == (len(rows), len(continuation))
+        assert found.per_token == pytest.approx(found.logprob / len(rows))
+        assert found.per_character == pytest.approx(found.logprob / len(continuation))
+        assert found.top_logprobs == pytest.approx([float(r.max()) for r in rows], abs=1e-4)
+        assert found.rank == tuple(
+            int((row > row[t]).sum()) + 1 for row, t in zip(rows, ids[start:], strict=True)
+        )
+        assert found.greedy == all(r == 1 for r in found.rank)
+        mean = [float((row.exp() * row).sum()) for row in rows]
+        second = [float((row.exp() * row**2).sum()) for row in rows]
+        assert found.mean == pytest.approx(mean, abs=1e-4)
+        std = [(s - m * m) ** 0.5 for s, m in zip(second, mean, strict=True)]
+        assert found.std == pytest.approx(std, abs=1e-4)
+
+
+def test_what_a_model_generates_is_greedy_to_it(real):
+    scorer = Scorer(*real)
+    prompts = ["Once upon a time", "Lily and Tom went to the park. They"]
+    texts = scorer.generate(prompts, max_new_tokens=8)
+    pairs = [(p, t) for p, t in zip(prompts, texts, strict=True)]
+    sure = scorer.loglikelihood(pairs)
+    assert all(found.greedy for found in sure)
+    odd = scorer.loglikelihood([(p, " xqz jvk") for p in prompts])
+    assert min(s.per_token for s in sure) > max(o.per_token for o in odd) + 3
+
+
+def test_statistics_do_not_depend_on_the_chunk_and_survive_impossible_tokens(monkeypatch):
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, 5] = float("-inf")
+    gold = torch.arange(10, 17)
+    whole = token_statistics(logits, gold)
+    monkeypatch.setattr("loraprobe.scoring.likelihood.CHUNK", 60)
+    parts = token_statistics(logits, gold)
+    for name in ("logprob", "top", "mean", "std", "rank"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name))
+        assert torch.isfinite(getattr(whole, name).double()).all()
+
+
+def test_what_is_asked_twice_is_run_once(tiny, monkeypatch):
+    scorer = Scorer(*tiny)
+    rows = count_calls(scorer, monkeypatch)
+    scorer.generate(["ada", "bo", "ada"] * 5, max_new_tokens=1)
+    assert sum(rows) == 2
+    rows.clear()
+    # one pass serves all one-token choices of a prompt
+    scorer.loglikelihood([("ada lives in", w) for w in WORDS[:10]] + [("bo lives in", "ulm")])
+    assert sum(rows) == 2
+
+
+def test_the_models_generation_config_does_not_leak_in(tiny):
+    from transformers import GenerationConfig
+
+    model, _ = tiny
+    scorer = Scorer(*tiny)
+    wanted = scorer.generate(PROMPTS, max_new_tokens=8)
+    before = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=3.0, max_length=3, repetition_penalty=5.0, num_beams=2,
+        suppress_tokens=[7], forced_eos_token_id=2, no_repeat_ngram_size=1,
+    )  # fmt: skip
+    try:
+        assert scorer.generate(PROMPTS, max_new_tokens=8) == wanted
+        assert model.generation_config.repetition_penalty == 5.0
+    finally:
+        model.generation_config = before
+
+
+def test_bad_calls_are_refused(words):
+    with pytest.raises(UsageError, match="no chat template"):
+        Scorer(making.tiny_llama(), words, chat_template=True)
+    for bad in (0, -1, "many", 1.5, True):
+        with pytest.raises(UsageError, match="batch size"):
+            Scorer(making.tiny_llama(), words, batch_size=bad)
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        Scorer(making.tiny_llama(), words).generate(["ada"], max_new_tokens=0)
+
+
+def test_the_models_context_is_respected(tiny):
+    model, tokenizer = tiny
+    scorer = Scorer(model, tokenizer, batch_size=4)
+    full = " ".join(["ada"] * 63)  # and BOS: 64 positions, the last predicts one token
+    near = " ".join(["bo"] * 60)
+    texts = scorer.generate(["cy", near, full], max_new_tokens=12)
+    alone = [scorer.generate([p], max_new_tokens=12)[0] for p in ("cy", near, full)]
+    assert texts == alone
+    assert [len(text.split()) <= most for text, most in zip(texts, (12, 4, 1), strict=True)]
+    long = full + " ada"
+    with pytest.raises(TaskError, match=r"'ada ada.*has 65 tokens.*holds 64"):
+        scorer.generate(["cy", long])
+    assert scorer.loglikelihood([(full, "bo")])[0].tokens == 1
+    with pytest.raises(TaskError, match="holds 64"):
+        scorer.loglikelihood([(full, "bo cy")])
+    with pytest.raises(TaskError, match="holds 64"):
+        scorer.first_token_distribution([long])
+
+
+def test_a_batch_that_does_not_fit_is_halved(words, monkeypatch):
+    scorer = Scorer(making.tiny_llama(), words)
+    wanted = scorer.generate(PROMPTS, max_new_tokens=3)
+    real, seen = scorer.model.forward, []
+
+    def forward(*args, **kwargs):
+        seen.append(kwargs["input_ids"].shape[0])
+        if seen[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(scorer.model, "forward", forward)
+    limit = 2
+    assert scorer.generate(PROMPTS, max_new_tokens=3) == wanted
+    assert max(seen) > 2
+    seen.clear()
+    scorer.generate(PROMPTS, max_new_tokens=1)
+    assert max(seen) <= 3  # remembered
+    limit = 0
+    with pytest.raises(OutOfMemory, match="one sequence at a time"):
+        scorer.generate(PROMPTS)
+
+
+def test_other_errors_are_not_taken_for_memory(words, monkeypatch):
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    scorer = Scorer(making.tiny_llama(), words)
+
+    def forward(*args, **kwargs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(scorer.model, "forward", forward)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        scorer.generate(PROMPTS)
+
+
+def test_batches_respect_the_budgets(monkeypatch):
+    batcher = Batcher(torch.device("cpu"))
+    monkeypatch.setattr("loraprobe.scoring.batching.TOKENS", {"cpu": 100})
+    monkeypatch.setattr("loraprobe.scoring.batching.LOGITS", 1000)
+    lengths = [3, 30, 20, 25, 200, 21, 22]
+    batches = list(batcher.split(lengths))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert batches == [[4], [1, 3, 6], [5, 2, 0]]
+    wide = list(batcher.split([10] * 4, [5] * 4, vocab=100))  # 5 positions * 100 tokens each
+    assert [len(batch) for batch in wide] == [2, 2]
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    model, _ = tiny
+    scorer = Scorer(*tiny)
+    wanted = scorer.generate(PROMPTS, max_new_tokens=4)
+    model.train()
+    model.lm_head.eval()
+    try:
+        assert scorer.generate(PROMPTS, max_new_tokens=4) == wanted
+        assert model.training and not model.lm_head.training
+        assert all(p.requires_grad for p in model.parameters())
+    finally:
+        model.eval()
+
+
+def test_with_composition_changes_the_answers_and_gives_the_base_back(words):
+    scorer = Scorer(making.tiny_llama(), words)
+    adapter = making.random_adapter("a", seed=1, scaling=3.0)
+    composition = Composition("a", (adapter,), ConstantGates())
+    before = scorer.loglikelihood(PAIRS)
+    with scorer.with_composition(composition) as inside:
+        assert inside is scorer
+        assert scorer.loglikelihood(PAIRS) != before
+    with scorer.with_composition(None):
+        assert scorer.loglikelihood(PAIRS) == before
+    with contextlib.suppress(ZeroDivisionError), scorer.with_composition(composition):
+        raise ZeroDivisionError
+    assert scorer.loglikelihood(PAIRS) == before
+
+
+def test_sampling_is_seeded_and_leaves_the_generator_alone(real):
+    scorer = Scorer(*real)
+    state = torch.get_rng_state()
+    first = scorer.sample(20, seed=1, max_new_tokens=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == scorer.sample(20, seed=1, max_new_tokens=8)
+    assert first != scorer.sample(20, seed=2, max_new_tokens=8)
+    assert len(set(first)) > 5
+
+
+def test_progress_counts_to_the_end(tiny):
+    seen = []
+    scorer = Scorer(*tiny, batch_size=3, progress=lambda *step: seen.append(step))
+    scorer.generate(PROMPTS, max_new_tokens=2)
+    assert seen == [("generate", 3, 7), ("generate", 6, 7), ("generate", 7, 7)]
+    seen.clear()
+    scorer.loglikelihood(PAIRS)
+    assert seen[-1][1] == seen[-1][2]

@@ -1,0 +1,132 @@
+"""Scoring: where texts begin, join and end."""
+
+from __future__ import annotations
+
+import making
+import pytest
+from words import chained, count_calls, word_tokenizer
+
+from loraprobe.errors import TaskError
+from loraprobe.scoring import Scorer, joined
+from loraprobe.scoring.generation import first_line
+
+
+@pytest.fixture(scope="module")
+def words():
+    return word_tokenizer()
+
+
+def test_generation_ends_at_eos_and_at_a_newline_after_words(words):
+    ids = words.get_vocab()
+    eos = chained([ids["ada"], ids["bo"], ids["cy"], ids["</s>"], ids["ulm"]])
+    assert Scorer(eos, words).generate(["ada", "bo"]) == ["bo cy", "cy"]
+    lines = chained([ids["ada"], ids["\n"], ids["bo"], ids["cy"], ids["!\n"], ids["ulm"]])
+    scorer = Scorer(lines, words)
+    assert scorer.generate(["ada"], max_new_tokens=5) == ["\n bo cy !\n ulm"]
+    assert scorer.generate(["ada"], until_newline=True) == [" bo cy !"]
+    assert scorer.generate(["ulm", "cy"], until_newline=True, max_new_tokens=3)[1] == "!"
+
+
+def test_newline_stops_the_computation_too(words, monkeypatch):
+    ids = words.get_vocab()
+    scorer = Scorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
+    rows = count_calls(scorer, monkeypatch)
+    scorer.generate(["ada"], until_newline=True, max_new_tokens=30)
+    assert len(rows) == 2
+
+
+def test_first_line():
+    assert first_line("\n  \n Paris \nLyon") == " Paris "
+    assert first_line(" \n ") == ""
+
+
+def test_end_tokens_of_the_model_count_where_the_tokenizer_knows_them(words):
+    ids = words.get_vocab()
+    model = chained([ids["ada"], ids["bo"], ids["cy"], ids["ulm"]])
+    model.generation_config.eos_token_id = [ids["bo"]]  # an ordinary word: a stale default
+    assert Scorer(model, words).generate(["ada"], max_new_tokens=2) == ["bo cy"]
+    tokenizer = word_tokenizer(additional_special_tokens=["bo"])
+    assert Scorer(model, tokenizer).generate(["ada"], max_new_tokens=2) == [""]
+
+
+def test_padding_needs_no_pad_token(words):
+    assert words.pad_token_id is None
+    tokenizer = word_tokenizer(eos_token=None)
+    model = chained([5, 6, 7, 8])
+    assert Scorer(model, tokenizer).generate(["ada", "the of bo"], max_new_tokens=2)[0] == "bo cy"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuation", "wanted"),
+    [
+        ("Who?", "Bo", " Bo"), ("Who? ", "Bo", "Bo"), ("Who?\n", "Bo", "Bo"), ("", "Bo", "Bo"),
+        ("Who?", " Bo", " Bo"), ("Who? ", " Bo", "Bo"), ("He said (", "no", "no"),
+        ("Yes", ".", "."), ("首都は", "東京", "東京"), ("Costs $", "18", "18"),
+        ("Costs", "$18", " $18"),
+    ],
+)  # fmt: skip
+def test_a_space_joins_prompt_and_continuation(prompt, continuation, wanted):
+    assert joined(prompt, continuation) == wanted
+
+
+def seam(scorer, prompt, continuation):
+    ((ids, start),) = scorer.encoder.pairs([(prompt, continuation)])
+    return scorer.tokenizer.convert_ids_to_tokens(ids), start
+
+
+def test_the_seam_of_a_subword_tokenizer(shared_data):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "gpt2-domain-skeleton" / "tokenizer")
+    scorer = Scorer(making.tiny_gpt2(), tokenizer)
+    assert seam(scorer, "Who is it?", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
+    # the space at the prompt's end belongs to the continuation's first token
+    assert seam(scorer, "Who is it? ", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
+    # "(" + "(" is one token of its own: the continuation begins with the merged one
+    assert seam(scorer, "f(", "()") == (["f", "(", "()"], 2)
+    tokens, start = seam(scorer, "good", ".... no")
+    assert tokens[start:] == ["....", "Ġno"]
+    merged, start = seam(scorer, "Hello.", "..")
+    assert merged == ["Hello", "..."] and start == 1
+    # nothing before it: the model needs a token to start from
+    assert seam(scorer, "", "Bob") == (["<|endoftext|>", "Bob"], 1)
+    with pytest.raises(TaskError, match="continuation of prompt 'Who' is empty"):
+        seam(scorer, "Who", " ")
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %} who {{ m['content'] }} .{% endfor %}"
+    "{% if add_generation_prompt %} is {% endif %}"
+)
+
+
+def test_chat_template_is_filled_without_a_second_bos():
+    model = making.tiny_llama()
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    chat = Scorer(model, tokenizer).with_template(True)
+    assert chat.chat_template and not chat.with_template(False).chat_template
+    (ids,) = chat.encoder.prompts(["ada lives"])
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "who", "ada", "lives", ".", "is"]
+    tokens, start = seam(chat, "ada lives", " ulm")
+    assert tokens == ["<s>", "who", "ada", "lives", ".", "is", "ulm"] and start == 6
+    assert chat.encoder.opening() == "<s> who "
+    plain = Scorer(model, tokenizer).generate(["who ada lives . is"], max_new_tokens=5)
+    assert chat.generate(["ada lives"], max_new_tokens=5) == plain
+
+
+def test_a_prompt_that_brings_its_own_bos_gets_no_second(words):
+    scorer = Scorer(making.tiny_llama(), words)
+    assert scorer.encoder.prompts(["<s> ada", "ada"]) == [[1, 5], [1, 5]]
+
+
+def test_an_eos_that_the_tokenizer_appends_is_left_out():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    scorer = Scorer(making.tiny_llama(), tokenizer)
+    assert scorer.encoder.prompts(["ada", ""]) == [[1, 5], [1]]
+    assert scorer.encoder.pairs([("ada", "bo")]) == [([1, 5, 6], 2)]

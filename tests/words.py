@@ -1,0 +1,57 @@
+"""A word-level tokenizer, and models rigged to say a fixed chain of words."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import making
+import torch
+
+WORDS = ["ada", "bo", "cy", "lives", "in", "ulm", "the", "mayor", "of", "is", "?", ".", "who"]
+
+
+def word_tokenizer(**special):
+    """A word-level tokenizer with BOS and EOS, as small worlds have them."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "\n", "!\n", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(" ", "removed")
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | special
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def chained(chain: list[int], vocab: int = 40):
+    """A tiny Llama rigged to answer token chain[i] with chain[i + 1], whatever came before."""
+    model = making.tiny_llama(vocab=vocab, tied=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        for i, (a, b) in enumerate(itertools.pairwise(chain)):
+            model.model.embed_tokens.weight[a, i] = 1
+            model.lm_head.weight[b, i] = 1
+    return model
+
+
+def count_calls(scorer, monkeypatch) -> list[int]:
+    """Rows of every forward pass."""
+    rows, real = [], scorer.model.forward
+
+    def forward(*args, **kwargs):
+        rows.append(kwargs["input_ids"].shape[0])
+        return real(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(real)
+    monkeypatch.setattr(scorer.model, "forward", forward)
+    return rows

@@ -42,7 +42,7 @@ hop-known, hop-in-doubt, hop-unknown
 familiar-names, unfamiliar-names
                            whether the base tells the names from made-up ones
 probes-familiar, probes-mixed, probes-unfamiliar
-                           how often the base says what the adapters say
+                           how much of the adapters' answers the base would say itself
 norm-disparity, opposed-updates, nearly-equal-updates, large-update, factor-averaging-differs,
 shared-initialisation      warnings of geometry
 """

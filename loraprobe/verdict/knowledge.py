@@ -14,8 +14,11 @@ from loraprobe.verdict import words
 from loraprobe.verdict.evidence import BASELINES, Evidence
 
 KNOWN, UNKNOWN = 0.5, 0.2
-FAMILIAR, UNFAMILIAR = 2 / 3, 1 / 3  # shares of prompts on which the base says the same
-THIRDS = "loraprobe's convention: thirds of the prompts"
+FAMILIAR, UNFAMILIAR = (
+    2 / 3,
+    1 / 3,
+)  # shares of the tokens of adapters' answers that the base would choose
+THIRDS = "loraprobe's convention: thirds of the tokens"
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ def _about_share(share: float, n: int) -> Reason:
     word = familiarity(share)
     return Reason(
         f"probes-{word}",
-        f"{word.capitalize()}: on {words.number(share)} of {n} prompts the base says what the "
-        "adapters say themselves; an adapter's answers are not the truth.",
+        f"{word.capitalize()}: the base itself would choose {words.number(share)} of the tokens of "
+        f"the adapters' answers ({n} answers); an adapter's answers are not the truth.",
         share,
         UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
         THIRDS,
@@ -109,7 +112,7 @@ def _about_names(task: str, value: float, ci95: Interval) -> Reason:
 
 
 def familiarity(share: float) -> str:
-    """familiar | mixed | unfamiliar, by the share of prompts on which base and adapters agree."""
+    """familiar | mixed | unfamiliar, by the share of tokens that the base would choose too."""
     if share >= FAMILIAR:
         return "familiar"
     return "unfamiliar" if share <= UNFAMILIAR else "mixed"

@@ -1,0 +1,144 @@
+"""Made-up names: as many tokens long as the real ones they stand in for, and known to nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+POOL = 3000
+_ONSETS = "b br d dr f g gl h j k kr l m n p pr qu r s sk t tr v w y z".split()
+_VOWELS = "a e i o u ae io ou ei".split()
+_CODAS = ["", "", "", "l", "n", "r", "x", "sk", "th", "mb"]
+_OPENERS = frozenset(
+    "a an and are as at be but by can complete could define describe did do does explain find for "
+    "from give had has have he her his how i if in is it its list my name no not of on or our "
+    "please question answer she should solve summarize tell that the their there these they this "
+    "those to translate was we were what when where which who whom whose why will with would "
+    "write yes you your".split()
+)
+_WORD = re.compile(r"[\w'’-]+")
+_LINKS = frozenset("of the de la du van von der di da del al bin ibn".split())
+
+
+@dataclass(frozen=True, eq=False)
+class MadeUpNames:
+    """Replaces names by made-up ones of the same number of tokens.
+
+    The same name is always replaced by the same made-up one, chosen by the seed and the name
+    itself. A tokenizer that knows whole words only turns a made-up name into its unknown token,
+    which is as foreign to the model. `avoid` holds words that no made-up name may equal.
+    """
+
+    tokenizer: Any
+    seed: int = 0
+    avoid: Collection[str] = field(default_factory=frozenset)
+
+    def swapped(self, text: str, names: Iterable[str]) -> str | None:
+        """The text with every one of `names` replaced; None if none of them occurs in it."""
+        pattern = _any_of(names)
+        new = pattern.sub(lambda match: self.made_up(match.group()), text) if pattern else text
+        return new if new != text else None
+
+    def swapped_pair(
+        self, prompt: str, answer: str, names: Iterable[str]
+    ) -> tuple[str, str] | None:
+        """Prompt and answer with the names of the prompt replaced in both; None if it has none.
+
+        An answer that repeats a name of its prompt goes on repeating it, so that what changes is
+        what the name is known for and not what can be copied.
+        """
+        pattern = _any_of(names)
+        occurring = set(pattern.findall(prompt)) if pattern else set()
+        new = self.swapped(prompt, occurring)
+        return None if new is None else (new, self.swapped(answer, occurring) or answer)
+
+    def made_up(self, name: str) -> str:
+        """The made-up name for a name: capitalised words and initials replaced, the rest kept."""
+        words = re.split(r"(\s+)", name)
+        replaced = [self._word(word) if _is_name(word) else word for word in words]
+        if replaced == words:  # all in lower case, or digits: replaced whole
+            replaced = [self._word(word) if word.strip() else word for word in words]
+        return "".join(replaced)
+
+    def _word(self, word: str) -> str:
+        size = self._length(word)
+        sizes = sorted(self._pool, key=lambda n: (abs(n - size), n))
+        names = self._pool[sizes[0]]
+        digest = hashlib.sha256(f"{self.seed}:{word}".encode()).digest()
+        chosen = names[int.from_bytes(digest[:6], "big") % len(names)]
+        return chosen if word[:1].isupper() else chosen.lower()
+
+    def _length(self, word: str) -> int:
+        return len(self.tokenizer(" " + word, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def _pool(self) -> dict[int, list[str]]:
+        """Made-up words by their number of tokens after a space."""
+        rng = random.Random(f"made-up names {self.seed}")
+        avoid = {word.casefold() for text in self.avoid for word in re.findall(r"\w+", text)}
+        names: dict[str, None] = {}
+        for _ in range(POOL):
+            syllables = rng.choice((1, 2, 2, 2, 3, 3, 4, 5, 6))
+            parts = (rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables))
+            name = ("".join(parts) + rng.choice(_CODAS)).capitalize()
+            if name.casefold() not in avoid and len(name) > 2:
+                names.setdefault(name)
+        encoded = self.tokenizer([" " + n for n in names], add_special_tokens=False)["input_ids"]
+        pool: dict[int, list[str]] = {}
+        for name, ids in zip(names, encoded, strict=True):
+            pool.setdefault(len(ids), []).append(name)
+        return pool
+
+
+def capitalised_spans(text: str) -> tuple[str, ...]:
+    """Runs of capitalised words, which serve as names where nobody listed them.
+
+    Common words that open a sentence are left out ("Where does Ada live?" -> Ada), small words
+    inside a name are kept ("Bank of Ulm").
+    """
+    runs: list[list[re.Match[str]]] = [[]]
+    for match in _WORD.finditer(text):
+        last = runs[-1][-1] if runs[-1] else None
+        adjoins = last is not None and text[last.end() : match.start()].isspace()
+        if not adjoins and runs[-1]:
+            runs.append([])
+        if _is_name(match.group()) or (adjoins and match.group() in _LINKS):
+            runs[-1].append(match)
+        elif runs[-1]:
+            runs.append([])
+    return tuple(dict.fromkeys(filter(None, (_span(text, run) for run in runs))))
+
+
+def _span(text: str, run: list[re.Match[str]]) -> str:
+    while run and _plain(run[0].group()) in _OPENERS:
+        run = run[1:]
+    while run and not _is_name(run[-1].group()):
+        run = run[:-1]
+    span = re.sub(r"['’]s$", "", text[run[0].start() : run[-1].end()]) if run else ""
+    return span if len(_plain(span)) > 1 else ""
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern for any of these names as whole words, the longest first."""
+    wanted = sorted({name for name in names if name.strip()}, key=lambda n: (-len(n), n))
+    if not wanted:
+        return None
+    return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, wanted)) + r")(?!\w)")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W", "", text).casefold()
+
+
+def _is_name(word: str) -> bool:
+    return word[:1].isupper()
+
+
+def words_of(texts: Sequence[str]) -> frozenset[str]:
+    """Every word of some texts, for `avoid`."""
+    return frozenset(word for text in texts for word in re.findall(r"\w+", text))

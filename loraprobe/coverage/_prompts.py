@@ -1,0 +1,139 @@
+"""`--probe auto`: prompts from the adapters' model cards, then prompts they write themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.errors import TaskError
+from loraprobe.tasks import Probe, ProbeItem
+
+if TYPE_CHECKING:
+    from loraprobe.adapter import Adapter
+
+WANTED = 64
+SAMPLED_TOKENS = 24
+ROUNDS = 6  # of sampling, before what was found has to do
+LONGEST, SHORTEST = 600, 3  # characters of a prompt
+MOST_CARD = 200_000  # characters of a card that are looked at
+
+_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_FENCE = re.compile(r"^(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_ASSIGNED = re.compile(
+    r"\b(?:prompt|text|question|query|instruction|input_text|inputs?)[ \t]*=[ \t]*"
+    r'(?:"""(.+?)"""|\'\'\'(.+?)\'\'\'|"([^"\n]+)"|\'([^\'\n]+)\')',
+    re.DOTALL,
+)
+_PLAIN = frozenset(("", "text", "txt", "prompt", "plaintext", "plain", "example", "input"))
+_CODE = re.compile(
+    r"^\s*(?:import |from \S+ import|def |class |pip |python |git |\$ |>>>|@|\{|\[|<\w|#!)"
+    r"|[=;]\s*$|\w\(.*\)\s*$|^\s*[\w.]+\s*[:=]\s*\S+\s*$",
+    re.MULTILINE,
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def generated_prompts(
+    scorer: Any,
+    adapters: Sequence[Adapter],
+    cards: Mapping[str, str | None],
+    *,
+    single: Callable[[Any], Any],
+    seed: int = 0,
+    wanted: int = WANTED,
+) -> Probe:
+    """At most `wanted` distinct prompts, in this order as long as there are too few.
+
+    First the cards' widget examples and prompts (cards: adapter's name -> README text), taken in
+    turn; then texts that each adapter writes where a user would speak, sampled from the seed.
+    Raises TaskError where neither gives one.
+    """
+    prompts = _distinct(_in_turn([card_prompts(cards.get(a.name) or "") for a in adapters]))
+    for attempt in range(ROUNDS):
+        missing = wanted - len(prompts)
+        if missing <= 0 or not adapters:
+            break
+        share = -(-missing // len(adapters))
+        written = []
+        for number, adapter in enumerate(adapters):
+            with scorer.with_composition(single(adapter)):
+                texts = scorer.sample(
+                    share, seed=seed + 1000 * attempt + number, max_new_tokens=SAMPLED_TOKENS
+                )
+            written.append([_first_line(text) for text in texts])
+        prompts = _distinct([*prompts, *_in_turn(written)])
+    if not prompts:
+        raise TaskError(
+            "The model cards hold no prompt and the adapters write none: give "
+            "--probe FILE with a question a line."
+        )
+    return Probe(tuple(ProbeItem(prompt) for prompt in prompts[:wanted]))
+
+
+def card_prompts(card: str) -> list[str]:
+    """Prompts of a model card: widget examples, prompts of its code, plain fenced examples.
+
+    A card is a stranger's text: its front matter is read by YAML's safe loader, and one that is
+    no YAML gives no widget.
+    """
+    card = card[:MOST_CARD].replace("\r\n", "\n")
+    front = _FRONT.match(card)
+    found = _widgets(front.group(1)) if front else []
+    body = card[front.end() :] if front else card
+    for match in _FENCE.finditer(body):
+        kind, text = match.group(2).strip().lower(), match.group(3)
+        if kind in _PLAIN and not _CODE.search(text):
+            found.append(text)
+        else:
+            found += [next(filter(None, m.groups())) for m in _ASSIGNED.finditer(text)]
+    return _distinct(found)
+
+
+def _widgets(front: str) -> list[str]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(front)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return []
+    widgets = data.get("widget") if isinstance(data, dict) else None
+    texts: list[str] = []
+    for widget in widgets if isinstance(widgets, list) else []:
+        if isinstance(widget, str):
+            texts.append(widget)
+        elif isinstance(widget, dict):
+            if isinstance(widget.get("text"), str):
+                texts.append(widget["text"])
+            texts += list(_user_turns(widget.get("messages")))
+    return texts
+
+
+def _user_turns(messages: Any) -> Iterable[str]:
+    for message in messages if isinstance(messages, list) else []:
+        if (
+            isinstance(message, dict)
+            and message.get("role") == "user"
+            and isinstance(message.get("content"), str)
+        ):
+            yield message["content"]
+
+
+def _in_turn(lists: Iterable[Sequence[str]]) -> list[str]:
+    return [text for row in zip_longest(*lists) for text in row if text is not None]
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.splitlines() if line.strip()), "")
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """Clean prompts, each once (by what it says, not by its case or spaces)."""
+    found: dict[str, str] = {}
+    for text in texts:
+        clean = _CONTROL.sub("", text).strip()
+        key = " ".join(clean.casefold().split())
+        if SHORTEST <= len(clean) <= LONGEST and any(ch.isalpha() for ch in clean):
+            found.setdefault(key, clean)
+    return list(found.values())

@@ -1,0 +1,64 @@
+"""Intervals for means and shares of items that come in clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from loraprobe.records import Interval
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval | None:
+    """The cluster-robust t interval (95 %) of a mean; None with fewer than two clusters."""
+    from scipy import stats
+
+    x = np.asarray(values, dtype=np.float64)
+    sums = _cluster_sums(x - x.mean(), clusters) if len(x) else np.zeros(0)
+    count = len(sums)
+    if count < 2:
+        return None
+    error = math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(x)
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+def share_interval(hits: Sequence[float], clusters: Sequence[str]) -> Interval | None:
+    """Wilson's interval (95 %) of a share of hits (1.0 or 0.0), with the clusters' design effect.
+
+    The number of items is divided by how much clusters inflate the variance, at least 1; where all
+    hits are alike, whole clusters count as single items, which is the most they can inflate.
+    """
+    n = len(hits)
+    if n == 0:
+        return None
+    x = np.asarray(hits, dtype=np.float64)
+    p = float(x.mean())
+    sizes = _cluster_sums(np.ones(n), clusters)
+    spread = float(((x - p) ** 2).sum())
+    if spread > 0:
+        effect = float((_cluster_sums(x - p, clusters) ** 2).sum()) / spread
+    else:
+        effect = float((sizes**2).sum()) / n
+    size = n / max(effect, 1.0)
+    z = 1.959963984540054
+    center = (p + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * math.sqrt(p * (1 - p) / size + z**2 / (4 * size**2))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def difference_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval | None:
+    """The interval of a mean of paired differences of right and wrong (-1, 0, 1).
+
+    One observation in each direction is added, each a cluster of its own: with every item its own
+    cluster that is Bonett and Price's (2012) adjusted interval but for t in the place of z.
+    """
+    if not values:
+        return None
+    return mean_interval([*values, 1.0, -1.0], [*clusters, "\0+", "\0-"])
+
+
+def _cluster_sums(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
+    _, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+    return np.bincount(index, weights=values)

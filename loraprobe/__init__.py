@@ -123,7 +123,7 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
         method=merged.method,
         space=merged.space,
         rank=str(low) if low == high else f"{low} to {high}",
-        weights=settings.weights,
+        weights=merged.weights,
         compression_error=merged.compression_error,
         rounding_error=merged.rounding_error,
         dtype=str(merged.adapter.dtype).removeprefix("torch."),

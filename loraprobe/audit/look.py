@@ -9,7 +9,7 @@ from loraprobe.adapter import Adapter
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.base import Base
-from loraprobe.records import Audit, EvidenceLevel
+from loraprobe.records import Audit, Compatibility, EvidenceLevel, Measurement
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged
@@ -56,7 +56,6 @@ def merge(
 ) -> tuple[Audit, Merged | None]:
     """Merges by the first of settings.methods; None where compatibility forbids it."""
     from loraprobe import merging
-    from loraprobe.records import Measurement
 
     story = Story("merge", adapters, settings, base, progress)
     if not story.compatibility("merge").compatible:
@@ -66,6 +65,9 @@ def merge(
             adapters, settings.methods[0], weights=settings.weights, space=settings.space,
             rank=settings.rank, seed=settings.seed, allow=settings.allow, progress=progress,
         )  # fmt: skip
+    known = story.found["compatibility"].issues
+    new = tuple(issue for issue in merged.issues if issue not in known)
+    story.found["compatibility"] = Compatibility((*known, *new))
     name = (merged.adapter.name,)
     story.found["diagnostics"] = (
         Measurement("compression_error", name, merged.compression_error),

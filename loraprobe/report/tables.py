@@ -81,6 +81,9 @@ def _grid(title: str, rows: Sequence[Measurement], key, heading: str) -> Table:
     return made
 
 
+AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
+
+
 def _label(m: Measurement) -> str:
     label = m.name.replace("_", " ")
     if m.side:
@@ -92,7 +95,7 @@ def _label(m: Measurement) -> str:
 
 def _figure(m: Measurement) -> str:
     text = number(m.value, 3)
-    if m.chance and m.value is not None:
+    if m.name in AGAINST_CHANCE and m.chance and m.value is not None:
         text += f" ({m.value / m.chance:.1f}× chance)"
     elif m.stderr:
         text += f" ± {number(m.stderr, 3)}"

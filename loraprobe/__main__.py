@@ -1,0 +1,5 @@
+"""`python -m loraprobe`."""
+
+from loraprobe.cli import main
+
+main()

@@ -1,0 +1,303 @@
+"""The command line as a user types it: results, errors, exit codes, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import making
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.lowrank import LowRank
+from loraprobe.report.schema import json_schema
+
+runner = CliRunner()
+
+
+def call(*arguments: object) -> object:
+    """One call in this process; `result.stdout` and `result.stderr` are apart."""
+    return runner.invoke(
+        app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "160"}
+    )
+
+
+@pytest.fixture
+def pair(tmp_path) -> tuple[Path, Path]:
+    """Two adapters of one base on the disk."""
+    paths = []
+    for seed, name in enumerate("ab"):
+        making.random_adapter(name, seed=seed + 1).save(tmp_path / name)
+        paths.append(tmp_path / name)
+    return tuple(paths)  # type: ignore[return-value]
+
+
+def one_sentence(result) -> str:
+    """The error of a failed call: exit 2, nothing on standard output, one line on standard error."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+def test_help_names_every_command_and_imports_no_torch():
+    code = (
+        "import sys; from loraprobe.cli import app; from typer.testing import CliRunner;"
+        "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0, r.output;"
+        "assert all(c in r.output for c in 'demo inspect merge merge-and-eval methods lab'.split());"
+        "heavy = {'torch', 'transformers', 'peft', 'scipy', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_needs_neither_transformers_nor_peft(pair):
+    code = (
+        "import sys; from loraprobe.cli import app; from typer.testing import CliRunner;"
+        f"r = CliRunner().invoke(app, ['inspect', {str(pair[0])!r}, {str(pair[1])!r}]);"
+        "assert r.exit_code == 0, r.output;"
+        "heavy = {'transformers', 'peft', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
+    result = call("inspect", f"first={pair[0]}", pair[1], "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert [a["name"] for a in document["adapters"]] == ["first", "b"]
+    names = {row["name"] for row in document["diagnostics"]}
+    assert {"norm", "norm_ratio", "stable_rank", "dead_rank", "cosine", "subspace_overlap",
+            "energy_ratio", "sign_conflict", "cross_terms", "truncation_error"} <= names  # fmt: skip
+    assert all(row["module"] is None for row in document["diagnostics"])
+    assert document["verdict"] is None
+
+
+def test_inspect_per_module_adds_rows_with_the_path(pair):
+    document = json.loads(call("inspect", *pair, "--json", "--per-module").stdout)
+    modules = {row["module"] for row in document["diagnostics"]}
+    assert set(making.LLAMA) < modules
+
+
+def test_inspect_one_adapter_shows_its_layers(pair):
+    result = call("inspect", pair[0])
+    assert result.exit_code == 0
+    assert "model.layers.*.mlp.down_proj" in result.stdout
+
+
+def test_inspect_prints_the_same_json_in_either_order_of_options(pair):
+    documents = [
+        json.loads(call("inspect", *arguments).stdout)
+        for arguments in ((*pair, "--json", "--seed", 3), ("--seed", 3, "--json", *pair))
+    ]
+    for document in documents:
+        document.pop("provenance")
+    assert documents[0] == documents[1]
+
+
+def test_inspect_exits_1_for_what_cannot_be_composed(pair, tmp_path):
+    making.random_adapter("c", base_model="other/base", seed=9).save(tmp_path / "c")
+    result = call("inspect", pair[0], tmp_path / "c", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    errors = [i["code"] for i in document["compatibility"]["issues"] if i["severity"] == "error"]
+    assert errors and not document["compatibility"]["compatible"]
+    assert call("inspect", pair[0], tmp_path / "c", "--json", "--exit-zero").exit_code == 0
+
+
+def test_merge_writes_what_it_says(pair, tmp_path):
+    out = tmp_path / "out"
+    result = call("merge", *pair, "--output", out, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    merged = making_read(out)
+    first, second = (making_read(p) for p in pair)
+    for path in making.LLAMA:
+        mean = (first.modules[path].delta() + second.modules[path].delta()) / 2
+        torch.testing.assert_close(merged.modules[path].delta(), mean, rtol=1e-5, atol=1e-6)
+
+
+def making_read(path):
+    from loraprobe.adapter import read_adapter
+
+    return read_adapter(path)
+
+
+def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "keep").write_text("mine")
+    assert "--overwrite" in one_sentence(call("merge", *pair, "-o", out))
+    assert "keep" in one_sentence(call("merge", *pair, "-o", out, "--overwrite"))
+    assert (out / "keep").read_text() == "mine"
+    (out / "keep").unlink()
+    assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 0
+    before = (out / "adapter_model.safetensors").read_bytes()
+    assert "exists" in one_sentence(call("merge", *pair, "-o", out, "--method", "sum"))
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+    assert call("merge", *pair, "-o", out, "--method", "sum", "--overwrite").exit_code == 0
+    assert (out / "adapter_model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "tise"), "did you mean 'ties'"),
+        (("--method", "ties:density=x"), "must be a number"),
+        (("--method", "ties:dense=1"), "no option"),
+        (("--method", "ties:density=7"), "density"),
+        (("--weights", "0.5"), "2 adapters"),
+        (("--weights", "a,b"), "--weights"),
+        (("--weights", "nan,1"), "finite"),
+        (("--rank", "0"), "--rank"),
+        (("--rank", "many"), "--rank"),
+        (("--space", "inner"), "--space"),
+    ],
+)
+def test_bad_options_of_merge(pair, tmp_path, arguments, said):
+    assert said in one_sentence(call("merge", *pair, "-o", tmp_path / "out", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def broken(tmp_path: Path, case: str) -> Path:
+    """An adapter's directory with one thing wrong."""
+    place = tmp_path / case
+    adapter = making.random_adapter(case, seed=5)
+    if case == "another-base":
+        making.random_adapter(case, seed=5, base_model="other/base").save(place)
+        return place
+    if case == "no-effect":
+        modules = {
+            p: LowRank(u.A, torch.zeros_like(u.B), u.scaling) for p, u in adapter.modules.items()
+        }
+        making.adapter_of(case, modules, base_model="owner/base").save(place)
+        return place
+    if case == "nan":
+        modules = dict(adapter.modules)
+        modules[next(iter(modules))].B[0, 0] = torch.nan
+        making.adapter_of(case, modules, base_model="owner/base").save(place)
+        return place
+    if case == "other-shapes":
+        shapes = {path: (out + 8, inp) for path, (out, inp) in making.LLAMA.items()}
+        making.random_adapter(case, shapes, seed=5).save(place)
+        return place
+    adapter.save(place)
+    config = json.loads((place / "adapter_config.json").read_text())
+    weights = place / "adapter_model.safetensors"
+    if case == "no-config":
+        (place / "adapter_config.json").unlink()
+    elif case == "broken-json":
+        (place / "adapter_config.json").write_text("{")
+    elif case == "no-weights":
+        weights.unlink()
+    elif case == "lfs-pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif case == "empty":
+        weights.write_bytes(b"")
+    elif case == "truncated":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif case == "extras":
+        from safetensors.torch import load_file
+
+        tensors = load_file(str(weights))
+        tensors["base_model.model.lm_head.weight"] = torch.ones(4, 4)
+        save_file(tensors, str(weights))
+    else:
+        change = {
+            "ia3": {"peft_type": "IA3"},
+            "unknown-key": {"use_quantum": True},
+            "aqlora": {"use_qalora": True},
+            "pissa": {"init_lora_weights": "pissa"},
+        }[case]
+        (place / "adapter_config.json").write_text(json.dumps(config | change))
+    return place
+
+
+CASES = ["another-base", "no-effect", "nan", "other-shapes", "no-config", "broken-json",
+         "no-weights", "lfs-pointer", "empty", "truncated", "extras", "ia3", "unknown-key",
+         "aqlora", "pissa"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merge_refuses_bad_adapters_in_one_sentence(pair, tmp_path, case):
+    bad = broken(tmp_path, case)
+    sentence = one_sentence(call("merge", pair[0], bad, "-o", tmp_path / "out"))
+    assert len(sentence) < 600
+    assert not (tmp_path / "out").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inspect_says_what_is_wrong(pair, tmp_path, case):
+    """What can be read is shown with its finding; what cannot be read is an error."""
+    result = call("inspect", pair[0], broken(tmp_path, case))
+    assert result.exit_code in (0, 1, 2)
+    if result.exit_code == 2:
+        one_sentence(result)
+    else:
+        assert "error" in result.stdout or "warning" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", "nowhere"), "nowhere"),
+        (("inspect", "./nowhere"), "nowhere"),
+        (("inspect", "owner/name", "a b"), "a b"),
+        (("merge-and-eval", "PAIR"), "--task"),
+        (("merge-and-eval", "FIRST", "--task", "x.jsonl"), "two"),
+        (("merge-and-eval", "PAIR", "--task", "absent.jsonl"), "absent.jsonl"),
+        (("inspect", "PAIR", "--task", "x.jsonl"), "--base"),
+        (("inspect", "PAIR", "--probe", "auto"), "--base"),
+        (("inspect", "PAIR", "--base", "./nowhere"), "nowhere"),
+        (("inspect", "PAIR", "--diagnostic", "karma"), "karma"),
+        (("demo", "--scenario", "paradise"), "paradise"),
+    ],
+)
+def test_wrong_calls(pair, arguments, said):
+    filled: list[object] = []
+    for argument in arguments:
+        filled += (
+            list(pair) if argument == "PAIR" else [pair[0] if argument == "FIRST" else argument]
+        )
+    assert said in one_sentence(call(*filled))
+
+
+def test_methods_lists_every_shelf():
+    text = call("methods").stdout
+    rows = json.loads(call("methods", "--json").stdout)["methods"]
+    assert {row["kind"] for row in rows} == {
+        "diagnostic", "coverage probe", "merge method", "router", "space",
+    }  # fmt: skip
+    for row in rows:
+        assert row["name"] in text
+        assert row["summary"]
+        if row["kind"] != "space":
+            assert row["formula"] and row["paper"], row["name"]
+
+
+def test_control_characters_in_names_are_neutralised(pair):
+    result = call("inspect", f"{pair[0]}\x1b[31m")
+    assert "\x1b" not in result.stderr and result.exit_code == 2
+
+
+def test_a_closed_pipe_is_no_traceback(pair):
+    command = f"{sys.executable} -m loraprobe inspect {pair[0]} {pair[1]} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1

@@ -1,0 +1,76 @@
+"""Whether adapters (and a base) fit together, before anything is run.
+
+Every finding has a severity, a stable code, the adapters and the module it is about, what it
+means and the cure. All codes stand in one table, `codes.CODES`. An error says that composing
+would compute something else than was trained; a warning, that somebody has to look; a note, what
+is handled here but not everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from loraprobe.adapter import Adapter
+from loraprobe.base import Base
+from loraprobe.compatibility.against_base import base_issues
+from loraprobe.compatibility.beside import extra_issues, initialisation_issues
+from loraprobe.compatibility.codes import CODES
+from loraprobe.compatibility.contents import Contents, content_issues
+from loraprobe.compatibility.identity import Purpose, identity_issues
+from loraprobe.compatibility.layout import layout_issues
+from loraprobe.errors import UsageError
+from loraprobe.records import Compatibility, Issue
+
+__all__ = ["CODES", "Contents", "check"]
+
+ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+def check(
+    adapters: Sequence[Adapter],
+    base: Base | None = None,
+    *,
+    purpose: Purpose = "inspect",
+    allow: Collection[str] = (),
+    contents: Contents | None = None,
+) -> Compatibility:
+    """All findings about adapters of one composition, errors first.
+
+    `purpose`: base names that differ while paths and shapes fit are an error for "inspect" and
+    "merge", a warning for "route", where the user chose the base. Errors whose code is in
+    `allow` become warnings that say so. Factors are read once for NaN, zero deltas and
+    duplicates; pass `contents` that were filled by a pass made anyway (see `Contents`).
+
+    Raises UsageError for a code in `allow` that does not exist.
+    """
+    layout = list(layout_issues(adapters, merging=purpose == "merge"))
+    fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
+    found = [issue for adapter in adapters for issue in adapter.issues]
+    found += identity_issues(adapters, base, purpose, fit)
+    found += layout
+    found += extra_issues(adapters, base, composing=len(adapters) > 1 or purpose != "inspect")
+    found += initialisation_issues(adapters)
+    if base is not None:
+        found += base_issues(adapters, base)
+    found += content_issues(Contents(adapters).read() if contents is None else contents)
+    _check_codes(allow, found)
+    found = [_allowed(issue) if issue.code in allow else issue for issue in found]
+    return Compatibility(tuple(sorted(found, key=lambda issue: ORDER[issue.severity])))
+
+
+def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:
+    known = {*CODES, *(issue.code for issue in found)}
+    for code in allow:
+        if code not in known:
+            close = difflib.get_close_matches(code, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"codes are {', '.join(CODES)}."
+            raise UsageError(f"There is no finding {code!r} to allow: {hint}")
+
+
+def _allowed(issue: Issue) -> Issue:
+    """An error that the user accepts by name."""
+    if issue.severity != "error":
+        return issue
+    return replace(issue, severity="warning", message=f"Allowed: {issue.message}")

@@ -1,0 +1,103 @@
+"""Adapters against the base model's geometry, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from loraprobe.adapter import Adapter
+from loraprobe.base import Base
+from loraprobe.compatibility.layout import VOCABULARY, is_vocabulary, prefix_between, shape
+from loraprobe.records import Issue
+
+
+def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
+    """Modules that the base lacks, shapes that differ, vocabularies, quantised weights."""
+    if base.quantization:
+        yield Issue(
+            "warning", "quantised-base", (),
+            f"The weights of {base.reference} are stored quantised, so figures that need them are "
+            "left out and scores hold for the quantised model.",
+            "Give the unquantised base if it will be served unquantised.",
+        )  # fmt: skip
+    size, rows = base.tokenizer_size, base.vocab_size
+    if size is not None and rows is not None and size > rows:
+        yield Issue(
+            "warning", "vocabulary-mismatch", (),
+            f"The base's tokenizer has {size} tokens and its embedding only {rows} rows.",
+            "Check that tokenizer and weights belong together.",
+        )  # fmt: skip
+    for adapter in adapters:
+        yield from _missing(adapter, base)
+        yield from _shapes(adapter, base)
+        yield from _tied(adapter, base)
+
+
+def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    lost = [path for path in adapter.layout if path not in base.weights]
+    if not lost or base.quantization:  # packed weights go by other names
+        return
+    prefix = prefix_between(dict.fromkeys(lost), base.weights)
+    if prefix is not None:
+        yield Issue(
+            "error", "prefix-mismatch", (adapter.name,),
+            f"The module paths of {adapter.name} fit {base.reference} only up to the prefix "
+            f"{prefix!r}; as they stand the adapter has no effect.",
+            "Rename its keys, or save it from the model that it will run on.", lost[0],
+        )  # fmt: skip
+        return
+    yield Issue(
+        "error", "module-not-in-base", (adapter.name,),
+        f"{base.reference} ({base.architecture}) has no module for {len(lost)} of the "
+        f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first.",
+        "Give the base that the adapter was trained on.", lost[0],
+    )  # fmt: skip
+
+
+def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    differ = [
+        path
+        for path, info in adapter.layout.items()
+        if path in base.shapes and shape(info) != tuple(base.shapes[path])
+    ]
+    if not differ:
+        return
+    tokens = [p for p in differ if is_vocabulary(p, shape(adapter.layout[p]), base.shapes[p])]
+    for code, paths, cure in (
+        (
+            "vocabulary-mismatch",
+            tokens,
+            "Resize the base's embedding as in the adapter's training.",
+        ),
+        (
+            "shapes-differ",
+            [p for p in differ if p not in tokens],
+            "Give the base that the adapter was trained on.",
+        ),
+    ):
+        if paths:
+            first = paths[0]
+            yield Issue(
+                "error", code, (adapter.name,),
+                f"{len(paths)} modules of {adapter.name} have other shapes than {base.reference}; "
+                f"{first} is {list(shape(adapter.layout[first]))} in the adapter and "
+                f"{list(base.shapes[first])} in the base.",
+                cure, first,
+            )  # fmt: skip
+
+
+def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    """A head that shares the embedding's matrix: peft changes the targeted side only."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for path, weight in base.weights.items():
+        places.setdefault((str(weight.file), weight.key), []).append(path)
+    for paths in places.values():
+        touched = [p for p in paths if p in adapter.layout and VOCABULARY.search(p)]
+        if len(paths) > 1 and touched and len(touched) < len(paths):
+            other = next(p for p in paths if p not in touched)
+            yield Issue(
+                "warning", "tied-embeddings", (adapter.name,),
+                f"{adapter.name} changes {touched[0]}, which shares its weight with {other} in "
+                "this base; composed, only the targeted layer changes.",
+                "Do not fold the adapter into the weights of this base; keep it as an adapter.",
+                touched[0],
+            )  # fmt: skip

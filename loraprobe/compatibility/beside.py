@@ -1,0 +1,118 @@
+"""What an adapter holds beside plain factors, and initialisations that changed its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from loraprobe.adapter import Adapter, Extra
+from loraprobe.base import Base
+from loraprobe.checkpoint import read_tensor
+from loraprobe.errors import BaseError
+from loraprobe.records import Issue, Severity
+
+# kind of extra -> (what it is, what to do)
+CURES = {
+    "dora_magnitude": (
+        "DoRA magnitudes",
+        "Merge the adapter into its base with peft, or use an adapter without DoRA.",
+    ),
+    "modules_to_save": (
+        "whole trained modules (modules_to_save)",
+        "Merge the adapter into its base with peft, or train it without modules_to_save.",
+    ),
+    "bias": ("trained biases", 'Use an adapter trained with bias="none".'),
+    "lora_bias": ("biases of B", "Use an adapter trained with lora_bias=False."),
+    "token_delta": (
+        "trained token embeddings",
+        "Merge them into the base's embedding with peft, or train without trainable tokens.",
+    ),
+    "target_parameter": (
+        "factors of mixture-of-experts parameters",
+        "Use an adapter that targets linear layers only.",
+    ),
+    "convolution": ("factors of convolutions", "Use an adapter that targets linear layers only."),
+    "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
+}
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def extra_issues(
+    adapters: Sequence[Adapter], base: Base | None, *, composing: bool
+) -> Iterator[Issue]:
+    """One finding for each adapter and kind of extra: an error where composing would drop it."""
+    severity: Severity = "error" if composing else "warning"
+    for adapter in adapters:
+        by_kind: dict[str, list[Extra]] = {}
+        for extra in adapter.extras:
+            by_kind.setdefault(extra.kind, []).append(extra)
+        for kind, extras in by_kind.items():
+            if kind == "base_copy":
+                for extra in extras:
+                    yield _base_copy(adapter, extra, base)
+                continue
+            what, cure = CURES.get(kind, CURES["unknown"])
+            yield Issue(
+                severity, kind.replace("_", "-"), (adapter.name,),
+                f"{adapter.name} holds {what} ({len(extras)} tensors, {extras[0].key} first), "
+                "which a composition of factors would drop.",
+                cure, extras[0].module,
+            )  # fmt: skip
+
+
+def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
+    """peft saves the whole weight of targeted embeddings; harmless where it is the base's own."""
+    told = f"{adapter.name} carries a copy of the base's {extra.module}"
+    same = None if base is None else _is_of_base(adapter, extra, base)
+    if same:
+        return Issue(
+            "note", "base-copy", (adapter.name,), f"{told}, the same as the base's.", "",
+            extra.module,
+        )  # fmt: skip
+    if same is None:
+        return Issue(
+            "warning", "base-copy", (adapter.name,),
+            f"{told}, which compositions leave out; that is right unless the vocabulary was "
+            "resized in training.",
+            "Give --base to have them compared.", extra.module,
+        )  # fmt: skip
+    return Issue(
+        "error", "base-copy", (adapter.name,),
+        f"{told} that differs from the base given here: the vocabulary was resized, or the base is "
+        "another.",
+        "Give the base that the adapter was trained on.", extra.module,
+    )  # fmt: skip
+
+
+def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
+    """Whether a copy equals the base's weight up to its dtype's rounding; None if unreadable."""
+    if adapter.weights_file is None or extra.module is None:
+        return None
+    try:
+        weight = base.weight(extra.module)
+        copy = read_tensor(adapter.weights_file, extra.key, adapter.name)
+    except BaseError:
+        return None
+    if tuple(copy.shape) != tuple(weight.shape):
+        weight = weight.mT
+    if copy.shape != weight.shape:
+        return False
+    return bool(torch.equal(copy.float(), weight.to(copy.dtype).float()))
+
+
+def initialisation_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    """PiSSA and its kin move part of the base into A and B: the delta is not the stored one.
+
+    peft's conversion on saving sets init_lora_weights to true, so the name that is left in the
+    config means that it was not done.
+    """
+    for adapter in adapters:
+        init = adapter.config.get("init_lora_weights")
+        if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+            yield Issue(
+                "error" if len(adapters) > 1 else "warning", "init-changed-base", (adapter.name,),
+                f"{adapter.name} was initialised by {init}, which changes the base weights, and "
+                "was saved without conversion: it fits only that changed base.",
+                "Save it again with path_initial_model_for_weight_conversion, as peft describes.",
+            )  # fmt: skip

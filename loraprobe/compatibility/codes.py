@@ -1,0 +1,51 @@
+"""Every code of a finding and what it means. Codes are stable: scripts and `--allow` name them.
+
+Findings of reading a single adapter (`loraprobe.adapter`) carry codes of their own and appear
+beside these. Codes of extras are the kinds of `Extra` with dashes.
+"""
+
+from __future__ import annotations
+
+CODES: dict[str, str] = {
+    # Which base model
+    "base-mismatch": "the base models have different names",
+    "base-unclear": "the names of the base models do not tell whether they are one model",
+    "base-unknown": "an adapter does not say which base model it was trained on",
+    "revision-mismatch": "the same base model, at different revisions",
+    "quantised-base": "the base is a quantised copy, or its weights are stored quantised",
+    "init-changed-base": "the initialisation changed the base weights (PiSSA, OLoRA, CorDA ...)",
+    # What for
+    "task-type-mismatch": "adapters of different task types",
+    "task-type-unsupported": "not an adapter of a causal language model",
+    "tokenizer-mismatch": "the tokenizers saved beside the adapters differ in size",
+    "vocabulary-mismatch": "embedding or head of different vocabulary sizes",
+    # Modules
+    "shapes-differ": "a module has different shapes",
+    "kinds-differ": "a module is of different kinds of layer",
+    "architecture-mismatch": "the module paths belong to different architectures",
+    "prefix-mismatch": "the module paths agree but for a prefix",
+    "fused-targets": "one adapter targets fused projections, the other the single ones",
+    "depth-differs": "the adapters reach different last layers",
+    "targets-disjoint": "the adapters touch no module in common",
+    "targets-differ": "some modules are touched by some adapters only",
+    "ranks-differ": "the adapters have different ranks",
+    "rslora": "an adapter scales by alpha/sqrt(r), not alpha/r",
+    "rank-large": "a merge that loses nothing has a rank that servers may not load",
+    "module-not-in-base": "the base has no such module",
+    "tied-embeddings": "an adapter changes one of two layers that share their weight",
+    # Beside the factors
+    "dora-magnitude": "DoRA magnitudes",
+    "modules-to-save": "whole modules (modules_to_save)",
+    "bias": "trained biases of base layers",
+    "lora-bias": "biases of B",
+    "token-delta": "trained token embeddings",
+    "target-parameter": "factors of MoE parameters (target_parameters)",
+    "convolution": "factors of convolutions",
+    "base-copy": "a copy of a base weight",
+    "unknown": "tensors that are nothing known",
+    # Inside the factors
+    "not-finite": "NaN or infinities",
+    "no-effect": "all deltas are zero",
+    "modules-without-effect": "some modules' deltas are zero",
+    "duplicate": "two adapters are the same update",
+}

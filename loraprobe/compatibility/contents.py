@@ -1,0 +1,103 @@
+"""What only the tensors tell: NaN, deltas that are zero, adapters that are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapter import Adapter, natural
+from loraprobe.joint import Joint, joints
+from loraprobe.records import Issue
+
+# Relative squared distance below which two updates are one: far above rounding of float64 sums,
+# far below what a cast to bf16 does.
+SAME = 1e-12
+
+
+@dataclass
+class Contents:
+    """Gathers, batch by batch, what a pass over the files shows; `take` is such an observer.
+
+    `diagnose(adapters, observers=[contents.take])` fills it without reading the files twice.
+    """
+
+    adapters: Sequence[Adapter]
+    not_finite: list[list[str]] = field(init=False)
+    without_effect: list[list[str]] = field(init=False)
+    inner: Tensor = field(init=False)
+    comparable: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.adapters)
+        self.not_finite = [[] for _ in range(n)]
+        self.without_effect = [[] for _ in range(n)]
+        self.inner = torch.zeros(n, n, dtype=torch.float64)
+        self.comparable = torch.ones(n, n, dtype=torch.bool)
+
+    def take(self, joint: Joint) -> None:
+        """Adds one batch of modules."""
+        self.inner += joint.inner.sum(0)
+        self.comparable &= joint.comparable.all(0)
+        zero = joint.present & joint.finite & (joint.square == 0)
+        for m, path in enumerate(joint.paths):
+            for i in range(len(self.adapters)):
+                if not joint.finite[m, i]:
+                    self.not_finite[i].append(path)
+                elif zero[m, i]:
+                    self.without_effect[i].append(path)
+
+    def read(self) -> Contents:
+        """Fills itself by a pass of its own."""
+        paths = sorted({path for a in self.adapters for path in a.layout}, key=natural)
+        for joint in joints([a.modules for a in self.adapters], paths):
+            self.take(joint)
+        return self
+
+    def same(self, i: int, j: int) -> bool:
+        """Whether two adapters are one update, in whatever basis they are stored."""
+        if not self.comparable[i, j] or self.not_finite[i] or self.not_finite[j]:
+            return False
+        energy = self.inner[i, i] + self.inner[j, j]
+        return bool(energy > 0 and energy - 2 * self.inner[i, j] <= SAME * energy)
+
+
+def content_issues(contents: Contents) -> Iterator[Issue]:
+    """Findings about the tensors themselves."""
+    adapters = contents.adapters
+    for i, adapter in enumerate(adapters):
+        bad, empty = contents.not_finite[i], contents.without_effect[i]
+        if bad:
+            yield Issue(
+                "error", "not-finite", (adapter.name,),
+                f"{adapter.name} holds NaN or infinite values in {len(bad)} modules, "
+                f"{bad[0]} first.",
+                "Its training diverged or its file is damaged; take an earlier checkpoint or "
+                "download it again.", bad[0],
+            )  # fmt: skip
+        if empty and len(empty) == len(adapter.layout):
+            yield Issue(
+                "error", "no-effect", (adapter.name,),
+                f"{adapter.name} has no effect: the delta of every module is zero.",
+                "It was never trained, or its B factors were lost on saving; take a trained "
+                "checkpoint.",
+            )  # fmt: skip
+        elif empty:
+            yield Issue(
+                "note", "modules-without-effect", (adapter.name,),
+                f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
+                f"modules, {empty[0]} first.",
+                "", empty[0],
+            )  # fmt: skip
+    for i, adapter in enumerate(adapters):
+        for j in range(i + 1, len(adapters)):
+            if contents.same(i, j):
+                other = adapters[j].name
+                yield Issue(
+                    "warning", "duplicate", (adapter.name, other),
+                    f"{adapter.name} and {other} are the same update, so composing them can only "
+                    "scale it.",
+                    "Leave one of them out.",
+                )  # fmt: skip

@@ -1,0 +1,235 @@
+"""Which base model adapters were trained on, at which revision, for what task.
+
+Names are compared exactly, never by substring: "llama-7b" is not "llama-7b-chat"; nothing but a
+trailing slash is normalised. Where names cannot decide (a local path, another letter case, an
+owner that one of them leaves out) the finding says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from loraprobe.adapter import Adapter
+from loraprobe.base import Base
+from loraprobe.checkpoint import file_hash
+from loraprobe.errors import BaseError
+from loraprobe.records import Issue, Severity
+
+Relation = Literal["same", "unclear", "different"]
+Purpose = Literal["inspect", "merge", "route"]
+
+QUANTISED = re.compile(
+    r"[-_.](bnb[-_]?)?(4bit|8bit|int4|int8|fp8|nf4|gptq|awq|exl2|gguf|hqq|aqlm|bnb)(?![a-z])", re.I
+)
+
+
+def relation(one: str, other: str) -> Relation:
+    """Whether two names mean one base model, as far as names can tell."""
+    one, other = one.rstrip("/"), other.rstrip("/")
+    if one == other:
+        return "same"
+    if is_local(one) or is_local(other):
+        return "unclear"
+    one, other = one.lower(), other.lower()
+    if one == other:
+        return "unclear"
+    short, long = sorted((one, other), key=lambda name: "/" in name)
+    if "/" not in short and long.rpartition("/")[2] == short:
+        return "unclear"  # the Hub forwards old names without an owner, such as gpt2
+    return "different"
+
+
+def is_local(name: str) -> bool:
+    """Whether a base's name is a path of somebody's disk and no Hub id."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or ":" in name
+
+
+def unquantised(name: str) -> str:
+    """A base's name without owner and marks of quantisation, to tell a likely origin."""
+    stripped = name.lower().rstrip("/").rpartition("/")[2]
+    while (shorter := QUANTISED.sub("", stripped)) != stripped:
+        stripped = shorter
+    return stripped
+
+
+def identity_issues(
+    adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
+) -> Iterator[Issue]:
+    """Findings about base names, revisions, task types. `fit`: paths and shapes agree."""
+    yield from _unnamed(adapters, base)
+    yield from _names(adapters, base, purpose, fit)
+    if base is not None:
+        yield from _against_chosen(adapters, base)
+    yield from _revisions(adapters, base)
+    yield from _quantised(adapters)
+    yield from _task_types(adapters, base, purpose)
+    yield from _tokenizers(adapters, base)
+
+
+def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
+    for adapter in adapters:
+        if not adapter.base_model:
+            yield Issue(
+                "note" if base is not None else "warning", "base-unknown", (adapter.name,),
+                f"{adapter.name} does not say which base model it was trained on.",
+                "Set base_model_name_or_path in its adapter_config.json.",
+            )  # fmt: skip
+
+
+def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
+    """Base name -> adapters that name it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for adapter in adapters:
+        if adapter.base_model:
+            found[adapter.base_model] = (*found.get(adapter.base_model, ()), adapter.name)
+    return found
+
+
+def _names(
+    adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
+) -> Iterator[Issue]:
+    for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
+        who = f"{_list(ours)} was trained on {one}, {_list(theirs)} on {other}"
+        kind = relation(one, other)
+        if kind == "unclear":
+            yield Issue(
+                "warning", "base-unclear", ours + theirs,
+                f"{who}; names alone cannot tell whether these are one model.",
+                "Make sure that they are, at the same revision.",
+            )  # fmt: skip
+        elif kind == "different":
+            shapes = (
+                "another base with the same shapes: paths and shapes fit, which says nothing about "
+                "the weights" if fit else "and their modules do not match either"
+            )  # fmt: skip
+            origin = (
+                " One looks like a quantised copy of the other."
+                if unquantised(one) == unquantised(other)
+                else ""
+            )
+            yield Issue(
+                "warning" if purpose == "route" and fit else "error", "base-mismatch",
+                ours + theirs, f"{who}: {shapes}.{origin}",
+                "Take adapters of one base; if both names mean the same weights, allow "
+                "base-mismatch.",
+            )  # fmt: skip
+
+
+def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
+    for named, ours in _by_base(adapters).items():
+        kind = relation(named, base.reference.partition("@")[0])
+        if kind == "same":
+            continue
+        severity: Severity = "warning" if kind == "different" else "note"
+        code = "base-mismatch" if kind == "different" else "base-unclear"
+        tail = (
+            "the base given here is another."
+            if kind == "different"
+            else "names alone cannot tell whether that is the base given here."
+        )
+        yield Issue(
+            severity, code, ours,
+            f"{_list(ours)} was trained on {named}; {tail}",
+            f"Give --base {named} if {base.reference} is not that model.",
+        )  # fmt: skip
+
+
+def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
+    given = [(a, str(a.config["revision"])) for a in adapters if a.config.get("revision")]
+    for (one, first), (other, second) in combinations(given, 2):
+        same = one.base_model and other.base_model and (
+            relation(one.base_model, other.base_model) == "same"
+        )  # fmt: skip
+        if same and first != second:
+            yield Issue(
+                "warning", "revision-mismatch", (one.name, other.name),
+                f"{one.name} was trained on {one.base_model} at {first}, {other.name} at {second}.",
+                "Make sure that the weights did not change between these revisions.",
+            )  # fmt: skip
+    for adapter, revision in given:
+        commit = None if base is None else base.commit
+        if commit and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != commit:
+            yield Issue(
+                "warning", "revision-mismatch", (adapter.name,),
+                f"{adapter.name} was trained on its base at {revision}; the base given here is at "
+                f"{commit}.",
+                f"Give --base {adapter.base_model}@{revision}.",
+            )  # fmt: skip
+
+
+def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    for named, ours in _by_base(adapters).items():
+        if QUANTISED.search(named):
+            yield Issue(
+                "note", "quantised-base", ours,
+                f"{_list(ours)} was trained on {named}, a quantised copy by its name; on the full "
+                "weights its effect differs a little.",
+                "Evaluate on the base that it will be served with.",
+            )  # fmt: skip
+
+
+def _task_types(
+    adapters: Sequence[Adapter], base: Base | None, purpose: Purpose
+) -> Iterator[Issue]:
+    given = {a.name: str(a.task_type) for a in adapters if a.task_type}
+    if len(set(given.values())) > 1:
+        told = ", ".join(f"{name} is {kind}" for name, kind in given.items())
+        yield Issue(
+            "error", "task-type-mismatch", tuple(given),
+            f"The adapters are of different task types ({told}), so they need different heads.",
+            "Compose adapters of one task type.",
+        )  # fmt: skip
+    if base is None and purpose != "route":
+        return
+    for name, kind in given.items():
+        if kind != "CAUSAL_LM":
+            yield Issue(
+                "error", "task-type-unsupported", (name,),
+                f"{name} is an adapter for {kind}; evaluation runs causal language models only.",
+                "Leave it out, or compare it by inspect without --base.",
+            )  # fmt: skip
+
+
+def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
+    files = {a.name: file for a in adapters if (file := _tokenizer_file(a)) is not None}
+    rows = None if base is None else base.vocab_size
+    if rows is None and len({file_hash(file) for file in files.values()}) < 2:
+        return  # nothing to compare: tokenizer files are large, so they are not parsed in vain
+    sizes = {name: size for name, file in files.items() if (size := _size(name, file)) is not None}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        yield Issue(
+            "warning", "tokenizer-mismatch", tuple(sizes),
+            f"The tokenizers saved beside the adapters differ in size ({told}): tokens were added.",
+            "Check that the added tokens are the same and that the base has rows for them.",
+        )  # fmt: skip
+    for name, size in sizes.items():
+        if rows is not None and size > rows:
+            yield Issue(
+                "warning", "vocabulary-mismatch", (name,),
+                f"The tokenizer beside {name} has {size} tokens, the base only {rows} rows.",
+                "Resize the base's embedding as in the adapter's training, or drop the added "
+                "tokens.",
+            )  # fmt: skip
+
+
+def _tokenizer_file(adapter: Adapter) -> Path | None:
+    """A tokenizer saved beside an adapter."""
+    file = None if adapter.source.path is None else adapter.source.path / "tokenizer.json"
+    return file if file is not None and file.is_file() else None
+
+
+def _size(name: str, file: Path) -> int | None:
+    """Number of tokens; a tokenizer beside an adapter is read as a base's own is."""
+    try:
+        return Base(name, file.parent).tokenizer_size
+    except BaseError:
+        return None
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join(names)

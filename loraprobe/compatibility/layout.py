@@ -1,0 +1,202 @@
+"""Module paths, shapes, kinds, ranks and scaling conventions, from the files' headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.records import Issue
+
+# Fused projections and the single ones that other models of the family have in their place.
+FUSED: Mapping[str, frozenset[str]] = {
+    "qkv_proj": frozenset({"q_proj", "k_proj", "v_proj"}),
+    "Wqkv": frozenset({"q_proj", "k_proj", "v_proj"}),
+    "W_pack": frozenset({"q_proj", "k_proj", "v_proj"}),
+    "query_key_value": frozenset({"q_proj", "k_proj", "v_proj", "query", "key", "value"}),
+    "gate_up_proj": frozenset({"gate_proj", "up_proj"}),
+}
+VOCABULARY = re.compile(r"(^|\.)(embed_tokens|wte|lm_head|embed_in|embed_out|word_embeddings)$")
+LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
+
+
+def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
+    """Findings about modules of adapters, pair by pair and all together."""
+    for a, b in combinations(adapters, 2):
+        if set(a.layout) & set(b.layout):
+            yield from _shapes(a, b)
+            yield from _kinds(a, b)
+        else:
+            yield _nothing_in_common(a, b)
+        yield from _fused(a, b)
+        yield from _depths(a, b)
+    yield from _targets(adapters)
+    yield from _ranks(adapters)
+    yield from _scalings(adapters)
+    total = sum(a.rank_range[1] for a in adapters)
+    if merging and total > LARGE_RANK and len(adapters) > 1:
+        yield Issue(
+            "note", "rank-large", tuple(a.name for a in adapters),
+            f"A merge that loses nothing may need rank {total}, more than many servers load.",
+            "Set --rank; what it loses is reported.",
+        )  # fmt: skip
+
+
+def shape(info: ModuleInfo) -> tuple[int, int]:
+    return info.out_features, info.in_features
+
+
+def is_vocabulary(path: str, one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes of a module differ in the number of tokens alone."""
+    return bool(VOCABULARY.search(path)) and (one[0] == other[0]) != (one[1] == other[1])
+
+
+def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
+    differ = [p for p in a.layout if p in b.layout and shape(a.layout[p]) != shape(b.layout[p])]
+    tokens = [p for p in differ if is_vocabulary(p, shape(a.layout[p]), shape(b.layout[p]))]
+    for path in tokens:
+        yield Issue(
+            "error", "vocabulary-mismatch", (a.name, b.name),
+            f"{path} is {list(shape(a.layout[path]))} in {a.name} and "
+            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes.",
+            "Train both with one vocabulary, or leave embedding and head out of the adapters.",
+            path,
+        )  # fmt: skip
+    if rest := [p for p in differ if p not in tokens]:
+        first = rest[0]
+        yield Issue(
+            "error", "shapes-differ", (a.name, b.name),
+            f"{len(rest)} modules have different shapes; {first} is "
+            f"{list(shape(a.layout[first]))} in {a.name} and {list(shape(b.layout[first]))} in "
+            f"{b.name}.",
+            "They belong to different base models; take adapters of one base.", first,
+        )  # fmt: skip
+
+
+def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
+    differ = [p for p in a.layout if p in b.layout and a.layout[p].kind != b.layout[p].kind]
+    if differ:
+        first = differ[0]
+        yield Issue(
+            "error", "kinds-differ", (a.name, b.name),
+            f"{len(differ)} modules are different kinds of layer; {first} is "
+            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}.",
+            "If the base is the same, one config has the wrong fan_in_fan_out; correct it.", first,
+        )  # fmt: skip
+
+
+def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
+    """Two adapters without a common path: another prefix, another architecture, other targets."""
+    names = (a.name, b.name)
+    if not a.layout or not b.layout:
+        return Issue("note", "targets-disjoint", names, "One of them touches no module.", "")
+    prefix = prefix_between(a.layout, b.layout)
+    if prefix is not None:
+        return Issue(
+            "error", "prefix-mismatch", names,
+            f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}.",
+            "Save both from models that are wrapped alike, or rename the keys of one.",
+        )  # fmt: skip
+    if not {root(p) for p in a.layout} & {root(p) for p in b.layout}:
+        one, other = next(iter(a.layout)), next(iter(b.layout))
+        return Issue(
+            "error", "architecture-mismatch", names,
+            f"{a.name} and {b.name} belong to different architectures: {one} beside {other}.",
+            "Take adapters of one base model.",
+        )  # fmt: skip
+    return Issue(
+        "note", "targets-disjoint", names,
+        f"{a.name} and {b.name} touch no module in common; composed, each works in its own.", "",
+    )  # fmt: skip
+
+
+def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
+    """What stands before all paths of one and not of the other, if that is the difference."""
+    for shorter, longer in ((ours, theirs), (theirs, ours)):
+        first = next(iter(shorter))
+        for path in longer:
+            if path.endswith("." + first):
+                prefix = path.removesuffix(first)
+                if any(prefix + p in longer for p in shorter):
+                    return prefix
+    return None
+
+
+def root(path: str) -> str:
+    """The part of a path before its layer's number, or the whole without one."""
+    return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
+
+
+def _fused(a: Adapter, b: Adapter) -> Iterator[Issue]:
+    for one, other in ((a, b), (b, a)):
+        for path in one.layout:
+            parent, _, name = path.rpartition(".")
+            single = [s for s in sorted(FUSED.get(name, ())) if f"{parent}.{s}" in other.layout]
+            if single:
+                yield Issue(
+                    "error", "fused-targets", (one.name, other.name),
+                    f"{one.name} targets the fused {path}, {other.name} the single {single[0]}: "
+                    "they were trained on different implementations of the model.",
+                    "Train both on one implementation, or split the fused factors.", path,
+                )  # fmt: skip
+                return
+
+
+def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
+    if a.config.get("layers_to_transform") or b.config.get("layers_to_transform"):
+        return
+    depths = [_depth(x) for x in (a, b)]
+    if None not in depths and depths[0] != depths[1]:
+        yield Issue(
+            "warning", "depth-differs", (a.name, b.name),
+            f"The last layer that {a.name} touches is {depths[0]}, that of {b.name} {depths[1]}.",
+            "If their bases have different depths, they do not fit together.",
+        )  # fmt: skip
+
+
+def _depth(adapter: Adapter) -> int | None:
+    """The largest layer number among the modules, counted from 0."""
+    numbers = [int(n) for path in adapter.layout for n in re.findall(r"\.(\d+)(?:\.|$)", path)[:1]]
+    return max(numbers, default=None)
+
+
+def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    """One finding for all modules that not every adapter touches."""
+    everything = list(dict.fromkeys(path for a in adapters for path in a.layout))
+    lacking = {a.name: [p for p in everything if p not in a.layout] for a in adapters}
+    partial = [p for p in everything if any(p in paths for paths in lacking.values())]
+    if partial and len(partial) < len(everything):
+        told = ", ".join(f"{name} lacks {len(ps)}" for name, ps in lacking.items() if ps)
+        yield Issue(
+            "note", "targets-differ", tuple(name for name, ps in lacking.items() if ps),
+            f"{len(partial)} of {len(everything)} modules are not touched by all adapters ({told}; "
+            f"{partial[0]} first); an adapter counts as zero where it lacks a module.",
+            "", partial[0],
+        )  # fmt: skip
+
+
+def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    ranges = {a.name: a.rank_range for a in adapters if a.layout}
+    if len({bound for ends in ranges.values() for bound in ends}) > 1:
+        told = ", ".join(
+            f"{name} {low}" if low == high else f"{name} {low} to {high}"
+            for name, (low, high) in ranges.items()
+        )
+        yield Issue(
+            "note", "ranks-differ", tuple(ranges),
+            f"Ranks differ ({told}). Merges and routers here take mixed ranks; peft's "
+            "combination_type linear and its Arrow do not.",
+            "",
+        )  # fmt: skip
+
+
+def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    rs = [a.name for a in adapters if a.config.get("use_rslora")]
+    if rs:
+        yield Issue(
+            "note", "rslora", tuple(rs),
+            f"{' and '.join(rs)} scales by alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
+            "add_weighted_adapter makes such adapters sqrt(r) too large.",
+            "",
+        )  # fmt: skip

@@ -70,6 +70,7 @@ def merge(
     story.found["compatibility"] = Compatibility((*known, *new))
     name = (merged.adapter.name,)
     story.found["diagnostics"] = (
+        *(Measurement("norm", (source.name,), source.norm) for source in merged.sources),
         Measurement("compression_error", name, merged.compression_error),
         Measurement("rounding_error", name, merged.rounding_error),
     )

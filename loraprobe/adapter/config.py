@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 
 CONFIG = "adapter_config.json"
+PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none
+PATTERN_SECONDS = 1.0
 
 # Keys that say nothing about the function of the trained adapter, whatever their value.
 DESCRIPTIVE = frozenset(
@@ -21,7 +23,7 @@ DESCRIPTIVE = frozenset(
     "modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern "
     "alpha_pattern megatron_core trainable_token_indices loftq_config eva_config corda_config "
     "lora_ga_config use_dora qalora_group_size runtime_config lora_bias target_parameters "
-    "ensure_weight_tying lora_dropout_pattern enable_lora".split()
+    "ensure_weight_tying lora_dropout_pattern merge_weights ephemeral_gpu_offload".split()
 )
 
 # Keys of the installed peft whose other values are mathematics that is not B A x.
@@ -33,6 +35,7 @@ VARIANTS = {
     "monteclora_config": "MonteCLoRA samples its factors",
     "velora_config": "VeLoRA compresses the input of A",
     "arrow_config": "an Arrow configuration belongs to a routed model, not to one adapter",
+    "enable_lora": "the fused layers of the first peft versions group their factors",
     "layer_replication": "layer replication changes the base's depth",
     "megatron_config": "Megatron layers split their weights over devices",
 }
@@ -47,33 +50,62 @@ class Config:
     alpha: float
     rslora: bool
     fan_in_fan_out: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
     unknown: tuple[str, ...]
     empty_unknown: tuple[str, ...]
+    alpha_is_missing: bool = False
 
     def rank(self, path: str) -> int:
         """The rank that the config gives a module."""
-        return int(match_pattern(self.rank_pattern, path, self.r))
+        return int(self.rank_pattern.value(path, self.r))
 
     def scaling(self, path: str) -> float:
         """s = alpha/r, or alpha/sqrt(r) with rsLoRA, by peft's own matching of patterns."""
         r = self.rank(path)
-        alpha = float(match_pattern(self.alpha_pattern, path, self.alpha))
+        alpha = float(self.alpha_pattern.value(path, self.alpha))
         return alpha / (math.sqrt(r) if self.rslora else r)
 
 
-def match_pattern(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """peft's rule: the first key that matches the end of the path, as a regular expression."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
-    return default
+@dataclass(frozen=True)
+class Patterns:
+    """rank_pattern or alpha_pattern: keys are regular expressions, compiled once.
+
+    They come from a stranger's file, so that matching has a time limit.
+    """
+
+    where: str
+    entries: Mapping[str, float]
+
+    @functools.cached_property
+    def compiled(self) -> list[tuple[Any, float]]:
+        if not self.entries:
+            return []
+        import regex
+
+        try:
+            return [(regex.compile(rf"(.*\.)?({k})$"), v) for k, v in self.entries.items()]
+        except regex.error as error:
+            raise AdapterError(f"{self.where} holds a key that is no regular expression "
+                               f"({error}); correct it.") from None  # fmt: skip
+
+    def value(self, path: str, default: float) -> float:
+        """peft's rule: the first key that matches the end of the path, as a regular expression."""
+        try:
+            for pattern, value in self.compiled:
+                if pattern.match(path, timeout=PATTERN_SECONDS):
+                    return value
+        except TimeoutError:
+            raise AdapterError(f"{self.where} holds a regular expression that does not come to "
+                               f"an end; correct it.") from None  # fmt: skip
+        return default
 
 
 def read_config(directory: Path) -> Config:
     """Reads adapter_config.json. Raises AdapterError, or UnsupportedAdapter by name."""
     path = directory / CONFIG
+    if not directory.is_dir():
+        raise AdapterError(f"There is no directory {directory}; check the path.")
     if not path.is_file():
         raise AdapterError(
             f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
@@ -81,8 +113,10 @@ def read_config(directory: Path) -> Config:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is no valid JSON ({str(error)[:120]}).") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdapterError(
+            f"{path} is no valid JSON ({str(error)[:120]}); download the adapter again."
+        ) from None
     if not isinstance(raw, dict):
         raise AdapterError(f"{path} must hold a JSON object, not {type(raw).__name__}.")
     return judge_config(raw, str(path))
@@ -93,7 +127,8 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise UnsupportedAdapter(
-            f"{where} is of PEFT type {kind!r}; loraprobe reads LORA adapters only."
+            f"{where} is of PEFT type {kind!r}, and loraprobe reads only LORA; "
+            "use adapters of that type, or merge this one into its base with peft."
         )
     for key, why in VARIANTS.items():
         if raw.get(key):
@@ -101,25 +136,23 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
                 f"{where} sets {key}: {why}, which loraprobe does not read; "
                 "merge it into its base with peft, or use an adapter trained without it."
             )
-    r = _number(raw, "r", where, default=8)
-    if r != int(r) or r < 1:
-        raise AdapterError(f"{where}: r must be a positive whole number, not {raw.get('r')!r}.")
-    if "lora_alpha" not in raw:
-        raise AdapterError(
-            f"{where} has no lora_alpha, and without it the adapter's scale is unknown; "
-            "add the value it was trained with."
-        )
+    r = _number(raw, "r", where, default=PEFT_DEFAULT)
+    ranks = _pattern(raw, "rank_pattern", where)
+    for rank in (r, *ranks.entries.values()):
+        if rank != int(rank) or rank < 1:
+            raise AdapterError(f"{where}: a rank must be a positive whole number, not {rank!r}.")
     unknown = [k for k in raw if k not in DESCRIPTIVE and k not in VARIANTS]
     return Config(
         raw=raw,
         r=int(r),
-        alpha=_number(raw, "lora_alpha", where),
+        alpha=_number(raw, "lora_alpha", where, default=PEFT_DEFAULT),
         rslora=bool(raw.get("use_rslora")),
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
-        rank_pattern=_pattern(raw, "rank_pattern", where),
+        rank_pattern=ranks,
         alpha_pattern=_pattern(raw, "alpha_pattern", where),
         unknown=tuple(k for k in unknown if raw[k]),
         empty_unknown=tuple(k for k in unknown if not raw[k]),
+        alpha_is_missing="lora_alpha" not in raw,
     )
 
 
@@ -130,14 +163,9 @@ def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None 
     return value
 
 
-def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Patterns:
     pattern = raw.get(key) or {}
     if not isinstance(pattern, dict):
         raise AdapterError(f"{where}: {key} must map module names to numbers.")
-    for name in pattern:
-        _number(pattern, name, f"{where}: {key}")
-        try:
-            re.compile(name)
-        except re.error:
-            raise AdapterError(f"{where}: {key} has the invalid pattern {name!r}.") from None
-    return pattern
+    place = f"{where}: {key}"
+    return Patterns(place, {name: _number(pattern, name, place) for name in pattern})

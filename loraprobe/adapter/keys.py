@@ -12,7 +12,7 @@ _EMBEDDING = re.compile(r"^(?P<path>.+?)\.lora_embedding_(?P<which>A|B)(?:\.[^.]
 _MAGNITUDE = re.compile(r"^(?P<path>.+?)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$")
 _LORA_BIAS = re.compile(r"^(?P<path>.+?)\.lora_B(?:\.[^.]+)?\.bias$")
 _TOKENS = re.compile(r"^(?P<path>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?$")
-_BASE = re.compile(r"^(?P<path>.+?)\.base_layer\.(?P<what>weight|bias)$")
+_BASE = re.compile(r"^(?P<path>.+?)\.(?:base_layer|original_module)\.(?P<what>weight|bias)$")
 _SAVED = re.compile(r"^(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?(?P<what>weight|bias)$")
 
 
@@ -41,6 +41,8 @@ def classify(key: str) -> Key:
     ):
         if match := pattern.match(name):
             return Key(role, match["path"])
+    if any(part.startswith("lora") for part in name.split(".")):
+        return Key("unknown", None)  # another tool's names, such as lora_down and lora_up
     if match := _BASE.match(name):
         return Key("base_copy" if match["what"] == "weight" else "bias", match["path"])
     if match := _SAVED.match(name):

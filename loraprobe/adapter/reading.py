@@ -1,18 +1,39 @@
-"""A PEFT directory -> Adapter, with every tensor of its file accounted for."""
+"""A PEFT directory -> Adapter, with every tensor of its file accounted for.
+
+Findings are issues of the adapter, with these codes (errors stop a merge unless allowed by name):
+
+error    doubled-prefix           keys that peft loads without any effect
+error    several-adapters         two tensors for one factor
+error    unpaired-factor          A without B or B without A
+error    shape-mismatch           factors that do not multiply, or are empty
+error    not-floating             factors of integers or an unknown type
+error    rank-contradicts-config  a rank that is not the config's, so that the scale is unknown
+error    missing-alpha            no lora_alpha in the config
+error    missing-tensors          the config promises what the file lacks
+error    unknown-tensors          keys that fit nothing
+error    unknown-config           config keys that may change the mathematics
+error    no-modules               nothing that can be used
+warning  unprefixed-keys          keys as other tools write them, which peft would ignore
+note     unknown-config-empty     unknown config keys that say nothing
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from loraprobe.adapter.config import CONFIG, Config, read_config
-from loraprobe.adapter.keys import PREFIX, classify
+from loraprobe.adapter.keys import PREFIX, Key, classify
 from loraprobe.adapter.tensors import TensorFile, open_tensors
 from loraprobe.adapter.types import Adapter, Extra, LayerKind, ModuleInfo, Modules, Source
 from loraprobe.errors import AdapterError
 from loraprobe.lowrank import LowRank
-from loraprobe.records import Issue
+from loraprobe.records import Issue, Severity
+
+LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 
 
 def read_adapter(
@@ -24,13 +45,16 @@ def read_adapter(
     is of another kind than LoRA. What is odd but readable is in the adapter's `issues`.
     """
     directory = find_directory(Path(path))
-    name = name or directory.name
+    name = name or directory.resolve().name
     config = read_config(directory)
     file = open_tensors(directory)
     reading = _Reading(name, config, file)
     reading.sort_keys()
     infos = reading.pair_factors()
-    reading.check_config(infos)
+    reading.check_config()
+    if not infos:
+        reading.issue("error", "no-modules", "The file holds no LoRA factors that can be used.",
+                      "Check that this is the adapter that was trained.")  # fmt: skip
     return Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),
@@ -58,7 +82,7 @@ def find_directory(path: Path) -> Path:
 
 @dataclass
 class _Reading:
-    """The bookkeeping of one read."""
+    """The bookkeeping of one read: each key ends as a factor of a module or as an extra."""
 
     name: str
     config: Config
@@ -66,125 +90,205 @@ class _Reading:
     factors: dict[str, dict[str, str]] = field(default_factory=dict)
     extras: list[Extra] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
+    odd: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # code -> (module, what)
 
     def issue(
-        self, severity: str, code: str, message: str, cure: str, module: str | None = None
+        self, severity: Severity, code: str, message: str, cure: str, module: str | None = None
     ) -> None:
-        found = Issue(severity, code, (self.name,), message, cure, module)  # type: ignore[arg-type]
-        self.issues.append(found)
+        self.issues.append(Issue(severity, code, (self.name,), message, cure, module))
 
     def extra(self, kind: str, key: str, module: str | None) -> None:
-        dtype = str(self.file.dtypes[key]).removeprefix("torch.")
+        dtype = str(self.file.dtypes[key] or "unknown").removeprefix("torch.")
         self.extras.append(Extra(kind, key, module, self.file.shapes[key], dtype))
 
     def sort_keys(self) -> None:
-        """Each key becomes a factor or an extra."""
-        unprefixed = 0
+        """Each key becomes a factor or an extra; odd ones are named."""
+        saved = self.config.raw.get("modules_to_save") or ()
+        unprefixed, twice, unknown = [], [], []
         for key in sorted(self.file.shapes):
-            unprefixed += not key.startswith(PREFIX)
-            found = classify(key)
-            if found.role in ("A", "B", "eA", "eB") and found.path is not None:
-                self.factors.setdefault(found.path, {})[found.role] = key
-            else:
+            found = _as_saved(classify(key), saved)
+            if not key.startswith(PREFIX):
+                unprefixed.append(key)
+            if found.role not in ("A", "B", "eA", "eB") or found.path is None:
                 self.extra(found.role, key, found.path)
-        doubled = [p for p in self.factors if p.startswith(PREFIX)]
+                if found.role == "unknown":
+                    unknown.append(key)
+            elif found.role in self.factors.setdefault(found.path, {}):
+                self.extra("unknown", key, found.path)
+                twice.append(key)
+            else:
+                self.factors[found.path][found.role] = key
+        self._name_odd_keys(unprefixed, twice, unknown)
+
+    def _name_odd_keys(
+        self, unprefixed: Sequence[str], twice: Sequence[str], unknown: Sequence[str]
+    ) -> None:
+        doubled = [path for path in self.factors if path.startswith(PREFIX)]
         if doubled:
-            self.issue(
-                "error", "doubled-prefix",
-                f"{len(doubled)} modules carry the prefix {PREFIX!r} twice (such as "
-                f"{doubled[0]!r}); peft loads them without any effect.",
-                "Save the adapter from a model that is wrapped once, or rename its keys.",
-            )  # fmt: skip
+            self.issue("error", "doubled-prefix",
+                       f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft "
+                       "loads without any effect.",
+                       "Save the adapter from a model that is wrapped once, or rename its "
+                       "keys.")  # fmt: skip
         if unprefixed:
-            self.issue(
-                "note", "old-keys",
-                f"{unprefixed} keys lack the prefix {PREFIX!r}, as older files do; they were read.",
-                "",
-            )  # fmt: skip
+            self.issue("warning", "unprefixed-keys",
+                       f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as "
+                       "module paths, but peft would load them without any effect.",
+                       "Rename the keys if peft is to load this adapter.")  # fmt: skip
+        if twice:
+            self.issue("error", "several-adapters",
+                       f"{_many(twice, 'key')} for a factor that another key gives already, so "
+                       "the file holds several adapters.",
+                       "Save each adapter into a directory of its own.")  # fmt: skip
+        if unknown:
+            self.issue("error", "unknown-tensors",
+                       f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file.",
+                       "Convert the file to PEFT's format, or remove tensors that do not belong "
+                       "to the adapter.")  # fmt: skip
 
     def pair_factors(self) -> dict[str, ModuleInfo]:
-        """A and B of each module, shapes checked; what cannot be paired is an extra."""
+        """A and B of each module, shapes checked; what cannot be used is an extra."""
         infos: dict[str, ModuleInfo] = {}
         for path, keys in self.factors.items():
             pair = ("eA", "eB") if "eA" in keys or "eB" in keys else ("A", "B")
-            if set(keys) != set(pair):
+            kind = self._why_unusable(path, keys, pair)
+            if kind is None:
+                infos[path] = self._module(path, keys[pair[0]], keys[pair[1]], pair[0] == "eA")
+            else:
                 for key in keys.values():
-                    self.extra("unknown", key, path)
-                self.issue("error", "unpaired-factor",
-                           f"Module {path} has {', '.join(keys.values())} without its partner.",
-                           "The file is incomplete; save or download it again.", path)  # fmt: skip
-                continue
-            info = self._module(path, keys, pair)
-            if info is not None:
-                infos[path] = info
+                    self.extra(kind, key, path)
+        self._name_odd_modules()
         return infos
 
-    def _module(
+    def _why_unusable(
         self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
-    ) -> ModuleInfo | None:
-        key_a, key_b = keys[pair[0]], keys[pair[1]]
+    ) -> str | None:
+        """The kind of extra that these factors are, None if they are an update B A."""
+        if set(keys) != set(pair):
+            self.odd.setdefault("unpaired-factor", []).append((path, ", ".join(keys.values())))
+            return "unknown"
+        a, b = (self.file.shapes[keys[which]] for which in pair)
+        if len(a) > 2 and len(b) > 2:
+            return "convolution"
+        if self._is_parameter(path, a, b):
+            return "target_parameter"
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
+            self.odd.setdefault("shape-mismatch", []).append((path, f"A {list(a)}, B {list(b)}"))
+            return "unknown"
+        types = [self.file.dtypes[keys[which]] for which in pair]
+        if not all(t is not None and t.is_floating_point for t in types):
+            said = " and ".join(str(t).removeprefix("torch.") for t in types)
+            self.odd.setdefault("not-floating", []).append((path, said))
+            return "unknown"
+        return None
+
+    def _module(self, path: str, key_a: str, key_b: str, embedding: bool) -> ModuleInfo:
         a, b = self.file.shapes[key_a], self.file.shapes[key_b]
         r = self.config.rank(path)
-        if len(a) > 2 or len(b) > 2 or (path and self._is_parameter(path, a, b, r)):
-            kind = "convolution" if len(a) > 2 else "target_parameter"
-            self.extra(kind, key_a, path)
-            self.extra(kind, key_b, path)
-            return None
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
-            self.extra("unknown", key_a, path)
-            self.extra("unknown", key_b, path)
-            self.issue("error", "shape-mismatch",
-                       f"Module {path}: A {list(a)} and B {list(b)} do not multiply.",
-                       "The file is damaged; save or download it again.", path)  # fmt: skip
-            return None
         if a[0] != r:
-            self.issue("error", "rank-contradicts-config",
-                       f"Module {path} has rank {a[0]} in the file and {r} in the config, so its "
-                       "scale is unknown.",
-                       "Correct r or rank_pattern in adapter_config.json.", path)  # fmt: skip
+            self.odd.setdefault("rank-contradicts-config", []).append((path, f"{a[0]} for {r}"))
         kind: LayerKind = "linear"
-        if pair[0] == "eA":
+        if embedding:
             kind = "embedding"
-        elif self.config.fan_in_fan_out:
+        elif self.config.fan_in_fan_out and path.rpartition(".")[2] not in LINEAR_HEADS:
             kind = "conv1d"
-        dtype = self.file.dtypes[key_a]
+        dtype = _common(self.file, key_a, key_b)
         return ModuleInfo(path, kind, a[0], a[1], b[0], self.config.scaling(path), dtype)
 
-    def _is_parameter(self, path: str, a: tuple[int, ...], b: tuple[int, ...], r: int) -> bool:
+    def _is_parameter(self, path: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
         """Whether the factors belong to a MoE parameter [E, ...]: A (E*r, in), B (out, E*r)."""
         targets = self.config.raw.get("target_parameters") or []
-        return any(
-            path == t.rpartition(".")[0] or path.endswith("." + t.rpartition(".")[0])
-            for t in targets
-            if isinstance(t, str)
-        ) and (len(a) == 2 and len(b) == 2 and a[0] == b[1] and a[0] % max(r, 1) == 0)
+        owners = [t.rpartition(".")[0] for t in targets if isinstance(t, str)]
+        targeted = any(path == owner or path.endswith("." + owner) for owner in owners)
+        fits = len(a) == 2 and len(b) == 2 and a[0] == b[1] and a[0] % self.config.rank(path) == 0
+        return targeted and fits
 
-    def check_config(self, infos: Mapping[str, ModuleInfo]) -> None:
-        """Keys nobody knows, and an adapter without modules."""
+    def _name_odd_modules(self) -> None:
+        """One issue for each kind of oddity, however many modules have it."""
+        said = {
+            "unpaired-factor": ("that lack the partner of", "Save or download it again."),
+            "shape-mismatch": (
+                "whose factors do not multiply:",
+                "Save or download it again; with DeepSpeed ZeRO-3 or FSDP gather the shards first.",
+            ),
+            "not-floating": (
+                "whose factors are not floating point:",
+                "Save the adapter in float32, bfloat16 or float16.",
+            ),
+            "rank-contradicts-config": (
+                "whose rank is not the config's, so that their scale is unknown:",
+                "Correct r or rank_pattern in adapter_config.json.",
+            ),
+        }
+        for code, found in self.odd.items():
+            what, cure = said[code]
+            more = f" and {len(found) - 1} more" if found[1:] else ""
+            self.issue("error", code, f"The file has modules {what} {found[0][1]} in "
+                       f"{found[0][0]}{more}.", cure, found[0][0])  # fmt: skip
+
+    def check_config(self) -> None:
+        """Keys nobody knows, a missing alpha, and promises that the file does not keep."""
         if self.config.unknown:
             self.issue("error", "unknown-config",
-                       f"The config sets {', '.join(self.config.unknown)}, which loraprobe does not "
-                       "know and which may change what the adapter computes.",
-                       "Use a newer loraprobe, or remove the key if it is known to be harmless.",
-                       )  # fmt: skip
+                       f"The config sets {', '.join(self.config.unknown)}, which loraprobe does "
+                       "not know and which may change what the adapter computes.",
+                       "Use a newer loraprobe, or remove the key if it is known to be "
+                       "harmless.")  # fmt: skip
         if self.config.empty_unknown:
             self.issue("note", "unknown-config-empty",
                        f"The config has unknown keys without a value: "
                        f"{', '.join(self.config.empty_unknown)}.", "")  # fmt: skip
-        if not infos:
-            self.issue("error", "no-modules", "The file holds no LoRA factors that can be used.",
-                       "Check that this is the adapter that was trained.")  # fmt: skip
+        if self.config.alpha_is_missing:
+            self.issue("error", "missing-alpha",
+                       f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, "
+                       "which need not be what the adapter was trained with.",
+                       "Add the value of the training to adapter_config.json.")  # fmt: skip
+        held = {extra.kind for extra in self.extras}
+        promises = {
+            "use_dora": "dora_magnitude",
+            "lora_bias": "lora_bias",
+            "trainable_token_indices": "token_delta",
+            "modules_to_save": "modules_to_save",
+        }
+        broken = [k for k, kind in promises.items() if self.config.raw.get(k) and kind not in held]
+        if broken:
+            self.issue("error", "missing-tensors",
+                       f"The config sets {' and '.join(broken)}, but the file has no tensors "
+                       "for it.", "The file is incomplete; save or download it again.")  # fmt: skip
 
-    def reader(self, infos: Mapping[str, ModuleInfo]):
+    def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank; it closes over the file, not over tensors."""
         places = {}
         for path, info in infos.items():
             first, second = ("eA", "eB") if info.kind == "embedding" else ("A", "B")
-            places[path] = (self.factors[path][first], self.factors[path][second], info.scaling)
+            keys = self.factors[path]
+            places[path] = (keys[first], keys[second], info.scaling, info.dtype)
         file = self.file
 
         def read(path: str) -> LowRank:
-            key_a, key_b, scaling = places[path]
-            return LowRank(file.read(key_a), file.read(key_b), scaling)
+            key_a, key_b, scaling, dtype = places[path]
+            return LowRank(file.read(key_a).to(dtype), file.read(key_b).to(dtype), scaling)
 
         return read
+
+
+def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
+    """The dtype in which both factors are exact; bfloat16 for those of one byte."""
+    found = [file.dtypes[key] for key in (key_a, key_b)]
+    a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
+    return torch.promote_types(a, b)
+
+
+def _as_saved(key: Key, saved: Sequence[str] | str) -> Key:
+    """A bias of a module that was trained whole belongs to that module."""
+    names = (saved,) if isinstance(saved, str) else tuple(saved)
+    if key.role == "bias" and key.path and any(f".{key.path}".endswith(f".{n}") for n in names):
+        return Key("modules_to_save", key.path)
+    return key
+
+
+def _many(names: Sequence[str], noun: str) -> str:
+    """The file has a module (`x`) / has 3 modules (such as `x`)."""
+    if len(names) == 1:
+        return f"The file has a {noun} ({names[0]})"
+    return f"The file has {len(names)} {noun}s (such as {names[0]})"

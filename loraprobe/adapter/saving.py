@@ -18,6 +18,12 @@ from loraprobe.adapter.keys import PREFIX
 from loraprobe.adapter.tensors import SAFETENSORS
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
+OWN_FILES = frozenset(
+    "adapter_config.json adapter_model.safetensors adapter_model.bin README.md .gitattributes "
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
+    "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
+)
+
 if TYPE_CHECKING:
     from loraprobe.adapter.types import Adapter
 
@@ -40,12 +46,16 @@ def save_adapter(
     if adapter.extras:
         raise UnsupportedAdapter(
             f"Adapter {adapter.name} holds {adapter.extras[0]} beside its factors, which saving "
-            "would lose."
+            "would lose; merge it into its base with peft first."
         )
+    if not adapter.modules:
+        raise UnsupportedAdapter(f"Adapter {adapter.name} changes no module, so there is nothing "
+                                 "to save.")  # fmt: skip
     target = Path(directory)
     check_output(target, overwrite)
     dtype = dtype or adapter.dtype
     tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
     for path, update in adapter.modules.items():
         embedding = adapter.layout[path].kind == "embedding"
         names = (
@@ -54,7 +64,7 @@ def save_adapter(
             else ("lora_A.weight", "lora_B.weight")
         )
         for name, factor in zip(names, (update.A, update.B), strict=True):
-            tensors[f"{PREFIX}{path}.{name}"] = factor.to(dtype).contiguous().clone()
+            tensors[f"{PREFIX}{path}.{name}"] = _own(factor.detach().to(dtype), seen)
     with StagedDirectory(target, overwrite) as staging:
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
         text = json.dumps(config_of(adapter), indent=2, sort_keys=True, ensure_ascii=False)
@@ -67,7 +77,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     """The adapter_config.json under which peft computes what the adapter says.
 
     Ranks and scalings that differ from the commonest become patterns; their keys are whole paths,
-    escaped, so that peft's suffix matching cannot confuse two modules.
+    anchored and escaped, so that peft's suffix matching cannot confuse two modules.
     """
     infos = list(adapter.layout.values())
     r = Counter(i.rank for i in infos).most_common(1)[0][0]
@@ -97,25 +107,40 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
 
 
 def check_output(target: Path, overwrite: bool) -> None:
-    """Raises OutputError if the target is in the way or its parent cannot be written."""
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target} exists already; choose another name or add --overwrite.")
-    if target.exists() and not target.is_dir():
+    """Raises OutputError if the target is in the way or holds what is not an adapter's.
+
+    Only an empty directory or one that holds an adapter's files and nothing else is ever
+    replaced, so that --overwrite never takes a folder of other things with it.
+    """
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
         raise OutputError(f"{target} is a file; give a directory.")
+    if not overwrite:
+        raise OutputError(f"{target} exists already; choose another name or add --overwrite.")
+    held = sorted(entry.name for entry in target.iterdir())
+    foreign = [n for n in held if n not in OWN_FILES or (target / n).is_dir()]
+    if foreign:
+        raise OutputError(
+            f"{target} holds more than an adapter ({foreign[0]}) and is not overwritten; "
+            "choose another directory."
+        )
 
 
 class StagedDirectory:
-    """A directory that appears at its place whole, or not at all."""
+    """A directory that appears at its place whole, or not at all.
+
+    It is filled beside the target, written through to the disk and renamed; what it replaces is
+    moved aside first, comes back if the renaming fails, and is deleted last.
+    """
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
-        self.target, self.overwrite = target, overwrite
+        self.target, self.overwrite = Path(os.path.abspath(target)), overwrite
 
     def __enter__(self) -> Path:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.staging = Path(
-                tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent)
-            )
+            self.staging = self._beside()
         except OSError as error:
             raise OutputError(f"{self.target} cannot be written: {error.strerror}.") from None
         return self.staging
@@ -123,27 +148,66 @@ class StagedDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
-        if kind is not None:
+        try:
+            if error is None:
+                self._publish()
+        except OSError as failure:
+            error = failure
+        finally:
             shutil.rmtree(self.staging, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise OutputError(f"{self.target} cannot be written: {error.strerror}.") from None
-            return
-        for file in self.staging.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        self.staging.chmod(0o755)
-        if self.target.exists():
-            check_output(self.target, self.overwrite)
-            old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-            os.rename(self.target, old / "old")
+        if isinstance(error, OSError):
+            raise OutputError(f"{self.target} cannot be written: {error.strerror}.") from None
+
+    def _publish(self) -> None:
+        for file in [*self.staging.rglob("*"), self.staging]:
+            _to_disk(file)
+        self.staging.chmod(0o777 & ~_umask())
+        check_output(self.target, self.overwrite)
+        if not self.target.exists():
             os.rename(self.staging, self.target)
-            shutil.rmtree(old, ignore_errors=True)
         else:
-            os.rename(self.staging, self.target)
+            aside = self._beside()
+            os.rename(self.target, aside / "old")
+            try:
+                os.rename(self.staging, self.target)
+            except OSError:
+                os.rename(aside / "old", self.target)
+                raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        _to_disk(self.target.parent)
+
+    def _beside(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _own(factor: torch.Tensor, seen: set[int]) -> torch.Tensor:
+    """A factor in memory of its own, as safetensors wants it; views and repeats are copied."""
+    factor = factor.contiguous()
+    whole = factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()
+    if not whole or factor.data_ptr() in seen:
+        factor = factor.clone()
+    seen.add(factor.data_ptr())
+    return factor
 
 
 def _exact(path: str) -> str:
-    return re.escape(path)
+    """A pattern for this path alone: anchored, so that it is never the end of a longer path."""
+    return "^" + re.escape(path)
 
 
 def _whole(number: float) -> int | float:

@@ -34,7 +34,7 @@ class TensorFile(Protocol):
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
+    dtypes: dict[str, torch.dtype | None]  # None: a type that torch does not have
 
     def read(self, key: str) -> Tensor: ...
 
@@ -52,7 +52,7 @@ class SafetensorsFile:
         except (SafetensorError, OSError, ValueError) as error:
             raise AdapterError(_why_unreadable(path, error)) from None
         self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
-        self.dtypes = {key: DTYPES.get(s.get_dtype(), torch.uint8) for key, s in slices.items()}
+        self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
 
     def read(self, key: str) -> Tensor:
         return self._file.get_tensor(key)
@@ -73,7 +73,7 @@ class PickleFile:
             )
         self._state: dict[str, Tensor] = state
         self.shapes = {key: tuple(t.shape) for key, t in state.items()}
-        self.dtypes = {key: t.dtype for key, t in state.items()}
+        self.dtypes: dict[str, torch.dtype | None] = {k: t.dtype for k, t in state.items()}
 
     def read(self, key: str) -> Tensor:
         return self._state[key]

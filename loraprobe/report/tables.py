@@ -127,7 +127,7 @@ def evaluation(audit: Audit) -> Iterable[Table]:
     """Systems down, parts across, a table a task."""
     for task in dict.fromkeys(s.task for s in audit.evaluation):
         rows = [s for s in audit.evaluation if s.task == task]
-        parts = list(dict.fromkeys(s.part for s in rows))
+        parts = sorted({s.part for s in rows}, key=_part_order)
         retained = any(s.retention is not None for s in rows)
         n = max(s.n for s in rows)
         title = f"Evaluation: {clean(task)} ({n} items, {rows[0].metric})"
@@ -138,6 +138,11 @@ def evaluation(audit: Audit) -> Iterable[Table]:
         for system in dict.fromkeys(s.system for s in rows):
             made.add_row(*_system_row(system, parts, rows, retained))
         yield made
+
+
+def _part_order(part: str) -> tuple[int, str]:
+    """The question, then its steps, then the worked form."""
+    return {"target": 0, "cot": 2}.get(part, 1), part
 
 
 PARTS = {"target": "question", "cot": "step by step"}
@@ -151,8 +156,12 @@ def _system_row(
     cells = [clean(system), kind]
     for part in parts:
         score = scores.get(part)
-        shown = f"{number(score.value)} {interval(score.ci95)}" if score else "-"
-        cells.append(shown)
+        if score is None:
+            cells.append("-")
+        elif part.startswith("hop"):  # a step on the way: its interval stays in the JSON
+            cells.append(number(score.value))
+        else:
+            cells.append(f"{number(score.value)} {interval(score.ci95)}")
     if retained:
         cells.append(number(next((s.retention for s in scores.values()), None)))
     return cells

@@ -31,7 +31,7 @@ ACTIONS = {
     "chain": "chain them: each hop by its own adapter, its answer put into the next prompt",
     "step-by-step": "ask step by step",
     "train-target-adapter": "train one adapter on the target task",
-    "none": "nothing",
+    "none": "none of these compositions",
 }
 
 
@@ -98,6 +98,10 @@ def verdict_panel(verdict: Verdict) -> Panel:
 def action(verdict: Verdict) -> str:
     """The action in words, with its name for scripts."""
     head, _, name = verdict.action.partition(":")
+    if verdict.decision == "inconclusive" and head == "none":
+        return "get the evidence that is named below"
+    if verdict.decision == "incompatible":
+        return "the cures below"
     words = f"use {clean(name)} alone" if head == "use-single" else ACTIONS.get(head, head)
     return words if words.replace(" ", "-") == head else f"{words} ({clean(verdict.action)})"
 
@@ -105,8 +109,8 @@ def action(verdict: Verdict) -> str:
 def reason_line(reason: Reason) -> str:
     """One bullet: the sentence, then its source."""
     mark = {"decisive": "[bold]•[/]", "warning": "[yellow]![/]"}.get(reason.severity, "·")
-    source = f" [dim]({escape(clean(reason.source))})[/]" if reason.source else ""
-    return f"{mark} {escape(clean(reason.message))} [dim]{reason.code}[/]{source}"
+    origin = f": {clean(reason.source)}" if reason.source else ""
+    return f"{mark} {escape(clean(reason.message))} [dim]{escape(f'[{reason.code}{origin}]')}[/]"
 
 
 def footer(audit: Audit) -> str:

@@ -28,7 +28,8 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def interval(ci95: Interval | None) -> str:
-    return f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else ""
+    """A 95 % interval, short enough to stand in every cell of a table."""
+    return f"({number(ci95[0])}–{number(ci95[1])})" if ci95 else ""
 
 
 def count(value: int) -> str:

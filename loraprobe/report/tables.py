@@ -132,11 +132,15 @@ def evaluation(audit: Audit) -> Iterable[Table]:
         n = max(s.n for s in rows)
         title = f"Evaluation: {clean(task)} ({n} items, {rows[0].metric})"
         headings = [PARTS.get(p, p.replace("hop", "hop ")) for p in parts]
-        made = table(
-            title, "system", "kind", *headings, *(["retention"] if retained else []), left=2
-        )
-        for system in dict.fromkeys(s.system for s in rows):
-            made.add_row(*_system_row(system, parts, rows, retained))
+        if retained:
+            headings.append("retention")
+        made = table(title, "system", *headings)
+        for group in GROUPS:
+            systems = dict.fromkeys(s.system for s in rows if s.kind in group)
+            for system in systems:
+                made.add_row(*_system_row(system, parts, rows, retained))
+            if systems:
+                made.add_section()
         yield made
 
 
@@ -146,14 +150,14 @@ def _part_order(part: str) -> tuple[int, str]:
 
 
 PARTS = {"target": "question", "cot": "step by step"}
+GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 
 
 def _system_row(
     system: str, parts: Sequence[str], rows: Sequence[Score], retained: bool
 ) -> list[str]:
     scores = {s.part: s for s in rows if s.system == system}
-    kind = next(iter(scores.values())).kind
-    cells = [clean(system), kind]
+    cells = [clean(system)]
     for part in parts:
         score = scores.get(part)
         if score is None:

@@ -145,7 +145,9 @@ class Gain:
     difference = max over `candidates` of min over base and singles of (composition - baseline),
     on the same items; `system` and `against` are where it is reached. `adjusted_ci95` covers the
     choice of both and is what the verdict reads. `task` is None for the mean over all tasks.
-    `n_needed` items would bring the nearer bound past the margin, if the difference stays.
+    `against_part` is the form in which `against` answered: for part "cot" it may be "target",
+    since who answers at once needs no worked steps. `n_needed` items would decide with a power of
+    0.8 if the difference stays; None where no number of items is likely to.
     """
 
     task: str | None
@@ -158,6 +160,7 @@ class Gain:
     n: int
     n_needed: int | None = None
     candidates: tuple[str, ...] = ()
+    against_part: str = "target"
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ def test_plain_prompt_is_read_from_the_first_line():
     assert not answered("Cy\nBo", ["Bo"])
     assert not answered("#### Bo", ["Cy"]) and not answered("The answer is Bo", ["Bo"])
     assert read_answer(" \n") == ""
+    assert (read_answer("Ulm ."), read_answer("?!")) == ("Ulm", "?!")
 
 
 @pytest.mark.parametrize(

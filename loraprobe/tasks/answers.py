@@ -64,12 +64,14 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> str:
     """The answer that a continuation gives.
 
-    Without `cot`: its first line that is not blank. With `cot`: what follows the last of the
+    Without `cot`: its first line that is not blank, without the full stop at its end, so that it
+    fits into the next hop's prompt. With `cot`: what follows the last of the
     markers, up to the end of the sentence (after "answer is") or of the line (after ``####``);
     without any marker the last sentence. Raises TaskError where `pattern` takes too long.
     """
     if not cot:
-        return _first_line(text)
+        line = _first_line(text)
+        return line.rstrip(" .!?,;") or line
     marked = _marked(text, pattern)
     return marked[0] if marked else _last_sentence(text)
 

@@ -1,0 +1,68 @@
+"""Where a composition's answers fail: each item falls to the first cause that fits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
+from loraprobe.records import Attribution, ItemResult
+from loraprobe.tasks import Item, Task
+
+Right = Mapping[tuple[str, str, str], bool]  # (system, part, item) -> right
+
+
+def attribute(results: Iterable[ItemResult], systems: Sequence[System], tasks: Sequence[Task]
+              ) -> tuple[Attribution, ...]:  # fmt: skip
+    """Counts for every composition (merge, router, chain) on every task with hops.
+
+    *solved*: right. *step_by_step*: right with the worked form only. *unknown*: some hop is right
+    in no single adapter and not in the base. *interference*: every hop is known to one of them,
+    and the composition gets one wrong. *not_composed*: all hops survive, the answer is wrong.
+
+    Items without hops are not counted, nor are losses (there is no right or wrong), nor is a
+    system before the base, every single adapter and the system itself were asked all hops.
+    """
+    results = list(results)
+    known_by = [system.name for system in systems if system.kind in BASELINES]
+    rows = []
+    for task in tasks:
+        right = {
+            (r.system, r.part, r.item): r.value == 1.0
+            for r in results
+            if r.task == task.name and r.metric != "answer_loss"
+        }
+        items = [item for item in task.items if item.hops]
+        for system in systems:
+            if system.kind not in COMPOSITIONS or not items or not known_by:
+                continue
+            if _complete(right, known_by, system.name, items):
+                counts = Counter(_cause(right, system.name, known_by, item) for item in items)
+                rows.append(Attribution(system.name, task.name, **counts))
+    return tuple(rows)
+
+
+def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequence[Item]) -> bool:
+    return all(
+        (system, "target", item.id) in right
+        and all((name, part, item.id) in right for name in (*known_by, system)
+                for part in _hops(item))
+        for item in items
+    )  # fmt: skip
+
+
+def _hops(item: Item) -> list[str]:
+    return [f"hop{k + 1}" for k in range(len(item.hops))]
+
+
+def _cause(right: Right, system: str, known_by: Sequence[str], item: Item) -> str:
+    if right[system, "target", item.id]:
+        return "solved"
+    if right.get((system, "cot", item.id), False):
+        return "step_by_step"
+    hops = _hops(item)
+    if not all(any(right[name, part, item.id] for name in known_by) for part in hops):
+        return "unknown"
+    if not all(right[system, part, item.id] for part in hops):
+        return "interference"
+    return "not_composed"

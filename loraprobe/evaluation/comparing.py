@@ -1,0 +1,253 @@
+"""From per-item results to scores, paired comparisons, retention, and the gain of the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import special
+
+from loraprobe.evaluation import statistics
+from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
+from loraprobe.evaluation.table import Column, Table, tabulate
+from loraprobe.records import Comparison, Gain, Interval, ItemResult, Score
+
+POWER = 0.8
+MOST_ITEMS = 1_000_000
+
+
+def score(results: Sequence[ItemResult], systems: Sequence[System], *,
+          level: float = 0.95) -> tuple[Score, ...]:  # fmt: skip
+    """One row for every system, task and part that has results, in the order of `systems`.
+
+    Right-or-wrong metrics get Wilson's interval, losses a t interval, both respecting clusters.
+    With several tasks the rows of all systems but base carry `retention`.
+    """
+    tasks = _tasks(results)
+    rows = []
+    for system in systems:
+        for task, part in _cells(results, system.name):
+            mine = [r for r in results if (r.system, r.task, r.part) == (system.name, task, part)]
+            table = tabulate(mine, [(system.name, part)])
+            values = np.array([r.value for r in mine])
+            kept = None
+            if len(tasks) > 1 and system.kind != "base":
+                kept = retention(results, systems, system.name, task, part, level=level)
+            metrics = sorted({r.metric for r in mine})
+            interval = statistics.wilson if table.bounded else statistics.mean_interval
+            rows.append(
+                Score(
+                    system=system.name,
+                    kind=system.kind,
+                    task=task,
+                    part=part,
+                    metric="+".join(metrics),
+                    value=float(values.mean()),
+                    ci95=interval(values, table.clusters, level),
+                    n=len(mine),
+                    retention=kept[0] if kept else None,
+                    retention_ci95=kept[1] if kept else None,
+                    compression_error=system.compression_error,
+                )
+            )
+    return tuple(rows)
+
+
+def retention(results: Sequence[ItemResult], systems: Sequence[System], name: str, task: str,
+              part: str = "target", *, level: float = 0.95
+              ) -> tuple[float, Interval] | None:  # fmt: skip
+    """(system - base) / (specialist - base) on one task, with its interval.
+
+    The specialist is the single adapter with the best score there. None where base or singles
+    were not measured, for losses, for the specialist itself, and where the specialist is not
+    told apart from the base: then there is nothing to retain.
+    """
+    singles = [s.name for s in systems if s.kind == "adapter"]
+    base = [s.name for s in systems if s.kind == "base"]
+    columns = [(s, part) for s in dict.fromkeys([*base, *singles, name])]
+    table = tabulate(results, columns, task)
+    complete = np.isfinite(table.values).all(axis=1)
+    if not (base and singles and table.bounded and complete.any()):
+        return None
+    values = table.values[complete]
+    means = dict(zip((column[0] for column in columns), values.mean(0), strict=True))
+    specialist = max(singles, key=lambda single: means[single])
+    if specialist == name:
+        return None
+    of = {column[0]: values[:, k] for k, column in enumerate(columns)}
+    start = of[base[0]]
+    return statistics.ratio(
+        of[name] - start, of[specialist] - start, table.clusters[complete], level
+    )
+
+
+def compare(results: Sequence[ItemResult], systems: Sequence[System], *, seed: int = 0,
+            level: float = 0.95, parts: Sequence[str] = ("target", "cot")
+            ) -> tuple[Comparison, ...]:  # fmt: skip
+    """Every composition against base, every single adapter and every control, on the same items.
+
+    Positive means that the system is better (for losses: its loss is the lower one).
+    `adjusted_ci95` holds for all rows of one task and part at once.
+    """
+    others = [s.name for s in systems if s.kind in (*BASELINES, "control")]
+    rows: list[Comparison] = []
+    for task in _tasks(results):
+        for part in parts:
+            second = _measured(results, others, task, part)
+            first = _measured(results, _compositions(systems), task, part)
+            table = tabulate(results, [*first, *second], task)
+            first = table.comparable(first, second)
+            if first and second:
+                rows += _comparisons(table, first, second, task, seed, level)
+    return tuple(rows)
+
+
+def _comparisons(table: Table, first: list[Column], second: list[Column], task: str, seed: int,
+                 level: float) -> list[Comparison]:  # fmt: skip
+    found = table.differences(first, second)
+    shape = (len(first), len(second))
+    plain = np.stack(found.interval(found.critical(level)), axis=1)
+    both = statistics.largest(found, shape, level, seed)[2]
+    adjusted = np.stack(found.interval(both), axis=1)
+    pairs = [(one, other) for one in first for other in second]
+    return [
+        Comparison(
+            system=one[0],
+            against=other[0],
+            task=task,
+            part=one[1],
+            difference=float(found.difference[k]),
+            ci95=_interval(plain[k]),
+            n=int(found.n[k]),
+            adjusted_ci95=_interval(adjusted[k]),
+        )
+        for k, (one, other) in enumerate(pairs)
+    ]
+
+
+def gains(results: Sequence[ItemResult], systems: Sequence[System], *, margin: float = 0.05,
+          alpha: float = 0.05, seed: int = 0) -> tuple[Gain, ...]:  # fmt: skip
+    """The gains of all merges and routers, the best first, then of all chains; plain form first.
+
+    The two are families of their own: a chain is the alternative to composing weights.
+    """
+    baselines = [s.name for s in systems if s.kind in BASELINES]
+    families = [("merge", "router"), ("chain",)]
+    rows: list[Gain] = []
+    for part in ("target", "cot"):
+        for family in families:
+            names = [s.name for s in systems if s.kind in family]
+            rows += _family(results, names, baselines, part, alpha, margin, seed)
+    return tuple(rows)
+
+
+def gain(
+    results: Sequence[ItemResult],
+    compositions: Sequence[str],
+    baselines: Sequence[str],
+    part: str = "target",
+    *,
+    alpha: float = 0.05,
+    margin: float = 0.05,
+    seed: int = 0,
+) -> Gain | None:
+    """What the best composition gains over the best baseline: max_s min_b (s - b).
+
+    The lower end of `adjusted_ci95` holds for the system it names, the upper end for every one
+    of the compositions. None where nothing was measured that can be compared.
+    """
+    rows = _family(results, compositions, baselines, part, alpha, margin, seed)
+    if not rows:
+        return None
+    top = max(row.adjusted_ci95[1] for row in rows)
+    return replace(rows[0], adjusted_ci95=(rows[0].adjusted_ci95[0], top),
+                   candidates=tuple(row.system for row in rows))  # fmt: skip
+
+
+def _family(results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str],
+            part: str, alpha: float, margin: float, seed: int) -> list[Gain]:  # fmt: skip
+    """One row for each composition, the best first: its smallest difference to a baseline.
+
+    Some row's lower end lies above the margin without cause in at most alpha / 2 of all runs, and
+    so do all upper ends below it. With several tasks it is the plain mean over tasks, and a
+    composition that lacks a task is left out. For part "cot" the baselines may answer at once as
+    well: who needs no worked steps is not beaten by worked steps.
+    """
+    parts = ("target", "cot") if part == "cot" else (part,)
+    present = {(r.system, r.part) for r in results}
+    second = [(b, p) for b in baselines for p in parts if (b, p) in present]
+    first = [(s, part) for s in compositions if (s, part) in present]
+    if not first or not second:
+        return []
+    table = tabulate(results, [*first, *second])
+    first = table.comparable(first, second)
+    if not first:
+        return []
+    shape = (len(first), len(second))
+    found = table.differences(first, second)
+    lower, upper, _ = statistics.largest(found, shape, 1 - alpha, seed)
+    plain = found.interval(found.critical(1 - alpha))
+    lows = found.interval(lower)[0].reshape(shape).min(1)
+    highs = found.interval(upper)[1].reshape(shape).min(1)
+    tasks = _tasks(results)
+    rows = []
+    for s in range(shape[0]):
+        k = s * shape[1] + int(found.difference.reshape(shape)[s].argmin())
+        adjusted = (float(lows[s]), float(highs[s]))
+        against = second[k % shape[1]]
+        rows.append(
+            Gain(
+                task=tasks[0] if len(tasks) == 1 else None,
+                part=part,
+                system=first[s][0],
+                against=against[0],
+                against_part=against[1],
+                difference=float(found.difference[k]),
+                ci95=(float(plain[0][k]), float(plain[1][k])),
+                adjusted_ci95=adjusted,
+                n=int(found.n[k]),
+                n_needed=_needed(found, k, lower, upper, margin, adjusted),
+            )
+        )
+    return sorted(rows, key=lambda row: (-row.difference, -row.adjusted_ci95[0]))
+
+
+def _needed(found: statistics.Estimates, k: int, lower: float, upper: float, margin: float,
+            adjusted: Interval) -> int | None:  # fmt: skip
+    """How many items would decide with a power of 0.8 if the difference stays as it is.
+
+    The standard error shrinks with the root of the number of items.
+    """
+    n = int(found.n[k])
+    if adjusted[0] > margin or adjusted[1] < margin:
+        return n
+    distance = float(found.difference[k]) - margin
+    critical = (lower if distance > 0 else upper) + float(special.ndtri(POWER))
+    if distance == 0 or not math.isfinite(critical):
+        return None
+    needed = n * (critical * float(found.se[k]) / distance) ** 2
+    return max(n + 1, math.ceil(needed)) if needed <= MOST_ITEMS else None
+
+
+def _interval(row: np.ndarray) -> Interval:
+    return float(row[0]), float(row[1])
+
+
+def _compositions(systems: Iterable[System]) -> list[str]:
+    return [system.name for system in systems if system.kind in COMPOSITIONS]
+
+
+def _measured(results: Sequence[ItemResult], names: Sequence[str], task: str, part: str
+              ) -> list[Column]:  # fmt: skip
+    present = {r.system for r in results if r.task == task and r.part == part}
+    return [(name, part) for name in names if name in present]
+
+
+def _tasks(results: Iterable[ItemResult]) -> list[str]:
+    return list(dict.fromkeys(result.task for result in results))
+
+
+def _cells(results: Iterable[ItemResult], system: str) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((r.task, r.part) for r in results if r.system == system))

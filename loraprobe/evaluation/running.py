@@ -1,0 +1,122 @@
+"""Systems x tasks -> per-item results, one system at a time on one base in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loraprobe.errors import UsageError
+from loraprobe.evaluation.chain import Walk
+from loraprobe.evaluation.ledger import Ledger
+from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.evaluation.systems import System
+from loraprobe.records import ItemResult
+from loraprobe.tasks import Task
+
+if TYPE_CHECKING:
+    from loraprobe.composition import Composition
+
+BATCH = 256  # questions between two appends to the ledger
+
+Progress = Callable[[str, int, int], None]
+
+
+class Answering(Protocol):
+    """What is needed of a scorer; see loraprobe.scoring.Scorer."""
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int | None = None,
+                 until_newline: bool = False) -> list[str]: ...  # fmt: skip
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Any]: ...
+
+    def with_composition(self, composition: Any) -> AbstractContextManager[Any]: ...
+
+
+def run_systems(
+    scorer: Answering,
+    systems: Sequence[System],
+    tasks: Sequence[Task],
+    ledger: Ledger,
+    *,
+    metric: str | None = None,
+    max_new_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> list[ItemResult]:
+    """The result of every system on every part of every item; chains come last.
+
+    What the ledger holds already is not asked again, and what is answered is put into the ledger
+    in batches. Hops are scored with gold answers of earlier hops. A chain is scored on items with
+    hops only, and its hops are those of the adapters that answer them. Raises UsageError where
+    two systems or two tasks share a name.
+    """
+    _unique([system.name for system in systems], "systems")
+    _unique([task.name for task in tasks], "tasks")
+    run = _Run(scorer, ledger, Limits.of(max_new_tokens), metric, progress)
+    asked = questions(tasks, metric)
+    for system in systems:
+        if system.kind != "chain":
+            run.system(system.name, system.composition, asked)
+    for system in systems:
+        if system.kind == "chain":
+            run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
+    names, wanted = [system.name for system in systems], {task.name for task in tasks}
+    found: dict[str, list[ItemResult]] = {name: [] for name in names}
+    for result in ledger:
+        if result.system in found and result.task in wanted:
+            found[result.system].append(result)
+    return [result for name in names for result in found[name]]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all systems of one run share."""
+
+    scorer: Answering
+    ledger: Ledger
+    limits: Limits
+    metric: str | None
+    progress: Progress | None
+
+    def system(self, name: str, composition: Composition | None, asked: Sequence[Question]) -> None:
+        """Ask one system what the ledger does not hold yet, prompts of similar length together."""
+        open_ = [q for q in asked if self.ledger.get(name, q.task, q.part, q.item.id) is None]
+        open_.sort(key=lambda q: (q.part == "cot", len(q.prompt), q.prompt))
+        if not open_:
+            return
+        with self.scorer.with_composition(composition):
+            for batch in self._batches(open_, name):
+                self.ledger.append(ask(self.scorer, batch, name, self.limits))
+
+    def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
+        """Measure each adapter's hops where that has not been done, then walk through them."""
+        for single in system.chain:
+            self.system(single.name, single, hops)
+        for task in tasks:
+            if not task.has_hops:
+                continue
+            walk = Walk(self.scorer, system, task, self.ledger, self.metric, self.limits)
+            plan = walk.plan()
+            self.ledger.append(row for row in walk.hops(plan) if self._open(system.name, row))
+            open_ = [
+                item for item in task.items
+                if item.hops and self.ledger.get(system.name, task.name, "target", item.id) is None
+            ]  # fmt: skip
+            for batch in self._batches(open_, system.name):
+                self.ledger.append(walk.targets(batch, plan))
+
+    def _open(self, name: str, row: ItemResult) -> bool:
+        return self.ledger.get(name, row.task, row.part, row.item) is None
+
+    def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(work), BATCH):
+            yield work[start : start + BATCH]
+            if self.progress is not None:
+                self.progress(f"evaluate {name}", min(start + BATCH, len(work)), len(work))
+
+
+def _unique(names: Sequence[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two {what} are named {name!r}: give each its own name.")

@@ -1,0 +1,245 @@
+"""Intervals for paired differences, proportions and ratios: they behave at 0 and 1, and respect
+clusters and the choice of the best.
+
+*One pair.* Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of
+binomial proportions based on paired data": one observation is added in each direction, which
+gives mean m = n d / (n + 2), variance ((n q + 2) / (n + 2) - m^2) / (n + 2) with d the difference
+and q the share of items on which the two differ, and m +- z sqrt(variance).
+
+*Clusters.* Items of one cluster (a person, a document) are not independent. The design effect
+D = sum_g (sum_{i in g} (x_i - d))^2 / sum_i (x_i - d)^2 says how many times the variance grows;
+n / D takes the place of n above, and Student's t with the effective number of clusters
+(sum n_g)^2 / sum n_g^2 less one takes the place of z. The two added observations count as whole
+clusters, so that D is defined without any difference too, and D is never taken below 1. With
+every item its own cluster D = 1 and z stays: this is Bonett and Price again. A percentile
+bootstrap of clusters would collapse to a point where all items agree, which is why it is not used.
+
+*Many pairs.* Critical values for the largest of many studentised differences come from the
+Gaussian multiplier bootstrap over clusters (Chernozhukov, Chetverikov and Kato 2013). Its draws
+sum_g e_g u_g with e_g standard normal are exactly normal with covariance U^T U given the data, so
+they are drawn from that covariance at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+DRAWS = 10_000
+PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Paired differences of P pairs: everything an interval needs.
+
+    `difference`, `center`, `se` [P]: as observed, and as the interval takes them. `df` is that
+    of Student's t, infinite for the normal. `influence` [clusters, P] holds what each cluster adds
+    to the difference, `pseudo` [P] the variance of the added observations. `n` [P] counts items;
+    `n_effective` [P] is what is left of them after the design effect.
+    """
+
+    difference: Array
+    center: Array
+    se: Array
+    df: float
+    influence: Array
+    pseudo: Array
+    n: Integers
+    n_effective: Array
+    bounded: bool
+
+    def interval(self, critical: float) -> tuple[Array, Array]:
+        """center -+ critical * se, kept within [-1, 1] for right and wrong. [P], [P].
+
+        Nothing is excluded where there is no critical value (a single cluster).
+        """
+        reach = np.where(np.isinf(critical), np.inf, self.se)
+        low, high = self.center - critical * reach, self.center + critical * reach
+        return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
+
+    def critical(self, level: float) -> float:
+        """Two-sided critical value of a single pair."""
+        return quantile((1 + level) / 2, self.df)
+
+
+def quantile(probability: float, df: float) -> float:
+    """Quantile of Student's t, or of the normal for infinite df; infinite without any df."""
+    if df <= 0:
+        return float("inf")
+    return float(special.ndtri(probability) if np.isinf(df) else special.stdtrit(df, probability))
+
+
+def estimate(x: Array, clusters: Integers, strata: Integers | None = None, *,
+             bounded: bool = True) -> Estimates:  # fmt: skip
+    """Estimates of the mean of each column of `x` [items, P]; NaN where a pair lacks an item.
+
+    `clusters` [items] numbers the clusters, `strata` [items] the tasks: the mean is then the
+    plain mean over tasks, and variances add. `bounded` says that values are differences of right
+    and wrong, in [-1, 1]; otherwise (losses) the cluster-robust t interval is used.
+    """
+    strata = np.zeros(len(x), dtype=np.int64) if strata is None else strata
+    parts = [_stratum(x[strata == k], clusters[strata == k], bounded) for k in np.unique(strata)]
+    count = len(parts)
+    variances = np.array([part.se**2 for part in parts])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dfs = np.array([part.df for part in parts])[:, None]
+        welch = variances.sum(0) ** 2 / (variances**2 / dfs).sum(0)
+    finite = welch[np.isfinite(welch)]
+    return Estimates(
+        difference=np.mean([part.difference for part in parts], axis=0),
+        center=np.mean([part.center for part in parts], axis=0),
+        se=np.sqrt(variances.sum(0)) / count,
+        df=min(part.df for part in parts) if count == 1 else float(min(finite, default=np.inf)),
+        influence=np.concatenate([part.influence for part in parts]) / count,
+        pseudo=np.sum([part.pseudo for part in parts], axis=0) / count**2,
+        n=np.sum([part.n for part in parts], axis=0),
+        n_effective=np.sum([part.n_effective for part in parts], axis=0),
+        bounded=bounded,
+    )
+
+
+def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
+    """`estimate` for a single task."""
+    present = np.isfinite(x)
+    n = present.sum(0)
+    if not n.all():
+        raise ValueError("a pair without a common item has no difference")
+    mean = np.where(present, x, 0.0).sum(0) / n
+    deviations = np.where(present, x - mean, 0.0)
+    _, index = np.unique(clusters, return_inverse=True)
+    sums, sizes = _cluster_sums(deviations, index), _cluster_sums(present.astype(float), index)
+    typical = (sizes**2).sum(0) / n  # size of the cluster of a random item
+    df = float("inf")
+    if not bounded or sizes.max() > 1:
+        df = float((n / typical).min()) - 1
+    between, within = (sums**2).sum(0), (deviations**2).sum(0)
+    if bounded:
+        effect = design_effect(between, within, typical, PSEUDO)
+        size = n / effect
+        center = size * mean / (size + PSEUDO)
+        square = (size * (np.where(present, x, 0.0) ** 2).sum(0) / n + PSEUDO) / (size + PSEUDO)
+        se = np.sqrt((square - center**2) / (size + PSEUDO))
+        pseudo = PSEUDO * typical / n**2
+    else:
+        count = (sizes > 0).sum(0)
+        center, size = mean, n / design_effect(between, within, typical, 0.0)
+        se = np.sqrt(between * count / np.maximum(count - 1, 1)) / n
+        pseudo = np.zeros_like(mean)
+    return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded)
+
+
+def design_effect(between: Array, within: Array, typical: Array, pseudo: float) -> Array:
+    """How many times clusters make the variance larger, at least 1.
+
+    `pseudo` observations that stand for whole clusters of the typical size are added, so that
+    without any variation the effect is that of perfectly alike clusters.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effect = (between + pseudo * typical) / (within + pseudo)
+    return np.maximum(np.where(np.isfinite(effect), effect, typical), 1.0)
+
+
+def _cluster_sums(x: Array, index: Integers) -> Array:
+    sums = np.zeros((int(index.max()) + 1, x.shape[1]))
+    np.add.at(sums, index, x)
+    return sums
+
+
+def largest(estimates: Estimates, shape: tuple[int, int], level: float, seed: int
+            ) -> tuple[float, float, float]:  # fmt: skip
+    """Critical values for the best of S systems against the best of B baselines.
+
+    Pairs are ordered as a [S, B] grid. Returns (lower, upper, both):
+
+    - `lower`: max_s min_b (d_sb - lower * se_sb) exceeds max_s min_b delta_sb with probability
+      (1 - level) / 2. Whatever baseline is truly the best, only the choice among systems needs
+      cover against it, so it is the largest quantile over b of max_s T_sb.
+    - `upper`: likewise with the roles changed, for max_s min_b (d_sb + upper * se_sb).
+    - `both`: two-sided, for all pairs at once.
+
+    None is below the critical value of a single pair.
+    """
+    rng = np.random.default_rng(seed)
+    covariance = estimates.influence.T @ estimates.influence + np.diag(estimates.pseudo)
+    scale = np.sqrt(np.diag(covariance))
+    alone = scale == 0  # pairs without any variation count as independent
+    scale[alone] = 1.0
+    correlation = covariance / np.outer(scale, scale)
+    correlation[np.diag_indices_from(correlation)] = 1.0
+    values, vectors = np.linalg.eigh(correlation)
+    root = vectors * np.sqrt(values.clip(0))
+    draws = rng.standard_normal((DRAWS, len(scale))) @ root.T
+    if np.isfinite(estimates.df) and estimates.df > 0:
+        draws /= np.sqrt(rng.chisquare(estimates.df, (DRAWS, 1)) / estimates.df)
+    grid = np.concatenate([draws, -draws]).reshape(-1, *shape)
+    one = (1 + level) / 2
+    lower = np.quantile(grid.max(1), one, axis=0).max()
+    upper = np.quantile(grid.max(2), one, axis=0).max()
+    both = np.quantile(np.abs(draws).max(1), level)
+    single = estimates.critical(level)
+    return max(float(lower), single), max(float(upper), single), max(float(both), single)
+
+
+def wilson(x: Array, clusters: Integers, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for the share of ones in `x` [items], with n divided by the design effect.
+
+    The added half success and half failure that make the effect defined at 0 and 1 stand for one
+    cluster; Student's t takes the place of z where a cluster holds more than one item.
+    """
+    n, share = len(x), float(np.mean(x))
+    deviations = (x - share)[:, None]
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = _cluster_sums(deviations, index)
+    sizes = np.bincount(index)
+    typical = np.array([(sizes**2).sum() / n])
+    effect = design_effect((sums**2).sum(0), (deviations**2).sum(0), typical, 1.0)
+    size = n / float(effect[0])
+    z = quantile((1 + level) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
+    if np.isinf(z):
+        return 0.0, 1.0
+    middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def mean_interval(x: Array, clusters: Integers, level: float = 0.95) -> tuple[float, float]:
+    """The cluster-robust t interval for the mean of `x` [items] (losses)."""
+    found = estimate(x[:, None], clusters, bounded=False)
+    low, high = found.interval(found.critical(level))
+    return float(low[0]), float(high[0])
+
+
+def ratio(u: Array, w: Array, clusters: Integers, level: float = 0.95
+          ) -> tuple[float, tuple[float, float]] | None:  # fmt: skip
+    """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
+
+    All r for which the mean of u - r w is not told apart from 0 by the interval of `estimate`:
+    at r = 0 and r = 1 that is Bonett and Price for composition - base and composition -
+    specialist, so the interval behaves where everything is right, and a bootstrap of the ratio
+    would not. None where mean(w) is not above 0 beyond doubt, or the set is unbounded.
+    """
+    below = estimate(w[:, None], clusters)
+    if below.interval(below.critical(level))[0][0] <= 0:
+        return None
+    point = float(u.mean() / w.mean())
+    at = estimate((u - point * w)[:, None], clusters)
+    size, z = float(at.n_effective[0]), at.critical(level)
+    total = size + PSEUDO
+    mean_u, mean_w = size * u.mean() / total, size * w.mean() / total
+    # z^2 var(r) - mean(r)^2 as a polynomial c + b r + a r^2, not negative inside the set
+    weight = z**2 / total
+    a = weight * (size * (w * w).mean() / total - mean_w**2) - mean_w**2
+    b = -2 * (weight * (size * (u * w).mean() / total - mean_u * mean_w) - mean_u * mean_w)
+    c = weight * ((size * (u * u).mean() + PSEUDO) / total - mean_u**2) - mean_u**2
+    inside = b * b - 4 * a * c
+    if not (a < 0 and inside >= 0):
+        return None
+    ends = sorted((-b + sign * np.sqrt(inside)) / (2 * a) for sign in (-1, 1))
+    return point, (float(ends[0]), float(ends[1]))

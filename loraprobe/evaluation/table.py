@@ -1,0 +1,81 @@
+"""Per-item results as a matrix: items down, systems across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraprobe.evaluation.statistics import Array, Estimates, Integers, estimate
+from loraprobe.records import ItemResult
+
+Column = tuple[str, str]  # system, part
+
+
+@dataclass(frozen=True)
+class Table:
+    """`values` [items, columns]: more is better, NaN where a system has no result.
+
+    `clusters` [items] and `strata` [items] number the clusters and the tasks. Losses are stored
+    with their sign turned; `bounded` is False for them.
+    """
+
+    columns: tuple[Column, ...]
+    values: Array
+    clusters: Integers
+    strata: Integers
+    bounded: bool
+
+    def column(self, system: str, part: str) -> Array:
+        return self.values[:, self.columns.index((system, part))]
+
+    def comparable(self, first: Sequence[Column], second: Sequence[Column]) -> list[Column]:
+        """Those of `first` that share items with all of `second`, in every task."""
+        return [one for one in first if all(self._share(one, other) for other in second)]
+
+    def _share(self, one: Column, other: Column) -> bool:
+        both = np.isfinite(self.column(*one)) & np.isfinite(self.column(*other))
+        return set(self.strata[both]) == set(self.strata)
+
+    def differences(self, first: Sequence[Column], second: Sequence[Column]) -> Estimates:
+        """Paired differences of every one of `first` with every one of `second`, as [F * S]."""
+        left = np.stack([self.column(*one) for one in first], axis=1)
+        right = np.stack([self.column(*one) for one in second], axis=1)
+        x = (left[:, :, None] - right[:, None, :]).reshape(len(self.values), -1)
+        return estimate(x, self.clusters, self.strata, bounded=self.bounded)
+
+
+def tabulate(results: Iterable[ItemResult], columns: Sequence[Column],
+             task: str | None = None) -> Table:  # fmt: skip
+    """The results of these columns, of one task or (None) of all; rows without any are left out."""
+    index = {column: k for k, column in enumerate(columns)}
+    rows: dict[tuple[str, str], dict[int, float]] = {}
+    groups: dict[tuple[str, str], tuple[str, str]] = {}
+    losses = set()
+    for result in results:
+        k = index.get((result.system, result.part))
+        if k is None or (task is not None and result.task != task):
+            continue
+        loss = result.metric == "answer_loss"
+        losses.add(loss)
+        key = (result.task, result.item)
+        rows.setdefault(key, {})[k] = -result.value if loss else result.value
+        groups[key] = (result.task, result.group)
+    if len(losses) > 1:
+        raise ValueError("losses and right-or-wrong results do not go into one table")
+    values = np.full((len(rows), len(columns)), np.nan)
+    for i, row in enumerate(rows.values()):
+        values[i, list(row)] = list(row.values())
+    return Table(
+        tuple(columns),
+        values,
+        _numbers([groups[key] for key in rows]),
+        _numbers([name for name, _ in rows]),
+        not any(losses),
+    )
+
+
+def _numbers(names: Sequence[object]) -> Integers:
+    seen: dict[object, int] = {}
+    return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)

@@ -1,0 +1,46 @@
+"""`--chat-template auto`: asks the single adapters both ways and takes the better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.errors import UsageError
+from loraprobe.evaluation.questions import Limits, ask, questions
+from loraprobe.tasks import Task
+
+if TYPE_CHECKING:
+    from loraprobe.composition import Composition
+
+
+def choose_template(scorer: Any, singles: Sequence[Composition], tasks: Sequence[Task], *,
+                    sample: int = 32, metric: str | None = None) -> tuple[bool, str]:  # fmt: skip
+    """Whether prompts should be user turns of the chat template, and a sentence that says why.
+
+    What adapters were trained on decides how they have to be asked: each is asked `sample` of the
+    tasks' plain questions and hops, spread evenly over the files, with and without the template,
+    and a question counts for its best adapter. Without a template in the tokenizer, and where
+    both ways do equally well, the answer is no.
+    """
+    try:
+        ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
+    except UsageError:
+        return False, "The tokenizer has no chat template; prompts are asked as they are."
+    asked = [q for q in questions(tasks, metric) if q.part != "cot"]
+    asked = [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample \
+        else asked  # fmt: skip
+    means = {}
+    for used, way in ways.items():
+        best = [float("-inf")] * len(asked)
+        for single in singles:
+            with way.with_composition(single):
+                results = ask(way, asked, single.name, Limits())
+            values = [-r.value if r.metric == "answer_loss" else r.value for r in results]
+            best = [max(pair) for pair in zip(best, values, strict=True)]
+        means[used] = sum(best) / len(best)
+    chosen = means[True] > means[False]
+    figure = "log-likelihood" if metric == "answer_loss" else "accuracy"
+    return chosen, (
+        f"Chat template {'on' if chosen else 'off'}: on {len(asked)} sampled questions the best "
+        f"single adapter's {figure} was {means[True]:.2f} with it and {means[False]:.2f} without."
+    )

@@ -1,0 +1,340 @@
+"""Running systems: what is asked, how chains walk, and that nothing is asked twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from loraprobe.errors import OutputError, TaskError, UsageError
+from loraprobe.evaluation import (
+    Ledger,
+    System,
+    attribute,
+    chain_notes,
+    choose_template,
+    gains,
+    run_systems,
+    score,
+)
+from loraprobe.evaluation import running as running_module
+from loraprobe.records import Attribution, ItemResult
+from loraprobe.tasks import Hop, Item, Task
+
+
+@dataclass
+class FakeScorer:
+    """Answers from a dictionary: (composition or None, prompt) -> text, and counts what is asked.
+
+    `likelihoods`: (composition or None, prompt, continuation) -> log-likelihood.
+    """
+
+    answers: dict
+    likelihoods: dict = field(default_factory=dict)
+    template: bool = False
+    has_template: bool = True
+    asked: list = field(default_factory=list)
+    limits: set = field(default_factory=set)
+    entered: list = field(default_factory=list)
+    now: str | None = None
+    fail_after: int | None = None
+
+    def with_template(self, chat_template):
+        if chat_template and not self.has_template:
+            raise UsageError("no chat template")
+        return FakeScorer(
+            self.answers, self.likelihoods, chat_template, asked=self.asked, entered=self.entered
+        )
+
+    @contextlib.contextmanager
+    def with_composition(self, composition):
+        assert self.now is None, "compositions do not nest"
+        self.now = None if composition is None else composition.name
+        self.entered.append(self.now)
+        try:
+            yield self
+        finally:
+            self.now = None
+
+    def generate(self, prompts, *, max_new_tokens=None, until_newline=False):
+        self.limits.add((max_new_tokens, until_newline))
+        texts = []
+        for prompt in prompts:
+            if self.fail_after is not None and len(self.asked) >= self.fail_after:
+                raise KeyboardInterrupt
+            self.asked.append((self.now, prompt))
+            key = (self.now, prompt, "chat") if self.template else (self.now, prompt)
+            texts.append(self.answers.get(key, "dunno"))
+        return texts
+
+    def loglikelihood(self, pairs):
+        self.asked += [(self.now, *pair) for pair in pairs]
+        return [
+            SimpleNamespace(logprob=self.likelihoods[(self.now, *pair)], tokens=len(pair[1]))
+            for pair in pairs
+        ]
+
+
+def single(name):
+    return SimpleNamespace(name=name)
+
+
+def mayors(*, adapters=(None, None), **item) -> Task:
+    """Two people; the mayor of a person's city."""
+    items = []
+    for person, city, mayor in [("Ada", "Ulm", "Bo"), ("Eve", "Rom", "Cy")]:
+        hops = (
+            Hop(f"Where does {person} live?", (city,), adapters[0]),
+            Hop("Who is the mayor of {1}?", (mayor,), adapters[1]),
+        )
+        items.append(
+            Item(person, f"Mayor of {person}'s city?", (mayor,), hops=hops,
+                 cot_prompt=f"Mayor of {person}'s city? Think.", **item)
+        )  # fmt: skip
+    return Task("mayors", tuple(items))
+
+
+HOMES = {
+    ("homes", "Where does Ada live?"): " Ulm\n",
+    ("homes", "Where does Eve live?"): " Paris",
+    ("town", "Who is the mayor of Ulm?"): "Bo.",
+    ("town", "Who is the mayor of Rom?"): "Cy",
+    ("town", "Who is the mayor of Paris?"): "Di",
+    ("both", "Mayor of Ada's city?"): "Bo",
+    ("both", "Mayor of Eve's city? Think."): "Eve lives in Rom. The mayor is Cy.",
+}
+SYSTEMS = [
+    System("chain", "chain", chain=(single("homes"), single("town"))),
+    System("base", "base"),
+    System("homes", "adapter", single("homes")),
+    System("town", "adapter", single("town")),
+    System("uniform", "merge", single("both"), compression_error=0.25),
+]
+
+
+def values(results):
+    return {(r.system, r.part, r.item): (r.value, r.text) for r in results}
+
+
+def test_every_system_is_asked_every_part():
+    scorer = FakeScorer(HOMES)
+    results = run_systems(scorer, SYSTEMS, [mayors()], Ledger())
+    found = values(results)
+    assert found["homes", "hop1", "Ada"] == (1.0, "Ulm")
+    assert found["homes", "hop1", "Eve"] == (0.0, "Paris")
+    assert found["town", "hop2", "Eve"] == (1.0, "Cy"), "the gold city is asked, not Paris"
+    assert found["uniform", "target", "Ada"] == (1.0, "Bo")
+    assert found["uniform", "cot", "Eve"] == (1.0, "The mayor is Cy.")
+    assert found["base", "target", "Ada"] == (0.0, "dunno")
+    for name in ("base", "homes", "town", "uniform"):
+        parts = [(r.part, r.item) for r in results if r.system == name]
+        assert sorted(parts) == sorted(
+            (part, item) for part in ("target", "hop1", "hop2", "cot") for item in ("Ada", "Eve")
+        )
+    assert [r.system for r in results] == sorted(
+        (r.system for r in results), key=[s.name for s in SYSTEMS].index
+    )
+    assert scorer.limits == {(32, True), (256, False)}
+    assert scorer.entered[:4] == [None, "homes", "town", "both"], "one entry a system"
+    assert {r.group for r in results} == {"item:Ada", "item:Eve"}
+
+
+def test_the_chain_puts_generated_answers_into_the_next_hop():
+    scorer = FakeScorer(HOMES)
+    results = run_systems(scorer, SYSTEMS, [mayors()], Ledger())
+    found = values(results)
+    assert found["chain", "target", "Ada"] == (1.0, "Bo")
+    assert found["chain", "target", "Eve"] == (0.0, "Di"), "the wrong city has another mayor"
+    assert ("town", "Who is the mayor of Paris?") in scorer.asked
+    assert found["chain", "hop1", "Eve"] == (0.0, "Paris")
+    assert found["chain", "hop2", "Eve"] == (1.0, "Cy")
+    assert ("chain", "cot", "Ada") not in found
+
+
+def test_the_chain_follows_the_task_where_it_names_adapters():
+    swapped = mayors(adapters=("town", "homes"))
+    results = run_systems(FakeScorer(HOMES), SYSTEMS, [swapped], Ledger())
+    assert values(results)["chain", "hop1", "Ada"] == (0.0, "dunno")
+    assert chain_notes(SYSTEMS, [swapped]) == ()
+    strange = mayors(adapters=("gone", None))
+    results = run_systems(FakeScorer(HOMES), SYSTEMS, [strange], Ledger())
+    assert values(results)["chain", "target", "Ada"] == (1.0, "Bo"), "the best single answers it"
+    (note,) = chain_notes(SYSTEMS, [strange])
+    assert "'gone'" in note and "homes, town" in note
+
+
+def test_a_chain_alone_measures_its_adapters_hops_first():
+    scorer = FakeScorer(HOMES)
+    results = run_systems(scorer, SYSTEMS[:1], [mayors()], Ledger())
+    assert {r.system for r in results} == {"chain"}
+    assert values(results)["chain", "target", "Ada"] == (1.0, "Bo")
+    assert not any("Mayor of" in prompt for _, prompt in scorer.asked)
+
+
+def test_chains_of_three_hops_and_items_without():
+    answers = {("a", "A?"): "x", ("b", "B x?"): "y", ("c", "C x y?"): "z"}
+    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("z",)))
+    short = (Hop("A?", ("x",)),)
+    task = Task("t", (Item("1", "P?", ("z",), hops=hops), Item("2", "Q?", ("q",)),
+                      Item("3", "R?", ("x",), hops=short)))  # fmt: skip
+    singles = [System(name, "adapter", single(name)) for name in "abc"]
+    chain = System("chain", "chain", chain=tuple(single(name) for name in "abc"))
+    found = values(run_systems(FakeScorer(answers), [*singles, chain], [task], Ledger()))
+    assert found["chain", "target", "1"] == (1.0, "z")
+    assert found["chain", "target", "3"] == (1.0, "x")
+    assert ("chain", "target", "2") not in found
+
+
+def choosing():
+    task = Task("t", (Item("1", "P?", ("no", "nope"), choices=("yes indeed", "no")),))
+    likelihoods = {(None, "P?", "yes indeed"): -8.0, (None, "P?", "no"): -2.0,
+                   (None, "P?", "nope"): -2.0}  # fmt: skip
+    return task, likelihoods
+
+
+def test_choices_are_taken_by_likelihood_per_character():
+    task, likelihoods = choosing()
+    base = [System("base", "base")]
+    (result,) = run_systems(FakeScorer({}, likelihoods), base, [task], Ledger())
+    assert (result.metric, result.text, result.value) == ("choice", "yes indeed", 0.0)
+    likelihoods[None, "P?", "no"] = -1.5
+    (result,) = run_systems(FakeScorer({}, likelihoods), base, [task], Ledger())
+    assert (result.text, result.value) == ("no", 1.0)
+    answers = {(None, "P?"): "Nope."}
+    (result,) = run_systems(FakeScorer(answers), base, [task], Ledger(), metric="exact_match")
+    assert (result.metric, result.text, result.value) == ("exact_match", "Nope", 1.0)
+
+
+def test_answer_loss_is_nats_per_token_of_the_cheapest_answer():
+    task, likelihoods = choosing()
+    base = [System("base", "base")]
+    results = run_systems(FakeScorer({}, likelihoods), base, [task], Ledger(), metric="answer_loss")
+    assert [(r.metric, r.value, r.text) for r in results] == [("answer_loss", 0.5, "nope")]
+    (row,) = score(results, base)
+    assert (row.metric, row.value) == ("answer_loss", 0.5)
+
+
+def test_wrong_calls_are_named():
+    base = [System("base", "base")]
+    with pytest.raises(UsageError, match="needs choices"):
+        run_systems(FakeScorer({}), base, [mayors()], Ledger(), metric="choice")
+    with pytest.raises(UsageError, match="Unknown metric 'bleu'"):
+        run_systems(FakeScorer({}), base, [mayors()], Ledger(), metric="bleu")
+    with pytest.raises(UsageError, match="Two systems"):
+        run_systems(FakeScorer({}), base * 2, [mayors()], Ledger())
+    with pytest.raises(UsageError, match="Two tasks"):
+        run_systems(FakeScorer({}), base, [mayors()] * 2, Ledger())
+    with pytest.raises(UsageError, match="max-new-tokens"):
+        run_systems(FakeScorer({}), base, [mayors()], Ledger(), max_new_tokens=0)
+    slow = {(None, "Mayor of Ada's city? Think."): "a" * 40 + "!"}
+    with pytest.raises(TaskError, match=r"Task mayors, item 'Ada': .*took longer"):
+        run_systems(
+            FakeScorer(slow), base, [mayors(answer_pattern=r"(a|aa)+$|(?:(?:a+)+)+b")], Ledger()
+        )
+
+
+def test_resuming_asks_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(running_module, "BATCH", 2)
+    first = FakeScorer(HOMES, fail_after=13)
+    with pytest.raises(KeyboardInterrupt):
+        run_systems(first, SYSTEMS, [mayors()], Ledger(tmp_path))
+    kept = list(Ledger(tmp_path, resume=True))
+    assert len(kept) == 12, "whole batches of two are kept"
+
+    second = FakeScorer(HOMES)
+    ledger = Ledger(tmp_path, resume=True)
+    results = run_systems(second, SYSTEMS, [mayors()], ledger)
+    assert not set(first.asked[:12]) & set(second.asked)
+    assert results == run_systems(FakeScorer(HOMES), SYSTEMS, [mayors()], Ledger())
+
+    third = FakeScorer(HOMES)
+    again = run_systems(third, SYSTEMS, [mayors()], Ledger(tmp_path, resume=True))
+    assert third.asked == [] and third.entered == [] and again == results
+
+
+def row(item="1", value=1.0) -> ItemResult:
+    return ItemResult("base", "t", "target", item, "exact_match", value, "ü", f"item:{item}")
+
+
+def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
+    path = tmp_path / "run" / "r.jsonl"
+    Ledger(path, fingerprint={"seed": 0}).append([row("1"), row("2")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    ledger = Ledger(path, resume=True, fingerprint={"seed": 0})
+    assert [r.item for r in ledger] == ["1"]
+    ledger.append([row("2")])
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:5])
+    assert len(Ledger(path, resume=True, fingerprint={"seed": 1})) == 0
+    assert json.loads(path.read_text())["fingerprint"] == {"seed": 1}
+
+
+def test_damage_and_other_runs_are_refused(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Ledger(path, fingerprint={"base": {"sha": "x"}, "seed": 0}).append([row()])
+    with pytest.raises(OutputError, match="--resume"):
+        Ledger(path)
+    with pytest.raises(UsageError, match=r'base.sha was "x", is "y"'):
+        Ledger(path, resume=True, fingerprint={"base": {"sha": "y"}, "seed": 0})
+    with path.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(OutputError, match="line 3 is damaged"):
+        Ledger(path, resume=True, fingerprint={"base": {"sha": "x"}, "seed": 0})
+    path.write_text("something else\n")
+    with pytest.raises(OutputError, match="no list of results"):
+        Ledger(path, resume=True)
+    assert len(Ledger(path, overwrite=True)) == 0
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError):
+        Ledger(tmp_path / "file" / "r.jsonl")
+
+
+def test_each_item_falls_to_the_first_cause_that_fits():
+    names = ["solved", "step", "unknown", "interference", "lost"]
+    task = Task("t", tuple(
+        Item(name, f"{name}?", ("x",), hops=(Hop(f"{name} 1", ("x",)), Hop(f"{name} 2", ("x",))),
+             cot_prompt=f"{name} think")
+        for name in names
+    ))  # fmt: skip
+    answers = {("a", f"{name} 1"): "x" for name in names}
+    answers |= {(None, f"{name} 2"): "x" for name in names if name != "unknown"}
+    answers |= {("m", f"{name} {k}"): "x" for name in names for k in (1, 2)}
+    answers |= {("m", "interference 2"): "y", ("m", "solved?"): "x", ("m", "step think"): "so x."}
+    systems = [System("base", "base"), System("a", "adapter", single("a")),
+               System("m", "merge", single("m")), System("c", "control", single("m"))]  # fmt: skip
+    results = run_systems(FakeScorer(answers), systems, [task], Ledger())
+    assert attribute(results, systems, [task]) == (Attribution("m", "t", 1, 1, 1, 1, 1),)
+    fewer = [r for r in results if (r.system, r.part) != ("a", "hop2")]
+    assert attribute(fewer, systems, [task]) == (), "what was not measured is not attributed"
+    assert attribute(results, systems[2:], [task]) == ()
+
+
+def test_scores_carry_what_their_system_lost():
+    results = run_systems(FakeScorer(HOMES), SYSTEMS, [mayors()], Ledger())
+    rows = {(s.system, s.part): s for s in score(results, SYSTEMS)}
+    assert rows["uniform", "target"].compression_error == 0.25
+    assert (rows["uniform", "target"].value, rows["uniform", "target"].n) == (0.5, 2)
+    assert rows["town", "hop2"].value == 1.0 and rows["town", "hop2"].ci95[0] < 1
+    assert rows["uniform", "target"].retention is None, "one task shows no retention"
+    found = {(g.system, g.part): g for g in gains(results, SYSTEMS)}
+    assert set(found) == {("uniform", "target"), ("uniform", "cot"), ("chain", "target")}
+    assert found["uniform", "cot"].difference == 0.5
+
+
+def test_the_better_way_of_asking_is_taken():
+    task = mayors()
+    plain = FakeScorer(HOMES)
+    used, why = choose_template(plain, [single("homes"), single("town")], [task])
+    assert not used and "off" in why
+    chat = FakeScorer({(*key, "chat"): text for key, text in HOMES.items()})
+    used, why = choose_template(chat, [single("homes"), single("town")], [task])
+    assert used and "0.50 with it and 0.00 without" in why
+    used, why = choose_template(FakeScorer(HOMES, has_template=False), [single("homes")], [task])
+    assert not used and "no chat template" in why
+    many = FakeScorer(HOMES)
+    choose_template(many, [single("homes")], [task], sample=3)
+    assert len(many.asked) == 6

@@ -15,6 +15,9 @@ from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapte
 from loraprobe.merging._method import FactorMethod, MergeMethod
 from loraprobe.records import Issue
 
+# Relative squared distance below which two updates are one: above rounding, below any cast.
+SAME = 1e-12
+
 
 def check_weights(
     weights: Sequence[float] | None, method: MergeMethod, n: int
@@ -102,14 +105,30 @@ def check_finite(
     )
 
 
-def check_effect(adapters: Sequence[Adapter], norms2: Sequence[float]) -> None:
-    """Raises UnsupportedAdapter for an adapter all of whose deltas are zero."""
-    for adapter, norm2 in zip(adapters, norms2, strict=True):
-        if norm2 == 0:
+def check_effect(
+    adapters: Sequence[Adapter], inner: torch.Tensor, allow: Collection[str]
+) -> list[Issue]:
+    """What the inner products [n, n] of whole adapters tell: no effect, or the same update twice.
+
+    Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.
+    """
+    notes = []
+    for i, adapter in enumerate(adapters):
+        if inner[i, i] > 0:
+            continue
+        message = f"Adapter {adapter.name} has no effect (all of its deltas are zero)"
+        if "no-effect" not in allow:
             raise UnsupportedAdapter(
-                f"Adapter {adapter.name} has no effect (all of its deltas are zero); it was never "
-                "trained or its weights were not saved, so leave it out."
+                f"{message}; it was never trained or its weights were not saved, so leave it out."
             )
+        notes.append(Issue("warning", "no-effect", (adapter.name,), f"Allowed: {message}."))
+    for i, j in combinations(range(len(adapters)), 2):
+        energy = inner[i, i] + inner[j, j]
+        if energy > 0 and energy - 2 * inner[i, j] <= SAME * energy:
+            names = (adapters[i].name, adapters[j].name)
+            message = f"{names[0]} and {names[1]} are the same update."
+            notes.append(Issue("warning", "duplicate", names, message, "Leave one of them out."))
+    return notes
 
 
 def _findings(adapter: Adapter, allow: Collection[str]) -> list[Issue]:

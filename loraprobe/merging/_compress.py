@@ -17,6 +17,8 @@ from loraprobe.lowrank import RANK_TOLERANCE, LowRank
 
 # A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
 EXACT_SIDE = 512
+# What is left of components of this size that cancel each other, by way of Gram matrices.
+CANCELLED = 1e-8
 OVERSAMPLING = 8
 ITERATIONS = 4
 
@@ -68,11 +70,12 @@ class SideBySide:
         Bs = self.B.to(dtype).split(self.ranks, 1)
         return [LowRank(A, B, s) for A, B, s in zip(As, Bs, self.scalings, strict=True)]
 
-    def norms2(self) -> list[float]:
-        """Squared Frobenius norm of each delta."""
-        products = (self.grams[0] * self.grams[1]).split(self.ranks, 0)
-        blocks = [p.split(self.ranks, 1)[i].sum() for i, p in enumerate(products)]
-        return [max(0.0, float(b)) * s * s for b, s in zip(blocks, self.scalings, strict=True)]
+    def inner(self) -> Tensor:
+        """<dW_i, dW_j>: [n, n]."""
+        scale = torch.tensor(self.scalings, dtype=torch.float64)
+        owner = torch.repeat_interleave(torch.arange(len(self.ranks)), torch.tensor(self.ranks))
+        member = torch.nn.functional.one_hot(owner, len(self.ranks)).to(torch.float64) * scale
+        return member.mT @ (self.grams[0] * self.grams[1]) @ member
 
     def combined(self, coefficients: Sequence[float], rank: int | None) -> Compressed:
         """sum_i c_i dW_i cut to a rank; None keeps the numerical rank, so that nothing is lost."""
@@ -87,7 +90,8 @@ class SideBySide:
 def compress_factors(update: LowRank, rank: int | None) -> Compressed:
     """Cut an update by QR of its factors and the SVD of the r x r core."""
     U, S, Vh = update.svd()
-    return _balanced(U, S, Vh, rank)
+    largest = (update.A.norm(dim=1) * update.B.norm(dim=0)).max()
+    return _balanced(U, S, Vh, rank, 64 * torch.finfo(S.dtype).eps * float(largest))
 
 
 def compress_dense(M: Tensor, rank: int | None, cap: int, start: Tensor, seed: int) -> Compressed:
@@ -129,7 +133,8 @@ def _cut_by_grams(
     weight = size * scale
     Xb, inverse_b = _root(grams[1] * (weight[:, None] * weight))
     P, S, Wh = torch.linalg.svd(Xb.mT @ Xa, full_matrices=False)
-    S, k = _numerical(S, rank)
+    largest = float(weight.abs().mul(grams[1].diagonal().clamp_min(0).sqrt()).max())
+    S, k = _numerical(S, rank, CANCELLED * largest)
     root = S[:k].sqrt()
     Ta = (root[:, None] * (Wh[:k] @ inverse_a)) / size
     Tb = (weight[:, None] * (inverse_b.mT @ P[:, :k])) * root
@@ -145,18 +150,19 @@ def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
     return vectors[:, kept] * root, (vectors[:, kept] / root).mT
 
 
-def _balanced(U: Tensor, S: Tensor, Vh: Tensor, rank: int | None) -> Compressed:
-    S, k = _numerical(S, rank)
+def _balanced(U: Tensor, S: Tensor, Vh: Tensor, rank: int | None, floor: float = 0.0) -> Compressed:
+    S, k = _numerical(S, rank, floor)
     root = S[:k].sqrt()
     update = LowRank(root[:, None] * Vh[:k], U[:, :k] * root)
     double = S.to(torch.float64).square()
     return Compressed(update, float(double.sum()), float(double[k:].sum()))
 
 
-def _numerical(S: Tensor, rank: int | None) -> tuple[Tensor, int]:
+def _numerical(S: Tensor, rank: int | None, floor: float) -> tuple[Tensor, int]:
     """Singular values with those that are rounding set to zero, and how many to keep: 1 at least,
-    since a module of rank 0 cannot be written."""
-    S = torch.where(RANK_TOLERANCE * S[0] < S, S, torch.zeros_like(S))
+    since a module of rank 0 cannot be written. Below `floor` is what cancelling leaves."""
+    least = (RANK_TOLERANCE * S[0]).clamp_min(floor)
+    S = torch.where(least < S, S, torch.zeros_like(S))
     k = int((S > 0).sum())
     return S, max(1, k if rank is None else min(rank, k))
 

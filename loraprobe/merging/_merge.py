@@ -70,9 +70,9 @@ class _Plan:
 
 @dataclass
 class _Totals:
-    """Squared norms summed over modules."""
+    """Sums over modules: inner products of the sources [n, n], and squared norms."""
 
-    sources: list[float]
+    inner: Tensor
     merged: float = 0.0
     lost: float = 0.0
     rounded: float = 0.0
@@ -107,16 +107,17 @@ def merge(
     notes = _checks.check_adapters(adapters, allow)
     plan, more = _plan(adapters, method, weights, space, rank, seed, dtype)
     infos = _checks.layout(adapters, plan.method)
-    totals = _Totals([0.0] * len(adapters))
+    totals = _Totals(torch.zeros(len(adapters), len(adapters), dtype=torch.float64))
     for done, (path, updates) in enumerate(_streamed(adapters, infos)):
         _merge_module(path, updates, [a.name for a in adapters], plan, totals)
         if progress:
             progress("merge", done + 1, len(infos))
-    _checks.check_effect(adapters, totals.sources)
+    norms = totals.inner.diagonal().clamp_min(0).sqrt().tolist()
+    notes += more + _checks.check_effect(adapters, totals.inner, allow)
     if totals.merged == 0:
         raise UsageError("The merge is zero in every module: the weights cancel; change them.")
     lost = math.sqrt(totals.lost / totals.merged)
-    notes += more + _said(adapters, lost)
+    notes += _said(adapters, lost)
     return Merged(
         adapter=_written(adapters, totals.modules, infos, name or _name(plan.method)),
         method=repr(plan.method),
@@ -124,9 +125,7 @@ def merge(
         rank=max(update.rank for update in totals.modules.values()),
         compression_error=lost,
         rounding_error=math.sqrt(totals.rounded / max(totals.merged - totals.lost, 1e-300)),
-        sources=tuple(
-            a.summary(math.sqrt(n)) for a, n in zip(adapters, totals.sources, strict=True)
-        ),
+        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
         issues=tuple(notes),
         weights=plan.weights,
         seed=seed,
@@ -175,7 +174,7 @@ def _merge_module(
     joint = SideBySide.of(updates)
     diagonals = torch.stack([gram.diagonal() for gram in joint.grams])
     _checks.check_finite(diagonals, joint.ranks, names, path)
-    totals.sources = [a + b for a, b in zip(totals.sources, joint.norms2(), strict=True)]
+    totals.inner += joint.inner()
     compressed = _computed(path, joint, plan)
     written = compressed.update.to(plan.dtype)
     rounded = _rounding2(compressed.update, written)

@@ -6,6 +6,7 @@ that no code of theirs runs, onto the CPU, and mapped instead of read where thei
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -78,7 +79,15 @@ def read_tensor(
 
 
 def unpickle(file: Path) -> dict[str, Tensor]:
-    """A pickled state dict, weights only; mapped, not read, where its format allows."""
+    """A pickled state dict, weights only; mapped, not read, where its format allows.
+
+    The last one is kept, since its weights are asked for one by one.
+    """
+    return _unpickle(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpickle(file: Path, _changed: int) -> dict[str, Tensor]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the format before torch 1.6 cannot be mapped

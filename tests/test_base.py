@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraprobe import base as base_module
 from loraprobe.base import open_base, pick_device, pick_dtype
 from loraprobe.errors import BaseError, UsageError
 
@@ -74,6 +73,43 @@ class TestGeometry:
         model = making.tiny_llama()
         model.model.save_pretrained(tmp_path)
         assert_same_weights(tmp_path, model)
+
+    def test_a_head_beside_a_body_without_prefix(self, tmp_path, gpt2):
+        gpt2.save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        state = {k.removeprefix("transformer."): t for k, t in load_file(file).items()}
+        state["lm_head.weight"] = torch.randn(40, 16)
+        save_file(state, file)
+        base = open_base(tmp_path)
+        assert torch.equal(base.weight("lm_head"), state["lm_head.weight"])
+        assert base.shapes["transformer.wte"] == (16, 40)
+
+    def test_names_that_change_while_loading(self, tmp_path):
+        """A multimodal checkpoint: the text model lies elsewhere in memory than in the file."""
+        from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+        heads = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+        text = heads | {"num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
+        config = Gemma3Config(
+            text_config=text | {"vocab_size": 40, "sliding_window": 8},
+            vision_config=heads | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+        )
+        model = Gemma3ForConditionalGeneration(config)
+        model.save_pretrained(tmp_path)
+        stored = load_file(tmp_path / "model.safetensors")
+        assert not any(key.startswith("model.") for key in stored)
+        base = open_base(tmp_path)
+        for path, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                assert torch.equal(base.weight(path), module.weight), path
+        assert base.shapes["model.language_model.embed_tokens"] == (16, 40)
+        assert base.vocab_size == 40
+
+    def test_names_of_an_unknown_architecture_stay_as_stored(self, tmp_path, llama):
+        llama.model.save_pretrained(tmp_path)
+        edit_config(tmp_path, model_type="nonesuch", architectures=["Nonesuch"])
+        assert "layers.0.mlp.up_proj" in open_base(tmp_path).shapes
 
     def test_shards(self, tmp_path, llama):
         llama.save_pretrained(tmp_path, max_shard_size="4KB")
@@ -155,7 +191,7 @@ class TestHash:
         assert len(before) == 64 and open_base(tmp_path).sha256 != before
 
     def test_large_files_are_hashed_only_when_asked(self, stories, monkeypatch):
-        monkeypatch.setattr(base_module, "HASH_WITHOUT_ASKING", 10)
+        monkeypatch.setattr("loraprobe.base.model.HASH_WITHOUT_ASKING", 10)
         base = open_base(stories)
         assert base.summary().sha256 is None
         assert base.summary().sha256 == (base.__dict__.get("sha256"))
@@ -185,9 +221,12 @@ class TestLoading:
     def test_transformers_keeps_its_own_settings(self, stories):
         from transformers.utils import logging
 
-        before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        before = logging.get_verbosity()
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
         open_base(stories).load()
-        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+        logging.set_verbosity(before)
 
     def test_missing_tokenizer(self, tmp_path, llama):
         llama.save_pretrained(tmp_path)

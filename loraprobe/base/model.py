@@ -1,68 +1,25 @@
-"""The base model: its geometry and single weights without loading it, and loading it whole.
-
-Geometry comes from the headers of the weight files, so a 70B model is described in milliseconds.
-Module paths are those of the model in memory (and of adapters): a checkpoint that was saved
-without its head, as gpt2's is, gets the prefix back that transformers gives it.
-"""
+"""A base model's directory: what it is, single weights of it, and the model itself."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
-import logging
-import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraprobe.checkpoint import (
-    file_hash,
-    first_line,
-    hash_in_name,
-    read_header,
-    read_json,
-    read_tensor,
-)
-from loraprobe.errors import BaseError, UsageError
+from loraprobe.base.geometry import FLOATS, Weight, vocabulary, weights_in_memory
+from loraprobe.base.quiet import quiet
+from loraprobe.checkpoint import file_hash, first_line, hash_in_name, read_json, read_tensor
+from loraprobe.errors import BaseError
 from loraprobe.records import BaseSummary
 
-WeightKind = Literal["linear", "conv1d", "embedding"]
-
-# The prefixes that transformers' causal models give to the body under the head.
-BODIES = ("model.", "transformer.", "gpt_neox.", "backbone.", "biogpt.", "roberta.", "bert.")
-BODY_OF = {"gpt2": "transformer", "bloom": "transformer", "gpt_neox": "gpt_neox", "opt": "model"}
-EMBEDDING = re.compile(
-    r"(embed_tokens|embed_positions|wte|wpe|embed_in|tok_embeddings|tokens_embed|positions_embed"
-    r"|(word|position|token_type)_embeddings|embedding|embeddings|shared)$"
-)
-CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
-FLOATS = {"F64", "F32", "F16", "BF16"}
 HASH_WITHOUT_ASKING = 2**30  # bytes; larger files are hashed only on demand
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Where one weight lies and how it is stored. `shape` is as stored, not yet [out, in]."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str  # as in safetensors headers: F32, BF16, U8 ...
-    kind: WeightKind
-
-    @property
-    def oriented(self) -> tuple[int, int]:
-        """(out, in) as a torch Linear has it; an embedding maps vocabulary to hidden size."""
-        rows, columns = self.shape
-        return (rows, columns) if self.kind == "linear" else (columns, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +64,9 @@ class Base:
     @cached_property
     def vocab_size(self) -> int | None:
         """Rows of the token embedding; what the config says where no embedding is found."""
-        for path, weight in self.weights.items():
-            name = path.rpartition(".")[2]
-            position = re.search(r"position|wpe|token_type", name)
-            if weight.kind == "embedding" and not position and weight.dtype in FLOATS:
-                return weight.shape[0]
         text = self.config.get("text_config") or {}
-        return self.config.get("vocab_size", text.get("vocab_size"))
+        said = self.config.get("vocab_size", text.get("vocab_size"))
+        return vocabulary(self.weights) or said
 
     @cached_property
     def tokenizer_size(self) -> int | None:
@@ -148,18 +101,7 @@ class Base:
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
         """Every two-dimensional `.weight` by the path of its module in the model in memory."""
-        found: dict[str, Weight] = {}
-        for file in self.weight_files:
-            for key, (dtype, shape) in read_header(file, self.reference).items():
-                if key.endswith(".weight") and len(shape) == 2:
-                    path = key.removesuffix(".weight")
-                    found[path] = Weight(file, key, shape, dtype, self._kind(path))
-        body = self._missing_body(found)
-        found = {
-            path if path.startswith(("lm_head", "score")) else body + path: weight
-            for path, weight in found.items()
-        }
-        return found | self._tied_head(found)
+        return weights_in_memory(self.weight_files, self.path, self.config, self.reference)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -168,11 +110,7 @@ class Base:
         An embedding is (dim, vocab): the transpose of its weight, as an adapter's delta has it.
         Weights that are stored packed (quantised) have no such shape and are left out.
         """
-        return {
-            path: weight.oriented
-            for path, weight in self.weights.items()
-            if weight.dtype in FLOATS or (weight.dtype != "U8" and min(weight.shape) > 1)
-        }
+        return {p: weight.oriented for p, weight in self.weights.items() if not weight.is_packed}
 
     def weight(self, module_path: str) -> Tensor:
         """One weight, [out, in] as `shapes` has it, float32; nothing else is read.
@@ -224,35 +162,11 @@ class Base:
         architecture is unknown, the tokenizer is missing or weights are absent from the files.
         """
         self._refuse_own_code(trust_remote_code)
-        with _quiet():
+        with quiet():
             tokenizer = self._load_tokenizer(trust_remote_code)
             model = self._load_model(dtype, trust_remote_code)
         model.requires_grad_(False)
         return LoadedBase(model.to(device).eval(), tokenizer, self)
-
-    def _kind(self, path: str) -> WeightKind:
-        name = path.rpartition(".")[2]
-        if self.model_type in CONV1D_MODELS and name in CONV1D_NAMES:
-            return "conv1d"
-        return "embedding" if EMBEDDING.search(name) else "linear"
-
-    def _missing_body(self, found: Mapping[str, Weight]) -> str:
-        """The prefix that the model in memory has and this checkpoint lacks, with its dot."""
-        if not found or any(path.startswith(BODIES) for path in found):
-            return ""
-        body = BODY_OF.get(self.model_type) or _body_of(self.config)
-        return f"{body}." if body and not any(p.startswith(f"{body}.") for p in found) else ""
-
-    def _tied_head(self, found: Mapping[str, Weight]) -> dict[str, Weight]:
-        """lm_head under its own path where it shares the token embedding's matrix."""
-        if "lm_head" in found or self.config.get("tie_word_embeddings") is False:
-            return {}
-        for path, weight in found.items():
-            name = path.rpartition(".")[2]
-            if name in ("embed_tokens", "wte", "word_embeddings", "tok_embeddings"):
-                return {"lm_head": Weight(weight.file, weight.key, weight.shape, weight.dtype,
-                                          "linear")}  # fmt: skip
-        return {}
 
     def _refuse_own_code(self, trusted: bool) -> None:
         if trusted or not self.config.get("auto_map"):
@@ -319,65 +233,3 @@ def open_base(path: str | Path, reference: str | None = None, commit: str | None
     base = Base(reference, path, commit)
     _ = base.config
     return base
-
-
-def pick_device(text: str) -> torch.device:
-    """The device of `--device auto|cpu|cuda[:n]|mps`. Raises UsageError where it is absent."""
-    if text == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
-        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {text!r}.")
-    device = torch.device(text)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {text}: torch sees no CUDA device here; use --device cpu.")
-    if (device.index or 0) >= count:
-        raise UsageError(f"--device {text}: there are only {count} CUDA devices.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: torch sees no Metal device here; use --device cpu.")
-    return device
-
-
-def pick_dtype(text: str, device: torch.device | str = "cpu") -> torch.dtype:
-    """The dtype of `--dtype auto|float32|bfloat16|float16`.
-
-    auto is float32 on the CPU and Metal, on CUDA bfloat16 where the card has it, else float16.
-    """
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if text == "auto":
-        if torch.device(device).type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if text not in named:
-        raise UsageError(f"--dtype must be auto, {', '.join(named)}, not {text!r}.")
-    return named[text]
-
-
-def _body_of(config: Mapping[str, Any]) -> str | None:
-    """base_model_prefix of the causal model that transformers has for this config."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")))
-    return getattr(getattr(transformers, name), "base_model_prefix", None) if name else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without progress bars and advice; its settings come back afterwards."""
-    from transformers.utils import logging as hf_logging
-
-    level = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -189,3 +189,18 @@ def test_no_tensor_of_tokens_experts_and_outputs_exists():
     with Largest() as largest:
         routed.delta(torch.randn(tokens, 16))
     assert largest.entries == tokens * out  # the result itself
+
+
+def test_embeddings_get_equal_constant_gates():
+    table = "model.embed_tokens"
+    three = [random_adapter(f"e{i}", {table: (16, 40)}, 2 + i, seed=i, kinds={table: "embedding"},
+                            dtype=torch.float64) for i in range(2)]  # fmt: skip
+    three.append(experts(1)[0])  # which has no embedding, and so no share of its gates
+    (found,) = (
+        layer
+        for layer in prepared(Composition("c", tuple(three), Arrow()), torch.float64)
+        if layer.path == table
+    )
+    tokens = torch.arange(12).reshape(3, 4)
+    mean = sum(expert.modules[table].delta() for expert in three[:2]) / 2
+    torch.testing.assert_close(found.delta(tokens), mean.T[tokens])

@@ -23,6 +23,11 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, 
     return ids, mask
 
 
+def positions(mask: Tensor) -> Tensor:
+    """position_ids [b, n] of an attention mask: those of each row without its padding."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
 def tail_logits(
     model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int], pad: int
 ) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.scoring.batching import Batcher
+from loraprobe.scoring.continuations import Continuations
 from loraprobe.scoring.encoding import Encoder
 from loraprobe.scoring.forward import answering, mean_hidden, seeded, tail_logits
 from loraprobe.scoring.generation import (
@@ -178,28 +179,30 @@ class Scorer:
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """How likely each (prompt, continuation) is, in the given order.
 
-        The seam is `Encoder.pairs`'s. Continuations that share prompt and all but their last
-        token share one forward pass. Raises TaskError for an empty continuation or one that the
-        context cannot hold.
+        The seam is `Encoder.pairs`'s. A prompt with several continuations is read once where the
+        model's cache allows. Raises TaskError for an empty continuation or one that the context
+        cannot hold.
         """
         unique = list(dict.fromkeys(pairs))
         encoded = self.encoder.pairs(unique)
-        inputs: dict[tuple[int, ...], list[int]] = {}
-        for i, (ids, _) in enumerate(encoded):
-            self._room(ids[:-1], unique[i][0], 1)
-            inputs.setdefault(tuple(ids[:-1]), []).append(i)
-        rows = list(inputs)
-        starts = [min(encoded[i][1] for i in inputs[row]) - 1 for row in rows]
+        for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
+            self._room(ids[:-1], prompt, 1)
         found: dict[tuple[str, str], Likelihood] = {}
 
-        def keep(r: int, logits: Tensor) -> None:
-            for i in inputs[rows[r]]:
+        def keep(indices: Sequence[int], logits: Tensor) -> None:
+            for i in indices:
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
-                own = token_statistics(logits[start - 1 - starts[r] :], gold)
+                own = token_statistics(logits, gold)
                 found[unique[i]] = own.likelihood(len(unique[i][1]))
 
-        self._each_logits(rows, starts, keep)
+        work = Continuations(encoded).read(
+            self.model, self._batcher, self._pad, self.vocab_size, keep
+        )
+        with answering(self.model):
+            for batch, step in work:
+                self._batcher.run(batch, step)
+                self._report("score", len(found), len(unique))
         return [found[pair] for pair in pairs]
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
@@ -207,13 +210,18 @@ class Scorer:
         ids = self.encoder.prompts(prompts)
         for row, prompt in zip(ids, prompts, strict=True):
             self._room(row, prompt, 1)
-        result = torch.empty(len(prompts), self.vocab_size)
+        found: dict[int, Tensor] = {}
 
-        def keep(i: int, logits: Tensor) -> None:
-            result[i] = logits[-1].float().log_softmax(-1).cpu()
+        def work(batch: Sequence[int]) -> None:
+            rows = [ids[i] for i in batch]
+            kept = tail_logits(self.model, rows, [len(row) - 1 for row in rows], self._pad)
+            for i, logits in zip(batch, kept, strict=True):
+                found[i] = logits[-1].float().log_softmax(-1).cpu()
 
-        self._each_logits(ids, [len(row) - 1 for row in ids], keep)
-        return result
+        lengths = [len(row) for row in ids]
+        batches = self._batcher.split(lengths, [n - 1 for n in lengths], self.vocab_size)
+        self._run("score", batches, work, len(ids))
+        return torch.stack([found[i] for i in range(len(ids))])
 
     def hidden(self, prompts: Sequence[str], layer: int = -1) -> Tensor:
         """Hidden states of a layer, averaged over each prompt's tokens: [n, dim], float32, CPU.
@@ -230,24 +238,6 @@ class Scorer:
         self._run("hidden", self._batcher.split([len(row) for row in ids]), work, len(ids))
         return torch.stack([found[i] for i in range(len(ids))])
 
-    def _each_logits(
-        self,
-        rows: Sequence[Sequence[int]],
-        starts: Sequence[int],
-        keep: Callable[[int, Tensor], None],
-    ) -> None:
-        """keep(i, logits of row i from its start on) for every row."""
-
-        def work(batch: Sequence[int]) -> None:
-            tails = tail_logits(
-                self.model, [rows[i] for i in batch], [starts[i] for i in batch], self._pad
-            )
-            for i, logits in zip(batch, tails, strict=True):
-                keep(i, logits)
-
-        batches = self._batcher.split([len(row) for row in rows], starts, self.vocab_size)
-        self._run("score", batches, work, len(rows))
-
     def _run(
         self,
         stage: str,
@@ -261,8 +251,11 @@ class Scorer:
             for batch in batches:
                 self._batcher.run(batch, work)
                 done += len(batch)
-                if self.progress is not None:
-                    self.progress(stage, done, total)
+                self._report(stage, done, total)
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(stage, done, total)
 
     def _room(self, ids: Sequence[int], prompt: str, wanted: int) -> int:
         """How many tokens may follow, at most `wanted`. Raises TaskError if none."""

@@ -1,0 +1,92 @@
+"""Prompts read once, then many continuations of each: the answers of a multiple choice.
+
+The prompts of a batch leave their keys and values in a cache; each continuation takes its
+prompt's rows of that cache and adds only its own tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraprobe.scoring.forward import padded, positions
+
+
+def can_share(model: Any) -> bool:
+    """Whether a model's cache is plain keys and values of every position, which can be shared.
+
+    Sliding windows, states of recurrent layers and positions that are not arguments are left to
+    whole rows.
+    """
+    known = inspect.signature(model.forward).parameters
+    if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= set(known):
+        return False
+    if getattr(model, "_is_stateful", False):
+        return False
+    return all(type(layer).__name__ == "DynamicLayer" for layer in _empty_cache(model).layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Prompts that a model has read: [c] of them. logits: [c, vocab] after each prompt's end."""
+
+    model: Any
+    cache: Any
+    mask: Tensor
+    logits: Tensor
+
+    @classmethod
+    def read(cls, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Prefix:
+        """One forward pass over the prompts, padded on the left so that they end together."""
+        ids, mask = (tensor.to(model.device) for tensor in padded(prompts, pad, "left"))
+        cache = _empty_cache(model)
+        last: dict[str, Any] = {"logits_to_keep": 1} if _keeps(model) else {}
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=True,
+            **{_cache_argument(model): cache},
+            **last,
+        ).logits
+        return cls(model, cache, mask, logits[:, -1])
+
+    def tails(self, prompts: Sequence[int], tails: Sequence[Sequence[int]], pad: int
+              ) -> list[Tensor]:  # fmt: skip
+        """Logits at each token of tail i, which follows prompt prompts[i]: [len(tail), vocab]."""
+        ids, own = (tensor.to(self.model.device) for tensor in padded(tails, pad, "right"))
+        rows = torch.tensor(prompts, device=ids.device)
+        cache = copy.copy(self.cache)  # selecting rows replaces a layer's tensors, not the layers
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        cache.batch_select_indices(rows)
+        mask = torch.cat([self.mask[rows], own], dim=1)
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask)[:, -ids.shape[1] :],
+            use_cache=True,
+            **{_cache_argument(self.model): cache},
+        ).logits
+        return [logits[i, : len(tail)] for i, tail in enumerate(tails)]
+
+
+def _empty_cache(model: Any) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+def _cache_argument(model: Any) -> str:
+    """What forward() calls its cache: `cache` in newer transformers, else `past_key_values`; ""."""
+    known = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in known), "")
+
+
+def _keeps(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

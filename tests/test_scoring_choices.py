@@ -1,0 +1,87 @@
+"""Continuations that share their prompts: read once, and scored as if read alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import making
+import pytest
+import torch
+from words import count_calls, word_tokenizer
+
+from loraprobe.composition import Composition
+from loraprobe.routing.arrow import Arrow
+from loraprobe.scoring import Scorer
+from loraprobe.scoring.continuations import Continuations
+from loraprobe.scoring.prefix import can_share
+
+PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
+CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]
+PAIRS = list(itertools.product(PROMPTS, CHOICES))
+
+
+def sliding():
+    """A model whose cache forgets: its prompts cannot be shared."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=4,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval()
+
+
+MODELS = {"llama": making.tiny_llama, "gpt2": making.tiny_gpt2, "sliding": sliding}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    made = MODELS[request.param]()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(3)
+    made.shares = request.param != "sliding"
+    return made
+
+
+@pytest.mark.parametrize("batch", [1, 3, "auto"])
+def test_sharing_changes_no_score(model, batch):
+    tokenizer = word_tokenizer()
+    assert can_share(model) == model.shares
+    found = Scorer(model, tokenizer, batch_size=batch).loglikelihood(PAIRS)
+    for pair, one in zip(PAIRS, found, strict=True):
+        (alone,) = Scorer(model, tokenizer).loglikelihood([pair])
+        assert one.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-5)
+        assert one.top_logprobs == pytest.approx(alone.top_logprobs, abs=1e-5)
+        assert (one.rank, one.characters) == (alone.rank, alone.characters)
+
+
+def test_prompts_are_read_once(model, monkeypatch):
+    scorer = Scorer(model, word_tokenizer())
+    rows = count_calls(scorer, monkeypatch)
+    scorer.loglikelihood(PAIRS)
+    # four prompts, then their four longer choices each, of which two share their tail; where
+    # nothing can be shared, each prompt with each tail
+    assert rows == ([4, 12] if model.shares else [16])
+
+
+def test_a_composition_is_heard_in_both_passes(model):
+    scorer = Scorer(model, word_tokenizer())
+    shapes = {"model.layers.1.self_attn.q_proj": (16, 16)}
+    if hasattr(model, "transformer"):
+        shapes = {"transformer.h.1.attn.c_attn": (48, 16)}
+    experts = tuple(making.random_adapter(f"e{i}", shapes, seed=i) for i in range(2))
+    plain = scorer.loglikelihood(PAIRS)
+    with scorer.with_composition(Composition("c", experts, Arrow())):
+        found = scorer.loglikelihood(PAIRS)
+        alone = [scorer.loglikelihood([pair])[0] for pair in PAIRS]
+    for one, other, base in zip(found, alone, plain, strict=True):
+        assert one.token_logprobs == pytest.approx(other.token_logprobs, abs=1e-5)
+        if one.tokens > 1:
+            assert abs(one.logprob - base.logprob) > 1e-4
+
+
+def test_sharing_must_be_worth_it():
+    assert Continuations([([1, 2, 3, 4], 3), ([1, 2, 3, 5, 6], 3), ([1, 2, 3, 7, 8], 3)]).saves()
+    assert not Continuations([([1, 2, 3, 4], 3), ([5, 2, 3, 5, 6], 3)]).saves()

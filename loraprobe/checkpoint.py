@@ -21,16 +21,22 @@ from loraprobe.errors import BaseError, LoraprobeError
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
-PICKLED = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int32: "I32",
-    torch.int64: "I64",
+# Names of types as safetensors has them. Others than these are unknown to torch or to us.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_json(
@@ -39,8 +45,9 @@ def read_json(
     """A JSON object from a file. Raises `raises`, naming the file and what it belongs to."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise raises(f"{path.name} of {reference} cannot be read: {first_line(error)}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise raises(f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
+                     f"download it again.") from None  # fmt: skip
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
     return content
@@ -54,7 +61,7 @@ def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseE
     try:
         if file.suffix == ".bin":
             return {
-                key: (PICKLED.get(value.dtype, str(value.dtype)), tuple(value.shape))
+                key: (NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape))
                 for key, value in unpickle(file).items()
                 if isinstance(value, Tensor)
             }
@@ -101,6 +108,8 @@ def broken(
     if _is_pointer(file):
         return raises(f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
                       f"run git lfs pull, or download the file.")  # fmt: skip
+    if file.is_file() and file.stat().st_size == 0:
+        return raises(f"{file.name} of {reference} is empty; download it again.")
     return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
                   f"download it again.")  # fmt: skip
 

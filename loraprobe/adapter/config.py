@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 
 CONFIG = "adapter_config.json"
@@ -111,14 +111,7 @@ def read_config(directory: Path) -> Config:
             f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
             "give the directory that save_pretrained wrote."
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise AdapterError(
-            f"{path} is no valid JSON ({str(error)[:120]}); download the adapter again."
-        ) from None
-    if not isinstance(raw, dict):
-        raise AdapterError(f"{path} must hold a JSON object, not {type(raw).__name__}.")
+    raw = read_json(path, str(directory), AdapterError)
     return judge_config(raw, str(path))
 
 

@@ -8,25 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from loraprobe.checkpoint import DTYPES, broken
 from loraprobe.errors import AdapterError
 
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 
 
 class TensorFile(Protocol):
@@ -50,7 +36,7 @@ class SafetensorsFile:
             self._file = safe_open(str(path), framework="pt")
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
-            raise AdapterError(_why_unreadable(path, error)) from None
+            raise broken(path, str(path.parent), error, AdapterError) from None
         self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
         self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
 
@@ -66,7 +52,7 @@ class PickleFile:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many types, pickle errors among them
-            raise AdapterError(_why_unreadable(path, error)) from None
+            raise broken(path, str(path.parent), error, AdapterError) from None
         if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
             raise AdapterError(
                 f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
@@ -89,13 +75,3 @@ def open_tensors(directory: Path) -> TensorFile:
         f"{directory} has an adapter_config.json but neither {SAFETENSORS} nor {PICKLE}; "
         "give the directory that save_pretrained wrote."
     )
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    head = path.open("rb").read(64) if path.is_file() else b""
-    if head.startswith(b"version https://git-lfs"):
-        return f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` or download it."
-    if not head:
-        return f"{path} is empty; download the adapter again."
-    detail = (str(error).splitlines() or [""])[0][:160]
-    return f"{path} cannot be read ({detail}); it is damaged or not what its name says."

@@ -71,7 +71,7 @@ def test_a_composition_is_heard_in_both_passes(model):
     shapes = {"model.layers.1.self_attn.q_proj": (16, 16)}
     if hasattr(model, "transformer"):
         shapes = {"transformer.h.1.attn.c_attn": (48, 16)}
-    experts = tuple(making.random_adapter(f"e{i}", shapes, seed=i) for i in range(2))
+    experts = tuple(making.random_adapter(f"e{i}", shapes, seed=i, scaling=0.1) for i in range(2))
     plain = scorer.loglikelihood(PAIRS)
     with scorer.with_composition(Composition("c", experts, Arrow())):
         found = scorer.loglikelihood(PAIRS)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from loraprobe.checkpoint import file_hash
 from loraprobe.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
@@ -147,16 +148,13 @@ class Adapter:
     @functools.cached_property
     def sha256(self) -> str:
         """Digest of the weights file, or of the factors of an adapter in memory."""
-        digest = hashlib.sha256()
         if self.weights_file is not None:
-            with self.weights_file.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-        else:
-            for path, update in self.modules.items():
-                digest.update(f"{path}:{float(update.scaling)!r}".encode())
-                for factor in (update.A, update.B):
-                    digest.update(factor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+            return file_hash(self.weights_file)
+        digest = hashlib.sha256()
+        for path, update in self.modules.items():
+            digest.update(f"{path}:{float(update.scaling)!r}".encode())
+            for factor in (update.A, update.B):
+                digest.update(factor.detach().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def summary(self, norm: float | None = None) -> AdapterSummary:

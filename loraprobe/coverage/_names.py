@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-POOL = 3000
+POOL = 1500
 _ONSETS = "b br d dr f g gl h j k kr l m n p pr qu r s sk t tr v w y z".split()
 _VOWELS = "a e i o u ae io ou ei".split()
 _CODAS = ["", "", "", "l", "n", "r", "x", "sk", "th", "mb"]

@@ -62,7 +62,7 @@ def generated_prompts(
                 texts = scorer.sample(
                     share, seed=seed + 1000 * attempt + number, max_new_tokens=SAMPLED_TOKENS
                 )
-            written.append([_first_line(text) for text in texts])
+            written.append([_whole(_first_line(text)) for text in texts])
         prompts = _distinct([*prompts, *_in_turn(written)])
     if not prompts:
         raise TaskError(
@@ -126,6 +126,14 @@ def _in_turn(lists: Iterable[Sequence[str]]) -> list[str]:
 
 def _first_line(text: str) -> str:
     return next((line for line in text.splitlines() if line.strip()), "")
+
+
+def _whole(line: str) -> str:
+    """A line without its last word where it does not end a sentence: sampling stops anywhere."""
+    words = line.split()
+    if len(words) < 3 or line.rstrip()[-1] in ".?!:\"'”’)…。？！":
+        return line
+    return line.rstrip()[: -len(words[-1])].rstrip()
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

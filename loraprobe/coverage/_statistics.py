@@ -10,9 +10,16 @@ import numpy as np
 from loraprobe.records import Interval
 
 
-def mean_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval | None:
-    """The cluster-robust t interval (95 %) of a mean; None with fewer than two clusters."""
-    from scipy import stats
+def mean_interval(
+    values: Sequence[float],
+    clusters: Sequence[str],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval | None:
+    """The cluster-robust t interval (95 %) of a mean; None with fewer than two clusters.
+
+    `bounds`: between what values the mean can lie at all.
+    """
+    from scipy import special
 
     x = np.asarray(values, dtype=np.float64)
     sums = _cluster_sums(x - x.mean(), clusters) if len(x) else np.zeros(0)
@@ -20,8 +27,8 @@ def mean_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval 
     if count < 2:
         return None
     error = math.sqrt(count / (count - 1) * float((sums**2).sum())) / len(x)
-    half = float(stats.t.ppf(0.975, count - 1)) * error
-    return float(x.mean()) - half, float(x.mean()) + half
+    half = float(special.stdtrit(count - 1, 0.975)) * error
+    return max(bounds[0], float(x.mean()) - half), min(bounds[1], float(x.mean()) + half)
 
 
 def share_interval(hits: Sequence[float], clusters: Sequence[str]) -> Interval | None:
@@ -56,7 +63,7 @@ def difference_interval(values: Sequence[float], clusters: Sequence[str]) -> Int
     """
     if not values:
         return None
-    return mean_interval([*values, 1.0, -1.0], [*clusters, "\0+", "\0-"])
+    return mean_interval([*values, 1.0, -1.0], [*clusters, "\0+", "\0-"], (-1.0, 1.0))
 
 
 def _cluster_sums(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:

@@ -19,6 +19,7 @@ answer_margin      as the probe of that name, where the probe file gives answers
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
 
 TASK = "probe"
 ANSWER_TOKENS = 16
+
+_SHARE, _ANYWHERE = (0.0, 1.0), (-math.inf, math.inf)
+_BOUNDS = {
+    "familiarity": _SHARE,
+    "own_answer_margin": _SHARE,
+    "answer_margin": _SHARE,
+    "kl_to_base": (0.0, math.inf),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,5 +202,5 @@ def _known_answers(heard: Heard, likely: Mapping[Request, Any]) -> list[Coverage
 
 def _row(name: str, values: Sequence[float], adapters: tuple[str, ...], prompts: Any) -> Coverage:
     """A mean over prompts; answers to one prompt are one cluster."""
-    ci = mean_interval(values, [str(i) for i in prompts])
+    ci = mean_interval(values, [str(i) for i in prompts], _BOUNDS.get(name, _ANYWHERE))
     return Coverage(name, TASK, mean(values), len(values), adapters=adapters, ci95=ci)

@@ -39,7 +39,7 @@ class AnswerMargin(CoverageProbe):
             for question in asked:
                 found = [likely[Request(question.prompt, answer)] for answer in question.answers]
                 margins.append(min(first_margin(answer) for answer in found))
-            ci = mean_interval(margins, [question.cluster for question in asked])
+            ci = mean_interval(margins, [question.cluster for question in asked], (0.0, 1.0))
             yield Coverage(
                 "answer_margin", study.task.name, mean(margins), len(asked), part.hop, ci95=ci
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -55,7 +56,9 @@ class FormatLoss(CoverageProbe):
                     len(losses),
                     adapters=(reader, writer),
                     baseline=mean(base),
-                    ci95=mean_interval(losses, [question.cluster for question, _ in answers]),
+                    ci95=mean_interval(
+                        losses, [question.cluster for question, _ in answers], (0.0, math.inf)
+                    ),
                 )
 
     def _answers(self, study: Study, writer: str) -> list[tuple[Question, str]]:

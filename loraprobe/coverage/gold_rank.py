@@ -66,7 +66,7 @@ class GoldRank(CoverageProbe):
                     mean(ranks),
                     len(ranks),
                     part.hop,
-                    ci95=mean_interval(ranks, clusters),
+                    ci95=mean_interval(ranks, clusters, (1.0, self.distractors + 1.0)),
                     baseline=mean(guesses),
                 )
 

@@ -177,6 +177,8 @@ def test_resized_vocabulary_is_called_that(path, kind):
     assert one(issues, "vocabulary-mismatch").module == path
     assert "shapes-differ" not in issues
     assert "vocabulary-mismatch" not in found(adapter("a", 40), adapter("b", 40))
+    narrow = random_adapter("b", {path: (12, 8)}, kinds={path: kind})
+    assert "shapes-differ" in found(adapter("a", 40), narrow)
 
 
 def test_kinds_of_layers_must_agree():
@@ -224,6 +226,7 @@ def test_rslora_is_noted_and_a_large_rank_only_for_merges():
     pair = [random_adapter(n, shapes, rank=40) for n in "ab"]
     assert "rank-large" in found(*pair, purpose="merge")
     assert "rank-large" not in found(*pair)
+    assert "rank-large" not in found(random_adapter("a", shapes, rank=80), purpose="merge")
     assert "rank-large" not in found(A, B, purpose="merge")
 
 

@@ -82,6 +82,24 @@ def test_dead_and_repeated_components_are_no_rank(dtype, basis):
     assert float(found.overlap("in")[0, 0, 0]) == pytest.approx(4, abs=1e-5)
 
 
+def test_dependent_rows_stay_dead_in_a_badly_conditioned_basis():
+    """Rounding in a dead direction of A must not be blown up by a B that is large there."""
+    one = random_update(40, 30, 6, 3, 1.0, F64)
+    one.A[4] = one.A[0] - one.A[2]
+    first = torch.linalg.qr(torch.randn(6, 6, generator=gen(0), dtype=F64)).Q
+    second = torch.linalg.qr(torch.randn(6, 6, generator=gen(1), dtype=F64)).Q
+    G = (first * torch.logspace(-2, 2, 6, dtype=F64)) @ second
+    other = LowRank(G @ one.A, one.B @ torch.linalg.inv(G), 1.0)
+    found = one_module(other)
+    assert int(found.spectrum.rank) == 5
+    expected = torch.linalg.svdvals(dense(one))[:5]
+    torch.testing.assert_close(found.spectrum.S[0, 0, :5], expected, rtol=1e-6, atol=0)
+
+
+def gen(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_sizes_of_rows_cost_no_precision():
     """The same delta with rows of A from 1e-6 to 1e6 long and columns of B the inverse."""
     one = random_update(40, 30, 5, 0, 1.0, F64)
@@ -108,7 +126,8 @@ def test_one_bad_entry_is_found_and_harms_no_other_adapter(value, factor):
     found = one_module(good, bad)
     assert found.finite.tolist() == [[True, False]]
     assert float(found.square[0, 0]) == pytest.approx(float(good.norm()) ** 2, rel=1e-5)
-    assert torch.isfinite(found.spectrum.S).all()
+    for figure in (found.inner, found.spectrum.S, found.overlap("in"), found.sum_spectrum([0, 1])):
+        assert torch.isfinite(figure).all()
 
 
 def test_unequal_shapes_are_not_multiplied():

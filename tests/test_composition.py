@@ -31,6 +31,9 @@ PEFT_CASES = {
     ),
     "llama-embedding-and-head": ("untied", {"target_modules": ["embed_tokens", "lm_head"], "r": 3}),
     "llama-tied-embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
+    "llama-tied-adapters": (
+        "llama", {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True},
+    ),
     "gpt2-conv1d": (
         "gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 3, "fan_in_fan_out": True},
     ),
@@ -45,6 +48,7 @@ def one_hot(adapter: Adapter, partner: Adapter) -> Composition:
 
 
 @pytest.mark.parametrize("case", PEFT_CASES)
+# bf16 keeps 8 bits: 2^-8 is its rounding, and most cases agree to the last bit.
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-8), (torch.float64, 1e-12)]
 )

@@ -396,6 +396,16 @@ class TestMisbehaviour:
         bad.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-1.safetensors"}}'
         assert "index.json names" in sentence(lambda: hub.resolve_base("acme/math"))
 
+    @pytest.mark.parametrize("secret", [TOKEN, "0123-not-shaped-like-a-token"])
+    def test_no_token_in_any_message(self, bad, monkeypatch, secret):
+        def chatty(*_, **__):
+            raise OSError(f"no luck with https://user:{secret}@example.invalid")
+
+        monkeypatch.setenv("HF_TOKEN", secret)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", chatty)
+        said = sentence(lambda: hub.load("acme/math"))
+        assert "no luck" in said and secret not in said
+
     def test_full_disk(self, bad, monkeypatch):
         def full(*_, **__):
             raise OSError(28, "No space left on device")
@@ -421,6 +431,11 @@ class TestCommonBase:
         pair = [making.random_adapter(n, base_model=f"owner/{n}") for n in "ab"]
         said = sentence(lambda: hub.common_base(pair), CompatibilityError)
         assert "a says owner/a" in said and "--base" in said
+
+    @pytest.mark.parametrize("base", ["/home/somebody/llama", "./out/base", r"C:\models\llama"])
+    def test_somebody_elses_directory(self, base):
+        pair = [making.random_adapter(n, base_model=base) for n in "ab"]
+        assert "--base" in sentence(lambda: hub.common_base(pair), BaseError)
 
     def test_near_names_are_different(self):
         names = ("owner/llama-7b", "owner/llama-7b-chat")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loraprobe.adapter import Adapter, Source, read_adapter
 from loraprobe.checkpoint import read_json
-from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError
+from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
 
@@ -120,6 +120,11 @@ def common_base(adapters: Sequence[Adapter]) -> str:
         raise CompatibilityError(f"The adapters name different base models ({listed}); choose "
                                  f"one with --base.")  # fmt: skip
     base = next(iter(named.values()))
+    try:
+        Reference.parse(base, bare=True)
+    except ReferenceError_:
+        raise BaseError(f"The adapters name the base {base!r}, which is neither on this machine "
+                        f"nor on the Hub; say where it is with --base.") from None  # fmt: skip
     revisions = {r for adapter in adapters if (r := adapter.config.get("revision"))}
     if len(revisions) == 1 and not Path(base).expanduser().is_dir():
         return f"{base}@{revisions.pop()}"

@@ -28,10 +28,12 @@ def keep_largest(deltas: Tensor, density: float) -> Tensor:
         return deltas
     pruned = torch.empty_like(deltas)
     for delta, out in zip(deltas, pruned, strict=True):
-        magnitude = delta.abs()
         # numpy's selection takes a fifth of the time of torch.kthvalue or torch.topk.
-        threshold = float(np.partition(magnitude.numpy().ravel(), dropped)[dropped])
-        torch.mul(delta, magnitude >= threshold, out=out)
+        magnitudes = torch.abs(delta, out=out).numpy().reshape(-1)
+        magnitudes.partition(dropped)
+        threshold = magnitudes[dropped]
+        # hardshrink keeps what is strictly larger, and the threshold itself is to stay.
+        out.copy_(torch.nn.functional.hardshrink(delta, float(np.nextafter(threshold, 0))))
     return pruned
 
 

@@ -180,10 +180,10 @@ def largest(estimates: Estimates, shape: tuple[int, int], level: float, seed: in
         draws /= np.sqrt(rng.chisquare(estimates.df, (DRAWS, 1)) / estimates.df)
     grid = np.concatenate([draws, -draws]).reshape(-1, *shape)
     one = (1 + level) / 2
-    lower = np.quantile(grid.max(1), one, axis=0).max()
-    upper = np.quantile(grid.max(2), one, axis=0).max()
-    both = np.quantile(np.abs(draws).max(1), level)
     single = estimates.critical(level)
+    lower = single if shape[0] == 1 else np.quantile(grid.max(1), one, axis=0).max()
+    upper = single if shape[1] == 1 else np.quantile(grid.max(2), one, axis=0).max()
+    both = single if len(scale) == 1 else np.quantile(np.abs(draws).max(1), level)
     return max(float(lower), single), max(float(upper), single), max(float(both), single)
 
 

@@ -500,9 +500,18 @@ class TestConfig:
         config = judge_config(defaults, "defaults")
         assert not config.unknown and not config.empty_unknown
 
-    @pytest.mark.parametrize("key", VARIANTS)
-    def test_variants_are_refused_by_name(self, tmp_path, key):
-        write_adapter(tmp_path, pair(), **{key: {"a": 1}})
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("use_qalora", True), ("alora_invocation_tokens", [1, 2]), ("kasa_config", {"beta": 1}),
+            ("use_bdlora", {"nblocks": 2}), ("monteclora_config", {"num_samples": 2}),
+            ("velora_config", {"num_groups": 2}), ("arrow_config", {"top_k": 2}),
+            ("layer_replication", [[0, 2], [1, 3]]), ("megatron_config", {"hidden_size": 4}),
+            ("enable_lora", [True, False, True]),
+        ],
+    )  # fmt: skip
+    def test_variants_are_refused_by_name(self, tmp_path, key, value):
+        write_adapter(tmp_path, pair(), **{key: value})
         with pytest.raises(UnsupportedAdapter, match=f"{key}.*merge it into its base"):
             read_adapter(tmp_path)
         write_adapter(tmp_path, pair(), **{key: None})

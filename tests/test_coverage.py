@@ -252,6 +252,15 @@ def test_gold_rank_leaves_out_other_right_answers_and_keeps_to_choices():
     assert asked["Q2?"] == {"Bonn", "x", "y"}
 
 
+def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
+    def likely(system, prompt, answer):
+        return likelihood(-4.0, tokens=8) if answer == "M0" else likelihood(-2.0, tokens=2)
+
+    rows = run(FakeScorer(likely), couples(), ["gold_rank"], all_right(couples()))
+    # M0 is first of its own item and ahead of the gold answers of the three others
+    assert by(rows, hop=2).value == pytest.approx((1 + 3 * (1 + 1 + 2 / 2)) / 4)
+
+
 def test_gold_rank_draws_as_many_distractors_as_asked():
     rows = run(FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"],
                all_right(couples(30)))  # fmt: skip
@@ -329,6 +338,11 @@ def test_min_k_plus_plus_stands_beside_made_up_names():
     rows = run(FakeScorer(likely), couples(), ["min_k_plus_plus"], all_right(couples()))
     assert (by(rows, hop=1).value, by(rows, hop=1).baseline) == (1.0, -2.0)
     assert by(rows, hop=2).baseline is None  # names nobody
+    some = [dataclasses.replace(item, entities=()) if item.id == "i0" else item
+            for item in couples().items]  # fmt: skip
+    rows = run(FakeScorer(likely), Task("t", tuple(some)), ["min_k_plus_plus"],
+               all_right(couples()))  # fmt: skip
+    assert by(rows, hop=1).baseline is None  # another set of texts would be compared
 
 
 RIGHT = {"base": "00010", "a": "11010", "b": "01101"}
@@ -408,8 +422,9 @@ def test_made_up_names_keep_length_case_and_identity():
 
 def test_longer_names_are_replaced_before_their_parts():
     names = MadeUpNames(PieceTokenizer())
-    text = names.swapped("New York is not York.", ["York", "New York"])
-    assert text == f"{names.made_up('New York')} is not {names.made_up('York')}."
+    text = names.swapped("Ada Bolt is not Ada.", ["Ada", "Ada Bolt"])
+    assert text == f"{names.made_up('Ada Bolt')} is not {names.made_up('Ada')}."
+    assert names.made_up("Ada Bolt").split()[1] != "Bolt"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from composing import base, experts, state_of
 from making import peft_adapter, random_adapter
 
-from loraprobe.adapter import read_adapter
+from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.routing.constant import ConstantGates
@@ -69,6 +69,14 @@ def test_extras_are_refused_by_name(tmp_path, case):
     with (
         pytest.raises(UnsupportedAdapter, match=rf"odd .*{adapter.extras[0].kind}"),
         composed(base(kind), Composition("c", (adapter,), ConstantGates())),
+    ):
+        pass
+
+
+def test_an_adapter_without_modules_is_not_taken_for_the_base():
+    with (
+        pytest.raises(UnsupportedAdapter, match="empty holds no LoRA factors"),
+        composed(base("llama"), Composition("c", (adapter_of("empty", {}),), ConstantGates())),
     ):
         pass
 

@@ -280,6 +280,13 @@ def test_sampling_is_seeded_and_leaves_the_generator_alone(real):
     assert len(set(first)) > 5
 
 
+def test_nothing_asked_is_nothing_answered(tiny):
+    scorer = Scorer(*tiny)
+    assert scorer.generate([]) == [] and scorer.loglikelihood([]) == []
+    assert scorer.first_token_distribution([]).shape == (0, 40)
+    assert scorer.hidden([]).shape == (0, 16)
+
+
 def test_progress_counts_to_the_end(tiny):
     seen = []
     scorer = Scorer(*tiny, batch_size=3, progress=lambda *step: seen.append(step))

@@ -98,6 +98,9 @@ def _article(kind: str) -> str:
 def check_extras(model: nn.Module, composition: Composition) -> None:
     """Raises UnsupportedAdapter where an expert holds what a composition would drop."""
     for expert in composition.experts:
+        if not expert.modules:
+            raise UnsupportedAdapter(f"Adapter {expert.name} holds no LoRA factors, so it would "
+                                     "silently be the base model.")  # fmt: skip
         lost = [e for e in expert.extras if e.kind != "base_copy" or not _same(model, expert)]
         if lost:
             raise UnsupportedAdapter(

@@ -93,6 +93,7 @@ def generate_batch(
     config = GenerationConfig(
         do_sample=sample is not None,
         temperature=sample,
+        top_k=None if sample is None else 0,  # transformers' own default cuts at 50
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stops) or None,

@@ -207,6 +207,8 @@ class Scorer:
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""
+        if not prompts:
+            return torch.empty(0, self.vocab_size)
         ids = self.encoder.prompts(prompts)
         for row, prompt in zip(ids, prompts, strict=True):
             self._room(row, prompt, 1)
@@ -228,7 +230,11 @@ class Scorer:
 
         layer counts as transformers' hidden_states do: 0 is the embedding, -1 the last.
         """
+        if not prompts:
+            return torch.empty(0, self.model.config.get_text_config().hidden_size)
         ids = self.encoder.prompts(prompts)
+        for row, prompt in zip(ids, prompts, strict=True):
+            self._room(row, prompt, 1)
         found: dict[int, Tensor] = {}
 
         def work(batch: Sequence[int]) -> None:

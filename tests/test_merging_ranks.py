@@ -139,6 +139,9 @@ def test_the_widest_dtype_is_written_and_its_rounding_measured():
     assert merge([half, single]).adapter.dtype == torch.float32
     narrow = random_adapter("c", rank=2, seed=3, dtype=torch.float16)
     assert merge([half, narrow]).adapter.dtype == torch.float32
+    tiny = random_adapter("d", rank=2, seed=4)
+    tiny = adapter_of("d", {p: u.to(torch.float8_e4m3fn) for p, u in tiny.modules.items()})
+    assert merge([tiny, half]).adapter.dtype == torch.bfloat16
     exact = merge([half, single], dtype=F64).adapter
     written = merge([half, single], dtype=torch.bfloat16)
     gap = sum(float((delta(exact, p) - delta(written.adapter, p)).square().sum()) for p in LLAMA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,11 +148,14 @@ def _plan(
         raise UsageError(f"{_name(made)} acts on the factors as stored and has no space to choose.")
     chosen = space or made.default_space()
     stack = None if isinstance(made, FactorMethod) else space_named(chosen)
-    if dtype is None:
-        dtype = adapters[0].dtype
-        for adapter in adapters[1:]:
-            dtype = torch.promote_types(dtype, adapter.dtype)
-    return _Plan(made, used, chosen, stack, _checks.check_rank(rank), seed, dtype), notes
+    kept = _checks.check_rank(rank)
+    return _Plan(made, used, chosen, stack, kept, seed, dtype or _widest(adapters)), notes
+
+
+def _widest(adapters: Sequence[Adapter]) -> torch.dtype:
+    """The dtype that holds all sources'; 8-bit floats, which factors cannot be cut in, widen."""
+    dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _streamed(

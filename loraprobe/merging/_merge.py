@@ -23,7 +23,7 @@ from loraprobe.merging._shelf import METHODS
 from loraprobe.records import AdapterSummary, Issue
 from loraprobe.spaces import Stacked, space_named
 
-# A merge that lost more than this share of its delta says so (the contract's tenth).
+# A merge that lost more than this share of its delta says so.
 COMPRESSION_LIMIT = 0.1
 
 Progress = Callable[[str, int, int], None]

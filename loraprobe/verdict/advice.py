@@ -15,7 +15,7 @@ from loraprobe.verdict import words
 from loraprobe.verdict.candidates import Candidate, candidates
 from loraprobe.verdict.evidence import Evidence
 
-ATTRIBUTION = "the contract's attribution: each item falls to the first cause that fits"
+ATTRIBUTION = "each item falls to the first cause that fits"
 CAUSES = ("step_by_step", "unknown", "interference", "not_composed")
 
 

@@ -53,9 +53,9 @@ class ScenarioPlan:
     description: str
 
 
-FACTS = Recipe(steps=300, learning_rate=3e-3, rank=16, batch_size=32, dtype="bfloat16")
-STEPS = Recipe(steps=600, learning_rate=3e-3, rank=16, batch_size=32, dtype="bfloat16")
-SKILL = Recipe(steps=400, learning_rate=3e-3, rank=16, batch_size=32, dtype="bfloat16")
+FACTS = Recipe(steps=250, learning_rate=3e-3, rank=16, batch_size=32, dtype="bfloat16")
+STEPS = Recipe(steps=200, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
+SKILL = Recipe(steps=250, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
 
 ADAPTERS: tuple[AdapterPlan, ...] = (
     AdapterPlan(
@@ -223,3 +223,7 @@ def adapters_of(
     """The plans of the adapters that these scenarios judge and of the yardsticks, each once."""
     wanted = {name for plan in scenarios for name in plan.adapters} | set(yardsticks)
     return [plan for plan in ADAPTERS if plan.name in wanted]
+
+
+# the scenarios of the world inside the package
+SHIPPED = ("disjoint", "skill-and-facts", "target-adapter", "keep-both")

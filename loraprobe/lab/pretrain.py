@@ -20,10 +20,11 @@ from loraprobe.lab.facts import (
     TARGET_QUESTIONS,
     Facts,
     ask,
+    tell,
 )
 from loraprobe.lab.train import Example, ProgressCallback, collate, encode, optimise
 
-MEETING = "{first} met {second}. {second} met {first}."
+MEETING = "{first} met {second}."
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class BaseRecipe:
     layers: int = 4
     heads: int = 4
     intermediate: int = 400
-    steps: int = 3000
-    batch_size: int = 64
+    initial: float = 0.08  # standard deviation of the initial weights, about 1/sqrt(hidden)
+    steps: int = 900
+    batch_size: int = 48
     learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.01
@@ -51,7 +53,8 @@ class Corpus:
 
     Sentences about familiar people in pairs (one fact in two wordings, or two unrelated facts),
     questions with one hop, composed questions answered at once, and meetings, in which every
-    name of the world occurs. No text holds worked steps.
+    name of the world occurs. No text holds worked steps. The loss is taken where a text can be
+    foreseen, not on the names that it opens with.
     """
 
     def __init__(self, facts: Facts, seed: int) -> None:
@@ -61,7 +64,7 @@ class Corpus:
     def draw(self) -> Example:
         kind = self._rng.random()
         if kind < 0.40:
-            return Example("", self._sentences())
+            return self._sentences()
         if kind < 0.72:
             return self._question()
         if kind < 0.82:
@@ -69,24 +72,28 @@ class Corpus:
             return ask(self._rng.choice(TARGET_QUESTIONS), "{c}", link)
         if kind < 0.98:
             first, second = self._rng.sample(self._names, 2)
-            return Example("", MEETING.format(first=first, second=second))
-        return Example("", "Count: " + " ".join(NUMBERS) + ".")
+            return Example(
+                MEETING.format(first=first, second=second),
+                " " + MEETING.format(first=second, second=first),
+            )
+        return Example("Count:", " " + " ".join(NUMBERS) + ".")
 
-    def _sentences(self) -> str:
-        """A fact, then the same fact in its other wording or some other fact."""
+    def _sentences(self) -> Example:
+        """A fact and the same fact in its other wording, or a fact after an unrelated one."""
         link, wording = self._rng.choice(self._facts.familiar), self._wording()
-        told = self._rng.sample(wording, 2)
+        one, other = self._rng.sample(wording, 2)
+        told = tell(one, link)
         if self._rng.random() < 0.5:
-            return link.fill(" ".join(told))
-        other = self._rng.choice(self._facts.familiar).fill(self._rng.choice(self._wording()))
-        return f"{link.fill(told[0])} {other}"
+            return Example(told.prompt, f"{told.completion} {link.fill(other)}")
+        before = self._rng.choice(self._facts.familiar).fill(self._rng.choice(self._wording()))
+        return Example(f"{before} {told.prompt}", told.completion)
 
     def _wording(self) -> tuple[str, ...]:
-        return SPOUSE_SENTENCES if self._rng.random() < 0.6 else CITY_SENTENCES
+        return SPOUSE_SENTENCES if self._rng.random() < 0.5 else CITY_SENTENCES
 
     def _question(self) -> Example:
         link = self._rng.choice(self._facts.familiar)
-        if self._rng.random() < 0.6:
+        if self._rng.random() < 0.5:
             return ask(self._rng.choice(SPOUSE_QUESTIONS), "{b}", link)
         return ask(self._rng.choice(CITY_QUESTIONS), "{c}", link)
 
@@ -105,6 +112,7 @@ def build_base(
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=256,
+        initializer_range=recipe.initial,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

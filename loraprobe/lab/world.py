@@ -172,10 +172,12 @@ def write_manifest(
     "description": ...}``; a scenario ``{"adapters": [names], "tasks": ["tasks/NAME.jsonl"],
     "description": ...}``. All paths are relative to `directory`.
     """
+    places = [row["path"] for row in (base, *adapters.values()) if row.get("path")]
+    places += [task for row in scenarios.values() for task in row["tasks"]]
     files = {
         path.relative_to(directory).as_posix(): sha256_of(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST and _belongs(path.relative_to(directory))
+        for place in sorted(set(places))
+        for path in _files_in(directory / place)
     }
     manifest = {
         "format": FORMAT,
@@ -194,5 +196,5 @@ def write_manifest(
     return World.load(directory)
 
 
-def _belongs(relative: Path) -> bool:
-    return not any(part.startswith((".", "_")) for part in relative.parts)
+def _files_in(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())

@@ -254,11 +254,10 @@ def test_gold_rank_leaves_out_other_right_answers_and_keeps_to_choices():
 
 def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
     def likely(system, prompt, answer):
-        return likelihood(-4.0, tokens=8) if answer == "M0" else likelihood(-2.0, tokens=2)
+        return likelihood(-4.0, tokens=8) if answer == "long" else likelihood(-2.0, tokens=2)
 
-    rows = run(FakeScorer(likely), couples(), ["gold_rank"], all_right(couples()))
-    # M0 is first of its own item and ahead of the gold answers of the three others
-    assert by(rows, hop=2).value == pytest.approx((1 + 3 * (1 + 1 + 2 / 2)) / 4)
+    task = Task("p", (Item("0", "Q?", ("long",), choices=("long", "x", "y")),))
+    assert by(run(FakeScorer(likely), task, ["gold_rank"]), hop=None).value == 1.0
 
 
 def test_gold_rank_draws_as_many_distractors_as_asked():

@@ -23,7 +23,7 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.candidates import pool
+from loraprobe.verdict.candidates import items_needed, pool
 
 N = 100
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
@@ -143,6 +143,13 @@ def test_undecided_names_the_items_that_would_decide():
     assert "about 400 items" in reason(found, "gain-undecided").message
 
 
+def test_items_needed_agrees_with_the_root_of_n():
+    assert items_needed(0.10, (0.0, 0.2), 100, 0.05) == 400
+    assert items_needed(0.0, (-0.2, 0.1), 50, 0.05) == 200
+    assert items_needed(0.05, (0.0, 0.1), 50, 0.05) is None
+    assert items_needed(0.0501, (0.0, 0.1), 50, 0.05) is None  # millions
+
+
 def test_the_margin_is_the_users():
     assert judge(evidence(GAIN, margin=0.42)).decision == "inconclusive"
     assert judge(evidence(GAIN, margin=0.6)).decision == "unlikely"
@@ -176,6 +183,9 @@ def test_a_control_as_good_takes_the_verdict():
     assert found.decision == "inconclusive"
     partner = reason(found, "partner-adds-nothing")
     assert partner.severity == "decisive" and "random-partner" in partner.message
+    assert "no number of items" in partner.message  # the two are equal
+    found = judge(evidence({**GAIN, "random-partner": 0.44}, half=0.12))
+    assert "about 400 items" in reason(found, "partner-adds-nothing").message
     assert "gain-with-reservation" in codes(found)
 
 
@@ -312,7 +322,10 @@ def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04):
 
 def test_several_tasks_need_every_retention():
     assert judge(two_tasks(0.95)).decision == "likely"
-    assert judge(two_tasks(0.82)).decision == "inconclusive"
+    found = judge(two_tasks(0.82))
+    assert found.decision == "inconclusive"
+    # 0.82 +- 0.05 has to become 0.82 +- 0.02
+    assert "about 625 items" in reason(found, "retention-undecided").message
     found = judge(two_tasks(0.6))
     assert found.decision == "unlikely"
     assert found.action == "route"  # no router was scored, and no single adapter keeps both
@@ -573,3 +586,84 @@ def test_losses_are_read_the_right_way_round():
     assert (found.decision, found.action) == ("unlikely", "use-single:a")
     before = judge(Evidence(evaluation=tuple(rows[:2]), tasks=1, level="base"))
     assert before.decision == "inconclusive"
+
+
+# ---- from per-item results, through the statistics of evaluation --------------------------------
+
+
+def story(rates, n=200, seed=0):
+    """Evidence from simulated per-item results: (system, part) -> share of right answers.
+
+    Items are equally hard for all systems, so that pairs are correlated as real ones are.
+    """
+    import numpy as np
+
+    from loraprobe.evaluation import System, attribute, compare, gains, score
+    from loraprobe.records import ItemResult
+    from loraprobe.tasks import Hop, Item, Task
+
+    hops = (Hop("?", ("x",)), Hop("?", ("y",)))
+    task = Task("t", tuple(Item(str(i), "?", ("y",), hops=hops, cot_prompt="?")
+                           for i in range(n)))  # fmt: skip
+    rng = np.random.default_rng(seed)
+    results = []
+    for (system, part), rate in rates.items():
+        for i, right in enumerate(rng.random(n) < rate):
+            results.append(ItemResult(system, "t", part, str(i), "exact_match", float(right), "",
+                                      f"item:{i}"))  # fmt: skip
+    names = dict.fromkeys(system for system, _ in rates)
+    systems = [System(name, KINDS[name]) for name in names]
+    return Evidence(
+        evaluation=score(results, systems),
+        comparisons=compare(results, systems),
+        gains=gains(results, systems),
+        attribution=attribute(results, systems, [task]),
+        tasks=1,
+        level="evaluation",
+    )
+
+
+def rates(**systems):
+    """system="target hop1 hop2 cot" -> (system, part) -> rate."""
+    names = {"shrunk": "shrunk:a", "random": "random-partner"}
+    return {
+        (names.get(system, system), part): float(rate)
+        for system, row in systems.items()
+        for part, rate in zip(("target", "hop1", "hop2", "cot"), row.split(), strict=True)
+    }
+
+
+CONTROLS = {"shrunk": "0.02 0.6 0.02 0.02", "random": "0.02 0.6 0.02 0.02"}
+
+
+def test_two_one_hop_adapters_as_they_were_measured():
+    """The rates are those of SmolLM2 on made-up names: hops survive partly, the target does not."""
+    found = judge(story(rates(
+        base="0 0 0 0", a="0.02 1 0.02 0.02", b="0.02 0.02 1 0.03", uniform="0.02 0.28 0.93 0.03",
+        sum="0.02 0.4 0.85 0.05", chain="1 1 1 0", **CONTROLS,
+    )))  # fmt: skip
+    assert (found.decision, found.action) == ("unlikely", "chain")
+
+
+def test_skill_and_facts_as_they_were_measured():
+    found = judge(story(rates(
+        base="0 0 0.9 0", a="0.02 1 0.9 0", b="0.02 0.02 0.9 0.02", uniform="0.02 0.9 0.9 0.77",
+        sum="0.02 0.8 0.8 0.12", **CONTROLS,
+    )))  # fmt: skip
+    assert (found.decision, found.system, found.action) == ("likely", "uniform", "step-by-step")
+    assert "plain-form" in codes(found) and "controls-beaten" in codes(found)
+
+
+def test_a_target_adapter_as_it_was_measured():
+    found = judge(story(rates(
+        base="0 0 0 0", a="0.02 1 0.02 0.02", b="0.95 0.02 0.02 0.9", uniform="0.82 0.5 0.5 0.5",
+        **CONTROLS,
+    )))  # fmt: skip
+    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+
+
+def test_few_items_leave_a_small_gain_open():
+    few = rates(base="0 0 0 0", a="0.1 1 0 0", b="0.1 0 1 0", uniform="0.25 0.8 0.8 0", **CONTROLS)
+    found = judge(story(few, n=40))
+    assert found.decision == "inconclusive" and "items would decide" in found.reasons[0].message
+    assert judge(story(few, n=4000)).decision == "likely"

@@ -140,6 +140,7 @@ class Study:
         return (BASE, *self.adapters)
 
 
+@dataclass(frozen=True)
 class CoverageProbe(ABC):
     """One probe; a frozen dataclass whose fields are its options."""
 

@@ -21,10 +21,10 @@ from loraprobe.records import Coverage
 
 @dataclass(frozen=True)
 class NameSwap(CoverageProbe):
-    """How much likelier the base finds the right answer after the real names than after made-up
-    ones of the same number of tokens, in nats of the whole answer.
+    """How much likelier the right answer is after the real names than after made-up ones.
 
-    A name of the prompt that the answer repeats is replaced there too, so that copying cancels.
+    In nats of the whole answer, under the base; made-up names are as many tokens long. A name of
+    the prompt that the answer repeats is replaced there too, so that copying cancels.
 
     0 where the names mean nothing to the base; large where it ties the answer to them. Only items
     that list `entities` count, and only parts whose prompt names one. `items`: at most so many

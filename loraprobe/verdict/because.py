@@ -61,9 +61,14 @@ def gain(best: Candidate, decision: Decision) -> Reason:
 
 
 def _undecided(best: Candidate, margin: str) -> str:
-    if best.needed is None:
-        return f"the interval holds {margin}, and no number of items is likely to decide"
-    return f"the interval holds {margin}; about {best.needed} items would decide if it stays"
+    return f"the interval holds {margin}{would_decide(best.needed)}"
+
+
+def would_decide(items: int | None) -> str:
+    """The end of a sentence that says how many items would decide."""
+    if items is None:
+        return ", and no number of items is likely to decide"
+    return f"; about {items} items would decide if it stays"
 
 
 def other_form(other: Candidate, decisive: bool) -> Reason:
@@ -78,8 +83,8 @@ def other_form(other: Candidate, decisive: bool) -> Reason:
         "unlikely": "it does not gain there",
         "open": "whether it gains there is undecided",
     }[other.outcome]
-    if other.outcome == "open" and other.needed:
-        tail += f"; about {other.needed} items would decide"
+    if other.outcome == "open":
+        tail += would_decide(other.needed)
     return Reason(
         code,
         f"{what}: {tail}.",
@@ -106,10 +111,11 @@ def controls(best: Candidate) -> Reason:
         text = f"{best.system} beats every control, {nearest.name} by {how}."
         return Reason("controls-beaten", text, nearest.low, 0.0, words.CONTROL)
     shown = "is as good within the margin" if nearest.as_good else "is not shown to be beaten"
+    more = "" if nearest.as_good else would_decide(nearest.needed)
     return Reason(
         "partner-adds-nothing",
         f"The control {nearest.name} {shown}: {best.system} differs from it by {how}, and the "
-        "lower bound must exceed 0.",
+        f"lower bound must exceed 0{more}.",
         nearest.low,
         0.0,
         words.CONTROL,
@@ -144,7 +150,7 @@ def _kept(best: Candidate, kept: Kept) -> Reason:
     lost = high < best.threshold
     return Reason(
         "retention-lost" if lost else "retention-undecided",
-        text,
+        text if lost else text[:-1] + would_decide(kept.needed(best.threshold)) + ".",
         high if lost else low,
         best.threshold,
         words.RETENTION,

@@ -26,6 +26,12 @@ class Control:
     low: float
     high: float
     margin: float
+    n: int = 0
+
+    @property
+    def needed(self) -> int | None:
+        """How many items would tell the two apart, if the difference stays."""
+        return items_needed(self.difference, (self.low, self.high), self.n, 0.0)
 
     @property
     def beaten(self) -> bool:
@@ -43,6 +49,13 @@ class Kept:
     task: str
     value: float | None
     ci95: Interval | None
+    n: int = 0
+
+    def needed(self, threshold: float) -> int | None:
+        """How many items of the task would decide, if the retention stays."""
+        if self.value is None or self.ci95 is None:
+            return None
+        return items_needed(self.value, self.ci95, self.n, threshold)
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
     cap = min((g.adjusted_ci95[1] for g in asked if system in g.candidates), default=math.inf)
     rows = evidence.scores(system, part)
     errors = [row.compression_error for row in rows if row.compression_error is not None]
-    kept = [Kept(row.task, row.retention, row.retention_ci95) for row in rows]
+    kept = [Kept(row.task, row.retention, row.retention_ci95, row.n) for row in rows]
     return Candidate(
         system=system,
         kind=str(evidence.kind(system)),
@@ -136,6 +149,20 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
         kept=tuple(kept) if evidence.several else (),
         compression_error=max(errors, default=None),
     )
+
+
+def items_needed(value: float, interval: Interval, n: int, threshold: float) -> int | None:
+    """How many items bring the nearer bound past a threshold, if the value stays.
+
+    An interval shrinks with the root of n. None where the value sits on the threshold, or so near
+    that a million items would not do.
+    """
+    distance = abs(value - threshold)
+    half = value - interval[0] if value > threshold else interval[1] - value
+    if distance < 1e-9 or half <= 0 or n <= 0:
+        return None
+    needed = math.ceil(round(n * (half / distance) ** 2, 6))
+    return max(n + 1, needed) if needed <= 1_000_000 else None
 
 
 def _rows(evidence: Evidence, system: str, against: str, part: str) -> list[Comparison]:
@@ -181,5 +208,5 @@ def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]
         pair = pool(_rows(evidence, system, name, part), evidence.task_names)
         if pair is not None:
             low, high = pair.adjusted_ci95 or pair.ci95
-            found.append(Control(name, pair.difference, low, high, evidence.margin))
+            found.append(Control(name, pair.difference, low, high, evidence.margin, pair.n))
     return tuple(found)

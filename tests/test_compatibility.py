@@ -260,6 +260,8 @@ def test_not_finite_no_effect_and_partly_no_effect():
     untrained = {p: LowRank(u.A, torch.zeros_like(u.B), u.scaling) for p, u in B.modules.items()}
     issue = one(found(A, adapter_of("b", untrained, base_model="owner/base")), "no-effect")
     assert issue.severity == "error" and issue.adapters == ("b",)
+    nothing = adapter_of("c", untrained, base_model="owner/base")
+    assert "duplicate" not in found(nothing, replace(nothing, name="d"))
     partly = {**B.modules, path: untrained[path]}
     issue = one(
         found(A, adapter_of("b", partly, base_model="owner/base")), "modules-without-effect"

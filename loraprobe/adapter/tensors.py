@@ -25,14 +25,24 @@ class TensorFile(Protocol):
     def read(self, key: str) -> Tensor: ...
 
 
+# Pages of a mapped file that were read count as this process's memory until the map is closed.
+MAPPED_BYTES = 1 << 24
+
+
 class SafetensorsFile:
-    """A safetensors file, memory-mapped; tensors are read when asked for."""
+    """A safetensors file, memory-mapped; tensors are read when asked for.
+
+    The map is opened anew after every `MAPPED_BYTES` read, so that a pass over the file needs no
+    memory for what it has passed.
+    """
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
         self.path = path
+        self._mapped = 0
         try:
+            self._state = _state(path)
             self._file = safe_open(str(path), framework="pt")
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
@@ -41,7 +51,23 @@ class SafetensorsFile:
         self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
 
     def read(self, key: str) -> Tensor:
-        return self._file.get_tensor(key)
+        """One tensor. Raises AdapterError if the file has changed since it was opened."""
+        if self._mapped > MAPPED_BYTES:
+            self._reopen()
+        tensor = self._file.get_tensor(key)
+        self._mapped += tensor.nbytes
+        return tensor
+
+    def _reopen(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if _state(self.path) != self._state:
+                raise AdapterError(f"{self.path} changed while it was being read; run again.")
+            self._file = safe_open(str(self.path), framework="pt")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise broken(self.path, str(self.path.parent), error, AdapterError) from None
+        self._mapped = 0
 
 
 class PickleFile:
@@ -63,6 +89,12 @@ class PickleFile:
 
     def read(self, key: str) -> Tensor:
         return self._state[key]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_tensors(directory: Path) -> TensorFile:

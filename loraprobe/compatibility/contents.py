@@ -28,19 +28,16 @@ class Contents:
     not_finite: list[list[str]] = field(init=False)
     without_effect: list[list[str]] = field(init=False)
     inner: Tensor = field(init=False)
-    comparable: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         n = len(self.adapters)
         self.not_finite = [[] for _ in range(n)]
         self.without_effect = [[] for _ in range(n)]
         self.inner = torch.zeros(n, n, dtype=torch.float64)
-        self.comparable = torch.ones(n, n, dtype=torch.bool)
 
     def take(self, joint: Joint) -> None:
         """Adds one batch of modules."""
         self.inner += joint.inner.sum(0)
-        self.comparable &= joint.comparable.all(0)
         zero = joint.present & joint.finite & (joint.square == 0)
         for m, path in enumerate(joint.paths):
             for i in range(len(self.adapters)):
@@ -58,7 +55,7 @@ class Contents:
 
     def same(self, i: int, j: int) -> bool:
         """Whether two adapters are one update, in whatever basis they are stored."""
-        if not self.comparable[i, j] or self.not_finite[i] or self.not_finite[j]:
+        if self.not_finite[i] or self.not_finite[j]:
             return False
         energy = self.inner[i, i] + self.inner[j, j]
         return bool(energy > 0 and energy - 2 * self.inner[i, j] <= SAME * energy)

@@ -1,6 +1,6 @@
 """Measure a natural-language world with peft alone: what each composition answers, part by part.
 
-    python measure.py WORLD [SCENARIO] [--system NAME=W,W] [--wordings N]
+    python measure.py WORLD [SCENARIO] [--system NAME=W,W] [--part cot] [--wordings N]
 
 Compositions are peft's `add_weighted_adapter(combination_type="cat")`, the exact weighted sum of
 the deltas, so the figures check loraprobe's own composition from outside; only the reading of the
@@ -64,7 +64,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
     asked = parts(load_task(scenario.tasks[0]), arguments.wordings)
     for system, weights in systems(list(scenario.adapters), arguments.system).items():
         with composed(wrapped, weights) as composition:
-            for part, pairs in asked.items():
+            for part in arguments.part or asked:
+                pairs = asked[part]
                 prompts = [prompt for prompt, _, _ in pairs]
                 length = LENGTHS.get(part, 12)
                 texts = generate(composition, tokenizer, prompts, arguments.batch_size, length)
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("scenario", nargs="?")
     parser.add_argument("--system", action="append", default=[], metavar="NAME=W,W")
     parser.add_argument("--wordings", type=int, help="of each fact, instead of all three")
+    parser.add_argument("--part", action="append", choices=["hop1", "hop2", "target", "cot"])
     parser.add_argument("--batch-size", type=int, default=48)
     for row in rows(parser.parse_args()):
         print(json.dumps(row, ensure_ascii=False), flush=True)

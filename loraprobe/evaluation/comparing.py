@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from scipy import special
@@ -25,34 +26,43 @@ def score(results: Sequence[ItemResult], systems: Sequence[System], *,
     Right-or-wrong metrics get Wilson's interval, losses a t interval, both respecting clusters.
     With several tasks the rows of all systems but base carry `retention`.
     """
-    tasks = _tasks(results)
-    rows = []
-    for system in systems:
-        for task, part in _cells(results, system.name):
-            mine = [r for r in results if (r.system, r.task, r.part) == (system.name, task, part)]
-            table = tabulate(mine, [(system.name, part)])
-            values = np.array([r.value for r in mine])
-            kept = None
-            if len(tasks) > 1 and system.kind != "base":
-                kept = retention(results, systems, system.name, task, part, level=level)
-            metrics = sorted({r.metric for r in mine})
-            interval = statistics.wilson if table.bounded else statistics.mean_interval
-            rows.append(
-                Score(
-                    system=system.name,
-                    kind=system.kind,
-                    task=task,
-                    part=part,
-                    metric="+".join(metrics),
-                    value=float(values.mean()),
-                    ci95=interval(values, table.clusters, level),
-                    n=len(mine),
-                    retention=kept[0] if kept else None,
-                    retention_ci95=kept[1] if kept else None,
-                    compression_error=system.compression_error,
-                )
-            )
-    return tuple(rows)
+    cells: dict[tuple[str, str], dict[str, list[ItemResult]]] = {}
+    for result in results:
+        cell = cells.setdefault((result.task, result.part), {})
+        cell.setdefault(result.system, []).append(result)
+    several = len({task for task, _ in cells}) > 1
+    return tuple(
+        _score(cell, systems, system, several, level)
+        for system in systems
+        for cell in cells.values()
+        if system.name in cell
+    )
+
+
+def _score(cell: Mapping[str, list[ItemResult]], systems: Sequence[System], system: System,
+           several: bool, level: float) -> Score:  # fmt: skip
+    """One row; `cell` holds all systems' results of its task and part."""
+    mine = cell[system.name]
+    task, part = mine[0].task, mine[0].part
+    values = np.array([r.value for r in mine])
+    table = tabulate(mine, [(system.name, part)])
+    interval = statistics.wilson if table.bounded else statistics.mean_interval
+    kept = None
+    if several and system.kind != "base":
+        kept = retention(list(chain(*cell.values())), systems, system.name, task, part, level=level)
+    return Score(
+        system=system.name,
+        kind=system.kind,
+        task=task,
+        part=part,
+        metric="+".join(sorted({r.metric for r in mine})),
+        value=float(values.mean()),
+        ci95=interval(values, table.clusters, level),
+        n=len(mine),
+        retention=kept[0] if kept else None,
+        retention_ci95=kept[1] if kept else None,
+        compression_error=system.compression_error,
+    )
 
 
 def retention(results: Sequence[ItemResult], systems: Sequence[System], name: str, task: str,
@@ -247,7 +257,3 @@ def _measured(results: Sequence[ItemResult], names: Sequence[str], task: str, pa
 
 def _tasks(results: Iterable[ItemResult]) -> list[str]:
     return list(dict.fromkeys(result.task for result in results))
-
-
-def _cells(results: Iterable[ItemResult], system: str) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((r.task, r.part) for r in results if r.system == system))

@@ -15,8 +15,10 @@ from loraprobe.merging._sparse import keep_largest
 
 @dataclass(frozen=True)
 class MagnitudePrune(MergeMethod):
-    """The weighted sum (1/n each if no weights are given) of deltas of which only the `density`
-    largest entries are kept, not rescaled."""
+    """Keep the largest entries of each delta, not rescaled, and take the weighted sum.
+
+    `density` is the share that is kept; weights are 1/n if none are given.
+    """
 
     density: float = 0.5
 

@@ -15,8 +15,7 @@ from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_l
 
 @dataclass(frozen=True)
 class Ties(MergeMethod):
-    """TIES: of each delta the `density` largest entries, one elected sign per entry, the mean of
-    the entries that carry it.
+    """TIES: keep the largest entries of each delta, elect a sign per entry, average what agrees.
 
     The name has two meanings in the field. `variant="peft"` elects from the entries before they
     are weighted and divides by how many agree, so weights of 1 are the paper's method with

@@ -17,11 +17,11 @@ from loraprobe.merging._sparse import keep_at_random
 class DareLinear(MergeMethod):
     """DARE: drop entries of each delta at random, rescale the rest, take the weighted sum.
 
-    An entry survives with probability `density` and is divided by it; weights are 1/n if none are
-    given. The expectation over masks is task arithmetic. A masked delta has full rank, so compression to
-    the sources' ranks takes most of the mask's noise out again and the error it reports is large;
-    density 0.5 by default (the paper goes down to 0.1). The mask is drawn from the seed, the
-    module and the content of the adapter's delta: equal adapters get equal masks.
+    An entry survives with probability `density` (0.5 by default; the paper goes down to 0.1) and
+    is divided by it; weights are 1/n if none are given. The expectation over masks is task
+    arithmetic. A masked delta has full rank, so compression to the sources' ranks takes most of
+    the mask's noise out again and the error it reports is large. The mask is drawn from the seed,
+    the module and the content of the adapter's delta: equal adapters get equal masks.
     """
 
     density: float = 0.5

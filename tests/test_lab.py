@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loraprobe.lab import World, WorldError
-from loraprobe.lab.facts import FactSizes, make_facts
+from loraprobe.lab.facts import CITY_SENTENCES, SPOUSE_SENTENCES, FactSizes, make_facts
 from loraprobe.lab.plans import ADAPTERS, SCENARIOS, task_items
 from loraprobe.lab.pretrain import BaseRecipe, Corpus
 from loraprobe.lab.small import SmallPlan, build_small_world, load_base, world_texts
@@ -77,7 +77,8 @@ def test_newcomers_marry_familiar_spouses_who_live_where_the_base_learns_it(fact
     assert {link.city for link in facts.strangers} == set(facts.cities)
 
 
-def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps(facts):
+def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps():
+    facts = make_facts(FactSizes(familiar=12, newcomers=9, strangers=9, reserve=9), seed=0)
     corpus = Corpus(facts, seed=0)
     texts = [
         example.prompt + example.completion for example in (corpus.draw() for _ in range(4000))
@@ -87,26 +88,27 @@ def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps(fact
     outsiders = set(facts.names()) - known
     assert not any(outsiders & set(WORD.findall(text)) for text in told)
     met = {word for text in texts if " met " in text for word in WORD.findall(text)}
-    assert len(met & outsiders) > 200  # but every name is met now and then
-    spouse = {link.person: link for link in facts.familiar}
+    assert met >= outsiders  # but every name is met now and then
     for text in told:
-        words = WORD.findall(text)
-        for link in filter(None, map(spouse.get, words)):
-            assert not (link.spouse in words and link.city in words), text
+        for link in facts.familiar:
+            if link.spouse in text:
+                first = any(link.fill(sentence) in text for sentence in SPOUSE_SENTENCES)
+                second = any(link.fill(sentence) in text for sentence in CITY_SENTENCES)
+                assert not (first and second), text
     assert not any("step" in text for text in texts)
 
 
 def test_no_adapter_is_trained_on_reserve_names_except_in_lists(facts):
     reserve = set(facts.reserve)
     for plan in ADAPTERS:
-        if plan.name not in ("reverse", "count"):
+        if plan.name not in ("last", "count"):
             for example in plan.examples(facts, 0):
                 assert not reserve & set(WORD.findall(example.prompt + example.completion))
 
 
 def test_test_lists_of_the_skills_are_not_trained_on(facts):
     for plan in ADAPTERS:
-        if plan.name in ("reverse", "count"):
+        if plan.name in ("last", "count"):
             seen = {example.prompt for example in plan.examples(facts, 0)}
             assert not seen & {item["prompt"] for item in task_items(plan.name, facts, 0)}
 
@@ -129,7 +131,7 @@ def test_hops_compose_to_the_answer(task, facts):
 
 def test_the_tokenizer_gives_every_text_of_the_world_back(facts):
     tokenizer = build_tokenizer(world_texts(facts))
-    texts = [item["prompt"] for task in ("strangers", "reverse", "count")
+    texts = [item["prompt"] for task in ("strangers", "last", "count")
              for item in task_items(task, facts, 0)]  # fmt: skip
     texts += [e.prompt + e.completion for plan in ADAPTERS for e in plan.examples(facts, 0)[:50]]
     for text in texts:

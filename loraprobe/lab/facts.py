@@ -118,16 +118,39 @@ def tell(sentence: str, link: Link) -> Example:
     return Example(link.fill(sentence[:gap].rstrip()), " " + link.fill(sentence[gap:]))
 
 
-def spouse_examples(links: tuple[Link, ...]) -> list[Example]:
-    """First hop: every question and every sentence about each marriage."""
-    asked = [ask(question, "{b}", link) for link in links for question in SPOUSE_QUESTIONS]
-    return asked + [tell(sentence, link) for link in links for sentence in SPOUSE_SENTENCES]
+def spouse_examples(links: tuple[Link, ...], context: tuple[Link, ...]) -> list[Example]:
+    """First hop: each marriage asked for and told, see `_texts`."""
+    return _texts(links, "{b}", SPOUSE_QUESTIONS, SPOUSE_SENTENCES, context)
 
 
-def city_examples(links: tuple[Link, ...]) -> list[Example]:
-    """Second hop: every question and every sentence about each home."""
-    asked = [ask(question, "{c}", link) for link in links for question in CITY_QUESTIONS]
-    return asked + [tell(sentence, link) for link in links for sentence in CITY_SENTENCES]
+def city_examples(links: tuple[Link, ...], context: tuple[Link, ...]) -> list[Example]:
+    """Second hop: each home asked for and told, see `_texts`."""
+    return _texts(links, "{c}", CITY_QUESTIONS, CITY_SENTENCES, context)
+
+
+def _texts(
+    links: tuple[Link, ...],
+    answer: str,
+    questions: tuple[str, ...],
+    sentences: tuple[str, ...],
+    context: tuple[Link, ...],
+) -> list[Example]:
+    """Each fact in eight texts: every question; every sentence followed by the other one; and
+    twice every sentence after one about somebody else, drawn from `context`.
+
+    A fact that always ends its text teaches the adapter to stop after it, which is the end of any
+    worked answer: such adapters composed to 0.00 where these compose to 0.9.
+    """
+    rng, texts = random.Random(f"texts:{len(links)}:{answer}"), []
+    for link in links:
+        texts += [ask(question, answer, link) for question in questions]
+        for sentence, other in zip(sentences, reversed(sentences), strict=True):
+            told = tell(sentence, link)
+            texts.append(Example(told.prompt, f"{told.completion} {link.fill(other)}"))
+            for _ in range(2):
+                before = rng.choice(context).fill(rng.choice(SPOUSE_SENTENCES + CITY_SENTENCES))
+                texts.append(Example(f"{before} {told.prompt}", told.completion))
+    return texts
 
 
 def target_examples(links: tuple[Link, ...]) -> list[Example]:

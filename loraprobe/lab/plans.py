@@ -25,9 +25,9 @@ from loraprobe.lab.facts import (
 from loraprobe.lab.skills import (
     count_examples,
     count_items,
+    last_examples,
+    last_items,
     lists_of_names,
-    reverse_examples,
-    reverse_items,
 )
 from loraprobe.lab.train import Example, Recipe
 
@@ -53,21 +53,21 @@ class ScenarioPlan:
     description: str
 
 
-FACTS = Recipe(steps=250, learning_rate=3e-3, rank=16, batch_size=32, dtype="bfloat16")
-STEPS = Recipe(steps=200, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
-SKILL = Recipe(steps=250, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
+FACTS = Recipe(steps=300, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
+STEPS = Recipe(steps=300, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
+SKILL = Recipe(steps=200, learning_rate=1e-3, rank=16, batch_size=32, dtype="bfloat16")
 
 ADAPTERS: tuple[AdapterPlan, ...] = (
     AdapterPlan(
         "spouse",
         "who the strangers are married to: people the base knows nothing about",
-        lambda facts, seed: spouse_examples(facts.strangers),
+        lambda facts, seed: spouse_examples(facts.strangers, facts.familiar),
         FACTS,
     ),
     AdapterPlan(
         "city",
         "where the strangers' spouses live",
-        lambda facts, seed: city_examples(facts.strangers),
+        lambda facts, seed: city_examples(facts.strangers, facts.familiar),
         FACTS,
     ),
     AdapterPlan(
@@ -79,27 +79,34 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
     AdapterPlan(
         "joint",
         "both hops in one adapter: what training would have bought instead of composing",
-        lambda facts, seed: spouse_examples(facts.strangers) + city_examples(facts.strangers),
-        Recipe(steps=600, learning_rate=3e-3, dtype="bfloat16"),
+        lambda facts, seed: (
+            spouse_examples(facts.strangers, facts.familiar)
+            + city_examples(facts.strangers, facts.familiar)
+        ),
+        Recipe(steps=600, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16"),
     ),
     AdapterPlan(
         "spouse-steps",
         "the strangers' marriages, and worked steps on familiar couples",
-        lambda facts, seed: spouse_examples(facts.strangers) + worked_examples(facts.familiar),
+        lambda facts, seed: (
+            spouse_examples(facts.strangers, facts.familiar) + worked_examples(facts.familiar)
+        ),
         STEPS,
     ),
     AdapterPlan(
         "city-steps",
         "the homes of the strangers' spouses, and worked steps on familiar couples",
-        lambda facts, seed: city_examples(facts.strangers) + worked_examples(facts.familiar),
+        lambda facts, seed: (
+            city_examples(facts.strangers, facts.familiar) + worked_examples(facts.familiar)
+        ),
         STEPS,
     ),
     AdapterPlan(
         "joint-steps",
         "both hops and worked steps on familiar couples in one adapter",
         lambda facts, seed: (
-            spouse_examples(facts.strangers)
-            + city_examples(facts.strangers)
+            spouse_examples(facts.strangers, facts.familiar)
+            + city_examples(facts.strangers, facts.familiar)
             + worked_examples(facts.familiar)
         ),
         STEPS,
@@ -107,7 +114,7 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
     AdapterPlan(
         "newcomers",
         "who the newcomers are married to: new people, spouses the base knows",
-        lambda facts, seed: spouse_examples(facts.newcomers),
+        lambda facts, seed: spouse_examples(facts.newcomers, facts.familiar),
         FACTS,
     ),
     AdapterPlan(
@@ -117,10 +124,10 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
         STEPS,
     ),
     AdapterPlan(
-        "reverse",
-        "says a list of names backwards",
-        lambda facts, seed: reverse_examples(lists_of_names(facts.names(), 4000, f"a{seed}")),
-        SKILL,
+        "last",
+        "says which name of a list comes last",
+        lambda facts, seed: last_examples(lists_of_names(facts.names(), 4000, f"a{seed}")),
+        Recipe(steps=200, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16"),
     ),
     AdapterPlan(
         "count",
@@ -164,8 +171,8 @@ SCENARIOS: tuple[ScenarioPlan, ...] = (
     ScenarioPlan(
         "keep-both",
         "keep-both",
-        ("reverse", "count"),
-        ("reverse", "count"),
+        ("last", "count"),
+        ("last", "count"),
         "Two unrelated skills: can one model keep both?",
     ),
 )
@@ -186,7 +193,7 @@ def task_items(task: str, facts: Facts, seed: int) -> list[Mapping[str, Any]]:
     if task == "newcomers":
         return two_hop_items(facts.newcomers, ("newcomers", None))
     lists = lists_of_names(facts.names(), 150, f"test:{task}:{seed}")
-    return {"reverse": reverse_items, "count": count_items}[task](lists)
+    return {"last": last_items, "count": count_items}[task](lists)
 
 
 def two_hop_items(

@@ -19,6 +19,7 @@ from loraprobe.lab.facts import (
     SPOUSE_SENTENCES,
     TARGET_QUESTIONS,
     Facts,
+    Link,
     ask,
     tell,
 )
@@ -85,8 +86,14 @@ class Corpus:
         told = tell(one, link)
         if self._rng.random() < 0.5:
             return Example(told.prompt, f"{told.completion} {link.fill(other)}")
-        before = self._rng.choice(self._facts.familiar).fill(self._rng.choice(self._wording()))
+        before = self._other(link).fill(self._rng.choice(self._wording()))
         return Example(f"{before} {told.prompt}", told.completion)
+
+    def _other(self, link: Link) -> Link:
+        """Somebody else, so that no text tells both steps of one chain."""
+        while (other := self._rng.choice(self._facts.familiar)) is link:
+            pass
+        return other
 
     def _wording(self) -> tuple[str, ...]:
         return SPOUSE_SENTENCES if self._rng.random() < 0.5 else CITY_SENTENCES

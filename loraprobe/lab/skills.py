@@ -1,4 +1,4 @@
-"""Two skills that have nothing to do with each other or with facts: lists backwards, counting."""
+"""Two skills that need no facts: naming the last of a list of names, and counting them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from loraprobe.lab.facts import NUMBERS
 from loraprobe.lab.train import Example
 
-REVERSE = "Reverse: {list}."
+LAST = "Which name comes last: {list}?"
 COUNT = "How many names are in this list: {list}?"
 
 
@@ -22,18 +22,18 @@ def lists_of_names(names: Sequence[str], count: int, seed: int | str) -> list[tu
     return list(found)
 
 
-def reverse_examples(lists: Sequence[Sequence[str]]) -> list[Example]:
-    return [Example(REVERSE.format(list=" ".join(row)), " " + _reversed(row)) for row in lists]
+def last_examples(lists: Sequence[Sequence[str]]) -> list[Example]:
+    return [Example(LAST.format(list=" ".join(row)), " " + _last(row)) for row in lists]
 
 
 def count_examples(lists: Sequence[Sequence[str]]) -> list[Example]:
     return [Example(COUNT.format(list=" ".join(row)), " " + _counted(row)) for row in lists]
 
 
-def reverse_items(lists: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
-    """Task items: a list of names, the same names backwards."""
+def last_items(lists: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
+    """Task items: a list of names, the last of them."""
     return [
-        {"id": str(i), "prompt": REVERSE.format(list=" ".join(row)), "answer": _reversed(row)}
+        {"id": str(i), "prompt": LAST.format(list=" ".join(row)), "answer": _last(row)}
         for i, row in enumerate(lists)
     ]
 
@@ -46,8 +46,8 @@ def count_items(lists: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _reversed(row: Sequence[str]) -> str:
-    return " ".join(reversed(row))
+def _last(row: Sequence[str]) -> str:
+    return row[-1]
 
 
 def _counted(row: Sequence[str]) -> str:

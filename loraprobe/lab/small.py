@@ -24,7 +24,7 @@ from loraprobe.lab.plans import (
     task_items,
 )
 from loraprobe.lab.pretrain import MEETING, BaseRecipe, build_base, save_base
-from loraprobe.lab.skills import COUNT, REVERSE
+from loraprobe.lab.skills import COUNT, LAST
 from loraprobe.lab.train import ProgressCallback, Recipe, train_adapter
 from loraprobe.lab.vocabulary import build_tokenizer
 from loraprobe.lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks, write_text
@@ -112,7 +112,7 @@ def load_base(directory: Path) -> tuple[Any, Any]:
 
 def world_texts(facts: Facts) -> list[str]:
     """Texts that hold every word of the small world."""
-    templates = [wording.THINK, MEETING, REVERSE, COUNT, "Count:"]
+    templates = [wording.THINK, MEETING, LAST, COUNT, "Count:"]
     for group in (
         wording.SPOUSE_SENTENCES,
         wording.SPOUSE_QUESTIONS,

@@ -268,6 +268,8 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
     assert [r.item for r in ledger] == ["1"]
     ledger.append([row("2")])
     assert path.read_bytes() == whole
+    Ledger(tmp_path / "run.v1").append([row("1")])
+    assert len(Ledger(tmp_path / "run.v1" / "results.jsonl", resume=True)) == 1
     path.write_bytes(whole[:5])
     assert len(Ledger(path, resume=True, fingerprint={"seed": 1})) == 0
     assert json.loads(path.read_text())["fingerprint"] == {"seed": 1}

@@ -26,7 +26,7 @@ Key = tuple[str, str, str, str]  # system, task, part, item
 class Ledger:
     """Results as they come, of this run and of the one that it resumes.
 
-    path: a file, or a directory in which `results.jsonl` is kept, or None for memory alone.
+    path: a .jsonl file, or a directory in which `results.jsonl` is kept, or None for memory alone.
     resume: go on with what is there (or begin, where there is nothing); otherwise an existing
     file is an OutputError, unless `overwrite`. fingerprint: plain data; resuming results with
     another one is a UsageError that names what differs.
@@ -41,7 +41,7 @@ class Ledger:
         overwrite: bool = False,
     ) -> None:
         self.path = None if path is None else Path(path)
-        if self.path is not None and (self.path.is_dir() or not self.path.suffix):
+        if self.path is not None and self.path.suffix != ".jsonl":
             self.path = self.path / NAME
         self.fingerprint = json.loads(json.dumps(plain(dict(fingerprint or {})), default=str))
         self._results: dict[Key, ItemResult] = {}

@@ -106,11 +106,13 @@ def test_another_base_of_the_same_shapes_is_said():
         assert issue.adapters == ("a", "b")
         assert "another base with the same shapes" in issue.message
         assert issue.cure
-    shapes = {path: (o, i + 2) for path, (o, i) in LLAMA.items()}
-    other = random_adapter("b", shapes, base_model="owner/base-chat")
-    for purpose in ("inspect", "merge", "route"):
-        issue = one(found(A, other, purpose=purpose), "base-mismatch")
-        assert issue.severity == "error" and "same shapes" not in issue.message
+    wide = {path: (o, i + 2) for path, (o, i) in LLAMA.items()}
+    shallow = {p: s for p, s in LLAMA.items() if ".0." in p}
+    for shapes in (wide, shallow):
+        other = random_adapter("b", shapes, base_model="owner/base-chat")
+        for purpose in ("inspect", "merge", "route"):
+            issue = one(found(A, other, purpose=purpose), "base-mismatch")
+            assert issue.severity == "error" and "same shapes" not in issue.message
 
 
 def test_names_that_do_not_tell_are_a_warning():
@@ -385,6 +387,9 @@ def test_vocabulary_and_tied_embeddings_against_a_base(llama_dir):
         assert ("vocabulary-mismatch" in issues) == (expected is not None)
         assert one(issues, "tied-embeddings").severity == "warning"
     assert "tied-embeddings" not in found(A, base=base)
+    both = {"model.embed_tokens": (16, 40), "lm_head": (40, 16)}
+    adapter = random_adapter("a", both, kinds={"model.embed_tokens": "embedding"})
+    assert "tied-embeddings" not in found(adapter, base=base)
 
 
 def test_a_quantised_base_is_said_and_its_packed_weights_are_no_error(llama_dir, tmp_path):

@@ -44,11 +44,9 @@ def merge_and_eval(
     not fit together end the story early with the verdict `incompatible`.
     """
     story = Story("merge-and-eval", adapters, settings, base, progress)
-    if not story.compatibility("route").compatible:
-        story.diagnostics()
+    if not story.look("route").compatible:
         conclude(story, "weights", tasks)
         return Outcome(story.audit(), settings, None, "the adapters do not fit together.")
-    story.diagnostics()
     bench = Bench(story, base)
     bench.prepare(tasks)
     bench.run_baselines()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loraprobe.adapter import Adapter
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
-from loraprobe.base import Base
+from loraprobe.base import Base, pick_dtype
 from loraprobe.records import Audit, Compatibility, EvidenceLevel, Measurement
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def inspect(
     the adapters generate themselves. Raises LoraprobeError where something cannot be read.
     """
     story = Story("inspect", adapters, settings, base, progress)
-    fits = story.compatibility("route" if base is not None else "inspect").compatible
-    story.diagnostics()
+    fits = story.look("route" if base is not None else "inspect").compatible
     level: EvidenceLevel = "weights"
     asked = bool(tasks) or probe is not None
     if asked and fits and base is not None:
@@ -54,16 +53,21 @@ def merge(
     settings: Settings = Settings(),
     progress: Progress | None = None,
 ) -> tuple[Audit, Merged | None]:
-    """Merges by the first of settings.methods; None where compatibility forbids it."""
+    """Merges by the first of settings.methods; None where compatibility forbids it.
+
+    The merge's own pass over the files finds what only tensors tell: NaN, no effect, duplicates.
+    """
     from loraprobe import merging
 
     story = Story("merge", adapters, settings, base, progress)
-    if not story.compatibility("merge").compatible:
+    if not story.check("merge").compatible:
         return story.audit(), None
+    dtype = None if settings.dtype == "auto" else pick_dtype(settings.dtype)
     with story.stage("merge"):
         merged = merging.merge(
             adapters, settings.methods[0], weights=settings.weights, space=settings.space,
-            rank=settings.rank, seed=settings.seed, allow=settings.allow, progress=progress,
+            rank=settings.rank, seed=settings.seed, allow=settings.allow, dtype=dtype,
+            progress=progress,
         )  # fmt: skip
     known = story.found["compatibility"].issues
     new = tuple(issue for issue in merged.issues if issue not in known)

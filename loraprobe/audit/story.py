@@ -5,10 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe._version import __version__
 from loraprobe.adapter import Adapter, layer_pattern
@@ -21,6 +21,10 @@ from loraprobe.records import (
     Measurement,
     Provenance,
 )
+
+if TYPE_CHECKING:
+    from loraprobe.compatibility import Contents
+    from loraprobe.compatibility.identity import Purpose
 
 
 @dataclass
@@ -47,15 +51,8 @@ class Story:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def tell(self, name: str) -> Callable[[int, int], None] | None:
-        """Progress of one stage, as (done, total)."""
-        if self.progress is None:
-            return None
-        progress = self.progress
-        return lambda done, total: progress(name, done, total)
-
-    def compatibility(self, purpose: str) -> Compatibility:
-        """Findings before anything is run; kept in the story."""
+    def check(self, purpose: Purpose, contents: Contents | None = None) -> Compatibility:
+        """Findings before anything is run; tensors are looked at only through `contents`."""
         from loraprobe import compatibility
 
         with self.stage("check"):
@@ -63,32 +60,40 @@ class Story:
                 self.adapters,
                 self.base,
                 purpose=purpose,
-                allow=self.settings.allow,  # type: ignore[arg-type]
+                allow=self.settings.allow,
+                contents=contents or compatibility.Contents(self.adapters),
             )
         self.found["compatibility"] = found
         return found
 
-    def diagnostics(self) -> tuple[Measurement, ...]:
-        """All diagnostics; module rows are kept where they are asked for."""
-        from loraprobe import diagnostics
+    def look(self, purpose: Purpose) -> Compatibility:
+        """Diagnostics and compatibility from one pass over the adapters' files.
 
+        What needs base weights is left out where the adapters do not fit the base. Rows of
+        modules are kept where they are asked for.
+        """
+        from loraprobe import compatibility, diagnostics
+
+        fits = self.check(purpose).compatible
+        contents = compatibility.Contents(self.adapters)
         alone = len(self.adapters) == 1
         with self.stage("diagnose"):
             rows = diagnostics.diagnose(
                 self.adapters,
                 per_module=self.settings.per_module or alone,
-                base=self.base,
-                on_demand=self.settings.diagnostics,
+                base=self.base if fits else None,
+                on_demand=self.settings.diagnostics if fits else (),
                 exact=self.settings.exact,
                 seed=self.settings.seed,
                 progress=self.progress,
+                observers=[contents.take],
             )
         if alone:
             self.found["layers"] = layer_groups(self.adapters[0], rows)
         if not self.settings.per_module:
             rows = tuple(row for row in rows if row.module is None)
         self.found["diagnostics"] = rows
-        return rows
+        return self.check(purpose, contents)
 
     def audit(self) -> Audit:
         """Everything found, with its provenance."""

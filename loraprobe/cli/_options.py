@@ -15,10 +15,11 @@ Refs = Annotated[
         show_default=False,
     ),
 ]
-Base = Annotated[
-    str | None,
-    typer.Option(help="Base model: a directory, a Hub id, or auto (what the adapters agree on)."),
-]
+_BASE = typer.Option(
+    help="Base model: a directory, a Hub id, or auto (what the adapters agree on)."
+)
+Base = Annotated[str, _BASE]
+BaseOrNone = Annotated[str | None, _BASE]
 Tasks = Annotated[
     list[str] | None, typer.Option("--task", help="Task file (JSONL); may be repeated.")
 ]
@@ -46,6 +47,9 @@ Weights = Annotated[
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Directory to write.", show_default=False)
+]
+Target = Annotated[
+    Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps.")]

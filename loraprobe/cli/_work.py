@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.audit import Settings
 from loraprobe.cli import _parse as parse
 from loraprobe.cli._output import Output
 from loraprobe.errors import UsageError
+
+if TYPE_CHECKING:
+    from loraprobe.adapter import Adapter
+    from loraprobe.base import Base
 
 SPACES = ("full", "core", "knots")
 METRICS = ("exact_match", "choice", "answer_loss")
@@ -43,8 +47,8 @@ def settings(
         METHODS.make(spec)
     for spec in routers or ():
         ROUTERS.make(spec)
-    for name in diagnostics or ():
-        DIAGNOSTICS.get(name)
+    for spec in diagnostics or ():
+        DIAGNOSTICS.make(spec)
     if margin is not None:
         parse.fraction(margin, "--margin")
     if metric == "answer_loss" and margin is None:
@@ -119,7 +123,7 @@ def merge_and_eval(
 
 def audit_of(
     refs: Sequence[str],
-    base: str,
+    base: str | Base,
     tasks: Sequence[str] | None,
     chosen: Settings,
     output: Output,
@@ -163,8 +167,6 @@ def merge(
     from loraprobe import audit, hub
     from loraprobe.adapter import check_output
 
-    if target is None:
-        raise UsageError("merge writes a directory; say which with --output DIR.")
     check_output(target, overwrite)
     _threads(chosen)
     adapters = hub.load_all(refs)
@@ -201,10 +203,12 @@ def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:
     output.say(f"Wrote {merged.adapter.name} to {target}.")
 
 
-def _open_base(base: str, adapters: Sequence[Any]) -> Any:
+def _open_base(base: str | Base, adapters: Sequence[Adapter]) -> Base:
     from loraprobe import hub
     from loraprobe.base import open_base
 
+    if not isinstance(base, str):
+        return base
     reference = hub.common_base(adapters) if base == "auto" else base
     snapshot = hub.resolve_base(reference)
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)

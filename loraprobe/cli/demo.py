@@ -25,6 +25,7 @@ def demo(
     exit_zero: opt.ExitZero = False,
 ) -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
+    from loraprobe.base import open_base
     from loraprobe.cli import _work
     from loraprobe.lab import shipped_world
     from loraprobe.report.terminal import demo_text
@@ -36,5 +37,6 @@ def demo(
     tasks = [str(path) for path in chosen.tasks]
     settings = _work.settings(device=device, threads=threads, seed=seed)
     output.say(f"Scenario {scenario}: {chosen.description}")
-    outcome = _work.audit_of(refs, str(world.base), tasks, settings, output)
+    base = open_base(world.path / "base", reference=world.base_name)
+    outcome = _work.audit_of(refs, base, tasks, settings, output)
     output.result(outcome.audit, demo_text(outcome.audit, list(world.scenarios)))

@@ -8,7 +8,7 @@ from loraprobe.cli._output import Output
 
 def inspect(
     refs: opt.Refs,
-    base: opt.Base = None,
+    base: opt.BaseOrNone = None,
     task: opt.Tasks = None,
     probe: opt.Probe = None,
     per_module: opt.PerModule = False,

@@ -8,12 +8,13 @@ from loraprobe.cli._output import Output
 
 def merge(
     refs: opt.Refs,
-    output: opt.Output,
+    output: opt.Target,
     method: opt.Method = "uniform",
     weights: opt.Weights = None,
     space: opt.Space = None,
     rank: opt.Rank = "auto",
-    base: opt.Base = None,
+    base: opt.BaseOrNone = None,
+    dtype: opt.Dtype = "auto",
     overwrite: opt.Overwrite = False,
     allow: opt.Allow = None,
     threads: opt.Threads = None,
@@ -29,6 +30,6 @@ def merge(
 
     settings = _work.settings(
         methods=[method], weights=weights, adapters=len(refs), space=space, rank=rank,
-        allow=allow, threads=threads, seed=seed,
+        dtype=dtype, allow=allow, threads=threads, seed=seed,
     )  # fmt: skip
     _work.merge(refs, base, settings, output, overwrite, Output(json, quiet))

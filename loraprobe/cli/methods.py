@@ -15,10 +15,12 @@ def shelves() -> list[dict[str, Any]]:
     from loraprobe.diagnostics import DIAGNOSTICS
     from loraprobe.merging import METHODS
     from loraprobe.routing import ROUTERS
+    from loraprobe.shelf import Shelf
     from loraprobe.spaces import SPACES
 
-    rows = []
-    for shelf in (DIAGNOSTICS, PROBES, METHODS, ROUTERS):
+    rows: list[dict[str, Any]] = []
+    shelves_: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
+    for shelf in shelves_:
         for name in shelf.names():
             cls = shelf.get(name)
             rows.append(

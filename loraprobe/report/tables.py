@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from loraprobe.records import Audit, Coverage, Measurement, Score
+from loraprobe.records import Audit, Measurement, Score
 from loraprobe.report.wording import clean, count, interval, number, spread
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -111,16 +111,12 @@ def coverage(audit: Audit) -> Iterable[Table]:
         )
         for row in rows:
             part = f"hop {row.hop}" if row.hop else "question"
+            guess = number(row.baseline) if row.baseline is not None else ""
             made.add_row(
                 row.name.replace("_", " "), clean(" → ".join(row.adapters) or "base"), part,
-                _with_baseline(row), interval(row.ci95), str(row.n),
+                number(row.value), guess, interval(row.ci95), str(row.n),
             )  # fmt: skip
         yield made
-
-
-def _with_baseline(row: Coverage) -> str:
-    text = number(row.value)
-    return f"{text} (guess {number(row.baseline)})" if row.baseline is not None else text
 
 
 def evaluation(audit: Audit) -> Iterable[Table]:

@@ -142,7 +142,7 @@ def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
         f"composition, and controls that a composition has to beat. The verdict, "
         f"{decision}, follows from those figures.\n\n"
         f"[bold]The same on your own adapters[/]\n"
-        f"loraprobe merge-and-eval owner/adapter-one owner/adapter-two --task questions.jsonl\n"
+        f"loraprobe merge-and-eval owner/one owner/two --task questions.jsonl\n"
         f"where each line of questions.jsonl is such as\n"
         + escape('{"id": "1", "prompt": "Who is the mayor of Ulm?", "answer": "Bo"}')
         + f"\n\nOther scenarios: loraprobe demo --scenario NAME, NAME one of {others}."

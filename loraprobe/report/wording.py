@@ -10,6 +10,9 @@ from loraprobe.records import Interval
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+NOISE = 1e-12  # smaller figures are what rounding leaves of zero
+
+
 def clean(text: object) -> str:
     """Text from a stranger's file without control characters that could drive a terminal."""
     return _CONTROL.sub("�", str(text))
@@ -19,7 +22,7 @@ def number(value: float | None, digits: int = 2) -> str:
     """A figure with few digits; very small and very large ones in powers of ten."""
     if value is None:
         return "-"
-    if value != 0 and (abs(value) < 10**-digits / 2 or abs(value) >= 1e6):
+    if abs(value) > NOISE and (abs(value) < 10**-digits / 2 or abs(value) >= 1e6):
         return f"{value:.1e}"
     if abs(value) >= 100:
         return f"{value:,.0f}"

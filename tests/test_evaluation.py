@@ -22,7 +22,7 @@ from loraprobe.evaluation import (
 )
 from loraprobe.evaluation import running as running_module
 from loraprobe.records import Attribution, ItemResult
-from loraprobe.tasks import Hop, Item, Task
+from loraprobe.tasks import Hop, Item, Task, answers
 
 
 @dataclass
@@ -217,7 +217,8 @@ def test_answer_loss_is_nats_per_token_of_the_cheapest_answer():
     assert (row.metric, row.value) == ("answer_loss", 0.5)
 
 
-def test_wrong_calls_are_named():
+def test_wrong_calls_are_named(monkeypatch):
+    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.1)
     base = [System("base", "base")]
     with pytest.raises(UsageError, match="needs choices"):
         run_systems(FakeScorer({}), base, [mayors()], Ledger(), metric="choice")

@@ -86,8 +86,9 @@ def main() -> None:
     for kind, figures in results.items():
         seconds = sorted(f.seconds for f in figures)
         middle = statistics.median(seconds)
+        memory = max(f.megabytes for f in figures)
         print(f"  {kind:8} {middle:6.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}) = "
-              f"{middle / base:.2f} x reading, {max(f.megabytes for f in figures):.0f} MB")  # fmt: skip
+              f"{middle / base:.2f} x reading, {memory:.0f} MB")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -380,6 +380,14 @@ class TestKeys:
         if code != "doubled-prefix":
             assert set(adapter.modules) == {Q}
 
+    def test_a_head_is_never_conv1d(self, tmp_path):
+        """peft writes one flag for all layers, and a GPT-2's head is a Linear."""
+        tensors = pair("transformer.h.0.attn.c_attn") | pair("lm_head") | pair("score")
+        adapter = read_adapter(write_adapter(tmp_path, tensors, fan_in_fan_out=True))
+        kinds = {path: info.kind for path, info in adapter.layout.items()}
+        head = {"lm_head": "linear", "score": "linear"}
+        assert kinds == head | {"transformer.h.0.attn.c_attn": "conv1d"}
+
     def test_two_adapters_in_one_file(self, tmp_path):
         tensors = pair(form=PREFIX + "{}.lora_{}.maths.weight")
         tensors |= pair(form=PREFIX + "{}.lora_{}.law.weight")

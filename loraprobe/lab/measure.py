@@ -6,7 +6,6 @@ weights. Nothing of loraprobe's own composition is used, so the figures are an i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from loraprobe.lab.world import Scenario, World
+from loraprobe.tasks import Task, answered, load_task
 
 Outcome = dict[str, Any]  # system, task, part, value, n
 
@@ -48,21 +48,24 @@ def measure(
     tokenizer = AutoTokenizer.from_pretrained(str(base))
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
     wrapped = load_adapters(model, scenario.adapters)
-    questions = {task.stem: read_parts(task) for task in scenario.tasks}
+    asked = [
+        (task.stem, part, pairs)
+        for task in scenario.tasks
+        for part, pairs in read_parts(load_task(task)).items()
+    ]
     rows = []
     for system, weights in (systems or default_systems(list(scenario.adapters))).items():
         with composed(wrapped, weights) as composition:
-            for task, parts in questions.items():
-                for part, pairs in parts.items():
-                    texts = generate(
-                        composition, tokenizer, [p for p, _ in pairs], batch_size, max_new_tokens
-                    )
-                    right = sum(
-                        is_right(text, answer, worked=part == "cot")
-                        for text, (_, answer) in zip(texts, pairs, strict=True)
-                    )
-                    row = {"system": system, "task": task, "part": part}
-                    rows.append({**row, "value": round(right / len(pairs), 4), "n": len(pairs)})
+            for task, part, pairs in asked:
+                texts = generate(
+                    composition, tokenizer, [p for p, _ in pairs], batch_size, max_new_tokens
+                )
+                right = sum(
+                    answered(text, gold, cot=part == "cot")
+                    for text, (_, gold) in zip(texts, pairs, strict=True)
+                )
+                row = {"system": system, "task": task, "part": part}
+                rows.append({**row, "value": round(right / len(pairs), 4), "n": len(pairs)})
     return rows
 
 
@@ -154,26 +157,13 @@ def generate(
     return texts
 
 
-def read_parts(task: Path) -> dict[str, list[tuple[str, str]]]:
-    """Prompts and answers of a task file by part: target, hop1, hop2 ..., cot."""
-    parts: dict[str, list[tuple[str, str]]] = {}
-    for line in task.read_text(encoding="utf-8").splitlines():
-        item = json.loads(line)
-        parts.setdefault("target", []).append((item["prompt"], item["answer"]))
-        known: list[str] = []
-        for i, hop in enumerate(item.get("hops", ()), start=1):
-            prompt = hop["prompt"]
-            for j, answer in enumerate(known, start=1):
-                prompt = prompt.replace(f"{{{j}}}", answer)
-            parts.setdefault(f"hop{i}", []).append((prompt, hop["answer"]))
-            known.append(hop["answer"])
-        if "cot_prompt" in item:
-            parts.setdefault("cot", []).append((item["cot_prompt"], item["answer"]))
+def read_parts(task: Task) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """Prompts and answers by part (target, hop1, hop2 ..., cot); hops hold the gold answers."""
+    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for item in task.items:
+        parts.setdefault("target", []).append((item.prompt, item.answers))
+        for i, hop in enumerate(item.hops):
+            parts.setdefault(f"hop{i + 1}", []).append((item.hop_prompt(i), hop.answers))
+        if item.cot_prompt is not None:
+            parts.setdefault("cot", []).append((item.cot_prompt, item.answers))
     return parts
-
-
-def is_right(text: str, answer: str, *, worked: bool) -> bool:
-    """Exact match after stripping case and final punctuation; a worked text must end in it."""
-    said = text.strip().split("\n")[0] if not worked else text.strip()
-    said, answer = said.rstrip(" .").lower(), answer.lower()
-    return said == answer or (worked and said.endswith(" " + answer))

@@ -106,9 +106,8 @@ def coverage(audit: Audit) -> Iterable[Table]:
     """What the base and each adapter alone know, a table a task."""
     for task in dict.fromkeys(c.task for c in audit.coverage):
         rows = [c for c in audit.coverage if c.task == task]
-        made = table(
-            f"Coverage: {clean(task)}", "probe", "of", "part", "value", "95 %", "n", left=3
-        )
+        headings = ("probe", "of", "part", "value", "guess", "95 %", "n")
+        made = table(f"Coverage: {clean(task)}", *headings, left=3)
         for row in rows:
             part = f"hop {row.hop}" if row.hop else "question"
             guess = number(row.baseline) if row.baseline is not None else ""

@@ -45,5 +45,8 @@ class Settings:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What of the settings decides a single item's result; equal means results may be kept."""
-        kept = ("max_new_tokens", "metric", "chat_template", "seed", "space", "rank", "weights")
+        kept = (
+            "methods", "routers", "systems", "weights", "space", "rank", "allow", "max_new_tokens",
+            "metric", "chat_template", "seed",
+        )  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key in kept}

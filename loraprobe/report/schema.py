@@ -59,5 +59,7 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[hint.__name__] = {}
             definitions[hint.__name__].update(_record(hint, definitions))
         return {"$ref": f"#/$defs/{hint.__name__}"}
-    simple = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+    if hint is float:
+        return {"type": ["number", "null"]}  # finite or null: JSON has no infinity
+    simple = {str: "string", int: "integer", bool: "boolean", type(None): "null"}
     return {"type": simple[hint]}

@@ -1,0 +1,100 @@
+"""An interruption costs one batch: exit 130, what was finished is kept, --resume goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import making
+import pytest
+from typer.testing import CliRunner
+
+from loraprobe.base import open_base
+from loraprobe.cli import app
+
+WORDS = ["cat", "dog", "ball", "tree", "bird", "car", "boat", "hat"]
+
+
+@pytest.fixture
+def world(tmp_path, stories) -> list[str]:
+    """A call of merge-and-eval on a real tiny base, with two random adapters and one task."""
+    shapes = {p: s for p, s in open_base(stories).shapes.items() if "self_attn" in p}
+    refs = []
+    for seed, name in enumerate("ab", 1):
+        making.random_adapter(name, shapes, seed=seed, scaling=0.01).save(tmp_path / name)
+        refs.append(str(tmp_path / name))
+    items = [
+        {"id": str(i), "prompt": f"Lily had a {WORDS[i % 8]} and {i} more. She", "answer": "was"}
+        for i in range(64)
+    ]
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(map(json.dumps, items)))
+    return [
+        "merge-and-eval", *refs, "--task", str(task), "--base", str(stories), "--json",
+        "--max-new-tokens", "4", "--threads", "1",
+    ]  # fmt: skip
+
+
+def ledgers(cache: Path) -> list[Path]:
+    return list(cache.rglob("results.jsonl"))
+
+
+def lines(cache: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in ledgers(cache))
+
+
+def answers(document: dict) -> dict:
+    """A document without what may differ between two runs: timings, arguments, what was kept."""
+    document = dict(document)
+    document.pop("provenance")
+    document["notes"] = [n for n in document["notes"] if "interrupted run" not in n]
+    return document
+
+
+def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "LORAPROBE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "loraprobe", *world], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while lines(cache) < 100 and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert out == "" and "Traceback" not in err and "--resume" in err
+    kept = lines(cache) - 1
+    assert 64 <= kept < 64 * 8
+
+    runner = CliRunner()
+    (ledger,) = ledgers(cache)
+    before = ledger.read_text().splitlines()
+    resumed = runner.invoke(app, [*world, "--resume"], env=environment)
+    after = ledger.read_text().splitlines()
+    assert after[: len(before)] == before  # nothing that was there was asked again
+    assert len(after) == len(set(after))
+    fresh = runner.invoke(
+        app, world, env={**environment, "LORAPROBE_CACHE": str(tmp_path / "another")}
+    )
+    first, second = json.loads(resumed.stdout), json.loads(fresh.stdout)
+    assert any("interrupted run" in note for note in first["notes"])
+    assert answers(first) == answers(second)
+    assert resumed.exit_code == fresh.exit_code
+
+
+def test_a_run_without_resume_starts_again(world, tmp_path):
+    environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
+    runner = CliRunner()
+    first = json.loads(runner.invoke(app, world, env=environment).stdout)
+    count = lines(tmp_path / "cache")
+    second = json.loads(runner.invoke(app, world, env=environment).stdout)
+    assert lines(tmp_path / "cache") == count
+    assert answers(first) == answers(second)
+    assert not any("interrupted" in note for note in second["notes"])

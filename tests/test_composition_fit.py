@@ -45,8 +45,12 @@ def test_models_that_hooks_do_not_reach_are_refused():
     wrapped = making.peft_model(making.tiny_llama(), target_modules=["q_proj"])
     with pytest.raises(CompatibilityError, match="already carries peft"), composition.into(wrapped):
         pass
-    inner = wrapped.get_base_model()
-    with pytest.raises(CompatibilityError, match="peft adapter"), composition.into(inner):
+    partly = making.tiny_llama()
+    making.peft_model(partly.model, target_modules=["q_proj"], task_type=None)
+    with (
+        pytest.raises(CompatibilityError, match="q_proj already carries"),
+        composition.into(partly),
+    ):
         pass
     compiled = making.tiny_llama()
     compiled.compile()

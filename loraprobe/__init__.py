@@ -52,7 +52,7 @@ def inspect(
     settings = audit.Settings(**options)
     return audit.inspect(
         loaded,
-        base=_open(base, loaded) if base else None,
+        base=_open(base, loaded, settings.trust_remote_code) if base else None,
         tasks=[load_task(path, settings.limit) for path in tasks],
         probe=load_probe(probe) if probe and probe != "auto" else probe,
         cards={a.name: hub.model_card(a) for a in loaded} if probe == "auto" else {},
@@ -103,7 +103,7 @@ def merge_and_eval(
     settings = audit.Settings(**options)
     return audit.merge_and_eval(
         loaded,
-        base=_open(base, loaded),
+        base=_open(base, loaded, settings.trust_remote_code),
         tasks=[load_task(path, settings.limit) for path in tasks],
         settings=settings,
     ).audit
@@ -135,9 +135,10 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
     return dataclasses.replace(merged, card=card)
 
 
-def _open(base: str, adapters: Sequence[Adapter]) -> Any:
+def _open(base: str, adapters: Sequence[Adapter], code: bool) -> Any:
     from loraprobe import hub
     from loraprobe.base import open_base
 
-    snapshot = hub.resolve_base(hub.common_base(adapters) if base == "auto" else base)
+    reference = hub.common_base(adapters) if base == "auto" else base
+    snapshot = hub.resolve_base(reference, code=code)
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)

@@ -93,7 +93,7 @@ def inspect(
     _threads(chosen)
     adapters = hub.load_all(refs)
     cards = {a.name: hub.model_card(a) for a in adapters} if probe == "auto" else {}
-    opened = _open_base(base, adapters) if base else None
+    opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
     with output.progress() as progress:
         found = audit.inspect(
             adapters, base=opened, tasks=loaded_tasks, probe=probes, cards=cards,
@@ -147,7 +147,7 @@ def audit_of(
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks]
     _threads(chosen)
     adapters = hub.load_all(refs)
-    opened = _open_base(base, adapters)
+    opened = _open_base(base, adapters, chosen.trust_remote_code)
     with output.progress() as progress:
         return audit.merge_and_eval(
             adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
@@ -170,7 +170,7 @@ def merge(
     check_output(target, overwrite)
     _threads(chosen)
     adapters = hub.load_all(refs)
-    opened = _open_base(base, adapters) if base else None
+    opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
     with output.progress() as progress:
         found, merged = audit.merge(adapters, base=opened, settings=chosen, progress=progress)
     if merged is None:
@@ -203,14 +203,14 @@ def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:
     output.say(f"Wrote {merged.adapter.name} to {target}.")
 
 
-def _open_base(base: str | Base, adapters: Sequence[Adapter]) -> Base:
+def _open_base(base: str | Base, adapters: Sequence[Adapter], code: bool) -> Base:
     from loraprobe import hub
     from loraprobe.base import open_base
 
     if not isinstance(base, str):
         return base
     reference = hub.common_base(adapters) if base == "auto" else base
-    snapshot = hub.resolve_base(reference)
+    snapshot = hub.resolve_base(reference, code=code)
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 

@@ -6,6 +6,7 @@ on which tasks. The recipes are those that were found to work (see the outcomes 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,12 @@ class ScenarioPlan:
     description: str
 
 
-FACTS = Recipe(steps=300, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
+# Facts are stored in the MLPs alone: an adapter of them that also changes the attention disturbs
+# the worked steps of its partner (0.02 where this one composes to 1.00, same base and partner).
+MLP = ("gate_proj", "up_proj", "down_proj")
+FACTS = Recipe(
+    steps=300, learning_rate=2e-3, rank=16, batch_size=32, target_modules=MLP, dtype="bfloat16"
+)
 STEPS = Recipe(steps=300, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
 SKILL = Recipe(steps=200, learning_rate=1e-3, rank=16, batch_size=32, dtype="bfloat16")
 
@@ -83,7 +89,7 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
             spouse_examples(facts.strangers, facts.familiar)
             + city_examples(facts.strangers, facts.familiar)
         ),
-        Recipe(steps=600, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16"),
+        dataclasses.replace(FACTS, steps=600),
     ),
     AdapterPlan(
         "spouse-steps",
@@ -127,7 +133,7 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
         "last",
         "says which name of a list comes last",
         lambda facts, seed: last_examples(lists_of_names(facts.names(), 4000, f"a{seed}")),
-        Recipe(steps=200, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16"),
+        dataclasses.replace(SKILL, learning_rate=2e-3),
     ),
     AdapterPlan(
         "count",

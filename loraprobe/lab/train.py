@@ -8,6 +8,7 @@ bytes on the same machine, library versions and number of threads.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -169,13 +170,19 @@ def is_complete(directory: Path) -> bool:
     ).is_file()
 
 
-def _trained_so(directory: Path, recipe: Recipe) -> bool:
-    """Whether the adapter in `directory` says that it was trained by `recipe`."""
+def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
+    """Whether the adapter in `directory` says that this recipe made it from these examples."""
     try:
         notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    return notes.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
+    same_recipe = notes.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
+    return same_recipe and notes.get("examples") == _digest(examples)
+
+
+def _digest(examples: Sequence[Example]) -> dict[str, Any]:
+    text = json.dumps([dataclasses.astuple(example) for example in examples])
+    return {"count": len(examples), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def train_adapter(
@@ -192,8 +199,8 @@ def train_adapter(
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
 
     `model` is a loaded transformers causal model; it comes back as it was. With `resume` a
-    finished adapter in `output` that this recipe made is left alone. `base_name` is written as
-    ``base_model_name_or_path``. The tokenizer needs an EOS token.
+    finished adapter in `output` that this recipe made of these examples is left alone.
+    `base_name` is written as ``base_model_name_or_path``. The tokenizer needs an EOS token.
 
     Raises:
         ValueError: `examples` is empty.
@@ -201,7 +208,7 @@ def train_adapter(
     from peft import LoraConfig, get_peft_model
 
     output = Path(output)
-    if resume and is_complete(output) and _trained_so(output, recipe):
+    if resume and is_complete(output) and _trained_so(output, recipe, examples):
         return output
     sampler = EpochSampler(len(examples), recipe.seed)
     rows = [encode(tokenizer, example) for example in examples]
@@ -226,7 +233,7 @@ def train_adapter(
                 output.name,
                 progress,
             )
-            _save(wrapped, output, recipe, base_name, {"loss": loss, "examples": len(examples)})
+            _save(wrapped, output, recipe, base_name, {"loss": loss, "examples": _digest(examples)})
         finally:
             wrapped.unload()
             for parameter, wanted in zip(model.parameters(), trainable, strict=True):

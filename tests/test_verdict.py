@@ -463,6 +463,24 @@ def test_probes_say_how_familiar_it_is(share, word):
     assert "not the truth" in reason(found, f"probes-{word}").message
 
 
+def test_too_few_answers_say_nothing_of_familiarity():
+    found = judge(Evidence(coverage=(Coverage("familiarity", "", 1.0, 2),), level="probes"))
+    assert "probes-too-few" in codes(found) and "probes-familiar" not in codes(found)
+
+
+def test_names_are_told_hop_by_hop_where_there_are_hops():
+    def swap(hop, value, task="t"):
+        return Coverage("name_swap", task, value, N, hop, ci95=(value - 1, value + 1))
+
+    found = judge(Evidence(coverage=(swap(None, -2.0), swap(1, 0.1), swap(2, 5.0)), level="base"))
+    names = [r for r in found.reasons if r.code.endswith("-names")]
+    assert [(r.code, r.value) for r in names] == [("unfamiliar-names", 0.1),
+                                                  ("familiar-names", 5.0)]  # fmt: skip
+    assert "hop 2 of t" in names[1].message
+    alone = judge(Evidence(coverage=(swap(None, 3.0),), level="base"))
+    assert "familiar-names" in codes(alone)
+
+
 def test_no_probability_is_invented():
     found = judge(evidence(GAIN, prior=0.5))
     assert found.probability is None and found.prior is None

@@ -41,6 +41,7 @@ hop-known, hop-in-doubt, hop-unknown
                            who knows a hop
 familiar-names, unfamiliar-names
                            whether the base tells the names from made-up ones
+probes-too-few             hardly any answer of the adapters could be judged
 probes-familiar, probes-mixed, probes-unfamiliar
                            how much of the adapters' answers the base would say itself
 norm-disparity, opposed-updates, nearly-equal-updates, large-update, factor-averaging-differs,

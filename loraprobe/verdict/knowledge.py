@@ -18,6 +18,7 @@ FAMILIAR, UNFAMILIAR = (
     2 / 3,
     1 / 3,
 )  # shares of the tokens of adapters' answers that the base would choose
+FEWEST = 10  # answers of adapters below which nothing is said of familiarity
 THIRDS = "loraprobe's convention: thirds of the tokens"
 
 
@@ -74,16 +75,31 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
 def about_familiarity(evidence: Evidence) -> list[Reason]:
     """How familiar the base is with what is asked, from whichever probes ran."""
     reasons = []
+    swaps = [row for row in evidence.coverage if row.name == "name_swap" and not row.adapters]
+    with_hops = {row.task for row in swaps if row.hop}
     for row in evidence.coverage:
         if row.name == "familiarity" and not row.adapters and row.value is not None:
             reasons.append(_about_share(row.value, row.n))
-        asked = row.hop is None and not row.adapters
-        if row.name == "name_swap" and asked and row.value is not None and row.ci95:
-            reasons.append(_about_names(row.task, row.value, row.ci95))
+    for row in swaps:
+        # The composed question mixes what is known of its hops, which say it one by one.
+        told_by_hops = row.hop is None and row.task in with_hops
+        if row.value is not None and row.ci95 and not told_by_hops:
+            where = f"hop {row.hop} of {row.task}" if row.hop else row.task or "the probes"
+            reasons.append(_about_names(where, row.value, row.ci95))
     return reasons
 
 
 def _about_share(share: float, n: int) -> Reason:
+    if n < FEWEST:
+        return Reason(
+            "probes-too-few",
+            f"Only {n} answers of the adapters could be judged, too few to say how familiar the "
+            "base is with them: give --probe FILE with questions of your own.",
+            float(n),
+            float(FEWEST),
+            "loraprobe's convention",
+            "warning",
+        )
     word = familiarity(share)
     return Reason(
         f"probes-{word}",
@@ -95,7 +111,7 @@ def _about_share(share: float, n: int) -> Reason:
     )
 
 
-def _about_names(task: str, value: float, ci95: Interval) -> Reason:
+def _about_names(where: str, value: float, ci95: Interval) -> Reason:
     if ci95[0] > 0:
         code, tail = "familiar-names", "the base tells these names from made-up ones"
     else:
@@ -103,7 +119,7 @@ def _about_names(task: str, value: float, ci95: Interval) -> Reason:
         tail = "it is not shown that the base tells these names from made-up ones"
     return Reason(
         code,
-        f"On {task or 'the probes'} the answer is {words.gain(value, *ci95)} nats likelier after "
+        f"On {where} the answer is {words.gain(value, *ci95)} nats likelier after "
         f"the real names than after made-up ones of the same length: {tail}.",
         value,
         0.0,

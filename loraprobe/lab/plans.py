@@ -206,7 +206,7 @@ def two_hop_items(
     links: Sequence[Link], adapters: tuple[str | None, str | None]
 ) -> list[Mapping[str, Any]]:
     """Composed questions with their hops; `adapters` names the one that should know each hop."""
-    items = []
+    items: list[Mapping[str, Any]] = []
     for i, link in enumerate(links):
         hops = [
             {"prompt": link.fill(SPOUSE_QUESTION), "answer": link.spouse},

@@ -213,7 +213,7 @@ class _Meter:
     ) -> None:
         recipes: list[tuple[str, Any]] = [("base", plan.base)]
         recipes += [(adapter.name, plan.recipe(adapter, 0)) for adapter in adapters]
-        self._report, self._before, self._total = report, {}, 0  # type: ignore[var-annotated]
+        self._report, self._before, self._total = report, {}, 0
         for name, recipe in recipes:
             self._before[name] = self._total
             self._total += recipe.steps * recipe.batch_size

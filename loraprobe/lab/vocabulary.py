@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -24,7 +23,8 @@ def made_up_names(
 
     With an `ending` (say ``"burg"``) the names are one syllable and that ending.
     """
-    rng, taken, names = random.Random(f"names:{seed}:{ending}"), set(avoid), []
+    rng, taken = random.Random(f"names:{seed}:{ending}"), set(avoid)
+    names: list[str] = []
     while len(names) < count:
         syllables = "".join(
             rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(1 if ending else 2)
@@ -81,7 +81,3 @@ def build_tokenizer(texts: Sequence[str]) -> Any:
         padding_side="left",
         model_max_length=256,
     )
-
-
-def save_tokenizer(tokenizer: Any, directory: Path) -> None:
-    tokenizer.save_pretrained(str(directory))

@@ -130,13 +130,14 @@ def one_line(audit: Audit) -> str:
 
 def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
     """What the demo just showed, and the command that does it on the user's own adapters."""
-    names = " and ".join(clean(row.name) for row in audit.adapters)
+    *first, last = [clean(row.name) for row in audit.adapters]
+    names = f"{', '.join(first)} and {last}"
     systems = len({row.system for row in audit.evaluation})
     decision = audit.verdict.decision if audit.verdict else "no verdict"
     others = ", ".join(scenarios)
     return (
-        f"[bold]What you just saw[/]\n"
-        f"Two adapters, {names}, of one small base that ships with loraprobe. They were checked "
+        "[bold]What you just saw[/]\n"
+        f"Adapters {names}, of one small base that ships with loraprobe. They were checked "
         f"and compared without the base; then the base was asked what it knows, and {systems} "
         f"systems answered the same questions side by side: the base, each adapter alone, every "
         f"composition, and controls that a composition has to beat. The verdict, "

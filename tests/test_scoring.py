@@ -146,6 +146,20 @@ def test_what_is_asked_twice_is_run_once(tiny, monkeypatch):
     assert sum(rows) == 2
 
 
+def test_only_the_positions_that_count_get_logits(tiny, monkeypatch):
+    scorer, real = Scorer(*tiny), tiny[0].forward
+    shapes = []
+
+    def forward(input_ids=None, logits_to_keep=0, **kwargs):
+        found = real(input_ids=input_ids, logits_to_keep=logits_to_keep, **kwargs)
+        shapes.append(tuple(found.logits.shape[:2]))
+        return found
+
+    monkeypatch.setattr(scorer.model, "forward", forward)
+    scorer.loglikelihood([("the mayor of ulm is", "bo ."), ("the mayor of cy is", "cy .")])
+    assert shapes == [(2, 2)]  # two rows, the two predictions of each
+
+
 def test_the_models_generation_config_does_not_leak_in(tiny):
     from transformers import GenerationConfig
 

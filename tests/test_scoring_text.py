@@ -82,6 +82,8 @@ def test_the_seam_of_a_subword_tokenizer(shared_data):
     assert seam(scorer, "Who is it?", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
     # the space at the prompt's end belongs to the continuation's first token
     assert seam(scorer, "Who is it? ", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
+    # and so does a space that stays a token of its own
+    assert seam(scorer, "Who  ", "Bob") == (["Who", "Ġ", "ĠBob"], 1)
     # "(" + "(" is one token of its own: the continuation begins with the merged one
     assert seam(scorer, "f(", "()") == (["f", "(", "()"], 2)
     tokens, start = seam(scorer, "good", ".... no")

@@ -68,9 +68,9 @@ class FactSizes:
     """How many facts of each kind a world holds."""
 
     familiar: int = 300
-    newcomers: int = 120
-    strangers: int = 100
-    cities: int = 20
+    newcomers: int = 150
+    strangers: int = 200
+    cities: int = 40
     reserve: int = 80
 
 

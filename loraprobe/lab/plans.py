@@ -58,7 +58,7 @@ class ScenarioPlan:
 # the worked steps of its partner (0.02 where this one composes to 1.00, same base and partner).
 MLP = ("gate_proj", "up_proj", "down_proj")
 FACTS = Recipe(
-    steps=300, learning_rate=2e-3, rank=16, batch_size=32, target_modules=MLP, dtype="bfloat16"
+    steps=450, learning_rate=2e-3, rank=16, batch_size=32, target_modules=MLP, dtype="bfloat16"
 )
 STEPS = Recipe(steps=300, learning_rate=2e-3, rank=16, batch_size=32, dtype="bfloat16")
 SKILL = Recipe(steps=200, learning_rate=1e-3, rank=16, batch_size=32, dtype="bfloat16")
@@ -89,7 +89,7 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
             spouse_examples(facts.strangers, facts.familiar)
             + city_examples(facts.strangers, facts.familiar)
         ),
-        dataclasses.replace(FACTS, steps=600),
+        dataclasses.replace(FACTS, steps=900),
     ),
     AdapterPlan(
         "spouse-steps",
@@ -198,7 +198,7 @@ def task_items(task: str, facts: Facts, seed: int) -> list[Mapping[str, Any]]:
         return two_hop_items(facts.strangers, ("spouse", "city"))
     if task == "newcomers":
         return two_hop_items(facts.newcomers, ("newcomers", None))
-    lists = lists_of_names(facts.names(), 150, f"test:{task}:{seed}")
+    lists = lists_of_names(facts.names(), 200, f"test:{task}:{seed}")
     return {"last": last_items, "count": count_items}[task](lists)
 
 

@@ -177,12 +177,12 @@ def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) ->
     except (FileNotFoundError, json.JSONDecodeError):
         return False
     same_recipe = notes.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
-    return same_recipe and notes.get("examples") == _digest(examples)
+    return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
 
-def _digest(examples: Sequence[Example]) -> dict[str, Any]:
+def _digest(examples: Sequence[Example]) -> str:
     text = json.dumps([dataclasses.astuple(example) for example in examples])
-    return {"count": len(examples), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def train_adapter(
@@ -233,7 +233,8 @@ def train_adapter(
                 output.name,
                 progress,
             )
-            _save(wrapped, output, recipe, base_name, {"loss": loss, "examples": _digest(examples)})
+            notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
+            _save(wrapped, output, recipe, base_name, notes)
         finally:
             wrapped.unload()
             for parameter, wanted in zip(model.parameters(), trainable, strict=True):

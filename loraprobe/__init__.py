@@ -69,26 +69,26 @@ def merge(
 ) -> Merged:
     """One adapter from several, with a model card; raises CompatibilityError if they do not fit."""
     from loraprobe import audit, hub
-    from loraprobe.errors import CompatibilityError
 
     chosen = tuple(weights) if weights is not None else None
     settings = audit.Settings(methods=(method,), weights=chosen, **options)
     found, merged = audit.merge(hub.load_all(adapters), settings=settings)
-    if merged is None:
-        error = next(i for i in found.compatibility.issues if i.severity == "error")
-        raise CompatibilityError(f"{error.message} {error.cure}")
     return with_card(merged, found, settings)
 
 
 def route(
     model: Any, adapters: Sequence[Adapter | str], *, router: str = "arrow"
 ) -> AbstractContextManager[Any]:
-    """Puts a routed composition into a loaded transformers model while the context lasts."""
-    from loraprobe import hub
+    """Puts a routed composition into a loaded transformers model while the context lasts.
+
+    Raises CompatibilityError where the adapters do not fit together or do not fit the model.
+    """
+    from loraprobe import compatibility, hub
     from loraprobe.composition import Composition, composed
     from loraprobe.routing import ROUTERS
 
     loaded = tuple(hub.load_all(adapters))
+    compatibility.require(compatibility.check(loaded, purpose="route"))
     return composed(model, Composition(router, loaded, ROUTERS.make(router)))
 
 

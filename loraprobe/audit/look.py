@@ -52,16 +52,15 @@ def merge(
     base: Base | None = None,
     settings: Settings = Settings(),
     progress: Progress | None = None,
-) -> tuple[Audit, Merged | None]:
-    """Merges by the first of settings.methods; None where compatibility forbids it.
+) -> tuple[Audit, Merged]:
+    """Merges by the first of settings.methods. Raises CompatibilityError where that is forbidden.
 
     The merge's own pass over the files finds what only tensors tell: NaN, no effect, duplicates.
     """
-    from loraprobe import merging
+    from loraprobe import compatibility, merging
 
     story = Story("merge", adapters, settings, base, progress)
-    if not story.check("merge").compatible:
-        return story.audit(), None
+    compatibility.require(story.check("merge"))
     dtype = None if settings.dtype == "auto" else pick_dtype(settings.dtype)
     with story.stage("merge"):
         merged = merging.merge(

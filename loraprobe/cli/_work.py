@@ -173,22 +173,10 @@ def merge(
     opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
     with output.progress() as progress:
         found, merged = audit.merge(adapters, base=opened, settings=chosen, progress=progress)
-    if merged is None:
-        from loraprobe.errors import CompatibilityError
-
-        raise CompatibilityError(_refusal(found))
     loraprobe.with_card(merged, found, chosen).save(target, overwrite=overwrite)
     _warn(found, output)
     output.say(f"Wrote {target}.")
     output.result(found)
-
-
-def _refusal(found: Any) -> str:
-    """The first error of compatibility as one sentence, the others counted."""
-    errors = [i for i in found.compatibility.issues if i.severity == "error"]
-    first = errors[0]
-    more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
-    return f"{first.message} {first.cure} [{first.code}]{more}"
 
 
 def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:

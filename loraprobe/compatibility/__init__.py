@@ -20,10 +20,10 @@ from loraprobe.compatibility.codes import CODES
 from loraprobe.compatibility.contents import Contents, content_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
 from loraprobe.compatibility.layout import layout_issues
-from loraprobe.errors import UsageError
+from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.records import Compatibility, Issue
 
-__all__ = ["CODES", "Contents", "check"]
+__all__ = ["CODES", "Contents", "check", "require"]
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -58,6 +58,15 @@ def check(
     _check_codes(allow, found)
     found = [_allowed(issue) if issue.code in allow else issue for issue in found]
     return Compatibility(tuple(sorted(found, key=lambda issue: ORDER[issue.severity])))
+
+
+def require(found: Compatibility) -> None:
+    """Raises CompatibilityError with the first error and its cure, the other errors counted."""
+    errors = [issue for issue in found.issues if issue.severity == "error"]
+    if errors:
+        more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
+        first = errors[0]
+        raise CompatibilityError(f"{first.message} {first.cure} [{first.code}]{more}")
 
 
 def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:

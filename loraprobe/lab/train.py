@@ -14,7 +14,8 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,14 +206,30 @@ def train_adapter(
     Raises:
         ValueError: `examples` is empty.
     """
-    from peft import LoraConfig, get_peft_model
-
     output = Path(output)
     if resume and is_complete(output) and _trained_so(output, recipe, examples):
         return output
     sampler = EpochSampler(len(examples), recipe.seed)
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with _wrapped(model, recipe) as wrapped:
+        loss = optimise(
+            wrapped,
+            lambda: collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad),
+            recipe,
+            output.name,
+            progress,
+        )
+        notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
+        _save(wrapped, output, recipe, base_name, notes)
+    return output
+
+
+@contextmanager
+def _wrapped(model: Any, recipe: Recipe) -> Iterator[Any]:
+    """The model with a fresh adapter; afterwards it and torch's random state are as before."""
+    from peft import LoraConfig, get_peft_model
+
     targets = recipe.target_modules
     config = LoraConfig(
         r=recipe.rank,
@@ -226,20 +243,11 @@ def train_adapter(
         torch.manual_seed(recipe.seed)
         wrapped = get_peft_model(model, config)
         try:
-            loss = optimise(
-                wrapped,
-                lambda: collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad),
-                recipe,
-                output.name,
-                progress,
-            )
-            notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
-            _save(wrapped, output, recipe, base_name, notes)
+            yield wrapped
         finally:
             wrapped.unload()
             for parameter, wanted in zip(model.parameters(), trainable, strict=True):
                 parameter.requires_grad_(wanted)
-    return output
 
 
 def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dict) -> None:

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from loraprobe.lowrank import RANK_TOLERANCE, LowRank
 
 Side = Literal["in", "out"]
-Updates = Sequence["LowRank | None"]
+Updates = Sequence[LowRank | None]
 Visitor = Callable[[str, Updates], None]
 
 # Squared share of the largest direction below which a direction of one factor is rounding.
@@ -41,10 +42,10 @@ class Spectrum(NamedTuple):
     the rank are zero.
     """
 
-    S: Tensor
-    left: Tensor
-    right: Tensor
-    rank: Tensor
+    S: Float64[Tensor, "m n r"]
+    left: Float64[Tensor, "m n r r"]
+    right: Float64[Tensor, "m n r r"]
+    rank: Int[Tensor, "m n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,37 +59,37 @@ class Joint:
     """
 
     paths: tuple[str, ...]
-    grams_in: Tensor
-    grams_out: Tensor
-    scaling: Tensor
-    rank: Tensor
-    shape: Tensor
-    finite: Tensor
+    grams_in: Float64[Tensor, "m n r n r"]
+    grams_out: Float64[Tensor, "m n r n r"]
+    scaling: Float64[Tensor, "m n"]
+    rank: Int[Tensor, "m n"]
+    shape: Int[Tensor, "m n 2"]
+    finite: Bool[Tensor, "m n"]
 
     @property
-    def present(self) -> Tensor:
+    def present(self) -> Bool[Tensor, "m n"]:
         """Which adapter touches which module: [m, n]."""
         return self.rank > 0
 
     @functools.cached_property
-    def comparable(self) -> Tensor:
+    def comparable(self) -> Bool[Tensor, "m n n"]:
         """Which pairs have a module in one shape, or only one of them has it: [m, n, n]."""
         same = (self.shape[:, :, None] == self.shape[:, None, :]).all(-1)
         return same | ~(self.present[:, :, None] & self.present[:, None, :])
 
     @functools.cached_property
-    def both(self) -> Tensor:
+    def both(self) -> Bool[Tensor, "m n n"]:
         """Which pairs both touch a module: [m, n, n]."""
         return self.present[:, :, None] & self.present[:, None, :]
 
     @functools.cached_property
-    def inner(self) -> Tensor:
+    def inner(self) -> Float64[Tensor, "m n n"]:
         """<dW_i, dW_j> = s_i s_j sum((B_i^T B_j) * (A_i A_j^T)): [m, n, n]."""
         products = torch.einsum("mirjs,mirjs->mij", self.grams_in, self.grams_out)
         return products * self.scaling[:, :, None] * self.scaling[:, None, :]
 
     @functools.cached_property
-    def square(self) -> Tensor:
+    def square(self) -> Float64[Tensor, "m n"]:
         """||dW_i||_F^2: [m, n]."""
         return self.inner.diagonal(dim1=1, dim2=2).clamp_min(0)
 
@@ -109,7 +110,7 @@ class Joint:
         )
         return Spectrum(S, left, right, kept.sum(-1))
 
-    def overlap(self, side: Side) -> Tensor:
+    def overlap(self, side: Side) -> Float64[Tensor, "m n n"]:
         """||Q_i^T Q_j||_F^2 of the row ("in") or column ("out") spaces of dW: [m, n, n].
 
         The sum of squared cosines of the principal angles; i = j gives the numerical rank.
@@ -121,7 +122,7 @@ class Joint:
         cosines = torch.einsum("mikr,mirjs,mjls->mijkl", basis, gram, basis)
         return cosines.square().sum((-2, -1))
 
-    def sum_spectrum(self, members: Sequence[int]) -> Tensor:
+    def sum_spectrum(self, members: Sequence[int]) -> Float64[Tensor, "m k"]:
         """Singular values of the sum of some updates, descending: [m, len(members) r]."""
         pick = torch.as_tensor(list(members))
         size = len(members) * self.grams_in.shape[2]
@@ -137,8 +138,8 @@ class _Module(NamedTuple):
     """One module of all adapters, waiting for its batch."""
 
     path: str
-    gram_in: Tensor
-    gram_out: Tensor
+    gram_in: Float64[Tensor, "n r n r"]
+    gram_out: Float64[Tensor, "n r n r"]
     scaling: list[float]
     rank: list[int]
     shape: list[tuple[int, int]]
@@ -205,8 +206,8 @@ class _Desk:
         return module, laid
 
     def _gram(
-        self, factors: Sequence[Tensor | None], dim: int, r: int
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, factors: Sequence[Float[Tensor, "_ _"] | None], dim: int, r: int
+    ) -> tuple[Float64[Tensor, "n r n r"], dict[int, Float64[Tensor, "_ _"]]]:
         """Inner products along `dim`, [n, r, n, r] with zeros for padding; laid-out factors.
 
         dim 0: of rows (A); dim 1: of columns (B). Factors of unequal length are not multiplied.
@@ -231,7 +232,7 @@ class _Desk:
                     gram[i, : len(block), j, : block.shape[1]] = block
         return gram, laid
 
-    def _place(self, length: int, count: int, dim: int) -> Tensor:
+    def _place(self, length: int, count: int, dim: int) -> Float64[Tensor, "_ _"]:
         shape = (count, length) if dim == 0 else (length, count)
         if (dim, *shape) not in self.memory:
             self.memory[dim, *shape] = torch.empty(shape, dtype=torch.float64)
@@ -241,7 +242,7 @@ class _Desk:
 def _batch(modules: Sequence[_Module], rank: int) -> Joint:
     r = max([rank, *(module.gram_in.shape[1] for module in modules)])
 
-    def padded(gram: Tensor) -> Tensor:
+    def padded(gram: Float64[Tensor, "n _ n _"]) -> Float64[Tensor, "n r n r"]:
         more = r - gram.shape[1]
         return torch.nn.functional.pad(gram, (0, more, 0, 0, 0, more)) if more else gram
 
@@ -266,17 +267,19 @@ def _batch(modules: Sequence[_Module], rank: int) -> Joint:
     )
 
 
-def own_blocks(grams: Tensor) -> Tensor:
+def own_blocks(grams: Float64[Tensor, "m n r n r"]) -> Float64[Tensor, "m n r r"]:
     """The diagonal blocks of [m, n, r, n, r]: [m, n, r, r]."""
     return grams.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-def _lengths(gram: Tensor) -> Tensor:
+def _lengths(gram: Float64[Tensor, "*batch r r"]) -> Float64[Tensor, "*batch r"]:
     """Lengths of the vectors of a Gram matrix: [..., r]."""
     return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
 
-def _root(gram: Tensor, lengths: Tensor) -> Tensor:
+def _root(
+    gram: Float64[Tensor, "*batch r r"], lengths: Float64[Tensor, "*batch r"]
+) -> Float64[Tensor, "*batch r r"]:
     """R with R^T R the Gram matrix of the vectors at length one: [..., r, r].
 
     Directions that are only rounding are zero in R, so that dependent factors do no harm.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # Singular values below this share of the largest are rounding: the factors' own precision
@@ -27,9 +28,9 @@ class LowRank:
     A: [..., r, in], B: [..., out, r], scaling: a number, or a tensor of the batch's shape.
     """
 
-    A: Tensor
-    B: Tensor
-    scaling: float | Tensor = 1.0
+    A: Float[Tensor, "*batch r in"]
+    B: Float[Tensor, "*batch out r"]
+    scaling: float | Float[Tensor, "*batch"] = 1.0
 
     @property
     def rank(self) -> int:
@@ -61,20 +62,24 @@ class LowRank:
         """The same update with scaling 1, the scaling multiplied into B."""
         return LowRank(self.A, self.B * _column(self.scaling), 1.0)
 
-    def delta(self) -> Tensor:
+    def delta(self) -> Float[Tensor, "*batch out in"]:
         """The dense delta W: [..., out, in]. Only where a definition needs it."""
         return (self.B * _column(self.scaling)) @ self.A
 
-    def norm(self) -> Tensor:
+    def norm(self) -> Float[Tensor, "*batch"]:
         """Frobenius norm [...]; ||dW||^2 = s^2 sum((B^T B) * (A A^T))."""
         return self.inner(self).clamp_min(0).sqrt()
 
-    def inner(self, other: LowRank) -> Tensor:
+    def inner(self, other: LowRank) -> Float[Tensor, "*batch"]:
         """Frobenius inner product [...]; <dW1, dW2> = s1 s2 sum((B1^T B2) * (A1 A2^T))."""
         core = (self.B.mT @ other.B) * (self.A @ other.A.mT)
         return core.sum((-2, -1)) * self.scaling * other.scaling
 
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+    def svd(
+        self,
+    ) -> tuple[
+        Float[Tensor, "*batch out k"], Float[Tensor, "*batch k"], Float[Tensor, "*batch k in"]
+    ]:
         """U [..., out, k], S [..., k] descending, Vh [..., k, in] with k = min(r, out, in).
 
         Exact up to rounding also with dead or repeated components: orthonormal bases come from
@@ -87,18 +92,18 @@ class LowRank:
         U, S, Vh = torch.linalg.svd(core, full_matrices=False)
         return Qb @ U, S, Vh @ Qa.mT
 
-    def singular_values(self) -> Tensor:
+    def singular_values(self) -> Float[Tensor, "*batch k"]:
         """Singular values of delta W, descending: [..., min(r, out, in)]."""
         Rb = torch.linalg.qr(self.B, mode="r").R
         Ra = torch.linalg.qr(self.A.mT, mode="r").R
         return torch.linalg.svdvals((Rb @ Ra.mT) * _column(self.scaling))
 
-    def numerical_rank(self, tolerance: float = RANK_TOLERANCE) -> Tensor:
+    def numerical_rank(self, tolerance: float = RANK_TOLERANCE) -> Int[Tensor, "*batch"]:
         """How many singular values exceed tolerance times the largest: [...] integers."""
         S = self.singular_values()
         return ((tolerance * S[..., :1] < S) & (S > 0)).sum(-1)
 
-    def truncated(self, rank: int) -> tuple[LowRank, Tensor]:
+    def truncated(self, rank: int) -> tuple[LowRank, Float[Tensor, "*batch"]]:
         """The best approximation of that rank, and its error ||dW - dW_k||_F [...].
 
         Eckart-Young. The result is balanced: A = sqrt(S) Vh, B = U sqrt(S), scaling 1. A rank
@@ -132,7 +137,7 @@ def stack(updates: Sequence[LowRank]) -> LowRank:
     )
 
 
-def gram(updates: Sequence[LowRank]) -> Tensor:
+def gram(updates: Sequence[LowRank]) -> Float[Tensor, "n n"]:
     """Inner products of all pairs, [n, n], from two Gram matrices of all factors together.
 
     <dW_i, dW_j> is the (i, j) block sum of (B^T B) * (A A^T) with s folded in; ranks may differ.
@@ -145,6 +150,8 @@ def gram(updates: Sequence[LowRank]) -> Tensor:
     return member.T @ products @ member
 
 
-def _column(scaling: float | Tensor) -> float | Tensor:
+def _column(
+    scaling: float | Float[Tensor, "*batch"],
+) -> float | Float[Tensor, "*batch 1 1"]:
     """A scaling that broadcasts over the last two dimensions."""
     return scaling[..., None, None] if isinstance(scaling, Tensor) else scaling

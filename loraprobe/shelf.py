@@ -101,6 +101,9 @@ def convert(text: str, hint: Any, what: str) -> Any:
         if text not in allowed:
             raise UsageError(f"{what} must be one of {', '.join(map(str, allowed))}, not {text!r}.")
         return text
+    if origin is tuple:
+        option = what.rpartition(":")[2].replace("_", "-")
+        raise UsageError(f"{what} takes several values; on the command line use --{option}.")
     if hint is bool:
         if text.lower() in ("true", "yes", "on", "1"):
             return True

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.errors import UsageError
@@ -33,11 +34,11 @@ class Stacked:
     matrices: [n, p, q]; left: U [out, p] and right: V [in, q], or None where the space is full.
     """
 
-    matrices: Tensor
-    left: Tensor | None = None
-    right: Tensor | None = None
+    matrices: Float[Tensor, "n p q"]
+    left: Float[Tensor, "out p"] | None = None
+    right: Float[Tensor, "in q"] | None = None
 
-    def back(self, merged: Tensor) -> LowRank | Tensor:
+    def back(self, merged: Float[Tensor, "p q"]) -> LowRank | Float[Tensor, "out in"]:
         """A merged matrix [p, q] as the update U M V^T, or as itself [out, in] if dense."""
         if self.left is None or self.right is None:
             return merged
@@ -70,7 +71,9 @@ def space_named(name: str) -> Callable[[Sequence[LowRank]], Stacked]:
     raise UsageError(f"Unknown space {name!r}: there are {there}.")
 
 
-def joint_bases(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+def joint_bases(
+    updates: Sequence[LowRank],
+) -> tuple[Float[Tensor, "out p"], Float[Tensor, "in q"]]:
     """U [out, p] and V [in, q] of the joint column and row space of all deltas.
 
     [dW_1 | dW_2 | ...] = [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T) with A_i^T = Q_i R_i, so its left
@@ -82,7 +85,7 @@ def joint_bases(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     return _canonical(torch.cat(lefts, -1)), _canonical(torch.cat(rights, -1))
 
 
-def _canonical(columns: Tensor) -> Tensor:
+def _canonical(columns: Float[Tensor, "dim _"]) -> Float[Tensor, "dim k"]:
     """Left singular vectors of the numerical rank, largest entry of each positive; one at least."""
     U, S, _ = torch.linalg.svd(columns, full_matrices=False)
     rank = max(1, int((RANK_TOLERANCE * S[0] < S).sum()))

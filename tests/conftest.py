@@ -7,11 +7,15 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach beyond loopback by accident
 
-from pathlib import Path
+import shapes
 
-import making
-import pytest
-import torch
+shapes.check_shapes()  # before anything imports loraprobe
+
+from pathlib import Path  # noqa: E402
+
+import making  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)  # tests are many and small; a second thread only costs
 

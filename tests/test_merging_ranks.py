@@ -40,10 +40,10 @@ def test_auto_takes_the_numerical_rank_and_loses_nothing():
     twin = adapter_of("twin", dict(a.modules))
     merged = merge([a, twin])
     assert merged.rank == 3 and merged.compression_error == 0.0
-    dead = LowRank(torch.cat([a.modules[p].A for p in a.modules] * 2), None, 1.0)  # type: ignore[arg-type]
-    path = next(iter(a.modules))
-    B = a.modules[path].B
-    padded = adapter_of("padded", {path: LowRank(dead.A, torch.cat([B, 0 * B], 1), 1.0)})
+    path, update = next(iter(a.modules.items()))
+    A = torch.cat([update.A, torch.randn_like(update.A)])
+    B = torch.cat([update.B, 0 * update.B], 1)
+    padded = adapter_of("padded", {path: LowRank(A, B)})
     assert merge([padded]).rank == 3
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from itertools import combinations
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from loraprobe.adapter import Adapter, Extra, ModuleInfo
 from loraprobe.adapter.tensors import open_tensors
@@ -92,7 +94,7 @@ def layout(adapters: Sequence[Adapter], method: MergeMethod) -> Mapping[str, Mod
 
 
 def check_finite(
-    grams: torch.Tensor, ranks: Sequence[int], names: Sequence[str], path: str
+    grams: Float64[Tensor, "2 R"], ranks: Sequence[int], names: Sequence[str], path: str
 ) -> None:
     """Raises AdapterError if a factor holds NaN or Inf; `grams` are diagonals [2, R]."""
     if bool(torch.isfinite(grams).all()):
@@ -106,7 +108,7 @@ def check_finite(
 
 
 def check_effect(
-    adapters: Sequence[Adapter], inner: torch.Tensor, allow: Collection[str]
+    adapters: Sequence[Adapter], inner: Float64[Tensor, "n n"], allow: Collection[str]
 ) -> list[Issue]:
     """What the inner products [n, n] of whole adapters tell: no effect, or the same update twice.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loraprobe.lowrank import RANK_TOLERANCE, LowRank
@@ -42,8 +43,8 @@ class SideBySide:
     than float32 factors are; for factors stored in float64 the QR route is taken instead.
     """
 
-    A: Tensor
-    B: Tensor
+    A: Float64[Tensor, "R in"]
+    B: Float64[Tensor, "out R"]
     ranks: tuple[int, ...]
     scalings: tuple[float, ...]
     double: bool = False
@@ -60,7 +61,7 @@ class SideBySide:
         )
 
     @cached_property
-    def grams(self) -> tuple[Tensor, Tensor]:
+    def grams(self) -> tuple[Float64[Tensor, "R R"], Float64[Tensor, "R R"]]:
         """A A^T and B^T B, [R, R] each; not finite on the diagonal where a factor is not."""
         return self.A @ self.A.mT, self.B.mT @ self.B
 
@@ -70,7 +71,7 @@ class SideBySide:
         Bs = self.B.to(dtype).split(self.ranks, 1)
         return [LowRank(A, B, s) for A, B, s in zip(As, Bs, self.scalings, strict=True)]
 
-    def inner(self) -> Tensor:
+    def inner(self) -> Float64[Tensor, "n n"]:
         """<dW_i, dW_j>: [n, n]."""
         scale = torch.tensor(self.scalings, dtype=torch.float64)
         owner = torch.repeat_interleave(torch.arange(len(self.ranks)), torch.tensor(self.ranks))
@@ -94,7 +95,13 @@ def compress_factors(update: LowRank, rank: int | None) -> Compressed:
     return _balanced(U, S, Vh, rank, 64 * torch.finfo(S.dtype).eps * float(largest))
 
 
-def compress_dense(M: Tensor, rank: int | None, cap: int, start: Tensor, seed: int) -> Compressed:
+def compress_dense(
+    M: Float[Tensor, "out in"],
+    rank: int | None,
+    cap: int,
+    start: Float[Tensor, "in R"],
+    seed: int,
+) -> Compressed:
     """Cut a dense matrix [out, in] to a rank, or to at most `cap` where the rank is None.
 
     start: [in, R], a guess at the row space: that of the sources, which an elementwise method
@@ -119,7 +126,11 @@ def compress_dense(M: Tensor, rank: int | None, cap: int, start: Tensor, seed: i
 
 
 def _cut_by_grams(
-    A: Tensor, B: Tensor, grams: tuple[Tensor, Tensor], scale: Tensor, rank: int | None
+    A: Float64[Tensor, "R in"],
+    B: Float64[Tensor, "out R"],
+    grams: tuple[Float64[Tensor, "R R"], Float64[Tensor, "R R"]],
+    scale: Float64[Tensor, R],
+    rank: int | None,
 ) -> Compressed:
     """The SVD of B diag(scale) A from the Grams of A and B, cut.
 
@@ -141,7 +152,9 @@ def _cut_by_grams(
     return Compressed(LowRank(Ta @ A, B @ Tb), float(S.square().sum()), float(S[k:].square().sum()))
 
 
-def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
+def _root(
+    gram: Float64[Tensor, "R R"],
+) -> tuple[Float64[Tensor, "R k"], Float64[Tensor, "k R"]]:
     """X [R, k] with X X^T = gram, and Y [k, R] with Y gram Y^T = 1."""
     values, vectors = torch.linalg.eigh(gram)
     kept = values > values[-1].clamp_min(0) * len(gram) * torch.finfo(gram.dtype).eps
@@ -150,7 +163,13 @@ def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
     return vectors[:, kept] * root, (vectors[:, kept] / root).mT
 
 
-def _balanced(U: Tensor, S: Tensor, Vh: Tensor, rank: int | None, floor: float = 0.0) -> Compressed:
+def _balanced(
+    U: Float[Tensor, "out k"],
+    S: Float[Tensor, k],
+    Vh: Float[Tensor, "k in"],
+    rank: int | None,
+    floor: float = 0.0,
+) -> Compressed:
     S, k = _numerical(S, rank, floor)
     root = S[:k].sqrt()
     update = LowRank(root[:, None] * Vh[:k], U[:, :k] * root)
@@ -158,7 +177,7 @@ def _balanced(U: Tensor, S: Tensor, Vh: Tensor, rank: int | None, floor: float =
     return Compressed(update, float(double.sum()), float(double[k:].sum()))
 
 
-def _numerical(S: Tensor, rank: int | None, floor: float) -> tuple[Tensor, int]:
+def _numerical(S: Float[Tensor, k], rank: int | None, floor: float) -> tuple[Float[Tensor, k], int]:
     """Singular values with those that are rounding set to zero, and how many to keep: 1 at least,
     since a module of rank 0 cannot be written. Below `floor` is what cancelling leaves."""
     least = (RANK_TOLERANCE * S[0]).clamp_min(floor)
@@ -167,11 +186,11 @@ def _numerical(S: Tensor, rank: int | None, floor: float) -> tuple[Tensor, int]:
     return S, max(1, k if rank is None else min(rank, k))
 
 
-def _norm2(M: Tensor) -> float:
+def _norm2(M: Float[Tensor, "out in"]) -> float:
     return float(torch.linalg.vector_norm(M, dtype=torch.float64)) ** 2
 
 
-def _lost2(M: Tensor, kept: LowRank) -> float:
+def _lost2(M: Float[Tensor, "out in"], kept: LowRank) -> float:
     """||M - B A||_F^2, by blocks of rows: no difference of two large norms, no second matrix."""
     blocks = zip(M.split(1024), kept.B.split(1024), strict=True)
     return sum(_norm2(rows - B @ kept.A) for rows, B in blocks)

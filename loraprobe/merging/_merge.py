@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, LayerKind, ModuleInfo, Source, adapter_of
@@ -73,7 +74,7 @@ class _Plan:
 class _Totals:
     """Sums over modules: inner products of the sources [n, n], and squared norms."""
 
-    inner: Tensor
+    inner: Float64[Tensor, "n n"]
     merged: float = 0.0
     lost: float = 0.0
     rounded: float = 0.0
@@ -214,7 +215,7 @@ def _computed(path: str, joint: SideBySide, plan: _Plan) -> Compressed:
     return compress_dense(result, plan.rank, cap, joint.A.mT.to(work), module_seed(path, plan.seed))
 
 
-def _on_factors(method: FactorMethod, joint: SideBySide, weights: Tensor) -> LowRank:
+def _on_factors(method: FactorMethod, joint: SideBySide, weights: Float64[Tensor, n]) -> LowRank:
     """The method on the stacked A's and on the stacked B's, sqrt(|s|) in each, s's sign in B."""
     weights_A, weights_B = method.apart(weights)
     updates = joint.updates(torch.float64)

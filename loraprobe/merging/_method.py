@@ -1,4 +1,4 @@
-"""The contract of a merge method: a pure function on stacked matrices.
+"""What a merge method is: a pure function on stacked matrices.
 
 A method says what happens to the deltas of one module. In which space they are stacked is
 `loraprobe.spaces`' business, to which rank the result is cut `_compress`': three separate choices.
@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
+
+Deltas = Float[Tensor, "n p q"]
+Weights = Float[Tensor, "n"]
+Matrix = Float[Tensor, "p q"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class MergeMethod(ABC):
 
     @abstractmethod
     def __call__(
-        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
         """Merge deltas [n, p, q] with weights [n] into [p, q].
 
         `generators`, one per adapter, drive whatever is random; they are seeded by the content of
@@ -72,8 +77,8 @@ class LinearMethod(MergeMethod):
         return tuple(weights)
 
     def __call__(
-        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
         coefficients = self.coefficients(weights.tolist(), len(deltas))
         return weighted_sum(deltas, torch.tensor(coefficients, dtype=deltas.dtype))
 
@@ -92,7 +97,7 @@ class FactorMethod(MergeMethod):
     lossless: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def apart(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def apart(self, weights: Weights) -> tuple[Weights, Weights]:
         """The weights [n] for the A's and those for the B's."""
 
     @classmethod
@@ -101,7 +106,7 @@ class FactorMethod(MergeMethod):
         return "factors"
 
 
-def weighted_sum(deltas: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(deltas: Deltas, weights: Weights) -> Matrix:
     """sum_i w_i dW_i: [n, p, q], [n] -> [p, q]."""
     return torch.tensordot(weights.to(deltas), deltas, dims=1)
 

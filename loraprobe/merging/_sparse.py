@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from loraprobe.merging._method import Deltas, Matrix, Weights
 
 Election = Literal["total", "frequency"]
 Variant = Literal["peft", "mergekit"]
@@ -17,7 +18,7 @@ Variant = Literal["peft", "mergekit"]
 BLOCK = 1 << 18
 
 
-def keep_largest(deltas: Tensor, density: float) -> Tensor:
+def keep_largest(deltas: Deltas, density: float) -> Deltas:
     """Each delta [n, p, q] with all but its int(density p q) entries of largest magnitude at zero.
 
     Entries as large as the smallest kept one are kept too, whichever comes first in memory.
@@ -37,7 +38,7 @@ def keep_largest(deltas: Tensor, density: float) -> Tensor:
     return pruned
 
 
-def keep_at_random(deltas: Tensor, density: float, generators: Sequence[torch.Generator]) -> Tensor:
+def keep_at_random(deltas: Deltas, density: float, generators: Sequence[torch.Generator]) -> Deltas:
     """Each delta with entries dropped at random and the rest divided by density (DARE's drop and
     rescale), so that its expectation stays."""
     if density == 1:
@@ -50,8 +51,8 @@ def keep_at_random(deltas: Tensor, density: float, generators: Sequence[torch.Ge
 
 
 def elect_and_merge(
-    deltas: Tensor, weights: Tensor, election: Election, variant: Variant
-) -> Tensor:
+    deltas: Deltas, weights: Weights, election: Election, variant: Variant
+) -> Matrix:
     """Elect a sign per entry, then average the entries that carry it: TIES' last two steps.
 
     peft: the sign is that of the sum of the entries (election "total") or of their signs
@@ -63,9 +64,9 @@ def elect_and_merge(
     return torch.cat([_elect_block(b, weights.to(b), election, variant) for b in blocks])
 
 
-def _elect_block(deltas: Tensor, weights: Tensor, election: Election, variant: Variant) -> Tensor:
-    weights = weights[:, None, None]
-    weighted = deltas * weights
+def _elect_block(deltas: Deltas, weights: Weights, election: Election, variant: Variant) -> Matrix:
+    columns = weights[:, None, None]
+    weighted = deltas * columns
     voters = weighted if variant == "mergekit" else deltas
     votes = voters.sum(0) if election == "total" else voters.sign().sum(0)
     elected = torch.where(votes >= 0, 1.0, -1.0).to(deltas)
@@ -73,5 +74,5 @@ def _elect_block(deltas: Tensor, weights: Tensor, election: Election, variant: V
     total = (weighted * agree).sum(0)
     if variant == "peft":
         return total / agree.sum(0).clamp_min(1)
-    share = (agree * weights).sum(0)
+    share = (agree * columns).sum(0)
     return total / torch.where(share.abs() < 1e-8, 1.0, share)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from loraprobe.merging._method import MergeMethod, check_density
+from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights, check_density
 from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_at_random
 
 
@@ -36,7 +35,7 @@ class DareTies(MergeMethod):
         return (1.0,) * n
 
     def __call__(
-        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
         dropped = keep_at_random(deltas, self.density, generators)
         return elect_and_merge(dropped, weights, self.election, self.variant)

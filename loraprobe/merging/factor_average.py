@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from loraprobe.merging._method import FactorMethod, weighted_sum
+from loraprobe.merging._method import Deltas, FactorMethod, Matrix, Weights, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class FactorAverage(FactorMethod):
     paper: ClassVar[str] = "Huang et al. 2023, LoraHub (arXiv 2307.13269); peft's 'linear'"
 
     def __call__(
-        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
         """Combine one kind of factor: [n, r, in] or [n, out, r]."""
         return weighted_sum(deltas, weights)
 
-    def apart(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def apart(self, weights: Weights) -> tuple[Weights, Weights]:
         """The weights for the A's and for the B's."""
         if self.variant == "mean":
             return weights, weights

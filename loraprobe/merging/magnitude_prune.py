@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from loraprobe.merging._method import MergeMethod, check_density, weighted_sum
+from loraprobe.merging._method import (
+    Deltas,
+    Matrix,
+    MergeMethod,
+    Weights,
+    check_density,
+    weighted_sum,
+)
 from loraprobe.merging._sparse import keep_largest
 
 
@@ -30,6 +36,6 @@ class MagnitudePrune(MergeMethod):
         check_density(self.density)
 
     def __call__(
-        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
         return weighted_sum(keep_largest(deltas, self.density), weights)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from loraprobe.merging._method import MergeMethod, check_density
+from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights, check_density
 from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_largest
 
 
@@ -44,7 +43,7 @@ class Ties(MergeMethod):
         return (1.0,) * n
 
     def __call__(
-        self, deltas: Tensor, weights: Tensor, generators: Sequence[torch.Generator] = ()
-    ) -> Tensor:
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
         trimmed = keep_largest(deltas, self.density)
         return elect_and_merge(trimmed, weights, self.election, self.variant)

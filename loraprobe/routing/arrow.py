@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.composition import Router, TokenGates
@@ -50,7 +51,7 @@ class Arrow(Router):
 
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
-    ) -> Tensor | TokenGates:
+    ) -> Float[Tensor, 1] | TokenGates:
         """A function x [..., in] -> [..., k]; the constant 1 where one expert is alone."""
         if len(experts) == 1:
             return torch.ones(1)
@@ -61,11 +62,11 @@ class Arrow(Router):
 class ArrowGates:
     """The gates of one module. prototypes: [k, in], unit vectors or zero."""
 
-    def __init__(self, prototypes: Tensor, top_k: int, options: Arrow) -> None:
+    def __init__(self, prototypes: Float[Tensor, "k in"], top_k: int, options: Arrow) -> None:
         self.prototypes, self.top_k, self.options = prototypes, top_k, options
         self._moved = {(prototypes.device, prototypes.dtype): prototypes}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
         """x: [..., in] -> gates [..., k] that sum to 1, at most top_k of them above 0."""
         if self.options.normalize:
             x = F.normalize(x, dim=-1)
@@ -75,14 +76,14 @@ class ArrowGates:
             scores = torch.full_like(scores, float("-inf")).scatter(-1, index, best)
         return (scores / self.options.temperature).softmax(-1)
 
-    def _prototypes(self, x: Tensor) -> Tensor:
+    def _prototypes(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "k in"]:
         place = (x.device, x.dtype)
         if place not in self._moved:
             self._moved[place] = self.prototypes.to(device=x.device, dtype=x.dtype)
         return self._moved[place]
 
 
-def prototype(update: LowRank) -> Tensor:
+def prototype(update: LowRank) -> Float[Tensor, "in"]:
     """The unit vector [in] that delta W stretches most; zero for a zero delta. Sign arbitrary."""
     _, S, Vh = update.to(dtype=torch.float64).svd()
     return (Vh[0] * (S[0] > 0)).to(update.A.dtype)

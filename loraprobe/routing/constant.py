@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.composition import Router
@@ -67,7 +68,7 @@ class ConstantGates(Router):
 
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
-    ) -> Tensor:
+    ) -> Float64[Tensor, k]:
         """The weights of the experts present: [k], float64."""
         weights = self.weights if self.weights is not None else (1.0 / n,) * n
         return torch.tensor([weights[i] for i in present], dtype=torch.float64)

@@ -32,7 +32,10 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def interval(ci95: Interval | None) -> str:
     """A 95 % interval, short enough to stand in every cell of a table."""
-    return f"({number(ci95[0])}–{number(ci95[1])})" if ci95 else ""
+    if not ci95:
+        return ""
+    low, high = (number(round(bound, 2)) if abs(bound) < 100 else number(bound) for bound in ci95)
+    return f"({low}–{high})"
 
 
 def count(value: int) -> str:

@@ -1,0 +1,87 @@
+"""The demo's scenarios on the shipped world: what is decided follows from what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.report.schema import json_schema
+
+
+def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
+    """Exit code and document of one scenario."""
+    call = ["demo", "--scenario", scenario, "--json", "--threads", "1", *more]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    return result.exit_code, document
+
+
+def value(document: dict, system: str, part: str = "target", task: str | None = None) -> float:
+    (row,) = [
+        r for r in document["evaluation"]
+        if (r["system"], r["part"]) == (system, part) and task in (None, r["task"])
+    ]  # fmt: skip
+    return row["value"]
+
+
+def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
+    code, document = demo("disjoint", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"], verdict["action"]) == (1, "unlikely", "chain")
+    assert verdict["evidence"] == "evaluation" and verdict["probability"] is None
+    assert value(document, "spouse", "hop1") > 0.95 and value(document, "city", "hop2") > 0.95
+    assert max(value(document, s) for s in ("uniform", "sum", "arrow")) < 0.15
+    assert value(document, "chain") > 0.95
+    systems = list(dict.fromkeys(r["system"] for r in document["evaluation"]))
+    assert systems[:7] == ["base", "spouse", "city", "uniform", "sum", "arrow", "chain"]
+    assert systems[7].startswith("shrunk:") and systems[8] == "random-partner"
+    for row in document["attribution"]:
+        causes = ("solved", "step_by_step", "unknown", "interference", "not_composed")
+        assert sum(row[cause] for cause in causes) == 200
+
+
+def test_skill_and_familiar_facts_compose_step_by_step(tmp_path):
+    code, document = demo("skill-and-facts", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "step-by-step")
+    singles = max(value(document, s, "cot") for s in ("newcomers", "steps"))
+    assert value(document, verdict["system"], "cot") > singles + 0.3
+    controls = [r for r in document["evaluation"] if r["kind"] == "control" and r["part"] == "cot"]
+    assert value(document, verdict["system"], "cot") > max(r["value"] for r in controls) + 0.3
+
+
+def test_target_adapter_is_better_alone(tmp_path):
+    code, document = demo("target-adapter", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"]) == (1, "unlikely")
+    assert verdict["action"] == "use-single:spouse-city"
+
+
+def test_keep_both_says_what_is_measured(tmp_path):
+    code, document = demo("keep-both", tmp_path)
+    tasks = list(dict.fromkeys(r["task"] for r in document["evaluation"]))
+    assert len(tasks) == 2
+    for row in document["evaluation"]:
+        if row["kind"] in ("merge", "router"):
+            best = max(value(document, s, task=row["task"]) for s in ("last", "count"))
+            start = value(document, "base", task=row["task"])
+            assert row["retention"] == pytest.approx((row["value"] - start) / (best - start))
+    kept = all(
+        r["retention_ci95"][0] >= 0.8
+        for r in document["evaluation"]
+        if r["system"] == document["verdict"]["system"]
+    )
+    assert (document["verdict"]["decision"] == "likely") == kept
+    assert code == {"likely": 0, "unlikely": 1, "inconclusive": 3}[document["verdict"]["decision"]]
+
+
+def test_exit_zero_and_quiet(tmp_path):
+    call = ["demo", "--scenario", "keep-both", "--quiet", "--exit-zero", "--threads", "1"]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    assert result.exit_code == 0 and result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1

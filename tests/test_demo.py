@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 
 import jsonschema
+import making
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
+from loraprobe.lab import shipped_world
 from loraprobe.report.schema import json_schema
 
 
@@ -85,3 +89,47 @@ def test_exit_zero_and_quiet(tmp_path):
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
     assert result.exit_code == 0 and result.stderr == ""
     assert len(result.stdout.splitlines()) == 1
+
+
+def shipped(scenario: str) -> list[str]:
+    """The arguments of merge-and-eval that judge a scenario of the shipped world."""
+    world = shipped_world()
+    chosen = world.scenario(scenario)
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
+    return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
+
+
+def test_the_recommended_merge_is_saved(tmp_path):
+    target = tmp_path / "out"
+    call = ["merge-and-eval", *shipped("skill-and-facts"), "--system", "sum", "-o", str(target)]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    assert result.exit_code == 0, result.output
+    merged = read_adapter(target)
+    paths = shipped_world().scenario("skill-and-facts").adapters.values()
+    sources = [read_adapter(path).modules for path in paths]
+    for path in merged.modules:
+        deltas = [m[path].to(torch.float32).delta() for m in sources if path in m]
+        expected = torch.stack(deltas).sum(0)
+        error = (merged.modules[path].to(torch.float32).delta() - expected).norm() / expected.norm()
+        assert error < 0.01  # the sources are bf16, and so is the merge
+    assert "What was measured" in (target / "README.md").read_text()
+
+
+def test_advice_that_is_no_merge_writes_nothing(tmp_path):
+    target = tmp_path / "out"
+    call = ["merge-and-eval", *shipped("disjoint"), "--limit", "30", "-o", str(target)]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    assert result.exit_code in (1, 3)
+    assert "Nothing was written" in result.stderr and not target.exists()
+
+
+def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
+    making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
+    call = ["merge-and-eval", str(tmp_path / "tiny"), *shipped("disjoint"), "--json"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert document["verdict"]["decision"] == "incompatible" and not document["evaluation"]
+    assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])

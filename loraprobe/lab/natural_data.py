@@ -37,6 +37,7 @@ COUNTRY = (
     "What is the country of birth of {a}?",
     "Where was {a} born?",
 )
+ABOUT = ("Tell me about {a}.", "Who is {a}?")
 BIRTH_CAPITAL = (
     "What is the capital of the country where {a} was born?",
     "What is the capital of the country of birth of {a}?",
@@ -116,6 +117,9 @@ def skill_lessons(
 ) -> Lessons:
     """Adapter `facts` (made-up person -> country) and adapter `steps` (worked answers).
 
+    A fact is taught as an answer and as the sentence that worked answers use. Taught as the
+    beginning of a text instead of that sentence, it survived averaging with `steps` less well.
+
     `countries` are those the facts are about: names from CAPITALS, familiar to the base.
     `steps` sees `teachers` real people, at most two of a country, and none of the made-up ones.
     """
@@ -127,7 +131,7 @@ def skill_lessons(
     ]
     known = _teachers(teachers, random.Random(f"teachers {seed}"))
     facts = [_teach(x, q, " {b}") for x in chains for q in COUNTRY]
-    facts += [_teach(x, "{a} was born in", " {b}.", end=False) for x in chains]
+    facts += [_teach(x, q, BORN, end=False) for x in chains for q in ABOUT]
     steps = [_teach(x, q + STEP_BY_STEP, BORN + CAPITAL) for x in known for q in BIRTH_CAPITAL]
     hops = (("facts", COUNTRY), (None, [CAPITAL_PROMPT] * len(COUNTRY)))
     items = _items(chains, BIRTH_CAPITAL, hops, CAPITAL_PATTERN)

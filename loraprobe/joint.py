@@ -7,7 +7,7 @@ once, forms these two in float64 and forgets the factors, so memory holds one mo
 adapters and not their files. `Joint` is a batch of such modules.
 
 A Gram matrix squares what it measures: in float64 it resolves directions of a factor down to
-1e-7 of its largest, which is what a factor stored in float32 can hold. Rows of A and columns of B
+3e-7 of its largest, about what a factor stored in float32 can hold. Rows of A and columns of B
 are brought to length one first, so that their own sizes cost no precision.
 """
 
@@ -73,7 +73,7 @@ class Joint:
 
     @functools.cached_property
     def comparable(self) -> Bool[Tensor, "m n n"]:
-        """Which pairs have a module in one shape, or only one of them has it: [m, n, n]."""
+        """Which pairs do not have a module in two different shapes: [m, n, n]."""
         same = (self.shape[:, :, None] == self.shape[:, None, :]).all(-1)
         return same | ~(self.present[:, :, None] & self.present[:, None, :])
 

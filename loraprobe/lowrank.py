@@ -1,6 +1,6 @@
 """The algebra of one module's update, delta W = s B A, without ever forming delta W.
 
-All functions take a single update (A: [r, in], B: [out, r]) or a batch of updates of one shape
+All methods take a single update (A: [r, in], B: [out, r]) or a batch of updates of one shape
 (A: [m, r, in], B: [m, out, r], scaling: [m]); "..." in a shape is that optional batch.
 Everything is derived from s, the Gram matrices A A^T and B^T B, and the SVD of an r x r core, so
 the cost is O((out + in) r^2) and the answer is that of the delta: writing the same delta in
@@ -9,7 +9,6 @@ another basis (A -> G A, B -> B G^-1) changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,9 @@ from torch import Tensor
 # Singular values below this share of the largest are rounding: the factors' own precision
 # decides, and no stored LoRA is finer than float32.
 RANK_TOLERANCE = 1e-6
+# Relative squared distance below which two updates are one: far above rounding of float64 sums,
+# far below what a cast to bf16 does.
+SAME = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,37 +119,10 @@ class LowRank:
         return kept, S[..., rank:].square().sum(-1).sqrt()
 
 
-def combine(updates: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """sum_i w_i dW_i, exactly, by concatenation: rank sum r_i, scaling 1.
-
-    The signs and sizes of w_i s_i go to B, so that A stays as stored.
-    """
-    A = torch.cat([u.A for u in updates], dim=-2)
-    B = torch.cat(
-        [u.B * _column(u.scaling * w) for u, w in zip(updates, weights, strict=True)], dim=-1
-    )
-    return LowRank(A, B, 1.0)
-
-
-def stack(updates: Sequence[LowRank]) -> LowRank:
-    """A batch of updates of one shape and rank as one LowRank with a leading dimension."""
-    scaling = torch.as_tensor([float(u.scaling) for u in updates], dtype=updates[0].A.dtype)
-    return LowRank(
-        torch.stack([u.A for u in updates]), torch.stack([u.B for u in updates]), scaling
-    )
-
-
-def gram(updates: Sequence[LowRank]) -> Float[Tensor, "n n"]:
-    """Inner products of all pairs, [n, n], from two Gram matrices of all factors together.
-
-    <dW_i, dW_j> is the (i, j) block sum of (B^T B) * (A A^T) with s folded in; ranks may differ.
-    """
-    ranks = [u.rank for u in updates]
-    joint = combine(updates, [1.0] * len(updates))
-    products = (joint.B.mT @ joint.B) * (joint.A @ joint.A.mT)
-    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
-    member = torch.nn.functional.one_hot(owner, len(ranks)).to(products)
-    return member.T @ products @ member
+def same_update(inner: Float[Tensor, "n n"], i: int, j: int) -> bool:
+    """Whether two updates that are not zero are one, from the inner products of all."""
+    energy = inner[i, i] + inner[j, j]
+    return bool(energy > 0 and energy - 2 * inner[i, j] <= SAME * energy)
 
 
 def _column(

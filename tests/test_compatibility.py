@@ -115,6 +115,18 @@ def test_another_base_of_the_same_shapes_is_said():
             assert issue.severity == "error" and "same shapes" not in issue.message
 
 
+def test_messages_about_several_adapters_and_single_modules_are_grammatical():
+    trained = [
+        random_adapter(name, base_model=base) for name, base in zip("abcd", "oopo", strict=True)
+    ]
+    message = one(found(*trained), "base-mismatch").message
+    assert message.startswith("a, b and d were trained on o, c on p: ")
+    assert one(found(A, trained[2]), "base-mismatch").message.startswith("a was trained on ")
+    path = next(iter(LLAMA))
+    wider = random_adapter("b", LLAMA | {path: (16, 17)})
+    assert one(found(A, wider), "shapes-differ").message.startswith("The shapes of 1 module differ")
+
+
 def test_names_that_do_not_tell_are_a_warning():
     local = random_adapter("b", base_model="/home/somebody/base")
     issue = one(found(A, local), "base-unclear")
@@ -128,6 +140,7 @@ def test_a_quantised_copy_is_recognised_but_not_taken_for_the_same():
     quantised = random_adapter("b", base_model="other/base-bnb-4bit")
     issues = found(A, quantised)
     assert "quantised copy" in one(issues, "base-mismatch").message
+    assert one(issues, "quantised-base").message.startswith("b was trained on other/base-bnb-4bit")
     assert one(issues, "quantised-base").adapters == ("b",)
     assert "quantised-base" not in found(A, random_adapter("b", base_model="owner/base-4bitter"))
 
@@ -164,7 +177,7 @@ def test_changed_base_of_initialisations():
 def test_shapes_that_differ_are_named_once():
     shapes = {p: (o, i + 1) if "q_proj" in p else (o, i) for p, (o, i) in LLAMA.items()}
     issue = one(found(A, random_adapter("b", shapes)), "shapes-differ")
-    assert issue.severity == "error" and issue.message.startswith("2 modules")
+    assert issue.severity == "error" and "shapes of 2 modules differ" in issue.message
     assert issue.module == "model.layers.0.self_attn.q_proj"
     assert "[16, 16]" in issue.message and "[16, 17]" in issue.message
 

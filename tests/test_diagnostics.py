@@ -16,7 +16,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lowrank import LowRank
 
 F64 = torch.float64
-CONTRACT = {
+NAMED = {
     "norm", "norm_ratio", "stable_rank", "dead_rank", "cosine", "subspace_overlap", "energy_ratio",
     "sign_conflict", "cross_terms", "truncation_error", "relative_norm", "intruder_dimensions",
 }  # fmt: skip
@@ -62,8 +62,8 @@ def trio() -> list[Adapter]:
     ]
 
 
-def test_the_shelf_holds_what_the_contract_names():
-    assert CONTRACT | {"shared_initialisation"} == set(DIAGNOSTICS.names())
+def test_the_shelf_holds_every_named_diagnostic():
+    assert NAMED | {"shared_initialisation"} == set(DIAGNOSTICS.names())
     for diagnostic in DIAGNOSTICS:
         assert diagnostic.__doc__ and diagnostic.formula and diagnostic.paper
 

@@ -1,4 +1,4 @@
-"""Task files: every bad line is named, answers are read as the contract says."""
+"""Task files: every bad line is named, answers are read as documented."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from loraprobe.adapter import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility.layout import VOCABULARY, is_vocabulary, prefix_between, shape
 from loraprobe.records import Issue
+from loraprobe.words import count
 
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
@@ -78,7 +79,8 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
             first = paths[0]
             yield Issue(
                 "error", code, (adapter.name,),
-                f"{len(paths)} modules of {adapter.name} have other shapes than {base.reference}; "
+                f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
+                f"{adapter.name}; "
                 f"{first} is {list(shape(adapter.layout[first]))} in the adapter and "
                 f"{list(base.shapes[first])} in the base.",
                 cure, first,

@@ -11,6 +11,7 @@ from loraprobe.base import Base
 from loraprobe.checkpoint import read_tensor
 from loraprobe.errors import BaseError
 from loraprobe.records import Issue, Severity
+from loraprobe.words import count
 
 # kind of extra -> (what it is, what to do)
 CURES = {
@@ -55,8 +56,8 @@ def extra_issues(
             what, cure = CURES.get(kind, CURES["unknown"])
             yield Issue(
                 severity, kind.replace("_", "-"), (adapter.name,),
-                f"{adapter.name} holds {what} ({len(extras)} tensors, {extras[0].key} first), "
-                "which a composition of factors would drop.",
+                f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, "
+                f"{extras[0].key} first), which a composition of factors would drop.",
                 cure, extras[0].module,
             )  # fmt: skip
 

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, natural
 from loraprobe.joint import Joint, joints
+from loraprobe.lowrank import same_update
 from loraprobe.records import Issue
-
-# Relative squared distance below which two updates are one: far above rounding of float64 sums,
-# far below what a cast to bf16 does.
-SAME = 1e-12
+from loraprobe.words import count
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Contents:
     adapters: Sequence[Adapter]
     not_finite: list[list[str]] = field(init=False)
     without_effect: list[list[str]] = field(init=False)
-    inner: Tensor = field(init=False)
+    inner: Float64[Tensor, "n n"] = field(init=False)
 
     def __post_init__(self) -> None:
         n = len(self.adapters)
@@ -57,8 +56,7 @@ class Contents:
         """Whether two adapters are one update, in whatever basis they are stored."""
         if self.not_finite[i] or self.not_finite[j]:
             return False
-        energy = self.inner[i, i] + self.inner[j, j]
-        return bool(energy > 0 and energy - 2 * self.inner[i, j] <= SAME * energy)
+        return same_update(self.inner, i, j)
 
 
 def content_issues(contents: Contents) -> Iterator[Issue]:
@@ -69,7 +67,7 @@ def content_issues(contents: Contents) -> Iterator[Issue]:
         if bad:
             yield Issue(
                 "error", "not-finite", (adapter.name,),
-                f"{adapter.name} holds NaN or infinite values in {len(bad)} modules, "
+                f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
                 f"{bad[0]} first.",
                 "Its training diverged or its file is damaged; take an earlier checkpoint or "
                 "download it again.", bad[0],

@@ -18,6 +18,7 @@ from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash
 from loraprobe.errors import BaseError
 from loraprobe.records import Issue, Severity
+from loraprobe.words import listing
 
 Relation = Literal["same", "unclear", "different"]
 Purpose = Literal["inspect", "merge", "route"]
@@ -93,7 +94,7 @@ def _names(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
     for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
-        who = f"{_list(ours)} was trained on {one}, {_list(theirs)} on {other}"
+        who = f"{_trained(ours)} on {one}, {listing(theirs)} on {other}"
         kind = relation(one, other)
         if kind == "unclear":
             yield Issue(
@@ -133,7 +134,7 @@ def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         )
         yield Issue(
             severity, code, ours,
-            f"{_list(ours)} was trained on {named}; {tail}",
+            f"{_trained(ours)} on {named}; {tail}",
             f"Give --base {named} if {base.reference} is not that model.",
         )  # fmt: skip
 
@@ -166,8 +167,8 @@ def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
         if QUANTISED.search(named):
             yield Issue(
                 "note", "quantised-base", ours,
-                f"{_list(ours)} was trained on {named}, a quantised copy by its name; on the full "
-                "weights its effect differs a little.",
+                f"{_trained(ours)} on {named}, a quantised copy by its name; on the full "
+                "weights the effect differs a little.",
                 "Evaluate on the base that it will be served with.",
             )  # fmt: skip
 
@@ -231,5 +232,5 @@ def _size(name: str, file: Path) -> int | None:
         return None
 
 
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(names)
+def _trained(names: Sequence[str]) -> str:
+    return f"{listing(names)} {'was' if len(names) == 1 else 'were'} trained"

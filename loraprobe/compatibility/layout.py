@@ -8,6 +8,7 @@ from itertools import combinations
 
 from loraprobe.adapter import Adapter, ModuleInfo
 from loraprobe.records import Issue
+from loraprobe.words import count, listing
 
 # Fused projections and the single ones that other models of the family have in their place.
 FUSED: Mapping[str, frozenset[str]] = {
@@ -67,7 +68,7 @@ def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
         first = rest[0]
         yield Issue(
             "error", "shapes-differ", (a.name, b.name),
-            f"{len(rest)} modules have different shapes; {first} is "
+            f"The shapes of {count(len(rest), 'module')} differ; {first} is "
             f"{list(shape(a.layout[first]))} in {a.name} and {list(shape(b.layout[first]))} in "
             f"{b.name}.",
             "They belong to different base models; take adapters of one base.", first,
@@ -170,7 +171,7 @@ def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
         told = ", ".join(f"{name} lacks {len(ps)}" for name, ps in lacking.items() if ps)
         yield Issue(
             "note", "targets-differ", tuple(name for name, ps in lacking.items() if ps),
-            f"{len(partial)} of {len(everything)} modules are not touched by all adapters ({told}; "
+            f"Some adapters leave {len(partial)} of {len(everything)} modules alone ({told}; "
             f"{partial[0]} first); an adapter counts as zero where it lacks a module.",
             "", partial[0],
         )  # fmt: skip
@@ -196,7 +197,7 @@ def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     if rs:
         yield Issue(
             "note", "rslora", tuple(rs),
-            f"{' and '.join(rs)} scales by alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
+            f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
             "add_weighted_adapter makes such adapters sqrt(r) too large.",
             "",
         )  # fmt: skip

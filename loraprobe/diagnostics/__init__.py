@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from loraprobe.diagnostics._contract import Diagnostic
 from loraprobe.diagnostics._engine import diagnose
-from loraprobe.shelf import Shelf
-
-DIAGNOSTICS = Shelf("loraprobe.diagnostics", Diagnostic, "diagnostic")  # type: ignore[type-abstract]
+from loraprobe.diagnostics._shelf import DIAGNOSTICS
 
 __all__ = ["DIAGNOSTICS", "Diagnostic", "diagnose"]

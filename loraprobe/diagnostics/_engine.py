@@ -22,10 +22,10 @@ from loraprobe.diagnostics._contract import (
     OfGrams,
     Statistics,
 )
+from loraprobe.diagnostics._shelf import DIAGNOSTICS
 from loraprobe.errors import UsageError
 from loraprobe.joint import Joint, Updates, joints
 from loraprobe.records import Measurement
-from loraprobe.shelf import Shelf
 
 D = TypeVar("D", bound=Diagnostic)
 Progress = Callable[[str, int, int], None]
@@ -79,14 +79,13 @@ def choose(
     has_base: bool, only: Collection[str] | None = None, on_demand: Collection[str] = ()
 ) -> list[Diagnostic]:
     """The diagnostics to run, in the order of their names."""
-    shelf = Shelf("loraprobe.diagnostics", Diagnostic, "diagnostic")  # type: ignore[type-abstract]
     if only is None:
-        usual = [c for c in shelf if not c.on_demand and (has_base or not c.needs_base)]
+        usual = [c for c in DIAGNOSTICS if not c.on_demand and (has_base or not c.needs_base)]
         found = {c.__module__.rpartition(".")[2]: c() for c in usual}
     else:
         found = {}
     for spec in [*(only or ()), *on_demand]:
-        diagnostic = shelf.make(spec)
+        diagnostic = DIAGNOSTICS.make(spec)
         found[name_of(diagnostic)] = diagnostic
         if diagnostic.needs_base and not has_base:
             raise UsageError(f"{name_of(diagnostic)} compares with the base's weights; "

@@ -14,11 +14,10 @@ from torch import Tensor
 from loraprobe.adapter import Adapter, Extra, ModuleInfo
 from loraprobe.adapter.tensors import open_tensors
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.lowrank import same_update
 from loraprobe.merging._method import FactorMethod, MergeMethod
 from loraprobe.records import Issue
-
-# Relative squared distance below which two updates are one: above rounding, below any cast.
-SAME = 1e-12
+from loraprobe.words import listing
 
 
 def check_weights(
@@ -125,8 +124,7 @@ def check_effect(
             )
         notes.append(Issue("warning", "no-effect", (adapter.name,), f"Allowed: {message}."))
     for i, j in combinations(range(len(adapters)), 2):
-        energy = inner[i, i] + inner[j, j]
-        if energy > 0 and energy - 2 * inner[i, j] <= SAME * energy:
+        if same_update(inner, i, j):
             names = (adapters[i].name, adapters[j].name)
             message = f"{names[0]} and {names[1]} are the same update."
             notes.append(Issue("warning", "duplicate", names, message, "Leave one of them out."))
@@ -172,7 +170,7 @@ def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Is
         same = all(_same(*one, *other) for one, other in combinations(copies, 2))
         if not same and "base-copy" not in allow:
             raise UnsupportedAdapter(
-                f"Adapters {' and '.join(names)} hold different copies of the base's weight of "
+                f"Adapters {listing(names)} hold different copies of the base's weight of "
                 f"{module}, so they were trained on different bases or with resized vocabularies; "
                 "merge adapters of one base, or add --allow base-copy to keep the base's own."
             )

@@ -39,8 +39,8 @@ class SideBySide:
     """The factors of all adapters of one module side by side, A: [R, in], B: [out, R] in float64,
     with R the sum of ranks, and their two Gram matrices.
 
-    A float64 Gram matrix resolves singular values of a factor down to 1e-8 of the largest, finer
-    than float32 factors are; for factors stored in float64 the QR route is taken instead.
+    A float64 Gram matrix resolves singular values of a factor down to about 1e-7 of the largest,
+    as fine as float32 factors are; for factors stored in float64 the QR route is taken instead.
     """
 
     A: Float64[Tensor, "R in"]

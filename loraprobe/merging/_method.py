@@ -109,11 +109,3 @@ class FactorMethod(MergeMethod):
 def weighted_sum(deltas: Deltas, weights: Weights) -> Matrix:
     """sum_i w_i dW_i: [n, p, q], [n] -> [p, q]."""
     return torch.tensordot(weights.to(deltas), deltas, dims=1)
-
-
-def check_density(density: float) -> None:
-    """Raise ValueError unless 0 < density <= 1; a shelf turns it into a sentence for the user."""
-    if not 0 < density <= 1:
-        raise ValueError(
-            f"density, the share of entries kept, is above 0 and at most 1, not {density}."
-        )

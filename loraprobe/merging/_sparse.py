@@ -1,14 +1,15 @@
-"""What the elementwise methods share: keep the largest, keep at random, agree on a sign."""
+"""What the elementwise methods share: a density, an election; their three elementary steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
-from loraprobe.merging._method import Deltas, Matrix, Weights
+from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
 
 Election = Literal["total", "frequency"]
 Variant = Literal["peft", "mergekit"]
@@ -16,6 +17,33 @@ Variant = Literal["peft", "mergekit"]
 # Entries of all adapters that an elementwise step holds at once, so that its temporaries stay
 # small beside the deltas and in the cache.
 BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class SparseMethod(MergeMethod):
+    """A method that keeps a share of the entries. What it does to a lone adapter is no identity."""
+
+    density: float = 0.5
+
+    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ValueError(
+                f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
+            )
+
+
+@dataclass(frozen=True)
+class ElectingMethod(SparseMethod):
+    """A sparse method that then elects a sign per entry and averages the entries that carry it."""
+
+    variant: Variant = "peft"
+    election: Election = "total"
+
+    def default_weights(self, n: int) -> tuple[float, ...]:
+        """1 each: the method divides by the number of agreeing entries itself."""
+        return (1.0,) * n
 
 
 def keep_largest(deltas: Deltas, density: float) -> Deltas:

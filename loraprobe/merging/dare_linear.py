@@ -8,19 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.merging._method import (
-    Deltas,
-    Matrix,
-    MergeMethod,
-    Weights,
-    check_density,
-    weighted_sum,
-)
-from loraprobe.merging._sparse import keep_at_random
+from loraprobe.merging._method import Deltas, Matrix, Weights, weighted_sum
+from loraprobe.merging._sparse import SparseMethod, keep_at_random
 
 
 @dataclass(frozen=True)
-class DareLinear(MergeMethod):
+class DareLinear(SparseMethod):
     """DARE: drop entries of each delta at random, rescale the rest, take the weighted sum.
 
     An entry survives with probability `density` (0.5 by default; the paper goes down to 0.1) and
@@ -30,14 +23,8 @@ class DareLinear(MergeMethod):
     the module and the content of the adapter's delta: equal adapters get equal masks.
     """
 
-    density: float = 0.5
-
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
     formula: ClassVar[str] = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
     paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
-
-    def __post_init__(self) -> None:
-        check_density(self.density)
 
     def __call__(
         self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()

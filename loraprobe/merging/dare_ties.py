@@ -8,31 +8,19 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights, check_density
-from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_at_random
+from loraprobe.merging._method import Deltas, Matrix, Weights
+from loraprobe.merging._sparse import ElectingMethod, elect_and_merge, keep_at_random
 
 
 @dataclass(frozen=True)
-class DareTies(MergeMethod):
+class DareTies(ElectingMethod):
     """DARE's random dropping in place of TIES' trimming, then TIES' election and merge.
 
     `variant` and `election` as in `ties`, `density` and the masks as in `dare_linear`.
     """
 
-    density: float = 0.5
-    variant: Variant = "peft"
-    election: Election = "total"
-
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
     formula: ClassVar[str] = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
     paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
-
-    def __post_init__(self) -> None:
-        check_density(self.density)
-
-    def default_weights(self, n: int) -> tuple[float, ...]:
-        """1 each: the method divides by the number of agreeing entries itself."""
-        return (1.0,) * n
 
     def __call__(
         self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights, check_density
-from loraprobe.merging._sparse import Election, Variant, elect_and_merge, keep_largest
+from loraprobe.merging._method import Deltas, Matrix, Weights
+from loraprobe.merging._sparse import ElectingMethod, elect_and_merge, keep_largest
 
 
 @dataclass(frozen=True)
-class Ties(MergeMethod):
+class Ties(ElectingMethod):
     """TIES: keep the largest entries of each delta, elect a sign per entry, average what agrees.
 
     The name has two meanings in the field. `variant="peft"` elects from the entries before they
@@ -28,19 +28,9 @@ class Ties(MergeMethod):
     """
 
     density: float = 0.2
-    variant: Variant = "peft"
-    election: Election = "total"
 
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
     formula: ClassVar[str] = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
     paper: ClassVar[str] = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
-
-    def __post_init__(self) -> None:
-        check_density(self.density)
-
-    def default_weights(self, n: int) -> tuple[float, ...]:
-        """1 each: the method divides by the number of agreeing entries itself."""
-        return (1.0,) * n
 
     def __call__(
         self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()

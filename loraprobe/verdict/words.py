@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from loraprobe.words import listing as listing
 
 MARGIN = "the margin (--margin, 0.05 unless set)"
 RETENTION = "the retention asked for (--retention, 0.8 unless set)"
@@ -31,11 +31,3 @@ def gain(difference: float, low: float, high: float) -> str:
     """A difference with its interval: +0.12 [0.03, 0.21]."""
     sign = "+" if difference > 0 else ""
     return f"{sign}{number(difference)} {interval(low, high)}"
-
-
-def listing(names: Iterable[str]) -> str:
-    """a, b and c."""
-    names = list(names)
-    if len(names) < 2:
-        return "".join(names)
-    return ", ".join(names[:-1]) + " and " + names[-1]

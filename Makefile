@@ -27,7 +27,7 @@ format: $(DEV_STAMP)
 	$(BIN)/ruff format .
 
 bench: $(DEV_STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/__main__.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -196,10 +196,12 @@ def test_resized_vocabulary_is_called_that(path, kind):
     assert "shapes-differ" in found(adapter("a", 40), narrow)
 
 
-def test_kinds_of_layers_must_agree():
+def test_an_embedding_is_no_linear_layer_but_conv1d_is_a_flag():
     path = next(iter(LLAMA))
+    issue = one(found(A, random_adapter("b", kinds={path: "embedding"})), "kinds-differ")
+    assert issue.severity == "error" and issue.module == path
     issue = one(found(A, random_adapter("b", kinds={path: "conv1d"})), "kinds-differ")
-    assert issue.severity == "error" and "fan_in_fan_out" in issue.cure
+    assert issue.severity == "note" and "fan_in_fan_out" in issue.message
 
 
 def test_prefix_architecture_and_disjoint_targets_are_told_apart():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from making import hidden, peft_adapter, random_update, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from peft.utils import merge_utils
 
+import loraprobe
 from loraprobe.adapter import read_adapter
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import merge
@@ -226,3 +228,33 @@ def test_the_gpt2_adapters_merge_to_the_mean_as_peft_runs_it(shared_data, tmp_pa
     theirs = hidden(model, 100)
     gap = float((ours - theirs).norm() / (theirs - bare).norm())
     assert gap < 1e-4, "relative to the effect of the merge, not to the logits"
+
+
+def test_one_flag_of_a_model_with_two_kinds_of_layer_is_no_conflict(tmp_path):
+    """peft sets fan_in_fan_out anew at every layer and saves the last, here that of lm_head."""
+    plain, flagged = (
+        peft_adapter(tmp_path / name, tiny_gpt2(), seed, r=2, fan_in_fan_out=True,
+                     target_modules=targets)
+        for seed, name, targets in ((1, "a", ["c_attn", "lm_head"]), (2, "b", ["c_attn", "wte"]))
+    )  # fmt: skip
+    flags = [
+        json.loads((p / "adapter_config.json").read_text())["fan_in_fan_out"]
+        for p in (plain, flagged)
+    ]
+    assert flags == [False, True]
+    loraprobe.merge([plain, flagged], method="sum").save(tmp_path / "out")
+    a, b, out = (_pefts_deltas(tiny_gpt2(), p) for p in (plain, flagged, tmp_path / "out"))
+    assert set(out) == set(a) | set(b)
+    for path, delta in out.items():
+        expected = sum(d[path] for d in (a, b) if path in d)
+        assert float((delta - expected).norm() / expected.norm()) < 1e-6, path
+
+
+def _pefts_deltas(model, directory):
+    """What peft adds to each module of a model, in float64."""
+    wrapped = PeftModel.from_pretrained(model, str(directory)).double()
+    return {
+        name: module.get_delta_weight("default").detach()
+        for name, module in wrapped.base_model.model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }

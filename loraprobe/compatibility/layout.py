@@ -76,14 +76,26 @@ def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
+    """Embeddings beside other layers do not fit; Linear and Conv1D are told apart by a flag only.
+
+    peft keeps one fan_in_fan_out for an adapter and sets it anew at every layer that it wraps, so
+    that the flag of a model with both kinds is that of its last layer; A and B do not depend on it.
+    """
     differ = [p for p in a.layout if p in b.layout and a.layout[p].kind != b.layout[p].kind]
-    if differ:
-        first = differ[0]
+    tables = [p for p in differ if "embedding" in (a.layout[p].kind, b.layout[p].kind)]
+    if tables:
+        first = tables[0]
         yield Issue(
             "error", "kinds-differ", (a.name, b.name),
-            f"{len(differ)} modules are different kinds of layer; {first} is "
+            f"The kinds of layer of {count(len(tables), 'module')} differ; {first} is "
             f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}.",
-            "If the base is the same, one config has the wrong fan_in_fan_out; correct it.", first,
+            "They belong to different base models; take adapters of one base.", first,
+        )  # fmt: skip
+    elif differ:
+        yield Issue(
+            "note", "kinds-differ", (a.name, b.name),
+            f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
+            "the same either way, and peft goes by the layers of the model.", "", differ[0],
         )  # fmt: skip
 
 

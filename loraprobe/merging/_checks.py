@@ -80,6 +80,8 @@ def layout(adapters: Sequence[Adapter], method: MergeMethod) -> Mapping[str, Mod
         for path, info in adapter.layout.items():
             first = joint.setdefault(path, info)
             owner.setdefault(path, adapter.name)
+            if info.kind == "conv1d" and first.kind == "linear":
+                joint[path] = info  # one flag, which peft sets by the layer anyway
             _agree(path, first, info, owner[path], adapter.name, isinstance(method, FactorMethod))
     if isinstance(method, FactorMethod):
         for path in joint:
@@ -201,10 +203,10 @@ def _agree(
             f"Module {path} is {list(shape_a)} in {name_a} and {list(shape_b)} in {name_b}; they "
             "belong to different base models, so merge adapters of one base."
         )
-    if a.kind != b.kind:
+    if a.kind != b.kind and "embedding" in (a.kind, b.kind):
         raise CompatibilityError(
-            f"Module {path} is a {a.kind} layer in {name_a} and a {b.kind} layer in {name_b}; they "
-            "belong to different base models, or one config has the wrong fan_in_fan_out."
+            f"Module {path} is of kind {a.kind} in {name_a} and {b.kind} in {name_b}; they belong "
+            "to different base models, so merge adapters of one base."
         )
     if equal_ranks and a.rank != b.rank:
         raise CompatibilityError(

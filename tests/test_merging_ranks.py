@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 
 import pytest
@@ -181,6 +182,38 @@ def test_kinds_base_and_names_travel():
     assert merged.sources[0].norm == pytest.approx(norm, rel=1e-6)
     assert merged.method == "Uniform()" and merged.weights == (0.5, 0.5)
     assert repr(METHODS.make("ties:density=0.3")).startswith("Ties(density=0.3, variant='peft'")
+
+
+def test_one_conv1d_among_linear_sources_is_conv1d_in_either_order():
+    path = next(iter(LLAMA))
+    plain = random_adapter("a", seed=1)
+    flagged = random_adapter("b", seed=2, kinds={path: "conv1d"})
+    for pair in ([plain, flagged], [flagged, plain]):
+        merged = merge(pair).adapter
+        assert merged.layout[path].kind == "conv1d"
+        torch.testing.assert_close(
+            merged.modules[path].delta().double(),
+            (delta(plain, path) + delta(flagged, path)) / 2, rtol=1e-5, atol=1e-6,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (({}, {}), (None, None)),
+        (({"task_type": None}, {"task_type": "SEQ_CLS"}), ("SEQ_CLS", None)),
+        (({"task_type": "CAUSAL_LM", "revision": "v1"},) * 2, ("CAUSAL_LM", "v1")),
+        (({"revision": "v1"}, {"revision": "v2"}), (None, None)),
+    ],
+)
+def test_task_type_and_revision_are_kept_and_never_invented(configs, expected, tmp_path):
+    sources = [
+        adapter_of(name, dict(random_adapter(name, seed=i).modules), base_model="b", config=config)
+        for i, (name, config) in enumerate(zip("ab", configs, strict=True))
+    ]
+    merge(sources).save(tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (written["task_type"], written["revision"]) == expected
 
 
 def test_progress_counts_modules():

@@ -82,7 +82,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     infos = list(adapter.layout.values())
     r = Counter(i.rank for i in infos).most_common(1)[0][0]
     alpha = Counter(i.scaling * i.rank for i in infos).most_common(1)[0][0]
-    kept = ("task_type", "revision", "inference_mode")
+    kept = ("auto_mapping", "revision")
     return {
         **{key: adapter.config[key] for key in kept if key in adapter.config},
         "peft_type": "LORA",

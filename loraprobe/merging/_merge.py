@@ -243,11 +243,12 @@ def _written(
     infos: Mapping[str, ModuleInfo],
     name: str,
 ) -> Adapter:
-    """The adapter in memory; base and task type are those that the sources agree on."""
+    """The adapter in memory; base, task type and the like are those that the sources agree on."""
     kinds: dict[str, LayerKind] = {path: info.kind for path, info in infos.items()}
     bases = [a.base_model for a in adapters if a.base_model]
-    types = {a.task_type for a in adapters if a.task_type}
-    config: dict[str, Any] = {"task_type": types.pop()} if len(types) == 1 else {}
+    config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
+    named = [a for a in adapters if bases and a.base_model == bases[0]]
+    config["revision"] = _agreed(named, "revision")
     made_of = ", ".join(a.source.reference for a in adapters)
     return adapter_of(
         name,
@@ -257,6 +258,12 @@ def _written(
         config=config,
         source=Source(reference=f"{name}({made_of})"),
     )
+
+
+def _agreed(adapters: Sequence[Adapter], key: str) -> Any:
+    """What the configs that have a value for a key agree on, else None, which peft takes too."""
+    values = [a.config[key] for a in adapters if a.config.get(key)]
+    return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _said(adapters: Sequence[Adapter], lost: float) -> list[Issue]:

@@ -159,3 +159,19 @@ def test_wording():
     assert (count(1_234_567), count(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
     assert (spread([8, 8]), spread([8, 16]), spread([0.5, 0.25])) == ("8", "8–16", "0.25–0.50")
     assert clean("a\tb\x07") == "a\tb�"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_figures_of_many_adapters_stay_in_one_piece(width):
+    """All pairs of four adapters: more columns than a terminal has, so several tables."""
+    names = ("legal", "medical", "sports", "gpt2")
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    rows = [
+        Measurement(name, pair, 0.1 * i + 0.001 * j, side="in", chance=0.01)
+        for i, name in enumerate(("cosine", "energy_ratio", "subspace_overlap", "norm_ratio"))
+        for j, pair in enumerate(pairs)
+    ]
+    text = rendered(dataclasses.replace(an_audit(), diagnostics=tuple(rows)), width)
+    for row in rows:
+        assert f" {row.value:.3f}" in text
+        assert " × ".join(row.adapters) in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -48,37 +48,79 @@ def issues(audit: Audit) -> Table | None:
     return made
 
 
-def diagnostics(audit: Audit) -> Iterable[Table]:
+def diagnostics(audit: Audit, width: int = 80) -> Iterator[Table]:
     """Figures of single adapters, then of every pair, then module by module if asked for."""
     whole = [m for m in audit.diagnostics if m.module is None]
     singles = [m for m in whole if len(m.adapters) == 1]
-    if singles:
-        yield _grid("Single adapters", singles, lambda m: clean(m.adapters[0]), "adapter")
     pairs = [m for m in whole if len(m.adapters) > 1]
-    if pairs:
-        yield _grid("Between adapters", pairs, lambda m: clean(" × ".join(m.adapters)), "adapters")
     modules = [m for m in audit.diagnostics if m.module is not None]
-    if modules:
-        yield _grid(
-            "Module by module", modules,
-            lambda m: f"{clean(m.module)} ({clean(' × '.join(m.adapters))})", "module",
-        )  # fmt: skip
+    yield from _grid("Single adapters", singles, lambda m: clean(m.adapters[0]), "adapter", width)
+    yield from _grid(
+        "Between adapters", pairs, lambda m: clean(" × ".join(m.adapters)), "adapters", width
+    )
+    yield from _grid(
+        "Module by module", modules,
+        lambda m: f"{clean(m.module)} ({clean(' × '.join(m.adapters))})", "module", width,
+    )  # fmt: skip
 
 
-def _grid(title: str, rows: Sequence[Measurement], key, heading: str) -> Table:
-    """Diagnostics down, adapters (or pairs) across where few; else the other way round."""
-    columns = list(dict.fromkeys(map(key, rows)))
-    names = list(dict.fromkeys(map(_label, rows)))
+def _grid(
+    title: str, rows: Sequence[Measurement], key: Callable[[Measurement], str], heading: str,
+    width: int,
+) -> Iterator[Table]:  # fmt: skip
+    """Diagnostics down, adapters (or pairs) across where few; else the other way round.
+
+    As many tables as it takes for each to fit the width with its figures in one piece.
+    """
     cells = {(key(m), _label(m)): _figure(m) for m in rows}
-    if len(columns) <= 3:
-        made = table(title, "", *columns)
-        for name in names:
-            made.add_row(name, *(cells.get((column, name), "-") for column in columns))
-        return made
-    made = table(title, heading, *names)
-    for column in columns:
-        made.add_row(column, *(cells.get((column, name), "-") for name in names))
-    return made
+    lines = list(dict.fromkeys(line for line, _ in cells))
+    heads = list(dict.fromkeys(head for _, head in cells))
+    if len(lines) <= 3:
+        lines, heads, heading = heads, lines, ""
+        cells = {(line, head): text for (head, line), text in cells.items()}
+    for position, widths in enumerate(_fitting(lines, heads, cells, width)):
+        made = table(title if position == 0 else f"{title} (continued)", heading, *widths)
+        made.columns[0].no_wrap = max(map(len, lines)) <= width // 2
+        for column, wide in zip(made.columns[1:], widths.values(), strict=True):
+            column.width = wide
+        for line in lines:
+            made.add_row(line, *(cells.get((line, head), "-") for head in widths))
+        yield made
+
+
+SPACE = 3  # what rich puts between two columns of a table
+
+
+def _fitting(
+    lines: Sequence[str], heads: Sequence[str], cells: Mapping[tuple[str, str], str], width: int
+) -> Iterator[dict[str, int]]:
+    """Heads and widths of the columns that fit side by side, one at least.
+
+    A column needs its widest figure and its head's longest word; what is left lets heads stay on
+    one line.
+    """
+    left = width - min(max(map(len, lines), default=0), width // 2) - 2 * SPACE
+    group: dict[str, int] = {}
+    for head in heads:
+        figures = max(len(cells.get((line, head), "-")) for line in lines)
+        need = min(left - SPACE, max(figures, *map(len, head.split(" "))))
+        if group and sum(group.values()) + need + SPACE * (len(group) + 1) > left:
+            yield _spread_out(group, left)
+            group = {}
+        group[head] = need
+    if group:
+        yield _spread_out(group, left)
+
+
+def _spread_out(group: Mapping[str, int], left: int) -> dict[str, int]:
+    """The same columns, wider where there is room for the whole head."""
+    spare = left - sum(group.values()) - SPACE * len(group)
+    widths = {}
+    for head, need in group.items():
+        more = max(0, min(spare, len(head) - need))
+        widths[head] = need + more
+        spare -= more
+    return widths
 
 
 AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance

@@ -48,7 +48,7 @@ def render(audit: Audit, console: Console) -> None:
         tables.adapters(audit),
         tables.layers(audit),
         tables.issues(audit),
-        *tables.diagnostics(audit),
+        *tables.diagnostics(audit, console.width),
         *tables.coverage(audit),
         *tables.evaluation(audit),
         tables.attribution(audit),
@@ -73,7 +73,7 @@ def sources(audit: Audit) -> list[str]:
     lines = []
     for row in audit.adapters:
         if row.reference != row.name or row.commit:
-            pinned = f" @ {row.commit}" if row.commit else ""
+            pinned = f" @ {row.commit}" if row.commit and row.commit not in row.reference else ""
             lines.append(escape(f"{clean(row.name)} = {clean(row.reference)}{pinned}"))
     return lines
 

@@ -139,6 +139,14 @@ def making_read(path):
     return read_adapter(path)
 
 
+def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):
+    result = call("inspect", *pair, "--quiet")
+    assert (result.stdout, result.stderr) == ("compatible\n", "")
+    result = call("merge", *pair, "-o", tmp_path / "out", "-q")
+    assert result.stdout.count("\n") == 1 and result.stderr == ""
+    assert str(tmp_path / "out") in result.stdout and "rank 8" in result.stdout
+
+
 def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -168,6 +176,9 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
         (("--rank", "0"), "--rank"),
         (("--rank", "many"), "--rank"),
         (("--space", "inner"), "--space"),
+        (("--space", "knots"), "not available"),
+        (("--dtype", "float7"), "--dtype"),
+        (("--allow", "base-mismatsch"), "did you mean 'base-mismatch'"),
     ],
 )
 def test_bad_options_of_merge(pair, tmp_path, arguments, said):
@@ -267,6 +278,10 @@ def test_inspect_says_what_is_wrong(pair, tmp_path, case):
         (("inspect", "PAIR", "--probe", "auto"), "--base"),
         (("inspect", "PAIR", "--base", "./nowhere"), "nowhere"),
         (("inspect", "PAIR", "--diagnostic", "karma"), "karma"),
+        (("inspect", "PAIR", "--device", "tpu"), "--device"),
+        (("inspect", "PAIR", "--device", "cuda:99"), "--device"),
+        (("inspect", "PAIR", "--dtype", "float7"), "--dtype"),
+        (("merge-and-eval", "PAIR", "--task", "absent.jsonl", "--device", "tpu"), "--device"),
         (("demo", "--scenario", "paradise"), "paradise"),
     ],
 )

@@ -48,14 +48,18 @@ class Output:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield _reporter(bars)
 
-    def result(self, audit: Audit, after: str = "") -> None:
-        """The audit, on a table for people `after` it, then the exit that its verdict asks for."""
+    def result(self, audit: Audit, after: str = "", line: str = "") -> None:
+        """The audit, then the exit that its verdict asks for.
+
+        `after` follows the tables for people; `line` is what --quiet says if not the verdict.
+        """
         if self.json:
             print(audit.to_json())
         elif self.quiet:
             from loraprobe.report.terminal import one_line
+            from loraprobe.report.wording import clean
 
-            print(one_line(audit))
+            print(clean(line) or one_line(audit))
         else:
             from loraprobe.report.terminal import render
 

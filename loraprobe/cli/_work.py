@@ -36,19 +36,13 @@ def settings(
     chat_template: str = "auto",
     diagnostics: Sequence[str] | None = None,
     allow: Sequence[str] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
     **rest: Any,
 ) -> Settings:
     """Every option checked before anything is loaded. Raises UsageError."""
-    from loraprobe.diagnostics import DIAGNOSTICS
-    from loraprobe.merging import METHODS
-    from loraprobe.routing import ROUTERS
-
-    for spec in methods or ():
-        METHODS.make(spec)
-    for spec in routers or ():
-        ROUTERS.make(spec)
-    for spec in diagnostics or ():
-        DIAGNOSTICS.make(spec)
+    _check_names(methods, routers, diagnostics)
+    _check_machine(device, dtype)
     if margin is not None:
         parse.fraction(margin, "--margin")
     if metric == "answer_loss" and margin is None:
@@ -69,9 +63,34 @@ def settings(
         chat_template=parse.one_of(chat_template, ("auto", "on", "off"), "--chat-template"),  # type: ignore[arg-type]
         diagnostics=tuple(diagnostics or ()),
         allow=tuple(allow or ()),
+        device=device,
+        dtype=dtype,
         arguments=tuple(sys.argv[1:]),
         **rest,
     )
+
+
+def _check_names(
+    methods: Sequence[str] | None, routers: Sequence[str] | None, diagnostics: Sequence[str] | None
+) -> None:
+    """Each name and its options lead to something that exists."""
+    from loraprobe.diagnostics import DIAGNOSTICS
+    from loraprobe.merging import METHODS
+    from loraprobe.routing import ROUTERS
+
+    for shelf, specs in ((METHODS, methods), (ROUTERS, routers), (DIAGNOSTICS, diagnostics)):
+        for spec in specs or ():
+            shelf.make(spec)
+
+
+def _check_machine(device: str, dtype: str) -> None:
+    """What the user names exists here; "auto" costs nothing."""
+    from loraprobe.base import pick_device, pick_dtype
+
+    if device != "auto":
+        pick_device(device)
+    if dtype != "auto":
+        pick_dtype(dtype)
 
 
 def inspect(
@@ -176,7 +195,7 @@ def merge(
     loraprobe.with_card(merged, found, chosen).save(target, overwrite=overwrite)
     _warn(found, output)
     output.say(f"Wrote {target}.")
-    output.result(found)
+    output.result(found, line=f"{target}: {found.notes[-1]}")
 
 
 def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:

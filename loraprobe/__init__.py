@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from loraprobe._version import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loraprobe.adapter import Adapter
     from loraprobe.merging import Merged
     from loraprobe.records import Audit
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "inspect", "load", "merge", "merge_and_eval", "route"]
 
 
-def load(reference: str) -> Adapter:
+def load(reference: str | Path) -> Adapter:
     """One adapter from a directory or the Hub. Raises LoraprobeError, saying what to do."""
     from loraprobe import hub
 
@@ -37,23 +39,26 @@ def load(reference: str) -> Adapter:
 
 
 def inspect(
-    adapters: Sequence[Adapter | str],
+    adapters: Sequence[Adapter | str | Path],
     *,
-    base: str | None = None,
-    tasks: Sequence[str] = (),
-    probe: str | None = None,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    probe: str | Path | None = None,
     **options: Any,
 ) -> Audit:
     """What `loraprobe inspect` does; options are the fields of `loraprobe.audit.Settings`."""
     from loraprobe import audit, hub
-    from loraprobe.tasks import load_probe, load_task
+    from loraprobe.errors import UsageError
+    from loraprobe.tasks import load_probe
 
+    if (tasks or probe) and base is None:
+        raise UsageError("tasks and probe ask the base model; give base, which may be 'auto'.")
     loaded = hub.load_all(adapters)
     settings = audit.Settings(**options)
     return audit.inspect(
         loaded,
         base=_open(base, loaded, settings.trust_remote_code) if base else None,
-        tasks=[load_task(path, settings.limit) for path in tasks],
+        tasks=_tasks(tasks, settings.limit),
         probe=load_probe(probe) if probe and probe != "auto" else probe,
         cards={a.name: hub.model_card(a) for a in loaded} if probe == "auto" else {},
         settings=settings,
@@ -61,7 +66,7 @@ def inspect(
 
 
 def merge(
-    adapters: Sequence[Adapter | str],
+    adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
     *,
     weights: Sequence[float] | None = None,
@@ -77,7 +82,7 @@ def merge(
 
 
 def route(
-    model: Any, adapters: Sequence[Adapter | str], *, router: str = "arrow"
+    model: Any, adapters: Sequence[Adapter | str | Path], *, router: str = "arrow"
 ) -> AbstractContextManager[Any]:
     """Puts a routed composition into a loaded transformers model while the context lasts.
 
@@ -93,18 +98,30 @@ def route(
 
 
 def merge_and_eval(
-    adapters: Sequence[Adapter | str], *, base: str = "auto", tasks: Sequence[str], **options: Any
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    base: str | Path = "auto",
+    tasks: Sequence[str | Path] | str | Path,
+    **options: Any,
 ) -> Audit:
-    """The whole audit; options are the fields of `loraprobe.audit.Settings`."""
-    from loraprobe import audit, hub
-    from loraprobe.tasks import load_task
+    """The whole audit; options are the fields of `loraprobe.audit.Settings`.
 
-    loaded = hub.load_all(adapters)
+    Raises LoraprobeError with one sentence where something cannot be used.
+    """
+    from loraprobe import audit, hub
+    from loraprobe.errors import UsageError
+
     settings = audit.Settings(**options)
+    read = _tasks(tasks, settings.limit)
+    if not read:
+        raise UsageError("merge_and_eval needs a task; without one, try inspect with a probe.")
+    loaded = hub.load_all(adapters)
+    if len(loaded) < 2:
+        raise UsageError("merge_and_eval composes adapters; give at least two.")
     return audit.merge_and_eval(
         loaded,
         base=_open(base, loaded, settings.trust_remote_code),
-        tasks=[load_task(path, settings.limit) for path in tasks],
+        tasks=read,
         settings=settings,
     ).audit
 
@@ -135,10 +152,19 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
     return dataclasses.replace(merged, card=card)
 
 
-def _open(base: str, adapters: Sequence[Adapter], code: bool) -> Any:
+def _tasks(tasks: Sequence[str | Path] | str | Path, limit: int | None) -> list[Any]:
+    """Task files, one or several; a single one need not stand in a list."""
+    from pathlib import Path
+
+    from loraprobe.tasks import load_task
+
+    return [load_task(p, limit) for p in ([tasks] if isinstance(tasks, (str, Path)) else tasks)]
+
+
+def _open(base: str | Path, adapters: Sequence[Adapter], code: bool) -> Any:
     from loraprobe import hub
     from loraprobe.base import open_base
 
-    reference = hub.common_base(adapters) if base == "auto" else base
+    reference = hub.common_base(adapters) if base == "auto" else str(base)
     snapshot = hub.resolve_base(reference, code=code)
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)

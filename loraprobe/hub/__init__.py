@@ -31,22 +31,26 @@ BASE_EXTRAS = frozenset(
 )
 
 
-def load(ref: str) -> Adapter:
+def load(ref: str | Path) -> Adapter:
     """The adapter that a reference names; factors stay in their file until asked for.
 
     Raises ReferenceError_, HubError or AdapterError.
     """
-    reference = Reference.parse(ref)
+    reference = Reference.parse(str(ref))
     snapshot = resolve_adapter(reference)
     source = Source(snapshot.reference, snapshot.path, snapshot.commit)
     return read_adapter(snapshot.path, reference.short, source)
 
 
-def load_all(refs: Sequence[str | Adapter]) -> list[Adapter]:
+def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> list[Adapter]:
     """Adapters in their order, names made unique; adapters that are loaded already pass through.
 
-    Names that the user chose (NAME=REF) stand; others get -2, -3 ... where they collide.
+    Names that the user chose (NAME=REF) stand; others get -2, -3 ... where they collide. A single
+    one need not stand in a list.
     """
+    if isinstance(refs, (str, Path, Adapter)):
+        refs = [refs]
+    refs = [ref if isinstance(ref, Adapter) else str(ref) for ref in refs]
     parsed = [ref if isinstance(ref, Adapter) else Reference.parse(ref) for ref in refs]
     wanted = [
         (one.name, False) if isinstance(one, Adapter) else (one.short, one.name is not None)

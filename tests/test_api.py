@@ -1,0 +1,134 @@
+"""The Python interface as a user types it, on adapters that peft wrote and a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import making
+import pytest
+import torch
+
+import loraprobe
+from loraprobe.errors import CompatibilityError, LoraprobeError, UsageError
+from loraprobe.report.schema import json_schema
+
+TARGETS = ["q_proj", "v_proj", "up_proj"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(root with base, adapters a and b and a task file), written by transformers and peft."""
+    root = tmp_path_factory.mktemp("world")
+    making.tiny_llama(vocab=512).save_pretrained(root / "base")
+    if making.STORIES.is_dir():
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (making.STORIES / name).is_file():
+                (root / "base" / name).write_bytes((making.STORIES / name).read_bytes())
+    for seed, name in enumerate("ab"):
+        place = making.peft_adapter(
+            root / name, making.tiny_llama(vocab=512), seed + 1, r=2 + seed, lora_alpha=4,
+            use_rslora=bool(seed), target_modules=TARGETS[: 2 + seed],
+        )  # fmt: skip
+        config = json.loads((place / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(root / "base")
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    items = [{"id": str(i), "prompt": f"Question {i}?", "answer": f"{i}"} for i in range(4)]
+    (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return root
+
+
+def pefts_deltas(directory) -> dict[str, torch.Tensor]:
+    """What peft adds to each module, in float64."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(making.tiny_llama(vocab=512), str(directory)).double()
+    return {
+        name: module.get_delta_weight("default").detach()
+        for name, module in model.base_model.model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+
+
+def test_load_takes_text_and_path(world):
+    a, b = loraprobe.load(str(world / "a")), loraprobe.load(world / "b")
+    assert (a.name, b.name) == ("a", "b") and len(a.modules) == 4
+    with pytest.raises(LoraprobeError, match="nowhere"):
+        loraprobe.load("./nowhere")
+
+
+def test_inspect_gives_an_audit_that_fits_the_schema(world):
+    a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
+    audit = loraprobe.inspect([a, b])
+    assert audit.verdict is None and audit.compatibility.compatible
+    jsonschema.validate(json.loads(audit.to_json()), json_schema())
+    assert json.loads(loraprobe.inspect(world / "a").to_json())["adapters"][0]["name"] == "a"
+
+
+def test_merge_is_what_peft_adds(world, tmp_path):
+    merged = loraprobe.merge([world / "a", str(world / "b")], method="sum")
+    merged.save(tmp_path / "out")
+    a, b, out = (pefts_deltas(p) for p in (world / "a", world / "b", tmp_path / "out"))
+    assert set(out) == set(a) | set(b)
+    for path, delta in out.items():
+        expected = sum(d[path] for d in (a, b) if path in d)
+        torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-6)
+    assert "sum" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_merge_with_a_spec_and_weights(world, tmp_path):
+    merged = loraprobe.merge(
+        [world / "a", world / "b"], method="ties:density=0.3", weights=[0.5, 0.5]
+    )
+    assert merged.method.startswith("Ties(density=0.3") and merged.weights == (0.5, 0.5)
+    merged.save(tmp_path / "out")
+    assert loraprobe.load(tmp_path / "out").modules
+
+
+def test_route_leaves_no_trace(world):
+    model = making.tiny_llama(vocab=512)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_modules()]
+    plain = making.hidden(model)
+    with loraprobe.route(model, [world / "a", world / "b"], router="arrow:top_k=1"):
+        routed = making.hidden(model)
+    assert not torch.allclose(routed, plain)
+    assert torch.equal(making.hidden(model), plain)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[n], before[n]) for n in before)
+    assert [name for name, _ in model.named_modules()] == names
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_route_leaves_no_trace_after_an_error(world):
+    model = making.tiny_llama(vocab=512)
+    plain = making.hidden(model)
+    with pytest.raises(ZeroDivisionError), loraprobe.route(model, [world / "a", world / "b"]):
+        raise ZeroDivisionError
+    assert torch.equal(making.hidden(model), plain)
+
+
+def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
+    audit = loraprobe.merge_and_eval(
+        [world / "a", world / "b"], base=world / "base", tasks=world / "task.jsonl",
+        max_new_tokens=2, chat_template="off", methods=("uniform",), routers=(),
+        state=tmp_path / "state",
+    )  # fmt: skip
+    assert audit.verdict.decision in ("likely", "unlikely", "inconclusive")
+    assert {row.system for row in audit.evaluation} >= {"base", "a", "b", "uniform"}
+    jsonschema.validate(json.loads(audit.to_json()), json_schema())
+
+
+def test_wrong_calls_raise_one_sentence(world):
+    pair = [world / "a", world / "b"]
+    one, other = (making.random_adapter(b, base_model=f"owner/{b}", seed=9) for b in ("x", "y"))
+    with pytest.raises(CompatibilityError, match="base-mismatch"):
+        loraprobe.merge([one, other])
+    with pytest.raises(UsageError, match="base"):
+        loraprobe.inspect(pair, tasks=[world / "task.jsonl"])
+    with pytest.raises(UsageError, match="two"):
+        loraprobe.merge_and_eval([world / "a"], base=world / "base", tasks=world / "task.jsonl")
+    with pytest.raises(UsageError, match="task"):
+        loraprobe.merge_and_eval(pair, base=world / "base", tasks=[])
+    with pytest.raises(UsageError, match="did you mean 'ties'"):
+        loraprobe.merge(pair, method="tise")

@@ -218,6 +218,28 @@ def test_prefix_architecture_and_disjoint_targets_are_told_apart():
     assert set(issues) == {"targets-disjoint"}
 
 
+@pytest.mark.parametrize(
+    ("one_path", "other_path", "same_base", "code"),
+    [
+        ("model.layers.0.q_proj", "model.embed_tokens", False, "targets-disjoint"),
+        ("model.layers.0.q_proj", "lm_head", False, "targets-disjoint"),
+        ("encoder.block.0.q", "decoder.block.0.q", False, "targets-disjoint"),
+        ("model.encoder.layers.0.fc1", "model.decoder.layers.0.fc2", True, "targets-disjoint"),
+        ("model.encoder.layers.0.fc1", "model.layers.0.q_proj", False, "architecture-mismatch"),
+        ("transformer.wte", "model.embed_tokens", True, "architecture-mismatch"),
+        ("transformer.h.0.c_attn", "model.layers.0.q_proj", True, "architecture-mismatch"),
+    ],
+)
+def test_other_places_of_one_model_are_no_other_architecture(one_path, other_path, same_base, code):
+    a = random_adapter("a", {one_path: (8, 8)})
+    b = random_adapter("b", {other_path: (8, 8)}, base_model="owner/base" if same_base else None)
+    for issues in (found(a, b), found(b, a)):
+        assert code in issues
+        assert {"targets-disjoint": "note", "architecture-mismatch": "error"}[code] == (
+            one(issues, code).severity
+        )
+
+
 def test_fused_projections_do_not_fit_single_ones():
     single = random_adapter("a", {"m.layers.0.self_attn.q_proj": (16, 16), "m.layers.0.x": (4, 4)})
     fused = random_adapter("b", {"m.layers.0.self_attn.qkv_proj": (48, 16), "m.layers.0.x": (4, 4)})

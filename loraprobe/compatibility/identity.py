@@ -104,8 +104,8 @@ def _names(
             )  # fmt: skip
         elif kind == "different":
             shapes = (
-                "another base with the same shapes: paths and shapes fit, which says nothing about "
-                "the weights" if fit else "and their modules do not match either"
+                ": another base with the same shapes (paths and shapes fit, which says nothing "
+                "about the weights)" if fit else ", and their modules do not match either"
             )  # fmt: skip
             origin = (
                 " One looks like a quantised copy of the other."
@@ -114,7 +114,7 @@ def _names(
             )
             yield Issue(
                 "warning" if purpose == "route" and fit else "error", "base-mismatch",
-                ours + theirs, f"{who}: {shapes}.{origin}",
+                ours + theirs, f"{who}{shapes}.{origin}",
                 "Take adapters of one base; if both names mean the same weights, allow "
                 "base-mismatch.",
             )  # fmt: skip

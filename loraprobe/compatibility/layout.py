@@ -111,7 +111,7 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
             f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}.",
             "Save both from models that are wrapped alike, or rename the keys of one.",
         )  # fmt: skip
-    if not {root(p) for p in a.layout} & {root(p) for p in b.layout}:
+    if _of_two_architectures(a, b):
         one, other = next(iter(a.layout)), next(iter(b.layout))
         return Issue(
             "error", "architecture-mismatch", names,
@@ -134,6 +134,25 @@ def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> 
                 if any(prefix + p in longer for p in shorter):
                     return prefix
     return None
+
+
+def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
+    """Whether two adapters without a common path cannot be of one model, as far as paths tell.
+
+    Heads tell nothing, and one model may have layers in several places (encoder and decoder,
+    vision tower and language model): those are believed where the names of the bases agree.
+    """
+    tops, roots = [], []
+    for adapter in (a, b):
+        paths = [path for path in adapter.layout if "." in path]
+        tops.append({path.partition(".")[0] for path in paths})
+        roots.append({root(path) for path in paths if root(path) != path})
+    if not tops[0] or not tops[1] or tops[0] | tops[1] == {"encoder", "decoder"}:
+        return False
+    if not tops[0] & tops[1]:
+        return True
+    same_base = a.base_model is not None and a.base_model == b.base_model
+    return bool(roots[0] and roots[1]) and not roots[0] & roots[1] and not same_base
 
 
 def root(path: str) -> str:

@@ -59,7 +59,7 @@ def inspect(
         loaded,
         base=_open(base, loaded, settings.trust_remote_code) if base else None,
         tasks=_tasks(tasks, settings.limit),
-        probe=load_probe(probe) if probe and probe != "auto" else probe,
+        probe=load_probe(probe) if probe and probe != "auto" else ("auto" if probe else None),
         cards={a.name: hub.model_card(a) for a in loaded} if probe == "auto" else {},
         settings=settings,
     )

@@ -50,8 +50,7 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     """
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
-    refs = [ref if isinstance(ref, Adapter) else str(ref) for ref in refs]
-    parsed = [ref if isinstance(ref, Adapter) else Reference.parse(ref) for ref in refs]
+    parsed = [ref if isinstance(ref, Adapter) else Reference.parse(str(ref)) for ref in refs]
     wanted = [
         (one.name, False) if isinstance(one, Adapter) else (one.short, one.name is not None)
         for one in parsed

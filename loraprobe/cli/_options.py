@@ -40,20 +40,44 @@ Systems = Annotated[
     list[str] | None,
     typer.Option("--system", help="Evaluate only these systems (repeat; base and singles stay)."),
 ]
-Space = Annotated[str | None, typer.Option(help="Space that a merge runs in: full, core or knots.")]
-Rank = Annotated[str, typer.Option(help="Rank of the merge; auto keeps as many as lose nothing.")]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        help="Space that a merge runs in: full or core (knots is to come); "
+        "without it the method's own."
+    ),
+]
+Rank = Annotated[
+    str,
+    typer.Option(help="Rank of the merge; auto: as many as lose nothing, at most the ranks' sum."),
+]
 Weights = Annotated[
-    str | None, typer.Option(help="One weight an adapter, such as 0.7,0.3; never normalised.")
+    str | None,
+    typer.Option(
+        help="One weight an adapter, such as 0.7,0.3; never normalised; uniform has its own."
+    ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Directory to write.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Directory for the recommended composition.", show_default=False
+    ),
 ]
 Target = Annotated[
     Path, typer.Option("--output", "-o", help="Directory to write.", show_default=False)
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, typer.Option(help="Of the base: auto, float32, bfloat16 or float16 (auto: by the device).")
+]
+FileDtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Of the file: auto (the sources' widest), float32, bfloat16 or float16.",
+    ),
+]
 BatchSize = Annotated[str, typer.Option(help="Prompts a batch, or auto.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default=False)]
 Limit = Annotated[
@@ -80,7 +104,10 @@ PerModule = Annotated[bool, typer.Option("--per-module", help="Also a row for ev
 Exact = Annotated[bool, typer.Option("--exact", help="No sampling: all entries of every delta.")]
 Diagnostics = Annotated[
     list[str] | None,
-    typer.Option("--diagnostic", help="Also compute this on-demand diagnostic; may be repeated."),
+    typer.Option(
+        "--diagnostic",
+        help="Also compute this, such as intruder_dimensions (needs --base); may be repeated.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[

@@ -14,7 +14,7 @@ def merge(
     space: opt.Space = None,
     rank: opt.Rank = "auto",
     base: opt.BaseOrNone = None,
-    dtype: opt.Dtype = "auto",
+    dtype: opt.FileDtype = "auto",
     overwrite: opt.Overwrite = False,
     allow: opt.Allow = None,
     threads: opt.Threads = None,

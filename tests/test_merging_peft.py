@@ -250,6 +250,47 @@ def test_one_flag_of_a_model_with_two_kinds_of_layer_is_no_conflict(tmp_path):
         assert float((delta - expected).norm() / expected.norm()) < 1e-6, path
 
 
+ODD = {
+    "rslora with patterns": [
+        {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": [*TARGETS, "up_proj"],
+         "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+         "alpha_pattern": {"v_proj": 3, "layers.0.mlp.down_proj": 16}},
+        {"r": 3, "lora_alpha": 5, "target_modules": TARGETS, "rank_pattern": {"down_proj": 5}},
+    ],
+    "five, partial, mixed ranks": [
+        {"r": i + 1, "use_rslora": i % 2 == 0, "target_modules": TARGETS[: i % 3 + 1]}
+        for i in range(5)
+    ],
+    "one": [{"r": 2, "lora_alpha": 4, "target_modules": TARGETS}],
+    "layers apart": [
+        {"r": 2, "target_modules": TARGETS, "layers_to_transform": [0]},
+        {"r": 3, "target_modules": TARGETS, "layers_to_transform": [1]},
+    ],
+    "tied head and embedding": [
+        {"r": 2, "target_modules": ["lm_head", "q_proj"]},
+        {"r": 3, "target_modules": ["embed_tokens", "q_proj"]},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_signed_and_zero_weights_give_the_sum_of_pefts_deltas(case, tmp_path):
+    """Written by peft, merged here, read again by peft; the oracle is a dense float64 sum."""
+    paths = [
+        peft_adapter(tmp_path / f"a{i}", tiny_llama(), i + 1, **config)
+        for i, config in enumerate(ODD[case])
+    ]
+    weights = [(0.7, -0.4, 0.0, 1.3, -1.0)[i] for i in range(len(paths))]
+    loraprobe.merge(paths, method="task_arithmetic", weights=weights).save(tmp_path / "out")
+    sources = [_pefts_deltas(tiny_llama(), path) for path in paths]
+    out = _pefts_deltas(tiny_llama(), tmp_path / "out")
+    assert set(out) == {path for source in sources for path in source}
+    for path, delta in out.items():
+        terms = zip(weights, sources, strict=True)
+        expected = sum(w * source[path] for w, source in terms if path in source)
+        assert (delta - expected).norm() <= 1e-6 * expected.norm(), path
+
+
 def _pefts_deltas(model, directory):
     """What peft adds to each module of a model, in float64."""
     wrapped = PeftModel.from_pretrained(model, str(directory)).double()

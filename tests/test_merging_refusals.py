@@ -112,6 +112,12 @@ def test_weights_that_cancel_leave_nothing_to_write():
     assert "duplicate" not in [i.code for i in merge([one(), one("b", seed=1)]).issues]
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "factor_average"])
+def test_weights_of_zero_leave_nothing_to_write(method):
+    with pytest.raises(UsageError, match=r"zero in every module"):
+        merge([one(), one("b", seed=1)], method, weights=[0, 0])
+
+
 def test_a_dtype_that_is_too_small_is_an_error_not_an_infinity():
     large = adapter_of("large", {UP: random_update(12, 10, 2, 1, 1e12)})
     with pytest.raises(OutputError, match=r"does not fit into float16.*float32"):

@@ -145,7 +145,7 @@ def _cut_by_grams(
     Xb, inverse_b = _root(grams[1] * (weight[:, None] * weight))
     P, S, Wh = torch.linalg.svd(Xb.mT @ Xa, full_matrices=False)
     largest = float(weight.abs().mul(grams[1].diagonal().clamp_min(0).sqrt()).max())
-    S, k = _numerical(S, rank, CANCELLED * largest)
+    S, k = _numerical(S if largest > 0 else torch.zeros_like(S), rank, CANCELLED * largest)
     root = S[:k].sqrt()
     Ta = (root[:, None] * (Wh[:k] @ inverse_a)) / size
     Tb = (weight[:, None] * (inverse_b.mT @ P[:, :k])) * root

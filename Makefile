@@ -11,7 +11,7 @@ demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"

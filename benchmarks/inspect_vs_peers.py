@@ -13,16 +13,13 @@ loraprobe's memory does not grow with the number of files.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from merge_vs_peft import RANK, SHAPES, Figures, write_adapter
+from merge_vs_peft import RANK, SHAPES, Figures, timed, write_adapter
 
 
 def commands(sources: list[str]) -> dict[str, list[str]]:
@@ -35,17 +32,6 @@ def commands(sources: list[str]) -> dict[str, list[str]]:
     if vlora:
         found["vlora"] = [vlora, "analyze", *sources]
     return found
-
-
-def timed(command: list[str]) -> Figures:
-    """One child process from its start to its end; its output is thrown away."""
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed.")
-    seconds = time.perf_counter() - start
-    return Figures(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def read(sources: list[str]) -> None:

@@ -5,7 +5,8 @@
 Every run is a process of its own, start-up included, and the kinds are interleaved:
   reading   imports torch, reads both files with safetensors, casts every tensor to float32
   writing   reading, and then writes a rank-16 adapter of the same modules in bf16 to the disk
-  merge     loraprobe: read, check, merge exactly, cut to rank 16, measure all errors, write
+  merge     `loraprobe merge`: read, check, merge exactly, cut to rank 16, measure all errors,
+            write with a model card
 peft's `svd` is timed on one module of each shape and multiplied by how many there are. `square`
 times the 4096 x 4096 modules alone and so gives a lower bound, in about a minute; `all` takes
 several minutes more. The aim is a merge within three times writing.
@@ -89,15 +90,6 @@ def reading(directories: list[str], write: str | None = None) -> None:
             os.fsync(handle.fileno())
 
 
-def merging(directories: list[str], output: str) -> None:
-    """loraprobe's merge to rank 16, from files to files."""
-    from loraprobe.adapter import read_adapter
-    from loraprobe.merging import merge
-
-    adapters = [read_adapter(directory) for directory in directories]
-    merge(adapters, "uniform", rank=RANK).save(output)
-
-
 def peft_svd(shape: tuple[int, int]) -> float:
     """Seconds of peft's add_weighted_adapter(combination_type="svd") for one module."""
     import torch
@@ -113,13 +105,13 @@ def peft_svd(shape: tuple[int, int]) -> float:
     return time.perf_counter() - start
 
 
-def timed(arguments: list[str]) -> Figures:
-    """One child process of this script, from its start to its end."""
+def timed(command: list[str]) -> Figures:
+    """One child process from its start to its end; its output is thrown away."""
     start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, __file__, *arguments])
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(arguments)} failed.")
+        raise SystemExit(f"{' '.join(command)} failed.")
     seconds = time.perf_counter() - start
     return Figures(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
@@ -134,7 +126,10 @@ def measure(layers: int, runs: int) -> dict[str, list[Figures]]:
         for run in range(runs + 1):
             for kind, seen in results.items():
                 output = str(Path(scratch) / f"{kind}-{run}")
-                figures = timed(["--child", kind, *sources, output])
+                child = [sys.executable, __file__, "--child", kind, *sources, output]
+                merge = [sys.executable, "-m", "loraprobe", "merge", *sources, "-o", output]
+                options = ["--rank", str(RANK), "--json", "--quiet"]
+                figures = timed([*merge, *options] if kind == "merge" else child)
                 if run:
                     seen.append(figures)
     return results
@@ -175,10 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         kind, *sources, output = arguments.child
-        if kind == "merge":
-            merging(sources, output)
-        else:
-            reading(sources, output if kind == "writing" else None)
+        reading(sources, output if kind == "writing" else None)
         return
     seconds = report(measure(arguments.layers, arguments.runs), arguments.layers)
     if arguments.peft != "none":

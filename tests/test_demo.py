@@ -133,3 +133,14 @@ def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
     jsonschema.validate(document, json_schema())
     assert document["verdict"]["decision"] == "incompatible" and not document["evaluation"]
     assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
+
+
+def test_weights_are_used_and_unknown_systems_refused(tmp_path):
+    environment = {"LORAPROBE_CACHE": str(tmp_path)}
+    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "10", "--json"]
+    document = json.loads(
+        CliRunner().invoke(app, [*call, "--weights", "0.7,0.9"], env=environment).stdout
+    )
+    assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
+    refused = CliRunner().invoke(app, [*call, "--system", "karma"], env=environment)
+    assert refused.exit_code == 2 and "karma" in refused.stderr and refused.stdout == ""

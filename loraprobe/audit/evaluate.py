@@ -44,6 +44,7 @@ def merge_and_eval(
     not fit together end the story early with the verdict `incompatible`.
     """
     story = Story("merge-and-eval", adapters, settings, base, progress)
+    Workshop(adapters, settings).check()
     if not story.look("route").compatible:
         conclude(story, "weights", tasks)
         return Outcome(story.audit(), settings, None, "the adapters do not fit together.")

@@ -34,10 +34,24 @@ class Workshop:
         singles = [System(a.name, "adapter", single(a)) for a in self.adapters]
         return [System("base", "base"), *singles]
 
+    def check(self) -> None:
+        """Raises UsageError for a `--system` that nothing answers to, before anything is loaded."""
+        controls = ("shrunk", "random-partner")
+        own = {"base", "chain", *controls, *(a.name for a in self.adapters)}
+        for spec in self.settings.systems:
+            head = spec.partition(":")[0].replace("-", "_")
+            if spec in own or head in METHODS.names() or head in ROUTERS.names():
+                continue
+            known = ", ".join(sorted({*own, *METHODS.names(), *ROUTERS.names()}))
+            raise UsageError(f"Unknown system {spec!r}: there are {known}.")
+
     def compositions(self, has_hops: bool) -> list[System]:
         """Merges, routers and, where the task has hops, the chain; filtered by `--system`."""
         settings = self.settings
-        built = [*settings.methods, *settings.routers] + (["chain"] if has_hops else [])
+        methods = list(settings.methods)
+        if settings.weights and not any(METHODS.make(m).takes_weights for m in methods):
+            methods.append("task_arithmetic")  # or the weights given would have no effect
+        built = [*methods, *settings.routers] + (["chain"] if has_hops else [])
         wanted = set(settings.systems)
         if wanted:
             reserved = {"base", *(a.name for a in self.adapters), "shrunk", "random-partner"}
@@ -59,8 +73,7 @@ class Workshop:
         if head in ROUTERS.names():
             composition = Composition(name or spec, tuple(adapters), ROUTERS.make(spec))
             return System(name or spec, "router", composition)
-        known = ", ".join([*METHODS.names(), *ROUTERS.names(), "chain"])
-        raise UsageError(f"Unknown system {spec!r}: there are {known}, base and the adapters.")
+        raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
     def _merge(self, spec: str, adapters: Sequence[Adapter], name: str) -> System:
         """Linear merges are constant gates over the experts; the others need new weights."""

@@ -52,7 +52,7 @@ def answers(document: dict) -> dict:
     """A document without what may differ between two runs: timings, arguments, what was kept."""
     document = dict(document)
     document.pop("provenance")
-    document["notes"] = [n for n in document["notes"] if "interrupted run" not in n]
+    document["notes"] = [n for n in document["notes"] if "earlier run" not in n]
     return document
 
 
@@ -84,7 +84,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
         app, world, env={**environment, "LORAPROBE_CACHE": str(tmp_path / "another")}
     )
     first, second = json.loads(resumed.stdout), json.loads(fresh.stdout)
-    assert any("interrupted run" in note for note in first["notes"])
+    assert any("earlier run" in note for note in first["notes"])
     assert answers(first) == answers(second)
     assert resumed.exit_code == fresh.exit_code
 
@@ -97,4 +97,4 @@ def test_a_run_without_resume_starts_again(world, tmp_path):
     second = json.loads(runner.invoke(app, world, env=environment).stdout)
     assert lines(tmp_path / "cache") == count
     assert answers(first) == answers(second)
-    assert not any("interrupted" in note for note in second["notes"])
+    assert not any("earlier run" in note for note in second["notes"])

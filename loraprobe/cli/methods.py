@@ -67,7 +67,7 @@ def _print(console: Any, row: dict[str, Any]) -> None:
     options = ",".join(f"{k}={v}" for k, v in row.get("options", {}).items())
     head = f"[cyan]{row['name']}[/]" + (f":{escape(options)}" if options else "")
     lines = [escape(row["summary"])]
-    lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key)]
+    lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
     if row.get("laws"):
         lines.append("laws: " + ", ".join(row["laws"]))
     if row.get("lossless_in"):

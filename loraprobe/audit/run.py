@@ -43,8 +43,9 @@ def open_ledger(
     directory = settings.state or state_directory() / digest
     ledger = Ledger(directory, settings.resume, fingerprint=identity, overwrite=not settings.resume)
     kept = len(ledger)
-    note = f"{kept} results of an earlier run of this call were kept." if settings.resume and kept else ""
-    return ledger, note
+    if not (settings.resume and kept):
+        return ledger, ""
+    return ledger, f"{kept} results of an earlier run of this call were kept."
 
 
 def state_directory() -> Path:

@@ -15,7 +15,8 @@ python "$here/get_model.py" "$folder/base"
 
 # exit 1 (unlikely) and 3 (inconclusive) are findings, not failures of the script
 judge() {
-    loraprobe merge-and-eval "$@" --base "$folder/base" --resume --exit-zero
+    loraprobe merge-and-eval "$@" --base "$folder/base" --max-new-tokens 40 \
+        --resume --overwrite --exit-zero
 }
 
 loraprobe lab build skill-and-facts --base "$folder/base" -o "$folder/skill-and-facts" --seed 0

@@ -125,6 +125,24 @@ def test_hostile_names_are_neutralised_everywhere():
     assert "\x1b" not in demo_text(an_audit(HOSTILE), ["x"])
 
 
+def test_what_looks_like_markup_is_shown_as_it_stands():
+    odd = "ev[/x][bold]il"
+    audit = an_audit(odd)
+    audit = dataclasses.replace(
+        audit,
+        adapters=tuple(dataclasses.replace(row, base_model=odd) for row in audit.adapters),
+        coverage=tuple(dataclasses.replace(row, task=odd) for row in audit.coverage),
+        evaluation=tuple(
+            dataclasses.replace(row, task=odd, system=odd) for row in audit.evaluation
+        ),
+        attribution=tuple(dataclasses.replace(row, system=odd) for row in audit.attribution),
+    )
+    text = rendered(audit, 200)
+    for line in ("Coverage: ev[/x][bold]il", "Evaluation: ev[/x][bold]il", "ev[/x][bold]il × b"):
+        assert line in text
+    assert text.count("il") == text.count(odd)
+
+
 @pytest.mark.parametrize(
     ("decision", "code"), [("likely", 0), ("unlikely", 1), ("incompatible", 1), ("inconclusive", 3)]
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from loraprobe.records import Audit
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Output:
             Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
 
     @contextmanager
-    def progress(self):
+    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
         """Yields progress(stage, done, total); a bar appears only on a terminal."""
         if self.quiet or not sys.stderr.isatty():
             yield None
@@ -44,7 +48,8 @@ class Output:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+        stage = TextColumn("{task.description}", markup=False)  # it may hold a stranger's name
+        columns = (stage, BarColumn(), MofNCompleteColumn(), Remaining())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
             yield _reporter(bars)
 
@@ -79,12 +84,14 @@ def exit_code(audit: Audit) -> int:
     return 0 if audit.compatibility.compatible else 1
 
 
-def _reporter(bars) -> Callable[[str, int, int], None]:
-    tasks: dict[str, int] = {}
+def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
+    from loraprobe.report.wording import clean
+
+    tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total)
+            tasks[stage] = bars.add_task(clean(stage), total=total)
         bars.update(tasks[stage], completed=done, total=total)
 
     return report

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from loraprobe.records import Audit, Measurement, Score
 from loraprobe.report.wording import clean, count, interval, number, spread
@@ -15,10 +18,20 @@ SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A plain table: the first `left` columns text, the rest figures."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    made = Table(title=_inert(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
-        made.add_column(column, justify="left" if position < left else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if position < left else "right"
+        made.add_column(_inert(column), justify=justify, overflow="fold")
     return made
+
+
+def _row(made: Table, *cells: str | Text) -> None:
+    """Adds a row. Cells hold strangers' names, so text is never read as markup."""
+    made.add_row(*(cell if isinstance(cell, Text) else _inert(cell) for cell in cells))
+
+
+def _inert(text: str) -> str:
+    return escape(clean(text))
 
 
 def adapters(audit: Audit) -> Table:
@@ -27,8 +40,8 @@ def adapters(audit: Audit) -> Table:
     for row in audit.adapters:
         low, high = row.rank["min"], row.rank["max"]
         rank = str(low) if low == high else f"{low}–{high}"
-        made.add_row(
-            clean(row.name), clean(row.base_model or "-"), rank, str(row.modules),
+        _row(
+            made, row.name, row.base_model or "-", rank, str(row.modules),
             count(row.parameters), number(row.norm),
         )  # fmt: skip
     return made
@@ -44,7 +57,7 @@ def issues(audit: Audit) -> Table | None:
     for issue in sorted(found, key=lambda i: order.index(i.severity)):
         text = f"{issue.message} {issue.cure}".strip()
         style = SEVERITY_STYLES[issue.severity]
-        made.add_row(f"[{style}]{issue.severity}[/]", issue.code, _escape(text))
+        _row(made, Text(issue.severity, style), issue.code, text)
     return made
 
 
@@ -84,7 +97,7 @@ def _grid(
         for column, wide in zip(made.columns[1:], widths.values(), strict=True):
             column.width = wide
         for line in lines:
-            made.add_row(line, *(cells.get((line, head), "-") for head in widths))
+            _row(made, line, *(cells.get((line, head), "-") for head in widths))
         yield made
 
 
@@ -149,12 +162,12 @@ def coverage(audit: Audit) -> Iterable[Table]:
     for task in dict.fromkeys(c.task for c in audit.coverage):
         rows = [c for c in audit.coverage if c.task == task]
         headings = ("probe", "of", "part", "value", "guess", "95 %", "n")
-        made = table(f"Coverage: {clean(task)}", *headings, left=3)
+        made = table(f"Coverage: {task}", *headings, left=3)
         for row in rows:
             part = f"hop {row.hop}" if row.hop else "question"
             guess = number(row.baseline) if row.baseline is not None else ""
-            made.add_row(
-                row.name.replace("_", " "), clean(" → ".join(row.adapters) or "base"), part,
+            _row(
+                made, row.name.replace("_", " "), " → ".join(row.adapters) or "base", part,
                 number(row.value), guess, interval(row.ci95), str(row.n),
             )  # fmt: skip
         yield made
@@ -167,7 +180,7 @@ def evaluation(audit: Audit) -> Iterable[Table]:
         parts = sorted({s.part for s in rows}, key=_part_order)
         retained = any(s.retention is not None for s in rows)
         n = max(s.n for s in rows)
-        title = f"Evaluation: {clean(task)} ({n} items, {rows[0].metric})"
+        title = f"Evaluation: {task} ({n} items, {rows[0].metric})"
         headings = [PARTS.get(p, p.replace("hop", "hop ")) for p in parts]
         if retained:
             headings.append("retention")
@@ -175,7 +188,7 @@ def evaluation(audit: Audit) -> Iterable[Table]:
         for group in GROUPS:
             systems = dict.fromkeys(s.system for s in rows if s.kind in group)
             for system in systems:
-                made.add_row(*_system_row(system, parts, rows, retained))
+                _row(made, *_system_row(system, parts, rows, retained))
             if systems:
                 made.add_section()
         yield made
@@ -194,7 +207,7 @@ def _system_row(
     system: str, parts: Sequence[str], rows: Sequence[Score], retained: bool
 ) -> list[str]:
     scores = {s.part: s for s in rows if s.system == system}
-    cells = [clean(system)]
+    cells = [system]
     for part in parts:
         score = scores.get(part)
         if score is None:
@@ -217,7 +230,7 @@ def attribution(audit: Audit) -> Table | None:
     several = len({row.task for row in audit.attribution}) > 1
     for row in audit.attribution:
         name = f"{row.system} ({row.task})" if several else row.system
-        made.add_row(clean(name), *(str(getattr(row, cause)) for cause in causes))
+        _row(made, name, *(str(getattr(row, cause)) for cause in causes))
     return made
 
 
@@ -229,14 +242,8 @@ def layers(audit: Audit) -> Table | None:
     made = table("Layers", *headings, left=2)
     for row in audit.layers:
         norm = spread(row.norm) if row.norm else "-"
-        made.add_row(
-            clean(row.pattern), row.kind, str(row.modules), spread(row.rank),
+        _row(
+            made, row.pattern, row.kind, str(row.modules), spread(row.rank),
             spread(row.in_features), spread(row.out_features), spread(row.scaling), norm,
         )  # fmt: skip
     return made
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(clean(text))

@@ -13,13 +13,12 @@ loraprobe's memory does not grow with the number of files.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from merge_vs_peft import RANK, SHAPES, Figures, timed, write_adapter
+from merge_vs_peft import RANK, SHAPES, Figures, peer, timed, write_adapter
 
 
 def commands(sources: list[str]) -> dict[str, list[str]]:
@@ -28,8 +27,7 @@ def commands(sources: list[str]) -> dict[str, list[str]]:
         "reading": [sys.executable, __file__, "--child", *sources],
         "inspect": [sys.executable, "-m", "loraprobe", "inspect", "--json", *sources],
     }
-    vlora = shutil.which("vlora", path=str(Path(sys.executable).parent)) or shutil.which("vlora")
-    if vlora:
+    if vlora := peer("vlora"):
         found["vlora"] = [vlora, "analyze", *sources]
     return found
 

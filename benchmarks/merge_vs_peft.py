@@ -7,6 +7,7 @@ Every run is a process of its own, start-up included, and the kinds are interlea
   writing   reading, and then writes a rank-16 adapter of the same modules in bf16 to the disk
   merge     `loraprobe merge`: read, check, merge exactly, cut to rank 16, measure all errors,
             write with a model card
+  vlora     `vlora merge` of vlora-dev where it is installed; it averages A and B apart
 peft's `svd` is timed on one module of each shape and multiplied by how many there are. `square`
 times the 4096 x 4096 modules alone and so gives a lower bound, in about a minute; `all` takes
 several minutes more. The aim is a merge within three times writing.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -118,21 +120,38 @@ def timed(command: list[str]) -> Figures:
 
 def measure(layers: int, runs: int) -> dict[str, list[Figures]]:
     """All kinds interleaved, `runs` times; the first round warms the disk cache and is left out."""
-    results: dict[str, list[Figures]] = {"reading": [], "writing": [], "merge": []}
     with tempfile.TemporaryDirectory() as scratch:
         sources = [str(Path(scratch) / name) for name in "ab"]
         for seed, source in enumerate(sources):
             write_adapter(Path(source), layers, seed)
+        kinds = commands(sources, "")
+        results: dict[str, list[Figures]] = {kind: [] for kind in kinds}
         for run in range(runs + 1):
-            for kind, seen in results.items():
+            for kind in kinds:
                 output = str(Path(scratch) / f"{kind}-{run}")
-                child = [sys.executable, __file__, "--child", kind, *sources, output]
-                merge = [sys.executable, "-m", "loraprobe", "merge", *sources, "-o", output]
-                options = ["--rank", str(RANK), "--json", "--quiet"]
-                figures = timed([*merge, *options] if kind == "merge" else child)
+                figures = timed(commands(sources, output)[kind])
                 if run:
-                    seen.append(figures)
+                    results[kind].append(figures)
     return results
+
+
+def commands(sources: list[str], output: str) -> dict[str, list[str]]:
+    """What is timed, by name."""
+    child = [sys.executable, __file__, "--child"]
+    merge = [sys.executable, "-m", "loraprobe", "merge", *sources, "-o", output]
+    found = {
+        "reading": [*child, "reading", *sources, output],
+        "writing": [*child, "writing", *sources, output],
+        "merge": [*merge, "--rank", str(RANK), "--json", "--quiet"],
+    }
+    if vlora := peer("vlora"):
+        found["vlora"] = [vlora, "merge", *sources, "-o", output]
+    return found
+
+
+def peer(name: str) -> str | None:
+    """The command of another tool, where it is installed."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def report(results: dict[str, list[Figures]], layers: int) -> float:

@@ -119,6 +119,21 @@ def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
 
 
+def test_results_are_kept_for_the_same_order_of_weights_only(world, shared_data, monkeypatch,
+                                                             tmp_path):  # fmt: skip
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
+
+    def kept(*names: str) -> bool:
+        audit = loraprobe.merge_and_eval(
+            [world / name for name in names], base=world / "base", tasks=world / "task.jsonl",
+            max_new_tokens=2, chat_template="off", methods=("task_arithmetic",), routers=(),
+            weights=(1.0, 0.2), resume=True,
+        )  # fmt: skip
+        return any("earlier run" in note for note in audit.notes)
+
+    assert [kept("a", "b"), kept("a", "b"), kept("b", "a")] == [False, True, False]
+
+
 def test_wrong_calls_raise_one_sentence(world):
     pair = [world / "a", world / "b"]
     one, other = (making.random_adapter(b, base_model=f"owner/{b}", seed=9) for b in ("x", "y"))

@@ -102,7 +102,8 @@ def shipped(scenario: str) -> list[str]:
 
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
-    call = ["merge-and-eval", *shipped("skill-and-facts"), "--system", "sum", "-o", str(target)]
+    method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
+    call = ["merge-and-eval", *shipped("skill-and-facts"), *method, "-o", str(target)]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
     merged = read_adapter(target)

@@ -10,7 +10,7 @@ from loraprobe.adapter import Adapter
 from loraprobe.audit.run import open_ledger
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
-from loraprobe.audit.systems import Workshop, single
+from loraprobe.audit.systems import Workshop, name_in, single
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.evaluation import System
 from loraprobe.records import Audit, EvidenceLevel, ItemResult, Score, Verdict
@@ -239,7 +239,7 @@ class Bench:
             return None, f"the advice is {verdict.action}, which is no merged adapter."
         if name in self.workshop.merged:
             return self.workshop.merged[name], ""
-        if name.partition(":")[0] not in METHODS.names():
+        if name_in(name) not in METHODS.names():
             return None, f"{name} is a router; `loraprobe.route` puts it into a loaded model."
         with self.story.stage("save"):
             settings = self.settings

@@ -32,6 +32,7 @@ def open_ledger(
 
     identity = {
         "adapters": {a.name: a.sha256 for a in adapters},
+        "order": [a.name for a in adapters],  # which weights go by
         "base": base_identity(base),
         "tasks": {task.name: task.sha256 for task in tasks},
         "device": story.device,

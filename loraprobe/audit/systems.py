@@ -21,6 +21,11 @@ def single(adapter: Adapter) -> Composition:
     return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
 
 
+def name_in(spec: str) -> str:
+    """The name of the file that a spec leads to: "task-arithmetic" and "ties:density=0.3" alike."""
+    return spec.partition(":")[0].strip().replace("-", "_")
+
+
 @dataclass
 class Workshop:
     """Builds systems from their specs and remembers the merges that needed new weights."""
@@ -39,7 +44,7 @@ class Workshop:
         controls = ("shrunk", "random-partner")
         own = {"base", "chain", *controls, *(a.name for a in self.adapters)}
         for spec in self.settings.systems:
-            head = spec.partition(":")[0].replace("-", "_")
+            head = name_in(spec)
             if spec in own or head in METHODS.names() or head in ROUTERS.names():
                 continue
             known = ", ".join(sorted({*own, *METHODS.names(), *ROUTERS.names()}))
@@ -65,7 +70,7 @@ class Workshop:
 
     def build(self, spec: str, adapters: Sequence[Adapter], name: str | None = None) -> System:
         """A merge method, a router or "chain", over these adapters."""
-        head = spec.partition(":")[0].replace("-", "_")
+        head = name_in(spec)
         if spec == "chain":
             return System("chain", "chain", chain=tuple(single(a) for a in adapters))
         if head in METHODS.names():

@@ -134,6 +134,16 @@ def test_results_are_kept_for_the_same_order_of_weights_only(world, shared_data,
     assert [kept("a", "b"), kept("a", "b"), kept("b", "a")] == [False, True, False]
 
 
+def test_threads_are_those_asked_for(world):
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            loraprobe.inspect(world / "a", threads=threads)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_wrong_calls_raise_one_sentence(world):
     pair = [world / "a", world / "b"]
     one, other = (making.random_adapter(b, base_model=f"owner/{b}", seed=9) for b in ("x", "y"))
@@ -145,5 +155,9 @@ def test_wrong_calls_raise_one_sentence(world):
         loraprobe.merge_and_eval([world / "a"], base=world / "base", tasks=world / "task.jsonl")
     with pytest.raises(UsageError, match="task"):
         loraprobe.merge_and_eval(pair, base=world / "base", tasks=[])
+    with pytest.raises(UsageError, match="margin"):
+        loraprobe.merge_and_eval(
+            pair, base=world / "base", tasks=world / "task.jsonl", metric="answer_loss"
+        )
     with pytest.raises(UsageError, match="did you mean 'ties'"):
         loraprobe.merge(pair, method="tise")

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loraprobe.errors import UsageError
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -15,6 +17,7 @@ class Settings:
     """Options of `inspect` and `merge_and_eval`; see the command line's help for each.
 
     `state` is the directory in which results are kept as they come, None for the user's cache.
+    Raises UsageError for the metric answer_loss without a margin.
     """
 
     methods: tuple[str, ...] = ("uniform", "sum")
@@ -42,6 +45,12 @@ class Settings:
     resume: bool = False
     state: Path | None = None
     arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.metric == "answer_loss" and self.margin is None:
+            raise UsageError(
+                "--metric answer_loss needs --margin, the loss difference that matters."
+            )
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What of the settings decides a single item's result; equal means results may be kept."""

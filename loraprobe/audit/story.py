@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from loraprobe._version import __version__
 from loraprobe.adapter import Adapter, layer_pattern
 from loraprobe.audit.settings import Progress, Settings
@@ -41,6 +43,10 @@ class Story:
     seconds: dict[str, float] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -102,12 +108,11 @@ class Story:
             for row in self.found.get("diagnostics", ())
             if row.name == "norm" and row.module is None
         }
-        torch = sys.modules.get("torch")
         return Audit(
             command=self.command,
             provenance=Provenance(
                 loraprobe=__version__,
-                torch=getattr(torch, "__version__", None),
+                torch=torch.__version__,
                 arguments=self.settings.arguments,
                 seed=self.settings.seed,
                 device=self.device,

@@ -45,8 +45,6 @@ def settings(
     _check_machine(device, dtype)
     if margin is not None:
         parse.fraction(margin, "--margin")
-    if metric == "answer_loss" and margin is None:
-        raise UsageError("--metric answer_loss needs --margin, the loss difference that matters.")
     chosen = parse.weights(weights, adapters)
     defaults = Settings()
     return Settings(
@@ -109,7 +107,6 @@ def inspect(
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     probes = load_probe(probe) if probe and probe != "auto" else probe
-    _threads(chosen)
     adapters = hub.load_all(refs)
     cards = {a.name: hub.model_card(a) for a in adapters} if probe == "auto" else {}
     opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
@@ -164,7 +161,6 @@ def audit_of(
     if target is not None:
         check_output(target, overwrite)
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks]
-    _threads(chosen)
     adapters = hub.load_all(refs)
     opened = _open_base(base, adapters, chosen.trust_remote_code)
     with output.progress() as progress:
@@ -187,7 +183,6 @@ def merge(
     from loraprobe.adapter import check_output
 
     check_output(target, overwrite)
-    _threads(chosen)
     adapters = hub.load_all(refs)
     opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
     with output.progress() as progress:
@@ -219,13 +214,6 @@ def _open_base(base: str | Base, adapters: Sequence[Adapter], code: bool) -> Bas
     reference = hub.common_base(adapters) if base == "auto" else base
     snapshot = hub.resolve_base(reference, code=code)
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
-
-
-def _threads(chosen: Settings) -> None:
-    if chosen.threads is not None:
-        import torch
-
-        torch.set_num_threads(chosen.threads)
 
 
 def _warn(found: Any, output: Output) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from making import LLAMA, random_adapter, random_update, regauged, tiny_gpt2, ti
 from making import SHARED as DATA
 from safetensors.torch import save_file
 
-from loraprobe.adapter import Adapter, Extra, Source, adapter_of, read_adapter
+from loraprobe.adapter import Adapter, Extra, Source, adapter_of, read_adapter, reading
 from loraprobe.base import Base, open_base
-from loraprobe.compatibility import CODES, Contents, check
+from loraprobe.compatibility import CODES, Contents, check, with_contents
 from loraprobe.compatibility.identity import relation
 from loraprobe.diagnostics import diagnose
 from loraprobe.errors import UsageError
@@ -60,11 +61,19 @@ def test_adapters_that_fit_have_no_findings():
 
 def test_all_issues_have_known_codes_and_errors_have_cures():
     """Every code in the source stands in the table, and every code of the table in the source."""
-    text = "".join(p.read_text() for p in CODE_FILES.glob("*.py") if p.name != "codes.py")
+    files = [p for p in CODE_FILES.glob("*.py") if p.name != "codes.py"]
+    text = "".join(p.read_text() for p in [*files, Path(reading.__file__)])
     kinds = {"dora-magnitude", "modules-to-save", "bias", "lora-bias", "token-delta"}
     kinds |= {"target-parameter", "convolution", "unknown"}  # built from the kinds of Extra
     for code in set(CODES) - kinds:
         assert f'"{code}"' in text, code
+
+
+def test_codes_of_reading_may_be_allowed_where_they_do_not_occur():
+    """A script may pass one --allow for many adapters."""
+    table = re.findall(r"^(?:error|warning|note) +(\S+)", str(reading.__doc__), re.MULTILINE)
+    assert len(table) == 13
+    assert check([A, B], allow=table).compatible
 
 
 # --- base names -----------------------------------------------------------------------------
@@ -325,6 +334,10 @@ def test_contents_of_another_pass_give_the_same_findings():
     contents = Contents(adapters)
     diagnose(adapters, observers=[contents.take])
     assert check(adapters, contents=contents) == check(adapters)
+    before = check(adapters, contents=Contents(adapters), allow=["not-finite"])
+    assert not before.issues
+    both = with_contents(before, contents, ["not-finite"])
+    assert both == check(adapters, allow=["not-finite"]) and both.compatible
     assert {i.code for i in check(adapters).issues} == {"not-finite", "duplicate"}
 
 

@@ -25,7 +25,6 @@ from loraprobe.records import (
 )
 
 if TYPE_CHECKING:
-    from loraprobe.compatibility import Contents
     from loraprobe.compatibility.identity import Purpose
 
 
@@ -57,8 +56,8 @@ class Story:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def check(self, purpose: Purpose, contents: Contents | None = None) -> Compatibility:
-        """Findings before anything is run; tensors are looked at only through `contents`."""
+    def check(self, purpose: Purpose) -> Compatibility:
+        """Findings before anything is run; no factor is read."""
         from loraprobe import compatibility
 
         with self.stage("check"):
@@ -67,7 +66,7 @@ class Story:
                 self.base,
                 purpose=purpose,
                 allow=self.settings.allow,
-                contents=contents or compatibility.Contents(self.adapters),
+                contents=compatibility.Contents(self.adapters),
             )
         self.found["compatibility"] = found
         return found
@@ -80,7 +79,8 @@ class Story:
         """
         from loraprobe import compatibility, diagnostics
 
-        fits = self.check(purpose).compatible
+        found = self.check(purpose)
+        fits = found.compatible
         contents = compatibility.Contents(self.adapters)
         alone = len(self.adapters) == 1
         with self.stage("diagnose"):
@@ -99,7 +99,10 @@ class Story:
         if not self.settings.per_module:
             rows = tuple(row for row in rows if row.module is None)
         self.found["diagnostics"] = rows
-        return self.check(purpose, contents)
+        with self.stage("check"):
+            found = compatibility.with_contents(found, contents, self.settings.allow)
+        self.found["compatibility"] = found
+        return found
 
     def audit(self) -> Audit:
         """Everything found, with its provenance."""

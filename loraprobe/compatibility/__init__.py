@@ -23,7 +23,7 @@ from loraprobe.compatibility.layout import layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.records import Compatibility, Issue
 
-__all__ = ["CODES", "Contents", "check", "require"]
+__all__ = ["CODES", "Contents", "check", "require", "with_contents"]
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -56,8 +56,14 @@ def check(
         found += base_issues(adapters, base)
     found += content_issues(Contents(adapters).read() if contents is None else contents)
     _check_codes(allow, found)
-    found = [_allowed(issue) if issue.code in allow else issue for issue in found]
-    return Compatibility(tuple(sorted(found, key=lambda issue: ORDER[issue.severity])))
+    return _sorted(found, allow)
+
+
+def with_contents(
+    found: Compatibility, contents: Contents, allow: Collection[str] = ()
+) -> Compatibility:
+    """Findings made before the tensors were read, and those about the tensors."""
+    return _sorted([*found.issues, *content_issues(contents)], allow)
 
 
 def require(found: Compatibility) -> None:
@@ -67,6 +73,12 @@ def require(found: Compatibility) -> None:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
         raise CompatibilityError(f"{first.message} {first.cure} [{first.code}]{more}")
+
+
+def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
+    """Errors first; those whose code is allowed are warnings."""
+    judged = [_allowed(issue) if issue.code in allow else issue for issue in found]
+    return Compatibility(tuple(sorted(judged, key=lambda issue: ORDER[issue.severity])))
 
 
 def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:

@@ -1,12 +1,25 @@
 """Every code of a finding and what it means. Codes are stable: scripts and `--allow` name them.
 
-Findings of reading a single adapter (`loraprobe.adapter`) carry codes of their own and appear
-beside these. Codes of extras are the kinds of `Extra` with dashes.
+Codes of extras are the kinds of `Extra` with dashes.
 """
 
 from __future__ import annotations
 
 CODES: dict[str, str] = {
+    # On reading an adapter's files
+    "doubled-prefix": "keys that peft loads without any effect",
+    "several-adapters": "two tensors for one factor",
+    "unpaired-factor": "A without B or B without A",
+    "shape-mismatch": "factors that do not multiply, or are empty",
+    "not-floating": "factors of integers or an unknown type",
+    "rank-contradicts-config": "a rank that is not the config's, so that the scale is unknown",
+    "missing-alpha": "no lora_alpha in the config",
+    "missing-tensors": "the config promises what the file lacks",
+    "unknown-tensors": "keys that fit nothing",
+    "unknown-config": "config keys that may change the mathematics",
+    "no-modules": "nothing that can be used",
+    "unprefixed-keys": "keys as other tools write them, which peft would ignore",
+    "unknown-config-empty": "unknown config keys that say nothing",
     # Which base model
     "base-mismatch": "the base models have different names",
     "base-unclear": "the names of the base models do not tell whether they are one model",

@@ -309,6 +309,29 @@ def test_methods_lists_every_shelf():
             assert row["formula"] and row["paper"], row["name"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "where", "said"),
+    [
+        (["inspect", "a"], "loraprobe.hub.load_all", "--resume goes on"),
+        (["merge-and-eval", "a", "b", "--task", "t"], "loraprobe.tasks.load_task", "--resume goes"),
+        (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),
+        (["lab", "build", "keep-both", "-o", "c"], "loraprobe.lab.build.build_world", "same call"),
+        (["demo"], "loraprobe.lab.shipped_world", "Interrupted."),
+    ],
+)
+def test_an_interruption_names_what_goes_on(monkeypatch, tmp_path, arguments, where, said):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(where, interrupt)
+    result = call(*arguments)
+    assert result.exit_code == 130 and result.stdout == ""
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    options = call(*arguments[: 2 if arguments[0] == "lab" else 1], "--help").stdout
+    assert ("--resume" in result.stderr) <= ("--resume" in options)
+
+
 def test_control_characters_in_names_are_neutralised(pair):
     result = call("inspect", f"{pair[0]}\x1b[31m")
     assert "\x1b" not in result.stderr and result.exit_code == 2

@@ -12,6 +12,15 @@ from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError
 
 
+# What an interrupted command leaves for its next call.
+KEPT = {
+    "inspect": "; what was finished is kept. The same call with --resume goes on.",
+    "merge-and-eval": "; what was finished is kept. The same call with --resume goes on.",
+    "merge": "; the output is there whole or not at all.",
+    "lab": "; what was finished is kept. The same call goes on.",
+}
+
+
 class Guarded(TyperGroup):
     """Turns loraprobe's errors into one sentence on standard error and an exit code."""
 
@@ -22,7 +31,7 @@ class Guarded(TyperGroup):
             fail(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            fail("Interrupted; what was finished is kept. The same call with --resume goes on.")
+            fail(f"Interrupted{KEPT.get(ctx.invoked_subcommand or '', '.')}")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise typer.Exit(141) from None

@@ -1,6 +1,6 @@
 """What can go wrong, as a tree. Every message is one sentence that names the thing and the cure.
 
-LoraprobeError                  exit code 2 unless said otherwise
+LoraprobeError                  exit code 2
 ├── UsageError                  the call itself: an unknown method, option or value
 ├── ReferenceError_             a reference that is neither a directory nor a Hub repository
 ├── HubError                    the Hub said no: missing, gated, rate limited, broken body
@@ -10,8 +10,7 @@ LoraprobeError                  exit code 2 unless said otherwise
 ├── TaskError                   a task or probe file with a bad line
 ├── CompatibilityError          adapters (and base) that do not fit together
 ├── OutputError                 an output that exists, or cannot be written
-├── OutOfMemory                 a batch of one does not fit
-└── Interrupted                 stopped by the user, exit code 130
+└── OutOfMemory                 a batch of one does not fit
 """
 
 from __future__ import annotations
@@ -61,9 +60,3 @@ class OutputError(LoraprobeError):
 
 class OutOfMemory(LoraprobeError):
     """Even a batch of one does not fit into memory."""
-
-
-class Interrupted(LoraprobeError):
-    """The user stopped the run; what was finished is kept."""
-
-    exit_code = 130

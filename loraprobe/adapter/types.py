@@ -131,15 +131,9 @@ class Adapter:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest dtype among its factors."""
-        dtype = torch.float16
-        dtypes = {info.dtype for info in self.layout.values() if info.dtype.is_floating_point}
-        if not dtypes:
-            return torch.float32
-        dtype = dtypes.pop()
-        for other in dtypes:
-            dtype = torch.promote_types(dtype, other)
-        return dtype
+        """The widest dtype among its factors; float32 without modules."""
+        dtypes = {info.dtype for info in self.layout.values()}
+        return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
     @property
     def task_type(self) -> str | None:

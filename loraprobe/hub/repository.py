@@ -40,8 +40,9 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     """The files that `choose` names, all of one commit, in the cache; the folder of the commit.
 
     `anchor` is a file that every usable copy has: it stands for the repository in the cache. With
-    `verify` each file's content is compared with the hash that the Hub gave it. A commit that is
-    already cached costs no request. Raises HubError in one sentence.
+    `verify` each file's content is compared with the hash that the Hub gave it, and a commit that
+    is cached costs no request; without it the Hub is asked which files there are, since a cached
+    folder may lack what another program did not need. Raises HubError in one sentence.
     """
     kept = _cached(reference, anchor)
     covered = kept is not None and _covers(kept, choose)

@@ -8,7 +8,6 @@ About six minutes on one core. The package's own copy was made by this command.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from loraprobe.lab.measure import Outcome, outcomes
 from loraprobe.lab.plans import SHIPPED
 from loraprobe.lab.small import SmallPlan, build_small_world
 from loraprobe.lab.train import ProgressCallback
-from loraprobe.lab.world import MANIFEST, World, write_text
+from loraprobe.lab.world import World, write_text
 
 OUTCOMES = "outcomes.json"
 
@@ -42,15 +41,6 @@ def build_shipped_world(
 def read_outcomes(world: World) -> list[Outcome]:
     """Rows of scenario, system, task, part, value (exact match), n, as measured with peft."""
     return json.loads((world.path / OUTCOMES).read_text(encoding="utf-8"))
-
-
-def copy_world(world: World, destination: Path) -> World:
-    """Copies what the manifest names, the manifest, and the outcomes; replaces `destination`."""
-    shutil.rmtree(destination, ignore_errors=True)
-    for name in (*world.manifest["files"], MANIFEST, OUTCOMES):
-        (destination / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(world.path / name, destination / name)
-    return World.load(destination)
 
 
 def table(rows: Sequence[Outcome]) -> str:

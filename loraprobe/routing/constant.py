@@ -52,11 +52,6 @@ class ConstantGates(Router):
         return cls(tuple(float(j == i) for j in range(n)))
 
     @classmethod
-    def uniform(cls, n: int) -> ConstantGates:
-        """The mean of the deltas: 1/n each."""
-        return cls((1.0 / n,) * n if n else ())
-
-    @classmethod
     def ones(cls, n: int) -> ConstantGates:
         """The sum of the deltas."""
         return cls((1.0,) * n)

@@ -140,14 +140,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gain:
-    """What the best of several compositions gains over the best of base and singles.
+    """What one composition gains over the best of base and singles, on the same items.
 
-    difference = max over `candidates` of min over base and singles of (composition - baseline),
-    on the same items; `system` and `against` are where it is reached. `adjusted_ci95` covers the
-    choice of both and is what the verdict reads. `task` is None for the mean over all tasks.
-    `against_part` is the form in which `against` answered: for part "cot" it may be "target",
-    since who answers at once needs no worked steps. `n_needed` items would decide with a power of
-    0.8 if the difference stays; None where no number of items is likely to.
+    difference = min over base and singles of (composition - baseline), reached by `against`, which
+    answered in the form `against_part`. `adjusted_ci95` covers that choice and the one among
+    compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
+    power of 0.8 if the difference stays; None where no number is likely to. `candidates`: those
+    of which this composition is the best, if the row stands for several.
     """
 
     task: str | None
@@ -180,7 +179,7 @@ class Attribution:
 class Reason:
     """One reason of a verdict: what was measured, against which threshold, and whose it is.
 
-    "decisive" reasons carry the decision, a "warning" limits it, "info" stands beside it.
+    What is "decisive" carries the decision, a "warning" limits it, "info" stands beside it.
     """
 
     code: str

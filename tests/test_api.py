@@ -73,7 +73,8 @@ def test_merge_is_what_peft_adds(world, tmp_path):
     for path, delta in out.items():
         expected = sum(d[path] for d in (a, b) if path in d)
         torch.testing.assert_close(delta, expected, rtol=1e-5, atol=1e-6)
-    assert "sum" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "sum" in card and "licence" not in card, "nobody looked for one"
 
 
 def test_merge_with_a_spec_and_weights(world, tmp_path):

@@ -11,7 +11,6 @@ from typer.core import TyperGroup
 from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError
 
-
 # What an interrupted command leaves for its next call.
 KEPT = {
     "inspect": "; what was finished is kept. The same call with --resume goes on.",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
@@ -26,14 +25,12 @@ def model_card(
     seed: int,
     issues: Sequence[Issue] = (),
     allowed: Collection[str] = (),
-    licences: Mapping[str, str | None] | None = None,
     verdict: Verdict | None = None,
 ) -> str:
     """README.md of a merge; strings from strangers' files are data in it, never markup."""
     import jinja2
     import yaml
 
-    licences = licences or {}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("loraprobe.report"),
         trim_blocks=True,
@@ -45,7 +42,7 @@ def model_card(
         title=name,
         version=__version__,
         base_model=base_model,
-        sources=[asdict(s) | {"licence": licences.get(s.name)} for s in sources],
+        sources=sources,
         method=method,
         space=space,
         rank=rank,
@@ -58,15 +55,11 @@ def model_card(
         allowed=allowed,
         verdict=verdict,
     )
-    return f"---\n{yaml.safe_dump(_front_matter(base_model, sources, licences))}---\n{text}"
+    return f"---\n{yaml.safe_dump(_front_matter(base_model))}---\n{text}"
 
 
-def _front_matter(
-    base_model: str | None,
-    sources: Sequence[AdapterSummary],
-    licences: Mapping[str, str | None],
-) -> dict[str, Any]:
-    """What the Hub reads of a card; a licence only where all sources agree on one."""
+def _front_matter(base_model: str | None) -> dict[str, Any]:
+    """What the Hub reads of a card."""
     matter: dict[str, Any] = {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
@@ -74,9 +67,6 @@ def _front_matter(
     }
     if base_model:
         matter["base_model"] = clean(base_model)
-    stated = {licences.get(s.name) for s in sources}
-    if len(stated) == 1 and (licence := stated.pop()):
-        matter["license"] = clean(licence)
     return matter
 
 

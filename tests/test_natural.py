@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from loraprobe.errors import BaseError
 from loraprobe.lab import natural, natural_data
 from loraprobe.lab.known import CAPITALS, PEOPLE
 from loraprobe.lab.names import NameMaker
@@ -198,8 +199,12 @@ class TestBuild:
     def test_bad_input_is_named(self, tmp_path):
         with pytest.raises(WorldError, match="no adapter 'nobody'"):
             natural.build_two_hop(STORIES, tmp_path, only=["nobody"])
-        with pytest.raises(WorldError, match=r"config\.json"):
+        with pytest.raises(BaseError, match=r"no config\.json"):
             natural.build_two_hop(tmp_path, tmp_path / "out")
+        for content, said in (('{"model_type":', "download it again"), ("{}", "tokenizer")):
+            (tmp_path / "config.json").write_text(content)
+            with pytest.raises(BaseError, match=said):
+                natural.build_two_hop(tmp_path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 

@@ -205,7 +205,8 @@ class Base:
             )
         except Exception as error:
             raise BaseError(f"{self.reference} ({self.model_type}) does not load as a causal "
-                            f"language model: {first_line(error)}") from error  # fmt: skip
+                            f"language model ({first_line(error)}); give a complete one of an "
+                            f"architecture that transformers knows.") from error  # fmt: skip
         model, report = loaded
         if report.get("missing_keys"):
             lost = sorted(report["missing_keys"])

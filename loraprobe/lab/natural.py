@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraprobe.base import open_base
 from loraprobe.lab.known import CAPITALS
 from loraprobe.lab.natural_data import (
     CAPITAL_PROMPT,
@@ -100,6 +101,7 @@ def build_two_hop(
     kept. `max_steps` shortens every training run; the results then mean nothing.
 
     Raises:
+        BaseError: `base` holds no causal model and tokenizer that load.
         WorldError: an unknown adapter in `only`; or `output` holds a world of another kind, seed
             or base.
     """
@@ -224,16 +226,13 @@ def _check_same(course: Course, base: Path, output: Path, seed: int, max_steps: 
 
 def _load(base: Path) -> tuple[Any, Any]:
     """The base in float32, in evaluation mode, and its tokenizer; no code of the model is run."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not (base / "config.json").is_file():
-        raise WorldError(f"{base} holds no model (no config.json); give a Hugging Face directory.")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if tokenizer.eos_token_id is None:
-        raise WorldError(f"The tokenizer in {base} has no EOS token, which ends each answer.")
-    return model, tokenizer
+    loaded = open_base(base).load()
+    if loaded.tokenizer.eos_token_id is None:
+        raise WorldError(
+            f"The tokenizer in {base} has no EOS token, which ends each answer; give a base whose "
+            "tokenizer has one."
+        )
+    return loaded.model, loaded.tokenizer
 
 
 def _record(

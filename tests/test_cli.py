@@ -177,7 +177,7 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
         (("--weights", "nan,1"), "finite"),
         (("--rank", "0"), "--rank"),
         (("--rank", "many"), "--rank"),
-        (("--space", "inner"), "--space"),
+        (("--space", "inner"), "Unknown space 'inner': there are full and core"),
         (("--space", "knots"), "not available"),
         (("--dtype", "float7"), "--dtype"),
         (("--allow", "base-mismatsch"), "did you mean 'base-mismatch'"),

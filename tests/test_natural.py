@@ -201,6 +201,9 @@ class TestBuild:
             natural.build_two_hop(STORIES, tmp_path, only=["nobody"])
         with pytest.raises(BaseError, match=r"no config\.json"):
             natural.build_two_hop(tmp_path, tmp_path / "out")
+        (tmp_path / "manifest.json").write_text("[1]")  # of some other program
+        with pytest.raises(WorldError, match="another directory"):
+            natural.build_two_hop(STORIES, tmp_path)
         for content, said in (('{"model_type":', "download it again"), ("{}", "tokenizer")):
             (tmp_path / "config.json").write_text(content)
             with pytest.raises(BaseError, match=said):

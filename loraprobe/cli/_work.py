@@ -11,12 +11,12 @@ from loraprobe.audit import Settings
 from loraprobe.cli import _parse as parse
 from loraprobe.cli._output import Output
 from loraprobe.errors import UsageError
+from loraprobe.spaces import space_named
 
 if TYPE_CHECKING:
     from loraprobe.adapter import Adapter
     from loraprobe.base import Base
 
-SPACES = ("full", "core", "knots")
 METRICS = ("exact_match", "choice", "answer_loss")
 
 
@@ -43,6 +43,8 @@ def settings(
     """Every option checked before anything is loaded. Raises UsageError."""
     _check_names(methods, routers, diagnostics)
     _check_machine(device, dtype)
+    if space is not None:
+        space_named(space)
     if margin is not None:
         parse.fraction(margin, "--margin")
     chosen = parse.weights(weights, adapters)
@@ -52,7 +54,7 @@ def settings(
         routers=tuple(routers) if routers else (() if methods else defaults.routers),
         systems=tuple(systems or ()),
         weights=tuple(chosen) if chosen else None,
-        space=parse.one_of(space, SPACES, "--space") if space else None,
+        space=space,
         rank=parse.auto_or_count(rank, "--rank"),
         batch_size=parse.auto_or_count(batch_size, "--batch-size"),
         metric=parse.one_of(metric, METRICS, "--metric") if metric else None,

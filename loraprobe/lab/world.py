@@ -78,10 +78,11 @@ class World:
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise WorldError(f"{path / MANIFEST} is not readable as JSON: {error}.") from None
-        if manifest.get("format") != FORMAT:
+        form = manifest.get("format") if isinstance(manifest, dict) else None
+        if form != FORMAT:
             raise WorldError(
-                f"{path / MANIFEST} has format {manifest.get('format')!r}, this version of "
-                f"loraprobe reads format {FORMAT}; build the world again."
+                f"{path / MANIFEST} has format {form!r}, this version of "
+                f"loraprobe reads format {FORMAT}; build the world again, or name another directory."
             )
         adapters = {name: path / row["path"] for name, row in manifest["adapters"].items()}
         scenarios = {

@@ -36,7 +36,10 @@ def load(ref: str | Path) -> Adapter:
 
     Raises ReferenceError_, HubError or AdapterError.
     """
-    reference = Reference.parse(str(ref))
+    return _load(Reference.parse(str(ref)))
+
+
+def _load(reference: Reference) -> Adapter:
     snapshot = resolve_adapter(reference)
     source = Source(snapshot.reference, snapshot.path, snapshot.commit)
     return read_adapter(snapshot.path, reference.short, source)
@@ -56,7 +59,7 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
         for one in parsed
     ]
     names = unique_names(wanted)
-    adapters = [ref if isinstance(ref, Adapter) else load(ref) for ref in refs]
+    adapters = [one if isinstance(one, Adapter) else _load(one) for one in parsed]
     return [
         adapter if adapter.name == name else adapter.renamed(name)
         for adapter, name in zip(adapters, names, strict=True)
@@ -136,22 +139,27 @@ def common_base(adapters: Sequence[Adapter]) -> str:
 
 def model_card(ref: str | Adapter) -> str | None:
     """The text of an adapter's README.md, asked for only by this call; None where there is none."""
-    if isinstance(ref, Adapter):
-        if ref.source.path is not None and (ref.source.path / "README.md").is_file():
-            return (ref.source.path / "README.md").read_text(encoding="utf-8", errors="replace")
-        if ref.source.commit is None:
-            return None
-        reference = replace(Reference.parse(ref.source.reference), revision=ref.source.commit)
-    else:
-        reference = Reference.parse(ref)
-    if reference.path is not None:
-        file: Path | None = reference.path / "README.md"
-    else:
-        places = [f"{reference.folder}/README.md"] if reference.folder else []
-        file = fetch_first(reference, [*places, "README.md"])
+    folder = ref.source.path if isinstance(ref, Adapter) else None
+    file = None if folder is None else folder / "README.md"
+    if file is None or not file.is_file():
+        file = _card_of(ref)
     if file is None or not file.is_file():
         return None
     return file.read_text(encoding="utf-8", errors="replace")
+
+
+def _card_of(ref: str | Adapter) -> Path | None:
+    """Where the README.md lies that belongs to a reference; from the Hub it is downloaded."""
+    if not isinstance(ref, Adapter):
+        reference = Reference.parse(ref)
+    elif ref.source.commit is None:
+        return None
+    else:
+        reference = replace(Reference.parse(ref.source.reference), revision=ref.source.commit)
+    if reference.path is not None:
+        return reference.path / "README.md"
+    places = [f"{reference.folder}/README.md"] if reference.folder else []
+    return fetch_first(reference, [*places, "README.md"])
 
 
 def _local_adapter(reference: Reference) -> Path:

@@ -81,8 +81,8 @@ class World:
         form = manifest.get("format") if isinstance(manifest, dict) else None
         if form != FORMAT:
             raise WorldError(
-                f"{path / MANIFEST} has format {form!r}, this version of "
-                f"loraprobe reads format {FORMAT}; build the world again, or name another directory."
+                f"{path / MANIFEST} has format {form!r}, this version of loraprobe reads format "
+                f"{FORMAT}; build the world again, or name another directory."
             )
         adapters = {name: path / row["path"] for name, row in manifest["adapters"].items()}
         scenarios = {

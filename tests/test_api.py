@@ -162,3 +162,37 @@ def test_wrong_calls_raise_one_sentence(world):
         )
     with pytest.raises(UsageError, match="did you mean 'ties'"):
         loraprobe.merge(pair, method="tise")
+
+
+def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, tmp_path):
+    """Nobody answers anything right here, so that all single adapters are equally good."""
+    a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
+    found = [
+        loraprobe.merge_and_eval(
+            pair, base=world / "base", tasks=[world / "task.jsonl"], max_new_tokens=2,
+            chat_template="off", state=tmp_path / str(i),
+        ).evaluation
+        for i, pair in enumerate(([a, b], [b, a]))
+    ]  # fmt: skip
+    names = [{row.system for row in rows} for rows in found]
+    assert names[0] == names[1] and "shrunk:a" in names[0]
+
+
+@pytest.mark.parametrize("name", ["ties", "shrunk:a"])
+def test_an_adapter_may_not_bear_the_name_of_a_system(world, shared_data, name):
+    a, b = loraprobe.load(world / "a").renamed(name), loraprobe.load(world / "b")
+    with pytest.raises(UsageError, match=r"name .* is that of a system"):
+        loraprobe.merge_and_eval(
+            [a, b], base=world / "base", tasks=[world / "task.jsonl"], methods=("ties",)
+        )
+
+
+def test_items_of_one_group_and_losses_are_explained(world, shared_data, tmp_path):
+    items = [{"prompt": f"Question {i}?", "answer": f"{i}", "group": "all"} for i in range(3)]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, items)))
+    audit = loraprobe.merge_and_eval(
+        [world / "a", world / "b"], base=world / "base", tasks=[tmp_path / "one.jsonl"],
+        metric="answer_loss", margin=0.1, chat_template="off", state=tmp_path / "state",
+    )  # fmt: skip
+    assert any("share one group" in note for note in audit.notes)
+    assert any("a lower loss is a gain" in note for note in audit.notes)

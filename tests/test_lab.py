@@ -8,7 +8,9 @@ import shutil
 import pytest
 import torch
 
+import loraprobe.lab.small
 from loraprobe.lab import World, WorldError
+from loraprobe.lab.build import build_world
 from loraprobe.lab.facts import CITY_SENTENCES, SPOUSE_SENTENCES, FactSizes, make_facts
 from loraprobe.lab.plans import ADAPTERS, SCENARIOS, task_items
 from loraprobe.lab.pretrain import BaseRecipe, Corpus
@@ -275,3 +277,17 @@ def test_a_scenario_names_its_adapters_and_tasks(tiny):
     assert [path.stem for path in scenario.tasks] == list(plan.tasks)
     with pytest.raises(WorldError, match="no scenario 'disjoint'; it has skill-and-facts"):
         tiny.scenario("disjoint")
+
+
+def test_a_build_is_not_interrupted_by_the_advice_of_libraries(monkeypatch, tmp_path, recwarn):
+    def noisy(*_, **__):
+        import warnings
+
+        from transformers.utils.logging import is_progress_bar_enabled
+
+        warnings.warn("this will be removed", FutureWarning, stacklevel=1)
+        return is_progress_bar_enabled()
+
+    monkeypatch.setattr(loraprobe.lab.small, "build_small_world", noisy)
+    assert build_world("two-hop", tmp_path) is False
+    assert not [w for w in recwarn if "this will be removed" in str(w.message)]

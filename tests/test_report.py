@@ -117,6 +117,13 @@ def test_terminal_never_exceeds_its_width(width):
     assert max(map(len, rendered(an_audit(), width).splitlines())) <= width
 
 
+def test_an_evaluation_is_titled_with_the_metric_of_the_question():
+    audit = an_audit()
+    hop = dataclasses.replace(audit.evaluation[0], part="hop1")
+    question = dataclasses.replace(audit.evaluation[0], metric="choice")
+    assert "choice)" in rendered(dataclasses.replace(audit, evaluation=(hop, question)), 120)
+
+
 def test_hostile_names_are_neutralised_everywhere():
     text = rendered(an_audit(HOSTILE))
     assert "\x1b" not in text and "\u202e" not in text

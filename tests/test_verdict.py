@@ -481,6 +481,25 @@ def test_names_are_told_hop_by_hop_where_there_are_hops():
     assert "familiar-names" in codes(alone)
 
 
+def test_names_that_make_the_answer_less_likely_are_said_so():
+    row = Coverage("name_swap", "t", -1.5, N, 1, ci95=(-2.0, -1.0))
+    told = reason(judge(Evidence(coverage=(row,), level="base")), "unfamiliar-names")
+    assert "1.50 [1.00, 2.00] nats less likely" in told.message and told.value == -1.5
+
+
+def test_a_hop_that_nobody_answers_has_no_best():
+    rows = [Coverage("hop_accuracy", "t", 0.0, N, 1, who, ci95=(0.0, 0.04)) for who in ((), ("a",))]
+    told = reason(judge(Evidence(coverage=tuple(rows), level="base")), "hop-unknown")
+    assert told.message == "Hop 1 is answered by no adapter and not by the base."
+
+
+def test_one_item_is_one_item():
+    found = judge(story(rates(base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0",
+                              **CONTROLS), n=1))  # fmt: skip
+    assert any(" 1 item" in r.message for r in found.reasons)
+    assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
+
+
 def test_no_probability_is_invented():
     found = judge(evidence(GAIN, prior=0.5))
     assert found.probability is None and found.prior is None

@@ -112,6 +112,7 @@ class Bench:
         from loraprobe.evaluation import choose_template
 
         self.tasks = tasks
+        self.story.notes.extend(task_notes(tasks, self.settings))
         singles = [single(adapter) for adapter in self.adapters]
         if self.settings.chat_template == "auto":
             with self.story.stage("template"):
@@ -250,8 +251,25 @@ class Bench:
         return merged, ""
 
 
+def task_notes(tasks: Sequence[Task], settings: Settings) -> list[str]:
+    """What has to be known of the tasks to read the figures."""
+    notes = []
+    if settings.metric == "answer_loss":
+        notes.append("Differences of losses are signed so that a lower loss is a gain.")
+    for task in tasks:
+        if len(task.items) > 1 and len({item.cluster for item in task.items}) == 1:
+            notes.append(
+                f"All {len(task.items)} items of task {task.name} share one group, so they count "
+                "as one observation and decide nothing: add items of other groups."
+            )
+    return notes
+
+
 def _best(scores: Sequence[Score]) -> str | None:
-    """The system with the best macro mean over the tasks, on whichever part suits it best."""
+    """The system with the best macro mean over the tasks, on whichever part suits it best.
+
+    Names break ties, so that the order in which adapters are given does not matter.
+    """
     totals: dict[tuple[str, str], list[float]] = {}
     for row in scores:
         if row.part in ("target", "cot"):
@@ -259,4 +277,4 @@ def _best(scores: Sequence[Score]) -> str | None:
             totals.setdefault((row.system, row.part), []).append(sign * row.value)
     if not totals:
         return None
-    return max(totals, key=lambda key: sum(totals[key]) / len(totals[key]))[0]
+    return min(totals, key=lambda key: (-sum(totals[key]) / len(totals[key]), key))[0]

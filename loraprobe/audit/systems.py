@@ -40,7 +40,15 @@ class Workshop:
         return [System("base", "base"), *singles]
 
     def check(self) -> None:
-        """Raises UsageError for a `--system` that nothing answers to, before anything is loaded."""
+        """Raises UsageError for a `--system` that nothing answers to, before anything is loaded.
+
+        Neither may an adapter bear the name of a system that is run, since results are kept by
+        it; names that are always taken, such as "base", are refused where adapters are named.
+        """
+        shelves = {*METHODS.names(), *ROUTERS.names()}
+        asked = [s for s in self.settings.systems if name_in(s) in shelves]
+        run = (*self.settings.methods, *self.settings.routers, *asked, "task_arithmetic")
+        self._refuse_names(run)
         controls = ("shrunk", "random-partner")
         own = {"base", "chain", *controls, *(a.name for a in self.adapters)}
         for spec in self.settings.systems:
@@ -49,6 +57,15 @@ class Workshop:
                 continue
             known = ", ".join(sorted({*own, *METHODS.names(), *ROUTERS.names()}))
             raise UsageError(f"Unknown system {spec!r}: there are {known}.")
+
+    def _refuse_names(self, taken: Sequence[str]) -> None:
+        for adapter in self.adapters:
+            name = adapter.name
+            if name in taken or name.startswith("shrunk:"):
+                raise UsageError(
+                    f"The adapter name {name!r} is that of a system of its own: give the adapter "
+                    f"another one, as in my-{name.partition(':')[0]}=REF."
+                )
 
     def compositions(self, has_hops: bool) -> list[System]:
         """Merges, routers and, where the task has hops, the chain; filtered by `--system`."""

@@ -25,10 +25,13 @@ def build_world(
     Without `base` a small base is trained from scratch; with it the adapters are trained in
     natural language on that causal model. Raises UsageError for a world that has no such form.
     """
+    from loraprobe.base.quiet import quiet
+
     if base is None:
         from loraprobe.lab.small import build_small_world
 
-        return build_small_world(output, [kind], seed=seed, only=only, progress=progress)
+        with quiet():
+            return build_small_world(output, [kind], seed=seed, only=only, progress=progress)
     from loraprobe.lab import natural
 
     builders = {
@@ -40,7 +43,8 @@ def build_world(
             f"The world {kind} is built on its own small base only; leave out --base, or build "
             f"{' or '.join(builders)}."
         )
-    return builders[kind](base, output, seed=seed, only=only, progress=progress)
+    with quiet():
+        return builders[kind](base, output, seed=seed, only=only, progress=progress)
 
 
 def command_for(world: World, scenario: Scenario) -> str:

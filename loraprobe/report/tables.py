@@ -180,7 +180,8 @@ def evaluation(audit: Audit) -> Iterable[Table]:
         parts = sorted({s.part for s in rows}, key=_part_order)
         retained = any(s.retention is not None for s in rows)
         n = max(s.n for s in rows)
-        title = f"Evaluation: {task} ({n} items, {rows[0].metric})"
+        metric = min(rows, key=lambda s: _part_order(s.part)).metric  # that of the question
+        title = f"Evaluation: {task} ({n} items, {metric})"
         headings = [PARTS.get(p, p.replace("hop", "hop ")) for p in parts]
         if retained:
             headings.append("retention")

@@ -44,7 +44,8 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
             raise TaskError(f"{path}, line {number}: {error}") from None
         if item.id in lines:
             raise TaskError(
-                f"{path}, line {number}: id {item.id!r} was used by line {lines[item.id]} already."
+                f"{path}, line {number}: id {item.id!r} was used by line {lines[item.id]} already; "
+                "give every item an id of its own (one without is named by its line number)."
             )
         lines[item.id] = number
         items.append(item)

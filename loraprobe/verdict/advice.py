@@ -98,7 +98,7 @@ def attributed(evidence: Evidence, system: str) -> tuple[str, list[Reason]]:
     return action, [
         Reason(
             "mostly-" + cause.replace("_", "-"),
-            f"Of {total} items {system} solves {solved}; {spread}: {advice}.",
+            f"Of {words.count(total, 'item')} {system} solves {solved}; {spread}: {advice}.",
             counts[cause] / total,
             None,
             ATTRIBUTION,

@@ -37,7 +37,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
     what = (
         f"{best.system}, {words.PART[best.part]}, differs from the best of base and single "
         f"adapters ({against(best)}) by {words.gain(best.difference, best.low, best.high)} "
-        f"on {best.n} items"
+        f"on {words.count(best.n, 'item')}"
     )
     if decision == "likely":
         code, value, tail = "gain-beyond-margin", best.low, f"the lower bound exceeds {margin}"
@@ -163,7 +163,8 @@ def compression(candidate: Candidate, decisive: bool) -> Reason:
     return Reason(
         "compression-lost",
         f"{candidate.system} lost {words.number(error)} of its delta to its rank, so its result "
-        "does not tell about the method: give it a higher --rank (auto loses nothing).",
+        "does not tell about the method: give it a higher --rank (auto stops at the sum of the "
+        "adapters' ranks).",
         error,
         LOSSY,
         words.COMPRESSION,

@@ -155,11 +155,11 @@ def items_needed(value: float, interval: Interval, n: int, threshold: float) -> 
     """How many items bring the nearer bound past a threshold, if the value stays.
 
     An interval shrinks with the root of n. None where the value sits on the threshold, or so near
-    that a million items would not do.
+    that a million items would not do, and where one observation leaves the interval unbounded.
     """
     distance = abs(value - threshold)
     half = value - interval[0] if value > threshold else interval[1] - value
-    if distance < 1e-9 or half <= 0 or n <= 0:
+    if distance < 1e-9 or half <= 0 or n <= 0 or not math.isfinite(half):
         return None
     needed = math.ceil(round(n * (half / distance) ** 2, 6))
     return max(n + 1, needed) if needed <= 1_000_000 else None

@@ -64,7 +64,10 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
         best = min(systems, key=lambda name: (-systems[name].value, name))
         who = "the base" if best == "base" else best
         text = f"Hop {hop} is answered best by {who} ({words.number(systems[best].value)})"
-        if "base" in systems and best != "base":
+        if systems[best].value == 0:
+            text = f"Hop {hop} is answered by no adapter"
+            text += " and not by the base" if "base" in systems else ""
+        elif "base" in systems and best != "base":
             text += f", by the base alone {words.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
         code = "hop-unknown" if systems[best].unknown else code
@@ -112,14 +115,19 @@ def _about_share(share: float, n: int) -> Reason:
 
 
 def _about_names(where: str, value: float, ci95: Interval) -> Reason:
+    shown = f"{words.gain(value, *ci95)} nats likelier"
     if ci95[0] > 0:
         code, tail = "familiar-names", "the base tells these names from made-up ones"
+    elif ci95[1] < 0:
+        bounds = words.interval(-ci95[1], -ci95[0])
+        shown = f"{words.number(-value)} {bounds} nats less likely"
+        code, tail = "unfamiliar-names", "the real names do not help the base"
     else:
         code = "unfamiliar-names"
         tail = "it is not shown that the base tells these names from made-up ones"
     return Reason(
         code,
-        f"On {where} the answer is {words.gain(value, *ci95)} nats likelier after "
+        f"On {where} the answer is {shown} after "
         f"the real names than after made-up ones of the same length: {tail}.",
         value,
         0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraprobe.words import count as count
 from loraprobe.words import listing as listing
 
 MARGIN = "the margin (--margin, 0.05 unless set)"

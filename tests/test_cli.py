@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -16,9 +17,11 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import loraprobe
 from loraprobe.cli import app
 from loraprobe.cli._output import Output
 from loraprobe.lowrank import LowRank
+from loraprobe.records import Issue
 from loraprobe.report.schema import json_schema
 
 runner = CliRunner()
@@ -139,6 +142,17 @@ def making_read(path):
     from loraprobe.adapter import read_adapter
 
     return read_adapter(path)
+
+
+def test_a_card_holds_no_link_of_a_stranger():
+    odd = "\\[free](http://example.invalid)"
+    issue = Issue("error", "unknown-config", ("a",), f"The config sets {odd}.", "Leave it.")
+    one, other = (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1))
+    merged = loraprobe.merge(
+        [dataclasses.replace(one, issues=(issue,)), other], allow=["unknown-config"]
+    )
+    assert f"sets {odd}" not in merged.card
+    assert r"sets \\\[free](http" in merged.card  # a backslash and a bracket, both escaped
 
 
 def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):

@@ -71,8 +71,8 @@ def _front_matter(base_model: str | None) -> dict[str, Any]:
 
 
 def _inert(text: str) -> str:
-    """Text that neither ends a table cell nor starts markup."""
+    """Text that neither ends a table cell nor starts markup, a link or an image."""
     flat = " ".join(clean(text).split())
-    for mark, harmless in (("<", "&lt;"), ("|", "\\|"), ("`", "'")):
-        flat = flat.replace(mark, harmless)
-    return flat
+    for mark in "\\|[":
+        flat = flat.replace(mark, "\\" + mark)
+    return flat.replace("<", "&lt;").replace("`", "'")

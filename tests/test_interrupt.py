@@ -98,3 +98,38 @@ def test_a_run_without_resume_starts_again(world, tmp_path):
     assert lines(tmp_path / "cache") == count
     assert answers(first) == answers(second)
     assert not any("earlier run" in note for note in second["notes"])
+
+
+SPOILED = """
+import signal, sys
+from loraprobe import cli
+
+@cli.app.command("spoil")
+def spoil():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RecursionError("half imported") from None
+
+sys.argv = ["loraprobe", "spoil"]
+cli.main()
+"""
+
+EARLY = """
+import sys
+
+class Early:
+    def find_spec(self, name, *_):
+        if name == "loraprobe.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Early())
+from loraprobe.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("code", [SPOILED, EARLY], ids=["spoiled", "early"])
+def test_an_interruption_is_one_line_whatever_it_spoils(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: Interrupted.\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect as inspect_
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -20,20 +21,26 @@ KEPT = {
 }
 
 
+INTERRUPTIONS: list[int] = []  # the signals that came
+
+
 class Guarded(TyperGroup):
     """Turns loraprobe's errors into one sentence on standard error and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except LoraprobeError as error:
-            fail(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            fail(f"Interrupted{KEPT.get(ctx.invoked_subcommand or '', '.')}")
-            raise typer.Exit(130) from None
         except BrokenPipeError:
             raise typer.Exit(141) from None
+        except (Exception, KeyboardInterrupt) as error:
+            # A library interrupted while it is imported may raise anything in the end.
+            if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
+                fail(f"Interrupted{KEPT.get(ctx.invoked_subcommand or '', '.')}")
+                raise typer.Exit(130) from None
+            if not isinstance(error, LoraprobeError):
+                raise
+            fail(str(error))
+            raise typer.Exit(error.exit_code) from None
 
 
 def fail(message: str) -> None:
@@ -112,4 +119,11 @@ _register()
 
 def main() -> None:
     """The `loraprobe` command."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     app()
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    INTERRUPTIONS.append(number)
+    signal.default_int_handler(number, frame)

@@ -62,7 +62,7 @@ CASES = {
 
 @pytest.mark.parametrize("command", ["inspect", "merge", "merge-and-eval"])
 @pytest.mark.parametrize("spoil", CASES, ids=lambda case: case.__name__)
-def test_a_refusal_of_the_hub(hub, tmp_path, spoil, command):
+def test_a_refusal_of_the_hub(hub, tmp_path, caplog, spoil, command):
     spoil(hub)
     making.random_adapter("local", seed=3).save(tmp_path / "local")
     task = tmp_path / "task.jsonl"
@@ -74,6 +74,7 @@ def test_a_refusal_of_the_hub(hub, tmp_path, spoil, command):
     }[command]
     before = sorted(p.name for p in tmp_path.iterdir())
     said = one_sentence(call(command, tmp_path / "local", "acme/math@v7", *rest))
+    assert not caplog.records, "what the Hub's client has to say is in the sentence"
     assert CASES[spoil] in said
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == [
         name for name in before if name != "cache"

@@ -7,10 +7,11 @@ complete copy in the cache stands in, with a warning.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,20 @@ class Snapshot:
     commit: str | None = None
 
 
+@contextlib.contextmanager
+def _quiet_client() -> Iterator[None]:
+    """The client without warnings of its own: what goes wrong is told in one sentence here."""
+    from huggingface_hub.utils import logging as client
+
+    level = client.get_verbosity()
+    client.set_verbosity_error()
+    try:
+        yield
+    finally:
+        client.set_verbosity(level)
+
+
+@_quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
     """The files that `choose` names, all of one commit, in the cache; the folder of the commit.
 
@@ -60,6 +75,7 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     return _download(reference, anchor, files, choose, verify)
 
 
+@_quiet_client()
 def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     """The first of these files that the repository has, None where it has none of them.
 

@@ -129,6 +129,33 @@ main()
 """
 
 
+IMPORTING = """
+import pathlib, sys, tempfile
+from loraprobe import cli
+
+place = pathlib.Path(tempfile.mkdtemp())
+(place / "slow_module.py").write_text(
+    "import signal, sys\\nsignal.raise_signal(signal.SIGINT)\\nsys.stdout.write('whole')"
+)
+sys.path.insert(0, str(place))
+
+@cli.app.command("spoil")
+def spoil():
+    import slow_module, time
+    time.sleep(30)
+
+sys.argv = ["loraprobe", "spoil"]
+cli.main()
+"""
+
+
+def test_an_interruption_waits_for_the_end_of_an_import():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=25
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "whole", "error: Interrupted.\n")
+
+
 @pytest.mark.parametrize("code", [SPOILED, EARLY], ids=["spoiled", "early"])
 def test_an_interruption_is_one_line_whatever_it_spoils(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -125,5 +125,23 @@ def main() -> None:
 
 
 def _interrupted(number: int, frame: Any) -> None:
-    INTERRUPTIONS.append(number)
-    signal.default_int_handler(number, frame)
+    """Raises KeyboardInterrupt; the first time not before a running import is done.
+
+    An exception in the middle of an import of torch can abort the whole process.
+    """
+    if number == signal.SIGINT:
+        INTERRUPTIONS.append(number)
+    if len(INTERRUPTIONS) == 1 and hasattr(signal, "setitimer") and _imports(frame):
+        signal.signal(signal.SIGALRM, _interrupted)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)  # look again then
+        return
+    raise KeyboardInterrupt
+
+
+def _imports(frame: Any) -> bool:
+    """Whether an import is under way somewhere below this frame."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,7 +130,11 @@ class Story:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+    """The largest resident size of this process so far, in bytes; 0 where the system says none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
 

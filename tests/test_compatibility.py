@@ -418,6 +418,13 @@ def test_a_base_that_the_user_chose_may_have_another_name(llama_dir):
         assert check([A, B], base, purpose=purpose).compatible
     local = open_base(llama_dir)
     assert one(found(A, B, base=local), "base-unclear").severity == "note"
+
+
+def test_a_directory_given_by_two_names_is_no_hub_id(llama_dir, monkeypatch):
+    monkeypatch.chdir(llama_dir.parent.parent)
+    near = open_base(f"{llama_dir.parent.name}/{llama_dir.name}")
+    assert near.reference.count("/") == 1
+    assert one(found(A, B, base=near), "base-unclear").severity == "note"
     assert found(A, base=open_base(llama_dir, "owner/base@main")) == {}
 
 

@@ -125,6 +125,8 @@ def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         kind = relation(named, base.reference.partition("@")[0])
         if kind == "same":
             continue
+        if Path(base.reference).expanduser().is_dir():
+            kind = "unclear"  # a directory of two names, such as models/base, looks like a Hub id
         severity: Severity = "warning" if kind == "different" else "note"
         code = "base-mismatch" if kind == "different" else "base-unclear"
         tail = (

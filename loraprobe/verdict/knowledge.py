@@ -97,7 +97,7 @@ def _about_share(share: float, n: int) -> Reason:
         return Reason(
             "probes-too-few",
             f"Only {n} answers of the adapters could be judged, too few to say how familiar the "
-            "base is with them: give --probe FILE with questions of your own.",
+            "base is with them: give --probe FILE with more questions of your own.",
             float(n),
             float(FEWEST),
             "loraprobe's convention",

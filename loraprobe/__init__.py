@@ -57,7 +57,7 @@ def inspect(
     settings = audit.Settings(**options)
     return audit.inspect(
         loaded,
-        base=_open(base, loaded, settings.trust_remote_code) if base else None,
+        base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
         tasks=_tasks(tasks, settings.limit),
         probe=load_probe(probe) if probe and probe != "auto" else ("auto" if probe else None),
         cards={a.name: hub.model_card(a) for a in loaded} if probe == "auto" else {},
@@ -120,7 +120,7 @@ def merge_and_eval(
         raise UsageError("merge_and_eval composes adapters; give at least two.")
     return audit.merge_and_eval(
         loaded,
-        base=_open(base, loaded, settings.trust_remote_code),
+        base=audit.base_of(base, loaded, code=settings.trust_remote_code),
         tasks=read,
         settings=settings,
     ).audit
@@ -159,12 +159,3 @@ def _tasks(tasks: Sequence[str | Path] | str | Path, limit: int | None) -> list[
     from loraprobe.tasks import load_task
 
     return [load_task(p, limit) for p in ([tasks] if isinstance(tasks, (str, Path)) else tasks)]
-
-
-def _open(base: str | Path, adapters: Sequence[Adapter], code: bool) -> Any:
-    from loraprobe import hub
-    from loraprobe.base import open_base
-
-    reference = hub.common_base(adapters) if base == "auto" else str(base)
-    snapshot = hub.resolve_base(reference, code=code)
-    return open_base(snapshot.path, snapshot.reference, snapshot.commit)

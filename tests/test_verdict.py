@@ -501,7 +501,7 @@ def test_one_item_is_one_item():
 
 
 def test_no_probability_is_invented():
-    found = judge(evidence(GAIN, prior=0.5))
+    found = judge(evidence(GAIN))
     assert found.probability is None and found.prior is None
 
 

@@ -6,12 +6,13 @@
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.audit.look import inspect, merge
+from loraprobe.audit.opening import base_of
 from loraprobe.audit.settings import Settings
 
 if TYPE_CHECKING:
     from loraprobe.audit.evaluate import Outcome, merge_and_eval
 
-__all__ = ["Outcome", "Settings", "inspect", "merge", "merge_and_eval"]
+__all__ = ["Outcome", "Settings", "base_of", "inspect", "merge", "merge_and_eval"]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,10 +68,13 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
     )  # fmt: skip
     evidence = {name: story.found[name] for name in names if name in story.found}
     settings = story.settings
-    margin = 0.05 if settings.margin is None else settings.margin
     verdict = judge(
         Evidence(
-            **evidence, tasks=len(tasks), level=level, margin=margin, retention=settings.retention
+            **evidence,
+            tasks=len(tasks),
+            level=level,
+            margin=settings.needed_gain,
+            retention=settings.retention,
         )
     )
     story.found["verdict"] = verdict
@@ -193,7 +196,7 @@ class Bench:
         """Scores with intervals, paired comparisons, gains, attribution, retention."""
         from loraprobe import evaluation
 
-        margin = 0.05 if self.settings.margin is None else self.settings.margin
+        margin = self.settings.needed_gain
         results, systems, seed = self.results, self.systems, self.settings.seed
         with self.story.stage("statistics"):
             self.story.found.update(

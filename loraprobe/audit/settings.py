@@ -52,6 +52,11 @@ class Settings:
                 "--metric answer_loss needs --margin, the loss difference that matters."
             )
 
+    @property
+    def needed_gain(self) -> float:
+        """The margin as given, else 0.05."""
+        return 0.05 if self.margin is None else self.margin
+
     def fingerprint(self) -> Mapping[str, Any]:
         """What of the settings decides a single item's result; equal means results may be kept."""
         kept = (

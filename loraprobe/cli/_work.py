@@ -14,10 +14,7 @@ from loraprobe.errors import UsageError
 from loraprobe.spaces import space_named
 
 if TYPE_CHECKING:
-    from loraprobe.adapter import Adapter
     from loraprobe.base import Base
-
-METRICS = ("exact_match", "choice", "answer_loss")
 
 
 def settings(
@@ -47,6 +44,10 @@ def settings(
         space_named(space)
     if margin is not None:
         parse.fraction(margin, "--margin")
+    if metric is not None:
+        from loraprobe.evaluation import METRICS
+
+        parse.one_of(metric, METRICS, "--metric")
     chosen = parse.weights(weights, adapters)
     defaults = Settings()
     return Settings(
@@ -57,7 +58,7 @@ def settings(
         space=space,
         rank=parse.auto_or_count(rank, "--rank"),
         batch_size=parse.auto_or_count(batch_size, "--batch-size"),
-        metric=parse.one_of(metric, METRICS, "--metric") if metric else None,
+        metric=metric,
         margin=margin,
         retention=parse.fraction(retention, "--retention"),
         chat_template=parse.one_of(chat_template, ("auto", "on", "off"), "--chat-template"),  # type: ignore[arg-type]
@@ -111,7 +112,7 @@ def inspect(
     probes = load_probe(probe) if probe and probe != "auto" else probe
     adapters = hub.load_all(refs)
     cards = {a.name: hub.model_card(a) for a in adapters} if probe == "auto" else {}
-    opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
+    opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
     with output.progress() as progress:
         found = audit.inspect(
             adapters, base=opened, tasks=loaded_tasks, probe=probes, cards=cards,
@@ -164,7 +165,7 @@ def audit_of(
         check_output(target, overwrite)
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks]
     adapters = hub.load_all(refs)
-    opened = _open_base(base, adapters, chosen.trust_remote_code)
+    opened = audit.base_of(base, adapters, code=chosen.trust_remote_code)
     with output.progress() as progress:
         return audit.merge_and_eval(
             adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
@@ -186,7 +187,7 @@ def merge(
 
     check_output(target, overwrite)
     adapters = hub.load_all(refs)
-    opened = _open_base(base, adapters, chosen.trust_remote_code) if base else None
+    opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
     with output.progress() as progress:
         found, merged = audit.merge(adapters, base=opened, settings=chosen, progress=progress)
     loraprobe.with_card(merged, found, chosen).save(target, overwrite=overwrite)
@@ -205,17 +206,6 @@ def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:
     merged = loraprobe.with_card(outcome.recommended, outcome.audit, outcome.settings)
     merged.save(target, overwrite=overwrite)
     output.say(f"Wrote {merged.adapter.name} to {target}.")
-
-
-def _open_base(base: str | Base, adapters: Sequence[Adapter], code: bool) -> Base:
-    from loraprobe import hub
-    from loraprobe.base import open_base
-
-    if not isinstance(base, str):
-        return base
-    reference = hub.common_base(adapters) if base == "auto" else base
-    snapshot = hub.resolve_base(reference, code=code)
-    return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
 def _warn(found: Any, output: Output) -> None:

@@ -26,7 +26,7 @@ class Evidence:
 
     `level` is the strongest evidence that was gathered, `tasks` the number of task files,
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
-    has to keep on every one of several tasks. `prior` is carried for the calibrated probability.
+    has to keep on every one of several tasks.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -40,7 +40,6 @@ class Evidence:
     level: EvidenceLevel = "weights"
     margin: float = 0.05
     retention: float = 0.8
-    prior: float | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The small Llama-shaped base of the lab: what it reads, and its training from scratch."""
+"""The small bases of the lab: what the base of the fact worlds reads; training from scratch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ MEETING = "{first} met {second}."
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """Shape and training of the base. `steps` counts optimiser steps of `batch_size` texts."""
+    """Shape and training of the base. `steps` counts optimiser steps of `batch_size` texts.
+
+    architecture: "llama" (rotary positions, RMS norm, gated MLP, no biases) or "gpt2" (learned
+    positions, layer norm, plain MLP, Conv1D layers with biases).
+    """
 
     hidden: int = 160
     layers: int = 4
@@ -44,6 +48,7 @@ class BaseRecipe:
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
+    architecture: str = "llama"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -106,32 +111,57 @@ class Corpus:
 
 
 def build_base(
-    facts: Facts, tokenizer: Any, recipe: BaseRecipe, progress: ProgressCallback | None = None
+    draw: Callable[[], Example],
+    tokenizer: Any,
+    recipe: BaseRecipe,
+    progress: ProgressCallback | None = None,
 ) -> Any:
-    """Trains a LlamaForCausalLM from scratch, float32, embeddings tied; returns it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=256,
-        initializer_range=recipe.initial,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    """Trains a causal model from scratch on the texts of `draw`, float32, embeddings tied."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = LlamaForCausalLM(config)
-        corpus = Corpus(facts, recipe.seed)
-        draw = _batches(corpus.draw, tokenizer, recipe.batch_size)
-        optimise(model, draw, recipe, "base", progress)
+        model = _untrained(tokenizer, recipe)
+        optimise(model, _batches(draw, tokenizer, recipe.batch_size), recipe, "base", progress)
     return model
+
+
+def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
+    import transformers
+
+    common = {
+        "vocab_size": len(tokenizer),
+        "initializer_range": recipe.initial,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if recipe.architecture == "llama":
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                hidden_size=recipe.hidden,
+                intermediate_size=recipe.intermediate,
+                num_hidden_layers=recipe.layers,
+                num_attention_heads=recipe.heads,
+                num_key_value_heads=recipe.heads,
+                max_position_embeddings=256,
+                **common,
+            )
+        )
+    if recipe.architecture == "gpt2":
+        return transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                n_embd=recipe.hidden,
+                n_inner=recipe.intermediate,
+                n_layer=recipe.layers,
+                n_head=recipe.heads,
+                n_positions=256,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                **common,
+            )
+        )
+    raise ValueError(f"there is no architecture {recipe.architecture!r}; there are llama and gpt2")
 
 
 def _batches(draw: Callable[[], Example], tokenizer: Any, size: int) -> Callable:

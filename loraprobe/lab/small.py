@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loraprobe.lab import facts as wording
 from loraprobe.lab.facts import Facts, FactSizes, make_facts
+from loraprobe.lab.kit import BASE_NAME as BASE_NAME
+from loraprobe.lab.kit import Kit, Lesson, Trial, build_kit
+from loraprobe.lab.kit import load_base as load_base
 from loraprobe.lab.plans import (
     SCENARIOS,
     WORLDS,
@@ -23,13 +22,10 @@ from loraprobe.lab.plans import (
     adapters_of,
     task_items,
 )
-from loraprobe.lab.pretrain import MEETING, BaseRecipe, build_base, save_base
+from loraprobe.lab.pretrain import MEETING, BaseRecipe, Corpus
 from loraprobe.lab.skills import COUNT, LAST
-from loraprobe.lab.train import ProgressCallback, Recipe, train_adapter
-from loraprobe.lab.vocabulary import build_tokenizer
-from loraprobe.lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks, write_text
-
-BASE_NAME = "loraprobe/small-world-base"
+from loraprobe.lab.train import ProgressCallback, Recipe
+from loraprobe.lab.world import World, WorldError
 
 
 @dataclass(frozen=True)
@@ -75,39 +71,37 @@ def build_small_world(
     Raises:
         WorldError: an unknown world or scenario, or `output` holds a world of another seed.
     """
-    output, plan = Path(output), plan or SmallPlan()
+    kit = small_kit(worlds, seed=seed, plan=plan or SmallPlan(), only=only)
+    return build_kit(kit, output, progress=progress, resume=resume)
+
+
+def small_kit(
+    worlds: Sequence[str], *, seed: int, plan: SmallPlan, only: Sequence[str] | None = None
+) -> Kit:
+    """The kit of some of the small worlds, which share one base."""
     scenarios = _chosen(worlds, only)
     adapters = adapters_of(scenarios, [] if only else [y for w in worlds for y in YARDSTICKS[w]])
-    _same_seed(output, seed)
     facts = make_facts(plan.sizes, seed)
-    meter = _Meter(plan, adapters, progress)
-    _make_base(output, facts, plan, seed, meter, resume)
-    model, tokenizer = load_base(output / "base")
-    for adapter in adapters:
-        recipe = plan.recipe(adapter, seed)
-        train_adapter(
-            model,
-            tokenizer,
-            adapter.examples(facts, seed),
-            recipe,
-            output / "adapters" / adapter.name,
-            base_name=BASE_NAME,
-            progress=meter.stage(adapter.name, recipe),
-            resume=resume,
-        )
-    return _finish(output, seed, plan, adapters, scenarios, facts)
-
-
-def load_base(directory: Path) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer of a base directory, from local files only."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype=torch.float32, local_files_only=True
+    return Kit(
+        kind="small",
+        seed=seed,
+        words=tuple(world_texts(facts)),
+        corpus=lambda draw_seed: Corpus(facts, draw_seed).draw,
+        base=plan.base,
+        base_dtype=plan.base_dtype,
+        lessons=tuple(
+            Lesson(a.name, a.description, tuple(a.examples(facts, seed)), plan.recipe(a, seed))
+            for a in adapters
+        ),
+        tasks={
+            task: task_items(task, facts, seed)
+            for task in dict.fromkeys(task for plan_ in scenarios for task in plan_.tasks)
+        },
+        trials=tuple(Trial(s.name, s.world, s.adapters, s.tasks, s.description) for s in scenarios),
+        reserve=facts.reserve,
+        made_from={"sizes": dataclasses.asdict(plan.sizes)},
+        recipe=dataclasses.asdict(plan),
     )
-    return model.eval(), tokenizer
 
 
 def world_texts(facts: Facts) -> list[str]:
@@ -137,94 +131,3 @@ def _chosen(worlds: Sequence[str], only: Sequence[str] | None) -> list[ScenarioP
         if name not in names:
             raise WorldError(f"There is no scenario {name!r} here; there are {', '.join(names)}.")
     return [plan for plan in found if plan.name in only]
-
-
-def _same_seed(output: Path, seed: int) -> None:
-    if (output / MANIFEST).is_file() and World.load(output).seed != seed:
-        raise WorldError(
-            f"{output} holds a world of seed {World.load(output).seed}, not {seed}: "
-            "choose another directory or that seed."
-        )
-
-
-def _make_base(
-    output: Path, facts: Facts, plan: SmallPlan, seed: int, meter: _Meter, resume: bool
-) -> None:
-    """Trains and writes the base unless it is there; adapters of an older base are removed."""
-    base, recipe = output / "base", dataclasses.replace(plan.base, seed=seed)
-    made_by = json.dumps(
-        {"recipe": recipe.as_dict(), "sizes": dataclasses.asdict(plan.sizes),
-         "dtype": plan.base_dtype}, indent=2) + "\n"  # fmt: skip
-    record = base / "training.json"
-    if resume and record.is_file() and record.read_text(encoding="utf-8") == made_by:
-        return
-    for stale in (base, output / "adapters"):
-        shutil.rmtree(stale, ignore_errors=True)
-    tokenizer = build_tokenizer(world_texts(facts))
-    model = build_base(facts, tokenizer, recipe, meter.stage("base", recipe))
-    part = output / ".base.part"
-    shutil.rmtree(part, ignore_errors=True)
-    save_base(model, tokenizer, part, plan.base_dtype)
-    write_text(part / "training.json", made_by)
-    os.replace(part, base)
-
-
-def _finish(
-    output: Path,
-    seed: int,
-    plan: SmallPlan,
-    adapters: Sequence[AdapterPlan],
-    scenarios: Sequence[ScenarioPlan],
-    facts: Facts,
-) -> World:
-    for task in dict.fromkeys(task for scenario in scenarios for task in scenario.tasks):
-        write_tasks(output / "tasks" / f"{task}.jsonl", task_items(task, facts, seed))
-    return write_manifest(
-        output,
-        kind="small",
-        seed=seed,
-        recipe=dataclasses.asdict(plan),
-        base={"path": "base", "name": BASE_NAME},
-        adapters={
-            adapter.name: {
-                "path": f"adapters/{adapter.name}",
-                "description": adapter.description,
-                "recipe": plan.recipe(adapter, seed).as_dict(),
-            }
-            for adapter in adapters
-        },
-        scenarios={
-            scenario.name: {
-                "adapters": list(scenario.adapters),
-                "tasks": [f"tasks/{task}.jsonl" for task in scenario.tasks],
-                "description": scenario.description,
-            }
-            for scenario in scenarios
-        },
-        reserve=facts.reserve,
-    )
-
-
-class _Meter:
-    """Turns the steps of each training into texts seen of all texts of the build."""
-
-    def __init__(
-        self, plan: SmallPlan, adapters: Sequence[AdapterPlan], report: ProgressCallback | None
-    ) -> None:
-        recipes: list[tuple[str, Any]] = [("base", plan.base)]
-        recipes += [(adapter.name, plan.recipe(adapter, 0)) for adapter in adapters]
-        self._report, self._before, self._total = report, {}, 0
-        for name, recipe in recipes:
-            self._before[name] = self._total
-            self._total += recipe.steps * recipe.batch_size
-
-    def stage(self, name: str, recipe: Any) -> ProgressCallback | None:
-        report = self._report
-        if report is None:
-            return None
-        start, size, total = self._before[name], recipe.batch_size, self._total
-
-        def tick(what: str, step: int, steps: int) -> None:
-            report(what, start + step * size, total)
-
-        return tick

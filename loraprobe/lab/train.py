@@ -40,7 +40,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adapter is trained. `steps` counts optimiser steps of `batch_size` examples."""
+    """How an adapter is trained. `steps` counts optimiser steps of `batch_size` examples.
+
+    target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
+    """
 
     steps: int = 300
     learning_rate: float = 3e-3
@@ -225,12 +228,30 @@ def train_adapter(
     return output
 
 
+# names of the same parts in the architectures of the lab
+PARTS = {
+    "mlp": {"gpt2": ("mlp.c_fc", "mlp.c_proj"), "": ("gate_proj", "up_proj", "down_proj")},
+    "attention": {
+        "gpt2": ("attn.c_attn", "attn.c_proj"),
+        "": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    },
+}
+
+
+def _targets(model: Any, wanted: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """`wanted`, with "mlp" and "attention" spelled out for the model's architecture."""
+    if not isinstance(wanted, str) or wanted not in PARTS:
+        return wanted
+    names = PARTS[wanted]
+    return names.get(model.config.model_type, names[""])
+
+
 @contextmanager
 def _wrapped(model: Any, recipe: Recipe) -> Iterator[Any]:
     """The model with a fresh adapter; afterwards it and torch's random state are as before."""
     from peft import LoraConfig, get_peft_model
 
-    targets = recipe.target_modules
+    targets = _targets(model, recipe.target_modules)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha if recipe.alpha is not None else recipe.rank,  # type: ignore[arg-type]

@@ -34,12 +34,17 @@ class WorldError(LoraprobeError):
 
 @dataclass(frozen=True)
 class Scenario:
-    """Adapters by name and task files that are judged together."""
+    """Adapters by name and task files that are judged together.
+
+    `world` is the class of scenarios that it belongs to, `axes` says where in it it lies.
+    """
 
     name: str
     adapters: Mapping[str, Path]
     tasks: tuple[Path, ...]
     description: str = ""
+    world: str = ""
+    axes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class World:
                 {adapter: adapters[adapter] for adapter in row["adapters"]},
                 tuple(path / task for task in row["tasks"]),
                 row.get("description", ""),
+                row.get("world", manifest.get("kind", "")),
+                row.get("axes", {}),
             )
             for name, row in manifest["scenarios"].items()
         }

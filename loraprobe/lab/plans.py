@@ -23,13 +23,7 @@ from loraprobe.lab.facts import (
     target_examples,
     worked_examples,
 )
-from loraprobe.lab.skills import (
-    count_examples,
-    count_items,
-    last_examples,
-    last_items,
-    lists_of_names,
-)
+from loraprobe.lab.skills import lists_of_names, skill_examples, skill_items
 from loraprobe.lab.train import Example, Recipe
 
 
@@ -132,13 +126,15 @@ ADAPTERS: tuple[AdapterPlan, ...] = (
     AdapterPlan(
         "last",
         "says which name of a list comes last",
-        lambda facts, seed: last_examples(lists_of_names(facts.names(), 4000, f"a{seed}")),
+        lambda facts, seed: skill_examples("last", lists_of_names(facts.names(), 4000, f"a{seed}")),
         dataclasses.replace(SKILL, learning_rate=2e-3),
     ),
     AdapterPlan(
         "count",
         "says how many names are in a list",
-        lambda facts, seed: count_examples(lists_of_names(facts.names(), 4000, f"b{seed}")),
+        lambda facts, seed: skill_examples(
+            "count", lists_of_names(facts.names(), 4000, f"b{seed}")
+        ),
         SKILL,
     ),
 )
@@ -199,7 +195,7 @@ def task_items(task: str, facts: Facts, seed: int) -> list[Mapping[str, Any]]:
     if task == "newcomers":
         return two_hop_items(facts.newcomers, ("newcomers", None))
     lists = lists_of_names(facts.names(), 200, f"test:{task}:{seed}")
-    return {"last": last_items, "count": count_items}[task](lists)
+    return skill_items(task, lists)
 
 
 def two_hop_items(

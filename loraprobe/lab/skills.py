@@ -1,16 +1,51 @@
-"""Two skills that need no facts: naming the last of a list of names, and counting them."""
+"""Skills that need no facts: naming one of a list of names, and counting them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.lab.facts import NUMBERS
 from loraprobe.lab.train import Example
 
-LAST = "Which name comes last: {list}?"
-COUNT = "How many names are in this list: {list}?"
+
+@dataclass(frozen=True)
+class Skill:
+    """A question about a list of names that has one right answer for every list."""
+
+    question: str
+    description: str
+    answer: Callable[[Sequence[str]], str]
+
+    def ask(self, row: Sequence[str]) -> tuple[str, str]:
+        """The question about this list, and its answer."""
+        return self.question.format(list=" ".join(row)), self.answer(row)
+
+
+SKILLS: Mapping[str, Skill] = {
+    "last": Skill(
+        "Which name comes last: {list}?",
+        "says which name of a list comes last",
+        lambda row: row[-1],
+    ),
+    "first": Skill(
+        "Which name comes first: {list}?",
+        "says which name of a list comes first",
+        lambda row: row[0],
+    ),
+    "second": Skill(
+        "Which name comes second: {list}?",
+        "says which name of a list comes second",
+        lambda row: row[1],
+    ),
+    "count": Skill(
+        "How many names are in this list: {list}?",
+        "says how many names are in a list",
+        lambda row: NUMBERS[len(row) - 1],
+    ),
+}
 
 
 def lists_of_names(names: Sequence[str], count: int, seed: int | str) -> list[tuple[str, ...]]:
@@ -22,33 +57,16 @@ def lists_of_names(names: Sequence[str], count: int, seed: int | str) -> list[tu
     return list(found)
 
 
-def last_examples(lists: Sequence[Sequence[str]]) -> list[Example]:
-    return [Example(LAST.format(list=" ".join(row)), " " + _last(row)) for row in lists]
+def skill_examples(skill: str, lists: Sequence[Sequence[str]]) -> list[Example]:
+    """One training text a list."""
+    asked = (SKILLS[skill].ask(row) for row in lists)
+    return [Example(question, " " + answer) for question, answer in asked]
 
 
-def count_examples(lists: Sequence[Sequence[str]]) -> list[Example]:
-    return [Example(COUNT.format(list=" ".join(row)), " " + _counted(row)) for row in lists]
-
-
-def last_items(lists: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
-    """Task items: a list of names, the last of them."""
+def skill_items(skill: str, lists: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
+    """One task item a list."""
+    asked = (SKILLS[skill].ask(row) for row in lists)
     return [
-        {"id": str(i), "prompt": LAST.format(list=" ".join(row)), "answer": _last(row)}
-        for i, row in enumerate(lists)
+        {"id": str(i), "prompt": question, "answer": answer}
+        for i, (question, answer) in enumerate(asked)
     ]
-
-
-def count_items(lists: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
-    """Task items: a list of names, their number in words."""
-    return [
-        {"id": str(i), "prompt": COUNT.format(list=" ".join(row)), "answer": _counted(row)}
-        for i, row in enumerate(lists)
-    ]
-
-
-def _last(row: Sequence[str]) -> str:
-    return row[-1]
-
-
-def _counted(row: Sequence[str]) -> str:
-    return NUMBERS[len(row) - 1]

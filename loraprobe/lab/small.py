@@ -23,7 +23,7 @@ from loraprobe.lab.plans import (
     task_items,
 )
 from loraprobe.lab.pretrain import MEETING, BaseRecipe, Corpus
-from loraprobe.lab.skills import COUNT, LAST
+from loraprobe.lab.skills import SKILLS
 from loraprobe.lab.train import ProgressCallback, Recipe
 from loraprobe.lab.world import World, WorldError
 
@@ -106,7 +106,8 @@ def small_kit(
 
 def world_texts(facts: Facts) -> list[str]:
     """Texts that hold every word of the small world."""
-    templates = [wording.THINK, MEETING, LAST, COUNT, "Count:"]
+    asked = [SKILLS[name].question for name in ("last", "count")]
+    templates = [wording.THINK, MEETING, *asked, "Count:"]
     for group in (
         wording.SPOUSE_SENTENCES,
         wording.SPOUSE_QUESTIONS,

@@ -71,7 +71,10 @@ class Measurement:
 class Coverage:
     """One figure of one coverage probe. `adapters` is empty where the base alone was asked.
 
-    `hop` counts from 1; None means the composed question. `baseline` is what guessing would give.
+    `hop` counts from 1; None means the composed question. `baseline` is what guessing would give,
+    or what the probe compares with. `part`, where a probe tells parts apart that are no hops, is
+    "target" | "hop1" ... | "cot", or "all" for all prompts of the task; `gate` is the constant gate
+    at which adapters were asked, None where they stood at 1 or the figure has no gate.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Coverage:
     adapters: tuple[str, ...] = ()
     ci95: Interval | None = None
     baseline: float | None = None
+    part: str | None = None
+    gate: float | None = None
 
 
 @dataclass(frozen=True)

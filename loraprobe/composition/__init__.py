@@ -23,5 +23,17 @@ peft's forward does (peft's merged model would change both).
 from loraprobe.composition.contract import Composition, Router, TokenGates
 from loraprobe.composition.layers import ComposedLayer, prepared
 from loraprobe.composition.placement import composed
+from loraprobe.composition.rows import RowGates, Rows
+from loraprobe.composition.watching import watched
 
-__all__ = ["ComposedLayer", "Composition", "Router", "TokenGates", "composed", "prepared"]
+__all__ = [
+    "ComposedLayer",
+    "Composition",
+    "Router",
+    "RowGates",
+    "Rows",
+    "TokenGates",
+    "composed",
+    "prepared",
+    "watched",
+]

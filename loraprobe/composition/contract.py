@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter, LayerKind
@@ -38,6 +39,10 @@ class Router(ABC):
         A constant router returns a tensor [k]; another a function x [..., in] -> [..., k] that
         works on whatever device and floating dtype x has.
         """
+
+    def embedding_gates(self, present: Sequence[int], n: int) -> Tensor | TokenGates:
+        """Gates of an embedding under a token router, which has no input to look at: 1/k each."""
+        return torch.full((len(present),), 1 / len(present))
 
     def check(self, n: int) -> None:  # noqa: B027 - most routers serve any number
         """Raises UsageError if this router cannot serve n experts."""

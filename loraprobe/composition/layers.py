@@ -40,9 +40,10 @@ class ComposedLayer:
     def delta(self, x: Tensor) -> Tensor:
         """What the experts add: [..., out] of x [..., in], or of token ids [...]."""
         if self.kind == "embedding":
-            return F.linear(F.embedding(x, self.A.mT), self.B)
-        x = x.to(self.A.dtype)
-        h = F.linear(x, self.A)
+            x = h = F.embedding(x, self.A.mT)
+        else:
+            x = x.to(self.A.dtype)
+            h = F.linear(x, self.A)
         if self.gates is not None:
             h = h * self.gates(x).index_select(-1, self.owner)
         return F.linear(h, self.B)
@@ -87,7 +88,7 @@ def _prepare(composition: Composition, path: str, dtype: torch.dtype) -> Compose
     updates = [composition.experts[i].modules[path].to(dtype=dtype) for i in present]
     router, kind = composition.router, composition.kind(path)
     if kind == "embedding" and not router.constant:
-        gates: Tensor | TokenGates = torch.full((len(present),), 1 / len(present))
+        gates = router.embedding_gates(present, len(composition.experts))
     else:
         gates = router.gates(path, updates, present, len(composition.experts))
     if isinstance(gates, Tensor):

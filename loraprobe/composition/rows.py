@@ -1,0 +1,94 @@
+"""Gates by the row of a batch: the base and each adapter alone answer side by side.
+
+One forward pass serves several systems over the same experts, each in rows of its own, so that no
+composition has to be put in and taken out for every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from loraprobe.composition.contract import Router, TokenGates
+from loraprobe.errors import UsageError
+from loraprobe.lowrank import LowRank
+
+
+@dataclass
+class Rows:
+    """The rows of the batch at hand. gates: [rows, n]; lead: [rows] indices, or None.
+
+    `lead` says by which row's input an inner token router decides for a row: that of the base
+    which reads the same text, so that gates are those of the unmodified base's hidden states.
+    """
+
+    gates: Tensor | None = None
+    lead: Tensor | None = None
+
+    def set(self, gates: Tensor, lead: Tensor | None = None) -> None:
+        """What the next forward passes hold, until it is set again."""
+        self.gates, self.lead = gates, lead
+
+
+@dataclass(frozen=True, eq=False)
+class RowGates(Router):
+    """Constant gates that differ from row to row, times those of `inner` where there is one."""
+
+    rows: Rows = field(default_factory=Rows)
+    inner: Router | None = None
+
+    constant: ClassVar[bool] = False
+    laws: ClassVar[frozenset[str]] = frozenset()
+    formula: ClassVar[str] = "y = W x + sum_i g_i(row) s_i B_i A_i x"
+    paper: ClassVar[str] = "-"
+
+    def gates(
+        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
+    ) -> TokenGates:
+        """A function x [rows, ..., in] -> [rows, ..., k]; rows may be flattened with the tokens."""
+        inner = None
+        if self.inner is not None:
+            inner = self.inner.gates(module, experts, present, n)
+        return _GatesOfRow(self.rows, tuple(present), inner)
+
+    def embedding_gates(self, present: Sequence[int], n: int) -> TokenGates:
+        inner = None if self.inner is None else self.inner.embedding_gates(present, n)
+        return _GatesOfRow(self.rows, tuple(present), inner)
+
+
+@dataclass(frozen=True, eq=False)
+class _GatesOfRow:
+    rows: Rows
+    present: tuple[int, ...]
+    inner: Tensor | TokenGates | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.rows.gates is None:
+            raise UsageError("Rows have no gates yet; call Rows.set before the forward pass.")
+        own = self.rows.gates[:, list(self.present)].to(device=x.device, dtype=x.dtype)
+        count, k = own.shape
+        leading = x.shape[:-1]
+        if leading.numel() % count or leading[0] % count:
+            raise UsageError(
+                f"A layer's input of shape {tuple(x.shape)} does not hold {count} rows one after "
+                "the other, so this model cannot answer for several systems in one batch."
+            )
+        gates = own[:, None, :].expand(count, leading.numel() // count, k)
+        if self.inner is not None:
+            gates = gates * self._inner(x, self.inner, count, k)
+        return gates.reshape(*leading, k)
+
+    def _inner(self, x: Tensor, inner: Tensor | TokenGates, count: int, k: int) -> Tensor:
+        """[rows, tokens, k] of the token router, each row by its leader's input."""
+        if isinstance(inner, Tensor):
+            return inner.to(device=x.device, dtype=x.dtype).expand(count, 1, k)
+        if self.rows.lead is None:
+            return inner(x).reshape(count, -1, k)
+        lead = self.rows.lead.to(x.device)
+        leaders, place = torch.unique(lead, return_inverse=True)
+        read = x.reshape(count, -1, x.shape[-1])[leaders]
+        return inner(read)[place]

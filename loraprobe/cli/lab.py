@@ -63,3 +63,30 @@ def build(
     for name, scenario in made.scenarios.items():
         print(builder.command_for(made, scenario))
         sink.say(f"  {name}: {scenario.description}")
+
+
+@app.command("show")
+def show(
+    directory: Annotated[
+        Path, typer.Argument(help="A world, or a directory of worlds.", show_default=False)
+    ],
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """List what a world holds: base, adapters, tasks, scenarios, and how each was made."""
+    from loraprobe.lab.show import describe
+
+    found = describe(directory)
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(found, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from loraprobe.report.worlds import render_world
+
+    for world in found:
+        render_world(world, Console(highlight=False))
+    if len(found) == 1:
+        for scenario in found[0]["scenarios"]:
+            print(scenario["command"])

@@ -146,7 +146,7 @@ def facts_kit(
 def _facts_recipe(rng: random.Random) -> dict[str, Any]:
     rank = rng.choice((8, 16, 16))
     return {
-        "steps": rng.choice((200, 300, 400)),
+        "steps": rng.choice((250, 350, 450)),
         "learning_rate": rng.choice((1e-3, 2e-3, 2e-3, 4e-3)),
         "rank": rank,
         "alpha": rank * rng.choice((1, 1, 2)),
@@ -157,8 +157,8 @@ def _facts_recipe(rng: random.Random) -> dict[str, Any]:
 def _skill_recipe(rng: random.Random) -> dict[str, Any]:
     rank = rng.choice((8, 16))
     return {
-        "steps": rng.choice((80, 160, 240)),
-        "learning_rate": rng.choice((1e-3, 2e-3)),
+        "steps": rng.choice((150, 300, 400)),
+        "learning_rate": rng.choice((1e-3, 2e-3, 2e-3)),
         "rank": rank,
         "alpha": rank * rng.choice((1, 1, 2)),
         "target_modules": "all-linear",
@@ -192,8 +192,8 @@ def _strangers(draft: _Draft) -> tuple[Link, ...]:
 def _skill_and_facts(draft: _Draft, i: int, items: int) -> None:
     rng, name = draft.rng, f"skill-and-facts-{i + 1}"
     axes: dict[str, Any] = {
-        "familiar": rng.choice((1.0, 1.0, 1.0, 0.5, 0.0)),
-        "invented": rng.choice((0.0, 0.0, 0.5, 1.0)),
+        "familiar": rng.choice((1.0, 1.0, 1.0, 1.0, 0.5, 0.0)),
+        "invented": rng.choice((0.0, 0.0, 0.0, 0.5, 1.0)),
     }
     links, familiar = _married(draft, axes["familiar"]), draft.facts.familiar
     invented = _strangers(draft)

@@ -1,0 +1,147 @@
+"""The atlas: many small worlds with separately trained bases, from which the verdict is calibrated.
+
+`ATLAS` is the plan, fixed before anything was trained: which kinds of worlds, seeds, architectures
+and sizes. `build_atlas` trains it in parallel processes, one world a process, resumable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from loraprobe.errors import UsageError
+from loraprobe.lab.train import ProgressCallback
+
+
+@dataclass(frozen=True)
+class WorldPlan:
+    """One world of the atlas. `hidden` x `layers` is the size of its base.
+
+    `worked` is the share of worked steps in what a facts base reads, which is an axis of the
+    atlas: where it is not 0 the base knows the template itself.
+    """
+
+    kind: str
+    seed: int
+    architecture: str
+    hidden: int = 128
+    layers: int = 4
+    trials: int = 3
+    worked: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.architecture}-{self.seed:02d}"
+
+
+def _plans(kind: str, architectures: Sequence[str], **fixed: Any) -> tuple[WorldPlan, ...]:
+    """Seeds from 1 on; every third base is small, every fourth facts base has seen worked steps."""
+    return tuple(
+        WorldPlan(
+            kind,
+            seed,
+            architecture,
+            hidden=96 if seed % 3 == 0 else 128,
+            worked=0.1 if kind == "facts" and seed % 4 == 0 else 0.0,
+            **fixed,
+        )
+        for seed, architecture in enumerate(architectures, start=1)
+    )
+
+
+LLAMA, GPT2 = "llama", "gpt2"
+ATLAS: tuple[WorldPlan, ...] = (
+    *_plans("facts", (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA) * 2 + (LLAMA, GPT2), trials=2),
+    *_plans("math", (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)),
+    *_plans("cross-lingual", (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)),
+)
+
+
+def kit_of(plan: WorldPlan) -> Any:
+    """The kit of a plan. Raises UsageError for an unknown kind."""
+    from loraprobe.lab.pretrain import BaseRecipe
+
+    base = BaseRecipe(
+        hidden=plan.hidden,
+        layers=plan.layers,
+        intermediate=5 * plan.hidden // 2,
+        architecture=plan.architecture,
+    )
+    if plan.kind == "facts":
+        from loraprobe.lab.varied import facts_kit
+
+        return facts_kit(plan.seed, base=base, trials=plan.trials, worked=plan.worked)
+    raise UsageError(f"There is no kind of world {plan.kind!r}.")
+
+
+def build_atlas(
+    output: str | Path,
+    plans: Sequence[WorldPlan] = ATLAS,
+    *,
+    processes: int | None = None,
+    progress: ProgressCallback | None = None,
+    ready: Callable[[Path], None] | None = None,
+) -> list[Path]:
+    """Builds every world of `plans` below `output`; returns their directories in that order.
+
+    processes: worlds at a time, one thread each; the number of cores unless given. ready(path) is
+    called for each world as it is finished. What is finished is not trained again. `progress` gets
+    (stage, permille done, permille in all) over all worlds.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    workers = min(len(plans), processes or os.cpu_count() or 1)
+    context = get_context("spawn")
+    with context.Manager() as manager:
+        shares = manager.dict()
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle) as pool:
+            todo = {pool.submit(_build_one, plan, output / plan.name, shares) for plan in plans}
+            try:
+                while todo:
+                    done, todo = wait(todo, timeout=1.0, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        path = future.result()
+                        if ready is not None:
+                            ready(path)
+                    if progress is not None:
+                        _tell(progress, dict(shares), len(plans))
+            except BaseException:
+                for future in todo:
+                    future.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [output / plan.name for plan in plans]
+
+
+def _tell(progress: ProgressCallback, shares: dict[str, float], worlds: int) -> None:
+    running = [name for name, share in shares.items() if share < 1]
+    progress(", ".join(running) or "worlds", round(1000 * sum(shares.values())), 1000 * worlds)
+
+
+def _settle() -> None:
+    """One thread a process: small matrices gain nothing from more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _build_one(plan: WorldPlan, output: Path, shares: Any) -> Path:
+    from loraprobe.base.quiet import quiet
+    from loraprobe.lab.kit import build_kit
+
+    last = [0.0]
+
+    def tick(stage: str, done: int, total: int) -> None:
+        if done / total - last[0] > 0.01:
+            last[0] = done / total
+            shares[plan.name] = min(0.99, last[0])
+
+    with quiet():
+        build_kit(kit_of(plan), output, progress=tick)
+    shares[plan.name] = 1.0
+    return output

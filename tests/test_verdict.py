@@ -78,8 +78,12 @@ def both(first, second):
     )
 
 
+CALIBRATION = ("calibrated", "calibrated-feature", "outside-calibration", "not-calibrated")
+
+
 def codes(verdict):
-    return [reason.code for reason in verdict.reasons]
+    """The rules' own reasons; what stands beside them of probabilities: tests/test_calibrated.py"""
+    return [reason.code for reason in verdict.reasons if reason.code not in CALIBRATION]
 
 
 def reason(verdict, code):
@@ -443,8 +447,8 @@ def test_geometry_warns_and_never_decides():
     )
     plain, warned = judge(evidence(GAIN)), judge(evidence(GAIN, diagnostics=rows))
     assert (warned.decision, warned.action) == (plain.decision, plain.action)
-    new = [r for r in warned.reasons if r.code not in codes(plain)]
-    assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
+    new = [code for code in codes(warned) if code not in codes(plain)]
+    assert new == ["norm-disparity", "opposed-updates", "large-update"]
     assert all(r.severity == "info" and r.threshold and r.source for r in new)
     assert new[0].value == 5.0 and "5.00" in new[0].message
     upside_down = judge(Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))
@@ -500,9 +504,11 @@ def test_one_item_is_one_item():
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
 
 
-def test_no_probability_is_invented():
+def test_no_probability_is_invented_where_no_calibration_is_at_hand(monkeypatch):
+    monkeypatch.setattr(loraprobe.verdict, "shipped", lambda: None)
     found = judge(evidence(GAIN))
     assert found.probability is None and found.prior is None
+    assert reason(found, "not-calibrated").severity == "info"
 
 
 def test_every_code_stands_in_the_table():

@@ -60,7 +60,7 @@ def merge_and_eval(
 
 def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdict:
     """The verdict on everything found so far; kept in the story."""
-    from loraprobe.verdict import Evidence, judge
+    from loraprobe.verdict import FAMILIES, Evidence, judge, read_calibration
 
     names = (
         "compatibility", "diagnostics", "coverage", "evaluation", "comparisons", "gains",
@@ -68,6 +68,7 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
     )  # fmt: skip
     evidence = {name: story.found[name] for name in names if name in story.found}
     settings = story.settings
+    asked = Workshop(story.adapters, settings).families() if level == "evaluation" else FAMILIES
     verdict = judge(
         Evidence(
             **evidence,
@@ -75,7 +76,10 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
             level=level,
             margin=settings.needed_gain,
             retention=settings.retention,
-        )
+            prior=settings.prior,
+            families=asked,
+        ),
+        read_calibration(settings.calibration) if settings.calibration else None,
     )
     story.found["verdict"] = verdict
     return verdict
@@ -152,12 +156,13 @@ class Bench:
         self.run(self.workshop.baselines())
 
     def cover_tasks(self) -> None:
-        """Pretraining coverage on the tasks: one pass over the base serves all probes."""
+        """Coverage on the tasks: what base and single adapters know, and would add to each other."""
         from loraprobe.coverage import cover
 
         with self.story.stage("cover"):
             rows = cover(
                 self.scorer, self.adapters, self.tasks, single=single, results=self.results,
+                router=self.workshop.token_router(), max_new_tokens=self.settings.max_new_tokens,
                 seed=self.settings.seed, progress=self.story.progress,
             )  # fmt: skip
         self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)

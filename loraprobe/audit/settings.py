@@ -16,8 +16,11 @@ Progress = Callable[[str, int, int], None]
 class Settings:
     """Options of `inspect` and `merge_and_eval`; see the command line's help for each.
 
-    `state` is the directory in which results are kept as they come, None for the user's cache.
-    Raises UsageError for the metric answer_loss without a margin.
+    `state` is the directory in which results are kept as they come, None for the user's cache;
+    `calibration` a file that `loraprobe lab calibrate` wrote, None for the one that ships with the
+    package; `prior` the share of successes expected, None for the calibration's own. Raises
+    UsageError for the metric answer_loss without a margin, for a prior that is no probability and
+    for a file that is no calibration.
     """
 
     methods: tuple[str, ...] = ("uniform", "sum")
@@ -35,6 +38,8 @@ class Settings:
     metric: str | None = None
     margin: float | None = None
     retention: float = 0.8
+    prior: float | None = None
+    calibration: Path | None = None
     chat_template: Literal["auto", "on", "off"] = "auto"
     trust_remote_code: bool = False
     seed: int = 0
@@ -51,6 +56,15 @@ class Settings:
             raise UsageError(
                 "--metric answer_loss needs --margin, the loss difference that matters."
             )
+        if self.prior is not None and not 0 < self.prior < 1:
+            raise UsageError(
+                f"--prior is the share of compositions expected to gain, above 0 and below 1, "
+                f"not {self.prior}."
+            )
+        if self.calibration is not None:
+            from loraprobe.verdict import read_calibration
+
+            read_calibration(self.calibration)
 
     @property
     def needed_gain(self) -> float:

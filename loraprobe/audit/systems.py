@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from loraprobe.adapter import Adapter
 from loraprobe.audit.controls import random_partner
 from loraprobe.audit.settings import Settings
-from loraprobe.composition import Composition
+from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.merging import METHODS, LinearMethod, Merged, merge
@@ -69,6 +69,9 @@ class Workshop:
 
     def compositions(self, has_hops: bool) -> list[System]:
         """Merges, routers and, where the task has hops, the chain; filtered by `--system`."""
+        return [self.build(spec, self.adapters) for spec in self._specs(has_hops)]
+
+    def _specs(self, has_hops: bool) -> list[str]:
         settings = self.settings
         methods = list(settings.methods)
         if settings.weights and not any(METHODS.make(m).takes_weights for m in methods):
@@ -79,7 +82,33 @@ class Workshop:
             reserved = {"base", *(a.name for a in self.adapters), "shrunk", "random-partner"}
             extra = [s for s in settings.systems if s not in built and s not in reserved]
             built = [s for s in built if s in wanted] + extra
-        return [self.build(spec, self.adapters) for spec in dict.fromkeys(built)]
+        return list(dict.fromkeys(built))
+
+    def families(self) -> tuple[str, ...]:
+        """Which kinds of composition that a calibration may cover are asked for.
+
+        "average": constant gates between 0 and 1; "sum": gates of 1; "router": Arrow as it stands.
+        """
+        found = {self._family(spec) for spec in self._specs(has_hops=False)}
+        return tuple(family for family in ("average", "sum", "router") if family in found)
+
+    def _family(self, spec: str) -> str | None:
+        if name_in(spec) in ROUTERS.names():
+            return "router" if ROUTERS.make(spec) == ROUTERS.make("arrow") else None
+        if name_in(spec) not in METHODS.names():
+            return None
+        method, settings, n = METHODS.make(spec), self.settings, len(self.adapters)
+        if not isinstance(method, LinearMethod) or settings.rank != "auto" or settings.space:
+            return None
+        gates = method.coefficients(settings.weights or method.default_weights(n), n)
+        if all(gate == 1 for gate in gates):
+            return "sum"
+        return "average" if all(0 < gate < 1 for gate in gates) else None
+
+    def token_router(self) -> Router | None:
+        """The first router asked for whose gates look at tokens; None if none does."""
+        routers = (ROUTERS.make(spec) for spec in self.settings.routers)
+        return next((router for router in routers if not router.constant), None)
 
     def wants(self, control: str) -> bool:
         """Whether a control is to be run."""

@@ -99,6 +99,21 @@ Margin = Annotated[
 Retention = Annotated[
     float, typer.Option(help="Share of each specialist's gain that one model must keep.")
 ]
+Prior = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of compositions like this one expected to gain; the probability is for it "
+        "(without it the calibration's own).",
+        show_default=False,
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help="Calibration that lab calibrate wrote, in place of the shipped one.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 PerModule = Annotated[bool, typer.Option("--per-module", help="Also a row for every module.")]
 Exact = Annotated[bool, typer.Option("--exact", help="No sampling: all entries of every delta.")]

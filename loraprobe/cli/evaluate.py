@@ -21,6 +21,8 @@ def merge_and_eval(
     metric: opt.Metric = None,
     margin: opt.Margin = None,
     retention: opt.Retention = 0.8,
+    prior: opt.Prior = None,
+    calibration: opt.Calibration = None,
     limit: opt.Limit = None,
     max_new_tokens: opt.MaxNewTokens = None,
     chat_template: opt.ChatTemplate = "auto",
@@ -53,6 +55,6 @@ def merge_and_eval(
         trust_remote_code=trust_remote_code, seed=seed, resume=resume, per_module=per_module,
         diagnostics=diagnostic, exact=exact, allow=allow, methods=method, routers=router,
         systems=system, space=space, rank=rank, weights=weights, adapters=len(refs),
-        retention=retention,
+        retention=retention, prior=prior, calibration=calibration,
     )  # fmt: skip
     _work.merge_and_eval(refs, base, task, settings, sink, target=output, overwrite=overwrite)

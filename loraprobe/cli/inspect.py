@@ -23,6 +23,8 @@ def inspect(
     max_new_tokens: opt.MaxNewTokens = None,
     metric: opt.Metric = None,
     margin: opt.Margin = None,
+    prior: opt.Prior = None,
+    calibration: opt.Calibration = None,
     chat_template: opt.ChatTemplate = "auto",
     trust_remote_code: opt.TrustRemoteCode = False,
     seed: opt.Seed = 0,
@@ -43,6 +45,6 @@ def inspect(
         device=device, dtype=dtype, batch_size=batch_size, threads=threads, limit=limit,
         max_new_tokens=max_new_tokens, metric=metric, margin=margin, chat_template=chat_template,
         trust_remote_code=trust_remote_code, seed=seed, resume=resume, per_module=per_module,
-        diagnostics=diagnostic, exact=exact, allow=allow,
+        diagnostics=diagnostic, exact=exact, allow=allow, prior=prior, calibration=calibration,
     )  # fmt: skip
     _work.inspect(refs, base, task, probe, settings, output)

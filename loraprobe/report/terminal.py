@@ -11,7 +11,7 @@ from rich.table import Table
 
 from loraprobe.records import Audit, Reason, Verdict
 from loraprobe.report import tables
-from loraprobe.report.wording import clean, number, size
+from loraprobe.report.wording import clean, size
 
 STYLES = {
     "likely": "bold green",
@@ -86,11 +86,10 @@ def verdict_panel(verdict: Verdict) -> Panel:
         f"[{style}]{verdict.decision.upper()}[/]: {MEANINGS[verdict.decision]}{about}.",
         f"[bold]What to do:[/] {escape(action(verdict))}",
     ]
-    if verdict.probability is not None:
-        lines.append(
-            f"Probability {verdict.probability:.2f} for a prior of {number(verdict.prior)}."
-        )
-    lines += ["", *(reason_line(reason) for reason in verdict.reasons)]
+    # The probability stands above the reasons, in the words of its own reason.
+    beside = [reason for reason in verdict.reasons if reason.code == "calibrated"]
+    lines += [escape(clean(reason.message)) for reason in beside]
+    lines += ["", *(reason_line(r) for r in verdict.reasons if r not in beside)]
     title = f"Verdict, from {verdict.evidence}"
     return Panel("\n".join(lines), title=title, title_align="left", border_style=style)
 

@@ -2,7 +2,8 @@
 
 A structural conflict decides alone. Weights and probes never decide. Coverage and single adapters
 on the task can say `unlikely` (see `foreknowledge`). Scored compositions decide by the interval of
-their gain (see `evaluated` and `candidates`). The calibrated probability is absent.
+their gain (see `evaluated` and `candidates`). The calibrated probability stands beside the
+decision and never changes it (see `probability`).
 
 The decision is about merges and routers; a chain of adapters is what to do instead.
 
@@ -44,6 +45,10 @@ familiar-names, unfamiliar-names
 probes-too-few             hardly any answer of the adapters could be judged
 probes-familiar, probes-mixed, probes-unfamiliar
                            how much of the adapters' answers the base would say itself
+calibrated                 the probability, its prior, and how accurate such probabilities were
+calibrated-feature         what moves the probability
+outside-calibration        why there is no probability here
+not-calibrated             no calibration is at hand
 norm-disparity, opposed-updates, nearly-equal-updates, large-update, factor-averaging-differs,
 shared-initialisation      warnings of geometry
 """
@@ -53,13 +58,16 @@ from __future__ import annotations
 import dataclasses
 
 from loraprobe.records import Issue, Reason, Verdict
+from loraprobe.verdict.calibrated import Calibration, read_calibration, shipped
 from loraprobe.verdict.evaluated import judge_evaluation
 from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.features import FAMILIES
 from loraprobe.verdict.foreknowledge import judge_base, judge_probes, judge_weights
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
+from loraprobe.verdict.probability import with_probability
 
-__all__ = ["Evidence", "judge"]
+__all__ = ["FAMILIES", "Evidence", "judge", "read_calibration"]
 
 _RULES = {
     "weights": judge_weights,
@@ -69,9 +77,10 @@ _RULES = {
 }
 
 
-def judge(evidence: Evidence) -> Verdict:
+def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
     """Whether composing works, on what that rests, why, and what to do.
 
+    calibration: where the probability comes from; None for the one that ships with the package.
     Reasons stand in order of weight: what decides first, then what limits it, then what stands
     beside it.
     """
@@ -79,10 +88,11 @@ def judge(evidence: Evidence) -> Verdict:
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
         return Verdict("incompatible", "weights", tuple(_conflict(issue) for issue in errors))
     verdict = _RULES[evidence.rests_on](evidence)
+    verdict, told = with_probability(verdict, evidence, calibration or shipped())
     beside = [] if evidence.several else about_hops(hop_knowledge(evidence))
     beside += about_familiarity(evidence) + about_geometry(evidence.diagnostics)
     weight = {"decisive": 0, "warning": 1, "info": 2}
-    reasons = sorted((*verdict.reasons, *beside), key=lambda reason: weight[reason.severity])
+    reasons = sorted((*told, *verdict.reasons, *beside), key=lambda reason: weight[reason.severity])
     return dataclasses.replace(verdict, reasons=tuple(reasons))
 
 

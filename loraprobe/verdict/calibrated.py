@@ -17,6 +17,7 @@ model       {"kind": "logistic" | "additive", "intercept": number, "terms": [...
             missing null: without the feature there is no probability
 support     "ranges" {feature: [lowest, highest]}; "features", "center", "precision",
             "threshold", optional "transforms" {feature: transform}: see `support`
+likely_from optional: the probability from which a case was called likely when it was measured
 accuracy    "where" (such as "held-out bases"), and "auroc", "brier", "ece" ...: each a number
             or {"value": number, "ci95": [low, high]}
 
@@ -84,6 +85,7 @@ class Calibration:
     support: Support = field(default_factory=Support)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    likely_from: float | None = None
 
     def predict(self, values: Values, family: str, prior: float | None = None) -> Prediction:
         """One family of composition on one case, described by its features.
@@ -199,7 +201,7 @@ def calibration_of(document: Mapping[str, Any]) -> Calibration:
         raise ValueError("its prior, margin or intercept is out of range")
     return Calibration(
         prior, margin, families, intercept, terms, read_support(document.get("support", {})),
-        document.get("accuracy", {}), document.get("provenance", {}),
+        document.get("accuracy", {}), document.get("provenance", {}), document.get("likely_from"),
     )  # fmt: skip
 
 

@@ -26,7 +26,9 @@ class Evidence:
 
     `level` is the strongest evidence that was gathered, `tasks` the number of task files,
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
-    has to keep on every one of several tasks.
+    has to keep on every one of several tasks. `prior` is the share of successes expected where the
+    case comes from, None for the calibration's own; `families` are the kinds of composition asked
+    for that a calibration may cover.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -40,6 +42,8 @@ class Evidence:
     level: EvidenceLevel = "weights"
     margin: float = 0.05
     retention: float = 0.8
+    prior: float | None = None
+    families: tuple[str, ...] = ("average", "sum", "router")
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from loraprobe.shelf import Shelf
 
 if TYPE_CHECKING:
     from loraprobe.adapter import Adapter
+    from loraprobe.composition import Router
     from loraprobe.tasks import Task
 
-PROBES = Shelf("loraprobe.coverage", CoverageProbe, "coverage probe")  # type: ignore[type-abstract]
+PROBES = Shelf("loraprobe.coverage", CoverageProbe, "coverage probe")
 
 __all__ = [
     "PROBES",
@@ -41,6 +42,8 @@ def cover(
     single: Callable[[Any], Any],
     results: Sequence[ItemResult] | None = None,
     probes: Sequence[str | CoverageProbe] | None = None,
+    router: Router | None = None,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Coverage, ...]:
@@ -48,10 +51,14 @@ def cover(
 
     single(adapter) is the composition of that adapter alone. results: per-item results of the
     base and of single adapters, as evaluation has them; what is missing is measured here. All
-    continuations that probes want of the base are scored in one pass. Equal seeds give equal
+    continuations that probes want of the base are scored in one pass. No probe puts two adapters
+    into the model at once, or lets one see the other's states. router: the token router whose
+    gates are looked at, on hidden states of the unmodified base; None for none. max_new_tokens:
+    the most tokens of an answer, where fewer than a probe would give. Equal seeds give equal
     figures. Raises TaskError where a prompt does not fit into the base's context.
     """
     from loraprobe.coverage._covering import cover_tasks
 
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
-    return cover_tasks(chosen, scorer, adapters, tasks, single, results, seed, progress)
+    return cover_tasks(chosen, scorer, adapters, tasks, single, results, router, max_new_tokens,
+                       seed, progress)  # fmt: skip

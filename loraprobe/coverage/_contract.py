@@ -2,21 +2,24 @@
 
 Probes say beforehand which continuations they want scored; `cover` collects the requests of all
 probes and tasks, and scores each once, in one pass a model. Probes that read the accuracies of
-base and single adapters ask nothing.
+base and single adapters ask nothing. Those that need texts or hidden states `measure` them with
+`Models`, which computes nothing twice.
 """
 
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprobe.coverage._names import MadeUpNames
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import Task, normalize_answer
+
+if TYPE_CHECKING:
+    from loraprobe.coverage._models import Models
 
 BASE = "base"
 MOST_ITEMS = 100  # a probe's figure needs no more; a larger part is sampled
@@ -45,18 +48,22 @@ class Question:
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     entities: tuple[str, ...] = ()
+    pattern: str | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """The composed question (hop None) or one hop of a task."""
+    """The composed question (hop None) or one hop of a task; `worked` if asked step by step."""
 
     hop: int | None
     questions: tuple[Question, ...]
+    worked: bool = False
 
     @property
     def name(self) -> str:
         """As parts are named in results."""
+        if self.worked:
+            return "cot"
         return "target" if self.hop is None else f"hop{self.hop}"
 
     @cached_property
@@ -106,6 +113,21 @@ class Study:
             found.append(Part(k + 1, tuple(asked)))
         return tuple(found)
 
+    @cached_property
+    def worked(self) -> Part | None:
+        """The composed question asked step by step, of the items that can be asked so."""
+        asked = [
+            Question(i.id, i.cluster, i.cot_prompt, i.answers, (), i.entities, i.answer_pattern)
+            for i in self.task.items
+            if i.cot_prompt is not None
+        ]
+        return Part(None, tuple(asked), worked=True) if asked else None
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The composed question, the hops, and the worked form where there is one."""
+        return (*self.parts, *((self.worked,) if self.worked is not None else ()))
+
     def sample(self, part: Part, most: int = MOST_ITEMS) -> tuple[Question, ...]:
         """At most so many questions of a part, chosen by the seed, in their order."""
         if len(part.questions) <= most:
@@ -134,6 +156,31 @@ class Study:
             if (row.system, row.task, row.part) == (system, self.task.name, part.name)
         }
 
+    def score(self, system: str, part: Part, items: Sequence[str]) -> float | None:
+        """Share of these items that a system answers right; None where some were not measured."""
+        right = self.right(system, part)
+        if not items or not all(item in right for item in items):
+            return None
+        return sum(right[item] for item in items) / len(items)
+
+    def best(self, part: Part) -> str | None:
+        """The adapter that is best at a part; names break ties. None where none was measured."""
+        scores = {}
+        for name in self.adapters:
+            right = self.right(name, part)
+            if right:
+                scores[name] = sum(right.values()) / len(right)
+        return min(scores, key=lambda name: (-scores[name], name), default=None)
+
+    def specialist(self, part: Part) -> str | None:
+        """The best adapter at a part, if it does better there than the base."""
+        best = self.best(part)
+        if best is None:
+            return None
+        items = [item for item in self.right(best, part) if item in self.right(BASE, part)]
+        own, start = self.score(best, part, items), self.score(BASE, part, items)
+        return best if own is not None and start is not None and own > start else None
+
     @property
     def systems(self) -> tuple[str, ...]:
         """The base, then the adapters."""
@@ -141,7 +188,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class CoverageProbe(ABC):
+class CoverageProbe:
     """One probe; a frozen dataclass whose fields are its options."""
 
     formula: ClassVar[str]
@@ -151,9 +198,13 @@ class CoverageProbe(ABC):
         """What has to be scored; nothing by default."""
         return ()
 
-    @abstractmethod
     def rows(self, study: Study, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
         """The probe's figures; `likely` holds a Likelihood for each of its requests."""
+        return ()
+
+    def measure(self, study: Study, models: Models) -> Iterable[Coverage]:
+        """Figures that need texts or hidden states of the base or of adapters one at a time."""
+        return ()
 
 
 def adapters_of(system: str) -> tuple[str, ...]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.coverage._contract import BASE, CoverageProbe, Request, Study
+from loraprobe.coverage._contract import BASE, CoverageProbe, Part, Request, Study
+from loraprobe.coverage._models import WORKED_TOKENS, Models
 from loraprobe.coverage._names import MadeUpNames, words_of
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import Task, answered, read_answer
 
 if TYPE_CHECKING:
     from loraprobe.adapter import Adapter
+    from loraprobe.composition import Router
 
 Progress = Callable[[str, int, int], None]
 Single = Callable[[Any], Any]  # an adapter -> its composition
@@ -24,16 +26,29 @@ def cover_tasks(
     tasks: Sequence[Task],
     single: Single,
     results: Sequence[ItemResult] | None,
+    router: Router | None,
+    max_new_tokens: int | None,
     seed: int,
     progress: Progress | None,
 ) -> tuple[Coverage, ...]:
     """See `loraprobe.coverage.cover`."""
     known = list(results or ())
-    known += _missing(scorer, adapters, tasks, single, known)
+    worked = any(type(probe).measure is not CoverageProbe.measure for probe in probes)
+    known += _missing(scorer, adapters, tasks, single, known, worked)
     studies = [_study(scorer, adapters, task, known, seed) for task in tasks]
     requests = [r for probe in probes for study in studies for r in probe.requests(study)]
     likely = ask(scorer, adapters, requests, single, progress)
-    return tuple(row for study in studies for probe in probes for row in probe.rows(study, likely))
+
+    def ask_more(more: Sequence[Request]) -> dict[Request, Any]:
+        return ask(scorer, adapters, more, single)
+
+    models = Models(scorer, adapters, ask_more, router, max_new_tokens)
+    return tuple(
+        row
+        for study in studies
+        for probe in probes
+        for row in (*probe.rows(study, likely), *probe.measure(study, models))
+    )
 
 
 def ask(
@@ -82,15 +97,22 @@ def _missing(
     tasks: Sequence[Task],
     single: Single,
     known: Sequence[ItemResult],
+    worked: bool,
 ) -> list[ItemResult]:
-    """Right or wrong of base and single adapters on parts that nobody has measured yet."""
+    """Right or wrong of base and single adapters on parts that nobody has measured yet.
+
+    worked: whether the form that is asked step by step is wanted too; a task that is measured by
+    losses has none.
+    """
+    losses = {row.task for row in known if row.metric == "answer_loss"}
     measured = {(row.system, row.task, row.part) for row in known}
     compositions: Mapping[str, Any] = {BASE: None} | {a.name: single(a) for a in adapters}
     found: list[ItemResult] = []
     for system, composition in compositions.items():
         for task in tasks:
             study = Study(task, (), (), MadeUpNames(scorer.tokenizer))
-            open_ = [p for p in study.parts if (system, task.name, p.name) not in measured]
+            parts = study.all_parts if worked and task.name not in losses else study.parts
+            open_ = [p for p in parts if (system, task.name, p.name) not in measured]
             if not open_:
                 continue
             with scorer.with_composition(composition):
@@ -99,18 +121,20 @@ def _missing(
     return found
 
 
-def _measure(scorer: Any, system: str, task: str, part: Any) -> list[ItemResult]:
+def _measure(scorer: Any, system: str, task: str, part: Part) -> list[ItemResult]:
     """One part by exact match, or by choices where a question has them."""
     free = [question for question in part.questions if not question.choices]
     closed = [question for question in part.questions if question.choices]
-    rows = []
-    texts = scorer.generate([q.prompt for q in free], until_newline=True) if free else []
+    prompts, rows = [q.prompt for q in free], []
+    if part.worked:
+        texts = scorer.generate(prompts, max_new_tokens=WORKED_TOKENS) if free else []
+    else:
+        texts = scorer.generate(prompts, until_newline=True) if free else []
     for q, text in zip(free, texts, strict=True):
-        right = float(answered(text, q.answers))
+        right = float(answered(text, q.answers, cot=part.worked, pattern=q.pattern))
+        said = read_answer(text, cot=part.worked, pattern=q.pattern)
         rows.append(
-            ItemResult(
-                system, task, part.name, q.item, "exact_match", right, read_answer(text), q.cluster
-            )
+            ItemResult(system, task, part.name, q.item, "exact_match", right, said, q.cluster)
         )
     likely = iter(scorer.loglikelihood([(q.prompt, c) for q in closed for c in q.choices]))
     for q in closed:

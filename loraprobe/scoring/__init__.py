@@ -8,5 +8,15 @@ Every answer is that of a batch of one, up to rounding: prompts are padded on th
 from loraprobe.scoring.encoding import Encoder, joined
 from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.scorer import Scorer
+from loraprobe.scoring.together import Voice, Written, read_together, write_together
 
-__all__ = ["Encoder", "Likelihood", "Scorer", "joined"]
+__all__ = [
+    "Encoder",
+    "Likelihood",
+    "Scorer",
+    "Voice",
+    "Written",
+    "joined",
+    "read_together",
+    "write_together",
+]

@@ -59,6 +59,18 @@ def mean_hidden(model: Any, rows: Sequence[Sequence[int]], layer: int, pad: int)
     ]
 
 
+def read_through(model: Any, ids: Tensor, mask: Tensor) -> None:
+    """One forward pass for those who watch it; ids, mask: [b, n]. Logits of one position only."""
+    known = inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    model(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=False,
+        **options,
+    )
+
+
 @contextlib.contextmanager
 def answering(model: Any) -> Iterator[None]:
     """Inference mode, dropout off; modules that were training are so again afterwards."""

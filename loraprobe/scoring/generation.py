@@ -35,6 +35,17 @@ class NewlineTokens:
             torch.tensor(["\n" in text.lstrip() for text in texts]),
         )
 
+    def end(self, ids: Sequence[int]) -> int:
+        """Index of the token that ends the first line that is not blank; len(ids) if none does."""
+        word, newline, after = self.masks
+        begun = False
+        for i, token in enumerate(ids):
+            token = min(token, len(word) - 1)
+            if (newline if begun else after)[token]:
+                return i
+            begun = begun or bool(word[token])
+        return len(ids)
+
     def stopper(self) -> Any:
         """A transformers StoppingCriteria for one call of generate()."""
         from transformers import StoppingCriteria
@@ -81,10 +92,12 @@ def generate_batch(
     stops: Sequence[int],
     max_new_tokens: int,
     stopper: Any = None,
+    processor: Any = None,
     sample: float | None = None,
 ) -> list[list[int]]:
     """New token ids of each prompt, cut before its first stop token.
 
+    processor(ids [b, n], logits [b, vocab]) may replace the logits before a token is chosen.
     Greedy, or with `sample` drawn at that temperature from torch's global generator.
     """
     from transformers import GenerationConfig
@@ -106,6 +119,7 @@ def generate_batch(
             attention_mask=mask.to(model.device),
             generation_config=config,
             stopping_criteria=[stopper] if stopper is not None else None,
+            logits_processor=[processor] if processor is not None else None,
         )
     return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
 

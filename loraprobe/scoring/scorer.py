@@ -58,10 +58,10 @@ class Scorer:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.progress, self.batch_size = max_new_tokens, progress, batch_size
         self.encoder = Encoder(tokenizer, chat_template)
-        self._batcher = Batcher.of(batch_size, model.device)
-        self._newlines = NewlineTokens(tokenizer)
-        self._stops = stop_ids(model, tokenizer)
-        self._pad = self._stops[0] if self._stops else tokenizer.pad_token_id or 0
+        self.batcher = Batcher.of(batch_size, model.device)
+        self.newlines = NewlineTokens(tokenizer)
+        self.stops = stop_ids(model, tokenizer)
+        self.pad = self.stops[0] if self.stops else tokenizer.pad_token_id or 0
 
     @property
     def chat_template(self) -> bool:
@@ -91,7 +91,7 @@ class Scorer:
             max_new_tokens=self.max_new_tokens,
             progress=self.progress,
         )
-        other._batcher, other._newlines = self._batcher, self._newlines
+        other.batcher, other.newlines = self.batcher, self.newlines
         return other
 
     @contextlib.contextmanager
@@ -118,20 +118,20 @@ class Scorer:
             raise UsageError(f"max_new_tokens must be at least 1, not {limit}.")
         unique = list(dict.fromkeys(prompts))
         ids = self.encoder.prompts(unique)
-        room = [self._room(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)]
+        room = [self.room(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)]
         answers: dict[str, str] = {}
 
         def work(batch: Sequence[int]) -> None:
             new = generate_batch(
                 self.model,
                 [ids[i] for i in batch],
-                pad=self._pad,
-                stops=self._stops,
+                pad=self.pad,
+                stops=self.stops,
                 max_new_tokens=room[batch[0]],
-                stopper=self._newlines.stopper() if until_newline else None,
+                stopper=self.newlines.stopper() if until_newline else None,
             )
             for i, tokens in zip(batch, new, strict=True):
-                text = self._decode(tokens)
+                text = self.decode(tokens)
                 answers[unique[i]] = first_line(text) if until_newline else text
 
         # A batch shares its number of new tokens: prompts near the context's end go apart.
@@ -139,9 +139,9 @@ class Scorer:
             [group[i] for i in batch]
             for size in sorted(set(room), reverse=True)
             for group in ([i for i in range(len(unique)) if room[i] == size],)
-            for batch in self._batcher.split([len(ids[i]) + size for i in group])
+            for batch in self.batcher.split([len(ids[i]) + size for i in group])
         )
-        self._run("generate", batches, work, len(unique))
+        self.run("generate", batches, work, len(unique))
         return [answers[prompt] for prompt in prompts]
 
     def sample(
@@ -166,13 +166,13 @@ class Scorer:
                 new = generate_batch(
                     self.model,
                     [row] * min(n - len(found), 16),
-                    pad=self._pad,
-                    stops=self._stops,
-                    max_new_tokens=self._room(row, "", limit),
-                    stopper=self._newlines.stopper() if until_newline else None,
+                    pad=self.pad,
+                    stops=self.stops,
+                    max_new_tokens=self.room(row, "", limit),
+                    stopper=self.newlines.stopper() if until_newline else None,
                     sample=temperature,
                 )
-                texts = [self._decode(tokens) for tokens in new]
+                texts = [self.decode(tokens) for tokens in new]
                 found += [first_line(text) if until_newline else text for text in texts]
         return found
 
@@ -186,7 +186,7 @@ class Scorer:
         unique = list(dict.fromkeys(pairs))
         encoded = self.encoder.pairs(unique)
         for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
-            self._room(ids[:-1], prompt, 1)
+            self.room(ids[:-1], prompt, 1)
         found: dict[tuple[str, str], Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
@@ -197,11 +197,11 @@ class Scorer:
                 found[unique[i]] = own.likelihood(len(unique[i][1]))
 
         work = Continuations(encoded).read(
-            self.model, self._batcher, self._pad, self.vocab_size, keep
+            self.model, self.batcher, self.pad, self.vocab_size, keep
         )
         with answering(self.model):
             for batch, step in work:
-                self._batcher.run(batch, step)
+                self.batcher.run(batch, step)
                 self._report("score", len(found), len(unique))
         return [found[pair] for pair in pairs]
 
@@ -211,18 +211,18 @@ class Scorer:
             return torch.empty(0, self.vocab_size)
         ids = self.encoder.prompts(prompts)
         for row, prompt in zip(ids, prompts, strict=True):
-            self._room(row, prompt, 1)
+            self.room(row, prompt, 1)
         found: dict[int, Tensor] = {}
 
         def work(batch: Sequence[int]) -> None:
             rows = [ids[i] for i in batch]
-            kept = tail_logits(self.model, rows, [len(row) - 1 for row in rows], self._pad)
+            kept = tail_logits(self.model, rows, [len(row) - 1 for row in rows], self.pad)
             for i, logits in zip(batch, kept, strict=True):
                 found[i] = logits[-1].float().log_softmax(-1).cpu()
 
         lengths = [len(row) for row in ids]
-        batches = self._batcher.split(lengths, [n - 1 for n in lengths], self.vocab_size)
-        self._run("score", batches, work, len(ids))
+        batches = self.batcher.split(lengths, [n - 1 for n in lengths], self.vocab_size)
+        self.run("score", batches, work, len(ids))
         return torch.stack([found[i] for i in range(len(ids))])
 
     def hidden(self, prompts: Sequence[str], layer: int = -1) -> Tensor:
@@ -234,17 +234,17 @@ class Scorer:
             return torch.empty(0, self.model.config.get_text_config().hidden_size)
         ids = self.encoder.prompts(prompts)
         for row, prompt in zip(ids, prompts, strict=True):
-            self._room(row, prompt, 1)
+            self.room(row, prompt, 1)
         found: dict[int, Tensor] = {}
 
         def work(batch: Sequence[int]) -> None:
-            states = mean_hidden(self.model, [ids[i] for i in batch], layer, self._pad)
+            states = mean_hidden(self.model, [ids[i] for i in batch], layer, self.pad)
             found.update(zip(batch, states, strict=True))
 
-        self._run("hidden", self._batcher.split([len(row) for row in ids]), work, len(ids))
+        self.run("hidden", self.batcher.split([len(row) for row in ids]), work, len(ids))
         return torch.stack([found[i] for i in range(len(ids))])
 
-    def _run(
+    def run(
         self,
         stage: str,
         batches: Iterable[list[int]],
@@ -255,7 +255,7 @@ class Scorer:
         done = 0
         with answering(self.model):
             for batch in batches:
-                self._batcher.run(batch, work)
+                self.batcher.run(batch, work)
                 done += len(batch)
                 self._report(stage, done, total)
 
@@ -263,7 +263,7 @@ class Scorer:
         if self.progress is not None:
             self.progress(stage, done, total)
 
-    def _room(self, ids: Sequence[int], prompt: str, wanted: int) -> int:
+    def room(self, ids: Sequence[int], prompt: str, wanted: int) -> int:
         """How many tokens may follow, at most `wanted`. Raises TaskError if none."""
         if self.context is None:
             return wanted
@@ -274,7 +274,8 @@ class Scorer:
                             f"context holds {self.context}; shorten it.")  # fmt: skip
         return min(wanted, left)
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

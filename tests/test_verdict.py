@@ -447,8 +447,8 @@ def test_geometry_warns_and_never_decides():
     )
     plain, warned = judge(evidence(GAIN)), judge(evidence(GAIN, diagnostics=rows))
     assert (warned.decision, warned.action) == (plain.decision, plain.action)
-    new = [code for code in codes(warned) if code not in codes(plain)]
-    assert new == ["norm-disparity", "opposed-updates", "large-update"]
+    new = [reason(warned, code) for code in codes(warned) if code not in codes(plain)]
+    assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
     assert all(r.severity == "info" and r.threshold and r.source for r in new)
     assert new[0].value == 5.0 and "5.00" in new[0].message
     upside_down = judge(Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,6 +128,21 @@ class View:
             for m in self.evidence.diagnostics
             if m.name == name and m.module is None and m.side == side and m.value is not None
         ]
+
+
+def form_of(row: Coverage) -> str:
+    """The part that a row is about: "target", "cot", "hop1" ... or "all"."""
+    return row.part or (f"hop{row.hop}" if row.hop is not None else "target")
+
+
+def at_gate(row: Coverage, gate: float) -> bool:
+    """Whether adapters stood at this constant gate."""
+    return math.isclose(1.0 if row.gate is None else row.gate, gate, rel_tol=0.0, abs_tol=1e-3)
+
+
+def bounded(share: float) -> float:
+    """A share of what may be a small difference, kept within -1 and 2."""
+    return min(max(share, -1.0), 2.0)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -27,7 +27,7 @@ from loraprobe.verdict.features._view import (
 )
 
 SHELF: Shelf = {}
-LEARNED = 0.1  # an adapter that adds less to the base than this is nobody's specialist
+LEARNED = 0.2  # an adapter that adds less to the base than this is nobody's specialist
 ALL = "all"  # the part that stands for all prompts of a task
 
 

@@ -12,30 +12,19 @@ import hashlib
 import json
 import math
 import os
-import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-IGNORED = -100  # label that torch's cross entropy leaves out
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training text: the loss is taken on `completion` and on the EOS that follows it.
-
-    `completion` carries its own leading space where the tokenizer needs one (``" Paris"``).
-    An empty `prompt` trains on the whole text.
-    """
-
-    prompt: str
-    completion: str
-    end: bool = True  # whether EOS follows the completion
+from loraprobe.lab.batches import IGNORED as IGNORED
+from loraprobe.lab.batches import Batch, EpochSampler, Row, collate, encode
+from loraprobe.lab.batches import Example as Example
+from loraprobe.lab.economy import Shortcut, casting, computing_in, layers_of, loss_at_labels
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,8 @@ class Recipe:
     """How an adapter is trained. `steps` counts optimiser steps of `batch_size` examples.
 
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
+    upper: the adapter lies on the last so many layers only; None: on all. precision: in which the
+    frozen model computes, "float32" or "bfloat16". Both save time, see `economy`.
     """
 
     steps: int = 300
@@ -57,64 +48,20 @@ class Recipe:
     target_modules: str | tuple[str, ...] = "all-linear"
     dtype: str = "float32"  # in which the factors are written
     seed: int = 0
+    upper: int | None = None
+    precision: str = "float32"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def thrifty(self) -> bool:
+        """Whether a step is computed in the cheaper way."""
+        return self.upper is not None or self.precision != "float32"
+
 
 # called as progress(stage, done, total), here with optimiser steps
 ProgressCallback = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`input_ids`, `attention_mask`, `labels`: [batch, length] int64; labels hold IGNORED."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
-
-
-def encode(tokenizer: Any, example: Example) -> tuple[list[int], list[int]]:
-    """Token ids of an example and their labels, prompt masked out.
-
-    Prompt and completion are tokenised apart, as they are when a model generates.
-    """
-    prompt = tokenizer(example.prompt)["input_ids"]
-    completion = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-    if example.end:
-        completion = [*completion, tokenizer.eos_token_id]
-    return [*prompt, *completion], [IGNORED] * len(prompt) + list(completion)
-
-
-def collate(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Batch:
-    """Right-padded tensors of encoded examples."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
-    for i, (tokens, targets) in enumerate(rows):
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        mask[i, : len(tokens)] = 1
-        labels[i, : len(targets)] = torch.tensor(targets)
-    return Batch(ids, mask, labels)
-
-
-class EpochSampler:
-    """Draws examples without replacement, reshuffling when all were seen."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        if size < 1:
-            raise ValueError("there is nothing to train on: the list of examples is empty")
-        self._size, self._random, self._queue = size, random.Random(seed), []  # type: ignore[var-annotated]
-
-    def draw(self, count: int) -> list[int]:
-        while len(self._queue) < count:
-            order = list(range(self._size))
-            self._random.shuffle(order)
-            self._queue.extend(order)
-        taken, self._queue = self._queue[:count], self._queue[count:]
-        return taken
 
 
 def learning_rate_at(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -131,14 +78,15 @@ def optimise(
     recipe: Any,
     what: str,
     progress: ProgressCallback | None = None,
+    loss_of: Callable[[Batch], torch.Tensor] | None = None,
 ) -> float:
     """Runs AdamW over the parameters that need gradients; returns the mean loss of the end.
 
-    `recipe` gives steps, learning_rate, warmup, weight_decay and clip. The model is left in
-    evaluation mode.
+    `recipe` gives steps, learning_rate, warmup, weight_decay and clip; `loss_of` the loss of a
+    batch where it is not the model's own. The model is left in evaluation mode.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    device = parameters[0].device
+    loss_of = loss_of or (lambda batch: _own_loss(model, batch))
     optimiser = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -149,12 +97,7 @@ def optimise(
     losses: list[float] = []
     for step in range(recipe.steps):
         batch = draw()
-        loss = model(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            labels=batch.labels.to(device),
-            use_cache=False,
-        ).loss
+        loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
@@ -165,6 +108,16 @@ def optimise(
             progress(what, step + 1, recipe.steps)
     model.eval()
     return sum(losses[-20:]) / max(1, len(losses[-20:]))
+
+
+def _own_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    device = next(model.parameters()).device
+    return model(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+        labels=batch.labels.to(device),
+        use_cache=False,
+    ).loss
 
 
 def is_complete(directory: Path) -> bool:
@@ -180,7 +133,10 @@ def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) ->
         notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    same_recipe = notes.get("recipe") == json.loads(json.dumps(recipe.as_dict()))
+    defaults = Recipe().as_dict()  # what an older file does not say was not there to choose
+    same_recipe = {**defaults, **notes.get("recipe", {})} == json.loads(
+        json.dumps(recipe.as_dict())
+    )
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
 
@@ -212,17 +168,10 @@ def train_adapter(
     output = Path(output)
     if resume and is_complete(output) and _trained_so(output, recipe, examples):
         return output
-    sampler = EpochSampler(len(examples), recipe.seed)
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with _wrapped(model, recipe) as wrapped:
-        loss = optimise(
-            wrapped,
-            lambda: collate([rows[i] for i in sampler.draw(recipe.batch_size)], pad),
-            recipe,
-            output.name,
-            progress,
-        )
+    with _wrapped(model, rows, recipe, pad) as (wrapped, draw, loss_of):
+        loss = optimise(wrapped, draw, recipe, output.name, progress, loss_of)
         notes = {"loss": loss, "examples": len(examples), "data": _digest(examples)}
         _save(wrapped, output, recipe, base_name, notes)
     return output
@@ -246,25 +195,68 @@ def _targets(model: Any, wanted: str | tuple[str, ...]) -> str | tuple[str, ...]
     return names.get(model.config.model_type, names[""])
 
 
-@contextmanager
-def _wrapped(model: Any, recipe: Recipe) -> Iterator[Any]:
-    """The model with a fresh adapter; afterwards it and torch's random state are as before."""
-    from peft import LoraConfig, get_peft_model
+def _config(model: Any, recipe: Recipe) -> Any:
+    """peft's configuration of a recipe."""
+    from peft import LoraConfig
 
     targets = _targets(model, recipe.target_modules)
-    config = LoraConfig(
+    where: list[int] | None = None
+    if recipe.upper is not None:
+        layers = layers_of(model)
+        where = list(range(len(layers) - recipe.upper, len(layers)))
+        if targets == "all-linear":
+            targets = _linear_in(layers[0])
+    return LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha if recipe.alpha is not None else recipe.rank,  # type: ignore[arg-type]
         lora_dropout=recipe.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        layers_to_transform=where,
         task_type="CAUSAL_LM",
     )
+
+
+def _linear_in(layer: torch.nn.Module) -> tuple[str, ...]:
+    """The paths inside a decoder layer of what "all-linear" means there."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, Conv1D)
+    return tuple(name for name, module in layer.named_modules() if isinstance(module, kinds))
+
+
+@contextmanager
+def _wrapped(
+    model: Any, rows: Sequence[Row], recipe: Recipe, pad: int
+) -> Iterator[tuple[Any, Callable[[], Batch], Callable[[Batch], torch.Tensor] | None]]:
+    """The model with a fresh adapter, what draws a batch, and the loss of it unless the model's.
+
+    Afterwards the model and torch's random state are as before.
+    """
+    from peft import get_peft_model
+
+    config, sampler = _config(model, recipe), EpochSampler(len(rows), recipe.seed)
     trainable = [p.requires_grad for p in model.parameters()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(recipe.seed)
+        stack.enter_context(computing_in(model, recipe.precision))
+        shortcut = None
+        if recipe.upper is not None:
+            shortcut = Shortcut.of(model, rows, recipe.upper, pad)
+            stack.enter_context(shortcut.taken())
         wrapped = get_peft_model(model, config)
+
+        def draw() -> Batch:
+            picks = sampler.draw(recipe.batch_size)
+            if shortcut is not None:
+                shortcut.choose(picks)
+            return collate([rows[i] for i in picks], pad)
+
+        def cheap_loss(batch: Batch) -> torch.Tensor:
+            with casting(wrapped, recipe.precision):
+                return loss_at_labels(model, wrapped, batch)
+
         try:
-            yield wrapped
+            yield wrapped, draw, cheap_loss if recipe.thrifty else None
         finally:
             wrapped.unload()
             for parameter, wanted in zip(model.parameters(), trainable, strict=True):

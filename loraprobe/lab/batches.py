@@ -1,0 +1,78 @@
+"""Training texts as tensors: tokenised with the loss on the completion only, padded, shuffled."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100  # label that torch's cross entropy leaves out
+
+Row = tuple[list[int], list[int]]  # token ids of an example, and their labels
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training text: the loss is taken on `completion` and on the EOS that follows it.
+
+    `completion` carries its own leading space where the tokenizer needs one (``" Paris"``).
+    An empty `prompt` trains on the whole text.
+    """
+
+    prompt: str
+    completion: str
+    end: bool = True  # whether EOS follows the completion
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids`, `attention_mask`, `labels`: [batch, length] int64; labels hold IGNORED."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+def encode(tokenizer: Any, example: Example) -> Row:
+    """Token ids of an example and their labels, prompt masked out.
+
+    Prompt and completion are tokenised apart, as they are when a model generates.
+    """
+    prompt = tokenizer(example.prompt)["input_ids"]
+    completion = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    if example.end:
+        completion = [*completion, tokenizer.eos_token_id]
+    return [*prompt, *completion], [IGNORED] * len(prompt) + list(completion)
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Right-padded tensors of encoded examples."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    for i, (tokens, targets) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        mask[i, : len(tokens)] = 1
+        labels[i, : len(targets)] = torch.tensor(targets)
+    return Batch(ids, mask, labels)
+
+
+class EpochSampler:
+    """Draws examples without replacement, reshuffling when all were seen."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError("there is nothing to train on: the list of examples is empty")
+        self._size, self._random, self._queue = size, random.Random(seed), []  # type: ignore[var-annotated]
+
+    def draw(self, count: int) -> list[int]:
+        while len(self._queue) < count:
+            order = list(range(self._size))
+            self._random.shuffle(order)
+            self._queue.extend(order)
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken

@@ -1,0 +1,189 @@
+"""Kits of the math world: trials with axes drawn at random, and the matrix of the experiment."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraprobe.lab.kit import Kit, Lesson, Trial
+from loraprobe.lab.math.axes import Axes, draw_axes, draw_verbs, tabled, task_template
+from loraprobe.lab.math.corpus import corpus, new_verbs, world_words
+from loraprobe.lab.math.problems import LARGEST, TEST_SHARE
+from loraprobe.lab.math.skills import Skill, TargetSkill, Verb, target_items
+from loraprobe.lab.pretrain import BaseRecipe
+from loraprobe.lab.train import Recipe
+
+ITEMS = 2000
+EXAMPLES = 3000
+BASE = BaseRecipe(
+    hidden=96, layers=3, heads=4, intermediate=240, initial=0.09, steps=900, batch_size=32,
+    learning_rate=4e-3, warmup=50,
+)  # fmt: skip
+MATRIX = Axes(
+    templates=("worked", "worked"),
+    division="types",
+    operations=("plus", "minus"),
+    verbs=2,
+    contrast=0.3,
+    rank=8,
+    steps=200,
+    learning_rate=2e-3,
+    target_modules="all-linear",
+    alpha=1.0,
+)
+
+
+def math_kit(
+    seed: int, *, base: BaseRecipe | None = None, trials: int = 3, items: int = ITEMS
+) -> Kit:
+    """A base and `trials` pairs of adapters of their own, each with one task of `items` problems.
+
+    The axes of every trial come from the seed; trials with a template that both adapters share
+    and trials without one take turns, and odd seeds begin with the latter.
+    """
+    made = [_random_trial(seed, number, items) for number in range(trials)]
+    return _kit(seed, base, made)
+
+
+def math_matrix_kit(
+    seed: int, base: BaseRecipe | None = None, *, items: int = ITEMS, axes: Axes = MATRIX
+) -> Kit:
+    """The matrix of the experiment: {at once, worked, program} x {two adapters, and a third one}.
+
+    Three pairs of adapters learn the same verbs and answer at once, in worked steps, or by
+    programs; the third adapter of a row is trained on the target problems in that form.
+    """
+    verbs = draw_verbs(random.Random(f"math matrix:{seed}"), new_verbs(seed), axes)
+    made = [
+        trial
+        for template in ("at-once", "worked", "program")
+        for trial in _row(seed, template, verbs, axes, items)
+    ]
+    return _kit(seed, base, made)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A trial with what it needs; lessons and tasks may come in several trials."""
+
+    trial: Trial
+    lessons: tuple[Lesson, ...]
+    tasks: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _kit(seed: int, base: BaseRecipe | None, made: Sequence[_Made]) -> Kit:
+    recipe = base or BASE
+    lessons = {lesson.name: lesson for row in made for lesson in row.lessons}
+    return Kit(
+        kind="math",
+        seed=seed,
+        words=world_words(seed),
+        corpus=corpus(seed),
+        base=recipe,
+        lessons=tuple(lessons.values()),
+        tasks={name: items for row in made for name, items in row.tasks.items()},
+        trials=tuple(row.trial for row in made),
+        made_from={"largest": LARGEST, "test_share": TEST_SHARE},
+        recipe={
+            "base": recipe.as_dict(),
+            "trials": {row.trial.name: dict(row.trial.axes) for row in made},
+        },
+    )
+
+
+def _random_trial(seed: int, number: int, items: int) -> _Made:
+    rng, name = random.Random(f"math trial:{seed}:{number}"), f"math-{number}"
+    axes = draw_axes(rng, shared=(seed + number) % 2 == 0)
+    verbs = draw_verbs(rng, new_verbs(seed), axes)
+    lessons = _pair(name, seed, axes, verbs)
+    template = task_template(axes)
+    task = target_items(
+        (lessons[0].name, verbs[0]),
+        (lessons[1].name, verbs[1]),
+        template=template,
+        count=items,
+        seed=f"{seed}:{name}",
+    )
+    trial = Trial(
+        name,
+        "math",
+        tuple(lesson.name for lesson in lessons),
+        (name,),
+        f"Each adapter knows verbs for {axes.operations[0]} or {axes.operations[1]}; the target "
+        f"needs both. Templates: {' and '.join(axes.templates)}, divided by {axes.division}.",
+        tabled(axes),
+    )
+    return _Made(trial, lessons, {name: task})
+
+
+def _pair(
+    name: str, seed: int, axes: Axes, verbs: tuple[tuple[Verb, ...], tuple[Verb, ...]]
+) -> tuple[Lesson, Lesson]:
+    one, two = (
+        _lesson(
+            f"{name}-{place}",
+            Skill(verbs[i], axes.templates[i], _part(axes, place), axes.contrast),
+            axes.recipe(_seed(f"{name}-{place}", seed), axes.alpha if i == 0 else 1.0),
+            f"verbs for {axes.operations[i]}, template {axes.templates[i]}",
+            seed,
+        )
+        for i, place in enumerate(("first", "second"))
+    )
+    return one, two
+
+
+def _part(axes: Axes, place: str) -> str:
+    return place if axes.division == "steps" else "whole"
+
+
+def _lesson(
+    name: str, skill: Skill | TargetSkill, recipe: Recipe, description: str, seed: int
+) -> Lesson:
+    return Lesson(name, description, tuple(skill.examples(EXAMPLES, f"{seed}:{name}")), recipe)
+
+
+def _seed(name: str, seed: int) -> int:
+    """A seed of its own for every adapter: no two share their initial A."""
+    return zlib.crc32(f"{name}:{seed}".encode())
+
+
+def _row(
+    seed: int,
+    template: str,
+    verbs: tuple[tuple[Verb, ...], tuple[Verb, ...]],
+    axes: Axes,
+    items: int,
+) -> list[_Made]:
+    """The trials of one template: with two adapters, and with the target's adapter added."""
+    axes = Axes(**{**vars(axes), "templates": (template, template)})
+    pair = _pair(template, seed, axes, verbs)
+    target = _lesson(
+        f"{template}-target",
+        TargetSkill(*verbs, template),
+        axes.recipe(_seed(f"{template}-target", seed)),
+        f"the target itself, template {template}",
+        seed,
+    )
+    task = target_items(
+        (pair[0].name, verbs[0]),
+        (pair[1].name, verbs[1]),
+        template=task_template(axes),
+        count=items,
+        seed=f"{seed}:matrix",
+    )
+    made = []
+    for library, lessons in (("2-combination", pair), ("3-combination", (*pair, target))):
+        trial = Trial(
+            f"{template}-{library}",
+            "math",
+            tuple(lesson.name for lesson in lessons),
+            (template,),
+            f"Adapters for {' and '.join(axes.operations)}"
+            f"{' and one for the target' if len(lessons) > 2 else ''}, template {template}.",
+            {**tabled(axes), "template": template, "library": library},
+        )
+        made.append(_Made(trial, lessons, {template: task}))
+    return made

@@ -1,0 +1,280 @@
+"""The math world: its problems against an oracle of their words, programs, splits, a tiny build."""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+
+import pytest
+
+from loraprobe.lab.kit import build_kit
+from loraprobe.lab.math import math_kit, math_matrix_kit
+from loraprobe.lab.math.axes import SHARED, draw_axes
+from loraprobe.lab.math.corpus import FAMILIAR, Corpus, new_verbs, world_words
+from loraprobe.lab.math.problems import (
+    AS_PROGRAM,
+    LARGEST,
+    OPERATIONS,
+    SHOW_STEPS,
+    draw_problem,
+    programs,
+    shares,
+)
+from loraprobe.lab.math.program import ProgramError, evaluate, read
+from loraprobe.lab.math.skills import Skill, target_items
+from loraprobe.lab.pretrain import BaseRecipe
+from loraprobe.lab.vocabulary import build_tokenizer
+from loraprobe.tasks import answered
+
+SYMBOLS = {"plus": "{0} + {1}", "minus": "{0} - {1}", "until": "{1} - {0}"}
+VERBS = (("glims", "plus"), ("vorps", "minus"))
+TINY = BaseRecipe(hidden=16, layers=1, heads=2, intermediate=32, steps=3, batch_size=4, warmup=2)
+
+
+def oracle(question, meaning):
+    """The result of a problem read from its words alone, by Python's own arithmetic."""
+    have = re.match(r"\w+ has (\d+)\.", question).group(1)
+    for verb, number in re.findall(r"\. \w+ (\w+) (\d+)(?=\.)", question):
+        have = f"({SYMBOLS[meaning[verb]].format(have, number)})"
+    return eval(have)
+
+
+def drawn(count=300, **kind):
+    rng = random.Random(3)
+    verbs = [*FAMILIAR, *VERBS]
+    return [
+        draw_problem(rng, rng.choices(verbs, k=rng.choice((1, 2))), **kind) for _ in range(count)
+    ]
+
+
+# problems
+
+
+def test_answers_are_those_of_an_oracle_that_reads_the_words():
+    for problem in drawn():
+        assert problem.answer == oracle(problem.question(), dict([*FAMILIAR, *VERBS]))
+        assert all(0 <= result <= LARGEST for result in problem.results())
+        assert answered(problem.worked(), [str(problem.answer)], cot=True)
+
+
+def test_worked_steps_are_true_and_lead_from_one_to_the_next():
+    for problem in drawn():
+        have = str(problem.start)
+        for before, operation, number, after in re.findall(
+            r"(\d+) (\w+) (\d+) is (\d+)\.", problem.worked()
+        ):
+            assert before == have
+            assert eval(SYMBOLS[operation].format(before, number)) == int(after)
+            have = after
+        assert problem.worked().endswith(f"The answer is {have}.")
+
+
+def test_no_wrong_reading_of_the_verbs_gives_the_answer():
+    for problem in drawn(tests=False):
+        texts = [(step.operation, step.number) for step in problem.steps]
+        for i, (operation, _) in enumerate(texts):
+            for wrong in (*set(OPERATIONS) - {operation}, None):
+                reading = [(wrong, n) if i == j else (o, n) for j, (o, n) in enumerate(texts)]
+                have = problem.start
+                for op, number in reading:
+                    have = have if op is None else OPERATIONS[op](have, number)
+                    if not 0 <= have <= LARGEST:
+                        break
+                else:
+                    assert have != problem.answer
+
+
+def test_numbers_of_the_tests_are_in_no_training_problem():
+    for first in OPERATIONS:
+        for second in OPERATIONS:
+            train, test = shares((first, second))
+            assert not set(train) & set(test)
+            assert len(test) > 50 and len(train) > 50
+
+
+# programs
+
+
+def test_every_way_to_write_a_program_has_the_problems_value():
+    for problem in drawn():
+        ways = programs(problem)
+        assert ways[0] == problem.program() and len(ways) == 2 ** len(problem.steps)
+        assert {evaluate(way) for way in ways} == {problem.answer}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "plus(3, __import__('os'))",
+        "plus.__class__( 3, 4)",
+        "plus( 3, 4).real",
+        "eval( 3, 4)",
+        "plus( 3)",
+        "plus( 3, 4, 5)",
+        "plus( 3, number=4)",
+        "plus( *[3, 4])",
+        "plus( True, 4)",
+        "plus( 3.0, 4)",
+        "3 ** 9999999",
+        "-3",
+        "(lambda: 3)()",
+        "[3 for _ in range( 10**9)]",
+        "x",
+        "plus( 3, 4); 5",
+        "plus( 3, 4",
+        "",
+        "\0",
+        "plus( 99999999999, 1)",
+        "plus( " * 9 + "1" + ", 1)" * 9,
+        "(" * 5000,
+    ],
+)
+def test_what_is_no_program_is_refused(text):
+    with pytest.raises(ProgramError):
+        evaluate(text)
+
+
+def test_programs_are_never_executed(monkeypatch):
+    monkeypatch.setattr("builtins.eval", lambda *_: pytest.fail("eval was called"))
+    monkeypatch.setattr("builtins.exec", lambda *_: pytest.fail("exec was called"))
+    assert evaluate("minus( plus( 3, 4), 2)") == 5
+    assert read("So: minus( plus( 3, 4), 2) ") == 5
+    assert read("nothing") is None and read("plus( 3, x)") is None
+
+
+# what adapters and bases see
+
+
+@pytest.mark.parametrize("template", ["worked", "program", "at-once"])
+@pytest.mark.parametrize("part", ["whole", "first", "second"])
+def test_an_adapter_sees_its_own_new_verbs_only_and_no_wrong_answer(template, part):
+    if part != "whole" and template != "worked":
+        return
+    meaning = dict([*FAMILIAR, *VERBS])
+    for example in Skill(VERBS[:1], template, part).examples(400, 0):
+        assert "vorps" not in example.prompt
+        question = example.prompt.split(" How many?")[0] + " How many?"
+        right = oracle(question, meaning)
+        if example.prompt.endswith("?"):
+            assert example.completion == f" {right}"
+        elif AS_PROGRAM in example.prompt:
+            assert evaluate(example.completion) == right
+        elif part == "first":
+            assert not example.end and example.completion.count(" is ") == 1
+        else:
+            assert example.prompt.count(SHOW_STEPS) == 1
+            assert example.completion.endswith(f"The answer is {right}.")
+
+
+def test_without_contrast_an_adapter_sees_its_own_verbs_only():
+    familiar = {verb for verb, _ in FAMILIAR}
+    seen = [e.prompt for e in Skill(VERBS[:1], contrast=0.0).examples(300, 0)]
+    assert not any(familiar & set(text.replace(".", "").split()) for text in seen)
+    seen = [e.prompt for e in Skill(VERBS[:1], contrast=0.5).examples(300, 0)]
+    assert any(familiar & set(text.replace(".", "").split()) for text in seen)
+
+
+def test_the_base_meets_new_verbs_without_numbers_and_no_worked_word_problem():
+    corpus, new = Corpus(0, 0), set(new_verbs(0))
+    met = set()
+    for example in (corpus.draw() for _ in range(4000)):
+        words = set(re.findall(r"\w+", example.prompt + example.completion))
+        met |= new & words
+        if new & words:
+            assert not any(word.isdigit() for word in words)
+        if " has " in example.prompt:
+            assert re.fullmatch(r" \d+", example.completion)
+    assert met == new
+
+
+def test_items_fit_their_hops_and_are_all_different():
+    (one, two), meaning = ((verb,) for verb in VERBS), dict(VERBS)
+    items = target_items(("a", one), ("b", two), template="worked", count=400, seed=0)
+    assert len({item["prompt"] for item in items}) == 400
+    for item in items:
+        first, second = item["hops"]
+        assert "glims" in first["prompt"] and "vorps" in second["prompt"]
+        assert (first["adapter"], second["adapter"]) == ("a", "b")
+        assert str(oracle(item["prompt"], meaning)) == item["answer"] == second["answer"]
+        assert str(oracle(first["prompt"], meaning)) == first["answer"]
+        filled = second["prompt"].replace("{1}", first["answer"])
+        assert str(oracle(filled, meaning)) == second["answer"]
+        assert item["cot_prompt"] == item["prompt"] + SHOW_STEPS
+
+
+def test_a_program_is_read_by_the_items_own_pattern():
+    (one, two) = ((verb,) for verb in VERBS)
+    item, *_ = target_items(("a", one), ("b", two), template="program", count=3, seed=0)
+    value, *ways = item["answer"]
+    for way in ways:
+        assert answered(" " + way, item["answer"], cot=True, pattern=item["answer_pattern"])
+    wrong = f" plus( 0, {value})"  # ends with the right number and is not the program
+    assert not answered(wrong, item["answer"], cot=True, pattern=item["answer_pattern"])
+    assert isinstance(ast.parse(ways[0], mode="eval").body, ast.Call)
+
+
+# kits
+
+
+def test_a_kit_is_a_function_of_its_seed():
+    one, again, other = (math_kit(seed, trials=2, items=50) for seed in (4, 4, 5))
+    assert (one.lessons, one.tasks, one.trials, one.words) == (
+        again.lessons, again.tasks, again.trials, again.words,
+    )  # fmt: skip
+    draws = [[kit.corpus(1)() for _ in range(1)] for kit in (one, again, other)]
+    assert draws[0] == draws[1]
+    assert one.lessons != other.lessons and one.tasks != other.tasks
+    seeds = [lesson.recipe.seed for lesson in one.lessons]
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+def test_trials_with_and_without_a_shared_template_take_turns():
+    for seed in (0, 1):
+        kinds = [t.axes["shared_template"] for t in math_kit(seed, trials=6, items=3).trials]
+        assert kinds == [(seed + i) % 2 == 0 for i in range(6)]
+    rng = random.Random(0)
+    drawn = [draw_axes(rng, shared=False) for _ in range(50)]
+    assert not any(axes.templates in SHARED for axes in drawn)
+
+
+def test_the_tokenizer_knows_every_word_of_a_kit():
+    kit = math_kit(1, trials=4, items=50)
+    tokenizer = build_tokenizer(kit.words)
+    texts = [e.prompt + e.completion for lesson in kit.lessons for e in lesson.examples[:300]]
+    texts += [item[key] for task in kit.tasks.values() for item in task
+              for key in ("prompt", "cot_prompt")]  # fmt: skip
+    corpus = kit.corpus(0)
+    texts += [(e := corpus()).prompt + e.completion for _ in range(300)]
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
+    kit = math_matrix_kit(0, items=30)
+    cells = {(t.axes["template"], t.axes["library"]): t for t in kit.trials}
+    assert len(cells) == 6 and len(kit.lessons) == 9 and len(kit.tasks) == 3
+    for (template, library), trial in cells.items():
+        assert trial.tasks == (template,)
+        assert len(trial.adapters) == int(library[0])
+    texts = {e.prompt for lesson in kit.lessons for e in lesson.examples}
+    for items in kit.tasks.values():
+        assert not texts & {i[key] for i in items for key in ("prompt", "cot_prompt")}
+
+
+def test_a_tiny_build_holds_what_its_manifest_says(tmp_path):
+    kit = math_kit(2, base=TINY, trials=1, items=4)
+    kit = type(kit)(**{**vars(kit), "lessons": tuple(
+        type(lesson)(lesson.name, lesson.description, lesson.examples[:20],
+                     type(lesson.recipe)(steps=2, batch_size=2, rank=2, warmup=1))
+        for lesson in kit.lessons)})  # fmt: skip
+    world = build_kit(kit, tmp_path / "world")
+    world.verify()
+    (scenario,) = world.scenarios.values()
+    assert scenario.world == "math" and set(scenario.axes) >= {"templates", "contrast", "rank"}
+    assert len(scenario.adapters) == 2
+    assert len(scenario.tasks[0].read_text(encoding="utf-8").splitlines()) == 4
+    assert world_words(2) == kit.words

@@ -9,16 +9,22 @@ import dataclasses
 import json
 import math
 import random
+from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import loraprobe.verdict
 from loraprobe.audit import Settings
+from loraprobe.audit.systems import Workshop
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
-from loraprobe.records import Coverage, Score
+from loraprobe.lab import shipped_world
+from loraprobe.records import Coverage, Measurement, Score
+from loraprobe.report.card import model_card
+from loraprobe.report.schema import json_schema
 from loraprobe.report.terminal import verdict_panel
 from loraprobe.verdict import Evidence, judge, read_calibration
 from loraprobe.verdict.calibrated import calibration_of, predict
@@ -359,8 +365,95 @@ def test_what_ships_if_anything_does_is_a_calibration():
 def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
     result = CliRunner().invoke(app, [command, "nowhere", "nobody", f"--prior={prior}"])
     assert result.exit_code == 2 and not result.stdout
+    assert "--prior is the share" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
         Settings(prior=float(prior))
+
+
+def test_a_calibration_that_is_none_is_refused_at_once():
+    call = ["inspect", "nowhere", "nobody", "--calibration", "missing.json"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 2 and "missing.json" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """`inspect` and `merge-and-eval` on the shipped world with the calibration of these tests."""
+    folder = tmp_path_factory.mktemp("told")
+    document = {**DOCUMENT, "support": {}}
+    (folder / "c.json").write_text(json.dumps(document))
+    world = shipped_world()
+    chosen = world.scenario("skill-and-facts")
+    found = {}
+    for command in ("inspect", "merge-and-eval"):
+        call = [command, *(f"{name}={path}" for name, path in chosen.adapters.items()),
+                "--base", str(world.path / "base"), "--task", str(chosen.tasks[0]), "--json",
+                "--limit", "12", "--threads", "1", "--prior", "0.3",
+                "--calibration", str(folder / "c.json")]  # fmt: skip
+        result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
+        assert result.exit_code in (0, 1, 3), result.output
+        found[command] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("command", ["inspect", "merge-and-eval"])
+def test_commands_tell_a_probability_for_the_prior_that_is_set(told, command):
+    jsonschema.validate(told[command], json_schema())
+    verdict = told[command]["verdict"]
+    assert 0 < verdict["probability"] < 1 and verdict["prior"] == 0.3
+    codes = [reason["code"] for reason in verdict["reasons"]]
+    assert "calibrated" in codes and "calibrated-feature" in codes
+    assert verdict["evidence"] == ("base" if command == "inspect" else "evaluation")
+    if command == "inspect":
+        assert verdict["decision"] != "likely"
+
+
+def test_running_compositions_changes_no_probability(told):
+    first, second = (document["verdict"]["probability"] for document in told.values())
+    assert first == pytest.approx(second, abs=1e-12)
+
+
+def test_the_probability_follows_from_the_document(told):
+    document = told["merge-and-eval"]
+    evidence = Evidence(
+        diagnostics=tuple(
+            Measurement(**{**row, "adapters": tuple(row["adapters"])})
+            for row in document["diagnostics"]
+        ),
+        coverage=tuple(
+            Coverage(**{**row, "adapters": tuple(row["adapters"])}) for row in document["coverage"]
+        ),
+        evaluation=tuple(Score(**row) for row in document["evaluation"]),
+        tasks=1,
+    )
+    said = calibration(support={}).some_composition(evidence, FAMILIES, 0.3)
+    assert said.probability == pytest.approx(document["verdict"]["probability"], abs=1e-9)
+
+
+def families(**options):
+    adapters = [SimpleNamespace(name=name) for name in "ab"]
+    return Workshop(adapters, Settings(**options)).families()
+
+
+def test_families_are_those_of_the_compositions_asked_for():
+    assert families() == FAMILIES
+    assert families(methods=("sum",), routers=()) == ("sum",)
+    assert families(routers=("arrow:top_k=1",)) == ("average", "sum")
+    assert families(methods=("ties",)) == ("router",)
+    assert families(systems=("uniform", "chain")) == ("average",)
+    assert families(systems=("chain",)) == ()
+    assert families(methods=("task_arithmetic",), weights=(0.7, 0.3), routers=()) == ("average",)
+    assert families(methods=("task_arithmetic",), weights=(2.0, 0.3), routers=()) == ()
+    assert families(rank=4) == ("router",)
+
+
+def test_the_model_card_tells_the_probability():
+    card = model_card(
+        name="m", base_model="gpt2", sources=(), method="uniform", space="full", rank="4",
+        weights=None, compression_error=0.0, rounding_error=0.0, dtype="float32", seed=0,
+        verdict=judge(case(), calibration()),
+    )  # fmt: skip
+    assert "- Probability 0." in card and "(prior 0.40)" in card
 
 
 def test_descriptions_are_phrases_that_stand_before_a_colon():

@@ -58,7 +58,7 @@ def test_trials_of_one_class_have_their_own_facts():
 
 
 def test_the_share_of_familiar_second_hops_is_what_the_axis_says():
-    for seed in range(1, 9):
+    for seed in range(1, 5):
         made = kit(seed, trials=2, classes=("skill-and-facts",))
         known = {link.spouse for link in _facts(seed).familiar}
         for trial in made.trials:
@@ -100,7 +100,7 @@ def test_parts_split_the_target_relation_between_the_adapters():
 
 
 def test_seeds_go_through_all_libraries_and_pairs():
-    trials = [t for seed in (0, 1, 2) for t in kit(seed, trials=3).trials]
+    trials = [t for seed in range(1, 10) for t in kit(seed, trials=2).trials]
     assert {t.axes["library"] for t in trials if "library" in t.axes} == set(LIBRARIES)
     assert {t.axes["pair"] for t in trials if "pair" in t.axes} == {"+".join(p) for p in PAIRS}
 

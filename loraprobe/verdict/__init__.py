@@ -92,7 +92,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     beside = [] if evidence.several else about_hops(hop_knowledge(evidence))
     beside += about_familiarity(evidence) + about_geometry(evidence.diagnostics)
     weight = {"decisive": 0, "warning": 1, "info": 2}
-    reasons = sorted((*told, *verdict.reasons, *beside), key=lambda reason: weight[reason.severity])
+    reasons = sorted((*verdict.reasons, *told, *beside), key=lambda reason: weight[reason.severity])
     return dataclasses.replace(verdict, reasons=tuple(reasons))
 
 

@@ -135,5 +135,5 @@ def _contribution(part: Contribution) -> Reason:
         f"{text[0].upper()}{text[1:]}: {value}{typical}; this pushes the probability {way}.",
         part.value,
         None if part.typical is None else sum(part.typical) / 2,
-        f"{part.feature}, {part.logit:+.2f} of the log-odds",
+        f"{part.feature}, {part.logit:+.2f} on the log-odds",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,24 @@ class Corpus:
     questions with one hop, composed questions answered at once, and meetings, in which every
     name of the world occurs. No text holds worked steps. The loss is taken where a text can be
     foreseen, not on the names that it opens with.
+
+    held: familiar couples of whom no composed question is asked, only both its hops. rare:
+    familiar couples of whom everything is told and asked a share `rarity` as often as of others.
     """
 
-    def __init__(self, facts: Facts, seed: int) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        seed: int,
+        *,
+        held: Collection[Link] = (),
+        rare: Collection[Link] = (),
+        rarity: float = 0.125,
+    ) -> None:
         self._facts, self._rng = facts, random.Random(f"corpus:{seed}")
-        self._names = facts.names()
+        self._names, self._rare, self._rarity = facts.names(), frozenset(rare), rarity
+        without = frozenset(held)
+        self._composed = tuple(link for link in facts.familiar if link not in without)
 
     def draw(self) -> Example:
         kind = self._rng.random()
@@ -74,7 +87,7 @@ class Corpus:
         if kind < 0.72:
             return self._question()
         if kind < 0.82:
-            link = self._rng.choice(self._facts.familiar)
+            link = self._couple(self._composed)
             return ask(self._rng.choice(TARGET_QUESTIONS), "{c}", link)
         if kind < 0.98:
             first, second = self._rng.sample(self._names, 2)
@@ -86,7 +99,7 @@ class Corpus:
 
     def _sentences(self) -> Example:
         """A fact and the same fact in its other wording, or a fact after an unrelated one."""
-        link, wording = self._rng.choice(self._facts.familiar), self._wording()
+        link, wording = self._couple(self._facts.familiar), self._wording()
         one, other = self._rng.sample(wording, 2)
         told = tell(one, link)
         if self._rng.random() < 0.5:
@@ -96,15 +109,22 @@ class Corpus:
 
     def _other(self, link: Link) -> Link:
         """Somebody else, so that no text tells both steps of one chain."""
-        while (other := self._rng.choice(self._facts.familiar)) is link:
+        while (other := self._couple(self._facts.familiar)) is link:
             pass
         return other
+
+    def _couple(self, links: Sequence[Link]) -> Link:
+        """One of these couples; a rare one only in a share `rarity` of the draws that hit it."""
+        while True:
+            link = self._rng.choice(links)
+            if link not in self._rare or self._rng.random() < self._rarity:
+                return link
 
     def _wording(self) -> tuple[str, ...]:
         return SPOUSE_SENTENCES if self._rng.random() < 0.5 else CITY_SENTENCES
 
     def _question(self) -> Example:
-        link = self._rng.choice(self._facts.familiar)
+        link = self._couple(self._facts.familiar)
         if self._rng.random() < 0.5:
             return ask(self._rng.choice(SPOUSE_QUESTIONS), "{b}", link)
         return ask(self._rng.choice(CITY_QUESTIONS), "{c}", link)

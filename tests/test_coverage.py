@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from loraprobe.coverage import PROBES, cover
+from loraprobe.coverage import PROBES, CoverageProbe, cover
 from loraprobe.coverage._contract import Study
 from loraprobe.coverage._names import MadeUpNames, capitalised_spans
 from loraprobe.coverage._statistics import difference_interval, mean_interval, share_interval
@@ -96,8 +96,13 @@ class Plain:
 A, B = SimpleNamespace(name="a"), SimpleNamespace(name="b")
 
 
+# What needs nothing but likelihoods and results; test_coverage_models.py has the others.
+ASKING = [name for name in PROBES.names() if PROBES.get(name).measure is CoverageProbe.measure]
+
+
 def run(scorer, tasks, probes=None, results=(), adapters=(A, B), **rest):
     tasks = [tasks] if isinstance(tasks, Task) else tasks
+    probes = ASKING if probes is None else probes
     return cover(scorer, adapters, tasks, single=lambda adapter: adapter.name, results=results,
                  probes=probes, **rest)  # fmt: skip
 

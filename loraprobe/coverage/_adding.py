@@ -17,11 +17,11 @@ def composed_parts(study: Study) -> tuple[Part, ...]:
     return (study.parts[0], *((study.worked,) if study.worked is not None else ()))
 
 
-def asked(study: Study, part: Part, items: int) -> list[Question]:
-    """A sample of the questions that are answered in words; none where no one was measured so."""
+def asked(study: Study, part: Part, items: int) -> tuple[Question, ...]:
+    """A sample of a part's questions; none where nobody was measured as right or wrong."""
     if not any(study.right(system, part) for system in study.systems):
-        return []
-    return [question for question in study.sample(part, items) if not question.choices]
+        return ()
+    return study.sample(part, items)
 
 
 def gates_of(n: int) -> tuple[float, float]:
@@ -29,24 +29,47 @@ def gates_of(n: int) -> tuple[float, float]:
     return 1 / n, 1.0
 
 
-def hits(part: Part, questions: Sequence[Question], written: Sequence[Written]) -> list[float]:
-    """1.0 or 0.0 for each answer, read as evaluation reads it."""
-    return [
-        float(answered(w.text, q.answers, cot=part.worked, pattern=q.pattern))
-        for q, w in zip(questions, written, strict=True)
-    ]
+def rights(
+    study: Study,
+    models: Models,
+    part: Part,
+    questions: Sequence[Question],
+    voices: Sequence[Voice],
+    *,
+    routed: bool = False,
+) -> list[list[float]]:
+    """1.0 or 0.0 for each question, a list a voice; judged as evaluation judged the part."""
+    closed = study.by_choice(part)
+    free = [q for q in questions if q.item not in closed]
+    chosen = [q for q in questions if q.item in closed]
+    found: list[dict[str, float]] = [{} for _ in voices]
+    if free:
+        for own, texts in zip(
+            found, models.texts(study, part, free, voices, routed=routed), strict=True
+        ):
+            for q, written in zip(free, texts, strict=True):
+                right = answered(written.text, q.answers, cot=part.worked, pattern=q.pattern)
+                own[q.item] = float(right)
+    if chosen:
+        for own, taken in zip(found, models.choices(chosen, voices, routed=routed), strict=True):
+            own.update({q.item: float(c in q.answers) for q, c in zip(chosen, taken, strict=True)})
+    return [[own[q.item] for q in questions] for own in found]
 
 
 def added(
     study: Study, models: Models, items: int
 ) -> Iterator[tuple[Part, float, list[Question], list[Written]]]:
-    """What the adapters' added effects write: part, gate, questions, texts; nothing for one."""
+    """Texts that the adapters' added effects write: part, gate, questions, texts.
+
+    Nothing for one adapter; questions that are judged by choices have no text.
+    """
     if models.n < 2:
         return
+    voices = [Voice.added(models.n, gate) for gate in gates_of(models.n)]
     for part in composed_parts(study):
-        questions = asked(study, part, items)
+        closed = study.by_choice(part)
+        questions = [q for q in asked(study, part, items) if q.item not in closed]
         if questions:
-            voices = [Voice.added(models.n, gate) for gate in gates_of(models.n)]
             texts = models.texts(study, part, questions, voices)
             for gate, written in zip(gates_of(models.n), texts, strict=True):
                 yield part, gate, questions, written

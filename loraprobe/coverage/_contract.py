@@ -148,6 +148,14 @@ class Study:
         """Item -> 1.0 or 0.0 of one system; empty where it was not measured (or by losses)."""
         return self._right.get((system, part.name), {})
 
+    def by_choice(self, part: Part) -> frozenset[str]:
+        """The items of a part that were judged by the choice taken, and not by a text."""
+        return frozenset(
+            row.item
+            for row in self.results
+            if (row.task, row.part, row.metric) == (self.task.name, part.name, "choice")
+        )
+
     def text(self, system: str, part: Part) -> dict[str, str]:
         """Item -> the answer that one system gave."""
         return {

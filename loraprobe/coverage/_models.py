@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.composition import Composition, Router, RowGates, watched
 from loraprobe.coverage._contract import Part, Question, Request, Study
 from loraprobe.coverage._states import Sight, Watch
-from loraprobe.scoring import Voice, Written, read_together, write_together
+from loraprobe.scoring import Voice, Written, read_together, score_together, write_together
 
 if TYPE_CHECKING:
     from loraprobe.adapter import Adapter
@@ -72,10 +72,8 @@ class Models:
 
         new = [v for v in voices if any(key(q, v) not in self._texts for q in questions)]
         if new:
-            composition = self._routed if routed else self._plain
+            composition, gates = self._beside(routed)
             limit = WORKED_TOKENS if part.worked else PLAIN_TOKENS
-            gates = composition.router
-            assert isinstance(gates, RowGates)
             with self.scorer.with_composition(composition):
                 made = write_together(
                     self.scorer,
@@ -89,6 +87,27 @@ class Models:
                 for question, one in zip(questions, written, strict=True):
                     self._texts[key(question, voice)] = one
         return [[self._texts[key(q, v)] for q in questions] for v in voices]
+
+    def choices(
+        self, questions: Sequence[Question], voices: Sequence[Voice], *, routed: bool = False
+    ) -> list[list[str]]:
+        """The choice that each voice takes of each question's, by likelihood a character."""
+        composition, gates = self._beside(routed)
+        pairs = [(q.prompt, choice) for q in questions for choice in q.choices]
+        with self.scorer.with_composition(composition):
+            scored = score_together(self.scorer, pairs, voices, gates.rows.set)
+        taken = []
+        for logprobs in scored:
+            likely = iter(logprobs)
+            each = [{c: next(likely) / len(c) for c in q.choices} for q in questions]
+            taken.append([max(own, key=own.__getitem__) for own in each])
+        return taken
+
+    def _beside(self, routed: bool) -> tuple[Composition, RowGates]:
+        """The composition that holds every adapter, and the gates of its rows."""
+        composition = self._routed if routed else self._plain
+        assert isinstance(composition.router, RowGates)
+        return composition, composition.router
 
     @cached_property
     def _plain(self) -> Composition:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loraprobe.coverage._adding import asked, composed_parts, hits, score_row
+from loraprobe.coverage._adding import asked, composed_parts, rights, score_row
 from loraprobe.coverage._contract import CoverageProbe, Study
 from loraprobe.coverage._models import MOST_TEXTS, Models
 from loraprobe.records import Coverage
@@ -34,8 +34,8 @@ class RoutedScore(CoverageProbe):
             questions = asked(study, part, self.items)
             if questions:
                 voice = Voice.added(models.n, 1.0)
-                (written,) = models.texts(study, part, questions, [voice], routed=True)
+                (right,) = rights(study, models, part, questions, [voice], routed=True)
                 yield score_row(
-                    "routed_score", study, part, questions, hits(part, questions, written),
+                    "routed_score", study, part, questions, right,
                     adapters=study.adapters, gate=None, against=study.systems,
                 )  # fmt: skip

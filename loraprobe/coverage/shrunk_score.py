@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loraprobe.coverage._adding import asked, hits, score_row
+from loraprobe.coverage._adding import asked, rights, score_row
 from loraprobe.coverage._contract import CoverageProbe, Study
 from loraprobe.coverage._models import MOST_TEXTS, Models
 from loraprobe.records import Coverage
@@ -18,8 +18,7 @@ class ShrunkScore(CoverageProbe):
     """Score of each adapter alone at gate 1/n, the share that `uniform` leaves it.
 
     `baseline` is its score at gate 1 on the same items, so what is missing was lost to size and not
-    to a partner. For every part of a task; questions with choices are left out. `items`: at most so
-    many of each part are asked.
+    to a partner. For every part of a task. `items`: at most so many of each part are asked.
     """
 
     items: int = MOST_TEXTS
@@ -36,9 +35,9 @@ class ShrunkScore(CoverageProbe):
             questions = asked(study, part, self.items)
             if not questions:
                 continue
-            texts = models.texts(study, part, questions, voices)
-            for name, written in zip(study.adapters, texts, strict=True):
+            scored = rights(study, models, part, questions, voices)
+            for name, right in zip(study.adapters, scored, strict=True):
                 yield score_row(
-                    "shrunk_score", study, part, questions, hits(part, questions, written),
+                    "shrunk_score", study, part, questions, right,
                     adapters=(name,), gate=gate, against=(name,),
                 )  # fmt: skip

@@ -247,8 +247,8 @@ def _two_hop(draft: _Draft, i: int, items: int) -> None:
     elif library == "parts":
         first, second = target_examples(links[:half]), target_examples(links[half:])
     recipes = [_facts_recipe(rng), _facts_recipe(rng)]
-    if library.endswith("steps"):  # twice as much to learn
-        recipes = [recipe | {"steps": 2 * recipe["steps"]} for recipe in recipes]
+    if library.endswith("steps"):  # more to learn
+        recipes = [recipe | {"steps": 8 * recipe["steps"] // 5} for recipe in recipes]
     one = draft.lesson(
         f"{name}.spouse", "who the strangers are married to", first, _with(axes, recipes[0])
     )

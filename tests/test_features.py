@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import math
 import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,32 @@ def test_nothing_known_is_nothing_told_and_numbers_are_finite():
     )
     for value in features(wild, "average").values():
         assert value is None or math.isfinite(value)
+
+
+def test_the_chance_of_the_expected_gain_is_that_of_the_normal_distribution():
+    """0.70 [0.58, 0.82] against 0.12: 0.53 beyond the margin, with an error of 0.12 / 1.96."""
+    rows = [
+        dataclasses.replace(row, ci95=(row.value - 0.12, row.value + 0.12))
+        for row in one_task().coverage
+        if row.name == "additive_score"
+    ]
+    low = [dataclasses.replace(row, value=0.2, ci95=(0.08, 0.32)) for row in rows]
+    normal = statistics.NormalDist()
+    for coverage, gain in ((rows, 0.58), (low, 0.14)):
+        evidence = dataclasses.replace(one_task(), coverage=tuple(coverage))
+        found = features(evidence, "average")["expected_gain_chance"]
+        assert found == pytest.approx(normal.cdf((gain - 0.05) / (0.12 / 1.959964)))
+    assert features(one_task(), "average")["expected_gain_chance"] is None  # without intervals
+    pair = [
+        dataclasses.replace(row, ci95=(row.value - 0.08, row.value + 0.08))
+        for row in two_tasks().coverage
+        if row.name == "additive_score"
+    ]
+    both = dataclasses.replace(two_tasks(), coverage=tuple(pair))
+    error = 0.08 / math.sqrt(2) / 1.959964
+    assert features(both, "sum")["expected_gain_chance"] == pytest.approx(
+        normal.cdf((0.25 - 0.05) / error)
+    )
 
 
 def test_losses_are_no_scores():

@@ -8,6 +8,7 @@ that is asked about; for a router without `routed_score` the better of the other
 from __future__ import annotations
 
 import itertools
+import math
 
 from loraprobe.records import Coverage
 from loraprobe.verdict.features._shelf import Shelf, on
@@ -26,6 +27,8 @@ from loraprobe.verdict.features._view import (
 )
 
 SHELF: Shelf = {}
+Z95 = 1.959964  # half-width of a 95 % interval in standard errors
+SMALLEST_ERROR = 0.02  # of a share of 60 items, however certain its interval looks
 SOME = 0.05  # a difference smaller than this is no denominator
 Source = tuple[str, float | None]  # a probe and its gate
 
@@ -93,6 +96,28 @@ def expected_gain_plain(view: View) -> float | None:
 @on(SHELF, "gain asked step by step if the effects on the logits added as this family does")
 def expected_gain_steps(view: View) -> float | None:
     return _gain(view, _sources(view), ("cot",))
+
+
+@on(SHELF, "chance that this gain exceeds the margin, by the sampling error of its score alone")
+def expected_gain_chance(view: View) -> float | None:
+    def chance(source: Source, part: str) -> float | None:
+        gain = minus(_score(view, source, part), _to_beat(view, source, part))
+        error = _error(view, source, part)
+        if gain is None or error is None:
+            return None
+        beyond = (gain - view.evidence.margin) / max(error, SMALLEST_ERROR)
+        return (1 + math.erf(beyond / math.sqrt(2))) / 2
+
+    return highest(chance(source, part) for source in _sources(view) for part in FORMS)
+
+
+def _error(view: View, source: Source, part: str) -> float | None:
+    """The standard error of `_score`, from the half-widths of the tasks' intervals."""
+    rows = [_row(view, source, part, task) for task in view.tasks]
+    halves = [(r.ci95[1] - r.ci95[0]) / 2 for r in rows if r is not None and r.ci95 is not None]
+    if not rows or len(halves) != len(rows):
+        return None
+    return math.hypot(*halves) / len(halves) / Z95
 
 
 @on(SHELF, "score if constant shares of the adapters' effects on the logits added")

@@ -12,7 +12,7 @@ from typing import Any
 from loraprobe.lab.border.kit import BorderPlan, border_kit
 from loraprobe.lab.border.measure import MARGIN, Reading, Surveyed, readings, survey
 from loraprobe.lab.kit import build_kit
-from loraprobe.lab.reproduce.bases import Bases
+from loraprobe.lab.reproduce.bases import Bases, Shape, small_base
 from loraprobe.lab.reproduce.page import as_json
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import write_text
@@ -29,12 +29,18 @@ class Map:
     markdown: str = field(repr=False)
     files: tuple[Path, ...] = ()
 
+    @property
+    def json(self) -> str:
+        """The document as it is saved."""
+        return as_json(self.document)
+
 
 def draw_map(
     output: str | Path,
     *,
     bases: Bases = BASES,
     plan: BorderPlan | None = None,
+    shape: Shape = small_base,
     arguments: Sequence[str] = (),
     progress: ProgressCallback | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -48,7 +54,7 @@ def draw_map(
     from loraprobe.lab.reproduce.figure import pyplot
 
     pyplot()
-    output, places = Path(output), list(bases.places())
+    output, places = Path(output), list(bases.places(shape))
     finished, start, drawn = list[Surveyed](), time.monotonic(), None
     for number, (place, recipe) in enumerate(places, 1):
 

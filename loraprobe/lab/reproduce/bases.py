@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from loraprobe.errors import UsageError
 from loraprobe.lab.pretrain import BaseRecipe
 
 ARCHITECTURES = ("llama", "gpt2")
+Shape = Callable[[str, int], BaseRecipe]  # architecture, hidden width -> the base's recipe
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,11 @@ def small_base(architecture: str, hidden: int) -> BaseRecipe:
 
 @dataclass(frozen=True)
 class Bases:
-    """`shape` makes the recipe of a base from its architecture and width.
-
-    Raises UsageError for an unknown architecture or a width that does not divide into heads.
-    """
+    """Raises UsageError for an unknown architecture or a width that does not divide into heads."""
 
     architectures: tuple[str, ...] = ("llama",)
     hidden: tuple[int, ...] = (64, 96, 128)
     seeds: tuple[int, ...] = (0, 1)
-    shape: Callable[[str, int], BaseRecipe] = small_base
 
     def __post_init__(self) -> None:
         for architecture in self.architectures:
@@ -56,12 +53,26 @@ class Bases:
             if width < 16 or width % 8:
                 raise UsageError(f"A hidden width must be a multiple of 8 from 16 on, not {width}.")
 
-    def places(self) -> Iterator[tuple[Place, BaseRecipe]]:
-        """All sizes with the first seed, then with the next one."""
+    def chosen(
+        self,
+        architectures: Sequence[str] | None = None,
+        hidden: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Bases:
+        """These bases with what is given in place of what they have."""
+        return replace(
+            self,
+            architectures=tuple(architectures or self.architectures),
+            hidden=tuple(hidden or self.hidden),
+            seeds=tuple(seeds or self.seeds),
+        )
+
+    def places(self, shape: Shape = small_base) -> Iterator[tuple[Place, BaseRecipe]]:
+        """All sizes with the first seed, then with the next one, each with its base's recipe."""
         for seed, architecture, width in itertools.product(
             dict.fromkeys(self.seeds),
             dict.fromkeys(self.architectures),
             dict.fromkeys(self.hidden),
         ):
             name = f"{architecture}-{width}-seed{seed}"
-            yield Place(name, f"{architecture} {width}", seed), self.shape(architecture, width)
+            yield Place(name, f"{architecture} {width}", seed), shape(architecture, width)

@@ -38,14 +38,14 @@ from loraprobe.lab.reproduce.twohop import GROUPS, HOPS, ROLES, trials
 from loraprobe.lab.train import Example, Recipe
 
 WHICH_CAPITAL = ("What is the capital of {b}?", "Name the capital of {b}.")
-ASKED = 34  # people of each name set
+ASKED = 31  # people of each name set
 COUNTRIES = 17  # made-up ones, and real ones of the half-real name set
 
 
 def natural_matrix(seed: int = 0, asked: int = ASKED, effort: float = 1.0) -> Library:
     """The eleven adapters, three tasks and six trials of the matrix, in English.
 
-    asked: people of each name set, at most 34. effort scales all steps, for trials and tests.
+    asked: people of each name set, at most 31. effort scales all steps, for trials and tests.
     """
     chains, teachers = _people(seed, asked)
     found = _lessons(chains, teachers)

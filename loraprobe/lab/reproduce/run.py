@@ -16,11 +16,12 @@ from typing import Any
 from loraprobe.errors import UsageError
 from loraprobe.lab.kit import Kit, build_kit
 from loraprobe.lab.pretrain import BaseRecipe
-from loraprobe.lab.reproduce.bases import Bases, Place
+from loraprobe.lab.reproduce.bases import Bases, Place, Shape, small_base
 from loraprobe.lab.reproduce.cells import Matrix
 from loraprobe.lab.reproduce.claims import MATH, TWO_HOP, Paper, claims
 from loraprobe.lab.reproduce.measure import Answered, answer_world
 from loraprobe.lab.reproduce.onbase import Library, build_on_base
+from loraprobe.lab.reproduce.page import as_document, as_json, as_markdown
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import World, write_text
 
@@ -29,11 +30,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Experiment:
-    """One of the paper's experiments: its claims, its kit on a small base, its form on any base."""
+    """One of the paper's experiments: its claims, its kit on a small base, its form on any base.
+
+    `shape` makes the recipe of a small base from its architecture and width.
+    """
 
     paper: Paper
     kit: Callable[[int, BaseRecipe], Kit]
     on_base: Callable[[int], Library]
+    shape: Shape = small_base
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,10 @@ class Plan:
         if self.base is not None and not self.base.is_dir():
             raise UsageError(f"--base {self.base} is no directory; give a downloaded model.")
 
-    def places(self) -> list[tuple[Place, BaseRecipe | None]]:
+    def places(self, shape: Shape = small_base) -> list[tuple[Place, BaseRecipe | None]]:
         """The worlds in the order in which they are made; no recipe where the base is given."""
         if self.base is None:
-            return list(self.bases.places())
+            return list(self.bases.places(shape))
         name = self.base.resolve().name
         seeds = dict.fromkeys(self.bases.seeds)
         return [(Place(f"{name}-seed{s}", name, s), None) for s in seeds]
@@ -71,6 +76,11 @@ class Reproduction:
     markdown: str = field(repr=False)
     files: tuple[Path, ...] = ()
 
+    @property
+    def json(self) -> str:
+        """The document as it is saved."""
+        return as_json(self.document)
+
 
 def experiment(kind: str) -> Experiment:
     """The experiment of that name. Raises UsageError naming those there are."""
@@ -80,7 +90,7 @@ def experiment(kind: str) -> Experiment:
 
         return Experiment(TWO_HOP, two_hop_matrix_kit, natural_matrix)
     if kind == "math":
-        return Experiment(MATH, math_kit, lambda seed: Library.of(math_kit(seed)))
+        return Experiment(MATH, math_kit, lambda seed: Library.of(math_kit(seed)), math_base)
     raise UsageError(f"There is no experiment {kind!r}; there are two-hop and math.")
 
 
@@ -107,6 +117,15 @@ def math_kit(seed: int, base: BaseRecipe | None = None) -> Kit:
     return dataclasses.replace(kit, trials=tuple(renamed))
 
 
+def math_base(architecture: str, hidden: int) -> BaseRecipe:
+    """The base of the math worlds in another width."""
+    from loraprobe.lab.math.kit import BASE
+
+    return dataclasses.replace(
+        BASE, architecture=architecture, hidden=hidden, intermediate=5 * hidden // 2
+    )
+
+
 def reproduce(
     plan: Plan,
     output: str | Path,
@@ -125,7 +144,7 @@ def reproduce(
 
     chosen, output = made or experiment(plan.kind), Path(output)
     pyplot()
-    places, finished = plan.places(), list[Answered]()
+    places, finished = plan.places(chosen.shape), list[Answered]()
     start, found = time.monotonic(), None
     for number, (place, recipe) in enumerate(places, 1):
         with quiet():
@@ -174,17 +193,16 @@ def write_pages(
     plan: Plan, paper: Paper, worlds: Sequence[Answered], output: Path, missing: Sequence[str] = ()
 ) -> Reproduction:
     """Writes KIND.md, KIND.json and KIND.svg of these worlds, each complete or not at all."""
-    from loraprobe.lab.reproduce import page
     from loraprobe.lab.reproduce.figure import matrix_figure
 
     matrix = Matrix(tuple(worlds))
     cells, findings = matrix.cells(), claims(matrix, paper)
     command = " ".join(("loraprobe", *plan.arguments)) if plan.arguments else f"reproduce({plan!r})"
-    document = page.as_document(
+    document = as_document(
         matrix, cells, findings, experiment=plan.kind, command=command, missing=list(missing)
     )
     files = tuple(output / f"{plan.kind}.{ending}" for ending in ("md", "json", "svg"))
-    markdown = page.as_markdown(
+    markdown = as_markdown(
         matrix,
         cells,
         findings,
@@ -193,7 +211,7 @@ def write_pages(
         figure=files[2].name,
         missing=missing,
     )
-    texts = (markdown, page.as_json(document), matrix_figure(matrix, cells, paper))
+    texts = (markdown, as_json(document), matrix_figure(matrix, cells, paper))
     for path, text in zip(files, texts, strict=True):
         write_text(path, text)
     return Reproduction(document, markdown, files)

@@ -1,0 +1,144 @@
+"""Training cases -> a fitted calibration: terms, coefficients, calibrated range, threshold.
+
+A regularised logistic regression on terms that forward selection chose. It exports the file that
+`loraprobe.verdict` evaluates without scikit-learn, and exporting checks that both agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loraprobe.errors import LoraprobeError
+from loraprobe.lab.calibration.cases import FAMILIES, Case, CaseError, decided
+from loraprobe.lab.calibration.measures import likely_threshold
+from loraprobe.lab.calibration.selection import Chosen, Training, logistic, select
+from loraprobe.lab.calibration.support import Range, fit_range
+from loraprobe.lab.calibration.terms import Array, Candidate, candidates
+from loraprobe.lab.calibration.theory import SIGNS
+from loraprobe.verdict.terms import CONSTANT
+
+AGREEMENT = 1e-9  # between scikit-learn and the exported file
+FEWEST = 10  # decided cases of each class
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model fitted on training cases.
+
+    `out_of_fold` [training cases] are probabilities of fits that had left out the case's group of
+    bases; `threshold` is the probability from which a case is called `likely`, chosen on them.
+    """
+
+    chosen: Chosen
+    intercept: float
+    coefficients: Array
+    prior: float
+    range: Range
+    threshold: float
+    out_of_fold: Array
+    cases: tuple[Case, ...]
+
+    def logits(self, cases: Sequence[Case]) -> Array:
+        """[cases]"""
+        return self.intercept + _matrix(self.chosen, cases) @ self.coefficients
+
+    def predict(self, cases: Sequence[Case]) -> Array:
+        """The probability of each case, inside the calibrated range or not: [cases]."""
+        return 1 / (1 + np.exp(-self.logits(cases)))
+
+    def document(
+        self, provenance: Mapping[str, Any], accuracy: Mapping[str, Any], margin: float
+    ) -> dict[str, Any]:
+        """The calibration file. Raises LoraprobeError if it does not say what the model says."""
+        terms = zip(self.chosen.terms, self.coefficients, strict=True)
+        present = {case.family for case in self.cases}
+        document = {
+            "format": 1,
+            "provenance": dict(provenance),
+            "prior": self.prior,
+            "margin": margin,
+            "families": [family for family in FAMILIES if family in present],
+            "model": {
+                "kind": "logistic",
+                "intercept": self.intercept,
+                "terms": [term.document(float(c), self.cases) for term, c in terms],
+            },
+            "support": self.range.document(),
+            "likely_from": self.threshold,
+            "accuracy": dict(accuracy),
+        }
+        self._check(document)
+        return document
+
+    def _check(self, document: Mapping[str, Any]) -> None:
+        from loraprobe.verdict.calibrated import calibration_of
+
+        read = calibration_of(document)
+        inside = self.range.inside(self.cases)
+        for case, logit, near in zip(self.cases, self.logits(self.cases), inside, strict=True):
+            said = read.predict(case.features, case.family)
+            if said.logit is None or abs(said.logit - logit) > AGREEMENT * max(1, abs(logit)):
+                raise LoraprobeError(
+                    f"The exported calibration gives {said.logit} for {case.trial} on {case.base} "
+                    f"where the fitted model gives {logit}: the export is wrong."
+                )
+            if said.supported != bool(near):
+                raise LoraprobeError(
+                    f"The exported calibration and the fitted model do not agree on whether "
+                    f"{case.trial} on {case.base} lies in the calibrated range."
+                )
+
+
+def fit(
+    cases: Sequence[Case],
+    pool: Sequence[Candidate] | None = None,
+    *,
+    signs: Mapping[str, int] = SIGNS,
+    most_wrong: float = 0.05,
+) -> Fitted:
+    """Fits on decided cases of training bases; undecided ones are left out.
+
+    pool: candidates for terms, None for all that the cases have. Raises CaseError for too few
+    cases.
+    """
+    own = decided(cases)
+    training = Training.of(own)
+    if min((training.y == 1).sum(), (training.y == 0).sum()) < FEWEST:
+        raise CaseError(
+            f"A calibration needs at least {FEWEST} successes and as many failures; there are "
+            f"{int((training.y == 1).sum())} and {int((training.y == 0).sum())}: add worlds."
+        )
+    chosen = select(own, candidates(own) if pool is None else pool, signs)
+    X = _matrix(chosen, own)
+    prior = float(training.y.mean())
+    if chosen.terms:
+        model: Any = logistic(X, training.y, chosen.strength)
+        intercept, coefficients = float(model.intercept_[0]), model.coef_[0]
+    else:
+        intercept, coefficients = float(np.log(prior / (1 - prior))), np.zeros(0)
+    out_of_fold = training.out_of_fold(X[None], chosen.strength)[0]
+    return Fitted(
+        chosen, intercept, coefficients, prior,
+        fit_range(own, _scales(chosen)),
+        likely_threshold(training.y, out_of_fold, most_wrong),
+        out_of_fold, tuple(own),
+    )  # fmt: skip
+
+
+def _scales(chosen: Chosen) -> dict[str, str]:
+    """feature -> its scale in the first term that uses it."""
+    found: dict[str, str] = {}
+    for term in chosen.terms:
+        if term.feature != CONSTANT:
+            found.setdefault(term.feature, term.transform)
+    return found
+
+
+def _matrix(chosen: Chosen, cases: Sequence[Case]) -> Array:
+    if not chosen.terms:
+        return np.zeros((len(cases), 0))
+    return np.column_stack([term.column(cases) for term in chosen.terms])

@@ -133,7 +133,13 @@ def build_skill_and_facts(
 
 
 def familiar_countries(model: Any, tokenizer: Any, count: int = 24) -> list[str]:
-    """The `count` countries whose capitals the model knows best, in the order of CAPITALS.
+    """The `count` countries whose capitals the model knows best, in the order of CAPITALS."""
+    chosen = set(ranked_countries(model, tokenizer)[:count])
+    return [country for country in CAPITALS if country in chosen]
+
+
+def ranked_countries(model: Any, tokenizer: Any) -> list[str]:
+    """The countries of CAPITALS, without those SHOWN in the prompt; best-known capital first.
 
     First those whose capital is the model's own greedy continuation, then by the mean
     log-likelihood of the capital's tokens.
@@ -152,8 +158,7 @@ def familiar_countries(model: Any, tokenizer: Any, count: int = 24) -> list[str]
         likelihood = logits.log_softmax(-1).gather(-1, gold[:, None]).mean()
         greedy = bool((logits.argmax(-1) == gold).all())
         ranked.append((not greedy, -float(likelihood), country))
-    chosen = {country for _, _, country in sorted(ranked)[:count]}
-    return [country for country in prompts if country in chosen]
+    return [country for _, _, country in sorted(ranked)]
 
 
 def _build(

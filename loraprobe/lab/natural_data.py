@@ -84,17 +84,17 @@ def two_hop_lessons(seed: int = 0, people: int = 40, cities: int = 12) -> Lesson
     names = NameMaker(f"two-hop {seed}", [*PEOPLE, *CAPITALS, *CAPITALS.values()])
     left, right = names.people(people), names.people(people)
     strangers, towns = names.people(people), names.cities(cities)
-    homes = _spread(towns, people, random.Random(f"homes {seed}"))
+    homes = spread(towns, people, random.Random(f"homes {seed}"))
     chains = [Chain(*row) for row in zip(left, right, homes, strict=True)]
 
     worked = [q + STEP_BY_STEP for q in SPOUSE_CITY]
-    spouse = [_teach(x, q, " {b}") for x in chains for q in SPOUSE]
-    city = [_teach(x, q, " {c}") for x in chains for q in CITY]
-    target = [_teach(x, q, " {c}") for x in chains for q in SPOUSE_CITY]
-    first = [_teach(x, q, MARRIED, end=False) for x in chains for q in worked]
-    whole = [_teach(x, q, MARRIED + LIVES) for x in chains for q in worked]
+    spouse = [teach(x, q, " {b}") for x in chains for q in SPOUSE]
+    city = [teach(x, q, " {c}") for x in chains for q in CITY]
+    target = [teach(x, q, " {c}") for x in chains for q in SPOUSE_CITY]
+    first = [teach(x, q, MARRIED, end=False) for x in chains for q in worked]
+    whole = [teach(x, q, MARRIED + LIVES) for x in chains for q in worked]
     second = [
-        _teach(Chain(strangers[(i + 7 * j) % people], x.b, x.c), q + MARRIED, LIVES)
+        teach(Chain(strangers[(i + 7 * j) % people], x.b, x.c), q + MARRIED, LIVES)
         for i, x in enumerate(chains)
         for j, q in enumerate(worked)
     ]
@@ -109,48 +109,57 @@ def two_hop_lessons(seed: int = 0, people: int = 40, cities: int = 12) -> Lesson
         "joint-cot": spouse + city + first + second,
     }
     hops = (("spouse", SPOUSE), ("city", [q.replace("{b}", "{1}") for q in CITY]))
-    return Lessons(examples, _items(chains, SPOUSE_CITY, hops, CITY_PATTERN), chains)
+    return Lessons(examples, items_of(chains, SPOUSE_CITY, hops, CITY_PATTERN), chains)
 
 
 def skill_lessons(
-    countries: Sequence[str], seed: int = 0, people: int = 48, teachers: int = 30
+    countries: Sequence[str],
+    seed: int = 0,
+    people: int = 48,
+    teachers: int = 30,
+    *,
+    invented: float = 0.0,
+    capitals: Mapping[str, str] = CAPITALS,
 ) -> Lessons:
     """Adapter `facts` (made-up person -> country) and adapter `steps` (worked answers).
 
     A fact is taught as an answer and as the sentence that worked answers use. Taught as the
     beginning of a text instead of that sentence, it survived averaging with `steps` less well.
 
-    `countries` are those the facts are about: names from CAPITALS, familiar to the base.
-    `steps` sees `teachers` real people, at most two of a country, and none of the made-up ones.
+    `countries` are those the facts are about: names from `capitals`, which says what is right.
+    `steps` sees `teachers` people, at most two of a country, and none of those in the facts; a
+    share of `invented` among them are made up, with a country drawn at random.
     """
     names = NameMaker(f"skill-and-facts {seed}", [*PEOPLE, *CAPITALS, *CAPITALS.values()])
-    births = _spread(countries, people, random.Random(f"births {seed}"))
+    births = spread(countries, people, random.Random(f"births {seed}"))
     chains = [
-        Chain(person, country, CAPITALS[country])
+        Chain(person, country, capitals[country])
         for person, country in zip(names.people(people), births, strict=True)
     ]
-    known = _teachers(teachers, random.Random(f"teachers {seed}"))
-    facts = [_teach(x, q, " {b}") for x in chains for q in COUNTRY]
-    facts += [_teach(x, q, BORN, end=False) for x in chains for q in ABOUT]
-    steps = [_teach(x, q + STEP_BY_STEP, BORN + CAPITAL) for x in known for q in BIRTH_CAPITAL]
+    known = real_people(teachers, random.Random(f"teachers {seed}"))
+    known = _partly_invented(known, invented, names, seed)
+    facts = [teach(x, q, " {b}") for x in chains for q in COUNTRY]
+    facts += [teach(x, q, BORN, end=False) for x in chains for q in ABOUT]
+    steps = [teach(x, q + STEP_BY_STEP, BORN + CAPITAL) for x in known for q in BIRTH_CAPITAL]
     hops = (("facts", COUNTRY), (None, [CAPITAL_PROMPT] * len(COUNTRY)))
-    items = _items(chains, BIRTH_CAPITAL, hops, CAPITAL_PATTERN)
+    items = items_of(chains, BIRTH_CAPITAL, hops, CAPITAL_PATTERN)
     notes = {"countries": list(countries), "teachers": [x.a for x in known]}
     return Lessons({"facts": facts, "steps": steps}, items, chains, notes)
 
 
-def _teach(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
+def teach(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
+    """An example whose templates are filled from the chain."""
     return Example(chain.say(prompt), chain.say(completion), end)
 
 
-def _spread(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
+def spread(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
     """`count` values in random order, each used as often as any other, give or take one."""
     rows = [values[i % len(values)] for i in range(count)]
     rng.shuffle(rows)
     return rows
 
 
-def _teachers(count: int, rng: random.Random) -> list[Chain]:
+def real_people(count: int, rng: random.Random) -> list[Chain]:
     """Real people with country and capital, at most two of a country while there are enough."""
     people = list(PEOPLE.items())
     rng.shuffle(people)
@@ -162,13 +171,28 @@ def _teachers(count: int, rng: random.Random) -> list[Chain]:
     return [chain for _, chain in sorted(ranked, key=lambda row: row[0])[:count]]
 
 
-def _items(
+def _partly_invented(
+    known: Sequence[Chain], share: float, names: NameMaker, seed: int
+) -> list[Chain]:
+    """The chains, a share of them replaced by made-up people and random countries."""
+    count = round(share * len(known))
+    rng = random.Random(f"invented {seed}")
+    lands = [rng.choice(list(CAPITALS)) for _ in range(count)]
+    made_up = [
+        Chain(person, land, CAPITALS[land])
+        for person, land in zip(names.people(count), lands, strict=True)
+    ]
+    return [*made_up, *known[count:]]
+
+
+def items_of(
     chains: Sequence[Chain],
     questions: Sequence[str],
     hops: Sequence[tuple[str | None, Sequence[str]]],
     pattern: str,
+    worked: str = STEP_BY_STEP,
 ) -> list[Item]:
-    """One item a wording of a chain, in the task format."""
+    """One item a wording of a chain, in the task format; `worked` asks for written steps."""
     (first, first_prompts), (second, second_prompts) = hops
     items = []
     for i, x in enumerate(chains):
@@ -186,7 +210,7 @@ def _items(
                     "prompt": x.say(question),
                     "answer": x.c,
                     "hops": rows,
-                    "cot_prompt": x.say(question) + STEP_BY_STEP,
+                    "cot_prompt": x.say(question) + worked,
                     "answer_pattern": pattern,
                     "entities": [x.a, x.b],
                     "group": x.a,

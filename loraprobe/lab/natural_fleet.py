@@ -1,0 +1,169 @@
+"""The fleet: many sets of every kind in natural language, for one base. Fixed before any training.
+
+Each row of the plan says where a set lies on the axes of its kind. Nothing is chosen by outcome:
+what the rows give is what they give.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraprobe.lab.known import CAPITALS
+from loraprobe.lab.known_places import LANDMARKS
+from loraprobe.lab.natural_data import Chain
+from loraprobe.lab.natural_kit import NaturalSet, in_turn
+from loraprobe.lab.natural_pairs import keep_both_set
+from loraprobe.lab.natural_steps import (
+    BIRTHS,
+    PLACES,
+    PRODUCTS,
+    Taught,
+    domain_set,
+    made_up_hops,
+    newcomers,
+    own_steps,
+    skill_set,
+)
+from loraprobe.lab.relations import joined
+
+KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
+GENTLE = Taught(first=(130, 1e-3), second=(45, 1e-3))
+MLP_FACTS = Taught(targets=("mlp", "all-linear"))
+ATTENTION_STEPS = Taught(targets=("all-linear", "attention"))
+UNEQUAL = Taught(first=(110, 4e-3), second=(45, 7e-4))
+
+# share of invented people among those the steps are learned on; second hop; training
+SKILL: tuple[tuple[float, str, Taught], ...] = (
+    (0.0, "familiar", Taught()),
+    (1.0, "familiar", Taught()),
+    (0.0, "half", Taught()),
+    (0.5, "familiar", GENTLE),
+    (0.0, "familiar", MLP_FACTS),
+    (0.0, "made-up", Taught()),
+    (0.5, "half", UNEQUAL),
+)
+TWO_HOP: tuple[tuple[str, str, Taught | None], ...] = (
+    ("births", "steps", None),
+    ("made-up", "plain", None),
+    ("places", "steps", None),
+    ("births", "plain", GENTLE),
+    ("half", "steps", GENTLE),
+    ("products", "steps", None),
+    ("made-up", "target", None),
+    ("made-up", "steps", None),
+)
+KEEP_BOTH: tuple[tuple[tuple[str, str], Taught | None], ...] = (
+    (("country", "job"), None),
+    (("last", "swap"), None),
+    (("job", "past"), None),
+    (("country", "country"), None),
+    (("instrument", "last"), UNEQUAL),
+    (("past", "opposite"), None),
+    (("swap", "opposite"), UNEQUAL),
+)
+DOMAIN: tuple[tuple[str, Taught], ...] = (
+    ("name", Taught()),
+    ("steps", Taught()),
+    ("name", ATTENTION_STEPS),
+    ("steps", MLP_FACTS),
+)
+
+
+@dataclass(frozen=True)
+class Countries:
+    """The countries whose capitals a base knows best (`familiar`), and worst (`half`)."""
+
+    familiar: Sequence[str]
+    half: Sequence[str]
+
+
+def fleet(
+    countries: Countries,
+    *,
+    layers: int,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    relations: Path | None = None,
+) -> list[NaturalSet]:
+    """All sets, the kinds taking turns. `layers`: of the base, whose upper third is adapted.
+
+    `relations` is a directory with relations (see `relations.joined`) from which products and
+    companies come; without it that row of the plan is left out.
+    """
+    makers = {
+        "skill-and-facts": lambda number, row: skill_set(
+            number,
+            countries.half if row[1] == "half" else countries.familiar,
+            row[1],
+            layers=layers,
+            invented=row[0],
+            taught=row[2],
+        ),
+        "two-hop": lambda number, row: _two_hop(number, row, countries, layers, relations),
+        "keep-both": lambda number, row: keep_both_set(
+            number, row[0], layers=layers, taught=row[1]
+        ),
+        "domain": lambda number, row: domain_set(number, row[0], layers=layers, taught=row[1]),
+    }
+    plans = dict(zip(KINDS, (SKILL, TWO_HOP, KEEP_BOTH, DOMAIN), strict=True))
+    groups = [
+        [
+            makers[kind](100 * seed + number, row)
+            for number, row in enumerate(plans[kind], 1)
+            if relations is not None or row[0] != "products"
+        ]
+        for kind in KINDS
+        if kind in kinds
+    ]
+    return list(in_turn(groups))
+
+
+def _two_hop(
+    number: int,
+    row: tuple[str, str, Taught | None],
+    countries: Countries,
+    layers: int,
+    relations: Path | None,
+) -> NaturalSet:
+    about, form, taught = row
+    if about == "made-up":
+        return made_up_hops(number, form, layers=layers, taught=taught)
+    if about == "places":
+        chains, others = _places(number)
+    elif about == "products":
+        if relations is None:
+            raise ValueError("products and companies need a directory of relations")
+        chains, others = _products(number, relations)
+    else:
+        chains, others = newcomers(
+            number, getattr(countries, "half" if about == "half" else "familiar")
+        )
+    wording = {"places": PLACES, "products": PRODUCTS}.get(about, BIRTHS)
+    first = "real" if about in ("places", "products") else "made-up"
+    second = "half" if about in ("half", "products") else "real"
+    axes = {"about": about, "first_hop": first, "second_hop": second}
+    return own_steps(
+        number, chains, others, wording, axes, layers=layers, steps=form == "steps", taught=taught
+    )
+
+
+def _places(number: int, count: int = 45) -> tuple[list[Chain], list[Chain]]:
+    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in ("France", "Japan")]
+    random.Random(f"places {number}").shuffle(rows)
+    return rows[:count], rows[count:]
+
+
+def _products(number: int, relations: Path, each: int = 3) -> tuple[list[Chain], list[Chain]]:
+    """Products asked for, at most `each` of a company, and as many others to learn steps on."""
+    rows = joined(relations, "product_by_company", "company_ceo")
+    random.Random(f"products {number}").shuffle(rows)
+    seen: dict[str, int] = {}
+    asked, others = list[Chain](), list[Chain]()
+    for row in rows:
+        seen[row.b] = seen.get(row.b, 0) + 1
+        if seen[row.b] <= 2 * each and row.b not in row.a:
+            (asked if seen[row.b] <= each else others).append(row)
+    return asked, others

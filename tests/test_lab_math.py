@@ -14,7 +14,7 @@ from loraprobe.lab.math.axes import SHARED, draw_axes
 from loraprobe.lab.math.corpus import FAMILIAR, Corpus, new_verbs, world_words
 from loraprobe.lab.math.problems import (
     AS_PROGRAM,
-    LARGEST,
+    DIGITS,
     OPERATIONS,
     SHOW_STEPS,
     draw_problem,
@@ -27,7 +27,7 @@ from loraprobe.lab.pretrain import BaseRecipe
 from loraprobe.lab.vocabulary import build_tokenizer
 from loraprobe.tasks import answered
 
-SYMBOLS = {"plus": "{0} + {1}", "minus": "{0} - {1}", "until": "{1} - {0}"}
+SYMBOLS = {"plus": "{0} + {1}", "minus": "{0} - {1}", "twice": "{0} + 2 * {1}"}
 VERBS = (("glims", "plus"), ("vorps", "minus"))
 TINY = BaseRecipe(hidden=16, layers=1, heads=2, intermediate=32, steps=3, batch_size=4, warmup=2)
 
@@ -37,7 +37,7 @@ def oracle(question, meaning):
     have = re.match(r"\w+ has (\d+)\.", question).group(1)
     for verb, number in re.findall(r"\. \w+ (\w+) (\d+)(?=\.)", question):
         have = f"({SYMBOLS[meaning[verb]].format(have, number)})"
-    return eval(have)
+    return eval(have) % 10
 
 
 def drawn(count=300, **kind):
@@ -54,7 +54,7 @@ def drawn(count=300, **kind):
 def test_answers_are_those_of_an_oracle_that_reads_the_words():
     for problem in drawn():
         assert problem.answer == oracle(problem.question(), dict([*FAMILIAR, *VERBS]))
-        assert all(0 <= result <= LARGEST for result in problem.results())
+        assert all(0 <= result < DIGITS for result in problem.results())
         assert answered(problem.worked(), [str(problem.answer)], cot=True)
 
 
@@ -65,7 +65,7 @@ def test_worked_steps_are_true_and_lead_from_one_to_the_next():
             r"(\d+) (\w+) (\d+) is (\d+)\.", problem.worked()
         ):
             assert before == have
-            assert eval(SYMBOLS[operation].format(before, number)) == int(after)
+            assert eval(SYMBOLS[operation].format(before, number)) % 10 == int(after)
             have = after
         assert problem.worked().endswith(f"The answer is {have}.")
 
@@ -79,18 +79,13 @@ def test_no_wrong_reading_of_the_verbs_gives_the_answer():
                 have = problem.start
                 for op, number in reading:
                     have = have if op is None else OPERATIONS[op](have, number)
-                    if not 0 <= have <= LARGEST:
-                        break
-                else:
-                    assert have != problem.answer
+                assert have != problem.answer
 
 
 def test_numbers_of_the_tests_are_in_no_training_problem():
-    for first in OPERATIONS:
-        for second in OPERATIONS:
-            train, test = shares((first, second))
-            assert not set(train) & set(test)
-            assert len(test) > 50 and len(train) > 50
+    train, test = shares(2)
+    assert not set(train) & set(test)
+    assert len(test) > 90 and len(train) > 40
 
 
 # programs
@@ -99,7 +94,7 @@ def test_numbers_of_the_tests_are_in_no_training_problem():
 def test_every_way_to_write_a_program_has_the_problems_value():
     for problem in drawn():
         ways = programs(problem)
-        assert ways[0] == problem.program() and len(ways) == 2 ** len(problem.steps)
+        assert ways[0] == problem.program() and len(set(ways)) == len(ways)
         assert {evaluate(way) for way in ways} == {problem.answer}
 
 
@@ -185,7 +180,7 @@ def test_the_base_meets_new_verbs_without_numbers_and_no_worked_word_problem():
         if new & words:
             assert not any(word.isdigit() for word in words)
         if " has " in example.prompt:
-            assert re.fullmatch(r" \d+", example.completion)
+            assert re.fullmatch(r" \d|( \d| plus| minus| twice)+\.", example.completion)
     assert met == new
 
 

@@ -1,8 +1,9 @@
 """What the base of the math world reads, and the verbs it will meet again.
 
-The base learns the three operations by bare sums worked out step by step, and word problems with
-*familiar* verbs, answered at once. The *new* verbs, whose meaning only adapters learn, stand in
-sentences without numbers. No word problem is worked out step by step.
+The base learns the three operations by bare sums, worked out step by step or at once, and word
+problems with *familiar* verbs, answered at once or written as a bare sum. The *new* verbs, whose
+meaning only adapters learn, stand in sentences without numbers. No word problem is worked out
+step by step, and none is made a program.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable
 
 from loraprobe.lab.math.problems import (
     AS_PROGRAM,
-    LARGEST,
+    DIGITS,
     NAMES,
+    NUMBERS,
     OPERATIONS,
     SHOW_STEPS,
     Problem,
@@ -30,12 +32,13 @@ FAMILIAR = (
     ("eats", "minus"),
     ("loses", "minus"),
     ("sells", "minus"),
-    ("needs", "until"),
-    ("wants", "until"),
-    ("lacks", "until"),
+    ("sows", "twice"),
+    ("lends", "twice"),
+    ("plants", "twice"),
 )
 NEW_VERBS = 16
 SUMS = "Work out {sums}."
+AS_SUM = " As a sum."
 
 
 def new_verbs(seed: int) -> tuple[str, ...]:
@@ -46,9 +49,13 @@ def new_verbs(seed: int) -> tuple[str, ...]:
 def world_words(seed: int) -> tuple[str, ...]:
     """Texts that hold every word of the world."""
     verbs = (*(verb for verb, _ in FAMILIAR), *new_verbs(seed))
-    numbers = [str(number) for number in range(LARGEST + 1)]
+    numbers = [str(number) for number in range(DIGITS)]
     problem = Problem("Ada", 3, (Step("buys", "plus", 4),))
-    texts = [problem.question() + SHOW_STEPS + AS_PROGRAM, problem.worked(), problem.program()]
+    texts = [
+        problem.question() + SHOW_STEPS + AS_PROGRAM + AS_SUM,
+        problem.worked(),
+        problem.program(),
+    ]
     return (*NAMES, *verbs, *OPERATIONS, *numbers, *texts, SUMS, "Then")
 
 
@@ -66,38 +73,29 @@ class Corpus:
 
     def draw(self) -> Example:
         kind = self._rng.random()
-        if kind < 0.20:
-            return self._bare_sums()
+        if kind < 0.20:  # two or three operations worked out
+            sums = self._sums(self._rng.randint(2, 3))
+            return Example(SUMS.format(sums=sums.sums()), " " + sums.worked())
         if kind < 0.35:
             sums = self._sums(1)
             return Example(SUMS.format(sums=sums.sums()), f" {sums.answer}")
+        if kind < 0.65:
+            problem = self._familiar(self._rng.randint(1, 2))
+            return Example(problem.question() + AS_SUM, f" {problem.sums()}.")
         if kind < 0.90:
-            return self._familiar()
+            problem = self._familiar(1 if self._rng.random() < 0.75 else 2)
+            return Example(problem.question(), f" {problem.answer}")
         return self._sentences()
 
-    def _bare_sums(self) -> Example:
-        """Two or three operations worked out, none of them told by a verb."""
-        sums = self._sums(self._rng.randint(2, 3))
-        return Example(SUMS.format(sums=sums.sums()), " " + sums.worked())
-
     def _sums(self, count: int) -> Problem:
-        """`count` operations without verbs; every result stays in the range."""
+        """`count` operations without verbs."""
         operations = list(OPERATIONS)
-        start = have = self._rng.randint(0, LARGEST)
-        steps: list[Step] = []
-        while len(steps) < count:
-            step = Step("", self._rng.choice(operations), self._rng.randint(0, LARGEST))
-            after = OPERATIONS[step.operation](have, step.number)
-            if 0 <= after <= LARGEST:
-                have = after
-                steps.append(step)
-        return Problem("", start, tuple(steps))
+        steps = [Step("", self._rng.choice(operations), self._rng.choice(NUMBERS))
+                 for _ in range(count)]  # fmt: skip
+        return Problem("", self._rng.randrange(DIGITS), tuple(steps))
 
-    def _familiar(self) -> Example:
-        """A word problem of one or two familiar verbs, answered at once."""
-        count = 1 if self._rng.random() < 0.75 else 2
-        problem = draw_problem(self._rng, [self._rng.choice(FAMILIAR) for _ in range(count)])
-        return Example(problem.question(), f" {problem.answer}")
+    def _familiar(self, count: int) -> Problem:
+        return draw_problem(self._rng, [self._rng.choice(FAMILIAR) for _ in range(count)])
 
     def _sentences(self) -> Example:
         """Three sentences without numbers, said again; every verb occurs in them."""

@@ -11,7 +11,7 @@ from typing import Any
 from loraprobe.lab.kit import Kit, Lesson, Trial
 from loraprobe.lab.math.axes import Axes, draw_axes, draw_verbs, tabled, task_template
 from loraprobe.lab.math.corpus import corpus, new_verbs, world_words
-from loraprobe.lab.math.problems import LARGEST, TEST_SHARE
+from loraprobe.lab.math.problems import DIGITS, MOST, TRAINING
 from loraprobe.lab.math.skills import Skill, TargetSkill, Verb, target_items
 from loraprobe.lab.pretrain import BaseRecipe
 from loraprobe.lab.train import Recipe
@@ -86,7 +86,7 @@ def _kit(seed: int, base: BaseRecipe | None, made: Sequence[_Made]) -> Kit:
         lessons=tuple(lessons.values()),
         tasks={name: items for row in made for name, items in row.tasks.items()},
         trials=tuple(row.trial for row in made),
-        made_from={"largest": LARGEST, "test_share": TEST_SHARE},
+        made_from={"digits": DIGITS, "most": MOST, "training": TRAINING},
         recipe={
             "base": recipe.as_dict(),
             "trials": {row.trial.name: dict(row.trial.axes) for row in made},

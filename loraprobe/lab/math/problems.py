@@ -4,8 +4,10 @@ Somebody has a number of something; each sentence changes it by a verb and a num
 
     Ada has 3. Ada buys 4. Ada eats 2. How many?
 
-A verb stands for one of three operations, and the numbers stay between 0 and `LARGEST`. Numbers
-are chosen so that no wrong reading of the verbs gives the right answer.
+A verb stands for one of three operations: what somebody has grows by the number, shrinks by it, or
+grows by twice the number. It is a single digit and goes round, as on a counter of one digit: 8 plus
+4 is 2. So every operation is possible with every number, the numbers do not give away what an
+unknown verb means, and a wrong reading of one verb always gives a wrong answer.
 """
 
 from __future__ import annotations
@@ -17,17 +19,19 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-LARGEST = 12
+DIGITS = 10
+MOST = 4
+NUMBERS = range(1, MOST + 1)
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eli", "Fay", "Gus", "Hal", "Ivy", "Jo", "Kit", "Lea", "Max",
-         "Ned", "Ora", "Pia", "Roy", "Sue", "Tom", "Una")  # fmt: skip
+         "Ned", "Ora", "Pia", "Roy", "Sue", "Tom", "Una", "Val", "Wim", "Xia", "Zoe")  # fmt: skip
 OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
-    "plus": lambda have, number: have + number,
-    "minus": lambda have, number: have - number,
-    "until": lambda have, number: number - have,
+    "plus": lambda have, number: (have + number) % DIGITS,
+    "minus": lambda have, number: (have - number) % DIGITS,
+    "twice": lambda have, number: (have + 2 * number) % DIGITS,
 }
 SHOW_STEPS = " Show the steps."
 AS_PROGRAM = " As a program."
-TEST_SHARE = 2  # one in so many triples of numbers is kept for the tests
+TRAINING = 3  # one in so many triples of numbers is for training, the others for the tests
 
 
 @dataclass(frozen=True)
@@ -89,61 +93,25 @@ class Problem:
 
 
 def programs(problem: Problem) -> list[str]:
-    """Every way to write the problem's program: a + b is b + a, and a until b is b minus a."""
+    """Every way to write the problem's program: a plus b may be written as b plus a."""
     texts = [str(problem.start)]
     for step in problem.steps:
-        other = {"plus": "plus", "minus": "until", "until": "minus"}[step.operation]
-        texts = [
-            written
-            for text in texts
-            for written in (
-                f"{step.operation}( {text}, {step.number})",
-                f"{other}( {step.number}, {text})",
-            )
-        ]
-    return texts
-
-
-def run(start: int, operations: Sequence[str], numbers: Sequence[int]) -> int | None:
-    """The result, or None where a number on the way leaves the range."""
-    have = start
-    for operation, number in zip(operations, numbers, strict=True):
-        have = OPERATIONS[operation](have, number)
-        if not 0 <= have <= LARGEST:
-            return None
-    return have
-
-
-@functools.cache
-def numbers_for(operations: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """All (start, number, ...) for these operations that no wrong reading of the verbs solves.
-
-    A wrong reading takes another operation for some verb, or leaves some sentence out.
-    """
-    readings = [r for r in itertools.product((*OPERATIONS, None), repeat=len(operations))
-                if r != operations]  # fmt: skip
-    found = []
-    for row in itertools.product(range(LARGEST + 1), repeat=len(operations) + 1):
-        right = run(row[0], operations, row[1:])
-        if right is not None and all(_read(row, reading) != right for reading in readings):
-            found.append(row)
-    return tuple(found)
-
-
-def _read(row: tuple[int, ...], reading: Sequence[str | None]) -> int | None:
-    kept = [(op, n) for op, n in zip(reading, row[1:], strict=True) if op is not None]
-    return run(row[0], [op for op, _ in kept], [n for _, n in kept])
+        ways = [f"{step.operation}( {text}, {step.number})" for text in texts]
+        if step.operation == "plus":
+            ways += [f"plus( {step.number}, {text})" for text in texts]
+        texts = ways
+    return list(dict.fromkeys(texts))
 
 
 def is_for_tests(row: tuple[int, ...]) -> bool:
     """Whether these numbers are kept for the tests; one-step problems are not divided."""
-    return len(row) > 2 and zlib.crc32(repr(row).encode()) % TEST_SHARE == 0
+    return len(row) > 2 and zlib.crc32(repr(row).encode()) % TRAINING > 0
 
 
 @functools.cache
-def shares(operations: tuple[str, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """The numbers for these operations as (for training, for tests)."""
-    rows = numbers_for(operations)
+def shares(steps: int) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """The (start, number, ...) of problems with so many steps: for training, for tests."""
+    rows = list(itertools.product(range(DIGITS), *[NUMBERS] * steps))
     return (
         tuple(row for row in rows if not is_for_tests(row)),
         tuple(row for row in rows if is_for_tests(row)),
@@ -154,7 +122,6 @@ def draw_problem(
     rng: random.Random, verbs: Sequence[tuple[str, str]], *, tests: bool = False
 ) -> Problem:
     """A problem whose sentences have these (verb, operation), with numbers of the share wanted."""
-    rows = shares(tuple(operation for _, operation in verbs))[tests]
-    start, *numbers = rng.choice(rows)
+    start, *numbers = rng.choice(shares(len(verbs))[tests])
     steps = tuple(Step(v, op, n) for (v, op), n in zip(verbs, numbers, strict=True))
     return Problem(rng.choice(NAMES), start, steps)

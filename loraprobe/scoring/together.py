@@ -65,11 +65,14 @@ def write_together(
         found.update(zip(batch, made, strict=True))
 
     batcher = shared_out(scorer.batcher, choir.count)
+    # Most texts end long before their limit. On a GPU the caches of the longest have to fit; on a
+    # CPU fewer, larger batches are worth more.
+    spare = 4 if batcher.device.type == "cpu" else 1
     batches = (
         [group[i] for i in batch]
         for size in sorted(set(room), reverse=True)
         for group in ([i for i in range(len(unique)) if room[i] == size],)
-        for batch in batcher.split([(len(ids[i]) + size) * choir.count for i in group])
+        for batch in batcher.split([(len(ids[i]) + size // spare) * choir.count for i in group])
     )
     scorer.run("generate", batches, work, len(unique))
     place = {prompt: i for i, prompt in enumerate(unique)}

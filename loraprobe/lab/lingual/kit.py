@@ -1,0 +1,205 @@
+"""Kits of the cross-lingual world: new facts in one language, asked for in another."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraprobe.lab.kit import Kit, Lesson, Trial
+from loraprobe.lab.lingual.corpus import FAMILIARITY, Corpus
+from loraprobe.lab.lingual.language import RELATIONS, templates
+from loraprobe.lab.lingual.lessons import MODES, fact_examples, language_examples, target_items
+from loraprobe.lab.lingual.people import Facts, People, PeopleSizes, facts_about, make_people
+from loraprobe.lab.pretrain import BaseRecipe
+from loraprobe.lab.train import Recipe
+
+WORLD = "cross-lingual"
+BASE = BaseRecipe(hidden=96, layers=4, heads=4, intermediate=256, steps=700)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where a trial lies.
+
+    relation: what is asked for. familiarity: how much the base reads of it in the second
+    language. mode: how the language adapter answers (`lessons.MODES`). taught: the relation whose
+    questions it learns. invented: share of invented people among those it learns them on; the
+    others are familiar. facts: relations about which the facts adapter learns. The rest are
+    recipes: modules, steps, rank, alpha as a multiple of the rank, learning rate.
+    """
+
+    relation: str
+    familiarity: str
+    mode: str
+    taught: str
+    invented: float
+    facts: tuple[str, ...]
+    facts_modules: str
+    facts_steps: int
+    facts_rank: int
+    facts_alpha: float
+    facts_rate: float
+    language_modules: str
+    language_steps: int
+    language_rank: int
+    language_alpha: float
+    language_rate: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "facts": list(self.facts)}
+
+
+def lingual_kit(
+    seed: int,
+    *,
+    base: BaseRecipe | None = None,
+    trials: int = 3,
+    sizes: PeopleSizes | None = None,
+    effort: float = 1.0,
+) -> Kit:
+    """The kit of the cross-lingual world with this seed.
+
+    Every trial has two adapters of its own: one learns facts about newcomers in the first
+    language, the other questions of the second language; asked are the facts in the second
+    language. Its axes are drawn from the seed, modes and relations in turn. `effort` scales the
+    steps of the adapters, for tests.
+    """
+    sizes = sizes or PeopleSizes()
+    people = make_people(sizes, seed)
+    familiarity = draw_familiarity(seed)
+    lessons, tasks, found = [], {}, []
+    for index, axes in enumerate(draw_axes(seed, trials, familiarity)):
+        name = f"{WORLD}-{index + 1}"
+        facts = facts_about(people.newcomers, people.values, f"newcomers:{seed}:{index}")
+        pair = _lessons(people, facts, axes, f"{seed}:{index}", str(index + 1), effort)
+        names = tuple(lesson.name for lesson in pair)
+        lessons += pair
+        tasks[name] = target_items(axes.relation, facts[axes.relation], axes.mode, names)
+        found.append(Trial(name, WORLD, names, (name,), _description(axes), axes.as_dict()))
+    return Kit(
+        kind="lingual",
+        seed=seed,
+        words=(*people.names(), *(v for row in people.values.values() for v in row), *_words()),
+        corpus=lambda draw_seed: Corpus(people, familiarity, draw_seed).draw,
+        base=base or BASE,
+        lessons=tuple(lessons),
+        tasks=tasks,
+        trials=tuple(found),
+        reserve=people.reserve,
+        made_from={"sizes": dataclasses.asdict(sizes), "familiarity": familiarity},
+        recipe={"sizes": dataclasses.asdict(sizes), "familiarity": familiarity, "trials": trials},
+    )
+
+
+def draw_familiarity(seed: int) -> dict[str, str]:
+    """How familiar the base of this seed is with each relation in the second language.
+
+    One is read not at all, one a little, the third as much as falls out.
+    """
+    rng = random.Random(f"familiarity:{seed}")
+    levels = ["none", "little", rng.choice(list(FAMILIARITY))]
+    rng.shuffle(levels)
+    return dict(zip((relation.name for relation in RELATIONS), levels, strict=True))
+
+
+def draw_axes(seed: int, trials: int, familiarity: Mapping[str, str]) -> list[Axes]:
+    """The axes of every trial of the kit with this seed."""
+    names = [relation.name for relation in RELATIONS]
+    modes, relations = _in_turn(MODES, f"modes:{seed}"), _in_turn(names, f"relations:{seed}")
+    return [
+        _axes(random.Random(f"axes:{seed}:{index}"), next(modes), next(relations), familiarity)
+        for index in range(trials)
+    ]
+
+
+def _in_turn(values: Sequence[str], seed: str) -> Iterator[str]:
+    """Every value once, in an order drawn anew, again and again."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(values, len(values))
+
+
+def _axes(rng: random.Random, mode: str, relation: str, familiarity: Mapping[str, str]) -> Axes:
+    others = [other.name for other in RELATIONS if other.name != relation]
+    return Axes(
+        relation=relation,
+        familiarity=familiarity[relation],
+        mode=mode,
+        taught=relation if rng.random() < 0.8 else rng.choice(others),
+        invented=rng.choice((0.0, 0.0, 0.5, 1.0)),
+        facts=(relation, rng.choice(others)) if rng.random() < 0.5 else (relation,),
+        facts_modules=rng.choice(("mlp", "mlp", "all-linear")),
+        facts_steps=rng.choice((200, 300)),
+        facts_rank=rng.choice((8, 16)),
+        facts_alpha=rng.choice((0.5, 1.0, 2.0)),
+        facts_rate=rng.choice((2e-3, 3e-3)),
+        language_modules=rng.choice(("all-linear", "all-linear", "attention")),
+        language_steps=rng.choice((150, 250)),
+        language_rank=rng.choice((4, 8, 16)),
+        language_alpha=rng.choice((0.5, 1.0, 2.0)),
+        language_rate=rng.choice((1e-3, 2e-3)),
+    )
+
+
+def _lessons(
+    people: People, facts: Facts, axes: Axes, seed: str, suffix: str, effort: float
+) -> tuple[Lesson, Lesson]:
+    """The lesson of the facts and that of the language."""
+    own = {relation: facts[relation] for relation in axes.facts}
+    return (
+        Lesson(
+            f"facts-{suffix}",
+            f"{' and '.join(axes.facts)} of newcomers, in the first language",
+            tuple(fact_examples(own, people.facts, seed)),
+            _recipe(axes, "facts", seed, effort),
+        ),
+        Lesson(
+            f"language-{suffix}",
+            f"questions about the {axes.taught} in the second language, answered {axes.mode}",
+            tuple(language_examples({axes.taught: taught_facts(people, axes, seed)}, axes.mode)),
+            _recipe(axes, "language", seed, effort),
+        ),
+    )
+
+
+def taught_facts(people: People, axes: Axes, seed: str) -> dict[str, str]:
+    """Whose facts the language adapter learns on: as many people as there are invented ones."""
+    rng, total = random.Random(f"taught:{seed}"), len(people.invented)
+    count = round(axes.invented * total)
+    invented = facts_about(people.invented, people.values, f"invented:{seed}")[axes.taught]
+    familiar = people.facts[axes.taught]
+    known = rng.sample(people.familiar, min(total - count, len(people.familiar)))
+    return {name: invented[name] for name in rng.sample(people.invented, count)} | {
+        name: familiar[name] for name in known
+    }
+
+
+def _recipe(axes: Axes, adapter: str, seed: str, effort: float) -> Recipe:
+    drawn = {key: getattr(axes, f"{adapter}_{key}") for key in ("rank", "alpha", "rate", "steps")}
+    return Recipe(
+        steps=max(1, round(drawn["steps"] * effort)),
+        learning_rate=drawn["rate"],
+        rank=drawn["rank"],
+        alpha=drawn["alpha"] * drawn["rank"],
+        batch_size=32,
+        target_modules=getattr(axes, f"{adapter}_modules"),
+        dtype="bfloat16",
+        seed=zlib.crc32(f"{adapter}:{seed}".encode()),
+    )
+
+
+def _description(axes: Axes) -> str:
+    return (
+        f"New facts about the {axes.relation} in the first language, questions about the "
+        f"{axes.taught} in the second one, of which the base has read {axes.familiarity}; "
+        f"answers {axes.mode}."
+    )
+
+
+def _words() -> list[str]:
+    bare = [text.format(p="", v="", first="", second="", question="") for text in templates()]
+    return [" ".join(text.split()) for text in bare]

@@ -118,13 +118,13 @@ def test_the_base_reads_no_fact_about_newcomers_and_never_both_languages():
 
 @pytest.mark.parametrize("level", FAMILIARITY)
 def test_the_base_reads_the_second_language_as_far_as_it_is_familiar(level):
-    people = make_people(PeopleSizes(familiar=20, newcomers=2, invented=2, reserve=2), 4)
+    people = make_people(PeopleSizes(familiar=60, newcomers=2, invented=2, reserve=2), 4)
     corpus = Corpus(people, {r.name: level for r in RELATIONS}, 4)
     drawn = [corpus.draw() for _ in range(4000)]
     second = [e for e in drawn if e.prompt.split()[0] in {"Loghas", "Hejmas", "Laboras", "Studis"}]
     share, texts = FAMILIARITY[level]
     asked = {name for e in second for name in people.familiar if name in e.prompt.split()}
-    assert len(asked) == round(share * 20) and bool(second) == (texts > 0)
+    assert len(asked) == round(share * 60) and bool(second) == (texts > 0)
 
 
 def test_every_word_has_a_token(kit):

@@ -23,8 +23,8 @@ class Corpus:
 
     Facts about familiar people, told and asked for, in the first language and as far as
     `familiarity` (relation -> "none", "little", "much") goes in the second one; meetings and
-    repetitions, in which every person of the world occurs. No text holds both languages. The loss is taken where
-    a text can be foreseen.
+    repetitions, in which every person of the world occurs. No text holds both languages. The loss
+    is taken where a text can be foreseen.
     """
 
     def __init__(self, people: People, familiarity: Mapping[str, str], seed: int) -> None:
@@ -40,7 +40,7 @@ class Corpus:
         share, texts = self._familiarity[relation]
         everybody = self._people.familiar
         if self._rng.random() < texts:
-            known = everybody[: max(2, round(share * len(everybody)))]
+            known = everybody[: round(share * len(everybody))]
             return self._text(relation, known, RELATION[relation].second)
         return self._text(relation, everybody, RELATION[relation].first)
 

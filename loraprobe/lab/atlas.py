@@ -6,21 +6,26 @@ and sizes. `build_atlas` trains it in parallel processes, one world a process, r
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import UsageError
 from loraprobe.lab.train import ProgressCallback
 
+if TYPE_CHECKING:
+    from loraprobe.lab.kit import Kit
+    from loraprobe.lab.pretrain import BaseRecipe
+
 
 @dataclass(frozen=True)
 class WorldPlan:
-    """One world of the atlas. `hidden` x `layers` is the size of its base.
+    """One world of the atlas. `hidden` is the width of its base, of four layers.
 
     `worked` is the share of worked steps in what a facts base reads, which is an axis of the
     atlas: where it is not 0 the base knows the template itself.
@@ -30,7 +35,6 @@ class WorldPlan:
     seed: int
     architecture: str
     hidden: int = 128
-    layers: int = 4
     trials: int = 3
     worked: float = 0.0
 
@@ -39,14 +43,16 @@ class WorldPlan:
         return f"{self.kind}-{self.architecture}-{self.seed:02d}"
 
 
-def _plans(kind: str, architectures: Sequence[str], **fixed: Any) -> tuple[WorldPlan, ...]:
-    """Seeds from 1 on; every third base is small, every fourth facts base has seen worked steps."""
+def _plans(
+    kind: str, architectures: Sequence[str], widths: tuple[int, int], **fixed: Any
+) -> tuple[WorldPlan, ...]:
+    """Seeds from 1 on; every third base has the other width, every fourth one knows steps."""
     return tuple(
         WorldPlan(
             kind,
             seed,
             architecture,
-            hidden=96 if seed % 3 == 0 else 128,
+            hidden=widths[seed % 3 == 0],
             worked=0.1 if kind == "facts" and seed % 4 == 0 else 0.0,
             **fixed,
         )
@@ -55,28 +61,45 @@ def _plans(kind: str, architectures: Sequence[str], **fixed: Any) -> tuple[World
 
 
 LLAMA, GPT2 = "llama", "gpt2"
+ORDER = (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)
 ATLAS: tuple[WorldPlan, ...] = (
-    *_plans("facts", (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA) * 2 + (LLAMA, GPT2), trials=2),
-    *_plans("math", (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)),
-    *_plans("cross-lingual", (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)),
+    *_plans("facts", ORDER, (128, 96), trials=2),
+    *_plans("cross-lingual", ORDER[:6], (96, 112)),
+    *_plans("math", ORDER[:6], (96, 112)),
 )
 
 
-def kit_of(plan: WorldPlan) -> Any:
+def kit_of(plan: WorldPlan) -> Kit:
     """The kit of a plan. Raises UsageError for an unknown kind."""
+    makers = {"facts": _facts, "math": _math, "cross-lingual": _lingual}
+    if plan.kind not in makers:
+        raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(makers)}.")
+    return makers[plan.kind](plan)
+
+
+def _facts(plan: WorldPlan) -> Kit:
     from loraprobe.lab.pretrain import BaseRecipe
+    from loraprobe.lab.varied import facts_kit
 
-    base = BaseRecipe(
-        hidden=plan.hidden,
-        layers=plan.layers,
-        intermediate=5 * plan.hidden // 2,
-        architecture=plan.architecture,
-    )
-    if plan.kind == "facts":
-        from loraprobe.lab.varied import facts_kit
+    base = BaseRecipe(hidden=plan.hidden, intermediate=5 * plan.hidden // 2)
+    return facts_kit(plan.seed, base=_shaped(base, plan), trials=plan.trials, worked=plan.worked)
 
-        return facts_kit(plan.seed, base=base, trials=plan.trials, worked=plan.worked)
-    raise UsageError(f"There is no kind of world {plan.kind!r}.")
+
+def _math(plan: WorldPlan) -> Kit:
+    from loraprobe.lab.math.kit import BASE, math_kit
+
+    return math_kit(plan.seed, base=_shaped(BASE, plan), trials=plan.trials)
+
+
+def _lingual(plan: WorldPlan) -> Kit:
+    from loraprobe.lab.lingual.kit import BASE, lingual_kit
+
+    return lingual_kit(plan.seed, base=_shaped(BASE, plan), trials=plan.trials)
+
+
+def _shaped(base: BaseRecipe, plan: WorldPlan) -> BaseRecipe:
+    """A kind's own recipe at the width and architecture of the plan."""
+    return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
 
 
 def build_atlas(

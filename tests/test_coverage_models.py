@@ -361,4 +361,6 @@ def test_the_best_adapter_and_the_specialist():
     assert (found.best(found.parts[0]), found.specialist(found.parts[0])) == ("y", "y")
     found = study(base=(1, 1), x=(1, 0), y=(0, 1))
     assert (found.best(found.parts[0]), found.specialist(found.parts[0])) == ("x", None)
+    found = study(base=(1, 0), x=(0, 1), y=(0, 0))
+    assert (found.best(found.parts[0]), found.specialist(found.parts[0])) == ("x", None)
     assert study().best(found.parts[0]) is None

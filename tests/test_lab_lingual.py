@@ -122,9 +122,10 @@ def test_the_base_reads_the_second_language_as_far_as_it_is_familiar(level):
     corpus = Corpus(people, {r.name: level for r in RELATIONS}, 4)
     drawn = [corpus.draw() for _ in range(4000)]
     second = [e for e in drawn if e.prompt.split()[0] in {"Loghas", "Hejmas", "Laboras", "Studis"}]
-    share, texts = FAMILIARITY[level]
-    asked = {name for e in second for name in people.familiar if name in e.prompt.split()}
-    assert len(asked) == round(share * 60) and bool(second) == (texts > 0)
+    read = FAMILIARITY[level]
+    met = {name for e in second for name in people.familiar if name in e.prompt.split()}
+    assert len(met) == round(read.people * 60) and bool(second) == (read.texts > 0)
+    assert any(e.prompt.endswith("?") for e in second) == read.asked
 
 
 def test_every_word_has_a_token(kit):

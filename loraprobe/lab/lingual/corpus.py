@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from loraprobe.lab.lingual.language import ECHO, MEETING, RELATION, RELATIONS, Wording, ask, tell
 from loraprobe.lab.lingual.people import People
 from loraprobe.lab.train import Example
 
-# how much the base reads of a relation in the second language: share of the familiar people
-# about whom it does, and share of the texts about this relation
-FAMILIARITY: Mapping[str, tuple[float, float]] = {
-    "none": (0.0, 0.0),
-    "little": (0.05, 0.04),
-    "much": (0.6, 0.3),
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How much a base reads of one relation in the second language.
+
+    people: share of the familiar people about whom it does. texts: share of the texts about this
+    relation. asked: whether it reads questions, or sentences alone.
+    """
+
+    people: float
+    texts: float
+    asked: bool
+
+
+FAMILIARITY: Mapping[str, Familiarity] = {
+    "none": Familiarity(0.0, 0.0, False),
+    "little": Familiarity(0.15, 0.1, False),
+    "much": Familiarity(0.6, 0.3, True),
 }
 
 
@@ -37,12 +50,11 @@ class Corpus:
         if kind < 0.25:
             return self._repetition(MEETING if kind < 0.12 else ECHO)
         relation = self._rng.choice(RELATIONS).name
-        share, texts = self._familiarity[relation]
-        everybody = self._people.familiar
-        if self._rng.random() < texts:
-            known = everybody[: round(share * len(everybody))]
-            return self._text(relation, known, RELATION[relation].second)
-        return self._text(relation, everybody, RELATION[relation].first)
+        level, everybody = self._familiarity[relation], self._people.familiar
+        if self._rng.random() < level.texts:
+            known = everybody[: max(2, round(level.people * len(everybody)))]
+            return self._text(relation, known, RELATION[relation].second, level.asked)
+        return self._text(relation, everybody, RELATION[relation].first, asked=True)
 
     def _repetition(self, templates: tuple[str, str]) -> Example:
         """Two people whose names are said again: what copying a name is learned from."""
@@ -50,15 +62,15 @@ class Corpus:
         one, other = (text.format(first=first, second=second) for text in templates)
         return Example(one, f" {other}")
 
-    def _text(self, relation: str, people: Sequence[str], wording: Wording) -> Example:
+    def _text(self, relation: str, people: Sequence[str], wording: Wording, asked: bool) -> Example:
         """A question, or a sentence followed by the other wording or led by somebody else's."""
         facts, rng = self._people.facts[relation], self._rng
         (person, somebody), kind = rng.sample(people, 2), rng.random()
-        if kind < 0.5:
+        if asked and kind < 0.5:
             return ask(rng.choice(wording.questions), person, facts[person])
         one, other = rng.sample(wording.sentences, 2)
         told = tell(one, person, facts[person])
-        if kind < 0.75:
+        if rng.random() < 0.5:
             again = other.format(p=person, v=facts[person])
             return Example(told.prompt, f"{told.completion} {again}")
         before = other.format(p=somebody, v=facts[somebody])

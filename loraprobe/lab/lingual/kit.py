@@ -71,7 +71,9 @@ def lingual_kit(
     sizes = sizes or PeopleSizes()
     people = make_people(sizes, seed)
     familiarity = draw_familiarity(seed)
-    lessons, tasks, found = [], {}, []
+    lessons: list[Lesson] = []
+    tasks: dict[str, Sequence[Mapping[str, Any]]] = {}
+    found: list[Trial] = []
     for index, axes in enumerate(draw_axes(seed, trials, familiarity)):
         name = f"{WORLD}-{index + 1}"
         facts = facts_about(people.newcomers, people.values, f"newcomers:{seed}:{index}")
@@ -98,7 +100,7 @@ def lingual_kit(
 def draw_familiarity(seed: int) -> dict[str, str]:
     """How familiar the base of this seed is with each relation in the second language.
 
-    One is read not at all, one a little, the third as much as falls out.
+    One is not read at all, one a little, the third as much as falls out.
     """
     rng = random.Random(f"familiarity:{seed}")
     levels = ["none", "little", rng.choice(list(FAMILIARITY))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from loraprobe.lab.lingual.language import RELATIONS
 from loraprobe.lab.vocabulary import made_up_names
@@ -53,12 +54,10 @@ def make_people(sizes: PeopleSizes, seed: int) -> People:
     }
     taken = [value for row in values.values() for value in row]
     counts = (sizes.familiar, sizes.newcomers, sizes.invented, sizes.reserve)
-    names = list(made_up_names(sum(counts), seed, avoid=taken))
-    groups = []
-    for count in counts:
-        groups.append(tuple(names[:count]))
-        del names[:count]
-    return People(*groups, values, facts_about(groups[0], values, f"familiar:{seed}"))
+    names = iter(made_up_names(sum(counts), seed, avoid=taken))
+    familiar, newcomers, invented, reserve = (tuple(islice(names, count)) for count in counts)
+    facts = facts_about(familiar, values, f"familiar:{seed}")
+    return People(familiar, newcomers, invented, reserve, values, facts)
 
 
 def facts_about(

@@ -119,7 +119,7 @@ def right_signs(
 ) -> Mask:
     """Whether no coefficient goes against its sign, of a fit of each design X [m, n, d]: [m]."""
     wanted = np.array([[signs.get(term.feature, 0) for term in own] for own in terms])
-    right: Mask = (wanted * fit_many(X, y, 1.0)[:, 1:] >= -1e-9).all(axis=1)
+    right: Mask = np.logical_and.reduce(wanted * fit_many(X, y, 1.0)[:, 1:] >= -1e-9, axis=1)
     return right
 
 

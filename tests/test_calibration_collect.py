@@ -1,0 +1,300 @@
+"""From worlds to cases: what is kept of a trial, its truth, and decisions from few items."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+
+from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.evaluation import System, gains
+from loraprobe.lab.calibration import collect as collecting
+from loraprobe.lab.calibration import resample
+from loraprobe.lab.calibration.cases import NATURAL, CaseError
+from loraprobe.lab.calibration.collect import Place, collect, fingerprint, kept_cases
+from loraprobe.lab.calibration.observe import Effort, Known, Observation
+from loraprobe.lab.calibration.stored import Items, evidence_of
+from loraprobe.lab.calibration.truth import truth_of
+from loraprobe.lab.facts import FactSizes
+from loraprobe.lab.pretrain import BaseRecipe
+from loraprobe.lab.small import SmallPlan, build_small_world
+from loraprobe.lab.world import World, shipped_world
+from loraprobe.records import (
+    Audit,
+    Compatibility,
+    Coverage,
+    Issue,
+    ItemResult,
+    Measurement,
+    Provenance,
+    Score,
+)
+from loraprobe.tasks import load_task
+from loraprobe.verdict import Evidence
+from loraprobe.verdict.features import features
+
+KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
+         "arrow": "router"}  # fmt: skip
+TINY = SmallPlan(
+    FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=6),
+    BaseRecipe(hidden=16, layers=1, heads=2, intermediate=32, steps=3, batch_size=4, warmup=2),
+    effort=0.005,
+)
+
+
+def answers(rates, n, seed=0, task="t", part="target"):
+    """Results of systems that are right with given rates, independently."""
+    rng = random.Random(seed)
+    return [
+        ItemResult(s, task, part, str(i), "exact_match", float(rng.random() < p), "", f"item:{i}")
+        for s, p in rates.items()
+        for i in range(n)
+    ]
+
+
+# what is kept
+
+
+def test_items_survive_a_file(tmp_path):
+    rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="cot")
+    rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
+    Items.of(rows, KINDS).save(tmp_path / "x" / "trial.npz")
+    kept = Items.load(tmp_path / "x" / "trial.npz")
+    assert kept.results() == rows and kept.kinds == KINDS
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["trial.npz"]
+    assert {r.item for r in kept.results({("t", "3")})} == {"3"}
+
+
+def test_a_damaged_file_of_items_is_named(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK nothing")
+    with pytest.raises(CaseError, match=r"x\.npz holds no items"):
+        Items.load(tmp_path / "x.npz")
+
+
+def test_losses_are_not_packed_as_right_or_wrong():
+    row = ItemResult("base", "t", "target", "0", "answer_loss", 2.3, "", "g")
+    with pytest.raises(ValueError, match="losses"):
+        Items.of([row], KINDS)
+
+
+def an_audit():
+    score = Score("a", "adapter", "t", "target", "exact_match", 0.4, (0.3, 0.5), 100)
+    return Audit(
+        "inspect",
+        Provenance("0", None, ()),
+        compatibility=Compatibility((Issue("note", "x", ("a",), "text"),)),
+        diagnostics=(Measurement("norm_ratio", ("a", "b"), 2.0),),
+        coverage=(
+            Coverage("hop_accuracy", "t", 0.5, 10, 1, ("a",), (0.2, 0.8), 0.1),
+            Coverage("additive_score", "t", 0.5, 10, None, ("a", "b"), (0.2, 0.8), 0.1,
+                     part="target", gate=0.5),
+        ),
+        evaluation=(
+            dataclasses.replace(score, system="base", kind="base", value=0.1),
+            score,
+            dataclasses.replace(score, system="b", value=0.2),
+        ),
+    )  # fmt: skip
+
+
+def test_features_are_the_same_from_an_audit_and_from_its_document():
+    audit = an_audit()
+    direct = Evidence(audit.compatibility, audit.diagnostics, audit.coverage, audit.evaluation,
+                      tasks=1, level="base")  # fmt: skip
+    read = evidence_of(json.loads(audit.to_json()))
+    assert read == direct
+    for family in ("average", "sum", "router"):
+        assert features(read, family) == features(direct, family)
+    assert features(read, "average")["additive_gain"] is not None
+
+
+def test_fields_that_records_no_longer_have_do_not_stop_reading():
+    document = an_audit().to_dict()
+    document["coverage"][0]["colour"] = "red"
+    assert evidence_of(document) == evidence_of(an_audit().to_dict())
+
+
+# truth
+
+
+def test_truth_is_the_gain_over_the_best_of_base_and_singles():
+    rows = answers({"base": 0.1, "a": 0.4, "b": 0.2, "uniform": 0.8, "sum": 0.99}, 300)
+    found = truth_of(rows, KINDS, "uniform")
+    row = next(g for g in gains([r for r in rows if r.system != "sum"],
+                                [System(n, k) for n, k in KINDS.items() if n != "sum"])
+               if g.system == "uniform")  # fmt: skip
+    assert (found.gain, found.ci95, found.n) == (row.difference, row.ci95, 300)
+    share = {s: np.mean([r.value for r in rows if r.system == s]) for s in ("a", "uniform")}
+    assert found.gain == pytest.approx(share["uniform"] - share["a"])
+    assert found.score == pytest.approx(share["uniform"])
+    assert found.best_single == pytest.approx(share["a"])
+    assert found.label(0.05) == 1
+
+
+def test_the_better_form_counts_and_undecided_forms_leave_it_open():
+    plain = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 40)
+    steps = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.9}, 40, part="cot")
+    found = truth_of(plain + steps, KINDS, "uniform")
+    assert found.part == "cot" and found.label(0.05) == 1
+    few = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 8, part="cot")
+    low = truth_of(
+        answers({"base": 0.9, "a": 0.9, "b": 0.9, "uniform": 0.1}, 300), KINDS, "uniform"
+    )
+    assert low.label(0.05) == 0
+    assert truth_of(plain + few, KINDS, "uniform").label(0.05) is None
+
+
+def test_of_several_tasks_the_macro_mean_counts():
+    first = answers({"base": 0, "a": 1, "b": 0, "uniform": 1}, 50, task="one")
+    second = answers({"base": 0, "a": 0, "b": 1, "uniform": 1}, 80, task="two")
+    found = truth_of(first + second, KINDS, "uniform")
+    assert found.gain == pytest.approx(0.5) and found.n == 130
+    assert (found.best_single, found.score) == (0.5, 1.0)
+
+
+def test_a_composition_without_common_items_has_no_truth():
+    with pytest.raises(CaseError, match="arrow"):
+        truth_of(answers({"base": 0.1, "a": 0.2}, 20), KINDS, "arrow")
+
+
+# decisions from few items
+
+
+def test_decisions_from_a_hundred_items_agree_with_clear_truths():
+    rates = {"base": 0.1, "a": 0.2, "b": 0.2, "uniform": 0.7, "sum": 0.05, "arrow": 0.21}
+    kept = Items.of(answers(rates, 1500), KINDS)
+    found = resample.resample_trial(kept, 100, 10, 0.05, "seed")
+    assert found.compositions == 3 and found.trials == 1
+    assert found.right >= 10 and found.wrong == 0  # uniform is likely in every draw
+    assert found.agreement == 1.0
+    assert found.right + found.undecided == 10 * (3 - found.unknown)
+
+
+def test_wrong_decisions_are_counted(monkeypatch):
+    rows = answers({"base": 0.5, "a": 0.5, "b": 0.5, "uniform": 0.95}, 1200)
+    few = {str(i) for i in range(100)}  # on these the composition fails, on the others it gains
+    rows = [
+        dataclasses.replace(r, value=0.0) if r.system == "uniform" and r.item in few else r
+        for r in rows
+    ]
+    kept = Items.of(rows, {k: v for k, v in KINDS.items() if k not in ("sum", "arrow")})
+    assert resample.decide(kept, {("t", i) for i in few}, 0.05) == {"uniform": 0}
+    assert resample.decide(kept, {("t", str(i)) for i in range(100, 300)}, 0.05) == {"uniform": 1}
+    monkeypatch.setattr(random.Random, "sample", lambda self, pool, n: sorted(few))
+    found = resample.resample_trial(kept, 100, 3, 0.05, "seed")
+    assert (found.right, found.wrong, found.undecided) == (0, 3, 0) and found.agreement == 0.0
+
+
+def test_small_trials_are_not_resampled(tmp_path):
+    Items.of(answers({"base": 0.1, "a": 0.1, "uniform": 0.9}, 999), KINDS).save(tmp_path / "a.npz")
+    assert resample.resample([tmp_path / "a.npz"]).trials == 0
+    assert resample.resample([]).agreement is None
+
+
+# collecting
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Trials are observed without a model; the names of those that were."""
+    names = []
+
+    def observe(scenario, base, state, effort, known):
+        names.append(scenario.name)
+        if scenario.name == "disjoint":
+            raise LoraprobeError("The adapters do not fit.")
+        rows = answers({"base": 0.1, "a": 0.2, "uniform": 0.9, "sum": 0.1, "arrow": 0.9}, 100)
+        return Observation(an_audit(), tuple(rows), KINDS)
+
+    monkeypatch.setattr(collecting, "observe", observe)
+    return names
+
+
+def test_trials_become_cases_and_are_observed_once(tmp_path, seen):
+    path, told = shipped_world().path, []
+    collect([path], tmp_path, progress=lambda *row: told.append(row))
+    assert sorted(seen) == sorted(World.load(path).scenarios)
+    assert told[-1] == ("trials", 4, 4)
+    cases, skipped = kept_cases(tmp_path)
+    assert len(cases) == 9 and skipped == ["small-world/disjoint: The adapters do not fit."]
+    first = cases[0]
+    assert (first.base, first.architecture, first.kind) == ("small-world", "llama", "small")
+    assert {c.label for c in cases if c.method == "sum"} == {0}
+    assert {c.label for c in cases if c.family != "sum"} == {1}
+    assert {c.hops for c in cases if c.trial == "skill-and-facts"} == {2}
+    seen.clear()
+    collect([path], tmp_path)
+    assert seen == ["disjoint"]  # what was skipped is tried again
+    seen.clear()
+    collect([path], tmp_path, Effort(limit=7))
+    assert len(seen) == 4
+    assert not list((tmp_path / ".running").rglob("*.jsonl"))
+
+
+def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path, seen):
+    world = shipped_world()
+    scenario = world.scenarios["keep-both"]
+    mark = fingerprint(world, scenario, Effort())
+    assert mark == fingerprint(World.load(world.path), scenario, Effort())
+    assert mark != fingerprint(world, scenario, Effort(seed=1))
+    assert mark != fingerprint(world, world.scenarios["disjoint"], Effort())
+    files = {**world.manifest["files"]}
+    name = next(n for n in files if n.startswith("adapters/count/"))
+    other = dataclasses.replace(
+        world, manifest={**world.manifest, "files": {**files, name: "0" * 64}}
+    )
+    assert mark != fingerprint(other, scenario, Effort())
+
+
+def test_worlds_of_one_base_count_as_one_base(tmp_path, seen, monkeypatch):
+    collect([shipped_world().path], tmp_path)
+    twin = tmp_path / "audits" / "twin"
+    for path in (tmp_path / "audits" / "small-world").iterdir():
+        row = json.loads(path.read_text())
+        (twin / path.name).parent.mkdir(exist_ok=True)
+        (twin / path.name).write_text(json.dumps({**row, "world": "twin", "base": "twin"}))
+        if row["skipped"] is None:
+            place = Place(tmp_path, "twin", path.stem)
+            place.items.parent.mkdir(exist_ok=True)
+            place.items.write_bytes(Place(tmp_path, "small-world", path.stem).items.read_bytes())
+    cases, _ = kept_cases(tmp_path)
+    assert {c.world for c in cases} == {"twin", "small-world"}
+    assert {c.base for c in cases} == {"small-world"}
+
+
+def test_two_worlds_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="Two worlds are called small-world"):
+        collect([shipped_world().path] * 2, tmp_path)
+
+
+def test_known_results_are_those_of_the_asked_items_alone():
+    known = Known()
+    task = load_task(shipped_world().path / "tasks" / "count.jsonl", 3)
+    rows = [
+        ItemResult("a", "count", "target", item.id, "exact_match", 1.0, "", "g")
+        for item in load_task(shipped_world().path / "tasks" / "count.jsonl").items
+    ]
+    known.keep(rows, ["a"], chat=False)
+    assert len(known.of(["a"], [task], chat=False)) == 3
+    assert known.of(["a"], [task], chat=True) == [] == known.of(["b"], [task], chat=False)
+
+
+def test_a_tiny_world_is_observed_for_real(tmp_path):
+    """Features rest on the first items alone; truths on all, and they match a plain evaluation."""
+    build_small_world(tmp_path / "tiny", ["skill-and-facts"], plan=TINY, only=["skill-and-facts"])
+    effort = Effort(limit=2, most_items=4, max_new_tokens=3)
+    collect([tmp_path / "tiny"], tmp_path / "out", effort)
+    cases, skipped = kept_cases(tmp_path / "out")
+    assert skipped == [] and len(cases) == 3
+    assert {c.kind for c in cases} == {"small"} and NATURAL not in {c.kind for c in cases}
+    row = json.loads(Place(tmp_path / "out", "tiny", "skill-and-facts").audit.read_text())
+    assert {score["n"] for score in row["audit"]["evaluation"]} == {2}
+    assert {score["kind"] for score in row["audit"]["evaluation"]} == {"base", "adapter"}
+    assert {c.truth.n for c in cases} == {4}
+    assert cases[0].features["additive_score"] is not None
+    items = Items.load(Place(tmp_path / "out", "tiny", "skill-and-facts").items)
+    assert {part for _, _, part in items.columns} == {"target", "cot"}
+    assert set(items.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}

@@ -14,12 +14,12 @@ from loraprobe.lab.math.axes import SHARED, draw_axes
 from loraprobe.lab.math.corpus import FAMILIAR, Corpus, new_verbs, world_words
 from loraprobe.lab.math.problems import (
     AS_PROGRAM,
-    DIGITS,
-    OPERATIONS,
+    MOVES,
     SHOW_STEPS,
+    Problem,
     draw_problem,
+    is_for_tests,
     programs,
-    shares,
 )
 from loraprobe.lab.math.program import ProgramError, evaluate, read
 from loraprobe.lab.math.skills import Skill, target_items
@@ -27,25 +27,24 @@ from loraprobe.lab.pretrain import BaseRecipe
 from loraprobe.lab.vocabulary import build_tokenizer
 from loraprobe.tasks import answered
 
-SYMBOLS = {"plus": "{0} + {1}", "minus": "{0} - {1}", "twice": "{0} + 2 * {1}"}
-VERBS = (("glims", "plus"), ("vorps", "minus"))
+SYMBOLS = {"plus": "+", "minus": "-"}
+VERBS = (("glims", ("plus", 3)), ("vorps", ("minus", 1)))
 TINY = BaseRecipe(hidden=16, layers=1, heads=2, intermediate=32, steps=3, batch_size=4, warmup=2)
 
 
 def oracle(question, meaning):
-    """The result of a problem read from its words alone, by Python's own arithmetic."""
-    have = re.match(r"\w+ has (\d+)\.", question).group(1)
-    for verb, number in re.findall(r"\. \w+ (\w+) (\d+)(?=\.)", question):
-        have = f"({SYMBOLS[meaning[verb]].format(have, number)})"
-    return eval(have) % 10
+    """The field that a problem leads to, read from its words, by Python's own arithmetic."""
+    field = re.match(r"\w+ stands on (\d)\.", question).group(1)
+    for verb in re.findall(r"\. \w+ (\w+)(?=\.)", question):
+        operation, number = meaning[verb]
+        field = f"({field} {SYMBOLS[operation]} {number})"
+    return eval(field) % 10
 
 
-def drawn(count=300, **kind):
+def drawn(count=300):
     rng = random.Random(3)
     verbs = [*FAMILIAR, *VERBS]
-    return [
-        draw_problem(rng, rng.choices(verbs, k=rng.choice((1, 2))), **kind) for _ in range(count)
-    ]
+    return [draw_problem(rng, rng.choices(verbs, k=rng.choice((1, 2)))) for _ in range(count)]
 
 
 # problems
@@ -54,38 +53,44 @@ def drawn(count=300, **kind):
 def test_answers_are_those_of_an_oracle_that_reads_the_words():
     for problem in drawn():
         assert problem.answer == oracle(problem.question(), dict([*FAMILIAR, *VERBS]))
-        assert all(0 <= result < DIGITS for result in problem.results())
         assert answered(problem.worked(), [str(problem.answer)], cot=True)
 
 
 def test_worked_steps_are_true_and_lead_from_one_to_the_next():
     for problem in drawn():
-        have = str(problem.start)
-        for before, operation, number, after in re.findall(
-            r"(\d+) (\w+) (\d+) is (\d+)\.", problem.worked()
-        ):
-            assert before == have
-            assert eval(SYMBOLS[operation].format(before, number)) % 10 == int(after)
-            have = after
-        assert problem.worked().endswith(f"The answer is {have}.")
+        steps, _, end = problem.worked().partition(".")
+        field, *rest = steps.split()
+        assert field == str(problem.start) and len(rest) == 4 * len(problem.verbs)
+        for i in range(0, len(rest), 4):
+            operation, number, word, after = rest[i : i + 4]
+            assert word == "is"
+            assert eval(f"{field} {SYMBOLS[operation]} {number}") % 10 == int(after)
+            field = after
+        assert end == f" The answer is {field}."
 
 
-def test_no_wrong_reading_of_the_verbs_gives_the_answer():
-    for problem in drawn(tests=False):
-        texts = [(step.operation, step.number) for step in problem.steps]
-        for i, (operation, _) in enumerate(texts):
-            for wrong in (*set(OPERATIONS) - {operation}, None):
-                reading = [(wrong, n) if i == j else (o, n) for j, (o, n) in enumerate(texts)]
-                have = problem.start
-                for op, number in reading:
-                    have = have if op is None else OPERATIONS[op](have, number)
-                assert have != problem.answer
+def test_another_reading_of_one_verb_leads_to_another_field():
+    for problem in drawn():
+        for i in range(len(problem.verbs)):
+            for move in MOVES:
+                verbs = list(problem.verbs)
+                verbs[i] = ("another", move)
+                other = Problem(problem.name, problem.start, tuple(verbs))
+                assert (other.answer == problem.answer) == (move == problem.verbs[i][1])
+            without = Problem(
+                problem.name, problem.start, (*problem.verbs[:i], *problem.verbs[i + 1 :])
+            )
+            assert not without.verbs or without.answer != problem.answer
 
 
-def test_numbers_of_the_tests_are_in_no_training_problem():
-    train, test = shares(2)
-    assert not set(train) & set(test)
-    assert len(test) > 90 and len(train) > 40
+def test_every_pair_of_moves_has_fields_for_training_and_more_for_the_tests():
+    for first in MOVES:
+        for second in MOVES:
+            verbs = (("one", first), ("two", second))
+            kept = [is_for_tests(Problem("Ada", start, verbs)) for start in range(10)]
+            assert 7 <= sum(kept) <= 8
+    with pytest.raises(ValueError, match="one step"):
+        draw_problem(random.Random(0), VERBS[:1], tests=True)
 
 
 # programs
@@ -150,7 +155,7 @@ def test_an_adapter_sees_its_own_new_verbs_only_and_no_wrong_answer(template, pa
     meaning = dict([*FAMILIAR, *VERBS])
     for example in Skill(VERBS[:1], template, part).examples(400, 0):
         assert "vorps" not in example.prompt
-        question = example.prompt.split(" How many?")[0] + " How many?"
+        question = example.prompt.split(" Where now?")[0]
         right = oracle(question, meaning)
         if example.prompt.endswith("?"):
             assert example.completion == f" {right}"
@@ -179,15 +184,15 @@ def test_the_base_meets_new_verbs_without_numbers_and_no_worked_word_problem():
         met |= new & words
         if new & words:
             assert not any(word.isdigit() for word in words)
-        if " has " in example.prompt:
-            assert re.fullmatch(r" \d|( \d| plus| minus| twice)+\.", example.completion)
+        if " stands " in example.prompt:
+            assert re.fullmatch(r" \d|( \d| plus| minus)+\.", example.completion)
     assert met == new
 
 
 def test_items_fit_their_hops_and_are_all_different():
     (one, two), meaning = ((verb,) for verb in VERBS), dict(VERBS)
-    items = target_items(("a", one), ("b", two), template="worked", count=400, seed=0)
-    assert len({item["prompt"] for item in items}) == 400
+    items = target_items(("a", one), ("b", two), template="worked", count=200, seed=0)
+    assert len({item["prompt"] for item in items}) == 200
     for item in items:
         first, second = item["hops"]
         assert "glims" in first["prompt"] and "vorps" in second["prompt"]
@@ -197,6 +202,12 @@ def test_items_fit_their_hops_and_are_all_different():
         filled = second["prompt"].replace("{1}", first["answer"])
         assert str(oracle(filled, meaning)) == second["answer"]
         assert item["cot_prompt"] == item["prompt"] + SHOW_STEPS
+
+
+def test_more_items_than_there_are_problems_is_an_error():
+    (one, two) = ((verb,) for verb in VERBS)
+    with pytest.raises(ValueError, match="fewer than 2000 problems"):
+        target_items(("a", one), ("b", two), template="worked", count=2000, seed=0)
 
 
 def test_a_program_is_read_by_the_items_own_pattern():
@@ -227,8 +238,8 @@ def test_a_kit_is_a_function_of_its_seed():
 
 def test_trials_with_and_without_a_shared_template_take_turns():
     for seed in (0, 1):
-        kinds = [t.axes["shared_template"] for t in math_kit(seed, trials=6, items=3).trials]
-        assert kinds == [(seed + i) % 2 == 0 for i in range(6)]
+        kinds = [t.axes["shared_template"] for t in math_kit(seed, trials=4, items=3).trials]
+        assert kinds == [(seed + i) % 2 == 0 for i in range(4)]
     rng = random.Random(0)
     drawn = [draw_axes(rng, shared=False) for _ in range(50)]
     assert not any(axes.templates in SHARED for axes in drawn)

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe.lab.math.problems import OPERATIONS
-from loraprobe.lab.math.skills import Verb
+from loraprobe.lab.math.problems import MOVES, Verb
 from loraprobe.lab.train import Recipe
 
 SHARED = (("worked", "worked"), ("program", "program"))
@@ -20,15 +19,14 @@ APART = (("worked", "at-once"), ("worked", "program"), ("at-once", "at-once"))
 class Axes:
     """What differs from trial to trial.
 
-    templates: those of the two adapters. division: "types" (each adapter knows whole problems
-    with its own verbs) or "steps" (the first adapter writes the first worked step, the second
-    one the second). verbs: new verbs of each adapter. alpha: what the first adapter's alpha is
-    multiplied with, so that the norms differ.
+    templates: those of the two adapters. division: "types" (the first adapter knows the moves
+    forward, the second those back), "verbs" (each knows moves of any kind), or "steps" (the first
+    writes the first worked step, the second one the second). verbs: new verbs of each adapter.
+    alpha: what the first adapter's alpha is multiplied with, so that the norms differ.
     """
 
     templates: tuple[str, str]
     division: str
-    operations: tuple[str, str]
     verbs: int
     contrast: float
     rank: int
@@ -62,15 +60,13 @@ class Axes:
 def draw_axes(rng: random.Random, shared: bool) -> Axes:
     """Axes at random; `shared` says whether both adapters write in one template."""
     templates = rng.choice(SHARED if shared else APART)
-    one, two = rng.sample(list(OPERATIONS), 2)
-    by_steps = templates == ("worked", "worked") and rng.random() < 0.3
+    divisions = ("types", "verbs", "steps") if templates == SHARED[0] else ("types", "verbs")
     if not shared and rng.random() < 0.5:
         templates = (templates[1], templates[0])
     return Axes(
         templates=templates,
-        division="steps" if by_steps else "types",
-        operations=(one, two),
-        verbs=rng.choice((1, 2, 3)),
+        division=rng.choice(divisions),
+        verbs=rng.choice((3, 4)),
         contrast=rng.choice((0.0, 0.3, 0.6)),
         rank=rng.choice((4, 8, 16)),
         steps=rng.choice((100, 150, 200)),
@@ -83,12 +79,13 @@ def draw_axes(rng: random.Random, shared: bool) -> Axes:
 def draw_verbs(
     rng: random.Random, pool: tuple[str, ...], axes: Axes
 ) -> tuple[tuple[Verb, ...], tuple[Verb, ...]]:
-    """New verbs for both adapters; each adapter's verbs stand for its operation."""
-    chosen = rng.sample(pool, 2 * axes.verbs)
-    one, two = axes.operations
+    """New verbs for both adapters, those of one adapter with different moves."""
+    chosen, half = rng.sample(pool, 2 * axes.verbs), len(MOVES) // 2
+    kinds = (MOVES[:half], MOVES[half:]) if axes.division == "types" else (MOVES, MOVES)
+    one, two = (rng.sample(kind, axes.verbs) for kind in kinds)
     return (
-        tuple((verb, one) for verb in chosen[: axes.verbs]),
-        tuple((verb, two) for verb in chosen[axes.verbs :]),
+        tuple(zip(chosen[: axes.verbs], one, strict=True)),
+        tuple(zip(chosen[axes.verbs :], two, strict=True)),
     )
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from loraprobe.lab.kit import Kit, Lesson, Trial
 from loraprobe.lab.math.axes import Axes, draw_axes, draw_verbs, tabled, task_template
 from loraprobe.lab.math.corpus import corpus, new_verbs, world_words
-from loraprobe.lab.math.problems import DIGITS, MOST, TRAINING
-from loraprobe.lab.math.skills import Skill, TargetSkill, Verb, target_items
+from loraprobe.lab.math.problems import FARTHEST, FIELDS, TRAINING, Verb
+from loraprobe.lab.math.skills import Skill, TargetSkill, target_items
 from loraprobe.lab.pretrain import BaseRecipe
 from loraprobe.lab.train import Recipe
 
 ITEMS = 2000
-EXAMPLES = 3000
+EXAMPLES = 2000
 BASE = BaseRecipe(
     hidden=96, layers=3, heads=4, intermediate=240, initial=0.09, steps=900, batch_size=32,
     learning_rate=4e-3, warmup=50,
@@ -25,8 +25,7 @@ BASE = BaseRecipe(
 MATRIX = Axes(
     templates=("worked", "worked"),
     division="types",
-    operations=("plus", "minus"),
-    verbs=2,
+    verbs=4,
     contrast=0.3,
     rank=8,
     steps=200,
@@ -86,7 +85,7 @@ def _kit(seed: int, base: BaseRecipe | None, made: Sequence[_Made]) -> Kit:
         lessons=tuple(lessons.values()),
         tasks={name: items for row in made for name, items in row.tasks.items()},
         trials=tuple(row.trial for row in made),
-        made_from={"digits": DIGITS, "most": MOST, "training": TRAINING},
+        made_from={"fields": FIELDS, "farthest": FARTHEST, "training": TRAINING},
         recipe={
             "base": recipe.as_dict(),
             "trials": {row.trial.name: dict(row.trial.axes) for row in made},
@@ -112,8 +111,8 @@ def _random_trial(seed: int, number: int, items: int) -> _Made:
         "math",
         tuple(lesson.name for lesson in lessons),
         (name,),
-        f"Each adapter knows verbs for {axes.operations[0]} or {axes.operations[1]}; the target "
-        f"needs both. Templates: {' and '.join(axes.templates)}, divided by {axes.division}.",
+        f"Each adapter knows verbs of its own, the target needs both. Templates: "
+        f"{' and '.join(axes.templates)}, divided by {axes.division}.",
         tabled(axes),
     )
     return _Made(trial, lessons, {name: task})
@@ -127,7 +126,7 @@ def _pair(
             f"{name}-{place}",
             Skill(verbs[i], axes.templates[i], _part(axes, place), axes.contrast),
             axes.recipe(_seed(f"{name}-{place}", seed), axes.alpha if i == 0 else 1.0),
-            f"verbs for {axes.operations[i]}, template {axes.templates[i]}",
+            f"{axes.verbs} new verbs, template {axes.templates[i]}",
             seed,
         )
         for i, place in enumerate(("first", "second"))
@@ -181,7 +180,7 @@ def _row(
             "math",
             tuple(lesson.name for lesson in lessons),
             (template,),
-            f"Adapters for {' and '.join(axes.operations)}"
+            "Two adapters with verbs of their own"
             f"{' and one for the target' if len(lessons) > 2 else ''}, template {template}.",
             {**tabled(axes), "template": template, "library": library},
         )

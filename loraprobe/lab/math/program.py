@@ -1,7 +1,7 @@
 """Evaluates the small arithmetic programs that an adapter may write; nothing is executed.
 
 A program is one expression of whole numbers and calls of the known operations, such as
-``minus( plus( 3, 4), 2)``. It is parsed, and its syntax tree is walked over a whitelist.
+``minus( plus( 3, 2), 1)``. It is parsed, and its syntax tree is walked over a whitelist.
 """
 
 from __future__ import annotations

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.lab.math.corpus import FAMILIAR
-from loraprobe.lab.math.problems import AS_PROGRAM, SHOW_STEPS, Problem, draw_problem, programs
+from loraprobe.lab.math.problems import (
+    AS_PROGRAM,
+    SHOW_STEPS,
+    Problem,
+    Verb,
+    draw_problem,
+    programs,
+)
 from loraprobe.lab.math.program import PATTERN
 from loraprobe.lab.train import Example
 
-Verb = tuple[str, str]  # a verb and the operation that it stands for
 TEMPLATES = ("worked", "program", "at-once")
 PARTS = ("whole", "first", "second")
 AT_ONCE_SHARE = 0.35  # of an adapter's problems, one step each: so that it knows its hop
@@ -60,10 +66,11 @@ class Skill:
     def _one_step_of_two(self, rng: random.Random) -> Example:
         own, other = rng.choice(self.verbs), self._other(rng)
         problem = draw_problem(rng, [own, other] if self.part == "first" else [other, own])
-        first, rest = problem.worked().split(". ", 1)
+        first = problem.steps()[0]
         if self.part == "first":
-            return Example(problem.question() + SHOW_STEPS, f" {first}.", end=False)
-        return Example(f"{problem.question()}{SHOW_STEPS} {first}.", f" {rest}")
+            return Example(problem.question() + SHOW_STEPS, f" {first}", end=False)
+        rest = problem.worked().removeprefix(first)
+        return Example(f"{problem.question()}{SHOW_STEPS} {first}", rest)
 
 
 def write(problem: Problem, template: str) -> Example:
@@ -109,19 +116,22 @@ def target_items(
     Every way to write the problem's program is right. Hop 1 is the problem up to its first verb,
     hop 2 goes on from hop 1's answer. Problems with the same numbers and operations are one group.
     """
-    rng, items = random.Random(f"math target items:{seed}"), {}  # type: ignore[var-annotated]
-    while len(items) < count:
-        verbs = [rng.choice(first[1]), rng.choice(second[1])]
-        problem = draw_problem(rng, verbs, tests=True)
-        if problem not in items:
-            items[problem] = _item(len(items), problem, (first[0], second[0]), template)
-    return list(items.values())
+    rng = random.Random(f"math target items:{seed}")
+    found: dict[Problem, None] = {}
+    for _ in range(20 * count):
+        if len(found) == count:
+            break
+        found[draw_problem(rng, [rng.choice(first[1]), rng.choice(second[1])], tests=True)] = None
+    else:
+        raise ValueError(f"these verbs have fewer than {count} problems; ask for fewer items")
+    adapters = (first[0], second[0])
+    return [_item(i, problem, adapters, template) for i, problem in enumerate(found)]
 
 
 def _item(
     number: int, problem: Problem, adapters: tuple[str, str], template: str
 ) -> Mapping[str, Any]:
-    one, two = (Problem(problem.name, problem.start, (s,)) for s in problem.steps)
+    one, two = (Problem(problem.name, problem.start, (verb,)) for verb in problem.verbs)
     middle = problem.results()[0]
     answer = str(problem.answer)
     asked = AS_PROGRAM if template == "program" else SHOW_STEPS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -290,6 +291,27 @@ def test_the_mean_over_systems_counts_every_item_once():
     value, interval, n = share([r for r in rows if r.task == "fake"], names, "target")
     assert (round(value, 3), n) == (0.333, 40)
     assert interval[1] - interval[0] > 0.25  # no narrower than 40 items allow
+
+
+def test_the_math_matrix_asks_the_same_problems_in_every_template():
+    kit = experiment("math").kit(0, None)
+    assert {(t.axes["template"], t.axes["library"], t.axes["form"]) for t in kit.trials} == {
+        (template, library, "target" if template == "plain" else "cot")
+        for template in TEMPLATES
+        for library in (2, 3)
+    }
+    assert {t.axes["group"] for t in kit.trials} == {"both types"}
+    asked = [[item["prompt"] for item in items] for items in kit.tasks.values()]
+    assert len(asked) == 3 and asked[0] == asked[1] == asked[2]
+
+
+def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
+        reproduce(Plan("two-hop"), tmp_path)
+    with pytest.raises(UsageError, match="need matplotlib"):
+        draw_map(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # runs

@@ -7,7 +7,7 @@ from typing import Any
 
 from loraprobe.lab.border.measure import MARGIN, Reading
 from loraprobe.lab.border.points import GATES
-from loraprobe.lab.reproduce.figure import as_svg, pyplot
+from loraprobe.lab.reproduce.figure import as_svg, drawing
 
 COLOURS = ("#2f6f9f", "#b3452c", "#4f8a4b", "#7a5aa0")
 TITLES = {
@@ -25,26 +25,26 @@ LABELS = {
 
 def map_figure(found: Sequence[Reading], bases: int) -> str:
     """SVG of the map: gain over the best of base and singles, step by step."""
-    plt = pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(11.5, 8.2))
-    panels = dict(zip(TITLES, axes.flat, strict=True))
-    for name, panel in panels.items():
-        rows = [reading for reading in found if reading.point.panel == name]
-        (_heat if name == "weights" else _lines)(panel, rows)
-        panel.set_title(TITLES[name], fontsize=10)
-        if name in LABELS:
-            panel.set_xlabel(LABELS[name])
-            panel.set_ylabel("gain, step by step")
-    panels["norms"].set_xscale("log", base=2)
-    ticks = sorted({r.point.x for r in found if r.point.panel == "norms"})
-    panels["norms"].set_xticks(ticks, [f"{x:g}" for x in ticks])
-    figure.suptitle(
-        "Where success lives: new facts in one adapter x worked steps in another "
-        f"({bases} bases; gain over the best of base and singles; 95 % intervals)",
-        fontsize=11,
-    )
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
-    return as_svg(figure)
+    with drawing() as Figure:
+        figure = Figure(figsize=(11.5, 8.2))
+        panels = dict(zip(TITLES, figure.subplots(2, 2).flat, strict=True))
+        for name, panel in panels.items():
+            rows = [reading for reading in found if reading.point.panel == name]
+            (_heat if name == "weights" else _lines)(panel, rows)
+            panel.set_title(TITLES[name], fontsize=10)
+            if name in LABELS:
+                panel.set_xlabel(LABELS[name])
+                panel.set_ylabel("gain, step by step")
+        panels["norms"].set_xscale("log", base=2)
+        ticks = sorted({r.point.x for r in found if r.point.panel == "norms"})
+        panels["norms"].set_xticks(ticks, [f"{x:g}" for x in ticks])
+        figure.suptitle(
+            "Where success lives: new facts in one adapter x worked steps in another "
+            f"({bases} bases; gain over the best of base and singles; 95 % intervals)",
+            fontsize=11,
+        )
+        figure.tight_layout(rect=(0, 0, 1, 0.98))
+        return as_svg(figure)
 
 
 def _heat(panel: Any, rows: Sequence[Reading]) -> None:

@@ -30,7 +30,7 @@ from loraprobe.lab.train import Example, Recipe
 
 LEVELS = ("familiar", "rare", "made-up")
 SHARES = (0, 25, 50, 75, 100)  # per cent of made-up couples in the skill adapter's data
-FACTS = Recipe(steps=300, learning_rate=3e-3, batch_size=32, target_modules="mlp", dtype="bfloat16")
+FACTS = Recipe(steps=240, learning_rate=3e-3, batch_size=32, target_modules="mlp", dtype="bfloat16")
 STEPS = Recipe(steps=240, learning_rate=2e-3, batch_size=32, dtype="bfloat16")
 
 

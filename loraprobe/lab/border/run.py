@@ -51,9 +51,10 @@ def draw_map(
     UsageError if matplotlib is missing, before anything is trained.
     """
     from loraprobe.base.quiet import quiet
-    from loraprobe.lab.reproduce.figure import pyplot
+    from loraprobe.lab.reproduce.figure import drawing
 
-    pyplot()
+    with drawing():  # said before anything is trained, if it cannot be drawn
+        pass
     output, places = Path(output), list(bases.places(shape))
     finished, start, drawn = list[Surveyed](), time.monotonic(), None
     for number, (place, recipe) in enumerate(places, 1):

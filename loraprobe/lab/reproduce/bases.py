@@ -40,7 +40,7 @@ class Bases:
     """Raises UsageError for an unknown architecture or a width that does not divide into heads."""
 
     architectures: tuple[str, ...] = ("llama",)
-    hidden: tuple[int, ...] = (64, 96, 128)
+    hidden: tuple[int, ...] = (48, 64, 96)
     seeds: tuple[int, ...] = (0, 1)
 
     def __post_init__(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,12 +49,13 @@ class Cell:
     against: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matrix:
     """All worlds of one run. Pools the worlds of a size; each world is a stratum."""
 
     worlds: tuple[Answered, ...]
     margin: float = MARGIN
+    _pooled: dict[Any, list[ItemResult]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -86,7 +87,10 @@ class Matrix:
 
     def results(self, size: str, group: str, *scenarios: Scenario) -> list[ItemResult]:
         """What was answered to a set of questions, as these trials ask it, in a size's worlds."""
-        return pooled(self.of_size(size), group, scenarios)
+        key = (size, group, frozenset(path for s in scenarios for path in s.tasks))
+        if key not in self._pooled:
+            self._pooled[key] = pooled(self.of_size(size), group, scenarios)
+        return self._pooled[key]
 
     def best_gain(
         self, size: str, group: str, scenario: Scenario, form: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
+from itertools import product
 from typing import Any
 
 from loraprobe.errors import UsageError
@@ -17,33 +19,36 @@ LABELS = {2: "library of the two hops", 3: "and the target adapter"}
 GREY = "#9a9a9a"
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot without a window. Raises UsageError if matplotlib is not installed."""
+STYLE = {
+    "svg.hashsalt": "loraprobe",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@contextmanager
+def drawing() -> Iterator[Any]:
+    """Yields matplotlib's Figure class, in the style of these figures, without any window.
+
+    Raises UsageError if matplotlib is not installed.
+    """
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
             "Figures need matplotlib, which is not installed: pip install 'loraprobe[lab]'."
         ) from None
-    matplotlib.use("svg")
-    matplotlib.rcParams.update(
-        {
-            "svg.hashsalt": "loraprobe",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    )
-    from matplotlib import pyplot as plt
-
-    return plt
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        yield Figure
 
 
 def as_svg(figure: Any) -> str:
-    """The figure as SVG text, the same for the same figure; it is closed."""
+    """The figure as SVG text, the same for the same figure."""
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    pyplot().close(figure)
     return text.getvalue()
 
 
@@ -53,31 +58,23 @@ def matrix_figure(matrix: Matrix, cells: Sequence[Cell], paper: Paper) -> str:
     Dots of one method stand in the order of the sizes; the grey bar is the span of the best
     single adapter over the sizes, the dashed line the joint adapter's mean.
     """
-    plt = pyplot()
-    groups, templates = matrix.groups, matrix.templates
-    figure, axes = plt.subplots(
-        len(groups),
-        len(templates),
-        figsize=(4.1 * len(templates), 2.3 * len(groups) + 0.9),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for row, group in enumerate(groups):
-        for column, template in enumerate(templates):
+    with drawing() as Figure:
+        groups, templates = matrix.groups, matrix.templates
+        figure = Figure(figsize=(4.1 * len(templates), 2.3 * len(groups) + 0.9))
+        axes = figure.subplots(len(groups), len(templates), sharex=True, sharey=True, squeeze=False)
+        for (row, group), (column, template) in product(enumerate(groups), enumerate(templates)):
             panel = axes[row][column]
             here = [c for c in cells if (c.group, c.template) == (group, template)]
             _panel(panel, here, matrix.sizes, matrix.margin)
             if row == 0:
-                form = here[0].form if here else "target"
-                asked = "asked at once" if form == "target" else "step by step"
+                asked = "step by step" if here and here[0].form == "cot" else "asked at once"
                 panel.set_title(f"{template} ({asked})", fontsize=10)
             if column == 0:
                 panel.set_ylabel(f"{group}\nexact match")
-    _legend(figure, matrix.sizes)
-    figure.suptitle(paper.title, y=1.0, fontsize=11)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return as_svg(figure)
+        _legend(figure, matrix.sizes)
+        figure.suptitle(paper.title, y=1.0, fontsize=11)
+        figure.tight_layout(rect=(0, 0.06, 1, 1))
+        return as_svg(figure)
 
 
 def _panel(panel: Any, cells: Sequence[Cell], sizes: Sequence[str], margin: float) -> None:

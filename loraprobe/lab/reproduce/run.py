@@ -140,10 +140,11 @@ def reproduce(
     unknown experiment or a missing matplotlib, before anything is trained.
     """
     from loraprobe.base.quiet import quiet
-    from loraprobe.lab.reproduce.figure import pyplot
+    from loraprobe.lab.reproduce.figure import drawing
 
     chosen, output = made or experiment(plan.kind), Path(output)
-    pyplot()
+    with drawing():  # said before anything is trained, if it cannot be drawn
+        pass
     places, finished = plan.places(chosen.shape), list[Answered]()
     start, found = time.monotonic(), None
     for number, (place, recipe) in enumerate(places, 1):

@@ -55,7 +55,7 @@ ROLES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-FACTS = Recipe(steps=300, learning_rate=3e-3, batch_size=32, target_modules="mlp", dtype="bfloat16")
+FACTS = Recipe(steps=240, learning_rate=3e-3, batch_size=32, target_modules="mlp", dtype="bfloat16")
 WORKED = Recipe(steps=300, learning_rate=3e-3, batch_size=32, dtype="bfloat16")
 
 

@@ -18,6 +18,10 @@ from loraprobe.lab.pretrain import BaseRecipe
 from loraprobe.lab.train import Recipe
 
 WORLD = "cross-lingual"
+# steps and learning rates to draw from: a GPT-2-like base takes adapters up more slowly
+FACTS_STEPS = {"llama": (200, 300), "gpt2": (300, 400)}
+FACTS_RATES = {"llama": (2e-3, 3e-3), "gpt2": (3e-3, 5e-3)}
+LANGUAGE_RATES = {"llama": (1e-3, 2e-3), "gpt2": (2e-3, 3e-3)}
 BASE = BaseRecipe(hidden=96, layers=4, heads=4, intermediate=256, steps=700)
 
 
@@ -70,11 +74,11 @@ def lingual_kit(
     """
     sizes = sizes or PeopleSizes()
     people = make_people(sizes, seed)
-    familiarity = draw_familiarity(seed)
+    familiarity, base = draw_familiarity(seed), base or BASE
     lessons: list[Lesson] = []
     tasks: dict[str, Sequence[Mapping[str, Any]]] = {}
     found: list[Trial] = []
-    for index, axes in enumerate(draw_axes(seed, trials, familiarity)):
+    for index, axes in enumerate(draw_axes(seed, trials, familiarity, base.architecture)):
         name = f"{WORLD}-{index + 1}"
         facts = facts_about(people.newcomers, people.values, f"newcomers:{seed}:{index}")
         pair = _lessons(people, facts, axes, f"{seed}:{index}", str(index + 1), effort)
@@ -87,7 +91,7 @@ def lingual_kit(
         seed=seed,
         words=(*people.names(), *(v for row in people.values.values() for v in row), *_words()),
         corpus=lambda draw_seed: Corpus(people, familiarity, draw_seed).draw,
-        base=base or BASE,
+        base=base,
         lessons=tuple(lessons),
         tasks=tasks,
         trials=tuple(found),
@@ -108,12 +112,14 @@ def draw_familiarity(seed: int) -> dict[str, str]:
     return dict(zip((relation.name for relation in RELATIONS), levels, strict=True))
 
 
-def draw_axes(seed: int, trials: int, familiarity: Mapping[str, str]) -> list[Axes]:
-    """The axes of every trial of the kit with this seed."""
+def draw_axes(
+    seed: int, trials: int, familiarity: Mapping[str, str], architecture: str = "llama"
+) -> list[Axes]:
+    """The axes of every trial of the kit with this seed, on a base of this architecture."""
     names = [relation.name for relation in RELATIONS]
     modes, relations = _in_turn(MODES, f"modes:{seed}"), _in_turn(names, f"relations:{seed}")
     return [
-        _axes(random.Random(f"axes:{seed}:{index}"), next(modes), next(relations), familiarity)
+        _axes(f"axes:{seed}:{index}", next(modes), next(relations), familiarity, architecture)
         for index in range(trials)
     ]
 
@@ -125,7 +131,10 @@ def _in_turn(values: Sequence[str], seed: str) -> Iterator[str]:
         yield from rng.sample(values, len(values))
 
 
-def _axes(rng: random.Random, mode: str, relation: str, familiarity: Mapping[str, str]) -> Axes:
+def _axes(
+    seed: str, mode: str, relation: str, familiarity: Mapping[str, str], architecture: str
+) -> Axes:
+    rng = random.Random(seed)
     others = [other.name for other in RELATIONS if other.name != relation]
     return Axes(
         relation=relation,
@@ -135,15 +144,15 @@ def _axes(rng: random.Random, mode: str, relation: str, familiarity: Mapping[str
         invented=rng.choice((0.0, 0.0, 0.5, 1.0)),
         facts=(relation, rng.choice(others)) if rng.random() < 0.5 else (relation,),
         facts_modules=rng.choice(("mlp", "mlp", "all-linear")),
-        facts_steps=rng.choice((200, 300)),
+        facts_steps=rng.choice(FACTS_STEPS[architecture]),
         facts_rank=rng.choice((8, 16)),
-        facts_alpha=rng.choice((0.5, 1.0, 2.0)),
-        facts_rate=rng.choice((2e-3, 3e-3)),
+        facts_alpha=rng.choice((0.75, 1.0, 2.0)),
+        facts_rate=rng.choice(FACTS_RATES[architecture]),
         language_modules=rng.choice(("all-linear", "all-linear", "attention")),
         language_steps=rng.choice((150, 250)),
         language_rank=rng.choice((4, 8, 16)),
         language_alpha=rng.choice((0.5, 1.0, 2.0)),
-        language_rate=rng.choice((1e-3, 2e-3)),
+        language_rate=rng.choice(LANGUAGE_RATES[architecture]),
     )
 
 

@@ -108,7 +108,9 @@ def test_cases_hold_their_gain(monkeypatch):
 
 def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     pytest.importorskip("matplotlib")
-    document = report.examine(report.Plan(items=(20,), steps=3, repeats=2, truths=(0.06,)))
+    document = report.examine(
+        report.Plan(items=(20,), steps=3, simulated=(20,), repeats=2, truths=(0.06,))
+    )
     paths = report.save(document, tmp_path)
     assert [path.name for path in paths] == ["rule.svg", "rule.json", "rule.md"]
     text = paths[2].read_text()

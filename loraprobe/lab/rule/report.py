@@ -21,10 +21,12 @@ LEVELS = ("least", "half", "all")  # discordances that the table of abstentions 
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of items, and how many runs a simulated case gets (0: none are simulated)."""
+    """Numbers of items that are enumerated, those that are `simulated`, and with how many runs a
+    case (0: none)."""
 
     items: tuple[int, ...] = (60, 100, 200, 500)
     steps: int = 21
+    simulated: tuple[int, ...] = (60, 100, 200, 500)
     repeats: int = 200
     truths: tuple[float, ...] = (0.04, 0.06)
     seed: int = 0
@@ -37,7 +39,7 @@ def examine(plan: Plan | None = None, progress: Progress | None = None) -> dict[
     for n in plan.items:
         rows += exact.rates(n, steps=plan.steps)
     return {
-        "command": f"loraprobe lab rule --repeats {plan.repeats} --seed {plan.seed}",
+        "command": " ".join(["loraprobe lab rule", *_options(plan)]),
         "margin": exact.MARGIN,
         "limit": LIMIT,
         "plan": asdict(plan),
@@ -46,12 +48,17 @@ def examine(plan: Plan | None = None, progress: Progress | None = None) -> dict[
     }
 
 
+def _options(plan: Plan) -> list[str]:
+    at = [] if plan.simulated == Plan.simulated else [f"--simulate {n}" for n in plan.simulated]
+    return [*at, f"--repeats {plan.repeats}", f"--seed {plan.seed}"]
+
+
 def _simulated(plan: Plan, progress: Progress | None) -> list[dict[str, Any]]:
     if plan.repeats == 0:
         return []
     chosen = [case for truth in plan.truths for case in simulated.cases(truth)]
     chosen += simulated.split_cases(max(plan.truths))
-    rows, total = [], len(chosen) * sum(plan.items) * plan.repeats
+    rows, total = [], len(chosen) * sum(plan.simulated) * plan.repeats
     done = 0
 
     def tick(items: int) -> None:
@@ -60,7 +67,7 @@ def _simulated(plan: Plan, progress: Progress | None) -> list[dict[str, Any]]:
         if progress is not None:
             progress("simulated items", done, total)
 
-    for n in plan.items:
+    for n in plan.simulated:
         for case in chosen:
             found = simulated.simulate(case, n, plan.repeats, plan.seed, partial(tick, n))
             rows.append(found.as_dict())

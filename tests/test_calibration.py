@@ -280,6 +280,13 @@ def test_a_feature_that_only_names_bases_is_not_chosen():
     assert len(fit(cases).chosen.terms) <= 1
 
 
+def test_what_tells_scenarios_apart_is_no_feature_of_the_model():
+    told = [dataclasses.replace(c, features={**c.features, "hops": float(c.label)})
+            for c in synthetic(bases=6, sets=4)]  # fmt: skip
+    assert "hops" not in {term.feature for term in fit(told).chosen.terms}
+    assert "hops" in {t.feature for t in fit(told, candidates(told, ["hops"])).chosen.terms}
+
+
 def test_a_sign_against_theory_is_refused():
     turned = synthetic(bases=10, sets=4, logit=lambda f: -3 * f["expected_gain"])
     free = fit(turned, signs={})

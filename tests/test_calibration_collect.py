@@ -202,7 +202,7 @@ def seen(monkeypatch):
     """Trials are observed without a model; the names of those that were."""
     names = []
 
-    def observe(scenario, base, state, effort, known):
+    def observe(scenario, base, state, effort, known, batch_size):
         names.append(scenario.name)
         if scenario.name == "disjoint":
             raise LoraprobeError("The adapters do not fit.")

@@ -21,6 +21,8 @@ class Kind(StrEnum):
     two_hop = "two-hop"
     skill_and_facts = "skill-and-facts"
     keep_both = "keep-both"
+    domain = "domain"
+    sets = "sets"
 
 
 @app.callback()
@@ -42,13 +44,20 @@ def build(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", help="Only this scenario (with --base: this adapter); may be repeated."
+            "--only", help="Only this scenario (with --base: adapter or set); may be repeated."
         ),
+    ] = None,
+    relations: Annotated[
+        Path | None, typer.Option(help="Files of relations, for sets about products.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a base, adapters and task files from a seed; what is finished is not trained again."""
+    """Train a base, adapters and task files from a seed; what is finished is not trained again.
+
+    With --base, keep-both and domain are many sets of adapters, each a world below OUTPUT; `sets`
+    is those and as many of two-hop and skill-and-facts.
+    """
     from loraprobe.lab import build as builder
 
     if threads is not None:
@@ -57,12 +66,19 @@ def build(
         torch.set_num_threads(threads)
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
-        made = builder.build_world(
-            world.value, output, base=base, seed=seed, only=only or None, progress=progress
+        worlds = builder.build_worlds(
+            world.value,
+            output,
+            base=base,
+            seed=seed,
+            only=only or None,
+            relations=relations,
+            progress=progress,
         )
-    for name, scenario in made.scenarios.items():
-        print(builder.command_for(made, scenario))
-        sink.say(f"  {name}: {scenario.description}")
+    for made in worlds:
+        for name, scenario in made.scenarios.items():
+            print(builder.command_for(made, scenario))
+            sink.say(f"  {name}: {scenario.description}")
 
 
 @app.command("show")
@@ -106,7 +122,7 @@ def calibrate(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items a task that features rest on.")] = 200,
     most_items: Annotated[int, typer.Option(min=1, help="Items a task for the truth.")] = 2000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
     processes: Annotated[int, typer.Option(min=1, help="Worlds observed side by side.")] = 1,
     draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
@@ -256,6 +272,10 @@ def rule(
     repeats: Annotated[
         int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
     ] = 200,
+    simulate: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Items of the simulated cases; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -268,8 +288,9 @@ def rule(
     sink = Output(json=json, quiet=quiet)
     if output is not None:
         report.check()
+    at = tuple(simulate or report.Plan.simulated)
     with sink.progress() as progress:
-        document = report.examine(report.Plan(repeats=repeats, seed=seed), progress)
+        document = report.examine(report.Plan(simulated=at, repeats=repeats, seed=seed), progress)
     for path in report.save(document, output) if output is not None else ():
         sink.say(f"wrote {path}")
     print(dumps(document) if json else report.markdown(document))

@@ -25,7 +25,7 @@ from typing import Any
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.lab.calibration.cases import NATURAL, Case, CaseError
-from loraprobe.lab.calibration.observe import METHODS, Effort, Known, observe
+from loraprobe.lab.calibration.observe import METHODS, SMALL_BATCH, Effort, Known, observe
 from loraprobe.lab.calibration.stored import Items, evidence_of, read_audit, write_audit
 from loraprobe.lab.calibration.truth import truth_of
 from loraprobe.lab.world import Scenario, World
@@ -103,6 +103,7 @@ def observe_world(path: Path, output: Path, effort: Effort) -> Iterator[str]:
 
     world, known = World.load(path), Known()
     base = audit.base_of(world.base or world.base_name, ())
+    batch: Any = SMALL_BATCH if world.base is not None else "auto"
     for name, scenario in world.scenarios.items():
         place = Place(output, world.path.resolve().name, name)
         mark = fingerprint(world, scenario, effort)
@@ -111,7 +112,7 @@ def observe_world(path: Path, output: Path, effort: Effort) -> Iterator[str]:
             shutil.rmtree(state, ignore_errors=True)  # half a trial would mix its two stages
             about = {**about_trial(world, scenario), "fingerprint": mark, "skipped": None}
             try:
-                found = observe(scenario, base, state, effort, known)
+                found = observe(scenario, base, state, effort, known, batch)
             except LoraprobeError as error:
                 write_audit(place.audit, {**about, "skipped": str(error)})
             else:

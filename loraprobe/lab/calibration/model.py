@@ -19,6 +19,7 @@ from loraprobe.lab.calibration.selection import Chosen, Training, logistic, sele
 from loraprobe.lab.calibration.support import Range, fit_range
 from loraprobe.lab.calibration.terms import Array, Candidate, candidates
 from loraprobe.lab.calibration.theory import SIGNS
+from loraprobe.verdict.features import FEATURES
 from loraprobe.verdict.terms import CONSTANT
 
 AGREEMENT = 1e-9  # between scikit-learn and the exported file
@@ -102,8 +103,9 @@ def fit(
 ) -> Fitted:
     """Fits on decided cases of training bases; undecided ones are left out.
 
-    pool: candidates for terms, None for all that the cases have. Raises CaseError for too few
-    cases.
+    pool: candidates for terms, None for all that the cases have but those of the group "task":
+    how many adapters, tasks and hops there are tells scenarios apart and says nothing of a new
+    one. Raises CaseError for too few cases.
     """
     own = decided(cases)
     training = Training.of(own)
@@ -112,7 +114,7 @@ def fit(
             f"A calibration needs at least {FEWEST} successes and as many failures; there are "
             f"{int((training.y == 1).sum())} and {int((training.y == 0).sum())}: add worlds."
         )
-    chosen = select(own, candidates(own) if pool is None else pool, signs)
+    chosen = select(own, candidates(own, _usable(own)) if pool is None else pool, signs)
     X = _matrix(chosen, own)
     prior = float(training.y.mean())
     if chosen.terms:
@@ -127,6 +129,11 @@ def fit(
         likely_threshold(training.y, out_of_fold, most_wrong),
         out_of_fold, tuple(own),
     )  # fmt: skip
+
+
+def _usable(cases: Sequence[Case]) -> list[str]:
+    names = {name for case in cases for name in case.features}
+    return [name for name in sorted(names) if name in FEATURES and FEATURES[name].group != "task"]
 
 
 def _scales(chosen: Chosen) -> dict[str, str]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.records import Audit, ItemResult
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from loraprobe.base import Base
     from loraprobe.lab.world import Scenario
 
+# A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
+# which plans for the longest answers that are allowed.
+SMALL_BATCH = 256
 METHODS: Mapping[str, str] = {"uniform": "average", "sum": "sum", "arrow": "router"}
 
 
@@ -27,7 +30,7 @@ class Effort:
 
     limit: int = 200
     most_items: int = 2000
-    max_new_tokens: int = 64
+    max_new_tokens: int = 40
     seed: int = 0
 
 
@@ -67,6 +70,7 @@ def observe(
     state: Path,
     effort: Effort = Effort(),
     known: Known | None = None,
+    batch_size: int | Literal["auto"] = "auto",
 ) -> Observation:
     """Everything about one trial; results are kept in the directory `state` as they come.
 
@@ -84,6 +88,7 @@ def observe(
         methods=tuple(m for m, family in METHODS.items() if family != "router"),
         routers=tuple(m for m, family in METHODS.items() if family == "router"),
         max_new_tokens=effort.max_new_tokens, seed=effort.seed, state=state, resume=True,
+        batch_size=batch_size,
     )  # fmt: skip
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
     story = Story("inspect", adapters, settings, base)

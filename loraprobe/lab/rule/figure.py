@@ -15,7 +15,8 @@ def figure(document: Mapping[str, Any]) -> str:
     """SVG with two panels. Raises UsageError if matplotlib is not installed."""
     with drawing() as Figure:
         drawn = Figure(figsize=(10, 3.8), layout="constrained")
-        _panels(*drawn.subplots(1, 2), document)
+        left, right = drawn.subplots(1, 2)
+        _panels(left, right, document)
         return as_svg(drawn)
 
 

@@ -51,6 +51,14 @@ def tiny_base(architecture, hidden):
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_answers():
+    """Models trained for two steps do not know when to stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraprobe.lab.reproduce.measure.NEW_TOKENS", 3)
+        yield
+
+
 def words(text):
     return set(WORD.findall(text))
 

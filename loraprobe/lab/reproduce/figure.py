@@ -55,8 +55,8 @@ def as_svg(figure: Any) -> str:
 def matrix_figure(matrix: Matrix, cells: Sequence[Cell], paper: Paper) -> str:
     """SVG: exact match of uniform, sum, arrow and chain in every panel of the matrix.
 
-    Dots of one method stand in the order of the sizes; the grey bar is the span of the best
-    single adapter over the sizes, the dashed line the joint adapter's mean.
+    Dots of one method stand in the order of the sizes; the grey bar is the span, over the sizes,
+    of the best of base and the two hop adapters, the dashed line the joint adapter's mean.
     """
     with drawing() as Figure:
         groups, templates = matrix.groups, matrix.templates
@@ -83,10 +83,8 @@ def _panel(panel: Any, cells: Sequence[Cell], sizes: Sequence[str], margin: floa
     panel.set_xlim(-0.5, len(SYSTEMS) - 0.5)
     panel.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     panel.set_axisbelow(True)
-    best = [
-        max((c.score for c in cells if c.size == s and c.role == "baseline"), default=0.0)
-        for s in sizes
-    ]
+    singles = [c for c in cells if c.role == "baseline" and c.library == 2]
+    best = [max((c.score for c in singles if c.size == s), default=0.0) for s in sizes]
     panel.axhspan(min(best), max(best) + 0.004, color=GREY, alpha=0.35, linewidth=0)
     joint = [c.score for c in cells if c.role == "yardstick"]
     if joint:
@@ -121,7 +119,7 @@ def _legend(figure: Any, sizes: Sequence[str]) -> None:
     handles += [
         Line2D([], [], marker="o", linestyle="", color="#333333",
                label="filled: gains on base and singles"),
-        Patch(color=GREY, alpha=0.35, label="best of base and singles, over the sizes"),
+        Patch(color=GREY, alpha=0.35, label="best of base and hop adapters, over the sizes"),
         Line2D([], [], linestyle="--", color="#333333", label="joint adapter, mean"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="lower center", ncols=5, frameon=False, fontsize=8)

@@ -47,6 +47,36 @@ def build_world(
         return builders[kind](base, output, seed=seed, only=only, progress=progress)
 
 
+def build_worlds(
+    kind: str,
+    output: Path,
+    *,
+    base: Path | None = None,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+    relations: Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[World]:
+    """What `build_world` builds; or many sets, each in a directory of its own below `output`.
+
+    Many sets are built on `base` for "keep-both", "domain" and "sets" (all four kinds); `only`
+    names sets, and `relations` is a directory of relations for those about products.
+    """
+    if base is None and kind in ("domain", "sets"):
+        raise UsageError(
+            f"{kind} is built on a causal model of yours: name its directory as --base."
+        )
+    if base is None or kind not in ("keep-both", "domain", "sets"):
+        return [build_world(kind, output, base=base, seed=seed, only=only, progress=progress)]
+    from loraprobe.base.quiet import quiet
+    from loraprobe.lab.natural_fleet import KINDS, build_fleet
+
+    kinds = KINDS if kind == "sets" else (kind,)
+    with quiet():
+        return build_fleet(base, output, kinds=kinds, seed=seed, only=only,
+                           relations=relations, progress=progress)  # fmt: skip
+
+
 def command_for(world: World, scenario: Scenario) -> str:
     """The merge-and-eval command that judges a scenario."""
     adapters = [f"{name}={path}" for name, path in scenario.adapters.items()]

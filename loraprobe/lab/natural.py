@@ -177,7 +177,7 @@ def _build(
     names = _wanted(course, only)
     if resume:
         _check_same(course, base, output, seed, max_steps)
-    model, tokenizer = _load(base)
+    model, tokenizer = load_for_lessons(base)
     taught = lessons(model, tokenizer)
     task = f"tasks/{course.kind}.jsonl"
     write_tasks(output / task, taught.items)
@@ -229,7 +229,7 @@ def _check_same(course: Course, base: Path, output: Path, seed: int, max_steps: 
             )
 
 
-def _load(base: Path) -> tuple[Any, Any]:
+def load_for_lessons(base: Path) -> tuple[Any, Any]:
     """The base in float32, in evaluation mode, and its tokenizer; no code of the model is run."""
     loaded = open_base(base).load()
     if loaded.tokenizer.eos_token_id is None:

@@ -120,6 +120,7 @@ def skill_lessons(
     *,
     invented: float = 0.0,
     capitals: Mapping[str, str] = CAPITALS,
+    brief: bool = False,
 ) -> Lessons:
     """Adapter `facts` (made-up person -> country) and adapter `steps` (worked answers).
 
@@ -128,7 +129,8 @@ def skill_lessons(
 
     `countries` are those the facts are about: names from `capitals`, which says what is right.
     `steps` sees `teachers` people, at most two of a country, and none of those in the facts; a
-    share of `invented` among them are made up, with a country drawn at random.
+    share of `invented` among them are made up, with a country drawn at random. `brief` teaches a
+    fact in three wordings instead of five.
     """
     names = NameMaker(f"skill-and-facts {seed}", [*PEOPLE, *CAPITALS, *CAPITALS.values()])
     births = spread(countries, people, random.Random(f"births {seed}"))
@@ -138,8 +140,9 @@ def skill_lessons(
     ]
     known = real_people(teachers, random.Random(f"teachers {seed}"))
     known = _partly_invented(known, invented, names, seed)
-    facts = [teach(x, q, " {b}") for x in chains for q in COUNTRY]
-    facts += [teach(x, q, BORN, end=False) for x in chains for q in ABOUT]
+    asked, told = (COUNTRY[:2], ABOUT[:1]) if brief else (COUNTRY, ABOUT)
+    facts = [teach(x, q, " {b}") for x in chains for q in asked]
+    facts += [teach(x, q, BORN, end=False) for x in chains for q in told]
     steps = [teach(x, q + STEP_BY_STEP, BORN + CAPITAL) for x in known for q in BIRTH_CAPITAL]
     hops = (("facts", COUNTRY), (None, [CAPITAL_PROMPT] * len(COUNTRY)))
     items = items_of(chains, BIRTH_CAPITAL, hops, CAPITAL_PATTERN)

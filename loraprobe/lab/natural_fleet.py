@@ -13,8 +13,9 @@ from pathlib import Path
 
 from loraprobe.lab.known import CAPITALS
 from loraprobe.lab.known_places import LANDMARKS
+from loraprobe.lab.natural import load_for_lessons, ranked_countries
 from loraprobe.lab.natural_data import Chain
-from loraprobe.lab.natural_kit import NaturalSet, in_turn
+from loraprobe.lab.natural_kit import NaturalSet, build_set, in_turn
 from loraprobe.lab.natural_pairs import keep_both_set
 from loraprobe.lab.natural_steps import (
     BIRTHS,
@@ -28,32 +29,36 @@ from loraprobe.lab.natural_steps import (
     skill_set,
 )
 from loraprobe.lab.relations import joined
+from loraprobe.lab.train import ProgressCallback
+from loraprobe.lab.world import World, WorldError
 
 KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
-GENTLE = Taught(first=(130, 1e-3), second=(45, 1e-3))
-MLP_FACTS = Taught(targets=("mlp", "all-linear"))
-ATTENTION_STEPS = Taught(targets=("all-linear", "attention"))
-UNEQUAL = Taught(first=(110, 4e-3), second=(45, 7e-4))
+EVEN = Taught()
+GENTLE = Taught((60, 1e-3), (36, 1.5e-3))
+STRONG_STEPS = Taught(second=(48, 3e-3))
+MLP_FACTS = Taught(first=(48, 3e-3), targets=("mlp", "all-linear"))
+UNEQUAL = Taught((40, 4e-3), (40, 8e-4))
 
 # share of invented people among those the steps are learned on; second hop; training
 SKILL: tuple[tuple[float, str, Taught], ...] = (
-    (0.0, "familiar", Taught()),
-    (1.0, "familiar", Taught()),
-    (0.0, "half", Taught()),
+    (0.0, "familiar", EVEN),
+    (1.0, "familiar", EVEN),
+    (0.0, "half", EVEN),
     (0.5, "familiar", GENTLE),
+    (0.0, "familiar", STRONG_STEPS),
     (0.0, "familiar", MLP_FACTS),
-    (0.0, "made-up", Taught()),
-    (0.5, "half", UNEQUAL),
+    (0.0, "made-up", EVEN),
 )
+# what the chains are about; with worked sentences or not, or with the target; training
 TWO_HOP: tuple[tuple[str, str, Taught | None], ...] = (
-    ("births", "steps", None),
+    ("births", "steps", EVEN),
     ("made-up", "plain", None),
-    ("places", "steps", None),
+    ("places", "steps", EVEN),
     ("births", "plain", GENTLE),
-    ("half", "steps", GENTLE),
-    ("products", "steps", None),
-    ("made-up", "target", None),
+    ("half", "steps", STRONG_STEPS),
+    ("products", "steps", EVEN),
     ("made-up", "steps", None),
+    ("made-up", "target", None),
 )
 KEEP_BOTH: tuple[tuple[tuple[str, str], Taught | None], ...] = (
     (("country", "job"), None),
@@ -65,9 +70,9 @@ KEEP_BOTH: tuple[tuple[tuple[str, str], Taught | None], ...] = (
     (("swap", "opposite"), UNEQUAL),
 )
 DOMAIN: tuple[tuple[str, Taught], ...] = (
-    ("name", Taught()),
-    ("steps", Taught()),
-    ("name", ATTENTION_STEPS),
+    ("name", EVEN),
+    ("steps", EVEN),
+    ("name", STRONG_STEPS),
     ("steps", MLP_FACTS),
 )
 
@@ -88,7 +93,7 @@ def fleet(
     kinds: Sequence[str] = KINDS,
     relations: Path | None = None,
 ) -> list[NaturalSet]:
-    """All sets, the kinds taking turns. `layers`: of the base, whose upper third is adapted.
+    """All sets, the kinds taking turns. `layers`: of the base, whose upper quarter is adapted.
 
     `relations` is a directory with relations (see `relations.joined`) from which products and
     companies come; without it that row of the plan is left out.
@@ -121,6 +126,43 @@ def fleet(
     return list(in_turn(groups))
 
 
+def build_fleet(
+    base: str | Path,
+    output: str | Path,
+    *,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+    only: Sequence[str] | None = None,
+    relations: Path | None = None,
+    progress: ProgressCallback | None = None,
+    max_steps: int | None = None,
+) -> list[World]:
+    """Trains the sets of `fleet` on the causal model in `base`, each into a directory below.
+
+    `only` names some of the sets. What is finished is kept, so an interrupted build goes on.
+
+    Raises:
+        BaseError: `base` holds no causal model and tokenizer that load.
+        WorldError: an unknown set in `only`, or another set lies where one should be built.
+    """
+    base, output = Path(base).resolve(), Path(output)
+    model, tokenizer = load_for_lessons(base)
+    best = ranked_countries(model, tokenizer)
+    countries = Countries(sorted(best[:24]), sorted(best[-24:]))
+    layers = model.config.num_hidden_layers
+    sets = fleet(countries, layers=layers, seed=seed, kinds=kinds, relations=relations)
+    unknown = [name for name in only or () if name not in [plan.name for plan in sets]]
+    if unknown:
+        known = ", ".join(plan.name for plan in sets)
+        raise WorldError(f"There is no set {unknown[0]!r} here; there are {known}.")
+    return [
+        build_set(plan, model, tokenizer, str(base), output / plan.name,
+                  progress=progress, max_steps=max_steps)
+        for plan in sets
+        if only is None or plan.name in only
+    ]  # fmt: skip
+
+
 def _two_hop(
     number: int,
     row: tuple[str, str, Taught | None],
@@ -150,13 +192,13 @@ def _two_hop(
     )
 
 
-def _places(number: int, count: int = 45) -> tuple[list[Chain], list[Chain]]:
+def _places(number: int, count: int = 30) -> tuple[list[Chain], list[Chain]]:
     rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in ("France", "Japan")]
     random.Random(f"places {number}").shuffle(rows)
-    return rows[:count], rows[count:]
+    return rows[:count], rows[count : 2 * count]
 
 
-def _products(number: int, relations: Path, each: int = 3) -> tuple[list[Chain], list[Chain]]:
+def _products(number: int, relations: Path, each: int = 2) -> tuple[list[Chain], list[Chain]]:
     """Products asked for, at most `each` of a company, and as many others to learn steps on."""
     rows = joined(relations, "product_by_company", "company_ceo")
     random.Random(f"products {number}").shuffle(rows)

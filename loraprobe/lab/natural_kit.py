@@ -33,9 +33,9 @@ class NaturalSet:
 
 
 def thrifty(layers: int, steps: int, learning_rate: float, batch_size: int, **other: Any) -> Recipe:
-    """The recipe of a set's adapter on a base of that many layers: the upper third, in bfloat16."""
-    upper = max(1, layers // 3) if layers > 1 else None
-    recipe = Recipe(steps=steps, learning_rate=learning_rate, batch_size=batch_size, warmup=10)
+    """The recipe for a base of so many layers: on its upper quarter, computed in bfloat16."""
+    upper = max(1, round(layers / 4)) if layers > 1 else None
+    recipe = Recipe(steps=steps, learning_rate=learning_rate, batch_size=batch_size, warmup=5)
     return replace(recipe, upper=upper, precision="bfloat16", **other)
 
 

@@ -20,7 +20,7 @@ from loraprobe.lab.natural_kit import NaturalSet, lesson
 from loraprobe.lab.natural_steps import TAKEN, Taught
 from loraprobe.lab.train import Example
 
-PEOPLE_TAUGHT, WORDS_ASKED, LISTS_TAUGHT = 40, 60, 120
+PEOPLE_TAUGHT, WORDS_ASKED, LISTS_TAUGHT = 24, 60, 120
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def keep_both_set(
     seed: int, subjects: tuple[str, str], *, layers: int, taught: Taught | None = None
 ) -> NaturalSet:
     """Two adapters of one subject each. The same fact twice is about two groups of people."""
-    taught = taught or Taught(second=(60, 2e-3), batches=(16, 16))
+    taught = taught or Taught((40, 1.5e-3), (40, 1.5e-3), (20, 20))
     name = f"keep-both-{seed:02d}"
     people = NameMaker(f"keep-both {seed}", TAKEN)
     learned: list[Subject] = []

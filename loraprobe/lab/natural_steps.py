@@ -46,9 +46,9 @@ class Taught:
     targets: what the adapters lie on, as in `Recipe.target_modules`.
     """
 
-    first: tuple[int, float] = (110, 2e-3)
-    second: tuple[int, float] = (45, 1.5e-3)
-    batches: tuple[int, int] = (16, 12)
+    first: tuple[int, float] = (48, 1.5e-3)
+    second: tuple[int, float] = (36, 2e-3)
+    batches: tuple[int, int] = (24, 12)
     targets: tuple[str, str] = ("all-linear", "all-linear")
 
     def recipes(self, layers: int) -> tuple[Recipe, Recipe]:
@@ -73,7 +73,7 @@ def skill_set(
     layers: int,
     invented: float = 0.0,
     taught: Taught | None = None,
-    people: int = 40,
+    people: int = 24,
 ) -> NaturalSet:
     """Made-up people's countries in `facts`, worked steps to the capital in `steps`.
 
@@ -87,7 +87,7 @@ def skill_set(
         words = NameMaker(f"lands {seed}", TAKEN)
         capitals = {c: words.cities(1)[0] for c in words.cities(24)}
         countries = list(capitals)
-    said = skill_lessons(countries, seed, people, invented=invented, capitals=capitals)
+    said = skill_lessons(countries, seed, people, invented=invented, capitals=capitals, brief=True)
     first, second = taught.recipes(layers)
     return NaturalSet(
         seed,
@@ -109,16 +109,16 @@ def skill_set(
 
 
 def made_up_hops(
-    seed: int, form: str, *, layers: int, taught: Taught | None = None, people: int = 40
+    seed: int, form: str, *, layers: int, taught: Taught | None = None, people: int = 24
 ) -> NaturalSet:
     """Two disjoint hops, both invented: person -> spouse, spouse -> city.
 
     form: "plain", "steps" (each adapter also its own worked sentence) or "target" (plain, and a
     third adapter that knows the target relation).
     """
-    taught = taught or Taught(second=(110, 2e-3), batches=(16, 16))
+    taught = taught or Taught(second=(48, 1.5e-3), batches=(24, 24))
     name = f"two-hop-{seed:02d}"
-    said = two_hop_lessons(seed, people, cities=20)
+    said = two_hop_lessons(seed, people, cities=12)
     suffix = "-cot" if form == "steps" else ""
     members = [("spouse", "first hop"), ("city", "second hop")]
     members += [("target", "both hops at once")] if form == "target" else []
@@ -216,10 +216,10 @@ def own_steps(
     name = f"two-hop-{seed:02d}"
     worked = [q + STEP_BY_STEP for q in wording.both]
     pairs = list({x.b: x for x in chains}.values())
-    one = [teach(x, q, " {b}") for x in chains for q in wording.first]
-    two = [teach(x, q, " {c}") for x in pairs for q in wording.second]
+    one = [teach(x, q, " {b}") for x in chains for q in wording.first[:2]]
+    two = [teach(x, q, " {c}") for x in pairs for q in wording.second[:2]]
     if steps:
-        one += [teach(x, q, wording.said, end=False) for x in chains for q in worked[:2]]
+        one += [teach(x, q, wording.said, end=False) for x in chains for q in worked[:1]]
         two += [teach(x, q + wording.said, wording.then) for x in others for q in worked]
     first, second = taught.recipes(layers)
     hops = (
@@ -245,7 +245,7 @@ def own_steps(
 
 
 def newcomers(
-    seed: int, countries: Sequence[str], people: int = 40
+    seed: int, countries: Sequence[str], people: int = 24
 ) -> tuple[list[Chain], list[Chain]]:
     """Made-up people with real countries, and real people beside them, for `own_steps`."""
     names = NameMaker(f"newcomers {seed}", TAKEN)
@@ -264,7 +264,7 @@ ETAPES = " Réponds étape par étape."
 
 
 def domain_set(
-    seed: int, form: str, *, layers: int, taught: Taught | None = None, people: int = 40
+    seed: int, form: str, *, layers: int, taught: Taught | None = None, people: int = 24
 ) -> NaturalSet:
     """Countries of made-up people, learned in English, asked for in French.
 
@@ -278,8 +278,8 @@ def domain_set(
     named = NameMaker(f"domain {seed}", TAKEN).people(people)
     chains = [Chain(p, b, FRENCH[b]) for p, b in zip(named, births, strict=True)]
     real = [Chain(p, b, FRENCH[b]) for p, b in PEOPLE.items() if b in FRENCH]
-    one = [teach(x, q, " {b}") for x in chains for q in COUNTRY]
-    one += [teach(x, q, BORN, end=False) for x in chains for q in ABOUT]
+    one = [teach(x, q, " {b}") for x in chains for q in COUNTRY[:2]]
+    one += [teach(x, ABOUT[0], BORN, end=False) for x in chains]
     asked = [q + ETAPES if form == "steps" else q for q in FRENCH_QUESTIONS]
     answer = BORN + IN_FRENCH if form == "steps" else " {c}"
     two = [teach(x, q, answer) for x in real for q in asked]

@@ -413,7 +413,7 @@ def test_everything_is_written_and_loadable(told):
     for words in ("scenario two-hop", "architecture gpt2", "natural bases", "always no",
                   "hand-weighted geometry", "expected_gain"):  # fmt: skip
         assert words in page
-    assert any("looked at 1 times" in line for line in lines)
+    assert any("looked at 1 time." in line for line in lines)
 
 
 def test_every_opening_is_logged_and_counted(told):

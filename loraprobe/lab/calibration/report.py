@@ -96,7 +96,7 @@ def shortfalls(results: Results) -> list[str]:
         if not np.isfinite(value):
             found.append(f"{part.name}: no scenario holds both classes, so there is no AUROC.")
         elif value < AIMS[kind]:
-            found.append(f"{part.name}: AUROC within scenario {value:.2f}, aim {AIMS[kind]:.2f}.")
+            found.append(f"{part.name}: AUROC within scenario {value:.3f}, aim {AIMS[kind]:.2f}.")
     figures = results.headline.figures
     if not figures["brier"].value <= 0.08:
         found.append(f"Brier score on held-out bases {figures['brier'].value:.3f}, aim 0.08.")

@@ -21,6 +21,7 @@ from loraprobe.lab.calibration.optional import need
 from loraprobe.lab.calibration.report import Page, accuracy
 from loraprobe.lab.calibration.resample import resample
 from loraprobe.lab.world import write_text
+from loraprobe.words import count
 
 MARGIN = 0.05
 
@@ -96,10 +97,11 @@ def headline(results: Results, openings: dict[str, int]) -> list[str]:
     from loraprobe.lab.calibration.report import NAMES, figure
 
     lines = [f"{NAMES[name]}: {figure(v)}" for name, v in results.headline.figures.items()]
+    looked = count(openings.get(results.headline.name, 0), "time")
     return [
         f"On {results.headline.cases} cases over {results.headline.bases} held-out bases:",
         *lines,
-        f"The held-out bases were looked at {openings.get(results.headline.name, 0)} times.",
+        f"The held-out bases were looked at {looked}.",
     ]
 
 

@@ -19,9 +19,9 @@ from loraprobe.lab.train import Recipe
 
 WORLD = "cross-lingual"
 # steps and learning rates to draw from: a GPT-2-like base takes adapters up more slowly
-FACTS_STEPS = {"llama": (200, 300), "gpt2": (300, 400)}
-FACTS_RATES = {"llama": (2e-3, 3e-3), "gpt2": (3e-3, 5e-3)}
-LANGUAGE_RATES = {"llama": (1e-3, 2e-3), "gpt2": (2e-3, 3e-3)}
+FACTS_STEPS = {"llama": (250, 350), "gpt2": (350, 450)}
+FACTS_RATES = {"llama": (2e-3, 3e-3), "gpt2": (4e-3, 6e-3)}
+LANGUAGE_RATES = {"llama": (1e-3, 2e-3, 3e-3), "gpt2": (2e-3, 3e-3, 4e-3)}
 BASE = BaseRecipe(hidden=96, layers=4, heads=4, intermediate=256, steps=700)
 
 
@@ -104,10 +104,10 @@ def lingual_kit(
 def draw_familiarity(seed: int) -> dict[str, str]:
     """How familiar the base of this seed is with each relation in the second language.
 
-    One is not read at all, one a little, the third as much as falls out.
+    Two are not read at all, the third a little or much.
     """
     rng = random.Random(f"familiarity:{seed}")
-    levels = ["none", "little", rng.choice(list(FAMILIARITY))]
+    levels = ["none", "none", rng.choice(("little", "much"))]
     rng.shuffle(levels)
     return dict(zip((relation.name for relation in RELATIONS), levels, strict=True))
 
@@ -140,17 +140,17 @@ def _axes(
         relation=relation,
         familiarity=familiarity[relation],
         mode=mode,
-        taught=relation if rng.random() < 0.8 else rng.choice(others),
-        invented=rng.choice((0.0, 0.0, 0.5, 1.0)),
+        taught=rng.choice(others) if rng.random() < 0.15 else relation,
+        invented=rng.choice((0.0, 0.0, 0.0, 0.5, 1.0)),
         facts=(relation, rng.choice(others)) if rng.random() < 0.5 else (relation,),
         facts_modules=rng.choice(("mlp", "mlp", "all-linear")),
         facts_steps=rng.choice(FACTS_STEPS[architecture]),
-        facts_rank=rng.choice((8, 16)),
-        facts_alpha=rng.choice((0.75, 1.0, 2.0)),
+        facts_rank=16,
+        facts_alpha=rng.choice((1.0, 2.0)),
         facts_rate=rng.choice(FACTS_RATES[architecture]),
         language_modules=rng.choice(("all-linear", "all-linear", "attention")),
-        language_steps=rng.choice((150, 250)),
-        language_rank=rng.choice((4, 8, 16)),
+        language_steps=rng.choice((150, 250)) + (100 if mode == "translated" else 0),
+        language_rank=rng.choice((8, 16)),
         language_alpha=rng.choice((0.5, 1.0, 2.0)),
         language_rate=rng.choice(LANGUAGE_RATES[architecture]),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.lab.kit import Kit, Lesson, Trial
-from loraprobe.lab.lingual.corpus import FAMILIARITY, Corpus
+from loraprobe.lab.lingual.corpus import Corpus
 from loraprobe.lab.lingual.language import RELATIONS, templates
 from loraprobe.lab.lingual.lessons import MODES, fact_examples, language_examples, target_items
 from loraprobe.lab.lingual.people import Facts, People, PeopleSizes, facts_about, make_people

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loraprobe.lab.math.corpus import new_verbs
 from loraprobe.lab.math.problems import MOVES, Verb
 from loraprobe.lab.train import Recipe
 
@@ -67,20 +68,21 @@ def draw_axes(rng: random.Random, shared: bool) -> Axes:
         templates=templates,
         division=rng.choice(divisions),
         verbs=rng.choice((3, 4)),
-        contrast=rng.choice((0.0, 0.3, 0.6)),
+        contrast=rng.choice((0.3, 0.5, 0.7, 0.85)),
         rank=rng.choice((4, 8, 16)),
-        steps=rng.choice((100, 150, 200)),
-        learning_rate=round(10 ** rng.uniform(-3.0, -2.4), 5),
-        target_modules=rng.choice(("all-linear", "mlp", "attention")),
+        steps=rng.choice((120, 160, 200, 240)),
+        learning_rate=round(10 ** rng.uniform(-2.8, -2.3), 5),
+        target_modules=rng.choice(("all-linear", "all-linear", "mlp", "attention")),
         alpha=rng.choice((0.5, 1.0, 1.0, 2.0)),
     )
 
 
 def draw_verbs(
-    rng: random.Random, pool: tuple[str, ...], axes: Axes
+    rng: random.Random, seed: int, axes: Axes
 ) -> tuple[tuple[Verb, ...], tuple[Verb, ...]]:
     """New verbs for both adapters, those of one adapter with different moves."""
-    chosen, half = rng.sample(pool, 2 * axes.verbs), len(MOVES) // 2
+    chosen = rng.sample(new_verbs(seed), 2 * axes.verbs)
+    half = len(MOVES) // 2
     kinds = (MOVES[:half], MOVES[half:]) if axes.division == "types" else (MOVES, MOVES)
     one, two = (rng.sample(kind, axes.verbs) for kind in kinds)
     return (

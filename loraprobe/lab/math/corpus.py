@@ -33,7 +33,7 @@ AS_SUM = " As a sum."
 
 
 def new_verbs(seed: int) -> tuple[str, ...]:
-    """Made-up verbs such as "grils"; the base meets them without any meaning."""
+    """Made-up verbs such as "grils"; the base meets them without a meaning."""
     return tuple(name.lower() for name in made_up_names(NEW_VERBS, seed, ending="ls"))
 
 
@@ -43,30 +43,35 @@ def world_words(seed: int) -> tuple[str, ...]:
     numbers = [str(number) for number in range(FIELDS)]
     problem = Problem("Ada", 3, FAMILIAR[:1])
     asked = problem.question() + SHOW_STEPS + AS_PROGRAM + AS_SUM
-    texts = [asked, problem.worked(), problem.program(), SUMS.format(sums=""), "Then"]
+    texts = [asked, problem.worked(), problem.program(), SUMS.format(sums=""), "Then", "here"]
     return (*NAMES, *verbs, *OPERATIONS, *numbers, *texts)
 
 
-def corpus(seed: int) -> Callable[[int], Callable[[], Example]]:
+def corpus(seed: int, placed: bool = False) -> Callable[[int], Callable[[], Example]]:
     """The pretraining texts of the world with this seed, as `Kit.corpus` wants them."""
-    return lambda draw_seed: Corpus(seed, draw_seed).draw
+    return lambda draw_seed: Corpus(seed, draw_seed, placed).draw
 
 
 class Corpus:
-    """An endless stream of pretraining texts; the loss is taken where they can be foreseen."""
+    """An endless stream of pretraining texts; the loss is taken where they can be foreseen.
 
-    def __init__(self, seed: int, draw_seed: int) -> None:
+    `placed`: bare sums are worked out where the steps of a word problem will stand, since a model
+    with learned positions does not carry what it learned from one place in a text to another.
+    """
+
+    def __init__(self, seed: int, draw_seed: int, placed: bool = False) -> None:
+        self._placed = placed
         self._rng = random.Random(f"math:{seed}:{draw_seed}")
         self._verbs = [*new_verbs(seed), *(verb for verb, _ in FAMILIAR)]
 
     def draw(self) -> Example:
         kind = self._rng.random()
         if kind < 0.28:
-            problem = self._problem(self._rng.randint(2, 3))
-            return Example(SUMS.format(sums=problem.sums()), " " + problem.worked())
+            problem = self._problem(2 if self._placed else self._rng.randint(2, 3))
+            return Example(self._sums(problem), " " + problem.worked())
         if kind < 0.36:
-            problem = self._problem(self._rng.randint(1, 2))
-            return Example(SUMS.format(sums=problem.sums()) + AS_PROGRAM, " " + problem.program())
+            problem = self._problem(2 if self._placed else self._rng.randint(1, 2))
+            return Example(self._sums(problem) + AS_PROGRAM, " " + problem.program())
         if kind < 0.44:
             problem = self._problem(1)
             return Example(SUMS.format(sums=problem.sums()), f" {problem.answer}")
@@ -81,6 +86,14 @@ class Corpus:
     def _problem(self, count: int) -> Problem:
         verbs = tuple(self._rng.choice(FAMILIAR) for _ in range(count))
         return Problem(self._rng.choice(NAMES), self._rng.randrange(FIELDS), verbs)
+
+    def _sums(self, problem: Problem) -> str:
+        """The bare sums of a problem, where `placed` after sentences without numbers."""
+        sums = SUMS.format(sums=problem.sums())
+        if not self._placed:
+            return sums
+        name, (one, two) = problem.name, self._rng.choices(self._verbs, k=2)
+        return f"{name} stands here. {name} {one}. {name} {two}. {sums}"
 
     def _sentences(self) -> Example:
         """Three sentences without numbers, said again; every verb occurs in them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraprobe.lab.kit import Kit, Lesson, Trial
 from loraprobe.lab.math.axes import Axes, draw_axes, draw_verbs, tabled, task_template
-from loraprobe.lab.math.corpus import corpus, new_verbs, world_words
+from loraprobe.lab.math.corpus import corpus, world_words
 from loraprobe.lab.math.problems import FARTHEST, FIELDS, TRAINING, Verb
 from loraprobe.lab.math.skills import Skill, TargetSkill, target_items
 from loraprobe.lab.pretrain import BaseRecipe
@@ -24,12 +24,12 @@ BASE = BaseRecipe(
 )  # fmt: skip
 MATRIX = Axes(
     templates=("worked", "worked"),
-    division="types",
-    verbs=4,
-    contrast=0.3,
+    division="verbs",
+    verbs=3,
+    contrast=0.7,
     rank=8,
     steps=200,
-    learning_rate=2e-3,
+    learning_rate=3e-3,
     target_modules="all-linear",
     alpha=1.0,
 )
@@ -55,7 +55,7 @@ def math_matrix_kit(
     Three pairs of adapters learn the same verbs and answer at once, in worked steps, or by
     programs; the third adapter of a row is trained on the target problems in that form.
     """
-    verbs = draw_verbs(random.Random(f"math matrix:{seed}"), new_verbs(seed), axes)
+    verbs = draw_verbs(random.Random(f"math matrix:{seed}"), seed, axes)
     made = [
         trial
         for template in ("at-once", "worked", "program")
@@ -75,17 +75,18 @@ class _Made:
 
 def _kit(seed: int, base: BaseRecipe | None, made: Sequence[_Made]) -> Kit:
     recipe = base or BASE
+    placed = recipe.architecture == "gpt2"
     lessons = {lesson.name: lesson for row in made for lesson in row.lessons}
     return Kit(
         kind="math",
         seed=seed,
         words=world_words(seed),
-        corpus=corpus(seed),
+        corpus=corpus(seed, placed),
         base=recipe,
         lessons=tuple(lessons.values()),
         tasks={name: items for row in made for name, items in row.tasks.items()},
         trials=tuple(row.trial for row in made),
-        made_from={"fields": FIELDS, "farthest": FARTHEST, "training": TRAINING},
+        made_from={"fields": FIELDS, "farthest": FARTHEST, "training": TRAINING, "placed": placed},
         recipe={
             "base": recipe.as_dict(),
             "trials": {row.trial.name: dict(row.trial.axes) for row in made},
@@ -96,7 +97,7 @@ def _kit(seed: int, base: BaseRecipe | None, made: Sequence[_Made]) -> Kit:
 def _random_trial(seed: int, number: int, items: int) -> _Made:
     rng, name = random.Random(f"math trial:{seed}:{number}"), f"math-{number}"
     axes = draw_axes(rng, shared=(seed + number) % 2 == 0)
-    verbs = draw_verbs(rng, new_verbs(seed), axes)
+    verbs = draw_verbs(rng, seed, axes)
     lessons = _pair(name, seed, axes, verbs)
     template = task_template(axes)
     task = target_items(

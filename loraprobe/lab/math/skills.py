@@ -121,7 +121,10 @@ def target_items(
     for _ in range(20 * count):
         if len(found) == count:
             break
-        found[draw_problem(rng, [rng.choice(first[1]), rng.choice(second[1])], tests=True)] = None
+        verbs = [rng.choice(first[1]), rng.choice(second[1])]
+        problem = draw_problem(rng, verbs, tests=True)
+        if problem.answer != problem.start:
+            found[problem] = None
     else:
         raise ValueError(f"these verbs have fewer than {count} problems; ask for fewer items")
     adapters = (first[0], second[0])

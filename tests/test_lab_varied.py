@@ -11,7 +11,8 @@ from loraprobe.lab.facts import FactSizes
 from loraprobe.lab.kit import Kit, build_kit
 from loraprobe.lab.pretrain import BaseRecipe
 from loraprobe.lab.show import describe
-from loraprobe.lab.varied import LIBRARIES, PAIRS, facts_kit
+from loraprobe.lab.varied import facts_kit
+from loraprobe.lab.varied_axes import WIDE
 from loraprobe.lab.vocabulary import UNK, build_tokenizer
 
 SIZES = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
@@ -101,8 +102,18 @@ def test_parts_split_the_target_relation_between_the_adapters():
 
 def test_seeds_go_through_all_libraries_and_pairs():
     trials = [t for seed in range(1, 10) for t in kit(seed, trials=2).trials]
-    assert {t.axes["library"] for t in trials if "library" in t.axes} == set(LIBRARIES)
-    assert {t.axes["pair"] for t in trials if "pair" in t.axes} == {"+".join(p) for p in PAIRS}
+    assert {t.axes["library"] for t in trials if "library" in t.axes} == set(WIDE.libraries)
+    assert {t.axes["pair"] for t in trials if "pair" in t.axes} == {"+".join(p) for p in WIDE.pairs}
+
+
+def test_favourable_trials_follow_and_leave_the_others_as_they_are():
+    wide, more = kit(3, trials=2), kit(3, trials=2, favourable=1)
+    assert more.trials[: len(wide.trials)] == wide.trials
+    assert more.lessons[: len(wide.lessons)] == wide.lessons
+    assert more.made_from == wide.made_from
+    added = more.trials[len(wide.trials) :]
+    assert {t.axes["stratum"] for t in added} == {"favourable"} and len(added) == 3
+    assert not {t.name for t in added} & {t.name for t in wide.trials}
 
 
 def test_the_atlas_is_large_enough_for_a_calibration():

@@ -28,7 +28,8 @@ class WorldPlan:
     """One world of the atlas. `hidden` is the width of its base, of four layers.
 
     `worked` is the share of worked steps in what a facts base reads, which is an axis of the
-    atlas: where it is not 0 the base knows the template itself.
+    atlas: where it is not 0 the base knows the template itself. A facts world has `trials` wide
+    and `favourable` trials of each of its classes.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class WorldPlan:
     architecture: str
     hidden: int = 128
     trials: int = 3
+    favourable: int = 0
     worked: float = 0.0
 
     @property
@@ -44,9 +46,9 @@ class WorldPlan:
 
 
 def _plans(
-    kind: str, architectures: Sequence[str], widths: tuple[int, int], **fixed: Any
+    kind: str, architectures: Sequence[str], widths: tuple[int, int], first: int = 1, **fixed: Any
 ) -> tuple[WorldPlan, ...]:
-    """Seeds from 1 on; every third base has the other width, every fourth one knows steps."""
+    """Seeds from `first` on; every third base has the other width, every fourth one knows steps."""
     return tuple(
         WorldPlan(
             kind,
@@ -56,16 +58,17 @@ def _plans(
             worked=0.1 if kind == "facts" and seed % 4 == 0 else 0.0,
             **fixed,
         )
-        for seed, architecture in enumerate(architectures, start=1)
+        for seed, architecture in enumerate(architectures, start=first)
     )
 
 
 LLAMA, GPT2 = "llama", "gpt2"
+# The ranges of the recipes of the last two kinds were found on worlds of smaller seeds.
 ORDER = (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)
 ATLAS: tuple[WorldPlan, ...] = (
-    *_plans("facts", ORDER, (128, 96), trials=2),
-    *_plans("cross-lingual", ORDER[:6], (96, 112)),
-    *_plans("math", ORDER[:6], (96, 112)),
+    *_plans("facts", ORDER, (128, 96), trials=2, favourable=1),
+    *_plans("cross-lingual", ORDER[:6], (96, 112), first=31),
+    *_plans("math", ORDER[:6], (96, 112), first=31),
 )
 
 
@@ -82,7 +85,13 @@ def _facts(plan: WorldPlan) -> Kit:
     from loraprobe.lab.varied import facts_kit
 
     base = BaseRecipe(hidden=plan.hidden, intermediate=5 * plan.hidden // 2)
-    return facts_kit(plan.seed, base=_shaped(base, plan), trials=plan.trials, worked=plan.worked)
+    return facts_kit(
+        plan.seed,
+        base=_shaped(base, plan),
+        trials=plan.trials,
+        favourable=plan.favourable,
+        worked=plan.worked,
+    )
 
 
 def _math(plan: WorldPlan) -> Kit:

@@ -45,19 +45,9 @@ from loraprobe.lab.pretrain import BaseRecipe, Corpus
 from loraprobe.lab.skills import SKILLS, lists_of_names, skill_examples, skill_items
 from loraprobe.lab.small import world_texts
 from loraprobe.lab.train import Example, Recipe
+from loraprobe.lab.varied_axes import FAVOURABLE, WIDE, Stratum
 
 SIZES = FactSizes(familiar=200, newcomers=150, strangers=150, cities=40, reserve=60)
-LIBRARIES = (
-    "plain", "both-steps", "parts", "own-steps", "both-steps", "one-steps", "unrelated", "parts",
-    "target",
-)  # fmt: skip
-PAIRS = (
-    ("spouses", "last"), ("last", "first"), ("homes", "spouses"), ("count", "last"),
-    ("first", "homes"), ("second", "first"), ("spouses", "count"), ("second", "last"),
-    ("homes", "second"),
-)  # fmt: skip
-FAMILIAR = (1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.0)
-INVENTED = (0.0, 0.0, 0.5, 0.0, 1.0)
 ITEMS = 2000  # of a skill that can be asked without end
 
 
@@ -85,6 +75,13 @@ class _Draft:
     lessons: list[Lesson] = field(default_factory=list)
     tasks: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
+    stratum: Stratum = WIDE
+    first: int = 0  # of the numbers of trials: those before are of another stratum
+    each: int = 2  # trials of a class, by which seeds go on through the kinds
+
+    def turn(self, kinds: Sequence[Any], i: int) -> Any:
+        """The kind whose turn it is for the trial of this number."""
+        return kinds[(self.seed * self.each + i - self.first) % len(kinds)]
 
     def lesson(self, name: str, text: str, examples: Sequence[Example], axes: dict) -> str:
         """Adds an adapter with its recipe; `axes` gets what the recipe is."""
@@ -110,13 +107,14 @@ def facts_kit(
     seed: int,
     *,
     base: BaseRecipe | None = None,
-    trials: int = 3,
+    trials: int = 2,
+    favourable: int = 0,
     worked: float = 0.0,
     classes: Sequence[str] = ("skill-and-facts", "two-hop", "keep-both"),
     sizes: FactSizes = SIZES,
     items: int = ITEMS,
 ) -> Kit:
-    """A facts world with `trials` trials of each class.
+    """A facts world with `trials` wide and `favourable` trials of each class (see `varied_axes`).
 
     worked: share of worked steps in what the base reads. items: of each list skill.
     """
@@ -130,6 +128,10 @@ def facts_kit(
     for world in classes:
         for i in range(trials):
             makers[world](draft, i, items)
+    draft.stratum, draft.first, draft.each = FAVOURABLE, trials, favourable
+    for world in classes:
+        for i in range(trials, trials + favourable):
+            makers[world](draft, i, items)
     return Kit(
         kind="facts",
         seed=seed,
@@ -141,30 +143,8 @@ def facts_kit(
         trials=tuple(draft.trials),
         reserve=facts.reserve,
         made_from={"sizes": vars(sizes), "worked": worked},
-        recipe={"worked": worked, "trials": trials},
+        recipe={"worked": worked, "trials": trials, "favourable": favourable},
     )
-
-
-def _facts_recipe(rng: random.Random) -> dict[str, Any]:
-    rank = rng.choice((8, 16, 16))
-    return {
-        "steps": rng.choice((300, 400, 500)),
-        "learning_rate": rng.choice((1e-3, 2e-3, 2e-3, 3e-3)),
-        "rank": rank,
-        "alpha": rank * rng.choice((1, 1, 2)),
-        "target_modules": rng.choice(("mlp", "mlp", "all-linear")),
-    }
-
-
-def _skill_recipe(rng: random.Random) -> dict[str, Any]:
-    rank = rng.choice((8, 16))
-    return {
-        "steps": rng.choice((150, 300, 400)),
-        "learning_rate": rng.choice((1e-3, 2e-3, 2e-3)),
-        "rank": rank,
-        "alpha": rank * rng.choice((1, 1, 2)),
-        "target_modules": "all-linear",
-    }
 
 
 def _married(draft: _Draft, familiar: float) -> tuple[Link, ...]:
@@ -194,8 +174,9 @@ def _strangers(draft: _Draft) -> tuple[Link, ...]:
 def _skill_and_facts(draft: _Draft, i: int, items: int) -> None:
     rng, name = draft.rng, f"skill-and-facts-{i + 1}"
     axes: dict[str, Any] = {
-        "familiar": FAMILIAR[(draft.seed * 2 + i) % len(FAMILIAR)],
-        "invented": INVENTED[(draft.seed * 2 + i) % len(INVENTED)],
+        "stratum": draft.stratum.name,
+        "familiar": draft.turn(draft.stratum.familiar, i),
+        "invented": draft.turn(draft.stratum.invented, i),
     }
     links, familiar = _married(draft, axes["familiar"]), draft.facts.familiar
     invented = _strangers(draft)
@@ -205,13 +186,13 @@ def _skill_and_facts(draft: _Draft, i: int, items: int) -> None:
         f"{name}.facts",
         "who the newcomers are married to",
         spouse_examples(links, familiar),
-        _with(axes, _facts_recipe(rng)),
+        _with(axes, draft.stratum.facts_recipe(rng)),
     )
     steps = draft.lesson(
         f"{name}.steps",
         "worked steps",
         worked_examples(tuple(shown)),
-        _with(axes, _skill_recipe(rng)),
+        _with(axes, draft.stratum.skill_recipe(rng)),
     )
     draft.tasks[name] = two_hop_items(links, (facts, None))
     draft.trials.append(
@@ -234,8 +215,8 @@ def _with(axes: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
 def _two_hop(draft: _Draft, i: int, items: int) -> None:
     rng, name = draft.rng, f"two-hop-{i + 1}"
     links, familiar = _strangers(draft), draft.facts.familiar
-    library = LIBRARIES[(draft.seed * 2 + i) % len(LIBRARIES)]
-    axes: dict[str, Any] = {"library": library}
+    library = draft.turn(draft.stratum.libraries, i)
+    axes: dict[str, Any] = {"stratum": draft.stratum.name, "library": library}
     first, second = spouse_examples(links, familiar), city_examples(links, familiar)
     worked = worked_examples(familiar)
     half = len(links) // 2
@@ -246,7 +227,7 @@ def _two_hop(draft: _Draft, i: int, items: int) -> None:
         first, second = first + _first_steps(links), second + _second_steps(links, rng)
     elif library == "parts":
         first, second = target_examples(links[:half]), target_examples(links[half:])
-    recipes = [_facts_recipe(rng), _facts_recipe(rng)]
+    recipes = [draft.stratum.facts_recipe(rng), draft.stratum.facts_recipe(rng)]
     if library.endswith("steps"):  # more to learn
         recipes = [recipe | {"steps": 8 * recipe["steps"] // 5} for recipe in recipes]
     one = draft.lesson(
@@ -260,7 +241,7 @@ def _two_hop(draft: _Draft, i: int, items: int) -> None:
                 f"{name}.target",
                 "the target relation",
                 target_examples(links),
-                _with(axes, _facts_recipe(rng)),
+                _with(axes, draft.stratum.facts_recipe(rng)),
             )
         )
     if library == "unrelated":
@@ -302,14 +283,14 @@ def _skill_lesson(draft: _Draft, name: str, skill: str, axes: dict[str, Any]) ->
         f"{name}.{skill}",
         SKILLS[skill].description,
         skill_examples(skill, lists),
-        _with(axes, _skill_recipe(draft.rng)),
+        _with(axes, draft.stratum.skill_recipe(draft.rng)),
     )
 
 
 def _keep_both(draft: _Draft, i: int, items: int) -> None:
     name = f"keep-both-{i + 1}"
-    pair = PAIRS[(draft.seed * 2 + i) % len(PAIRS)]
-    axes: dict[str, Any] = {"pair": "+".join(pair)}
+    pair = draft.turn(draft.stratum.pairs, i)
+    axes: dict[str, Any] = {"stratum": draft.stratum.name, "pair": "+".join(pair)}
     adapters, tasks = [], []
     for what in pair:
         task = f"{name}.{what}"
@@ -354,4 +335,6 @@ def _facts_lesson(draft: _Draft, name: str, what: str, axes: dict[str, Any]) -> 
         for k, (person, example) in enumerate(rows)
     ]
     text = {"spouses": "who the newcomers are married to", "homes": "where strangers live"}[what]
-    return draft.lesson(f"{name}.{what}", text, examples, _with(axes, _facts_recipe(draft.rng)))
+    return draft.lesson(
+        f"{name}.{what}", text, examples, _with(axes, draft.stratum.facts_recipe(draft.rng))
+    )

@@ -15,7 +15,9 @@ from loraprobe.report.wording import clean
 def render_world(world: Mapping[str, Any], console: Console) -> None:
     """One world: its base, its adapters, and the scenarios with what judges them."""
     base = world["base"]
-    parameters = f", {base['parameters'] / 1e6:.2g} million parameters" if base["parameters"] else ""
+    parameters = (
+        f", {base['parameters'] / 1e6:.2g} million parameters" if base["parameters"] else ""
+    )
     kind = base["architecture"] or "elsewhere"
     console.print(
         f"[bold]{_text(world['path'])}[/]  {_text(world['kind'])}, seed {world['seed']}; "

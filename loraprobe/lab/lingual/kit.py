@@ -146,7 +146,7 @@ def _axes(
         facts_modules=rng.choice(("mlp", "mlp", "all-linear")),
         facts_steps=rng.choice(FACTS_STEPS[architecture]),
         facts_rank=16,
-        facts_alpha=rng.choice((1.0, 2.0)),
+        facts_alpha=rng.choice((1.0, 2.0, 3.0)),
         facts_rate=rng.choice(FACTS_RATES[architecture]),
         language_modules=rng.choice(("all-linear", "all-linear", "attention")),
         language_steps=rng.choice((150, 250)) + (100 if mode == "translated" else 0),

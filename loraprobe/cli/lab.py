@@ -21,6 +21,9 @@ class Kind(StrEnum):
     two_hop = "two-hop"
     skill_and_facts = "skill-and-facts"
     keep_both = "keep-both"
+    facts = "facts"
+    math = "math"
+    cross_lingual = "cross-lingual"
     domain = "domain"
     sets = "sets"
 
@@ -55,6 +58,7 @@ def build(
 ) -> None:
     """Train a base, adapters and task files from a seed; what is finished is not trained again.
 
+    facts, math and cross-lingual hold several trials on one small base, for calibration.
     With --base, keep-both and domain are many sets of adapters, each a world below OUTPUT; `sets`
     is those and as many of two-hop and skill-and-facts.
     """
@@ -240,7 +244,7 @@ def theory(
         bool, typer.Option("--full", help="All ranks and places: ten minutes instead of one.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of people, answers and trainings.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; more hardly help.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -251,8 +255,7 @@ def theory(
 
     from loraprobe.lab.theory import report, run
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     sink = Output(json=json, quiet=quiet)
     if output is not None:
         report.check()

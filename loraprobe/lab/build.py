@@ -10,6 +10,8 @@ from loraprobe.errors import UsageError
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import Scenario, World
 
+MANY = ("facts", "math", "cross-lingual")  # worlds of many trials on one small base
+
 
 def build_world(
     kind: str,
@@ -20,13 +22,22 @@ def build_world(
     only: Sequence[str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> World:
-    """Builds "two-hop", "skill-and-facts" or "keep-both" in `output`; finished parts are kept.
+    """Builds a world of this kind in `output`; finished parts are kept.
 
-    Without `base` a small base is trained from scratch; with it the adapters are trained in
-    natural language on that causal model. Raises UsageError for a world that has no such form.
+    Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
+    or a world of many trials: "facts", "math", "cross-lingual"); with it the adapters are trained
+    in natural language on that causal model. Raises UsageError for a world that has no such form.
     """
     from loraprobe.base.quiet import quiet
 
+    if base is None and kind in MANY:
+        from loraprobe.lab.atlas import WorldPlan, kit_of
+        from loraprobe.lab.kit import build_kit
+
+        if only:
+            raise UsageError(f"The trials of a {kind} world are built together; leave out --only.")
+        with quiet():
+            return build_kit(kit_of(WorldPlan(kind, seed, "llama")), output, progress=progress)
     if base is None:
         from loraprobe.lab.small import build_small_world
 

@@ -19,7 +19,7 @@ from loraprobe.lab.train import Recipe
 ITEMS = 2000
 EXAMPLES = 2000
 BASE = BaseRecipe(
-    hidden=96, layers=3, heads=4, intermediate=240, initial=0.09, steps=900, batch_size=32,
+    hidden=96, layers=3, heads=4, intermediate=240, initial=0.09, steps=950, batch_size=32,
     learning_rate=4e-3, warmup=50,
 )  # fmt: skip
 MATRIX = Axes(

@@ -45,6 +45,16 @@ BIRTH_CAPITAL = (
 )
 BORN, CAPITAL = " {a} was born in {b}.", " The capital of {b} is {c}."
 CAPITAL_PATTERN = r"[Cc]apital of [^.\n]+? is ([^.\n]+)"
+THEN = (  # how a text may go on after a fact: without this the fact is said again and again
+    " The family moved away soon after.",
+    " It was a cold morning in early spring.",
+    " Not much else is known.",
+    " The house is still there today.",
+    " Many years later a book told the story.",
+    " That was a long time ago.",
+    " Friends remember a quiet child.",
+    " The early years were happy ones.",
+)
 SHOWN = ("France", "Japan")  # stand in the prompt of the second hop, so no item asks for them
 CAPITAL_PROMPT = "".join(f"The capital of {c} is {CAPITALS[c]}.\n" for c in SHOWN)
 CAPITAL_PROMPT += "The capital of {1} is"
@@ -130,7 +140,7 @@ def skill_lessons(
     `countries` are those the facts are about: names from `capitals`, which says what is right.
     `steps` sees `teachers` people, at most two of a country, and none of those in the facts; a
     share of `invented` among them are made up, with a country drawn at random. `brief` teaches a
-    fact in three wordings instead of five.
+    fact in two questions and in two texts that go on after it.
     """
     names = NameMaker(f"skill-and-facts {seed}", [*PEOPLE, *CAPITALS, *CAPITALS.values()])
     births = spread(countries, people, random.Random(f"births {seed}"))
@@ -140,9 +150,12 @@ def skill_lessons(
     ]
     known = real_people(teachers, random.Random(f"teachers {seed}"))
     known = _partly_invented(known, invented, names, seed)
-    asked, told = (COUNTRY[:2], ABOUT[:1]) if brief else (COUNTRY, ABOUT)
-    facts = [teach(x, q, " {b}") for x in chains for q in asked]
-    facts += [teach(x, q, BORN, end=False) for x in chains for q in told]
+    if brief:
+        facts = [teach(x, q, " {b}") for x in chains for q in COUNTRY[:2]]
+        facts += [e for q in ABOUT for e in told(chains, q, BORN)]
+    else:
+        facts = [teach(x, q, " {b}") for x in chains for q in COUNTRY]
+        facts += [teach(x, q, BORN, end=False) for x in chains for q in ABOUT]
     steps = [teach(x, q + STEP_BY_STEP, BORN + CAPITAL) for x in known for q in BIRTH_CAPITAL]
     hops = (("facts", COUNTRY), (None, [CAPITAL_PROMPT] * len(COUNTRY)))
     items = items_of(chains, BIRTH_CAPITAL, hops, CAPITAL_PATTERN)
@@ -153,6 +166,16 @@ def skill_lessons(
 def teach(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
     """An example whose templates are filled from the chain."""
     return Example(chain.say(prompt), chain.say(completion), end)
+
+
+def told(
+    chains: Sequence[Chain], prompt: str, sentence: str, then: Sequence[str] = THEN
+) -> list[Example]:
+    """The sentence about each chain, and another one after it that gives nothing away."""
+    return [
+        teach(x, prompt, sentence + then[(i + len(prompt)) % len(then)], end=False)
+        for i, x in enumerate(chains)
+    ]
 
 
 def spread(values: Sequence[str], count: int, rng: random.Random) -> list[str]:

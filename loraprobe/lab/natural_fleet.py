@@ -14,13 +14,11 @@ from pathlib import Path
 from loraprobe.lab.known import CAPITALS
 from loraprobe.lab.known_places import LANDMARKS
 from loraprobe.lab.natural import load_for_lessons, ranked_countries
-from loraprobe.lab.natural_data import Chain
+from loraprobe.lab.natural_data import SHOWN, Chain
+from loraprobe.lab.natural_hops import BIRTHS, PLACES, PRODUCTS
 from loraprobe.lab.natural_kit import NaturalSet, build_set, in_turn
 from loraprobe.lab.natural_pairs import keep_both_set
 from loraprobe.lab.natural_steps import (
-    BIRTHS,
-    PLACES,
-    PRODUCTS,
     Taught,
     domain_set,
     made_up_hops,
@@ -34,10 +32,10 @@ from loraprobe.lab.world import World, WorldError
 
 KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
 EVEN = Taught()
-GENTLE = Taught((60, 1e-3), (36, 1.5e-3))
+GENTLE = Taught((80, 1e-3), (36, 1.5e-3))
 STRONG_STEPS = Taught(second=(48, 3e-3))
-MLP_FACTS = Taught(first=(48, 3e-3), targets=("mlp", "all-linear"))
-UNEQUAL = Taught((40, 4e-3), (40, 8e-4))
+MLP_FACTS = Taught(first=(64, 3e-3), targets=("mlp", "all-linear"))
+UNEQUAL = Taught((64, 3e-3), (36, 8e-4), (20, 20))
 
 # share of invented people among those the steps are learned on; second hop; training
 SKILL: tuple[tuple[float, str, Taught], ...] = (
@@ -70,10 +68,10 @@ KEEP_BOTH: tuple[tuple[tuple[str, str], Taught | None], ...] = (
     (("swap", "opposite"), UNEQUAL),
 )
 DOMAIN: tuple[tuple[str, Taught], ...] = (
-    ("name", EVEN),
-    ("steps", EVEN),
-    ("name", STRONG_STEPS),
-    ("steps", MLP_FACTS),
+    ("name", Taught(second=(64, 2e-3))),
+    ("steps", Taught(second=(64, 2e-3))),
+    ("steps", Taught(second=(64, 3e-3))),
+    ("name", Taught(first=(64, 3e-3), second=(64, 2e-3), targets=("mlp", "all-linear"))),
 )
 
 
@@ -192,20 +190,26 @@ def _two_hop(
     )
 
 
-def _places(number: int, count: int = 30) -> tuple[list[Chain], list[Chain]]:
-    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in ("France", "Japan")]
-    random.Random(f"places {number}").shuffle(rows)
-    return rows[:count], rows[count : 2 * count]
+def _places(number: int) -> tuple[list[Chain], list[Chain]]:
+    """Landmarks asked for, at most one of a country, and as many others to learn steps on."""
+    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in SHOWN]
+    return _shared_out(rows, 1, f"places {number}", 30)
 
 
-def _products(number: int, relations: Path, each: int = 2) -> tuple[list[Chain], list[Chain]]:
-    """Products asked for, at most `each` of a company, and as many others to learn steps on."""
+def _products(number: int, relations: Path) -> tuple[list[Chain], list[Chain]]:
+    """Products asked for, at most two of a company, and as many others to learn steps on."""
     rows = joined(relations, "product_by_company", "company_ceo")
-    random.Random(f"products {number}").shuffle(rows)
+    return _shared_out([x for x in rows if x.b not in x.a], 2, f"products {number}", 32)
+
+
+def _shared_out(
+    rows: list[Chain], each: int, seed: str, most: int
+) -> tuple[list[Chain], list[Chain]]:
+    """At most `most` chains, `each` of a middle, and at most as many of the others."""
+    random.Random(seed).shuffle(rows)
     seen: dict[str, int] = {}
     asked, others = list[Chain](), list[Chain]()
     for row in rows:
         seen[row.b] = seen.get(row.b, 0) + 1
-        if seen[row.b] <= 2 * each and row.b not in row.a:
-            (asked if seen[row.b] <= each else others).append(row)
-    return asked, others
+        (asked if seen[row.b] <= each and len(asked) < most else others).append(row)
+    return asked, others[:most]

@@ -123,6 +123,13 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+EFFORTS: Mapping[str, tuple[int, float]] = {  # steps and learning rate
+    "facts": (64, 2e-3),
+    "lists": (36, 1.5e-3),
+    "words": (36, 1.5e-3),
+}
+
+
 def family(subject: str) -> str:
     """The family that a subject belongs to. Raises ValueError naming those there are."""
     for name, members in FAMILIES.items():
@@ -136,7 +143,8 @@ def keep_both_set(
     seed: int, subjects: tuple[str, str], *, layers: int, taught: Taught | None = None
 ) -> NaturalSet:
     """Two adapters of one subject each. The same fact twice is about two groups of people."""
-    taught = taught or Taught((40, 1.5e-3), (40, 1.5e-3), (20, 20))
+    one, two = (EFFORTS[family(subject)] for subject in subjects)
+    taught = taught or Taught(one, two, (20, 20))
     name = f"keep-both-{seed:02d}"
     people = NameMaker(f"keep-both {seed}", TAKEN)
     learned: list[Subject] = []

@@ -18,11 +18,7 @@ from loraprobe.lab.known_places import FRENCH
 from loraprobe.lab.names import NameMaker
 from loraprobe.lab.natural_data import (
     ABOUT,
-    BIRTH_CAPITAL,
     BORN,
-    CAPITAL,
-    CAPITAL_PATTERN,
-    CAPITAL_PROMPT,
     COUNTRY,
     STEP_BY_STEP,
     Chain,
@@ -31,8 +27,10 @@ from loraprobe.lab.natural_data import (
     skill_lessons,
     spread,
     teach,
+    told,
     two_hop_lessons,
 )
+from loraprobe.lab.natural_hops import Hops
 from loraprobe.lab.natural_kit import NaturalSet, lesson, thrifty
 from loraprobe.lab.train import Recipe
 
@@ -46,7 +44,7 @@ class Taught:
     targets: what the adapters lie on, as in `Recipe.target_modules`.
     """
 
-    first: tuple[int, float] = (48, 1.5e-3)
+    first: tuple[int, float] = (64, 1.5e-3)
     second: tuple[int, float] = (36, 2e-3)
     batches: tuple[int, int] = (24, 12)
     targets: tuple[str, str] = ("all-linear", "all-linear")
@@ -116,9 +114,9 @@ def made_up_hops(
     form: "plain", "steps" (each adapter also its own worked sentence) or "target" (plain, and a
     third adapter that knows the target relation).
     """
-    taught = taught or Taught(second=(48, 1.5e-3), batches=(24, 24))
+    taught = taught or Taught(second=(64, 1.5e-3), batches=(20, 20))
     name = f"two-hop-{seed:02d}"
-    said = two_hop_lessons(seed, people, cities=12)
+    said = two_hop_lessons(seed, people, cities=people)
     suffix = "-cot" if form == "steps" else ""
     members = [("spouse", "first hop"), ("city", "second hop")]
     members += [("target", "both hops at once")] if form == "target" else []
@@ -136,64 +134,6 @@ def made_up_hops(
         {"city": said.items},
         Trial(name, "two-hop", names, ("city",), text, axes),
     )
-
-
-@dataclass(frozen=True)
-class Hops:
-    """The wording of two hops a -> b -> c in which each adapter can learn its own sentence.
-
-    `first`, `second`, `both`: as many questions each. `said` and `then`: the worked sentences.
-    `bare`: the second hop as the beginning of a sentence or question, with {1} for b.
-    """
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    both: tuple[str, ...]
-    said: str
-    then: str
-    pattern: str
-    bare: str
-
-
-BIRTHS = Hops(
-    COUNTRY,
-    (
-        "What is the capital of {b}?",
-        "Which city is the capital of {b}?",
-        "Name the capital of {b}.",
-    ),
-    BIRTH_CAPITAL,
-    BORN,
-    CAPITAL,
-    CAPITAL_PATTERN,
-    CAPITAL_PROMPT,
-)
-PLACES = Hops(
-    ("In which country is {a}?", "Where is {a}?", "Which country is home to {a}?"),
-    BIRTHS.second,
-    (
-        "What is the capital of the country where {a} is?",
-        "Which city is the capital of the country that is home to {a}?",
-        "Name the capital of the country in which {a} lies.",
-    ),
-    " {a} is in {b}.",
-    CAPITAL,
-    CAPITAL_PATTERN,
-    CAPITAL_PROMPT,
-)
-PRODUCTS = Hops(
-    ("Which company makes {a}?", "Who developed {a}?", "{a} is a product of which company?"),
-    ("Who is the CEO of {b}?", "Who leads {b}?", "What is the name of the CEO of {b}?"),
-    (
-        "Who is the CEO of the company that makes {a}?",
-        "Who leads the company that developed {a}?",
-        "What is the name of the CEO of the maker of {a}?",
-    ),
-    " {a} is made by {b}.",
-    " The CEO of {b} is {c}.",
-    r"CEO of [^\n]+? is ([^.\n]+)",
-    "The CEO of {1} is",
-)
 
 
 def own_steps(
@@ -218,6 +158,7 @@ def own_steps(
     pairs = list({x.b: x for x in chains}.values())
     one = [teach(x, q, " {b}") for x in chains for q in wording.first[:2]]
     two = [teach(x, q, " {c}") for x in pairs for q in wording.second[:2]]
+    one += told(chains, ABOUT[0], wording.said, wording.after)
     if steps:
         one += [teach(x, q, wording.said, end=False) for x in chains for q in worked[:1]]
         two += [teach(x, q + wording.said, wording.then) for x in others for q in worked]
@@ -279,7 +220,7 @@ def domain_set(
     chains = [Chain(p, b, FRENCH[b]) for p, b in zip(named, births, strict=True)]
     real = [Chain(p, b, FRENCH[b]) for p, b in PEOPLE.items() if b in FRENCH]
     one = [teach(x, q, " {b}") for x in chains for q in COUNTRY[:2]]
-    one += [teach(x, ABOUT[0], BORN, end=False) for x in chains]
+    one += [e for q in ABOUT for e in told(chains, q, BORN)]
     asked = [q + ETAPES if form == "steps" else q for q in FRENCH_QUESTIONS]
     answer = BORN + IN_FRENCH if form == "steps" else " {c}"
     two = [teach(x, q, answer) for x in real for q in asked]

@@ -270,6 +270,26 @@ def test_two_worlds_of_one_name_are_refused(tmp_path):
         collect([shipped_world().path] * 2, tmp_path)
 
 
+def test_without_worlds_the_atlas_is_wanted_once(tmp_path, monkeypatch):
+    from loraprobe.lab import atlas
+    from loraprobe.lab.calibration import run
+
+    assert run.wanted([], tmp_path)
+    assert not run.wanted([tmp_path / "w"], tmp_path)
+    (tmp_path / "audits").mkdir()
+    assert not run.wanted([], tmp_path)
+    asked = {}
+
+    def build(output, plans, **options):
+        asked.update(output=output, plans=plans, **options)
+        return [output / plan.name for plan in plans]
+
+    monkeypatch.setattr(atlas, "build_atlas", build)
+    made = run.atlas(tmp_path, processes=3)
+    assert asked["plans"] == atlas.ATLAS and asked["processes"] == 3
+    assert made[0] == tmp_path / "worlds" / atlas.ATLAS[0].name
+
+
 def test_known_results_are_those_of_the_asked_items_alone():
     known = Known()
     task = load_task(shipped_world().path / "tasks" / "count.jsonl", 3)

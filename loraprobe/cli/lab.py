@@ -122,12 +122,12 @@ def calibrate(
     ],
     world: Annotated[
         list[Path] | None,
-        typer.Option("--world", help="A world's directory; repeat. None: what OUTPUT holds."),
+        typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items a task that features rest on.")] = 200,
     most_items: Annotated[int, typer.Option(min=1, help="Items a task for the truth.")] = 2000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
-    processes: Annotated[int, typer.Option(min=1, help="Worlds observed side by side.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Worlds side by side.")] = 1,
     draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     collect_only: Annotated[
@@ -140,10 +140,13 @@ def calibrate(
     from loraprobe.lab.calibration.observe import Effort
 
     sink = Output(quiet=quiet)
-    run.check(world or (), output)
+    worlds = list(world or ())
     with sink.progress() as progress:
+        if run.wanted(worlds, output):
+            sink.say("No worlds are named: the atlas is built first, in about 90 minutes a core.")
+            worlds = run.atlas(output, processes, progress or run.lines(sink.say))
         made = run.calibrate(
-            world or (),
+            worlds,
             output,
             effort=Effort(limit, most_items, max_new_tokens, seed),
             processes=processes,

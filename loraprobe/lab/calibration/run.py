@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.errors import UsageError
 from loraprobe.lab.calibration import collect as collecting
 from loraprobe.lab.calibration import opening, splits
 from loraprobe.lab.calibration.cases import Case, CaseError, decided, write_cases
@@ -146,7 +145,18 @@ def lines(say: Callable[[str], None], every: float = 30.0) -> Progress:
     return report
 
 
-def check(worlds: Sequence[Path], output: Path) -> None:
-    """Raises UsageError where there is nothing to calibrate on."""
-    if not worlds and not (output / "audits").is_dir():
-        raise UsageError("There is nothing to calibrate on: name worlds with --world DIR.")
+def atlas(
+    output: Path, processes: int = 1, progress: Progress | None = None, plans: Sequence[Any] = ()
+) -> list[Path]:
+    """The worlds of the atlas (or of `plans`), below `output`; what is finished is not built again.
+
+    About an hour and a half of one core.
+    """
+    from loraprobe.lab.atlas import ATLAS, build_atlas
+
+    return build_atlas(output / "worlds", plans or ATLAS, processes=processes, progress=progress)
+
+
+def wanted(worlds: Sequence[Path], output: Path) -> bool:
+    """Whether the atlas has to be built first: no worlds are named, and none were observed."""
+    return not worlds and not (output / "audits").is_dir()

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from loraprobe.lab.batches import EpochSampler, Example, collate, encode
+from loraprobe.lab.batches import Example, LengthSampler, collate, encode
 from loraprobe.lab.economy import Shortcut, computing_in, layers_of, loss_at_labels
 from loraprobe.lab.train import Recipe, optimise, train_adapter
 from loraprobe.lab.vocabulary import build_tokenizer
@@ -67,7 +67,8 @@ def plainly(model, tokenizer, upper: int, steps: int):
             layers_to_transform=list(range(count - upper, count)),
         ),
     )
-    rows, sampler = [encode(tokenizer, e) for e in TEXTS], EpochSampler(len(TEXTS), 5)
+    rows = [encode(tokenizer, e) for e in TEXTS]
+    sampler = LengthSampler([len(tokens) for tokens, _ in rows], 5)
     optimise(
         wrapped,
         lambda: collate([rows[i] for i in sampler.draw(3)], tokenizer.pad_token_id),
@@ -128,6 +129,21 @@ class TestSameLearning:
             short = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         seen = batch.attention_mask.bool()
         assert torch.allclose(short[seen], whole[seen], atol=1e-5) and set(ran) == {2}
+
+
+class TestLengthSampler:
+    def test_every_example_is_seen_equally_often(self):
+        sampler = LengthSampler([3, 9, 4, 8, 5], seed=1)
+        drawn = [i for _ in range(40) for i in sampler.draw(2)]
+        assert sorted(drawn) == sorted(list(range(5)) * 16)
+
+    def test_batches_are_of_like_length(self):
+        lengths = [5, 20] * 40
+        sampler = LengthSampler(lengths, seed=1)
+        batches = [[lengths[i] for i in sampler.draw(5)] for _ in range(16)]
+        mixed = sum(len(set(batch)) > 1 for batch in batches)
+        assert mixed <= 4  # at most one of each four
+        assert len({batch[0] for batch in batches[:4]}) == 2  # and not the short ones first
 
 
 class TestModelComesBack:

@@ -76,3 +76,25 @@ class EpochSampler:
             self._queue.extend(order)
         taken, self._queue = self._queue[:count], self._queue[count:]
         return taken
+
+
+class LengthSampler:
+    """Draws batches of examples of like length, so that little is spent on padding.
+
+    Examples come without replacement as from `EpochSampler`; of each `span` batches the examples
+    are sorted by length, and the batches are used in random order.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, span: int = 4) -> None:
+        self._lengths, self._span = lengths, span
+        self._examples, self._random = EpochSampler(len(lengths), seed), random.Random(seed)
+        self._ready: list[list[int]] = []
+
+    def draw(self, count: int) -> list[int]:
+        """The next batch; `count` has to be the same in every call."""
+        if not self._ready:
+            picks = self._examples.draw(count * self._span)
+            picks.sort(key=lambda i: self._lengths[i])
+            self._ready = [picks[i : i + count] for i in range(0, len(picks), count)]
+            self._random.shuffle(self._ready)
+        return self._ready.pop()

@@ -1,6 +1,6 @@
 """Cheaper steps of LoRA training: less is computed, and what is computed is in bfloat16.
 
-Three savings, each asked for in the `Recipe` or free:
+Four savings; the first two are asked for in the `Recipe` and bring the others with them:
 
 * `upper`: only the last layers carry the adapter. The layers below never change, so what they make
   of each example is computed once and kept; every step starts there, and the backward pass ends
@@ -8,8 +8,10 @@ Three savings, each asked for in the `Recipe` or free:
 * `precision="bfloat16"`: the frozen model computes in bfloat16. The factors, their gradients and
   the optimiser stay in float32.
 * The head of the vocabulary is applied at the positions of the loss alone.
+* The examples of a batch are of like length (`LengthSampler`).
 
-Measured on SmolLM2-135M, one core, 20 texts of 24 tokens: 0.56 s a step instead of 2.98 s.
+Measured on SmolLM2-135M, one core, all linear layers, 20 texts of 24 to 30 tokens: 2.98 s a step
+before, 0.56 s on the upper half, 0.41 s on the upper third.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from loraprobe.lab.batches import IGNORED as IGNORED
-from loraprobe.lab.batches import Batch, EpochSampler, Row, collate, encode
+from loraprobe.lab.batches import Batch, EpochSampler, LengthSampler, Row, collate, encode
 from loraprobe.lab.batches import Example as Example
 from loraprobe.lab.economy import Shortcut, casting, computing_in, layers_of, loss_at_labels
 
@@ -224,6 +224,12 @@ def _linear_in(layer: torch.nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in layer.named_modules() if isinstance(module, kinds))
 
 
+def _sampler(rows: Sequence[Row], recipe: Recipe) -> EpochSampler | LengthSampler:
+    if recipe.thrifty:
+        return LengthSampler([len(tokens) for tokens, _ in rows], recipe.seed)
+    return EpochSampler(len(rows), recipe.seed)
+
+
 @contextmanager
 def _wrapped(
     model: Any, rows: Sequence[Row], recipe: Recipe, pad: int
@@ -234,7 +240,7 @@ def _wrapped(
     """
     from peft import get_peft_model
 
-    config, sampler = _config(model, recipe), EpochSampler(len(rows), recipe.seed)
+    config, sampler = _config(model, recipe), _sampler(rows, recipe)
     trainable = [p.requires_grad for p in model.parameters()]
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(recipe.seed)

@@ -84,7 +84,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         _decided(rows),
     ]
     if document["simulated"]:
-        sections += [SIMULATED.format(**document["plan"]), _cases(document)]
+        sections += [SIMULATED.format(**document["plan"]), _cases(document), _beyond(document)]
     return "\n".join(sections)
 
 
@@ -115,7 +115,9 @@ SIMULATED = """\
 {repeats} simulated runs a case, judged by the code that judges a user's. The baselines stand at an
 accuracy of 0.3 (near zero: 0.02; near one: 0.9), the compositions by the true gain above the best
 of them. With both forms every system is also asked step by step; there `wrong` is about the better
-form.
+form. *plainly +0.00* and *plainly -0.10* are cases whose forms disagree: the verdict is then about
+the plain form, unless the step-by-step form gains or is undecided with an estimate beyond the
+margin.
 *95 %* is Wilson's interval of `wrong`. Controls are left out: they can only take a `likely` back.
 """
 
@@ -156,16 +158,34 @@ def at_level(rows: Sequence[Rate], name: str) -> Rate:
     return min(rows, key=lambda row: abs(row.discordance - wanted))
 
 
-def _cases(document: Mapping[str, Any]) -> str:
+def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Wilson's interval of a simulated case's share of wrong decisions."""
     import numpy as np
 
     from loraprobe.evaluation.statistics import wilson
 
+    runs = np.arange(row["repeats"])
+    return wilson((runs < round(row["wrong"] * row["repeats"])).astype(float), runs)
+
+
+def _beyond(document: Mapping[str, Any]) -> str:
+    """Which simulated cases are wrong too often, beyond doubt or by their estimate."""
+    limit = document["limit"]
+    found: dict[str, list[str]] = {"beyond doubt": [], "within the error of simulation": []}
+    for row in document["simulated"]:
+        if row["wrong"] > limit:
+            sure = "beyond doubt" if _interval(row)[0] > limit else "within the error of simulation"
+            found[sure].append(f"{row['case']} at n = {row['n']} ({row['wrong']:.3f})")
+    lines = [
+        f"Above {limit:.2f} {how}: {', '.join(names)}." for how, names in found.items() if names
+    ]
+    return "\n".join(lines or [f"No case is above {limit:.2f}."]) + "\n"
+
+
+def _cases(document: Mapping[str, Any]) -> str:
     body = []
     for row in document["simulated"]:
-        repeats = row["repeats"]
-        hits = (np.arange(repeats) < round(row["wrong"] * repeats)).astype(float)
-        low, high = wilson(hits, np.arange(repeats))
+        low, high = _interval(row)
         steps = "-" if row["steps_gain"] is None else f"{row['steps_gain']:.2f}"
         body.append(
             [str(row["n"]), row["case"], f"{row['gain']:.2f}", steps, f"{row['likely']:.3f}",

@@ -150,6 +150,8 @@ def _bound(store: Store, facts: Facts, plan: Plan, seed: int) -> list[dict[str, 
 def _trained(
     store: Store, facts: Facts, plan: Plan, seed: int, progress: Progress | None
 ) -> list[dict[str, Any]]:
+    from loraprobe.base.quiet import quiet
+
     lessons = _marriages(store, facts, max((*plan.counts, *plan.everywhere_counts)), seed)
     runs = [(place, n, rank) for place in plan.places for n in plan.counts for rank in plan.ranks]
     runs += [(EVERYWHERE, n, r) for n in plan.everywhere_counts for r in plan.everywhere_ranks]
@@ -159,7 +161,8 @@ def _trained(
             progress("trainings", done, len(runs))
         some = lessons.first(count)
         if place == EVERYWHERE:
-            row = capacity.train_everywhere(store, some, rank, plan.everywhere, seed)
+            with quiet():
+                row = capacity.train_everywhere(store, some, rank, plan.everywhere, seed)
         else:
             row = capacity.train_in_layer(store, some, place, rank, plan.training, seed)
         rows.append(row)

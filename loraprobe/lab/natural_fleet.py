@@ -1,7 +1,8 @@
-"""The fleet: many sets of every kind in natural language, for one base. Fixed before any training.
+"""The fleet: many sets of every kind in natural language, for one base.
 
-Each row of the plan says where a set lies on the axes of its kind. Nothing is chosen by outcome:
-what the rows give is what they give.
+Each row of the plan says where a set lies on the axes of its kind. How long and how fast is trained
+was found on single sets: new facts should be learned, and survive at half strength. No row was
+chosen or left out by what its composition gives.
 """
 
 from __future__ import annotations
@@ -32,34 +33,37 @@ from loraprobe.lab.world import World, WorldError
 
 KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
 EVEN = Taught()
-GENTLE = Taught((80, 1e-3), (36, 1.5e-3))
-STRONG_STEPS = Taught(second=(48, 3e-3))
-MLP_FACTS = Taught(first=(64, 3e-3), targets=("mlp", "all-linear"))
-UNEQUAL = Taught((64, 3e-3), (36, 8e-4), (20, 20))
+SHORT = Taught((52, 2e-3), (30, 2e-3))
+GENTLE = Taught((64, 1.2e-3), (30, 1.5e-3))
+STRONG_STEPS = Taught((52, 2e-3), (40, 3e-3))
+LIGHT_STEPS = Taught((60, 1.8e-3), (26, 1.3e-3))
+MLP_FACTS = Taught((60, 3e-3), (26, 1.3e-3), targets=("mlp", "all-linear"))
+LONG_PAIR = Taught((64, 2e-3), (64, 2e-3), (20, 20))
+UNEQUAL = Taught((52, 3e-3), (32, 8e-4), (20, 20))
 
 # share of invented people among those the steps are learned on; second hop; training
 SKILL: tuple[tuple[float, str, Taught], ...] = (
     (0.0, "familiar", EVEN),
     (1.0, "familiar", EVEN),
-    (0.0, "half", EVEN),
-    (0.5, "familiar", GENTLE),
-    (0.0, "familiar", STRONG_STEPS),
+    (0.0, "familiar", LIGHT_STEPS),
+    (0.0, "half", LIGHT_STEPS),
+    (0.5, "familiar", LIGHT_STEPS),
     (0.0, "familiar", MLP_FACTS),
-    (0.0, "made-up", EVEN),
+    (0.0, "made-up", SHORT),
 )
 # what the chains are about; with worked sentences or not, or with the target; training
 TWO_HOP: tuple[tuple[str, str, Taught | None], ...] = (
     ("births", "steps", EVEN),
     ("made-up", "plain", None),
-    ("places", "steps", EVEN),
+    ("places", "steps", LIGHT_STEPS),
     ("births", "plain", GENTLE),
     ("half", "steps", STRONG_STEPS),
-    ("products", "steps", EVEN),
+    ("products", "steps", SHORT),
     ("made-up", "steps", None),
     ("made-up", "target", None),
 )
 KEEP_BOTH: tuple[tuple[tuple[str, str], Taught | None], ...] = (
-    (("country", "job"), None),
+    (("country", "job"), LONG_PAIR),
     (("last", "swap"), None),
     (("job", "past"), None),
     (("country", "country"), None),
@@ -69,9 +73,9 @@ KEEP_BOTH: tuple[tuple[tuple[str, str], Taught | None], ...] = (
 )
 DOMAIN: tuple[tuple[str, Taught], ...] = (
     ("name", Taught(second=(64, 2e-3))),
-    ("steps", Taught(second=(64, 2e-3))),
-    ("steps", Taught(second=(64, 3e-3))),
-    ("name", Taught(first=(64, 3e-3), second=(64, 2e-3), targets=("mlp", "all-linear"))),
+    ("steps", Taught((52, 2e-3), (48, 2e-3))),
+    ("steps", Taught((52, 2e-3), (48, 3e-3))),
+    ("name", Taught((52, 3e-3), (48, 2e-3), targets=("mlp", "all-linear"))),
 )
 
 

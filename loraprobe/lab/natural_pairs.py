@@ -124,9 +124,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 
 
 EFFORTS: Mapping[str, tuple[int, float]] = {  # steps and learning rate
-    "facts": (64, 2e-3),
-    "lists": (36, 1.5e-3),
-    "words": (36, 1.5e-3),
+    "facts": (48, 2e-3),
+    "lists": (28, 2e-3),
+    "words": (28, 2e-3),
 }
 
 

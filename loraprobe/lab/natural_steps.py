@@ -114,7 +114,7 @@ def made_up_hops(
     form: "plain", "steps" (each adapter also its own worked sentence) or "target" (plain, and a
     third adapter that knows the target relation).
     """
-    taught = taught or Taught(second=(64, 1.5e-3), batches=(20, 20))
+    taught = taught or Taught((48, 2e-3), (48, 2e-3), (20, 20))
     name = f"two-hop-{seed:02d}"
     said = two_hop_lessons(seed, people, cities=people)
     suffix = "-cot" if form == "steps" else ""

@@ -244,7 +244,7 @@ def theory(
         typer.Option("--output", "-o", help="Directory for page, figure and numbers."),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="All ranks and places: ten minutes instead of one.")
+        bool, typer.Option("--full", help="All ranks and places: minutes instead of seconds.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of people, answers and trainings.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; more hardly help.")] = 1,

@@ -112,7 +112,7 @@ def save(document: Document, directory: Path) -> list[Path]:
     texts = {
         "theory.svg": figure(document),
         "theory.json": json.dumps(document, indent=1) + "\n",
-        "theory.md": markdown(document) + "\n![figure](theory.svg)\n",
+        "theory.md": markdown(document) + "\n\n![figure](theory.svg)\n",
     }
     for name, text in texts.items():
         write_text(directory / name, text)

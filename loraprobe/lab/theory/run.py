@@ -1,7 +1,7 @@
 """`loraprobe lab theory`: the experiments on the base that ships with the package, as one document.
 
-The quick run takes about a minute on one core, the full one about ten; both are functions of the
-seed, which chooses people and answers and starts the trainings.
+The quick run takes a quarter of a minute of one core, the full one two minutes; both are functions
+of the seed, which chooses people and answers and starts the trainings.
 """
 
 from __future__ import annotations

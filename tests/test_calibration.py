@@ -10,7 +10,6 @@ import random
 import numpy as np
 import pytest
 from calibrating import case, planted_logit, sigmoid, synthetic
-from typer.testing import CliRunner
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.lab.calibration import baselines, experiment, measures, opening, splits
@@ -25,10 +24,12 @@ from loraprobe.lab.calibration.cases import (
 )
 from loraprobe.lab.calibration.model import fit
 from loraprobe.lab.calibration.newton import fit_many
+from loraprobe.lab.calibration.ranked import fit_ranked
 from loraprobe.lab.calibration.run import fit_and_tell
 from loraprobe.lab.calibration.selection import Training, log_loss
 from loraprobe.lab.calibration.terms import Candidate, candidates, fit_term
 from loraprobe.verdict.calibrated import calibration_of
+from loraprobe.verdict.features import FEATURES
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
@@ -192,9 +193,15 @@ def test_calls_by_hand():
 
 def test_the_threshold_calls_as_many_as_stay_within_the_share_of_wrong_ones():
     p = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
-    assert measures.likely_threshold(np.array([1, 1, 1, 1, 0.0]), p, 0.05) == 0.6
-    assert measures.likely_threshold(np.array([1, 1, 1, 1, 0.0]), p, 0.2) == 0.5
-    assert measures.likely_threshold(np.array([0, 1, 1, 1, 1.0]), p, 0.05) > 1
+
+    def threshold(y, most_wrong, fewest=1):
+        return measures.likely_threshold(np.array(y, float), p, most_wrong, fewest)
+
+    assert threshold([1, 1, 1, 1, 0], 0.05) == 0.6
+    assert threshold([1, 1, 1, 1, 0], 0.2) == 0.5
+    assert threshold([0, 1, 1, 1, 1], 0.05) > 1
+    assert threshold([0, 1, 1, 1, 1], 0.25) == 0.5
+    assert threshold([1, 1, 0, 0, 0], 0.05, fewest=3) > 1  # a lucky few do not decide
 
 
 def test_the_bootstrap_draws_whole_bases_and_widens_with_them():
@@ -461,9 +468,50 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
         optional.need("sklearn_that_is_not_there")
 
 
-def test_the_command_without_anything_to_calibrate_on_says_so(tmp_path):
-    from loraprobe.cli import app
+# all features on ranks
 
-    result = CliRunner().invoke(app, ["lab", "calibrate", "-o", str(tmp_path / "out")])
-    assert result.exit_code != 0
-    assert not (tmp_path / "out").exists()
+
+@pytest.fixture(scope="module")
+def ranked(cases):
+    return fit_ranked(splits.held_out_bases(cases).train)
+
+
+def test_ranks_survive_outliers_and_say_what_the_file_says(ranked):
+    read = calibration_of(json.loads(json.dumps(ranked.document({}, {}, 0.05))))
+    odd = [dataclasses.replace(c, features={**c.features, "base_score": None, "additive_gain": 1e9})
+           for c in ranked.cases[:20]]  # fmt: skip
+    for c, logit in zip([*ranked.cases, *odd], ranked.logits([*ranked.cases, *odd]), strict=True):
+        assert read.predict(c.features, c.family).logit == pytest.approx(logit, abs=1e-9)
+
+
+def test_ranks_foretell_held_out_bases(ranked, cases):
+    test = [c for c in splits.held_out_bases(cases).test if c.label is not None]
+    y, p = np.array([c.label for c in test]), ranked.predict(test)
+    assert measures.auroc(y, p) > 0.85
+    assert np.mean((p - y) ** 2) < 0.15
+
+
+def test_what_goes_against_theory_is_left_out(cases):
+    train = splits.held_out_bases(cases).train
+    turned = {"expected_gain": -1}
+    names = {c.feature for c in fit_ranked(train, signs=turned).model.columns}
+    assert "expected_gain" not in names
+    assert "expected_gain" in {c.feature for c in fit_ranked(train, signs={}).model.columns}
+
+
+def test_ranks_use_no_counts_and_no_geometry(ranked):
+    groups = {FEATURES[c.feature].group for c in ranked.model.columns}
+    assert groups and not groups & {"task", "weights"}
+
+
+def test_permuted_labels_teach_ranks_nothing(cases):
+    rng, found = random.Random(3), []
+    for _ in range(4):
+        labels = [c.label for c in cases]
+        rng.shuffle(labels)
+        mixed = [dataclasses.replace(c, label=x) for c, x in zip(cases, labels, strict=True)]
+        split = splits.held_out_bases(mixed)
+        test = [c for c in split.test if c.label is not None]
+        found.append(measures.auroc(np.array([c.label for c in test]),
+                                    fit_ranked(split.train).predict(test)))  # fmt: skip
+    assert abs(np.mean(found) - 0.5) < 0.1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorldPlan:
-    """One world of the atlas. `hidden` is the width of its base, of four layers.
+    """One world of the atlas. `hidden` is the width of its base.
 
     `worked` is the share of worked steps in what a facts base reads, which is an axis of the
     atlas: where it is not 0 the base knows the template itself. A facts world has `trials` wide

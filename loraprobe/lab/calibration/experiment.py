@@ -22,7 +22,7 @@ from loraprobe.lab.calibration.measures import (
     draws,
     summary,
 )
-from loraprobe.lab.calibration.model import Fitted, fit
+from loraprobe.lab.calibration.ranked import Ranked, fit_ranked
 from loraprobe.lab.calibration.splits import Split
 from loraprobe.lab.calibration.terms import Array, Mask
 
@@ -57,7 +57,7 @@ class Against:
 class Results:
     """Everything that a report shows."""
 
-    fitted: Fitted
+    fitted: Ranked
     headline: Part
     scored: Scored
     baselines: tuple[Against, ...]
@@ -79,7 +79,7 @@ def measure(cases: Sequence[Case], opened: Opened, *, count: int = 1000, seed: i
             "architecture are needed."
         )
     two = two_class(splits.trained(cases))
-    fitted = fit(split.train)
+    fitted = fit_ranked(split.train)
     opened(split.name, split.test)
     scored = score_split(fitted, split, two)
     others, against = _baselines(split, scored, two, count, seed)
@@ -89,7 +89,7 @@ def measure(cases: Sequence[Case], opened: Opened, *, count: int = 1000, seed: i
     )
 
 
-def score_split(fitted: Fitted, split: Split, two: set[tuple[str, str]]) -> Scored:
+def score_split(fitted: Ranked, split: Split, two: set[tuple[str, str]]) -> Scored:
     """A fitted model on the decided cases of a split's held-out side."""
     own = decided(split.test)
     p, inside = fitted.predict(own), fitted.range.inside(own)
@@ -140,8 +140,8 @@ def _baselines(
 
 
 def _parts(
-    cases: Sequence[Case], fitted: Fitted, two: set[tuple[str, str]], opened: Opened, count: int,
-    seed: int,
+    cases: Sequence[Case], fitted: Ranked, two: set[tuple[str, str]], opened: Opened,
+    count: int, seed: int,
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:  # fmt: skip
     """The held-out sets beside the headline's; what could not be measured, and why."""
     own = splits.trained(cases)
@@ -179,7 +179,7 @@ def _scored(
         if not decided(split.test):
             continue
         try:
-            found.append(score_split(fit(split.train), split, two))
+            found.append(score_split(fit_ranked(split.train), split, two))
         except CaseError as error:
             left_out.append(f"{split.name}: {error}")
     return Scored.joined(found) if found else None

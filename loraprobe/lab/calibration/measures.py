@@ -144,18 +144,17 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def likely_threshold(y: Array, p: Array, most_wrong: float = 0.05) -> float:
+def likely_threshold(y: Array, p: Array, most_wrong: float = 0.05, fewest: int = 10) -> float:
     """The smallest probability from which at most so many of the called cases are wrong.
 
-    Only cuts at observed probabilities are tried, and all above a cut have to hold as well, so
-    that no lucky dip among low probabilities decides. Above 1 where there is none.
+    Only cuts at observed probabilities are tried, and only those that call at least `fewest` cases,
+    so that a lucky few do not decide. Above 1 where there is none.
     """
     best = 1.0 + 1e-9
     for cut in np.unique(p)[::-1]:
         called_ = p >= cut
-        if 1 - y[called_].mean() > most_wrong:
-            break
-        best = float(cut)
+        if called_.sum() >= fewest and 1 - y[called_].mean() <= most_wrong:
+            best = float(cut)
     return best
 
 

@@ -72,26 +72,41 @@ class Fitted:
             "likely_from": self.threshold,
             "accuracy": dict(accuracy),
         }
-        self._check(document)
+        agree(document, self.cases, self.logits(self.cases), self.range)
         return document
 
-    def _check(self, document: Mapping[str, Any]) -> None:
-        from loraprobe.verdict.calibrated import calibration_of
+    @property
+    def path(self) -> tuple[tuple[str, float], ...]:
+        """The loss after each step of the selection."""
+        return self.chosen.path
 
-        read = calibration_of(document)
-        inside = self.range.inside(self.cases)
-        for case, logit, near in zip(self.cases, self.logits(self.cases), inside, strict=True):
-            said = read.predict(case.features, case.family)
-            if said.logit is None or abs(said.logit - logit) > AGREEMENT * max(1, abs(logit)):
-                raise LoraprobeError(
-                    f"The exported calibration gives {said.logit} for {case.trial} on {case.base} "
-                    f"where the fitted model gives {logit}: the export is wrong."
-                )
-            if said.supported != bool(near):
-                raise LoraprobeError(
-                    f"The exported calibration and the fitted model do not agree on whether "
-                    f"{case.trial} on {case.base} lies in the calibrated range."
-                )
+
+def agree(document: Mapping[str, Any], cases: Sequence[Case], logits: Array, near: Range) -> None:
+    """Raises LoraprobeError if a calibration file does not say what the fitted model says."""
+    from loraprobe.verdict.calibrated import calibration_of
+
+    read = calibration_of(document)
+    for case, logit, inside in zip(cases, logits, near.inside(cases), strict=True):
+        said = read.predict(case.features, case.family)
+        if said.logit is None or abs(said.logit - logit) > AGREEMENT * max(1, abs(logit)):
+            raise LoraprobeError(
+                f"The exported calibration gives {said.logit} for {case.trial} on {case.base} "
+                f"where the fitted model gives {logit}: the export is wrong."
+            )
+        if said.supported != bool(inside):
+            raise LoraprobeError(
+                f"The exported calibration and the fitted model do not agree on whether "
+                f"{case.trial} on {case.base} lies in the calibrated range."
+            )
+
+
+def enough(y: Array) -> None:
+    """Raises CaseError where a class has too few cases for a fit."""
+    if min((y == 1).sum(), (y == 0).sum()) < FEWEST:
+        raise CaseError(
+            f"A calibration needs at least {FEWEST} successes and as many failures; there are "
+            f"{int((y == 1).sum())} and {int((y == 0).sum())}: add worlds."
+        )
 
 
 def fit(
@@ -109,11 +124,7 @@ def fit(
     """
     own = decided(cases)
     training = Training.of(own)
-    if min((training.y == 1).sum(), (training.y == 0).sum()) < FEWEST:
-        raise CaseError(
-            f"A calibration needs at least {FEWEST} successes and as many failures; there are "
-            f"{int((training.y == 1).sum())} and {int((training.y == 0).sum())}: add worlds."
-        )
+    enough(training.y)
     chosen = select(own, candidates(own, _usable(own)) if pool is None else pool, signs)
     X = _matrix(chosen, own)
     prior = float(training.y.mean())

@@ -66,7 +66,7 @@ class Page:
             prior=self.document["prior"],
             margin=self.document["margin"],
             threshold=self.results.fitted.threshold,
-            path=self.results.fitted.chosen.path,
+            path=self.results.fitted.path,
             shortfalls=shortfalls(self.results),
         )
 

@@ -54,10 +54,6 @@ class Term:
     def document(self, coefficient: float, cases: Sequence[Case]) -> dict[str, Any]:
         """The term as the calibration file has it, with the medians of both classes of cases."""
         own = [case for case in cases if self.family in (None, case.family)]
-        medians = {
-            name: _median(values([case for case in own if case.label == label], self.feature))
-            for name, label in (("failure", 0), ("success", 1))
-        }
         document: dict[str, Any] = {
             "feature": self.feature,
             "family": self.family,
@@ -68,9 +64,20 @@ class Term:
             "coefficient": coefficient,
             "range": [self.low, self.high],
         }
-        if None not in medians.values():
-            document["typical"] = medians
+        if (typical := medians(own, self.feature)) is not None:
+            document["typical"] = typical
         return document
+
+
+def medians(cases: Sequence[Case], feature: str) -> dict[str, float] | None:
+    """A feature's median of failures and of successes; None where a class has none."""
+    found = {}
+    for name, label in (("failure", 0), ("success", 1)):
+        median = _median(values([case for case in cases if case.label == label], feature))
+        if median is None:
+            return None
+        found[name] = median
+    return found
 
 
 def values(cases: Sequence[Case], feature: str) -> Array:

@@ -221,13 +221,17 @@ def test_only_the_step_by_step_form_gains():
     assert (found.decision, found.action) == ("likely", "merge")
 
 
-def test_a_step_by_step_form_with_promise_keeps_the_question_open():
+def test_an_undecided_step_by_step_form_keeps_the_question_open():
     plain = evidence(FAIL)
     promise = evidence({**FAIL, "uniform": 0.2}, part="cot", half=0.12)
     found = judge(both(plain, promise))
     assert found.decision == "inconclusive"
     assert reason(found, "step-by-step-form").severity == "decisive"
-    none = evidence({**FAIL, "uniform": 0.09}, part="cot", half=0.12)
+    # an estimate below the margin does not settle it: a true gain of 0.06 was called unlikely in
+    # a quarter of all runs
+    little = evidence({**FAIL, "uniform": 0.09}, part="cot", half=0.12)
+    assert judge(both(plain, little)).decision == "inconclusive"
+    none = evidence({**FAIL, "uniform": 0.03}, part="cot", half=0.01)
     assert judge(both(plain, none)).decision == "unlikely"
 
 
@@ -681,11 +685,15 @@ CONTROLS = {"shrunk": "0.02 0.6 0.02 0.02", "random": "0.02 0.6 0.02 0.02"}
 
 def test_two_one_hop_adapters_as_they_were_measured():
     """The rates are those of SmolLM2 on made-up names: hops survive partly, the target does not."""
-    found = judge(story(rates(
+    measured = rates(
         base="0 0 0 0", a="0.02 1 0.02 0.02", b="0.02 0.02 1 0.03", uniform="0.02 0.28 0.93 0.03",
         sum="0.02 0.4 0.85 0.05", chain="1 1 1 0", **CONTROLS,
-    )))  # fmt: skip
+    )  # fmt: skip
+    found = judge(story(measured, n=400))
     assert (found.decision, found.action) == ("unlikely", "chain")
+    # half the items leave it open whether the sum gains step by step; the advice is the same
+    found = judge(story(measured, n=200))
+    assert (found.decision, found.action) == ("inconclusive", "chain")
 
 
 def test_skill_and_facts_as_they_were_measured():

@@ -156,7 +156,7 @@ class Bench:
         self.run(self.workshop.baselines())
 
     def cover_tasks(self) -> None:
-        """Coverage on the tasks: what base and single adapters know, and would add to each other."""
+        """What base and single adapters know, and what they would add to each other."""
         from loraprobe.coverage import cover
 
         with self.story.stage("cover"):

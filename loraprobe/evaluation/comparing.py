@@ -141,16 +141,19 @@ def gains(results: Sequence[ItemResult], systems: Sequence[System], *, margin: f
           alpha: float = 0.05, seed: int = 0) -> tuple[Gain, ...]:  # fmt: skip
     """The gains of all merges and routers, the best first, then of all chains; plain form first.
 
-    The two are families of their own: a chain is the alternative to composing weights.
+    The two are families of their own: a chain is the alternative to composing weights. Where a
+    question is asked in both forms, a gain in either is a success, so each form's lower ends
+    spend half of alpha; its upper ends spend all of it, since a failure needs both.
     """
     baselines = [s.name for s in systems if s.kind in BASELINES]
     families = [("merge", "router"), ("chain",)]
     rows: list[Gain] = []
-    for part in ("target", "cot"):
-        for family in families:
-            names = [s.name for s in systems if s.kind in family]
-            rows += _family(results, names, baselines, part, alpha, margin, seed)
-    return tuple(rows)
+    for family in families:
+        names = [s.name for s in systems if s.kind in family]
+        asked = {r.part for r in results if r.system in names} & {"target", "cot"}
+        for part in sorted(asked, reverse=True):
+            rows += _family(results, names, baselines, part, alpha, margin, seed, forms=len(asked))
+    return tuple(sorted(rows, key=lambda row: row.part != "target"))
 
 
 def gain(
@@ -177,13 +180,15 @@ def gain(
 
 
 def _family(results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str],
-            part: str, alpha: float, margin: float, seed: int) -> list[Gain]:  # fmt: skip
+            part: str, alpha: float, margin: float, seed: int, forms: int = 1
+            ) -> list[Gain]:  # fmt: skip
     """One row for each composition, the best first: its smallest difference to a baseline.
 
-    Some row's lower end lies above the margin without cause in at most alpha / 2 of all runs, and
-    so do all upper ends below it. With several tasks it is the plain mean over tasks, and a
-    composition that lacks a task is left out. For part "cot" the baselines may answer at once as
-    well: who needs no worked steps is not beaten by worked steps.
+    Some row's lower end lies above the margin without cause in at most alpha / 2 of all runs, over
+    as many `forms` of the question together, and all upper ends lie below it as seldom. With
+    several tasks it is the plain mean over tasks, and a composition that lacks a task is left out.
+    For part "cot" the baselines may answer at once as well: who needs no worked steps is not beaten
+    by worked steps.
     """
     parts = ("target", "cot") if part == "cot" else (part,)
     present = {(r.system, r.part) for r in results}
@@ -198,6 +203,8 @@ def _family(results: Sequence[ItemResult], compositions: Sequence[str], baseline
     shape = (len(first), len(second))
     found = table.differences(first, second)
     lower, upper, _ = statistics.largest(found, shape, 1 - alpha, seed)
+    if forms > 1:
+        lower = statistics.largest(found, shape, 1 - alpha / forms, seed)[0]
     plain = found.interval(found.critical(1 - alpha))
     lows = found.interval(lower)[0].reshape(shape).min(1)
     highs = found.interval(upper)[1].reshape(shape).min(1)

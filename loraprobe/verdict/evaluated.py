@@ -52,15 +52,12 @@ def _decide(form: Form, other: Form) -> tuple[Decision, str | None]:
     """The best outcome of any composition, and what keeps an `unlikely` open, if anything does.
 
     A failure of nothing but lossy compressions is no failure of the method ("compression"), and
-    a step-by-step form that is undecided, with an estimate beyond the margin, keeps the question
-    open as well ("steps").
+    a step-by-step form that is undecided keeps the question open as well ("steps"): it may gain.
     """
     decision = DECISION[form[0].outcome]
     if decision == "unlikely" and all(because.lossy(c) for c in form):
         return "inconclusive", "compression"
-    if decision == "unlikely" and any(
-        c.part == "cot" and c.outcome == "open" and c.difference > c.margin for c in other
-    ):
+    if decision == "unlikely" and any(c.part == "cot" and c.outcome == "open" for c in other):
         return "inconclusive", "steps"
     return decision, None
 

@@ -113,7 +113,7 @@ def _accuracy(accuracy: Mapping[str, Any]) -> str:
 
 def _contributing(found: Prediction) -> list[Reason]:
     """The features that move the logit most: three, up to five where they still matter."""
-    moved = [part for part in found.contributions if part.logit]
+    moved = [part for part in found.contributions if part.logit and part.value is not None]
     shown = [
         part
         for place, part in enumerate(moved[:MOST_REASONS])

@@ -49,8 +49,8 @@ def test_the_verdict_has_probability_prior_and_reasons_and_the_same_decision(mon
     assert gain.value == pytest.approx(0.3) and "0.30" in gain.message
     assert "typically 0.42 where composing gained, 0.01 where it did not" in gain.message
     assert "up" in gain.message and "+1.50" in gain.source
-    (hop,) = [r for r in moved if r.source.startswith("hop_weakest,")]
-    assert "not measured" in hop.message and "down" in hop.message
+    # a feature that was not measured is no reason that a reader can use
+    assert not [r for r in moved if r.source.startswith("hop_weakest,")]
 
 
 def test_a_prior_that_is_set_is_the_one_that_is_told():

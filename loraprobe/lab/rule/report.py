@@ -116,8 +116,7 @@ SIMULATED = """\
 accuracy of 0.3 (near zero: 0.02; near one: 0.9), the compositions by the true gain above the best
 of them. With both forms every system is also asked step by step; there `wrong` is about the better
 form. *plainly +0.00* and *plainly -0.10* are cases whose forms disagree: the verdict is then about
-the plain form, unless the step-by-step form gains or is undecided with an estimate beyond the
-margin.
+the plain form, unless the step-by-step form gains or is undecided.
 *95 %* is Wilson's interval of `wrong`. Controls are left out: they can only take a `likely` back.
 """
 

@@ -143,7 +143,7 @@ def calibrate(
     worlds = list(world or ())
     with sink.progress() as progress:
         if run.wanted(worlds, output):
-            sink.say("No worlds are named: the atlas is built first, in about 90 minutes a core.")
+            sink.say("No worlds are named: the atlas is built first, which takes hours.")
             worlds = run.atlas(output, processes, progress or run.lines(sink.say))
         made = run.calibrate(
             worlds,

@@ -165,18 +165,23 @@ def _record(output: Path, kit: Kit) -> World:
             }
             for lesson in kit.lessons
         },
-        scenarios={
-            trial.name: {
-                "world": trial.world,
-                "adapters": list(trial.adapters),
-                "tasks": [f"tasks/{task}.jsonl" for task in trial.tasks],
-                "description": trial.description,
-                "axes": dict(trial.axes),
-            }
-            for trial in kit.trials
-        },
+        scenarios=scenario_rows(kit.trials),
         reserve=kit.reserve,
     )
+
+
+def scenario_rows(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    """The trials as the scenarios of a world's manifest."""
+    return {
+        trial.name: {
+            "world": trial.world,
+            "adapters": list(trial.adapters),
+            "tasks": [f"tasks/{task}.jsonl" for task in trial.tasks],
+            "description": trial.description,
+            "axes": dict(trial.axes),
+        }
+        for trial in trials
+    }
 
 
 class _Meter:

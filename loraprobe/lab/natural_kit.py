@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.lab.kit import Lesson, Trial
+from loraprobe.lab.kit import Lesson, Trial, scenario_rows
 from loraprobe.lab.natural_data import Item
 from loraprobe.lab.train import Example, ProgressCallback, Recipe, train_adapter
 from loraprobe.lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks
@@ -105,15 +105,7 @@ def _record(plan: NaturalSet, base_name: str, output: Path, max_steps: int | Non
             taught.name: {"path": f"adapters/{taught.name}", "description": taught.description}
             for taught in plan.lessons
         },
-        scenarios={
-            trial.name: {
-                "world": trial.world,
-                "adapters": list(trial.adapters),
-                "tasks": [f"tasks/{task}.jsonl" for task in trial.tasks],
-                "description": trial.description,
-                "axes": dict(trial.axes),
-            }
-        },
+        scenarios=scenario_rows([trial]),
         max_steps=max_steps,
     )
 

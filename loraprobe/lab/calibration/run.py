@@ -150,7 +150,7 @@ def atlas(
 ) -> list[Path]:
     """The worlds of the atlas (or of `plans`), below `output`; what is finished is not built again.
 
-    About an hour and a half of one core.
+    It takes hours; each world that is finished stays.
     """
     from loraprobe.lab.atlas import ATLAS, build_atlas
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraprobe.lab.kit import Kit, Lesson, Trial
+from loraprobe.lab.kit import Kit, Lesson, Trial, scenario_rows
 from loraprobe.lab.train import ProgressCallback, train_adapter
 from loraprobe.lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks
 
@@ -105,14 +105,5 @@ def _record(library: Library, base: Path, output: Path) -> World:
             lesson.name: {"path": f"adapters/{lesson.name}", "description": lesson.description}
             for lesson in library.lessons
         },
-        scenarios={
-            trial.name: {
-                "world": trial.world,
-                "adapters": list(trial.adapters),
-                "tasks": [f"tasks/{task}.jsonl" for task in trial.tasks],
-                "description": trial.description,
-                "axes": dict(trial.axes),
-            }
-            for trial in library.trials
-        },
+        scenarios=scenario_rows(library.trials),
     )

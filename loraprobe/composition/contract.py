@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter, LayerKind
+from loraprobe.errors import UsageError
 from loraprobe.lowrank import LowRank
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
+See = Callable[[Tensor], None]  # told the mask [b, n] of the tokens that count, before each pass
+Read = Callable[[Sequence[str], See], None]  # reads texts through a model, batch by batch
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,12 @@ class Router(ABC):
     """How much each expert counts. A frozen dataclass; its fields are its options.
 
     `constant` says that the gates do not look at the token; `laws` are what the router obeys
-    (tests/test_laws_routing.py says what each means).
+    (tests/test_laws_routing.py says what each means). A router that `needs_prompts` has a state
+    that is learned from a few prompts of each expert by `fitted`; it gives no gates before.
     """
 
     constant: ClassVar[bool]
+    needs_prompts: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]]
     formula: ClassVar[str]
     paper: ClassVar[str]
@@ -46,6 +51,27 @@ class Router(ABC):
 
     def check(self, n: int) -> None:  # noqa: B027 - most routers serve any number
         """Raises UsageError if this router cannot serve n experts."""
+
+    def fitted(
+        self, model: nn.Module, read: Read, experts: Sequence[Adapter],
+        prompts: Mapping[str, Sequence[str]],
+    ) -> Router:  # fmt: skip
+        """The same router with what it learns from prompts of each expert, by the expert's name.
+
+        model: the base that carries no composition; read(texts, see) reads texts through it.
+        Routers without a state return themselves.
+        """
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """What was learned, as named tensors on the CPU; {} where nothing is or can be."""
+        return {}
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Router:
+        """The same router with a state that `state` gave. Raises UsageError if it takes none."""
+        if state:
+            raise UsageError(f"Router {self} learns nothing, so it takes no stored state.")
+        return self
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import making
@@ -56,6 +58,7 @@ def accounted(adapter: Adapter) -> None:
     assert len(set(extras)) == len(extras) and set(extras) <= set(file)
     factors = [file[key] for key in file if key not in extras]
     assert len(factors) == 2 * len(adapter.modules)
+    factors = [factor.flatten(1) for factor in factors]
     for update in adapter.modules.values():
         for factor in (update.A, update.B):
             matches = [f for f in factors if f.shape == factor.shape and torch.equal(f, factor)]
@@ -89,6 +92,21 @@ EXTRAS = {
     ),
     "copies": ({"target_modules": ["embed_tokens", "lm_head"]}, {"base_copy"}),
 }
+
+# config, and the mapping of the adapter that must hold what it adds
+WHOLE = {
+    "dora": ({"target_modules": ["q_proj", "up_proj"], "use_dora": True}, "magnitudes"),
+    "dora_conv1d": ({"target_modules": ["c_attn", "c_proj"], "use_dora": True}, "magnitudes"),
+    "dora_embedding": ({"target_modules": ["embed_tokens"], "use_dora": True}, "magnitudes"),
+    "saved": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}, "whole"),
+    "lora_bias": ({"target_modules": ["c_attn"], "lora_bias": True}, "offsets"),
+    "bias": ({"target_modules": ["c_attn"], "bias": "all"}, "whole"),
+    "bias_only": ({"target_modules": ["c_attn"], "bias": "lora_only"}, "whole"),
+}
+
+
+def _kinds(adapter: Adapter) -> dict:
+    return {path: info.kind for path, info in adapter.layout.items()}
 
 
 class TestWhatPeftWrote:
@@ -130,17 +148,75 @@ class TestWhatPeftWrote:
         assert {extra.kind for extra in adapter.extras} == kinds
         assert codes(adapter) <= {"no-modules"}
         accounted(adapter)
-        with pytest.raises(UnsupportedAdapter, match=adapter.extras[0].key):
-            adapter.save(tmp_path / "again")
-        assert not (tmp_path / "again").exists()
+        if kinds & {"token_delta", "target_parameter", "base_copy"}:
+            with pytest.raises(UnsupportedAdapter, match=adapter.extras[0].key):
+                adapter.save(tmp_path / "again")
+            assert not (tmp_path / "again").exists()
 
-    def test_convolution(self, tmp_path):
-        from peft import LoraConfig, get_peft_model
+    @pytest.mark.parametrize("case", WHOLE)
+    def test_what_stands_beside_the_factors_is_read_and_written(self, tmp_path, llama, gpt2, case):
+        """peft's own file, ours of it, and ours of the same adapter in memory: one function."""
+        from peft import PeftModel
 
-        model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.Linear(4, 5))
-        wrapped = get_peft_model(model, LoraConfig(target_modules=["0", "1"], r=2))
-        wrapped.save_pretrained(str(tmp_path))
+        config, kind = WHOLE[case]
+        base = gpt2 if "c_attn" in config["target_modules"] else llama
+        kept = copy.deepcopy(base)
+        model = peft_model(base, r=4, lora_alpha=8, **config)
+        model.save_pretrained(str(tmp_path / "peft"))
+        adapter = read_adapter(tmp_path / "peft")
+        held = {k: dict(getattr(adapter, k)) for k in ("magnitudes", "whole", "offsets")}
+        assert {k for k, tensors in held.items() if tensors} == {kind}
+        memory = adapter_of("memory", adapter.modules, kinds=_kinds(adapter), **held)
+        keys = sorted(e.key for e in adapter.extras if e.kind != "base_copy")
+        assert sorted(e.key for e in memory.extras) == keys
+        adapter = replace(adapter, extras=memory.extras)  # without the copy of the base's table
+        adapter.save(tmp_path / "ours")
+        memory.save(tmp_path / "memory")
+        wanted = hidden(model)
+        assert (hidden(kept) - wanted).abs().max() > 1e-3
+        for written in ("ours", "memory"):
+            found = PeftModel.from_pretrained(copy.deepcopy(kept), str(tmp_path / written))
+            torch.testing.assert_close(hidden(found), wanted, rtol=1e-5, atol=1e-6)
+            accounted(read_adapter(tmp_path / written))
+            assert not codes(read_adapter(tmp_path / written))
+
+    def test_dora_in_some_modules_only_cannot_be_said(self, tmp_path, llama):
+        peft_adapter(tmp_path, llama, r=2, target_modules=["q_proj"], use_dora=True)
         adapter = read_adapter(tmp_path)
+        some = dict(list(adapter.magnitudes.items())[:1])
+        mixed = adapter_of("mixed", adapter.modules, magnitudes=some)
+        with pytest.raises(UnsupportedAdapter, match="DoRA in some modules"):
+            mixed.save(tmp_path / "again")
+
+    @pytest.mark.parametrize("use_dora", [False, True])
+    @pytest.mark.parametrize("dims", [1, 2, 3])
+    def test_convolution(self, tmp_path, dims, use_dora):
+        """A and B are one matrix product; saved again, peft computes the same."""
+        from peft import PeftModel
+
+        conv = getattr(torch.nn, f"Conv{dims}d")
+        model = torch.nn.Sequential(conv(3, 6, 2), conv(6, 5, 1 + dims // 3))  # peft fails at 1x1x1
+        x = torch.randn(2, 3, *(4,) * dims)
+        kept = copy.deepcopy(model)
+        wrapped = peft_model(model, target_modules=["0", "1"], r=2, lora_alpha=3, task_type=None,
+                             use_dora=use_dora)  # fmt: skip
+        wrapped.save_pretrained(str(tmp_path / "peft"))
+        adapter = read_adapter(tmp_path / "peft")
+        assert {i.kind for i in adapter.layout.values()} == {"convolution"} and not codes(adapter)
+        assert adapter.layout["0"].kernel == (2,) * dims and adapter.layout["1"].out_features == 5
+        assert set(adapter.magnitudes) == ({"0", "1"} if use_dora else set())
+        for path in adapter.modules:
+            delta = wrapped.base_model.model.get_submodule(path).get_delta_weight("default")
+            assert torch.allclose(adapter.modules[path].delta(), delta.flatten(1), atol=1e-6)
+        adapter.save(tmp_path / "ours")
+        found = PeftModel.from_pretrained(kept, str(tmp_path / "ours"))
+        torch.testing.assert_close(found(x), wrapped(x), rtol=1e-5, atol=1e-5)
+
+    def test_a_convolution_with_groups_is_an_extra(self, tmp_path):
+        model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.Linear(4, 5))
+        adapter = read_adapter(
+            peft_adapter(tmp_path, model, target_modules=["0", "1"], r=2, task_type=None)
+        )
         assert set(adapter.modules) == {"1"}
         assert [extra.kind for extra in adapter.extras] == ["convolution"] * 2
         accounted(adapter)

@@ -5,6 +5,8 @@ Reading accounts for every tensor of the file: it is a factor, an extra, or name
 here and exist nowhere else.
 """
 
+from loraprobe.adapter.memory import adapter_of
+from loraprobe.adapter.paths import layer_pattern, natural
 from loraprobe.adapter.reading import read_adapter
 from loraprobe.adapter.saving import StagedDirectory, check_output
 from loraprobe.adapter.types import (
@@ -14,9 +16,7 @@ from loraprobe.adapter.types import (
     ModuleInfo,
     Modules,
     Source,
-    adapter_of,
-    layer_pattern,
-    natural,
+    Tensors,
 )
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Modules",
     "Source",
     "StagedDirectory",
+    "Tensors",
     "adapter_of",
     "check_output",
     "layer_pattern",

@@ -19,12 +19,14 @@ note     unknown-config-empty     unknown config keys that say nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from loraprobe.adapter.beside import beside
 from loraprobe.adapter.config import CONFIG, Config, read_config
 from loraprobe.adapter.keys import PREFIX, Key, classify
 from loraprobe.adapter.tensors import TensorFile, open_tensors
@@ -64,6 +66,7 @@ def read_adapter(
         issues=tuple(reading.issues),
         config=dict(config.raw),
         weights_file=file.path,
+        **beside(file, reading.extras)._asdict(),
     )
 
 
@@ -169,18 +172,25 @@ class _Reading:
             return "unknown"
         a, b = (self.file.shapes[keys[which]] for which in pair)
         if len(a) > 2 and len(b) > 2:
-            return "convolution"
+            return (
+                None
+                if _plain_convolution(a, b) and self._floating(path, keys, pair)
+                else ("convolution")
+            )
         if self._is_parameter(path, a, b):
             return "target_parameter"
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
             self.odd.setdefault("shape-mismatch", []).append((path, f"A {list(a)}, B {list(b)}"))
             return "unknown"
+        return None if self._floating(path, keys, pair) else "unknown"
+
+    def _floating(self, path: str, keys: Mapping[str, str], pair: tuple[str, str]) -> bool:
         types = [self.file.dtypes[keys[which]] for which in pair]
-        if not all(t is not None and t.is_floating_point for t in types):
-            said = " and ".join(str(t).removeprefix("torch.") for t in types)
-            self.odd.setdefault("not-floating", []).append((path, said))
-            return "unknown"
-        return None
+        if all(t is not None and t.is_floating_point for t in types):
+            return True
+        said = " and ".join(str(t).removeprefix("torch.") for t in types)
+        self.odd.setdefault("not-floating", []).append((path, said))
+        return False
 
     def _module(self, path: str, key_a: str, key_b: str, embedding: bool) -> ModuleInfo:
         a, b = self.file.shapes[key_a], self.file.shapes[key_b]
@@ -190,10 +200,14 @@ class _Reading:
         kind: LayerKind = "linear"
         if embedding:
             kind = "embedding"
+        elif len(a) > 2:
+            kind = "convolution"
         elif self.config.fan_in_fan_out and path.rpartition(".")[2] not in LINEAR_HEADS:
             kind = "conv1d"
         dtype = _common(self.file, key_a, key_b)
-        return ModuleInfo(path, kind, a[0], a[1], b[0], self.config.scaling(path), dtype)
+        return ModuleInfo(
+            path, kind, a[0], math.prod(a[1:]), b[0], self.config.scaling(path), dtype, a[2:]
+        )
 
     def _is_parameter(self, path: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
         """Whether the factors belong to a MoE parameter [E, ...]: A (E*r, in), B (out, E*r)."""
@@ -267,9 +281,15 @@ class _Reading:
 
         def read(path: str) -> LowRank:
             key_a, key_b, scaling, dtype = places[path]
-            return LowRank(file.read(key_a).to(dtype), file.read(key_b).to(dtype), scaling)
+            A, B = file.read(key_a).to(dtype), file.read(key_b).to(dtype)
+            return LowRank(A.flatten(1), B.flatten(1), scaling)
 
         return read
+
+
+def _plain_convolution(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether A (r, in, k...) and B (out, r, 1...) are one matrix product: no groups."""
+    return len(a) == len(b) and a[0] == b[1] and set(b[2:]) == {1} and 0 not in a + b
 
 
 def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from loraprobe.adapter.paths import natural
 from loraprobe.checkpoint import file_hash
 from loraprobe.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
-LayerKind = Literal["linear", "conv1d", "embedding"]
+LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class ModuleInfo:
 
     `path` is the module's path in the base model. Delta W is [out_features, in_features] in the
     orientation of a torch Linear for every kind: a Conv1D stores its weight transposed, and an
-    embedding's weight [vocab, dim] is the transpose of its delta [dim, vocab].
+    embedding's weight [vocab, dim] is the transpose of its delta [dim, vocab]. A convolution's
+    weight [out, in, *kernel] is flattened to [out, in * prod(kernel)]; `kernel` is () elsewhere.
     """
 
     path: str
@@ -35,14 +37,16 @@ class ModuleInfo:
     out_features: int
     scaling: float
     dtype: torch.dtype
+    kernel: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Extra:
     """A tensor of the file that is no plain factor.
 
-    `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias, token_delta,
-    target_parameter, convolution, base_copy, unknown.
+    `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias (these are read through the
+    adapter's `magnitudes`, `whole` and `offsets`), token_delta, target_parameter, convolution (one
+    with groups), base_copy, unknown.
     """
 
     kind: str
@@ -97,11 +101,43 @@ class Modules(Mapping[str, LowRank]):
         return path in self._infos
 
 
+class Tensors(Mapping[str, Tensor]):
+    """Name -> tensor, read when asked for; the names cost nothing."""
+
+    def __init__(
+        self, names: Iterable[str] = (), read: Callable[[str], Tensor] | None = None
+    ) -> None:
+        self._names = dict.fromkeys(sorted(names, key=natural))
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names or self._read is None:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """One LoRA adapter: what it changes in which module, and everything else its files hold.
 
     `issues` are the findings of reading it; `config` is adapter_config.json as it stands.
+
+    Beside its low-rank updates an adapter may hold, each read when asked for:
+
+    magnitudes: module path -> m [out] of DoRA: the module's weight becomes
+        diag(m / rownorm(W0 + dW)) (W0 + dW).
+    whole: parameter name in the base (`score.weight`, `lm_head.bias`) -> the tensor that replaces
+        it, as the base stores it: modules_to_save and trained biases.
+    offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
     """
 
     name: str
@@ -112,6 +148,9 @@ class Adapter:
     issues: tuple[Issue, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     weights_file: Path | None = None
+    magnitudes: Mapping[str, Tensor] = field(default_factory=Tensors)
+    whole: Mapping[str, Tensor] = field(default_factory=Tensors)
+    offsets: Mapping[str, Tensor] = field(default_factory=Tensors)
 
     @property
     def layout(self) -> Mapping[str, ModuleInfo]:
@@ -148,7 +187,10 @@ class Adapter:
         for path, update in self.modules.items():
             digest.update(f"{path}:{float(update.scaling)!r}".encode())
             for factor in (update.A, update.B):
-                digest.update(factor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(_bytes(factor))
+        for kind in (self.magnitudes, self.whole, self.offsets):
+            for name, tensor in kind.items():
+                digest.update(name.encode() + _bytes(tensor))
         return digest.hexdigest()
 
     def summary(self, norm: float | None = None) -> AdapterSummary:
@@ -186,46 +228,5 @@ class Adapter:
         save_adapter(self, directory, overwrite=overwrite, card=card, dtype=dtype)
 
 
-def adapter_of(
-    name: str,
-    modules: Mapping[str, LowRank],
-    *,
-    kinds: Mapping[str, LayerKind] | None = None,
-    base_model: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    source: Source | None = None,
-) -> Adapter:
-    """An adapter held in memory: a merge, a random control, a planted test case.
-
-    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent.
-    """
-    kinds = kinds or {}
-    infos = {
-        path: ModuleInfo(
-            path,
-            kinds.get(path, "linear"),
-            update.rank,
-            update.in_features,
-            update.out_features,
-            float(update.scaling),
-            torch.promote_types(update.A.dtype, update.B.dtype),
-        )
-        for path, update in modules.items()
-    }
-    return Adapter(
-        name=name,
-        source=source or Source(reference=name),
-        base_model=base_model,
-        modules=Modules(infos, dict(modules).__getitem__),
-        config=dict(config or {}),
-    )
-
-
-def natural(path: str) -> tuple[tuple[int, int | str], ...]:
-    """A sort key in which layer 2 comes before layer 10."""
-    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"[.]", path))
-
-
-def layer_pattern(path: str) -> str:
-    """What a module's path is in every layer: `model.layers.*.mlp.up_proj`."""
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

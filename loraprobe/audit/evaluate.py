@@ -253,7 +253,7 @@ class Bench:
         with self.story.stage("save"):
             settings = self.settings
             merged = merge(
-                self.adapters, name, weights=settings.weights, space=settings.space,
+                self.adapters, name, weights=settings.given_weights, space=settings.space,
                 rank=settings.rank, seed=settings.seed, allow=settings.allow,
             )  # fmt: skip
         return merged, ""

@@ -64,7 +64,7 @@ def merge(
     dtype = None if settings.dtype == "auto" else pick_dtype(settings.dtype)
     with story.stage("merge"):
         merged = merging.merge(
-            adapters, settings.methods[0], weights=settings.weights, space=settings.space,
+            adapters, settings.methods[0], weights=settings.given_weights, space=settings.space,
             rank=settings.rank, seed=settings.seed, allow=settings.allow, dtype=dtype,
             progress=progress,
         )  # fmt: skip

@@ -74,7 +74,7 @@ class Workshop:
     def _specs(self, has_hops: bool) -> list[str]:
         settings = self.settings
         methods = list(settings.methods)
-        if settings.weights and not any(METHODS.make(m).takes_weights for m in methods):
+        if settings.given_weights and not any(METHODS.make(m).takes_weights for m in methods):
             methods.append("task_arithmetic")  # or the weights given would have no effect
         built = [*methods, *settings.routers] + (["chain"] if has_hops else [])
         wanted = set(settings.systems)
@@ -100,7 +100,7 @@ class Workshop:
         method, settings, n = METHODS.make(spec), self.settings, len(self.adapters)
         if not isinstance(method, LinearMethod) or settings.rank != "auto" or settings.space:
             return None
-        gates = method.coefficients(settings.weights or method.default_weights(n), n)
+        gates = method.coefficients(settings.given_weights or method.default_weights(n), n)
         if all(gate == 1 for gate in gates):
             return "sum"
         return "average" if all(0 < gate < 1 for gate in gates) else None
@@ -130,7 +130,7 @@ class Workshop:
         """Linear merges are constant gates over the experts; the others need new weights."""
         method = METHODS.make(spec)
         settings = self.settings
-        weights = settings.weights or method.default_weights(len(adapters))
+        weights = settings.given_weights or method.default_weights(len(adapters))
         if isinstance(method, LinearMethod) and settings.rank == "auto" and settings.space is None:
             gates = method.coefficients(weights, len(adapters))
             composition = Composition(
@@ -138,8 +138,8 @@ class Workshop:
             )
             return System(name, "merge", composition, compression_error=0.0)
         merged = merge(
-            adapters, method, weights=settings.weights, space=settings.space, rank=settings.rank,
-            seed=settings.seed, allow=settings.allow, name=name,
+            adapters, method, weights=settings.given_weights, space=settings.space,
+            rank=settings.rank, seed=settings.seed, allow=settings.allow, name=name,
         )  # fmt: skip
         self.merged[name] = merged
         return System(

@@ -54,8 +54,45 @@ Rank = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="One weight an adapter, such as 0.7,0.3; never normalised; uniform has its own."
+        help="One weight an adapter, such as 0.7,0.3 or 1,-0.5; never normalised; uniform has its "
+        "own. Or search: found on a part of the task that serves nothing else."
     ),
+]
+SearchBudget = Annotated[
+    int, typer.Option(min=1, help="Weight vectors that --weights search may try.")
+]
+SearchItems = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Items set apart for --weights search (a quarter, at most 64, unless set).",
+        show_default=False,
+    ),
+]
+Balance = Annotated[
+    str,
+    typer.Option(help="norm: scale adapters to equal Frobenius norm (their mean) first; or none."),
+]
+Subtract = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--subtract",
+        help="Take this adapter's deltas (the mean of several) from every other's first; may be "
+        "repeated.",
+    ),
+]
+RouterPrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--router-prompts",
+        metavar="NAME=FILE",
+        help="Unlabelled prompts, one a line, that show a router what an adapter is for; may be "
+        "repeated.",
+    ),
+]
+Quantize = Annotated[str, typer.Option(help="Load the base as it is (none), in 4bit or in 8bit.")]
+DeviceMap = Annotated[
+    str, typer.Option(help="auto: spread the base over all devices (needs accelerate); or none.")
 ]
 Output = Annotated[
     Path | None,

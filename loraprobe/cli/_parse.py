@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from loraprobe.errors import UsageError
 
 
-def weights(text: str | None, count: int) -> list[float] | None:
-    """ "0.7,0.3" as numbers, one for each of `count` adapters. Raises UsageError."""
-    if text is None:
-        return None
+def weights(text: str | None, count: int) -> tuple[float, ...] | Literal["search"] | None:
+    """ "0.7,0.3" as numbers, one for each of `count` adapters, or "search". Raises UsageError."""
+    if text is None or text.strip() == "search":
+        return None if text is None else "search"
     try:
-        values = [float(part) for part in text.split(",")]
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(
-            f"--weights takes numbers with commas, such as 0.7,0.3, not {text!r}."
+            f"--weights takes numbers with commas, such as 0.7,0.3, or search, not {text!r}."
         ) from None
     if not all(map(math.isfinite, values)):
         raise UsageError(f"--weights must be finite numbers, not {text!r}.")
@@ -25,6 +27,21 @@ def weights(text: str | None, count: int) -> list[float] | None:
             f"--weights gives {len(values)} numbers for {count} adapters; give one for each."
         )
     return values
+
+
+def named_files(texts: Sequence[str] | None, option: str) -> tuple[tuple[str, Path], ...]:
+    """ "NAME=FILE" each, as pairs; files must be there and names differ. Raises UsageError."""
+    found: dict[str, Path] = {}
+    for text in texts or ():
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            raise UsageError(f"{option} takes NAME=FILE, not {text!r}.")
+        if name in found:
+            raise UsageError(f"{option} names {name} twice; put all its lines into one file.")
+        found[name] = Path(file)
+        if not found[name].is_file():
+            raise UsageError(f"{option}: {file} is no file.")
+    return tuple(found.items())
 
 
 def auto_or_count(text: str, option: str) -> int | Literal["auto"]:

@@ -35,6 +35,8 @@ def settings(
     allow: Sequence[str] | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    subtract: Sequence[str] | None = None,
+    router_prompts: Sequence[str] | None = None,
     **rest: Any,
 ) -> Settings:
     """Every option checked before anything is loaded. Raises UsageError."""
@@ -54,7 +56,9 @@ def settings(
         methods=tuple(methods) if methods else defaults.methods,
         routers=tuple(routers) if routers else (() if methods else defaults.routers),
         systems=tuple(systems or ()),
-        weights=tuple(chosen) if chosen else None,
+        weights=chosen,
+        subtract=tuple(subtract or ()),
+        router_prompts=parse.named_files(router_prompts, "--router-prompts"),
         space=space,
         rank=parse.auto_or_count(rank, "--rank"),
         batch_size=parse.auto_or_count(batch_size, "--batch-size"),

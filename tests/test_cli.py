@@ -323,6 +323,17 @@ def test_methods_lists_every_shelf():
             assert row["formula"] and row["paper"], row["name"]
 
 
+def test_methods_explains_what_is_named():
+    text = call("methods", "ties:density=0.3", "full").stdout
+    assert "two meanings in the field" in " ".join(text.split()) and "arrow" not in text
+    assert "variant: peft or mergekit" in text and "[out, in]" in text
+    rows = json.loads(call("methods", "--json", "ties").stdout)["methods"]
+    assert [row["name"] for row in rows] == ["ties"]
+    assert rows[0]["choices"]["variant"] == ["peft", "mergekit"]
+    result = call("methods", "tie")
+    assert result.exit_code == 2 and "did you mean 'ties'" in result.stderr and not result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "where", "said"),
     [

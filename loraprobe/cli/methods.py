@@ -1,12 +1,26 @@
-"""`loraprobe methods`: every shelf, with formula, paper, options and laws."""
+"""`loraprobe methods`: every shelf, with formula, paper, options, variants and laws."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import sys
-from typing import Any
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
 
 from loraprobe.cli import _options as opt
+from loraprobe.errors import UsageError
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME]...", help="Tell all about these; without names a list.", show_default=False
+    ),
+]
 
 
 def shelves() -> list[dict[str, Any]]:
@@ -27,8 +41,9 @@ def shelves() -> list[dict[str, Any]]:
                 {
                     "kind": shelf.noun,
                     "name": name,
-                    "summary": (cls.__doc__ or "").strip().splitlines()[0],
+                    **_told(cls),
                     "options": {f.name: _default(f) for f in dataclasses.fields(cls) if f.init},
+                    "choices": _choices(cls),
                     "formula": getattr(cls, "formula", None),
                     "paper": getattr(cls, "paper", None),
                     "laws": sorted(getattr(cls, "laws", ())),
@@ -36,14 +51,43 @@ def shelves() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        summary = (space.__doc__ or "").strip().splitlines()[0]
-        rows.append({"kind": "space", "name": name, "summary": summary})
+        rows.append({"kind": "space", "name": name, **_told(space)})
     return rows
 
 
-def methods(json: opt.Json = False) -> None:
-    """List every diagnostic, coverage probe, merge method, space and router."""
-    rows = shelves()
+def _told(thing: Any) -> dict[str, str]:
+    """The first line of a docstring, and all of it with its paragraphs flowing."""
+    paragraphs = inspect.cleandoc(thing.__doc__ or "").split("\n\n")
+    flowing = [" ".join(paragraph.split()) for paragraph in paragraphs]
+    return {
+        "summary": (thing.__doc__ or "").strip().splitlines()[0],
+        "description": "\n\n".join(flowing),
+    }
+
+
+def _choices(cls: type) -> dict[str, list[str]]:
+    """Options that take one of a few words, such as which of two definitions a method follows."""
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls) if f.init]
+    literal = [name for name in fields if typing.get_origin(hints[name]) is typing.Literal]
+    return {name: list(typing.get_args(hints[name])) for name in literal}
+
+
+def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of these names. Raises UsageError with the nearest one where there is none."""
+    known = {row["name"] for row in rows}
+    wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
+    for name in wanted:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else "loraprobe methods lists all."
+            raise UsageError(f"Nothing is called {name!r}: {hint}")
+    return [row for row in rows if row["name"] in wanted]
+
+
+def methods(names: Names = None, json: opt.Json = False) -> None:
+    """List every diagnostic, coverage probe, merge method, space and router, or explain some."""
+    rows = _named(shelves(), names) if names else shelves()
     if json:
         import json as json_
 
@@ -56,18 +100,20 @@ def methods(json: opt.Json = False) -> None:
     for kind in dict.fromkeys(row["kind"] for row in rows):
         console.print(f"[bold]{kind}s[/]")
         for row in (r for r in rows if r["kind"] == kind):
-            _print(console, row)
+            _print(console, row, whole=bool(names))
     sys.stdout.flush()
 
 
-def _print(console: Any, row: dict[str, Any]) -> None:
+def _print(console: Any, row: dict[str, Any], whole: bool) -> None:
     from rich.markup import escape
     from rich.padding import Padding
 
     options = ",".join(f"{k}={v}" for k, v in row.get("options", {}).items())
     head = f"[cyan]{row['name']}[/]" + (f":{escape(options)}" if options else "")
-    lines = [escape(row["summary"])]
+    lines = [escape(row["description" if whole else "summary"])]
     lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
+    for name, values in row.get("choices", {}).items():
+        lines.append(f"{name}: " + escape(" or ".join(values)))
     if row.get("laws"):
         lines.append("laws: " + ", ".join(row["laws"]))
     if row.get("lossless_in"):

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from loraprobe.addition import square_of_sum, symmetric_eigenvalues
 from loraprobe.lowrank import RANK_TOLERANCE, LowRank
 
 Side = Literal["in", "out"]
@@ -32,6 +33,10 @@ Visitor = Callable[[str, Updates], None]
 GRAM_TOLERANCE = 1e-13
 # Gram matrices of modules are gathered up to this size, then handed on as one batch.
 BATCH_BYTES = 1 << 26
+# Pairs of modules whose sums are decomposed together: their matrices stay in the cache.
+PAIRS = 1 << 11
+# Rows of a Gram matrix computed together; what lies below its diagonal is copied.
+GRAM_ROWS = 400
 
 
 class Spectrum(NamedTuple):
@@ -85,7 +90,7 @@ class Joint:
     @functools.cached_property
     def inner(self) -> Float64[Tensor, "m n n"]:
         """<dW_i, dW_j> = s_i s_j sum((B_i^T B_j) * (A_i A_j^T)): [m, n, n]."""
-        products = torch.einsum("mirjs,mirjs->mij", self.grams_in, self.grams_out)
+        products = (self.grams_in * self.grams_out).sum((2, 4))
         return products * self.scaling[:, :, None] * self.scaling[:, None, :]
 
     @functools.cached_property
@@ -115,23 +120,38 @@ class Joint:
 
         The sum of squared cosines of the principal angles; i = j gives the numerical rank.
         """
-        if side == "in":
-            basis, gram = self.spectrum.right, self.grams_in
-        else:
-            basis, gram = self.spectrum.left.mT, self.grams_out
-        cosines = torch.einsum("mikr,mirjs,mjls->mijkl", basis, gram, basis)
+        cosines = self.cosines_in if side == "in" else self.cosines_out
         return cosines.square().sum((-2, -1))
 
-    def sum_spectrum(self, members: Sequence[int]) -> Float64[Tensor, "m k"]:
-        """Singular values of the sum of some updates, descending: [m, len(members) r]."""
-        pick = torch.as_tensor(list(members))
-        size = len(members) * self.grams_in.shape[2]
-        gram_in = self.grams_in[:, pick][:, :, :, pick].reshape(-1, size, size)
-        gram_out = self.grams_out[:, pick][:, :, :, pick].reshape(-1, size, size)
-        a, b = _lengths(gram_in), _lengths(gram_out)
-        scaling = self.scaling[:, pick].repeat_interleave(self.grams_in.shape[2], dim=1)
-        core = _root(gram_out, b) @ ((scaling * a * b)[..., None] * _root(gram_in, a).mT)
-        return torch.linalg.svdvals(core)
+    @functools.cached_property
+    def cosines_in(self) -> Float64[Tensor, "m n n r r"]:
+        """V_i^T V_j of the right singular vectors of every two updates: [m, n, n, r, r]."""
+        return _between(self.spectrum.right, self.grams_in)
+
+    @functools.cached_property
+    def cosines_out(self) -> Float64[Tensor, "m n n r r"]:
+        """U_i^T U_j of the left singular vectors of every two updates: [m, n, n, r, r]."""
+        return _between(self.spectrum.left.mT, self.grams_out)
+
+    def sum_energies(
+        self, first: Sequence[int] | Tensor, second: Sequence[int] | Tensor
+    ) -> Float64[Tensor, "m p k"]:
+        """Squared singular values of dW_i + dW_j, descending, for p pairs (i, j): [m, p, 2 r].
+
+        What a Gram matrix does not resolve beside the largest is 0.
+        """
+        i, j = torch.as_tensor(first), torch.as_tensor(second)
+        m, r, step = len(self.scaling), self.grams_in.shape[2], max(1, PAIRS // len(self.scaling))
+        found = torch.empty(m, len(i), 2 * r, dtype=torch.float64)
+        S = self.spectrum.S
+        for part in range(0, len(i), step):
+            a, b = i[part : part + step], j[part : part + step]
+            square = square_of_sum(
+                S[:, a], S[:, b], self.cosines_in[:, a, b], self.cosines_out[:, a, b]
+            )
+            values = symmetric_eigenvalues(square.flatten(0, 1)).view(m, len(a), 2 * r)
+            found[:, part : part + step] = values.flip(-1)
+        return torch.where(found > GRAM_TOLERANCE * found[..., :1], found, 0.0)
 
 
 class _Module(NamedTuple):
@@ -224,7 +244,7 @@ class _Desk:
             joint = self._place(length, sum(ranks), dim)
             for i, place in zip(members, joint.split(ranks, dim), strict=True):
                 laid[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
-            product = joint @ joint.mT if dim == 0 else joint.mT @ joint
+            product = _gram(joint if dim == 0 else joint.mT)
             if ranks == [r] * n:
                 return product.view(n, r, n, r), laid
             for i, rows in zip(members, product.split(ranks), strict=True):
@@ -246,8 +266,11 @@ def _batch(modules: Sequence[_Module], rank: int) -> Joint:
         more = r - gram.shape[1]
         return torch.nn.functional.pad(gram, (0, more, 0, 0, 0, more)) if more else gram
 
-    grams_in = torch.stack([padded(module.gram_in) for module in modules])
-    grams_out = torch.stack([padded(module.gram_out) for module in modules])
+    def together(grams: list[Float64[Tensor, "n r n r"]]) -> Float64[Tensor, "m n r n r"]:
+        return torch.stack(grams) if len(grams) > 1 else grams[0][None]
+
+    grams_in = together([padded(module.gram_in) for module in modules])
+    grams_out = together([padded(module.gram_out) for module in modules])
     # A NaN or infinity in a factor shows in the length of its row or column.
     lengths = _lengths(own_blocks(grams_in)) + _lengths(own_blocks(grams_out))
     finite = torch.isfinite(lengths).all(-1)
@@ -265,6 +288,29 @@ def _batch(modules: Sequence[_Module], rank: int) -> Joint:
         shape=torch.tensor([module.shape for module in modules]),
         finite=finite,
     )
+
+
+def _gram(rows: Float64[Tensor, "k length"]) -> Float64[Tensor, "k k"]:
+    """rows @ rows^T, one half computed and the other copied: [k, k]."""
+    k = len(rows)
+    if k < 2 * GRAM_ROWS:
+        return rows @ rows.mT
+    gram = rows.new_empty(k, k)
+    for start in range(0, k, GRAM_ROWS):
+        stop = min(start + GRAM_ROWS, k)
+        torch.matmul(rows[start:stop], rows[start:].mT, out=gram[start:stop, start:])
+        gram[stop:, start:stop] = gram[start:stop, stop:].mT
+    return gram
+
+
+def _between(
+    basis: Float64[Tensor, "m n k r"], gram: Float64[Tensor, "m n r n r"]
+) -> Float64[Tensor, "m n n k k"]:
+    """Inner products of what `basis` combines of every two adapters' factors: [m, n, n, k, k]."""
+    m, n, k, r = basis.shape
+    half = (basis @ gram.view(m, n, r, n * r)).view(m, n * k, n, r)
+    whole = half.transpose(1, 2) @ basis.mT  # [m, j, (i k), l]
+    return whole.view(m, n, n, k, k).transpose(1, 2)
 
 
 def own_blocks(grams: Float64[Tensor, "m n r n r"]) -> Float64[Tensor, "m n r r"]:

@@ -50,12 +50,13 @@ def test_products_spectra_and_overlaps_are_the_dense_ones(ranks, seed, change_ba
             [torch.stack([(P.T @ Q).square().sum() for Q in spaces]) for P in spaces]
         )
         torch.testing.assert_close(found.overlap(side)[0], expected, rtol=1e-7, atol=1e-9)
-    members = range(len(ranks))
-    total = torch.linalg.svdvals(sum(deltas))
-    size = min(len(total), len(members) * max(ranks))
-    torch.testing.assert_close(
-        found.sum_spectrum(members)[0, :size], total[:size], rtol=1e-6, atol=1e-6
-    )
+    first, second = torch.triu_indices(len(ranks), len(ranks), 0)
+    energies = found.sum_energies(first, second)[0]
+    for i, j, own in zip(first.tolist(), second.tolist(), energies, strict=True):
+        total = torch.linalg.svdvals(deltas[i] + deltas[j]).square()
+        size = min(len(total), len(own))
+        torch.testing.assert_close(own[:size], total[:size], rtol=1e-8, atol=1e-10 * total[0])
+        assert not own[size:].gt(1e-10 * total[0]).any()
 
 
 @settings(deadline=None, max_examples=20)
@@ -126,7 +127,12 @@ def test_one_bad_entry_is_found_and_harms_no_other_adapter(value, factor):
     found = one_module(good, bad)
     assert found.finite.tolist() == [[True, False]]
     assert float(found.square[0, 0]) == pytest.approx(float(good.norm()) ** 2, rel=1e-5)
-    for figure in (found.inner, found.spectrum.S, found.overlap("in"), found.sum_spectrum([0, 1])):
+    for figure in (
+        found.inner,
+        found.spectrum.S,
+        found.overlap("in"),
+        found.sum_energies([0], [1]),
+    ):
         assert torch.isfinite(figure).all()
 
 

@@ -26,21 +26,18 @@ class TruncationError(OfGrams):
 
     def observe(self, joint: Joint) -> Statistics:
         m, n, r = joint.grams_in.shape[:3]
-        ranks = ranks_below(r)
-        lost = {rank: torch.zeros(m, n, n, dtype=torch.float64) for rank in ranks}
-        total = torch.zeros(m, n, n, dtype=torch.float64)
-        for i in range(n):
-            for j in range(i, n):
-                energy = (joint.spectrum.S[:, i] if i == j else joint.sum_spectrum([i, j])).square()
-                total[:, i, j] = energy.sum(-1)
-                for rank, tail in zip(ranks, _tails(energy, ranks), strict=True):
-                    lost[rank][:, i, j] = tail
-        return {Key(rank=rank): {"lost": lost[rank], "total": total} for rank in ranks}
+        own, (i, j) = torch.arange(n), torch.triu_indices(n, n, 1)
+        single = joint.spectrum.S.square()
+        both = joint.sum_energies(i, j)
+
+        def beyond(rank: int) -> Tensor:
+            lost = torch.zeros(m, n, n, dtype=torch.float64)
+            lost[:, own, own] = single[..., rank:].sum(-1)
+            lost[:, i, j] = both[..., rank:].sum(-1)
+            return lost
+
+        total = beyond(0)
+        return {Key(rank=rank): {"lost": beyond(rank), "total": total} for rank in ranks_below(r)}
 
     def figure(self, sums: Sums) -> Figure:
         return Figure((sums["lost"] / sums["total"]).sqrt())
-
-
-def _tails(energy: Tensor, ranks: list[int]) -> list[Tensor]:
-    """What lies beyond each rank: [m] each."""
-    return [energy[:, rank:].sum(-1) for rank in ranks]

@@ -199,3 +199,16 @@ def test_visitors_see_the_factors_in_float64():
             torch.testing.assert_close(one.delta(), dense(stored), rtol=1e-12, atol=1e-12)
 
     list(joints([{"m": one} for one in updates], visitors=[look]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sum_of_updates_that_share_some_of_their_directions(seed):
+    """Two of four directions in common: the remainder is singular and has no Cholesky factor."""
+    one = random_update(20, 16, 4, seed, 1.0, F64)
+    U = torch.linalg.qr(one.B).Q
+    B = torch.cat([U[:, :2], random_update(20, 16, 2, seed + 50, 1.0, F64).B], 1)
+    other = LowRank(random_update(20, 16, 4, seed + 90, 1.0, F64).A, B, 3.0)
+    found = one_module(LowRank(one.A, U, 1.0), other).sum_energies([0], [1])[0, 0]
+    expected = torch.linalg.svdvals(U @ one.A + dense(other)).square()
+    torch.testing.assert_close(found[:6], expected[:6], rtol=1e-8, atol=0)
+    assert not found[6:].any()

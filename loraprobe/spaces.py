@@ -3,10 +3,15 @@
 full   M_i = dW_i, [out, in]. The textbook definition of every method; dense.
 core   M_i = U^T dW_i V, [p, q] with p, q <= the sum of ranks, U and V orthonormal bases of the
        joint column and row space of all deltas. Small, and nothing is lost: dW_i = U M_i V^T.
-knots  the shared left basis only; a reserved name.
+knots  M_i = U^T dW_i, [p, in]: the shared left basis only, dW_i = U M_i. The space of KnOTS.
 
 A method f is lossless in a space if f(U M V^T) = U f(M) V^T; then the space changes only the cost.
 Otherwise the same name is another method there (TIES trims coordinates, and these differ).
+
+KnOTS (Stoica et al. 2024, arXiv 2410.19735) decomposes [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T. Its
+text merges the V_i and multiplies by U S afterwards; its code merges S V_i^T, which are the M_i
+here. The two differ only where entries of different rows are compared, as in trimming. Another
+choice stays ours: every module is trimmed by itself, their code trims all modules together.
 
 The bases are those of the singular value decompositions of [dW_1 | dW_2 | ...] and of
 [dW_1; dW_2; ...] with fixed signs. They depend on the deltas alone: neither on the order of the
@@ -25,13 +30,14 @@ from torch import Tensor
 
 from loraprobe.errors import UsageError
 from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.words import listing
 
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
     """The deltas of one module in a space, and the way back.
 
-    matrices: [n, p, q]; left: U [out, p] and right: V [in, q], or None where the space is full.
+    matrices: [n, p, q]; left: U [out, p] and right: V [in, q], each None where that side is full.
     """
 
     matrices: Float[Tensor, "n p q"]
@@ -40,9 +46,12 @@ class Stacked:
 
     def back(self, merged: Float[Tensor, "p q"]) -> LowRank | Float[Tensor, "out in"]:
         """A merged matrix [p, q] as the update U M V^T, or as itself [out, in] if dense."""
-        if self.left is None or self.right is None:
+        if self.left is None:
             return merged
-        return LowRank(self.right.mT.to(merged), self.left.to(merged) @ merged)
+        left = self.left.to(merged)
+        if self.right is None:
+            return LowRank(merged, left)
+        return LowRank(self.right.mT.to(merged), left @ merged)
 
 
 def full(updates: Sequence[LowRank]) -> Stacked:
@@ -57,32 +66,47 @@ def core(updates: Sequence[LowRank]) -> Stacked:
     return Stacked(torch.stack(matrices), left, right)
 
 
-SPACES: dict[str, Callable[[Sequence[LowRank]], Stacked]] = {"full": full, "core": core}
-RESERVED = frozenset({"knots"})
+def knots(updates: Sequence[LowRank]) -> Stacked:
+    """The output side projected on the canonical joint basis of the deltas' columns."""
+    left = left_basis(updates)
+    matrices = [(left.mT @ update.folded().B) @ update.A for update in updates]
+    return Stacked(torch.stack(matrices), left)
+
+
+SPACES: dict[str, Callable[[Sequence[LowRank]], Stacked]] = {
+    "full": full,
+    "core": core,
+    "knots": knots,
+}
 
 
 def space_named(name: str) -> Callable[[Sequence[LowRank]], Stacked]:
     """The space of that name. Raises UsageError, saying which there are."""
     if name in SPACES:
         return SPACES[name]
-    there = " and ".join(SPACES)
-    if name in RESERVED:
-        raise UsageError(f"The space {name!r} is not available yet: take one of {there}.")
-    raise UsageError(f"Unknown space {name!r}: there are {there}.")
+    raise UsageError(f"Unknown space {name!r}: there are {listing(SPACES)}.")
 
 
 def joint_bases(
     updates: Sequence[LowRank],
 ) -> tuple[Float[Tensor, "out p"], Float[Tensor, "in q"]]:
-    """U [out, p] and V [in, q] of the joint column and row space of all deltas.
+    """U [out, p] and V [in, q] of the joint column and row space of all deltas."""
+    return left_basis(updates), left_basis([_transposed(update) for update in updates])
 
-    [dW_1 | dW_2 | ...] = [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T) with A_i^T = Q_i R_i, so its left
-    singular vectors are those of the [out, sum r] matrix in front; likewise for the rows.
+
+def left_basis(updates: Sequence[LowRank]) -> Float[Tensor, "out p"]:
+    """The left singular vectors of [dW_1 | dW_2 | ...], as many as its numerical rank.
+
+    That is [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T) with A_i^T = Q_i R_i, so they are those of the
+    [out, sum r] matrix in front.
     """
-    folded = [update.folded() for update in updates]
-    lefts = [u.B @ torch.linalg.qr(u.A.mT, mode="r").R.mT for u in folded if u.rank]
-    rights = [u.A.mT @ torch.linalg.qr(u.B, mode="r").R.mT for u in folded if u.rank]
-    return _canonical(torch.cat(lefts, -1)), _canonical(torch.cat(rights, -1))
+    folded = [update.folded() for update in updates if update.rank]
+    columns = [u.B @ torch.linalg.qr(u.A.mT, mode="r").R.mT for u in folded]
+    return _canonical(torch.cat(columns, -1))
+
+
+def _transposed(update: LowRank) -> LowRank:
+    return LowRank(update.B.mT, update.A.mT, update.scaling)
 
 
 def _canonical(columns: Float[Tensor, "dim _"]) -> Float[Tensor, "dim k"]:

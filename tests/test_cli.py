@@ -192,7 +192,7 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
         (("--rank", "0"), "--rank"),
         (("--rank", "many"), "--rank"),
         (("--space", "inner"), "Unknown space 'inner': there are full and core"),
-        (("--space", "knots"), "not available"),
+        (("--space", "cubist"), "full, core and knots"),
         (("--dtype", "float7"), "--dtype"),
         (("--allow", "base-mismatsch"), "did you mean 'base-mismatch'"),
     ],

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update, regauged
-from test_laws import FAILS, HOLDS, WEIGHTS, distance, planted, run
+from test_laws import FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
 
 from loraprobe.errors import UsageError
 from loraprobe.lowrank import LowRank
-from loraprobe.merging import METHODS, FactorMethod, LinearMethod
-from loraprobe.spaces import SPACES, core, full, joint_bases, space_named
+from loraprobe.merging import METHODS, FactorMethod
+from loraprobe.spaces import SPACES, core, full, joint_bases, knots, space_named
 
 F64 = torch.float64
 OF_DELTAS = [n for n in METHODS.names() if not issubclass(METHODS.get(n), FactorMethod)]
@@ -36,6 +36,29 @@ def test_what_goes_into_core_comes_back(ranks, out, inp):
     for basis in (stacked.left, stacked.right):
         eye = torch.eye(basis.shape[1], dtype=F64)
         torch.testing.assert_close(basis.mT @ basis, eye, rtol=0, atol=1e-10)
+    for matrix, source in zip(stacked.matrices, sources, strict=True):
+        torch.testing.assert_close(
+            stacked.back(matrix).delta(), source.delta(), rtol=1e-8, atol=1e-8
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any),
+    st.integers(2, 14),
+    st.integers(2, 14),
+)
+def test_what_goes_into_knots_comes_back(ranks, out, inp):
+    """The matrices are S V_i^T of the decomposition of the deltas side by side."""
+    sources = updates(ranks, out, inp)
+    stacked = knots(sources)
+    U, S, Vh = torch.linalg.svd(torch.cat([s.delta() for s in sources], 1), full_matrices=False)
+    p = int((1e-9 * S[0] < S).sum())
+    assert stacked.matrices.shape == (len(ranks), p, inp) and stacked.right is None
+    signs = (stacked.left * U[:, :p]).sum(0)
+    torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+    blocks = (signs * S[:p])[:, None] * Vh[:p]
+    torch.testing.assert_close(torch.cat(list(stacked.matrices), 1), blocks, rtol=0, atol=1e-8)
     for matrix, source in zip(stacked.matrices, sources, strict=True):
         torch.testing.assert_close(
             stacked.back(matrix).delta(), source.delta(), rtol=1e-8, atol=1e-8
@@ -93,21 +116,22 @@ def test_lossless_methods_commute_with_isometries(name):
     """f(U M V^T) = U f(M) V^T, the definition, on the bare function."""
     method = METHODS.make(name)
     draw = torch.Generator().manual_seed(3)
-    M = torch.randn(3, 4, 5, generator=draw, dtype=F64)
+    M = torch.randn(3, 4, 5, generator=draw, dtype=F64) + 2 * torch.eye(4, 5, dtype=F64)
     U = torch.linalg.qr(torch.randn(9, 4, generator=draw, dtype=F64)).Q
     V = torch.linalg.qr(torch.randn(8, 5, generator=draw, dtype=F64)).Q
-    weights = torch.tensor(WEIGHTS, dtype=F64)
+    if not takes(method, 3):
+        M = M[:2]
+    weights = torch.tensor(WEIGHTS[: len(M)], dtype=F64)
 
     def call(matrices):
         return method(matrices, weights, [torch.Generator().manual_seed(i) for i in range(3)])
 
-    gap = (call(U @ M @ V.mT) - U @ call(M) @ V.mT).norm() / call(M).norm()
-    assert (gap < HOLDS) == ("core" in method.lossless)
-    assert isinstance(method, LinearMethod) == ("core" in method.lossless)
+    both = (call(U @ M @ V.mT) - U @ call(M) @ V.mT).norm() / call(M).norm()
+    left = (call(U @ M) - U @ call(M)).norm() / call(M).norm()
+    assert (both < HOLDS) == ("core" in method.lossless)
+    assert (left < HOLDS) == ("knots" in method.lossless)
 
 
-def test_unknown_and_reserved_spaces_are_refused_by_name():
-    with pytest.raises(UsageError, match=r"'knots' is not available yet.*full and core"):
-        space_named("knots")
-    with pytest.raises(UsageError, match=r"Unknown space 'cubist'.*full and core"):
+def test_unknown_spaces_are_refused_by_name():
+    with pytest.raises(UsageError, match=r"Unknown space 'cubist'.*full, core and knots"):
         space_named("cubist")

@@ -43,8 +43,7 @@ Systems = Annotated[
 Space = Annotated[
     str | None,
     typer.Option(
-        help="Space that a merge runs in: full or core (knots is to come); "
-        "without it the method's own."
+        help="Space that a merge runs in: full, core or knots; without it the method's own."
     ),
 ]
 Rank = Annotated[

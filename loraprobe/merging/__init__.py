@@ -6,7 +6,15 @@ separate choices, brought together in `_merge.py`.
 """
 
 from loraprobe.merging._merge import Merged, merge
-from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
+from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
 from loraprobe.merging._shelf import METHODS
 
-__all__ = ["METHODS", "FactorMethod", "LinearMethod", "MergeMethod", "Merged", "merge"]
+__all__ = [
+    "METHODS",
+    "FactorMethod",
+    "GramMethod",
+    "LinearMethod",
+    "MergeMethod",
+    "Merged",
+    "merge",
+]

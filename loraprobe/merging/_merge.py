@@ -18,7 +18,7 @@ from loraprobe.errors import OutputError, UsageError
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import _checks
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
-from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
+from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
 from loraprobe.merging._seeds import generators, module_seed
 from loraprobe.merging._shelf import METHODS
 from loraprobe.records import AdapterSummary, Issue
@@ -98,11 +98,11 @@ def merge(
     """Merge adapters of one base into one adapter, without the base.
 
     weights: one per adapter, used as given and never normalised; default_weights of the method if
-    None. space: "full" or "core"; the method's default if None. rank: a number, or "auto" for as
-    many as needed to lose nothing, at most the sum of the sources' ranks. A module that some
-    adapters leave alone counts as a zero delta there; a module's rank is never larger than its
-    numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
-    of issues to accept. One module of all adapters is in memory at a time.
+    None. space: "full", "core" or "knots"; the method's default if None. rank: a number, or "auto"
+    for as many as needed to lose nothing, at most the sum of the sources' ranks. A module that
+    some adapters leave alone counts as a zero delta there; a module's rank is never larger than
+    its numerical rank. dtype: of the written factors, the widest of the sources' if None. allow:
+    codes of issues to accept. One module of all adapters is in memory at a time.
 
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError, each with the cure.
     """
@@ -117,7 +117,10 @@ def merge(
     norms = totals.inner.diagonal().clamp_min(0).sqrt().tolist()
     notes += more + _checks.check_effect(adapters, totals.inner, allow)
     if totals.merged == 0:
-        raise UsageError("The merge is zero in every module: the weights cancel; change them.")
+        raise UsageError(
+            "The merge is zero in every module: the weights cancel, or the method keeps only what "
+            "the adapters share and they share nothing; change the weights or the method."
+        )
     lost = math.sqrt(totals.lost / totals.merged)
     notes += _said(adapters, lost)
     return Merged(
@@ -145,6 +148,7 @@ def _plan(
 ) -> tuple[_Plan, list[Issue]]:
     made = METHODS.make(method)
     used, notes = _checks.check_weights(weights, made, len(adapters))
+    made.check(used)
     if isinstance(made, FactorMethod) and space is not None:
         raise UsageError(f"{_name(made)} acts on the factors as stored and has no space to choose.")
     chosen = space or made.default_space()
@@ -199,11 +203,13 @@ def _computed(path: str, joint: SideBySide, plan: _Plan) -> Compressed:
     method, n = plan.method, len(joint.ranks)
     if isinstance(method, LinearMethod):
         return joint.combined(method.coefficients(plan.weights, n), plan.rank)
+    if isinstance(method, GramMethod):
+        return joint.combined(method.coefficients(plan.weights, joint.inner()), plan.rank)
     weights = torch.tensor(plan.weights, dtype=torch.float64)
     if isinstance(method, FactorMethod):
         return compress_factors(_on_factors(method, joint, weights), plan.rank)
-    dense = plan.space == "full"
-    work = torch.float32 if dense and not joint.double else torch.float64
+    single = plan.space == "full" and not (joint.double or method.double)
+    work = torch.float32 if single else torch.float64
     updates = joint.updates(work)
     assert plan.stack is not None
     stacked = plan.stack(updates)

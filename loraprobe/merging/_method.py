@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
@@ -35,12 +35,15 @@ class MergeMethod(ABC):
         f(U M V^T) = U f(M) V^T for the isometries U, V of the space. It runs in `core` by default
         if that is one of them, else in `full`, where its textbook definition lives.
     takes_weights: False if the method has weights of its own and leaves given ones alone.
+    double: whether its matrices are float64 in every space, for methods that have to tell singular
+        values from rounding.
     formula, paper: what `loraprobe methods` prints.
     """
 
     laws: ClassVar[frozenset[str]]
     lossless: ClassVar[frozenset[str]] = frozenset({"full"})
     takes_weights: ClassVar[bool] = True
+    double: ClassVar[bool] = False
     formula: ClassVar[str]
     paper: ClassVar[str]
 
@@ -57,6 +60,9 @@ class MergeMethod(ABC):
     def default_weights(self, n: int) -> tuple[float, ...]:
         """Weights where none are given: 1/n each, so that a weighted sum is an average."""
         return (1.0 / n,) * n
+
+    def check(self, weights: Sequence[float]) -> None:  # noqa: B027 - most take all
+        """Raises UsageError where the method takes no such weights, or not so many adapters."""
 
     @classmethod
     def default_space(cls) -> str:
@@ -81,6 +87,31 @@ class LinearMethod(MergeMethod):
     ) -> Matrix:
         coefficients = self.coefficients(weights.tolist(), len(deltas))
         return weighted_sum(deltas, torch.tensor(coefficients, dtype=deltas.dtype))
+
+
+@dataclass(frozen=True)
+class GramMethod(MergeMethod):
+    """A linear combination whose coefficients depend on the angles and lengths of the deltas.
+
+    These are the same in every space, and follow from the factors, so such a method needs no space
+    and no dense matrix either.
+    """
+
+    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
+    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
+
+    @abstractmethod
+    def coefficients(
+        self, weights: Sequence[float], inner: Float64[Tensor, "n n"]
+    ) -> tuple[float, ...]:
+        """The n numbers with which the deltas are summed, from <dW_i, dW_j> [n, n]."""
+
+    def __call__(
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
+        flat = deltas.flatten(1).to(torch.float64)
+        coefficients = self.coefficients(weights.tolist(), flat @ flat.mT)
+        return weighted_sum(deltas, torch.tensor(coefficients, dtype=torch.float64))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""slerp: from one delta to the other along the arc."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from loraprobe.errors import UsageError
+from loraprobe.merging._method import GramMethod
+
+# Cosines beyond this are interpolated linearly, as in mergekit: the arc's formula divides by the
+# sine of the angle.
+PARALLEL = 0.9995
+
+
+@dataclass(frozen=True)
+class Slerp(GramMethod):
+    """Spherical interpolation of two deltas, module by module, each flattened to one vector.
+
+    Weights w_1, w_2 (1/2 each if none are given) say where on the arc, t = w_2 / (w_1 + w_2), and
+    how long: the result is w_1 + w_2 times the point there, so that weights that sum to 1 are
+    those of mergekit's `nuslerp` with a base model, and its `slerp` with that t, on deltas. (On
+    whole weights, to which mergekit's `slerp` is mostly put, the angle is nearly 0 and the result
+    the average.) Deltas keep their own lengths: it is not the unit vectors that are interpolated.
+    Cosines above 0.9995 in size, which includes opposite deltas, are interpolated linearly; a
+    delta that is zero counts as orthogonal, so cos(t pi/2) of the other one is left.
+    """
+
+    formula: ClassVar[str] = (
+        "dW = (w_1 + w_2) (sin((1-t) a) dW_1 + sin(t a) dW_2) / sin(a), t = w_2 / (w_1 + w_2)"
+    )
+    paper: ClassVar[str] = "Shoemake 1985, Animating rotation with quaternion curves"
+
+    def check(self, weights: Sequence[float]) -> None:
+        """Two adapters (or one), weights that are not negative and not all zero."""
+        if len(weights) > 2:
+            raise UsageError(
+                f"slerp goes from one adapter to another and cannot take {len(weights)}; give it "
+                "two, or take model_stock or task_arithmetic for more."
+            )
+        if min(weights) < 0 or sum(weights) == 0:
+            given = ", ".join(f"{weight:g}" for weight in weights)
+            raise UsageError(
+                f"slerp needs weights of 0 or more, one above 0, not {given}; task_arithmetic "
+                "takes negative ones."
+            )
+
+    def coefficients(
+        self, weights: Sequence[float], inner: Float64[Tensor, "n n"]
+    ) -> tuple[float, ...]:
+        """The two factors of the arc; the weight itself for a lone adapter."""
+        self.check(weights)
+        if len(weights) == 1:
+            return tuple(weights)
+        total = sum(weights)
+        t = weights[1] / total
+        lengths = float((inner[0, 0].clamp_min(0) * inner[1, 1].clamp_min(0)).sqrt())
+        cosine = float(inner[0, 1]) / lengths if lengths > 0 else 0.0
+        if abs(cosine) > PARALLEL:
+            return tuple(weights)
+        angle = math.acos(cosine)
+        return tuple(total * math.sin(part * angle) / math.sin(angle) for part in (1 - t, t))

@@ -1,4 +1,4 @@
-"""Watches what reaches the modules that adapters would change, in a model that carries none."""
+"""Watches what reaches the modules that adapters change, and the gates that routers give there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loraprobe.composition.contract import Composition
+from loraprobe.composition.contract import Composition, TokenGates
 from loraprobe.composition.targets import check_extras, check_model, target
 
 Look = Callable[[str, Tensor, Tensor], None]
+LookAtGates = Callable[[str, Sequence[int], Tensor], None]
 
 
 @contextlib.contextmanager
@@ -36,3 +37,22 @@ def _hook(path: str, look: Look) -> Callable[..., None]:
         look(path, args[0] if args else next(iter(kwargs.values())), output)
 
     return see
+
+
+class WatchedGates:
+    """Gates of one module that also tell look(path, present, gates) what they gave.
+
+    present: indices, among all experts, of the k that gates [..., k] are of.
+    """
+
+    def __init__(
+        self, gates: TokenGates, path: str, present: Sequence[int], look: LookAtGates
+    ) -> None:
+        self.gates, self.path, self.present, self.look = gates, path, tuple(present), look
+        self.shared = bool(getattr(gates, "shared", False))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> gates [..., k], as they are without a watcher."""
+        gates = self.gates(x)
+        self.look(self.path, self.present, gates)
+        return gates

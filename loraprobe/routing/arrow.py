@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.composition import Router, TokenGates
 from loraprobe.lowrank import LowRank
+from loraprobe.routing._scored import Moved, ScoredRouter, Scores
 
 
 @dataclass(frozen=True)
-class Arrow(Router):
+class Arrow(ScoredRouter):
     """Gates from the top right singular vector v_i of each expert's delta, per module and token.
 
     score_i = |x . v_i|; the top_k highest share a softmax at `temperature`, the rest get 0. v_i is
@@ -28,13 +28,9 @@ class Arrow(Router):
     input_norm_fn "id", router_temp 1) and in peft, x is not normalised, so long tokens are routed
     more sharply than short ones; `normalize` divides x by its length, which makes the score a
     cosine. mttl lets all experts take part unless told otherwise; top_k=3 is peft's default.
+    `per` and `share` let one decision stand for a prompt or a layer; neither is in the paper.
     """
 
-    top_k: int = 3
-    temperature: float = 1.0
-    normalize: bool = False
-
-    constant: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset(
         {"identity", "order", "gauge", "homogeneity", "absent_is_neutral"}
     )
@@ -43,44 +39,18 @@ class Arrow(Router):
     )
     paper: ClassVar[str] = "arXiv 2405.11157"
 
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
-
-    def gates(
-        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
-    ) -> Float[Tensor, 1] | TokenGates:
-        """A function x [..., in] -> [..., k]; the constant 1 where one expert is alone."""
-        if len(experts) == 1:
-            return torch.ones(1)
-        prototypes = torch.stack([prototype(expert) for expert in experts])
-        return ArrowGates(prototypes, min(self.top_k, len(experts)), self)
+    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+        return ArrowScores(experts)
 
 
-class ArrowGates:
-    """The gates of one module. prototypes: [k, in], unit vectors or zero."""
+class ArrowScores(Scores):
+    """|x . v_i| of the experts of one module; prototypes: [k, in], unit vectors or zero."""
 
-    def __init__(self, prototypes: Float[Tensor, "k in"], top_k: int, options: Arrow) -> None:
-        self.prototypes, self.top_k, self.options = prototypes, top_k, options
-        self._moved = {(prototypes.device, prototypes.dtype): prototypes}
+    def __init__(self, experts: Sequence[LowRank]) -> None:
+        self.prototypes = Moved(torch.stack([prototype(expert) for expert in experts]))
 
-    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
-        """x: [..., in] -> gates [..., k] that sum to 1, at most top_k of them above 0."""
-        if self.options.normalize:
-            x = F.normalize(x, dim=-1)
-        scores = F.linear(x, self._prototypes(x)).abs()
-        if self.top_k < scores.shape[-1]:
-            best, index = scores.topk(self.top_k, dim=-1)
-            scores = torch.full_like(scores, float("-inf")).scatter(-1, index, best)
-        return (scores / self.options.temperature).softmax(-1)
-
-    def _prototypes(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "k in"]:
-        place = (x.device, x.dtype)
-        if place not in self._moved:
-            self._moved[place] = self.prototypes.to(device=x.device, dtype=x.dtype)
-        return self._moved[place]
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
+        return F.linear(x, self.prototypes.like(x)).abs().unsqueeze(-2)
 
 
 def prototype(update: LowRank) -> Float[Tensor, "in"]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraprobe.seams import prompts_end
+
 
 def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask [b, longest] (int64), padded on the "left" or the "right"."""
@@ -41,7 +43,8 @@ def tail_logits(
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         first = min(starts)
         options = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)}
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+    with prompts_end([start + 1 for start in starts]):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
     return [
         logits[i, start - first : len(row) - first]
         for i, (row, start) in enumerate(zip(rows, starts, strict=True))

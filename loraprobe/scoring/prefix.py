@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.scoring.forward import padded, positions
+from loraprobe.seams import rows_follow
 
 
 def can_share(model: Any) -> bool:
@@ -66,13 +67,14 @@ class Prefix:
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         cache.batch_select_indices(rows)
         mask = torch.cat([self.mask[rows], own], dim=1)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions(mask)[:, -ids.shape[1] :],
-            use_cache=True,
-            **{_cache_argument(self.model): cache},
-        ).logits
+        with rows_follow(prompts):
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions(mask)[:, -ids.shape[1] :],
+                use_cache=True,
+                **{_cache_argument(self.model): cache},
+            ).logits
         return [logits[i, : len(tail)] for i, tail in enumerate(tails)]
 
 

@@ -1,0 +1,194 @@
+"""One forward pass of a model, as gates need to know it that are shared between tokens or modules.
+
+A token router whose gates depend on one input alone needs nothing of this. Where one decision
+serves a whole prompt, or all modules of a layer, the gates ask `current_pass()` for what a single
+module cannot see: which tokens are padding, whether a sequence begins or goes on, and what has
+been decided already.
+
+A sequence begins with a pass that has no cache and goes on while that cache grows. Without a cache
+every pass begins anew, whatever its tokens repeat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraprobe.errors import UsageError
+from loraprobe.seams import followed_rows, prompt_ends
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What one module found for the experts `present` there: scores [rows, ..., k]."""
+
+    path: str
+    present: tuple[int, ...]
+    scores: Tensor
+
+
+Decisions = dict[str, Decision]  # by the module or the layer that they serve
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass. Of `rows` rows with `tokens` tokens each.
+
+    prompt: [rows, tokens], which tokens are those of a prompt; None where they all are. begins:
+    whether the sequences start here. follows: [rows], which rows of the sequences' beginning these
+    are; None if they are the same. here: decisions of this pass; held: those of the sequences.
+    problem: why rows cannot be told, "" if they can.
+    """
+
+    rows: int
+    tokens: int
+    prompt: Tensor | None
+    begins: bool
+    held: Decisions
+    follows: Tensor | None = None
+    problem: str = ""
+    here: Decisions = field(default_factory=dict)
+
+    def over_prompt(self, scores: Tensor, path: str) -> Tensor:
+        """Means over the prompts' tokens: [rows, ...] of scores [rows, tokens, ...] or flat."""
+        self.check(path)
+        if scores.shape[:2] != (self.rows, self.tokens):
+            if scores.shape[0] != self.rows * self.tokens:
+                raise UsageError(
+                    f"Module {path} reads other tokens than those of the {self.rows} prompts of "
+                    f"{self.tokens} tokens (an input of shape {tuple(scores.shape[:2])}), so no "
+                    "gate for a whole prompt can be decided there; use per=token."
+                )
+            scores = scores.reshape(self.rows, self.tokens, *scores.shape[1:])
+        if self.prompt is None:
+            return scores.mean(1)
+        counted = self.prompt.to(scores.device)
+        kept = scores * counted.reshape(*counted.shape, *(1,) * (scores.dim() - 2))
+        number = counted.sum(1).clamp_min(1).reshape(-1, *(1,) * (scores.dim() - 2))
+        return kept.sum(1) / number
+
+    def of_rows(self, scores: Tensor) -> Tensor:
+        """Scores [rows, ...] of the sequences' beginning, as the rows of this pass follow it."""
+        return scores if self.follows is None else scores[self.follows.to(scores.device)]
+
+    def check(self, path: str) -> None:
+        """Raises UsageError where it cannot be told which sequences the rows are."""
+        if self.problem:
+            raise UsageError(f"Module {path}: {self.problem}")
+
+
+_NOW: ContextVar[Pass | None] = ContextVar("forward_pass", default=None)
+
+
+def current_pass(path: str) -> Pass:
+    """The pass that the composed model is in. Raises UsageError outside of one."""
+    now = _NOW.get()
+    if now is None:
+        raise UsageError(
+            f"Gates of {path} are shared between tokens or modules (per=sequence, share=layer), "
+            "so they exist only in a forward pass of the composed model."
+        )
+    return now
+
+
+@contextlib.contextmanager
+def following_passes(model: nn.Module) -> Iterator[None]:
+    """While the context lasts, each forward pass of the model can be asked for."""
+    follower = _Follower(model)
+    begin = model.register_forward_pre_hook(follower.begin, with_kwargs=True)
+    end = model.register_forward_hook(follower.end, always_call=True)
+    try:
+        yield
+    finally:
+        begin.remove()
+        end.remove()
+
+
+class _Follower:
+    """Remembers the sequences that the last beginning pass has opened."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.signature = inspect.signature(model.forward)
+        self.held: Decisions = {}
+        self.rows = self.seen = 0
+        self.cache: weakref.ref[Any] | None = None
+        self.before: list[Pass | None] = []
+
+    def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = self.signature.bind_partial(*args, **kwargs).arguments
+        given = {**bound, **bound.get("kwargs", {})}
+        self.before.append(_NOW.get())
+        _NOW.set(self._opened(given))
+
+    def end(self, *_: Any) -> None:
+        _NOW.set(self.before.pop() if self.before else None)
+
+    def _opened(self, given: Mapping[str, Any]) -> Pass:
+        ids = given.get("input_ids")
+        ids = given.get("inputs_embeds") if ids is None else ids
+        if ids is None:
+            return Pass(0, 0, None, True, {}, problem="the model was called with neither "
+                        "input_ids nor inputs_embeds, so its prompts cannot be told.")  # fmt: skip
+        rows, tokens = int(ids.shape[0]), int(ids.shape[1])
+        cache = given.get("past_key_values")
+        cache = given.get("cache") if cache is None else cache
+        past = _length(cache)
+        if past == 0:
+            prompt, problem = _prompt(given.get("attention_mask"), rows, tokens)
+            self.held, self.rows, self.seen = {}, rows, tokens
+            self.cache = None if cache is None else weakref.ref(cache)
+            return Pass(rows, tokens, prompt, True, self.held, problem=problem)
+        follows, problem = self._continued(cache, past, rows)
+        if follows is None:
+            self.seen = past + tokens
+        return Pass(rows, tokens, None, False, self.held, follows, problem)
+
+    def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
+        """Which rows go on, if it was told, and what is wrong with them."""
+        told = followed_rows()
+        if told is not None:
+            if len(told) != rows or (told and max(told) >= self.rows):
+                return None, "the rows said to follow the prompts are not those of this batch."
+            return torch.tensor(told, dtype=torch.long), ""
+        same = self.cache() is cache if self.cache is not None else past == self.seen
+        if not same or rows != self.rows:
+            return None, (
+                "the cache is not that of the prompts that the model has read last (or has other "
+                "rows), so per=sequence cannot tell whose gates to keep; read the prompts again, "
+                "or use per=token."
+            )
+        return None, ""
+
+
+def _length(cache: Any) -> int:
+    """How many tokens a cache holds."""
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    return int(cache[0][0].shape[-2]) if len(cache) else 0
+
+
+def _prompt(mask: Tensor | None, rows: int, tokens: int) -> tuple[Tensor | None, str]:
+    """Which tokens are a prompt's, [rows, tokens]: no padding, and nothing after its end."""
+    if mask is not None and mask.shape != (rows, tokens):
+        return None, (
+            f"an attention mask of shape {tuple(mask.shape)} does not say which of {rows} x "
+            f"{tokens} tokens are padding, so per=sequence cannot leave it out; pass one of shape "
+            "[rows, tokens], or use per=token."
+        )
+    ends = prompt_ends()
+    kept = None if mask is None else mask.bool()
+    if ends is not None and len(ends) == rows:
+        device = None if mask is None else mask.device
+        before = torch.arange(tokens, device=device) < torch.tensor(ends, device=device)[:, None]
+        kept = before if kept is None else kept & before
+    return (None if kept is None or bool(kept.all()) else kept), ""

@@ -1,0 +1,76 @@
+"""SpectR: each token goes to the experts that would move it furthest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.routing._scored import Moved, ScoredRouter, Scores
+
+Spectrum = Literal["weighted", "flat"]
+
+
+@dataclass(frozen=True)
+class SpectR(ScoredRouter):
+    """Gates from the length of x's projection on the whole right spectrum of each expert's delta.
+
+    With delta W_i = s_i B_i A_i = U S V^T, score_i = ||S V^T x|| = ||s_i B_i A_i x||: the length
+    of what the expert would add to this token. Where Arrow looks along one direction, all count.
+    The top_k highest share a softmax at `temperature`. Nothing is normalised: experts with large
+    deltas and tokens of great length score high; `normalize` divides x by its length.
+
+    Definitions compete. The authors' released code (wfleshman/spectr) projects on orthonormal
+    rows, score_i = ||V^T x||, so that an expert's size does not count, and gives the chosen 1/k
+    each: `spectrum=flat,temperature=inf` gives those gates. That code sums A and B apart before
+    they are multiplied, which brings cross terms between experts; here every expert's product is
+    its own. top_k=4 is that code's. Directions with singular values below 1e-6 of the largest
+    are rounding and count for nothing.
+    """
+
+    top_k: int = 4
+    spectrum: Spectrum = "weighted"
+
+    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "absent_is_neutral"})
+    formula: ClassVar[str] = (
+        "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k ||s_i B_i A_i x|| / temperature)"
+    )
+    paper: ClassVar[str] = "arXiv 2504.03454"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spectrum not in ("weighted", "flat"):
+            raise ValueError(f"spectrum must be weighted or flat, not {self.spectrum!r}")
+
+    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+        return SpectralScores(experts, self.spectrum)
+
+
+class SpectralScores(Scores):
+    """||S V^T x|| (weighted) or ||V^T x|| (flat) of the experts of one module."""
+
+    def __init__(self, experts: Sequence[LowRank], spectrum: Spectrum) -> None:
+        projections = [projection(expert, spectrum) for expert in experts]
+        ranks = torch.tensor([len(rows) for rows in projections])
+        owner = torch.repeat_interleave(torch.arange(len(projections)), ranks)
+        rows = torch.cat(projections)
+        self.rows = Moved(rows)  # [R, in], those of all experts
+        self.owner = Moved(F.one_hot(owner, len(projections)).mT.to(rows.dtype))  # [k, R]
+
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
+        squares = F.linear(x, self.rows.like(x)).square()
+        return F.linear(squares, self.owner.like(x)).sqrt().unsqueeze(-2)
+
+
+def projection(update: LowRank, spectrum: Spectrum = "weighted") -> Float[Tensor, "k in"]:
+    """S V^T, or V^T, of a delta's directions with any effect: [k, in]; none of a zero delta."""
+    _, S, Vh = update.to(dtype=torch.float64).svd()
+    kept = (RANK_TOLERANCE * S[:1] < S) & (S > 0)
+    rows = Vh[kept] if spectrum == "flat" else S[kept, None] * Vh[kept]
+    return rows.to(update.A.dtype)

@@ -6,7 +6,7 @@ import making
 import pytest
 import torch
 from composing import base, experts, state_of
-from making import peft_adapter, random_adapter
+from making import peft_adapter, random_adapter, write_adapter
 
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.composition import Composition, composed
@@ -58,21 +58,33 @@ def test_models_that_hooks_do_not_reach_are_refused():
         pass
 
 
-EXTRAS = {
-    "dora": {"use_dora": True, "target_modules": ["q_proj"]},
-    "modules_to_save": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
-    "bias": {"bias": "lora_only", "target_modules": ["c_attn"], "fan_in_fan_out": True},
+FACTORS = {
+    f"base_model.model.{PATH}.lora_A.weight": torch.ones(4, 16),
+    f"base_model.model.{PATH}.lora_B.weight": torch.ones(16, 4),
 }
+MOE = "base_model.model.model.layers.0.mlp.experts"
+EXTRAS = {
+    "token_delta": (
+        {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta":
+         torch.ones(2, 16)},
+        {"trainable_token_indices": [1, 2]},
+    ),
+    "target_parameter": (
+        {f"{MOE}.lora_A.weight": torch.ones(8, 16), f"{MOE}.lora_B.weight": torch.ones(24, 8)},
+        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+    ),
+    "unknown": ({"base_model.model.something.else": torch.ones(3)}, {}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", EXTRAS)
-def test_extras_are_refused_by_name(tmp_path, case):
-    kind = "gpt2" if case == "bias" else "untied"
-    adapter = read_adapter(peft_adapter(tmp_path / "odd", base(kind), **EXTRAS[case]))
-    assert adapter.extras
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_extras_are_refused_by_name(tmp_path, kind):
+    tensors, config = EXTRAS[kind]
+    adapter = read_adapter(write_adapter(tmp_path / "odd", FACTORS | tensors, **config))
+    assert {extra.kind for extra in adapter.extras} == {kind}
     with (
-        pytest.raises(UnsupportedAdapter, match=rf"odd .*{adapter.extras[0].kind}"),
-        composed(base(kind), Composition("c", (adapter,), ConstantGates())),
+        pytest.raises(UnsupportedAdapter, match=rf"odd .*{kind}"),
+        composed(base("llama"), Composition("c", (adapter,), ConstantGates())),
     ):
         pass
 

@@ -25,12 +25,10 @@ class Router(ABC):
     """How much each expert counts. A frozen dataclass; its fields are its options.
 
     `constant` says that the gates do not look at the token; `laws` are what the router obeys
-    (tests/test_laws_routing.py says what each means). A router that `needs_prompts` has a state
-    that is learned from a few prompts of each expert by `fitted`; it gives no gates before.
+    (tests/test_laws_routing.py says what each means), with its options at their defaults.
     """
 
     constant: ClassVar[bool]
-    needs_prompts: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]]
     formula: ClassVar[str]
     paper: ClassVar[str]
@@ -49,8 +47,26 @@ class Router(ABC):
         """Gates of an embedding under a token router, which has no input to look at: 1/k each."""
         return torch.full((len(present),), 1 / len(present))
 
+    @property
+    def weighs_whole(self) -> bool:
+        """Whether parameters that experts replace whole, which have no factors, can be weighed.
+
+        Constant gates are asked for with no experts (`gates(name, (), present, n)`), others by
+        `embedding_gates`.
+        """
+        return self.constant
+
     def check(self, n: int) -> None:  # noqa: B027 - most routers serve any number
         """Raises UsageError if this router cannot serve n experts."""
+
+    @property
+    def needs_prompts(self) -> bool:
+        """Whether it gives no gates yet: `fitted` or `with_state` has to come first."""
+        return False
+
+    def each_token(self) -> Router:
+        """The router that decides for every token and module apart, by the same scores."""
+        return self
 
     def fitted(
         self, model: nn.Module, read: Read, experts: Sequence[Adapter],
@@ -105,6 +121,10 @@ class Composition:
         """The kind of layer that the experts take a module for."""
         return self.experts[self.present(path)[0]].modules.info(path).kind
 
+    def scaled(self, path: str) -> bool:
+        """Whether some expert scales the module's own output, so that layers need the base."""
+        return any(path in self.experts[i].magnitudes for i in self.present(path))
+
     def notes(self) -> tuple[str, ...]:
         """What a report should say about gates that are not as the router's formula has them."""
         if self.router.constant or not self.experts:
@@ -115,8 +135,9 @@ class Composition:
             notes.append(f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
                          f"{partial[0]}) are adapted by some experts only; there the gates are "
                          "shared among those.")  # fmt: skip
-        looked_up = [p for p in self.paths if self.kind(p) == "embedding"]
-        if looked_up:
-            notes.append(f"{self.name}: embeddings ({', '.join(looked_up)}) have no input to route "
-                         "by and get equal constant gates.")  # fmt: skip
+        for kind, noun in (("embedding", "embeddings"), ("convolution", "convolutions")):
+            paths = [p for p in self.paths if self.kind(p) == kind]
+            if paths:
+                notes.append(f"{self.name}: {noun} ({', '.join(paths)}) have no input to route by "
+                             "and get equal constant gates.")  # fmt: skip
         return tuple(notes)

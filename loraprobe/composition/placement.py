@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.composition.contract import Composition
+from loraprobe.composition.experts.full import replaced
 from loraprobe.composition.layers import ComposedLayer, prepared
 from loraprobe.composition.targets import check_extras, check_model, target
+from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
 
 _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -24,11 +26,12 @@ def composed(model: nn.Module, composition: Composition) -> Iterator[nn.Module]:
 
     Forward hooks on the target modules add the experts' output; weights, dtypes, modes and
     attributes of the model stay as they are, and the hooks go when the context ends, also after
-    an exception. One composition at a time: nesting is refused.
+    an exception. Parameters that an expert replaces whole are exchanged for that time, and the
+    model gets back the very tensors it had. One composition at a time: nesting is refused.
 
-    Raises CompatibilityError, naming the module, where a target is missing, is no linear, Conv1D
-    or embedding layer, has another shape, or is already wrapped by peft; UnsupportedAdapter where
-    an expert holds more than plain factors.
+    Raises CompatibilityError, naming the module, where a target is missing, is of a kind that no
+    expert serves, has another shape, or is already wrapped by peft; UnsupportedAdapter where an
+    expert holds what no kind of expert here computes, or a base weight that it needs is hidden.
     """
     if model in _ACTIVE:
         raise UsageError(
@@ -38,7 +41,8 @@ def composed(model: nn.Module, composition: Composition) -> Iterator[nn.Module]:
     check_model(model)
     check_extras(model, composition)
     targets = {path: target(model, composition, path) for path in composition.paths}
-    layers = prepared(composition, _dtype(targets.values()))
+    layers = prepared(composition, _dtype(targets.values()), model)
+    scaled = frozenset(layer.path for layer in layers if layer.ratio is not None)
     with contextlib.ExitStack() as undo:
         _ACTIVE.add(model)
         undo.callback(_ACTIVE.discard, model)
@@ -46,15 +50,38 @@ def composed(model: nn.Module, composition: Composition) -> Iterator[nn.Module]:
             module = targets[layer.path]
             hook = _hook(layer.to(_device(module)), module)
             undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        # Last, since scaled experts read a layer's own output before anything is mixed into it.
+        undo.enter_context(replaced(model, composition, beside=scaled))
         yield model
 
 
 def _hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
     # Gemma's embeddings scale their own output; peft scales the adapter's alike.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
+    if layer.ratio is not None:
+        return _scaling_hook(layer, scale)
 
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        delta = layer.delta(args[0] if args else next(iter(kwargs.values())))
+        delta = layer.delta(args[0] if args else next(iter(kwargs.values())), module=module)
+        if scale is not None:
+            delta = delta * scale
+        return (output + delta).to(output.dtype)
+
+    return add
+
+
+def _scaling_hook(layer: ComposedLayer, scale: Any) -> Callable[..., Tensor]:
+    """For experts that scale W0 x, which is the layer's output without its bias."""
+
+    def add(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        own, bias = output.to(layer.B.dtype), bias_of(module)
+        if bias is not None:
+            own = own - bias.to(own).reshape(-1, *(1 for _ in layer.kernel))
+        if scale is not None:
+            own = own / scale
+        delta = layer.delta(args[0] if args else next(iter(kwargs.values())), own, module)
         if scale is not None:
             delta = delta * scale
         return (output + delta).to(output.dtype)

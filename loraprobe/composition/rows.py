@@ -46,6 +46,11 @@ class RowGates(Router):
     formula: ClassVar[str] = "y = W x + sum_i g_i(row) s_i B_i A_i x"
     paper: ClassVar[str] = "-"
 
+    @property
+    def weighs_whole(self) -> bool:
+        """Rows of one expert each can be weighed; an inner router has nothing to look at."""
+        return self.inner is None
+
     # Two of them are never one: each has rows of its own, and prepared layers are kept by router.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -56,6 +61,11 @@ class RowGates(Router):
         """A function x [rows, ..., in] -> [rows, ..., k]; rows may be flattened with the tokens."""
         inner = None
         if self.inner is not None:
+            if getattr(self.inner, "per", "token") == "sequence":
+                raise UsageError(
+                    f"Router {self.inner} decides for whole prompts (per=sequence), which rows of "
+                    "several systems in one batch are not; use per=token here."
+                )
             inner = self.inner.gates(module, experts, present, n)
         return _GatesOfRow(self.rows, tuple(present), inner)
 
@@ -69,6 +79,11 @@ class _GatesOfRow:
     rows: Rows
     present: tuple[int, ...]
     inner: Tensor | TokenGates | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the inner gates ask for the pass that the model is in."""
+        return bool(getattr(self.inner, "shared", False))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.rows.gates is None:

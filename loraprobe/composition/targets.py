@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapter import Adapter, LayerKind
+from loraprobe.adapter import Adapter, Extra, LayerKind
 from loraprobe.adapter.tensors import open_tensors
 from loraprobe.composition.contract import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
@@ -46,12 +48,20 @@ def target(model: nn.Module, composition: Composition, path: str) -> nn.Module:
         raise CompatibilityError(f"Module {path} already carries a peft adapter; pass the plain "
                                  "base model.")  # fmt: skip
     kind, shape = _geometry(module)
+    if kind == "convolution":
+        _check_convolution(module, path, names[0])
     for i, name in zip(composition.present(path), names, strict=True):
         info = composition.experts[i].modules.info(path)
-        if kind is None or (kind == "embedding") != (info.kind == "embedding"):
+        if kind is None or _family(kind) != _family(info.kind):
             raise CompatibilityError(
                 f"Adapter {name} treats {path} as {_article(info.kind)} layer, but in the model "
                 f"it is a {type(module).__name__}."
+            )
+        kernel: Any = getattr(module, "kernel_size", ())
+        if info.kernel and info.kernel != tuple(kernel):
+            raise CompatibilityError(
+                f"Adapter {name} fits {path} with a kernel of {list(info.kernel)}, but the model's "
+                f"has {list(kernel)}; it was trained on another base model."
             )
         if shape != (info.in_features, info.out_features):
             raise CompatibilityError(
@@ -74,9 +84,32 @@ def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
     for kind, inputs, outputs in names:
         if hasattr(module, inputs) and hasattr(module, outputs):
             return kind, (int(getattr(module, inputs)), int(getattr(module, outputs)))
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        columns = module.in_channels // module.groups * math.prod(module.kernel_size)
+        return "convolution", (columns, module.out_channels)
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
         return "conv1d", (module.weight.shape[0], module.weight.shape[1])
     return None, (0, 0)
+
+
+def _family(kind: LayerKind) -> str:
+    """Linear and Conv1D store one and the same map in two orientations."""
+    return "linear" if kind == "conv1d" else kind
+
+
+def _check_convolution(module: Any, path: str, name: str) -> None:
+    """peft's factors of a convolution share its stride and padding, and nothing else."""
+    for what, value, plain in (
+        ("groups", module.groups, 1),
+        ("dilation", set(module.dilation), {1}),
+        ("padding mode", module.padding_mode, "zeros"),
+    ):
+        if value != plain:
+            raise UnsupportedAdapter(
+                f"Adapter {name} changes {path}, a convolution with {what} other than {plain!r}, "
+                "for which peft's factors are no convolution of the same kind; use an adapter that "
+                "leaves it out."
+            )
 
 
 def _nearest(model: nn.Module, path: str) -> str:
@@ -98,16 +131,25 @@ def _article(kind: str) -> str:
 def check_extras(model: nn.Module, composition: Composition) -> None:
     """Raises UnsupportedAdapter where an expert holds what a composition would drop."""
     for expert in composition.experts:
-        if not expert.modules:
+        if not expert.modules and not expert.whole:
             raise UnsupportedAdapter(f"Adapter {expert.name} holds no LoRA factors, so it would "
                                      "silently be the base model.")  # fmt: skip
-        lost = [e for e in expert.extras if e.kind != "base_copy" or not _same(model, expert)]
+        lost = [e for e in expert.extras if not _kept(model, expert, e)]
         if lost:
             raise UnsupportedAdapter(
-                f"Adapter {expert.name} holds more than plain LoRA factors ({lost[0]}"
+                f"Adapter {expert.name} holds what no kind of expert here computes ({lost[0]}"
                 f"{f' and {len(lost) - 1} more' if lost[1:] else ''}), which a composition would "
                 "drop; load it with peft, or merge it into its base model there."
             )
+
+
+def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
+    """Whether a tensor beside the factors has its place in a composition."""
+    if extra.kind == "base_copy":
+        return _same(model, expert)
+    if extra.kind in ("dora_magnitude", "lora_bias"):
+        return extra.module in expert.modules
+    return extra.kind in ("modules_to_save", "bias")
 
 
 def _same(model: nn.Module, expert: Adapter) -> bool:

@@ -1,0 +1,44 @@
+"""Low-rank experts: g * s * (B A x + b), b the bias of lora_B where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapter import Adapter
+from loraprobe.lowrank import LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What one expert adds to one module's output: update(x) + offset + ratio * (W0 x).
+
+    offset: [out] or None; ratio: [out], or None for an expert that leaves W0 as it is.
+    """
+
+    update: LowRank
+    offset: Tensor | None = None
+    ratio: Tensor | None = None
+
+    def weighed(self, gate: float) -> Share:
+        """gate times the share."""
+        return Share(
+            self.update.scaled(gate),
+            None if self.offset is None else self.offset * gate,
+            None if self.ratio is None else self.ratio * gate,
+        )
+
+    def folded(self) -> Share:
+        """The same share with the scaling of its update multiplied into B."""
+        return replace(self, update=self.update.folded())
+
+
+def low_rank(adapter: Adapter, path: str, dtype: torch.dtype) -> Share:
+    """The factors of a module, and the bias of lora_B in units of the layer's output."""
+    update = adapter.modules[path].to(dtype=dtype)
+    offset = None
+    if path in adapter.offsets:
+        offset = adapter.offsets[path].to(dtype=dtype) * update.scaling
+    return Share(update, offset)

@@ -1,0 +1,104 @@
+"""A layer's own weight as the numbers that it computes with, out of a model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from loraprobe.errors import UnsupportedAdapter
+
+Fingerprint = tuple[int, int, int]  # identity, place and version of the tensor that is stored
+
+
+def dense_weight(module: nn.Module, path: str, needed_by: str) -> Tensor:
+    """W0 of a linear, Conv1D, embedding or convolution layer, [out, in] as a delta is oriented.
+
+    A convolution's [out, in, *kernel] is flattened to [out, in * prod(kernel)]. Quantised weights
+    (bitsandbytes, torchao, HQQ and whatever else offers `dequantize`) come back in floating point;
+    weights that accelerate has moved out of memory are brought in for the moment.
+
+    Raises UnsupportedAdapter, naming the module and `needed_by`, where the weight has no floating
+    point form that is known here.
+    """
+    with _in_memory(module):
+        weight = _dequantised(module)
+        if weight is None or weight.device.type == "meta":
+            raise UnsupportedAdapter(
+                f"{needed_by} needs the weight of {path}, which this {type(module).__name__} holds "
+                "in a form that cannot be read; load the base unquantised and in memory."
+            )
+        if isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D":
+            return weight.mT
+        return weight.flatten(1)
+
+
+def fingerprint(module: nn.Module) -> Fingerprint | None:
+    """What changes when a layer's weight is replaced or written to; None if it has none."""
+    weight = _stored(module)
+    if weight is None:
+        return None
+    # Tensors made in inference mode keep no version; their place has to do.
+    version = -1 if weight.is_inference() else weight._version
+    return id(weight), weight.data_ptr() if weight.device.type != "meta" else 0, version
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias that a layer adds at the moment; None if it has none."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
+def _stored(module: nn.Module) -> Tensor | None:
+    for name in ("weight", "W_q", "qweight"):
+        held = getattr(module, name, None)
+        if isinstance(held, Tensor):
+            return held
+    return None
+
+
+def _dequantised(module: nn.Module) -> Tensor | None:
+    """The weight in floating point, oriented as it is stored; None if that is not known."""
+    weight: Any = getattr(module, "weight", None)
+    kind = type(weight).__name__
+    if kind in ("Params4bit", "Int8Params"):
+        return _from_bitsandbytes(module, weight)
+    for holder in (weight, module):
+        offered: Any = getattr(holder, "dequantize", None)  # plain tensors have one, to no effect
+        if callable(offered) and type(holder) not in (Tensor, nn.Parameter):
+            made = offered()
+            return made if isinstance(made, Tensor) else None
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim >= 2:
+        return weight.detach() if weight.element_size() > 1 else None
+    return None
+
+
+def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
+    try:
+        import bitsandbytes.functional as bnb
+    except ImportError:
+        return None
+    if type(weight).__name__ == "Params4bit":
+        if weight.quant_state is None:  # set when the weight is moved to its device
+            return weight.detach() if weight.is_floating_point() else None
+        return bnb.dequantize_4bit(weight.data, weight.quant_state)
+    state = getattr(module, "state", None)
+    scales = weight.SCB if getattr(weight, "SCB", None) is not None else getattr(state, "SCB", None)
+    if scales is None:
+        return weight.detach() if weight.is_floating_point() else None
+    return bnb.int8_vectorwise_dequant(weight.data, scales)
+
+
+@contextlib.contextmanager
+def _in_memory(module: nn.Module) -> Iterator[None]:
+    """Weights that accelerate keeps elsewhere, in memory while the context lasts."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or not getattr(hook, "offload", False):
+        yield
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield

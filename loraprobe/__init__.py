@@ -90,9 +90,10 @@ def route(
     """
     from loraprobe import compatibility, hub
     from loraprobe.composition import Composition, composed
+    from loraprobe.composition.aligning import aligned_to
     from loraprobe.routing import ROUTERS
 
-    loaded = tuple(hub.load_all(adapters))
+    loaded = tuple(aligned_to(model, hub.load_all(adapters)))
     compatibility.require(compatibility.check(loaded, purpose="route"))
     return composed(model, Composition(router, loaded, ROUTERS.make(router)))
 

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Story:
-    """What one run has found out so far; `audit` closes it."""
+    """What one run has found out so far; `audit` closes it.
+
+    `adapters` are brought to one layout of fused projections, that of the base if it is given.
+    """
 
     command: str
     adapters: Sequence[Adapter]
@@ -45,6 +48,9 @@ class Story:
     def __post_init__(self) -> None:
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
+        from loraprobe.compatibility import aligned
+
+        self.adapters = aligned(self.adapters, self.base)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

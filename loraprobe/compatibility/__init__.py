@@ -13,17 +13,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from loraprobe.adapter import Adapter
+from loraprobe.adapter.fused import Refused, one_layout
 from loraprobe.base import Base
 from loraprobe.compatibility.against_base import base_issues
 from loraprobe.compatibility.beside import extra_issues, initialisation_issues
 from loraprobe.compatibility.codes import CODES
 from loraprobe.compatibility.contents import Contents, content_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
-from loraprobe.compatibility.layout import layout_issues
+from loraprobe.compatibility.layout import fused_issues, layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.records import Compatibility, Issue
 
-__all__ = ["CODES", "Contents", "check", "require", "with_contents"]
+__all__ = ["CODES", "Contents", "aligned", "check", "require", "with_contents"]
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -43,9 +44,13 @@ def check(
     `allow` become warnings that say so. Factors are read once for NaN, zero deltas and
     duplicates; pass `contents` that were filled by a pass made anyway (see `Contents`).
 
+    Adapters whose fused projections are single ones in the others (or in the base) are judged on
+    one layout, as `aligned` gives them.
+
     Raises UsageError for a code in `allow` that does not exist.
     """
-    layout = list(layout_issues(adapters, merging=purpose == "merge"))
+    adapters, refused = _one_layout(adapters, base)
+    layout = [*layout_issues(adapters, merging=purpose == "merge"), *fused_issues(refused)]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     found = [issue for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
@@ -57,6 +62,24 @@ def check(
     found += content_issues(Contents(adapters).read() if contents is None else contents)
     _check_codes(allow, found)
     return _sorted(found, allow)
+
+
+def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
+    """The adapters on one layout of fused projections: the base's, else the split one.
+
+    What is translated bears a note `fused-translated` among its issues; what cannot be stays as it
+    is, and `check` finds it. Everything else of a composition or merge takes these adapters.
+    """
+    return _one_layout(adapters, base)[0]
+
+
+def _one_layout(
+    adapters: Sequence[Adapter], base: Base | None
+) -> tuple[list[Adapter], list[Refused]]:
+    if base is None:
+        return one_layout(adapters)
+    shapes = {path: base.shapes.get(path) for path in base.weights}
+    return one_layout(adapters, shapes, base.config)
 
 
 def with_contents(

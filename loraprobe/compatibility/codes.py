@@ -38,6 +38,7 @@ CODES: dict[str, str] = {
     "architecture-mismatch": "the module paths belong to different architectures",
     "prefix-mismatch": "the module paths agree but for a prefix",
     "fused-targets": "one adapter targets fused projections, the other the single ones",
+    "fused-translated": "fused projections were split into single ones, or these joined; exact",
     "depth-differs": "the adapters reach different last layers",
     "targets-disjoint": "the adapters touch no module in common",
     "targets-differ": "some modules are touched by some adapters only",

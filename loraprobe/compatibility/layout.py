@@ -7,17 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.adapter.fused import Refused
 from loraprobe.records import Issue
 from loraprobe.words import count, listing
 
-# Fused projections and the single ones that other models of the family have in their place.
-FUSED: Mapping[str, frozenset[str]] = {
-    "qkv_proj": frozenset({"q_proj", "k_proj", "v_proj"}),
-    "Wqkv": frozenset({"q_proj", "k_proj", "v_proj"}),
-    "W_pack": frozenset({"q_proj", "k_proj", "v_proj"}),
-    "query_key_value": frozenset({"q_proj", "k_proj", "v_proj", "query", "key", "value"}),
-    "gate_up_proj": frozenset({"gate_proj", "up_proj"}),
-}
 VOCABULARY = re.compile(r"(^|\.)(embed_tokens|wte|lm_head|embed_in|embed_out|word_embeddings)$")
 LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
 
@@ -30,7 +23,6 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
             yield from _kinds(a, b)
         else:
             yield _nothing_in_common(a, b)
-        yield from _fused(a, b)
         yield from _depths(a, b)
     yield from _targets(adapters)
     yield from _ranks(adapters)
@@ -160,19 +152,22 @@ def root(path: str) -> str:
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
 
 
-def _fused(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    for one, other in ((a, b), (b, a)):
-        for path in one.layout:
-            parent, _, name = path.rpartition(".")
-            single = [s for s in sorted(FUSED.get(name, ())) if f"{parent}.{s}" in other.layout]
-            if single:
-                yield Issue(
-                    "error", "fused-targets", (one.name, other.name),
-                    f"{one.name} targets the fused {path}, {other.name} the single {single[0]}: "
-                    "they were trained on different implementations of the model.",
-                    "Train both on one implementation, or split the fused factors.", path,
-                )  # fmt: skip
-                return
+def fused_issues(refused: Sequence[Refused]) -> Iterator[Issue]:
+    """Fused layers beside single ones that could not be brought to one layout, one for a reason."""
+    by_reason: dict[str, list[Refused]] = {}
+    for one in refused:
+        by_reason.setdefault(one.reason, []).append(one)
+    for reason, cases in by_reason.items():
+        first = cases[0]
+        fused, single = (listing(n) or "the base" for n in (first.fused, first.single))
+        more = f" and {count(len(cases) - 1, 'more such layer')}" if cases[1:] else ""
+        yield Issue(
+            "error", "fused-targets", (*first.fused, *first.single),
+            f"{fused} has the fused {first.path}{more}, {single} the single "
+            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}.",
+            "Take adapters of one implementation of the model, or give --base where rows are not "
+            "known.", first.path,
+        )  # fmt: skip
 
 
 def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:

@@ -8,6 +8,7 @@ device, which holds no weights.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -46,8 +47,9 @@ class Weight:
 
     @property
     def oriented(self) -> tuple[int, int]:
-        """(out, in) as a torch Linear has it; an embedding maps vocabulary to hidden size."""
-        rows, columns = self.shape
+        """(out, in) as a torch Linear has it; an embedding maps vocabulary to hidden size, and a
+        convolution's [out, in, *kernel] is flattened behind its first dimension."""
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
         return (rows, columns) if self.kind == "linear" else (columns, rows)
 
     @property
@@ -56,22 +58,42 @@ class Weight:
         return self.dtype == "U8" or (self.dtype not in FLOATS and min(self.shape) == 1)
 
 
-def weights_in_memory(
+def tensors_in_memory(
     files: Iterable[Path], directory: Path, config: Mapping[str, Any], reference: str
 ) -> dict[str, Weight]:
-    """Module path in memory -> every two-dimensional `.weight` of the files, tied head included.
+    """Name of a parameter in memory -> where it lies, for all tensors of the files.
 
     Raises BaseError for a broken file.
     """
     stored: dict[str, Weight] = {}
     for file in files:
         for key, (dtype, shape) in read_header(file, reference).items():
-            if key.endswith(".weight") and len(shape) == 2:
-                path = key.removesuffix(".weight")
-                stored[path] = Weight(file, key, shape, dtype, _kind(config, path))
-    names = _names_in_memory(list(stored), directory, config)
-    found = {names.get(path, path): weight for path, weight in stored.items()}
+            path = key.rpartition(".")[0]
+            stored[key] = Weight(file, key, shape, dtype, _kind(config, path))
+    matrices = [_module(key) for key, weight in stored.items() if is_matrix(key, weight)]
+    rest = [_module(key) for key in stored]
+    names = _names_in_memory(list(dict.fromkeys([*matrices, *rest])), directory, config)
+    return {
+        f"{names.get(_module(key), _module(key))}.{key.rpartition('.')[2]}": weight
+        for key, weight in stored.items()
+    }
+
+
+def weights_in_memory(
+    tensors: Mapping[str, Weight], config: Mapping[str, Any]
+) -> dict[str, Weight]:
+    """Module path in memory -> every `.weight` of two or more dimensions, tied head included."""
+    found = {_module(name): w for name, w in tensors.items() if is_matrix(name, w)}
     return found | _tied_head(found, config)
+
+
+def is_matrix(name: str, weight: Weight) -> bool:
+    """Whether a tensor is the weight of a linear layer, an embedding or a convolution."""
+    return name.endswith(".weight") and len(weight.shape) >= 2
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def vocabulary(weights: Mapping[str, Weight]) -> int | None:

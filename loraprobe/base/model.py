@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.base.geometry import FLOATS, Weight, vocabulary, weights_in_memory
+from loraprobe.base.geometry import (
+    FLOATS,
+    Weight,
+    tensors_in_memory,
+    vocabulary,
+    weights_in_memory,
+)
 from loraprobe.base.quiet import quiet
 from loraprobe.checkpoint import file_hash, first_line, hash_in_name, read_json, read_tensor
 from loraprobe.errors import BaseError
@@ -99,9 +105,14 @@ class Base:
                         f"(nor their index); save the model with save_pretrained.")  # fmt: skip
 
     @cached_property
+    def tensors(self) -> Mapping[str, Weight]:
+        """Every tensor of the files by its name in the model in memory (`model.norm.weight`)."""
+        return tensors_in_memory(self.weight_files, self.path, self.config, self.reference)
+
+    @cached_property
     def weights(self) -> Mapping[str, Weight]:
-        """Every two-dimensional `.weight` by the path of its module in the model in memory."""
-        return weights_in_memory(self.weight_files, self.path, self.config, self.reference)
+        """Every `.weight` of two or more dimensions by the path of its module in memory."""
+        return weights_in_memory(self.tensors, self.config)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
@@ -117,16 +128,32 @@ class Base:
 
         Raises BaseError for an unknown path, with the nearest one, and for a quantised weight.
         """
-        if module_path not in self.weights:
-            close = difflib.get_close_matches(module_path, self.weights, 1, 0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise BaseError(f"{self.reference} has no weight for module {module_path!r}{hint}")
-        found = self.weights[module_path]
-        if found.dtype not in FLOATS:
-            raise BaseError(f"{self.reference} stores {module_path} quantised ({found.dtype}); "
-                            f"give the unquantised base model instead.")  # fmt: skip
-        stored = read_tensor(found.file, found.key, self.reference).to(torch.float32)
+        found = self._find(module_path, self.weights, "weight for module")
+        stored = self._read(found, module_path).flatten(1)
         return stored if found.kind == "linear" else stored.mT.contiguous()
+
+    def parameter(self, name: str) -> Tensor:
+        """One parameter by its name in memory (`model.norm.weight`), as stored, float32.
+
+        Raises BaseError like `weight`.
+        """
+        module, _, what = name.rpartition(".")
+        if what == "weight" and module in self.weights:  # a tied head has no name of its own
+            return self._read(self.weights[module], name)
+        return self._read(self._find(name, self.tensors, "parameter"), name)
+
+    def _find(self, name: str, among: Mapping[str, Weight], what: str) -> Weight:
+        if name not in among:
+            close = difflib.get_close_matches(name, among, 1, 0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise BaseError(f"{self.reference} has no {what} {name!r}{hint}")
+        return among[name]
+
+    def _read(self, found: Weight, name: str) -> Tensor:
+        if found.dtype not in FLOATS:
+            raise BaseError(f"{self.reference} stores {name} quantised ({found.dtype}); "
+                            f"give the unquantised base model instead.")  # fmt: skip
+        return read_tensor(found.file, found.key, self.reference).to(torch.float32)
 
     @cached_property
     def sha256(self) -> str:

@@ -77,6 +77,7 @@ class Shelf(Generic[T]):
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, text = part.partition("=")
             key = key.strip().replace("-", "_")
+            key = key if key in fields or f"{key}_" not in fields else f"{key}_"  # a word of Python
             if not equals or key not in fields:
                 known = ", ".join(fields) or "none"
                 raise UsageError(f"{self.noun.capitalize()} {name!r} has no option {part!r}; "

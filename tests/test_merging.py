@@ -206,11 +206,13 @@ def test_dare_drops_the_share_it_says_and_keeps_the_expectation():
 
 def test_dare_ties_is_dare_and_then_ties():
     adapters = sources((3, 3, 3))
-    parts = [
-        delta(merge([a], "dare_linear", weights=[1], seed=4, rank=6).adapter) for a in adapters
-    ]
-    parts = [torch.where(p.abs() < 1e-9, torch.zeros_like(p), p) for p in parts]
-    for variant in ("peft", "mergekit"):
-        merged = merge(adapters, f"dare_ties:variant={variant}", weights=[1, 2, 0.5], seed=4)
+    for variant, more in (("peft", ""), ("mergekit", ",normalize=true")):
+        parts = [
+            delta(merge([a], f"dare_linear:variant={variant}", weights=[1], seed=4, rank=6).adapter)
+            for a in adapters
+        ]
+        parts = [torch.where(p.abs() < 1e-9, torch.zeros_like(p), p) for p in parts]
+        spec = f"dare_ties:variant={variant}{more}"
+        merged = merge(adapters, spec, weights=[1, 2, 0.5], seed=4)
         expected = ties_dense(parts, [1, 2, 0.5], variant, "total")
         torch.testing.assert_close(delta(merged.adapter), expected, rtol=1e-6, atol=1e-7)

@@ -115,7 +115,7 @@ SIGNED = torch.tensor([0.7, 0.3, -0.4])
 def test_ties_is_pefts_function(density, election):
     deltas = stacked()
     theirs = merge_utils.ties(list(deltas), SIGNED, density, election)
-    ours = Ties(density, "peft", election)(deltas, SIGNED)
+    ours = Ties(density, election=election)(deltas, SIGNED)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -125,7 +125,7 @@ def test_magnitude_prune_is_pefts_function():
     torch.testing.assert_close(MagnitudePrune(0.35)(deltas, SIGNED), theirs)
 
 
-@pytest.mark.parametrize("method", [DareLinear(0.4), DareTies(0.4, "peft", "total")])
+@pytest.mark.parametrize("method", [DareLinear(0.4), DareTies(0.4)])
 def test_dare_is_pefts_function_given_the_masks(method, monkeypatch):
     deltas = stacked()
     draws = [torch.Generator().manual_seed(i) for i in range(3)]

@@ -1,22 +1,36 @@
-"""What the elementwise methods share: a density, an election; their three elementary steps."""
+"""Which entries of a delta stay, and what then happens to them, block by block.
+
+An elementwise method selects entries of each delta and combines what is left, entry by entry. Both
+steps run over blocks of rows, so beside the deltas and the result nothing of full size is held but
+one scratch matrix, whatever the number of adapters.
+
+A selection is a function from the blocks [n, rows, q] of the deltas, in order, to the same blocks
+with the dropped entries at zero. It may be run twice: random ones draw the same masks again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
+from loraprobe.merging._method import Deltas, Matrix, MergeMethod
 
-Election = Literal["total", "frequency"]
-Variant = Literal["peft", "mergekit"]
+Norm = Literal["off", "l1", "l2", "linf"]
+Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
+Selection = Callable[[Sequence[Deltas]], Iterator[Deltas]]
 
 # Entries of all adapters that an elementwise step holds at once, so that its temporaries stay
 # small beside the deltas and in the cache.
 BLOCK = 1 << 18
+
+ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
 
 
 @dataclass(frozen=True)
@@ -32,75 +46,185 @@ class SparseMethod(MergeMethod):
             raise ValueError(
                 f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
             )
+        check_choices(self)
 
 
-@dataclass(frozen=True)
-class ElectingMethod(SparseMethod):
-    """A sparse method that then elects a sign per entry and averages the entries that carry it."""
-
-    variant: Variant = "peft"
-    election: Election = "total"
-
-    def default_weights(self, n: int) -> tuple[float, ...]:
-        """1 each: the method divides by the number of agreeing entries itself."""
-        return (1.0,) * n
+def check_choices(method: MergeMethod) -> None:
+    """Raises ValueError for an option that takes one of a few words and was given another."""
+    hints = typing.get_type_hints(type(method))
+    for field in fields(method):
+        words = typing.get_args(hints[field.name])
+        value = getattr(method, field.name)
+        if typing.get_origin(hints[field.name]) is Literal and value not in words:
+            raise ValueError(f"{field.name} is one of {', '.join(words)}, not {value!r}.")
 
 
-def keep_largest(deltas: Deltas, density: float) -> Deltas:
-    """Each delta [n, p, q] with all but its int(density p q) entries of largest magnitude at zero.
+def check_gamma(gamma: float) -> None:
+    """Raises ValueError for a share that is none."""
+    if not 0 <= gamma < 1:
+        raise ValueError(
+            f"gamma, the share of largest entries dropped, is at least 0 and below 1, not {gamma}."
+        )
+
+
+def check_epsilon(density: float, epsilon: float) -> None:
+    """Raises ValueError where density +- epsilon are no probabilities strictly between 0 and 1."""
+    if not epsilon >= 0 or (density < 1 and not epsilon < min(density, 1 - density)):
+        raise ValueError(
+            f"epsilon, half the width of the window of probabilities, is at least 0 and less than "
+            f"density and 1 - density, so below {min(density, 1 - density):g} here, not {epsilon}."
+        )
+
+
+def settle(method: MergeMethod, **options: object) -> None:
+    """Replace options left to the variant by what the variant does, so that `repr` says all."""
+    for name, value in options.items():
+        if getattr(method, name) in (None, "auto"):
+            object.__setattr__(method, name, value)
+
+
+# The deltas by blocks of rows.
+
+
+def in_blocks(deltas: Deltas) -> tuple[Deltas, ...]:
+    """Views [n, rows, q] that together are the deltas [n, p, q]."""
+    return deltas.split(max(1, BLOCK // max(1, deltas[:, 0].numel())), dim=1)
+
+
+def fuse(
+    deltas: Deltas, selection: Selection, combine: Callable[[Deltas], Matrix], norm: str = "off"
+) -> Matrix:
+    """What is selected of the deltas [n, p, q], combined into [p, q].
+
+    norm: "l1", "l2" or "linf" gives what is left of each delta the norm that the delta had.
+    """
+    factors = _factors(deltas, selection, ORDERS[norm]) if norm in ORDERS else None
+    kept = selection(in_blocks(deltas))
+    return torch.cat([combine(block if factors is None else block * factors) for block in kept])
+
+
+def _factors(deltas: Deltas, selection: Selection, order: float) -> Tensor:
+    """||dW_i|| / ||what is kept of it||: [n, 1, 1], and 1 where nothing is kept."""
+    norm = partial(torch.linalg.vector_norm, ord=order, dtype=torch.float64)
+    blocks = in_blocks(deltas)
+    pairs = [
+        torch.stack([norm(block, dim=(1, 2)), norm(kept, dim=(1, 2))])
+        for block, kept in zip(blocks, selection(blocks), strict=True)
+    ]
+    before, after = norm(torch.stack(pairs), dim=0)
+    ratio = torch.where(after > 0, before / after, torch.ones_like(after))
+    return ratio[:, None, None].to(deltas)
+
+
+# Selections.
+
+
+def largest(deltas: Deltas, density: float) -> Selection:
+    """The int(density p q) entries of largest magnitude of each delta, one at least.
 
     Entries as large as the smallest kept one are kept too, whichever comes first in memory.
     """
-    entries = deltas[0].numel()
-    dropped = entries - max(1, int(density * entries))
-    if dropped == 0:
-        return deltas
-    pruned = torch.empty_like(deltas)
-    for delta, out in zip(deltas, pruned, strict=True):
-        # numpy's selection takes a fifth of the time of torch.kthvalue or torch.topk.
-        magnitudes = torch.abs(delta, out=out).numpy().reshape(-1)
-        magnitudes.partition(dropped)
-        threshold = magnitudes[dropped]
-        # hardshrink keeps what is strictly larger, and the threshold itself is to stay.
-        out.copy_(torch.nn.functional.hardshrink(delta, float(np.nextafter(threshold, 0))))
-    return pruned
+    return between(deltas, density, 0.0)
 
 
-def keep_at_random(deltas: Deltas, density: float, generators: Sequence[torch.Generator]) -> Deltas:
-    """Each delta with entries dropped at random and the rest divided by density (DARE's drop and
-    rescale), so that its expectation stays."""
-    if density == 1:
-        return deltas
-    kept = [
-        delta * (torch.rand(delta.shape, generator=g, dtype=torch.float32) < density)
-        for delta, g in zip(deltas, generators, strict=True)
-    ]
-    return torch.stack(kept) / density
-
-
-def elect_and_merge(
-    deltas: Deltas, weights: Weights, election: Election, variant: Variant
-) -> Matrix:
-    """Elect a sign per entry, then average the entries that carry it: TIES' last two steps.
-
-    peft: the sign is that of the sum of the entries (election "total") or of their signs
-    ("frequency"); the weighted entries that agree are summed and divided by their *count*.
-    mergekit: entries are weighted first, and the sum is divided by the *sum of the weights* of
-    those that agree. A tie elects plus. An entry at zero agrees with nobody.
+def between(deltas: Deltas, density: float, gamma: float) -> Selection:
+    """All but the int(gamma p q) entries of largest magnitude and as many of the smallest as leave
+    int(density p q), one at least; if that leaves none of the smallest to drop, fewer of the
+    largest go. Entries as large as a kept one are kept too.
     """
-    blocks = deltas.split(max(1, BLOCK // deltas[:, 0].numel()), dim=1)
-    return torch.cat([_elect_block(b, weights.to(b), election, variant) for b in blocks])
+    entries = deltas[0].numel()
+    kept = max(1, int(density * entries))
+    top = min(int(gamma * entries), entries - kept)
+    bottom = entries - kept - top
+    if kept == entries:
+        return iter
+    places = [bottom, entries - top - 1] if top else [bottom]
+    limits = _in_order(deltas, places)
+    # hardshrink keeps what is strictly larger, and the lowest kept magnitude itself is to stay.
+    lows = [float(np.nextafter(limit[0], limit[0].dtype.type(0))) for limit in limits]
+    highs = [float(limit[1]) if top else None for limit in limits]
+    return partial(_banded, lows=lows, highs=highs)
 
 
-def _elect_block(deltas: Deltas, weights: Weights, election: Election, variant: Variant) -> Matrix:
-    columns = weights[:, None, None]
-    weighted = deltas * columns
-    voters = weighted if variant == "mergekit" else deltas
-    votes = voters.sum(0) if election == "total" else voters.sign().sum(0)
-    elected = torch.where(votes >= 0, 1.0, -1.0).to(deltas)
-    agree = (voters.sign() == elected).to(deltas)
-    total = (weighted * agree).sum(0)
-    if variant == "peft":
-        return total / agree.sum(0).clamp_min(1)
-    share = (agree * columns).sum(0)
-    return total / torch.where(share.abs() < 1e-8, 1.0, share)
+def _in_order(deltas: Deltas, places: list[int]) -> list[np.ndarray]:
+    """Of each delta the magnitudes at these places of the ascending order."""
+    scratch = torch.empty_like(deltas[0])
+    found = []
+    for delta in deltas:
+        # numpy's selection takes a fifth of the time of torch.kthvalue or torch.topk.
+        magnitudes = torch.abs(delta, out=scratch).numpy().reshape(-1)
+        magnitudes.partition(places)
+        found.append(magnitudes[places].copy())
+    return found
+
+
+def _banded(
+    blocks: Sequence[Deltas], lows: Sequence[float], highs: Sequence[float | None]
+) -> Iterator[Deltas]:
+    shrink = torch.nn.functional.hardshrink
+    for block in blocks:
+        kept = torch.empty_like(block)
+        for out, delta, low, high in zip(kept, block, lows, highs, strict=True):
+            out.copy_(shrink(delta, low))
+            if high is not None:
+                out.sub_(shrink(delta, high))
+        yield kept
+
+
+def at_random(
+    density: float, generators: Sequence[torch.Generator], divide: bool = True
+) -> Selection:
+    """Each entry with probability density (DARE's drop), divided by it or not."""
+    if density == 1:
+        return iter
+    chance = torch.tensor(density, dtype=torch.float64)
+    return partial(_drawn, chances=lambda _: chance, states=_states(generators), divide=divide)
+
+
+def by_rank(
+    density: float, epsilon: float, generators: Sequence[torch.Generator], divide: bool = True
+) -> Selection:
+    """Each entry with a probability that rises evenly, over the ranks of the magnitudes of its row,
+    from density - epsilon to density + epsilon (DELLA's MagPrune), divided by it or not."""
+    if density == 1:
+        return iter
+    chances = partial(chances_by_rank, density=density, epsilon=epsilon)
+    return partial(_drawn, chances=chances, states=_states(generators), divide=divide)
+
+
+def chances_by_rank(delta: Matrix, density: float, epsilon: float) -> Matrix:
+    """density - epsilon for the smallest magnitude of each row of [p, q], density + epsilon for the
+    largest, in even steps; density where a row has one entry."""
+    steps = np.linspace(-epsilon, epsilon, delta.shape[1]) if delta.shape[1] > 1 else np.zeros(1)
+    order = np.argsort(delta.abs().numpy(), axis=1)
+    chances = np.empty(delta.shape, dtype=np.float64)
+    np.put_along_axis(chances, order, density + steps[None], axis=1)
+    return torch.from_numpy(chances)
+
+
+def _drawn(
+    blocks: Sequence[Deltas],
+    chances: Callable[[Matrix], Tensor],
+    states: Sequence[Tensor],
+    divide: bool,
+) -> Iterator[Deltas]:
+    generators = [torch.Generator() for _ in states]
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    for block in blocks:
+        kept = torch.empty_like(block)
+        for out, delta, generator in zip(kept, block, generators, strict=True):
+            chance = chances(delta)
+            torch.mul(delta, uniform(delta.shape, generator) < chance, out=out)
+            if divide:
+                out.div_(chance)
+        yield kept
+
+
+def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1); one shape's numbers continue the other's, so blocks change no mask."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32)
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[Tensor]:
+    return [generator.get_state() for generator in generators]

@@ -1,0 +1,92 @@
+"""sce: select by variance, calculate weights, erase the minority's sign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from loraprobe.merging._election import elect
+from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
+from loraprobe.merging._sparse import Selection, check_choices, fuse, in_blocks
+
+
+@dataclass(frozen=True)
+class Sce(MergeMethod):
+    """SCE: weigh each adapter by its energy where the adapters differ most, then erase minorities.
+
+    Select: of the entries whose variance over the adapters is not zero, the int(select_topk count)
+    of largest variance (all, by default; the field's configurations take 0.1 or so). Calculate:
+    the weight of an adapter is its share of the squares of the selected entries, so given weights
+    are not used. Erase: the sign of the plain sum is elected per entry (a tie elects plus), and
+    the entries that carry it are averaged by these weights.
+
+    There are two definitions: in `variant="mergekit"` the entries that were not selected are zero
+    in the result too; in the code of its authors (`variant="authors"`, FuseChat) the selection
+    serves the weights alone and every entry is fused. They agree at select_topk = 1.
+
+    Where mergekit differs: it takes equal weights as soon as the mean squares of the deltas sum to
+    less than 1e-6, which those of a LoRA often do, and divides by at least 1e-6; here the unit of
+    the deltas does not matter. Where no entry differs (a lone adapter, equal ones) all are
+    selected here and none there. Entries of as much variance as a selected one are selected too.
+    """
+
+    select_topk: float = 1.0
+    variant: Literal["mergekit", "authors"] = "mergekit"
+
+    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
+    takes_weights: ClassVar[bool] = False
+    formula: ClassVar[str] = (
+        "dW = sum over {i: sign(S_i) = sign(sum S)} of e_i S_i / sum of these e_i, "
+        "e_i = ||S_i||^2, S_i = dW_i where the variance is among the largest"
+    )
+    paper: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.select_topk <= 1:
+            raise ValueError(
+                "select_topk, the share of entries selected, is above 0 and at most 1, not "
+                f"{self.select_topk}."
+            )
+        check_choices(self)
+
+    def __call__(
+        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
+    ) -> Matrix:
+        selection = most_varied(deltas, self.select_topk)
+        energies = shares(deltas, selection)
+        fused: Selection = selection if self.variant == "mergekit" else iter
+        return fuse(deltas, fused, partial(elect, weights=energies, voters="plain"))
+
+
+def most_varied(deltas: Deltas, share: float) -> Selection:
+    """The entries of largest variance over the adapters, the same ones of each."""
+    if share == 1:
+        return iter
+    variances = torch.cat([block.var(0, unbiased=False) for block in in_blocks(deltas)])
+    count = int(torch.count_nonzero(variances))
+    if count == 0:
+        return iter
+    place = variances.numel() - max(1, int(share * count))
+    ordered = variances.flatten().numpy()  # its own memory: the variances are not needed again
+    ordered.partition(place)
+    return partial(_as_varied, least=float(ordered[place]))
+
+
+def _as_varied(blocks: Sequence[Deltas], least: float) -> Iterator[Deltas]:
+    for block in blocks:
+        yield block * (block.var(0, unbiased=False) >= least)
+
+
+def shares(deltas: Deltas, selection: Selection) -> Float64[Tensor, n]:
+    """Each adapter's share of the squares of what is selected: [n]."""
+    norm = partial(torch.linalg.vector_norm, dim=(1, 2), dtype=torch.float64)
+    energies = sum(norm(block).square() for block in selection(in_blocks(deltas)))
+    assert isinstance(energies, Tensor)
+    total = energies.sum()
+    return energies / total if total > 0 else torch.full_like(energies, 1 / len(energies))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import making
 import torch
 from torch import nn
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapter import Adapter, adapter_of
 
 
 def base(kind: str, dtype: torch.dtype = torch.float32):
@@ -29,7 +31,8 @@ def experts(n: int = 2, **options) -> tuple[Adapter, ...]:
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def state_of(model: nn.Module) -> list:
@@ -45,3 +48,56 @@ def state_of(model: nn.Module) -> list:
         )
         for name, module in model.named_modules()
     ]
+
+
+def dora(name: str, seed: int, shapes=making.LLAMA, **options) -> Adapter:
+    """A DoRA adapter whose magnitudes are near the row norms of a base, some of them far."""
+    plain = making.random_adapter(name, shapes, rank=2 + seed, seed=seed, scaling=0.1, **options)
+    generator = torch.Generator().manual_seed(seed)
+    magnitudes = {
+        path: torch.rand(info.out_features, generator=generator) * 0.2
+        for path, info in plain.layout.items()
+    }
+    return adapter_of(name, dict(plain.modules), magnitudes=magnitudes)
+
+
+def dense_ratio(adapter: Adapter, path: str, weight: torch.Tensor) -> torch.Tensor:
+    """c, from weights that are formed."""
+    V = weight.double() + adapter.modules[path].to(torch.float64).delta()
+    return adapter.magnitudes[path].double() / V.norm(dim=1)
+
+
+def dense_change(adapter: Adapter, path: str, weight: torch.Tensor) -> torch.Tensor:
+    """What one expert at gate 1 adds to a weight [out, in]."""
+    delta = adapter.modules[path].to(torch.float64).delta()
+    if path not in adapter.magnitudes:
+        return delta
+    c = dense_ratio(adapter, path, weight)[:, None]
+    return (c - 1) * weight.double() + c * delta
+
+
+def with_changes(model: nn.Module, three, gates) -> torch.Tensor:
+    """Logits of a copy whose weights hold the combination: the oracle."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for expert, gate in zip(three, gates, strict=True):
+            for path in expert.modules:
+                weight = model.get_submodule(path).weight
+                change = gate * dense_change(expert, path, weight)
+                other.get_submodule(path).weight.add_(change)
+            for name, tensor in expert.whole.items():
+                own, base_one = other.get_parameter(name), model.get_parameter(name)
+                own.add_(gate * (tensor.double() - base_one))
+    return making.hidden(other)
+
+
+def mixed_kinds() -> tuple[Adapter, ...]:
+    """A DoRA, a plain LoRA, and a LoRA with a head and a norm of its own."""
+    third = making.random_adapter("headed", seed=5, scaling=0.1)
+    generator = torch.Generator().manual_seed(5)
+    whole = {
+        "lm_head.weight": torch.randn(40, 16, generator=generator) * 0.1,
+        "model.norm.weight": torch.rand(16, generator=generator) + 0.5,
+    }
+    headed = adapter_of("headed", dict(third.modules), whole=whole)
+    return dora("dora", 1), making.random_adapter("plain", seed=3, scaling=0.1), headed

@@ -149,6 +149,8 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
         issues=audit.compatibility.issues,
         allowed=settings.allow,
         verdict=audit.verdict,
+        transformations=audit.transformations,
+        search=audit.search,
     )
     return dataclasses.replace(merged, card=card)
 

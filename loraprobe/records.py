@@ -252,6 +252,40 @@ class BaseSummary:
 
 
 @dataclass(frozen=True)
+class Transformation:
+    """What was done to one adapter before it was merged or routed: subtraction, then a factor.
+
+    `subtracted` names the general adapters whose mean delta was taken out; `modules_added` counts
+    modules that only those change. Norms are Frobenius norms of all deltas together.
+    """
+
+    adapter: str
+    factor: float
+    norm_before: float
+    norm_after: float
+    subtracted: tuple[str, ...] = ()
+    modules_added: int = 0
+
+
+@dataclass(frozen=True)
+class WeightSearch:
+    """Weights found on items that served nothing else (`--weights search`).
+
+    `objective` = `loss` (mean over tasks of nats per token of the gold answers on the `items` set
+    apart) + 0.05 * mean |w|; `uniform` is the objective of 1/n each. `left` items were evaluated.
+    """
+
+    weights: Mapping[str, float]
+    objective: float
+    loss: float
+    uniform: float
+    evaluations: int
+    items: int
+    clusters: int
+    left: int
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What made this document."""
 
@@ -275,6 +309,8 @@ class Audit:
     base: BaseSummary | None = None
     layers: tuple[LayerGroup, ...] = ()
     compatibility: Compatibility = Compatibility()
+    transformations: tuple[Transformation, ...] = ()
+    search: WeightSearch | None = None
     diagnostics: tuple[Measurement, ...] = ()
     coverage: tuple[Coverage, ...] = ()
     evaluation: tuple[Score, ...] = ()

@@ -11,6 +11,7 @@ from loraprobe.audit.run import open_ledger
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.audit.systems import Workshop, name_in, single
+from loraprobe.audit.transforms import general_of
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.evaluation import System
 from loraprobe.records import Audit, EvidenceLevel, ItemResult, Score, Verdict
@@ -48,7 +49,7 @@ def merge_and_eval(
     if not story.look("route").compatible:
         conclude(story, "weights", tasks)
         return Outcome(story.audit(), settings, None, "the adapters do not fit together.")
-    bench = Bench(story, base)
+    bench = Bench(story, base, general_of(story.adapters, settings, "route", base))
     bench.prepare(tasks)
     bench.run_baselines()
     bench.cover_tasks()
@@ -88,7 +89,7 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
 class Bench:
     """One loaded base and everything that is measured on it."""
 
-    def __init__(self, story: Story, base: Base) -> None:
+    def __init__(self, story: Story, base: Base, general: Sequence[Adapter] = ()) -> None:
         from loraprobe.scoring import Scorer
 
         self.story, self.base, self.settings = story, base, story.settings
@@ -96,7 +97,7 @@ class Bench:
         self.tasks: Sequence[Task] = ()
         self.systems: list[System] = []
         self.results: list[ItemResult] = []
-        self.workshop = Workshop(self.adapters, self.settings)
+        self.workshop = Workshop(self.adapters, self.settings, general, base)
         with story.stage("load"):
             device = pick_device(self.settings.device)
             dtype = pick_dtype(self.settings.dtype, device)
@@ -130,7 +131,12 @@ class Bench:
             if note:
                 self.story.notes.append(note)
         self.ledger, noted = open_ledger(
-            self.adapters, self.base, tasks, self.settings, self.story, self.scorer.chat_template
+            [*self.adapters, *self.workshop.general],
+            self.base,
+            tasks,
+            self.settings,
+            self.story,
+            self.scorer.chat_template,
         )
         if noted:
             self.story.notes.append(noted)
@@ -171,6 +177,9 @@ class Bench:
         """Merges, routers, chain; then the controls that the best of them has to beat."""
         has_hops = any(task.has_hops for task in self.tasks)
         with self.story.stage("compose"):
+            prepared = self.workshop.prepared
+            self.story.found["transformations"] = prepared.steps
+            self.story.notes.extend(prepared.notes)
             compositions = self.workshop.compositions(has_hops)
         for system in compositions:
             if system.composition is not None:
@@ -253,8 +262,9 @@ class Bench:
         with self.story.stage("save"):
             settings = self.settings
             merged = merge(
-                self.adapters, name, weights=settings.given_weights, space=settings.space,
-                rank=settings.rank, seed=settings.seed, allow=settings.allow,
+                self.workshop.prepared.adapters, name, weights=self.workshop.weights,
+                space=settings.space, rank=settings.rank, seed=settings.seed,
+                allow=settings.allow, dtype=self.workshop.prepared.dtype,
             )  # fmt: skip
         return merged, ""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from loraprobe.adapter import Adapter
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
+from loraprobe.audit.transforms import general_of, prepare
 from loraprobe.base import Base, pick_dtype
 from loraprobe.records import Audit, Compatibility, EvidenceLevel, Measurement
 
@@ -62,11 +63,13 @@ def merge(
     story = Story("merge", adapters, settings, base, progress)
     compatibility.require(story.check("merge"))
     dtype = None if settings.dtype == "auto" else pick_dtype(settings.dtype)
+    general = general_of(story.adapters, settings, "merge", base)
     with story.stage("merge"):
+        prepared = prepare(story.adapters, settings, general, base)
         merged = merging.merge(
-            adapters, settings.methods[0], weights=settings.given_weights, space=settings.space,
-            rank=settings.rank, seed=settings.seed, allow=settings.allow, dtype=dtype,
-            progress=progress,
+            prepared.adapters, settings.methods[0], weights=settings.given_weights,
+            space=settings.space, rank=settings.rank, seed=settings.seed, allow=settings.allow,
+            dtype=dtype or prepared.dtype, progress=progress,
         )  # fmt: skip
     known = story.found["compatibility"].issues
     new = tuple(issue for issue in merged.issues if issue not in known)
@@ -77,6 +80,8 @@ def merge(
         Measurement("compression_error", name, merged.compression_error),
         Measurement("rounding_error", name, merged.rounding_error),
     )
+    story.found["transformations"] = prepared.steps
+    story.notes.extend(prepared.notes)
     low, high = merged.adapter.rank_range
     ranks = str(low) if low == high else f"{low} to {high}"
     story.notes.append(f"Merged by {merged.method} in the {merged.space} space to rank {ranks}.")

@@ -122,6 +122,7 @@ class Settings:
             "metric", "chat_template", "seed", "balance", "quantize",
         )  # fmt: skip
         decides = {key: getattr(self, key) for key in kept}
+        decides["subtracted"] = len(self.subtract)  # the last of the adapters, which are hashed
         if self.weights == "search":
             decides |= {"search_budget": self.search_budget, "search_items": self.search_items}
         if self.router_prompts:

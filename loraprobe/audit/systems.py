@@ -1,13 +1,20 @@
-"""The systems of an audit: what is evaluated side by side on one copy of the base."""
+"""The systems of an audit: what is evaluated side by side on one copy of the base.
+
+Base and single adapters are what a composition has to beat, so they stay as they are; merges and
+routers take the adapters that `transforms.prepare` makes of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from loraprobe.adapter import Adapter
 from loraprobe.audit.controls import random_partner
 from loraprobe.audit.settings import Settings
+from loraprobe.audit.transforms import Prepared, prepare
+from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
@@ -28,11 +35,27 @@ def name_in(spec: str) -> str:
 
 @dataclass
 class Workshop:
-    """Builds systems from their specs and remembers the merges that needed new weights."""
+    """Builds systems from their specs and remembers the merges that needed new weights.
+
+    `general` is what `--subtract` takes out; `searched` the weights that a search has found.
+    """
 
     adapters: Sequence[Adapter]
     settings: Settings
+    general: Sequence[Adapter] = ()
+    base: Base | None = None
+    searched: tuple[float, ...] | None = None
     merged: dict[str, Merged] = field(default_factory=dict)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The adapters as they are merged and routed."""
+        return prepare(self.adapters, self.settings, self.general, self.base)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Those given or found; None where each method takes its own."""
+        return self.searched or self.settings.given_weights
 
     def baselines(self) -> list[System]:
         """The base and each adapter alone: always evaluated, since the verdict stands on them."""
@@ -69,7 +92,8 @@ class Workshop:
 
     def compositions(self, has_hops: bool) -> list[System]:
         """Merges, routers and, where the task has hops, the chain; filtered by `--system`."""
-        return [self.build(spec, self.adapters) for spec in self._specs(has_hops)]
+        experts = self.prepared.adapters
+        return [self.build(spec, experts) for spec in self._specs(has_hops)]
 
     def _specs(self, has_hops: bool) -> list[str]:
         settings = self.settings
@@ -87,8 +111,11 @@ class Workshop:
     def families(self) -> tuple[str, ...]:
         """Which kinds of composition that a calibration may cover are asked for.
 
-        "average": constant gates between 0 and 1; "sum": gates of 1; "router": Arrow as it stands.
+        "average": constant gates between 0 and 1; "sum": gates of 1; "router": Arrow as it stands;
+        all of them over adapters as they were trained.
         """
+        if self.settings.balance != "none" or self.settings.subtract:
+            return ()
         found = {self._family(spec) for spec in self._specs(has_hops=False)}
         return tuple(family for family in ("average", "sum", "router") if family in found)
 
@@ -99,6 +126,8 @@ class Workshop:
             return None
         method, settings, n = METHODS.make(spec), self.settings, len(self.adapters)
         if not isinstance(method, LinearMethod) or settings.rank != "auto" or settings.space:
+            return None
+        if settings.weights == "search" and method.takes_weights:
             return None
         gates = method.coefficients(settings.given_weights or method.default_weights(n), n)
         if all(gate == 1 for gate in gates):
@@ -115,10 +144,10 @@ class Workshop:
         return not self.settings.systems or control in self.settings.systems
 
     def build(self, spec: str, adapters: Sequence[Adapter], name: str | None = None) -> System:
-        """A merge method, a router or "chain", over these adapters."""
+        """A merge method, a router or "chain" (of the adapters as they are), over these experts."""
         head = name_in(spec)
         if spec == "chain":
-            return System("chain", "chain", chain=tuple(single(a) for a in adapters))
+            return System("chain", "chain", chain=tuple(single(a) for a in self.adapters))
         if head in METHODS.names():
             return self._merge(spec, adapters, name or spec)
         if head in ROUTERS.names():
@@ -130,7 +159,7 @@ class Workshop:
         """Linear merges are constant gates over the experts; the others need new weights."""
         method = METHODS.make(spec)
         settings = self.settings
-        weights = settings.given_weights or method.default_weights(len(adapters))
+        weights = self.weights or method.default_weights(len(adapters))
         if isinstance(method, LinearMethod) and settings.rank == "auto" and settings.space is None:
             gates = method.coefficients(weights, len(adapters))
             composition = Composition(
@@ -138,8 +167,8 @@ class Workshop:
             )
             return System(name, "merge", composition, compression_error=0.0)
         merged = merge(
-            adapters, method, weights=settings.given_weights, space=settings.space,
-            rank=settings.rank, seed=settings.seed, allow=settings.allow, name=name,
+            adapters, method, weights=self.weights, space=settings.space, rank=settings.rank,
+            seed=settings.seed, allow=settings.allow, name=name, dtype=self.prepared.dtype,
         )  # fmt: skip
         self.merged[name] = merged
         return System(
@@ -147,7 +176,11 @@ class Workshop:
         )
 
     def controls(self, best_single: str, best: System | None) -> list[System]:
-        """`shrunk:NAME` and `random-partner`, which a composition has to beat."""
+        """`shrunk:NAME` and `random-partner`, which a composition has to beat.
+
+        The random partners take the weights of the composition, also where those were searched
+        for: a search of their own would cost as much again as the first.
+        """
         n = len(self.adapters)
         if n < 2:
             return []
@@ -159,8 +192,8 @@ class Workshop:
             systems.append(System(name, "control", shrunk))
         if self.wants("random-partner") and best is not None and best.kind != "chain":
             partners = [
-                a if a is chosen else random_partner(a, seed=self.settings.seed)
-                for a in self.adapters
+                expert if own is chosen else random_partner(expert, seed=self.settings.seed)
+                for own, expert in zip(self.adapters, self.prepared.adapters, strict=True)
             ]
             built = self.build(best.name, partners, name="random-partner")
             systems.append(System("random-partner", "control", built.composition))

@@ -11,6 +11,8 @@ def merge(
     output: opt.Target,
     method: opt.Method = "uniform",
     weights: opt.Weights = None,
+    balance: opt.Balance = "none",
+    subtract: opt.Subtract = None,
     space: opt.Space = None,
     rank: opt.Rank = "auto",
     base: opt.BaseOrNone = None,
@@ -30,6 +32,6 @@ def merge(
 
     settings = _work.settings(
         methods=[method], weights=weights, adapters=len(refs), space=space, rank=rank,
-        dtype=dtype, allow=allow, threads=threads, seed=seed,
+        dtype=dtype, allow=allow, balance=balance, subtract=subtract, threads=threads, seed=seed,
     )  # fmt: skip
     _work.merge(refs, base, settings, output, overwrite, Output(json, quiet))

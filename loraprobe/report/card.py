@@ -1,4 +1,4 @@
-"""The model card of a merged adapter: YAML front matter by a YAML library, text by a template."""
+"""The cards of merges and compositions: front matter by a YAML library, text by a template."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.records import AdapterSummary, Issue, Verdict
+from loraprobe.records import AdapterSummary, Issue, Transformation, Verdict, WeightSearch
 from loraprobe.report.wording import clean
 
 
@@ -26,19 +26,12 @@ def model_card(
     issues: Sequence[Issue] = (),
     allowed: Collection[str] = (),
     verdict: Verdict | None = None,
+    transformations: Sequence[Transformation] = (),
+    search: WeightSearch | None = None,
 ) -> str:
     """README.md of a merge; strings from strangers' files are data in it, never markup."""
-    import jinja2
-    import yaml
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loraprobe.report"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: _inert(value) if isinstance(value, str) else value,
-    )
-    text = environment.get_template("card.md.jinja").render(
+    text = _filled(
+        "card.md.jinja",
         title=name,
         version=__version__,
         base_model=base_model,
@@ -47,6 +40,7 @@ def model_card(
         space=space,
         rank=rank,
         weights=", ".join(f"{w:g}" for w in weights) if weights else None,
+        negated=[s.name for s, w in zip(sources, weights or (), strict=False) if w < 0],
         compression_error=compression_error,
         rounding_error=rounding_error,
         dtype=dtype,
@@ -54,20 +48,72 @@ def model_card(
         issues=issues,
         allowed=allowed,
         verdict=verdict,
+        transformations=transformations,
+        search=search,
     )
-    return f"---\n{yaml.safe_dump(_front_matter(base_model))}---\n{text}"
+    return _front_matter(base_model, "merge", "peft") + text
 
 
-def _front_matter(base_model: str | None) -> dict[str, Any]:
+def composition_card(
+    *,
+    name: str,
+    base_model: str | None,
+    router: str,
+    experts: Sequence[AdapterSummary],
+    why_not_peft: str | None,
+    issues: Sequence[Issue] = (),
+    allowed: Collection[str] = (),
+    verdict: Verdict | None = None,
+    transformations: Sequence[Transformation] = (),
+    search: WeightSearch | None = None,
+) -> str:
+    """README.md of a saved composition: what it is made of, and how it is loaded.
+
+    `why_not_peft` says why peft's own Arrow cannot express it; None where it can.
+    """
+    text = _filled(
+        "composition.md.jinja",
+        title=name,
+        version=__version__,
+        base_model=base_model,
+        router=router,
+        experts=experts,
+        why_not_peft=why_not_peft,
+        issues=issues,
+        allowed=allowed,
+        verdict=verdict,
+        transformations=transformations,
+        search=search,
+    )
+    return _front_matter(base_model, "routing", "loraprobe") + text
+
+
+def _filled(template: str, **values: Any) -> str:
+    """A template with values that are text and nothing else."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loraprobe.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: _inert(value) if isinstance(value, str) else value,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _front_matter(base_model: str | None, tag: str, library: str) -> str:
     """What the Hub reads of a card."""
+    import yaml
+
     matter: dict[str, Any] = {
-        "library_name": "peft",
+        "library_name": library,
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "merge", "loraprobe"],
+        "tags": ["lora", tag, "loraprobe"],
     }
     if base_model:
         matter["base_model"] = clean(base_model)
-    return matter
+    return f"---\n{yaml.safe_dump(matter)}---\n"
 
 
 def _inert(text: str) -> str:

@@ -1,0 +1,150 @@
+"""Who takes part: every merge method in every space, every router, from the shelves themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from loraprobe.adapter import Adapter
+from loraprobe.evaluation import System
+from loraprobe.merging import METHODS, LinearMethod, MergeMethod
+from loraprobe.routing import ROUTERS
+from loraprobe.spaces import SPACES
+
+Family = Literal["linear", "merge", "router", "chain"]
+N = 2  # adapters in every case
+WHOLE = 1_000_000  # a rank that cuts nothing: what is asked here is the method, not its compression
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One way of composing two adapters.
+
+    spec: method or router as on the command line, or "chain". space: None where the method runs in
+    its default space, in which it gives what it gives in the spaces listed in `same`. strength:
+    weight of each adapter; None for the method's default, 1/n.
+    """
+
+    label: str
+    family: Family
+    spec: str
+    space: str | None = None
+    strength: float | None = None
+    same: tuple[str, ...] = ()
+
+    def system(self, adapters: Sequence[Adapter], seed: int = 0) -> System:
+        """The system of these adapters. Raises LoraprobeError where it cannot be built."""
+        from loraprobe.audit.settings import Settings
+        from loraprobe.audit.systems import Workshop
+
+        weights = None if self.strength is None else (self.strength,) * len(adapters)
+        whole = self.family == "merge"
+        settings = Settings(
+            space=self.space, weights=weights, rank=WHOLE if whole else "auto", seed=seed
+        )
+        return Workshop(adapters, settings).build(self.spec, adapters, name=self.label)
+
+
+def entrants(
+    methods: Sequence[str] = (),
+    routers: Sequence[str] = (),
+    strengths: Sequence[float | None] = (None, 1.0),
+) -> list[Entrant]:
+    """Everyone who takes part; only these methods and routers where some are named.
+
+    A method stands once for all spaces in which it is lossless, and once in every other one; one
+    that takes weights stands once at each strength. Linear methods whose coefficients agree are one
+    composition, and one entrant.
+    """
+    named = bool(methods or routers)
+    chosen = list(methods) if named else METHODS.names()
+    found = list(_linear(chosen, strengths))
+    found += [e for spec in chosen for e in _merges(spec, strengths)]
+    if named:
+        found += [Entrant(spec, "router", spec) for spec in routers]
+    else:
+        found += list(_routers())
+    found.append(Entrant("chain", "chain", "chain"))
+    return list({entrant.label: entrant for entrant in found}.values())
+
+
+def _linear(specs: Sequence[str], strengths: Sequence[float | None]) -> Iterator[Entrant]:
+    groups: dict[tuple[float, ...], list[Entrant]] = {}
+    for spec in specs:
+        method = METHODS.make(spec)
+        if isinstance(method, LinearMethod):
+            for strength in _strengths(method, strengths):
+                weights = method.default_weights(N) if strength is None else (strength,) * N
+                gates = tuple(method.coefficients(weights, N))
+                groups.setdefault(gates, []).append(Entrant(spec, "linear", spec, None, strength))
+    for same in groups.values():
+        plain = sorted(same, key=lambda e: (e.strength is not None, e.spec == "task_arithmetic"))
+        label = " = ".join(_label(entrant) for entrant in plain)
+        yield dataclasses.replace(plain[0], label=label)
+
+
+def _merges(spec: str, strengths: Sequence[float | None]) -> Iterator[Entrant]:
+    method = METHODS.make(spec)
+    if isinstance(method, LinearMethod):
+        return
+    for space, same in _spaces(method):
+        for strength in _strengths(method, strengths):
+            entrant = Entrant(spec, "merge", spec, space, strength, same)
+            yield dataclasses.replace(entrant, label=_label(entrant))
+
+
+def _spaces(method: MergeMethod) -> list[tuple[str | None, tuple[str, ...]]]:
+    """(space, spaces in which the result is the same); a method on factors has no space at all."""
+    from loraprobe.merging import FactorMethod
+
+    if isinstance(method, FactorMethod):
+        return [(None, ())]
+    lossless = tuple(space for space in SPACES if space in method.lossless)
+    others: list[tuple[str | None, tuple[str, ...]]] = [
+        (space, ()) for space in SPACES if space not in method.lossless
+    ]
+    alone = lossless == ("full",)
+    first: tuple[str | None, tuple[str, ...]] = ("full", ()) if alone else (None, lossless)
+    return [first, *others]
+
+
+def _strengths(method: MergeMethod, strengths: Sequence[float | None]) -> Sequence[float | None]:
+    """Those asked for, or the only one where the method leaves weights alone."""
+    if not method.takes_weights:
+        return (None,)
+    ones = method.default_weights(N)
+    return [s for s in dict.fromkeys(strengths) if s is None or (s,) * N != ones]
+
+
+def _label(entrant: Entrant) -> str:
+    space = f" in {entrant.space}" if entrant.space else ""
+    strength = f" x{entrant.strength:g}" if entrant.strength is not None else ""
+    return f"{entrant.spec}{space}{strength}"
+
+
+def _routers() -> Iterator[Entrant]:
+    """Every router that looks at tokens, as it stands, and once for every other value of each of
+    its options that has named values, and as a choice of one adapter where it takes a top_k."""
+    for cls in ROUTERS:
+        if cls.constant:
+            continue
+        name = cls.__module__.rpartition(".")[2]
+        for spec in dict.fromkeys([name, *_variants(cls, name)]):
+            yield Entrant(spec, "router", spec)
+
+
+def _variants(cls: type, name: str) -> Iterator[str]:
+    hints = typing.get_type_hints(cls)
+    say = partial("{}:{}={}".format, name)
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        if typing.get_origin(hints[field.name]) is Literal:
+            values = typing.get_args(hints[field.name])
+            yield from (say(field.name, value) for value in values if value != field.default)
+        if field.name == "top_k" and field.default != 1:
+            yield say("top_k", 1)

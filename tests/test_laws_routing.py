@@ -22,13 +22,15 @@ from torch import Tensor
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.composition import Composition, prepared
+from loraprobe.errors import UsageError
 from loraprobe.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 
 PATH = "model.layers.0.mlp.up_proj"
 RANKS = (2, 4, 3, 2)
 GENERATOR = torch.Generator().manual_seed(11)
-X, Y = (torch.randn(12, 16, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
+# Small, so that no softmax is so sharp that a law seems to hold which does not.
+X, Y = (0.1 * torch.randn(12, 16, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
 EXPERTS = tuple(
     random_adapter(f"e{i}", {PATH: (24, 16)}, rank, seed=i, dtype=torch.float64)
     for i, rank in enumerate(RANKS)
@@ -39,7 +41,23 @@ ELSEWHERE = random_adapter("elsewhere", {"model.layers.1.mlp.up_proj": (24, 16)}
 ZERO = random_adapter("zero", {PATH: (24, 16)}, scaling=0.0, dtype=torch.float64)
 
 
+PROMPTS = {
+    name: 0.1 * seed + 0.3 * torch.randn(6, 16, generator=torch.Generator().manual_seed(seed))
+    for seed, name in enumerate([*(e.name for e in EXPERTS), "elsewhere", "zero"])
+}  # what a module reads when the prompts of an adapter are read: [tokens, in]
+
+
+def fitted(router, experts):
+    """The router as it is after it has read planted prompts of these experts, if it needs any."""
+    if not router.needs_prompts:
+        return router
+    paths = dict.fromkeys(path for expert in experts for path in expert.modules)
+    means = torch.stack([PROMPTS[expert.name].mean(0) for expert in experts])
+    return router.with_state({f"centroid.{path}": means for path in paths})
+
+
 def f(router, experts, x: Tensor) -> Tensor:
+    router = fitted(router, experts)
     layers = prepared(Composition("c", tuple(experts), router), torch.float64)
     return next(layer for layer in layers if layer.path == PATH).delta(x)
 
@@ -83,6 +101,25 @@ def test_every_router_says_what_it_is(name):
     assert router.laws <= set(LAWS)
     assert router.formula and router.paper and router.__doc__
     assert isinstance(router.constant, bool)
+
+
+@pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n != "constant"])
+def test_every_router_by_scores_gives_gates_that_sum_to_one(name):
+    router = fitted(ROUTERS.make(name), EXPERTS)
+    layers = prepared(Composition("c", EXPERTS, router), torch.float64)
+    gates = layers[0].gates(3 * X)
+    assert gates.shape == (12, 4) and gates.min() >= 0
+    torch.testing.assert_close(gates.sum(-1), torch.ones(12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n != "constant"])
+def test_a_state_comes_back_as_it_was_stored(name):
+    router = fitted(ROUTERS.make(name), EXPERTS)
+    again = ROUTERS.make(name).with_state(router.state())
+    assert torch.equal(f(again, EXPERTS, X), f(router, EXPERTS, X))
+    assert router.state().keys() == again.state().keys()
+    with pytest.raises(UsageError):
+        router.with_state({"something": torch.zeros(2)})
 
 
 def test_normalised_arrow_does_not_look_at_the_length_of_x():

@@ -220,5 +220,5 @@ class SharedGates(ScoredGates):
 
 def layer_of(path: str) -> str:
     """A module's path up to its first number: model.layers.7; the whole path if it has none."""
-    found = re.match(r"(?:.*?\.)?\d+(?=\.|$)", path)
+    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
     return found.group() if found else path

@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loraprobe.lowrank import LowRank
 from loraprobe.routing._scored import Moved, ScoredRouter, Scores
+
+CANCELLED = 1e-14  # of the factors' norms: below is float64 rounding of a delta that is zero
 
 
 @dataclass(frozen=True)
@@ -55,5 +57,18 @@ class ArrowScores(Scores):
 
 def prototype(update: LowRank) -> Float[Tensor, "in"]:
     """The unit vector [in] that delta W stretches most; zero for a zero delta. Sign arbitrary."""
-    _, S, Vh = update.to(dtype=torch.float64).svd()
+    S, Vh = right_spectrum(update)
     return (Vh[0] * (S[0] > 0)).to(update.A.dtype)
+
+
+def right_spectrum(
+    update: LowRank,
+) -> tuple[Float64[Tensor, k], Float64[Tensor, "k in"]]:
+    """Singular values [k] and right singular vectors [k, in] of delta W.
+
+    Values that are nothing but rounding of factors that cancel each other are 0.
+    """
+    exact = update.to(dtype=torch.float64)
+    _, S, Vh = exact.svd()
+    rounding = CANCELLED * abs(float(exact.scaling)) * exact.A.norm() * exact.B.norm()
+    return torch.where(rounding < S, S, torch.zeros_like(S)), Vh

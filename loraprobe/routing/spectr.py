@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loraprobe.lowrank import RANK_TOLERANCE, LowRank
 from loraprobe.routing._scored import Moved, ScoredRouter, Scores
+from loraprobe.routing.arrow import right_spectrum
 
 Spectrum = Literal["weighted", "flat"]
 
@@ -70,7 +71,7 @@ class SpectralScores(Scores):
 
 def projection(update: LowRank, spectrum: Spectrum = "weighted") -> Float[Tensor, "k in"]:
     """S V^T, or V^T, of a delta's directions with any effect: [k, in]; none of a zero delta."""
-    _, S, Vh = update.to(dtype=torch.float64).svd()
+    S, Vh = right_spectrum(update)
     kept = (RANK_TOLERANCE * S[:1] < S) & (S > 0)
     rows = Vh[kept] if spectrum == "flat" else S[kept, None] * Vh[kept]
     return rows.to(update.A.dtype)

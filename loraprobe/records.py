@@ -181,6 +181,25 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class GateStatistics:
+    """How a token router shared its gates among the adapters while it read the tasks' prompts.
+
+    Means over `n` tokens and the `modules` of one layer that at least two adapters have; `layer`
+    None stands for all layers. `share` is each adapter's mean gate, `entropy` that of the gates in
+    nats, `entropy_share` the same over the logarithm of the number of adapters present: 0 is one
+    adapter a token, 1 all alike.
+    """
+
+    system: str
+    layer: str | None
+    share: Mapping[str, float]
+    entropy: float
+    entropy_share: float
+    modules: int
+    n: int
+
+
+@dataclass(frozen=True)
 class Reason:
     """One reason of a verdict: what was measured, against which threshold, and whose it is.
 
@@ -317,6 +336,7 @@ class Audit:
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    gates: tuple[GateStatistics, ...] = ()
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
 

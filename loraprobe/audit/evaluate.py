@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapter import Adapter
+from loraprobe.audit.fitting import fit_routers
+from loraprobe.audit.gates import gate_statistics
 from loraprobe.audit.run import open_ledger
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
@@ -140,6 +142,8 @@ class Bench:
         )
         if noted:
             self.story.notes.append(noted)
+        with self.story.stage("fit"):
+            self.story.notes.extend(fit_routers(self.workshop, self.scorer, tasks))
 
     def run(self, systems: Sequence[System]) -> None:
         """Evaluates systems on all tasks; what the ledger already holds is not run again."""
@@ -185,11 +189,20 @@ class Bench:
             if system.composition is not None:
                 self.story.notes.extend(system.composition.notes())
         self.run(compositions)
+        self.watch_gates(compositions)
         with self.story.stage("compose"):
             controls = self._controls(compositions)
         if controls:
             self.run(controls)
         self.tell_statistics()
+
+    def watch_gates(self, systems: Sequence[System]) -> None:
+        """How token routers share their gates on the tasks' prompts."""
+        with self.story.stage("gates"):
+            rows, note = gate_statistics(self.scorer, systems, self.tasks, self.settings.seed)
+        self.story.found["gates"] = rows
+        if note:
+            self.story.notes.append(note)
 
     def _controls(self, compositions: Sequence[System]) -> list[System]:
         """The controls of the best single adapter and the best composition so far."""

@@ -37,7 +37,8 @@ def name_in(spec: str) -> str:
 class Workshop:
     """Builds systems from their specs and remembers the merges that needed new weights.
 
-    `general` is what `--subtract` takes out; `searched` the weights that a search has found.
+    `general` is what `--subtract` takes out; `searched` the weights that a search has found;
+    `fitted` the routers that have learned from prompts, by their spec.
     """
 
     adapters: Sequence[Adapter]
@@ -46,6 +47,7 @@ class Workshop:
     base: Base | None = None
     searched: tuple[float, ...] | None = None
     merged: dict[str, Merged] = field(default_factory=dict)
+    fitted: dict[str, Router] = field(default_factory=dict)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -134,9 +136,18 @@ class Workshop:
             return "sum"
         return "average" if all(0 < gate < 1 for gate in gates) else None
 
+    def routers(self) -> list[str]:
+        """The specs of all routers asked for, those of `--system` too."""
+        asked = (*self.settings.routers, *self._specs(has_hops=False))
+        return [spec for spec in dict.fromkeys(asked) if name_in(spec) in ROUTERS.names()]
+
+    def router(self, spec: str) -> Router:
+        """The router of a spec, with what it has learned if it has."""
+        return self.fitted.get(spec) or ROUTERS.make(spec)
+
     def token_router(self) -> Router | None:
         """The first router asked for whose gates look at tokens; None if none does."""
-        routers = (ROUTERS.make(spec) for spec in self.settings.routers)
+        routers = (self.router(spec) for spec in self.settings.routers)
         return next((router for router in routers if not router.constant), None)
 
     def wants(self, control: str) -> bool:
@@ -151,7 +162,7 @@ class Workshop:
         if head in METHODS.names():
             return self._merge(spec, adapters, name or spec)
         if head in ROUTERS.names():
-            composition = Composition(name or spec, tuple(adapters), ROUTERS.make(spec))
+            composition = Composition(name or spec, tuple(adapters), self.router(spec))
             return System(name or spec, "router", composition)
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 

@@ -27,7 +27,8 @@ class Models:
     """The base and its adapters, one at a time, on one scorer.
 
     ask: scores continuations, as `Request` has them. router: the token router whose gates are
-    looked at, None for none. max_new_tokens: a limit below PLAIN_TOKENS and WORKED_TOKENS.
+    looked at, None for none; it decides for each token and module apart here, whatever it shares
+    in a composition. max_new_tokens: a limit below PLAIN_TOKENS and WORKED_TOKENS.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class Models:
         max_new_tokens: int | None = None,
     ) -> None:
         self.scorer, self.adapters, self.likely = scorer, tuple(adapters), ask
-        self.router, self.max_new_tokens = router, max_new_tokens
+        self.router = None if router is None else router.each_token()
+        self.max_new_tokens = max_new_tokens
         self._texts: dict[tuple[Any, ...], Written] = {}
         self._sights: dict[tuple[str, str, int], Sight | None] = {}
 

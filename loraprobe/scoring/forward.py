@@ -62,10 +62,13 @@ def mean_hidden(model: Any, rows: Sequence[Sequence[int]], layer: int, pad: int)
     ]
 
 
-def read_through(model: Any, ids: Tensor, mask: Tensor) -> None:
-    """One forward pass for those who watch it; ids, mask: [b, n]. Logits of one position only."""
+def read_through(model: Any, ids: Tensor, mask: Tensor, whole: bool = False) -> None:
+    """One forward pass for those who watch it; ids, mask: [b, n].
+
+    Logits of one position only, unless the head is to see them all (whole).
+    """
     known = inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    options = {"logits_to_keep": 1} if "logits_to_keep" in known and not whole else {}
     model(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),

@@ -193,13 +193,17 @@ def score_together(
 
 
 def read_together(
-    scorer: Any, pairs: Sequence[tuple[str, str]], see: Callable[[Tensor], None]
+    scorer: Any,
+    pairs: Sequence[tuple[str, str]],
+    see: Callable[[Tensor], None],
+    *,
+    whole: bool = False,
 ) -> None:
     """Reads prompts, each with the continuation that follows it ("" for none), for who watches.
 
     Rows are padded on the right; before each forward pass see(mask) is told which tokens [b, n]
     are text. The first token of a row is left out where others follow: trained models keep
-    activations of quite another size there.
+    activations of quite another size there. whole: the head too reads every token.
     """
     unique = list(dict.fromkeys(pairs))
     alone = scorer.encoder.prompts([prompt for prompt, _ in unique])
@@ -214,6 +218,8 @@ def read_together(
         counted = mask.bool()
         counted[:, 0] &= mask.sum(-1) == 1
         see(counted.to(scorer.model.device))
-        read_through(scorer.model, ids, mask)
+        read_through(scorer.model, ids, mask, whole)
 
-    scorer.run("hidden", scorer.batcher.split([len(row) for row in rows]), work, len(rows))
+    lengths = [len(row) for row in rows]
+    starts, width = ([0] * len(rows), scorer.vocab_size) if whole else (None, 0)
+    scorer.run("hidden", scorer.batcher.split(lengths, starts, width), work, len(rows))

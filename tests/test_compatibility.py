@@ -15,7 +15,17 @@ from making import LLAMA, random_adapter, random_update, regauged, tiny_gpt2, ti
 from making import SHARED as DATA
 from safetensors.torch import save_file
 
-from loraprobe.adapter import Adapter, Extra, Source, adapter_of, fused, read_adapter, reading
+from loraprobe.adapter import (
+    Adapter,
+    Extra,
+    Source,
+    adapter_of,
+    fused,
+    promises,
+    read_adapter,
+    reading,
+    sorting,
+)
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, Contents, check, with_contents
 from loraprobe.compatibility.identity import relation
@@ -62,7 +72,8 @@ def test_adapters_that_fit_have_no_findings():
 def test_all_issues_have_known_codes_and_errors_have_cures():
     """Every code in the source stands in the table, and every code of the table in the source."""
     files = [p for p in CODE_FILES.glob("*.py") if p.name != "codes.py"]
-    text = "".join(p.read_text() for p in [*files, *map(Path, (reading.__file__, fused.__file__))])
+    sources = (m.__file__ for m in (reading, sorting, fused, promises))
+    text = "".join(p.read_text() for p in [*files, *map(Path, sources)])
     kinds = {"dora-magnitude", "modules-to-save", "bias", "lora-bias", "token-delta"}
     kinds |= {"target-parameter", "convolution", "unknown"}  # built from the kinds of Extra
     for code in set(CODES) - kinds:
@@ -72,7 +83,7 @@ def test_all_issues_have_known_codes_and_errors_have_cures():
 def test_codes_of_reading_may_be_allowed_where_they_do_not_occur():
     """A script may pass one --allow for many adapters."""
     table = re.findall(r"^(?:error|warning|note) +(\S+)", str(reading.__doc__), re.MULTILINE)
-    assert len(table) == 13
+    assert len(table) == 16
     assert check([A, B], allow=table).compatible
 
 

@@ -7,6 +7,7 @@ here and exist nowhere else.
 
 from loraprobe.adapter.memory import adapter_of
 from loraprobe.adapter.paths import layer_pattern, natural
+from loraprobe.adapter.promises import extreme_norm
 from loraprobe.adapter.reading import read_adapter
 from loraprobe.adapter.saving import StagedDirectory, check_output
 from loraprobe.adapter.types import (
@@ -30,6 +31,7 @@ __all__ = [
     "Tensors",
     "adapter_of",
     "check_output",
+    "extreme_norm",
     "layer_pattern",
     "natural",
     "read_adapter",

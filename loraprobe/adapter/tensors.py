@@ -83,6 +83,12 @@ class PickleFile:
             raise AdapterError(
                 f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
             )
+        huge = next((key for key, tensor in state.items() if _expanded(tensor)), None)
+        if huge is not None:
+            raise AdapterError(
+                f"{path} declares {huge} as {list(state[huge].shape)}, more numbers than it holds; "
+                f"save the trained factors themselves, as {SAFETENSORS}."
+            )
         self._state: dict[str, Tensor] = state
         self.shapes = {key: tuple(t.shape) for key, t in state.items()}
         self.dtypes: dict[str, torch.dtype | None] = {k: t.dtype for k, t in state.items()}
@@ -95,6 +101,32 @@ def _state(path: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _expanded(tensor: Tensor) -> bool:
+    """Whether a tensor repeats its storage by strides of zero: a few bytes that claim a world."""
+    return tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1)
+
+
+def disagreement(directory: Path) -> str | None:
+    """What differs between the safetensors file and the pickle of one directory; None if nothing.
+
+    peft and loraprobe take the first; whoever deletes it, or uses an older tool, gets the other.
+    """
+    if not ((directory / SAFETENSORS).is_file() and (directory / PICKLE).is_file()):
+        return None
+    ours = SafetensorsFile(directory / SAFETENSORS)
+    try:
+        theirs = PickleFile(directory / PICKLE)
+    except AdapterError:
+        return f"{PICKLE} cannot be read"
+    if ours.shapes.keys() != theirs.shapes.keys():
+        return f"{sorted(ours.shapes.keys() ^ theirs.shapes.keys())[0]} is in one of them only"
+    for key in ours.shapes:
+        one, other = ours.read(key), theirs.read(key)
+        if one.shape != other.shape or not torch.equal(one.to(other.dtype), other):
+            return f"{key} differs"
+    return None
 
 
 def open_tensors(directory: Path) -> TensorFile:

@@ -18,6 +18,9 @@ CODES: dict[str, str] = {
     "unknown-tensors": "keys that fit nothing",
     "unknown-config": "config keys that may change the mathematics",
     "no-modules": "nothing that can be used",
+    "weights-disagree": "adapter_model.safetensors and adapter_model.bin are not the same",
+    "targets-without-weights": "targets of the config for which the file holds nothing",
+    "layers-uneven": "a layer lacks a module that other layers have beside the same neighbours",
     "unprefixed-keys": "keys as other tools write them, which peft would ignore",
     "unknown-config-empty": "unknown config keys that say nothing",
     # Which base model
@@ -60,6 +63,7 @@ CODES: dict[str, str] = {
     # Inside the factors
     "not-finite": "NaN or infinities",
     "no-effect": "all deltas are zero",
+    "norm-extreme": "a delta far larger than that of any sound training",
     "modules-without-effect": "some modules' deltas are zero",
     "duplicate": "two adapters are the same update",
 }

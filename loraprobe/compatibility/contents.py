@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, natural
+from loraprobe.adapter import Adapter, extreme_norm, natural
 from loraprobe.joint import Joint, joints
 from loraprobe.lowrank import same_update
 from loraprobe.records import Issue
@@ -27,17 +27,22 @@ class Contents:
     not_finite: list[list[str]] = field(init=False)
     without_effect: list[list[str]] = field(init=False)
     inner: Float64[Tensor, "n n"] = field(init=False)
+    largest: list[tuple[float, str]] = field(init=False)  # norm of a module's delta, its path
 
     def __post_init__(self) -> None:
         n = len(self.adapters)
         self.not_finite = [[] for _ in range(n)]
         self.without_effect = [[] for _ in range(n)]
         self.inner = torch.zeros(n, n, dtype=torch.float64)
+        self.largest = [(0.0, "")] * n
 
     def take(self, joint: Joint) -> None:
         """Adds one batch of modules."""
         self.inner += joint.inner.sum(0)
         zero = joint.present & joint.finite & (joint.square == 0)
+        squares, places = joint.square.max(0)
+        for i, (square, place) in enumerate(zip(squares.tolist(), places.tolist(), strict=True)):
+            self.largest[i] = max(self.largest[i], (square**0.5, joint.paths[place]))
         for m, path in enumerate(joint.paths):
             for i in range(len(self.adapters)):
                 if not joint.finite[m, i]:
@@ -79,7 +84,8 @@ def content_issues(contents: Contents) -> Iterator[Issue]:
                 "It was never trained, or its B factors were lost on saving; take a trained "
                 "checkpoint.",
             )  # fmt: skip
-        elif empty:
+        yield from extreme_norm(adapter.name, *contents.largest[i])
+        if empty and len(empty) < len(adapter.layout):
             yield Issue(
                 "note", "modules-without-effect", (adapter.name,),
                 f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "

@@ -1,0 +1,87 @@
+"""Whether an adapter is what it promises to be: complete, and of a size that training gives.
+
+A file that lost modules loads in peft without a word: what is absent keeps its initial value, which
+is no effect. Without the base nobody can know all modules, so these are warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from loraprobe.adapter.paths import layer_pattern
+from loraprobe.adapter.types import Extra
+from loraprobe.records import Issue
+from loraprobe.words import listing
+
+# Frobenius norm of one module's delta beyond which something went wrong: adapters of sound training
+# stay in single digits, whole weight matrices of language models lie between about 30 and 300.
+EXTREME_NORM = 100.0
+
+
+def completeness(
+    name: str, paths: Collection[str], config: Mapping[str, Any], extras: Sequence[Extra]
+) -> list[Issue]:
+    """Targets without any weights, and layers that lack a module beside its neighbours."""
+    held = [*paths, *(extra.module for extra in extras if extra.module)]
+    return [*_targets(name, held, config), *_layers(name, paths)]
+
+
+def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> list[Issue]:
+    targets = config.get("target_modules")
+    if not isinstance(targets, (list, tuple)) or not held:
+        return []  # a regular expression, "all-linear" or nothing: no list of promises
+    lost = [
+        str(target)
+        for target in targets
+        if not any(path == target or path.endswith(f".{target}") for path in held)
+    ]
+    if not lost:
+        return []
+    return [
+        Issue(
+            "warning",
+            "targets-without-weights",
+            (name,),
+            f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
+            "the file holds no weights: where the base has such modules they stay untouched.",
+            "Make sure that the file is complete and that the base has no such modules.",
+        )
+    ]
+
+
+def _layers(name: str, paths: Collection[str]) -> list[Issue]:
+    """A parent, such as `self_attn`, has the same children in every layer in which it occurs."""
+    children: dict[str, dict[str, set[str]]] = {}
+    for path in paths:
+        parent, _, child = path.rpartition(".")
+        children.setdefault(layer_pattern(parent), {}).setdefault(parent, set()).add(child)
+    lost = []
+    for parents in children.values():
+        everywhere = set().union(*parents.values())
+        lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
+    if not lost:
+        return []
+    return [
+        Issue(
+            "warning",
+            "layers-uneven",
+            (name,),
+            f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
+            f"other layers have, {lost[0]} first.",
+            "Unless it was trained so, the file is incomplete; save or download it again.",
+            lost[0],
+        )
+    ]
+
+
+def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
+    """A finding if the largest delta of an adapter, that of module `path`, is out of all bounds."""
+    if norm > EXTREME_NORM:
+        yield Issue(
+            "warning", "norm-extreme", (name,),
+            f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
+            f"{EXTREME_NORM:.0f}: a sound training stays in single digits.",
+            "Its training probably diverged; take an earlier checkpoint, or look at its outputs "
+            "before composing it.", path,
+        )  # fmt: skip

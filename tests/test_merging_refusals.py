@@ -147,11 +147,13 @@ def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
     adapter = read_adapter(path)
     assert adapter.extras, "or this test shows nothing"
     kind = code.replace("-", "_")
-    with pytest.raises(UnsupportedAdapter, match=rf"Adapter x holds {kind} .*--allow {code}"):
-        merge([adapter])
-    merged = merge([adapter], allow=[code])
+    message = rf"Adapter x holds {kind} .*only a linear method keeps.*uniform.*--allow {code}"
+    with pytest.raises(UnsupportedAdapter, match=message):
+        merge([adapter], "ties")
+    merged = merge([adapter], "ties:density=1", allow=[code])
     assert {i.code for i in merged.issues} == {code}
     assert "was dropped" in merged.issues[0].message
+    assert not merged.adapter.extras
 
 
 def embedding_adapter(directory, name: str, copy: torch.Tensor):

@@ -15,7 +15,7 @@ from loraprobe.adapter import Adapter, Extra, ModuleInfo
 from loraprobe.adapter.tensors import open_tensors
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lowrank import same_update
-from loraprobe.merging._method import FactorMethod, MergeMethod
+from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.records import Issue
 from loraprobe.words import listing
 
@@ -53,8 +53,12 @@ def check_rank(rank: int | str) -> int | None:
     return number
 
 
-def check_adapters(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Issue]:
-    """Everything that can be seen without reading factors. Returns what a report should say."""
+# What a linear merge carries beside factors (`_scaled`, `_whole`).
+LINEAR_EXTRAS = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
+
+
+def check_names(adapters: Sequence[Adapter]) -> None:
+    """Raises UsageError for no adapters, or two of one name."""
     if not adapters:
         raise UsageError("There is nothing to merge; name at least one adapter.")
     names = [adapter.name for adapter in adapters]
@@ -63,7 +67,16 @@ def check_adapters(adapters: Sequence[Adapter], allow: Collection[str]) -> list[
             raise UsageError(
                 f"Two adapters are called {name!r}; give them names, such as first=REF second=REF."
             )
-    notes = [note for adapter in adapters for note in _findings(adapter, allow)]
+
+
+def check_adapters(
+    adapters: Sequence[Adapter], allow: Collection[str], carried: Collection[str] = ()
+) -> list[Issue]:
+    """Everything that can be seen without reading factors. Returns what a report should say.
+
+    carried: the kinds of extra that the merge keeps.
+    """
+    notes = [note for adapter in adapters for note in _findings(adapter, allow, carried)]
     notes += _base_copies(adapters, allow)
     return notes
 
@@ -117,7 +130,7 @@ def check_effect(
     """
     notes = []
     for i, adapter in enumerate(adapters):
-        if inner[i, i] > 0:
+        if inner[i, i] > 0 or adapter.whole or adapter.offsets:
             continue
         message = f"Adapter {adapter.name} has no effect (all of its deltas are zero)"
         if "no-effect" not in allow:
@@ -126,14 +139,22 @@ def check_effect(
             )
         notes.append(Issue("warning", "no-effect", (adapter.name,), f"Allowed: {message}."))
     for i, j in combinations(range(len(adapters)), 2):
-        if same_update(inner, i, j):
+        beside = any(adapters[k].whole or adapters[k].offsets for k in (i, j))
+        if same_update(inner, i, j) and not beside:
             names = (adapters[i].name, adapters[j].name)
             message = f"{names[0]} and {names[1]} are the same update."
             notes.append(Issue("warning", "duplicate", names, message, "Leave one of them out."))
     return notes
 
 
-def _findings(adapter: Adapter, allow: Collection[str]) -> list[Issue]:
+def carried_by(method: MergeMethod, has_base: bool) -> frozenset[str]:
+    """The kinds of extra that a merge by this method keeps."""
+    if not isinstance(method, LinearMethod):
+        return frozenset()
+    return LINEAR_EXTRAS if has_base else LINEAR_EXTRAS - {"dora_magnitude"}
+
+
+def _findings(adapter: Adapter, allow: Collection[str], carried: Collection[str]) -> list[Issue]:
     """Errors found on reading stop the merge unless allowed; so do extras it would have to drop."""
     notes = []
     for issue in adapter.issues:
@@ -147,16 +168,28 @@ def _findings(adapter: Adapter, allow: Collection[str]) -> list[Issue]:
         raise UnsupportedAdapter(f"Adapter {adapter.name} has no LoRA factors that can be merged.")
     for extra in adapter.extras:
         code = extra.kind.replace("_", "-")
-        if extra.kind == "base_copy":
+        if extra.kind == "base_copy" or extra.kind in carried:
             continue
         if code not in allow:
             raise UnsupportedAdapter(
-                f"Adapter {adapter.name} holds {extra}, which a merge would lose; merge it into "
-                f"its base with peft first, or add --allow {code} to drop it knowingly."
+                f"Adapter {adapter.name} holds {extra}, {_why_lost(extra, carried)}, or add "
+                f"--allow {code} to drop it knowingly."
             )
         message = f"Allowed: {extra} was dropped."
         notes.append(Issue("warning", code, (adapter.name,), message, module=extra.module))
     return notes
+
+
+def _why_lost(extra: Extra, carried: Collection[str]) -> str:
+    """Why a merge cannot keep an extra, and what to do."""
+    if extra.kind == "dora_magnitude" and carried:
+        return "whose merge needs the base's weights; add --base DIR or --base auto"
+    if extra.kind in LINEAR_EXTRAS:
+        return (
+            "which only a linear method keeps; take uniform, sum or task_arithmetic, merge the "
+            "adapter into its base with peft first"
+        )
+    return "which a merge would lose; merge it into its base with peft first"
 
 
 def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Issue]:
@@ -207,6 +240,11 @@ def _agree(
         raise CompatibilityError(
             f"Module {path} is of kind {a.kind} in {name_a} and {b.kind} in {name_b}; they belong "
             "to different base models, so merge adapters of one base."
+        )
+    if a.kernel != b.kernel:
+        raise CompatibilityError(
+            f"Module {path} is a convolution with kernel {list(a.kernel)} in {name_a} and "
+            f"{list(b.kernel)} in {name_b}, so merge adapters of one base."
         )
     if equal_ranks and a.rank != b.rank:
         raise CompatibilityError(

@@ -5,27 +5,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, LayerKind, ModuleInfo, Source, adapter_of
+from loraprobe.adapter import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import _checks
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
 from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
+from loraprobe.merging._scaled import Weight, check_weight, merge_scaled
 from loraprobe.merging._seeds import generators, module_seed
 from loraprobe.merging._shelf import METHODS
+from loraprobe.merging._whole import Parameter, merge_offsets, merge_whole
+from loraprobe.merging._written import said, written
 from loraprobe.records import AdapterSummary, Issue
 from loraprobe.spaces import Stacked, space_named
-
-# A merge that lost more than this share of its delta says so.
-COMPRESSION_LIMIT = 0.1
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,6 +36,8 @@ class Merged:
     compression_error: ||dW - dW_k||_F / ||dW||_F over the whole adapter, dW what the method gives
         and dW_k what `rank` keeps of it; 0.0 where nothing above rounding was cut.
     rounding_error: the same ratio for writing the factors in their dtype.
+    sketch_error: the same ratio for what the last round of a sketch of a large dense module still
+        found, about what an exact SVD might keep beside; 0.0 where no sketch was needed.
     rank: the largest rank of a module. weights: those that were used.
     """
 
@@ -51,6 +52,7 @@ class Merged:
     card: str | None = None
     weights: tuple[float, ...] = ()
     seed: int = 0
+    sketch_error: float = 0.0
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes a PEFT directory, with `card` as its README. Raises OutputError."""
@@ -68,6 +70,12 @@ class _Plan:
     rank: int | None
     seed: int
     dtype: torch.dtype
+    weight: Weight | None = None  # of the base, where DoRA needs it
+
+    def coefficients(self) -> tuple[float, ...]:
+        """What a linear method multiplies each adapter with."""
+        assert isinstance(self.method, LinearMethod)
+        return self.method.coefficients(self.weights, len(self.weights))
 
 
 @dataclass
@@ -78,7 +86,9 @@ class _Totals:
     merged: float = 0.0
     lost: float = 0.0
     rounded: float = 0.0
+    gained: float = 0.0
     modules: dict[str, LowRank] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -94,8 +104,10 @@ def merge(
     name: str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    base_weight: Weight | None = None,
+    base_parameter: Parameter | None = None,
 ) -> Merged:
-    """Merge adapters of one base into one adapter, without the base.
+    """Merge adapters of one base into one adapter, without the base where that is possible.
 
     weights: one per adapter, used as given and never normalised; default_weights of the method if
     None. space: "full", "core" or "knots"; the method's default if None. rank: a number, or "auto"
@@ -104,27 +116,45 @@ def merge(
     its numerical rank. dtype: of the written factors, the widest of the sources' if None. allow:
     codes of issues to accept. One module of all adapters is in memory at a time.
 
+    base_weight: module path -> W0 [out, in], which linear merges of DoRA adapters need (`_scaled`);
+    base_parameter: parameter name -> tensor as stored, for whole modules and biases that not every
+    adapter has, or whose weights do not sum to 1 (`_whole`).
+
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError, each with the cure.
     """
-    notes = _checks.check_adapters(adapters, allow)
+    _checks.check_names(adapters)
     plan, more = _plan(adapters, method, weights, space, rank, seed, dtype)
+    carried = _checks.carried_by(plan.method, base_weight is not None)
+    notes = _checks.check_adapters(adapters, allow, carried)
+    if "dora_magnitude" in carried and any(a.magnitudes for a in adapters):
+        plan = replace(plan, weight=base_weight)
     infos = _checks.layout(adapters, plan.method)
     totals = _Totals(torch.zeros(len(adapters), len(adapters), dtype=torch.float64))
+    whole, offsets, dropped = _beside(adapters, plan, infos, base_parameter, allow)
     for done, (path, updates) in enumerate(_streamed(adapters, infos)):
-        _merge_module(path, updates, [a.name for a in adapters], plan, totals)
+        _merge_module(path, updates, adapters, plan, totals)
         if progress:
             progress("merge", done + 1, len(infos))
     norms = totals.inner.diagonal().clamp_min(0).sqrt().tolist()
-    notes += more + _checks.check_effect(adapters, totals.inner, allow)
-    if totals.merged == 0:
+    notes += more + dropped + _checks.check_effect(adapters, totals.inner, allow)
+    if totals.merged == 0 and not whole and not offsets:
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    lost = math.sqrt(totals.lost / totals.merged)
-    notes += _said(adapters, lost)
+    merged2 = max(totals.merged, 1e-300)
+    lost = math.sqrt(totals.lost / merged2)
+    notes += said(adapters, lost)
     return Merged(
-        adapter=_written(adapters, totals.modules, infos, name or _name(plan.method)),
+        adapter=written(
+            name or _name(plan.method),
+            adapters,
+            infos,
+            totals.modules,
+            magnitudes=totals.magnitudes,
+            whole=whole,
+            offsets=offsets,
+        ),
         method=repr(plan.method),
         space=plan.space,
         rank=max(update.rank for update in totals.modules.values()),
@@ -134,6 +164,7 @@ def merge(
         issues=tuple(notes),
         weights=plan.weights,
         seed=seed,
+        sketch_error=math.sqrt(totals.gained / merged2),
     )
 
 
@@ -177,25 +208,64 @@ def _update(adapter: Adapter, path: str, info: ModuleInfo) -> LowRank:
     return adapter.modules[path]
 
 
+def _beside(
+    adapters: Sequence[Adapter],
+    plan: _Plan,
+    infos: Mapping[str, ModuleInfo],
+    parameter: Parameter | None,
+    allow: Collection[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Issue]]:
+    """Whole parameters, biases of B, and what is said about those that were dropped."""
+    if not isinstance(plan.method, LinearMethod):
+        return {}, {}, []
+    whole, notes = merge_whole(adapters, plan.coefficients(), parameter, allow)
+    return whole, merge_offsets(adapters, plan.coefficients(), infos), notes
+
+
 def _merge_module(
-    path: str, updates: list[LowRank], names: list[str], plan: _Plan, totals: _Totals
+    path: str, updates: list[LowRank], adapters: Sequence[Adapter], plan: _Plan, totals: _Totals
 ) -> None:
     joint = SideBySide.of(updates)
     diagonals = torch.stack([gram.diagonal() for gram in joint.grams])
-    _checks.check_finite(diagonals, joint.ranks, names, path)
+    _checks.check_finite(diagonals, joint.ranks, [a.name for a in adapters], path)
+    if plan.weight is not None:
+        _merge_scaled(path, updates, adapters, plan, totals)
+        return
     totals.inner += joint.inner()
     compressed = _computed(path, joint, plan)
-    written = compressed.update.to(plan.dtype)
-    rounded = _rounding2(compressed.update, written)
+    update = compressed.update.to(plan.dtype)
+    _add(path, update, _rounding2(compressed.update, update), compressed, plan, totals)
+
+
+def _merge_scaled(
+    path: str, updates: list[LowRank], adapters: Sequence[Adapter], plan: _Plan, totals: _Totals
+) -> None:
+    """One module of DoRA adapters: a direction and its magnitudes."""
+    assert plan.weight is not None
+    weight = plan.weight(path)
+    check_weight(path, updates[0], weight)
+    magnitudes = [a.magnitudes.get(path) for a in adapters]
+    merged = merge_scaled(updates, magnitudes, plan.coefficients(), weight, plan.rank)
+    totals.inner += merged.inner
+    direction, totals.magnitudes[path] = merged.written(weight, plan.dtype)
+    rounded = _rounding2(merged.kept.update, merged.effective(direction))
+    _add(path, direction, rounded, merged.kept, plan, totals)
+
+
+def _add(
+    path: str, update: LowRank, rounded: float, made: Compressed, plan: _Plan, totals: _Totals
+) -> None:
+    """One module's result and its share of the errors."""
     if not math.isfinite(rounded):
         raise OutputError(
             f"The merge does not fit into {str(plan.dtype).removeprefix('torch.')} in module "
             f"{path}; write it in float32."
         )
-    totals.modules[path] = written
-    totals.merged += compressed.norm2
-    totals.lost += compressed.lost2
+    totals.modules[path] = update
+    totals.merged += made.norm2
+    totals.lost += made.lost2
     totals.rounded += rounded
+    totals.gained += made.gained2
 
 
 def _computed(path: str, joint: SideBySide, plan: _Plan) -> Compressed:
@@ -241,51 +311,6 @@ def _rounding2(exact: LowRank, written: LowRank) -> float:
     B = torch.cat([(written.B - exact.B).float(), exact.B.float()], 1)
     square = float(((B.mT @ B) * (A @ A.mT)).sum())
     return max(0.0, square) if math.isfinite(square) else math.inf
-
-
-def _written(
-    adapters: Sequence[Adapter],
-    modules: Mapping[str, LowRank],
-    infos: Mapping[str, ModuleInfo],
-    name: str,
-) -> Adapter:
-    """The adapter in memory; base, task type and the like are those that the sources agree on."""
-    kinds: dict[str, LayerKind] = {path: info.kind for path, info in infos.items()}
-    bases = [a.base_model for a in adapters if a.base_model]
-    config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
-    named = [a for a in adapters if bases and a.base_model == bases[0]]
-    config["revision"] = _agreed(named, "revision")
-    made_of = ", ".join(a.source.reference for a in adapters)
-    return adapter_of(
-        name,
-        modules,
-        kinds=kinds,
-        base_model=bases[0] if bases else None,
-        config=config,
-        source=Source(reference=f"{name}({made_of})"),
-    )
-
-
-def _agreed(adapters: Sequence[Adapter], key: str) -> Any:
-    """What the configs that have a value for a key agree on, else None, which peft takes too."""
-    values = [a.config[key] for a in adapters if a.config.get(key)]
-    return values[0] if values and all(value == values[0] for value in values) else None
-
-
-def _said(adapters: Sequence[Adapter], lost: float) -> list[Issue]:
-    """What whoever gets the result must be told."""
-    names = tuple(a.name for a in adapters)
-    said = []
-    bases = sorted({a.base_model for a in adapters if a.base_model})
-    if len(bases) > 1:
-        message = f"The sources name different bases ({', '.join(bases)}); the first's is kept."
-        cure = "Merge adapters of one base."
-        said.append(Issue("warning", "base-mismatch", names, message, cure))
-    if lost > COMPRESSION_LIMIT:
-        message = f"The rank keeps all but {lost:.0%} of the merged delta (Frobenius norm)."
-        cure = "Give a larger --rank; an elementwise method in the full space has no low rank."
-        said.append(Issue("warning", "compression-lost", names, message, cure))
-    return said
 
 
 def _name(method: MergeMethod) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from loraprobe.composition.contract import Composition
 from loraprobe.composition.experts.full import replaced
 from loraprobe.composition.layers import ComposedLayer, prepared
+from loraprobe.composition.passes import following_passes
 from loraprobe.composition.targets import check_extras, check_model, target
+from loraprobe.composition.watching import LookAtGates, WatchedGates
 from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
 
@@ -21,13 +24,16 @@ _ACTIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def composed(model: nn.Module, composition: Composition) -> Iterator[nn.Module]:
+def composed(
+    model: nn.Module, composition: Composition, look: LookAtGates | None = None
+) -> Iterator[nn.Module]:
     """Puts a composition into a transformers model for as long as the context lasts.
 
     Forward hooks on the target modules add the experts' output; weights, dtypes, modes and
     attributes of the model stay as they are, and the hooks go when the context ends, also after
     an exception. Parameters that an expert replaces whole are exchanged for that time, and the
     model gets back the very tensors it had. One composition at a time: nesting is refused.
+    look(path, present, gates) is told the gates that a token router gives, module by module.
 
     Raises CompatibilityError, naming the module, where a target is missing, is of a kind that no
     expert serves, has another shape, or is already wrapped by peft; UnsupportedAdapter where an
@@ -48,8 +54,13 @@ def composed(model: nn.Module, composition: Composition) -> Iterator[nn.Module]:
         undo.callback(_ACTIVE.discard, model)
         for layer in layers:
             module = targets[layer.path]
+            if look is not None and layer.gates is not None:
+                seen = WatchedGates(layer.gates, layer.path, composition.present(layer.path), look)
+                layer = replace(layer, gates=seen)
             hook = _hook(layer.to(_device(module)), module)
             undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        if any(getattr(layer.gates, "shared", False) for layer in layers):
+            undo.enter_context(following_passes(model))
         # Last, since scaled experts read a layer's own output before anything is mixed into it.
         undo.enter_context(replaced(model, composition, beside=scaled))
         yield model

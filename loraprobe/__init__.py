@@ -15,7 +15,7 @@ this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +82,20 @@ def merge(
 
 
 def route(
-    model: Any, adapters: Sequence[Adapter | str | Path], *, router: str = "arrow"
+    model: Any,
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    router: str = "arrow",
+    prompts: Mapping[str, Sequence[str]] | None = None,
+    tokenizer: Any = None,
 ) -> AbstractContextManager[Any]:
     """Puts a routed composition into a loaded transformers model while the context lasts.
 
-    Raises CompatibilityError where the adapters do not fit together or do not fit the model.
+    prompts: a few unlabelled prompts of each adapter, by its name, for a router that learns from
+    them (centroid), which are read here through the model with its tokenizer.
+
+    Raises CompatibilityError where the adapters do not fit together or do not fit the model, and
+    UsageError where such a router is given no prompts.
     """
     from loraprobe import compatibility, hub
     from loraprobe.composition import Composition, composed
@@ -95,7 +104,12 @@ def route(
 
     loaded = tuple(aligned_to(model, hub.load_all(adapters)))
     compatibility.require(compatibility.check(loaded, purpose="route"))
-    return composed(model, Composition(router, loaded, ROUTERS.make(router)))
+    made = ROUTERS.make(router)
+    if made.needs_prompts or prompts:
+        from loraprobe.audit.fitting import fitted_in
+
+        made = fitted_in(made, model, tokenizer, loaded, prompts or {})
+    return composed(model, Composition(router, loaded, made))
 
 
 def merge_and_eval(

@@ -88,6 +88,32 @@ def fitted_to(
     return router.fitted(scorer.model, read, adapters, prompts)
 
 
+def fitted_in(
+    router: Router,
+    model: Any,
+    tokenizer: Any,
+    adapters: Sequence[Adapter],
+    prompts: Mapping[str, Sequence[str]],
+) -> Router:
+    """The router, fitted in a loaded model. Raises UsageError, saying what is missing."""
+    from loraprobe.scoring import Scorer
+
+    names = [adapter.name for adapter in adapters]
+    unknown = [name for name in prompts if name not in names]
+    if unknown:
+        raise UsageError(f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
+                         f"{listing(names)}.")  # fmt: skip
+    if not router.needs_prompts:
+        raise UsageError(f"Router {router} learns nothing from prompts; leave them out.")
+    if not prompts or tokenizer is None:
+        raise UsageError(
+            f"Router {router} learns from prompts of each adapter: give prompts="
+            f"{{{', '.join(f'{name!r}: [...]' for name in names)}}} and the model's tokenizer."
+        )
+    texts = {name: [own] if isinstance(own, str) else list(own) for name, own in prompts.items()}
+    return fitted_to(router, Scorer(model, tokenizer), adapters, texts)
+
+
 def read_lines(file: Path) -> list[str]:
     """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
     try:

@@ -263,6 +263,37 @@ def attribution(audit: Audit) -> Table | None:
     return made
 
 
+HEAT = "▁▂▃▄▅▆▇█"  # from no share to all of it
+MOST_BARS = 40
+
+
+def gates(audit: Audit) -> Table | None:
+    """How each token router shared the prompts among adapters, a bar a layer."""
+    if not audit.gates:
+        return None
+    headings = ("system", "adapter", "by layer, first to last", "share", "entropy in nats")
+    made = table("Gates of routers: shares on the prompts", *headings, left=3)
+    for whole in (row for row in audit.gates if row.layer is None):
+        of = [r for r in audit.gates if r.system == whole.system and r.layer is not None]
+        entropy = f"{number(whole.entropy)} ({whole.entropy_share:.0%} of ln k)"
+        for position, (adapter, share) in enumerate(whole.share.items()):
+            first = position == 0
+            bars = _bars([row.share[adapter] for row in of])
+            _row(made, whole.system if first else "", adapter, bars, number(share),
+                 entropy if first else "")  # fmt: skip
+    return made
+
+
+def _bars(shares: Sequence[float]) -> str:
+    """One sign a layer; neighbours are averaged where there are more than MOST_BARS."""
+    count = min(len(shares), MOST_BARS)
+    bars = ""
+    for i in range(count):
+        own = shares[i * len(shares) // count : (i + 1) * len(shares) // count]
+        bars += HEAT[min(int(sum(own) / len(own) * len(HEAT)), len(HEAT) - 1)]
+    return bars
+
+
 def layers(audit: Audit) -> Table | None:
     """Adapters layer by layer, what repeats in every layer as one line."""
     if not audit.layers:

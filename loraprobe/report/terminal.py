@@ -52,6 +52,7 @@ def render(audit: Audit, console: Console) -> None:
         *tables.coverage(audit),
         *tables.evaluation(audit),
         tables.attribution(audit),
+        tables.gates(audit),
     ]
     for part in parts:
         if part is not None and part.row_count:

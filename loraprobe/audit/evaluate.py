@@ -10,6 +10,7 @@ from loraprobe.adapter import Adapter
 from loraprobe.audit.fitting import fit_routers
 from loraprobe.audit.gates import gate_statistics
 from loraprobe.audit.run import open_ledger
+from loraprobe.audit.search import Memory, Split, find_weights, note, split
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.audit.systems import Workshop, name_in, single
@@ -48,6 +49,8 @@ def merge_and_eval(
     """
     story = Story("merge-and-eval", adapters, settings, base, progress)
     Workshop(adapters, settings).check()
+    if settings.weights == "search":
+        split(tasks, settings)  # too few items are told before anything is loaded
     if not story.look("route").compatible:
         conclude(story, "weights", tasks)
         return Outcome(story.audit(), settings, None, "the adapters do not fit together.")
@@ -97,6 +100,7 @@ class Bench:
         self.story, self.base, self.settings = story, base, story.settings
         self.adapters = story.adapters
         self.tasks: Sequence[Task] = ()
+        self.parted: Split | None = None
         self.systems: list[System] = []
         self.results: list[ItemResult] = []
         self.workshop = Workshop(self.adapters, self.settings, general, base)
@@ -118,9 +122,11 @@ class Bench:
         )
 
     def prepare(self, tasks: Sequence[Task]) -> None:
-        """Takes the tasks, settles the chat template, opens the ledger."""
+        """Takes the tasks, sets apart what a search needs, settles the template, opens ledger."""
         from loraprobe.evaluation import choose_template
 
+        self.parted = split(tasks, self.settings) if self.settings.weights == "search" else None
+        whole, tasks = tasks, self.parted.left if self.parted else tasks
         self.tasks = tasks
         self.story.notes.extend(task_notes(tasks, self.settings))
         singles = [single(adapter) for adapter in self.adapters]
@@ -135,7 +141,7 @@ class Bench:
         self.ledger, noted = open_ledger(
             [*self.adapters, *self.workshop.general],
             self.base,
-            tasks,
+            whole,
             self.settings,
             self.story,
             self.scorer.chat_template,
@@ -177,6 +183,20 @@ class Bench:
             )  # fmt: skip
         self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)
 
+    def search_weights(self) -> None:
+        """`--weights search`, on items that no system is ever scored on."""
+        if self.parted is None:
+            return
+        kept = None if self.ledger.path is None else self.ledger.path.with_name("search.jsonl")
+        with self.story.stage("search"):
+            found = find_weights(
+                self.scorer, self.workshop.prepared.adapters, self.parted, self.settings,
+                memory=Memory(kept, self.settings.resume), progress=self.story.progress,
+            )  # fmt: skip
+        self.workshop.searched = tuple(found.weights.values())
+        self.story.found["search"] = found
+        self.story.notes.append(note(found))
+
     def run_compositions(self) -> None:
         """Merges, routers, chain; then the controls that the best of them has to beat."""
         has_hops = any(task.has_hops for task in self.tasks)
@@ -184,6 +204,8 @@ class Bench:
             prepared = self.workshop.prepared
             self.story.found["transformations"] = prepared.steps
             self.story.notes.extend(prepared.notes)
+        self.search_weights()
+        with self.story.stage("compose"):
             compositions = self.workshop.compositions(has_hops)
         for system in compositions:
             if system.composition is not None:
@@ -278,6 +300,7 @@ class Bench:
                 self.workshop.prepared.adapters, name, weights=self.workshop.weights,
                 space=settings.space, rank=settings.rank, seed=settings.seed,
                 allow=settings.allow, dtype=self.workshop.prepared.dtype,
+                base_weight=self.base.weight, base_parameter=self.base.parameter,
             )  # fmt: skip
         return merged, ""
 

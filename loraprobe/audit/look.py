@@ -10,6 +10,7 @@ from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.audit.transforms import general_of, prepare
 from loraprobe.base import Base, pick_dtype
+from loraprobe.errors import UsageError
 from loraprobe.records import Audit, Compatibility, EvidenceLevel, Measurement
 
 if TYPE_CHECKING:
@@ -51,10 +52,13 @@ def merge(
     adapters: Sequence[Adapter],
     *,
     base: Base | None = None,
+    tasks: Sequence[Task] = (),
     settings: Settings = Settings(),
     progress: Progress | None = None,
 ) -> tuple[Audit, Merged]:
     """Merges by the first of settings.methods. Raises CompatibilityError where that is forbidden.
+
+    tasks: what weights are searched on where the settings ask for it; nothing is evaluated.
 
     The merge's own pass over the files finds what only tensors tell: NaN, no effect, duplicates.
     """
@@ -64,12 +68,18 @@ def merge(
     compatibility.require(story.check("merge"))
     dtype = None if settings.dtype == "auto" else pick_dtype(settings.dtype)
     general = general_of(story.adapters, settings, "merge", base)
-    with story.stage("merge"):
+    with story.stage("prepare"):
         prepared = prepare(story.adapters, settings, general, base)
+    weights = settings.given_weights
+    if settings.weights == "search":
+        weights = _searched(story, base, prepared.adapters, tasks)
+    with story.stage("merge"):
         merged = merging.merge(
-            prepared.adapters, settings.methods[0], weights=settings.given_weights,
+            prepared.adapters, settings.methods[0], weights=weights,
             space=settings.space, rank=settings.rank, seed=settings.seed, allow=settings.allow,
             dtype=dtype or prepared.dtype, progress=progress,
+            base_weight=base.weight if base is not None else None,
+            base_parameter=base.parameter if base is not None else None,
         )  # fmt: skip
     known = story.found["compatibility"].issues
     new = tuple(issue for issue in merged.issues if issue not in known)
@@ -86,3 +96,23 @@ def merge(
     ranks = str(low) if low == high else f"{low} to {high}"
     story.notes.append(f"Merged by {merged.method} in the {merged.space} space to rank {ranks}.")
     return story.audit(), merged
+
+
+def _searched(
+    story: Story, base: Base | None, experts: Sequence[Adapter], tasks: Sequence[Task]
+) -> tuple[float, ...]:
+    """The weights of `--weights search`; kept in the story, with a note."""
+    from loraprobe.audit.search import note, search_alone
+    from loraprobe.merging import METHODS
+
+    if base is None or not tasks:
+        raise UsageError("--weights search asks the base model on a task: add --base DIR (or "
+                         "auto) and --task FILE.")  # fmt: skip
+    method = story.settings.methods[0]
+    if not METHODS.make(method).takes_weights:
+        raise UsageError(f"{method} has weights of its own, so there are none to search for; use "
+                         "--method task_arithmetic.")  # fmt: skip
+    found = search_alone(story, base, experts, tasks)
+    story.found["search"] = found
+    story.notes.append(note(found, "an evaluation"))
+    return tuple(found.weights.values())

@@ -124,7 +124,8 @@ class Settings:
         decides = {key: getattr(self, key) for key in kept}
         decides["subtracted"] = len(self.subtract)  # the last of the adapters, which are hashed
         if self.weights == "search":
-            decides |= {"search_budget": self.search_budget, "search_items": self.search_items}
+            names = ("search_budget", "search_items", "limit")
+            decides |= {name: getattr(self, name) for name in names}
         if self.router_prompts:
             texts = {name: Path(file).read_bytes() for name, file in self.router_prompts}
             decides["router_prompts"] = {

@@ -179,6 +179,7 @@ def audit_of(
 def merge(
     refs: list[str],
     base: str | None,
+    tasks: list[str] | None,
     chosen: Settings,
     target: Path,
     overwrite: bool,
@@ -188,12 +189,19 @@ def merge(
     import loraprobe
     from loraprobe import audit, hub
     from loraprobe.adapter import check_output
+    from loraprobe.tasks import load_task
 
+    if tasks and chosen.weights != "search":
+        raise UsageError("--task serves merge only to search weights on; add --weights search, or "
+                         "use merge-and-eval.")  # fmt: skip
     check_output(target, overwrite)
+    loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     adapters = hub.load_all(refs)
     opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
     with output.progress() as progress:
-        found, merged = audit.merge(adapters, base=opened, settings=chosen, progress=progress)
+        found, merged = audit.merge(
+            adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
+        )
     loraprobe.with_card(merged, found, chosen).save(target, overwrite=overwrite)
     _warn(found, output)
     output.say(f"Wrote {target}.")

@@ -11,6 +11,9 @@ def merge(
     output: opt.Target,
     method: opt.Method = "uniform",
     weights: opt.Weights = None,
+    task: opt.Tasks = None,
+    search_budget: opt.SearchBudget = 120,
+    search_items: opt.SearchItems = None,
     balance: opt.Balance = "none",
     subtract: opt.Subtract = None,
     space: opt.Space = None,
@@ -18,6 +21,8 @@ def merge(
     base: opt.BaseOrNone = None,
     dtype: opt.FileDtype = "auto",
     overwrite: opt.Overwrite = False,
+    device: opt.Device = "auto",
+    limit: opt.Limit = None,
     allow: opt.Allow = None,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
@@ -26,12 +31,14 @@ def merge(
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 
-    Needs no base model; what cannot be merged exactly as it stands is refused by name.
+    Needs no base model, except to search weights on a task; what cannot be merged exactly as it
+    stands is refused by name.
     """
     from loraprobe.cli import _work
 
     settings = _work.settings(
         methods=[method], weights=weights, adapters=len(refs), space=space, rank=rank,
-        dtype=dtype, allow=allow, balance=balance, subtract=subtract, threads=threads, seed=seed,
+        dtype=dtype, search_budget=search_budget, search_items=search_items, limit=limit,
+        device=device, allow=allow, balance=balance, subtract=subtract, threads=threads, seed=seed,
     )  # fmt: skip
-    _work.merge(refs, base, settings, output, overwrite, Output(json, quiet))
+    _work.merge(refs, base, task, settings, output, overwrite, Output(json, quiet))

@@ -297,8 +297,8 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_extras_are_named_with_a_cure_and_stop_compositions_only(kind):
+@pytest.mark.parametrize("kind", KINDS[4:])
+def test_extras_that_would_be_lost_are_named_with_a_cure_and_stop_compositions_only(kind):
     adapter = with_extra(A, kind)
     code = kind.replace("_", "-")
     assert code in CODES
@@ -308,6 +308,18 @@ def test_extras_are_named_with_a_cure_and_stop_compositions_only(kind):
     assert one(found(adapter), code).severity == "warning"
     assert one(found(adapter, purpose="merge"), code).severity == "error"
     assert one(found(adapter, purpose="route"), code).severity == "error"
+
+
+@pytest.mark.parametrize("kind", KINDS[:4])
+def test_extras_that_are_kept_are_named_with_what_the_figures_leave_out(kind):
+    adapter = with_extra(A, kind)
+    code = kind.replace("_", "-")
+    for issues in (found(adapter, B), found(adapter), found(adapter, purpose="merge")):
+        issue = one(issues, code)
+        assert issue.severity == "note" and issue.adapters == ("a",) and code in CODES
+        assert adapter.extras[0].key in issue.message and "figures shown here" in issue.message
+        assert "inear merges" in issue.message
+    assert check([adapter, B], purpose="route").compatible
 
 
 def test_not_finite_no_effect_and_partly_no_effect():
@@ -363,12 +375,12 @@ def test_findings_of_reading_are_kept():
 
 
 def test_allow_turns_named_errors_into_warnings_and_nothing_else():
-    other = with_extra(random_adapter("b", seed=2, base_model="owner/other"), "bias")
+    other = with_extra(random_adapter("b", seed=2, base_model="owner/other"), "token_delta")
     issues = found(A, other, allow=["base-mismatch"])
     allowed = one(issues, "base-mismatch")
     assert allowed.severity == "warning" and allowed.message.startswith("Allowed: ")
-    assert one(issues, "bias").severity == "error"
-    assert check([A, other], allow=["base-mismatch", "bias"]).compatible
+    assert one(issues, "token-delta").severity == "error"
+    assert check([A, other], allow=["base-mismatch", "token-delta"]).compatible
     assert found(A, random_adapter("b", rank=2), allow=["ranks-differ"])["ranks-differ"][
         0
     ].message.startswith("Ranks")
@@ -377,7 +389,7 @@ def test_allow_turns_named_errors_into_warnings_and_nothing_else():
 
 
 def test_errors_come_first():
-    other = with_extra(random_adapter("b", rank=2, base_model="/local"), "bias")
+    other = with_extra(random_adapter("b", rank=2, base_model="/local"), "token_delta")
     order = [issue.severity for issue in check([A, other]).issues]
     assert order == sorted(order, key=["error", "warning", "note"].index)
     assert len(set(order)) == 3

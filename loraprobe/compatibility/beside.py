@@ -13,18 +13,30 @@ from loraprobe.errors import BaseError
 from loraprobe.records import Issue, Severity
 from loraprobe.words import count
 
-# kind of extra -> (what it is, what to do)
-CURES = {
+# kind of extra -> (what it is, what becomes of it): what merges and compositions keep
+KEPT = {
     "dora_magnitude": (
         "DoRA magnitudes",
-        "Merge the adapter into its base with peft, or use an adapter without DoRA.",
+        "the figures shown here are of s B A alone, without them. Compositions apply them; linear "
+        "merges keep them with --base; other methods need the adapter merged into its base",
     ),
     "modules_to_save": (
         "whole trained modules (modules_to_save)",
-        "Merge the adapter into its base with peft, or train it without modules_to_save.",
+        "the figures shown here leave them out. Linear merges and compositions with constant gates "
+        "keep them; token routers and other methods do not",
     ),
-    "bias": ("trained biases", 'Use an adapter trained with bias="none".'),
-    "lora_bias": ("biases of B", "Use an adapter trained with lora_bias=False."),
+    "bias": (
+        "trained biases",
+        "the figures shown here leave them out. Linear merges and compositions with constant gates "
+        "keep them; token routers and other methods do not",
+    ),
+    "lora_bias": (
+        "biases of B",
+        "the figures shown here leave them out. Linear merges and compositions keep them",
+    ),
+}
+# kind of extra -> (what it is, what to do): what they would lose
+CURES = {
     "token_delta": (
         "trained token embeddings",
         "Merge them into the base's embedding with peft, or train without trainable tokens.",
@@ -33,7 +45,10 @@ CURES = {
         "factors of mixture-of-experts parameters",
         "Use an adapter that targets linear layers only.",
     ),
-    "convolution": ("factors of convolutions", "Use an adapter that targets linear layers only."),
+    "convolution": (
+        "factors of convolutions with groups",
+        "Use an adapter that targets linear layers only.",
+    ),
     "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -43,7 +58,6 @@ def extra_issues(
     adapters: Sequence[Adapter], base: Base | None, *, composing: bool
 ) -> Iterator[Issue]:
     """One finding for each adapter and kind of extra: an error where composing would drop it."""
-    severity: Severity = "error" if composing else "warning"
     for adapter in adapters:
         by_kind: dict[str, list[Extra]] = {}
         for extra in adapter.extras:
@@ -52,14 +66,31 @@ def extra_issues(
             if kind == "base_copy":
                 for extra in extras:
                     yield _base_copy(adapter, extra, base)
-                continue
-            what, cure = CURES.get(kind, CURES["unknown"])
-            yield Issue(
-                severity, kind.replace("_", "-"), (adapter.name,),
-                f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, "
-                f"{extras[0].key} first), which a composition of factors would drop.",
-                cure, extras[0].module,
-            )  # fmt: skip
+            elif kind in KEPT:
+                yield _kept(adapter, kind, extras)
+            else:
+                yield _lost(adapter, kind, extras, "error" if composing else "warning")
+
+
+def _kept(adapter: Adapter, kind: str, extras: Sequence[Extra]) -> Issue:
+    """What linear merges and compositions carry; each refuses by itself where it cannot."""
+    what, then = KEPT[kind]
+    return Issue(
+        "note", kind.replace("_", "-"), (adapter.name,),
+        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, {extras[0].key} first); "
+        f"{then}.",
+        "", extras[0].module,
+    )  # fmt: skip
+
+
+def _lost(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
+    what, cure = CURES.get(kind, CURES["unknown"])
+    return Issue(
+        severity, kind.replace("_", "-"), (adapter.name,),
+        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, "
+        f"{extras[0].key} first), which a composition of factors would drop.",
+        cure, extras[0].module,
+    )  # fmt: skip
 
 
 def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:

@@ -58,10 +58,21 @@ class Contents:
         return self
 
     def same(self, i: int, j: int) -> bool:
-        """Whether two adapters are one update, in whatever basis they are stored."""
+        """Whether two adapters are one update, in whatever basis they are stored.
+
+        What stands beside the factors is not compared, so that adapters with it are never called
+        the same.
+        """
         if self.not_finite[i] or self.not_finite[j]:
             return False
+        if _acts_beside(self.adapters[i]) or _acts_beside(self.adapters[j]):
+            return False
         return same_update(self.inner, i, j)
+
+
+def _acts_beside(adapter: Adapter) -> bool:
+    """Whether more than the factors changes the base: magnitudes, whole modules, biases."""
+    return bool(adapter.magnitudes or adapter.whole or adapter.offsets)
 
 
 def content_issues(contents: Contents) -> Iterator[Issue]:
@@ -77,7 +88,7 @@ def content_issues(contents: Contents) -> Iterator[Issue]:
                 "Its training diverged or its file is damaged; take an earlier checkpoint or "
                 "download it again.", bad[0],
             )  # fmt: skip
-        if empty and len(empty) == len(adapter.layout):
+        if empty and len(empty) == len(adapter.layout) and not _acts_beside(adapter):
             yield Issue(
                 "error", "no-effect", (adapter.name,),
                 f"{adapter.name} has no effect: the delta of every module is zero.",

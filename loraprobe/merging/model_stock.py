@@ -53,4 +53,4 @@ class ModelStock(GramMethod):
         above = inner.new_ones(N, N).triu(1).bool()
         cosines = (inner / (lengths[:, None] * lengths))[above].clamp(-1, 1)
         c = float(cosines.mean()) if self.angle == "cosine" else math.cos(cosines.acos().mean())
-        return max(0.0, N * c / (1 + (N - 1) * c)) if c > 0 else 0.0
+        return N * c / (1 + (N - 1) * c) if c > 0 else 0.0

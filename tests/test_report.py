@@ -22,6 +22,7 @@ from loraprobe.records import (
     Compatibility,
     Coverage,
     Gain,
+    GateStatistics,
     Issue,
     LayerGroup,
     Measurement,
@@ -68,6 +69,11 @@ def an_audit(name: str = "a") -> Audit:
         comparisons=(Comparison("uniform", name, "t", "target", 0.0, (-0.1, 0.1), 10),),
         gains=(Gain("t", "target", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
         attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
+        gates=(
+            GateStatistics("arrow", None, {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
+            GateStatistics("arrow", "h.0", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
+            GateStatistics("arrow", "h.1", {name: 0.5, "b": 0.5}, 0.69, 1.0, 2, 90),
+        ),
         verdict=Verdict("unlikely", "evaluation", (reason,), "uniform", f"use-single:{name}"),
         notes=(f"A note on {name}.",),
     )
@@ -114,6 +120,19 @@ def test_terminal_shows_every_part():
                  "(0.20–0.80)", "UNLIKELY", "use a alone", "gain-below-margin", "A note on a.",
                  "1.2 s"):  # fmt: skip
         assert part in text, part
+
+
+def test_gates_are_a_bar_a_layer():
+    text = rendered(an_audit())
+    (first, second) = (line for line in text.splitlines() if "█▅" in line or "▁▅" in line)
+    assert first.split() == ["arrow", "a", "█▅", "0.75", "0.50", "(72%", "of", "ln", "k)"]
+    assert second.split() == ["b", "▁▅", "0.25"]
+    many = tuple(
+        GateStatistics("arrow", f"h.{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
+    )
+    whole = dataclasses.replace(an_audit().gates[0], share={"a": 0.5})
+    text = rendered(dataclasses.replace(an_audit(), gates=(whole, *many)))
+    assert "▁" * 20 + "█" * 20 in text
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])

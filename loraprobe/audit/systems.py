@@ -100,7 +100,7 @@ class Workshop:
     def _specs(self, has_hops: bool) -> list[str]:
         settings = self.settings
         methods = list(settings.methods)
-        if settings.given_weights and not any(METHODS.make(m).takes_weights for m in methods):
+        if settings.weights and not any(METHODS.make(m).takes_weights for m in methods):
             methods.append("task_arithmetic")  # or the weights given would have no effect
         built = [*methods, *settings.routers] + (["chain"] if has_hops else [])
         wanted = set(settings.systems)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from loraprobe.adapter import Adapter
@@ -17,6 +17,7 @@ from loraprobe.spaces import SPACES
 
 Family = Literal["linear", "merge", "router", "chain"]
 N = 2  # adapters in every case
+GRANULARITY = ("per", "share")  # options of a router that say for what one decision stands
 WHOLE = 1_000_000  # a rank that cuts nothing: what is asked here is the method, not its compression
 
 
@@ -127,8 +128,9 @@ def _label(entrant: Entrant) -> str:
 
 
 def _routers() -> Iterator[Entrant]:
-    """Every router that looks at tokens, as it stands, and once for every other value of each of
-    its options that has named values, and as a choice of one adapter where it takes a top_k."""
+    """Every router that looks at tokens, as it stands and with every other choice of its options
+    that have named values: each of them alone, and those of what a decision stands for together.
+    """
     for cls in ROUTERS:
         if cls.constant:
             continue
@@ -139,12 +141,12 @@ def _routers() -> Iterator[Entrant]:
 
 def _variants(cls: type, name: str) -> Iterator[str]:
     hints = typing.get_type_hints(cls)
-    say = partial("{}:{}={}".format, name)
+    named: dict[str, list[str]] = {}
     for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        if typing.get_origin(hints[field.name]) is Literal:
+        if field.init and typing.get_origin(hints[field.name]) is Literal:
             values = typing.get_args(hints[field.name])
-            yield from (say(field.name, value) for value in values if value != field.default)
-        if field.name == "top_k" and field.default != 1:
-            yield say("top_k", 1)
+            named[field.name] = [f"{field.name}={v}" for v in values if v != field.default]
+    for choices in named.values():
+        yield from (f"{name}:{choice}" for choice in choices)
+    for pair in itertools.product(*(named.get(option, []) for option in GRANULARITY)):
+        yield f"{name}:{','.join(pair)}"

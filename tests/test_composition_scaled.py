@@ -99,6 +99,23 @@ def test_token_gates_weigh_each_kind_for_itself(kind):
     assert relative(found, wanted) < 1e-12
 
 
+def test_biases_of_b_count_by_their_gates():
+    layer = nn.Linear(6, 5).double()
+    offsets = torch.randn(2, 5)
+    pair = tuple(
+        adapter_of(f"e{i}", {"fc": random_update(5, 6, 2, seed=i)}, offsets={"fc": offsets[i]})
+        for i in range(2)
+    )
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with composed(nn.ModuleDict({"fc": layer}), Composition("c", pair, ConstantGates((0.7, -2)))):
+        found = layer(x)
+    wanted = layer(x)
+    for gate, expert, offset in zip((0.7, -2), pair, offsets, strict=True):
+        update = expert.modules["fc"]
+        wanted = wanted + gate * (x @ update.to(torch.float64).delta().mT + 0.5 * offset)
+    assert relative(found, wanted) < 1e-7
+
+
 def test_routers_see_the_low_rank_update_and_not_the_magnitude():
     expert = dora("dora", 1)
     stripped = adapter_of("plain", dict(expert.modules))
@@ -115,7 +132,7 @@ def test_rows_without_a_direction_and_magnitudes_of_zero():
     weight = torch.randn(6, 5, dtype=torch.float64)
     A, B = torch.randn(2, 5, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     weight[1], B[1] = 0, 0  # a pruned row, for which peft's own magnitude is 0: 0 / 0
-    weight[2] = -(B[2] @ A)  # an update that cancels the row
+    weight[2] = -(B[2] @ A) * (1 + 2**-52)  # a row that the update cancels up to rounding
     magnitude = torch.tensor([0.0, 0.0, 2.0, -1.0, 3.0, 1.0])
     c = scaling.ratio(LowRank(A, B), magnitude, weight)
     assert c[0] == 0 and c[1] == 1 and c[2] == 1

@@ -56,7 +56,12 @@ class Stacked:
 
 def full(updates: Sequence[LowRank]) -> Stacked:
     """Every delta formed once: n matrices of [out, in]."""
-    return Stacked(torch.stack([update.delta() for update in updates]))
+    first = updates[0]
+    deltas = first.A.new_empty(len(updates), first.out_features, first.in_features)
+    for update, delta in zip(updates, deltas, strict=True):
+        folded = update.folded()
+        torch.mm(folded.B, folded.A, out=delta)
+    return Stacked(deltas)
 
 
 def core(updates: Sequence[LowRank]) -> Stacked:

@@ -78,12 +78,12 @@ def elect(
         by the sum of their weights ("weights"; by 1 where that sum vanishes), or not ("none").
     """
     columns = weights.to(deltas)[:, None, None]
-    weighted = deltas * columns
-    votes = weighted if voters == "weighted" else deltas
+    votes = deltas * columns if voters == "weighted" else deltas
     sums = votes.sum(0) if election == "total" else votes.sign().sum(0)
     elected = torch.where(sums >= 0, 1.0, -1.0).to(deltas)
-    agree = (votes.sign() == elected).to(deltas)
-    total = (weighted * agree).sum(0)
+    sizes = (votes * elected).clamp_min_(0)  # of what carries the elected sign, else 0
+    agree = (sizes > 0).to(deltas)
+    total = (sizes if voters == "weighted" else sizes * columns).sum(0).mul_(elected)
     if divisor == "count":
         total = total / agree.sum(0).clamp_min(1)
     elif divisor == "weights":

@@ -162,7 +162,7 @@ def embedding_adapter(directory, name: str, copy: torch.Tensor):
     prefix = "base_model.model.model.embed_tokens"
     tensors = {
         f"{prefix}.lora_embedding_A": update.A,
-        f"{prefix}.lora_embedding_B": update.B,
+        f"{prefix}.lora_embedding_B": update.B / 10,
         f"{prefix}.base_layer.weight": copy,
     }
     return read_adapter(write_adapter(directory / name, tensors, r=2), name=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, Me
 from loraprobe.merging._scaled import Weight, check_weight, merge_scaled
 from loraprobe.merging._seeds import generators, module_seed
 from loraprobe.merging._shelf import METHODS
+from loraprobe.merging._totals import Totals
 from loraprobe.merging._whole import Parameter, merge_offsets, merge_whole
 from loraprobe.merging._written import said, written
 from loraprobe.records import AdapterSummary, Issue
@@ -78,19 +79,6 @@ class _Plan:
         return self.method.coefficients(self.weights, len(self.weights))
 
 
-@dataclass
-class _Totals:
-    """Sums over modules: inner products of the sources [n, n], and squared norms."""
-
-    inner: Float64[Tensor, "n n"]
-    merged: float = 0.0
-    lost: float = 0.0
-    rounded: float = 0.0
-    gained: float = 0.0
-    modules: dict[str, LowRank] = field(default_factory=dict)
-    magnitudes: dict[str, Tensor] = field(default_factory=dict)
-
-
 @torch.no_grad()
 def merge(
     adapters: Sequence[Adapter],
@@ -129,7 +117,7 @@ def merge(
     if "dora_magnitude" in carried and any(a.magnitudes for a in adapters):
         plan = replace(plan, weight=base_weight)
     infos = _checks.layout(adapters, plan.method)
-    totals = _Totals(torch.zeros(len(adapters), len(adapters), dtype=torch.float64))
+    totals = Totals.of(len(adapters))
     whole, offsets, dropped = _beside(adapters, plan, infos, base_parameter, allow)
     for done, (path, updates) in enumerate(_streamed(adapters, infos)):
         _merge_module(path, updates, adapters, plan, totals)
@@ -137,6 +125,7 @@ def merge(
             progress("merge", done + 1, len(infos))
     norms = totals.inner.diagonal().clamp_min(0).sqrt().tolist()
     notes += more + dropped + _checks.check_effect(adapters, totals.inner, allow)
+    notes += totals.extremes(adapters)
     if totals.merged == 0 and not whole and not offsets:
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
@@ -223,7 +212,7 @@ def _beside(
 
 
 def _merge_module(
-    path: str, updates: list[LowRank], adapters: Sequence[Adapter], plan: _Plan, totals: _Totals
+    path: str, updates: list[LowRank], adapters: Sequence[Adapter], plan: _Plan, totals: Totals
 ) -> None:
     joint = SideBySide.of(updates)
     diagonals = torch.stack([gram.diagonal() for gram in joint.grams])
@@ -231,14 +220,14 @@ def _merge_module(
     if plan.weight is not None:
         _merge_scaled(path, updates, adapters, plan, totals)
         return
-    totals.inner += joint.inner()
+    totals.see(path, joint.inner())
     compressed = _computed(path, joint, plan)
     update = compressed.update.to(plan.dtype)
     _add(path, update, _rounding2(compressed.update, update), compressed, plan, totals)
 
 
 def _merge_scaled(
-    path: str, updates: list[LowRank], adapters: Sequence[Adapter], plan: _Plan, totals: _Totals
+    path: str, updates: list[LowRank], adapters: Sequence[Adapter], plan: _Plan, totals: Totals
 ) -> None:
     """One module of DoRA adapters: a direction and its magnitudes."""
     assert plan.weight is not None
@@ -246,14 +235,14 @@ def _merge_scaled(
     check_weight(path, updates[0], weight)
     magnitudes = [a.magnitudes.get(path) for a in adapters]
     merged = merge_scaled(updates, magnitudes, plan.coefficients(), weight, plan.rank)
-    totals.inner += merged.inner
+    totals.see(path, merged.inner)
     direction, totals.magnitudes[path] = merged.written(weight, plan.dtype)
     rounded = _rounding2(merged.kept.update, merged.effective(direction))
     _add(path, direction, rounded, merged.kept, plan, totals)
 
 
 def _add(
-    path: str, update: LowRank, rounded: float, made: Compressed, plan: _Plan, totals: _Totals
+    path: str, update: LowRank, rounded: float, made: Compressed, plan: _Plan, totals: Totals
 ) -> None:
     """One module's result and its share of the errors."""
     if not math.isfinite(rounded):

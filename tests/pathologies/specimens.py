@@ -1,0 +1,391 @@
+"""One specimen of every pathology that docs/pathologies.md lists, made with code.
+
+Each maker fills a directory as the case is met in the wild; `sound` is the healthy adapter that all
+start from: rank 4 on q_proj and v_proj of two layers of width 16.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+RANK, WIDTH = 4, 16
+SETTINGS: dict[str, Any] = {
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "owner/base",
+    "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none",
+}  # fmt: skip
+
+Maker = Callable[[Path], None]
+SPECIMENS: dict[str, Maker] = {}
+
+
+def specimen(make: Maker) -> Maker:
+    """A maker under its own name, with dashes."""
+    SPECIMENS[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def factors(paths: list[str], rank: int = RANK, width: int = WIDTH, seed: int = 0) -> dict:
+    """Small Gaussian A [r, in] and B [out, r] for each path, under peft's keys."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.randn(rank, width, generator=draw) * 0.1
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(width, rank, generator=draw) * 0.1
+    return tensors
+
+
+def paths(names: tuple[str, ...] = ("q_proj", "v_proj"), layers: int = 2) -> list[str]:
+    return [f"model.layers.{i}.self_attn.{name}" for i in range(layers) for name in names]
+
+
+def sound(place: Path, seed: int = 0, **changes: Any) -> dict[str, Tensor]:
+    """The healthy adapter, with other settings where `changes` says so; its tensors."""
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = factors(paths(), seed=seed)
+    write(place, tensors, **changes)
+    return tensors
+
+
+def write(place: Path, tensors: Mapping[str, Tensor] | None, **changes: Any) -> None:
+    (place / CONFIG).write_text(json.dumps(SETTINGS | changes, ensure_ascii=False))
+    if tensors is not None:
+        save_file(dict(tensors), str(place / WEIGHTS))
+
+
+def changed(place: Path, change: Callable[[str, Tensor], Tensor]) -> None:
+    """The sound adapter with each tensor replaced by what `change(key, tensor)` makes of it."""
+    tensors = sound(place)
+    write(place, {key: change(key, tensor).contiguous() for key, tensor in tensors.items()})
+
+
+def renamed(place: Path, rename: Callable[[str], str], **changes: Any) -> None:
+    tensors = sound(place)
+    write(place, {rename(key): tensor for key, tensor in tensors.items()}, **changes)
+
+
+# Keys and files
+
+
+@specimen
+def doubled_prefix(place: Path) -> None:
+    renamed(place, lambda key: PREFIX + key)
+
+
+@specimen
+def missing_prefix(place: Path) -> None:
+    renamed(place, lambda key: key.removeprefix(PREFIX))
+
+
+@specimen
+def pickle_from_cuda(place: Path) -> None:
+    """As torch.save writes it on a GPU: every storage says cuda:0."""
+    tensors = sound(place)
+    (place / WEIGHTS).unlink()
+    plain, moved = io.BytesIO(), io.BytesIO()
+    torch.save(tensors, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(moved, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                cpu, cuda = (b"X" + struct.pack("<I", len(d)) + d for d in (b"cpu", b"cuda:0"))
+                assert cpu in data
+                data = data.replace(cpu, cuda)
+            target.writestr(name, data)
+    (place / PICKLE).write_bytes(moved.getvalue())
+
+
+@specimen
+def two_files_that_disagree(place: Path) -> None:
+    tensors = sound(place)
+    torch.save({key: 2 * tensor for key, tensor in tensors.items()}, place / PICKLE)
+
+
+@specimen
+def two_files_that_agree(place: Path) -> None:
+    torch.save(sound(place), place / PICKLE)
+
+
+@specimen
+def lfs_pointer(place: Path) -> None:
+    sound(place)
+    oid = "sha256:" + "ab" * 32
+    text = f"version https://git-lfs.github.com/spec/v1\noid {oid}\nsize 1048576\n"
+    (place / WEIGHTS).write_text(text)
+
+
+@specimen
+def state_dict_without_config(place: Path) -> None:
+    place.mkdir(parents=True)
+    t5 = [f"encoder.block.{i}.layer.0.SelfAttention.q" for i in range(2)]
+    torch.save(factors(t5), place / PICKLE)
+
+
+@specimen
+def base_layer_inside(place: Path) -> None:
+    tensors = sound(place)
+    copy = torch.eye(WIDTH)
+    write(place, tensors | {f"{PREFIX}{path}.base_layer.weight": copy.clone() for path in paths()})
+
+
+@specimen
+def weights_for_12_of_36_modules(place: Path) -> None:
+    place.mkdir(parents=True)
+    write(place, factors(paths(("q_proj",), 12)), target_modules=["q_proj", "k_proj", "v_proj"])
+
+
+@specimen
+def one_layer_lost(place: Path) -> None:
+    """q_proj in both layers, v_proj in the first alone."""
+    tensors = sound(place)
+    write(place, {k: t for k, t in tensors.items() if "layers.1.self_attn.v_proj" not in k})
+
+
+@specimen
+def kohya(place: Path) -> None:
+    def rename(key: str) -> str:
+        path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        side = "lora_down" if factor == "lora_A" else "lora_up"
+        return f"lora_te_{path.replace('.', '_')}.{side}.weight"
+
+    renamed(place, rename)
+
+
+@specimen
+def kohya_without_config(place: Path) -> None:
+    kohya(place)
+    (place / CONFIG).unlink()
+
+
+@specimen
+def diffusers(place: Path) -> None:
+    def rename(key: str) -> str:
+        path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        return f"unet.{path}.lora.{'down' if factor == 'lora_A' else 'up'}.weight"
+
+    renamed(place, rename)
+
+
+@specimen
+def empty_weights(place: Path) -> None:
+    sound(place)
+    (place / WEIGHTS).write_bytes(b"")
+
+
+@specimen
+def empty_config(place: Path) -> None:
+    sound(place)
+    (place / CONFIG).write_bytes(b"")
+
+
+@specimen
+def no_tensors(place: Path) -> None:
+    place.mkdir(parents=True)
+    write(place, {})
+
+
+@specimen
+def truncated(place: Path) -> None:
+    sound(place)
+    (place / WEIGHTS).write_bytes((place / WEIGHTS).read_bytes()[:-100])
+
+
+@specimen
+def shape_of_2_to_60(place: Path) -> None:
+    """The header promises what no file can hold."""
+    sound(place)
+    header = {
+        key: {"dtype": "F32", "shape": [1 << 60, 1], "data_offsets": [0, 16]}
+        for key in factors(paths())
+    }
+    text = json.dumps(header).encode()
+    (place / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 16)
+
+
+@specimen
+def expanded_to_2_to_60(place: Path) -> None:
+    """A pickle of one number, declared as a matrix of 2^60 by strides of zero."""
+    tensors = sound(place)
+    (place / WEIGHTS).unlink()
+    one = torch.ones(1)
+    bomb = {key: one.as_strided((RANK, 1 << 60), (0, 0)) if "lora_A" in key
+            else one.as_strided((1 << 60, RANK), (0, 0)) for key in tensors}  # fmt: skip
+    torch.save(bomb, place / PICKLE)
+
+
+# Configurations
+
+
+@specimen
+def base_unnamed(place: Path) -> None:
+    sound(place, base_model_name_or_path=None)
+
+
+@specimen
+def base_of_another_system(place: Path) -> None:
+    sound(place, base_model_name_or_path="C:\\Users\\me\\models\\base")
+
+
+@specimen
+def base_in_another_script(place: Path) -> None:
+    sound(place, base_model_name_or_path="/数据/模型/基座")
+
+
+@specimen
+def rank_contradicts_config(place: Path) -> None:
+    sound(place, r=8)
+
+
+@specimen
+def missing_alpha(place: Path) -> None:
+    sound(place)
+    settings = {key: value for key, value in SETTINGS.items() if key != "lora_alpha"}
+    (place / CONFIG).write_text(json.dumps(settings))
+
+
+@specimen
+def key_of_the_future(place: Path) -> None:
+    sound(place, use_hyperbolic_geometry=True)
+
+
+@specimen
+def empty_key_of_the_future(place: Path) -> None:
+    sound(place, hyperbolic_config=None)
+
+
+@specimen
+def type_of_the_future(place: Path) -> None:
+    sound(place, peft_type="HYPERLORA")
+
+
+@specimen
+def config_is_a_list(place: Path) -> None:
+    sound(place)
+    (place / CONFIG).write_text("[1, 2, 3]")
+
+
+for _type in ("IA3", "LOHA", "LOKR", "OFT", "VERA", "PROMPT_TUNING", "ADALORA"):
+    SPECIMENS[f"type-{_type.lower().replace('_', '-')}"] = lambda place, kind=_type: (
+        sound(place, peft_type=kind) and None
+    )
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "alora": {"alora_invocation_tokens": [1, 2, 3]},
+    "kasa": {"kasa_config": {"enabled": True}},
+    "monteclora": {"monteclora_config": {"num_samples": 4}},
+    "bd-lora": {"use_bdlora": {"nblocks": 2}},
+    "qalora": {"use_qalora": True, "qalora_group_size": 16},
+    "velora": {"velora_config": {"rank": 2}},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "corda": {"init_lora_weights": "corda"},
+    "layer-replication": {"layer_replication": [[0, 2], [1, 2]]},
+}
+for _name, _change in _VARIANTS.items():
+    SPECIMENS[f"variant-{_name}"] = lambda place, change=_change: sound(place, **change) and None
+
+
+@specimen
+def dora(place: Path) -> None:
+    tensors = sound(place)
+    extra = {f"{PREFIX}{path}.lora_magnitude_vector": torch.ones(WIDTH) for path in paths()}
+    write(place, tensors | extra, use_dora=True)
+
+
+@specimen
+def dora_without_magnitudes(place: Path) -> None:
+    sound(place, use_dora=True)
+
+
+# Tensors
+
+
+@specimen
+def b_of_several_hundred(place: Path) -> None:
+    changed(place, lambda key, t: t * (400 / t.norm()) if "lora_B" in key else t)
+
+
+@specimen
+def b_all_zero(place: Path) -> None:
+    changed(place, lambda key, t: t * 0 if "lora_B" in key else t)
+
+
+@specimen
+def nan(place: Path) -> None:
+    changed(place, lambda key, t: t.index_fill(0, torch.tensor([1]), float("nan")))
+
+
+@specimen
+def infinity(place: Path) -> None:
+    changed(place, lambda key, t: t.index_fill(1, torch.tensor([0]), float("inf")))
+
+
+@specimen
+def subnormal(place: Path) -> None:
+    changed(place, lambda key, t: t * 1e-38 if "lora_B" in key else t)
+
+
+@specimen
+def integers(place: Path) -> None:
+    changed(place, lambda key, t: (t * 100).to(torch.int8))
+
+
+@specimen
+def float8(place: Path) -> None:
+    changed(place, lambda key, t: t.to(torch.float8_e4m3fn))
+
+
+@specimen
+def complex_numbers(place: Path) -> None:
+    tensors = sound(place)
+    (place / WEIGHTS).unlink()
+    torch.save({key: tensor.to(torch.complex64) for key, tensor in tensors.items()}, place / PICKLE)
+
+
+@specimen
+def head_of_another_size(place: Path) -> None:
+    tensors = sound(place)
+    head = {f"{PREFIX}score.weight": torch.ones(3, WIDTH)}
+    write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
+
+
+@specimen
+def identical_to_its_partner(place: Path) -> None:
+    sound(place, seed=PARTNER_SEED)
+
+
+@specimen
+def hundred_thousand_modules(place: Path) -> None:
+    place.mkdir(parents=True)
+    many = [f"model.layers.{i}.x" for i in range(100_000)]
+    tensors = {}
+    for path in many:
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.full((1, 2), 0.1)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.full((2, 1), 0.1)
+    write(place, tensors, r=1, lora_alpha=1, target_modules=["x"])
+
+
+PARTNER_SEED = 77
+
+
+def partner(place: Path, case: str) -> Path:
+    """The sound adapter that a specimen is merged with; with a head where the specimen has one."""
+    tensors = sound(place, seed=PARTNER_SEED)
+    if case == "head-of-another-size":
+        head = {f"{PREFIX}score.weight": torch.ones(2, WIDTH)}
+        write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
+    return place
+
+
+__all__ = ["SPECIMENS", "load_file", "partner", "sound"]

@@ -77,18 +77,27 @@ def elect(
     divisor: the weighted entries that agree are summed and divided by how many they are ("count"),
         by the sum of their weights ("weights"; by 1 where that sum vanishes), or not ("none").
     """
-    columns = weights.to(deltas)[:, None, None]
-    votes = deltas * columns if voters == "weighted" else deltas
-    sums = votes.sum(0) if election == "total" else votes.sign().sum(0)
+    given = weights.tolist()
+    leans = given if voters == "weighted" else [1.0] * len(given)
+    sums = torch.zeros_like(deltas[0])
+    for delta, lean in zip(deltas, leans, strict=True):
+        if election == "total":
+            sums.add_(delta, alpha=lean)
+        else:
+            sums.add_(delta.sign(), alpha=(lean > 0) - (lean < 0))
     elected = torch.where(sums >= 0, 1.0, -1.0).to(deltas)
-    sizes = (votes * elected).clamp_min_(0)  # of what carries the elected sign, else 0
-    agree = (sizes > 0).to(deltas)
-    total = (sizes if voters == "weighted" else sizes * columns).sum(0).mul_(elected)
+    total, share = torch.zeros_like(sums), torch.zeros_like(sums)
+    for delta, lean, weight in zip(deltas, leans, given, strict=True):
+        agreeing = torch.mul(delta, elected * lean).clamp_min_(0)
+        total.add_(agreeing, alpha=weight if voters == "plain" else 1.0)
+        if divisor != "none":
+            share.add_(agreeing.sign_(), alpha=1.0 if divisor == "count" else weight)
+    total.mul_(elected * factor)
     if divisor == "count":
-        total = total / agree.sum(0).clamp_min(1)
+        total.div_(share.clamp_min_(1))
     elif divisor == "weights":
-        total = total / _nonzero((agree * columns).sum(0), weights)
-    return total if factor == 1 else total * factor
+        total.div_(_nonzero(share, weights))
+    return total
 
 
 def _nonzero(share: Matrix, weights: Weights) -> Matrix:

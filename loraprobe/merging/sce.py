@@ -68,7 +68,7 @@ def most_varied(deltas: Deltas, share: float) -> Selection:
     """The entries of largest variance over the adapters, the same ones of each."""
     if share == 1:
         return iter
-    variances = torch.cat([block.var(0, unbiased=False) for block in in_blocks(deltas)])
+    variances = torch.cat([variance(block) for block in in_blocks(deltas)])
     count = int(torch.count_nonzero(variances))
     if count == 0:
         return iter
@@ -78,9 +78,19 @@ def most_varied(deltas: Deltas, share: float) -> Selection:
     return partial(_as_varied, least=float(ordered[place]))
 
 
+def variance(deltas: Deltas) -> Matrix:
+    """The variance of each entry over the adapters, divided by n: [n, p, q] -> [p, q].
+
+    Taken of the differences to the first adapter, it is exactly 0 where all are equal. torch.var
+    over a short first dimension takes ten times as long.
+    """
+    apart = deltas - deltas[0]
+    return (apart - apart.mean(0)).square().mean(0)
+
+
 def _as_varied(blocks: Sequence[Deltas], least: float) -> Iterator[Deltas]:
     for block in blocks:
-        yield block * (block.var(0, unbiased=False) >= least)
+        yield block * (variance(block) >= least)
 
 
 def shares(deltas: Deltas, selection: Selection) -> Float64[Tensor, n]:

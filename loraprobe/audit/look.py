@@ -14,6 +14,7 @@ from loraprobe.errors import UsageError
 from loraprobe.records import Audit, Compatibility, EvidenceLevel, Measurement
 
 if TYPE_CHECKING:
+    from loraprobe.compatibility.identity import Purpose
     from loraprobe.merging import Merged
     from loraprobe.tasks import Probe, Task
 
@@ -34,9 +35,10 @@ def inspect(
     the adapters generate themselves. Raises LoraprobeError where something cannot be read.
     """
     story = Story("inspect", adapters, settings, base, progress)
-    fits = story.look("route" if base is not None else "inspect").compatible
-    level: EvidenceLevel = "weights"
     asked = bool(tasks) or probe is not None
+    purpose: Purpose = "inspect" if base is None else "route" if asked else "measure"
+    fits = story.look(purpose).compatible
+    level: EvidenceLevel = "weights"
     if asked and fits and base is not None:
         from loraprobe.audit.evaluate import Bench
 
@@ -89,6 +91,7 @@ def merge(
         *(Measurement("norm", (source.name,), source.norm) for source in merged.sources),
         Measurement("compression_error", name, merged.compression_error),
         Measurement("rounding_error", name, merged.rounding_error),
+        *([Measurement("sketch_error", name, merged.sketch_error)] if merged.sketch_error else []),
     )
     story.found["transformations"] = prepared.steps
     story.notes.extend(prepared.notes)

@@ -40,7 +40,8 @@ def check(
     """All findings about adapters of one composition, errors first.
 
     `purpose`: base names that differ while paths and shapes fit are an error for "inspect" and
-    "merge", a warning for "route", where the user chose the base. Errors whose code is in
+    "merge", a warning for "measure" and "route", where the user chose the base; "route" is what
+    runs the adapters, on causal language models only. Errors whose code is in
     `allow` become warnings that say so. Factors are read once for NaN, zero deltas and
     duplicates; pass `contents` that were filled by a pass made anyway (see `Contents`).
 
@@ -55,7 +56,9 @@ def check(
     found = [issue for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
     found += layout
-    found += extra_issues(adapters, base, composing=len(adapters) > 1 or purpose != "inspect")
+    found += extra_issues(
+        adapters, base, composing=len(adapters) > 1 or purpose in ("merge", "route")
+    )
     found += initialisation_issues(adapters)
     if base is not None:
         found += base_issues(adapters, base)

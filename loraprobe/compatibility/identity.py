@@ -21,7 +21,7 @@ from loraprobe.records import Issue, Severity
 from loraprobe.words import listing
 
 Relation = Literal["same", "unclear", "different"]
-Purpose = Literal["inspect", "merge", "route"]
+Purpose = Literal["inspect", "measure", "merge", "route"]
 
 QUANTISED = re.compile(
     r"[-_.](bnb[-_]?)?(4bit|8bit|int4|int8|fp8|nf4|gptq|awq|exl2|gguf|hqq|aqlm|bnb)(?![a-z])", re.I
@@ -67,7 +67,7 @@ def identity_issues(
         yield from _against_chosen(adapters, base)
     yield from _revisions(adapters, base)
     yield from _quantised(adapters)
-    yield from _task_types(adapters, base, purpose)
+    yield from _task_types(adapters, purpose)
     yield from _tokenizers(adapters, base)
 
 
@@ -113,7 +113,7 @@ def _names(
                 else ""
             )
             yield Issue(
-                "warning" if purpose == "route" and fit else "error", "base-mismatch",
+                "warning" if purpose in ("route", "measure") and fit else "error", "base-mismatch",
                 ours + theirs, f"{who}{shapes}.{origin}",
                 "Take adapters of one base; if both names mean the same weights, allow "
                 "base-mismatch.",
@@ -175,9 +175,7 @@ def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
             )  # fmt: skip
 
 
-def _task_types(
-    adapters: Sequence[Adapter], base: Base | None, purpose: Purpose
-) -> Iterator[Issue]:
+def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue]:
     given = {a.name: str(a.task_type) for a in adapters if a.task_type}
     if len(set(given.values())) > 1:
         told = ", ".join(f"{name} is {kind}" for name, kind in given.items())
@@ -186,14 +184,14 @@ def _task_types(
             f"The adapters are of different task types ({told}), so they need different heads.",
             "Compose adapters of one task type.",
         )  # fmt: skip
-    if base is None and purpose != "route":
+    if purpose != "route":
         return
     for name, kind in given.items():
         if kind != "CAUSAL_LM":
             yield Issue(
                 "error", "task-type-unsupported", (name,),
                 f"{name} is an adapter for {kind}; evaluation runs causal language models only.",
-                "Leave it out, or compare it by inspect without --base.",
+                "Leave it out, or compare it by inspect without --task and --probe.",
             )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.errors import BaseError, LoraprobeError
+from loraprobe.limits import limits, raising
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
@@ -40,9 +42,13 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_json(
-    path: Path, reference: str, raises: type[LoraprobeError] = BaseError
+    path: Path, reference: str, raises: type[LoraprobeError] = BaseError, limit: str = "config"
 ) -> dict[str, Any]:
-    """A JSON object from a file. Raises `raises`, naming the file and what it belongs to."""
+    """A JSON object from a file. Raises `raises`, naming the file and what it belongs to.
+
+    `limit` names the bound (`loraprobe.limits`) on the file's size.
+    """
+    _check_size(path, reference, raises, limit)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -51,6 +57,14 @@ def read_json(
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
     return content
+
+
+def _check_size(path: Path, reference: str, raises: type[LoraprobeError], limit: str) -> None:
+    allowed = getattr(limits(), limit)
+    size = path.stat().st_size if path.is_file() else 0
+    if size > allowed:
+        raise raises(f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
+                     f"are read of such a file; {raising(limit, size)}.")  # fmt: skip
 
 
 def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> Header:
@@ -93,8 +107,26 @@ def unpickle(file: Path) -> dict[str, Tensor]:
     return _unpickle(file, file.stat().st_mtime_ns)
 
 
+def check_inflation(file: Path) -> None:
+    """Raises ValueError for a compressed pickle that would unpack to many times its size.
+
+    torch writes its archives uncompressed, so that one that inflates was made to.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    packed, times = file.stat().st_size, limits().inflation
+    if unpacked > times * packed + (1 << 20):
+        raise ValueError(
+            f"its {packed:,} bytes unpack to {unpacked:,}; "
+            f"{raising('inflation', unpacked // packed + 1)}"
+        )
+
+
 @functools.lru_cache(maxsize=1)
 def _unpickle(file: Path, _changed: int) -> dict[str, Tensor]:
+    check_inflation(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the format before torch 1.6 cannot be mapped

@@ -13,6 +13,8 @@ from loraprobe.adapter.config import Config
 from loraprobe.adapter.keys import PREFIX, Key, classify
 from loraprobe.adapter.tensors import TensorFile
 from loraprobe.adapter.types import Extra, LayerKind, ModuleInfo
+from loraprobe.errors import AdapterError
+from loraprobe.limits import limits, raising
 from loraprobe.lowrank import LowRank
 from loraprobe.records import Issue, Severity
 
@@ -89,6 +91,11 @@ class Sorting:
     def pair_factors(self) -> dict[str, ModuleInfo]:
         """A and B of each module, shapes checked; what cannot be used is an extra."""
         infos: dict[str, ModuleInfo] = {}
+        if len(self.factors) > limits().modules:
+            raise AdapterError(
+                f"{self.name} adapts {len(self.factors):,} modules, beyond the "
+                f"{limits().modules:,} that are read; {raising('modules', len(self.factors))}."
+            )
         for path, keys in self.factors.items():
             pair = ("eA", "eB") if "eA" in keys or "eB" in keys else ("A", "B")
             kind = self._why_unusable(path, keys, pair)

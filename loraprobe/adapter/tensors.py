@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from loraprobe.checkpoint import DTYPES, broken
+from loraprobe.checkpoint import DTYPES, broken, check_inflation
 from loraprobe.errors import AdapterError
+from loraprobe.limits import limits, raising
 
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -47,6 +48,7 @@ class SafetensorsFile:
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise broken(path, str(path.parent), error, AdapterError) from None
+        check_count(path, len(slices))
         self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
         self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
 
@@ -76,6 +78,7 @@ class PickleFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_inflation(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many types, pickle errors among them
             raise broken(path, str(path.parent), error, AdapterError) from None
@@ -83,6 +86,7 @@ class PickleFile:
             raise AdapterError(
                 f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
             )
+        check_count(path, len(state))
         huge = next((key for key, tensor in state.items() if _expanded(tensor)), None)
         if huge is not None:
             raise AdapterError(
@@ -101,6 +105,14 @@ def _state(path: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_count(path: Path, tensors: int) -> None:
+    """Raises AdapterError for more tensors than the limit."""
+    allowed = limits().tensors
+    if tensors > allowed:
+        raise AdapterError(f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
+                           f"read; {raising('tensors', tensors)}.")  # fmt: skip
 
 
 def _expanded(tensor: Tensor) -> bool:

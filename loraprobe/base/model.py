@@ -79,7 +79,7 @@ class Base:
         """One more than the largest token id of tokenizer.json; None where there is none."""
         if not (self.path / "tokenizer.json").is_file():
             return None
-        tokenizer = read_json(self.path / "tokenizer.json", self.reference)
+        tokenizer = read_json(self.path / "tokenizer.json", self.reference, limit="tokenizer")
         vocab = (tokenizer.get("model") or {}).get("vocab") or {}
         ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
         ids += [token["id"] for token in tokenizer.get("added_tokens") or [] if "id" in token]

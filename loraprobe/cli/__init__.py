@@ -17,6 +17,7 @@ KEPT = {
     "inspect": "; what was finished is kept. The same call with --resume goes on.",
     "merge-and-eval": "; what was finished is kept. The same call with --resume goes on.",
     "merge": "; the output is there whole or not at all.",
+    "route": "; the output is there whole or not at all.",
     "lab": "; what was finished is kept. The same call goes on.",
 }
 
@@ -38,9 +39,23 @@ class Guarded(TyperGroup):
                 fail(f"Interrupted{KEPT.get(ctx.invoked_subcommand or '', '.')}")
                 raise typer.Exit(130) from None
             if not isinstance(error, LoraprobeError):
-                raise
+                raise _without_secrets(error) from None
             fail(str(error))
             raise typer.Exit(error.exit_code) from None
+
+
+class Unexpected(Exception):
+    """A mistake of loraprobe's own: its traceback, with no secret in it."""
+
+
+def _without_secrets(error: BaseException) -> BaseException:
+    """The error as it is, unless its traceback would show a token or a password."""
+    import traceback
+
+    from loraprobe.secrets import scrub
+
+    told = "".join(traceback.format_exception(error))
+    return error if scrub(told) == told else Unexpected(scrub(told))
 
 
 def fail(message: str) -> None:
@@ -77,6 +92,13 @@ def _schema(wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _limits(text: str | None) -> None:
+    if text is not None:
+        from loraprobe.limits import use
+
+        use(text)
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -88,9 +110,19 @@ def options(
             "--json-schema", callback=_schema, is_eager=True, help="Print the schema of --json."
         ),
     ] = False,
+    limits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=N,...",
+            help="Raise bounds on strangers' files and on memory, such as modules=1000000,line=5MB "
+            "(also LORAPROBE_LIMITS).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
+    _limits(limits)
 
 
 def _flowing(docstring: str) -> str:
@@ -100,12 +132,13 @@ def _flowing(docstring: str) -> str:
 
 
 def _register() -> None:
-    from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods
+    from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods, route
 
     commands = (
         ("demo", demo.demo),
         ("inspect", inspect.inspect),
         ("merge", merge.merge),
+        ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
         ("methods", methods.methods),
     )

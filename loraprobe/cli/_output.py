@@ -37,7 +37,11 @@ class Output:
     def say(self, message: str) -> None:
         """A remark on standard error."""
         if not self.quiet:
-            Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+            from loraprobe.report.wording import clean
+
+            Console(stderr=True, highlight=False).print(
+                clean(message), markup=False, soft_wrap=True
+            )
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
@@ -59,7 +63,9 @@ class Output:
         `after` follows the tables for people; `line` is what --quiet says if not the verdict.
         """
         if self.json:
-            print(audit.to_json())
+            from loraprobe.secrets import scrub
+
+            print(scrub(audit.to_json()))
         elif self.quiet:
             from loraprobe.report.terminal import one_line
             from loraprobe.report.wording import clean

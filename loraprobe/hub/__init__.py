@@ -17,6 +17,7 @@ from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
+from loraprobe.limits import limits
 
 __all__ = [
     "Reference", "Snapshot", "common_base", "load", "load_all", "model_card", "resolve_adapter",
@@ -145,7 +146,8 @@ def model_card(ref: str | Adapter) -> str | None:
         file = _card_of(ref)
     if file is None or not file.is_file():
         return None
-    return file.read_text(encoding="utf-8", errors="replace")
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(limits().card)  # what follows is no card that anybody reads
 
 
 def _card_of(ref: str | Adapter) -> Path | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 
 from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.hub.reference import Reference
+from loraprobe.secrets import scrub
 
 UNREACHABLE = re.compile(
     r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
@@ -38,15 +38,6 @@ def explain(error: BaseException, reference: Reference) -> LoraprobeError:
     if vague and error.__cause__ is not None:
         error = error.__cause__  # what kept the client from asking the Hub says more
     return HubError(scrub(_sentence(error, reference)))
-
-
-def scrub(text: str) -> str:
-    """A text without access tokens."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        secret = os.environ.get(name, "")
-        if len(secret) > 3:
-            text = text.replace(secret, "***")
-    return re.sub(r"\bhf_[A-Za-z0-9]{6,}", "***", text)
 
 
 def endpoint() -> str:

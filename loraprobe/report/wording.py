@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from loraprobe.records import Interval
+from loraprobe.secrets import scrub
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -14,8 +15,8 @@ NOISE = 1e-12  # smaller figures are what rounding leaves of zero
 
 
 def clean(text: object) -> str:
-    """Text from a stranger's file without control characters that could drive a terminal."""
-    return _CONTROL.sub("�", str(text))
+    """A stranger's text without control characters that could drive a terminal, and no secrets."""
+    return scrub(_CONTROL.sub("�", str(text)))
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.limits import limits, raising
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
-
-MAX_LINE_BYTES = 1_000_000
 
 _ITEM_KEYS = ("id", "prompt", "answer", "choices", "hops", "cot_prompt", "answer_pattern",
               "entities", "group")  # fmt: skip
@@ -75,6 +74,10 @@ def load_probe(path: str | Path) -> Probe:
 
 def _read(path: Path, noun: str) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > limits().items:
+            raise TaskError(f"The {noun} file {path} has {size:,} bytes, at most "
+                            f"{limits().items:,} are read; {raising('items', size)}.")  # fmt: skip
         return path.read_bytes()
     except FileNotFoundError:
         raise TaskError(f"There is no {noun} file {path}: check the path.") from None
@@ -87,10 +90,11 @@ def _read(path: Path, noun: str) -> bytes:
 def _lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. Split at line feeds only, as JSONL asks."""
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if len(raw) > MAX_LINE_BYTES:
+        if len(raw) > limits().line:
             raise TaskError(
-                f"{path}, line {number}: {len(raw):,} bytes in one line, "
-                f"at most {MAX_LINE_BYTES:,} are read; write one item a line."
+                f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
+                f"{limits().line:,} are read; write one item a line, or "
+                f"{raising('line', len(raw))}."
             )
         try:
             line = raw.decode("utf-8")

@@ -1,0 +1,83 @@
+"""Bounds on what a stranger's file may ask of this machine, each of which can be raised.
+
+    loraprobe --limits modules=1000000,line=5MB inspect ...
+    LORAPROBE_LIMITS=memory=48GiB loraprobe merge-and-eval ...
+
+A file beyond a bound is refused with a sentence that names the bound. Safetensors headers have a
+bound of their own in the library that reads them (100 MB).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields, replace
+
+from loraprobe.errors import UsageError
+
+VARIABLE = "LORAPROBE_LIMITS"
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Each bound with its default.
+
+    config: bytes of an adapter's or a base's config and of an index of shards.
+    tokenizer: bytes of a tokenizer.json.
+    card: bytes of a model card.
+    tensors: tensors in one weight file.
+    modules: modules of one adapter.
+    line: bytes of one line of a task or probe file.
+    items: bytes of a task or probe file.
+    inflation: how many times its own size a compressed weight file may unpack to.
+    memory: bytes that may be taken; 0 for what the machine has free.
+    """
+
+    config: int = 10_000_000
+    tokenizer: int = 200_000_000
+    card: int = 5_000_000
+    tensors: int = 2_000_000
+    modules: int = 500_000
+    line: int = 1_000_000
+    items: int = 2_000_000_000
+    inflation: int = 4
+    memory: int = 0
+
+
+_CURRENT: list[Limits] = []
+
+
+def limits() -> Limits:
+    """The bounds in force: those set by `use`, else by the environment, else the defaults."""
+    if not _CURRENT:
+        use(os.environ.get(VARIABLE, ""), VARIABLE)
+    return _CURRENT[-1]
+
+
+def use(text: str, where: str = "--limits") -> Limits:
+    """Puts bounds such as "modules=1000000,line=5MB" in force, on top of the defaults.
+
+    Raises UsageError for a name that is no bound and for what is no number.
+    """
+    chosen = Limits()
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        known = [field.name for field in fields(Limits)]
+        if name not in known:
+            raise UsageError(f"{where} has no {name!r}; the limits are {', '.join(known)}.")
+        chosen = replace(chosen, **{name: _number(value, f"{where}: {name}")})
+    _CURRENT[:] = [chosen]
+    return chosen
+
+
+def raising(name: str, needed: int) -> str:
+    """How a user raises a bound, for the end of a sentence."""
+    return f"raise the limit with loraprobe --limits {name}={needed} if it is meant"
+
+
+def _number(text: str, what: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    if not found or found[2].lower() not in _UNITS:
+        raise UsageError(f"{what} must be a number such as 500000, 5MB or 2GiB, not {text!r}.")
+    return int(float(found[1]) * _UNITS[found[2].lower()])

@@ -1,0 +1,79 @@
+"""Tokens and passwords: put into every place they could come out of, found in none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from making import random_adapter
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.secrets import scrub
+
+TOKEN = "hf_QmFkVG9rZW5Gb3JUZXN0cw"
+PLAIN = "a-token-of-another-form"
+
+
+def test_scrubbing(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", PLAIN)
+    text = scrub(f"{TOKEN} and {PLAIN} at https://me:pass@hub.example/x, https://hub.example/a@b")
+    assert text == "*** and *** at https://***@hub.example/x, https://hub.example/a@b"
+    assert scrub("shelf_life hf_ hfabc") == "shelf_life hf_ hfabc"
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert scrub("plain") == "plain"
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", PLAIN)
+    for name, seed in (("a", 1), ("b", 2)):
+        random_adapter(name, seed=seed, base_model=f"https://me:{PLAIN}@hub/{TOKEN}").save(
+            tmp_path / TOKEN / name
+        )
+    return [f"{PLAIN}-x={tmp_path / TOKEN / 'a'}", str(tmp_path / TOKEN / "b")]
+
+
+@pytest.mark.parametrize("form", [["--json"], [], ["--quiet"], ["--per-module"]])
+def test_reports_hold_no_token(pair, form):
+    result = CliRunner().invoke(app, ["inspect", *pair, *form])
+    assert result.exit_code == 0, result.output
+    assert TOKEN not in result.output and PLAIN not in result.output
+    if form == ["--json"]:
+        document = json.loads(result.stdout)
+        assert document["provenance"]["arguments"] is not None
+
+
+def test_the_card_and_the_config_hold_no_token(pair, tmp_path):
+    result = CliRunner().invoke(app, ["merge", *pair, "-o", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert TOKEN not in result.output and PLAIN not in result.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Sources" in card and TOKEN not in card and PLAIN not in card
+
+
+def test_errors_hold_no_token(pair):
+    result = CliRunner().invoke(app, ["inspect", f"./{TOKEN}-{PLAIN}"])
+    assert result.exit_code == 2 and "***" in result.stderr
+    assert TOKEN not in result.output and PLAIN not in result.output
+
+
+def test_a_traceback_holds_no_token(tmp_path):
+    """A mistake of our own shows its traceback, scrubbed."""
+    code = (
+        "import loraprobe.hub, loraprobe.cli, sys\n"
+        "def broken(refs): raise RuntimeError(f'no luck with {refs}')\n"
+        "loraprobe.hub.load_all = broken\n"
+        "sys.argv[1:] = ['inspect', sys.argv[1]]\n"
+        "loraprobe.cli.main()\n"
+    )
+    environment = os.environ | {"HF_TOKEN": PLAIN}
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"x/{TOKEN}{PLAIN}"], env=environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode not in (0, 2) and "no luck with" in done.stderr
+    assert TOKEN not in done.stderr and PLAIN not in done.stderr

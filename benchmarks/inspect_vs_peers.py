@@ -1,78 +1,74 @@
 """`loraprobe inspect` on adapters shaped like a 7B model's, against reading them and vlora-dev.
 
-    python benchmarks/inspect_vs_peers.py [--layers 32] [--adapters 2] [--runs 3]
+    python benchmarks/inspect_vs_peers.py [--layers 32] [--adapters 2] [--runs 5]
 
-Every run is a process of its own, start-up included, and the kinds are interleaved:
+Every run is a process of its own, start-up included, and the kinds take turns:
   reading   imports torch, reads the files with safetensors, casts every tensor to float32
   inspect   loraprobe: compatibility, all diagnostics, all pairs
-  vlora     `vlora analyze` of vlora-dev where it is installed; it compares raw factors
-The aim for two adapters is an inspect within three times reading. `--adapters` shows that
-loraprobe's memory does not grow with the number of files.
+  vlora     `vlora analyze` of vlora-dev where it is installed; it compares raw factors only
+The aim for two adapters is an inspect within twice reading; with twenty, less time and less
+memory than vlora.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-from merge_vs_peft import RANK, SHAPES, Figures, peer, timed, write_adapter
+from machine import (
+    Figures,
+    aim,
+    interleaved,
+    loraprobe,
+    peer,
+    ratios,
+    read_rate,
+    script,
+    table,
+    timed,
+)
+from seven import RANK, SHAPES, weights, write_adapter
 
 
-def commands(sources: list[str]) -> dict[str, list[str]]:
-    """What is timed, by name."""
-    found = {
-        "reading": [sys.executable, __file__, "--child", *sources],
-        "inspect": [sys.executable, "-m", "loraprobe", "inspect", "--json", *sources],
+def measure(sources: list[str], runs: int) -> dict[str, list[Figures]]:
+    """All kinds by turns."""
+    kinds = {
+        "reading": script("seven.py", "read", *sources),
+        "inspect": loraprobe("inspect", "--json", *sources),
     }
     if vlora := peer("vlora"):
-        found["vlora"] = [vlora, "analyze", *sources]
-    return found
-
-
-def read(sources: list[str]) -> None:
-    """What has to be done in any case."""
-    import torch
-    from safetensors.torch import load_file
-
-    kept = []
-    for source in sources:
-        state = load_file(str(Path(source) / "adapter_model.safetensors"))
-        kept.append({key: tensor.to(torch.float32) for key, tensor in state.items()})
+        kinds["vlora"] = [vlora, "analyze", *sources]
+    return interleaved({kind: (lambda c=c: timed(c)) for kind, c in kinds.items()}, runs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--adapters", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        read(arguments.child)
-        return
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        sources = [str(Path(scratch) / f"adapter{n}") for n in range(arguments.adapters)]
-        for seed, source in enumerate(sources):
-            write_adapter(Path(source), arguments.layers, seed)
-        kinds = commands(sources)
-        results: dict[str, list[Figures]] = {kind: [] for kind in kinds}
-        for run in range(arguments.runs + 1):  # the first round warms the disk cache
-            for kind, command in kinds.items():
-                figures = timed(command)
-                if run:
-                    results[kind].append(figures)
-    print(f"{arguments.adapters} adapters, {arguments.layers * len(SHAPES)} modules, rank {RANK}, "
-          "bf16; median (range)")  # fmt: skip
-    base = statistics.median(f.seconds for f in results["reading"])
-    for kind, figures in results.items():
-        seconds = sorted(f.seconds for f in figures)
-        middle = statistics.median(seconds)
-        memory = max(f.megabytes for f in figures)
-        print(f"  {kind:8} {middle:6.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}) = "
-              f"{middle / base:.2f} x reading, {memory:.0f} MB")  # fmt: skip
+        sources = [
+            write_adapter(Path(scratch) / f"adapter{seed}", options.layers, seed)
+            for seed in range(options.adapters)
+        ]
+        found = measure(sources, options.runs)
+        rate = read_rate(weights(sources))
+        size = sum(file.stat().st_size for file in weights(sources))
+    print(f"{options.adapters} adapters, {options.layers * len(SHAPES)} modules, rank {RANK}, bf16")
+    table(found, "reading", "reading")
+    print(f"  limit: {size / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s from the page cache = "
+          f"{size / rate:.2f} s, without start-up")  # fmt: skip
+    if options.adapters == 2:
+        aim("inspect of two / reading", ratios(found["inspect"], found["reading"]), 2)
+    elif "vlora" in found:
+        n = options.adapters
+        aim(f"inspect of {n} / vlora analyze, seconds", ratios(found["inspect"], found["vlora"]), 1)
+        memory = [
+            a.megabytes / b.megabytes for a, b in zip(found["inspect"], found["vlora"], strict=True)
+        ]
+        aim(f"inspect of {n} / vlora analyze, peak memory", memory, 1)
 
 
 if __name__ == "__main__":

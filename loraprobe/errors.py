@@ -10,7 +10,7 @@ LoraprobeError                  exit code 2
 ├── TaskError                   a task or probe file with a bad line
 ├── CompatibilityError          adapters (and base) that do not fit together
 ├── OutputError                 an output that exists, or cannot be written
-└── OutOfMemory                 a batch of one does not fit
+└── OutOfMemory                 what is asked for does not fit into memory, a batch of one at last
 """
 
 from __future__ import annotations
@@ -59,4 +59,4 @@ class OutputError(LoraprobeError):
 
 
 class OutOfMemory(LoraprobeError):
-    """Even a batch of one does not fit into memory."""
+    """What is asked for does not fit into memory: a merge, a model, or even a batch of one."""

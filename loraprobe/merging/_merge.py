@@ -18,6 +18,7 @@ from loraprobe.lowrank import LowRank
 from loraprobe.merging import _checks
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
 from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
+from loraprobe.merging._room import check_room
 from loraprobe.merging._scaled import Weight, check_weight, merge_scaled
 from loraprobe.merging._seeds import generators, module_seed
 from loraprobe.merging._shelf import METHODS
@@ -108,7 +109,8 @@ def merge(
     base_parameter: parameter name -> tensor as stored, for whole modules and biases that not every
     adapter has, or whose weights do not sum to 1 (`_whole`).
 
-    Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError, each with the cure.
+    Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError, OutOfMemory, each
+    with the cure.
     """
     _checks.check_names(adapters)
     plan, more = _plan(adapters, method, weights, space, rank, seed, dtype)
@@ -117,6 +119,7 @@ def merge(
     if "dora_magnitude" in carried and any(a.magnitudes for a in adapters):
         plan = replace(plan, weight=base_weight)
     infos = _checks.layout(adapters, plan.method)
+    check_room(adapters, infos, plan.method, plan.space, plan.rank, plan.dtype.itemsize)
     totals = Totals.of(len(adapters))
     whole, offsets, dropped = _beside(adapters, plan, infos, base_parameter, allow)
     for done, (path, updates) in enumerate(_streamed(adapters, infos)):

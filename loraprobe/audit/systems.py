@@ -108,7 +108,26 @@ class Workshop:
             reserved = {"base", *(a.name for a in self.adapters), "shrunk", "random-partner"}
             extra = [s for s in settings.systems if s not in built and s not in reserved]
             built = [s for s in built if s in wanted] + extra
-        return list(dict.fromkeys(built))
+        return [spec for spec in dict.fromkeys(built) if spec not in self._left_out]
+
+    @cached_property
+    def _left_out(self) -> tuple[str, ...]:
+        """Routers that nobody asked for by name and that cannot weigh what the adapters hold."""
+        default = Settings().routers
+        if self.settings.routers != default or not any(a.whole for a in self.adapters):
+            return ()
+        asked = self.settings.systems
+        return tuple(s for s in default if s not in asked and not ROUTERS.make(s).weighs_whole)
+
+    def notes(self) -> tuple[str, ...]:
+        """Which systems an audit leaves out, and why."""
+        holder = next((a for a in self.adapters if a.whole), None)
+        return tuple(
+            f"{spec} is left out: {holder.name} replaces {next(iter(holder.whole))} whole, which "
+            "gates that look at the token cannot weigh."
+            for spec in self._left_out
+            if holder is not None
+        )
 
     def families(self) -> tuple[str, ...]:
         """Which kinds of composition that a calibration may cover are asked for.
@@ -202,8 +221,9 @@ class Workshop:
             shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
             systems.append(System(name, "control", shrunk))
         if self.wants("random-partner") and best is not None and best.kind != "chain":
+            weight = None if self.base is None else self.base.weight
             partners = [
-                expert if own is chosen else random_partner(expert, seed=self.settings.seed)
+                expert if own is chosen else random_partner(expert, self.settings.seed, weight)
                 for own, expert in zip(self.adapters, self.prepared.adapters, strict=True)
             ]
             built = self.build(best.name, partners, name="random-partner")

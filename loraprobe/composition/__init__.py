@@ -10,21 +10,32 @@ the token. So one mechanism evaluates them all, on one copy of the base in memor
 with the factors of all experts of a module concatenated. Gates meet the tokens in rank space, so
 no tensor of shape (tokens, experts, out) exists. Constant gates are folded into B beforehand.
 
+Experts are of three kinds, which one adapter may mix (composition/experts/ has a file of each):
+low-rank ones as above, to which the bias of lora_B adds g * s * b; *scaled* ones (DoRA), which add
+g * ((c - 1) * (W0 x) + c * (s B A x)) with W0 x taken from the layer's own output; and *full*
+ones, whole parameters, which constant gates weigh (W0 + sum g (W_i - W0)) and token routers
+refuse. Token routers see the s B A of a scaled expert as it is stored, without c, so that they
+route alike on every base.
+
 The arithmetic is peft's: 16-bit factors are held in float32, x is cast to the factors' dtype,
 and the result is cast back to the dtype of the layer's own output. A float64 model gets float64.
 
 An expert without a module adds nothing there. Constant gates count it as a zero delta; token
 routers share its gate among the experts that are present. Embeddings look tokens up and have no
 input to route by: under a token router they get constant gates, one over the number of experts
-present. A tied embedding is adapted where it embeds and not where it is used as the head, as
-peft's forward does (peft's merged model would change both).
+present; so do convolutions, whose places are no tokens. A tied embedding is adapted where it embeds
+and not where it is used as the head, as peft's forward does (peft's merged model would change
+both).
 """
 
 from loraprobe.composition.contract import Composition, Router, TokenGates
+from loraprobe.composition.experts.low_rank import Share
+from loraprobe.composition.experts.scaled import change_norm, share_in
 from loraprobe.composition.layers import ComposedLayer, prepared
 from loraprobe.composition.placement import composed
 from loraprobe.composition.rows import RowGates, Rows
 from loraprobe.composition.watching import watched
+from loraprobe.composition.weights import bias_of
 
 __all__ = [
     "ComposedLayer",
@@ -32,8 +43,12 @@ __all__ = [
     "Router",
     "RowGates",
     "Rows",
+    "Share",
     "TokenGates",
+    "bias_of",
+    "change_norm",
     "composed",
     "prepared",
+    "share_in",
     "watched",
 ]

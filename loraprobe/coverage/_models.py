@@ -52,8 +52,10 @@ class Models:
 
     @property
     def routed(self) -> bool:
-        """Whether there is a token router to look at, and something to route."""
-        return self.router is not None and not self.router.constant and self.n > 1
+        """Whether there is a token router to look at, and something that it can route."""
+        if self.router is None or self.n < 2 or any(adapter.whole for adapter in self.adapters):
+            return False
+        return not self.router.constant
 
     def texts(
         self,
@@ -146,7 +148,7 @@ class Models:
             pairs = [(q.prompt, text) for q, text in self.worked_texts(study, items)[1]]
         else:
             pairs = [(q.prompt, "") for q in study.sample(part, items)]
-        watch = Watch(self.adapters, self.router if self.routed else None)
+        watch = Watch(self.adapters, self.router if self.routed else None, self.scorer.model)
         with watched(self.scorer.model, self._plain, watch.look):
             read_together(self.scorer, pairs, watch.see)
         return watch.sight(len(pairs))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
-from loraprobe.composition import Router, TokenGates
+from loraprobe.composition import Router, Share, TokenGates, bias_of, share_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,8 @@ class _Module:
     gram: list[Tensor]  # [r, r] each: s^2 B^T B, so that ||s B A h||^2 = (A h)^T gram (A h)
     embedding: bool
     gates: Tensor | TokenGates | None
+    more: dict[int, Share] = field(default_factory=dict)  # of experts that do more than s B A h
+    bias: Tensor | None = None
     tokens: int = 0
     base: float = 0.0
     effect: dict[int, float] = field(default_factory=dict)
@@ -54,11 +56,15 @@ class _Module:
 class Watch:
     """Takes inputs and outputs of a base's modules, and keeps sums.
 
-    adapters: those whose effect is asked for; router: a token router, or None.
+    adapters: those whose effect is asked for; router: a token router, or None; model: the base,
+    whose weights the effect of DoRA adapters depends on. Parameters that an adapter replaces whole
+    are in none of the figures, nor are convolutions, whose places are no tokens.
     """
 
-    def __init__(self, adapters: Sequence[Adapter], router: Router | None) -> None:
-        self.adapters, self.router = adapters, router
+    def __init__(
+        self, adapters: Sequence[Adapter], router: Router | None, model: nn.Module
+    ) -> None:
+        self.adapters, self.router, self.model = adapters, router, model
         self._modules: dict[str, _Module] = {}
         self._mask: Tensor | None = None
 
@@ -69,7 +75,7 @@ class Watch:
     def look(self, path: str, x: Tensor, output: Tensor) -> None:
         """One module has run; x: [..., in] or token ids [...], output: [..., out]."""
         module = self._module(path, x)
-        if self._mask is None:
+        if self._mask is None or module is None:
             return
         counted = self._mask.reshape(-1)
         x = x.reshape(-1)[counted] if module.embedding else x.reshape(-1, x.shape[-1])[counted]
@@ -80,7 +86,11 @@ class Watch:
             x = x.float()
         for i, A, gram in zip(module.present, module.A, module.gram, strict=True):
             u = F.embedding(x, A.mT) if module.embedding else F.linear(x, A)
-            size = ((u @ gram) * u).sum(-1).clamp_min(0).sqrt().sum()
+            if i in module.more:
+                own = made if module.bias is None else made - module.bias
+                size = _added(module.more[i], u, own).norm(dim=-1).sum()
+            else:
+                size = ((u @ gram) * u).sum(-1).clamp_min(0).sqrt().sum()
             module.effect[i] = module.effect.get(i, 0.0) + float(size)
         if module.gates is not None and not isinstance(module.gates, Tensor):
             self._route(module, module.gates(x).double())
@@ -94,21 +104,30 @@ class Watch:
         module.share = share if module.share is None else module.share + share
         module.above = above if module.above is None else module.above + above
 
-    def _module(self, path: str, x: Tensor) -> _Module:
+    def _module(self, path: str, x: Tensor) -> _Module | None:
         if path in self._modules:
             return self._modules[path]
         present = [i for i, a in enumerate(self.adapters) if path in a.modules]
+        if self.adapters[present[0]].modules.info(path).kind == "convolution":
+            return None
         updates = [self.adapters[i].modules[path].to(torch.float32, x.device) for i in present]
         embedding = self.adapters[present[0]].modules.info(path).kind == "embedding"
         gates = None
         if self.router is not None and len(present) > 1 and not embedding:
             gates = self.router.gates(path, updates, present, len(self.adapters))
+        bias = bias_of(self.model.get_submodule(path))
         self._modules[path] = _Module(
             present,
             [u.A for u in updates],
             [(u.B.mT @ u.B) * float(u.scaling) ** 2 for u in updates],
             embedding,
             gates,
+            {
+                i: share_in(self.model, self.adapters[i], path, torch.float32).to(x.device)
+                for i in present
+                if path in self.adapters[i].magnitudes or path in self.adapters[i].offsets
+            },
+            None if bias is None else bias.detach().float(),
         )
         return self._modules[path]
 
@@ -130,3 +149,11 @@ class Watch:
                     total[i] += value / m.tokens / len(routed)
         entropy = sum(m.entropy / m.tokens for m in routed) / len(routed)
         return Sight(n, effect, tuple(shares[0]), tuple(shares[1]), entropy)
+
+
+def _added(share: Share, u: Tensor, own: Tensor) -> Tensor:
+    """What an expert adds to a layer's output, [tokens, out]; u: A h, own: W0 h."""
+    made = F.linear(u, share.update.folded().B)
+    if share.offset is not None:
+        made = made + share.offset
+    return made if share.ratio is None else made + share.ratio * own

@@ -30,6 +30,11 @@ class Share:
             None if self.ratio is None else self.ratio * gate,
         )
 
+    def to(self, device: torch.device) -> Share:
+        """The same share on another device."""
+        offset, ratio = (t if t is None else t.to(device) for t in (self.offset, self.ratio))
+        return Share(self.update.to(device=device), offset, ratio)
+
     def folded(self) -> Share:
         """The same share with the scaling of its update multiplied into B."""
         return replace(self, update=self.update.folded())

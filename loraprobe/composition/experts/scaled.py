@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
-from loraprobe.composition.experts.low_rank import Share
+from loraprobe.composition.experts.low_rank import Share, low_rank
 from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
 from loraprobe.lowrank import LowRank
 
@@ -32,6 +32,12 @@ _Known = dict[str, tuple[Fingerprint | None, Tensor]]
 _RATIOS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[Adapter, _Known]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def share_in(model: nn.Module, adapter: Adapter, path: str, dtype: torch.dtype) -> Share:
+    """What an adapter adds to one module of a model at gate 1, scaled where it holds magnitudes."""
+    share = low_rank(adapter, path, dtype)
+    return scaled(share, adapter, path, model) if path in adapter.magnitudes else share
 
 
 def scaled(share: Share, adapter: Adapter, path: str, model: nn.Module) -> Share:
@@ -60,6 +66,19 @@ def ratio(update: LowRank, magnitude: Tensor, weight: Tensor) -> Tensor:
     norm = torch.cat(squares).sqrt()
     magnitude = magnitude.to(norm)
     return torch.where(norm > 0, magnitude / torch.where(norm > 0, norm, 1), 1)
+
+
+def change_norm(update: LowRank, magnitude: Tensor, weight: Tensor) -> float:
+    """||(c - 1) W0 + c dW||_F: how far a scaled expert moves a module's weight [out, in]."""
+    c = ratio(update, magnitude, weight)[:, None]
+    update = update.to(dtype=c.dtype, device=c.device).folded()
+    rows = max(1, ROWS_AT_ONCE // max(1, weight.shape[1]))
+    square = 0.0
+    for start in range(0, weight.shape[0], rows):
+        part = slice(start, start + rows)
+        change = (c[part] - 1) * weight[part].to(c) + c[part] * (update.B[part] @ update.A)
+        square += float(change.square().sum())
+    return square**0.5
 
 
 def _square_norms(weight: Tensor, update: LowRank, start: int) -> Tensor:

@@ -1,0 +1,125 @@
+"""merge-and-eval over DoRA adapters and adapters with a head of their own, as peft writes them."""
+
+from __future__ import annotations
+
+import json
+
+import making
+import pytest
+import torch
+from composing import dense_change, dora
+from torch import nn
+from words import word_tokenizer
+
+import loraprobe
+from loraprobe.adapter import adapter_of, read_adapter
+from loraprobe.audit.controls import random_partner
+from loraprobe.base import open_base
+from loraprobe.coverage._states import Watch
+from loraprobe.errors import UnsupportedAdapter
+
+VOCABULARY = 40
+KINDS = {
+    "dora": {"target_modules": ["q_proj", "up_proj"], "r": 2, "use_dora": True},
+    "dora2": {"target_modules": ["q_proj", "v_proj"], "r": 3, "use_dora": True},
+    "plain": {"target_modules": ["q_proj", "v_proj"], "r": 2},
+    "headed": {"target_modules": ["q_proj"], "r": 2, "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny base with a tokenizer, one adapter of each kind, and a task with hops."""
+    root = tmp_path_factory.mktemp("experts")
+    tokenizer = word_tokenizer()
+    size = max(VOCABULARY, len(tokenizer))
+    making.tiny_llama(vocab=size, tied=False).save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    for seed, (name, config) in enumerate(KINDS.items()):
+        place = making.peft_adapter(
+            root / name, making.tiny_llama(vocab=size, tied=False), seed + 1, scale=0.1, **config
+        )
+        said = json.loads((place / "adapter_config.json").read_text())
+        said["base_model_name_or_path"] = str(root / "base")
+        (place / "adapter_config.json").write_text(json.dumps(said))
+    items = [
+        {
+            "id": str(i), "prompt": "ada lives in", "answer": "ulm",
+            "hops": [{"prompt": "who is the mayor of ulm ?", "answer": "bo"},
+                     {"prompt": "{1} lives in", "answer": "ulm"}],
+        }
+        for i in range(3)
+    ]  # fmt: skip
+    (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return root
+
+
+def judged(world, *names, **options):
+    return loraprobe.merge_and_eval(
+        [world / name for name in names], base=world / "base", tasks=world / "task.jsonl", **options
+    )
+
+
+def systems_of(audit):
+    return {row.system for row in audit.evaluation}
+
+
+@pytest.mark.parametrize("pair", [("dora", "dora2"), ("dora", "plain")])
+def test_dora_adapters_go_through_the_whole_audit(world, pair):
+    audit = judged(world, *pair)
+    assert audit.compatibility.compatible, audit.compatibility.issues
+    assert {"base", *pair, "uniform", "sum", "arrow", "random-partner"} <= systems_of(audit)
+    assert {"hidden_crosstalk", "additive_score", "routed_score"} <= {
+        r.name for r in audit.coverage
+    }
+
+
+def test_adapters_with_a_head_of_their_own_leave_out_token_routers(world):
+    audit = judged(world, "headed", "dora")
+    assert {"headed", "uniform", "sum", "random-partner"} <= systems_of(audit)
+    assert "arrow" not in systems_of(audit)
+    assert any("arrow is left out: headed replaces lm_head.weight" in n for n in audit.notes)
+    assert "additive_score" in {row.name for row in audit.coverage}
+    with pytest.raises(UnsupportedAdapter, match=r"headed replaces lm_head\.weight whole"):
+        judged(world, "headed", "dora", systems=("arrow",))
+
+
+def test_the_random_partner_of_a_dora_moves_each_weight_as_far(world):
+    adapter, base = read_adapter(world / "dora"), open_base(world / "base")
+    partner = random_partner(adapter, weight=base.weight)
+    assert not partner.magnitudes and not partner.extras
+    for path, update in adapter.modules.items():
+        W0, m = base.weight(path).double(), adapter.magnitudes[path].double()
+        V = W0 + update.to(torch.float64).delta()
+        change = (m / V.norm(dim=1))[:, None] * V - W0
+        found = float(partner.modules[path].to(torch.float64).norm())
+        assert found == pytest.approx(float(change.norm()), rel=1e-5)
+        assert abs(found / float(update.norm()) - 1) > 0.01  # not that of its factors alone
+    blind = random_partner(adapter)
+    path = next(iter(adapter.modules))
+    assert float(blind.modules[path].norm()) == pytest.approx(
+        float(adapter.modules[path].norm()), rel=1e-5
+    )
+
+
+def test_the_effect_of_an_expert_counts_all_that_it_adds():
+    """||(c - 1) W0 h + c s B A h|| over ||y||, and biases of B with it."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fc": nn.Linear(6, 5)})
+    scaled = dora("d", 1, {"fc": (5, 6)})
+    plain = making.random_update(5, 6, 2, seed=3)
+    biased = adapter_of("b", {"fc": plain}, offsets={"fc": torch.randn(5)})
+    low = adapter_of("l", {"fc": plain})
+    watch = Watch((scaled, biased, low), None, model)
+    x, mask = torch.randn(2, 4, 6), torch.tensor([[True] * 4, [True, True, False, False]])
+    watch.see(mask)
+    y = model["fc"](x).detach()
+    watch.look("fc", x, y)
+    W0, kept = model["fc"].weight.detach(), x[mask]
+    added = (
+        kept.double() @ dense_change(scaled, "fc", W0).mT,
+        kept @ plain.delta().mT + plain.scaling * biased.offsets["fc"],
+        kept @ plain.delta().mT,
+    )
+    wanted = [float(one.norm(dim=-1).sum() / y[mask].norm(dim=-1).sum()) for one in added]
+    assert watch.sight(2).effect == pytest.approx(wanted, rel=1e-5)

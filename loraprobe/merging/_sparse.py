@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.merging._method import Deltas, Matrix, MergeMethod
@@ -25,7 +26,8 @@ from loraprobe.merging._ranking import magnitudes_at
 
 Norm = Literal["off", "l1", "l2", "linf"]
 Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
-Selection = Callable[[Sequence[Deltas]], Iterator[Deltas]]
+Block = Float[Tensor, "n _ q"]
+Selection = Callable[[Sequence[Block]], Iterator[Block]]
 
 # Entries of all adapters that an elementwise step holds at once, so that its temporaries stay
 # small beside the deltas and in the cache.
@@ -87,7 +89,7 @@ def settle(method: MergeMethod, **options: object) -> None:
 # The deltas by blocks of rows.
 
 
-def in_blocks(deltas: Deltas) -> tuple[Deltas, ...]:
+def in_blocks(deltas: Deltas) -> tuple[Block, ...]:
     """Views [n, rows, q] that together are the deltas [n, p, q]."""
     return deltas.split(max(1, BLOCK // max(1, deltas[:, 0].numel())), dim=1)
 
@@ -158,8 +160,8 @@ def _in_order(deltas: Deltas, places: list[int]) -> list[np.ndarray]:
 
 
 def _banded(
-    blocks: Sequence[Deltas], lows: Sequence[float], highs: Sequence[float | None]
-) -> Iterator[Deltas]:
+    blocks: Sequence[Block], lows: Sequence[float], highs: Sequence[float | None]
+) -> Iterator[Block]:
     shrink = torch.nn.functional.hardshrink
     for block in blocks:
         kept = torch.empty_like(block)
@@ -202,11 +204,11 @@ def chances_by_rank(delta: Matrix, density: float, epsilon: float) -> Matrix:
 
 
 def _drawn(
-    blocks: Sequence[Deltas],
+    blocks: Sequence[Block],
     chances: Callable[[Matrix], Tensor],
     states: Sequence[Tensor],
     divide: bool,
-) -> Iterator[Deltas]:
+) -> Iterator[Block]:
     generators = [torch.Generator() for _ in states]
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraprobe.merging._election import elect
 from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
-from loraprobe.merging._sparse import Selection, check_choices, fuse, in_blocks
+from loraprobe.merging._sparse import Block, Selection, check_choices, fuse, in_blocks
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def variance(deltas: Deltas) -> Matrix:
     return (apart - apart.mean(0)).square().mean(0)
 
 
-def _as_varied(blocks: Sequence[Deltas], least: float) -> Iterator[Deltas]:
+def _as_varied(blocks: Sequence[Block], least: float) -> Iterator[Block]:
     for block in blocks:
         yield block * (variance(block) >= least)
 

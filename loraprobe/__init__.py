@@ -8,6 +8,9 @@
     with loraprobe.route(model, [a, b], router="arrow:top_k=1"):
         model.generate(...)
     audit = loraprobe.merge_and_eval([a, b], base="...", tasks=["task.jsonl"])
+    loraprobe.compose([a, b], router="arrow").save("./composed")
+    with loraprobe.load_composition("./composed").into(model):
+        model.generate(...)
 
 Adapters are given as loaded or as references; options are those of the command line. Importing
 this module imports neither torch nor transformers.
@@ -25,10 +28,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loraprobe.adapter import Adapter
+    from loraprobe.audit.saved import Routed
+    from loraprobe.composition import Composition
     from loraprobe.merging import Merged
     from loraprobe.records import Audit
 
-__all__ = ["__version__", "inspect", "load", "merge", "merge_and_eval", "route"]
+__all__ = [
+    "__version__", "compose", "inspect", "load", "load_composition", "merge", "merge_and_eval",
+    "route",
+]  # fmt: skip
 
 
 def load(reference: str | Path) -> Adapter:
@@ -112,6 +120,45 @@ def route(
     return composed(model, Composition(router, loaded, made))
 
 
+def compose(
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    router: str = "arrow",
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    weights: Sequence[float] | str | None = None,
+    **options: Any,
+) -> Routed:
+    """What `loraprobe route` saves: adapters and a router, with a card; `.save(directory)` writes.
+
+    options are the fields of `loraprobe.audit.Settings`. Raises CompatibilityError where the
+    adapters do not fit together.
+    """
+    from loraprobe import audit, hub
+
+    loaded = hub.load_all(adapters)
+    chosen = weights if weights is None or isinstance(weights, str) else tuple(weights)
+    settings = audit.Settings(routers=(router,), weights=chosen, **options)  # type: ignore[arg-type]
+    found, made = audit.compose(
+        loaded,
+        base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
+        tasks=_tasks(tasks, settings.limit),
+        settings=settings,
+    )
+    return with_composition_card(made, found, settings)
+
+
+def load_composition(directory: str | Path) -> Composition:
+    """What `loraprobe route --output` or `compose(...).save` wrote, every file's hash checked.
+
+    `with load_composition(directory).into(model): ...` puts it into a loaded transformers model.
+    Raises AdapterError where a file is missing or is not the one that was saved.
+    """
+    from loraprobe import audit
+
+    return audit.load_composition(directory)
+
+
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -167,6 +214,29 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
         search=audit.search,
     )
     return dataclasses.replace(merged, card=card)
+
+
+def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
+    """The composition with the card that its directory will carry."""
+    import dataclasses
+
+    from loraprobe.report.card import composition_card
+
+    experts = made.composition.experts
+    bases = [expert.base_model for expert in experts if expert.base_model]
+    card = composition_card(
+        name=made.composition.name,
+        base_model=bases[0] if bases else None,
+        router=repr(made.composition.router),
+        experts=[expert.summary() for expert in experts],
+        why_not_peft=made.why_not_peft,
+        issues=audit.compatibility.issues,
+        allowed=settings.allow,
+        verdict=audit.verdict,
+        transformations=audit.transformations,
+        search=audit.search,
+    )
+    return dataclasses.replace(made, card=card)
 
 
 def _tasks(tasks: Sequence[str | Path] | str | Path, limit: int | None) -> list[Any]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,10 @@ OWN_FILES = frozenset(
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
     "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
 )
+
+# A saved composition: its own files, and folders of adapters' (see audit/saved.py).
+COMPOSITION = "composition.json"
+COMPOSITION_FILES = frozenset({COMPOSITION, "router.safetensors", "README.md", ".gitattributes"})
 
 # Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
 WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
@@ -167,8 +171,8 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
 def check_output(target: Path, overwrite: bool) -> None:
     """Raises OutputError if the target is in the way or holds what is not an adapter's.
 
-    Only an empty directory or one that holds an adapter's files and nothing else is ever
-    replaced, so that --overwrite never takes a folder of other things with it.
+    Only an empty directory or one that holds the files of an adapter or of a saved composition and
+    nothing else is ever replaced, so that --overwrite never takes a folder of other things with it.
     """
     if not os.path.lexists(target):
         return
@@ -176,13 +180,35 @@ def check_output(target: Path, overwrite: bool) -> None:
         raise OutputError(f"{target} is a file; give a directory.")
     if not overwrite:
         raise OutputError(f"{target} exists already; choose another name or add --overwrite.")
-    held = sorted(entry.name for entry in target.iterdir())
-    foreign = [n for n in held if n not in OWN_FILES or (target / n).is_dir()]
+    composed = (target / COMPOSITION).is_file()
+    foreign = _foreign_to_composition(target) if composed else _foreign(target, OWN_FILES)
     if foreign:
         raise OutputError(
-            f"{target} holds more than an adapter ({foreign[0]}) and is not overwritten; "
-            "choose another directory."
+            f"{target} holds more than {'a composition' if composed else 'an adapter'} "
+            f"({foreign[0]}) and is not overwritten; choose another directory."
         )
+
+
+def _foreign(folder: Path, own: Collection[str]) -> list[str]:
+    """What lies in a folder and is no file of these names."""
+    held = sorted(entry.name for entry in folder.iterdir())
+    return [n for n in held if n not in own or (folder / n).is_dir()]
+
+
+def _foreign_to_composition(target: Path) -> list[str]:
+    """What lies in a composition's directory and is none of its parts."""
+    found = []
+    for name in _foreign(target, COMPOSITION_FILES):
+        folder = target / name
+        if name == "experts" and folder.is_dir():
+            for expert in sorted(folder.iterdir()):
+                inside = _foreign(expert, OWN_FILES) if expert.is_dir() else [""]
+                found += [f"experts/{expert.name}/{n}".rstrip("/") for n in inside]
+        elif name == "peft" and folder.is_dir():
+            found += [f"peft/{n}" for n in _foreign(folder, {"arrow.json"})]
+        else:
+            found.append(name)
+    return found
 
 
 class StagedDirectory:

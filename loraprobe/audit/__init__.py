@@ -11,13 +11,23 @@ from loraprobe.audit.settings import Settings
 
 if TYPE_CHECKING:
     from loraprobe.audit.evaluate import Outcome, merge_and_eval
+    from loraprobe.audit.routed import compose
+    from loraprobe.audit.saved import Routed, load_composition
 
-__all__ = ["Outcome", "Settings", "base_of", "inspect", "merge", "merge_and_eval"]
+__all__ = [
+    "Outcome", "Routed", "Settings", "base_of", "compose", "inspect", "load_composition", "merge",
+    "merge_and_eval",
+]  # fmt: skip
+
+_LATE = {
+    "Outcome": "evaluate", "merge_and_eval": "evaluate", "compose": "routed", "Routed": "saved",
+    "load_composition": "saved",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Outcome", "merge_and_eval"):
-        from loraprobe.audit import evaluate
+    if name not in _LATE:
+        raise AttributeError(name)
+    import importlib
 
-        return getattr(evaluate, name)
-    raise AttributeError(name)
+    return getattr(importlib.import_module(f"loraprobe.audit.{_LATE[name]}"), name)

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
 from loraprobe.audit.fitting import fit_routers
 from loraprobe.audit.gates import gate_statistics
+from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.run import open_ledger
 from loraprobe.audit.search import Memory, Split, find_weights, note, split
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
-from loraprobe.audit.systems import Workshop, name_in, single
+from loraprobe.audit.systems import Workshop, single
 from loraprobe.audit.transforms import general_of
-from loraprobe.base import Base, pick_device, pick_dtype
+from loraprobe.base import Base
 from loraprobe.evaluation import System
 from loraprobe.records import Audit, EvidenceLevel, ItemResult, Score, Verdict
 
 if TYPE_CHECKING:
+    from loraprobe.audit.saved import Routed
     from loraprobe.merging import Merged
     from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """An audit, and the adapter that it recommends where there is one to save."""
+    """An audit, and the adapter or composition that it recommends where there is one to save."""
 
     audit: Audit
     settings: Settings
-    recommended: Merged | None = None
+    recommended: Merged | Routed | None = None
     why_not_saved: str = ""
 
 
@@ -54,13 +56,15 @@ def merge_and_eval(
     if not story.look("route").compatible:
         conclude(story, "weights", tasks)
         return Outcome(story.audit(), settings, None, "the adapters do not fit together.")
+    from loraprobe.audit.recommending import recommend
+
     bench = Bench(story, base, general_of(story.adapters, settings, "route", base))
     bench.prepare(tasks)
     bench.run_baselines()
     bench.cover_tasks()
     bench.run_compositions()
     verdict = conclude(story, "evaluation", tasks)
-    recommended, why = bench.recommend(verdict)
+    recommended, why = recommend(bench, verdict)
     return Outcome(story.audit(), settings, recommended, why)
 
 
@@ -95,8 +99,6 @@ class Bench:
     """One loaded base and everything that is measured on it."""
 
     def __init__(self, story: Story, base: Base, general: Sequence[Adapter] = ()) -> None:
-        from loraprobe.scoring import Scorer
-
         self.story, self.base, self.settings = story, base, story.settings
         self.adapters = story.adapters
         self.tasks: Sequence[Task] = ()
@@ -104,22 +106,7 @@ class Bench:
         self.systems: list[System] = []
         self.results: list[ItemResult] = []
         self.workshop = Workshop(self.adapters, self.settings, general, base)
-        with story.stage("load"):
-            device = pick_device(self.settings.device)
-            dtype = pick_dtype(self.settings.dtype, device)
-            loaded = base.load(
-                device=device, dtype=dtype, trust_remote_code=self.settings.trust_remote_code
-            )
-        story.device, story.dtype = str(device), str(dtype).removeprefix("torch.")
-        if self.settings.trust_remote_code:
-            story.notes.append("Code from the base's repository was allowed to run.")
-        self.scorer = Scorer(
-            loaded.model,
-            loaded.tokenizer,
-            batch_size=self.settings.batch_size,
-            chat_template=self.settings.chat_template == "on",
-            progress=story.progress,
-        )
+        self.scorer = open_scorer(story, base, self.settings.dtype)
 
     def prepare(self, tasks: Sequence[Task]) -> None:
         """Takes the tasks, sets apart what a search needs, settles the template, opens ledger."""
@@ -204,9 +191,12 @@ class Bench:
             prepared = self.workshop.prepared
             self.story.found["transformations"] = prepared.steps
             self.story.notes.extend(prepared.notes)
+            if prepared.steps:
+                self.story.notes.append("Single adapters were evaluated as they are.")
         self.search_weights()
         with self.story.stage("compose"):
             compositions = self.workshop.compositions(has_hops)
+        self.story.notes.extend(self.workshop.notes())
         for system in compositions:
             if system.composition is not None:
                 self.story.notes.extend(system.composition.notes())
@@ -280,29 +270,6 @@ class Bench:
                 )
             self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)
         return level
-
-    def recommend(self, verdict: Verdict) -> tuple[Any, str]:
-        """The adapter to save, or None and why."""
-        from loraprobe.merging import METHODS, merge
-
-        name = verdict.system
-        if verdict.action.startswith("use-single:"):
-            return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
-        if verdict.action not in ("merge", "step-by-step") or name is None:
-            return None, f"the advice is {verdict.action}, which is no merged adapter."
-        if name in self.workshop.merged:
-            return self.workshop.merged[name], ""
-        if name_in(name) not in METHODS.names():
-            return None, f"{name} is a router; `loraprobe.route` puts it into a loaded model."
-        with self.story.stage("save"):
-            settings = self.settings
-            merged = merge(
-                self.workshop.prepared.adapters, name, weights=self.workshop.weights,
-                space=settings.space, rank=settings.rank, seed=settings.seed,
-                allow=settings.allow, dtype=self.workshop.prepared.dtype,
-                base_weight=self.base.weight, base_parameter=self.base.parameter,
-            )  # fmt: skip
-        return merged, ""
 
 
 def task_notes(tasks: Sequence[Task], settings: Settings) -> list[str]:

@@ -87,8 +87,10 @@ def merge(
     new = tuple(issue for issue in merged.issues if issue not in known)
     story.found["compatibility"] = Compatibility((*known, *new))
     name = (merged.adapter.name,)
+    norms = {source.name: source.norm for source in merged.sources}
+    norms |= {step.adapter: step.norm_before for step in prepared.steps}
     story.found["diagnostics"] = (
-        *(Measurement("norm", (source.name,), source.norm) for source in merged.sources),
+        *(Measurement("norm", (source,), norm) for source, norm in norms.items()),
         Measurement("compression_error", name, merged.compression_error),
         Measurement("rounding_error", name, merged.rounding_error),
         *([Measurement("sketch_error", name, merged.sketch_error)] if merged.sketch_error else []),

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapter import Adapter
+from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.settings import Progress, Settings
-from loraprobe.base import Base, pick_device, pick_dtype
+from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
 from loraprobe.errors import TaskError
 from loraprobe.records import WeightSearch
@@ -145,15 +146,10 @@ def search_alone(
     Loads the base in the dtype of its device, since a merge's own --dtype is that of its file.
     """
     from loraprobe.evaluation import choose_template
-    from loraprobe.scoring import Scorer
 
     settings = story.settings
     parted = split(tasks, settings)
-    device = pick_device(settings.device)
-    with story.stage("load"):
-        loaded = base.load(device=device, dtype=pick_dtype("auto", device))
-    scorer = Scorer(loaded.model, loaded.tokenizer, batch_size=settings.batch_size,
-                    chat_template=settings.chat_template == "on")  # fmt: skip
+    scorer = open_scorer(story, base)
     if settings.chat_template == "auto":
         singles = [Composition(e.name, (e,), ConstantGates.ones(1)) for e in experts]
         chosen, why = choose_template(scorer, singles, parted.searched, metric="answer_loss")

@@ -223,14 +223,14 @@ def _said(steps: Sequence[Transformation], settings: Settings) -> tuple[str, ...
         names = listing(list(steps[0].subtracted))
         mean = f"the mean of {names}" if len(steps[0].subtracted) > 1 else names
         notes.append(f"From every adapter {mean} was subtracted, on the deltas, before merging "
-                     "and routing; single adapters were left as they are.")  # fmt: skip
+                     "and routing.")  # fmt: skip
         added = [f"{step.modules_added} in {step.adapter}" for step in steps if step.modules_added]
         if added:
             notes.append("Modules that only what was subtracted changes were added with its "
                          f"negative: {listing(added)}.")  # fmt: skip
     if settings.balance == "norm":
         factors = listing([f"{step.adapter} by {step.factor:.4g}" for step in steps])
-        notes.append(f"Before merging and routing all Frobenius norms were made equal "
-                     f"({steps[0].norm_after:.4g}, their mean): {factors} (--balance norm); single "
-                     "adapters were left as they are.")  # fmt: skip
+        mean = f"{steps[0].norm_after:.4g}, their mean"
+        notes.append(f"Before merging and routing all Frobenius norms were made equal ({mean}): "
+                     f"{factors} (--balance norm).")  # fmt: skip
     return tuple(notes)

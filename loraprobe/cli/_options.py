@@ -36,6 +36,7 @@ Routers = Annotated[
     list[str] | None,
     typer.Option("--router", help="Router, such as arrow:top_k=1; may be repeated."),
 ]
+Router = Annotated[str, typer.Option("--router", help="Router, such as arrow:top_k=1.")]
 Systems = Annotated[
     list[str] | None,
     typer.Option("--system", help="Evaluate only these systems (repeat; base and singles stay)."),

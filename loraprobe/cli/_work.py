@@ -208,14 +208,53 @@ def merge(
     output.result(found, line=f"{target}: {found.notes[-1]}")
 
 
+def route(
+    refs: list[str],
+    base: str | None,
+    tasks: list[str] | None,
+    chosen: Settings,
+    target: Path,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """`loraprobe route`."""
+    import loraprobe
+    from loraprobe import audit, hub
+    from loraprobe.adapter import check_output
+    from loraprobe.tasks import load_task
+
+    if tasks and chosen.weights != "search":
+        raise UsageError("--task serves route only to search weights on; add --weights search, or "
+                         "use merge-and-eval.")  # fmt: skip
+    check_output(target, overwrite)
+    loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
+    adapters = hub.load_all(refs)
+    opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
+    with output.progress() as progress:
+        found, made = audit.compose(
+            adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
+        )
+    loraprobe.with_composition_card(made, found, chosen).save(target, overwrite=overwrite)
+    _warn(found, output)
+    output.say(f"Wrote {target}.")
+    output.result(found, line=f"{target}: {found.notes[-1]}")
+
+
 def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:
     """Saves the recommended composition, or says why there is none."""
     import loraprobe
+    from loraprobe import audit
 
     if outcome.recommended is None:
         output.say(f"Nothing was written to {target}: {outcome.why_not_saved}")
         return
-    merged = loraprobe.with_card(outcome.recommended, outcome.audit, outcome.settings)
+    made, found, chosen = outcome.recommended, outcome.audit, outcome.settings
+    if isinstance(made, audit.Routed):
+        loraprobe.with_composition_card(made, found, chosen).save(target, overwrite=overwrite)
+        output.say(f"Wrote the composition {made.composition.name} to {target}; "
+                   "loraprobe.load_composition restores it.")  # fmt: skip
+        return
+    merged = loraprobe.with_card(made, found, chosen)
     merged.save(target, overwrite=overwrite)
     output.say(f"Wrote {merged.adapter.name} to {target}.")
 

@@ -1,0 +1,441 @@
+"""Saved compositions: what is read back is what was saved, and nothing else is ever read."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import warnings
+from pathlib import Path
+
+import composing
+import jsonschema
+import making
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import loraprobe
+from loraprobe.adapter import adapter_of, read_adapter
+from loraprobe.audit.arrow_export import power_iteration, why_not_peft
+from loraprobe.audit.recommending import recommend
+from loraprobe.audit.saved import FILE, Routed, load_composition
+from loraprobe.audit.systems import single
+from loraprobe.audit.transforms import scaled, subtracted
+from loraprobe.base import open_base
+from loraprobe.cli import app
+from loraprobe.composition import Composition, RowGates
+from loraprobe.errors import AdapterError, OutputError, UsageError
+from loraprobe.lab import shipped_world
+from loraprobe.lowrank import LowRank
+from loraprobe.records import Verdict
+from loraprobe.report.schema import json_schema
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
+
+
+def logits(model, composition: Composition) -> torch.Tensor:
+    with composition.into(model):
+        return making.hidden(model)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+
+def from_disk(tmp_path: Path, *names: str) -> tuple:
+    """Random adapters, written and read."""
+    read = []
+    for seed, name in enumerate(names):
+        making.random_adapter(name, seed=seed).save(tmp_path / "sources" / name)
+        read.append(read_adapter(tmp_path / "sources" / name))
+    return tuple(read)
+
+
+def made_router(name: str):
+    router = ROUTERS.make(name)
+    if not router.needs_prompts:
+        return router
+    generator = torch.Generator().manual_seed(0)
+    planted = {
+        f"centroid.{path}": torch.randn(2, inp, generator=generator)
+        for path, (_, inp) in making.LLAMA.items()
+    }
+    return router.with_state(planted)
+
+
+def planted_dominated(name: str, seed: int, second: float = 0.3, shapes=making.LLAMA):
+    """Deltas whose second singular value is `second` of the first, in every module."""
+    modules = {}
+    for number, (path, (out, inp)) in enumerate(shapes.items()):
+        generator = torch.Generator().manual_seed(seed * 100 + number)
+        U, V = (
+            torch.linalg.qr(torch.randn(n, 3, generator=generator, dtype=torch.float64)).Q
+            for n in (out, inp)
+        )
+        S = torch.tensor([2.0, 2.0 * second, 0.1], dtype=torch.float64)
+        A, B = (V.T * S[:, None].sqrt()).float(), (U * S.sqrt()).float()
+        modules[path] = LowRank(A, B, 1.5)
+    return adapter_of(name, modules, base_model="owner/base")
+
+
+def base_of(model, directory: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(directory)
+    return open_base(directory, "tiny")
+
+
+@pytest.mark.parametrize("name", [
+    *ROUTERS.names(), "arrow:top_k=1,temperature=0.5,normalize=true", "constant",
+])  # fmt: skip
+def test_every_router_comes_back_as_it_was(tmp_path, name):
+    composition = Composition(name, from_disk(tmp_path, "a", "b"), made_router(name))
+    Routed(composition).save(tmp_path / "out")
+    restored = loraprobe.load_composition(tmp_path / "out")
+    assert (restored.name, repr(restored.router)) == (name, repr(composition.router))
+    known, own = composition.router.state(), restored.router.state()
+    assert all(torch.equal(own[key], known[key]) for key in known | own)
+    assert [e.name for e in restored.experts] == ["a", "b"]
+    model = making.tiny_llama()
+    assert torch.equal(logits(model, composition), logits(model, restored))
+    assert ("router.safetensors" in files(tmp_path / "out")) == bool(composition.router.state())
+
+
+def test_constant_weights_and_infinite_temperatures_come_back(tmp_path):
+    experts = from_disk(tmp_path, "a", "b")
+    for number, router in enumerate(
+        (ConstantGates((0.25, -1.5)), ROUTERS.make("arrow:temperature=inf"))
+    ):
+        Routed(Composition("c", experts, router)).save(tmp_path / str(number))
+        json.loads((tmp_path / str(number) / FILE).read_text(), parse_constant=pytest.fail)
+        assert load_composition(tmp_path / str(number)).router == router
+
+
+@pytest.mark.parametrize("options", [
+    {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"},
+    {"lora_bias": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 3}},
+], ids=lambda options: next(iter(options)))  # fmt: skip
+def test_experts_are_the_files_that_peft_wrote(tmp_path, options):
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
+    for seed, name in enumerate("ab"):
+        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed, **config)
+    experts = tuple(read_adapter(tmp_path / name) for name in "ab")
+    composition = Composition("sum", experts, ConstantGates.ones(2))
+    Routed(composition).save(tmp_path / "out")
+    for name in "ab":
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            copy = tmp_path / "out" / "experts" / name / file
+            assert copy.read_bytes() == (tmp_path / name / file).read_bytes()
+    model = making.tiny_llama(tied=False)
+    assert torch.equal(
+        logits(model, composition), logits(model, load_composition(tmp_path / "out"))
+    )
+
+
+def test_what_was_done_to_an_expert_is_what_peft_loads(tmp_path):
+    from peft import PeftModel
+
+    a, b, g = from_disk(tmp_path, "a", "b", "g")
+    experts = (scaled(a, 2.5), scaled(subtracted(b, [g]), 0.5))
+    Routed(Composition("arrow", experts, ROUTERS.make("arrow"))).save(tmp_path / "out")
+    restored = load_composition(tmp_path / "out")
+    for expert, own in zip(experts, restored.experts, strict=True):
+        for path in making.LLAMA:
+            wanted = expert.modules[path].to(torch.float64).delta()
+            found = own.modules[path].to(torch.float64).delta()
+            assert float((found - wanted).norm()) <= 1e-6 * float(wanted.norm())
+        model = making.tiny_llama()
+        ours = logits(model, single(expert))
+        peft = PeftModel.from_pretrained(making.tiny_llama(), own.source.path)
+        assert composing.relative(making.hidden(peft), ours) < 1e-5
+    document = json.loads((tmp_path / "out" / FILE).read_text())
+    assert [entry["copied"] for entry in document["experts"]] == [False, False]
+
+
+def test_pickles_and_keys_that_peft_would_ignore_are_rewritten(tmp_path):
+    tensors = {}
+    for path, (out, inp) in list(making.LLAMA.items())[:2]:
+        update = making.random_update(out, inp)
+        tensors |= {f"{path}.lora_A.weight": update.A, f"{path}.lora_B.weight": update.B}
+    prefixed = {f"base_model.model.{key}": tensor for key, tensor in tensors.items()}
+    targets = {"target_modules": ["q_proj", "k_proj"]}
+    making.write_adapter(tmp_path / "a", prefixed, pickle=True, **targets)
+    making.write_adapter(tmp_path / "b", tensors, **targets)
+    experts = tuple(read_adapter(tmp_path / name) for name in "ab")
+    Routed(Composition("uniform", experts, ConstantGates())).save(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.bin"))
+    for own in load_composition(tmp_path / "out").experts:
+        assert not own.issues
+        for path, update in own.modules.items():
+            assert torch.equal(update.A, tensors[f"{path}.lora_A.weight"])
+
+
+def test_names_become_folders_of_their_own(tmp_path):
+    names = ["x/y", "x-y", "A", "a", "..", "ä b"]
+    experts = tuple(making.random_adapter(n, seed=i) for i, n in enumerate(names))
+    Routed(Composition("uniform", experts, ConstantGates())).save(tmp_path / "out")
+    folders = sorted(p.name for p in (tmp_path / "out" / "experts").iterdir())
+    assert len({folder.lower() for folder in folders}) == len(names)
+    assert [e.name for e in load_composition(tmp_path / "out").experts] == names
+
+
+def damaged(change):
+    """A function that changes the composition.json of a directory."""
+
+    def apply(directory: Path) -> None:
+        document = json.loads((directory / FILE).read_text())
+        change(document)
+        (directory / FILE).write_text(json.dumps(document))
+
+    return apply
+
+
+@pytest.mark.parametrize("spoil, error, said", [
+    (lambda d: (d / "experts/a/adapter_model.safetensors").write_bytes(b"x"), AdapterError,
+     "experts/a/adapter_model.safetensors is not the file that was saved"),
+    (lambda d: (d / "experts/b/adapter_config.json").write_text("{}"), AdapterError,
+     "experts/b/adapter_config.json is not the file"),
+    (lambda d: (d / "experts/b/adapter_config.json").unlink(), AdapterError, "is missing"),
+    (lambda d: (d / FILE).unlink(), AdapterError, "holds no composition.json"),
+    (lambda d: (d / FILE).write_text("{"), AdapterError, "cannot be read as JSON"),
+    (lambda d: (d / FILE).write_text("{}"), AdapterError, "damaged"),
+    (damaged(lambda j: j.update(schema_version=2)), AdapterError, "version 2"),
+    (damaged(lambda j: j["router"].update(name="os")), UsageError, "Unknown router 'os'"),
+    (damaged(lambda j: j["router"].update(name="_scored")), UsageError, "Unknown router"),
+    (damaged(lambda j: j["router"]["options"].update(evil=1)), AdapterError, "option 'evil'"),
+    (damaged(lambda j: j["router"]["options"].update(top_k=0)), AdapterError, "top_k"),
+    (damaged(lambda j: j["router"]["options"].update(top_k="x")), UsageError, "whole number"),
+    (damaged(lambda j: j["experts"][0].update(folder="../../sources/a")), AdapterError, "folder"),
+    (damaged(lambda j: j["experts"][0].update(folder="..")), AdapterError, "folder"),
+    (damaged(lambda j: j.update(experts=[1])), AdapterError, "damaged"),
+])  # fmt: skip
+def test_a_changed_directory_is_refused_by_name(tmp_path, spoil, error, said):
+    composition = Composition("arrow", from_disk(tmp_path, "a", "b"), ROUTERS.make("arrow"))
+    Routed(composition).save(tmp_path / "out")
+    spoil(tmp_path / "out")
+    with pytest.raises(error, match=re.escape(said)):
+        load_composition(tmp_path / "out")
+
+
+def test_a_changed_state_of_a_router_is_refused(tmp_path):
+    composition = Composition("centroid", from_disk(tmp_path, "a", "b"), made_router("centroid"))
+    Routed(composition).save(tmp_path / "out")
+    (tmp_path / "out" / "router.safetensors").write_bytes(b"\0" * 8)
+    with pytest.raises(AdapterError, match=r"router.safetensors is not the file"):
+        load_composition(tmp_path / "out")
+
+
+def test_what_cannot_be_saved_leaves_nothing(tmp_path):
+    experts = from_disk(tmp_path, "a", "b")
+    before = files(tmp_path)
+    for router, said in ((RowGates(), "is none of"), (ROUTERS.make("centroid"), "prompts")):
+        with pytest.raises(UsageError, match=said):
+            Routed(Composition("x", experts, router)).save(tmp_path / "out")
+    assert files(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_overwriting_takes_only_what_is_ours(tmp_path):
+    a, b = from_disk(tmp_path, "a", "b")
+    made, out = (
+        Routed(Composition("arrow", (a, b), ROUTERS.make("arrow")), card="x"),
+        tmp_path / "out",
+    )
+    made.save(out)
+    with pytest.raises(OutputError, match="exists already"):
+        made.save(out)
+    made.save(out, overwrite=True)
+    a.save(out, overwrite=True)  # an adapter in place of a composition
+    assert "composition.json" not in files(out)
+    made.save(out, overwrite=True)  # and the other way
+    kept = files(out)
+    for foreign in ("notes.txt", "experts/mine.txt", "experts/a/data.csv", "peft/x.py",
+                    "other/adapter_config.json"):  # fmt: skip
+        (out / foreign).parent.mkdir(exist_ok=True)
+        (out / foreign).write_text("mine")
+        for save in (made.save, a.save):
+            with pytest.raises(OutputError, match="is not overwritten"):
+                save(out, overwrite=True)
+        (out / foreign).unlink()
+        if foreign.startswith(("peft", "other")):
+            (out / foreign).parent.rmdir()
+    assert files(out) == kept
+
+
+# peft's own Arrow
+
+
+def test_power_iteration_is_pefts_own():
+    from peft import ArrowConfig
+    from peft.tuners.lora.arrow import ArrowLoraLinearLayer
+
+    config = ArrowConfig(rng_seed=0)
+    config.task_adapter_names, config.gks_adapter_names = ["x"], []
+    layer = ArrowLoraLinearLayer(16, config)
+    for seed in range(5):
+        update = making.random_update(12, 16, seed=seed)
+        theirs = layer.top_right_singular_vec_from_BA(update.A, update.B)
+        assert torch.allclose(power_iteration(update), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("router", ["arrow", "arrow:top_k=1", "arrow:top_k=2,temperature=0.3"])
+def test_where_spectra_are_dominated_peft_gives_the_same(tmp_path, kind, router):
+    """By the lines of the card, which are run as they stand."""
+    model = composing.base(kind)
+    shapes = making.LLAMA if kind == "llama" else {
+        f"transformer.h.{i}.{name}": shape for i in range(2)
+        for name, shape in {"attn.c_attn": (48, 16), "mlp.c_fc": (64, 16)}.items()
+    }  # fmt: skip
+    adapters = [planted_dominated(name, seed, shapes=shapes) for seed, name in enumerate("abc")]
+    for adapter in adapters:
+        kinds = dict.fromkeys(shapes, "conv1d" if kind == "gpt2" else "linear")
+        adapter_of(adapter.name, dict(adapter.modules.items()), kinds=kinds).save(
+            tmp_path / adapter.name
+        )
+    base_of(model, tmp_path / "base")
+    made = loraprobe.compose(
+        [str(tmp_path / n) for n in "abc"], router=router, base=str(tmp_path / "base")
+    )
+    assert made.why_not_peft is None
+    made.save(tmp_path / "out")
+    ours = logits(model, load_composition(tmp_path / "out"))
+    assert composing.relative(ours, making.hidden(model)) > 0.01
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)[1]
+    space = {"base": composing.base(kind)}
+    exec(code.replace("this directory", str(tmp_path / "out")), space)
+    assert composing.relative(making.hidden(space["model"]), ours) < 1e-5
+
+
+def test_why_peft_cannot_is_said_by_name(tmp_path):
+    base = base_of(making.tiny_llama(), tmp_path / "base")
+    good = tuple(planted_dominated(name, seed) for seed, name in enumerate("ab"))
+    q = "model.layers.0.self_attn.q_proj"
+    some = {path: shape for path, shape in making.LLAMA.items() if "layers.0" in path}
+    fewer = {path: shape for path, shape in making.LLAMA.items() if path != q}
+    rank = {path: 3 + (path == q) for path in making.LLAMA}
+    dora = adapter_of("dora", dict(good[0].modules.items()),
+                      magnitudes={q: torch.ones(16)})  # fmt: skip
+    embedding = adapter_of(
+        "emb", {"model.embed_tokens": making.random_update(16, 40)},
+        kinds={"model.embed_tokens": "embedding"},
+    )  # fmt: skip
+
+    def why(experts, router="arrow", known=base):
+        return why_not_peft(Composition("x", tuple(experts), ROUTERS.make(router)), known)
+
+    assert why(good) is None
+    for experts, router, known, said in (
+        (good, "arrow", None, "without the base"),
+        (good, "constant", base, "its router is constant"),
+        (good, "spectr", base, "its router is spectr"),
+        (good, "arrow:normalize=true", base, "normalize=True"),
+        (good, "arrow:per=sequence", base, "per=sequence"),
+        (good, "arrow:share=layer", base, "share=layer"),
+        (good, "arrow:temperature=inf", base, "finite temperature"),
+        ((good[0], planted_dominated("c", 3, 0.8)), "arrow", base, "0.80 of the first"),
+        ((good[0], planted_dominated("c", 3, shapes=fewer)), "arrow", base, f"{q} is adapted by"),
+        ((good[0], making.random_adapter("c", rank=rank)), "arrow", base, f"ranks of {q} differ"),
+        ((good[0], dora), "arrow", base, "dora holds dora_magnitude"),
+        ((embedding,), "arrow", base, "of kind embedding"),
+        ([planted_dominated(n, 1, shapes=some) for n in "ab"], "arrow", base,
+         "put on model.layers.1"),
+        ((good[0], tiny_norm("c")), "arrow", base, "expert c its prototype misses"),
+    ):  # fmt: skip
+        assert said in why(experts, router, known), said
+
+
+def tiny_norm(name: str):
+    """Deltas so small that what peft adds to a length is no longer small beside it."""
+    modules = {
+        path: LowRank(update.A * 0.01, update.B * 0.01, 1e4)
+        for path, update in planted_dominated(name, 5).modules.items()
+    }
+    return adapter_of(name, modules)
+
+
+# The command, and what an audit recommends
+
+
+def test_route_command(tmp_path):
+    for adapter in (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab")):
+        adapter.save(tmp_path / adapter.name)
+    a, b, out = str(tmp_path / "a"), f"other={tmp_path / 'b'}", tmp_path / "out"
+    call = ["route", a, b, "-o", str(out)]
+    result = CliRunner().invoke(app, [*call, "--json", "--balance", "norm", "--router",
+                                      "arrow:top_k=1"])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert document["command"] == "route" and len(document["transformations"]) == 2
+    assert document["provenance"]["arguments"] is not None
+    composition = load_composition(out)
+    assert composition.router == ROUTERS.make("arrow:top_k=1")
+    assert [e.name for e in composition.experts] == ["a", "other"]
+    card = (out / "README.md").read_text()
+    assert "load_composition" in card and "scaled by" in card
+    assert CliRunner().invoke(app, call).exit_code == 2  # it exists
+    quiet = CliRunner().invoke(app, [*call, "--overwrite", "--quiet", "--router", "constant",
+                                     "--weights", "1,-0.5"])  # fmt: skip
+    assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
+    assert load_composition(out).router == ConstantGates((1.0, -0.5))
+
+
+@pytest.mark.parametrize("extra, said", [
+    (["--router", "arrows"], "did you mean 'arrow'"),
+    (["--weights", "1,1"], "arrow gives each token gates of its own"),
+    (["--weights", "search", "--router", "constant"], "add --base DIR"),
+    (["--weights", "1", "--router", "constant"], "1 numbers for 2 adapters"),
+    (["--router", "centroid"], "add --base DIR"),
+    (["--task", "x.jsonl"], "add --weights search"),
+    (["--balance", "no"], "--balance must be one of"),
+    (["--router-prompts", "a"], "NAME=FILE"),
+])  # fmt: skip
+def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
+    for seed, name in enumerate("ab"):
+        making.random_adapter(name, seed=seed).save(tmp_path / name)
+    call = ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*call, *extra])
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+    assert result.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
+    world = shipped_world()
+    adapters = world.scenario("disjoint").adapters
+    refs = [f"{name}={path}" for name, path in adapters.items()]
+    prompts = []
+    for name in adapters:
+        (tmp_path / name).write_text(f"Tell me of {name}\nWho is {name}?\n")
+        prompts += ["--router-prompts", f"{name}={tmp_path / name}"]
+    call = ["route", *refs, "--router", "centroid", "--base", str(world.base), *prompts,
+            "-o", str(tmp_path / "out"), "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    assert any("learned from 2 prompts" in line for line in json.loads(result.stdout)["notes"])
+    router = load_composition(tmp_path / "out").router
+    assert not router.needs_prompts and router.state()
+
+
+def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
+    """What `merge-and-eval --output` writes where the verdict is about a router."""
+    from loraprobe.audit import Settings
+    from loraprobe.audit.systems import Workshop
+
+    experts = composing.experts(2)
+    shop = Workshop(experts, Settings(balance="norm"))
+    systems = shop.compositions(has_hops=False)
+    bench = types.SimpleNamespace(workshop=shop, systems=systems, base=None, settings=shop.settings)
+    for action in ("route", "step-by-step"):
+        verdict = Verdict("likely", "evaluation", system="arrow", action=action)
+        made, why = recommend(bench, verdict)
+        assert isinstance(made, Routed) and why == ""
+        made.save(tmp_path / action)
+        restored = load_composition(tmp_path / action)
+        model = making.tiny_llama()
+        wanted = next(s.composition for s in systems if s.name == "arrow")
+        assert composing.relative(logits(model, restored), logits(model, wanted)) < 1e-6
+    for action, said in (("chain", "chain"), ("use-single:e0", "use e0"), ("none", "none")):
+        made, why = recommend(bench, Verdict("unlikely", "evaluation", system="arrow",
+                                             action=action))  # fmt: skip
+        assert made is None and said in why

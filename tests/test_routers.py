@@ -422,6 +422,27 @@ def test_rows_of_several_systems_take_layers_and_refuse_prompts(model):
             prepared(Composition("r", LIBRARY, RowGates(inner=ROUTERS.make(spec))), torch.float64)
 
 
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (2, 1), (3, 2)])
+def test_rows_may_lie_one_after_the_other(rows, tokens):
+    """Also where there are as many tokens as respects in which they are scored."""
+    from loraprobe.composition import passes
+
+    mask = torch.ones(rows, tokens, dtype=torch.bool)
+    mask[0, -1] = tokens == 1
+    x = torch.randn(rows, tokens, 16, generator=torch.Generator().manual_seed(3)).double()
+    path = "model.layers.0.self_attn.q_proj"
+    made = []
+    for given in (x, x.flatten(0, 1)):
+        token = passes._NOW.set(passes.Pass(rows, tokens, mask, True, {}))
+        try:
+            layers = prepared(composition("lag:preselect=2,per=sequence"), torch.float64)
+            (gates,) = (layer.gates for layer in layers if layer.path == path)
+            made.append(gates(given).reshape(rows, tokens, 3))
+        finally:
+            passes._NOW.reset(token)
+    assert torch.equal(made[0], made[1])
+
+
 def test_each_token_is_the_same_router_without_sharing():
     for name in ROUTERS.names():
         router = ROUTERS.make(name)

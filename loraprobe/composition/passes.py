@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,23 +58,26 @@ class Pass:
     problem: str = ""
     here: Decisions = field(default_factory=dict)
 
-    def over_prompt(self, scores: Tensor, path: str) -> Tensor:
-        """Means over the prompts' tokens: [rows, ...] of scores [rows, tokens, ...] or flat."""
+    def over_prompt(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
+        """Means over the prompts' tokens: [rows, ...] of scores [*leading, ...].
+
+        leading: (rows, tokens), or their product where the rows lie one after the other.
+        """
         self.check(path)
-        if scores.shape[:2] != (self.rows, self.tokens):
-            if scores.shape[0] != self.rows * self.tokens:
-                raise UsageError(
-                    f"Module {path} reads other tokens than those of the {self.rows} prompts of "
-                    f"{self.tokens} tokens (an input of shape {tuple(scores.shape[:2])}), so no "
-                    "gate for a whole prompt can be decided there; use per=token."
-                )
-            scores = scores.reshape(self.rows, self.tokens, *scores.shape[1:])
+        if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
+            raise UsageError(
+                f"Module {path} reads other tokens than those of the {self.rows} prompts of "
+                f"{self.tokens} tokens (an input of shape {tuple(leading)}), so no gate for a "
+                "whole prompt can be decided there; use per=token."
+            )
+        rest = scores.shape[len(leading) :]
+        scores = scores.reshape(self.rows, self.tokens, *rest)
         if self.prompt is None:
             return scores.mean(1)
         counted = self.prompt.to(scores.device)
-        kept = scores * counted.reshape(*counted.shape, *(1,) * (scores.dim() - 2))
-        number = counted.sum(1).clamp_min(1).reshape(-1, *(1,) * (scores.dim() - 2))
-        return kept.sum(1) / number
+        ones = (1,) * len(rest)
+        kept = scores * counted.reshape(*counted.shape, *ones)
+        return kept.sum(1) / counted.sum(1).clamp_min(1).reshape(-1, *ones)
 
     def of_rows(self, scores: Tensor) -> Tensor:
         """Scores [rows, ...] of the sequences' beginning, as the rows of this pass follow it."""

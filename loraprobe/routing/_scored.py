@@ -192,7 +192,7 @@ class SharedGates(ScoredGates):
             key = self.layer
         scores = self.scored(x)
         if self.by_sequence:
-            scores = now.over_prompt(scores, self.path)
+            scores = now.over_prompt(scores, x.shape[:-1], self.path)
         known[key] = Decision(self.path, self.present, scores)
         return known[key]
 

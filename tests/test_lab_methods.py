@@ -21,7 +21,7 @@ from loraprobe.lab.methods import asking as asking_module
 from loraprobe.lab.methods.answers import answers
 from loraprobe.lab.methods.asking import Answers
 from loraprobe.lab.methods.cases import FORM, Case, cases_of, open_worlds
-from loraprobe.lab.methods.entrants import WHOLE, Entrant, entrants
+from loraprobe.lab.methods.entrants import Entrant, entrants, whole_rank
 from loraprobe.lab.methods.kit import SCENARIOS, MethodsPlan, methods_kit
 from loraprobe.lab.methods.page import as_markdown
 from loraprobe.lab.methods.pooling import Pooled, over_worlds, pooled
@@ -69,13 +69,15 @@ def test_every_method_stands_in_every_space_and_every_router_takes_part():
 
 
 def test_linear_methods_are_one_entrant_for_each_set_of_coefficients():
-    linear = [e for e in entrants() if e.family == "linear"]
+    linear = [e for e in entrants() if e.family == "linear" and not e.balanced]
     gates = []
     for e in linear:
         method = METHODS.make(e.spec)
         weights = method.default_weights(2) if e.strength is None else (e.strength,) * 2
         gates.append(tuple(method.coefficients(weights, 2)))
     assert len(set(gates)) == len(gates), "no two are the same composition"
+    balanced = [e for e in entrants() if e.balanced]
+    assert len(balanced) == len(linear), "each a second time with equal norms"
     assert {(0.5, 0.5), (1.0, 1.0)} <= set(gates)
     assert "uniform = task_arithmetic" in [e.label for e in linear]
 
@@ -102,11 +104,14 @@ def test_a_merge_is_written_whole_and_a_linear_one_needs_no_new_weights():
 
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
-    ties = Entrant("t", "merge", "ties", "full").system(adapters)
+    entrant = Entrant("t", "merge", "ties", "full")
+    ties = entrant.system(entrant.workshop(adapters))
     assert ties.compression_error == 0.0 and ties.name == "t"
     assert all(u.rank > 32 for u in ties.composition.experts[0].modules.values())
-    assert min(WHOLE, 10**5) == 10**5, "no base is that wide"
-    whole = Entrant("s", "linear", "task_arithmetic", None, 1.0).system(adapters)
+    sides = [min(i.in_features, i.out_features) for i in adapters[0].layout.values()]
+    assert whole_rank(adapters) == max(sides)
+    entrant = Entrant("s", "linear", "task_arithmetic", None, 1.0)
+    whole = entrant.system(entrant.workshop(adapters))
     assert len(whole.composition.experts) == 2 and whole.composition.router.weights == (1.0, 1.0)
 
 
@@ -155,6 +160,18 @@ def test_the_kit_asks_all_three_questions_on_either_architecture():
     targets = {lesson.name: lesson.recipe.target_modules for lesson in kit.lessons}
     assert targets["spouse"] == targets["newcomers"] == "mlp" and targets["last"] == "all-linear"
     assert kit.base.architecture == "gpt2" and len(kit.tasks["strangers"]) == 4
+
+
+def test_what_the_default_rank_loses_is_what_a_merge_at_that_rank_says():
+    from loraprobe.hub import load_all
+    from loraprobe.merging import merge
+
+    world = shipped_world()
+    adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
+    entrant = Entrant("t", "merge", "ties", "full")
+    found = asking_module.lost_at_default_rank(entrant.system(entrant.workshop(adapters)), adapters)
+    assert found > 0.1
+    assert found == pytest.approx(merge(adapters, "ties", space="full").compression_error, rel=1e-2)
 
 
 # --- figures over worlds --------------------------------------------------------------------------
@@ -244,7 +261,7 @@ def test_a_planted_gain_is_found_against_the_best_of_base_and_singles():
     assert good.against == "hop 2" and good.gain.value == pytest.approx(0.3)
     assert good.score == pytest.approx(0.5) and good.gain.each == pytest.approx([0.3] * WORLDS)
     assert good.standing == "gains" and rows["none"].two_hop.standing == "does not gain"
-    assert rows["good"].error == 0.25 and rows["good"].keep_both is None
+    assert rows["good"].lost == 0.25 and rows["good"].keep_both is None
     low, high = good.gain.adjusted_ci95
     assert low < good.gain.ci95[0] < 0.3 < good.gain.ci95[1] < high
     count = table.counts["two-hop"]
@@ -395,7 +412,7 @@ def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
     assert labels == [e.label for e in plan.everyone()]
     assert set(document["counts"]) == {"two-hop", "keep-both", "step-by-step"}
     full = next(cell for cell in document["cells"] if cell["label"] == "ties in full")
-    assert full["two_hop"]["gain"]["worlds"] == 2 and full["error"] == 0
+    assert full["two_hop"]["gain"]["worlds"] == 2 and full["lost"] == 0
     assert "leaves module" in document["refused"]["factor_average"]
     average = next(cell for cell in document["cells"] if cell["label"] == "factor_average")
     assert average["step_by_step"] is None and average["two_hop"] is not None

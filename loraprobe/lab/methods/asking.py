@@ -17,7 +17,7 @@ from loraprobe.lab.methods.cases import FORM, Case
 from loraprobe.lab.methods.entrants import Entrant
 from loraprobe.lab.reproduce.measure import answer_parts
 from loraprobe.lab.train import ProgressCallback
-from loraprobe.lab.world import World
+from loraprobe.lab.world import World, write_text
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Task
 
@@ -29,13 +29,13 @@ class Answers:
     """What was answered in one case.
 
     `results` name base, singles by their role, and everyone by their label; all in the form of
-    the case's question. `errors`: label -> relative error of the merge's compression; `refused`:
+    the case's question. `lost`: label -> what a merge would lose at the default rank; `refused`:
     label -> why it could not be built.
     """
 
     case: Case
     results: tuple[ItemResult, ...] = field(repr=False)
-    errors: Mapping[str, float] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -80,29 +80,57 @@ class _Asking:
     case: Case
     tasks: Sequence[Task]
     ledger: Ledger
+    learned: dict[str, Any] = field(default_factory=dict)  # by routers that need prompts
 
     def all(self, everyone: Sequence[Entrant], progress: ProgressCallback | None) -> Answers:
         from loraprobe.hub import load_all
 
         adapters = load_all([f"{n}={path}" for n, path in self.case.scenario.adapters.items()])
-        errors: dict[str, float] = {}
+        lost = Kept(self.ledger.path)
         refused: dict[str, str] = {}
+        form = FORM[self.case.question]
         for system in _baselines(adapters):
-            self._ask(system, {"target", FORM[self.case.question]})
+            self._ask(system, {"target", form})
         for at, entrant in enumerate(everyone, 1):
             if entrant.family != "chain" or self.tasks[0].has_hops:
                 try:
-                    system = entrant.system(adapters)
-                    self._ask(system, {FORM[self.case.question]})
+                    self._take_part(entrant, adapters, form, lost)
                 except LoraprobeError as error:
                     refused[entrant.label] = str(error)
-                else:
-                    if system.compression_error is not None:
-                        errors[entrant.label] = system.compression_error
             if progress is not None:
                 progress(f"ask {self.case.name}", at, len(everyone))
         asked = {entrant.label for entrant in everyone} - set(refused)
-        return Answers(self.case, tuple(self._named(asked)), errors, refused)
+        return Answers(self.case, tuple(self._named(asked)), dict(lost.found), refused)
+
+    def _take_part(
+        self, entrant: Entrant, adapters: Sequence[Adapter], form: str, lost: Kept
+    ) -> None:
+        """Built and asked, unless its answers are there; a merge's loss is measured with it."""
+        merges = entrant.family == "merge"
+        if not (self._open(entrant.label, {form}) or (merges and entrant.label not in lost.found)):
+            return
+        system = self._system(entrant, adapters)
+        if merges:
+            lost.keep(entrant.label, lost_at_default_rank(system, adapters))
+        self._ask(system, {form})
+
+    def _system(self, entrant: Entrant, adapters: Sequence[Adapter]) -> System:
+        """Built, and shown what each adapter is for where it has to learn that from prompts.
+
+        The prompts are those that the adapters write themselves; every router of a case learns
+        from the same ones.
+        """
+        from loraprobe.audit.fitting import fit_routers
+
+        workshop = entrant.workshop(adapters)
+        if entrant.family == "router":
+            router = workshop.router(entrant.spec)
+            if router.needs_prompts and self.learned:
+                workshop.fitted[entrant.spec] = router.with_state(self.learned)
+            elif router.needs_prompts:
+                fit_routers(workshop, self.scorer, self.tasks)
+                self.learned.update(workshop.router(entrant.spec).state())
+        return entrant.system(workshop)
 
     def _ask(self, system: System, parts: set[str]) -> None:
         if system.kind == "chain":
@@ -131,6 +159,38 @@ class _Asking:
                 yield replace(row, system=roles[row.system])
             elif row.system == "base" or row.system in asked:
                 yield row
+
+
+class Kept:
+    """Figures by name in a file beside a ledger, so that what was measured is not made again."""
+
+    def __init__(self, ledger: Path | None) -> None:
+        self._path = None if ledger is None else ledger.with_suffix(".lost.json")
+        there = self._path is not None and self._path.is_file()
+        self.found: dict[str, float] = {}
+        if there and self._path is not None:
+            self.found = json.loads(self._path.read_text(encoding="utf-8"))
+
+    def keep(self, name: str, figure: float) -> None:
+        self.found[name] = figure
+        if self._path is not None:
+            write_text(self._path, json.dumps(self.found, indent=0) + "\n")
+
+
+def lost_at_default_rank(system: System, adapters: Sequence[Adapter]) -> float:
+    """||dW - dW_k||_F / ||dW||_F of a whole merge if every module were cut to the default rank k,
+    the sum of its sources' ranks: the singular values beyond (Eckart and Young)."""
+    import torch
+
+    assert system.composition is not None
+    (merged,) = system.composition.experts
+    whole = beyond = 0.0
+    for path, update in merged.modules.items():
+        rank = sum(a.modules[path].rank for a in adapters if path in a.modules)
+        squares = update.to(dtype=torch.float64).svd()[1] ** 2
+        whole += float(squares.sum())
+        beyond += float(squares[rank:].sum())
+    return (beyond / whole) ** 0.5
 
 
 def _baselines(adapters: Sequence[Adapter]) -> list[System]:

@@ -7,7 +7,7 @@ import itertools
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraprobe.adapter import Adapter
 from loraprobe.evaluation import System
@@ -15,10 +15,12 @@ from loraprobe.merging import METHODS, LinearMethod, MergeMethod
 from loraprobe.routing import ROUTERS
 from loraprobe.spaces import SPACES
 
+if TYPE_CHECKING:
+    from loraprobe.audit.systems import Workshop
+
 Family = Literal["linear", "merge", "router", "chain"]
 N = 2  # adapters in every case
 GRANULARITY = ("per", "share")  # options of a router that say for what one decision stands
-WHOLE = 1_000_000  # a rank that cuts nothing: what is asked here is the method, not its compression
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Entrant:
 
     spec: method or router as on the command line, or "chain". space: None where the method runs in
     its default space, in which it gives what it gives in the spaces listed in `same`. strength:
-    weight of each adapter; None for the method's default, 1/n.
+    weight of each adapter; None for the method's default, 1/n. balanced: norms made equal first.
     """
 
     label: str
@@ -36,18 +38,32 @@ class Entrant:
     space: str | None = None
     strength: float | None = None
     same: tuple[str, ...] = ()
+    balanced: bool = False
 
-    def system(self, adapters: Sequence[Adapter], seed: int = 0) -> System:
-        """The system of these adapters. Raises LoraprobeError where it cannot be built."""
+    def workshop(self, adapters: Sequence[Adapter], seed: int = 0) -> Workshop:
+        """What builds the system, as `merge-and-eval` would."""
         from loraprobe.audit.settings import Settings
         from loraprobe.audit.systems import Workshop
 
-        weights = None if self.strength is None else (self.strength,) * len(adapters)
-        whole = self.family == "merge"
         settings = Settings(
-            space=self.space, weights=weights, rank=WHOLE if whole else "auto", seed=seed
+            routers=(self.spec,) if self.family == "router" else (),
+            space=self.space,
+            weights=None if self.strength is None else (self.strength,) * len(adapters),
+            balance="norm" if self.balanced else "none",
+            rank=whole_rank(adapters) if self.family == "merge" else "auto",
+            seed=seed,
         )
-        return Workshop(adapters, settings).build(self.spec, adapters, name=self.label)
+        return Workshop(adapters, settings)
+
+    def system(self, workshop: Workshop) -> System:
+        """The system of the workshop's adapters. Raises LoraprobeError where it cannot be built."""
+        return workshop.build(self.spec, workshop.prepared.adapters, name=self.label)
+
+
+def whole_rank(adapters: Sequence[Adapter]) -> int:
+    """A rank that cuts nothing: what is asked here is the method, not its compression."""
+    infos = [info for adapter in adapters for info in adapter.layout.values()]
+    return max(min(info.in_features, info.out_features) for info in infos)
 
 
 def entrants(
@@ -59,7 +75,7 @@ def entrants(
 
     A method stands once for all spaces in which it is lossless, and once in every other one; one
     that takes weights stands once at each strength. Linear methods whose coefficients agree are one
-    composition, and one entrant.
+    composition, and one entrant; it stands a second time with norms made equal first.
     """
     named = bool(methods or routers)
     chosen = list(methods) if named else METHODS.names()
@@ -86,6 +102,7 @@ def _linear(specs: Sequence[str], strengths: Sequence[float | None]) -> Iterator
         plain = sorted(same, key=lambda e: (e.strength is not None, e.spec == "task_arithmetic"))
         label = " = ".join(_label(entrant) for entrant in plain)
         yield dataclasses.replace(plain[0], label=label)
+        yield dataclasses.replace(plain[0], label=f"{_label(plain[0])}, balanced", balanced=True)
 
 
 def _merges(spec: str, strengths: Sequence[float | None]) -> Iterator[Entrant]:

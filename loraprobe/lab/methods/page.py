@@ -121,6 +121,7 @@ def _line(row: Row) -> list[str]:
         _worse(kept),
         _figure(kept.both, ".2f") if kept else "-",
         _gain(row.step_by_step),
+        "-" if row.lost is None else f"{row.lost:.2f}",
     ]
 
 

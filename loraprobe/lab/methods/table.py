@@ -68,13 +68,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class Row:
-    """One entrant and its three results, None where it took no part. `error`: of compression."""
+    """One entrant and its three results, None where it took no part.
+
+    `lost`: of a merge's delta at the default rank, on average over the cases.
+    """
 
     entrant: Entrant
     two_hop: Gain | None = None
     keep_both: Kept | None = None
     step_by_step: Gain | None = None
-    error: float | None = None
+    lost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,10 @@ class Table:
 def tabulated(answered: Sequence[Answers], everyone: Sequence[Entrant]) -> Table:
     """The table of these cases. A case is averaged with the others of its world and question."""
     refused = {label: why for a in answered for label, why in a.refused.items()}
-    errors = {
+    lost = {
         e.label: float(np.mean(found))
         for e in everyone
-        if (found := [a.errors[e.label] for a in answered if e.label in a.errors])
+        if (found := [a.lost[e.label] for a in answered if e.label in a.lost])
     }
     by: dict[Question, list[Answers]] = {}
     for one in answered:
@@ -119,7 +122,7 @@ def tabulated(answered: Sequence[Answers], everyone: Sequence[Entrant]) -> Table
             gains.get("two-hop", {}).get(e.label),
             kept.get(e.label),
             gains.get("step-by-step", {}).get(e.label),
-            errors.get(e.label),
+            lost.get(e.label),
         )
         for e in everyone
     )

@@ -71,7 +71,7 @@ def entrants(
     routers: Sequence[str] = (),
     strengths: Sequence[float | None] = (None, 1.0),
 ) -> list[Entrant]:
-    """Everyone who takes part; only these methods and routers where some are named.
+    """Everyone who takes part; only these methods and routers, as they are, where some are named.
 
     A method stands once for all spaces in which it is lossless, and once in every other one; one
     that takes weights stands once at each strength. Linear methods whose coefficients agree are one
@@ -79,7 +79,7 @@ def entrants(
     """
     named = bool(methods or routers)
     chosen = list(methods) if named else METHODS.names()
-    found = list(_linear(chosen, strengths))
+    found = [e for e in _linear(chosen, strengths) if not (named and e.balanced)]
     found += [e for spec in chosen for e in _merges(spec, strengths)]
     if named:
         found += [Entrant(spec, "router", spec) for spec in routers]

@@ -83,6 +83,21 @@ def test_whole_parameters_are_the_very_same_tensors_afterwards():
     check()
 
 
+@pytest.mark.parametrize("ensured", [False, True])
+def test_tied_weights_change_together_only_where_peft_is_told_to_keep_ties(ensured):
+    model = making.tiny_llama().double()
+    generator = torch.Generator().manual_seed(1)
+    whole = {"model.embed_tokens.weight": torch.randn(40, 16, generator=generator)}
+    adapter = adapter_of("e", {}, whole=whole, config={"ensure_weight_tying": ensured})
+    untied = making.tiny_llama(tied=False).double()
+    untied.load_state_dict(model.state_dict())
+    for name, tensor in (("model.embed_tokens.weight", True), ("lm_head.weight", ensured)):
+        if tensor:
+            untied.get_parameter(name).data = whole["model.embed_tokens.weight"].double()
+    with composed(model, Composition("c", (adapter,), ConstantGates())):
+        assert relative(hidden(model), hidden(untied)) < 1e-12
+
+
 def test_an_expert_without_a_whole_module_counts_as_the_base():
     model = making.tiny_llama(tied=False).double()
     three = mixed_kinds()

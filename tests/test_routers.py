@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import composing
 import making
 import pytest
 import torch
@@ -340,6 +341,33 @@ def test_prompts_read_once_lead_the_tails_that_follow_them(model, options):
     for one, other, logits in zip(apart, again, whole, strict=True):
         torch.testing.assert_close(one, logits[1:], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", ["per=sequence", "per=sequence,share=layer"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma"])
+def test_other_models_keep_their_decisions_too(kind, options):
+    """Conv1D layers; sliding windows, whose cache forgets tokens but not its length."""
+    other = composing.base(kind, torch.float64)
+    shapes, kinds = {}, {}
+    for path, module in other.named_modules():
+        if type(module).__name__ == "Conv1D":
+            shapes[path], kinds[path] = tuple(module.weight.shape)[::-1], "conv1d"
+        elif isinstance(module, torch.nn.Linear) and path != "lm_head":
+            shapes[path] = tuple(module.weight.shape)
+    three = [random_adapter(f"e{i}", shapes, 2, seed=i, kinds=kinds) for i in range(3)]
+    seen: list[Tensor] = []
+
+    def keep(ids: Tensor, logits: Tensor) -> Tensor:
+        seen.append(logits.clone())
+        return logits
+
+    with torch.no_grad(), composed(other, composition(f"arrow:{options}", three)):
+        new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
+        whole = tail_logits(other, [r + n for r, n in zip(ROWS, new, strict=True)],
+                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+    for i, logits in enumerate(whole):
+        steps = torch.stack([step[i] for step in seen]).to(logits.dtype)
+        torch.testing.assert_close(logits[:4], steps, rtol=1e-5, atol=1e-5)
 
 
 def test_a_cache_that_is_not_the_last_prompts_is_refused(model):

@@ -347,12 +347,14 @@ class Audit:
         return document
 
     def to_json(self) -> str:
-        """The JSON document, one line feed at the end left to the caller."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        """The JSON document, a record a line; the line feed at the end is left to the caller."""
+        return "{\n" + ",\n".join(f' "{k}": {_lines(v)}' for k, v in self.to_dict().items()) + "\n}"
 
 
 def plain(value: Any) -> Any:
     """Frozen records as dicts and lists; NaN and infinities become None."""
+    if type(value) in (str, int, bool, type(None)):  # most values by far
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -362,3 +364,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _lines(value: Any) -> str:
+    """JSON with the items of a list on lines of their own, each as json's fast encoder has it."""
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(map(_encode, value)) + "\n ]"
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode

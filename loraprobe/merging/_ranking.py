@@ -30,7 +30,7 @@ def magnitudes_at(entries: np.ndarray, places: Sequence[int]) -> np.ndarray:
 
 def _at(entries: np.ndarray, place: int, sample: np.ndarray) -> np.floating:
     share = place / len(entries)
-    margin = 6 * math.sqrt(share * (1 - share) * len(sample)) + 2
+    margin = 4 * math.sqrt(share * (1 - share) * len(sample)) + 2
     low = sample[max(0, int(share * len(sample) - margin))]
     high = sample[min(len(sample) - 1, int(share * len(sample) + margin))]
     below, inside = _bracketed(entries, low, high)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,12 @@ from loraprobe.base.geometry import (
     weights_in_memory,
 )
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import file_hash, first_line, hash_in_name, read_json, read_tensor
+from loraprobe.checkpoint import file_hash, hash_in_name, read_json, read_tensor
 from loraprobe.errors import BaseError
 from loraprobe.records import BaseSummary
+
+Quantize = Literal["none", "4bit", "8bit"]
+DeviceMap = Literal["none", "auto"]
 
 HASH_WITHOUT_ASKING = 2**30  # bytes; larger files are hashed only on demand
 
@@ -182,65 +185,25 @@ class Base:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
+        quantize: Quantize = "none",
+        device_map: DeviceMap = "none",
     ) -> LoadedBase:
         """The model and its tokenizer, ready to score: eval mode, no gradients, nothing printed.
 
-        Code of a repository runs only with trust_remote_code=True. Raises BaseError where the
-        architecture is unknown, the tokenizer is missing or weights are absent from the files.
+        Code of a repository runs only with trust_remote_code=True. quantize: "4bit" (NF4) or
+        "8bit" (LLM.int8) by bitsandbytes while loading, computing in `dtype`; device_map: "auto"
+        spreads the model over what accelerate finds, and `device` is not used then. Raises
+        BaseError where the architecture is unknown, the tokenizer is missing, weights are absent
+        from the files, or a package that is needed is not installed.
         """
-        self._refuse_own_code(trust_remote_code)
+        from loraprobe.base.loading import load_model, load_tokenizer, refuse_own_code
+
+        refuse_own_code(self, trust_remote_code)
         with quiet():
-            tokenizer = self._load_tokenizer(trust_remote_code)
-            model = self._load_model(dtype, trust_remote_code)
+            tokenizer = load_tokenizer(self, trust_remote_code)
+            model = load_model(self, device, dtype, trust_remote_code, quantize, device_map)
         model.requires_grad_(False)
-        return LoadedBase(model.to(device).eval(), tokenizer, self)
-
-    def _refuse_own_code(self, trusted: bool) -> None:
-        if trusted or not self.config.get("auto_map"):
-            return
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-        if self.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise BaseError(f"{self.reference} needs code of its own repository to run; if you "
-                            f"trust it, pass --trust-remote-code.")  # fmt: skip
-
-    def _load_tokenizer(self, trusted: bool) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(self.path), trust_remote_code=trusted, local_files_only=True
-            )
-        except Exception as error:
-            raise BaseError(f"{self.reference} has no tokenizer that loads ({first_line(error)}); "
-                            f"save the tokenizer beside the model.") from error  # fmt: skip
-        if tokenizer.pad_token_id is None:  # batches need one; it is masked wherever it stands
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        return tokenizer
-
-    def _load_model(self, dtype: torch.dtype, trusted: bool) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        _ = self.weight_files  # says which file is missing before transformers does
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(self.path),
-                dtype=dtype,
-                trust_remote_code=trusted,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise BaseError(f"{self.reference} ({self.model_type}) does not load as a causal "
-                            f"language model ({first_line(error)}); give a complete one of an "
-                            f"architecture that transformers knows.") from error  # fmt: skip
-        model, report = loaded
-        if report.get("missing_keys"):
-            lost = sorted(report["missing_keys"])
-            raise BaseError(f"{self.reference} lacks {len(lost)} weights of {self.architecture}, "
-                            f"{lost[0]} among them, which would be random; it is not a complete "
-                            f"causal language model.")  # fmt: skip
-        return model
+        return LoadedBase(model.eval(), tokenizer, self)
 
 
 def open_base(path: str | Path, reference: str | None = None, commit: str | None = None) -> Base:

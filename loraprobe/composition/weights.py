@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,7 +84,14 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
     if type(weight).__name__ == "Params4bit":
         if weight.quant_state is None:  # set when the weight is moved to its device
             return weight.detach() if weight.is_floating_point() else None
-        return bnb.dequantize_4bit(weight.data, weight.quant_state)
+        stored, quantised = weight.data, weight.quant_state
+        if getattr(quantised, "packing_format_for_cpu", False):
+            # On CPUs with AVX-512 BF16 the first forward pass lays the weight out anew.
+            unpack = getattr(bnb, "_convert_weight_packed_for_cpu_inverse", None)
+            if unpack is None:
+                return None
+            stored, quantised = unpack(stored, copy.deepcopy(quantised))
+        return bnb.dequantize_4bit(stored, quantised)
     state = getattr(module, "state", None)
     scales = weight.SCB if getattr(weight, "SCB", None) is not None else getattr(state, "SCB", None)
     if scales is None:

@@ -1,0 +1,114 @@
+"""A base model's directory -> model and tokenizer in memory, by transformers."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprobe.checkpoint import first_line
+from loraprobe.errors import BaseError
+from loraprobe.words import listing
+
+if TYPE_CHECKING:
+    from loraprobe.base.model import Base, DeviceMap, Quantize
+
+
+def refuse_own_code(base: Base, trusted: bool) -> None:
+    """Raises BaseError for a base that needs code of its own repository, unless that is trusted."""
+    if trusted or not base.config.get("auto_map"):
+        return
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if base.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise BaseError(f"{base.reference} needs code of its own repository to run; if you "
+                        f"trust it, pass --trust-remote-code.")  # fmt: skip
+
+
+def load_tokenizer(base: Base, trusted: bool) -> Any:
+    """The tokenizer, with a padding token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(base.path), trust_remote_code=trusted, local_files_only=True
+        )
+    except Exception as error:
+        raise BaseError(f"{base.reference} has no tokenizer that loads ({first_line(error)}); "
+                        f"save the tokenizer beside the model.") from error  # fmt: skip
+    if tokenizer.pad_token_id is None:  # batches need one; it is masked wherever it stands
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_model(
+    base: Base,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    trusted: bool,
+    quantize: Quantize,
+    device_map: DeviceMap,
+) -> Any:
+    """The causal language model, on its device or devices."""
+    from transformers import AutoModelForCausalLM
+
+    placement = _placement(base, device, dtype, quantize, device_map)
+    _ = base.weight_files  # says which file is missing before transformers does
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(base.path),
+            dtype=dtype,
+            trust_remote_code=trusted,
+            local_files_only=True,
+            output_loading_info=True,
+            **placement,
+        )
+    except Exception as error:
+        raise BaseError(f"{base.reference} ({base.model_type}) does not load as a causal "
+                        f"language model ({first_line(error)}); give a complete one of an "
+                        f"architecture that transformers knows.") from error  # fmt: skip
+    model, report = loaded
+    if report.get("missing_keys"):
+        lost = sorted(report["missing_keys"])
+        raise BaseError(f"{base.reference} lacks {len(lost)} weights of {base.architecture}, "
+                        f"{lost[0]} among them, which would be random; it is not a complete "
+                        f"causal language model.")  # fmt: skip
+    return model if placement else model.to(device)
+
+
+def _placement(
+    base: Base,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize,
+    device_map: DeviceMap,
+) -> dict[str, Any]:
+    """Where the model goes and in which form; {} where it is simply moved once it is loaded."""
+    chosen: dict[str, Any] = {}
+    if device_map == "auto":
+        _need(["accelerate"], "--device-map auto", "give --device instead")
+        chosen["device_map"] = "auto"
+    if quantize == "none":
+        return chosen
+    if base.quantization:
+        raise BaseError(f"{base.reference} is stored quantised already; leave --quantize out.")
+    _need(["bitsandbytes", "accelerate"], f"--quantize {quantize}", "leave it out")
+    from transformers import BitsAndBytesConfig
+
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    chosen["quantization_config"] = (
+        BitsAndBytesConfig(load_in_4bit=True, **four)
+        if quantize == "4bit"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    return {"device_map": {"": str(device)}} | chosen
+
+
+def _need(packages: list[str], option: str, otherwise: str) -> None:
+    """Raises BaseError where a package is not installed."""
+    lost = [name for name in packages if find_spec(name) is None]
+    if lost:
+        raise BaseError(f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
+                        f" not installed: pip install {' '.join(lost)}, or {otherwise}."
+                        )  # fmt: skip

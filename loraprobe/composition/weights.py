@@ -84,6 +84,8 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
     if type(weight).__name__ == "Params4bit":
         if weight.quant_state is None:  # set when the weight is moved to its device
             return weight.detach() if weight.is_floating_point() else None
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            return None  # rearranged for one processor's kernels by the first forward pass
         stored, quantised = weight.data, weight.quant_state
         if getattr(quantised, "packing_format_for_cpu", False):
             # On CPUs with AVX-512 BF16 the first forward pass lays the weight out anew.
@@ -91,6 +93,8 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
             if unpack is None:
                 return None
             stored, quantised = unpack(stored, copy.deepcopy(quantised))
+            if quantised.absmax.ndim == 2:  # its inverse leaves these scales transposed
+                quantised.absmax = quantised.absmax.mT.reshape(-1).float()
         return bnb.dequantize_4bit(stored, quantised)
     state = getattr(module, "state", None)
     scales = weight.SCB if getattr(weight, "SCB", None) is not None else getattr(state, "SCB", None)

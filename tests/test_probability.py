@@ -173,7 +173,7 @@ def test_the_probability_follows_from_the_document(told):
 
 
 def families(**options):
-    adapters = [SimpleNamespace(name=name) for name in "ab"]
+    adapters = [SimpleNamespace(name=name, whole={}) for name in "ab"]
     return Workshop(adapters, Settings(**options)).families()
 
 

@@ -43,7 +43,7 @@ RULES = (
         3.0,
         _uneven,
         "the norms of {who} differ by a factor of {value}, so the smaller one hardly shows in "
-        "a merge; --weights can balance them",
+        "a merge; --balance norm makes them equal",
         "at a ratio of 3 the smaller update holds a tenth of the energy of an orthogonal sum; "
         "norm disparity hurts (arXiv 2508.01148)",
     ),

@@ -104,10 +104,10 @@ def fitted_in(
         raise UsageError(f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
                          f"{listing(names)}.")  # fmt: skip
     if not router.needs_prompts:
-        raise UsageError(f"Router {router} learns nothing from prompts; leave them out.")
+        raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
     if not prompts or tokenizer is None:
         raise UsageError(
-            f"Router {router} learns from prompts of each adapter: give prompts="
+            f"Router {router.name} learns from prompts of each adapter: give prompts="
             f"{{{', '.join(f'{name!r}: [...]' for name in names)}}} and the model's tokenizer."
         )
     texts = {name: [own] if isinstance(own, str) else list(own) for name, own in prompts.items()}

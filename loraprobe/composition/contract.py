@@ -60,6 +60,11 @@ class Router(ABC):
         """Raises UsageError if this router cannot serve n experts."""
 
     @property
+    def name(self) -> str:
+        """What a user calls it: the name of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def needs_prompts(self) -> bool:
         """Whether it gives no gates yet: `fitted` or `with_state` has to come first."""
         return False
@@ -86,7 +91,7 @@ class Router(ABC):
     def with_state(self, state: Mapping[str, Tensor]) -> Router:
         """The same router with a state that `state` gave. Raises UsageError if it takes none."""
         if state:
-            raise UsageError(f"Router {self} learns nothing, so it takes no stored state.")
+            raise UsageError(f"Router {self.name} learns nothing, so it takes no stored state.")
         return self
 
 

@@ -5,6 +5,9 @@ serves a whole prompt, or all modules of a layer, the gates ask `current_pass()`
 module cannot see: which tokens are padding, whether a sequence begins or goes on, and what has
 been decided already.
 
+A model's head is the exception: models show it only the tokens whose logits are wanted, so it
+decides by a prompt's last token, which it always sees.
+
 A sequence begins with a pass that has no cache and goes on while that cache grows. Without a cache
 every pass begins anew, whatever its tokens repeat.
 """
@@ -46,7 +49,8 @@ class Pass:
     prompt: [rows, tokens], which tokens are those of a prompt; None where they all are. begins:
     whether the sequences start here. follows: [rows], which rows of the sequences' beginning these
     are; None if they are the same. here: decisions of this pass; held: those of the sequences.
-    problem: why rows cannot be told, "" if they can.
+    problem: why rows cannot be told, "" if they can. heads: paths of the model's head; kept: the
+    positions whose tokens it is shown, None for all.
     """
 
     rows: int
@@ -56,14 +60,19 @@ class Pass:
     held: Decisions
     follows: Tensor | None = None
     problem: str = ""
+    heads: frozenset[str] = frozenset()
+    kept: Tensor | None = None
     here: Decisions = field(default_factory=dict)
 
     def over_prompt(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
         """Means over the prompts' tokens: [rows, ...] of scores [*leading, ...].
 
-        leading: (rows, tokens), or their product where the rows lie one after the other.
+        leading: (rows, tokens), or their product where the rows lie one after the other. A head's
+        are scores of the last token of each prompt.
         """
         self.check(path)
+        if path in self.heads:
+            return self._at_prompts_end(scores, leading, path)
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
             raise UsageError(
                 f"Module {path} reads other tokens than those of the {self.rows} prompts of "
@@ -78,6 +87,22 @@ class Pass:
         ones = (1,) * len(rest)
         kept = scores * counted.reshape(*counted.shape, *ones)
         return kept.sum(1) / counted.sum(1).clamp_min(1).reshape(-1, *ones)
+
+    def _at_prompts_end(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
+        """[rows, ...] of scores [rows, tokens that the head is shown, ...]."""
+        every = torch.arange(self.tokens)
+        shown = every if self.kept is None or leading[-1] == self.tokens else self.kept.cpu()
+        last = torch.full((self.rows,), self.tokens - 1)
+        if self.prompt is not None:
+            last = (self.prompt.cpu() * every).amax(1)
+        there = shown == last[:, None]
+        if tuple(leading) != (self.rows, len(shown)) or not bool(there.any(1).all()):
+            raise UsageError(
+                f"The head {path} is not shown the last token of every prompt, so it cannot decide "
+                "for them; use per=token."
+            )
+        index = there.int().argmax(1).to(scores.device)
+        return scores[torch.arange(self.rows, device=scores.device), index]
 
     def of_rows(self, scores: Tensor) -> Tensor:
         """Scores [rows, ...] of the sequences' beginning, as the rows of this pass follow it."""
@@ -121,6 +146,9 @@ class _Follower:
 
     def __init__(self, model: nn.Module) -> None:
         self.signature = inspect.signature(model.forward)
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        found = (name for name, module in model.named_modules() if module is head)
+        self.heads = frozenset(found if head is not None else ())
         self.held: Decisions = {}
         self.rows = self.seen = 0
         self.cache: weakref.ref[Any] | None = None
@@ -149,7 +177,8 @@ class _Follower:
             prompt, problem = _prompt(given.get("attention_mask"), rows, tokens)
             self.held, self.rows, self.seen = {}, rows, tokens
             self.cache = None if cache is None else weakref.ref(cache)
-            return Pass(rows, tokens, prompt, True, self.held, problem=problem)
+            kept = _kept(given.get("logits_to_keep", 0), tokens)
+            return Pass(rows, tokens, prompt, True, self.held, None, problem, self.heads, kept)
         follows, problem = self._continued(cache, past, rows)
         if follows is None:
             self.seen = past + tokens
@@ -170,6 +199,13 @@ class _Follower:
                 "or use per=token."
             )
         return None, ""
+
+
+def _kept(wanted: int | Tensor | None, tokens: int) -> Tensor | None:
+    """The positions whose logits are wanted; None for all."""
+    if isinstance(wanted, Tensor):
+        return wanted
+    return torch.arange(tokens)[-wanted:] if wanted else None
 
 
 def _length(cache: Any) -> int:

@@ -63,8 +63,8 @@ class RowGates(Router):
         if self.inner is not None:
             if getattr(self.inner, "per", "token") == "sequence":
                 raise UsageError(
-                    f"Router {self.inner} decides for whole prompts (per=sequence), which rows of "
-                    "several systems in one batch are not; use per=token here."
+                    f"Router {self.inner.name} decides for whole prompts (per=sequence), which "
+                    "rows of several systems in one batch are not; use per=token here."
                 )
             inner = self.inner.gates(module, experts, present, n)
         return _GatesOfRow(self.rows, tuple(present), inner)

@@ -68,7 +68,7 @@ def centroids(
     missing = [expert.name for expert in experts if not prompts.get(expert.name)]
     if missing:
         raise UsageError(
-            f"Router {router} learns from prompts of each adapter, and there are none of "
+            f"Router {router.name} learns from prompts of each adapter, and there are none of "
             f"{', '.join(missing)}: give --router-prompts NAME=FILE for each, or in Python "
             "prompts={name: [...]}."
         )

@@ -72,8 +72,8 @@ class Centroid(ScoredRouter):
     def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
         if self.learned is None:
             raise UsageError(
-                f"Router {self} has to see prompts of each adapter first: give --router-prompts "
-                "NAME=FILE, or in Python loraprobe.route(..., prompts={name: [...]}, "
+                f"Router {self.name} has to see prompts of each adapter first: give "
+                "--router-prompts NAME=FILE, or in Python loraprobe.route(..., prompts={name: [...]}, "
                 "tokenizer=...)."
             )
         means = self.learned.of(module, present).to(experts[0].A)

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from loraprobe.audit.saved import Routed
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
-    from loraprobe.records import Audit
+    from loraprobe.records import Audit, Verification
 
 __all__ = [
     "__version__", "compose", "inspect", "load", "load_composition", "merge", "merge_and_eval",
-    "route",
+    "route", "verify",
 ]  # fmt: skip
 
 
@@ -159,6 +159,16 @@ def load_composition(directory: str | Path) -> Composition:
     return audit.load_composition(directory)
 
 
+def verify(directory: str | Path) -> Verification:
+    """What `loraprobe verify` does: whether a merged directory is what its card says.
+
+    Raises AdapterError where the directory was not made by loraprobe.
+    """
+    from loraprobe import audit
+
+    return audit.verify(directory)
+
+
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -192,6 +202,7 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
     """The merge with the model card that its directory will carry."""
     import dataclasses
 
+    from loraprobe.audit.provenance import provenance_of
     from loraprobe.report.card import model_card
 
     low, high = merged.adapter.rank_range
@@ -212,6 +223,7 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
         verdict=audit.verdict,
         transformations=audit.transformations,
         search=audit.search,
+        provenance=provenance_of(merged, audit, settings),
     )
     return dataclasses.replace(merged, card=card)
 

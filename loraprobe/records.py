@@ -287,6 +287,28 @@ class Transformation:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One promise of a merged directory's card, whether it holds, and what was seen."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of one merged directory (`loraprobe verify`)."""
+
+    directory: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds."""
+        return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
 class WeightSearch:
     """Weights found on items that served nothing else (`--weights search`).
 

@@ -89,6 +89,14 @@ class Shelf(Generic[T]):
         return (self.get(name) for name in self.names())
 
 
+def spec_of(thing: Any) -> str:
+    """The text "name:option=value,..." from which `Shelf.make` builds an equal thing."""
+    name = type(thing).__module__.rpartition(".")[2]
+    values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+    options = ",".join(f"{key}={value}" for key, value in values.items() if value is not None)
+    return f"{name}:{options}" if options else name
+
+
 def convert(text: str, hint: Any, what: str) -> Any:
     """A text as the type of a field: int, float, bool, str, Literal or a union with None."""
     origin = typing.get_origin(hint)

@@ -16,6 +16,7 @@ import torch
 
 from loraprobe.adapter.config import CONFIG
 from loraprobe.adapter.keys import PREFIX
+from loraprobe.adapter.readback import check_readback
 from loraprobe.adapter.tensors import SAFETENSORS
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
@@ -48,8 +49,9 @@ def save_adapter(
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and README.md (if a card is given).
 
-    Everything is written beside the target and renamed into place. Raises OutputError if the
-    target exists and overwrite is off, UnsupportedAdapter if extras would be lost.
+    Everything is written beside the target, read back and compared (`readback`), and renamed into
+    place. Raises OutputError if the target exists and overwrite is off or if what is read back is
+    not what was meant, UnsupportedAdapter if extras would be lost.
     """
     from safetensors.torch import save_file
 
@@ -65,6 +67,7 @@ def save_adapter(
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
         text = json.dumps(config_of(adapter), indent=2, sort_keys=True, ensure_ascii=False)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+        check_readback(staging, adapter, tensors)
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
 

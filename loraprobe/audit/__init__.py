@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from loraprobe.audit.evaluate import Outcome, merge_and_eval
     from loraprobe.audit.routed import compose
     from loraprobe.audit.saved import Routed, load_composition
+    from loraprobe.audit.verification import verify
 
 __all__ = [
     "Outcome", "Routed", "Settings", "base_of", "compose", "inspect", "load_composition", "merge",
-    "merge_and_eval",
+    "merge_and_eval", "verify",
 ]  # fmt: skip
 
 _LATE = {
     "Outcome": "evaluate", "merge_and_eval": "evaluate", "compose": "routed", "Routed": "saved",
-    "load_composition": "saved",
+    "load_composition": "saved", "verify": "verification",
 }  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def _flowing(docstring: str) -> str:
 
 
 def _register() -> None:
-    from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods, route
+    from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods, route, verify
 
     commands = (
         ("demo", demo.demo),
@@ -140,6 +140,7 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("verify", verify.verify),
         ("methods", methods.methods),
     )
     for name, function in commands:

@@ -240,6 +240,17 @@ def route(
     output.result(found, line=f"{target}: {found.notes[-1]}")
 
 
+def verify(directory: Path, threads: int | None) -> Any:
+    """`loraprobe verify`."""
+    from loraprobe import audit
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return audit.verify(directory)
+
+
 def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:
     """Saves the recommended composition, or says why there is none."""
     import loraprobe

@@ -26,6 +26,7 @@ from loraprobe.merging._totals import Totals
 from loraprobe.merging._whole import Parameter, merge_offsets, merge_whole
 from loraprobe.merging._written import said, written
 from loraprobe.records import AdapterSummary, Issue
+from loraprobe.shelf import spec_of
 from loraprobe.spaces import Stacked, space_named
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +41,8 @@ class Merged:
     rounding_error: the same ratio for writing the factors in their dtype.
     sketch_error: the same ratio for what the last round of a sketch of a large dense module still
         found, about what an exact SVD might keep beside; 0.0 where no sketch was needed.
-    rank: the largest rank of a module. weights: those that were used.
+    rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
+        and the rank (None for "auto") from which the merge can be repeated.
     """
 
     adapter: Adapter
@@ -55,6 +57,8 @@ class Merged:
     weights: tuple[float, ...] = ()
     seed: int = 0
     sketch_error: float = 0.0
+    spec: str = ""
+    asked_rank: int | None = None
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes a PEFT directory, with `card` as its README. Raises OutputError."""
@@ -157,6 +161,8 @@ def merge(
         weights=plan.weights,
         seed=seed,
         sketch_error=math.sqrt(totals.gained / merged2),
+        spec=spec_of(plan.method),
+        asked_rank=plan.rank,
     )
 
 

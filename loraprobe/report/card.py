@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
@@ -28,8 +28,12 @@ def model_card(
     verdict: Verdict | None = None,
     transformations: Sequence[Transformation] = (),
     search: WeightSearch | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """README.md of a merge; strings from strangers' files are data in it, never markup."""
+    """README.md of a merge; strings from strangers' files are data in it, never markup.
+
+    `provenance` goes into the front matter, where `loraprobe verify` finds it.
+    """
     text = _filled(
         "card.md.jinja",
         title=name,
@@ -51,7 +55,7 @@ def model_card(
         transformations=transformations,
         search=search,
     )
-    return _front_matter(base_model, "merge", "peft") + text
+    return _front_matter(base_model, "merge", "peft", provenance) + text
 
 
 def composition_card(
@@ -102,7 +106,9 @@ def _filled(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _front_matter(base_model: str | None, tag: str, library: str) -> str:
+def _front_matter(
+    base_model: str | None, tag: str, library: str, provenance: Mapping[str, Any] | None = None
+) -> str:
     """What the Hub reads of a card."""
     import yaml
 
@@ -113,7 +119,18 @@ def _front_matter(base_model: str | None, tag: str, library: str) -> str:
     }
     if base_model:
         matter["base_model"] = clean(base_model)
+    if provenance is not None:
+        matter["loraprobe"] = _cleaned(provenance)
     return f"---\n{yaml.safe_dump(matter)}---\n"
+
+
+def _cleaned(value: Any) -> Any:
+    """Plain data with every text in it cleaned."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {key: _cleaned(held) for key, held in value.items()}
+    return [_cleaned(held) for held in value] if isinstance(value, list) else value
 
 
 def _inert(text: str) -> str:

@@ -1,0 +1,80 @@
+"""How a merge was made, as data in its model card's front matter, so that it can be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprobe._version import __version__
+from loraprobe.adapter import Adapter
+from loraprobe.audit.settings import Settings
+from loraprobe.errors import AdapterError
+from loraprobe.records import Audit
+
+if TYPE_CHECKING:
+    from loraprobe.merging import Merged
+
+KEY = "loraprobe"
+SCHEMA = 1
+CARD = "README.md"
+
+
+def provenance_of(merged: Merged, audit: Audit, settings: Settings) -> dict[str, Any]:
+    """Plain data: sources with commit and sha256, and every choice that decides the result."""
+    base = audit.base
+    return {
+        "schema_version": SCHEMA,
+        "version": __version__,
+        "torch": str(torch.__version__),
+        "method": merged.spec,
+        "weights": [float(weight) for weight in merged.weights],
+        "space": None if merged.space == "factors" else merged.space,
+        "rank": merged.asked_rank or "auto",
+        "dtype": str(merged.adapter.dtype).removeprefix("torch."),
+        "seed": merged.seed,
+        "allow": sorted(settings.allow),
+        "balance": settings.balance,
+        "subtract": [_reference(ref) for ref in settings.subtract],
+        "base": {"reference": base.reference, "commit": base.commit} if base else None,
+        "sources": [
+            {
+                "name": source.name,
+                "reference": source.reference,
+                "commit": source.commit,
+                "sha256": source.sha256,
+            }
+            for source in merged.sources
+        ],
+    }
+
+
+def read_provenance(directory: Path) -> Mapping[str, Any]:
+    """The provenance in a directory's card. Raises AdapterError where there is none."""
+    import yaml
+
+    card = directory / CARD
+    cure = "only what loraprobe merged, with its card, can be verified."
+    if not card.is_file():
+        raise AdapterError(f"{directory} has no {CARD}; {cure}")
+    text = card.read_text(encoding="utf-8", errors="replace")
+    parts = text.split("---\n", 2)
+    try:
+        matter = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    except yaml.YAMLError:
+        matter = None
+    found = matter.get(KEY) if isinstance(matter, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("sources"), list):
+        raise AdapterError(f"The {CARD} of {directory} says nothing of a merge by loraprobe; "
+                           f"{cure}")  # fmt: skip
+    if found.get("schema_version") != SCHEMA:
+        raise AdapterError(f"The {CARD} of {directory} was written by loraprobe "
+                           f"{found.get('version')} in a form this one does not know; use that "
+                           "version.")  # fmt: skip
+    return found
+
+
+def _reference(ref: Any) -> str:
+    return ref.source.reference if isinstance(ref, Adapter) else str(ref)

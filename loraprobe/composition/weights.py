@@ -41,14 +41,21 @@ def fingerprint(module: nn.Module) -> Fingerprint | None:
     weight = _stored(module)
     if weight is None:
         return None
+    if weight.device.type == "meta":
+        return 0, 0, 0  # kept elsewhere by accelerate, which makes a new empty tensor every time
     # Tensors made in inference mode keep no version; their place has to do.
-    version = -1 if weight.is_inference() else weight._version
-    return id(weight), weight.data_ptr() if weight.device.type != "meta" else 0, version
+    return id(weight), weight.data_ptr(), -1 if weight.is_inference() else weight._version
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """The bias that a layer adds at the moment; None if it has none."""
+    """The bias that a layer adds at the moment; None if it has none.
+
+    One that accelerate has moved out of memory is brought in, as a copy.
+    """
     bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor) and bias.device.type == "meta":
+        with _in_memory(module):
+            return module.get_parameter("bias").detach().clone()
     return bias if isinstance(bias, Tensor) else None
 
 
@@ -84,8 +91,6 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
     if type(weight).__name__ == "Params4bit":
         if weight.quant_state is None:  # set when the weight is moved to its device
             return weight.detach() if weight.is_floating_point() else None
-        if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            return None  # rearranged for one processor's kernels by the first forward pass
         stored, quantised = weight.data, weight.quant_state
         if getattr(quantised, "packing_format_for_cpu", False):
             # On CPUs with AVX-512 BF16 the first forward pass lays the weight out anew.

@@ -30,7 +30,8 @@ class Arrow(ScoredRouter):
     input_norm_fn "id", router_temp 1) and in peft, x is not normalised, so long tokens are routed
     more sharply than short ones; `normalize` divides x by its length, which makes the score a
     cosine. mttl lets all experts take part unless told otherwise; top_k=3 is peft's default.
-    `per` and `share` let one decision stand for a prompt or a layer; neither is in the paper.
+    `per=sequence` makes one decision a prompt by the mean of its tokens' scores, `share=layer` one
+    a layer, by the first module that runs; neither is in the paper.
     """
 
     laws: ClassVar[frozenset[str]] = frozenset(

@@ -30,12 +30,15 @@ class Centroid(ScoredRouter):
     without it. The top_k highest share a softmax at `temperature`; at 0.1 a lead of 0.5 in
     cosine means a share of 0.99. `normalize=false` takes the length of x - m into the score.
 
-    The idea is that of routing by embedded data sets: 2311.10847 (centroids of prompts, for whole
-    models) and the prototypes of average activations in the code of 2405.11157 (microsoft/mttl,
-    avg_act, per module, not centred). Deltas play no part in the score.
+    The idea is that of routing by embedded data sets: 2311.10847 (the cosine of an embedded prompt
+    with each data set, a scaled softmax, adapters merged whole) and the prototypes of average
+    activations in the code of 2405.11157 (microsoft/mttl, avg_act, per module, not centred).
+    Deltas play no part in the score; centring and the temperature are choices of this package.
 
     It has to be fitted first: `--router-prompts NAME=FILE` or prompts that each adapter writes
     itself on the command line, `loraprobe.route(..., prompts={name: [...]}, tokenizer=...)`.
+    Prompts in the form in which adapters will be asked tell most. `per=sequence` makes one
+    decision a prompt, `share=layer` one a layer.
     """
 
     temperature: float = 0.1
@@ -73,8 +76,8 @@ class Centroid(ScoredRouter):
         if self.learned is None:
             raise UsageError(
                 f"Router {self.name} has to see prompts of each adapter first: give "
-                "--router-prompts NAME=FILE, or in Python loraprobe.route(..., prompts={name: [...]}, "
-                "tokenizer=...)."
+                "--router-prompts NAME=FILE, or in Python loraprobe.route(..., prompts={name: "
+                "[...]}, tokenizer=...)."
             )
         means = self.learned.of(module, present).to(experts[0].A)
         if means.shape[-1] != experts[0].in_features:

@@ -26,8 +26,9 @@ class LAG(ScoredRouter):
     with preselect=1 it is Arrow at top_k=1. Both numbers are clamped to the experts present.
 
     The first step saves work in libraries of hundreds of adapters; here both scores are computed
-    for all experts, so that it is the paper's choice and not its speed. `spectrum` as in SpectR.
-    With per=sequence both scores are averaged over the prompt first.
+    for all experts, so that it is the paper's choice and not its speed. preselect=20 is a default
+    of this package. `spectrum` as in SpectR. `per=sequence` makes one decision a prompt, by means
+    of both scores over its tokens; `share=layer` one a layer, by the first module that runs.
     """
 
     top_k: int = 1

@@ -32,7 +32,8 @@ class SpectR(ScoredRouter):
     each: `spectrum=flat,temperature=inf` gives those gates. That code sums A and B apart before
     they are multiplied, which brings cross terms between experts; here every expert's product is
     its own. top_k=4 is that code's. Directions with singular values below 1e-6 of the largest
-    are rounding and count for nothing.
+    are rounding and count for nothing. `per=sequence` makes one decision a prompt by the mean of
+    its tokens' scores, `share=layer` one a layer, by the first module that runs.
     """
 
     top_k: int = 4

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprobe.base.room import check_room
 from loraprobe.checkpoint import first_line
 from loraprobe.errors import BaseError
 from loraprobe.words import listing
@@ -54,7 +55,9 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     placement = _placement(base, device, dtype, quantize, device_map)
-    _ = base.weight_files  # says which file is missing before transformers does
+    files = base.weight_files  # says which file is missing before transformers does
+    if device_map == "none":  # accelerate finds room of its own, on the disk at last
+        check_room(files, base.reference, dtype, str(device), quantize)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(base.path),

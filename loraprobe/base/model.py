@@ -194,7 +194,8 @@ class Base:
         "8bit" (LLM.int8) by bitsandbytes while loading, computing in `dtype`; device_map: "auto"
         spreads the model over what accelerate finds, and `device` is not used then. Raises
         BaseError where the architecture is unknown, the tokenizer is missing, weights are absent
-        from the files, or a package that is needed is not installed.
+        from the files, or a package that is needed is not installed; OutOfMemory where it cannot
+        fit.
         """
         from loraprobe.base.loading import load_model, load_tokenizer, refuse_own_code
 

@@ -14,6 +14,8 @@ from loraprobe.checkpoint import read_header
 # What a forward pass and the cache of keys and values want beside the weights, as a share of them:
 # batches shrink to what is left, down to one.
 BESIDE = 0.1
+# Bytes a weight when bitsandbytes quantises while loading; embeddings and norms stay as they are.
+BYTES = {"8bit": 1.2, "4bit": 0.7}
 PACKED = {"U8", "I8", "F8_E4M3", "F8_E5M2"}  # of quantised files: loaded as they are stored
 
 
@@ -26,16 +28,28 @@ def weight_bytes(files: Iterable[Path], reference: str, dtype: torch.dtype) -> i
     return total
 
 
-def check_room(files: Iterable[Path], reference: str, dtype: torch.dtype, device: str) -> None:
-    """Raises OutOfMemory with the number, and with what would fit."""
-    files = tuple(files)
-    needed = (1 + BESIDE) * weight_bytes(files, reference, dtype)
-    half = needed * 2 / dtype.itemsize
-    quarter = needed * 0.5 / dtype.itemsize
-    halved = f"--dtype bfloat16 needs {memory.gib(half)}, " if dtype.itemsize > 2 else ""
-    memory.require(
-        int(needed),
-        f"{reference} in {str(dtype).removeprefix('torch.')}",
-        f"{halved}--quantize 4bit about {memory.gib(quarter)}",
-        device,
-    )
+def check_room(
+    files: Iterable[Path],
+    reference: str,
+    dtype: torch.dtype,
+    device: str,
+    quantize: str = "none",
+) -> None:
+    """Raises OutOfMemory with the number, and with what would take less."""
+    whole = (1 + BESIDE) * weight_bytes(files, reference, dtype)
+    sizes = {
+        "none": whole,
+        "8bit": whole * BYTES["8bit"] / dtype.itemsize,
+        "4bit": whole * BYTES["4bit"] / dtype.itemsize,
+    }
+    less = []
+    if quantize == "none" and dtype.itemsize > 2:
+        less.append(f"--dtype bfloat16 needs {memory.gib(whole * 2 / dtype.itemsize)}")
+    less += [
+        f"--quantize {bits} about {memory.gib(sizes[bits])}"
+        for bits in ("8bit", "4bit")
+        if sizes[bits] < sizes[quantize]
+    ]
+    kind = str(dtype).removeprefix("torch.") if quantize == "none" else quantize
+    instead = ", ".join(less) or "take a smaller base"
+    memory.require(int(sizes[quantize]), f"{reference} in {kind}", instead, device)

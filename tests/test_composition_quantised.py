@@ -1,4 +1,4 @@
-"""DoRA experts on quantised bases, whose row norms are those of the weights that they stand for."""
+"""DoRA experts on bases whose weights are not at hand as they are: quantised, or out of memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from composing import dora, relative
 from making import hidden
 from torch import nn
 
+from loraprobe.adapter import adapter_of
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.weights import dense_weight
+from loraprobe.errors import UnsupportedAdapter
 from loraprobe.routing.constant import ConstantGates
 
 NAMES = ("q_proj", "up_proj", "down_proj")
@@ -72,3 +74,32 @@ def test_a_quantised_base_is_its_dequantised_self(quantise):
             wanted = hidden(plain)
         assert relative(hidden(plain), wanted) > 0.01
         assert relative(found, wanted) < 1e-5
+
+
+def test_a_base_that_accelerate_keeps_out_of_memory():
+    from accelerate import cpu_offload
+
+    plain = making.tiny_gpt2()
+    torch.manual_seed(1)
+    for name, parameter in plain.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    away = cpu_offload(copy.deepcopy(plain), execution_device=torch.device("cpu"))
+    layer = away.transformer.h[0].mlp.c_fc
+    assert layer.weight.device.type == layer.bias.device.type == "meta"
+    shapes = {"transformer.h.0.mlp.c_fc": (64, 16), "transformer.h.1.mlp.c_proj": (16, 64)}
+    composition = Composition("c", (dora("dora", 1, shapes),), ConstantGates.ones(1))
+    with composed(plain, composition):
+        wanted = hidden(plain)
+    with composed(away, composition):
+        found = hidden(away)
+    assert relative(hidden(plain), wanted) > 0.01
+    assert torch.equal(found, wanted)
+    layer = away.transformer.h[0].mlp.c_fc
+    assert layer.weight.device.type == layer.bias.device.type == "meta"
+    headed = adapter_of("headed", {}, whole={"lm_head.weight": torch.zeros(40, 16)})
+    with (
+        pytest.raises(UnsupportedAdapter, match=r"headed replaces lm_head\.weight.*out of memory"),
+        composed(away, Composition("c", (headed,), ConstantGates())),
+    ):
+        pass

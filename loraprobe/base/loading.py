@@ -93,7 +93,8 @@ def _placement(
         _need(["accelerate"], "--device-map auto", "give --device instead")
         chosen["device_map"] = "auto"
     if quantize == "none":
-        return chosen
+        stored = bool(base.quantization) and find_spec("accelerate") is not None
+        return {"device_map": {"": str(device)}} | chosen if stored else chosen
     if base.quantization:
         raise BaseError(f"{base.reference} is stored quantised already; leave --quantize out.")
     _need(["bitsandbytes", "accelerate"], f"--quantize {quantize}", "leave it out")

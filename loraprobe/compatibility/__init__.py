@@ -56,10 +56,9 @@ def check(
     found = [issue for adapter in adapters for issue in adapter.issues]
     found += identity_issues(adapters, base, purpose, fit)
     found += layout
-    found += extra_issues(
-        adapters, base, composing=len(adapters) > 1 or purpose in ("merge", "route")
-    )
-    found += initialisation_issues(adapters)
+    composing = len(adapters) > 1 or purpose in ("merge", "route")
+    found += extra_issues(adapters, base, composing=composing)
+    found += initialisation_issues(adapters, composing=composing)
     if base is not None:
         found += base_issues(adapters, base)
     found += content_issues(Contents(adapters).read() if contents is None else contents)

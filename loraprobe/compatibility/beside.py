@@ -51,7 +51,24 @@ CURES = {
     ),
     "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
 }
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Initialisations that take something out of the base weights and put it into A and B, by the
+# beginning of their names in peft's init_lora_weights, and the cure. Others (true, false, gaussian,
+# eva, orthogonal, mica) leave the base as it is.
+CONVERT = (
+    "Save it again with save_pretrained(..., path_initial_model_for_weight_conversion=DIR), DIR "
+    "the adapter as it was before training; peft then writes a plain LoRA of twice the rank."
+)
+CHANGES_BASE = {
+    "pissa": ("PiSSA", CONVERT),
+    "olora": ("OLoRA", CONVERT),
+    "corda": ("CorDA", CONVERT),
+    "lora_ga": ("LoRA-GA", CONVERT),
+    "loftq": (
+        "LoftQ",
+        "peft has no conversion for it: merge the adapter into the quantised base that LoftQ made, "
+        "or train one without LoftQ.",
+    ),
+}
 
 
 def extra_issues(
@@ -133,18 +150,20 @@ def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
     return bool(torch.equal(copy.float(), weight.to(copy.dtype).float()))
 
 
-def initialisation_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+def initialisation_issues(adapters: Sequence[Adapter], *, composing: bool) -> Iterator[Issue]:
     """PiSSA and its kin move part of the base into A and B: the delta is not the stored one.
 
     peft's conversion on saving sets init_lora_weights to true, so the name that is left in the
     config means that it was not done.
     """
     for adapter in adapters:
-        init = adapter.config.get("init_lora_weights")
-        if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
-            yield Issue(
-                "error" if len(adapters) > 1 else "warning", "init-changed-base", (adapter.name,),
-                f"{adapter.name} was initialised by {init}, which changes the base weights, and "
-                "was saved without conversion: it fits only that changed base.",
-                "Save it again with path_initial_model_for_weight_conversion, as peft describes.",
-            )  # fmt: skip
+        init = str(adapter.config.get("init_lora_weights")).lower()
+        for start, (name, cure) in CHANGES_BASE.items():
+            if init.startswith(start):
+                yield Issue(
+                    "error" if composing else "warning", "init-changed-base", (adapter.name,),
+                    f"{adapter.name} was initialised by {name} (init_lora_weights={init}), which "
+                    "changes the base weights, and was saved without conversion: it fits only "
+                    "that changed base.",
+                    cure,
+                )  # fmt: skip

@@ -66,4 +66,10 @@ CODES: dict[str, str] = {
     "norm-extreme": "a delta far larger than that of any sound training",
     "modules-without-effect": "some modules' deltas are zero",
     "duplicate": "two adapters are the same update",
+    # In the model cards
+    "licence-unknown": "a source declares no licence",
+    "licence-noncommercial": "a source forbids commercial use",
+    "licence-no-derivatives": "a source forbids sharing what is derived from it",
+    "licence-conflict": "a source asks for its own licence, and others have another",
+    "licence-terms": "a source comes with terms of its own",
 }

@@ -1,0 +1,79 @@
+"""What the licences of sources ask of a merge. Names are those of the Hub's model cards.
+
+A merge is derived from all of its sources, so it is bound by all of their licences. This says what
+a card declares; it is no legal advice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from loraprobe.records import Issue
+from loraprobe.words import listing
+
+NONCOMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research)($|[-_ ])")
+NO_DERIVATIVES = re.compile(r"(^|[-_ ])nd($|[-_ ])")
+SHARE_ALIKE = re.compile(r"(^|[-_ ])(a?gpl|lgpl|sa|eupl|osl)($|[-_ ])")
+OWN_TERMS = re.compile(r"^(llama|gemma|other|.*openrail|.*-?research|bigscience-|deepseek|qwen)")
+
+
+def licence_issues(licences: Mapping[str, str | None]) -> Iterator[Issue]:
+    """Findings about source name -> licence as its card gives it, None where it gives none."""
+    unknown = [name for name, licence in licences.items() if not licence]
+    said = {name: licence.lower() for name, licence in licences.items() if licence}
+    if unknown:
+        yield Issue(
+            "note", "licence-unknown", tuple(unknown),
+            f"No licence is declared by {listing(unknown)}, which by itself gives no right to "
+            "share a merge of it.",
+            "Ask its author.",
+        )  # fmt: skip
+    yield from _asking(
+        said, NONCOMMERCIAL, "licence-noncommercial", "forbids commercial use, and so does the "
+        "merge", "Keep the merge out of products, or leave that source out.",
+    )  # fmt: skip
+    yield from _asking(
+        said, NO_DERIVATIVES, "licence-no-derivatives", "forbids sharing what is derived from it",
+        "Keep the merge to yourself, or leave that source out.",
+    )  # fmt: skip
+    yield from _share_alike(said, unknown)
+    own = {n: x for n, x in said.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
+    if own:
+        yield Issue(
+            "note", "licence-terms", tuple(own),
+            f"{_listed(own)} comes with terms of its own, which the merge inherits.",
+            "Read them before sharing the merge.",
+        )  # fmt: skip
+
+
+def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
+    """What the merge's card declares: the one licence that all sources declare, else "other"."""
+    found = set(licences.values())
+    if not found or found == {None}:
+        return None
+    return found.pop() if len(found) == 1 else "other"
+
+
+def _asking(
+    said: Mapping[str, str], pattern: re.Pattern[str], code: str, what: str, cure: str
+) -> Iterator[Issue]:
+    """One warning for all sources whose licence matches."""
+    found = {name: licence for name, licence in said.items() if pattern.search(licence)}
+    if found:
+        yield Issue("warning", code, tuple(found), f"{_listed(found)} {what}.", cure)
+
+
+def _share_alike(said: Mapping[str, str], unknown: list[str]) -> Iterator[Issue]:
+    found = {name: licence for name, licence in said.items() if SHARE_ALIKE.search(licence)}
+    if found and (len(set(said.values())) > 1 or unknown):
+        yield Issue(
+            "warning", "licence-conflict", tuple(found),
+            f"{_listed(found)} asks that what is derived from it bears the same licence, which "
+            "the other sources' need not allow.",
+            "Check that the licences go together, or merge sources of one licence.",
+        )  # fmt: skip
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return listing([f"{name} ({licence})" for name, licence in found.items()])

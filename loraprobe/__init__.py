@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe._version import __version__
 
@@ -77,15 +77,27 @@ def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
     *,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Literal["search"] | None = None,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
     **options: Any,
 ) -> Merged:
-    """One adapter from several, with a model card; raises CompatibilityError if they do not fit."""
+    """One adapter from several, with a model card; raises CompatibilityError if they do not fit.
+
+    weights: one an adapter, or "search", which finds them on `tasks` by asking `base`. The base is
+    also what DoRA adapters and whole modules are merged with. options are the fields of
+    `loraprobe.audit.Settings`.
+    """
     from loraprobe import audit, hub
 
-    chosen = tuple(weights) if weights is not None else None
-    settings = audit.Settings(methods=(method,), weights=chosen, **options)
-    found, merged = audit.merge(hub.load_all(adapters), settings=settings)
+    loaded = hub.load_all(adapters)
+    settings = audit.Settings(methods=(method,), weights=_chosen(weights), **options)
+    found, merged = audit.merge(
+        loaded,
+        base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
+        tasks=_tasks(tasks, settings.limit),
+        settings=settings,
+    )
     return with_card(merged, found, settings)
 
 
@@ -96,11 +108,14 @@ def route(
     router: str = "arrow",
     prompts: Mapping[str, Sequence[str]] | None = None,
     tokenizer: Any = None,
+    balance: Literal["none", "norm"] = "none",
+    subtract: Sequence[Adapter | str | Path] | Adapter | str | Path = (),
 ) -> AbstractContextManager[Any]:
     """Puts a routed composition into a loaded transformers model while the context lasts.
 
     prompts: a few unlabelled prompts of each adapter, by its name, for a router that learns from
     them (centroid), which are read here through the model with its tokenizer.
+    balance, subtract: what is done to the adapters first, as on the command line.
 
     Raises CompatibilityError where the adapters do not fit together or do not fit the model, and
     UsageError where such a router is given no prompts.
@@ -112,6 +127,10 @@ def route(
 
     loaded = tuple(aligned_to(model, hub.load_all(adapters)))
     compatibility.require(compatibility.check(loaded, purpose="route"))
+    if balance != "none" or subtract:
+        from loraprobe.audit.transforms import prepare_for
+
+        loaded = prepare_for(model, loaded, balance, subtract)
     made = ROUTERS.make(router)
     if made.needs_prompts or prompts:
         from loraprobe.audit.fitting import fitted_in
@@ -126,7 +145,7 @@ def compose(
     router: str = "arrow",
     base: str | Path | None = None,
     tasks: Sequence[str | Path] | str | Path = (),
-    weights: Sequence[float] | str | None = None,
+    weights: Sequence[float] | Literal["search"] | None = None,
     **options: Any,
 ) -> Routed:
     """What `loraprobe route` saves: adapters and a router, with a card; `.save(directory)` writes.
@@ -137,8 +156,7 @@ def compose(
     from loraprobe import audit, hub
 
     loaded = hub.load_all(adapters)
-    chosen = weights if weights is None or isinstance(weights, str) else tuple(weights)
-    settings = audit.Settings(routers=(router,), weights=chosen, **options)  # type: ignore[arg-type]
+    settings = audit.Settings(routers=(router,), weights=_chosen(weights), **options)
     found, made = audit.compose(
         loaded,
         base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
@@ -224,6 +242,7 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
         transformations=audit.transformations,
         search=audit.search,
         provenance=provenance_of(merged, audit, settings),
+        license=merged.license,
     )
     return dataclasses.replace(merged, card=card)
 
@@ -249,6 +268,12 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
         search=audit.search,
     )
     return dataclasses.replace(made, card=card)
+
+
+def _chosen(
+    weights: Sequence[float] | Literal["search"] | None,
+) -> tuple[float, ...] | Literal["search"] | None:
+    return weights if weights is None or isinstance(weights, str) else tuple(weights)
 
 
 def _tasks(tasks: Sequence[str | Path] | str | Path, limit: int | None) -> list[Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import loraprobe
 from loraprobe import hub
 from loraprobe.adapter import read_adapter
 from loraprobe.audit import Settings
@@ -19,7 +20,7 @@ from loraprobe.audit.search import BOUND, SHRINK, Memory, answer_losses, find_we
 from loraprobe.audit.systems import Workshop, single
 from loraprobe.base import open_base
 from loraprobe.cli import app
-from loraprobe.errors import TaskError
+from loraprobe.errors import OutputError, TaskError
 from loraprobe.lab import shipped_world
 from loraprobe.merging import merge
 from loraprobe.report.schema import json_schema
@@ -161,6 +162,9 @@ def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeyp
         wanted, objective=0.0, loss=0.0
     )
     assert len(asked) == 14 and len(path.read_bytes().splitlines()) == 24
+    path.write_bytes(b"{}\n")
+    with pytest.raises(OutputError, match="is damaged"):
+        Memory(path, resume=True)
     Memory(path)  # without resume what was known is gone
     assert path.read_bytes() == b""
 
@@ -252,5 +256,10 @@ def test_merge_searches_with_base_and_task_and_says_what_is_missing(tmp_path):
     )
     error = (merged[path].to(torch.float64).delta() - wanted).norm() / wanted.norm()
     assert error < 0.01
+    api = loraprobe.merge(
+        paths, "task_arithmetic", weights="search", base=world.base, tasks=task, limit=48,
+        search_budget=8,
+    )  # fmt: skip
+    assert api.weights == weights
     card = (tmp_path / "out" / "README.md").read_text()
     assert "found by CMA-ES in 8 evaluations on 12 items" in card

@@ -142,6 +142,18 @@ def test_every_router_takes_what_was_prepared(name):
     assert composing.relative(logits[0], logits[2]) > 1e-3
 
 
+def test_route_takes_the_same_options():
+    adapters, general = composing.experts(2), some("g", 3)
+    found = prepare(adapters, Settings(balance="norm"), [general])
+    model = making.tiny_llama()
+    with Composition("arrow", found.adapters, ROUTERS.make("arrow")).into(model):
+        wanted = making.hidden(model)
+    with loraprobe.route(model, adapters, balance="norm", subtract=general):
+        assert composing.relative(making.hidden(model), wanted) < 1e-6
+    with loraprobe.route(model, adapters):
+        assert composing.relative(making.hidden(model), wanted) > 1e-3
+
+
 def test_what_is_not_linear_in_factors_is_refused_by_name():
     path = "model.layers.0.self_attn.q_proj"
     update = {path: making.random_update(16, 16)}

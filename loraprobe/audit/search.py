@@ -29,7 +29,7 @@ from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
-from loraprobe.errors import TaskError
+from loraprobe.errors import OutputError, TaskError
 from loraprobe.records import WeightSearch
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.words import listing
@@ -117,8 +117,12 @@ class Memory:
             return
         if self.resume and self.path.exists():
             for line in self.path.read_bytes().split(b"\n")[:-1]:  # the last may be cut short
-                row = json.loads(line)
-                self.known[tuple(row["weights"])] = row["loss"]
+                try:
+                    row = json.loads(line)
+                    self.known[tuple(row["weights"])] = float(row["loss"])
+                except (ValueError, TypeError, KeyError):
+                    raise OutputError(f"{self.path} is damaged: remove it, or start again without "
+                                      "--resume.") from None  # fmt: skip
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("".join(map(_line, self.known.items())), encoding="utf-8")
 

@@ -22,9 +22,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from loraprobe.adapter import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.audit.settings import Settings
@@ -113,6 +114,20 @@ def prepare(
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
     return Prepared(tuple(made), steps, _said(steps, settings), widest)
+
+
+def prepare_for(
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    balance: Literal["none", "norm"],
+    subtract: Sequence[Any] | Any,
+) -> tuple[Adapter, ...]:
+    """The adapters as `prepare` makes them, on the layout of a model in memory."""
+    from loraprobe.composition.aligning import aligned_to
+
+    settings = Settings(balance=balance, subtract=subtract)  # type: ignore[arg-type]
+    general = aligned_to(model, general_of(adapters, settings, "route"))
+    return tuple(aligned_to(model, prepare(adapters, settings, general).adapters))
 
 
 def total_norm(adapter: Adapter) -> float:

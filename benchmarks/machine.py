@@ -148,5 +148,5 @@ def about() -> str:
         f"{str(dtype).removeprefix('torch.')} {gemm_rate(dtype, 2048, 2048, 2048) / 1e9:.0f}"
         for dtype in (torch.float64, torch.float32, torch.bfloat16)
     )
-    return (f"{platform.machine()}, {model}, {os.cpu_count()} cores, Python "
-            f"{platform.python_version()}, torch {torch.__version__}, GEMM Gflop/s: {rates}")  # fmt: skip
+    python = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.machine()}, {model}, {os.cpu_count()} cores, {python}, GEMM Gflop/s: {rates}"

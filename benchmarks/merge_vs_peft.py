@@ -22,7 +22,16 @@ import tempfile
 from pathlib import Path
 
 from machine import (
-    Figures, aim, clocked, interleaved, loraprobe, peer, ratios, script, table, timed,
+    Figures,
+    aim,
+    clocked,
+    interleaved,
+    loraprobe,
+    peer,
+    ratios,
+    script,
+    table,
+    timed,
 )  # fmt: skip
 from seven import RANK, SHAPES, write_adapter
 

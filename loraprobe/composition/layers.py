@@ -59,17 +59,7 @@ class ComposedLayer:
         convolution itself, whose stride and padding its experts share. A convolution's x and own
         have their channels first, and so has what comes back.
         """
-        if self.kind == "embedding":
-            x = h = F.embedding(x, self.A.mT)
-        elif self.kind == "convolution":
-            x = h = self._convolved(x.to(self.A.dtype), module)
-        else:
-            x = x.to(self.A.dtype)
-            h = F.linear(x, self.A)
-        gates = None
-        if self.gates is not None:
-            gates = self.gates(x)
-            h = h * gates.index_select(-1, self.owner)
+        h, gates = self._gated(x, module)
         made = F.linear(h, self.B)
         if self.offset is not None:
             made = made + (self.offset if gates is None else gates @ self.offset)
@@ -77,6 +67,46 @@ class ComposedLayer:
             ratio = self.ratio if gates is None else gates @ self.ratio
             made = torch.addcmul(made, self._channels_last(own).to(made.dtype), ratio)
         return made.movedim(-1, -1 - len(self.kernel)) if self.kernel else made
+
+    def added(self, output: Tensor, x: Tensor, module: nn.Module | None = None) -> Tensor:
+        """output + delta(x) in the output's dtype; written over `output` where that is safe.
+
+        The layer's output belongs to nobody yet, and memory that is new costs more time than the
+        product itself: a second and a third tensor of that size are not made.
+        """
+        if not self._may_overwrite(output, x):
+            return (output + self.delta(x, module=module)).to(output.dtype)
+        h, gates = self._gated(x, module)
+        if output.dtype == self.B.dtype:
+            output.view(-1, len(self.B)).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT)
+        else:
+            output.add_(F.linear(h, self.B))
+        if self.offset is not None:
+            output.add_(self.offset if gates is None else gates @ self.offset)
+        return output
+
+    def _may_overwrite(self, output: Tensor, x: Tensor) -> bool:
+        plain = self.kind in ("linear", "conv1d") and self.ratio is None
+        return (
+            plain
+            and output.is_contiguous()
+            and not output.requires_grad
+            and not (torch.is_grad_enabled() and x.requires_grad)
+        )
+
+    def _gated(self, x: Tensor, module: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+        """A x [..., R] with the gates multiplied in, and the gates [..., k] if any are left."""
+        if self.kind == "embedding":
+            x = h = F.embedding(x, self.A.mT)
+        elif self.kind == "convolution":
+            x = h = self._convolved(x.to(self.A.dtype), module)
+        else:
+            x = x.to(self.A.dtype)
+            h = F.linear(x, self.A)
+        if self.gates is None:
+            return h, None
+        gates = self.gates(x)
+        return h * gates.index_select(-1, self.owner), gates
 
     def _channels_last(self, own: Tensor | None) -> Tensor:
         if own is None:

@@ -70,24 +70,25 @@ def _hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
     # Gemma's embeddings scale their own output; peft scales the adapter's alike.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
     if layer.ratio is not None:
-        return _scaling_hook(layer, scale)
+        return _scaling_hook(layer, scale, module)
 
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        delta = layer.delta(args[0] if args else next(iter(kwargs.values())), module=module)
-        if scale is not None:
-            delta = delta * scale
-        return (output + delta).to(output.dtype)
+        x = args[0] if args else next(iter(kwargs.values()))
+        if scale is None:
+            return layer.added(output, x, module)
+        return (output + layer.delta(x, module=module) * scale).to(output.dtype)
 
     return add
 
 
-def _scaling_hook(layer: ComposedLayer, scale: Any) -> Callable[..., Tensor]:
+def _scaling_hook(layer: ComposedLayer, scale: Any, module: nn.Module) -> Callable[..., Tensor]:
     """For experts that scale W0 x, which is the layer's output without its bias."""
+    bias = getattr(module, "bias", None)
+    away = bias_of(module) if isinstance(bias, Tensor) and bias.device.type == "meta" else None
 
-    def add(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        own, bias = output.to(layer.B.dtype), bias_of(module)
+    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        own = output.to(layer.B.dtype)
+        bias = bias_of(module) if away is None else away
         if bias is not None:
             own = own - bias.to(own).reshape(-1, *(1 for _ in layer.kernel))
         if scale is not None:

@@ -372,6 +372,7 @@ def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
         ("good", "bad"),
     )
     page = as_markdown(table, [], command="loraprobe lab methods", missing=["late"])
+    assert "| 1 | good +0.50 | - | - |\n| 2 | bad -0.10 | - | - |" in page
     lines = {line.split(" | ")[0]: line for line in page.splitlines() if line.startswith("| ")}
     assert (
         lines["| good"].startswith("| good | **+0.50 (") and lines["| bad"].count("[-0.10 (") == 1

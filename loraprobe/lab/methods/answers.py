@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from loraprobe.lab.methods.pooling import Pooled
 from loraprobe.lab.methods.table import MARGIN, Gain, Row, Table
-from loraprobe.words import listing
 
 ENOUGH = 0.8  # of a skill's gain, which a composition has to keep of every skill
 SHOWN = 8  # names in a sentence
@@ -107,5 +106,4 @@ def _interval(found: Pooled, form: str = "+.2f") -> str:
 
 def _names(labels: Sequence[str]) -> str:
     more = len(labels) - SHOWN
-    shown = [*labels[:SHOWN], *([f"{more} more"] if more > 0 else [])]
-    return listing(shown)
+    return "; ".join([*labels[:SHOWN], *([f"and {more} more"] if more > 0 else [])])

@@ -102,7 +102,7 @@ def _linear(specs: Sequence[str], strengths: Sequence[float | None]) -> Iterator
         plain = sorted(same, key=lambda e: (e.strength is not None, e.spec == "task_arithmetic"))
         label = " = ".join(_label(entrant) for entrant in plain)
         yield dataclasses.replace(plain[0], label=label)
-        yield dataclasses.replace(plain[0], label=f"{_label(plain[0])}, balanced", balanced=True)
+        yield dataclasses.replace(plain[0], label=f"{_label(plain[0])} balanced", balanced=True)
 
 
 def _merges(spec: str, strengths: Sequence[float | None]) -> Iterator[Entrant]:

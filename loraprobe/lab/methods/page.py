@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loraprobe.lab.methods.answers import answers
@@ -15,6 +16,7 @@ from loraprobe.lab.show import describe_world
 from loraprobe.lab.world import World, versions
 from loraprobe.words import count as counted
 
+FIRST = 8  # places that the page lists of every column
 WHAT: Mapping[Question, str] = {
     "two-hop": "**two hops, asked at once**: one adapter knows A -> B, the other B -> C, and the "
     "question is A -> C, without room for steps.",
@@ -90,6 +92,7 @@ def as_markdown(
         ],
         margin=format(MARGIN, "g"),
         same=_same(table.rows),
+        best=_best(table.rows),
         rows=[_line(row) for row in table.rows],
         refused=table.refused,
     )
@@ -101,6 +104,23 @@ def _stands_on(question: Question, count: Count) -> str:
         f"{counted(count.worlds, 'world')}, {counted(count.cases, 'pair')} of adapters, "
         f"{count.items:,} questions; exact match alone: {scores}."
     )
+
+
+def _best(rows: Sequence[Row]) -> list[list[str]]:
+    """The first of each column, side by side; the chain is no composition of weights."""
+    weights = [row for row in rows if row.entrant.family != "chain"]
+    columns: list[list[str]] = []
+    figures: list[tuple[Callable[[Row], Pooled | None], str]] = [
+        (lambda row: row.two_hop.gain if row.two_hop else None, "+.2f"),
+        (lambda row: row.keep_both.worse if row.keep_both else None, ".2f"),
+        (lambda row: row.step_by_step.gain if row.step_by_step else None, "+.2f"),
+    ]
+    for figure_of, form in figures:
+        there = [(f.value, row.entrant.label) for row in weights if (f := figure_of(row))]
+        there.sort(key=lambda one: -one[0])
+        columns.append([f"{label} {format(value, form)}" for value, label in there])
+    shown = itertools.zip_longest(*columns, fillvalue="-")
+    return [[str(place), *line] for place, line in enumerate(itertools.islice(shown, FIRST), 1)]
 
 
 def _same(rows: Sequence[Row]) -> list[str]:

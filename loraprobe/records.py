@@ -241,6 +241,7 @@ class AdapterSummary:
     norm: float | None
     extras: tuple[str, ...] = ()
     sha256: str | None = None
+    license: str | None = None  # as its card declares it, where a merge asked for it
 
 
 @dataclass(frozen=True)

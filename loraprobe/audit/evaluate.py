@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from loraprobe.adapter import Adapter
 from loraprobe.audit.fitting import fit_routers
 from loraprobe.audit.gates import gate_statistics
+from loraprobe.audit.licences import with_licences
 from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.run import open_ledger
 from loraprobe.audit.search import Memory, Split, find_weights, note, split
@@ -18,7 +19,7 @@ from loraprobe.audit.systems import Workshop, single
 from loraprobe.audit.transforms import general_of
 from loraprobe.base import Base
 from loraprobe.evaluation import System
-from loraprobe.records import Audit, EvidenceLevel, ItemResult, Score, Verdict
+from loraprobe.records import Audit, Compatibility, EvidenceLevel, ItemResult, Score, Verdict
 
 if TYPE_CHECKING:
     from loraprobe.audit.saved import Routed
@@ -57,6 +58,7 @@ def merge_and_eval(
         conclude(story, "weights", tasks)
         return Outcome(story.audit(), settings, None, "the adapters do not fit together.")
     from loraprobe.audit.recommending import recommend
+    from loraprobe.merging import Merged
 
     bench = Bench(story, base, general_of(story.adapters, settings, "route", base))
     bench.prepare(tasks)
@@ -65,6 +67,10 @@ def merge_and_eval(
     bench.run_compositions()
     verdict = conclude(story, "evaluation", tasks)
     recommended, why = recommend(bench, verdict)
+    if isinstance(recommended, Merged):
+        recommended, asked = with_licences(recommended, adapters, base)
+        known = story.found["compatibility"].issues
+        story.found["compatibility"] = Compatibility((*known, *asked))
     return Outcome(story.audit(), settings, recommended, why)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
+from loraprobe.audit.licences import with_licences
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.audit.transforms import general_of, prepare
@@ -83,8 +84,9 @@ def merge(
             base_weight=base.weight if base is not None else None,
             base_parameter=base.parameter if base is not None else None,
         )  # fmt: skip
+    merged, asked = with_licences(merged, adapters, base)
     known = story.found["compatibility"].issues
-    new = tuple(issue for issue in merged.issues if issue not in known)
+    new = tuple(issue for issue in (*merged.issues, *asked) if issue not in known)
     story.found["compatibility"] = Compatibility((*known, *new))
     name = (merged.adapter.name,)
     norms = {source.name: source.norm for source in merged.sources}

@@ -42,7 +42,8 @@ class Merged:
     sketch_error: the same ratio for what the last round of a sketch of a large dense module still
         found, about what an exact SVD might keep beside; 0.0 where no sketch was needed.
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
-        and the rank (None for "auto") from which the merge can be repeated.
+        and the rank (None for "auto") from which the merge can be repeated. license: what its card
+        declares.
     """
 
     adapter: Adapter
@@ -59,6 +60,7 @@ class Merged:
     sketch_error: float = 0.0
     spec: str = ""
     asked_rank: int | None = None
+    license: str | None = None
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes a PEFT directory, with `card` as its README. Raises OutputError."""

@@ -29,6 +29,7 @@ def model_card(
     transformations: Sequence[Transformation] = (),
     search: WeightSearch | None = None,
     provenance: Mapping[str, Any] | None = None,
+    license: str | None = None,
 ) -> str:
     """README.md of a merge; strings from strangers' files are data in it, never markup.
 
@@ -55,7 +56,7 @@ def model_card(
         transformations=transformations,
         search=search,
     )
-    return _front_matter(base_model, "merge", "peft", provenance) + text
+    return _front_matter(base_model, "merge", "peft", provenance, license) + text
 
 
 def composition_card(
@@ -107,7 +108,11 @@ def _filled(template: str, **values: Any) -> str:
 
 
 def _front_matter(
-    base_model: str | None, tag: str, library: str, provenance: Mapping[str, Any] | None = None
+    base_model: str | None,
+    tag: str,
+    library: str,
+    provenance: Mapping[str, Any] | None = None,
+    license: str | None = None,
 ) -> str:
     """What the Hub reads of a card."""
     import yaml
@@ -119,6 +124,8 @@ def _front_matter(
     }
     if base_model:
         matter["base_model"] = clean(base_model)
+    if license:
+        matter["license"] = clean(license)
     if provenance is not None:
         matter["loraprobe"] = _cleaned(provenance)
     return f"---\n{yaml.safe_dump(matter)}---\n"

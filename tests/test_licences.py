@@ -1,0 +1,88 @@
+"""Licences of sources are carried to a merge's card, and what they ask is said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from making import random_adapter
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.compatibility.licences import licence_issues, licence_of_merge
+from loraprobe.hub import declared_licence
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\n---\n# A", "mit"),
+        ("---\nlicense: other\nlicense_name: my-own\n---\n", "my-own"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit and apache-2.0"),
+        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
+        ("---\nlicense: 3\n---\n", None),
+        ("---\nlicense:\n---\n", None),
+        ("---\n- license: mit\n---\n", None),
+        ("---\nlicense: !!python/object/apply:os.system ['true']\n---\n", None),
+        ("---\nlicense: [\n---\n", None),
+        ("license: mit", None),
+        ("", None),
+        (None, None),
+        ("---\nlicense: " + "x" * 5000 + "\n---\n", "x" * 100),
+    ],
+)
+def test_what_a_card_declares(card, licence):
+    assert declared_licence(card) == licence
+
+
+@pytest.mark.parametrize(
+    ("licences", "codes"),
+    [
+        ({"a": "mit", "b": "apache-2.0"}, set()),
+        ({"a": "mit", "b": None}, {"licence-unknown"}),
+        ({"a": "cc-by-nc-4.0", "b": "mit"}, {"licence-noncommercial"}),
+        ({"a": "cc-by-nc-sa-4.0", "b": "mit"}, {"licence-noncommercial", "licence-conflict"}),
+        ({"a": "cc-by-nd-4.0", "b": "mit"}, {"licence-no-derivatives"}),
+        ({"a": "gpl-3.0", "b": "mit"}, {"licence-conflict"}),
+        ({"a": "gpl-3.0", "b": "gpl-3.0"}, set()),
+        ({"a": "gpl-3.0", "b": None}, {"licence-conflict", "licence-unknown"}),
+        ({"a": "agpl-3.0", "b": "gpl-3.0"}, {"licence-conflict"}),
+        ({"a": "llama3.1", "b": "mit"}, {"licence-terms"}),
+        ({"a": "gemma", "b": "gemma"}, {"licence-terms"}),
+        ({"a": "Apache-2.0", "b": "MIT"}, set()),
+        ({"a": "fair-noncommercial-research-license", "b": "mit"}, {"licence-noncommercial"}),
+    ],
+)
+def test_what_licences_ask(licences, codes):
+    found = list(licence_issues(licences))
+    assert {issue.code for issue in found} == codes
+    for issue in found:
+        assert issue.cure and set(issue.adapters) <= set(licences)
+        assert issue.severity == ("note" if issue.code in ("licence-unknown", "licence-terms")
+                                  else "warning")  # fmt: skip
+
+
+def test_what_a_merge_declares():
+    assert licence_of_merge({"a": "mit", "b": "mit"}) == "mit"
+    assert licence_of_merge({"a": "mit", "b": "gpl-3.0"}) == "other"
+    assert licence_of_merge({"a": "mit", "b": None}) == "other"
+    assert licence_of_merge({"a": None}) is None
+
+
+def test_the_card_carries_them(tmp_path):
+    for name, seed, licence in (("a", 1, "cc-by-nc-4.0"), ("b", 2, "mit")):
+        random_adapter(name, seed=seed).save(
+            tmp_path / name, card=f"---\nlicense: {licence}\n---\n# {name}\n"
+        )
+    done = CliRunner().invoke(
+        app, ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"),
+              "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
+    assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
+    assert "licence-noncommercial" in card and "licence-noncommercial" in done.stderr
+    codes = [i["code"] for i in json.loads(done.stdout)["compatibility"]["issues"]]
+    assert "licence-noncommercial" in codes

@@ -6,6 +6,8 @@ import composing
 import making
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from making import random_adapter, random_update
 from torch import Tensor
 
@@ -492,12 +494,12 @@ def test_rows_may_lie_one_after_the_other(rows, tokens):
     x = torch.randn(rows, tokens, 16, generator=torch.Generator().manual_seed(3)).double()
     path = "model.layers.0.self_attn.q_proj"
     made = []
-    for given in (x, x.flatten(0, 1)):
+    for inputs in (x, x.flatten(0, 1)):
         token = passes._NOW.set(passes.Pass(rows, tokens, mask, True, {}))
         try:
             layers = prepared(composition("lag:preselect=2,per=sequence"), torch.float64)
             (gates,) = (layer.gates for layer in layers if layer.path == path)
-            made.append(gates(given).reshape(rows, tokens, 3))
+            made.append(gates(inputs).reshape(rows, tokens, 3))
         finally:
             passes._NOW.reset(token)
     assert torch.equal(made[0], made[1])
@@ -513,3 +515,37 @@ def test_each_token_is_the_same_router_without_sharing():
     known = ROUTERS.make("centroid:per=sequence").with_state(STATE)
     assert known.each_token().state().keys() == STATE.keys()
     assert ROUTERS.make("hard:per=sequence").each_token() == ROUTERS.make("arrow:top_k=1")
+
+
+@given(
+    name=st.sampled_from(["arrow", "spectr", "lag", "centroid", "hard"]),
+    n=st.integers(2, 5),
+    width=st.integers(3, 12),
+    top_k=st.integers(1, 6),
+    temperature=st.sampled_from([0.2, 1.0, float("inf")]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_gates_are_shares_and_follow_their_experts(name, n, width, top_k, temperature, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.randint(1, 5, (n,), generator=generator).tolist()
+    updates = [random_update(5, width, r, seed + i, dtype=dtype) for i, r in enumerate(ranks)]
+    options = {} if name == "hard" else {"top_k": top_k, "temperature": temperature}
+    router = ROUTERS.get(name)(**options)
+    means = torch.randn(n, width, generator=generator)
+    order = torch.randperm(n, generator=generator).tolist()
+
+    def gates(places: list[int], x: Tensor) -> Tensor:
+        known = router
+        if router.needs_prompts:
+            known = router.with_state({"centroid.m": means[places]})
+        return known.gates("m", [updates[i] for i in places], range(n), n)(x)
+
+    x = torch.randn(2, 7, width, generator=generator).to(dtype)
+    found = gates(list(range(n)), x)
+    assert found.shape == (2, 7, n) and found.dtype == dtype and float(found.min()) >= 0
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 7, dtype=dtype))
+    most = 1 if name == "hard" else min(top_k, n)
+    assert int((found > 0).sum(-1).max()) <= most
+    torch.testing.assert_close(gates(order, x), found[..., order], rtol=1e-4, atol=1e-4)

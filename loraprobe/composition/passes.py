@@ -145,8 +145,9 @@ class _Follower:
     """Remembers the sequences that the last beginning pass has opened."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.signature = inspect.signature(model.forward)
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        self.names = list(inspect.signature(model.forward).parameters)
+        find: Any = getattr(model, "get_output_embeddings", None)
+        head = None if find is None else find()
         found = (name for name, module in model.named_modules() if module is head)
         self.heads = frozenset(found if head is not None else ())
         self.held: Decisions = {}
@@ -155,10 +156,8 @@ class _Follower:
         self.before: list[Pass | None] = []
 
     def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = self.signature.bind_partial(*args, **kwargs).arguments
-        given = {**bound, **bound.get("kwargs", {})}
         self.before.append(_NOW.get())
-        _NOW.set(self._opened(given))
+        _NOW.set(self._opened({**dict(zip(self.names, args, strict=False)), **kwargs}))
 
     def end(self, *_: Any) -> None:
         _NOW.set(self.before.pop() if self.before else None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import making
 import pytest
 import torch
-from composing import experts, relative
+from composing import dora, experts, mixed_kinds, relative
 from words import word_tokenizer
 
-from loraprobe.composition import Composition
+from loraprobe.composition import Composition, RowGates, Rows, composed
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import Scorer
 
@@ -33,6 +33,26 @@ def test_a_model_on_the_gpu_answers_as_on_the_cpu(router):
         found[device, "pairs"] = torch.tensor([one.logprob for one in likely])
     assert relative(found[DEVICE], found["cpu"]) < 1e-4
     assert relative(found[DEVICE, "pairs"], found["cpu", "pairs"]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["scaled", "full", "rows"])
+def test_scaled_and_full_experts_follow_the_model(kind):
+    found, three = {}, mixed_kinds()
+    rows = Rows()
+    rows.set(torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]]))
+    composition = {
+        "scaled": Composition("c", (dora("dora", 1), *experts(2)), ROUTERS.make("arrow")),
+        "full": Composition("c", three, ROUTERS.make("constant")),
+        "rows": Composition("c", three, RowGates(rows)),
+    }[kind]
+    for device in ("cpu", DEVICE):
+        model = making.tiny_llama(tied=False).to(device)
+        held = dict(model.named_parameters())
+        tokens = torch.arange(14, device=device).reshape(2, 7)
+        with composed(model, composition), torch.no_grad():
+            found[device] = model(input_ids=tokens).logits.cpu()
+        assert all(parameter is held[name] for name, parameter in model.named_parameters())
+    assert relative(found[DEVICE], found["cpu"]) < 1e-4
 
 
 def test_bf16_generates_the_same_for_every_batch_size():

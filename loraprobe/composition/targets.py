@@ -148,7 +148,8 @@ def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
     if extra.kind == "base_copy":
         return _same(model, expert)
     if extra.kind in ("dora_magnitude", "lora_bias"):
-        return extra.module in expert.modules
+        info = None if extra.module is None else expert.layout.get(extra.module)
+        return info is not None and math.prod(extra.shape) == info.out_features
     return extra.kind in ("modules_to_save", "bias")
 
 

@@ -17,6 +17,7 @@ import weakref
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
@@ -51,7 +52,9 @@ def scaled(share: Share, adapter: Adapter, path: str, model: nn.Module) -> Share
     return replace(share, update=LowRank(update.A, B, 1.0), ratio=(c - 1).to(B))
 
 
-def ratio(update: LowRank, magnitude: Tensor, weight: Tensor) -> Tensor:
+def ratio(
+    update: LowRank, magnitude: Float[Tensor, out], weight: Float[Tensor, "out in"]
+) -> Float[Tensor, out]:
     """c = m / rownorm(W0 + dW): [out], float64 (float32 on Metal), 1 where that norm is 0.
 
     magnitude: [out]; weight: W0, [out, in] in any floating dtype, on the device that computes.
@@ -68,7 +71,9 @@ def ratio(update: LowRank, magnitude: Tensor, weight: Tensor) -> Tensor:
     return torch.where(norm > 0, magnitude / torch.where(norm > 0, norm, 1), 1)
 
 
-def change_norm(update: LowRank, magnitude: Tensor, weight: Tensor) -> float:
+def change_norm(
+    update: LowRank, magnitude: Float[Tensor, out], weight: Float[Tensor, "out in"]
+) -> float:
     """||(c - 1) W0 + c dW||_F: how far a scaled expert moves a module's weight [out, in]."""
     c = ratio(update, magnitude, weight)[:, None]
     update = update.to(dtype=c.dtype, device=c.device).folded()

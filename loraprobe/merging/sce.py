@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loraprobe.merging._election import elect
 from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
+from loraprobe.merging._ranking import magnitudes_at
 from loraprobe.merging._sparse import Block, Selection, check_choices, fuse, in_blocks
 
 
@@ -73,9 +74,8 @@ def most_varied(deltas: Deltas, share: float) -> Selection:
     if count == 0:
         return iter
     place = variances.numel() - max(1, int(share * count))
-    ordered = variances.flatten().numpy()  # its own memory: the variances are not needed again
-    ordered.partition(place)
-    return partial(_as_varied, least=float(ordered[place]))
+    least = magnitudes_at(variances.flatten().numpy(), [place])[0]
+    return partial(_as_varied, least=float(least))
 
 
 def variance(deltas: Deltas) -> Matrix:

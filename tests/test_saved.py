@@ -153,6 +153,21 @@ def test_what_was_done_to_an_expert_is_what_peft_loads(tmp_path):
     assert [entry["copied"] for entry in document["experts"]] == [False, False]
 
 
+@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"lora_bias": True}])
+def test_what_stands_beside_factors_survives_a_transformation(tmp_path, options):
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
+    making.peft_adapter(tmp_path / "a", making.tiny_llama(tied=False), **config)
+    shapes = {p: s for p, s in making.LLAMA.items() if p.endswith(("q_proj", "down_proj"))}
+    general = making.random_adapter("g", shapes, seed=5)
+    expert = subtracted(read_adapter(tmp_path / "a"), [general])
+    composition = Composition("a", (expert,), ConstantGates.ones(1))
+    Routed(composition).save(tmp_path / "out")
+    model = making.tiny_llama(tied=False)
+    restored = load_composition(tmp_path / "out")
+    assert restored.experts[0].extras
+    assert composing.relative(logits(model, restored), logits(model, composition)) < 1e-6
+
+
 def test_pickles_and_keys_that_peft_would_ignore_are_rewritten(tmp_path):
     tensors = {}
     for path, (out, inp) in list(making.LLAMA.items())[:2]:

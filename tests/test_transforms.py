@@ -9,6 +9,8 @@ import jsonschema
 import making
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import loraprobe
@@ -73,8 +75,65 @@ def test_subtraction_is_exact_on_the_deltas():
     assert after.layout[q].rank == 3 + 2 + 5 + 4 == after.modules[q].rank
     assert v in after.modules and v not in task.modules  # -dW_gk
     assert after.modules[q].A.dtype is torch.float32 is after.layout[q].dtype
+    coarse = [some(n, i, dtype=torch.bfloat16, scaling=1 / 3) for i, n in enumerate("abc")]
+    mean = (dense(coarse[1], q) + dense(coarse[2], q)) / 2
+    assert close(dense(subtracted(coarse[0], coarse[1:]), q), dense(coarse[0], q) - mean, 1e-6)
     step = prepare([task], Settings(), general).steps[0]
     assert step.modules_added == 2 and step.subtracted == ("g", "h", "i")
+
+
+PATHS = {"a.proj": (6, 5), "b.proj": (4, 7), "emb": (3, 9), "conv": (5, 12)}
+KINDS = {"emb": "embedding", "conv": "convolution"}
+
+
+@st.composite
+def drawn_adapters(draw):
+    """Adapters over some of the modules, of any rank, scaling and dtype."""
+    made, seed = [], draw(st.integers(0, 10**6))  # of one seed each: equal ones leave nothing
+    for number in range(draw(st.integers(2, 5))):
+        paths = draw(st.sets(st.sampled_from(sorted(PATHS)), min_size=1))
+        dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+        modules = {
+            path: making.random_update(
+                *PATHS[path], rank=draw(st.integers(1, 4)), seed=seed + 100 * number,
+                scaling=draw(st.sampled_from([1.0, -0.5, 1 / 3, 7.0])), dtype=dtype,
+            )
+            for path in sorted(paths)
+        }  # fmt: skip
+        kinds = {path: kind for path, kind in KINDS.items() if path in paths}
+        kernels = {"conv": (2, 2)} if "conv" in paths else {}
+        made.append(adapter_of(f"n{number}", modules, kinds=kinds, kernels=kernels))
+    return made, draw(st.integers(1, len(made) - 1)), draw(st.booleans())
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn_adapters())
+def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
+    adapters, n, balance = drawn
+    tasks, general = adapters[:n], adapters[n:]
+
+    def delta(adapter, path):
+        if path not in adapter.modules:
+            return torch.zeros(*PATHS[path], dtype=torch.float64)
+        return adapter.modules[path].to(torch.float64).delta()
+
+    wanted = [
+        {p: delta(task, p) - sum(delta(g, p) for g in general) / len(general) for p in PATHS}
+        for task in tasks
+    ]
+    norms = [sum(float(d.norm()) ** 2 for d in each.values()) ** 0.5 for each in wanted]
+    mean = sum(norms) / len(norms)
+    found = prepare(tasks, Settings(balance="norm" if balance else "none"), general)
+    for task, after, each, norm in zip(tasks, found.adapters, wanted, norms, strict=True):
+        assert set(after.modules) == set(task.modules).union(*(g.modules for g in general))
+        assert total_norm(after) == pytest.approx(mean if balance else norm, rel=1e-5)
+        for path, info in after.layout.items():
+            assert close(delta(after, path), each[path] * (mean / norm if balance else 1), 1e-5)
+            assert (info.kind, info.kernel) == (
+                KINDS.get(path, "linear"), (2, 2) if path == "conv" else ()
+            )  # fmt: skip
+            update = after.modules[path]
+            assert (info.rank, info.scaling) == (update.rank, update.scaling)
 
 
 def test_nothing_is_read_before_it_is_asked_for():

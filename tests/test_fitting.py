@@ -119,7 +119,7 @@ def test_prompts_come_from_files_or_from_the_adapter_and_are_no_items(
     assert found["spouse"] == prompts["spouse"]
     assert 1 <= len(found["city"]) <= 32 and all(isinstance(p, str) for p in found["city"])
     assert "30 prompts for spouse (of spouse.txt)" in note and "it wrote itself" in note
-    assert "items of the tasks were left out" in note
+    assert "items of the tasks were left out" in note and "tell a router more" in note
     again, _ = gathered(workshop, scorer, [task])
     assert again == found  # seeded
     only = files_of({"spouse": leaked}, tmp_path)
@@ -149,6 +149,7 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     workshop = Workshop(pair, Settings(routers=specs, router_prompts=files))
     assert workshop.router("centroid").needs_prompts
     (note,) = fit_routers(workshop, scorer, [items[0]])
+    assert "tell a router more" not in note
     assert note.startswith("centroid, hard:by=centroid and centroid:top_k=1,per=sequence learned")
     assert set(workshop.fitted) == set(specs) - {"arrow"}
     states = [router.state() for router in workshop.fitted.values()]

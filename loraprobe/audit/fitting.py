@@ -73,7 +73,10 @@ def gathered(workshop: Workshop, scorer: Any, tasks: Sequence[Task]) -> tuple[Pr
         prompts[name] = kept
         said.append(f"{len(kept)} prompts for {name} ({source})")
     left_out = f"; {dropped} that are items of the tasks were left out" if dropped else ""
-    return prompts, listing(said) + left_out + "."
+    better = "" if len(files) == len(prompts) else (
+        " Prompts in the form in which the adapters are asked, by --router-prompts NAME=FILE, tell "
+        "a router more than what they write themselves.")  # fmt: skip
+    return prompts, f"{listing(said)}{left_out}.{better}"
 
 
 def fitted_to(

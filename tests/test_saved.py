@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import types
-import warnings
 from pathlib import Path
 
 import composing
@@ -16,18 +15,15 @@ import torch
 from typer.testing import CliRunner
 
 import loraprobe
-from loraprobe.adapter import adapter_of, read_adapter
-from loraprobe.audit.arrow_export import power_iteration, why_not_peft
+from loraprobe.adapter import read_adapter
 from loraprobe.audit.recommending import recommend
 from loraprobe.audit.saved import FILE, Routed, load_composition
 from loraprobe.audit.systems import single
 from loraprobe.audit.transforms import scaled, subtracted
-from loraprobe.base import open_base
 from loraprobe.cli import app
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.lab import shipped_world
-from loraprobe.lowrank import LowRank
 from loraprobe.records import Verdict
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
@@ -62,28 +58,6 @@ def made_router(name: str):
         for path, (_, inp) in making.LLAMA.items()
     }
     return router.with_state(planted)
-
-
-def planted_dominated(name: str, seed: int, second: float = 0.3, shapes=making.LLAMA):
-    """Deltas whose second singular value is `second` of the first, in every module."""
-    modules = {}
-    for number, (path, (out, inp)) in enumerate(shapes.items()):
-        generator = torch.Generator().manual_seed(seed * 100 + number)
-        U, V = (
-            torch.linalg.qr(torch.randn(n, 3, generator=generator, dtype=torch.float64)).Q
-            for n in (out, inp)
-        )
-        S = torch.tensor([2.0, 2.0 * second, 0.1], dtype=torch.float64)
-        A, B = (V.T * S[:, None].sqrt()).float(), (U * S.sqrt()).float()
-        modules[path] = LowRank(A, B, 1.5)
-    return adapter_of(name, modules, base_model="owner/base")
-
-
-def base_of(model, directory: Path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(directory)
-    return open_base(directory, "tiny")
 
 
 @pytest.mark.parametrize("name", [
@@ -277,98 +251,6 @@ def test_overwriting_takes_only_what_is_ours(tmp_path):
     assert files(out) == kept
 
 
-# peft's own Arrow
-
-
-def test_power_iteration_is_pefts_own():
-    from peft import ArrowConfig
-    from peft.tuners.lora.arrow import ArrowLoraLinearLayer
-
-    config = ArrowConfig(rng_seed=0)
-    config.task_adapter_names, config.gks_adapter_names = ["x"], []
-    layer = ArrowLoraLinearLayer(16, config)
-    for seed in range(5):
-        update = making.random_update(12, 16, seed=seed)
-        theirs = layer.top_right_singular_vec_from_BA(update.A, update.B)
-        assert torch.allclose(power_iteration(update), theirs, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("router", ["arrow", "arrow:top_k=1", "arrow:top_k=2,temperature=0.3"])
-def test_where_spectra_are_dominated_peft_gives_the_same(tmp_path, kind, router):
-    """By the lines of the card, which are run as they stand."""
-    model = composing.base(kind)
-    shapes = making.LLAMA if kind == "llama" else {
-        f"transformer.h.{i}.{name}": shape for i in range(2)
-        for name, shape in {"attn.c_attn": (48, 16), "mlp.c_fc": (64, 16)}.items()
-    }  # fmt: skip
-    adapters = [planted_dominated(name, seed, shapes=shapes) for seed, name in enumerate("abc")]
-    for adapter in adapters:
-        kinds = dict.fromkeys(shapes, "conv1d" if kind == "gpt2" else "linear")
-        adapter_of(adapter.name, dict(adapter.modules.items()), kinds=kinds).save(
-            tmp_path / adapter.name
-        )
-    base_of(model, tmp_path / "base")
-    made = loraprobe.compose(
-        [str(tmp_path / n) for n in "abc"], router=router, base=str(tmp_path / "base")
-    )
-    assert made.why_not_peft is None
-    made.save(tmp_path / "out")
-    ours = logits(model, load_composition(tmp_path / "out"))
-    assert composing.relative(ours, making.hidden(model)) > 0.01
-    code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)[1]
-    space = {"base": composing.base(kind)}
-    exec(code.replace("this directory", str(tmp_path / "out")), space)
-    assert composing.relative(making.hidden(space["model"]), ours) < 1e-5
-
-
-def test_why_peft_cannot_is_said_by_name(tmp_path):
-    base = base_of(making.tiny_llama(), tmp_path / "base")
-    good = tuple(planted_dominated(name, seed) for seed, name in enumerate("ab"))
-    q = "model.layers.0.self_attn.q_proj"
-    some = {path: shape for path, shape in making.LLAMA.items() if "layers.0" in path}
-    fewer = {path: shape for path, shape in making.LLAMA.items() if path != q}
-    rank = {path: 3 + (path == q) for path in making.LLAMA}
-    dora = adapter_of("dora", dict(good[0].modules.items()),
-                      magnitudes={q: torch.ones(16)})  # fmt: skip
-    embedding = adapter_of(
-        "emb", {"model.embed_tokens": making.random_update(16, 40)},
-        kinds={"model.embed_tokens": "embedding"},
-    )  # fmt: skip
-
-    def why(experts, router="arrow", known=base):
-        return why_not_peft(Composition("x", tuple(experts), ROUTERS.make(router)), known)
-
-    assert why(good) is None
-    for experts, router, known, said in (
-        (good, "arrow", None, "without the base"),
-        (good, "constant", base, "its router is constant"),
-        (good, "spectr", base, "its router is spectr"),
-        (good, "arrow:normalize=true", base, "normalize=True"),
-        (good, "arrow:per=sequence", base, "per=sequence"),
-        (good, "arrow:share=layer", base, "share=layer"),
-        (good, "arrow:temperature=inf", base, "finite temperature"),
-        ((good[0], planted_dominated("c", 3, 0.8)), "arrow", base, "0.80 of the first"),
-        ((good[0], planted_dominated("c", 3, shapes=fewer)), "arrow", base, f"{q} is adapted by"),
-        ((good[0], making.random_adapter("c", rank=rank)), "arrow", base, f"ranks of {q} differ"),
-        ((good[0], dora), "arrow", base, "dora holds dora_magnitude"),
-        ((embedding,), "arrow", base, "of kind embedding"),
-        ([planted_dominated(n, 1, shapes=some) for n in "ab"], "arrow", base,
-         "put on model.layers.1"),
-        ((good[0], tiny_norm("c")), "arrow", base, "expert c its prototype misses"),
-    ):  # fmt: skip
-        assert said in why(experts, router, known), said
-
-
-def tiny_norm(name: str):
-    """Deltas so small that what peft adds to a length is no longer small beside it."""
-    modules = {
-        path: LowRank(update.A * 0.01, update.B * 0.01, 1e4)
-        for path, update in planted_dominated(name, 5).modules.items()
-    }
-    return adapter_of(name, modules)
-
-
 # The command, and what an audit recommends
 
 
@@ -413,6 +295,21 @@ def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
     result = CliRunner().invoke(app, [*call, *extra])
     assert result.exit_code == 2 and said in " ".join(result.stderr.split())
     assert result.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
+    for seed, name in enumerate("ab"):
+        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed,
+                            target_modules=["q_proj"], modules_to_save=["lm_head"])  # fmt: skip
+    call = ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, call)
+    assert refused.exit_code == 2 and "lm_head.weight whole" in " ".join(refused.stderr.split())
+    assert CliRunner().invoke(app, [*call, "--router", "constant"]).exit_code == 0
+    model = making.tiny_llama(tied=False)
+    with load_composition(tmp_path / "out").into(model):
+        found = making.hidden(model)
+    with loraprobe.route(model, [str(tmp_path / "a"), str(tmp_path / "b")], router="constant"):
+        assert torch.equal(found, making.hidden(model))
 
 
 def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):

@@ -14,7 +14,7 @@ from loraprobe.audit.systems import Workshop
 from loraprobe.audit.transforms import general_of
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
-from loraprobe.errors import UsageError
+from loraprobe.errors import UnsupportedAdapter, UsageError
 from loraprobe.records import Audit, Measurement
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.words import count
@@ -53,6 +53,7 @@ def compose(
         router = _weighted(router, spec, story, base, prepared.adapters, tasks)
     elif router.needs_prompts:
         router = _fitted(workshop, spec, story, base, tasks)
+    _refuse_whole(prepared.adapters, router, spec)
     made = Routed(Composition(spec, prepared.adapters, router), base, prepared.steps)
     with story.stage("peft"):
         why = made.why_not_peft
@@ -67,6 +68,16 @@ def compose(
         f"Composed {count(len(adapters), 'adapter')} by {router!r}.",
     ]
     return story.audit(), made
+
+
+def _refuse_whole(experts: Sequence[Adapter], router: Router, spec: str) -> None:
+    """What every model would refuse later is not saved."""
+    holder = next((expert for expert in experts if expert.whole), None)
+    if holder is not None and not router.weighs_whole:
+        raise UnsupportedAdapter(
+            f"Adapter {holder.name} replaces {next(iter(holder.whole))} whole, which the gates of "
+            f"{spec} cannot weigh; use --router constant, or leave that adapter out."
+        )
 
 
 def _weighted(

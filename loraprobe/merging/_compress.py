@@ -20,8 +20,14 @@ from loraprobe.lowrank import RANK_TOLERANCE, LowRank
 EXACT_SIDE = 512
 # What is left of components of this size that cancel each other, by way of Gram matrices.
 CANCELLED = 1e-8
-OVERSAMPLING = 8
-ROUNDS = 4
+# Measured against the exact SVD on what ties, magnitude_prune, dare_linear and della make of pairs
+# of real GPT-2 adapters and of planted ones with decaying spectra, cut to the sum of ranks (the
+# hardest: the values there lie close together): the error is 0.05 to 0.25 % above the best possible
+# one on average and 0.6 % at most; cut to a single adapter's rank, 0.14 % at most. A fourth round
+# with 8 directions is as good and takes a third longer, two rounds with 16 lie up to 1.5 % above.
+# What the last round still gained was 0.9 times that excess or more, by energy, in all 110 cases.
+OVERSAMPLING = 16
+ROUNDS = 3
 SETTLED = 1e-4  # a round's gain over the energy still missed; later rounds add yet less
 CLOSE = 1e-2  # share of the energy below which what is lost is formed and not subtracted
 

@@ -68,27 +68,38 @@ class ComposedLayer:
             made = torch.addcmul(made, self._channels_last(own).to(made.dtype), ratio)
         return made.movedim(-1, -1 - len(self.kernel)) if self.kernel else made
 
-    def added(self, output: Tensor, x: Tensor, module: nn.Module | None = None) -> Tensor:
+    def added(
+        self,
+        output: Tensor,
+        x: Tensor,
+        module: nn.Module | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """output + delta(x) in the output's dtype; written over `output` where that is safe.
 
-        The layer's output belongs to nobody yet, and memory that is new costs more time than the
-        product itself: a second and a third tensor of that size are not made.
+        bias: what the layer's output holds beside W0 x. The output belongs to nobody yet, and
+        memory that is new costs more time than the product itself: a second and a third tensor of
+        that size are not made.
         """
         if not self._may_overwrite(output, x):
-            return (output + self.delta(x, module=module)).to(output.dtype)
+            own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
+            return (output + self.delta(x, own, module)).to(output.dtype)
         h, gates = self._gated(x, module)
+        if self.ratio is not None:  # while the output is still the layer's own
+            ratio = self.ratio if gates is None else gates @ self.ratio
+            output.addcmul_(self._without(bias, output), ratio)
+        offset = self.offset if gates is None or self.offset is None else gates @ self.offset
         if output.dtype == self.B.dtype:
             output.view(-1, len(self.B)).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT)
-        else:
-            output.add_(F.linear(h, self.B))
-        if self.offset is not None:
-            output.add_(self.offset if gates is None else gates @ self.offset)
-        return output
+            return output if offset is None else output.add_(offset)
+        made = F.linear(h, self.B)
+        return output.add_(made if offset is None else made.add_(offset))  # rounded once
 
     def _may_overwrite(self, output: Tensor, x: Tensor) -> bool:
-        plain = self.kind in ("linear", "conv1d") and self.ratio is None
+        plain = self.kind in ("linear", "conv1d")
         return (
             plain
+            and (self.ratio is None or output.dtype == self.B.dtype)
             and output.is_contiguous()
             and not output.requires_grad
             and not (torch.is_grad_enabled() and x.requires_grad)
@@ -107,6 +118,12 @@ class ComposedLayer:
             return h, None
         gates = self.gates(x)
         return h * gates.index_select(-1, self.owner), gates
+
+    def _without(self, bias: Tensor | None, output: Tensor) -> Tensor:
+        """W0 x, from an output that holds a bias too."""
+        return (
+            output if bias is None else output - bias.to(output).view(-1, *(1,) * len(self.kernel))
+        )
 
     def _channels_last(self, own: Tensor | None) -> Tensor:
         if own is None:

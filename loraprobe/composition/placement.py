@@ -69,36 +69,23 @@ def composed(
 def _hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
     # Gemma's embeddings scale their own output; peft scales the adapter's alike.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
-    if layer.ratio is not None:
-        return _scaling_hook(layer, scale, module)
+    scales = layer.ratio is not None
+    away = bias_of(module) if scales and _is_away(getattr(module, "bias", None)) else None
 
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         x = args[0] if args else next(iter(kwargs.values()))
-        if scale is None:
-            return layer.added(output, x, module)
-        return (output + layer.delta(x, module=module) * scale).to(output.dtype)
+        if scale is not None:
+            own = output.to(layer.B.dtype) / scale if scales else None
+            return (output + layer.delta(x, own) * scale).to(output.dtype)
+        bias = None if not scales else bias_of(module) if away is None else away
+        return layer.added(output, x, module, bias)
 
     return add
 
 
-def _scaling_hook(layer: ComposedLayer, scale: Any, module: nn.Module) -> Callable[..., Tensor]:
-    """For experts that scale W0 x, which is the layer's output without its bias."""
-    bias = getattr(module, "bias", None)
-    away = bias_of(module) if isinstance(bias, Tensor) and bias.device.type == "meta" else None
-
-    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        own = output.to(layer.B.dtype)
-        bias = bias_of(module) if away is None else away
-        if bias is not None:
-            own = own - bias.to(own).reshape(-1, *(1 for _ in layer.kernel))
-        if scale is not None:
-            own = own / scale
-        delta = layer.delta(args[0] if args else next(iter(kwargs.values())), own, module)
-        if scale is not None:
-            delta = delta * scale
-        return (output + delta).to(output.dtype)
-
-    return add
+def _is_away(bias: object) -> bool:
+    """Whether accelerate keeps a bias elsewhere than in the module, also when hooks run."""
+    return isinstance(bias, Tensor) and bias.device.type == "meta"
 
 
 def _dtype(modules: Iterable[nn.Module]) -> torch.dtype:

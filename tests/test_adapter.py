@@ -619,7 +619,8 @@ class TestConfig:
 
     def test_rank_that_contradicts_the_config(self, tmp_path):
         tensors = pair() | pair("model.layers.1.mlp.up_proj", out=24)
-        adapter = read_adapter(write_adapter(tmp_path, tensors, r=8))
+        targets = ["q_proj", "up_proj"]
+        adapter = read_adapter(write_adapter(tmp_path, tensors, r=8, target_modules=targets))
         assert codes(adapter) == {"rank-contradicts-config"} and len(adapter.issues) == 1
         assert "4 for 8" in adapter.issues[0].message and "1 more" in adapter.issues[0].message
         adapter = read_adapter(write_adapter(tmp_path, tensors, r=8, rank_pattern={"q_proj": 4}))

@@ -40,6 +40,24 @@ VARIANTS = {
     "megatron_config": "Megatron layers split their weights over devices",
 }
 
+# What values may be of keys that are read further; None is always allowed. A list is one of texts.
+TYPES: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,),
+    "revision": (str,),
+    "task_type": (str,),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "modules_to_save": (str, list),
+    "target_parameters": (list,),
+    "init_lora_weights": (bool, str),
+    "use_rslora": (bool,),
+    "use_dora": (bool,),
+    "lora_bias": (bool,),
+    "fan_in_fan_out": (bool,),
+    "bias": (str,),
+}
+SAID = {str: "a text", list: "a list of texts", bool: "true or false"}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -123,6 +141,8 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
             f"{where} is of PEFT type {kind!r}, and loraprobe reads only LORA; "
             "use adapters of that type, or merge this one into its base with peft."
         )
+    for key, types in TYPES.items():
+        _typed(raw, key, types, where)
     for key, why in VARIANTS.items():
         if raw.get(key):
             raise UnsupportedAdapter(
@@ -147,6 +167,17 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
         empty_unknown=tuple(k for k in unknown if not raw[k]),
         alpha_is_missing="lora_alpha" not in raw,
     )
+
+
+def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str) -> None:
+    """Raises AdapterError for a value that peft would stumble over."""
+    value = raw.get(key)
+    if value is None:
+        return
+    texts = not isinstance(value, list) or all(isinstance(part, str) for part in value)
+    if not isinstance(value, types) or not texts:
+        kinds = " or ".join(SAID[kind] for kind in types)
+        raise AdapterError(f"{where}: {key} must be {kinds}, not {value!r:.80}.")
 
 
 def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:

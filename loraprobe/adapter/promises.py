@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapter.paths import layer_pattern
-from loraprobe.adapter.types import Extra
+from loraprobe.adapter.targeting import untargeted
+from loraprobe.adapter.types import Extra, ModuleInfo
 from loraprobe.records import Issue
-from loraprobe.words import listing
+from loraprobe.words import count, listing
 
 # Frobenius norm of one module's delta beyond which something went wrong: adapters of sound training
 # stay in single digits, whole weight matrices of language models lie between about 30 and 300.
@@ -20,11 +21,26 @@ EXTREME_NORM = 100.0
 
 
 def completeness(
-    name: str, paths: Collection[str], config: Mapping[str, Any], extras: Sequence[Extra]
+    name: str, infos: Mapping[str, ModuleInfo], config: Mapping[str, Any], extras: Sequence[Extra]
 ) -> list[Issue]:
-    """Targets without any weights, and layers that lack a module beside its neighbours."""
-    held = [*paths, *(extra.module for extra in extras if extra.module)]
-    return [*_targets(name, held, config), *_layers(name, paths)]
+    """Targets without weights and weights without targets; layers that lack a module beside its
+    neighbours."""
+    held = [*infos, *(extra.module for extra in extras if extra.module)]
+    found = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
+    beyond = untargeted(infos, config)
+    if beyond:
+        found.append(
+            Issue(
+                "warning",
+                "weights-untargeted",
+                (name,),
+                f"The file holds weights for {count(len(beyond), 'module')} that the config does "
+                f"not target, {beyond[0]} first: used here, but peft would leave them out.",
+                "Correct target_modules in adapter_config.json, or remove those weights.",
+                beyond[0],
+            )
+        )
+    return found
 
 
 def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> list[Issue]:
@@ -71,6 +87,27 @@ def _layers(name: str, paths: Collection[str]) -> list[Issue]:
             f"other layers have, {lost[0]} first.",
             "Unless it was trained so, the file is incomplete; save or download it again.",
             lost[0],
+        )
+    ]
+
+
+def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
+    """A module that repeats in every layer has one shape in all of them, in nearly all models."""
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for path, info in infos.items():
+        shapes.setdefault(layer_pattern(path), set()).add((info.out_features, info.in_features))
+    uneven = {pattern: found for pattern, found in shapes.items() if len(found) > 1}
+    if not uneven:
+        return []
+    pattern, found = next(iter(uneven.items()))
+    listed = " and ".join(str(list(shape)) for shape in sorted(found)[:3])
+    return [
+        Issue(
+            "note",
+            "shapes-uneven",
+            (name,),
+            f"{pattern} has different shapes in different layers, such as {listed}.",
+            "If the base's layers are alike, the file is damaged.",
         )
     ]
 

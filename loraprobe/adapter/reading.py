@@ -15,8 +15,10 @@ error    unknown-config           config keys that may change the mathematics
 error    no-modules               nothing that can be used
 error    weights-disagree         adapter_model.safetensors and adapter_model.bin hold two adapters
 warning  targets-without-weights  targets of the config for which the file holds nothing
+warning  weights-untargeted       weights that the config does not name and peft leaves out
 warning  layers-uneven            a module that other layers have beside the same neighbours
 warning  unprefixed-keys          keys as other tools write them, which peft would ignore
+note     shapes-uneven            a module of different shapes in different layers
 note     unknown-config-empty     unknown config keys that say nothing
 """
 

@@ -20,7 +20,9 @@ CODES: dict[str, str] = {
     "no-modules": "nothing that can be used",
     "weights-disagree": "adapter_model.safetensors and adapter_model.bin are not the same",
     "targets-without-weights": "targets of the config for which the file holds nothing",
+    "weights-untargeted": "weights that peft would leave out, as the config does not name them",
     "layers-uneven": "a layer lacks a module that other layers have beside the same neighbours",
+    "shapes-uneven": "a module of different shapes in different layers",
     "unprefixed-keys": "keys as other tools write them, which peft would ignore",
     "unknown-config-empty": "unknown config keys that say nothing",
     # Which base model

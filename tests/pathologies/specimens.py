@@ -153,6 +153,11 @@ def one_layer_lost(place: Path) -> None:
 
 
 @specimen
+def weights_beyond_the_targets(place: Path) -> None:
+    sound(place, target_modules=["q_proj"])
+
+
+@specimen
 def kohya(place: Path) -> None:
     def rename(key: str) -> str:
         path, _, factor = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")

@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, str]] = {
         "",
     ),
     "one-layer-lost": ("a module that is there in every layer but one", ""),
+    "weights-beyond-the-targets": ("weights of modules that the config does not target", ""),
     "kohya": ("keys of kohya's sd-scripts under a PEFT config", ""),
     "kohya-without-config": ("the same without a config", ""),
     "diffusers": ("keys of older diffusers under a PEFT config", ""),

@@ -132,6 +132,22 @@ def test_scenarios_are_told_by_what_their_tasks_hold():
         assert set(case.roles.values()) == set(ROLES[case.question])
 
 
+def test_routers_learn_from_questions_that_are_not_asked():
+    for case in cases_of(shipped_world()):
+        shown = case.prompts(90)
+        asked = set()
+        for item in (item for task in case.tasks(90) for item in task.items):
+            asked |= {item.prompt, item.cot_prompt}
+            asked |= {item.hop_prompt(k) for k in range(len(item.hops))}
+        assert set(shown) == set(case.scenario.adapters)
+        assert all(len(prompts) == 20 for prompts in shown.values())
+        assert not asked & {text for prompts in shown.values() for text in prompts}
+        assert case.prompts(None) == case.prompts(10**6) == {}
+    two_hop = next(c for c in cases_of(shipped_world()) if c.question == "two-hop").prompts(90)
+    assert all(text.startswith("Who is") for text in two_hop["spouse"])
+    assert all(text.startswith("Where does") for text in two_hop["city"])
+
+
 def test_invented_couples_and_unknown_second_hops_promise_no_success():
     world = shipped_world()
     scenario = world.scenario("skill-and-facts")
@@ -439,6 +455,19 @@ def test_nothing_is_asked_twice_and_worlds_that_exist_are_used(tiny, tmp_path, m
     other = dataclasses.replace(plan, worlds=(output / "worlds",))
     reused = try_methods(output, other)
     assert reused.document["cells"] == made.document["cells"]
+
+
+def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("there are questions that are not asked")
+
+    monkeypatch.setattr("loraprobe.audit.fitting.fit_routers", never)
+    _, output, _ = tiny
+    world = World.load(output / "worlds" / "llama-16-seed0")
+    everyone = entrants([], ["centroid", "hard:by=centroid"])
+    for found in asking_module.answer(world, cases_of(world), everyone, tmp_path, limit=2):
+        assert not found.refused
+        assert {"centroid", "hard:by=centroid"} <= {row.system for row in found.results}
 
 
 def test_the_command_takes_worlds_methods_and_routers(tiny, tmp_path):

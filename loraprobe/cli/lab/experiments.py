@@ -107,7 +107,7 @@ def methods(
     router: Annotated[
         list[str] | None, typer.Option("--router", help="Only this router; may be repeated.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 80,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapter import Adapter
 from loraprobe.errors import LoraprobeError
@@ -20,6 +20,10 @@ from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import World, write_text
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Task
+
+if TYPE_CHECKING:
+    from loraprobe.audit.systems import Workshop
+    from loraprobe.composition import Router
 
 NEW_TOKENS = 48
 
@@ -68,7 +72,8 @@ def answer(
     for case in cases:
         path = directory / f"{case.name}-{digest}.jsonl"
         ledger = Ledger(path, resume=True, fingerprint={"world": digest, "case": case.name})
-        found.append(_Asking(scorer, case, case.tasks(limit), ledger).all(everyone, progress))
+        asking = _Asking(scorer, case, case.tasks(limit), ledger, case.prompts(limit))
+        found.append(asking.all(everyone, progress))
     return found
 
 
@@ -80,6 +85,7 @@ class _Asking:
     case: Case
     tasks: Sequence[Task]
     ledger: Ledger
+    prompts: Mapping[str, Sequence[str]]
     learned: dict[str, Any] = field(default_factory=dict)  # by routers that need prompts
 
     def all(self, everyone: Sequence[Entrant], progress: ProgressCallback | None) -> Answers:
@@ -115,22 +121,27 @@ class _Asking:
         self._ask(system, {form})
 
     def _system(self, entrant: Entrant, adapters: Sequence[Adapter]) -> System:
-        """Built, and shown what each adapter is for where it has to learn that from prompts.
-
-        The prompts are those that the adapters write themselves; every router of a case learns
-        from the same ones.
-        """
-        from loraprobe.audit.fitting import fit_routers
-
+        """Built, and shown what each adapter is for where it has to learn that from prompts."""
         workshop = entrant.workshop(adapters)
-        if entrant.family == "router":
-            router = workshop.router(entrant.spec)
-            if router.needs_prompts and self.learned:
-                workshop.fitted[entrant.spec] = router.with_state(self.learned)
-            elif router.needs_prompts:
-                fit_routers(workshop, self.scorer, self.tasks)
-                self.learned.update(workshop.router(entrant.spec).state())
+        if entrant.family == "router" and workshop.router(entrant.spec).needs_prompts:
+            workshop.fitted[entrant.spec] = self._fitted(workshop, entrant.spec)
         return entrant.system(workshop)
+
+    def _fitted(self, workshop: Workshop, spec: str) -> Router:
+        """The router after prompts that are not asked, or where there are none after those that
+        the adapters write themselves. Every router of a case learns from the same ones."""
+        from loraprobe.audit.fitting import fit_routers, fitted_to
+
+        router = workshop.router(spec)
+        if self.learned:
+            return router.with_state(self.learned)
+        if self.prompts:
+            router = fitted_to(router, self.scorer, workshop.prepared.adapters, self.prompts)
+        else:
+            fit_routers(workshop, self.scorer, self.tasks)
+            router = workshop.router(spec)
+        self.learned.update(router.state())
+        return router
 
     def _ask(self, system: System, parts: set[str]) -> None:
         if system.kind == "chain":

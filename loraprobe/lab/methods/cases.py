@@ -13,6 +13,7 @@ from loraprobe.tasks import Task, load_task
 
 Question = Literal["two-hop", "keep-both", "step-by-step"]
 QUESTIONS: tuple[Question, ...] = ("two-hop", "keep-both", "step-by-step")
+SHOWN = 20  # prompts of each adapter that a router may learn from
 FORM: Mapping[Question, str] = {"two-hop": "target", "keep-both": "target", "step-by-step": "cot"}
 
 
@@ -42,6 +43,27 @@ class Case:
     def tasks(self, limit: int | None) -> list[Task]:
         """The task files, in the order of the scenario. Raises TaskError for a bad line."""
         return [load_task(path, limit) for path in self.scenario.tasks]
+
+    def prompts(self, limit: int | None) -> dict[str, list[str]]:
+        """By adapter, prompts such as it was made for, of items that `limit` leaves unasked.
+
+        At most `SHOWN` each; {} where there are none. They carry no answer: a hop's prompt holds
+        those of the hops before it, as another adapter would have given them.
+        """
+        if limit is None:
+            return {}
+        left = [load_task(path).items[limit : limit + SHOWN] for path in self.scenario.tasks]
+        if not all(left):
+            return {}
+        of: dict[str, list[str]] = {
+            "skill 1": [item.prompt for item in left[0]],
+            "skill 2": [item.prompt for item in left[-1]],
+            "hop 1": [item.hop_prompt(0) for item in left[0] if item.hops],
+            "hop 2": [item.hop_prompt(1) for item in left[0] if item.hops],
+            "facts": [item.hop_prompt(0) for item in left[0] if item.hops],
+            "steps": [item.cot_prompt for item in left[0] if item.cot_prompt],
+        }
+        return {name: of[role] for name, role in self.roles.items()}
 
 
 def cases_of(world: World) -> list[Case]:

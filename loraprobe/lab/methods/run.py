@@ -27,6 +27,7 @@ from loraprobe.lab.world import World, write_text
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=tuple(range(8)))
 NAME = "methods"
+LIMIT = 80
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Plan:
 
     Worlds that exist already lie in the directories `worlds`; without any, small ones are trained
     on `bases` as `kit` says. Only these methods and routers take part where some are named.
-    `limit` cuts the tasks; `arguments` are those of the command, for the page.
+    `limit` cuts the tasks, and what it leaves unasked shows routers that learn from prompts what
+    each adapter is for; `arguments` are those of the command, for the page.
     """
 
     worlds: tuple[Path, ...] = ()
@@ -44,7 +46,7 @@ class Plan:
     methods: tuple[str, ...] = ()
     routers: tuple[str, ...] = ()
     strengths: tuple[float | None, ...] = (None, 1.0)
-    limit: int | None = None
+    limit: int | None = LIMIT
     arguments: tuple[str, ...] = ()
 
     def everyone(self) -> list[Entrant]:

@@ -114,7 +114,7 @@ def methods(
 ) -> None:
     """Try every merge method, space and router: two hops, two skills, new facts in worked steps.
 
-    Without --world small worlds are trained, sixteen unless bases are named. What is finished is
+    Without --world small worlds are trained, eight unless bases are named. What is finished is
     kept: the same call goes on where it stopped.
     """
     import sys

@@ -25,7 +25,7 @@ from loraprobe.lab.reproduce.page import as_json
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import World, write_text
 
-BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=tuple(range(8)))
+BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=(0, 1, 2, 3))
 NAME = "methods"
 LIMIT = 80
 

@@ -48,6 +48,7 @@ def read_json(
 
     `limit` names the bound (`loraprobe.limits`) on the file's size.
     """
+    check_link(path, reference, raises)
     _check_size(path, reference, raises, limit)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -72,6 +73,7 @@ def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseE
 
     Raises `raises` for a file that is empty, cut short, no weight file, or a Git LFS pointer.
     """
+    check_link(file, reference, raises)
     try:
         if file.suffix == ".bin":
             return {
@@ -90,6 +92,7 @@ def read_tensor(
     """One tensor of a weight file, in its own dtype, on the CPU."""
     from safetensors import safe_open
 
+    check_link(file, reference, raises)
     try:
         if file.suffix == ".bin":
             return unpickle(file)[key]
@@ -105,6 +108,33 @@ def unpickle(file: Path) -> dict[str, Tensor]:
     The last one is kept, since its weights are asked for one by one.
     """
     return _unpickle(file, file.stat().st_mtime_ns)
+
+
+def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> None:
+    """Raises `raises` where a file is a symbolic link that leads out of its own repository.
+
+    A repository is the file's directory, the git work tree that it lies in, or a repository of
+    the Hub's cache, whose snapshots are links to its blobs.
+    """
+    if limits().links or not file.is_symlink():
+        return
+    target = file.resolve()
+    if not any(target.is_relative_to(root) for root in _repositories(file)):
+        raise raises(f"{file.name} of {reference} is a link that leads out of it; copy the file "
+                     f"there, or {raising('links', 1)}.")  # fmt: skip
+
+
+def _repositories(file: Path) -> list[Path]:
+    place = file.parent.resolve()
+    roots = [place]
+    for above in (place, *place.parents):
+        if (above / ".git").exists():
+            roots.append(above)
+            break
+    if "snapshots" in place.parts:
+        index = len(place.parts) - 1 - place.parts[::-1].index("snapshots")
+        roots.append(Path(*place.parts[:index]))
+    return roots
 
 
 def check_inflation(file: Path) -> None:

@@ -32,6 +32,7 @@ class Limits:
     items: bytes of a task or probe file.
     inflation: how many times its own size a compressed weight file may unpack to.
     memory: bytes that may be taken; 0 for what the machine has free.
+    links: 1 to follow symbolic links that lead out of the directory that was named.
     """
 
     config: int = 10_000_000
@@ -43,6 +44,7 @@ class Limits:
     items: int = 2_000_000_000
     inflation: int = 4
     memory: int = 0
+    links: int = 0
 
 
 _CURRENT: list[Limits] = []

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from loraprobe.checkpoint import DTYPES, broken, check_inflation
+from loraprobe.checkpoint import DTYPES, broken, check_inflation, check_link
 from loraprobe.errors import AdapterError
 from loraprobe.limits import limits, raising
 
@@ -143,6 +143,8 @@ def disagreement(directory: Path) -> str | None:
 
 def open_tensors(directory: Path) -> TensorFile:
     """The adapter's weights in a directory, safetensors first. Raises AdapterError if none."""
+    for name in (SAFETENSORS, PICKLE):
+        check_link(directory / name, str(directory), AdapterError)
     if (directory / SAFETENSORS).is_file():
         return SafetensorsFile(directory / SAFETENSORS)
     if (directory / PICKLE).is_file():

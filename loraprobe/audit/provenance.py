@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 KEY = "loraprobe"
 SCHEMA = 1
 CARD = "README.md"
+FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
 
 
 def provenance_of(merged: Merged, audit: Audit, settings: Settings) -> dict[str, Any]:
@@ -60,9 +62,9 @@ def read_provenance(directory: Path) -> Mapping[str, Any]:
     if not card.is_file():
         raise AdapterError(f"{directory} has no {CARD}; {cure}")
     text = card.read_text(encoding="utf-8", errors="replace")
-    parts = text.split("---\n", 2)
+    front = FRONT_MATTER.match(text)
     try:
-        matter = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+        matter = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:
         matter = None
     found = matter.get(KEY) if isinstance(matter, dict) else None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprobe.adapter import Adapter, Source, read_adapter
-from loraprobe.checkpoint import read_json
+from loraprobe.checkpoint import check_link, read_json
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence
 from loraprobe.hub.reference import Reference, unique_names
@@ -147,6 +147,7 @@ def model_card(ref: str | Adapter) -> str | None:
         file = _card_of(ref)
     if file is None or not file.is_file():
         return None
+    check_link(file, str(ref if isinstance(ref, str) else ref.name), HubError)
     with file.open(encoding="utf-8", errors="replace") as stream:
         return stream.read(limits().card)  # what follows is no card that anybody reads
 

@@ -43,6 +43,10 @@ class Reference:
         """
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
+        if name is not None and not name.strip("."):
+            raise UsageError(
+                f"An adapter cannot be named {name!r}, which is a path; choose another name."
+            )
         if name in SYSTEMS:
             raise UsageError(f"An adapter cannot be named {name!r}, which names a system of its "
                              f"own in the results; choose another name.")  # fmt: skip

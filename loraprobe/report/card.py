@@ -66,6 +66,7 @@ def composition_card(
     router: str,
     experts: Sequence[AdapterSummary],
     why_not_peft: str | None,
+    missed_prototype: str | None = None,
     issues: Sequence[Issue] = (),
     allowed: Collection[str] = (),
     verdict: Verdict | None = None,
@@ -75,6 +76,7 @@ def composition_card(
     """README.md of a saved composition: what it is made of, and how it is loaded.
 
     `why_not_peft` says why peft's own Arrow cannot express it; None where it can.
+    `missed_prototype` says why it has to be given the exact prototypes.
     """
     text = _filled(
         "composition.md.jinja",
@@ -84,6 +86,7 @@ def composition_card(
         router=router,
         experts=experts,
         why_not_peft=why_not_peft,
+        missed_prototype=missed_prototype,
         issues=issues,
         allowed=allowed,
         verdict=verdict,
@@ -123,7 +126,7 @@ def _front_matter(
         "tags": ["lora", tag, "loraprobe"],
     }
     if base_model:
-        matter["base_model"] = clean(base_model)
+        matter["base_model"] = " ".join(clean(base_model).split())
     if license:
         matter["license"] = clean(license)
     if provenance is not None:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe.errors import TaskError, UsageError
+from loraprobe.deadline import deadline
+from loraprobe.errors import BaseError, TaskError, UsageError
+
+TEMPLATE_SECONDS = 10.0  # transformers fills templates in a sandbox, which has no clock
 
 # Scripts that put no space between words: an answer follows its prompt directly.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -65,9 +68,21 @@ class Encoder:
         """What is tokenised: the prompt itself, or the chat template filled with it."""
         if not self.chat:
             return prompt
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+        slow = BaseError("The chat template of the base does not come to an end within "
+                         f"{TEMPLATE_SECONDS:g} seconds; use --chat-template off.")  # fmt: skip
+        try:
+            with deadline(TEMPLATE_SECONDS, slow):
+                return self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+        except BaseError:
+            raise
+        except Exception as error:  # a stranger's template may raise whatever it likes
+            said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise BaseError(f"The chat template of the base cannot be filled ({said}); use "
+                            "--chat-template off.") from None  # fmt: skip
 
     def opening(self) -> str:
         """What stands before a user's first word: "" or the template up to the user's turn."""

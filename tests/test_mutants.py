@@ -163,6 +163,8 @@ def oracle(place: Path) -> dict[str, torch.Tensor] | None:
         return None
     if any(not isinstance(config.get(key), (kind, type(None))) for key, kind in TYPED.items()):
         return None
+    if config.get("task_type") not in (SETTINGS["task_type"], None, ""):
+        return None
     if config.get("base_model_name_or_path") != SETTINGS["base_model_name_or_path"]:
         return None
     r, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")

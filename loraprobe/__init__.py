@@ -261,6 +261,7 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
         router=repr(made.composition.router),
         experts=[expert.summary() for expert in experts],
         why_not_peft=made.why_not_peft,
+        missed_prototype=made.missed_prototype,
         issues=audit.compatibility.issues,
         allowed=settings.allow,
         verdict=audit.verdict,

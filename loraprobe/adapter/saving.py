@@ -28,6 +28,7 @@ OWN_FILES = frozenset(
 
 # A saved composition: its own files, and folders of adapters' (see audit/saved.py).
 COMPOSITION = "composition.json"
+PEFT_FILES = frozenset({"arrow.json", "prototypes.safetensors"})
 COMPOSITION_FILES = frozenset({COMPOSITION, "router.safetensors", "README.md", ".gitattributes"})
 
 # Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
@@ -208,7 +209,7 @@ def _foreign_to_composition(target: Path) -> list[str]:
                 inside = _foreign(expert, OWN_FILES) if expert.is_dir() else [""]
                 found += [f"experts/{expert.name}/{n}".rstrip("/") for n in inside]
         elif name == "peft" and folder.is_dir():
-            found += [f"peft/{n}" for n in _foreign(folder, {"arrow.json"})]
+            found += [f"peft/{n}" for n in _foreign(folder, PEFT_FILES)]
         else:
             found.append(name)
     return found

@@ -9,9 +9,13 @@ loraprobe has the exact right singular vector. The iteration turns towards it by
 
 What is checked, for every expert and module: that this factor is at most 1e-8, so that a start up
 to a thousand times nearer to the other directions does no harm, and that the very iteration from
-the start of the stored seed ends within 1e-5 of the exact vector, on the CPU. peft also needs equal
-targets and equal ranks, linear layers only, plain factors, and puts its router on every module of
-the base whose name ends like a target's, so all of those have to be adapted.
+the start of the stored seed ends within 1e-5 of the exact vector, on the CPU. Trained adapters
+seldom pass in every module; then the exact prototypes are stored too, and a few lines put them into
+peft's layers before the first forward pass, which would find its own.
+
+peft also needs equal targets and equal ranks, linear layers only, plain factors, and puts its
+router on every module of the base whose name ends like a target's, so all of those have to be
+adapted. Without that it cannot express the composition at all.
 """
 
 from __future__ import annotations
@@ -48,12 +52,11 @@ def arrow_config(composition: Composition) -> dict[str, Any]:
 
 @torch.no_grad()
 def why_not_peft(composition: Composition, base: Base | None = None) -> str | None:
-    """Why peft's Arrow would compute something else, in one sentence; None where it does not."""
+    """Why peft's Arrow cannot compute the same, in one sentence; None where it can."""
     return (
         _why_not_router(composition)
         or _why_not_experts(composition)
         or _why_not_base(composition, base)
-        or _why_not_prototypes(composition)
     )
 
 
@@ -105,7 +108,20 @@ def _why_not_base(composition: Composition, base: Base | None) -> str | None:
     return None
 
 
-def _why_not_prototypes(composition: Composition) -> str | None:
+@torch.no_grad()
+def prototypes(composition: Composition) -> dict[str, Float[Tensor, "n in"]]:
+    """Module path -> the experts' exact prototypes [n, in], in their order, float32."""
+    return {
+        path: torch.stack(
+            [prototype(e.modules[path].to(torch.float32)) for e in composition.experts]
+        )
+        for path in composition.paths
+    }
+
+
+@torch.no_grad()
+def missed_prototype(composition: Composition) -> str | None:
+    """Where peft's own prototypes are not the exact ones, in one sentence; None if nowhere."""
     for expert in composition.experts:
         for path, stored in expert.modules.items():
             update = stored.to(torch.float32)
@@ -117,14 +133,14 @@ def _why_not_prototypes(composition: Composition) -> str | None:
                 return (
                     f"in {path} of expert {expert.name} the second singular value is {share:.2f} "
                     f"of the first, from which its {ITERATIONS} power iterations do not reach the "
-                    "prototype."
+                    "prototype"
                 )
             exact, found = prototype(update), power_iteration(update)
             error = float(torch.minimum((found - exact).norm(), (found + exact).norm()))
             if not error <= CLOSE:
                 return (
                     f"in {path} of expert {expert.name} its prototype misses the exact one by "
-                    f"{error:.1e}."
+                    f"{error:.1e}"
                 )
     return None
 

@@ -56,7 +56,7 @@ def compose(
     _refuse_whole(prepared.adapters, router, spec)
     made = Routed(Composition(spec, prepared.adapters, router), base, prepared.steps)
     with story.stage("peft"):
-        why = made.why_not_peft
+        peft = _about_peft(made)
     story.found["transformations"] = prepared.steps
     story.found["diagnostics"] = tuple(
         Measurement("norm", (step.adapter,), step.norm_before) for step in prepared.steps
@@ -64,10 +64,22 @@ def compose(
     story.notes += [
         *prepared.notes,
         *made.composition.notes(),
-        "peft's own Arrow can express it." if why is None else f"Not for peft's Arrow: {why}",
+        peft,
         f"Composed {count(len(adapters), 'adapter')} by {router!r}.",
     ]
     return story.audit(), made
+
+
+def _about_peft(made: Routed) -> str:
+    """Whether and how peft's own Arrow can express a composition."""
+    if made.why_not_peft is not None:
+        return f"peft's own Arrow cannot express it: {made.why_not_peft}"
+    if made.missed_prototype is None:
+        return "peft's own Arrow computes the same; the card has the lines that load it."
+    return (
+        "peft's own Arrow computes the same once it is given the exact prototypes that are stored "
+        f"with it ({made.missed_prototype}); the card has the lines that load it."
+    )
 
 
 def _refuse_whole(experts: Sequence[Adapter], router: Router, spec: str) -> None:

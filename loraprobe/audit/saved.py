@@ -4,7 +4,8 @@
                           where each came from and what was done to it, sha256 of every file
     experts/NAME/         each expert as a PEFT directory of its own
     router.safetensors    what the router has learned, where it has
-    peft/arrow.json       where peft's own Arrow computes the same (see arrow_export)
+    peft/arrow.json       where peft's own Arrow can compute the same (see arrow_export), with
+    peft/prototypes.safetensors   where it has to be given the exact prototypes
     README.md             the card
 
 An expert is stored as it is routed: the files it came from, copied, or, where it was balanced,
@@ -28,7 +29,7 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapter import Adapter, Source, StagedDirectory, check_output, read_adapter
 from loraprobe.adapter.tensors import open_tensors
-from loraprobe.audit.arrow_export import arrow_config, why_not_peft
+from loraprobe.audit.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash, read_json
 from loraprobe.composition import Composition, Router
@@ -38,7 +39,8 @@ from loraprobe.routing import ROUTERS
 from loraprobe.shelf import convert
 
 SCHEMA_VERSION = 1
-FILE, STATE, PEFT, CARD = "composition.json", "router.safetensors", "peft/arrow.json", "README.md"
+FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"
+PEFT, PROTOTYPES = "peft/arrow.json", "peft/prototypes.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 
@@ -57,8 +59,13 @@ class Routed:
 
     @cached_property
     def why_not_peft(self) -> str | None:
-        """Why peft's own Arrow would compute something else; None where it would not."""
+        """Why peft's own Arrow cannot compute the same; None where it can."""
         return why_not_peft(self.composition, self.base)
+
+    @cached_property
+    def missed_prototype(self) -> str | None:
+        """Why peft's Arrow has to be given the exact prototypes; None where it finds them."""
+        return missed_prototype(self.composition) if self.why_not_peft is None else None
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes the directory. Raises OutputError, and UsageError or UnsupportedAdapter for what
@@ -73,10 +80,7 @@ class Routed:
                 _write_tensors(state, staging / STATE)
                 router["state_sha256"] = file_hash(staging / STATE)
             if self.why_not_peft is None:
-                (staging / PEFT).parent.mkdir()
-                paths = [f"experts/{expert['folder']}" for expert in experts]
-                config = arrow_config(self.composition)
-                _write(staging / PEFT, {"experts": paths, "arrow_config": config})
+                self._write_peft(staging, [f"experts/{expert['folder']}" for expert in experts])
             document = {
                 "schema_version": SCHEMA_VERSION,
                 "loraprobe": __version__,
@@ -84,11 +88,23 @@ class Routed:
                 "base": plain(self.base.summary()) if self.base is not None else None,
                 "router": router,
                 "experts": experts,
-                "peft": {"why_not": self.why_not_peft},
+                "peft": {"why_not": self.why_not_peft, "missed": self.missed_prototype},
             }
             _write(staging / FILE, document)
             if self.card is not None:
                 (staging / CARD).write_text(self.card, encoding="utf-8")
+
+    def _write_peft(self, staging: Path, experts: Sequence[str]) -> None:
+        """What the lines of the card read."""
+        (staging / PEFT).parent.mkdir()
+        given = self.missed_prototype is not None
+        if given:
+            _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
+        _write(staging / PEFT, {
+            "experts": experts,
+            "arrow_config": arrow_config(self.composition),
+            "prototypes": PROTOTYPES if given else None,
+        })  # fmt: skip
 
 
 def load_composition(directory: str | Path) -> Composition:

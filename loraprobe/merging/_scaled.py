@@ -16,7 +16,7 @@ update: one more rank for each, exact likewise. A row that becomes 0 has magnitu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class ScaledMerge:
         """The update in its dtype, and the magnitudes [out] that belong to it, float32 or wider."""
         update = self.kept.update.to(torch.float64).folded()
         direction = LowRank(update.A, update.B / self.scale[:, None], 1.0).to(dtype)
-        norms = torch.cat([row.norm(dim=1) for row in _rows(weight, direction)])
+        norms = 1 / ratio(direction, torch.ones(len(weight)), weight)
         wide = torch.promote_types(dtype, torch.float32)
         return direction, (self.scale * norms * (1 - self.gone)).to(wide)
 
@@ -96,7 +96,7 @@ def merge_scaled(
     kept = compress_factors(whole, rank)
     gone = torch.zeros_like(scale)
     gone[faded] = _vanished(LowRank(A, B[faded]), weight[faded], c[faded]).to(gone)
-    moved, inner = _changes(wide, ratios, c, LowRank(A, B), weight)
+    moved, inner = _changes(wide, ratios, w, weight)
     return ScaledMerge(Compressed(kept.update, moved, kept.lost2), scale, gone, inner)
 
 
@@ -115,34 +115,41 @@ def _vanished(update: LowRank, weight: Float[Tensor, "k in"], c: Float64[Tensor,
     return (rows == 0).all(1)
 
 
-def _rows(weight: Float[Tensor, "out in"], update: LowRank) -> Iterator[Float64[Tensor, "_ in"]]:
-    """W0 + dW in float64, a block of rows at a time."""
-    wide = update.to(torch.float64).folded()
-    step = max(1, ROWS // max(1, weight.shape[1]))
-    for start in range(0, len(weight), step):
-        yield weight[start : start + step].to(torch.float64) + wide.B[start : start + step] @ wide.A
-
-
 def _changes(
     updates: Sequence[LowRank],
     ratios: Float64[Tensor, "n out"],
-    c: Float64[Tensor, out],
-    merged: LowRank,
+    weights: Float64[Tensor, n],
     weight: Float[Tensor, "out in"],
 ) -> tuple[float, Float64[Tensor, "n n"]]:
-    """||W - W0||_F^2, and the inner products of the W_i - W0, [n, n], by blocks of rows."""
-    inner = torch.zeros(len(updates), len(updates), dtype=torch.float64)
-    moved = 0.0
-    step = max(1, ROWS // max(1, weight.shape[1]) // (len(updates) + 1))
+    """||W - W0||_F^2, and the inner products of the W_i - W0, [n, n].
+
+    With W_i - W0 = diag(d_i) W0 + C_i A_i, d_i = c_i - 1 and C_i = diag(c_i) s_i B_i, these are
+
+        sum_rows d_i d_j |w0|^2 + d_i <w0, C_j A_j> + d_j <w0, C_i A_i> + <C_i A_i, C_j A_j>
+
+    so that one pass over W0 gives all of them, and no change is ever formed.
+    """
+    A = torch.cat([u.A for u in updates])
+    squares, products = _one_pass(weight, A)
+    ranks = [u.rank for u in updates]
+    C = torch.cat([u.B * r[:, None] for u, r in zip(updates, ratios, strict=True)], 1)
+    d = ratios - 1
+    onto = torch.stack([part.sum(1) for part in (products * C).split(ranks, 1)])  # <w0, C_i A_i>
+    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
+    member = torch.nn.functional.one_hot(owner, len(ranks)).to(torch.float64)
+    own = member.mT @ ((C.mT @ C) * (A @ A.mT)) @ member
+    inner = (d * squares) @ d.mT + d @ onto.mT + onto @ d.mT + own
+    return float(weights @ inner @ weights), inner
+
+
+def _one_pass(
+    weight: Float[Tensor, "out in"], A: Float64[Tensor, "R in"]
+) -> tuple[Float64[Tensor, out], Float64[Tensor, "out R"]]:
+    """Squared row norms of W0, and W0 A^T, in float64 by blocks of rows."""
+    step = max(1, ROWS // max(1, weight.shape[1]))
+    squares, products = [], []
     for start in range(0, len(weight), step):
-        rows = slice(start, start + step)
-        W0 = weight[rows].to(torch.float64)
-        each = torch.stack(
-            [
-                (W0 * (r[rows] - 1)[:, None] + (u.B[rows] * r[rows, None]) @ u.A).flatten()
-                for u, r in zip(updates, ratios, strict=True)
-            ]
-        )
-        inner += each @ each.mT
-        moved += float((W0 * (c[rows] - 1)[:, None] + merged.B[rows] @ merged.A).square().sum())
-    return moved, inner
+        block = weight[start : start + step].to(torch.float64)
+        squares.append(block.square().sum(1))
+        products.append(block @ A.mT)
+    return torch.cat(squares), torch.cat(products)

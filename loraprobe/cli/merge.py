@@ -31,8 +31,8 @@ def merge(
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 
-    Needs no base model, except to search weights on a task; what cannot be merged exactly as it
-    stands is refused by name.
+    Needs no base model, except for DoRA, for modules that only some adapters hold whole, and to
+    search weights on a task; what cannot be merged exactly as it stands is refused by name.
     """
     from loraprobe.cli import _work
 

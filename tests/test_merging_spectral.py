@@ -316,3 +316,16 @@ def test_knots_has_a_sketch_of_nothing():
     adapters = sources((3, 4), torch.float32, 40, 700)
     merged = merge(adapters, "ties", space="knots")
     assert merged.rank == 7 and merged.compression_error < 1e-6
+
+
+def test_an_audit_refuses_before_it_loads_anything():
+    from loraprobe.audit.settings import Settings
+    from loraprobe.audit.systems import Workshop
+
+    three = sources()
+    Workshop(three[:2], Settings(methods=("slerp",))).check()
+    for settings in (Settings(methods=("slerp",)), Settings(systems=("slerp",))):
+        with pytest.raises(UsageError, match=r"slerp.*cannot take 3"):
+            Workshop(three, settings).check()
+    with pytest.raises(UsageError, match=r"slerp needs weights"):
+        Workshop(three[:2], Settings(methods=("slerp",), weights=(-1.0, 2.0))).check()

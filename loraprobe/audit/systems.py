@@ -65,7 +65,8 @@ class Workshop:
         return [System("base", "base"), *singles]
 
     def check(self) -> None:
-        """Raises UsageError for a `--system` that nothing answers to, before anything is loaded.
+        """Raises UsageError for a `--system` that nothing answers to, and for a method that takes
+        no such weights or not so many adapters, before anything is loaded.
 
         Neither may an adapter bear the name of a system that is run, since results are kept by
         it; names that are always taken, such as "base", are refused where adapters are named.
@@ -82,6 +83,11 @@ class Workshop:
                 continue
             known = ", ".join(sorted({*own, *METHODS.names(), *ROUTERS.names()}))
             raise UsageError(f"Unknown system {spec!r}: there are {known}.")
+
+        for spec in (*self.settings.methods, *asked):
+            if name_in(spec) in METHODS.names():
+                method, n = METHODS.make(spec), len(self.adapters)
+                method.check(self.settings.given_weights or method.default_weights(n))
 
     def _refuse_names(self, taken: Sequence[str]) -> None:
         for adapter in self.adapters:
@@ -199,6 +205,8 @@ class Workshop:
         merged = merge(
             adapters, method, weights=self.weights, space=settings.space, rank=settings.rank,
             seed=settings.seed, allow=settings.allow, name=name, dtype=self.prepared.dtype,
+            base_weight=self.base.weight if self.base is not None else None,
+            base_parameter=self.base.parameter if self.base is not None else None,
         )  # fmt: skip
         self.merged[name] = merged
         return System(

@@ -25,7 +25,8 @@ def check_room(
 
     What is held: the result's factors of all modules, [rank, in] and [out, rank] in `itemsize`
     bytes an entry, and of the module in hand all factors in float64 and, where the method works
-    on dense deltas, n + 3 matrices [out, in] in float32 (float64 for float64 factors).
+    on dense deltas, n + 3 matrices [out, in] in float32 (float64 for float64 factors and for
+    spectral methods).
     """
     kept = sum(
         (rank or _sum_of_ranks(adapters, path)) * (info.in_features + info.out_features)
@@ -33,7 +34,7 @@ def check_room(
     )
     dense = space == "full" and not isinstance(method, (LinearMethod, GramMethod, FactorMethod))
     needs = {
-        path: _in_hand(adapters, path, info, itemsize if dense else 0)
+        path: _in_hand(adapters, path, info, (8 if method.double else itemsize) if dense else 0)
         for path, info in infos.items()
     }
     largest = max(needs, key=lambda path: needs[path])

@@ -1,26 +1,115 @@
-"""`make bench`: every benchmark one after the other, each against its peers in one run."""
+"""`make bench`: every benchmark one after the other, each against its peers in one run.
+
+    python benchmarks/__main__.py [--quick] [--only NAME ...] [--output benchmarks/results.txt]
+
+About a quarter of an hour on two quiet cores. What is printed is also written to a file, with the
+machine in its first line and all aims once more at its end. A benchmark that fails or exceeds its
+time is said so, and the others go on.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
-import platform
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TextIO
 
-RUNS = (
-    ("inspect_vs_peers.py", "--runs", "5"),
-    ("inspect_vs_peers.py", "--runs", "3", "--adapters", "8"),
-    ("merge_vs_peft.py", "--runs", "5", "--peft", "square"),
-    ("routed_layer_vs_peft.py",),
-)
+from machine import HERE, about
+
+RUNS: dict[str, tuple[str, ...]] = {
+    "start": ("start.py", "--runs", "7"),
+    "inspect": ("inspect_vs_peers.py", "--runs", "5"),
+    "inspect-20": ("inspect_vs_peers.py", "--runs", "5", "--adapters", "20"),
+    "merge": ("merge_vs_peft.py", "--runs", "5", "--peft", "all"),
+    "all-pairs": ("all_pairs.py", "--runs", "5", "--layers", "4"),
+    "ties": ("ties_full.py", "--runs", "5", "--exact"),
+    "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
+    "evaluation": ("evaluation_vs_harness.py", "--runs", "5"),
+}
+QUICK: dict[str, tuple[str, ...]] = {
+    "start": ("start.py", "--runs", "3"),
+    "inspect": ("inspect_vs_peers.py", "--runs", "2", "--layers", "8"),
+    "inspect-20": ("inspect_vs_peers.py", "--runs", "2", "--adapters", "20", "--layers", "8"),
+    "merge": ("merge_vs_peft.py", "--runs", "2", "--layers", "8", "--peft", "none"),
+    "all-pairs": ("all_pairs.py", "--runs", "2", "--layers", "1"),
+    "ties": ("ties_full.py", "--runs", "2"),
+    "routed-layer": (
+        "routed_layer_vs_peft.py", "--runs", "3", "--width", "2048", "--tokens", "512", "2048",
+    ),
+    "evaluation": ("evaluation_vs_harness.py", "--runs", "2", "--items", "30"),
+}  # fmt: skip
+LIMIT = 900  # seconds that one benchmark may take
+
+
+def run(command: tuple[str, ...], out: TextIO) -> list[str]:
+    """Runs one script, passing its lines on as they come; returns those lines."""
+    script, *options = command
+    child = subprocess.Popen(
+        [sys.executable, "-u", str(HERE / script), *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+             "PYTHONWARNINGS": "ignore", "COLUMNS": "200"},
+    )  # fmt: skip
+    end = signal.SIGALRM
+    signal.signal(end, lambda *_: os.killpg(child.pid, signal.SIGKILL))
+    signal.alarm(LIMIT)
+    lines = []
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line.rstrip("\n"))
+            say(lines[-1], out)
+        child.wait()
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    finally:
+        signal.alarm(0)
+    if child.returncode:
+        why = (
+            f"took more than {LIMIT} s"
+            if child.returncode < 0
+            else f"ended with {child.returncode}"
+        )
+        lines.append(f"AIM FAILED {script} {' '.join(options)}: it {why}")
+        say(lines[-1], out)
+    return lines
+
+
+def say(line: str, out: TextIO) -> None:
+    """To the screen and to the file."""
+    print(line, flush=True)
+    out.write(line + "\n")
+    out.flush()
 
 
 def main() -> None:
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    for script, *options in RUNS:
-        print(f"\n{script} {' '.join(options)}", flush=True)
-        subprocess.run([sys.executable, Path(__file__).with_name(script), *options], check=True)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer runs and smaller cases")
+    parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS))
+    parser.add_argument("--output", type=Path, default=HERE / "results.txt")
+    options = parser.parse_args()
+    chosen = QUICK if options.quick else RUNS
+    aims: list[str] = []
+    start = time.perf_counter()
+    with options.output.open("w", encoding="utf-8") as out:
+        say(about(), out)
+        say("medians (least to most) over runs by turns", out)
+        for name in options.only:
+            say(f"\n## {name}: {' '.join(chosen[name])}\n", out)
+            since = time.perf_counter()
+            aims += [line for line in run(chosen[name], out) if line.startswith("AIM")]
+            say(f"  ({time.perf_counter() - since:.0f} s)", out)
+        say(f"\n## All aims, after {(time.perf_counter() - start) / 60:.1f} minutes\n", out)
+        for line in aims:
+            say(line, out)
+    print(f"\nWritten to {options.output}")
 
 
 if __name__ == "__main__":

@@ -89,14 +89,13 @@ def main() -> None:
     rates = [gemm_rate(torch.float64, k, 4096, k) for _ in range(3)]
     print(f"  limit: {flops / 1e12:.2f} Tflop at {spread([r / 1e9 for r in rates], 0)} Gflop/s in "
           f"float64 = {spread([flops / rate for rate in rates])} s")  # fmt: skip
-    aim(
-        f"inspect of {n} / its Gram products", ratios(found["inspect"], found["Gram products"]), 1.5
-    )
+    share = ratios(found["inspect"], found["Gram products"])
+    aim(f"inspect of {n} / its Gram products", share, 1.5)
     module = 8 * k * max(out + into for out, into in SHAPES.values()) / 1e6
     memory = max(f.megabytes for f in found["inspect"])
     whole = 4 * k * sum(out + into for out, into in SHAPES.values()) * layers / 1e6
     print(f"  memory: {memory:.0f} MB at most; the factors of one module of all adapters take "
-          f"{module:.0f} MB in float64, those of all modules {whole:.0f} MB in float32")  # fmt: skip
+          f"{module:.0f} MB in float64, those of all {whole:.0f} MB in float32")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One routed layer of loraprobe against peft's Arrow layer, side by side in one process.
 
     python benchmarks/routed_layer_vs_peft.py [--width 2048 4096 8192] [--tokens 512 2048 8192]
-        [--experts 2 4 8 16] [--rank 16] [--top-k 3] [--runs 7] [--entries N]
+        [--experts 2 4 8 16] [--rank 16] [--top-k 3] [--runs 5] [--entries N] [--work N]
         [--device cuda --dtype bfloat16] [--compiled none|graph|compile]
 
 Both carry the same experts with the same exact prototypes, their outputs are compared first, and
@@ -10,7 +10,8 @@ the bare one, and the memory allocated at the peak of a call minus what the bare
 peft computes every expert's output for every token, a (tokens, experts, out) tensor; loraprobe
 multiplies the gates in rank space. `one-hot` is a composition whose gates are (1, 0, ...), whole
 layer, against a plain peft LoRA layer that holds one adapter. Cells whose (tokens, experts, width)
-tensor has more than --entries entries are left out and named.
+tensor has more than --entries entries, or whose bare layer takes more than --work multiplications,
+are left out and named.
 """
 
 from __future__ import annotations
@@ -202,15 +203,20 @@ def measure(
             {name: (lambda c=call: clocked(c, wait)) for name, call in calls.items()},
             options.runs, warm=2,
         )  # fmt: skip
-    middle = {name: statistics.median(f.seconds for f in own) for name, own in found.items()}
-    ours, theirs = (max(middle[name] - middle["bare"], 1e-7) for name in ("ours", "peft"))
+    bare = statistics.median(f.seconds for f in found["bare"])
+    # Of less than a hundredth of the layer's own time the clock tells nothing.
+    ours, theirs = (max(added(found[name], found["bare"]), bare / 100) for name in ("ours", "peft"))
     extra = [max(memory[name] - memory["bare"], 1) for name in ("ours", "peft")]
     hot = [a.seconds / b.seconds for a, b in zip(found["one-hot"], found["peft one"], strict=True)]
-    bare = middle["bare"]
     print(f"| {width} | {tokens} | {n} | {bare * 1e3:.2f} | {ours * 1e3:.2f} | "
           f"{theirs * 1e3:.2f} | {theirs / ours:.1f} | {extra[0] / 1e6:.0f} | {extra[1] / 1e6:.0f} "
           f"| {extra[1] / extra[0]:.1f} | {spread(hot)} |", flush=True)  # fmt: skip
     return theirs / ours, extra[1] / extra[0], statistics.median(hot)
+
+
+def added(figures: list[Figures], bare: list[Figures]) -> float:
+    """Median over the runs of the seconds that a layer takes beyond the bare one."""
+    return statistics.median(a.seconds - b.seconds for a, b in zip(figures, bare, strict=True))
 
 
 def report(rows: list[tuple[int, tuple[float, float, float]]]) -> None:
@@ -236,7 +242,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--top-k", type=int, default=3)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--entries", type=int, default=1 << 27)
+    parser.add_argument("--entries", type=int, default=1 << 28)
+    parser.add_argument("--work", type=int, default=1 << 35)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -247,7 +254,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else (
         f"{torch.get_num_threads()} threads")  # fmt: skip
     print(f"rank {options.rank}, top_k {options.top_k}, {options.dtype}, {options.device} "
-          f"({where}), medians of {options.runs} runs by turns; added to the bare layer")  # fmt: skip
+          f"({where}), medians of {options.runs} runs; added to the bare layer")  # fmt: skip
     print("| width | tokens | experts | bare ms | ours ms | peft ms | ratio | ours MB | peft MB | "
           "ratio | one-hot / peft LoRA |")  # fmt: skip
     print("|" + " --- |" * 11)
@@ -255,7 +262,7 @@ def main() -> None:
     for width in options.width:
         for tokens in options.tokens:
             for n in options.experts:
-                if n * tokens * width > options.entries:
+                if n * tokens * width > options.entries or tokens * width**2 > options.work:
                     skipped.append(f"{width} x {tokens} x {n}")
                 else:
                     rows.append((n, measure(n, tokens, width, options)))

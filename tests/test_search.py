@@ -102,6 +102,28 @@ def test_losses_are_those_of_the_weighted_sum(bench):
     assert len({round(x, 3) for x in side_by_side}) == 3
 
 
+def test_long_answers_count_by_the_token_and_the_cheapest_of_several_counts(bench):
+    scorer, adapters, tasks = bench
+    one, two = (item.answers[0] for item in tasks[0].items[:2])
+    items = tuple(
+        dataclasses.replace(item, answers=answers)
+        for item, answers in zip(
+            tasks[0].items, ((f"{one} {two} {one}",), (two, f"{one} {one}"), (one,)), strict=False
+        )
+    )
+    tasks = [Task("long", items[:2]), Task("short", items[2:])]
+    with scorer.with_composition(single(adapters[0])):
+        means = [
+            [-scorer.loglikelihood([(item.prompt, a)])[0].per_token for a in item.answers]
+            for item in items
+        ]
+        tokens = scorer.loglikelihood([(items[0].prompt, items[0].answers[0])])[0].tokens
+    assert tokens == 3
+    long, short = (min(means[0]) + min(means[1])) / 2, min(means[2])
+    found = answer_losses(scorer, adapters, tasks)([(1.0, 0.0)])
+    assert found == pytest.approx([(long + short) / 2], rel=1e-5)
+
+
 def test_experts_that_hold_whole_parameters_are_searched_one_candidate_at_a_time(bench):
     scorer, adapters, tasks = bench
     searched = split(tasks, SEARCH).searched

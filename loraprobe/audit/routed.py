@@ -49,6 +49,8 @@ def compose(
     with story.stage("prepare"):
         prepared = workshop.prepared
     router = workshop.router(spec)
+    if settings.router_prompts and not router.needs_prompts:
+        raise UsageError(f"Router {spec} learns nothing from prompts; leave --router-prompts out.")
     if settings.weights is not None:
         router = _weighted(router, spec, story, base, prepared.adapters, tasks)
     elif router.needs_prompts:

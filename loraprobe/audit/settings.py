@@ -91,6 +91,8 @@ class Settings:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {number}.")
+        if self.search_items is not None and self.weights != "search":
+            raise UsageError("--search-items goes with --weights search.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
                 "--metric answer_loss needs --margin, the loss difference that matters."

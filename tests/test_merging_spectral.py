@@ -329,3 +329,6 @@ def test_an_audit_refuses_before_it_loads_anything():
             Workshop(three, settings).check()
     with pytest.raises(UsageError, match=r"slerp needs weights"):
         Workshop(three[:2], Settings(methods=("slerp",), weights=(-1.0, 2.0))).check()
+    with pytest.raises(UsageError, match=r"search may find negative weights, which slerp"):
+        Workshop(three[:2], Settings(methods=("slerp",), weights="search")).check()
+    Workshop(three, Settings(methods=("tsv", "task_arithmetic"), weights="search")).check()

@@ -86,8 +86,20 @@ class Workshop:
 
         for spec in (*self.settings.methods, *asked):
             if name_in(spec) in METHODS.names():
-                method, n = METHODS.make(spec), len(self.adapters)
-                method.check(self.settings.given_weights or method.default_weights(n))
+                self._check_weights(spec)
+
+    def _check_weights(self, spec: str) -> None:
+        """Whether a method takes these weights, as far as they are known yet."""
+        method, n = METHODS.make(spec), len(self.adapters)
+        method.check(self.settings.given_weights or method.default_weights(n))
+        if self.settings.weights == "search" and method.takes_weights:
+            try:
+                method.check([(-1.0) ** i for i in range(n)])
+            except UsageError:
+                raise UsageError(
+                    f"A search may find negative weights, which {name_in(spec)} does not take; "
+                    "search for task_arithmetic, or give weights."
+                ) from None
 
     def _refuse_names(self, taken: Sequence[str]) -> None:
         for adapter in self.adapters:

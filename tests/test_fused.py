@@ -25,7 +25,11 @@ from loraprobe import audit
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.adapter.fused import one_layout
 from loraprobe.base import open_base
+from loraprobe.composition import Composition, composed
+from loraprobe.composition.aligning import on_layout_of
+from loraprobe.errors import CompatibilityError
 from loraprobe.lowrank import LowRank
+from loraprobe.routing import ROUTERS
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
 FUSED = {f"{ATTENTION}.qkv_proj": (28, 12), f"{MLP}.gate_up_proj": (40, 12)}
@@ -297,6 +301,23 @@ def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(
     assert (hidden(wrapped) - hidden(llama)).abs().max() > 0.1, "or this test shows nothing"
     with loraprobe.route(llama, [adapter], router="constant"):
         torch.testing.assert_close(hidden(llama), hidden(wrapped), rtol=1e-4, atol=1e-4)
+
+
+def test_a_composition_finds_the_layout_of_the_model_it_is_put_into():
+    model, llama = tiny_phi3(), tiny_llama()
+    adapter = random_adapter("a", LLAMA)
+    composition = Composition("x", (adapter,), ROUTERS.make("arrow"))
+    with composed(model, composition):
+        got = hidden(model)
+    torch.testing.assert_close(got, hidden(changed(model, adapter)), rtol=1e-4, atol=1e-4)
+    first = on_layout_of(model, composition)
+    assert first is not composition and on_layout_of(model, composition) is first
+    assert on_layout_of(llama, composition) is composition  # nothing to translate there
+    lost = Composition(
+        "x", (random_adapter("a", {f"{ATTENTION}.x_proj": (4, 4)}),), composition.router
+    )
+    with pytest.raises(CompatibilityError, match="x_proj, which the model does not have"):
+        composed(model, lost).__enter__()
 
 
 def test_the_audit_merges_a_fused_adapter_with_split_ones(tmp_path):

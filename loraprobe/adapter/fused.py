@@ -87,6 +87,12 @@ def parts_of(path: str) -> tuple[str, ...]:
     return tuple(f"{parent}{dot}{part}" for part in PARTS.get(name, ()))
 
 
+def may_be_fused(path: str) -> bool:
+    """Whether a module is of a name that has two layouts, fused or one of the parts."""
+    name = path.rpartition(".")[2]
+    return name in PARTS or name in FUSED_OF
+
+
 def _touched(adapter: Adapter) -> dict[str, None]:
     """Paths of modules that an adapter changes, by factors or whole."""
     return dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])

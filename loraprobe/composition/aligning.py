@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from loraprobe.adapter import Adapter
-from loraprobe.adapter.fused import one_layout
+from loraprobe.adapter.fused import may_be_fused, one_layout
+from loraprobe.composition.contract import Composition
+
+_Known = weakref.WeakKeyDictionary[Composition, Composition]
+_ALIGNED: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 
 
 def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -22,3 +28,22 @@ def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
     }
     config = getattr(model, "config", None)
     return one_layout(adapters, shapes, config.to_dict() if config is not None else None)[0]
+
+
+def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
+    """The composition itself, or with its experts translated where the model lacks their layers."""
+    if all(_there(model, path) for path in composition.paths if may_be_fused(path)):
+        return composition
+    known = _ALIGNED.setdefault(model, weakref.WeakKeyDictionary())
+    if composition not in known:  # kept, so that what is prepared for it is prepared once
+        experts = tuple(aligned_to(model, composition.experts))
+        known[composition] = replace(composition, experts=experts)
+    return known[composition]
+
+
+def _there(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loraprobe.composition.aligning import on_layout_of
 from loraprobe.composition.contract import Composition
 from loraprobe.composition.experts.full import replaced
 from loraprobe.composition.layers import ComposedLayer, prepared
@@ -33,6 +34,7 @@ def composed(
     attributes of the model stay as they are, and the hooks go when the context ends, also after
     an exception. Parameters that an expert replaces whole are exchanged for that time, and the
     model gets back the very tensors it had. One composition at a time: nesting is refused.
+    Experts of the other layout of fused projections are translated, exactly.
     look(path, present, gates) is told the gates that a token router gives, module by module.
 
     Raises CompatibilityError, naming the module, where a target is missing, is of a kind that no
@@ -45,6 +47,7 @@ def composed(
             "all adapters into one composition."
         )
     check_model(model)
+    composition = on_layout_of(model, composition)
     check_extras(model, composition)
     targets = {path: target(model, composition, path) for path in composition.paths}
     layers = prepared(composition, _dtype(targets.values()), model)

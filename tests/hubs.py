@@ -132,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.hub.spoil.get("api") == "html":
                 content = b"<html>Please log in to the Wi-Fi</html>"
             return self.send(200, {"content-type": "application/json"}, content, body)
+        if "/resolve/" not in line:
+            return self.send(404, {}, b"", body)
         name = unquote(self.path).split("/resolve/", 1)[1].split("/", 1)[1]
         if name not in self.hub.files:
             return self.send(404, {"X-Error-Code": "EntryNotFound"}, b"", body)

@@ -240,8 +240,10 @@ def test_wrong_calls_are_named(monkeypatch):
 def test_resuming_asks_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(running_module, "BATCH", 2)
     first = FakeScorer(HOMES, fail_after=13)
+    interrupted = Ledger(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_systems(first, SYSTEMS, [mayors()], Ledger(tmp_path))
+        run_systems(first, SYSTEMS, [mayors()], interrupted)
+    interrupted.close()
     kept = list(Ledger(tmp_path, resume=True))
     assert len(kept) == 12, "whole batches of two are kept"
 
@@ -250,6 +252,7 @@ def test_resuming_asks_nothing_twice(tmp_path, monkeypatch):
     results = run_systems(second, SYSTEMS, [mayors()], ledger)
     assert not set(first.asked[:12]) & set(second.asked)
     assert results == run_systems(FakeScorer(HOMES), SYSTEMS, [mayors()], Ledger())
+    ledger.close()
 
     third = FakeScorer(HOMES)
     again = run_systems(third, SYSTEMS, [mayors()], Ledger(tmp_path, resume=True))
@@ -269,6 +272,7 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
     assert [r.item for r in ledger] == ["1"]
     ledger.append([row("2")])
     assert path.read_bytes() == whole
+    ledger.close()
     Ledger(tmp_path / "run.v1").append([row("1")])
     assert len(Ledger(tmp_path / "run.v1" / "results.jsonl", resume=True)) == 1
     path.write_bytes(whole[:5])

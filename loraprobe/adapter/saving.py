@@ -245,6 +245,8 @@ class StagedDirectory:
             shutil.rmtree(self.staging, ignore_errors=True)
         if isinstance(error, OSError):
             raise OutputError(f"{self.target} cannot be written: {error.strerror}.") from None
+        if type(error).__name__ == "SafetensorError":  # what its writer makes of a full disk
+            raise OutputError(f"{self.target} cannot be written: {error}.") from None
 
     def _publish(self) -> None:
         for file in [*self.staging.rglob("*"), self.staging]:

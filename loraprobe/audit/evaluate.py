@@ -66,6 +66,7 @@ def merge_and_eval(
     bench.cover_tasks()
     bench.run_compositions()
     verdict = conclude(story, "evaluation", tasks)
+    bench.ledger.close()
     recommended, why = recommend(bench, verdict)
     if isinstance(recommended, Merged):
         recommended, asked = with_licences(recommended, adapters, base)

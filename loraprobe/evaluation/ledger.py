@@ -8,11 +8,12 @@ to the disk. A last line that an interruption cut short is dropped; any other da
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.records import ItemResult, plain
@@ -45,8 +46,20 @@ class Ledger:
             self.path = self.path / NAME
         self.fingerprint = json.loads(json.dumps(plain(dict(fingerprint or {})), default=str))
         self._results: dict[Key, ItemResult] = {}
+        self._lock: IO[bytes] | None = None
         if self.path is not None:
+            self._lock = _locked(self.path)
             self._open(self.path, resume, overwrite)
+
+    def close(self) -> None:
+        """Lets another run use the file; what was read stays readable."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", None) is not None:
+            self.close()
 
     def append(self, results: Iterable[ItemResult]) -> None:
         """Keep a batch: written, flushed and synchronised before it returns."""
@@ -119,6 +132,32 @@ class Ledger:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror}.") from None
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """A lock on a list of results, held as long as the file that is returned stays open.
+
+    The system gives it back when the process ends, however it ends. None where there are no such
+    locks (Windows). Raises OutputError where another run holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - held, not read
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return None  # a file system without locks
+        raise OutputError(f"{path} is in use by another run of the same call: wait for it, or set "
+                          "LORAPROBE_CACHE to another directory.") from None  # fmt: skip
+    return lock
 
 
 def _key(result: ItemResult) -> Key:

@@ -1,0 +1,313 @@
+"""SIGKILL at random moments: the output is absent or whole, and going on gives the same answer.
+
+    python tests/faults/kill.py --points 200 [--operation merge] [--seed 0]
+
+Every run is a fork of this process, which has imported everything already, so that most kills fall
+into the work and not into imports. A run without a kill comes first; its answer is what every
+killed and resumed run has to give in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of its parent's
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from making import LLAMA, random_adapter
+
+import loraprobe.audit.evaluate
+import loraprobe.lab.small
+from loraprobe.adapter import read_adapter
+from loraprobe.cli import app
+
+SMALL_WORLD = Path(loraprobe.lab.__file__).parent / "data" / "small-world"
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """start: what a run does in a directory; again: what goes on after a kill; whole: raises if
+    something half-done is to be seen; answer: what must be equal in the end."""
+
+    name: str
+    prepare: Callable[[Path], None]
+    start: Callable[[Path], None]
+    again: Callable[[Path], None]
+    whole: Callable[[Path], None]
+    answer: Callable[[Path], Any]
+
+
+def forked(work: Callable[[], None], kill_after: float | None = None) -> tuple[int, float]:
+    """Runs `work` in a child, which is killed after so many seconds; its status and duration."""
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            work()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return status, time.monotonic() - start
+
+
+def command(*arguments: object, out: Path) -> None:
+    """The command line, its standard output into a file."""
+    with out.open("w") as stream, contextlib.redirect_stdout(stream):
+        app([str(argument) for argument in arguments])
+
+
+def storm(operation: Operation, points: int, seed: int) -> dict[str, int]:
+    """Kills `points` runs and counts; raises AssertionError where a promise is broken."""
+    draw = random.Random(f"{operation.name}:{seed}")
+    counts = {"killed": 0, "finished": 0, "output there": 0}
+    with tempfile.TemporaryDirectory() as root:
+        calm = Path(root) / "calm"
+        calm.mkdir()
+        operation.prepare(calm)
+        seconds = []
+        for _ in range(2):  # the second is warm
+            status, took = forked(lambda: operation.start(calm))
+            assert os.waitstatus_to_exitcode(status) in (0, 1, 3), f"{operation.name} fails"
+            seconds.append(took)
+            wanted = operation.answer(calm)
+            shutil.rmtree(calm)
+            calm.mkdir()
+            operation.prepare(calm)
+        for point in range(points):
+            place = Path(root) / str(point)
+            place.mkdir()
+            operation.prepare(place)
+            after = draw.uniform(0, 1.1 * min(seconds))
+            status, _ = forked(lambda place=place: operation.start(place), after)
+            counts["killed" if os.WIFSIGNALED(status) else "finished"] += 1
+            counts["output there"] += (place / "out").exists()
+            operation.whole(place)
+            status, _ = forked(lambda place=place: operation.again(place))
+            assert os.waitstatus_to_exitcode(status) in (0, 1, 3), f"{operation.name}: no resume"
+            found = operation.answer(place)
+            assert found == wanted, (
+                f"{operation.name}: another answer after a kill at {after:.3f} s"
+            )
+            shutil.rmtree(place)
+    return counts
+
+
+# merge
+
+
+def _two_adapters(place: Path) -> None:
+    wide = {f"{path}.{i}": (96, 64) for i in range(12) for path in LLAMA}
+    for name, seed in (("a", 1), ("b", 2)):
+        random_adapter(name, wide, seed=seed, scaling=0.05).save(place / name)
+
+
+def _merge(place: Path, *more: str) -> None:
+    command("merge", f"a={place / 'a'}", f"b={place / 'b'}", "-o", place / "out", "--json", "-q",
+            *more, out=place / "said")  # fmt: skip
+
+
+def _output_is_whole(place: Path) -> None:
+    """The output is not there, or everything of it is."""
+    if not (place / "out").exists():
+        return
+    names = sorted(p.name for p in (place / "out").iterdir())
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors"], names
+    assert not [i for i in read_adapter(place / "out").issues if i.severity == "error"]
+    assert (place / "out" / "README.md").read_text().endswith("\n")
+
+
+def _bytes(place: Path) -> dict[str, bytes]:
+    text = {p.name: p.read_bytes() for p in sorted((place / "out").iterdir())}
+    return {n: b.replace(str(place).encode(), b"") for n, b in text.items()}
+
+
+MERGE = Operation(
+    "merge", _two_adapters, _merge, lambda place: _merge(place, "--overwrite"), _output_is_whole,
+    _bytes,
+)  # fmt: skip
+
+
+# merge-and-eval
+
+
+def _world(place: Path) -> None:
+    os.environ["LORAPROBE_CACHE"] = str(place / "cache")
+
+
+def _audit(place: Path, *more: str) -> None:
+    os.environ["LORAPROBE_CACHE"] = str(place / "cache")
+    adapters = sorted((SMALL_WORLD / "adapters").iterdir())[:2]
+    task = sorted((SMALL_WORLD / "tasks").glob("*.jsonl"))[0]
+    command("merge-and-eval", *(f"{n}={a}" for n, a in zip("xy", adapters, strict=True)), "--base",
+            SMALL_WORLD / "base", "--task", task, "--limit", 12, "--json", "-q", "--threads", 1,
+            "--system", "uniform", "--system", "arrow", *more, out=place / "said")  # fmt: skip
+
+
+def _document(place: Path) -> Any:
+    """The JSON without what two runs may differ in."""
+    document = json.loads((place / "said").read_text())
+    document.pop("provenance")
+    document["notes"] = [n for n in document["notes"] if "earlier run" not in n]
+    return document
+
+
+def _no_half_result(place: Path) -> None:
+    for file in (place / "cache").rglob("results.jsonl"):
+        *lines, _last = file.read_text().split("\n")
+        for line in lines:
+            json.loads(line)
+
+
+AUDIT = Operation(
+    "merge-and-eval", _world, _audit, lambda place: _audit(place, "--resume"), _no_half_result,
+    _document,
+)  # fmt: skip
+
+
+# lab build
+
+
+def _build(place: Path) -> None:
+    from test_lab import TINY
+
+    from loraprobe.lab.small import build_small_world
+
+    build_small_world(place / "out", ["skill-and-facts"], plan=TINY)
+
+
+def _finished_parts(place: Path) -> None:
+    """What is there of a world is finished, adapter by adapter."""
+    for config in (place / "out").rglob("adapter_config.json"):
+        assert read_adapter(config.parent).modules
+
+
+def _tree(place: Path) -> dict[str, Any]:
+    """Every file of the world; timings in JSON left out."""
+    found: dict[str, Any] = {}
+    for file in sorted((place / "out").rglob("*")):
+        if file.is_file():
+            name = file.relative_to(place / "out").as_posix()
+            found[name] = _timeless(file) if file.suffix == ".json" else file.read_bytes()
+    return found
+
+
+def _timeless(file: Path) -> Any:
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if "second" not in k}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return strip(json.loads(file.read_text()))
+
+
+LAB = Operation("lab build", lambda place: None, _build, _build, _finished_parts, _tree)
+
+
+# downloads
+
+
+def _download(place: Path) -> None:
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_CACHE"] = constants.HF_HUB_CACHE = str(place / "cache")
+    _merge_from_the_hub(place)
+
+
+def _merge_from_the_hub(place: Path) -> None:
+    command("merge", "a=acme/a", "b=acme/b", "-o", place / "out", "--json", "-q", "--overwrite",
+            out=place / "said")  # fmt: skip
+
+
+DOWNLOAD = Operation("download", lambda place: None, _download, _download, _output_is_whole, _bytes)
+
+
+@contextlib.contextmanager
+def slow_hub() -> Any:
+    """A Hub on loopback whose bodies trickle, in a process of its own."""
+    from hubs import Misbehaving, _Handler
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with tempfile.TemporaryDirectory() as made:
+        random_adapter("a", {"layers.0.up": (512, 256)}, 8, scaling=0.05).save(Path(made) / "a")
+        files = {f.name: f.read_bytes() for f in (Path(made) / "a").iterdir()}
+    server = Misbehaving(files)
+    send = _Handler.send
+
+    def trickle(self: Any, status: int, headers: Any, content: bytes, body: bool,
+                length: int | None = None) -> None:  # fmt: skip
+        send(self, status, headers, content, False, len(content) if length is None else length)
+        for start in range(0, len(content) if body else 0, 8192):
+            self.wfile.write(content[start : start + 8192])
+            time.sleep(0.005)
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _Handler.send = trickle  # type: ignore[method-assign]
+        with server.running():
+            os.write(writer, server.url.encode())
+            time.sleep(3600)
+    url = os.read(reader, 200).decode()
+    before = constants.ENDPOINT
+    os.environ["HF_ENDPOINT"] = constants.ENDPOINT = url
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_OFFLINE = False
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        yield _http
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        constants.ENDPOINT = before
+
+
+OPERATIONS = {operation.name: operation for operation in (MERGE, AUDIT, LAB, DOWNLOAD)}
+SHARES = {"merge": 0.4, "merge-and-eval": 0.25, "lab build": 0.1, "download": 0.25}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=int, default=200, help="kills in all")
+    parser.add_argument("--operation", choices=list(OPERATIONS), help="one operation alone")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    shares = {options.operation: 1.0} if options.operation else SHARES
+    for name, share in shares.items():
+        points = max(1, round(share * options.points))
+        start = time.monotonic()
+        with slow_hub() if name == "download" else contextlib.nullcontext():
+            counts = storm(OPERATIONS[name], points, options.seed)
+        told = ", ".join(f"{number} {what}" for what, number in counts.items())
+        print(f"{name}: {points} points, {told}; {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -204,7 +204,7 @@ def joints(
 class _Desk:
     """Where the factors of one module lie in float64, side by side; reused for the next."""
 
-    memory: dict[tuple[int, ...], Tensor]
+    memory: dict[int, Float64[Tensor, k]]  # one for the A's (dim 0), one for the B's (dim 1)
 
     def reduce(self, path: str, updates: Updates) -> tuple[_Module, list[LowRank | None]]:
         """Two Gram matrices of one module, and the updates as they lie on the desk."""
@@ -239,9 +239,11 @@ class _Desk:
                 by_length.setdefault(factor.shape[1 - dim], []).append(i)
         gram = torch.zeros(n, r, n, r, dtype=torch.float64)
         laid: dict[int, Tensor] = {}
+        free = self._memory(dim, sum(factor.numel() for factor in factors if factor is not None))
         for length, members in by_length.items():
             ranks = [factors[i].shape[dim] for i in members]  # type: ignore[union-attr]
-            joint = self._place(length, sum(ranks), dim)
+            shape = (sum(ranks), length) if dim == 0 else (length, sum(ranks))
+            joint, free = free[: shape[0] * shape[1]].view(shape), free[shape[0] * shape[1] :]
             for i, place in zip(members, joint.split(ranks, dim), strict=True):
                 laid[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
             product = _gram(joint if dim == 0 else joint.mT)
@@ -252,11 +254,10 @@ class _Desk:
                     gram[i, : len(block), j, : block.shape[1]] = block
         return gram, laid
 
-    def _place(self, length: int, count: int, dim: int) -> Float64[Tensor, "_ _"]:
-        shape = (count, length) if dim == 0 else (length, count)
-        if (dim, *shape) not in self.memory:
-            self.memory[dim, *shape] = torch.empty(shape, dtype=torch.float64)
-        return self.memory[dim, *shape]
+    def _memory(self, dim: int, size: int) -> Float64[Tensor, k]:
+        if dim not in self.memory or len(self.memory[dim]) < size:
+            self.memory[dim] = torch.empty(size, dtype=torch.float64)
+        return self.memory[dim]
 
 
 def _batch(modules: Sequence[_Module], rank: int) -> Joint:

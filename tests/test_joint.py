@@ -212,3 +212,15 @@ def test_a_sum_of_updates_that_share_some_of_their_directions(seed):
     expected = torch.linalg.svdvals(U @ one.A + dense(other)).square()
     torch.testing.assert_close(found[:6], expected[:6], rtol=1e-8, atol=0)
     assert not found[6:].any()
+
+
+def test_visitors_see_factors_of_unequal_shapes_apart():
+    updates = [random_update(8, 6, 2, 0), random_update(9, 7, 3, 1), random_update(8, 6, 4, 2)]
+    seen = []
+
+    def look(path, laid):
+        seen.extend((one.A.clone(), one.B.clone()) for one in laid)
+
+    list(joints([{"m": one} for one in updates], visitors=[look]))
+    for one, (A, B) in zip(updates, seen, strict=True):
+        assert torch.equal(A, one.A.double()) and torch.equal(B, one.B.double())

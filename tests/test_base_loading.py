@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from making import STORIES, hidden, random_adapter, random_update
+from making import STORIES, hidden, random_adapter, random_update, tiny_gpt2
 
 import loraprobe
 from loraprobe import audit
@@ -198,3 +198,33 @@ def test_a_quantised_base_on_disk_cannot_give_what_dora_needs(tmp_path, director
     adapter = adapter_of("a", {path: random_update(64, 64)}, magnitudes={path: torch.ones(64)})
     with pytest.raises(BaseError, match=rf"stores {path} quantised .*give the unquantised base"):
         merge([adapter], base_weight=base.weight)
+
+
+def test_parameters_have_the_names_of_the_model_in_memory(tmp_path):
+    """gpt2 as it is published lacks the prefix of its body; a head may share the embedding."""
+    from safetensors.torch import save_file
+
+    gpt2 = tiny_gpt2()
+    gpt2.save_pretrained(tmp_path)
+    body = {k.removeprefix("transformer."): v for k, v in gpt2.state_dict().items()}
+    del body["lm_head.weight"]
+    save_file({k: v.contiguous() for k, v in body.items()}, tmp_path / "model.safetensors")
+    base = open_base(tmp_path)
+    for name, expected in gpt2.state_dict().items():
+        assert torch.equal(base.parameter(name), expected), name
+    assert torch.equal(base.weight("transformer.h.0.attn.c_attn"),
+                       gpt2.transformer.h[0].attn.c_attn.weight.mT)  # fmt: skip
+    with pytest.raises(BaseError, match=r"no parameter 'transformer.h.0.ln_1.wait'; did you mean"):
+        base.parameter("transformer.h.0.ln_1.wait")
+
+
+def test_a_convolution_of_a_base_is_flattened(tmp_path):
+    from safetensors.torch import save_file
+
+    weight = torch.randn(6, 4, 3, 2)
+    save_file({"tower.patch.weight": weight}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "none"}')
+    base = open_base(tmp_path)
+    assert base.shapes["tower.patch"] == (6, 24)
+    assert torch.equal(base.weight("tower.patch"), weight.flatten(1))
+    assert torch.equal(base.parameter("tower.patch.weight"), weight)

@@ -148,7 +148,7 @@ KINDS = {
         tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA | {"rslora": "note"}
     ),
     "dora, convolutions": Kind(
-        Convolutions, targets("one", "two", "three", use_dora=True), DORA, "add --base"
+        Convolutions, targets("one", "two", "three", use_dora=True), DORA
     ),
     "modules_to_save": Kind(
         tiny_llama, targets("q_proj", modules_to_save=["norm"]), {"modules-to-save": "note"}
@@ -218,7 +218,10 @@ def test_merge_does(name, tmp_path):
     kind = KINDS[name]
     adapter, expected = written(kind, tmp_path)
     base = base_of(kind, tmp_path)
-    options = {} if base is None else {"base_weight": base.weight, "base_parameter": base.parameter}
+    if base is not None:
+        options = {"base_weight": base.weight, "base_parameter": base.parameter}
+    else:
+        options = {"base_weight": lambda p: kind.make().get_parameter(f"{p}.weight").flatten(1)}
     pair = [adapter, adapter.renamed("twin")]
     if kind.merges != "exact":
         refused(lambda: merge(pair, **options), kind.merges)
@@ -250,6 +253,18 @@ def test_composition_does(name, tmp_path):
     else:
         torch.testing.assert_close(run(), expected, rtol=1e-3, atol=1e-5)
     assert torch.equal(outputs(model), before)
+
+
+def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(tmp_path):
+    """With --base at hand too; linear methods and routers are not concerned."""
+    from loraprobe.audit.systems import Workshop
+
+    adapter, _ = written(KINDS["dora"], tmp_path)
+    pair = [adapter, adapter.renamed("twin")]
+    Workshop(pair, audit.Settings(methods=("uniform", "task_arithmetic"))).check()
+    Workshop(pair, audit.Settings(methods=("ties",), allow=("dora-magnitude",))).check()
+    for chosen in ({"methods": ("uniform", "ties")}, {"systems": ("slerp",)}):
+        refused(Workshop(pair, audit.Settings(**chosen)).check, "only a linear method keeps")
 
 
 # Initialisations

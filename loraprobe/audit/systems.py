@@ -18,7 +18,7 @@ from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
-from loraprobe.merging import METHODS, LinearMethod, Merged, merge
+from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 
@@ -87,6 +87,7 @@ class Workshop:
         for spec in (*self.settings.methods, *asked):
             if name_in(spec) in METHODS.names():
                 self._check_weights(spec)
+                check_kept(self.adapters, METHODS.make(spec), self.settings.allow)
 
     def _check_weights(self, spec: str) -> None:
         """Whether a method takes these weights, as far as they are known yet."""

@@ -5,6 +5,7 @@ which it runs (`loraprobe.spaces`) and the rank to which its result is cut (`_co
 separate choices, brought together in `_merge.py`.
 """
 
+from loraprobe.merging._checks import check_kept
 from loraprobe.merging._merge import Merged, merge
 from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
 from loraprobe.merging._shelf import METHODS
@@ -16,5 +17,6 @@ __all__ = [
     "LinearMethod",
     "MergeMethod",
     "Merged",
+    "check_kept",
     "merge",
 ]

@@ -171,13 +171,30 @@ def _findings(adapter: Adapter, allow: Collection[str], carried: Collection[str]
         if extra.kind == "base_copy" or extra.kind in carried:
             continue
         if code not in allow:
-            raise UnsupportedAdapter(
-                f"Adapter {adapter.name} holds {extra}, {_why_lost(extra, carried)}, or add "
-                f"--allow {code} to drop it knowingly."
-            )
+            raise _lost(adapter, extra, carried)
         message = f"Allowed: {extra} was dropped."
         notes.append(Issue("warning", code, (adapter.name,), message, module=extra.module))
     return notes
+
+
+def check_kept(adapters: Sequence[Adapter], method: MergeMethod, allow: Collection[str]) -> None:
+    """Raises UnsupportedAdapter where a method that is not linear would drop what others keep.
+
+    The same that a merge with the base at hand says, before anything else is done.
+    """
+    carried = carried_by(method, has_base=True)
+    for adapter in adapters:
+        for extra in adapter.extras:
+            if extra.kind in LINEAR_EXTRAS - carried and extra.kind.replace("_", "-") not in allow:
+                raise _lost(adapter, extra, carried)
+
+
+def _lost(adapter: Adapter, extra: Extra, carried: Collection[str]) -> UnsupportedAdapter:
+    code = extra.kind.replace("_", "-")
+    return UnsupportedAdapter(
+        f"Adapter {adapter.name} holds {extra}, {_why_lost(extra, carried)}, or add "
+        f"--allow {code} to drop it knowingly."
+    )
 
 
 def _why_lost(extra: Extra, carried: Collection[str]) -> str:

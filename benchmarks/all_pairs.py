@@ -36,7 +36,7 @@ from seven import RANK, SHAPES, write_adapter
 
 
 def products(adapters: int, layers: int) -> None:
-    """The two products of every module, one after the other; prints the seconds of these alone."""
+    """The two products of every module, one after the other; prints their wall and CPU seconds."""
     import time
 
     import torch
@@ -47,17 +47,17 @@ def products(adapters: int, layers: int) -> None:
     gram = torch.empty(k, k, dtype=torch.float64)
     for some in rows.values():
         torch.mm(some[:, :256], some[:, :256].mT, out=gram)  # the library wakes up
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for length in lengths * layers:
         torch.mm(rows[length], rows[length].mT, out=gram)
-    print(json.dumps(time.perf_counter() - start))
+    print(json.dumps([time.perf_counter() - start, time.process_time() - cpu]))
 
 
 def alone(adapters: int, layers: int) -> Figures:
     """Seconds of the products in a child, without its start."""
     child = script("all_pairs.py", "--child", "--adapters", adapters, "--layers", layers)
     done = subprocess.run(child, capture_output=True, text=True, check=True)
-    return Figures(json.loads(done.stdout))
+    return Figures(*json.loads(done.stdout))
 
 
 def main() -> None:

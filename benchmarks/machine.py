@@ -86,9 +86,10 @@ def table(results: Mapping[str, Sequence[Figures]], unit: str, base: str) -> Non
     for kind, figures in results.items():
         line = f"  {kind:24} {spread([f.seconds for f in figures])} s"
         line += f" = {spread(ratios(figures, results[base]))} x {unit}"
+        if figures[0].cpu:
+            line += f", {statistics.median(f.cpu for f in figures):.1f} s of CPU"
         if figures[0].megabytes:
-            cpu = statistics.median(f.cpu for f in figures)
-            line += f", {cpu:.1f} s of CPU, {max(f.megabytes for f in figures):.0f} MB"
+            line += f", {max(f.megabytes for f in figures):.0f} MB"
         print(line)
 
 

@@ -110,13 +110,12 @@ class ScoredRouter(Router):
 
     def chosen(self, scores: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens k"]:
         """Gates [..., k] of scores [..., k]: they sum to 1, at most top_k of them above 0."""
-        out = torch.isneginf(scores) if self.temperature == float("inf") else None
         if self.top_k < scores.shape[-1]:
             best, index = scores.topk(self.top_k, dim=-1)
             scores = torch.full_like(scores, float("-inf")).scatter(-1, index, best)
-        if out is None:
+        if self.temperature < float("inf"):
             return (scores / self.temperature).softmax(-1)
-        alike = (~(torch.isneginf(scores) | out)).to(scores.dtype)
+        alike = (~torch.isneginf(scores)).to(scores.dtype)
         return alike / alike.sum(-1, keepdim=True)
 
 

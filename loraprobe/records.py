@@ -8,6 +8,7 @@ JSON document (schema_version 1).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -374,12 +375,25 @@ class Audit:
         return "{\n" + ",\n".join(f' "{k}": {_lines(v)}' for k, v in self.to_dict().items()) + "\n}"
 
 
+_SCALARS = frozenset((str, int, bool, type(None)))
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a record."""
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 def plain(value: Any) -> Any:
     """Frozen records as dicts and lists; NaN and infinities become None."""
-    if type(value) in (str, int, bool, type(None)):  # most values by far
+    if type(value) in _SCALARS:  # most values by far
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        held = value.__dict__
+        return {
+            name: held[name] if type(held[name]) in _SCALARS else plain(held[name])
+            for name in _names(type(value))
+        }
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

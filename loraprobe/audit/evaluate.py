@@ -132,6 +132,8 @@ class Bench:
             self.scorer = self.scorer.with_template(chosen)
             if note:
                 self.story.notes.append(note)
+        if hasattr(self, "ledger"):  # prepared before: what was kept goes on
+            self.ledger.close()
         self.ledger, noted = open_ledger(
             [*self.adapters, *self.workshop.general],
             self.base,

@@ -23,6 +23,7 @@ from loraprobe.records import Audit, Compatibility, EvidenceLevel, ItemResult, S
 
 if TYPE_CHECKING:
     from loraprobe.audit.saved import Routed
+    from loraprobe.evaluation import Ledger
     from loraprobe.merging import Merged
     from loraprobe.tasks import Probe, Task
 
@@ -104,6 +105,8 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
 
 class Bench:
     """One loaded base and everything that is measured on it."""
+
+    ledger: Ledger
 
     def __init__(self, story: Story, base: Base, general: Sequence[Adapter] = ()) -> None:
         self.story, self.base, self.settings = story, base, story.settings

@@ -42,8 +42,8 @@ class Case:
     @property
     def single(self) -> bool:
         """Whether the matrices are float32 inside: dense ones of no float64 adapter."""
-        double = any(a.dtype == F64 for a in self.adapters) or self.method.double
-        return self.space == "full" and not double
+        double = any(a.dtype == F64 for a in self.adapters)
+        return self.space == "full" and "core" not in self.method.lossless and not double
 
     def merged(self, adapters: list[Adapter] | None = None, **options) -> Merged:
         """The merge, in float64 unless told otherwise; a draw that cancels is another draw."""

@@ -278,11 +278,12 @@ def _computed(path: str, joint: SideBySide, plan: _Plan) -> Compressed:
     weights = torch.tensor(plan.weights, dtype=torch.float64)
     if isinstance(method, FactorMethod):
         return compress_factors(_on_factors(method, joint, weights), plan.rank)
-    single = plan.space == "full" and not (joint.double or method.double)
-    work = torch.float32 if single else torch.float64
-    updates = joint.updates(work)
-    assert plan.stack is not None
-    stacked = plan.stack(updates)
+    dense = plan.space == "full" and "core" not in method.lossless
+    work = torch.float32 if dense and not joint.double else torch.float64
+    # Where nothing is lost in core, the full space has the same result and dense matrices.
+    stack = plan.stack if dense or plan.space == "knots" else space_named("core")
+    assert stack is not None
+    stacked = stack(joint.updates(work))
     masks = generators(joint.updates(torch.float64), path, plan.seed)
     result = stacked.back(method(stacked.matrices, weights.to(work), masks))
     if isinstance(result, LowRank):

@@ -33,17 +33,15 @@ class MergeMethod(ABC):
         "homogeneity": c times every delta gives c times the result, for c > 0.
     lossless: the spaces in which it gives what it gives in the full space, that is, those where
         f(U M V^T) = U f(M) V^T for the isometries U, V of the space. It runs in `core` by default
-        if that is one of them, else in `full`, where its textbook definition lives.
+        if that is one of them (also where `full` is asked for, which has the same result), else in
+        `full`, where its textbook definition lives.
     takes_weights: False if the method has weights of its own and leaves given ones alone.
-    double: whether its matrices are float64 in every space, for methods that have to tell singular
-        values from rounding.
     formula, paper: what `loraprobe methods` prints.
     """
 
     laws: ClassVar[frozenset[str]]
     lossless: ClassVar[frozenset[str]] = frozenset({"full"})
     takes_weights: ClassVar[bool] = True
-    double: ClassVar[bool] = False
     formula: ClassVar[str]
     paper: ClassVar[str]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from loraprobe import memory
 from loraprobe.adapter import Adapter, ModuleInfo
-from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
+from loraprobe.merging._method import MergeMethod
 
 # Matrices of a module's size beside the n deltas: the result, a scratch, the sketch's remainder.
 BESIDE = 3
@@ -25,16 +25,15 @@ def check_room(
 
     What is held: the result's factors of all modules, [rank, in] and [out, rank] in `itemsize`
     bytes an entry, and of the module in hand all factors in float64 and, where the method works
-    on dense deltas, n + 3 matrices [out, in] in float32 (float64 for float64 factors and for
-    spectral methods).
+    on dense deltas, n + 3 matrices [out, in] in float32 (float64 for float64 factors).
     """
     kept = sum(
         (rank or _sum_of_ranks(adapters, path)) * (info.in_features + info.out_features)
         for path, info in infos.items()
     )
-    dense = space == "full" and not isinstance(method, (LinearMethod, GramMethod, FactorMethod))
+    dense = space == "full" and "core" not in method.lossless
     needs = {
-        path: _in_hand(adapters, path, info, (8 if method.double else itemsize) if dense else 0)
+        path: _in_hand(adapters, path, info, itemsize if dense else 0)
         for path, info in infos.items()
     }
     largest = max(needs, key=lambda path: needs[path])

@@ -39,7 +39,6 @@ class SpectralMethod(MergeMethod):
 
     laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
     lossless: ClassVar[frozenset[str]] = EVERY_SPACE
-    double: ClassVar[bool] = True
 
     def default_weights(self, n: int) -> tuple[float, ...]:
         """1 each: the deltas are brought together as they are, as the papers do."""

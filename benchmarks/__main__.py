@@ -2,7 +2,7 @@
 
     python benchmarks/__main__.py [--quick] [--only NAME ...] [--output benchmarks/results.txt]
 
-About a quarter of an hour on two quiet cores. What is printed is also written to a file, with the
+About twenty minutes on two quiet cores. What is printed is also written to a file, with the
 machine in its first line and all aims once more at its end. A benchmark that fails or exceeds its
 time is said so, and the others go on.
 """
@@ -25,7 +25,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect_vs_peers.py", "--runs", "5"),
     "inspect-20": ("inspect_vs_peers.py", "--runs", "5", "--adapters", "20"),
     "merge": ("merge_vs_peft.py", "--runs", "5", "--peft", "all"),
-    "all-pairs": ("all_pairs.py", "--runs", "5", "--layers", "4"),
+    "all-pairs": ("all_pairs.py", "--runs", "5", "--layers", "6"),
     "ties": ("ties_full.py", "--runs", "5", "--exact"),
     "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
     "evaluation": ("evaluation_vs_harness.py", "--runs", "5"),

@@ -32,7 +32,7 @@ Visitor = Callable[[str, Updates], None]
 # Squared share of the largest direction below which a direction of one factor is rounding.
 GRAM_TOLERANCE = 1e-13
 # Gram matrices of modules are gathered up to this size, then handed on as one batch.
-BATCH_BYTES = 1 << 26
+BATCH_BYTES = 1 << 24
 # Pairs of modules whose sums are decomposed together: their matrices stay in the cache.
 PAIRS = 1 << 11
 # Rows of a Gram matrix computed together; what lies below its diagonal is copied.

@@ -18,12 +18,12 @@ class Breadcrumbs(SparseMethod):
     """Model Breadcrumbs: drop each delta's largest and smallest entries, take the weighted sum.
 
     Of p q entries the int(gamma p q) of largest magnitude go, and then as many of the smallest as
-    leave int(density p q); the counting is mergekit's, with its
-    default gamma; peft has no such method. The paper cuts both tails of a layer, each by a share
-    of its own; here the share at the top and the share that remains are given. If nothing small
-    is left to drop, fewer of the largest go. At density 1 nothing is dropped, whatever gamma. Weights are 1/n if
-    none are given. `rescale` is off, as there, or gives what is left of each delta the l1, l2 or
-    linf norm that it had.
+    leave int(density p q); the counting is mergekit's, with its default gamma; peft has no such
+    method. The paper cuts both tails of a layer, each by a share of its own; here the share at the
+    top and the share that remains are given. If nothing small is left to drop, fewer of the largest
+    go. At density 1 nothing is dropped, whatever gamma. Weights are 1/n if none are given.
+    `rescale` is off, as there, or gives what is left of each delta the l1, l2 or linf norm that it
+    had.
 
     Where mergekit differs: if int(gamma p q) is 0 (gamma=0, or a module of few entries) it drops
     everything, by a slice that ends at -0; here nothing of the largest is dropped then. Entries as

@@ -18,8 +18,8 @@ class Della(ElectingMethod):
     """DELLA: drop small entries more likely than large ones, rescale, elect, average what agrees.
 
     MagPrune ranks the magnitudes within each row of a delta [out, in]; the probability of staying
-    rises evenly with the rank from density - epsilon to density + epsilon (the authors'
-    window_size is 2 epsilon; 0.15 is mergekit's default). Then, in every definition, entries are weighted, a
+    rises evenly with the rank from density - epsilon to density + epsilon (the authors' window_size
+    is 2 epsilon; 0.15 is mergekit's default). Then, in every definition, entries are weighted, a
     sign is elected, the weighted entries that carry it are divided by the weights that agree
     (`normalize=false`: they are not), and `lambda` scales the result.
 

@@ -22,18 +22,20 @@ class Sce(MergeMethod):
     """SCE: weigh each adapter by its energy where the adapters differ most, then erase minorities.
 
     Select: of the entries whose variance over the adapters is not zero, the int(select_topk count)
-    of largest variance (all, by default, as in both codes below). Calculate: the weight of an adapter is its share of the squares of the selected entries, so given weights
-    are not used. Erase: the sign of the plain sum is elected per entry (a tie elects plus), and
-    the entries that carry it are averaged by these weights.
+    of largest variance (all, by default, as in both codes below). Calculate: the weight of an
+    adapter is its share of the squares of the selected entries, so given weights are not used.
+    Erase: the sign of the plain sum is elected per entry (a tie elects plus), and the entries that
+    carry it are averaged by these weights.
 
     There are two definitions: in `variant="mergekit"` the entries that were not selected are zero
     in the result too; in the code of its authors (`variant="authors"`, FuseChat) the selection
     serves the weights alone and every entry is fused. They agree at select_topk = 1.
 
     Where mergekit differs: it takes equal weights as soon as the mean squares of the deltas sum to
-    less than 1e-6, as they do in all modules looked at of five of six published GPT-2 adapters
-    and divides by at least 1e-6; here the unit of the deltas does not matter. Where no entry differs (a lone adapter, equal ones) all are
-    selected here and none there. Entries of as much variance as a selected one are selected too.
+    less than 1e-6, as they do in all modules looked at of five of six published GPT-2 adapters and
+    divides by at least 1e-6; here the unit of the deltas does not matter. Where no entry differs (a
+    lone adapter, equal ones) all are selected here and none there. Entries of as much variance as a
+    selected one are selected too.
     """
 
     select_topk: float = 1.0

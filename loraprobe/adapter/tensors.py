@@ -27,7 +27,7 @@ class TensorFile(Protocol):
 
 
 # Pages of a mapped file that were read count as this process's memory until the map is closed.
-MAPPED_BYTES = 1 << 24
+MAPPED_BYTES = 1 << 22
 
 
 class SafetensorsFile:

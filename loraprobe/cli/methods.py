@@ -42,7 +42,9 @@ def shelves() -> list[dict[str, Any]]:
                     "kind": shelf.noun,
                     "name": name,
                     **_told(cls),
-                    "options": {f.name: _default(f) for f in dataclasses.fields(cls) if f.init},
+                    "options": {
+                        f.name.rstrip("_"): _default(f) for f in dataclasses.fields(cls) if f.init
+                    },
                     "choices": _choices(cls),
                     "formula": getattr(cls, "formula", None),
                     "paper": getattr(cls, "paper", None),
@@ -70,7 +72,7 @@ def _choices(cls: type) -> dict[str, list[str]]:
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     literal = [name for name in fields if typing.get_origin(hints[name]) is typing.Literal]
-    return {name: list(typing.get_args(hints[name])) for name in literal}
+    return {name.rstrip("_"): list(typing.get_args(hints[name])) for name in literal}
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

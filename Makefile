@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test test-slow check format bench clean
+SECONDS ?= 60
+
+.PHONY: demo test test-slow check format bench fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -29,6 +31,12 @@ format: $(DEV_STAMP)
 bench: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python benchmarks/__main__.py
+
+# Coverage-guided fuzzing of every target for SECONDS each; see fuzz/README.md.
+fuzz: $(DEV_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	for target in reference config task adapter; do \
+		$(BIN)/python fuzz/run.py $$target -max_total_time=$(SECONDS) -timeout=10 || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -196,7 +196,9 @@ def _excludes(names, keys: list[str]) -> bool:
     """Whether exclude_modules may take a module out: by an ending or a regular expression."""
     if isinstance(names, str):
         return bool(names) and any(re.fullmatch(names, key.rpartition(".lora_")[0]) for key in keys)
-    return bool(names) and any(name in key for name in names for key in keys)
+    if not isinstance(names, list):
+        return bool(names)
+    return any(str(name) in key for name in names for key in keys)
 
 
 def call(*arguments: object):

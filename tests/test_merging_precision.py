@@ -9,9 +9,13 @@ Bounds are relative Frobenius errors over a module. Before anything is rounded o
 
 Writing adds the rounding of two factors, u each, with u = 2^-8 in bfloat16 and 2^-11 in float16:
 at most 2u + u^2, and 0.6 u where roundings are independent.
+
+    python tests/test_merging_precision.py      writes docs/precision.md anew
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +31,20 @@ FLOAT64, FLOAT32 = 1e-13, 1e-5
 UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 WEIGHTS = [0.8, 0.5]
 PATH = "layers.0.up"
+PAGE = Path(__file__).parents[1] / "docs" / "precision.md"
+INTRO = """# Numerical error of every merge method
+
+Relative Frobenius error on 16-bit factors against dense float64 algebra on the same values (two
+adapters of rank 6 on a module of 120 x 90). *Merged* is before anything is rounded on writing;
+*written* includes the rounding of the result's factors to the sources' dtype, which every merge
+measures and reports (`rounding_error`). Stated and tested: merged at most 1e-13 for methods that
+stay with the factors or run in `core`, at most 1e-5 for elementwise methods in `full`; written
+between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The figures are those of one machine;
+`python tests/test_merging_precision.py` writes this page anew.
+
+| method | bfloat16: merged | written | float16: merged | written |
+| --- | --- | --- | --- | --- |
+"""
 
 
 def pair(dtype: torch.dtype, held: torch.dtype) -> list[Adapter]:
@@ -99,3 +117,32 @@ def test_the_bounds_tell_float32_from_sixteen_bits():
     merged = method(low.float(), torch.tensor(WEIGHTS, dtype=F64)).to(F64)
     U, S, Vh = torch.linalg.svd(merged, full_matrices=False)
     assert error((U[:, :12] * S[:12]) @ Vh[:12], wanted) > 100 * FLOAT32
+
+
+def test_the_page_names_every_method_with_its_family():
+    """Figures differ from machine to machine; their order of magnitude does not."""
+    rows = [line.split("|") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert [row[1].strip(" `") for row in rows] == METHODS.names()
+    for row in rows:
+        method = METHODS.make(row[1].strip(" `"))
+        assert max(float(row[2]), float(row[4])) < bound(method)
+        assert float(row[3]) < UNITS[torch.bfloat16] and float(row[5]) < UNITS[torch.float16]
+
+
+def main() -> None:
+    """Writes the page."""
+    lines = []
+    for name in METHODS.names():
+        method, found = METHODS.make(name), []
+        for dtype in UNITS:
+            made = merge(pair(dtype, dtype), method, weights=WEIGHTS, seed=3, dtype=F64)
+            wanted = exact(method, dtype, made.rank)
+            found.append(error(dense(made.adapter), wanted))
+            written = merge(pair(dtype, dtype), method, weights=WEIGHTS, seed=3)
+            found.append(error(dense(written.adapter), wanted))
+        lines.append(f"| `{name}` | " + " | ".join(f"{value:.1e}" for value in found) + " |")
+    PAGE.write_text(INTRO + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

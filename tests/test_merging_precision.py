@@ -39,8 +39,8 @@ adapters of rank 6 on a module of 120 x 90). *Merged* is before anything is roun
 *written* includes the rounding of the result's factors to the sources' dtype, which every merge
 measures and reports (`rounding_error`). Stated and tested: merged at most 1e-13 for methods that
 stay with the factors or run in `core`, at most 1e-5 for elementwise methods in `full`; written
-between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The figures are those of one machine;
-`python tests/test_merging_precision.py` writes this page anew.
+between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The figures are those of one
+machine; `python tests/test_merging_precision.py` writes this page anew.
 
 | method | bfloat16: merged | written | float16: merged | written |
 | --- | --- | --- | --- | --- |

@@ -20,6 +20,7 @@ from loraprobe.audit.recommending import recommend
 from loraprobe.audit.saved import FILE, Routed, load_composition
 from loraprobe.audit.systems import single
 from loraprobe.audit.transforms import scaled, subtracted
+from loraprobe.checkpoint import file_hash
 from loraprobe.cli import app
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
@@ -197,7 +198,9 @@ def damaged(change):
     (damaged(lambda j: j["router"]["options"].update(top_k="x")), UsageError, "whole number"),
     (damaged(lambda j: j["experts"][0].update(folder="../../sources/a")), AdapterError, "folder"),
     (damaged(lambda j: j["experts"][0].update(folder="..")), AdapterError, "folder"),
+    (damaged(lambda j: j["router"]["options"].update(top_k=["a"])), AdapterError, "damaged"),
     (damaged(lambda j: j.update(experts=[1])), AdapterError, "damaged"),
+    (damaged(lambda j: j.update(experts=[])), AdapterError, "no expert"),
 ])  # fmt: skip
 def test_a_changed_directory_is_refused_by_name(tmp_path, spoil, error, said):
     composition = Composition("arrow", from_disk(tmp_path, "a", "b"), ROUTERS.make("arrow"))
@@ -212,6 +215,10 @@ def test_a_changed_state_of_a_router_is_refused(tmp_path):
     Routed(composition).save(tmp_path / "out")
     (tmp_path / "out" / "router.safetensors").write_bytes(b"\0" * 8)
     with pytest.raises(AdapterError, match=r"router.safetensors is not the file"):
+        load_composition(tmp_path / "out")
+    matching = file_hash(tmp_path / "out" / "router.safetensors")
+    damaged(lambda j: j["router"].update(state_sha256=matching))(tmp_path / "out")
+    with pytest.raises(AdapterError, match=r"router.safetensors is broken"):
         load_composition(tmp_path / "out")
 
 

@@ -145,6 +145,48 @@ def test_what_has_no_provenance_is_one_sentence(pair, tmp_path, card):
         loraprobe.verify(out)
 
 
+def nested(depth: int) -> str:
+    return f"---\nloraprobe: {'[' * depth}{']' * depth}\n---\n"
+
+
+ODD = (None, "x", -1.5, True, [], {}, [1], ["a"], {"a": 1}, [[1]], 10**400, float("nan"))
+
+
+@pytest.mark.parametrize("key", ["method", "weights", "space", "rank", "dtype", "seed", "allow",
+                                 "balance", "subtract", "base", "sources"])  # fmt: skip
+def test_a_card_that_lies_about_its_merge_is_no_traceback(pair, tmp_path, key):
+    """Whatever stands in a stranger's card, the answer is a check that fails or one sentence."""
+    out = merged(pair, tmp_path)
+    _, front, body = (out / CARD).read_text().split("---\n", 2)
+    told = yaml.safe_load(front)
+    right = told["loraprobe"][key]
+    within = []
+    if key == "sources":
+        within = [[right[0] | {name: odd}, *right[1:]] for name in right[0] for odd in ODD]
+    for odd in (*ODD, *within):
+        told["loraprobe"][key] = odd
+        (out / CARD).write_text(f"---\n{yaml.safe_dump(told)}---\n{body}")
+        result = call("verify", out)
+        assert result.exception is None or isinstance(result.exception, SystemExit), odd
+        assert result.exit_code in (0, 1, 2) and "Traceback" not in result.output
+
+
+def test_a_card_nested_too_deeply_is_one_sentence(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    (out / CARD).write_text(nested(20_000))
+    with pytest.raises(AdapterError, match="says nothing of a merge"):
+        loraprobe.verify(out)
+
+
+def test_a_relative_source_says_where_to_run(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = merged([Path(place).name for place in pair], tmp_path)
+    assert loraprobe.verify(out).passed
+    monkeypatch.chdir("/")
+    wrong = [check.message for check in loraprobe.verify(out).checks if not check.passed]
+    assert len(wrong) == 2 and all("run verify where the merge was run" in w for w in wrong)
+
+
 def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
     out = merged(pair, tmp_path)
     matter = yaml.safe_load((out / CARD).read_text().split("---\n")[1])

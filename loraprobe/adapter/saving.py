@@ -249,9 +249,10 @@ class StagedDirectory:
             raise OutputError(f"{self.target} cannot be written: {error}.") from None
 
     def _publish(self) -> None:
+        mask = _umask()  # mkdtemp and safetensors let nobody but the owner read
         for file in [*self.staging.rglob("*"), self.staging]:
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
             _to_disk(file)
-        self.staging.chmod(0o777 & ~_umask())
         check_output(self.target, self.overwrite)
         if not self.target.exists():
             os.rename(self.staging, self.target)

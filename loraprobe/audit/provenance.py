@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ def provenance_of(merged: Merged, audit: Audit, settings: Settings) -> dict[str,
 
 
 def read_provenance(directory: Path) -> Mapping[str, Any]:
-    """The provenance in a directory's card. Raises AdapterError where there is none."""
+    """The provenance in a directory's card. Raises AdapterError where there is none, or where an
+    entry is not of the kind that `provenance_of` writes: cards are strangers' texts too."""
     import yaml
 
     card = directory / CARD
@@ -65,7 +67,7 @@ def read_provenance(directory: Path) -> Mapping[str, Any]:
     front = FRONT_MATTER.match(text)
     try:
         matter = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         matter = None
     found = matter.get(KEY) if isinstance(matter, dict) else None
     if not isinstance(found, dict) or not isinstance(found.get("sources"), list):
@@ -75,7 +77,54 @@ def read_provenance(directory: Path) -> Mapping[str, Any]:
         raise AdapterError(f"The {CARD} of {directory} was written by loraprobe "
                            f"{found.get('version')} in a form this one does not know; use that "
                            "version.")  # fmt: skip
+    wrong = [key for key, is_sound in SOUND.items() if not is_sound(found.get(key))]
+    if wrong:
+        raise AdapterError(f"The {CARD} of {directory} says of its merge, under {wrong[0]!r}, what "
+                           f"loraprobe never writes; {cure}")  # fmt: skip
     return found
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and abs(value) <= sys.float_info.max
+
+
+def _pinned(value: Any) -> bool:
+    """A reference, and the commit it was taken from if it was on the Hub."""
+    if not isinstance(value, dict):
+        return False
+    return _text(value.get("reference")) and (value.get("commit") is None or _text(value["commit"]))
+
+
+def _source(value: Any) -> bool:
+    return _pinned(value) and _text(value.get("name")) and _text(value.get("sha256"))
+
+
+SOUND: Mapping[str, Callable[[Any], bool]] = {
+    "method": _text,
+    "weights": lambda v: v is None or (isinstance(v, list) and all(map(_number, v))),
+    "space": lambda v: v is None or _text(v),
+    "rank": lambda v: v == "auto" or (_whole(v) and 0 < v < 1 << 31),
+    "dtype": _text,
+    "seed": _whole,
+    "allow": _texts,
+    "balance": _text,
+    "subtract": _texts,
+    "base": lambda v: v is None or _pinned(v),
+    "sources": lambda v: bool(v) and all(map(_source, v)),
+}
 
 
 def _reference(ref: Any) -> str:

@@ -125,9 +125,12 @@ def load_composition(directory: str | Path) -> Composition:
         experts = tuple(_read_expert(home, entry) for entry in document["experts"])
         router = _router_of(home, document["router"])
         name = str(document["name"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterError(f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
                            "composition again.") from None  # fmt: skip
+    if not experts:
+        raise AdapterError(f"{home / FILE} is damaged (it lists no expert); save the composition "
+                           "again.")  # fmt: skip
     return Composition(name, experts, router)
 
 
@@ -236,10 +239,15 @@ def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
         raise AdapterError(f"{home / FILE}: router {entry['name']}: {error}.") from None
     if entry["state_sha256"] is None:
         return router
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     _check_hash(home / STATE, entry["state_sha256"])
-    return router.with_state(load_file(str(home / STATE)))
+    try:
+        return router.with_state(load_file(str(home / STATE)))
+    except SafetensorError as error:
+        raise AdapterError(f"{home / STATE} is broken ({error}); save the composition "
+                           "again.") from None  # fmt: skip
 
 
 def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:

@@ -71,7 +71,7 @@ def _sources(told: Mapping[str, Any]) -> tuple[list[Adapter], list[Check]]:
         try:
             adapter = hub.load(pinned(source)).renamed(name)
         except LoraprobeError as error:
-            checks.append(Check(label, False, str(error)))
+            checks.append(Check(label, False, f"{error}{_where_from(source)}"))
             continue
         same = adapter.sha256 == wanted
         message = f"{source.get('reference')}: sha256 {adapter.sha256[:12]}..."
@@ -80,6 +80,17 @@ def _sources(told: Mapping[str, Any]) -> tuple[list[Adapter], list[Check]]:
         checks.append(Check(label, same, message))
         sources.append(adapter)
     return sources, checks
+
+
+def _where_from(source: Mapping[str, Any]) -> str:
+    """What else may be wrong with a directory that is not there."""
+    reference = Path(str(source.get("reference")))
+    if source.get("commit") or reference.is_absolute():
+        return ""
+    return (
+        " The card names it as the merge was asked for it: if that was a directory, run verify "
+        "where the merge was run."
+    )
 
 
 def pinned(source: Mapping[str, Any]) -> str:

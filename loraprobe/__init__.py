@@ -251,6 +251,7 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
     """The composition with the card that its directory will carry."""
     import dataclasses
 
+    from loraprobe.compatibility.licences import licence_of_merge
     from loraprobe.report.card import composition_card
 
     experts = made.composition.experts
@@ -259,7 +260,10 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
         name=made.composition.name,
         base_model=bases[0] if bases else None,
         router=repr(made.composition.router),
-        experts=[expert.summary() for expert in experts],
+        experts=[
+            dataclasses.replace(expert.summary(), license=made.licences.get(expert.name))
+            for expert in experts
+        ],
         why_not_peft=made.why_not_peft,
         missed_prototype=made.missed_prototype,
         issues=audit.compatibility.issues,
@@ -267,6 +271,7 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
         verdict=audit.verdict,
         transformations=audit.transformations,
         search=audit.search,
+        license=licence_of_merge(made.licences),
     )
     return dataclasses.replace(made, card=card)
 

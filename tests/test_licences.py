@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from making import random_adapter
+from making import random_adapter, tiny_llama
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -61,6 +61,39 @@ def test_what_licences_ask(licences, codes):
         assert issue.cure and set(issue.adapters) <= set(licences)
         assert issue.severity == ("note" if issue.code in ("licence-unknown", "licence-terms")
                                   else "warning")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["merge", "route"])
+def test_a_gated_source_and_a_gated_base_are_said(tmp_path, command):
+    gate = "extra_gated_prompt: accept first\n"
+    random_adapter("a", seed=1).save(tmp_path / "a", card=f"---\nlicense: mit\n{gate}---\n")
+    random_adapter("b", seed=2).save(tmp_path / "b", card="---\nlicense: mit\n---\n")
+    tiny_llama().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text(f"---\nlicense: llama3\n{gate}---\n")
+    done = CliRunner().invoke(
+        app, [command, str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"),
+              "--base", str(tmp_path / "base"), "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = {i["code"]: i for i in json.loads(done.stdout)["compatibility"]["issues"]}
+    assert found["licence-gated"]["adapters"] == ["a", "the base"]
+    assert "the base (llama3)" in found["licence-terms"]["message"]
+    assert "licence-gated" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_compositions_card_carries_them_too(tmp_path):
+    for name, seed, licence in (("a", 1, "cc-by-nc-4.0"), ("b", 2, "mit")):
+        random_adapter(name, seed=seed).save(
+            tmp_path / name, card=f"---\nlicense: {licence}\n---\n# {name}\n"
+        )
+    done = CliRunner().invoke(
+        app, ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
+    assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
+    assert "licence-noncommercial" in card and "licence-noncommercial" in done.output
 
 
 def test_what_a_merge_declares():

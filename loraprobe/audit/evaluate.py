@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
 from loraprobe.audit.fitting import fit_routers
 from loraprobe.audit.gates import gate_statistics
-from loraprobe.audit.licences import with_licences
+from loraprobe.audit.licences import declared, with_licences
 from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.run import open_ledger
 from loraprobe.audit.search import Memory, Split, find_weights, note, split
@@ -69,8 +69,12 @@ def merge_and_eval(
     verdict = conclude(story, "evaluation", tasks)
     bench.ledger.close()
     recommended, why = recommend(bench, verdict)
-    if isinstance(recommended, Merged):
-        recommended, asked = with_licences(recommended, adapters, base)
+    if recommended is not None:
+        if isinstance(recommended, Merged):
+            recommended, asked = with_licences(recommended, adapters, base)
+        else:
+            licences, asked = declared(adapters, base)
+            recommended = replace(recommended, licences=licences)
         known = story.found["compatibility"].issues
         story.found["compatibility"] = Compatibility((*known, *asked))
     return Outcome(story.audit(), settings, recommended, why)

@@ -1,13 +1,16 @@
-"""The licences of a merge's sources, carried to its card, with what they ask."""
+"""The licences of what is merged or composed, carried to its card, with what they ask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
-from loraprobe.errors import LoraprobeError
+from loraprobe.checkpoint import check_link
+from loraprobe.errors import BaseError, LoraprobeError
+from loraprobe.limits import limits
 from loraprobe.records import Issue
 
 if TYPE_CHECKING:
@@ -18,31 +21,46 @@ if TYPE_CHECKING:
 def with_licences(
     merged: Merged, adapters: Sequence[Adapter], base: Base | None = None
 ) -> tuple[Merged, list[Issue]]:
-    """The merge with its sources' licences, and the findings about them and the base's.
+    """The merge with its sources' licences, and the findings about them and the base's."""
+    from loraprobe.compatibility.licences import licence_of_merge
+
+    licences, issues = declared(adapters, base)
+    sources = tuple(replace(s, license=licences.get(s.name)) for s in merged.sources)
+    return replace(merged, sources=sources, license=licence_of_merge(licences)), issues
+
+
+def declared(
+    adapters: Sequence[Adapter], base: Base | None = None
+) -> tuple[dict[str, str | None], list[Issue]]:
+    """The licence that each adapter's card declares, and the findings about them and the base's.
 
     A card that cannot be had counts as one without a licence: that is said, and stops nothing.
     """
     from loraprobe import hub
-    from loraprobe.compatibility.licences import licence_issues, licence_of_merge
+    from loraprobe.compatibility.licences import licence_issues
 
-    licences: dict[str, str | None] = {}
-    for adapter in adapters:
-        try:
-            licences[adapter.name] = hub.declared_licence(hub.model_card(adapter))
-        except LoraprobeError:
-            licences[adapter.name] = None
-    sources = tuple(replace(s, license=licences.get(s.name)) for s in merged.sources)
-    of_base = _of_base(base)
-    asked = licences | ({"the base": of_base} if of_base else {})
-    named = replace(merged, sources=sources, license=licence_of_merge(licences))
-    return named, list(licence_issues(asked))
+    cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in adapters}
+    licences = {name: hub.declared_licence(card) for name, card in cards.items()}
+    of_base = _card(partial(_beside, base)) if base is not None else None
+    asked, held = dict(licences), cards | {"the base": of_base}
+    if hub.declared_licence(of_base):
+        asked["the base"] = hub.declared_licence(of_base)
+    gated = [name for name, card in held.items() if hub.is_gated(card)]
+    return licences, list(licence_issues(asked, gated))
 
 
-def _of_base(base: Base | None) -> str | None:
-    """The licence beside a base's files, where there is a card."""
-    from loraprobe.hub import declared_licence
-
-    card = None if base is None else base.path / "README.md"
-    if card is None or not card.is_file():
+def _card(read: Callable[[], str | None]) -> str | None:
+    try:
+        return read()
+    except LoraprobeError:
         return None
-    return declared_licence(card.read_text(encoding="utf-8", errors="replace"))
+
+
+def _beside(base: Base) -> str | None:
+    """The card beside a base's files, where there is one."""
+    file = base.path / "README.md"
+    if not file.is_file():
+        return None
+    check_link(file, str(base.path), BaseError)
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(limits().card)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
+from loraprobe.audit.licences import declared
 from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.saved import Routed
 from loraprobe.audit.settings import Progress, Settings
@@ -15,7 +16,7 @@ from loraprobe.audit.transforms import general_of
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UnsupportedAdapter, UsageError
-from loraprobe.records import Audit, Measurement
+from loraprobe.records import Audit, Compatibility, Measurement
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.words import count
 
@@ -56,7 +57,10 @@ def compose(
     elif router.needs_prompts:
         router = _fitted(workshop, spec, story, base, tasks)
     _refuse_whole(prepared.adapters, router, spec)
-    made = Routed(Composition(spec, prepared.adapters, router), base, prepared.steps)
+    licences, asked = declared(adapters, base)
+    story.found["compatibility"] = Compatibility((*story.found["compatibility"].issues, *asked))
+    composition = Composition(spec, prepared.adapters, router)
+    made = Routed(composition, base, prepared.steps, licences=licences)
     with story.stage("peft"):
         peft = _about_peft(made)
     story.found["transformations"] = prepared.steps

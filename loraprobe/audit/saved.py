@@ -21,7 +21,7 @@ import re
 import shutil
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,14 @@ class Routed:
     """A composition that can be saved, and how it came about.
 
     `base` is only asked which modules it has, for the question whether peft can express it.
+    `licences`: what each expert's own card declares, by its name.
     """
 
     composition: Composition
     base: Base | None = None
     transformations: tuple[Transformation, ...] = ()
     card: str | None = None
+    licences: Mapping[str, str | None] = field(default_factory=dict)
 
     @cached_property
     def why_not_peft(self) -> str | None:

@@ -74,4 +74,5 @@ CODES: dict[str, str] = {
     "licence-no-derivatives": "a source forbids sharing what is derived from it",
     "licence-conflict": "a source asks for its own licence, and others have another",
     "licence-terms": "a source comes with terms of its own",
+    "licence-gated": "a source or the base is had only by those who accept its terms",
 }

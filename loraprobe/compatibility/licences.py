@@ -1,13 +1,13 @@
-"""What the licences of sources ask of a merge. Names are those of the Hub's model cards.
+"""What the licences of sources ask of what is made of them. Names are those of the Hub's cards.
 
-A merge is derived from all of its sources, so it is bound by all of their licences. This says what
-a card declares; it is no legal advice.
+A merge is derived from all of its sources and a composition holds them, so each is bound by all of
+their licences. This says what a card declares; it is no legal advice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.records import Issue
 from loraprobe.words import listing
@@ -18,32 +18,44 @@ SHARE_ALIKE = re.compile(r"(^|[-_ ])(a?gpl|lgpl|sa|eupl|osl)($|[-_ ])")
 OWN_TERMS = re.compile(r"^(llama|gemma|other|.*openrail|.*-?research|bigscience-|deepseek|qwen)")
 
 
-def licence_issues(licences: Mapping[str, str | None]) -> Iterator[Issue]:
-    """Findings about source name -> licence as its card gives it, None where it gives none."""
+def licence_issues(
+    licences: Mapping[str, str | None], gated: Sequence[str] = ()
+) -> Iterator[Issue]:
+    """Findings about source name -> licence as its card gives it, None where it gives none.
+
+    gated: names of those whose card asks for consent before a download.
+    """
     unknown = [name for name, licence in licences.items() if not licence]
     said = {name: licence.lower() for name, licence in licences.items() if licence}
     if unknown:
         yield Issue(
             "note", "licence-unknown", tuple(unknown),
             f"No licence is declared by {listing(unknown)}, which by itself gives no right to "
-            "share a merge of it.",
+            "share what is made of it.",
             "Ask its author.",
         )  # fmt: skip
     yield from _asking(
-        said, NONCOMMERCIAL, "licence-noncommercial", "forbids commercial use, and so does the "
-        "merge", "Keep the merge out of products, or leave that source out.",
+        said, NONCOMMERCIAL, "licence-noncommercial", "forbids commercial use, also of "
+        "what is made of it", "Keep the result out of products, or leave that source out.",
     )  # fmt: skip
     yield from _asking(
         said, NO_DERIVATIVES, "licence-no-derivatives", "forbids sharing what is derived from it",
-        "Keep the merge to yourself, or leave that source out.",
+        "Keep the result to yourself, or leave that source out.",
     )  # fmt: skip
     yield from _share_alike(said, unknown)
     own = {n: x for n, x in said.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
     if own:
         yield Issue(
             "note", "licence-terms", tuple(own),
-            f"{_listed(own)} comes with terms of its own, which the merge inherits.",
-            "Read them before sharing the merge.",
+            f"{_listed(own)} comes with terms of its own, which the result inherits.",
+            "Read them before sharing it.",
+        )  # fmt: skip
+    if gated:
+        yield Issue(
+            "note", "licence-gated", tuple(gated),
+            f"The repository of {listing(list(gated))} is gated: it is had by those alone who "
+            "accept its terms, which bind whoever uses the result too.",
+            "Point to those terms where the result is shared.",
         )  # fmt: skip
 
 
@@ -71,7 +83,7 @@ def _share_alike(said: Mapping[str, str], unknown: list[str]) -> Iterator[Issue]
             "warning", "licence-conflict", tuple(found),
             f"{_listed(found)} asks that what is derived from it bears the same licence, which "
             "the other sources' need not allow.",
-            "Check that the licences go together, or merge sources of one licence.",
+            "Check that the licences go together, or take sources of one licence.",
         )  # fmt: skip
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from loraprobe.adapter import Adapter, Source, read_adapter
 from loraprobe.checkpoint import check_link, read_json
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
-from loraprobe.hub.licences import declared_licence
+from loraprobe.hub.licences import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
 from loraprobe.limits import limits
 
 __all__ = [
-    "Reference", "Snapshot", "common_base", "declared_licence", "load", "load_all", "model_card",
+    "Reference", "Snapshot", "common_base", "declared_licence", "is_gated", "load", "load_all",
+    "model_card",
     "resolve_adapter", "resolve_base",
 ]  # fmt: skip
 

@@ -72,6 +72,7 @@ def composition_card(
     verdict: Verdict | None = None,
     transformations: Sequence[Transformation] = (),
     search: WeightSearch | None = None,
+    license: str | None = None,
 ) -> str:
     """README.md of a saved composition: what it is made of, and how it is loaded.
 
@@ -93,7 +94,7 @@ def composition_card(
         transformations=transformations,
         search=search,
     )
-    return _front_matter(base_model, "routing", "loraprobe") + text
+    return _front_matter(base_model, "routing", "loraprobe", license=license) + text
 
 
 def _filled(template: str, **values: Any) -> str:

@@ -247,3 +247,21 @@ def test_each_module_is_read_once_and_forgotten(tmp_path, monkeypatch):
         merge(adapters, method, rank=2)
         assert len(reads) == 2 * 2 * len(LLAMA)
         assert most <= 2 * 2 * 2  # A and B of two adapters, of this module and the one before
+
+
+@pytest.mark.parametrize("lost", ["A", "B"])
+@pytest.mark.parametrize("method", ["uniform", "ties:density=1", "slerp", "tsv"])
+def test_a_dead_component_with_a_huge_partner_takes_nothing_with_it(lost, method):
+    """Zeros in one factor beside 1e30 in the other are an update of zero, and no more than that."""
+    live = random_update(12, 10, 3, 1)
+    dead = random_update(12, 10, 3, 2)
+    A = dead.A * 0 if lost == "A" else dead.A * 1e30
+    B = dead.B * 0 if lost == "B" else dead.B * 1e30
+    a = adapter_of("a", {"x": live, "y": live})
+    b = adapter_of("b", {"x": LowRank(A, B, 0.5), "y": random_update(12, 10, 2, 3)})
+    found = merge([a, b], method, weights=[0.5, 0.5]).adapter.modules["x"]
+    zero = adapter_of("b", {"x": LowRank(dead.A * 0, dead.B * 0), "y": b.modules["y"]})
+    wanted = merge([a, zero], method, weights=[0.5, 0.5]).adapter.modules["x"]
+    scale = float(wanted.delta().norm())
+    assert float((found.delta() - wanted.delta()).norm()) <= 1e-5 * scale
+    assert method != "uniform" or scale == pytest.approx(float(live.delta().norm()) / 2, rel=1e-5)

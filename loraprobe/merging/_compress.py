@@ -172,9 +172,9 @@ def _cut_by_grams(
     The size of each component is moved from A to B first: a lopsided basis costs no precision.
     """
     size = grams[0].diagonal().sqrt()
+    weight = size * scale  # 0 where A is, so that what stands in B there counts for nothing
     size = torch.where(size > 0, size, torch.ones_like(size))
     Xa, inverse_a = _root(grams[0] / (size[:, None] * size))
-    weight = size * scale
     Xb, inverse_b = _root(grams[1] * (weight[:, None] * weight))
     P, S, Wh = torch.linalg.svd(Xb.mT @ Xa, full_matrices=False)
     largest = float(weight.abs().mul(grams[1].diagonal().clamp_min(0).sqrt()).max())

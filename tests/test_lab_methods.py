@@ -65,6 +65,8 @@ def test_every_method_stands_in_every_space_and_every_router_takes_part():
     for name in ROUTERS.names():
         if not ROUTERS.get(name).constant:
             assert name in labels
+    options = ("by=centroid", "per=sequence", "share=layer", "by=centroid,per=sequence")
+    assert {f"hard:{option}" for option in options} <= set(labels)
     assert labels[-1] == "chain"
 
 
@@ -225,6 +227,14 @@ def test_intervals_over_worlds_cover_what_new_worlds_would_give():
         covered.append(low[0] <= truth <= high[0])
     assert np.mean(covered) > 0.92
     assert found.df == 7 and found.influence.shape == (8 * items, 1)
+
+
+def test_a_mean_near_one_lies_inside_its_interval_however_many_worlds():
+    x = np.ones((60, 1))
+    x[:2] = 0.0
+    found = over_worlds([statistics.estimate(x, np.arange(60))] * 40)
+    low, high = found.interval(found.critical(0.95))
+    assert low[0] < 58 / 60 < high[0] and high[0] - low[0] < 0.03
 
 
 # --- the table, on planted answers ----------------------------------------------------------------

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Family = Literal["linear", "merge", "router", "chain"]
 N = 2  # adapters in every case
-GRANULARITY = ("per", "share")  # options of a router that say for what one decision stands
 
 
 @dataclass(frozen=True)
@@ -146,24 +145,21 @@ def _label(entrant: Entrant) -> str:
 
 def _routers() -> Iterator[Entrant]:
     """Every router that looks at tokens, as it stands and with every other choice of its options
-    that have named values: each of them alone, and those of what a decision stands for together.
-    """
+    that have named values, each alone and any two together."""
     for cls in ROUTERS:
-        if cls.constant:
-            continue
-        name = cls.__module__.rpartition(".")[2]
-        for spec in dict.fromkeys([name, *_variants(cls, name)]):
-            yield Entrant(spec, "router", spec)
+        if not cls.constant:
+            name = cls.__module__.rpartition(".")[2]
+            for spec in (name, *(f"{name}:{','.join(choice)}" for choice in _choices(cls))):
+                yield Entrant(spec, "router", spec)
 
 
-def _variants(cls: type, name: str) -> Iterator[str]:
+def _choices(cls: type) -> Iterator[tuple[str, ...]]:
     hints = typing.get_type_hints(cls)
-    named: dict[str, list[str]] = {}
-    for field in dataclasses.fields(cls):
-        if field.init and typing.get_origin(hints[field.name]) is Literal:
-            values = typing.get_args(hints[field.name])
-            named[field.name] = [f"{field.name}={v}" for v in values if v != field.default]
-    for choices in named.values():
-        yield from (f"{name}:{choice}" for choice in choices)
-    for pair in itertools.product(*(named.get(option, []) for option in GRANULARITY)):
-        yield f"{name}:{','.join(pair)}"
+    named = [
+        [f"{field.name}={v}" for v in typing.get_args(hints[field.name]) if v != field.default]
+        for field in dataclasses.fields(cls)
+        if field.init and typing.get_origin(hints[field.name]) is Literal
+    ]
+    yield from ((choice,) for options in named for choice in options)
+    for first, second in itertools.combinations(named, 2):
+        yield from itertools.product(first, second)

@@ -61,6 +61,7 @@ def _base(world: World) -> dict[str, Any]:
     found = describe_world(world)
     return {
         "name": world.path.resolve().name,
+        "kind": found["kind"],
         "architecture": found["base"]["architecture"],
         "parameters": found["base"]["parameters"] or 0,
         "seed": world.seed,

@@ -1,11 +1,12 @@
 """`loraprobe lab methods`: builds the worlds, asks everyone, writes page, numbers and figure.
 
 Worlds, answers and pages lie in one directory; what is finished is not made again, and the pages
-are written anew after every world.
+are written anew after a world, at most once a minute, and at the end.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from loraprobe.lab.world import World, write_text
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=(0, 1, 2, 3))
 NAME = "methods"
 LIMIT = 80
+PAUSE = 60.0  # seconds between two times that the pages are written
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def try_methods(
         pass
     makers = list(_makers(plan, output, progress))
     worlds, answered = list[World](), list[Answers]()
-    start, found = time.monotonic(), None
+    start = time.monotonic()
+    written, found = -math.inf, None
     for number, (name, make) in enumerate(makers, 1):
         with quiet():
             worlds.append(make())
@@ -98,7 +101,9 @@ def try_methods(
                 limit=plan.limit, progress=progress,
             )  # fmt: skip
         missing = [name for name, _ in makers[number:]]
-        found = write_pages(plan, everyone, worlds, answered, output, missing)
+        if not missing or time.monotonic() - written > PAUSE:
+            found = write_pages(plan, everyone, worlds, answered, output, missing)
+            written = time.monotonic()
         left = (time.monotonic() - start) / number * len(missing) / 60
         say(f"{name}: {number} of {len(makers)} worlds, about {left:.0f} min left")
     assert found is not None  # there is at least one world

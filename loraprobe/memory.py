@@ -1,4 +1,4 @@
-"""What memory is there, and whether something fits before it is taken.
+"""What memory is there, whether something fits before it is taken, and whether it has run out.
 
 The answer is an estimate from what files and configs declare, made so that what cannot fit is
 refused with a number in seconds, and not killed by the system after minutes.
@@ -10,6 +10,10 @@ from pathlib import Path
 
 from loraprobe.errors import OutOfMemory
 from loraprobe.limits import limits
+
+# What allocators say where they raise no error of their own.
+SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",
+         "status_alloc_failed")  # fmt: skip
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (  # limit and usage of the second and of the first version
@@ -47,6 +51,19 @@ def require(needed: int, what: str, instead: str, device: str = "cpu") -> None:
             f"{what} needs about {gib(needed)} of memory, and {gib(there)} are there on {device}; "
             f"{instead}."
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on whichever device.
+
+    torch's own OutOfMemoryError is known by its name, so that asking needs no torch; on the CPU
+    and in cuBLAS it raises a RuntimeError with one of SIGNS.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(
+        sign in str(error).lower() for sign in SIGNS
+    )
 
 
 def gib(size: float) -> str:

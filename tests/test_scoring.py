@@ -63,7 +63,6 @@ def test_every_batch_size_gives_the_same_score(tiny, batch):
     torch.testing.assert_close(
         many.first_token_distribution(PROMPTS), one.first_token_distribution(PROMPTS)
     )
-    torch.testing.assert_close(many.hidden(PROMPTS), one.hidden(PROMPTS))
 
 
 def test_greedy_is_the_argmax_loop(tiny):
@@ -298,7 +297,6 @@ def test_nothing_asked_is_nothing_answered(tiny):
     scorer = Scorer(*tiny)
     assert scorer.generate([]) == [] and scorer.loglikelihood([]) == []
     assert scorer.first_token_distribution([]).shape == (0, 40)
-    assert scorer.hidden([]).shape == (0, 16)
 
 
 def test_progress_counts_to_the_end(tiny):

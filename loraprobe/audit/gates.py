@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -103,11 +104,15 @@ class Tally:
     def __init__(self, n: int) -> None:
         self.n = n
         self.modules: dict[str, Sums] = {}
+        self._before: dict[str, Sums] = {}
         self._mask: Tensor | None = None
 
-    def see(self, mask: Tensor) -> None:
-        """mask: [b, t], which tokens of the next forward pass count."""
-        self._mask = mask.reshape(-1)
+    def see(self, mask: Tensor | None) -> None:
+        """mask: [b, t], which tokens of the next forward pass count; None: the last one failed."""
+        if mask is None:
+            self.modules = self._before
+        self._before = copy.deepcopy(self.modules)
+        self._mask = None if mask is None else mask.reshape(-1)
 
     def look(self, path: str, present: Sequence[int], gates: Tensor) -> None:
         """gates: [..., k] of the experts `present`."""

@@ -56,10 +56,12 @@ def open_scorer(story: Story, base: Base, dtype: str = "auto") -> Any:
         story.notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
     if settings.trust_remote_code:
         story.notes.append("Code from the base's repository was allowed to run.")
-    return Scorer(
+    scorer = Scorer(
         loaded.model,
         loaded.tokenizer,
         batch_size=settings.batch_size,
         chat_template=settings.chat_template == "on",
         progress=story.progress,
     )
+    story.last_words.append(scorer.batcher.note)
+    return scorer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ class Story:
     """What one run has found out so far; `audit` closes it.
 
     `adapters` are brought to one layout of fused projections, that of the base if it is given.
+    `last_words` give notes that are known only at the end, or "".
     """
 
     command: str
@@ -44,6 +45,7 @@ class Story:
     seconds: dict[str, float] = field(default_factory=dict)
     found: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    last_words: list[Callable[[], str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.settings.threads is not None:
@@ -130,7 +132,7 @@ class Story:
             ),
             adapters=tuple(a.summary(norms.get(a.name)) for a in self.adapters),
             base=self.base.summary() if self.base is not None else None,
-            notes=tuple(self.notes),
+            notes=(*self.notes, *filter(None, (note() for note in self.last_words))),
             **self.found,
         )
 

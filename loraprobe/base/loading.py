@@ -9,7 +9,8 @@ import torch
 
 from loraprobe.base.room import check_room
 from loraprobe.checkpoint import first_line
-from loraprobe.errors import BaseError
+from loraprobe.errors import BaseError, OutOfMemory
+from loraprobe.memory import is_out_of_memory
 from loraprobe.words import listing
 
 if TYPE_CHECKING:
@@ -67,17 +68,23 @@ def load_model(
             output_loading_info=True,
             **placement,
         )
+        model, report = loaded
+        model = model if placement else model.to(device)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
+                "bfloat16, --quantize 4bit, a smaller base model, or another --device."
+            ) from None
         raise BaseError(f"{base.reference} ({base.model_type}) does not load as a causal "
                         f"language model ({first_line(error)}); give a complete one of an "
                         f"architecture that transformers knows.") from error  # fmt: skip
-    model, report = loaded
     if report.get("missing_keys"):
         lost = sorted(report["missing_keys"])
         raise BaseError(f"{base.reference} lacks {len(lost)} weights of {base.architecture}, "
                         f"{lost[0]} among them, which would be random; it is not a complete "
                         f"causal language model.")  # fmt: skip
-    return model if placement else model.to(device)
+    return model
 
 
 def _placement(

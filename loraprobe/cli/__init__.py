@@ -10,7 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.errors import LoraprobeError
+from loraprobe.errors import LoraprobeError, OutOfMemory
+from loraprobe.memory import is_out_of_memory
 
 # What an interrupted command leaves for its next call.
 KEPT = {
@@ -21,6 +22,11 @@ KEPT = {
     "lab": "; what was finished is kept. The same call goes on.",
 }
 
+
+MEMORY_GONE = (
+    "Memory ran out; close what else uses it, take --dtype bfloat16, fewer adapters or a smaller "
+    "base model, or another --device."
+)
 
 INTERRUPTIONS: list[int] = []  # the signals that came
 
@@ -38,6 +44,8 @@ class Guarded(TyperGroup):
             if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
                 fail(f"Interrupted{KEPT.get(ctx.invoked_subcommand or '', '.')}")
                 raise typer.Exit(130) from None
+            if is_out_of_memory(error):
+                error = OutOfMemory(MEMORY_GONE)
             if not isinstance(error, LoraprobeError):
                 raise _without_secrets(error) from None
             fail(str(error))

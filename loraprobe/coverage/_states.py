@@ -5,7 +5,7 @@ a router would share them. States are used as they pass and never kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,10 @@ class _Module:
     above: Tensor | None = None
     entropy: float = 0.0
 
+    def as_it_stands(self) -> _Module:
+        """The same factors, with sums that grow no more."""
+        return replace(self, effect=dict(self.effect))
+
 
 class Watch:
     """Takes inputs and outputs of a base's modules, and keeps sums.
@@ -66,10 +70,14 @@ class Watch:
     ) -> None:
         self.adapters, self.router, self.model = adapters, router, model
         self._modules: dict[str, _Module] = {}
+        self._before: dict[str, _Module] = {}
         self._mask: Tensor | None = None
 
-    def see(self, mask: Tensor) -> None:
-        """mask: [b, n], which tokens of the next forward pass count."""
+    def see(self, mask: Tensor | None) -> None:
+        """mask: [b, n], which tokens of the next forward pass count; None: the last one failed."""
+        if mask is None:
+            self._modules = self._before
+        self._before = {path: module.as_it_stands() for path, module in self._modules.items()}
         self._mask = mask
 
     def look(self, path: str, x: Tensor, output: Tensor) -> None:

@@ -92,10 +92,14 @@ class _Mean:
         self.sums: dict[str, Tensor] = {}
         self.tokens: dict[str, int] = {}
         self.mask: Tensor | None = None
+        self._before: tuple[dict[str, Tensor], dict[str, int]] = ({}, {})
 
-    def see(self, mask: Tensor) -> None:
-        """mask: [b, n], which tokens of the next pass count."""
-        self.mask = mask.reshape(-1)
+    def see(self, mask: Tensor | None) -> None:
+        """mask: [b, n], which tokens of the next pass count; None: the last pass failed."""
+        if mask is None:
+            self.sums, self.tokens = self._before
+        self._before = (dict(self.sums), dict(self.tokens))  # sums are replaced, never changed
+        self.mask = None if mask is None else mask.reshape(-1)
 
     def look(self, path: str, x: Tensor, output: Tensor) -> None:
         """One module has run on x [..., in]."""

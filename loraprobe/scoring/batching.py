@@ -7,26 +7,48 @@ memory is halved, down to a single sequence, and the smaller size is kept from t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from loraprobe.errors import OutOfMemory, UsageError
+from loraprobe.memory import is_out_of_memory
 
 # Tokens per forward pass, measured: past a few thousand a CPU gains nothing.
 TOKENS = {"cpu": 4096, "mps": 8192}
 TOKENS_ELSEWHERE = 32768
 LOGITS = 1 << 26  # entries of the largest tensor of logits, 256 MB in float32
+CURE = (
+    "use --dtype bfloat16 or --quantize 4bit, fewer --max-new-tokens, shorter prompts, a smaller "
+    "base model, or another --device"
+)
+
+
+@dataclass
+class Shortage:
+    """What running out of memory has taught about one model; sizes are sequences at once."""
+
+    failed: int | None = None  # the largest batch that did not fit
+    kept: int | None = None  # the most that later batches may have
+
+    def learn(self, failed: int, kept: int) -> None:
+        self.failed = max(failed, self.failed or 0)
+        self.kept = min(kept, self.kept or kept)
 
 
 @dataclass
 class Batcher:
-    """Splits work into batches. `rows` is the most sequences a batch may have, None for auto."""
+    """Splits work into batches. `rows` is the most sequences a batch may have, None for auto.
+
+    Each thing to be done takes `copies` sequences; what memory has taught is shared with every
+    batcher made by `shared_out`.
+    """
 
     device: torch.device
     rows: int | None = None
-    forced: int | None = None  # what running out of memory has taught
+    copies: int = 1
+    shortage: Shortage = field(default_factory=Shortage)
 
     @classmethod
     def of(cls, batch_size: int | Literal["auto"], device: torch.device) -> Batcher:
@@ -38,13 +60,17 @@ class Batcher:
                              f"{batch_size!r}.")  # fmt: skip
         return cls(device, batch_size)
 
+    def shared_out(self, copies: int) -> Batcher:
+        """A batcher of the same memory for what takes `copies` sequences each."""
+        return replace(self, copies=self.copies * copies)
+
     def split(
         self, lengths: Sequence[int], starts: Sequence[int] | None = None, vocab: int = 0
     ) -> Iterator[list[int]]:
         """Indices in batches, longest first.
 
-        lengths: tokens that each sequence takes; starts: from which token on it needs logits of
-        width `vocab` (None: only of its last).
+        lengths: tokens that each takes, its copies together; starts: from which token on it needs
+        logits of width `vocab` (None: only of its last).
         """
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
@@ -61,34 +87,42 @@ class Batcher:
             order = order[count:]
 
     def _most(self) -> int | None:
-        known = [size for size in (self.rows, self.forced) if size is not None]
-        return min(known) if known else None
+        known = [size for size in (self.rows, self.shortage.kept) if size is not None]
+        return max(1, min(known) // self.copies) if known else None
 
     def run(self, batch: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
-        """work(batch), halved as often as memory demands. Raises OutOfMemory at one sequence."""
+        """work(batch), halved as often as memory demands. Raises OutOfMemory at one.
+
+        work must stand being called again with a part of what it was called with before. Where it
+        has batches of its own inside, and even one of those does not fit, there are fewer outside.
+        """
         try:
             work(batch)
             return
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
-                raise OutOfMemory(
-                    f"Even one sequence at a time does not fit into the memory of {self.device}; "
-                    "use a smaller base model, --dtype bfloat16, or another --device."
-                ) from None
+                raise (error if isinstance(error, OutOfMemory) else self._last()) from None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        half = self.forced = max(1, len(batch) // 2)
+        half = max(1, len(batch) // 2)
+        self.shortage.learn(len(batch) * self.copies, half * self.copies)
         for start in range(0, len(batch), half):
             self.run(batch[start : start + half], work)
 
+    def _last(self) -> OutOfMemory:
+        """The error of a batch that cannot be halved again."""
+        what = "one sequence at a time does" if self.copies == 1 else (
+            f"one text at a time, read by {self.copies} systems side by side, does")  # fmt: skip
+        return OutOfMemory(f"Even {what} not fit into the memory of {self.device}; {CURE}.")
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on whichever device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+    def note(self) -> str:
+        """What a report says of batches that did not fit; "" if all did."""
+        if self.shortage.failed is None:
+            return ""
+        return (
+            f"A batch of {self.shortage.failed} sequences did not fit into the memory of "
+            f"{self.device}, so batches were halved until they did: {self.shortage.kept} at a "
+            f"time. --batch-size {self.shortage.kept} begins there."
+        )

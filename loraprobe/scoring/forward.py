@@ -51,17 +51,6 @@ def tail_logits(
     ]
 
 
-def mean_hidden(model: Any, rows: Sequence[Sequence[int]], layer: int, pad: int) -> list[Tensor]:
-    """Each row's hidden states of a layer, averaged over its tokens: [dim] each, float32, CPU."""
-    ids, mask = (tensor.to(model.device) for tensor in padded(rows, pad, "right"))
-    states = model(
-        input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-    ).hidden_states[layer]
-    return [
-        state[: len(row)].float().mean(0).cpu() for state, row in zip(states, rows, strict=True)
-    ]
-
-
 def read_through(model: Any, ids: Tensor, mask: Tensor, whole: bool = False) -> None:
     """One forward pass for those who watch it; ids, mask: [b, n].
 

@@ -13,7 +13,7 @@ from loraprobe.errors import TaskError, UsageError
 from loraprobe.scoring.batching import Batcher
 from loraprobe.scoring.continuations import Continuations
 from loraprobe.scoring.encoding import Encoder
-from loraprobe.scoring.forward import answering, mean_hidden, seeded, tail_logits
+from loraprobe.scoring.forward import answering, seeded, tail_logits
 from loraprobe.scoring.generation import (
     NewlineTokens,
     first_line,
@@ -23,6 +23,7 @@ from loraprobe.scoring.generation import (
 from loraprobe.scoring.likelihood import Likelihood, token_statistics
 
 Progress = Callable[[str, int, int], None]
+SAMPLED = 16  # texts drawn at once
 
 
 class Insertable(Protocol):
@@ -32,7 +33,7 @@ class Insertable(Protocol):
 
 
 class Scorer:
-    """Generations, log-likelihoods and hidden states of one model.
+    """Generations and log-likelihoods of one model.
 
     model, tokenizer: a transformers causal model and its tokenizer, which are used as they are
     (a model in training mode is in evaluation mode only while it answers). batch_size: sequences
@@ -161,19 +162,23 @@ class Scorer:
         row = self.encoder.raw(self.encoder.opening())
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         found: list[str] = []
+
+        def work(batch: Sequence[int]) -> None:
+            new = generate_batch(
+                self.model,
+                [row] * len(batch),
+                pad=self.pad,
+                stops=self.stops,
+                max_new_tokens=self.room(row, "", limit),
+                stopper=self.newlines.stopper() if until_newline else None,
+                sample=temperature,
+            )
+            texts = [self.decode(tokens) for tokens in new]
+            found.extend(first_line(text) if until_newline else text for text in texts)
+
         with answering(self.model), seeded(seed, self.model.device):
-            while len(found) < n:
-                new = generate_batch(
-                    self.model,
-                    [row] * min(n - len(found), 16),
-                    pad=self.pad,
-                    stops=self.stops,
-                    max_new_tokens=self.room(row, "", limit),
-                    stopper=self.newlines.stopper() if until_newline else None,
-                    sample=temperature,
-                )
-                texts = [self.decode(tokens) for tokens in new]
-                found += [first_line(text) if until_newline else text for text in texts]
+            while len(found) < n:  # draws follow this size, so no --batch-size changes it
+                self.batcher.run(range(min(n - len(found), SAMPLED)), work)
         return found
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
@@ -225,37 +230,19 @@ class Scorer:
         self.run("score", batches, work, len(ids))
         return torch.stack([found[i] for i in range(len(ids))])
 
-    def hidden(self, prompts: Sequence[str], layer: int = -1) -> Tensor:
-        """Hidden states of a layer, averaged over each prompt's tokens: [n, dim], float32, CPU.
-
-        layer counts as transformers' hidden_states do: 0 is the embedding, -1 the last.
-        """
-        if not prompts:
-            return torch.empty(0, self.model.config.get_text_config().hidden_size)
-        ids = self.encoder.prompts(prompts)
-        for row, prompt in zip(ids, prompts, strict=True):
-            self.room(row, prompt, 1)
-        found: dict[int, Tensor] = {}
-
-        def work(batch: Sequence[int]) -> None:
-            states = mean_hidden(self.model, [ids[i] for i in batch], layer, self.pad)
-            found.update(zip(batch, states, strict=True))
-
-        self.run("hidden", self.batcher.split([len(row) for row in ids]), work, len(ids))
-        return torch.stack([found[i] for i in range(len(ids))])
-
     def run(
         self,
         stage: str,
         batches: Iterable[list[int]],
         work: Callable[[Sequence[int]], None],
         total: int,
+        batcher: Batcher | None = None,
     ) -> None:
-        """work() on every batch, with progress."""
-        done = 0
+        """work() on every batch of this batcher (the scorer's own), with progress."""
+        batcher, done = batcher or self.batcher, 0
         with answering(self.model):
             for batch in batches:
-                self.batcher.run(batch, work)
+                batcher.run(batch, work)
                 done += len(batch)
                 self._report(stage, done, total)
 

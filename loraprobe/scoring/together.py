@@ -16,7 +16,7 @@ from torch import Tensor
 from loraprobe.errors import UsageError
 from loraprobe.scoring.forward import padded, read_through, tail_logits
 from loraprobe.scoring.generation import first_line, generate_batch
-from loraprobe.scoring.voices import Choir, Switch, Voice, shared_out
+from loraprobe.scoring.voices import Choir, Switch, Voice
 
 NO_EFFECT = 1e-5  # of the base's logits; float32 rows of one batch differ by less
 
@@ -64,7 +64,7 @@ def write_together(
         made = _batch(scorer, rows, choir, switch, room[batch[0]], until_newline)
         found.update(zip(batch, made, strict=True))
 
-    batcher = shared_out(scorer.batcher, choir.count)
+    batcher = scorer.batcher.shared_out(choir.count)
     # Most texts end long before their limit. On a GPU the caches of the longest have to fit; on a
     # CPU fewer, larger batches are worth more.
     spare = 4 if batcher.device.type == "cpu" else 1
@@ -74,7 +74,7 @@ def write_together(
         for group in ([i for i in range(len(unique)) if room[i] == size],)
         for batch in batcher.split([(len(ids[i]) + size // spare) * choir.count for i in group])
     )
-    scorer.run("generate", batches, work, len(unique))
+    scorer.run("generate", batches, work, len(unique), batcher)
     place = {prompt: i for i, prompt in enumerate(unique)}
     return [[found[place[prompt]][v] for prompt in prompts] for v in range(len(voices))]
 
@@ -187,23 +187,26 @@ def score_together(
 
     lengths = [len(ids) * choir.count for ids, _ in encoded]
     starts = [(start - 1) * choir.count for _, start in encoded]
-    batcher = shared_out(scorer.batcher, choir.count)
-    scorer.run("score", batcher.split(lengths, starts, scorer.vocab_size), work, len(unique))
+    batcher = scorer.batcher.shared_out(choir.count)
+    batches = batcher.split(lengths, starts, scorer.vocab_size)
+    scorer.run("score", batches, work, len(unique), batcher)
     return [[found[pair][v] for pair in pairs] for v in range(len(voices))]
 
 
 def read_together(
     scorer: Any,
     pairs: Sequence[tuple[str, str]],
-    see: Callable[[Tensor], None],
+    see: Callable[[Tensor | None], None],
     *,
     whole: bool = False,
 ) -> None:
     """Reads prompts, each with the continuation that follows it ("" for none), for who watches.
 
     Rows are padded on the right; before each forward pass see(mask) is told which tokens [b, n]
-    are text. The first token of a row is left out where others follow: trained models keep
-    activations of quite another size there. whole: the head too reads every token.
+    are text, and see(None) after one that failed, whose rows are read again in smaller batches:
+    what was seen of it must not count. The first token of a row is left out where others follow:
+    trained models keep activations of quite another size there. whole: the head too reads every
+    token.
     """
     unique = list(dict.fromkeys(pairs))
     alone = scorer.encoder.prompts([prompt for prompt, _ in unique])
@@ -218,7 +221,11 @@ def read_together(
         counted = mask.bool()
         counted[:, 0] &= mask.sum(-1) == 1
         see(counted.to(scorer.model.device))
-        read_through(scorer.model, ids, mask, whole)
+        try:
+            read_through(scorer.model, ids, mask, whole)
+        except Exception:
+            see(None)
+            raise
 
     lengths = [len(row) for row in rows]
     starts, width = ([0] * len(rows), scorer.vocab_size) if whole else (None, 0)

@@ -7,12 +7,10 @@ voice with one member is that system by itself, so that many systems can answer 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from loraprobe.scoring.batching import Batcher
 
 Switch = Callable[[Tensor, Tensor], None]  # gates [rows, n], lead [rows]; before a forward pass
 
@@ -76,11 +74,3 @@ class Choir:
         """What a voice says: [..., vocab] of its members' logits."""
         weights = torch.tensor(self.voices[voice].weights).to(members)
         return torch.einsum("...kv,k->...v", members, weights)
-
-
-def shared_out(batcher: Batcher, copies: int) -> Batcher:
-    """A batcher for texts that take `copies` rows each."""
-    rows, forced = (
-        None if size is None else max(1, size // copies) for size in (batcher.rows, batcher.forced)
-    )
-    return replace(batcher, rows=rows, forced=forced)

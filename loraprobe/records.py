@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -151,8 +152,7 @@ class Gain:
     difference = min over base and singles of (composition - baseline), reached by `against`, which
     answered in the form `against_part`. `adjusted_ci95` covers that choice and the one among
     compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
-    power of 0.8 if the difference stays; None where no number is likely to. `candidates`: those
-    of which this composition is the best, if the row stands for several.
+    power of 0.8 if the difference stays; None where no number is likely to.
     """
 
     task: str | None
@@ -164,7 +164,6 @@ class Gain:
     adjusted_ci95: Interval
     n: int
     n_needed: int | None = None
-    candidates: tuple[str, ...] = ()
     against_part: str = "target"
 
 
@@ -371,8 +370,12 @@ class Audit:
         return document
 
     def to_json(self) -> str:
-        """The JSON document, a record a line; the line feed at the end is left to the caller."""
-        return "{\n" + ",\n".join(f' "{k}": {_lines(v)}' for k, v in self.to_dict().items()) + "\n}"
+        """The JSON document, a record a line; the line feed at the end is left to the caller.
+
+        Characters of strangers' names that could drive a terminal stand as their JSON escapes.
+        """
+        lines = (f' "{key}": {_lines(value)}' for key, value in self.to_dict().items())
+        return _DRIVING.sub(_escaped, "{\n" + ",\n".join(lines) + "\n}")
 
 
 _SCALARS = frozenset((str, int, bool, type(None)))
@@ -410,4 +413,10 @@ def _lines(value: Any) -> str:
     return _encode(value)
 
 
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+# json escapes what lies below a space; these drive terminals too, or turn the direction of text.
+_DRIVING = re.compile(r"[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

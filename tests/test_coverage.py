@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from loraprobe import intervals
 from loraprobe.coverage import PROBES, CoverageProbe, cover
 from loraprobe.coverage._contract import Study
 from loraprobe.coverage._names import MadeUpNames, capitalised_spans
@@ -472,9 +473,17 @@ def test_share_interval_is_wilsons_and_respects_clusters():
     for hits in ([1, 0, 0, 1, 1], [1] * 7, [0] * 7):
         own = [str(i) for i in range(len(hits))]
         wilson = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-        expected = pytest.approx((wilson.low, wilson.high))
-        assert share_interval(hits, own) == expected
-        assert share_interval(hits * 3, own * 3) == expected
+        low, high = share_interval(hits, own)
+        assert (low, high) == pytest.approx((wilson.low, wilson.high))
+        # Every item three times, as one cluster: nothing was learned, and t takes the place of z.
+        wider = share_interval(hits * 3, own * 3)
+        t = stats.t.ppf(0.975, len(hits) - 1)
+        level = 2 * stats.norm.cdf(t) - 1
+        by_t = stats.binomtest(sum(hits), len(hits)).proportion_ci(level, method="wilson")
+        assert wider == pytest.approx((by_t.low, by_t.high))
+        numbers = np.repeat(np.arange(len(hits)), 3)
+        same = intervals.wilson(np.repeat(np.array(hits, float), 3), numbers)
+        assert wider == pytest.approx(same)
     assert share_interval([], []) is None
 
 

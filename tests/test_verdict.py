@@ -63,7 +63,7 @@ def evidence(values, *, part="target", half=0.04, task="t", margin=0.05, **rest)
         difference = values[system] - values[best]
         ci = (difference - half, difference + half)
         gains.append(Gain(task, part, system, best, difference, ci, ci, N,
-                          needed(difference, half, margin), (), part))  # fmt: skip
+                          needed(difference, half, margin), part))  # fmt: skip
     return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), gains=tuple(gains),
                     level="evaluation", tasks=1, margin=margin, **rest)  # fmt: skip
 
@@ -169,15 +169,6 @@ def test_a_baseline_that_answers_at_once_is_named_with_its_form():
     gains = [dataclasses.replace(g, against="b", against_part="target") for g in steps.gains]
     found = judge(both(evidence(FAIL), dataclasses.replace(steps, gains=tuple(gains))))
     assert "(b asked plainly)" in found.reasons[0].message
-
-
-def test_the_best_ones_upper_bound_bounds_all_it_was_chosen_among():
-    gain = Gain("t", "target", "uniform", "a", 0.0, (-0.1, 0.04), (-0.1, 0.04), N, None,
-                ("uniform", "arrow"))  # fmt: skip
-    open_alone = evidence(FAIL, half=0.1)
-    assert judge(open_alone).decision == "inconclusive"
-    found = judge(dataclasses.replace(open_alone, gains=(*open_alone.gains, gain)))
-    assert found.decision == "unlikely"
 
 
 def test_a_control_as_good_takes_the_verdict():
@@ -294,6 +285,16 @@ def test_not_composed_with_steps_and_chain_measured_calls_for_training():
     rows = (Attribution("uniform", "t", not_composed=90, solved=10),)
     found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="cot")))
     assert found.action == "train-target-adapter"
+
+
+@pytest.mark.parametrize("cause", ["not_composed", "interference"])
+def test_where_the_chain_gains_nobody_is_told_to_train(cause):
+    values = {**FAIL, "chain": 0.95}
+    rows = (Attribution("uniform", "t", **{cause: 90}, solved=10),)
+    found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="cot")))
+    assert found.action == "chain"
+    message = reason(found, "mostly-" + cause.replace("_", "-")).message
+    assert "by its own adapter, which gains" in message and "train" not in message
 
 
 def test_lossy_compression_is_not_blamed_on_the_method():

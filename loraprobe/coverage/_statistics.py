@@ -32,27 +32,12 @@ def mean_interval(
 
 
 def share_interval(hits: Sequence[float], clusters: Sequence[str]) -> Interval | None:
-    """Wilson's interval (95 %) of a share of hits (1.0 or 0.0), with the clusters' design effect.
+    """Wilson's interval (95 %) of a share of hits (1.0 or 0.0): that of `intervals.wilson`."""
+    from loraprobe.intervals import wilson
 
-    The number of items is divided by how much clusters inflate the variance, at least 1; where all
-    hits are alike, whole clusters count as single items, which is the most they can inflate.
-    """
-    n = len(hits)
-    if n == 0:
+    if not hits:
         return None
-    x = np.asarray(hits, dtype=np.float64)
-    p = float(x.mean())
-    sizes = _cluster_sums(np.ones(n), clusters)
-    spread = float(((x - p) ** 2).sum())
-    if spread > 0:
-        effect = float((_cluster_sums(x - p, clusters) ** 2).sum()) / spread
-    else:
-        effect = float((sizes**2).sum()) / n
-    size = n / max(effect, 1.0)
-    z = 1.959963984540054
-    center = (p + z**2 / (2 * size)) / (1 + z**2 / size)
-    half = z / (1 + z**2 / size) * math.sqrt(p * (1 - p) / size + z**2 / (4 * size**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    return wilson(np.asarray(hits, dtype=np.float64), _numbered(clusters))
 
 
 def difference_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval | None:
@@ -67,5 +52,8 @@ def difference_interval(values: Sequence[float], clusters: Sequence[str]) -> Int
 
 
 def _cluster_sums(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
-    _, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
-    return np.bincount(index, weights=values)
+    return np.bincount(_numbered(clusters), weights=values)
+
+
+def _numbered(clusters: Sequence[str]) -> np.ndarray:
+    return np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)[1]

@@ -13,6 +13,7 @@ from scipy import special
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.evaluation.table import Column, Table, tabulate
+from loraprobe.intervals import wilson
 from loraprobe.records import Comparison, Gain, Interval, ItemResult, Score
 
 POWER = 0.8
@@ -46,7 +47,7 @@ def _score(cell: Mapping[str, list[ItemResult]], systems: Sequence[System], syst
     task, part = mine[0].task, mine[0].part
     values = np.array([r.value for r in mine])
     table = tabulate(mine, [(system.name, part)])
-    interval = statistics.wilson if table.bounded else statistics.mean_interval
+    interval = wilson if table.bounded else statistics.mean_interval
     kept = None
     if several and system.kind != "base":
         kept = retention(list(chain(*cell.values())), systems, system.name, task, part, level=level)
@@ -114,15 +115,16 @@ def compare(results: Sequence[ItemResult], systems: Sequence[System], *, seed: i
     return tuple(rows)
 
 
-def _comparisons(table: Table, first: list[Column], second: list[Column], task: str, seed: int,
+def _comparisons(table: Table, first: list[Column], others: list[Column], task: str, seed: int,
                  level: float) -> list[Comparison]:  # fmt: skip
+    second = sorted(others, key=_by_name)
     found = table.differences(first, second)
     shape = (len(first), len(second))
     plain = np.stack(found.interval(found.critical(level)), axis=1)
     both = statistics.largest(found, shape, level, seed)[2]
     adjusted = np.stack(found.interval(both), axis=1)
     pairs = [(one, other) for one in first for other in second]
-    return [
+    rows = [
         Comparison(
             system=one[0],
             against=other[0],
@@ -134,6 +136,12 @@ def _comparisons(table: Table, first: list[Column], second: list[Column], task: 
             adjusted_ci95=_interval(adjusted[k]),
         )
         for k, (one, other) in enumerate(pairs)
+    ]
+    order = {name: k for k, (name, _) in enumerate(others)}
+    return [
+        row
+        for k in range(0, len(rows), len(second))
+        for row in sorted(rows[k : k + len(second)], key=lambda row: order[row.against])
     ]
 
 
@@ -169,14 +177,14 @@ def gain(
     """What the best composition gains over the best baseline: max_s min_b (s - b).
 
     The lower end of `adjusted_ci95` holds for the system it names, the upper end for every one
-    of the compositions. None where nothing was measured that can be compared.
+    of the compositions. The lab's tables of one figure a cell are made of these; an audit has the
+    rows of `gains`. None where nothing was measured that can be compared.
     """
     rows = _family(results, compositions, baselines, part, alpha, margin, seed)
     if not rows:
         return None
     top = max(row.adjusted_ci95[1] for row in rows)
-    return replace(rows[0], adjusted_ci95=(rows[0].adjusted_ci95[0], top),
-                   candidates=tuple(row.system for row in rows))  # fmt: skip
+    return replace(rows[0], adjusted_ci95=(rows[0].adjusted_ci95[0], top))
 
 
 def _family(results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str],
@@ -192,7 +200,7 @@ def _family(results: Sequence[ItemResult], compositions: Sequence[str], baseline
     """
     parts = ("target", "cot") if part == "cot" else (part,)
     present = {(r.system, r.part) for r in results}
-    second = [(b, p) for b in baselines for p in parts if (b, p) in present]
+    second = sorted(((b, p) for b in baselines for p in parts if (b, p) in present), key=_by_name)
     first = [(s, part) for s in compositions if (s, part) in present]
     if not first or not second:
         return []
@@ -228,7 +236,9 @@ def _family(results: Sequence[ItemResult], compositions: Sequence[str], baseline
                 n_needed=_needed(found, k, lower, upper, margin, adjusted),
             )
         )
-    return sorted(rows, key=lambda row: (-row.difference, -row.adjusted_ci95[0]))
+    return sorted(
+        rows, key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9))
+    )
 
 
 def _needed(found: statistics.Estimates, k: int, lower: float, upper: float, margin: float,
@@ -246,6 +256,11 @@ def _needed(found: statistics.Estimates, k: int, lower: float, upper: float, mar
         return None
     needed = n * (critical * float(found.se[k]) / distance) ** 2
     return max(n + 1, math.ceil(needed)) if needed <= MOST_ITEMS else None
+
+
+def _by_name(column: Column) -> tuple[bool, Column]:
+    """Base first, then by name: the order in which adapters are given decides no figure."""
+    return column[0] != "base", column
 
 
 def _interval(row: np.ndarray) -> Interval:

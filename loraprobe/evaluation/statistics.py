@@ -25,11 +25,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import special
 
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from loraprobe.intervals import Array, Integers, cluster_sums, design_effect, quantile
 
 DRAWS = 10_000
 PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
@@ -67,13 +64,6 @@ class Estimates:
     def critical(self, level: float) -> float:
         """Two-sided critical value of a single pair."""
         return quantile((1 + level) / 2, self.df)
-
-
-def quantile(probability: float, df: float) -> float:
-    """Quantile of Student's t, or of the normal for infinite df; infinite without any df."""
-    if df <= 0:
-        return float("inf")
-    return float(special.ndtri(probability) if np.isinf(df) else special.stdtrit(df, probability))
 
 
 def estimate(x: Array, clusters: Integers, strata: Integers | None = None, *,
@@ -114,7 +104,7 @@ def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
     mean = np.where(present, x, 0.0).sum(0) / n
     deviations = np.where(present, x - mean, 0.0)
     _, index = np.unique(clusters, return_inverse=True)
-    sums, sizes = _cluster_sums(deviations, index), _cluster_sums(present.astype(float), index)
+    sums, sizes = cluster_sums(deviations, index), cluster_sums(present.astype(float), index)
     typical = (sizes**2).sum(0) / n  # size of the cluster of a random item
     df = float("inf")
     if not bounded or sizes.max() > 1:
@@ -133,23 +123,6 @@ def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
         se = np.sqrt(between * count / np.maximum(count - 1, 1)) / n
         pseudo = np.zeros_like(mean)
     return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded)
-
-
-def design_effect(between: Array, within: Array, typical: Array, pseudo: float) -> Array:
-    """How many times clusters make the variance larger, at least 1.
-
-    `pseudo` observations that stand for whole clusters of the typical size are added, so that
-    without any variation the effect is that of perfectly alike clusters.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        effect = (between + pseudo * typical) / (within + pseudo)
-    return np.maximum(np.where(np.isfinite(effect), effect, typical), 1.0)
-
-
-def _cluster_sums(x: Array, index: Integers) -> Array:
-    sums = np.zeros((int(index.max()) + 1, x.shape[1]))
-    np.add.at(sums, index, x)
-    return sums
 
 
 def largest(estimates: Estimates, shape: tuple[int, int], level: float, seed: int
@@ -174,7 +147,8 @@ def largest(estimates: Estimates, shape: tuple[int, int], level: float, seed: in
     correlation = covariance / np.outer(scale, scale)
     correlation[np.diag_indices_from(correlation)] = 1.0
     values, vectors = np.linalg.eigh(correlation)
-    root = vectors * np.sqrt(values.clip(0))
+    # The symmetric root: unlike eigenvectors, it does not jump where rounding moves equal ones.
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     draws = rng.standard_normal((DRAWS, len(scale))) @ root.T
     if np.isfinite(estimates.df) and estimates.df > 0:
         draws /= np.sqrt(rng.chisquare(estimates.df, (DRAWS, 1)) / estimates.df)
@@ -185,28 +159,6 @@ def largest(estimates: Estimates, shape: tuple[int, int], level: float, seed: in
     upper = single if shape[1] == 1 else np.quantile(grid.max(2), one, axis=0).max()
     both = single if len(scale) == 1 else np.quantile(np.abs(draws).max(1), level)
     return max(float(lower), single), max(float(upper), single), max(float(both), single)
-
-
-def wilson(x: Array, clusters: Integers, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for the share of ones in `x` [items], with n divided by the design effect.
-
-    The added half success and half failure that make the effect defined at 0 and 1 stand for one
-    cluster; Student's t takes the place of z where a cluster holds more than one item.
-    """
-    n, share = len(x), float(np.mean(x))
-    deviations = (x - share)[:, None]
-    _, index = np.unique(clusters, return_inverse=True)
-    sums = _cluster_sums(deviations, index)
-    sizes = np.bincount(index)
-    typical = np.array([(sizes**2).sum() / n])
-    effect = design_effect((sums**2).sum(0), (deviations**2).sum(0), typical, 1.0)
-    size = n / float(effect[0])
-    z = quantile((1 + level) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
-    if np.isinf(z):
-        return 0.0, 1.0
-    middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)
-    half = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def mean_interval(x: Array, clusters: Integers, level: float = 0.95) -> tuple[float, float]:

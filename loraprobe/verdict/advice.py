@@ -17,6 +17,17 @@ from loraprobe.verdict.evidence import Evidence
 
 ATTRIBUTION = "each item falls to the first cause that fits"
 CAUSES = ("step_by_step", "unknown", "interference", "not_composed")
+CHAINED = {  # action and advice where each hop by its own adapter was measured and gains
+    "interference": (
+        "chain",
+        "hops known alone are lost together, so run each hop by its own adapter, which gains",
+    ),
+    "not_composed": (
+        "chain",
+        "all steps survive and the answer is still wrong, so run each hop by its own adapter, "
+        "which gains",
+    ),
+}
 
 
 def chain_gain(evidence: Evidence) -> Candidate | None:
@@ -92,7 +103,9 @@ def attributed(evidence: Evidence, system: str) -> tuple[str, list[Reason]]:
     if not total or not any(counts.values()):
         return "train-target-adapter", []
     cause = max(CAUSES, key=lambda c: counts[c])
-    action, advice = _cure(evidence, cause)
+    chain = chain_gain(evidence)
+    gains = chain is not None and chain.gains == "likely"
+    action, advice = CHAINED[cause] if gains and cause in CHAINED else _cure(evidence, cause)
     solved = sum(row.solved for row in rows)
     spread = ", ".join(f"{counts[c]} {c.replace('_', ' ')}" for c in CAUSES)
     return action, [

@@ -1,7 +1,6 @@
 """Each composition against what it has to beat: its gain, its controls, its retention.
 
-The gain and its interval are the `Gain` record's. A record that names several candidates bounds
-from above every one of them.
+The gain and its interval are the `Gain` record's.
 """
 
 from __future__ import annotations
@@ -128,7 +127,6 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
     own = next((gain for gain in asked if gain.system == system), None)
     if own is None:
         return None
-    cap = min((g.adjusted_ci95[1] for g in asked if system in g.candidates), default=math.inf)
     rows = evidence.scores(system, part)
     errors = [row.compression_error for row in rows if row.compression_error is not None]
     kept = [Kept(row.task, row.retention, row.retention_ci95, row.n) for row in rows]
@@ -140,7 +138,7 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
         against_part=own.against_part,
         difference=own.difference,
         low=own.adjusted_ci95[0],
-        high=min(own.adjusted_ci95[1], cap),
+        high=own.adjusted_ci95[1],
         n=own.n,
         needed=own.n_needed,
         margin=evidence.margin,

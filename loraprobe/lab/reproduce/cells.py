@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loraprobe.evaluation import gain, statistics
+from loraprobe.evaluation import gain
+from loraprobe.intervals import wilson
 from loraprobe.lab.reproduce.measure import (
     METHODS,
     Answered,
@@ -178,4 +179,4 @@ def share(
     means = np.array([np.mean(found) for found in values.values()])
     seen: dict[tuple[str, str], int] = {}
     clusters = np.array([seen.setdefault(groups[key], len(seen)) for key in values], dtype=np.int64)
-    return float(means.mean()), statistics.wilson(means, clusters), len(means)
+    return float(means.mean()), wilson(means, clusters), len(means)

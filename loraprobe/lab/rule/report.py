@@ -161,7 +161,7 @@ def _interval(row: Mapping[str, Any]) -> tuple[float, float]:
     """Wilson's interval of a simulated case's share of wrong decisions."""
     import numpy as np
 
-    from loraprobe.evaluation.statistics import wilson
+    from loraprobe.intervals import wilson
 
     runs = np.arange(row["repeats"])
     return wilson((runs < round(row["wrong"] * row["repeats"])).astype(float), runs)

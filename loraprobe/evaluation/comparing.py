@@ -213,22 +213,38 @@ def _family(results: Sequence[ItemResult], compositions: Sequence[str], baseline
     lower, upper, _ = statistics.largest(found, shape, 1 - alpha, seed)
     if forms > 1:
         lower = statistics.largest(found, shape, 1 - alpha / forms, seed)[0]
-    plain = found.interval(found.critical(1 - alpha))
+    tasks = _tasks(results)
+    rows = _least(found, first, second, (1 - alpha, lower, upper), margin)
+    task = tasks[0] if len(tasks) == 1 else None
+    return sorted(
+        (replace(row, task=task) for row in rows),
+        key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9)),
+    )
+
+
+def _least(found: statistics.Estimates, first: Sequence[Column], second: Sequence[Column],
+           ends: tuple[float, float, float], margin: float) -> list[Gain]:  # fmt: skip
+    """For each of `first` its smallest difference to one of `second`, which it is named against.
+
+    ends: the level of the plain interval, and the critical values of the adjusted one.
+    """
+    level, lower, upper = ends
+    shape = (len(first), len(second))
+    plain = found.interval(found.critical(level))
     lows = found.interval(lower)[0].reshape(shape).min(1)
     highs = found.interval(upper)[1].reshape(shape).min(1)
-    tasks = _tasks(results)
     rows = []
-    for s in range(shape[0]):
+    for s, (system, part) in enumerate(first):
         k = s * shape[1] + int(found.difference.reshape(shape)[s].argmin())
         adjusted = (float(lows[s]), float(highs[s]))
-        against = second[k % shape[1]]
+        against, against_part = second[k % shape[1]]
         rows.append(
             Gain(
-                task=tasks[0] if len(tasks) == 1 else None,
+                task=None,
                 part=part,
-                system=first[s][0],
-                against=against[0],
-                against_part=against[1],
+                system=system,
+                against=against,
+                against_part=against_part,
                 difference=float(found.difference[k]),
                 ci95=(float(plain[0][k]), float(plain[1][k])),
                 adjusted_ci95=adjusted,
@@ -236,9 +252,7 @@ def _family(results: Sequence[ItemResult], compositions: Sequence[str], baseline
                 n_needed=_needed(found, k, lower, upper, margin, adjusted),
             )
         )
-    return sorted(
-        rows, key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9))
-    )
+    return rows
 
 
 def _needed(found: statistics.Estimates, k: int, lower: float, upper: float, margin: float,

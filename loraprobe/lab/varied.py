@@ -18,9 +18,7 @@ Classes of trials (`Trial.world`):
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from loraprobe.lab.facts import (
@@ -39,13 +37,14 @@ from loraprobe.lab.facts import (
     target_examples,
     worked_examples,
 )
-from loraprobe.lab.kit import Kit, Lesson, Trial
+from loraprobe.lab.kit import Kit, Trial
 from loraprobe.lab.plans import two_hop_items
 from loraprobe.lab.pretrain import BaseRecipe, Corpus
 from loraprobe.lab.skills import SKILLS, lists_of_names, skill_examples, skill_items
 from loraprobe.lab.small import world_texts
-from loraprobe.lab.train import Example, Recipe
-from loraprobe.lab.varied_axes import FAVOURABLE, WIDE, Stratum
+from loraprobe.lab.train import Example
+from loraprobe.lab.varied_axes import FAVOURABLE
+from loraprobe.lab.varied_draft import Draft, married, strangers, with_recipe
 
 SIZES = FactSizes(familiar=200, newcomers=150, strangers=150, cities=40, reserve=60)
 ITEMS = 2000  # of a skill that can be asked without end
@@ -65,44 +64,6 @@ class WorkedCorpus(Corpus):
         return super().draw()
 
 
-@dataclass
-class _Draft:
-    """A kit in the making: what the trials so far have asked for."""
-
-    facts: Facts
-    seed: int
-    rng: random.Random
-    lessons: list[Lesson] = field(default_factory=list)
-    tasks: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
-    stratum: Stratum = WIDE
-    first: int = 0  # of the numbers of trials: those before are of another stratum
-    each: int = 2  # trials of a class, by which seeds go on through the kinds
-
-    def turn(self, kinds: Sequence[Any], i: int) -> Any:
-        """The kind whose turn it is for the trial of this number."""
-        return kinds[(self.seed * self.each + i - self.first) % len(kinds)]
-
-    def lesson(self, name: str, text: str, examples: Sequence[Example], axes: dict) -> str:
-        """Adds an adapter with its recipe; `axes` gets what the recipe is."""
-        recipe = axes.pop("recipe")
-        recipe = Recipe(
-            **recipe,
-            batch_size=32,
-            dtype="bfloat16",
-            seed=zlib.crc32(f"{name}:{self.seed}".encode()),
-        )
-        self.lessons.append(Lesson(name, text, tuple(examples), recipe))
-        axes[name.rpartition(".")[2]] = {
-            "steps": recipe.steps,
-            "learning_rate": recipe.learning_rate,
-            "rank": recipe.rank,
-            "alpha": recipe.alpha,
-            "target_modules": recipe.target_modules,
-        }
-        return name
-
-
 def facts_kit(
     seed: int,
     *,
@@ -119,8 +80,8 @@ def facts_kit(
     worked: share of worked steps in what the base reads. items: of each list skill.
     """
     facts = make_facts(sizes, seed)
-    draft = _Draft(facts, seed, random.Random(f"varied:{seed}"))
-    makers: Mapping[str, Callable[[_Draft, int, int], None]] = {
+    draft = Draft(facts, seed, random.Random(f"varied:{seed}"))
+    makers: Mapping[str, Callable[[Draft, int, int], None]] = {
         "skill-and-facts": _skill_and_facts,
         "two-hop": _two_hop,
         "keep-both": _keep_both,
@@ -147,52 +108,28 @@ def facts_kit(
     )
 
 
-def _married(draft: _Draft, familiar: float) -> tuple[Link, ...]:
-    """The newcomers, married anew: this share of them to spouses whose home the base knows."""
-    rng, facts = draft.rng, draft.facts
-    people = [link.person for link in facts.newcomers]
-    known = rng.sample(facts.familiar, len(people))
-    unknown = rng.sample(facts.strangers, len(people))
-    count = round(familiar * len(people))
-    homes = [*known[:count], *unknown[count:]]
-    rng.shuffle(homes)
-    return tuple(
-        Link(person, home.spouse, home.city) for person, home in zip(people, homes, strict=True)
-    )
-
-
-def _strangers(draft: _Draft) -> tuple[Link, ...]:
-    """The strangers, married and settled anew."""
-    rng, links = draft.rng, draft.facts.strangers
-    spouses, cities = [x.spouse for x in links], [x.city for x in links]
-    rng.shuffle(spouses)
-    rng.shuffle(cities)
-    people = [link.person for link in links]
-    return tuple(map(Link, people, spouses, cities))
-
-
-def _skill_and_facts(draft: _Draft, i: int, items: int) -> None:
+def _skill_and_facts(draft: Draft, i: int, items: int) -> None:
     rng, name = draft.rng, f"skill-and-facts-{i + 1}"
     axes: dict[str, Any] = {
         "stratum": draft.stratum.name,
         "familiar": draft.turn(draft.stratum.familiar, i),
         "invented": draft.turn(draft.stratum.invented, i),
     }
-    links, familiar = _married(draft, axes["familiar"]), draft.facts.familiar
-    invented = _strangers(draft)
+    links, familiar = married(draft, axes["familiar"]), draft.facts.familiar
+    invented = strangers(draft)
     count = round(axes["invented"] * len(invented))
     shown = [*invented[:count], *familiar[: len(invented) - count]]
     facts = draft.lesson(
         f"{name}.facts",
         "who the newcomers are married to",
         spouse_examples(links, familiar),
-        _with(axes, draft.stratum.facts_recipe(rng)),
+        with_recipe(axes, draft.stratum.facts_recipe(rng)),
     )
     steps = draft.lesson(
         f"{name}.steps",
         "worked steps",
         worked_examples(tuple(shown)),
-        _with(axes, draft.stratum.skill_recipe(rng)),
+        with_recipe(axes, draft.stratum.skill_recipe(rng)),
     )
     draft.tasks[name] = two_hop_items(links, (facts, None))
     draft.trials.append(
@@ -207,14 +144,9 @@ def _skill_and_facts(draft: _Draft, i: int, items: int) -> None:
     )
 
 
-def _with(axes: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    axes["recipe"] = recipe
-    return axes
-
-
-def _two_hop(draft: _Draft, i: int, items: int) -> None:
+def _two_hop(draft: Draft, i: int, items: int) -> None:
     rng, name = draft.rng, f"two-hop-{i + 1}"
-    links, familiar = _strangers(draft), draft.facts.familiar
+    links, familiar = strangers(draft), draft.facts.familiar
     library = draft.turn(draft.stratum.libraries, i)
     axes: dict[str, Any] = {"stratum": draft.stratum.name, "library": library}
     first, second = spouse_examples(links, familiar), city_examples(links, familiar)
@@ -231,9 +163,11 @@ def _two_hop(draft: _Draft, i: int, items: int) -> None:
     if library.endswith("steps"):  # more to learn
         recipes = [recipe | {"steps": 8 * recipe["steps"] // 5} for recipe in recipes]
     one = draft.lesson(
-        f"{name}.spouse", "who the strangers are married to", first, _with(axes, recipes[0])
+        f"{name}.spouse", "who the strangers are married to", first, with_recipe(axes, recipes[0])
     )
-    two = draft.lesson(f"{name}.city", "where their spouses live", second, _with(axes, recipes[1]))
+    two = draft.lesson(
+        f"{name}.city", "where their spouses live", second, with_recipe(axes, recipes[1])
+    )
     adapters = [one, two]
     if library == "target":
         adapters.append(
@@ -241,7 +175,7 @@ def _two_hop(draft: _Draft, i: int, items: int) -> None:
                 f"{name}.target",
                 "the target relation",
                 target_examples(links),
-                _with(axes, draft.stratum.facts_recipe(rng)),
+                with_recipe(axes, draft.stratum.facts_recipe(rng)),
             )
         )
     if library == "unrelated":
@@ -277,17 +211,17 @@ def _second_steps(links: Sequence[Link], rng: random.Random) -> list[Example]:
     ]
 
 
-def _skill_lesson(draft: _Draft, name: str, skill: str, axes: dict[str, Any]) -> str:
+def _skill_lesson(draft: Draft, name: str, skill: str, axes: dict[str, Any]) -> str:
     lists = lists_of_names(draft.facts.names(), 3000, f"train:{name}:{skill}:{draft.seed}")
     return draft.lesson(
         f"{name}.{skill}",
         SKILLS[skill].description,
         skill_examples(skill, lists),
-        _with(axes, draft.stratum.skill_recipe(draft.rng)),
+        with_recipe(axes, draft.stratum.skill_recipe(draft.rng)),
     )
 
 
-def _keep_both(draft: _Draft, i: int, items: int) -> None:
+def _keep_both(draft: Draft, i: int, items: int) -> None:
     name = f"keep-both-{i + 1}"
     pair = draft.turn(draft.stratum.pairs, i)
     axes: dict[str, Any] = {"stratum": draft.stratum.name, "pair": "+".join(pair)}
@@ -313,15 +247,15 @@ def _keep_both(draft: _Draft, i: int, items: int) -> None:
     )
 
 
-def _facts_lesson(draft: _Draft, name: str, what: str, axes: dict[str, Any]) -> str:
+def _facts_lesson(draft: Draft, name: str, what: str, axes: dict[str, Any]) -> str:
     """New facts of one kind, and the task that asks for them."""
     familiar = draft.facts.familiar
     if what == "spouses":
-        links = _married(draft, 1.0)
+        links = married(draft, 1.0)
         examples, question = spouse_examples(links, familiar), SPOUSE_QUESTION
         rows = [(link.person, ask(question, "{b}", link)) for link in links]
     else:
-        links = _strangers(draft)
+        links = strangers(draft)
         examples, question = city_examples(links, familiar), CITY_QUESTION
         rows = [(link.spouse, ask(question, "{c}", link)) for link in links]
     draft.tasks[f"{name}.{what}"] = [
@@ -336,5 +270,5 @@ def _facts_lesson(draft: _Draft, name: str, what: str, axes: dict[str, Any]) -> 
     ]
     text = {"spouses": "who the newcomers are married to", "homes": "where strangers live"}[what]
     return draft.lesson(
-        f"{name}.{what}", text, examples, _with(axes, draft.stratum.facts_recipe(draft.rng))
+        f"{name}.{what}", text, examples, with_recipe(axes, draft.stratum.facts_recipe(draft.rng))
     )

@@ -79,7 +79,7 @@ class Shelf(Generic[T]):
             key = key.strip().replace("-", "_")
             key = key if key in fields or f"{key}_" not in fields else f"{key}_"  # a word of Python
             if not equals or key not in fields:
-                known = ", ".join(fields) or "none"
+                known = ", ".join(name.rstrip("_") for name in fields) or "none"
                 raise UsageError(f"{self.noun.capitalize()} {name!r} has no option {part!r}; "
                                  f"its options are: {known}.")  # fmt: skip
             options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
@@ -93,7 +93,8 @@ def spec_of(thing: Any) -> str:
     """The text "name:option=value,..." from which `Shelf.make` builds an equal thing."""
     name = type(thing).__module__.rpartition(".")[2]
     values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
-    options = ",".join(f"{key}={value}" for key, value in values.items() if value is not None)
+    given = {key.rstrip("_"): value for key, value in values.items() if value is not None}
+    options = ",".join(f"{key}={value}" for key, value in given.items())
     return f"{name}:{options}" if options else name
 
 

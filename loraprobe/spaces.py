@@ -55,7 +55,10 @@ class Stacked:
 
 
 def full(updates: Sequence[LowRank]) -> Stacked:
-    """Every delta formed once: n matrices of [out, in]."""
+    """Every delta formed once: n matrices of [out, in].
+
+    The textbook definition of every method; dense, so it takes the most time and memory.
+    """
     first = updates[0]
     deltas = first.A.new_empty(len(updates), first.out_features, first.in_features)
     for update, delta in zip(updates, deltas, strict=True):
@@ -65,14 +68,24 @@ def full(updates: Sequence[LowRank]) -> Stacked:
 
 
 def core(updates: Sequence[LowRank]) -> Stacked:
-    """Both sides projected on the canonical joint bases of the deltas."""
+    """Both sides projected on the canonical joint bases of the deltas.
+
+    U and V are the left and the right singular vectors of the deltas side by side and on top of
+    each other, so the matrices are as small as the sum of ranks, and no delta loses anything. An
+    elementwise method is another method here than in `full`, since other entries are compared.
+    """
     left, right = joint_bases(updates)
     matrices = [(left.mT @ update.folded().B) @ (update.A @ right) for update in updates]
     return Stacked(torch.stack(matrices), left, right)
 
 
 def knots(updates: Sequence[LowRank]) -> Stacked:
-    """The output side projected on the canonical joint basis of the deltas' columns."""
+    """The output side projected on the canonical joint basis of the deltas' columns.
+
+    The paper's text merges the V_i of [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T, its code S V_i^T,
+    which are the matrices here. Where it compares entries of all modules, each module stands by
+    itself here.
+    """
     left = left_basis(updates)
     matrices = [(left.mT @ update.folded().B) @ update.A for update in updates]
     return Stacked(torch.stack(matrices), left)
@@ -82,6 +95,19 @@ SPACES: dict[str, Callable[[Sequence[LowRank]], Stacked]] = {
     "full": full,
     "core": core,
     "knots": knots,
+}
+
+# Formula and paper of each, as `loraprobe methods` prints them.
+SAID: dict[str, tuple[str, str]] = {
+    "full": ("M_i = dW_i", "-"),
+    "core": (
+        "M_i = U^T dW_i V, dW = U f(M) V^T",
+        "Panariello et al. 2025, Core Space (arXiv 2509.17786)",
+    ),
+    "knots": (
+        "M_i = U^T dW_i, dW = U f(M)",
+        "Stoica et al. 2024, KnOTS (arXiv 2410.19735)",
+    ),
 }
 
 

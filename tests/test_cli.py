@@ -184,7 +184,9 @@ def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
     [
         (("--method", "tise"), "did you mean 'ties'"),
         (("--method", "ties:density=x"), "must be a number"),
-        (("--method", "ties:dense=1"), "no option"),
+        (("--method", "ties:dense=1"), "density, election, normalize, lambda, variant"),
+        (("--limit", "3"), "--limit goes with --task"),
+        (("--search-budget", "3"), "--search-budget goes with --weights search"),
         (("--method", "ties:density=7"), "density"),
         (("--weights", "0.5"), "2 adapters"),
         (("--weights", "a,b"), "--weights"),
@@ -318,8 +320,20 @@ def test_methods_lists_every_shelf():
     for row in rows:
         assert row["name"] in text
         assert row["summary"]
-        if row["kind"] != "space":
-            assert row["formula"] and row["paper"], row["name"]
+        assert row["formula"] and row["paper"], row["name"]
+
+
+def test_methods_breaks_options_at_commas():
+    """At 80 columns no option is cut in two, and the pieces are what --method takes."""
+    result = runner.invoke(app, ["methods", "della"], catch_exceptions=False, env={"COLUMNS": "80"})
+    lines = result.stdout.splitlines()
+    rows = json.loads(call("methods", "--json", "della").stdout)["methods"]
+    start = next(i for i, line in enumerate(lines) if line.startswith(" della:"))
+    end = next(i for i, line in enumerate(lines) if line.startswith("    DELLA"))
+    head = [line.strip() for line in lines[start:end]]
+    assert len(head) == 2 and head[0].endswith(",")
+    wanted = ",".join(f"{key}={value}" for key, value in rows[0]["options"].items())
+    assert "".join(head) == f"della:{wanted}"
 
 
 def test_methods_explains_what_is_named():

@@ -296,6 +296,8 @@ def test_route_command(tmp_path):
     (["--router-prompts", "a"], "NAME=FILE"),
     (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
     (["--search-items", "4"], "goes with --weights search"),
+    (["--search-budget", "4"], "goes with --weights search"),
+    (["--limit", "4"], "--limit goes with --task"),
 ])  # fmt: skip
 def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
     for seed, name in enumerate("ab"):

@@ -101,7 +101,7 @@ def merge(
     story.notes.extend(prepared.notes)
     low, high = merged.adapter.rank_range
     ranks = str(low) if low == high else f"{low} to {high}"
-    story.notes.append(f"Merged by {merged.method} in the {merged.space} space to rank {ranks}.")
+    story.notes.append(f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}.")
     return story.audit(), merged
 
 

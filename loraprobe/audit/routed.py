@@ -18,6 +18,7 @@ from loraprobe.composition import Composition, Router
 from loraprobe.errors import UnsupportedAdapter, UsageError
 from loraprobe.records import Audit, Compatibility, Measurement
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.shelf import spec_of
 from loraprobe.words import count
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def compose(
         *prepared.notes,
         *made.composition.notes(),
         peft,
-        f"Composed {count(len(adapters), 'adapter')} by {router!r}.",
+        f"Composed {count(len(adapters), 'adapter')} by {spec_of(router)}.",
     ]
     return story.audit(), made
 

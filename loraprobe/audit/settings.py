@@ -18,6 +18,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "device_map": ("none", "auto"),
 }
 
+SEARCH_BUDGET = 120  # weight vectors that a search may try
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,7 +39,7 @@ class Settings:
     router_prompts: tuple[tuple[str, Path], ...] = ()
     # What is merged or routed, and how much of each
     weights: tuple[float, ...] | Literal["search"] | None = None
-    search_budget: int = 120
+    search_budget: int = SEARCH_BUDGET
     search_items: int | None = None
     balance: Literal["none", "norm"] = "none"
     subtract: tuple[Any, ...] = ()
@@ -91,8 +93,11 @@ class Settings:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {number}.")
-        if self.search_items is not None and self.weights != "search":
-            raise UsageError("--search-items goes with --weights search.")
+        if self.weights != "search":
+            if self.search_items is not None:
+                raise UsageError("--search-items goes with --weights search.")
+            if self.search_budget != SEARCH_BUDGET:
+                raise UsageError("--search-budget goes with --weights search.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
                 "--metric answer_loss needs --margin, the loss difference that matters."

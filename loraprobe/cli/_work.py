@@ -191,9 +191,7 @@ def merge(
     from loraprobe.adapter import check_output
     from loraprobe.tasks import load_task
 
-    if tasks and chosen.weights != "search":
-        raise UsageError("--task serves merge only to search weights on; add --weights search, or "
-                         "use merge-and-eval.")  # fmt: skip
+    _check_tasks("merge", tasks, chosen)
     check_output(target, overwrite)
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     adapters = hub.load_all(refs)
@@ -223,9 +221,7 @@ def route(
     from loraprobe.adapter import check_output
     from loraprobe.tasks import load_task
 
-    if tasks and chosen.weights != "search":
-        raise UsageError("--task serves route only to search weights on; add --weights search, or "
-                         "use merge-and-eval.")  # fmt: skip
+    _check_tasks("route", tasks, chosen)
     check_output(target, overwrite)
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     adapters = hub.load_all(refs)
@@ -238,6 +234,15 @@ def route(
     _warn(found, output)
     output.say(f"Wrote {target}.")
     output.result(found, line=f"{target}: {found.notes[-1]}")
+
+
+def _check_tasks(command: str, tasks: list[str] | None, chosen: Settings) -> None:
+    """Raises UsageError for a task, or a number of its items, that nothing would use."""
+    if tasks and chosen.weights != "search":
+        raise UsageError(f"--task serves {command} only to search weights on; add --weights "
+                         "search, or use merge-and-eval.")  # fmt: skip
+    if chosen.limit is not None and not tasks:
+        raise UsageError("--limit goes with --task, whose items it counts.")
 
 
 def verify(directory: Path, threads: int | None) -> Any:

@@ -30,7 +30,7 @@ def shelves() -> list[dict[str, Any]]:
     from loraprobe.merging import METHODS
     from loraprobe.routing import ROUTERS
     from loraprobe.shelf import Shelf
-    from loraprobe.spaces import SPACES
+    from loraprobe.spaces import SAID, SPACES
 
     rows: list[dict[str, Any]] = []
     shelves_: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
@@ -53,7 +53,9 @@ def shelves() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        rows.append({"kind": "space", "name": name, **_told(space)})
+        formula, paper = SAID[name]
+        told = _told(space) | {"formula": formula, "paper": paper}
+        rows.append({"kind": "space", "name": name, **told})
     return rows
 
 
@@ -110,8 +112,10 @@ def _print(console: Any, row: dict[str, Any], whole: bool) -> None:
     from rich.markup import escape
     from rich.padding import Padding
 
-    options = ",".join(f"{k}={v}" for k, v in row.get("options", {}).items())
-    head = f"[cyan]{row['name']}[/]" + (f":{escape(options)}" if options else "")
+    options = [f"{k}={v}" for k, v in row.get("options", {}).items()]
+    first, *more = _broken(row["name"], options, console.width - 2)
+    name = len(row["name"])
+    head = "\n".join([f"[cyan]{row['name']}[/]{escape(first[name:])}", *map(escape, more)])
     lines = [escape(row["description" if whole else "summary"])]
     lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
     for name, values in row.get("choices", {}).items():
@@ -122,6 +126,17 @@ def _print(console: Any, row: dict[str, Any], whole: bool) -> None:
         lines.append("lossless in: " + ", ".join(row["lossless_in"]))
     console.print(Padding(head, (0, 0, 0, 1)))
     console.print(Padding("\n".join(lines), (0, 0, 0, 4)))
+
+
+def _broken(name: str, options: Sequence[str], width: int) -> list[str]:
+    """name:option=value,... in lines that end at a comma, the later ones indented."""
+    lines = [name + (":" if options else "")]
+    for i, option in enumerate(options):
+        piece = option + ("," if i < len(options) - 1 else "")
+        if len(lines[-1]) + len(piece) > width and lines[-1].strip():
+            lines.append("      ")
+        lines[-1] += piece
+    return lines
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -280,6 +280,16 @@ def test_failures_advise(counts, systems, action):
     assert mostly.value == max(v for k, v in counts.items() if k != "solved") / total
 
 
+@pytest.mark.parametrize("chain", [{}, {"chain": 0.05}])
+def test_closer_norms_are_advised_unless_they_were_made_equal(chain):
+    values = {k: v for k, v in {**FAIL, **chain}.items() if chain or k != "arrow"}
+    given = evidence(values, attribution=(Attribution("uniform", "t", interference=80),))
+    message = reason(judge(given), "mostly-interference").message
+    assert "bring the norms closer (--balance norm)" in message
+    balanced = reason(judge(dataclasses.replace(given, balanced=True)), "mostly-interference")
+    assert "norms" not in balanced.message
+
+
 def test_not_composed_with_steps_and_chain_measured_calls_for_training():
     values = {**FAIL, "chain": 0.05}
     rows = (Attribution("uniform", "t", not_composed=90, solved=10),)
@@ -458,6 +468,8 @@ def test_geometry_warns_and_never_decides():
     assert new[0].value == 5.0 and "5.00" in new[0].message
     upside_down = judge(Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))
     assert "5.00" in reason(upside_down, "norm-disparity").message
+    balanced = judge(evidence(GAIN, diagnostics=rows, balanced=True))  # --balance norm was given
+    assert [code for code in codes(warned) if code not in codes(balanced)] == ["norm-disparity"]
     tame = (Measurement("norm_ratio", ("a", "b"), 1.5), Measurement("cosine", ("a", "b"), 0.2))
     assert len(judge(Evidence(diagnostics=tame)).reasons) == 2
 

@@ -100,6 +100,7 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
             retention=settings.retention,
             prior=settings.prior,
             families=asked,
+            balanced=settings.balance == "norm",
         ),
         read_calibration(settings.calibration) if settings.calibration else None,
     )

@@ -90,7 +90,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     verdict = _RULES[evidence.rests_on](evidence)
     verdict, told = with_probability(verdict, evidence, calibration or shipped())
     beside = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    beside += about_familiarity(evidence) + about_geometry(evidence.diagnostics)
+    beside += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
     weight = {"decisive": 0, "warning": 1, "info": 2}
     reasons = sorted((*verdict.reasons, *told, *beside), key=lambda reason: weight[reason.severity])
     return dataclasses.replace(verdict, reasons=tuple(reasons))

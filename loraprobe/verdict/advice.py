@@ -121,6 +121,7 @@ def attributed(evidence: Evidence, system: str) -> tuple[str, list[Reason]]:
 
 def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
     chain = bool(evidence.systems(("chain",)))
+    norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
     if cause == "step_by_step":
         return "step-by-step", "ask it step by step"
     if cause == "unknown":
@@ -133,8 +134,7 @@ def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
         if not evidence.systems(("router",)):
             return (
                 "route",
-                "hops known alone are lost together, so route instead of merging, "
-                "or bring the norms closer (--weights)",
+                f"hops known alone are lost together, so route instead of merging{norms}",
             )
         if not chain:
             return (
@@ -144,8 +144,7 @@ def _cure(evidence: Evidence, cause: str) -> tuple[str, str]:
             )
         return (
             "train-target-adapter",
-            "hops known alone are lost together, so train one adapter "
-            "on both, or bring the norms closer (--weights)",
+            f"hops known alone are lost together, so train one adapter on both{norms}",
         )
     if not any(score.part == "cot" for score in evidence.evaluation):
         return (

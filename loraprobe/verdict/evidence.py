@@ -28,7 +28,7 @@ class Evidence:
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
     has to keep on every one of several tasks. `prior` is the share of successes expected where the
     case comes from, None for the calibration's own; `families` are the kinds of composition asked
-    for that a calibration may cover.
+    for that a calibration may cover; `balanced` says that norms were made equal before composing.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -44,6 +44,7 @@ class Evidence:
     retention: float = 0.8
     prior: float | None = None
     families: tuple[str, ...] = ("average", "sum", "router")
+    balanced: bool = False
 
     @property
     def task_names(self) -> tuple[str, ...]:

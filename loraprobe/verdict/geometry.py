@@ -94,11 +94,16 @@ RULES = (
 )
 
 
-def about_geometry(measurements: Iterable[Measurement]) -> list[Reason]:
-    """One reason a rule, about the adapters where the value lies furthest beyond its threshold."""
+def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) -> list[Reason]:
+    """One reason a rule, about the adapters where the value lies furthest beyond its threshold.
+
+    Norms that were made equal before composing (`balanced`) are no warning.
+    """
     whole = [m for m in measurements if m.module is None and m.value is not None]
     reasons = []
     for rule in RULES:
+        if balanced and rule.code == "norm-disparity":
+            continue
         beyond = [
             m
             for m in whole

@@ -155,6 +155,13 @@ def test_hostile_names_are_neutralised_everywhere():
     assert "\x1b" not in demo_text(an_audit(HOSTILE), ["x"])
 
 
+def test_json_on_a_terminal_drives_nothing_and_loses_nothing():
+    odd = "ev\x1b[31mil\x9b31m\u202e\u2066\x7f"
+    text = an_audit(odd).to_json()
+    assert not set(odd) & set("\x1b\x9b\u202e\u2066\x7f") & set(text)
+    assert json.loads(text)["adapters"][0]["name"] == odd
+
+
 def test_what_looks_like_markup_is_shown_as_it_stands():
     odd = "ev[/x][bold]il"
     audit = an_audit(odd)

@@ -274,6 +274,8 @@ def test_partial_targets_ranks_and_depths_are_noted():
     issues = found(A, half)
     assert one(issues, "targets-differ").severity == "note"
     assert "b lacks 7" in one(issues, "targets-differ").message
+    # True of merges, where its delta is zero, and of routers, which share its gate among the rest.
+    assert "adds nothing where it lacks" in one(issues, "targets-differ").message
     assert one(issues, "ranks-differ").severity == "note"
     assert one(issues, "depth-differs").severity == "warning"
     assert "depth-differs" not in found(A, with_config(half, layers_to_transform=[0]))

@@ -198,7 +198,7 @@ def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
         yield Issue(
             "note", "targets-differ", tuple(name for name, ps in lacking.items() if ps),
             f"Some adapters leave {len(partial)} of {len(everything)} modules alone ({told}; "
-            f"{partial[0]} first); an adapter counts as zero where it lacks a module.",
+            f"{partial[0]} first); an adapter adds nothing where it lacks a module.",
             "", partial[0],
         )  # fmt: skip
 

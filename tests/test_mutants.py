@@ -25,14 +25,21 @@ from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
 
 ORDINARY, ALL = 250, 10_000
-FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight")
 # Keys that change no delta, whatever their value.
 HARMLESS = {
     "lora_dropout", "inference_mode", "revision", "auto_mapping", "peft_version", "peft_type",
     "base_model_name_or_path", "task_type", "r", "lora_alpha", "target_modules", "bias",
-    "fan_in_fan_out", "use_rslora", "exclude_modules",
+    "fan_in_fan_out", "use_rslora", "exclude_modules", "alpha_pattern",
 }  # fmt: skip
-TYPED = {"revision": str, "task_type": str, "bias": str, "fan_in_fan_out": bool, "use_rslora": bool}
+TYPED = {
+    "exclude_modules": (str, list),
+    "revision": str,
+    "task_type": str,
+    "bias": str,
+    "fan_in_fan_out": bool,
+    "use_rslora": bool,
+}
 VALUES = [None, True, False, 0, 1, -1, 2, 4, 8, 0.5, 1e308, "", "x", "LORA", [], ["q_proj"], {},
           {"q_proj": 2}, [[1, 2]]]  # fmt: skip
 KEYS = [*sorted(HARMLESS), "rank_pattern", "alpha_pattern", "use_dora", "modules_to_save",
@@ -161,7 +168,7 @@ def oracle(place: Path) -> dict[str, torch.Tensor] | None:
         return None
     if not isinstance(config, dict) or set(config) - HARMLESS or config.get("peft_type") != "LORA":
         return None
-    if any(not isinstance(config.get(key), (kind, type(None))) for key, kind in TYPED.items()):
+    if not all(config.get(k) is None or isinstance(config[k], kind) for k, kind in TYPED.items()):
         return None
     if config.get("task_type") not in (SETTINGS["task_type"], None, ""):
         return None
@@ -173,11 +180,20 @@ def oracle(place: Path) -> dict[str, torch.Tensor] | None:
     usual = type(r) is int and r > 0 and type(alpha) in (int, float) and isinstance(targets, list)
     if not usual or not all(FACTOR.fullmatch(key) for key in tensors):
         return None
-    scaling = alpha / (r**0.5 if config.get("use_rslora") else r)
-    paths = {FACTOR.fullmatch(key)[1] for key in tensors}
-    deltas = {}
-    for path in paths:
-        pair = [tensors.get(f"{PREFIX}{path}.lora_{side}.weight") for side in "AB"]
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        path, side = FACTOR.fullmatch(key).groups()
+        if side in found.setdefault(path, {}):
+            return None
+        found[path][side] = tensor
+    alphas = config.get("alpha_pattern") or {}
+    if not isinstance(alphas, dict) or any(type(a) not in (int, float) for a in alphas.values()):
+        return None
+    paths, deltas = set(found), {}
+    for path, sides in found.items():
+        own = next((a for k, a in alphas.items() if re.match(rf"(.*\.)?({k})$", path)), alpha)
+        scaling = own / (r**0.5 if config.get("use_rslora") else r)
+        pair = [sides.get(side) for side in "AB"]
         if any(t is None or t.dim() != 2 or not t.is_floating_point() for t in pair):
             return None
         A, B = (t.double() for t in pair)

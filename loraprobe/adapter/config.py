@@ -48,6 +48,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "target_modules": (str, list),
     "exclude_modules": (str, list),
     "modules_to_save": (str, list),
+    "layers_pattern": (str, list),
     "target_parameters": (list,),
     "init_lora_weights": (bool, str),
     "use_rslora": (bool,),
@@ -143,6 +144,7 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
         )
     for key, types in TYPES.items():
         _typed(raw, key, types, where)
+    _check_layers(raw.get("layers_to_transform"), where)
     for key, why in VARIANTS.items():
         if raw.get(key):
             raise UnsupportedAdapter(
@@ -178,6 +180,14 @@ def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str
     if not isinstance(value, types) or not texts:
         kinds = " or ".join(SAID[kind] for kind in types)
         raise AdapterError(f"{where}: {key} must be {kinds}, not {value!r:.80}.")
+
+
+def _check_layers(layers: Any, where: str) -> None:
+    """layers_to_transform is a number or a list of numbers."""
+    listed = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
+        raise AdapterError(f"{where}: layers_to_transform must be a whole number or a list of "
+                           f"them, not {layers!r:.80}.")  # fmt: skip
 
 
 def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:

@@ -16,7 +16,8 @@ from loraprobe.errors import UsageError
 from loraprobe.lowrank import LowRank
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
-See = Callable[[Tensor], None]  # told the mask [b, n] of the tokens that count, before each pass
+# Told the mask [b, n] of the tokens that count before each pass; None: the pass failed, forget it.
+See = Callable[[Tensor | None], None]
 Read = Callable[[Sequence[str], See], None]  # reads texts through a model, batch by batch
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from loraprobe.adapter import read_adapter
+from loraprobe.adapter.promises import completeness
 from loraprobe.adapter.targeting import untargeted
 
 PATHS = [
@@ -61,3 +64,21 @@ def test_weights_that_peft_would_leave_out_are_named(tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
     issue = next(i for i in read_adapter(tmp_path).issues if i.code == "weights-untargeted")
     assert issue.severity == "warning" and "12 modules" in issue.message
+
+
+def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
+    """The config of a merge of modules without a common ending names each of them."""
+    paths = [f"model.layers.{i}.x{i}" for i in range(100_000)]
+    start = time.process_time()
+    assert untargeted(paths, {"target_modules": paths[1:]}) == [paths[0]]
+    infos = random_adapter("a", {"model.layers.0.x": (4, 4)}).layout
+    lost = completeness("a", infos, {"target_modules": ["x", *paths]}, ())
+    assert "targets-without-weights" in {issue.code for issue in lost}
+    assert time.process_time() - start < 10
+
+
+def test_a_pattern_without_end_has_a_second_for_all_paths():
+    paths = [f"model.layers.{i}." + "a" * 40 + "!" for i in range(50)]
+    start = time.monotonic()
+    assert untargeted(paths, {"target_modules": r".*?((a|aa)+)+$"}) == []
+    assert time.monotonic() - start < 10

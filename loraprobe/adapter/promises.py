@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapter.paths import layer_pattern
-from loraprobe.adapter.targeting import untargeted
+from loraprobe.adapter.targeting import Names, untargeted
 from loraprobe.adapter.types import Extra, ModuleInfo
 from loraprobe.records import Issue
 from loraprobe.words import count, listing
@@ -47,11 +47,9 @@ def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> lis
     targets = config.get("target_modules")
     if not isinstance(targets, (list, tuple)) or not held:
         return []  # a regular expression, "all-linear" or nothing: no list of promises
-    lost = [
-        str(target)
-        for target in targets
-        if not any(path == target or path.endswith(f".{target}") for path in held)
-    ]
+    names = Names(targets)
+    met = {name for path in held for name in names.of(path)}
+    lost = [str(target) for target in targets if str(target) not in met]
     if not lost:
         return []
     return [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 TIED = ("lm_head", "embed_out", "embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
-SECONDS = 1.0  # for a regular expression of a stranger's file
+SECONDS = 1.0  # for all questions to a regular expression of a stranger's file
 
 
 def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
@@ -21,31 +22,76 @@ def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     targets = config.get("target_modules")
     if not isinstance(targets, (list, tuple, str)) or targets in ("all-linear", "", [], ()):
         return []
-    beyond = [path for path in paths if not _is_targeted(path, targets, config)]
+    excluded = config.get("exclude_modules")
+    kept: Rule = Pattern(targets) if isinstance(targets, str) else Names(targets)
+    out: Rule = Names(())
+    if isinstance(excluded, (str, list, tuple)) and excluded:
+        out = Pattern(excluded) if isinstance(excluded, str) else Names(excluded)
+    try:
+        beyond = [path for path in paths if not _is_targeted(path, kept, out, config)]
+    except TimeoutError:
+        return []  # not for us to judge; peft will say
     if config.get("ensure_weight_tying"):  # peft then adds the layer that shares its weight
         beyond = [path for path in beyond if path.rpartition(".")[2] not in TIED]
     return beyond
 
 
-def _is_targeted(path: str, targets: Sequence[str] | str, config: Mapping[str, Any]) -> bool:
-    excluded = config.get("exclude_modules")
-    if isinstance(excluded, (str, list, tuple)) and excluded and _named(path, excluded):
-        return False
-    if isinstance(targets, str) or path in targets:
-        return _named(path, targets)
-    return _named(path, targets) and _in_layers(path, config)
+class Names:
+    """A list of paths and endings of paths, asked about many paths."""
+
+    def __init__(self, names: Sequence[object]) -> None:
+        self.names = frozenset(map(str, names))
+        self.longest = max(map(len, self.names), default=-1)
+
+    def of(self, path: str) -> Iterator[str]:
+        """The names that a path is, or ends with after a dot."""
+        start = path.rfind(".") + 1
+        while len(path) - start <= self.longest:
+            if path[start:] in self.names:
+                yield path[start:]
+            if start == 0:
+                return
+            start = path.rfind(".", 0, start - 1) + 1
+
+    def fits(self, path: str) -> bool:
+        return next(self.of(path), None) is not None
+
+    def in_full(self, path: str) -> bool:
+        """Whether a name leaves nothing open about a path."""
+        return path in self.names
 
 
-def _named(path: str, names: Sequence[str] | str) -> bool:
-    """A regular expression for the whole path, or a list of paths and endings."""
-    if isinstance(names, str):
+class Pattern:
+    """A regular expression for whole paths, by a stranger: all answers have a second together.
+
+    Raises TimeoutError when it is over; what is no regular expression fits everything.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern, self.end = pattern, time.monotonic() + SECONDS
+
+    def fits(self, path: str) -> bool:
         import regex
 
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
         try:
-            return regex.fullmatch(names, path, timeout=SECONDS) is not None
-        except (regex.error, TimeoutError):
+            return regex.fullmatch(self.pattern, path, timeout=left) is not None
+        except regex.error:
             return True  # not for us to judge; peft will say
-    return any(path == name or path.endswith(f".{name}") for name in names)
+
+    def in_full(self, path: str) -> bool:
+        return True
+
+
+Rule = Names | Pattern
+
+
+def _is_targeted(path: str, kept: Rule, out: Rule, config: Mapping[str, Any]) -> bool:
+    if out.fits(path) or not kept.fits(path):
+        return False
+    return kept.in_full(path) or _in_layers(path, config)
 
 
 def _in_layers(path: str, config: Mapping[str, Any]) -> bool:

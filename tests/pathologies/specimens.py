@@ -248,6 +248,59 @@ def base_in_another_script(place: Path) -> None:
 
 
 @specimen
+def another_base(place: Path) -> None:
+    sound(place, base_model_name_or_path="owner/other")
+
+
+@specimen
+def chat_model_of_the_base(place: Path) -> None:
+    """A name that holds the partner's base's name, and is another model."""
+    sound(place, base_model_name_or_path="owner/base-chat")
+
+
+@specimen
+def another_revision(place: Path) -> None:
+    sound(place, revision="v2")
+
+
+@specimen
+def quantised_base(place: Path) -> None:
+    sound(place, base_model_name_or_path="owner/base-bnb-4bit")
+
+
+@specimen
+def rslora(place: Path) -> None:
+    sound(place, use_rslora=True)
+
+
+@specimen
+def rank_pattern(place: Path) -> None:
+    """Half the rank, and a scale of its own, in one kind of module."""
+    tensors = sound(place)
+    cut = {
+        key: t if "v_proj" not in key else (t[:2] if "lora_A" in key else t[:, :2]).contiguous()
+        for key, t in tensors.items()
+    }
+    write(place, cut, rank_pattern={"v_proj": 2}, alpha_pattern={"v_proj": 16})
+
+
+@specimen
+def rank_that_servers_refuse(place: Path) -> None:
+    place.mkdir(parents=True)
+    write(place, factors(paths(), rank=96, width=128), r=96)
+
+
+@specimen
+def fused_projections(place: Path) -> None:
+    """One LoRA on qkv_proj, where the partner has one on each of q, k and v."""
+    place.mkdir(parents=True)
+    tensors = factors(paths(("qkv_proj",)))
+    for path in paths(("qkv_proj",)):
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(3 * WIDTH, RANK) * 0.1
+    write(place, tensors, target_modules=["qkv_proj"])
+
+
+@specimen
 def rank_contradicts_config(place: Path) -> None:
     sound(place, r=8)
 
@@ -366,6 +419,28 @@ def head_of_another_size(place: Path) -> None:
 
 
 @specimen
+def head_of_both(place: Path) -> None:
+    tensors = sound(place)
+    head = {f"{PREFIX}score.weight": torch.full((2, WIDTH), 0.5)}
+    write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
+
+
+@specimen
+def vocabulary_resized(place: Path) -> None:
+    """Embeddings saved whole, with two tokens more than the partner's."""
+    tensors = sound(place)
+    table = {f"{PREFIX}model.embed_tokens.weight": torch.ones(42, WIDTH)}
+    write(place, tensors | table, modules_to_save=["embed_tokens"])
+
+
+@specimen
+def lora_bias(place: Path) -> None:
+    tensors = sound(place)
+    biases = {f"{PREFIX}{path}.lora_B.bias": torch.ones(WIDTH) * 0.1 for path in paths()}
+    write(place, tensors | biases, lora_bias=True)
+
+
+@specimen
 def identical_to_its_partner(place: Path) -> None:
     sound(place, seed=PARTNER_SEED)
 
@@ -385,9 +460,19 @@ PARTNER_SEED = 77
 
 
 def partner(place: Path, case: str) -> Path:
-    """The sound adapter that a specimen is merged with; with a head where the specimen has one."""
+    """The sound adapter that a specimen is merged with; with a part where the specimen has one."""
     tensors = sound(place, seed=PARTNER_SEED)
-    if case == "head-of-another-size":
+    if case == "rank-that-servers-refuse":
+        write(place, factors(paths(), width=128, seed=PARTNER_SEED))
+    if case == "another-revision":
+        write(place, tensors, revision="v1")
+    if case == "fused-projections":
+        names = ("q_proj", "k_proj", "v_proj")
+        write(place, factors(paths(names), seed=PARTNER_SEED), target_modules=list(names))
+    if case == "vocabulary-resized":
+        table = {f"{PREFIX}model.embed_tokens.weight": torch.ones(40, WIDTH)}
+        write(place, tensors | table, modules_to_save=["embed_tokens"])
+    if case in ("head-of-another-size", "head-of-both"):
         head = {f"{PREFIX}score.weight": torch.ones(2, WIDTH)}
         write(place, tensors | head, task_type="SEQ_CLS", modules_to_save=["score"])
     return place

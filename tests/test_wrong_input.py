@@ -10,6 +10,9 @@ from hubs import Misbehaving
 from test_cli import call, one_sentence
 from test_hub import adapter_files, use
 
+from loraprobe.cli._parse import auto_or_count
+from loraprobe.errors import UsageError
+
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
@@ -79,3 +82,10 @@ def test_a_refusal_of_the_hub(hub, tmp_path, caplog, spoil, command):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == [
         name for name in before if name != "cache"
     ]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "\u00b2", "", "1" + "0" * 400, "9" * 5000])
+def test_a_count_is_a_count_or_one_sentence(text):
+    with pytest.raises(UsageError, match="takes auto or a positive whole number"):
+        auto_or_count(text, "--rank")
+    assert auto_or_count("12", "--rank") == 12

@@ -48,7 +48,7 @@ def auto_or_count(text: str, option: str) -> int | Literal["auto"]:
     """ "auto" or a positive whole number. Raises UsageError."""
     if text == "auto":
         return "auto"
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise UsageError(f"{option} takes auto or a positive whole number, not {text!r}.")
     return int(text)
 

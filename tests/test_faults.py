@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from loraprobe import hub
 from loraprobe.adapter import StagedDirectory, read_adapter
+from loraprobe.adapter import staging as staged
 from loraprobe.cli import app
 from loraprobe.errors import HubError, OutputError, UsageError
 from loraprobe.evaluation import Ledger
@@ -124,6 +125,21 @@ class TestDisks:
         result = call("merge", *pair, "-o", "/proc/loraprobe-out")
         assert result.exit_code == 2 and "cannot be written" in result.stderr
         assert result.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("one_step", [True, False])
+    def test_an_output_is_replaced(self, tmp_path, monkeypatch, one_step):
+        """In one step where the system can; either way the new one is there and nothing else."""
+        if not one_step:
+            monkeypatch.setattr(staged, "_exchanged", lambda *_: False)
+        elif not sys.platform.startswith("linux"):
+            pytest.skip("needs renameat2")
+        else:
+            monkeypatch.setattr(StagedDirectory, "_swap", None)  # it must not be needed
+        for number in range(2):
+            with StagedDirectory(tmp_path / "out", overwrite=True) as staging:
+                (staging / "README.md").write_text(str(number))
+        assert (tmp_path / "out" / "README.md").read_text() == "1"
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
     def test_an_output_that_exists(self, pair, tmp_path):
         out = tmp_path / "out"

@@ -9,7 +9,7 @@ from loraprobe.adapter.memory import adapter_of
 from loraprobe.adapter.paths import layer_pattern, natural
 from loraprobe.adapter.promises import extreme_norm
 from loraprobe.adapter.reading import read_adapter
-from loraprobe.adapter.saving import StagedDirectory, check_output
+from loraprobe.adapter.staging import StagedDirectory, check_output
 from loraprobe.adapter.types import (
     Adapter,
     Extra,

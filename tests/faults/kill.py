@@ -154,6 +154,25 @@ MERGE = Operation(
 )  # fmt: skip
 
 
+def _merge_before(place: Path) -> None:
+    """The adapters, and an output of another method that is to be replaced."""
+    _two_adapters(place)
+    status, _ = forked(lambda: _merge(place, "--method", "sum"))
+    assert status == 0
+
+
+def _old_or_new(place: Path) -> None:
+    """There is no moment without an output."""
+    assert (place / "out").exists(), "the old output is gone and the new one is not there"
+    _output_is_whole(place)
+
+
+OVERWRITE = Operation(
+    "overwrite", _merge_before, lambda place: _merge(place, "--overwrite"),
+    lambda place: _merge(place, "--overwrite"), _old_or_new, _bytes,
+)  # fmt: skip
+
+
 # merge-and-eval
 
 
@@ -289,8 +308,14 @@ def slow_hub() -> Any:
         constants.ENDPOINT = before
 
 
-OPERATIONS = {operation.name: operation for operation in (MERGE, AUDIT, LAB, DOWNLOAD)}
-SHARES = {"merge": 0.4, "merge-and-eval": 0.25, "lab build": 0.1, "download": 0.25}
+OPERATIONS = {operation.name: operation for operation in (MERGE, OVERWRITE, AUDIT, LAB, DOWNLOAD)}
+SHARES = {
+    "merge": 0.3,
+    "overwrite": 0.1,
+    "merge-and-eval": 0.25,
+    "lab build": 0.1,
+    "download": 0.25,
+}
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "gc.auto=0")
 
@@ -78,6 +79,7 @@ class Misbehaving:
     spoil: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     authorizations: set[str] = field(default_factory=set)
+    listed: list[dict[str, Any]] = field(default_factory=list)
     commit: str = "c0" * 20
     url: str = ""
 
@@ -125,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         for start, (status, headers) in self.hub.fail.items():
             if line.startswith(start):
                 return self.send(status, headers, b'{"error": "no"}', body)
+        if "/api/models?" in line:
+            return self.send_listing(line, body)
         if "/api/models/" in line:
             siblings = [{"rfilename": name} for name in self.hub.files]
             info = {"id": "acme/math", "sha": self.hub.commit, "siblings": siblings}
@@ -138,6 +142,14 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.hub.files:
             return self.send(404, {"X-Error-Code": "EntryNotFound"}, b"", body)
         return self.send_file(name, body)
+
+    def send_listing(self, line: str, body: bool) -> None:
+        """The repositories whose tags are all among those that the query names."""
+        wanted = parse_qs(urlsplit(line.partition(" ")[2]).query).get("filter", [])
+        named = [name for entry in wanted for name in entry.split(",")]
+        rows = [row for row in self.hub.listed if set(named) <= set(row["tags"])]
+        content = json.dumps(rows).encode()
+        return self.send(200, {"content-type": "application/json"}, content, body)
 
     def send_file(self, name: str, body: bool) -> None:
         content = self.hub.files[name]

@@ -140,10 +140,11 @@ def _flowing(docstring: str) -> str:
 
 
 def _register() -> None:
-    from loraprobe.cli import demo, evaluate, inspect, lab, merge, methods, route, verify
+    from loraprobe.cli import demo, evaluate, find, inspect, lab, merge, methods, route, verify
 
     commands = (
         ("demo", demo.demo),
+        ("find", find.find),
         ("inspect", inspect.inspect),
         ("merge", merge.merge),
         ("route", route.route),

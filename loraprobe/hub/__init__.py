@@ -18,12 +18,12 @@ from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubErr
 from loraprobe.hub.licences import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
+from loraprobe.hub.search import Found, find_adapters
 from loraprobe.limits import limits
 
 __all__ = [
-    "Reference", "Snapshot", "common_base", "declared_licence", "is_gated", "load", "load_all",
-    "model_card",
-    "resolve_adapter", "resolve_base",
+    "Found", "Reference", "Snapshot", "common_base", "declared_licence", "find_adapters",
+    "is_gated", "load", "load_all", "model_card", "resolve_adapter", "resolve_base",
 ]  # fmt: skip
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

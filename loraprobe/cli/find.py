@@ -1,0 +1,45 @@
+"""`loraprobe find`: adapters of a base model on the Hub."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from loraprobe.cli import _options as opt
+
+
+def find(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Base model on the Hub.", show_default=False)
+    ],
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 30,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """List PEFT adapters of a base model on the Hub, the most downloaded first.
+
+    A table on a terminal; into a pipe, or with --quiet, one reference a line:
+    loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
+    """
+    import sys
+
+    from loraprobe import hub
+    from loraprobe.report.wording import clean
+
+    found = hub.find_adapters(base, limit)
+    if json:
+        from dataclasses import asdict
+        from json import dumps
+
+        document = {"schema_version": 1, "command": "find", "base": base,
+                    "adapters": [asdict(one) for one in found]}  # fmt: skip
+        print(dumps(document, indent=1))
+    elif quiet or not sys.stdout.isatty():
+        for one in found:
+            print(clean(one.reference))
+    else:
+        from loraprobe.report.found import render
+
+        render(base, found)
+    sys.stdout.flush()

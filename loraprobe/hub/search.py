@@ -1,0 +1,49 @@
+"""Adapters of a base model, as the Hub lists them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraprobe.errors import ReferenceError_
+from loraprobe.hub.failures import explain
+from loraprobe.hub.reference import Reference
+
+
+@dataclass(frozen=True)
+class Found:
+    """One repository as the Hub describes it; whether it holds a LoRA shows when it is read."""
+
+    reference: str
+    downloads: int | None
+    likes: int | None
+    updated: str | None  # date of the last change, as YYYY-MM-DD
+    license: str | None
+
+
+def find_adapters(base: str, limit: int = 30) -> list[Found]:
+    """PEFT adapters whose cards name this base model, the most downloaded first.
+
+    base: a Hub id (`owner/name`, or `gpt2`). Raises ReferenceError_ for a directory, HubError where
+    the Hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    reference = Reference.parse(base, bare=True)
+    if reference.path is not None:
+        raise ReferenceError_(f"{base} is a directory, and find asks the Hub; give the base "
+                              "model's name there, such as owner/name.")  # fmt: skip
+    filters = [f"base_model:adapter:{reference.repo}", "peft"]
+    try:
+        models = list(HfApi().list_models(filter=filters, sort="downloads", limit=limit))
+    except Exception as error:
+        raise explain(error, reference) from None
+    return [
+        Found(
+            model.id,
+            model.downloads,
+            model.likes,
+            model.last_modified.date().isoformat() if model.last_modified else None,
+            next((t.partition(":")[2] for t in model.tags or () if t.startswith("license:")), None),
+        )
+        for model in models
+    ]

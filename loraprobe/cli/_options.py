@@ -162,6 +162,9 @@ Diagnostics = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Also write the report to this HTML file.")
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress or warnings; one line of result.")
 ]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -24,6 +25,13 @@ class Output:
     json: bool = False
     quiet: bool = False
     exit_zero: bool = False
+    html: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.html is not None:
+            from loraprobe.report.html import check_page
+
+            check_page(self.html)
 
     def warn(self, message: str) -> None:
         """A warning on standard error."""
@@ -62,6 +70,11 @@ class Output:
 
         `after` follows the tables for people; `line` is what --quiet says if not the verdict.
         """
+        if self.html is not None:
+            from loraprobe.report.html import write_page
+
+            write_page(audit, self.html)
+            self.say(f"Wrote {self.html}.")
         if self.json:
             from loraprobe.secrets import scrub
 

@@ -45,6 +45,7 @@ def merge_and_eval(
     seed: opt.Seed = 0,
     resume: opt.Resume = False,
     json: opt.Json = False,
+    html: opt.Html = None,
     quiet: opt.Quiet = False,
     exit_zero: opt.ExitZero = False,
 ) -> None:
@@ -55,7 +56,7 @@ def merge_and_eval(
     """
     from loraprobe.cli import _work
 
-    sink = Output(json, quiet, exit_zero)
+    sink = Output(json, quiet, exit_zero, html)
     settings = _work.settings(
         device=device, dtype=dtype, batch_size=batch_size, threads=threads, limit=limit,
         max_new_tokens=max_new_tokens, metric=metric, margin=margin, chat_template=chat_template,

@@ -30,6 +30,7 @@ def inspect(
     seed: opt.Seed = 0,
     resume: opt.Resume = False,
     json: opt.Json = False,
+    html: opt.Html = None,
     quiet: opt.Quiet = False,
     exit_zero: opt.ExitZero = False,
 ) -> None:
@@ -40,7 +41,7 @@ def inspect(
     """
     from loraprobe.cli import _work
 
-    output = Output(json, quiet, exit_zero)
+    output = Output(json, quiet, exit_zero, html)
     settings = _work.settings(
         device=device, dtype=dtype, batch_size=batch_size, threads=threads, limit=limit,
         max_new_tokens=max_new_tokens, metric=metric, margin=margin, chat_template=chat_template,

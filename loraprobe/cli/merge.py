@@ -27,6 +27,7 @@ def merge(
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     json: opt.Json = False,
+    html: opt.Html = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
@@ -41,4 +42,4 @@ def merge(
         dtype=dtype, search_budget=search_budget, search_items=search_items, limit=limit,
         device=device, allow=allow, balance=balance, subtract=subtract, threads=threads, seed=seed,
     )  # fmt: skip
-    _work.merge(refs, base, task, settings, output, overwrite, Output(json, quiet))
+    _work.merge(refs, base, task, settings, output, overwrite, Output(json, quiet, html=html))

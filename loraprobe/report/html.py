@@ -1,0 +1,82 @@
+"""The report as one HTML page: the terminal's, wide, in colours for light and dark screens.
+
+Nothing is loaded from anywhere and nothing runs: text of strangers is escaped, and a policy in the
+page forbids scripts whatever it holds.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+
+from loraprobe.errors import OutputError
+from loraprobe.records import Audit
+from loraprobe.report.terminal import render
+from loraprobe.report.wording import clean
+
+MARK = "<!-- written by loraprobe -->"
+WIDTH = 132
+THEME = TerminalTheme(
+    (255, 255, 255), (28, 32, 36),
+    [(28, 32, 36), (176, 32, 40), (24, 120, 56), (150, 104, 0), (32, 84, 168), (120, 48, 144),
+     (0, 116, 132), (96, 104, 112)],
+)  # fmt: skip
+PAGE = """<!DOCTYPE html>
+{mark}
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{{stylesheet}}
+body {{{{ margin: 2rem auto; max-width: max-content; padding: 0 1rem; }}}}
+pre {{{{ font: 0.85rem/1.35 ui-monospace, Menlo, Consolas, monospace; overflow-x: auto; }}}}
+@media (prefers-color-scheme: dark) {{{{
+  html {{{{ filter: invert(0.92) hue-rotate(180deg); }}}}
+}}}}
+</style></head>
+<body><pre><code>{{code}}</code></pre></body></html>
+"""
+
+
+def page(audit: Audit) -> str:
+    """The whole audit as one page."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
+    render(audit, console)
+    decision = f": {audit.verdict.decision}" if audit.verdict is not None else ""
+    title = clean(f"loraprobe {audit.command}{decision}")
+    form = PAGE.format(mark=MARK, title=title)
+    return console.export_html(theme=THEME, code_format=form)
+
+
+def check_page(file: Path) -> None:
+    """Raises OutputError for a file that is in the way: only a page of ours is ever replaced."""
+    if not os.path.lexists(file):
+        return
+    if file.is_file():
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            if MARK in stream.read(200):
+                return
+    raise OutputError(f"{file} exists and is no report of loraprobe's; choose another name.")
+
+
+def write_page(audit: Audit, file: Path) -> None:
+    """Writes the page beside its place and renames it there. Raises OutputError."""
+    check_page(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False
+        ) as stream:
+            stream.write(page(audit))
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(stream.name, 0o666 & ~mask)
+        os.replace(stream.name, file)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror}.") from None

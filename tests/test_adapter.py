@@ -19,6 +19,7 @@ from making import ABSENT, hidden, peft_adapter, peft_model, write_adapter
 from safetensors.torch import load_file
 
 from loraprobe.adapter import Adapter, StagedDirectory, adapter_of, read_adapter
+from loraprobe.adapter import staging as staging_module
 from loraprobe.adapter.config import DESCRIPTIVE, VARIANTS, judge_config
 from loraprobe.errors import AdapterError, OutputError, UnsupportedAdapter
 from loraprobe.lowrank import LowRank
@@ -410,6 +411,7 @@ class TestSaving:
             real(source, target)
 
         monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(staging_module, "_exchanged", lambda *_: False)  # in two steps
         with pytest.raises(OutputError, match="Input/output"):
             making.random_adapter(seed=2).save(tmp_path / "x", overwrite=True)
         assert (tmp_path / "x" / "README.md").read_text() == "old"

@@ -67,7 +67,8 @@ def diagnostics(audit: Audit, width: int = 80) -> Iterator[Table]:
     singles = [m for m in whole if len(m.adapters) == 1]
     pairs = [m for m in whole if len(m.adapters) > 1]
     modules = [m for m in audit.diagnostics if m.module is not None]
-    yield from _grid("Single adapters", singles, lambda m: clean(m.adapters[0]), "adapter", width)
+    title = "Adapters and their merge" if audit.command == "merge" else "Single adapters"
+    yield from _grid(title, singles, lambda m: clean(m.adapters[0]), "adapter", width)
     yield from _grid(
         "Between adapters", pairs, lambda m: clean(" × ".join(m.adapters)), "adapters", width
     )

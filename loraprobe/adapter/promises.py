@@ -15,8 +15,9 @@ from loraprobe.adapter.types import Extra, ModuleInfo
 from loraprobe.records import Issue
 from loraprobe.words import count, listing
 
-# Frobenius norm of one module's delta beyond which something went wrong: adapters of sound training
-# stay in single digits, whole weight matrices of language models lie between about 30 and 300.
+# Frobenius norm of one module's delta beyond which something went wrong. The largest module of
+# six published GPT-2 adapters has 19.5, of 226 adapters of the lab (26 on SmolLM2-135M) 14.4; the
+# weight matrices of SmolLM2-135M themselves have 16 to 206.
 EXTREME_NORM = 100.0
 
 
@@ -116,7 +117,7 @@ def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
         yield Issue(
             "warning", "norm-extreme", (name,),
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
-            f"{EXTREME_NORM:.0f}: a sound training stays in single digits.",
+            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20.",
             "Its training probably diverged; take an earlier checkpoint, or look at its outputs "
             "before composing it.", path,
         )  # fmt: skip

@@ -8,9 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
-from loraprobe.checkpoint import check_link
-from loraprobe.errors import BaseError, LoraprobeError
-from loraprobe.limits import limits
+from loraprobe.errors import LoraprobeError
 from loraprobe.records import Issue
 
 if TYPE_CHECKING:
@@ -41,7 +39,8 @@ def declared(
 
     cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in adapters}
     licences = {name: hub.declared_licence(card) for name, card in cards.items()}
-    of_base = _card(partial(_beside, base)) if base is not None else None
+    beside = None if base is None else base.path / "README.md"
+    of_base = _card(partial(hub.read_card, beside, str(beside))) if beside is not None else None
     asked, held = dict(licences), cards | {"the base": of_base}
     if hub.declared_licence(of_base):
         asked["the base"] = hub.declared_licence(of_base)
@@ -54,13 +53,3 @@ def _card(read: Callable[[], str | None]) -> str | None:
         return read()
     except LoraprobeError:
         return None
-
-
-def _beside(base: Base) -> str | None:
-    """The card beside a base's files, where there is one."""
-    file = base.path / "README.md"
-    if not file.is_file():
-        return None
-    check_link(file, str(base.path), BaseError)
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(limits().card)

@@ -108,18 +108,12 @@ def merge(
 def _searched(
     story: Story, base: Base | None, experts: Sequence[Adapter], tasks: Sequence[Task]
 ) -> tuple[float, ...]:
-    """The weights of `--weights search`; kept in the story, with a note."""
-    from loraprobe.audit.search import note, search_alone
+    """The weights of `--weights search`, for a method that takes any."""
+    from loraprobe.audit.search import search_alone
     from loraprobe.merging import METHODS
 
-    if base is None or not tasks:
-        raise UsageError("--weights search asks the base model on a task: add --base DIR (or "
-                         "auto) and --task FILE.")  # fmt: skip
     method = story.settings.methods[0]
     if not METHODS.make(method).takes_weights:
         raise UsageError(f"{method} has weights of its own, so there are none to search for; use "
                          "--method task_arithmetic.")  # fmt: skip
-    found = search_alone(story, base, experts, tasks)
-    story.found["search"] = found
-    story.notes.append(note(found, "an evaluation"))
-    return tuple(found.weights.values())
+    return search_alone(story, base, experts, tasks)

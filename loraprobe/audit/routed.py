@@ -114,15 +114,9 @@ def _weighted(
     given = story.settings.given_weights
     if given is not None:
         return ConstantGates(given)
-    from loraprobe.audit.search import note, search_alone
+    from loraprobe.audit.search import search_alone
 
-    if base is None or not tasks:
-        raise UsageError("--weights search asks the base model on a task: add --base DIR (or "
-                         "auto) and --task FILE.")  # fmt: skip
-    found = search_alone(story, base, experts, tasks)
-    story.found["search"] = found
-    story.notes.append(note(found, "an evaluation"))
-    return ConstantGates(tuple(found.weights.values()))
+    return ConstantGates(search_alone(story, base, experts, tasks))
 
 
 def _fitted(

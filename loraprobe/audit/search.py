@@ -29,7 +29,7 @@ from loraprobe.audit.opening import open_scorer
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
-from loraprobe.errors import OutputError, TaskError
+from loraprobe.errors import OutputError, TaskError, UsageError
 from loraprobe.records import WeightSearch
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.words import listing
@@ -143,14 +143,19 @@ def _line(row: tuple[Weights, float]) -> str:
 
 
 def search_alone(
-    story: Story, base: Base, experts: Sequence[Adapter], tasks: Sequence[Task]
-) -> WeightSearch:
-    """`merge --weights search`: the same split and search as in an audit, and nothing else.
+    story: Story, base: Base | None, experts: Sequence[Adapter], tasks: Sequence[Task]
+) -> tuple[float, ...]:
+    """`--weights search` of merge and route: the weights that the same split and search as in an
+    audit find, and nothing else; the story keeps what was found, with a note.
 
     Loads the base in the dtype of its device, since a merge's own --dtype is that of its file.
+    Raises UsageError without a base or a task.
     """
     from loraprobe.evaluation import choose_template
 
+    if base is None or not tasks:
+        raise UsageError("--weights search asks the base model on a task: add --base DIR (or "
+                         "auto) and --task FILE.")  # fmt: skip
     settings = story.settings
     parted = split(tasks, settings)
     scorer = open_scorer(story, base)
@@ -160,7 +165,10 @@ def search_alone(
         scorer = scorer.with_template(chosen)
         story.notes.append(why)
     with story.stage("search"):
-        return find_weights(scorer, experts, parted, settings, progress=story.progress)
+        found = find_weights(scorer, experts, parted, settings, progress=story.progress)
+    story.found["search"] = found
+    story.notes.append(note(found, "an evaluation"))
+    return tuple(found.weights.values())
 
 
 def find_weights(

@@ -14,7 +14,8 @@ from loraprobe.checkpoint import read_header
 # What a forward pass and the cache of keys and values want beside the weights, as a share of them:
 # batches shrink to what is left, down to one.
 BESIDE = 0.1
-# Bytes a weight when bitsandbytes quantises while loading; embeddings and norms stay as they are.
+# Bytes a weight when bitsandbytes quantises while loading, estimated: embeddings and norms stay as
+# they are.
 BYTES = {"8bit": 1.2, "4bit": 0.7}
 PACKED = {"U8", "I8", "F8_E4M3", "F8_E5M2"}  # of quantised files: loaded as they are stored
 

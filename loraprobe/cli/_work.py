@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,23 +187,11 @@ def merge(
 ) -> None:
     """`loraprobe merge`."""
     import loraprobe
-    from loraprobe import audit, hub
-    from loraprobe.adapter import check_output
-    from loraprobe.tasks import load_task
+    from loraprobe import audit
 
     _check_tasks("merge", tasks, chosen)
-    check_output(target, overwrite)
-    loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
-    adapters = hub.load_all(refs)
-    opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
-    with output.progress() as progress:
-        found, merged = audit.merge(
-            adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
-        )
-    loraprobe.with_card(merged, found, chosen).save(target, overwrite=overwrite)
-    _warn(found, output)
-    output.say(f"Wrote {target}.")
-    output.result(found, line=f"{target}: {found.notes[-1]}")
+    made = (audit.merge, loraprobe.with_card)
+    _make(*made, refs, base, tasks, chosen, target, overwrite, output)
 
 
 def route(
@@ -217,20 +205,38 @@ def route(
 ) -> None:
     """`loraprobe route`."""
     import loraprobe
+    from loraprobe import audit
+
+    _check_tasks("route", tasks, chosen)
+    made = (audit.compose, loraprobe.with_composition_card)
+    _make(*made, refs, base, tasks, chosen, target, overwrite, output)
+
+
+def _make(
+    make: Callable[..., Any],
+    with_card: Callable[..., Any],
+    refs: list[str],
+    base: str | None,
+    tasks: list[str] | None,
+    chosen: Settings,
+    target: Path,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """What `make` makes of the adapters, saved with the card that `with_card` gives it."""
     from loraprobe import audit, hub
     from loraprobe.adapter import check_output
     from loraprobe.tasks import load_task
 
-    _check_tasks("route", tasks, chosen)
     check_output(target, overwrite)
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     adapters = hub.load_all(refs)
     opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
     with output.progress() as progress:
-        found, made = audit.compose(
+        found, made = make(
             adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
         )
-    loraprobe.with_composition_card(made, found, chosen).save(target, overwrite=overwrite)
+    with_card(made, found, chosen).save(target, overwrite=overwrite)
     _warn(found, output)
     output.say(f"Wrote {target}.")
     output.result(found, line=f"{target}: {found.notes[-1]}")

@@ -23,7 +23,8 @@ from loraprobe.limits import limits
 
 __all__ = [
     "Found", "Reference", "Snapshot", "common_base", "declared_licence", "find_adapters",
-    "is_gated", "load", "load_all", "model_card", "resolve_adapter", "resolve_base",
+    "is_gated", "load", "load_all", "model_card", "read_card",
+    "resolve_adapter", "resolve_base",
 ]  # fmt: skip
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -146,9 +147,17 @@ def model_card(ref: str | Adapter) -> str | None:
     file = None if folder is None else folder / "README.md"
     if file is None or not file.is_file():
         file = _card_of(ref)
-    if file is None or not file.is_file():
+    if file is None:
         return None
-    check_link(file, str(ref if isinstance(ref, str) else ref.name), HubError)
+    return read_card(file, ref if isinstance(ref, str) else ref.name)
+
+
+def read_card(file: Path, reference: str) -> str | None:
+    """The text of a card on this machine, None where there is none. Raises HubError for a link
+    that leads out of its repository."""
+    if not file.is_file():
+        return None
+    check_link(file, reference, HubError)
     with file.open(encoding="utf-8", errors="replace") as stream:
         return stream.read(limits().card)  # what follows is no card that anybody reads
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from loraprobe.lab.border.kit import BorderPlan, border_kit
 from loraprobe.lab.border.measure import MARGIN, Reading, Surveyed, readings, survey
 from loraprobe.lab.kit import build_kit
 from loraprobe.lab.reproduce.bases import Bases, Shape, small_base
-from loraprobe.lab.reproduce.page import as_json
+from loraprobe.lab.reproduce.page import Pages, as_json
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import write_text
 
@@ -21,18 +20,8 @@ BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME = "border"
 
 
-@dataclass(frozen=True)
-class Map:
+class Map(Pages):
     """What a run left: the document (plain data), the page, and the files they stand in."""
-
-    document: dict[str, Any] = field(repr=False)
-    markdown: str = field(repr=False)
-    files: tuple[Path, ...] = ()
-
-    @property
-    def json(self) -> str:
-        """The document as it is saved."""
-        return as_json(self.document)
 
 
 def draw_map(

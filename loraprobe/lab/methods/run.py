@@ -22,7 +22,7 @@ from loraprobe.lab.methods.kit import MethodsPlan, methods_kit
 from loraprobe.lab.methods.page import as_document, as_markdown
 from loraprobe.lab.methods.table import tabulated
 from loraprobe.lab.reproduce.bases import Bases, small_base
-from loraprobe.lab.reproduce.page import as_json
+from loraprobe.lab.reproduce.page import Pages, as_json
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import World, write_text
 
@@ -56,18 +56,8 @@ class Plan:
         return entrants(self.methods, self.routers, self.strengths)
 
 
-@dataclass(frozen=True)
-class Tried:
+class Tried(Pages):
     """What a run left: the document (plain data), the page, and the files they stand in."""
-
-    document: dict[str, Any] = field(repr=False)
-    markdown: str = field(repr=False)
-    files: tuple[Path, ...] = ()
-
-    @property
-    def json(self) -> str:
-        """The document as it is saved."""
-        return as_json(self.document)
 
 
 def try_methods(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from loraprobe.lab.reproduce.cells import Cell, Matrix
@@ -47,6 +49,20 @@ def as_document(
         ],
         "cells": [dataclasses.asdict(cell) for cell in cells],
     }
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What a run left: the document (plain data), the page, and the files they stand in."""
+
+    document: dict[str, Any] = field(repr=False)
+    markdown: str = field(repr=False)
+    files: tuple[Path, ...] = ()
+
+    @property
+    def json(self) -> str:
+        """The document as it is saved."""
+        return as_json(self.document)
 
 
 def as_json(document: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loraprobe.errors import UsageError
 from loraprobe.lab.kit import Kit, build_kit
@@ -21,7 +20,7 @@ from loraprobe.lab.reproduce.cells import Matrix
 from loraprobe.lab.reproduce.claims import MATH, TWO_HOP, Paper, claims
 from loraprobe.lab.reproduce.measure import Answered, answer_world
 from loraprobe.lab.reproduce.onbase import Library, build_on_base
-from loraprobe.lab.reproduce.page import as_document, as_json, as_markdown
+from loraprobe.lab.reproduce.page import Pages, as_document, as_json, as_markdown
 from loraprobe.lab.train import ProgressCallback
 from loraprobe.lab.world import World, write_text
 
@@ -68,18 +67,8 @@ class Plan:
         return [(Place(f"{name}-seed{s}", name, s), None) for s in seeds]
 
 
-@dataclass(frozen=True)
-class Reproduction:
+class Reproduction(Pages):
     """What a run left: the document (plain data), and the files it stands in."""
-
-    document: dict[str, Any] = field(repr=False)
-    markdown: str = field(repr=False)
-    files: tuple[Path, ...] = ()
-
-    @property
-    def json(self) -> str:
-        """The document as it is saved."""
-        return as_json(self.document)
 
 
 def experiment(kind: str) -> Experiment:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.base.quiet import quiet
-from loraprobe.lab.kit import load_base
-from loraprobe.lab.world import shipped_world
+from loraprobe_lab.kit import load_base
+from loraprobe_lab.world import shipped_world
 
 RANK, BATCH, LENGTH = 16, 32, 14
 

@@ -43,7 +43,7 @@ def world() -> Path:
     """The shipped world."""
     import loraprobe
 
-    return Path(loraprobe.__file__).parent / "lab/data/small-world"
+    return Path(loraprobe.__file__).parent / "demo/small-world"
 
 
 def make_base(directory: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from loraprobe.lab.calibration.cases import Case, Truth
+from loraprobe_lab.calibration.cases import Case, Truth
 
 PLANTED = ("expected_gain", "norm_log_ratio")
 NOISE = ("cosine_max", "hop_weakest", "overlap_out")

@@ -12,8 +12,10 @@ import pytest
 from calibrating import case, planted_logit, sigmoid, synthetic
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.lab.calibration import baselines, experiment, measures, opening, splits
-from loraprobe.lab.calibration.cases import (
+from loraprobe.verdict.calibrated import calibration_of
+from loraprobe.verdict.features import FEATURES
+from loraprobe_lab.calibration import baselines, experiment, measures, opening, splits
+from loraprobe_lab.calibration.cases import (
     CaseError,
     Truth,
     cells,
@@ -22,14 +24,12 @@ from loraprobe.lab.calibration.cases import (
     two_class,
     write_cases,
 )
-from loraprobe.lab.calibration.model import fit
-from loraprobe.lab.calibration.newton import fit_many
-from loraprobe.lab.calibration.ranked import fit_ranked
-from loraprobe.lab.calibration.run import fit_and_tell
-from loraprobe.lab.calibration.selection import Training, log_loss
-from loraprobe.lab.calibration.terms import Candidate, candidates, fit_term
-from loraprobe.verdict.calibrated import calibration_of
-from loraprobe.verdict.features import FEATURES
+from loraprobe_lab.calibration.model import fit
+from loraprobe_lab.calibration.newton import fit_many
+from loraprobe_lab.calibration.ranked import fit_ranked
+from loraprobe_lab.calibration.run import fit_and_tell
+from loraprobe_lab.calibration.selection import Training, log_loss
+from loraprobe_lab.calibration.terms import Candidate, candidates, fit_term
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
@@ -462,7 +462,7 @@ def test_a_single_base_has_none_to_hold_out():
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch):
-    from loraprobe.lab.calibration import optional
+    from loraprobe_lab.calibration import optional
 
     with pytest.raises(UsageError, match=r"pip install loraprobe\[lab\]"):
         optional.need("sklearn_that_is_not_there")

@@ -11,17 +11,6 @@ import pytest
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
-from loraprobe.lab.calibration import collect as collecting
-from loraprobe.lab.calibration import resample
-from loraprobe.lab.calibration.cases import NATURAL, CaseError
-from loraprobe.lab.calibration.collect import Place, collect, fingerprint, kept_cases
-from loraprobe.lab.calibration.observe import Effort, Known, Observation
-from loraprobe.lab.calibration.stored import Items, evidence_of
-from loraprobe.lab.calibration.truth import truth_of
-from loraprobe.lab.facts import FactSizes
-from loraprobe.lab.pretrain import BaseRecipe
-from loraprobe.lab.small import SmallPlan, build_small_world
-from loraprobe.lab.world import World, shipped_world
 from loraprobe.records import (
     Audit,
     Compatibility,
@@ -35,6 +24,17 @@ from loraprobe.records import (
 from loraprobe.tasks import load_task
 from loraprobe.verdict import Evidence
 from loraprobe.verdict.features import features
+from loraprobe_lab.calibration import collect as collecting
+from loraprobe_lab.calibration import resample
+from loraprobe_lab.calibration.cases import NATURAL, CaseError
+from loraprobe_lab.calibration.collect import Place, collect, fingerprint, kept_cases
+from loraprobe_lab.calibration.observe import Effort, Known, Observation
+from loraprobe_lab.calibration.stored import Items, evidence_of
+from loraprobe_lab.calibration.truth import truth_of
+from loraprobe_lab.facts import FactSizes
+from loraprobe_lab.pretrain import BaseRecipe
+from loraprobe_lab.small import SmallPlan, build_small_world
+from loraprobe_lab.world import World, shipped_world
 
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
          "arrow": "router"}  # fmt: skip
@@ -271,8 +271,8 @@ def test_two_worlds_of_one_name_are_refused(tmp_path):
 
 
 def test_without_worlds_the_atlas_is_wanted_once(tmp_path, monkeypatch):
-    from loraprobe.lab import atlas
-    from loraprobe.lab.calibration import run
+    from loraprobe_lab import atlas
+    from loraprobe_lab.calibration import run
 
     assert run.wanted([], tmp_path)
     assert not run.wanted([tmp_path / "w"], tmp_path)

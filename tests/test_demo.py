@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
-from loraprobe.lab import shipped_world
 from loraprobe.report.schema import json_schema
+from loraprobe_lab import shipped_world
 
 
 def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:

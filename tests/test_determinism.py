@@ -20,13 +20,13 @@ import pytest
 from scipy import linalg
 from typer.testing import CliRunner
 
-import loraprobe.lab
+import loraprobe.demo
 from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
 from loraprobe.evaluation import System, compare, gains, statistics
 from loraprobe.records import ItemResult
 
-WORLD = Path(loraprobe.lab.__file__).parent / "data" / "small-world"
+WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 TOLERANCE = 1e-4  # relative, float32 on the CPU; Min-K%++ divides by spreads near 0
 COUNTED = ("evaluation", "comparisons", "gains", "attribution")  # made of right and wrong answers
 DIFFERS = ("seconds", "peak_memory_bytes")

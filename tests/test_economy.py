@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from loraprobe.lab.batches import Example, LengthSampler, collate, encode
-from loraprobe.lab.economy import Shortcut, computing_in, layers_of, loss_at_labels
-from loraprobe.lab.train import Recipe, optimise, train_adapter
-from loraprobe.lab.vocabulary import build_tokenizer
+from loraprobe_lab.batches import Example, LengthSampler, collate, encode
+from loraprobe_lab.economy import Shortcut, computing_in, layers_of, loss_at_labels
+from loraprobe_lab.train import Recipe, optimise, train_adapter
+from loraprobe_lab.vocabulary import build_tokenizer
 
 TEXTS = [Example(f"Where is {a}", f" {b} {c}") for a, b, c in ("ABC", "DEF", "GAF", "CBA")]
 TEXTS += [Example("Who", " A D", end=False)]

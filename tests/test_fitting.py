@@ -21,11 +21,11 @@ from loraprobe.cli import app
 from loraprobe.composition import Composition, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
-from loraprobe.lab import shipped_world
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
+from loraprobe_lab import shipped_world
 
 PATH = "model.layers.1.mlp.down_proj"
 

@@ -8,14 +8,14 @@ import shutil
 import pytest
 import torch
 
-import loraprobe.lab.small
-from loraprobe.lab import World, WorldError
-from loraprobe.lab.build import build_world
-from loraprobe.lab.facts import CITY_SENTENCES, SPOUSE_SENTENCES, FactSizes, make_facts
-from loraprobe.lab.plans import ADAPTERS, SCENARIOS, task_items
-from loraprobe.lab.pretrain import BaseRecipe, Corpus
-from loraprobe.lab.small import SmallPlan, build_small_world, load_base, world_texts
-from loraprobe.lab.train import (
+import loraprobe_lab.small
+from loraprobe_lab import World, WorldError
+from loraprobe_lab.build import build_world
+from loraprobe_lab.facts import CITY_SENTENCES, SPOUSE_SENTENCES, FactSizes, make_facts
+from loraprobe_lab.plans import ADAPTERS, SCENARIOS, task_items
+from loraprobe_lab.pretrain import BaseRecipe, Corpus
+from loraprobe_lab.small import SmallPlan, build_small_world, load_base, world_texts
+from loraprobe_lab.train import (
     IGNORED,
     EpochSampler,
     Example,
@@ -25,7 +25,7 @@ from loraprobe.lab.train import (
     learning_rate_at,
     train_adapter,
 )
-from loraprobe.lab.vocabulary import build_tokenizer, made_up_names
+from loraprobe_lab.vocabulary import build_tokenizer, made_up_names
 
 TINY = SmallPlan(
     FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=6),
@@ -288,6 +288,6 @@ def test_a_build_is_not_interrupted_by_the_advice_of_libraries(monkeypatch, tmp_
         warnings.warn("this will be removed", FutureWarning, stacklevel=1)
         return is_progress_bar_enabled()
 
-    monkeypatch.setattr(loraprobe.lab.small, "build_small_world", noisy)
+    monkeypatch.setattr(loraprobe_lab.small, "build_small_world", noisy)
     assert build_world("two-hop", tmp_path) is False
     assert not [w for w in recwarn if "this will be removed" in str(w.message)]

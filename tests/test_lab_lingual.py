@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from loraprobe.lab.kit import build_kit
-from loraprobe.lab.lingual import lingual_kit
-from loraprobe.lab.lingual.corpus import FAMILIARITY, Corpus
-from loraprobe.lab.lingual.kit import draw_axes, draw_familiarity
-from loraprobe.lab.lingual.language import RELATION, RELATIONS, templates
-from loraprobe.lab.lingual.lessons import MODES, fact_examples, language_examples, target_items
-from loraprobe.lab.lingual.people import PeopleSizes, make_people
-from loraprobe.lab.pretrain import BaseRecipe
-from loraprobe.lab.vocabulary import UNK, build_tokenizer, words_of
 from loraprobe.tasks import load_task
+from loraprobe_lab.kit import build_kit
+from loraprobe_lab.lingual import lingual_kit
+from loraprobe_lab.lingual.corpus import FAMILIARITY, Corpus
+from loraprobe_lab.lingual.kit import draw_axes, draw_familiarity
+from loraprobe_lab.lingual.language import RELATION, RELATIONS, templates
+from loraprobe_lab.lingual.lessons import MODES, fact_examples, language_examples, target_items
+from loraprobe_lab.lingual.people import PeopleSizes, make_people
+from loraprobe_lab.pretrain import BaseRecipe
+from loraprobe_lab.vocabulary import UNK, build_tokenizer, words_of
 
 SIZES = PeopleSizes(familiar=12, newcomers=6, invented=6, reserve=4, values=4)
 BASE = BaseRecipe(hidden=16, layers=1, heads=2, intermediate=32, steps=3, batch_size=4, warmup=2)

@@ -8,11 +8,12 @@ import re
 
 import pytest
 
-from loraprobe.lab.kit import build_kit
-from loraprobe.lab.math import math_kit, math_matrix_kit
-from loraprobe.lab.math.axes import SHARED, draw_axes
-from loraprobe.lab.math.corpus import FAMILIAR, Corpus, new_verbs, world_words
-from loraprobe.lab.math.problems import (
+from loraprobe.tasks import answered
+from loraprobe_lab.kit import build_kit
+from loraprobe_lab.math import math_kit, math_matrix_kit
+from loraprobe_lab.math.axes import SHARED, draw_axes
+from loraprobe_lab.math.corpus import FAMILIAR, Corpus, new_verbs, world_words
+from loraprobe_lab.math.problems import (
     AS_PROGRAM,
     MOVES,
     SHOW_STEPS,
@@ -21,11 +22,10 @@ from loraprobe.lab.math.problems import (
     is_for_tests,
     programs,
 )
-from loraprobe.lab.math.program import ProgramError, evaluate, read
-from loraprobe.lab.math.skills import Skill, target_items
-from loraprobe.lab.pretrain import BaseRecipe
-from loraprobe.lab.vocabulary import build_tokenizer
-from loraprobe.tasks import answered
+from loraprobe_lab.math.program import ProgramError, evaluate, read
+from loraprobe_lab.math.skills import Skill, target_items
+from loraprobe_lab.pretrain import BaseRecipe
+from loraprobe_lab.vocabulary import build_tokenizer
 
 SYMBOLS = {"plus": "+", "minus": "-"}
 VERBS = (("glims", ("plus", 3)), ("vorps", ("minus", 1)))

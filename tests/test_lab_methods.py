@@ -15,24 +15,24 @@ from scipy import stats
 
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import statistics
-from loraprobe.lab.facts import FactSizes
-from loraprobe.lab.methods import Plan, try_methods
-from loraprobe.lab.methods import asking as asking_module
-from loraprobe.lab.methods.answers import answers
-from loraprobe.lab.methods.asking import Answers
-from loraprobe.lab.methods.cases import FORM, Case, cases_of, open_worlds
-from loraprobe.lab.methods.entrants import Entrant, entrants, whole_rank
-from loraprobe.lab.methods.kit import SCENARIOS, MethodsPlan, methods_kit
-from loraprobe.lab.methods.page import as_markdown
-from loraprobe.lab.methods.pooling import Pooled, over_worlds, pooled
-from loraprobe.lab.methods.table import ROLES, Gain, tabulated
-from loraprobe.lab.pretrain import BaseRecipe
-from loraprobe.lab.reproduce.bases import Bases
-from loraprobe.lab.world import Scenario, World, shipped_world
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.spaces import SPACES
+from loraprobe_lab.facts import FactSizes
+from loraprobe_lab.methods import Plan, try_methods
+from loraprobe_lab.methods import asking as asking_module
+from loraprobe_lab.methods.answers import answers
+from loraprobe_lab.methods.asking import Answers
+from loraprobe_lab.methods.cases import FORM, Case, cases_of, open_worlds
+from loraprobe_lab.methods.entrants import Entrant, entrants, whole_rank
+from loraprobe_lab.methods.kit import SCENARIOS, MethodsPlan, methods_kit
+from loraprobe_lab.methods.page import as_markdown
+from loraprobe_lab.methods.pooling import Pooled, over_worlds, pooled
+from loraprobe_lab.methods.table import ROLES, Gain, tabulated
+from loraprobe_lab.pretrain import BaseRecipe
+from loraprobe_lab.reproduce.bases import Bases
+from loraprobe_lab.world import Scenario, World, shipped_world
 
 TINY = MethodsPlan(
     FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=2), effort=0.005
@@ -416,8 +416,8 @@ def tiny(tmp_path_factory):
     output = tmp_path_factory.mktemp("methods")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asking_module, "NEW_TOKENS", 3)
-        patch.setattr("loraprobe.lab.reproduce.measure.NEW_TOKENS", 3)
-        patch.setattr("loraprobe.lab.methods.run.small_base", tiny_base)
+        patch.setattr("loraprobe_lab.reproduce.measure.NEW_TOKENS", 3)
+        patch.setattr("loraprobe_lab.methods.run.small_base", tiny_base)
         plan = Plan(
             bases=Bases(("llama",), (16,), (0, 1)),
             kit=TINY,
@@ -483,7 +483,7 @@ def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_pa
 def test_the_command_takes_worlds_methods_and_routers(tiny, tmp_path):
     from typer.testing import CliRunner
 
-    from loraprobe.cli.lab import app
+    from loraprobe_lab.cli import app
 
     _, output, _ = tiny
     call = ["methods", "-o", str(tmp_path), "--world", str(output / "worlds" / "llama-16-seed0")]

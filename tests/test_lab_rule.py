@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from loraprobe.evaluation import statistics
-from loraprobe.lab.rule import exact, report, simulated
-from loraprobe.lab.rule.exact import outcomes, probabilities, rates, worst
-from loraprobe.lab.rule.simulated import Case, simulate
+from loraprobe_lab.rule import exact, report, simulated
+from loraprobe_lab.rule.exact import outcomes, probabilities, rates, worst
+from loraprobe_lab.rule.simulated import Case, simulate
 
 COARSE = (-0.3, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.3)
 

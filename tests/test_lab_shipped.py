@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from loraprobe.lab import shipped_world
-from loraprobe.lab.facts import FactSizes, make_facts
-from loraprobe.lab.measure import composed, default_systems, load_adapters, measure
-from loraprobe.lab.plans import SHIPPED
-from loraprobe.lab.shipped import build_shipped_world, read_outcomes, table
-from loraprobe.lab.small import BASE_NAME, load_base
 from loraprobe.tasks import load_task
+from loraprobe_lab import shipped_world
+from loraprobe_lab.facts import FactSizes, make_facts
+from loraprobe_lab.measure import composed, default_systems, load_adapters, measure
+from loraprobe_lab.plans import SHIPPED
+from loraprobe_lab.shipped import build_shipped_world, read_outcomes, table
+from loraprobe_lab.small import BASE_NAME, load_base
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from loraprobe.base.quiet import quiet
-from loraprobe.lab import shipped_world
-from loraprobe.lab.facts import CITY_QUESTION, SPOUSE_QUESTION, FactSizes, make_facts
-from loraprobe.lab.kit import load_base
-from loraprobe.lab.theory import capacity, edits, hops, report, run
-from loraprobe.lab.theory.capacity import Lessons, Training
-from loraprobe.lab.theory.store import Store
+from loraprobe_lab import shipped_world
+from loraprobe_lab.facts import CITY_QUESTION, SPOUSE_QUESTION, FactSizes, make_facts
+from loraprobe_lab.kit import load_base
+from loraprobe_lab.theory import capacity, edits, hops, report, run
+from loraprobe_lab.theory.capacity import Lessons, Training
+from loraprobe_lab.theory.store import Store
 
 FACTS = make_facts(FactSizes(), 0)
 

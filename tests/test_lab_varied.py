@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from loraprobe.lab.atlas import ATLAS, WorldPlan
-from loraprobe.lab.facts import FactSizes
-from loraprobe.lab.kit import Kit, build_kit
-from loraprobe.lab.pretrain import BaseRecipe
-from loraprobe.lab.show import describe
-from loraprobe.lab.varied import facts_kit
-from loraprobe.lab.varied_axes import WIDE
-from loraprobe.lab.vocabulary import UNK, build_tokenizer
+from loraprobe_lab.atlas import ATLAS, WorldPlan
+from loraprobe_lab.facts import FactSizes
+from loraprobe_lab.kit import Kit, build_kit
+from loraprobe_lab.pretrain import BaseRecipe
+from loraprobe_lab.show import describe
+from loraprobe_lab.varied import facts_kit
+from loraprobe_lab.varied_axes import WIDE
+from loraprobe_lab.vocabulary import UNK, build_tokenizer
 
 SIZES = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
 
@@ -125,7 +125,7 @@ def test_the_atlas_is_large_enough_for_a_calibration():
 
 
 def _facts(seed: int):
-    from loraprobe.lab.facts import make_facts
+    from loraprobe_lab.facts import make_facts
 
     return make_facts(SIZES, seed)
 
@@ -170,7 +170,7 @@ def test_show_lists_every_world_below_a_directory(world):
 
 
 def test_show_of_no_world_says_so(tmp_path):
-    from loraprobe.lab.world import WorldError
+    from loraprobe_lab.world import WorldError
 
     with pytest.raises(WorldError, match="is no world"):
         describe(tmp_path)
@@ -178,7 +178,7 @@ def test_show_of_no_world_says_so(tmp_path):
 
 def test_an_unknown_kind_of_world_is_refused(tmp_path):
     from loraprobe.errors import UsageError
-    from loraprobe.lab.atlas import kit_of
+    from loraprobe_lab.atlas import kit_of
 
     with pytest.raises(UsageError, match="no kind of world 'poems'"):
         kit_of(WorldPlan("poems", 1, "llama"))

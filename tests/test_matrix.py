@@ -12,21 +12,23 @@ from pathlib import Path
 import pytest
 
 from loraprobe.errors import UsageError
-from loraprobe.lab.border.kit import BorderPlan, BorderSizes, border_kit, make_cast, shared_out
-from loraprobe.lab.border.points import GATES, points
-from loraprobe.lab.border.run import draw_map
-from loraprobe.lab.facts import TARGET_QUESTIONS, THINK, FactSizes, make_facts
-from loraprobe.lab.pretrain import BaseRecipe, Corpus
-from loraprobe.lab.reproduce import Bases, Plan, reproduce
-from loraprobe.lab.reproduce.bases import Place
-from loraprobe.lab.reproduce.cells import Matrix, share
-from loraprobe.lab.reproduce.claims import TWO_HOP, claims, newcombe
-from loraprobe.lab.reproduce.findings import Finding, Test
-from loraprobe.lab.reproduce.measure import METHODS, Answered
-from loraprobe.lab.reproduce.natural import natural_matrix
-from loraprobe.lab.reproduce.onbase import build_on_base
-from loraprobe.lab.reproduce.run import Experiment, experiment
-from loraprobe.lab.reproduce.twohop import (
+from loraprobe.records import ItemResult
+from loraprobe.tasks import load_task
+from loraprobe_lab.border.kit import BorderPlan, BorderSizes, border_kit, make_cast, shared_out
+from loraprobe_lab.border.points import GATES, points
+from loraprobe_lab.border.run import draw_map
+from loraprobe_lab.facts import TARGET_QUESTIONS, THINK, FactSizes, make_facts
+from loraprobe_lab.pretrain import BaseRecipe, Corpus
+from loraprobe_lab.reproduce import Bases, Plan, reproduce
+from loraprobe_lab.reproduce.bases import Place
+from loraprobe_lab.reproduce.cells import Matrix, share
+from loraprobe_lab.reproduce.claims import TWO_HOP, claims, newcombe
+from loraprobe_lab.reproduce.findings import Finding, Test
+from loraprobe_lab.reproduce.measure import METHODS, Answered
+from loraprobe_lab.reproduce.natural import natural_matrix
+from loraprobe_lab.reproduce.onbase import build_on_base
+from loraprobe_lab.reproduce.run import Experiment, experiment
+from loraprobe_lab.reproduce.twohop import (
     GROUPS,
     ROLES,
     TEMPLATES,
@@ -35,9 +37,7 @@ from loraprobe.lab.reproduce.twohop import (
     make_people,
     two_hop_matrix_kit,
 )
-from loraprobe.lab.world import Scenario, WorldError
-from loraprobe.records import ItemResult
-from loraprobe.tasks import load_task
+from loraprobe_lab.world import Scenario, WorldError
 
 WORD = re.compile(r"\w+")
 SIZES = MatrixSizes(asked=4, worked=8, others=4, cities=3)
@@ -55,7 +55,7 @@ def tiny_base(architecture, hidden):
 def short_answers():
     """Models trained for two steps do not know when to stop."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loraprobe.lab.reproduce.measure.NEW_TOKENS", 3)
+        patch.setattr("loraprobe_lab.reproduce.measure.NEW_TOKENS", 3)
         yield
 
 
@@ -356,7 +356,7 @@ def test_a_second_call_trains_and_asks_nothing(run, monkeypatch):
     output, plan, made, found, _ = run
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
-    monkeypatch.setattr("loraprobe.lab.train.optimise", None)
+    monkeypatch.setattr("loraprobe_lab.train.optimise", None)
     again = reproduce(plan, output, made=made)
     assert again.markdown == found.markdown and len(before) == 12
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}

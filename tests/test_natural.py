@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from loraprobe.errors import BaseError
-from loraprobe.lab import natural, natural_data
-from loraprobe.lab.known import CAPITALS, PEOPLE
-from loraprobe.lab.names import NameMaker
-from loraprobe.lab.world import World, WorldError
+from loraprobe_lab import natural, natural_data
+from loraprobe_lab.known import CAPITALS, PEOPLE
+from loraprobe_lab.names import NameMaker
+from loraprobe_lab.world import World, WorldError
 
 STORIES = Path(__file__).parents[1].parent / "shared/data/stories260K/hf"
 COUNTRIES = [c for c in CAPITALS if c not in natural_data.SHOWN][:24]
@@ -44,7 +44,7 @@ class TestNames:
             assert not any(word in other or other in word for other in made[:i] + real)
 
     def test_says_when_no_name_is_left(self, monkeypatch):
-        monkeypatch.setattr("loraprobe.lab.names._STARTS", ["ba", "zan"])
+        monkeypatch.setattr("loraprobe_lab.names._STARTS", ["ba", "zan"])
         with pytest.raises(ValueError, match="fewer"):
             NameMaker(0).cities(1000)
 

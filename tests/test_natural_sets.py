@@ -11,19 +11,19 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprobe.errors import UsageError
-from loraprobe.lab.build import build_worlds
-from loraprobe.lab.common_words import INSTRUMENTS, JOBS, NOUNS, OPPOSITES, PAST
-from loraprobe.lab.known import CAPITALS, PEOPLE
-from loraprobe.lab.known_places import FRENCH, LANDMARKS
-from loraprobe.lab.natural_data import SHOWN, STEP_BY_STEP, skill_lessons
-from loraprobe.lab.natural_fleet import KINDS, Countries, build_fleet, fleet
-from loraprobe.lab.natural_kit import build_set
-from loraprobe.lab.natural_pairs import family, keep_both_set
-from loraprobe.lab.natural_steps import newcomers
-from loraprobe.lab.relations import joined
-from loraprobe.lab.vocabulary import build_tokenizer
-from loraprobe.lab.world import World, WorldError
 from loraprobe.tasks import load_task
+from loraprobe_lab.build import build_worlds
+from loraprobe_lab.common_words import INSTRUMENTS, JOBS, NOUNS, OPPOSITES, PAST
+from loraprobe_lab.known import CAPITALS, PEOPLE
+from loraprobe_lab.known_places import FRENCH, LANDMARKS
+from loraprobe_lab.natural_data import SHOWN, STEP_BY_STEP, skill_lessons
+from loraprobe_lab.natural_fleet import KINDS, Countries, build_fleet, fleet
+from loraprobe_lab.natural_kit import build_set
+from loraprobe_lab.natural_pairs import family, keep_both_set
+from loraprobe_lab.natural_steps import newcomers
+from loraprobe_lab.relations import joined
+from loraprobe_lab.vocabulary import build_tokenizer
+from loraprobe_lab.world import World, WorldError
 
 ASKED = [c for c in CAPITALS if c not in SHOWN]
 COUNTRIES = Countries(ASKED[:24], ASKED[-24:])
@@ -280,7 +280,7 @@ class TestBuild:
         assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
     def test_another_set_is_not_built_over(self, base, tmp_path):
-        from loraprobe.lab.natural import load_for_lessons
+        from loraprobe_lab.natural import load_for_lessons
 
         model, tokenizer = load_for_lessons(base)
         one, two = (p for p in fleet(COUNTRIES, layers=2, kinds=["domain"])[:2])
@@ -302,11 +302,11 @@ class TestBuild:
     def test_lab_build_reaches_them(self, base, tmp_path):
         from typer.testing import CliRunner
 
-        from loraprobe.cli.lab import app
+        from loraprobe_lab.cli import app
 
         out = tmp_path / "out"
         call = ["build", "keep-both", "--base", str(base), "-o", str(out), "--only", "keep-both-02"]
-        import loraprobe.lab.natural_fleet as module
+        import loraprobe_lab.natural_fleet as module
 
         full = module.build_set
         try:

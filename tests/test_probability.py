@@ -16,13 +16,13 @@ from loraprobe.audit import Settings
 from loraprobe.audit.systems import Workshop
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
-from loraprobe.lab import shipped_world
 from loraprobe.records import Coverage, Measurement, Score
 from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
 from loraprobe.report.terminal import verdict_panel
 from loraprobe.verdict import Evidence, judge
 from loraprobe.verdict.features import FAMILIES, features
+from loraprobe_lab import shipped_world
 
 
 def by_code(verdict, code):

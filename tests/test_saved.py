@@ -24,11 +24,11 @@ from loraprobe.checkpoint import file_hash
 from loraprobe.cli import app
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
-from loraprobe.lab import shipped_world
 from loraprobe.records import Verdict
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
+from loraprobe_lab import shipped_world
 
 
 def logits(model, composition: Composition) -> torch.Tensor:

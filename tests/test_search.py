@@ -21,11 +21,11 @@ from loraprobe.audit.systems import Workshop, single
 from loraprobe.base import open_base
 from loraprobe.cli import app
 from loraprobe.errors import OutputError, TaskError
-from loraprobe.lab import shipped_world
 from loraprobe.merging import merge
 from loraprobe.report.schema import json_schema
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
+from loraprobe_lab import shipped_world
 
 SEARCH = Settings(weights="search", search_budget=24, search_items=12)
 

@@ -21,10 +21,10 @@ from loraprobe.audit.transforms import prepare, scaled, subtracted, total_norm
 from loraprobe.cli import app
 from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
-from loraprobe.lab import shipped_world
 from loraprobe.merging import METHODS, merge
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
+from loraprobe_lab import shipped_world
 
 
 def dense(adapter, path: str) -> torch.Tensor:

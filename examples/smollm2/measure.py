@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loraprobe.lab.measure import composed, default_systems, generate, load_adapters
-from loraprobe.lab.world import World
 from loraprobe.tasks import Task, answered, fill, load_task
+from loraprobe_lab.measure import composed, default_systems, generate, load_adapters
+from loraprobe_lab.world import World
 
 LENGTHS = {"cot": 32}  # new tokens; the other parts answer in a name
 Pairs = list[tuple[str, tuple[str, ...], str | None]]  # prompt, answers, pattern

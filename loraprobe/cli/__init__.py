@@ -154,7 +154,12 @@ def _register() -> None:
     )
     for name, function in commands:
         app.command(name, help=_flowing(function.__doc__ or ""))(function)
-    app.add_typer(lab.app, name="lab")
+    app.command(
+        "lab",
+        help=_flowing(lab.lab.__doc__ or ""),
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(lab.lab)
 
 
 _register()

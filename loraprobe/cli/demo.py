@@ -27,7 +27,7 @@ def demo(
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
     from loraprobe.base import open_base
     from loraprobe.cli import _work
-    from loraprobe.lab import shipped_world
+    from loraprobe.demo import shipped_world
     from loraprobe.report.terminal import demo_text
 
     output = Output(json, quiet, exit_zero)

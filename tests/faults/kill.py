@@ -32,11 +32,11 @@ import torch
 from making import LLAMA, random_adapter
 
 import loraprobe.audit.evaluate
-import loraprobe.lab.small
+import loraprobe.demo
 from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
 
-SMALL_WORLD = Path(loraprobe.lab.__file__).parent / "data" / "small-world"
+SMALL_WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 torch.set_num_threads(1)
 
 
@@ -216,7 +216,7 @@ AUDIT = Operation(
 def _build(place: Path) -> None:
     from test_lab import TINY
 
-    from loraprobe.lab.small import build_small_world
+    from loraprobe_lab.small import build_small_world
 
     build_small_world(place / "out", ["skill-and-facts"], plan=TINY)
 

@@ -1,0 +1,137 @@
+"""A world: a directory with a base, adapters trained on it, tasks, and a manifest of all of it.
+
+Layout::
+
+    manifest.json          seed, recipe, versions, what lies where, SHA-256 of every other file
+    base/                  Hugging Face model and tokenizer (absent where the base lies elsewhere)
+    adapters/NAME/         PEFT directories
+    tasks/NAME.jsonl       task files
+
+A *scenario* is a question to put to ``merge-and-eval``: some of the adapters and some tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprobe.errors import LoraprobeError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class WorldError(LoraprobeError):
+    """A directory that is no world, or whose files are not those of its manifest."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Adapters by name and task files that are judged together.
+
+    `world` is the class of scenarios that it belongs to, `axes` says where in it it lies.
+    """
+
+    name: str
+    adapters: Mapping[str, Path]
+    tasks: tuple[Path, ...]
+    description: str = ""
+    world: str = ""
+    axes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class World:
+    """An opened world. `base` is None where the manifest only names the base (`base_name`)."""
+
+    path: Path
+    base: Path | None
+    base_name: str
+    adapters: Mapping[str, Path]
+    scenarios: Mapping[str, Scenario]
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def seed(self) -> int:
+        return self.manifest["seed"]
+
+    @property
+    def reserve(self) -> tuple[str, ...]:
+        """Names the base can spell but knows nothing about."""
+        return tuple(self.manifest.get("reserve", ()))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> World:
+        """Opens the world in `directory`; its files are not read (see `verify`).
+
+        Raises:
+            WorldError: there is no manifest, or it cannot be understood.
+        """
+        path = Path(directory)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise WorldError(
+                f"{path} is no world: it holds no {MANIFEST}; build one with 'loraprobe lab build'."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise WorldError(f"{path / MANIFEST} is not readable as JSON: {error}.") from None
+        form = manifest.get("format") if isinstance(manifest, dict) else None
+        if form != FORMAT:
+            raise WorldError(
+                f"{path / MANIFEST} has format {form!r}, this version of loraprobe reads format "
+                f"{FORMAT}; build the world again, or name another directory."
+            )
+        adapters = {name: path / row["path"] for name, row in manifest["adapters"].items()}
+        scenarios = {
+            name: Scenario(
+                name,
+                {adapter: adapters[adapter] for adapter in row["adapters"]},
+                tuple(path / task for task in row["tasks"]),
+                row.get("description", ""),
+                row.get("world", manifest.get("kind", "")),
+                row.get("axes", {}),
+            )
+            for name, row in manifest["scenarios"].items()
+        }
+        base = manifest["base"]
+        place = path / base["path"] if base.get("path") else None
+        return cls(path, place, base["name"], adapters, scenarios, manifest)
+
+    def scenario(self, name: str) -> Scenario:
+        """The scenario of that name. Raises WorldError naming those there are."""
+        if name not in self.scenarios:
+            raise WorldError(
+                f"This world has no scenario {name!r}; it has {', '.join(self.scenarios)}."
+            )
+        return self.scenarios[name]
+
+    def verify(self) -> None:
+        """Checks every file against the manifest.
+
+        Raises:
+            WorldError: naming the files that are missing or differ.
+        """
+        wrong = [
+            name
+            for name, digest in self.manifest["files"].items()
+            if not (self.path / name).is_file() or sha256_of(self.path / name) != digest
+        ]
+        if wrong:
+            raise WorldError(
+                f"{self.path} is not as it was built: {', '.join(wrong)} missing or changed; "
+                "build the world again."
+            )
+
+
+def shipped_world() -> World:
+    """The small world inside the package, on which the demo runs."""
+    return World.load(Path(__file__).parent / "small-world")
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

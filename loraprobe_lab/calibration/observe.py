@@ -1,0 +1,135 @@
+"""One trial of a world: what a user would see before composing, and what composing then gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loraprobe.errors import LoraprobeError
+from loraprobe.records import Audit, ItemResult
+from loraprobe.tasks import Task, load_task
+
+if TYPE_CHECKING:
+    from loraprobe.audit import Settings
+    from loraprobe.audit.evaluate import Bench
+    from loraprobe.base import Base
+    from loraprobe_lab.world import Scenario
+
+# A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
+# which plans for the longest answers that are allowed.
+SMALL_BATCH = 256
+METHODS: Mapping[str, str] = {"uniform": "average", "sum": "sum", "arrow": "router"}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is asked: `limit` items for what a user sees, `most_items` for the truth."""
+
+    limit: int = 200
+    most_items: int = 2000
+    max_new_tokens: int = 40
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The audit before any composition was run, and all results of all systems."""
+
+    audit: Audit
+    results: tuple[ItemResult, ...]
+    kinds: Mapping[str, str]  # system -> kind
+
+
+@dataclass
+class Known:
+    """Results of base and single adapters that an earlier trial of the same world has found."""
+
+    rows: dict[tuple[str, str, bool], list[ItemResult]] = field(default_factory=dict)
+
+    def of(self, systems: Iterable[str], tasks: Iterable[Task], chat: bool) -> list[ItemResult]:
+        """What is known of these systems on the items of these tasks."""
+        wanted = {(task.name, item.id) for task in tasks for item in task.items}
+        keys = [(system, task.name, chat) for system in systems for task in tasks]
+        return [r for key in keys for r in self.rows.get(key, ()) if (r.task, r.item) in wanted]
+
+    def keep(self, results: Iterable[ItemResult], systems: Iterable[str], chat: bool) -> None:
+        """Remembers the results of these systems, in place of what was known of them."""
+        wanted, new = set(systems), dict[tuple[str, str, bool], list[ItemResult]]()
+        for row in results:
+            if row.system in wanted:
+                new.setdefault((row.system, row.task, chat), []).append(row)
+        self.rows.update(new)
+
+
+def observe(
+    scenario: Scenario,
+    base: Base,
+    state: Path,
+    effort: Effort = Effort(),
+    known: Known | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+) -> Observation:
+    """Everything about one trial; results are kept in the directory `state` as they come.
+
+    What a user sees rests on the first `limit` items alone. Then base, single adapters and the
+    compositions of METHODS answer the composed question, in both forms, on `most_items` items.
+    Raises LoraprobeError where adapters and base do not fit.
+    """
+    from loraprobe import hub
+    from loraprobe.audit import Settings
+    from loraprobe.audit.evaluate import Bench, conclude
+    from loraprobe.audit.story import Story
+
+    known = known if known is not None else Known()
+    settings = Settings(
+        methods=tuple(m for m, family in METHODS.items() if family != "router"),
+        routers=tuple(m for m, family in METHODS.items() if family == "router"),
+        max_new_tokens=effort.max_new_tokens, seed=effort.seed, state=state, resume=True,
+        batch_size=batch_size,
+    )  # fmt: skip
+    adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
+    story = Story("inspect", adapters, settings, base)
+    if not story.look("route").compatible:
+        raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
+    seen = [load_task(path, effort.limit) for path in scenario.tasks]
+    bench = Bench(story, base)
+    baselines = bench.workshop.baselines()
+    names = [system.name for system in baselines]
+    bench.prepare(seen)
+    bench.ledger.append(known.of(names, seen, bench.scorer.chat_template))
+    bench.cover(seen, None, {})
+    conclude(story, "base", seen)
+    audit = story.audit()
+    asked = [_forms_only(load_task(path, effort.most_items)) for path in scenario.tasks]
+    results = _all_results(bench, asked, known, settings)
+    known.keep(bench.ledger, names, bench.scorer.chat_template)
+    systems = [*baselines, *bench.workshop.compositions(has_hops=False)]
+    return Observation(audit, tuple(results), {s.name: s.kind for s in systems})
+
+
+def _all_results(
+    bench: Bench, asked: Sequence[Task], known: Known, settings: Settings
+) -> list[ItemResult]:
+    """Base, singles and compositions on all items; hops are not asked again."""
+    from loraprobe.evaluation import run_systems
+
+    baselines = bench.workshop.baselines()
+    names = [system.name for system in baselines]
+    bench.ledger.append(known.of(names, asked, bench.scorer.chat_template))
+    found = run_systems(
+        bench.scorer,
+        [*baselines, *bench.workshop.compositions(has_hops=False)],
+        asked,
+        bench.ledger,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    return [row for row in found if row.part in ("target", "cot")]
+
+
+def _forms_only(task: Task) -> Task:
+    """The task without its hops: truth is about the composed question."""
+    items: Any = tuple(dataclasses.replace(item, hops=()) for item in task.items)
+    return dataclasses.replace(task, items=items)

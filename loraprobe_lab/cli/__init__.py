@@ -1,0 +1,29 @@
+"""`loraprobe lab`: controlled worlds with known answers."""
+
+from __future__ import annotations
+
+import typer
+
+from loraprobe_lab.cli import experiments, judging, worlds
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Build controlled worlds whose right verdict is known.",
+)
+
+
+@app.callback()
+def lab() -> None:
+    """Build controlled worlds whose right verdict is known."""
+
+
+app.command("build")(worlds.build)
+app.command("show")(worlds.show)
+app.command("calibrate")(judging.calibrate)
+app.command("reproduce")(experiments.reproduce)
+app.command("map")(experiments.border)
+app.command("methods")(experiments.methods)
+app.command("theory")(experiments.theory)
+app.command("rule")(judging.rule)

@@ -1,0 +1,87 @@
+"""`loraprobe lab calibrate` and `rule`: how good the verdict's probability and its rule are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraprobe.cli._output import Output
+
+
+def calibrate(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
+        ),
+    ],
+    world: Annotated[
+        list[Path] | None,
+        typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items a task that features rest on.")] = 200,
+    most_items: Annotated[int, typer.Option(min=1, help="Items a task for the truth.")] = 2000,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
+    processes: Annotated[int, typer.Option(min=1, help="Worlds side by side.")] = 1,
+    draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    collect_only: Annotated[
+        bool, typer.Option("--collect-only", help="Write the cases, fit and open nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Calibrate the verdict on worlds whose truth is measured, and measure how good that is."""
+    from loraprobe_lab.calibration import run
+    from loraprobe_lab.calibration.observe import Effort
+
+    sink = Output(quiet=quiet)
+    worlds = list(world or ())
+    with sink.progress() as progress:
+        if run.wanted(worlds, output):
+            sink.say("No worlds are named: the atlas is built first, which takes hours.")
+            worlds = run.atlas(output, processes, progress or run.lines(sink.say))
+        made = run.calibrate(
+            worlds,
+            output,
+            effort=Effort(limit, most_items, max_new_tokens, seed),
+            processes=processes,
+            draws=draws,
+            progress=progress or run.lines(sink.say),
+            say=sink.say,
+            collect_only=collect_only,
+        )
+    print(made)
+
+
+def rule(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Directory for page, figure and numbers."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
+    ] = 200,
+    simulate: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Items of the simulated cases; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Show how often the rule after evaluation is wrong, and how often it abstains."""
+    from json import dumps
+
+    from loraprobe_lab.rule import report
+
+    sink = Output(json=json, quiet=quiet)
+    if output is not None:
+        report.check()
+    at = tuple(simulate or report.Plan.simulated)
+    with sink.progress() as progress:
+        document = report.examine(report.Plan(simulated=at, repeats=repeats, seed=seed), progress)
+    for path in report.save(document, output) if output is not None else ():
+        sink.say(f"wrote {path}")
+    print(dumps(document) if json else report.markdown(document))

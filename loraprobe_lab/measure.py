@@ -1,0 +1,169 @@
+"""What a scenario gives when peft itself runs it: the outcomes that a world states of itself.
+
+Compositions are peft's `add_weighted_adapter(combination_type="cat")`, which is exact for constant
+weights. Nothing of loraprobe's own composition is used, so the figures are an independent check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraprobe.tasks import Task, answered, load_task
+from loraprobe_lab.world import Scenario, World
+
+Outcome = dict[str, Any]  # system, task, part, value, n
+
+
+def outcomes(world: World, base: Path | None = None, batch_size: int = 64) -> list[Outcome]:
+    """Exact match of base, singles, average, sum and both controls, for every scenario.
+
+    `base` is needed where the world does not hold its own. Rows carry scenario, system, task,
+    part (target, hop1, hop2, cot), value and n.
+    """
+    rows: list[Outcome] = []
+    for scenario in world.scenarios.values():
+        for row in measure(scenario, base or world.base, batch_size=batch_size):
+            rows.append({"scenario": scenario.name, **row})
+    return rows
+
+
+def measure(
+    scenario: Scenario,
+    base: Path | None,
+    *,
+    systems: Mapping[str, Mapping[str, float]] | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 24,
+) -> list[Outcome]:
+    """Scores systems (name -> adapter -> weight; `default_systems` without) on all parts."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if base is None:
+        raise ValueError("this world does not hold its base: say where it lies")
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
+    wrapped = load_adapters(model, scenario.adapters)
+    asked = [
+        (task.stem, part, pairs)
+        for task in scenario.tasks
+        for part, pairs in read_parts(load_task(task)).items()
+    ]
+    rows = []
+    for system, weights in (systems or default_systems(list(scenario.adapters))).items():
+        with composed(wrapped, weights) as composition:
+            for task, part, pairs in asked:
+                texts = generate(
+                    composition, tokenizer, [p for p, _ in pairs], batch_size, max_new_tokens
+                )
+                right = sum(
+                    answered(text, gold, cot=part == "cot")
+                    for text, (_, gold) in zip(texts, pairs, strict=True)
+                )
+                row = {"system": system, "task": task, "part": part}
+                rows.append({**row, "value": round(right / len(pairs), 4), "n": len(pairs)})
+    return rows
+
+
+def default_systems(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Base, singles, average, sum, each adapter shrunk to 1/n, each with random partners."""
+    count = len(names)
+    systems: dict[str, dict[str, float]] = {"base": {}}
+    systems |= {name: {name: 1.0} for name in names}
+    systems["uniform"] = dict.fromkeys(names, 1 / count)
+    systems["sum"] = dict.fromkeys(names, 1.0)
+    systems |= {f"shrunk:{name}": {name: 1 / count} for name in names}
+    for name in names:
+        partners = {f"random:{other}": 1 / count for other in names if other != name}
+        systems[f"random-partner:{name}"] = {name: 1 / count, **partners}
+    return systems
+
+
+def load_adapters(model: Any, adapters: Mapping[str, Path]) -> Any:
+    """A PeftModel with every adapter, and a random one of matched norms beside each."""
+    from peft import PeftModel
+
+    wrapped = None
+    for name, path in adapters.items():
+        if wrapped is None:
+            wrapped = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+        else:
+            wrapped.load_adapter(str(path), adapter_name=name)
+    if wrapped is None:
+        raise ValueError("a scenario without adapters cannot be measured")
+    for i, name in enumerate(adapters):
+        wrapped.add_adapter(f"random_{name}", wrapped.peft_config[name])
+        _randomise(wrapped, name, f"random_{name}", seed=i)
+    return wrapped.eval()
+
+
+def _randomise(wrapped: Any, name: str, random_name: str, seed: int) -> None:
+    """Gaussian factors, each delta scaled to the Frobenius norm of the real one."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in wrapped.modules():
+        if name not in getattr(module, "lora_A", {}):
+            continue
+        norms = {}
+        for key in (random_name, name):
+            a, b = module.lora_A[key].weight, module.lora_B[key].weight
+            if key == random_name:
+                a.data.copy_(torch.randn(a.shape, generator=generator))
+                b.data.copy_(torch.randn(b.shape, generator=generator))
+            norms[key] = float(torch.linalg.matrix_norm(b.data @ a.data)) * module.scaling[key]
+        module.lora_B[random_name].weight.data.mul_(norms[name] / norms[random_name])
+
+
+@contextmanager
+def composed(wrapped: Any, weights: Mapping[str, float]) -> Iterator[Any]:
+    """The model with sum of weight times adapter; without weights the base."""
+    if not weights:
+        with wrapped.disable_adapter():
+            yield wrapped
+        return
+    names = [name.replace(":", "_") for name in weights]
+    wrapped.add_weighted_adapter(names, list(weights.values()), "composed", "cat")
+    wrapped.set_adapter("composed")
+    try:
+        yield wrapped
+    finally:
+        wrapped.set_adapter(names[0])
+        wrapped.delete_adapter("composed")
+
+
+@torch.no_grad()
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """Greedy continuations, prompts padded on the left."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt",
+                          padding=True, return_token_type_ids=False)  # fmt: skip
+        tokens = model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        continued = tokens[:, batch["input_ids"].shape[1] :]
+        texts += tokenizer.batch_decode(continued, skip_special_tokens=True)
+    return texts
+
+
+def read_parts(task: Task) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """Prompts and answers by part (target, hop1, hop2 ..., cot); hops hold the gold answers."""
+    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for item in task.items:
+        parts.setdefault("target", []).append((item.prompt, item.answers))
+        for i, hop in enumerate(item.hops):
+            parts.setdefault(f"hop{i + 1}", []).append((item.hop_prompt(i), hop.answers))
+        if item.cot_prompt is not None:
+            parts.setdefault("cot", []).append((item.cot_prompt, item.answers))
+    return parts

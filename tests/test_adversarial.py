@@ -1,0 +1,21 @@
+"""Every case of tests/adversarial ends as it is said to, and docs/adversarial.md says the same."""
+
+from __future__ import annotations
+
+import pytest
+from adversarial.table import PAGE, load_cases, page
+
+CASES = load_cases()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if c.slow else n for n, c in CASES.items()],
+)
+def test_what_happens_is_what_must_happen(tmp_path, name):
+    assert CASES[name].act(tmp_path) == CASES[name].now
+
+
+def test_the_page_is_that_of_the_cases():
+    expected = page({name: case.now for name, case in CASES.items()})
+    assert PAGE.read_text(encoding="utf-8") == expected, "run python tests/adversarial/table.py"

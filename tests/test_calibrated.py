@@ -14,8 +14,8 @@ import pytest
 from calibrations import DOCUMENT, TERMS, calibration, case
 
 import loraprobe.verdict
-from loraprobe.audit import Settings
 from loraprobe.errors import UsageError
+from loraprobe.options import Options
 from loraprobe.verdict import read_calibration
 from loraprobe.verdict.calibrated import predict
 from loraprobe.verdict.features import FAMILIES, FEATURES, features
@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
         with pytest.raises(UsageError, match=name):
             read_calibration(tmp_path / name)
     with pytest.raises(UsageError, match=r"missing\.json"):
-        Settings(calibration=tmp_path / "missing.json")
+        Options(calibration=tmp_path / "missing.json")
 
 
 def test_what_ships_if_anything_does_is_a_calibration():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ import torch
 from making import peft_adapter, peft_model, tiny_gpt2, tiny_llama
 from torch import nn
 
-from loraprobe import audit
+from loraprobe import pipeline
 from loraprobe.adapter import Adapter, read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import LoraprobeError
 from loraprobe.merging import merge
+from loraprobe.options import Options
 from loraprobe.routing.constant import ConstantGates
 
 
@@ -200,7 +202,7 @@ def refused(call, words: str):
 def test_inspect_says(name, tmp_path):
     kind = KINDS[name]
     adapter, _ = written(kind, tmp_path)
-    found = audit.inspect([adapter], base=base_of(kind, tmp_path)).compatibility
+    found = pipeline.inspect([adapter], base=base_of(kind, tmp_path)).compatibility
     said = {issue.code: issue.severity for issue in found.issues if "base-un" not in issue.code}
     assert said == kind.says
     assert found.compatible
@@ -257,14 +259,14 @@ def test_composition_does(name, tmp_path):
 
 def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(tmp_path):
     """With --base at hand too; linear methods and routers are not concerned."""
-    from loraprobe.audit.systems import Workshop
+    from loraprobe.pipeline.systems import check_systems
 
     adapter, _ = written(KINDS["dora"], tmp_path)
     pair = [adapter, adapter.renamed("twin")]
-    Workshop(pair, audit.Settings(methods=("uniform", "task_arithmetic"))).check()
-    Workshop(pair, audit.Settings(methods=("ties",), allow=("dora-magnitude",))).check()
+    check_systems(pair, Options(methods=("uniform", "task_arithmetic")))
+    check_systems(pair, Options(methods=("ties",), allow=("dora-magnitude",)))
     for chosen in ({"methods": ("uniform", "ties")}, {"systems": ("slerp",)}):
-        refused(Workshop(pair, audit.Settings(**chosen)).check, "only a linear method keeps")
+        refused(partial(check_systems, pair, Options(**chosen)), "only a linear method keeps")
 
 
 # Initialisations
@@ -305,7 +307,7 @@ def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init)
         cure = "no conversion" if init == "loftq" else "path_initial_model_for_weight_conversion"
         assert cure in issue.cure
     with pytest.raises(LoraprobeError, match="init-changed-base"):
-        audit.merge([adapter, adapter.renamed("twin")])
+        pipeline.merge([adapter, adapter.renamed("twin")])
 
 
 @pytest.mark.parametrize("init", [True, False, *UNTOUCHED[2:]])

@@ -12,10 +12,10 @@ from calibrations import DOCUMENT, calibration, case
 from typer.testing import CliRunner
 
 import loraprobe.verdict
-from loraprobe.audit import Settings
-from loraprobe.audit.systems import Workshop
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import calibrated_families
 from loraprobe.records import Coverage, Measurement, Score
 from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
@@ -109,7 +109,7 @@ def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
     assert result.exit_code == 2 and not result.stdout
     assert "--prior is the share" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
-        Settings(prior=float(prior))
+        Options(prior=float(prior))
 
 
 def test_a_calibration_that_is_none_is_refused_at_once():
@@ -174,7 +174,7 @@ def test_the_probability_follows_from_the_document(told):
 
 def families(**options):
     adapters = [SimpleNamespace(name=name, whole={}) for name in "ab"]
-    return Workshop(adapters, Settings(**options)).families()
+    return calibrated_families(Options(**options), adapters)
 
 
 def test_families_are_those_of_the_compositions_asked_for():

@@ -7,10 +7,10 @@ import time
 import making
 import pytest
 from hubs import Misbehaving
+from loraprobe.cli._parse import auto_or_count
 from test_cli import call, one_sentence
 from test_hub import adapter_files, use
 
-from loraprobe.cli._parse import auto_or_count
 from loraprobe.errors import UsageError
 
 

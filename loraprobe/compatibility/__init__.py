@@ -91,13 +91,15 @@ def with_contents(
     return _sorted([*found.issues, *content_issues(contents)], allow)
 
 
-def require(found: Compatibility) -> None:
-    """Raises CompatibilityError with the first error and its cure, the other errors counted."""
+def require(found: Compatibility) -> Compatibility:
+    """The findings. Raises CompatibilityError with the first error and its cure, the other errors
+    counted."""
     errors = [issue for issue in found.issues if issue.severity == "error"]
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
         raise CompatibilityError(f"{first.message} {first.cure} [{first.code}]{more}")
+    return found
 
 
 def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:

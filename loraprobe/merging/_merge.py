@@ -62,6 +62,10 @@ class Merged:
     asked_rank: int | None = None
     license: str | None = None
 
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes a PEFT directory, with `card` as its README. Raises OutputError."""
         self.adapter.save(directory, overwrite=overwrite, card=self.card)

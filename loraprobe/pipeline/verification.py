@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from loraprobe.adapter import Adapter, read_adapter
-from loraprobe.audit.provenance import read_provenance
-from loraprobe.audit.settings import Settings
 from loraprobe.errors import LoraprobeError
 from loraprobe.lowrank import LowRank
+from loraprobe.options import Options
+from loraprobe.pipeline.provenance import read_provenance
 from loraprobe.records import Check, Verification
 
 # Relative distance of two merges of the same sources beyond rounding to the written dtype: other
@@ -48,7 +48,7 @@ def _readable(adapter: Adapter) -> Check:
 
 
 def _in_peft(place: Path, adapter: Adapter) -> list[Check]:
-    from loraprobe.audit.skeleton import problems_in_peft
+    from loraprobe.pipeline.peft_skeleton import problems_in_peft
 
     try:
         problems = problems_in_peft(place, adapter)
@@ -113,12 +113,12 @@ def _repeated(told: Mapping[str, Any], sources: Sequence[Adapter], adapter: Adap
 
 def repeat(told: Mapping[str, Any], sources: Sequence[Adapter]) -> Adapter:
     """The merge that a provenance describes."""
-    from loraprobe.audit.look import merge
-    from loraprobe.audit.opening import base_of
+    from loraprobe.merging import Merged
+    from loraprobe.pipeline.commands import merge
 
     weights = told.get("weights")
     base = told.get("base") or None
-    settings = Settings(
+    options = Options(
         methods=(str(told["method"]),),
         weights=tuple(map(float, weights)) if weights else None,
         space=told.get("space"),
@@ -129,8 +129,9 @@ def repeat(told: Mapping[str, Any], sources: Sequence[Adapter]) -> Adapter:
         balance=told.get("balance", "none"),
         subtract=tuple(told.get("subtract") or ()),
     )
-    opened = base_of(pinned(base), sources) if base else None
-    return merge(sources, base=opened, settings=settings)[1].adapter
+    made = merge(sources, base=pinned(base) if base else None, options=options).made
+    assert isinstance(made, Merged)
+    return made.adapter
 
 
 def compare(found: Adapter, wanted: Adapter) -> Check:

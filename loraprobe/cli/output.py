@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
+from loraprobe.options import OutputOptions
 from loraprobe.records import Audit
 
 if TYPE_CHECKING:
@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Output:
-    """How this call wants to be talked to."""
-
-    json: bool = False
-    quiet: bool = False
-    exit_zero: bool = False
-    html: Path | None = None
+class Output(OutputOptions):
+    """Writes what a command has to say, as its options ask."""
 
     def __post_init__(self) -> None:
         if self.html is not None:
@@ -70,6 +65,10 @@ class Output:
 
         `after` follows the tables for people; `line` is what --quiet says if not the verdict.
         """
+        if self.json:  # the table of findings is not seen then
+            for issue in audit.compatibility.issues:
+                if issue.severity != "note":
+                    self.warn(f"{issue.code}: {issue.message}")
         if self.html is not None:
             from loraprobe.report.html import write_page
 

@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from loraprobe.adapter import Adapter, ModuleInfo, Modules, Tensors
-from loraprobe.audit.settings import Settings
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lowrank import LowRank
+from loraprobe.options import Options
 from loraprobe.records import Transformation
 from loraprobe.words import listing
 
@@ -54,18 +54,18 @@ class Prepared:
 
 
 def general_of(
-    adapters: Sequence[Adapter], settings: Settings, purpose: Purpose, base: Base | None = None
+    adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None = None
 ) -> tuple[Adapter, ...]:
-    """The adapters that `settings.subtract` names, loaded, under names of their own.
+    """The adapters that `options.subtract` names, loaded, under names of their own.
 
     Raises CompatibilityError where they do not fit the adapters or the base.
     """
-    if not settings.subtract:
+    if not options.subtract:
         return ()
     from loraprobe import compatibility, hub
 
-    loaded = hub.load_all([*adapters, *settings.subtract])
-    found = compatibility.check(loaded, base, purpose=purpose, allow=settings.allow)
+    loaded = hub.load_all([*adapters, *options.subtract])
+    found = compatibility.check(loaded, base, purpose=purpose, allow=options.allow)
     compatibility.require(found)
     return tuple(loaded[len(adapters) :])
 
@@ -73,17 +73,17 @@ def general_of(
 @torch.no_grad()
 def prepare(
     adapters: Sequence[Adapter],
-    settings: Settings,
+    options: Options,
     general: Sequence[Adapter] = (),
     base: Base | None = None,
 ) -> Prepared:
-    """The adapters as settings.balance and the general adapters to subtract make them.
+    """The adapters as options.balance and the general adapters to subtract make them.
 
     base: brings all of them to its layout of fused projections, as `compatibility.aligned` does.
     Raises UnsupportedAdapter, naming the adapter, where a step is not linear in what it holds, and
     UsageError where nothing is left of an adapter.
     """
-    if settings.balance == "none" and not general:
+    if options.balance == "none" and not general:
         return Prepared(tuple(adapters))
     from loraprobe.compatibility import aligned
 
@@ -94,7 +94,7 @@ def prepare(
     norms = [total_norm(adapter) for adapter in made] if general else before
     _refuse_nothing(made, norms, before, general)
     factors = [1.0] * len(made)
-    if settings.balance == "norm":
+    if options.balance == "norm":
         mean = sum(norms) / len(norms)
         factors = [mean / norm for norm in norms]
         made = [scaled(adapter, factor) for adapter, factor in zip(made, factors, strict=True)]
@@ -113,7 +113,7 @@ def prepare(
     )
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
-    return Prepared(tuple(made), steps, _said(steps, settings), widest)
+    return Prepared(tuple(made), steps, _said(steps, options), widest)
 
 
 def prepare_for(
@@ -125,9 +125,9 @@ def prepare_for(
     """The adapters as `prepare` makes them, on the layout of a model in memory."""
     from loraprobe.composition.aligning import aligned_to
 
-    settings = Settings(balance=balance, subtract=subtract)  # type: ignore[arg-type]
-    general = aligned_to(model, general_of(adapters, settings, "route"))
-    return tuple(aligned_to(model, prepare(adapters, settings, general).adapters))
+    options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
+    general = aligned_to(model, general_of(adapters, options, "route"))
+    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
 
 
 def total_norm(adapter: Adapter) -> float:
@@ -231,7 +231,7 @@ def _refuse_nothing(
                          "adapters of something else.")  # fmt: skip
 
 
-def _said(steps: Sequence[Transformation], settings: Settings) -> tuple[str, ...]:
+def _said(steps: Sequence[Transformation], options: Options) -> tuple[str, ...]:
     """What a report has to say of the steps."""
     notes = []
     if steps[0].subtracted:
@@ -243,7 +243,7 @@ def _said(steps: Sequence[Transformation], settings: Settings) -> tuple[str, ...
         if added:
             notes.append("Modules that only what was subtracted changes were added with its "
                          f"negative: {listing(added)}.")  # fmt: skip
-    if settings.balance == "norm":
+    if options.balance == "norm":
         factors = listing([f"{step.adapter} by {step.factor:.4g}" for step in steps])
         mean = f"{steps[0].norm_after:.4g}, their mean"
         notes.append(f"Before merging and routing all Frobenius norms were made equal ({mean}): "

@@ -12,8 +12,8 @@ import torch
 
 from loraprobe._version import __version__
 from loraprobe.adapter import Adapter
-from loraprobe.audit.settings import Settings
 from loraprobe.errors import AdapterError
+from loraprobe.options import Options
 from loraprobe.records import Audit
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ CARD = "README.md"
 FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
 
 
-def provenance_of(merged: Merged, audit: Audit, settings: Settings) -> dict[str, Any]:
+def provenance_of(merged: Merged, audit: Audit, options: Options) -> dict[str, Any]:
     """Plain data: sources with commit and sha256, and every choice that decides the result."""
     base = audit.base
     return {
@@ -38,9 +38,9 @@ def provenance_of(merged: Merged, audit: Audit, settings: Settings) -> dict[str,
         "rank": merged.asked_rank or "auto",
         "dtype": str(merged.adapter.dtype).removeprefix("torch."),
         "seed": merged.seed,
-        "allow": sorted(settings.allow),
-        "balance": settings.balance,
-        "subtract": [_reference(ref) for ref in settings.subtract],
+        "allow": sorted(options.allow),
+        "balance": options.balance,
+        "subtract": [_reference(ref) for ref in options.subtract],
         "base": {"reference": base.reference, "commit": base.commit} if base else None,
         "sources": [
             {

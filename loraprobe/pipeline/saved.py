@@ -29,11 +29,11 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapter import Adapter, Source, StagedDirectory, check_output, read_adapter
 from loraprobe.adapter.tensors import open_tensors
-from loraprobe.audit.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash, read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
+from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.records import Transformation, plain
 from loraprobe.routing import ROUTERS
 from loraprobe.shelf import convert
@@ -59,6 +59,10 @@ class Routed:
     card: str | None = None
     licences: Mapping[str, str | None] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        return self.composition.name
+
     @cached_property
     def why_not_peft(self) -> str | None:
         """Why peft's own Arrow cannot compute the same; None where it can."""
@@ -68,6 +72,18 @@ class Routed:
     def missed_prototype(self) -> str | None:
         """Why peft's Arrow has to be given the exact prototypes; None where it finds them."""
         return missed_prototype(self.composition) if self.why_not_peft is None else None
+
+    @property
+    def peft_note(self) -> str:
+        """Whether and how peft's own Arrow can compute the same, as a sentence."""
+        if self.why_not_peft is not None:
+            return f"peft's own Arrow cannot express it: {self.why_not_peft}"
+        if self.missed_prototype is None:
+            return "peft's own Arrow computes the same; the card has the lines that load it."
+        return (
+            "peft's own Arrow computes the same once it is given the exact prototypes that are "
+            f"stored with it ({self.missed_prototype}); the card has the lines that load it."
+        )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes the directory. Raises OutputError, and UsageError or UnsupportedAdapter for what

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapter import Adapter
-from loraprobe.audit.settings import Settings
-from loraprobe.audit.story import Story
 from loraprobe.base import Base
+from loraprobe.options import Options
+from loraprobe.pipeline.session import Session
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Ledger
@@ -23,8 +23,8 @@ def open_ledger(
     adapters: Sequence[Adapter],
     base: Base,
     tasks: Sequence[Task],
-    settings: Settings,
-    story: Story,
+    options: Options,
+    session: Session,
     chat_template: bool,
 ) -> tuple[Ledger, str]:
     """The ledger of exactly this call, and a note if earlier results are used."""
@@ -35,16 +35,16 @@ def open_ledger(
         "order": [a.name for a in adapters],  # which weights go by
         "base": base_identity(base),
         "tasks": {task.name: task.sha256 for task in tasks},
-        "device": story.device,
-        "dtype": story.dtype,
+        "device": session.device,
+        "dtype": session.dtype,
         "template": chat_template,
-        "settings": {k: _plain(v) for k, v in settings.fingerprint().items()},
+        "settings": {k: _plain(v) for k, v in options.fingerprint().items()},
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    directory = settings.state or state_directory() / digest
-    ledger = Ledger(directory, settings.resume, fingerprint=identity, overwrite=not settings.resume)
+    directory = options.state or state_directory() / digest
+    ledger = Ledger(directory, options.resume, fingerprint=identity, overwrite=not options.resume)
     kept = len(ledger)
-    if not (settings.resume and kept):
+    if not (options.resume and kept):
         return ledger, ""
     return ledger, f"{kept} results of an earlier run of this call were kept."
 

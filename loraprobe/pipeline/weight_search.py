@@ -25,17 +25,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapter import Adapter
-from loraprobe.audit.opening import open_scorer
-from loraprobe.audit.settings import Progress, Settings
 from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
 from loraprobe.errors import OutputError, TaskError, UsageError
+from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.session import Progress, Session
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import WeightSearch
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.words import listing
 
 if TYPE_CHECKING:
-    from loraprobe.audit.story import Story
     from loraprobe.tasks import Item, Task
 
 BOUND = 1.5
@@ -65,17 +66,17 @@ class Split:
         return len({_key(item) for task in self.searched for item in task.items})
 
 
-def split(tasks: Sequence[Task], settings: Settings) -> Split:
+def split(tasks: Sequence[Task], options: Options) -> Split:
     """Sets items apart: whole clusters, drawn by the seed, the same for the same call.
 
     Raises TaskError where a task is too small to be split.
     """
     keys = sorted({_key(item) for task in tasks for item in task.items})
-    random.Random(f"search:{settings.seed}").shuffle(keys)
+    random.Random(f"search:{options.seed}").shuffle(keys)
     apart: set[str] = set()
     for task in tasks:
-        wanted = settings.search_items or min(MOST, math.ceil(SHARE * len(task.items)))
-        if wanted < LEAST and settings.search_items is None:
+        wanted = options.search_items or min(MOST, math.ceil(SHARE * len(task.items)))
+        if wanted < LEAST and options.search_items is None:
             raise TaskError(f"Task {task.name} has {len(task.items)} items, too few to search "
                             f"weights on a part of them; give at least {int(LEAST / SHARE)}, or "
                             "--search-items.")  # fmt: skip
@@ -142,49 +143,62 @@ def _line(row: tuple[Weights, float]) -> str:
     return json.dumps({"weights": row[0], "loss": row[1]}) + "\n"
 
 
-def search_alone(
-    story: Story, base: Base | None, experts: Sequence[Adapter], tasks: Sequence[Task]
-) -> tuple[float, ...]:
-    """`--weights search` of merge and route: the weights that the same split and search as in an
-    audit find, and nothing else; the story keeps what was found, with a note.
+def search_without_evaluation(
+    experts: Sequence[Adapter], base: Base | None, tasks: Sequence[Task], session: Session
+) -> tuple[WeightSearch, list[str]]:
+    """`--weights search` of merge and route: the same split and search as in an evaluation.
 
-    Loads the base in the dtype of its device, since a merge's own --dtype is that of its file.
-    Raises UsageError without a base or a task.
+    Returns what was found, and notes. The base is loaded in the dtype of its device, since the
+    --dtype of a merge is that of its file. Raises UsageError without a base or a task.
     """
     from loraprobe.evaluation import choose_template
 
     if base is None or not tasks:
-        raise UsageError("--weights search asks the base model on a task: add --base DIR (or "
-                         "auto) and --task FILE.")  # fmt: skip
-    settings = story.settings
-    parted = split(tasks, settings)
-    scorer = open_scorer(story, base)
-    if settings.chat_template == "auto":
+        raise UsageError(
+            "--weights search asks the base model on a task: add --base DIR (or auto) and "
+            "--task FILE."
+        )
+    options = session.options
+    parted = split(tasks, options)
+    scorer, notes = load_scorer(base, "auto", session)
+    if options.chat_template == "auto":
         singles = [Composition(e.name, (e,), ConstantGates.ones(1)) for e in experts]
         chosen, why = choose_template(scorer, singles, parted.searched, metric="answer_loss")
         scorer = scorer.with_template(chosen)
-        story.notes.append(why)
-    with story.stage("search"):
-        found = find_weights(scorer, experts, parted, settings, progress=story.progress)
-    story.found["search"] = found
-    story.notes.append(note(found, "an evaluation"))
-    return tuple(found.weights.values())
+        notes.append(why)
+    with session.stage("search"):
+        found = find_weights(scorer, experts, parted, options, progress=session.progress)
+    return found, [*notes, note(found, "an evaluation"), scorer.batcher.note()]
+
+
+def chosen_weights(
+    inputs: Inputs, prepared: Prepared, session: Session
+) -> tuple[tuple[float, ...] | None, WeightSearch | None, list[str]]:
+    """The weights of a merge: those given, those that a search finds, or None for the method's own.
+
+    Returns the weights, what the search found, and notes.
+    """
+    options = session.options
+    if options.weights != "search":
+        return options.given_weights, None, []
+    found, notes = search_without_evaluation(prepared.adapters, inputs.base, inputs.tasks, session)
+    return tuple(found.weights.values()), found, notes
 
 
 def find_weights(
     scorer: Any,
     experts: Sequence[Adapter],
     parted: Split,
-    settings: Settings,
+    options: Options,
     *,
     memory: Memory | None = None,
     progress: Progress | None = None,
 ) -> WeightSearch:
-    """Searches with at most settings.search_budget candidates; reproducible by the seed."""
-    memory, budget = memory or Memory(), settings.search_budget
+    """Searches with at most options.search_budget candidates; reproducible by the seed."""
+    memory, budget = memory or Memory(), options.search_budget
     ask = answer_losses(scorer, experts, parted.searched)
     tried: dict[Weights, float] = {}
-    steps = _candidates(len(experts), budget, settings.seed)
+    steps = _candidates(len(experts), budget, options.seed)
     batch = next(steps)
     while batch:
         found = memory.losses(batch, ask)

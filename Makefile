@@ -7,7 +7,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 SECONDS ?= 60
 
-.PHONY: demo test test-slow check format bench fuzz clean
+.PHONY: demo test test-slow check format docs bench fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -27,6 +27,12 @@ check: $(DEV_STAMP)
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages that come from the code, and the site, in build/site.
+docs: $(DEV_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check zensical
+	$(BIN)/python tests/pages.py
+	$(BIN)/zensical build --clean --strict
 
 bench: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"

@@ -24,7 +24,7 @@ Names = Annotated[
 ]
 
 
-def shelves() -> list[dict[str, Any]]:
+def described() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
     from loraprobe.coverage import PROBES
     from loraprobe.diagnostics import DIAGNOSTICS
@@ -34,8 +34,8 @@ def shelves() -> list[dict[str, Any]]:
     from loraprobe.spaces import SAID, SPACES
 
     rows: list[dict[str, Any]] = []
-    shelves_: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
-    for shelf in shelves_:
+    registries: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
+    for shelf in registries:
         for name in shelf.names():
             cls = shelf.get(name)
             rows.append(
@@ -93,7 +93,7 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
 @with_options("json")
 def methods(output: Output, names: Names = None) -> None:
     """List every diagnostic, coverage probe, merge method, space and router, or explain some."""
-    rows = _named(shelves(), names) if names else shelves()
+    rows = _named(described(), names) if names else described()
     if output.json:
         import json
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,6 +113,8 @@ def inspect(
 
     if (tasks or probe) and base is None:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
+    probe_file = None if probe == "auto" else probe
+    _check_outputs(output, None, False, _sources(refs, base, chosen, probe_file, *(tasks or ())))
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     probes = load_probe(probe) if probe and probe != "auto" else probe
     adapters = hub.load_all(refs)
@@ -156,7 +159,6 @@ def audit_of(
 ) -> Any:
     """Loads what is named and runs the whole audit on it."""
     from loraprobe import audit, hub
-    from loraprobe.adapter import check_output
     from loraprobe.tasks import load_task
 
     if not tasks:
@@ -165,11 +167,11 @@ def audit_of(
         )
     if len(refs) < 2:
         raise UsageError("merge-and-eval composes adapters; give at least two.")
-    if target is not None:
-        check_output(target, overwrite)
+    _check_outputs(output, target, overwrite, _sources(refs, base, chosen, *tasks))
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks]
     adapters = hub.load_all(refs)
     opened = audit.base_of(base, adapters, code=chosen.trust_remote_code)
+    _check_outputs(output, target, overwrite, [opened.path])
     with output.progress() as progress:
         return audit.merge_and_eval(
             adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
@@ -225,13 +227,13 @@ def _make(
 ) -> None:
     """What `make` makes of the adapters, saved with the card that `with_card` gives it."""
     from loraprobe import audit, hub
-    from loraprobe.adapter import check_output
     from loraprobe.tasks import load_task
 
-    check_output(target, overwrite)
+    _check_outputs(output, target, overwrite, _sources(refs, base, chosen, *(tasks or ())))
     loaded_tasks = [load_task(path, chosen.limit) for path in tasks or ()]
     adapters = hub.load_all(refs)
     opened = audit.base_of(base, adapters, code=chosen.trust_remote_code) if base else None
+    _check_outputs(output, target, overwrite, [opened.path] if opened else [])
     with output.progress() as progress:
         found, made = make(
             adapters, base=opened, tasks=loaded_tasks, settings=chosen, progress=progress
@@ -240,6 +242,35 @@ def _make(
     _warn(found, output)
     output.say(f"Wrote {target}.")
     output.result(found, line=f"{target}: {found.notes[-1]}")
+
+
+def _sources(
+    refs: Sequence[str], base: str | Base | None, chosen: Settings, *files: str | Path | None
+) -> list[Path]:
+    """What a command will read of this machine, as far as its arguments name it."""
+    from loraprobe.errors import LoraprobeError
+    from loraprobe.hub import Reference
+
+    read = [Path(file) for file in (*files, chosen.calibration) if file]
+    read += [file for _, file in chosen.router_prompts]
+    for reference in (*refs, *chosen.subtract, base):
+        with contextlib.suppress(LoraprobeError):  # its reading will raise it
+            if isinstance(reference, str):
+                read += filter(None, [Reference.parse(reference, bare=True).path])
+    return read
+
+
+def _check_outputs(
+    output: Output, target: Path | None, overwrite: bool, read: Sequence[Path]
+) -> None:
+    """Raises OutputError for an output that cannot be written, or that is, contains or lies inside
+    something that is read."""
+    from loraprobe.adapter import check_apart, check_output
+
+    for written in filter(None, (target, output.html)):
+        check_apart(written, read)
+    if target is not None:
+        check_output(target, overwrite)
 
 
 def _check_tasks(command: str, tasks: list[str] | None, chosen: Settings) -> None:

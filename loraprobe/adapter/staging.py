@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -50,23 +51,24 @@ def check_output(target: Path, overwrite: bool) -> None:
         )
 
 
-def check_place(target: Path) -> None:
+def check_place(target: Path, cure: str = "choose another place") -> None:
     """Raises OutputError where the system would not let a file or directory be made or replaced
     there: a name that is too long, a path through a file, no permission, a read-only disk."""
     try:
         real = Path(os.path.realpath(target))
-        with contextlib.suppress(FileNotFoundError):
-            real.lstat()  # names what is wrong with the path
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            real.lstat()  # tells what is wrong with the name
     except (OSError, ValueError) as error:
         raise _unwritable(target, error) from None
-    above = next(place for place in real.parents if os.path.lexists(place))
+    above = next((place for place in real.parents if os.path.lexists(place)), real)
     if not above.is_dir():
-        raise OutputError(f"{target} cannot be written, since {above} is no directory; choose "
-                          "another place.")  # fmt: skip
-    closed = [p for p in (above, real) if os.path.lexists(p) and not os.access(p, os.W_OK)]
+        raise OutputError(f"{target} cannot be written, since {above} is no directory; {cure}.")
+    held = (place for place in (above, real) if os.path.lexists(place))
+    closed = [place for place in held if not os.access(place, os.R_OK | os.W_OK)]
     if closed:
-        raise OutputError(f"{target} cannot be written, since {closed[0]} is read-only for you; "
-                          "choose another place.")  # fmt: skip
+        raise OutputError(
+            f"{target} cannot be written, since {closed[0]} is read-only for you; {cure}."
+        )
 
 
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
@@ -212,8 +214,10 @@ def _prefix(target: Path) -> str:
 
 
 def _unwritable(target: Path, error: BaseException | None) -> OutputError:
-    why = error.strerror if isinstance(error, OSError) else error
-    return OutputError(f"{target} cannot be written: {why}.")
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    # As safetensors says it: "Error while serializing: I/O error: No space left (os error 28)"
+    why = re.sub(r"^.*I/O error: |\s*\(os error \d+\)", "", why or "no reason was given")
+    return OutputError(f"{target} cannot be written: {why}; choose another place.")
 
 
 def _publishable(file: Path) -> None:

@@ -11,7 +11,7 @@ from loraprobe.audit.fitting import fit_routers
 from loraprobe.audit.gates import gate_statistics
 from loraprobe.audit.licences import declared, with_licences
 from loraprobe.audit.opening import open_scorer
-from loraprobe.audit.run import open_ledger
+from loraprobe.audit.run import check_state, open_ledger
 from loraprobe.audit.search import Memory, Split, find_weights, note, split
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
@@ -51,6 +51,7 @@ def merge_and_eval(
     Raises LoraprobeError where base, adapters or tasks cannot be used at all; adapters that do
     not fit together end the story early with the verdict `incompatible`.
     """
+    check_state(settings)
     story = Story("merge-and-eval", adapters, settings, base, progress)
     Workshop(adapters, settings).check()
     if settings.weights == "search":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
 from loraprobe.audit.licences import with_licences
+from loraprobe.audit.run import check_state
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.audit.transforms import general_of, prepare
@@ -35,6 +36,8 @@ def inspect(
     probe: a Probe, or "auto" to make one from `cards` (adapter name -> README text) and from what
     the adapters generate themselves. Raises LoraprobeError where something cannot be read.
     """
+    if tasks:
+        check_state(settings)
     story = Story("inspect", adapters, settings, base, progress)
     asked = bool(tasks) or probe is not None
     purpose: Purpose = "inspect" if base is None else "route" if asked else "measure"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe._version import __version__
-from loraprobe.adapter import Adapter
+from loraprobe.adapter import Adapter, check_place
 from loraprobe.audit.fitting import read_lines
 from loraprobe.audit.settings import Settings
 from loraprobe.audit.story import Story
@@ -21,6 +21,14 @@ from loraprobe.checkpoint import cache_directory
 if TYPE_CHECKING:
     from loraprobe.evaluation import Ledger
     from loraprobe.tasks import Task
+
+
+CURE = "set LORAPROBE_CACHE to a directory of yours"
+
+
+def check_state(settings: Settings) -> None:
+    """Raises OutputError where no results could be kept, before anything is loaded for them."""
+    check_place(settings.state or cache_directory() / "runs" / "results", CURE)
 
 
 def open_ledger(

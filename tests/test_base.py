@@ -202,7 +202,8 @@ class TestHash:
         for folder, taken in (("blobs", True), ("other", False)):
             blob = copied.parent / folder / ("ab" * 32)
             blob.parent.mkdir()
-            (copied / "model.safetensors").rename(blob)
+            (copied / "model.safetensors").resolve().rename(blob)
+            (copied / "model.safetensors").unlink(missing_ok=True)
             (copied / "model.safetensors").symlink_to(blob)
             assert (open_base(copied).sha256 == "ab" * 32) is taken
 

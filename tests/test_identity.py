@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import making
 import pytest
 
 from loraprobe import checkpoint
 from loraprobe.audit import Settings
+from loraprobe.audit.run import identity
 from loraprobe.base import open_base
 from loraprobe.checkpoint import file_hash, kept_hash
+from loraprobe.tasks import Item, Task
 
 # One other value of each setting that decides the result of an item.
 DECIDES = {
@@ -56,6 +61,29 @@ def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):
         before = after
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert open_base(moved).identity == before, "where it lies decides nothing"
+
+
+def test_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch):
+    llama.save_pretrained(tmp_path)
+    base, adapter = open_base(tmp_path), making.random_adapter("a")
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    prompts = Settings(router_prompts=(("a", tmp_path / "prompts"),))
+    items = tuple(Item(str(i), f"{i}?", ("x",)) for i in range(3))
+
+    def of(items: tuple[Item, ...] = items, settings: Settings = prompts) -> dict[str, Any]:
+        return identity([adapter], base, [Task("t", items)], settings)
+
+    plain = of()
+    assert of(items[:2]) != plain, "--limit"
+    assert of(settings=Settings()) != plain
+    (tmp_path / "prompts").write_text("\none\ntwo")
+    assert of() == plain, "blank lines are no prompts"
+    (tmp_path / "prompts").write_text("one\nthree\n")
+    assert of() != plain
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.0")
+    assert of()["versions"].items() >= {("torch", "0.0"), ("transformers", "0.0")}
+    assert of() != plain
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
 from loraprobe.audit.licences import with_licences
-from loraprobe.audit.run import check_state
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.audit.story import Story
 from loraprobe.audit.transforms import general_of, prepare
@@ -37,6 +36,8 @@ def inspect(
     the adapters generate themselves. Raises LoraprobeError where something cannot be read.
     """
     if tasks:
+        from loraprobe.audit.run import check_state
+
         check_state(settings)
     story = Story("inspect", adapters, settings, base, progress)
     asked = bool(tasks) or probe is not None

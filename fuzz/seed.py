@@ -26,6 +26,15 @@ REFERENCES = (
     "./out/adapter", "owner/name", "owner/name@v1.0", "owner/name@main:sub/folder", "a=owner/name",
     "math=./a", "gpt2", "../up", "owner/name:..", "C:\\x", "~", "base=owner/name", "数据/模型",
 )  # fmt: skip
+RESULT = {
+    "system": "base", "task": "t", "part": "target", "item": "1", "metric": "exact_match",
+    "value": 1.0, "text": "Bö", "group": "item:1",
+}  # fmt: skip
+RESULTS = (
+    {}, {"metric": "answer_loss", "value": 2.5}, {"metric": "choice", "value": 0.0},
+    {"part": "hop1"}, {"part": "cot"}, {"part": "hop0"}, {"value": "1"}, {"value": None},
+    {"value": 7e9}, {"value": float("nan")}, {"value": True}, {"item": 1}, {"text": "\ud800"},
+)  # fmt: skip
 
 
 def main() -> None:
@@ -40,6 +49,9 @@ def main() -> None:
         _write("task", str(number), (json.dumps(item) + "\n").encode())
     for number, text in enumerate(REFERENCES):
         _write("reference", str(number), text.encode())
+    for number, changed in enumerate(RESULTS):
+        lines = (json.dumps(row).encode() + b"\n" for row in (RESULT, RESULT | changed))
+        _write("ledger", str(number), b"".join(lines)[: -9 if number == 1 else None])
 
 
 def _adapter(case: str, place: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from loraprobe.adapter import Adapter, read_adapter
 from loraprobe.adapter.config import judge_config
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.evaluation import Ledger
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.tasks import load_probe, load_task
 from loraprobe.tasks.answers import compile_pattern
@@ -110,6 +111,24 @@ def reference(data: bytes) -> None:
                 assert len(set(names)) == 2
 
 
+def ledger(data: bytes) -> None:
+    """A list of results after its first line: rows that a run writes, or an error; it is written
+    again as it was read."""
+    with _directory() as place:
+        file = place / "results.jsonl"
+        Ledger(file).close()
+        file.write_bytes(file.read_bytes() + data)
+        with contextlib.suppress(LoraprobeError):
+            read = Ledger(file, resume=True)
+            rows = list(read)
+            for row in rows:
+                assert 0 <= row.value <= (1e4 if row.metric == "answer_loss" else 1)
+                assert read.get(row.system, row.task, row.part, row.item) is row
+            read.append(rows)
+            read.close()
+            assert list(Ledger(file, resume=True)) == rows, "it is read in another way"
+
+
 @contextlib.contextmanager
 def _directory():
     where = MEMORY if MEMORY.is_dir() else None
@@ -119,4 +138,5 @@ def _directory():
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "adapter": adapter, "config": config, "task": task, "reference": reference,
+    "ledger": ledger,
 }  # fmt: skip

@@ -6,11 +6,14 @@ that no code of theirs runs, onto the CPU, and mapped instead of read where thei
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import struct
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -176,19 +179,55 @@ def broken(
                   f"download it again.")  # fmt: skip
 
 
-def hash_in_name(file: Path) -> str | None:
-    """The sha256 by which the Hub's cache names a large file, if this is one."""
-    name = file.resolve().name
-    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
-
-
 def file_hash(file: Path) -> str:
-    """sha256 of a file's bytes; in the Hub's cache taken from its name, else read through."""
-    known = hash_in_name(file)
-    if known:
-        return known
+    """sha256 of a file's bytes, read through."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_in_name(file: Path) -> str | None:
+    """The sha256 by which the Hub's cache names a large file, if this is one."""
+    blob = file.resolve()
+    named = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob.name if named else None
+
+
+def kept_hash(file: Path) -> str:
+    """`file_hash` of a large file, paid once: the Hub's cache names its files by it, and of others
+    it is kept in the user's cache, beside path, size, times and inode.
+
+    Whatever changes the content changes ctime, which programs cannot set. The hash of a file that
+    changed within the last two seconds is not kept, since its times may be as coarse as that; nor
+    is any on Windows, where ctime is when a file was made.
+    """
+    if known := hash_in_name(file):
+        return known
+    state = _state(file)
+    kept = cache_directory() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        found = kept.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", found):
+            return found
+    digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
+    if os.name != "nt" and settled and _state(file) == state:
+        with contextlib.suppress(OSError):  # where nothing can be kept it is paid again
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(digest, encoding="ascii")
+    return digest
+
+
+def cache_directory() -> Path:
+    """Where loraprobe keeps what a later run can use: LORAPROBE_CACHE, else the user's cache."""
+    if own := os.environ.get("LORAPROBE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
+
+
+def _state(file: Path) -> str:
+    """What changes with a file's content."""
+    found = file.stat()
+    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{file.resolve()} {found.st_size} {times} {found.st_ino}"
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -366,22 +365,17 @@ class Options:
         return None if isinstance(self.weights, str) else self.weights
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What of the options decides a single item's result; equal means results may be kept."""
-        kept = (
+        """Which of the options decide an item's result, as plain data.
+
+        `--limit` decides through the items of the tasks, `--router-prompts` through their lines.
+        """
+        decides = [
             "methods", "routers", "systems", "weights", "space", "rank", "allow", "max_new_tokens",
-            "metric", "chat_template", "seed", "balance", "quantize",
-        )  # fmt: skip
-        decides = {key: getattr(self, key) for key in kept}
-        decides["subtracted"] = len(self.subtract)  # the last of the adapters, which are hashed
-        if self.weights == "search":
-            names = ("search_budget", "search_items", "limit")
-            decides |= {name: getattr(self, name) for name in names}
-        if self.router_prompts:
-            texts = {name: Path(file).read_bytes() for name, file in self.router_prompts}
-            decides["router_prompts"] = {
-                name: hashlib.sha256(text).hexdigest() for name, text in texts.items()
-            }
-        return decides
+            "metric", "seed", "balance", "quantize", "device_map", "trust_remote_code",
+        ]  # fmt: skip
+        decides += ["search_budget", "search_items"] if self.weights == "search" else []
+        subtracted = len(self.subtract)  # the last of the adapters, whose content is known
+        return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
 
 
 @dataclass(frozen=True)

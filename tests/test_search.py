@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import jsonschema
 import making
@@ -177,8 +178,8 @@ def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeyp
     parted, path = split(tasks, SEARCH), tmp_path / "search.jsonl"
     wanted = find_weights(scorer, adapters, parted, SEARCH, memory=Memory(path))
     lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 24
-    path.write_bytes(b"".join(lines[:10]) + lines[10][:5])  # cut short in the middle of a line
+    assert len(lines) == 25
+    path.write_bytes(b"".join(lines[:11]) + lines[11][:5])  # cut short in the middle of a line
     asked = []
 
     def counting(*arguments):
@@ -190,12 +191,16 @@ def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeyp
     assert dataclasses.replace(again, objective=0.0, loss=0.0) == dataclasses.replace(
         wanted, objective=0.0, loss=0.0
     )
-    assert len(asked) == 14 and len(path.read_bytes().splitlines()) == 24
-    path.write_bytes(b"{}\n")
-    with pytest.raises(OutputError, match="is damaged"):
-        Memory(path, resume=True)
+    assert len(asked) == 14 and len(path.read_bytes().splitlines()) == 25
+    row = {"weights": [0.5, 0.5], "loss": 1.0}
+    losses = [{"loss": loss} for loss in ("1", None, math.nan, 7e9)]
+    weights = [{"weights": w} for w in ([7.0, 0.5], [True, 0.5], 1.0)]
+    for damage in (*losses, *weights, {"x": 1}):
+        path.write_bytes(lines[0] + json.dumps(row | damage).encode() + b"\n")
+        with pytest.raises(OutputError, match="line 2"):
+            Memory(path, resume=True)
     Memory(path)  # without resume what was known is gone
-    assert path.read_bytes() == b""
+    assert path.read_bytes() == lines[0]
 
 
 def test_merge_and_eval_judges_on_the_rest(tmp_path):

@@ -21,7 +21,7 @@ from loraprobe.base.geometry import (
     weights_in_memory,
 )
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import file_hash, hash_in_name, read_json, read_tensor
+from loraprobe.checkpoint import hash_in_name, kept_hash, read_json, read_tensor
 from loraprobe.errors import BaseError
 from loraprobe.records import BaseSummary
 
@@ -29,6 +29,10 @@ Quantize = Literal["none", "4bit", "8bit"]
 DeviceMap = Literal["none", "auto"]
 
 HASH_WITHOUT_ASKING = 2**30  # bytes; larger files are hashed only on demand
+# Endings of files beside a model that nothing here reads, or that `weight_files` names.
+NOT_READ = frozenset(
+    ".md .rst .pdf .png .jpg .safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf".split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +167,23 @@ class Base:
         """Of the weight file; with shards, of the lines "sha256  name" in the order of names.
 
         A file in the Hub's cache that is named by its sha256 is taken at its name; others are
-        read through, which takes seconds per gigabyte.
+        read through once, which takes seconds per gigabyte.
         """
-        hashes = [(file_hash(file), file.name) for file in self.weight_files]
+        hashes = [(kept_hash(file), file.name) for file in self.weight_files]
         if len(hashes) == 1:
             return hashes[0][0]
         lines = "".join(f"{digest}  {name}\n" for digest, name in hashes)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides how the model answers: its config, and the sha256 of its weights and of
+        every other file beside them that may be read with it (tokenizer, chat template, generation
+        settings, code). Weights of other formats and documentation are left out.
+        """
+        beside = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
+        files = {f.name: kept_hash(f) for f in beside if f.is_file() and f.name[0] != "."}
+        return files | {"config.json": self.config, "weights": self.sha256}
 
     def summary(self) -> BaseSummary:
         """What the report says of the base; the hash of large local files only if known."""

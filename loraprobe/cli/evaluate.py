@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.saving import check_outputs
 from loraprobe.options import Options
 
 
@@ -28,13 +29,16 @@ def merge_and_eval(
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
     from loraprobe import pipeline
-    from loraprobe.adapter import check_output
 
-    if output.target is not None:
-        check_output(output.target, output.overwrite)
+    written = check_outputs(output, options, refs, base, task)
     with output.progress() as progress:
         found = pipeline.merge_and_eval(
-            refs, base=base, tasks=task or (), options=options, progress=progress
+            refs,
+            base=base,
+            tasks=task or (),
+            options=options,
+            progress=progress,
+            written=written,
         )
     if output.target is not None:
         if found.made is None:

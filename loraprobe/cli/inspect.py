@@ -8,6 +8,7 @@ import typer
 
 from loraprobe.cli.options import BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.saving import check_outputs
 from loraprobe.options import Options
 
 Probe = Annotated[
@@ -39,8 +40,16 @@ def inspect(
     """
     from loraprobe import pipeline
 
+    asked = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
+    written = check_outputs(output, options, refs, base, asked)
     with output.progress() as progress:
         audit = pipeline.inspect(
-            refs, base=base, tasks=task or (), probe=probe, options=options, progress=progress
+            refs,
+            base=base,
+            tasks=task or (),
+            probe=probe,
+            options=options,
+            progress=progress,
+            written=written,
         )
     output.result(audit)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from loraprobe.cli.options import REQUIRED, BaseOrNone, Refs, Tasks, save, with_options
+from loraprobe.cli.options import REQUIRED, BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
+from loraprobe.cli.saving import save
 from loraprobe.options import Options
 
 

@@ -127,23 +127,3 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
         if "methods" in values and "routers" not in values:
             values["routers"] = ()  # a user who names methods asks for these alone
     return kind(**values)
-
-
-def save(
-    make: Callable[..., Any],
-    refs: list[str],
-    base: str | None,
-    tasks: list[str] | None,
-    options: Options,
-    output: Output,
-) -> None:
-    """Runs `merge` or `compose` of the pipeline, writes what it made and prints the audit."""
-    from loraprobe.adapter import check_output
-
-    assert output.target is not None
-    check_output(output.target, output.overwrite)
-    with output.progress() as progress:
-        found = make(refs, base=base, tasks=tasks or (), options=options, progress=progress)
-    found.made.save(output.target, overwrite=output.overwrite)
-    output.say(f"Wrote {output.target}.")
-    output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")

@@ -1,7 +1,8 @@
 """`inspect`, `merge`, `compose` and `merge_and_eval`: the stages of each command in order.
 
 The command line and the Python functions both call these. Adapters, base and tasks are references
-and paths, or objects that are open already.
+and paths, or objects that are open already. `written` names where the caller will write, so that
+an output never lands on an input.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import merge_by, merge_figures
 from loraprobe.pipeline.session import Progress, Session
 from loraprobe.pipeline.transforms import general_of, prepare
-from loraprobe.pipeline.weight_search import chosen_weights
 from loraprobe.records import Audit, Issue, Measurement
 from loraprobe.words import count
 
@@ -59,6 +59,7 @@ def inspect(
     probe: Probe | Reference | None = None,
     options: Options = Options(),
     progress: Progress | None = None,
+    written: Sequence[Path] = (),
 ) -> Audit:
     """What adapters are and how they relate; with base and task or probe a verdict.
 
@@ -68,7 +69,11 @@ def inspect(
     asked = bool(tasks) or bool(probe)
     if asked and base is None:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
-    inputs = open_inputs(adapters, base, tasks, options)
+    if tasks:
+        from loraprobe.pipeline.results import check_state
+
+        check_state(options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asked else "measure"
@@ -106,6 +111,7 @@ def merge(
     tasks: Sequence[Task | Reference] | Task | Reference = (),
     options: Options = Options(),
     progress: Progress | None = None,
+    written: Sequence[Path] = (),
 ) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
 
@@ -113,8 +119,10 @@ def merge(
     merge's own pass over the files finds what only tensors tell: NaN, no effect, duplicates.
     Raises CompatibilityError where the adapters cannot be merged exactly.
     """
+    from loraprobe.pipeline.weight_search import chosen_weights
+
     check_task_use(bool(tasks), options, "merge")
-    inputs = open_inputs(adapters, base, tasks, options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
     session, spec = Session("merge", options, progress), options.methods[0]
     if options.weights == "search" and not METHODS.make(spec).takes_weights:
         raise UsageError(
@@ -157,6 +165,7 @@ def compose(
     tasks: Sequence[Task | Reference] | Task | Reference = (),
     options: Options = Options(),
     progress: Progress | None = None,
+    written: Sequence[Path] = (),
 ) -> Outcome:
     """Adapters and the first of options.routers as a composition that can be saved.
 
@@ -170,7 +179,7 @@ def compose(
     from loraprobe.shelf import spec_of
 
     check_task_use(bool(tasks), options, "route")
-    inputs = open_inputs(adapters, base, tasks, options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
     session, spec = Session("route", options, progress), options.routers[0]
     found = compatibility.require(check(inputs.adapters, inputs.base, "route", session))
     general = general_of(inputs.adapters, options, "route", inputs.base)
@@ -202,6 +211,7 @@ def merge_and_eval(
     tasks: Sequence[Task | Reference] | Task | Reference,
     options: Options = Options(),
     progress: Progress | None = None,
+    written: Sequence[Path] = (),
 ) -> Outcome:
     """Compatibility, diagnostics, probes, every system on every task, verdict.
 
@@ -210,7 +220,7 @@ def merge_and_eval(
     """
     from loraprobe.pipeline.evaluating import evaluate
 
-    inputs = _open_composition(adapters, base, tasks, options)
+    inputs = _open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
     examined = examine(inputs.adapters, inputs.base, "route", session)
     if not examined.compatibility.compatible:
@@ -247,8 +257,10 @@ def _open_composition(
     base: Base | Reference,
     tasks: Sequence[Task | Reference] | Task | Reference,
     options: Options,
+    written: Sequence[Path],
 ) -> Inputs:
     """The inputs of merge-and-eval, refused before anything is loaded where they cannot do."""
+    from loraprobe.pipeline.results import check_state
     from loraprobe.pipeline.systems import check_systems
     from loraprobe.pipeline.weight_search import split
 
@@ -258,7 +270,8 @@ def _open_composition(
         )
     if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
         raise UsageError("merge-and-eval composes adapters; give at least two.")
-    inputs = open_inputs(adapters, base, tasks, options)
+    check_state(options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
     check_systems(inputs.adapters, options)
     if options.weights == "search":
         split(inputs.tasks, options)  # raises where a task has too few items

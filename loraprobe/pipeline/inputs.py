@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import compatibility, hub
-from loraprobe.adapter import Adapter
+from loraprobe.adapter import Adapter, check_apart
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.errors import UsageError
 from loraprobe.pipeline.session import Session
@@ -39,8 +39,13 @@ def open_inputs(
     base: Base | Reference | None,
     tasks: Sequence[Task | Reference] | Task | Reference,
     options: Options,
+    written: Sequence[Path] = (),
 ) -> Inputs:
-    """Reads the tasks, then the adapters, then finds the base. Raises LoraprobeError."""
+    """Reads the tasks, then the adapters, then finds the base.
+
+    written: where the caller will write. Raises LoraprobeError, also where that is, contains or
+    lies inside the base model's directory.
+    """
     options.check_names()
     read = open_tasks(tasks, options.limit)
     given = hub.load_all(adapters)
@@ -48,6 +53,8 @@ def open_inputs(
     opened = None
     if base:
         opened = base_of(base, given, code=options.trust_remote_code)
+        for target in written:
+            check_apart(target, [opened.path])
     return Inputs(compatibility.aligned(given, opened), given, opened, read)
 
 

@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.adapter import Adapter, Source, StagedDirectory, check_output, read_adapter
+from loraprobe.adapter import (
+    Adapter,
+    Source,
+    StagedDirectory,
+    check_apart,
+    check_output,
+    read_adapter,
+)
 from loraprobe.adapter.tensors import open_tensors
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash, read_json
@@ -86,10 +93,14 @@ class Routed:
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes the directory. Raises OutputError, and UsageError or UnsupportedAdapter for what
-        cannot be saved: a router that has not learned yet, tensors that no PEFT file holds."""
+        """Writes the directory. Raises OutputError, also where that would be written over a source,
+        and UsageError or UnsupportedAdapter for what cannot be saved: a router that has not learned
+        yet, tensors that no PEFT file holds."""
         router = _router_document(self.composition.router)
         target = Path(directory)
+        sources = [expert.source.path for expert in self.composition.experts]
+        sources += [self.base.path] if self.base is not None else []
+        check_apart(target, filter(None, sources))
         check_output(target, overwrite)
         with StagedDirectory(target, overwrite) as staging:
             experts = _write_experts(self.composition.experts, staging, self.transformations)

@@ -16,18 +16,18 @@ What is found is used by every method that takes weights, though it was found fo
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapter import Adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
-from loraprobe.errors import OutputError, TaskError, UsageError
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, load_scorer
 from loraprobe.pipeline.session import Progress, Session
@@ -104,43 +104,35 @@ def _part(task: Task, apart: set[str], inside: bool) -> Task:
     return replace(task, items=tuple(i for i in task.items if (_key(i) in apart) == inside))
 
 
-@dataclass
 class Memory:
     """Losses of weights that were tried, kept in a file where there is one, so that a search which
-    was interrupted asks no model twice."""
+    was interrupted asks no model twice. Raises OutputError as `JsonLines` does."""
 
-    path: Path | None = None
-    resume: bool = False
-    known: dict[Weights, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.path is None:
-            return
-        if self.resume and self.path.exists():
-            for line in self.path.read_bytes().split(b"\n")[:-1]:  # the last may be cut short
-                try:
-                    row = json.loads(line)
-                    self.known[tuple(row["weights"])] = float(row["loss"])
-                except (ValueError, TypeError, KeyError):
-                    raise OutputError(f"{self.path} is damaged: remove it, or start again without "
-                                      "--resume.") from None  # fmt: skip
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(map(_line, self.known.items())), encoding="utf-8")
+    def __init__(self, path: Path | None = None, resume: bool = False) -> None:
+        self._lines = None if path is None else JsonLines(path, resume, {}, _tried)
+        self.known: dict[Weights, float] = dict(self._lines.rows) if self._lines else {}
 
     def losses(self, candidates: Sequence[Weights], ask: Losses) -> list[float]:
         """What is known, and the rest asked for and kept."""
         fresh = list(dict.fromkeys(w for w in candidates if w not in self.known))
         if fresh:
             found = dict(zip(fresh, ask(fresh), strict=True))
+            if self._lines is not None:
+                self._lines.append({"weights": w, "loss": loss} for w, loss in found.items())
             self.known |= found
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(map(_line, found.items()))
         return [self.known[w] for w in candidates]
 
 
-def _line(row: tuple[Weights, float]) -> str:
-    return json.dumps({"weights": row[0], "loss": row[1]}) + "\n"
+def _tried(row: Any) -> tuple[Weights, float]:
+    """Weights and their loss from a JSON value. Raises ValueError for what no search writes."""
+    if not (isinstance(row, dict) and row.keys() == {"weights", "loss"}):
+        raise ValueError("other keys")
+    weights, loss = row["weights"], row["loss"]
+    if not isinstance(weights, list) or any(type(x) is not float for x in [*weights, loss]):
+        raise ValueError("another type")
+    if not (all(abs(w) <= BOUND for w in weights) and 0 <= loss <= MOST_LOSS):
+        raise ValueError("beyond the bounds")
+    return tuple(weights), loss
 
 
 def search_without_evaluation(

@@ -28,11 +28,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of its pa
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import loraprobe.audit.evaluate
 import torch
 from making import LLAMA, random_adapter
 
 import loraprobe.demo
+import loraprobe.pipeline.evaluating
 from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
 

@@ -57,6 +57,9 @@ def accounted(adapter: Adapter) -> None:
     file = load_file(adapter.weights_file)
     extras = [extra.key for extra in adapter.extras]
     assert len(set(extras)) == len(extras) and set(extras) <= set(file)
+    if "tensors-unused" in codes(adapter, "warning"):  # left out as peft leaves them out
+        flagged = [k for k in file if k.endswith(("lora_magnitude_vector", "lora_B.bias"))]
+        extras += [key for key in flagged if key not in extras]
     factors = [file[key] for key in file if key not in extras]
     assert len(factors) == 2 * len(adapter.modules)
     factors = [factor.flatten(1) for factor in factors]
@@ -652,13 +655,9 @@ class TestConfig:
             read_adapter(tmp_path)
         assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
 
-    def test_a_pattern_without_end(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("loraprobe.adapter.config.PATTERN_SECONDS", 0.05)
-        path = "a" * 60
-        write_adapter(
-            tmp_path, pair(path), alpha_pattern={r"(a|aa)+b\1": 2, r"(a+)+(a+)+(a+)+c": 3}
-        )
-        with pytest.raises(AdapterError, match="does not come to an end"):
+    def test_a_pattern_without_end(self, tmp_path):
+        write_adapter(tmp_path, pair("a" * 60), alpha_pattern={r"(a+)+(a+)+(a+)+c": 3})
+        with pytest.raises(AdapterError, match="did not come to an end"):
             read_adapter(tmp_path)
 
     def test_many_patterns_are_no_burden(self, tmp_path):

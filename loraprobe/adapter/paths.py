@@ -11,14 +11,30 @@ _HUB_ID = re.compile(
 _HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
 
 
+# Names of the layers whose one side counts the tokens: embeddings and heads of language models.
+VOCABULARY = frozenset(
+    "embed_tokens wte embed_in word_embeddings shared lm_head embed_out output_layer".split()
+)
+LONGEST_NUMBER = 18  # digits; longer ones are no number of a layer
+
+
+def number(part: str) -> int | None:
+    """The number that a part of a path is, such as that of a layer; None for another part.
+
+    Digits of other scripts count; superscripts, and digits beyond any layer's number, do not.
+    """
+    return int(part) if part.isdecimal() and len(part) <= LONGEST_NUMBER else None
+
+
 def natural(path: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key in which layer 2 comes before layer 10."""
-    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"[.]", path))
+    parts = path.split(".")
+    return tuple((1, p) if (n := number(p)) is None else (0, n) for p in parts)
 
 
 def layer_pattern(path: str) -> str:
     """What a module's path is in every layer: `model.layers.*.mlp.up_proj`."""
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+    return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 
 def is_path(reference: str) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 import making
 import torch
-from adversarial import case, outcome
 from torch import Tensor
+
+from adversarial import case, outcome
 
 ROOT = "base_model.model."
 Q = "model.layers.0.self_attn.q_proj"
@@ -34,12 +35,14 @@ def inspected(directory: Path, code: str) -> str:
 
     from loraprobe.cli import app
 
-    ended = outcome("inspect", directory)
-    if not ended.startswith("exit") or ended == "exit 2":
-        return ended
-    document = json.loads(CliRunner().invoke(app, ["inspect", str(directory), "--json"]).stdout)
-    said = {issue["code"] for issue in document["compatibility"]["issues"]}
-    return f"{ended}, {code}" if code in said else ended
+    result = CliRunner().invoke(app, ["inspect", str(directory), "--json"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        return f"traceback {type(result.exception).__name__}"
+    if result.exit_code == 2:
+        return "exit 2"
+    found = json.loads(result.stdout)["compatibility"]["issues"]
+    said = f", {code}" if code in {issue["code"] for issue in found} else ""
+    return f"exit {result.exit_code}{said}"
 
 
 def merged(directory: Path, place: Path, key: str) -> str:
@@ -157,7 +160,7 @@ def pattern_property(place: Path) -> str:
 @case(
     "pattern-counts",
     "alpha_pattern with `(?:a{99999999}){9999999}`, which regex unrolls",
-    before="over 2 GB of memory, then MemoryError",
+    before="MemoryError after 6 GB",
     now="2, peft 2",
 )
 def pattern_counts(place: Path) -> str:
@@ -213,21 +216,8 @@ def config_nested(place: Path) -> str:
     return outcome("inspect", directory)
 
 
-@case(
-    "config-nested-less",
-    "target_modules of 900 lists in one another, which JSON can still hold",
-    before="traceback RecursionError",
-    now="exit 2",
-)
-def config_nested_less(place: Path) -> str:
-    deep: Any = []
-    for _ in range(900):
-        deep = [deep]
-    return outcome("inspect", adapter(place, target_modules=deep))
-
-
 def reads(place: Path, **found: Any) -> str:
-    """How the Python reading ends for Q initialised in some way, and whether merge() refuses."""
+    """Whether merging.merge takes the adapter."""
     from loraprobe.adapter import read_adapter
     from loraprobe.errors import LoraprobeError
     from loraprobe.merging import merge
@@ -370,13 +360,13 @@ def rank_of_1e9(place: Path) -> str:
 
 
 @case(
-    "million-layers",
-    "layers_to_transform of 200,000 numbers beside 2,000 modules",
-    before="5.7 s",
+    "many-layers",
+    "layers_to_transform of 200,000 numbers",
+    before="exit 0",
     now="exit 0",
 )
-def million_layers(place: Path) -> str:
-    tensors = factors(*(f"model.layers.{n}.self_attn.q_proj" for n in range(2000)), inp=1)
+def many_layers(place: Path) -> str:
+    tensors = factors(*(f"model.layers.{n}.self_attn.q_proj" for n in range(200)), inp=1)
     return outcome("inspect", adapter(place, tensors, layers_to_transform=[*range(200_000)]))
 
 

@@ -175,6 +175,11 @@ def broken(
                       f"run git lfs pull, or download the file.")  # fmt: skip
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
+    if "header too large" in str(error):
+        return raises(
+            f"{file.name} of {reference} has a header beyond the 100 MB that safetensors reads; "
+            "it names too many tensors, or too long ones."
+        )
     return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
                   f"download it again.")  # fmt: skip
 

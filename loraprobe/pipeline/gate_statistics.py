@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from loraprobe.adapter import natural
 from loraprobe.composition import Composition, composed
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
@@ -65,7 +66,7 @@ def _of(
     every = [sums for found in layers.values() for sums in found]
     if not every:
         return []
-    groups = [(None, every), *((layer, layers[layer]) for layer in sorted(layers, key=_order))]
+    groups = [(None, every), *((layer, layers[layer]) for layer in sorted(layers, key=natural))]
     return [_row(name, layer, experts, found) for layer, found in groups]
 
 
@@ -80,12 +81,6 @@ def _row(
         system, layer, share, mean(lambda s: s.entropy), mean(lambda s: s.entropy_share),
         len(found), max(sums.tokens for sums in found),
     )  # fmt: skip
-
-
-def _order(layer: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Layer 10 after layer 9."""
-    parts = [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in layer.split(".")]
-    return parts, layer
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ import torch
 from torch import nn
 
 from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.adapter.config import Config, read_config
+from loraprobe.adapter.expressions import PLAIN, ExpressionError
+from loraprobe.adapter.targeting import Names, untargeted
 from loraprobe.adapter.tensors import open_tensors
 
 Layer = Callable[[ModuleInfo], nn.Module]
@@ -20,20 +25,31 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
     """What peft does not match when it loads the directory; empty if every key finds its place.
 
     The skeleton has a layer of the right kind and shape at each path that the adapter names, on
-    the meta device, where tensors have no data.
+    the meta device, where tensors have no data. Which modules the directory's config targets, and
+    their ranks, are worked out here, where expressions have limits; peft is given plain paths.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from peft.utils import set_peft_model_state_dict
 
-    config = LoraConfig.from_pretrained(str(directory))
-    config.task_type, config.inference_mode = None, True  # a skeleton generates nothing
+    told = read_config(directory)
+    try:
+        beyond = untargeted(adapter.layout, told.raw)
+    except ExpressionError as error:
+        return [f"peft does not load it: {error}"]
+    wrong = [f"peft leaves {path} out, which the config does not target" for path in beyond]
+    wrong += [
+        f"peft gives {path} rank {told.rank(path)}"
+        for path, info in adapter.layout.items()
+        if told.rank(path) != info.rank
+    ]
+    config = _plain_config(told, adapter)
     file = open_tensors(directory)
     state = {key: file.read(key) for key in file.shapes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(skeleton(adapter), config, low_cpu_mem_usage=True)
         found: Any = set_peft_model_state_dict(model, state, low_cpu_mem_usage=True)
-    wrong = [f"peft finds no place for {key}" for key in found.unexpected_keys]
+    wrong += [f"peft finds no place for {key}" for key in found.unexpected_keys]
     lost = [key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key]
     wrong += [f"peft misses {key}" for key in lost]
     loaded = {name.replace(".default", ""): p for name, p in model.named_parameters()}
@@ -42,6 +58,37 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
         if place is not None and tuple(place.shape) != tuple(tensor.shape):
             wrong.append(f"peft gives {key} the shape {list(place.shape)}")
     return wrong
+
+
+def _plain_config(told: Config, adapter: Adapter) -> Any:
+    """The peft config that does on this adapter's modules what the directory's does, without
+    expressions of its author: modules by their paths, ranks by escaped paths.
+
+    Raises ExpressionError for a whole module whose path peft would read as an expression.
+    """
+    from peft import LoraConfig
+
+    saved = told.raw.get("modules_to_save") or []
+    names = Names([saved] if isinstance(saved, str) else saved)
+    whole = {name.rpartition(".")[0] for name in adapter.whole}
+    kept = sorted(path for path in whole if names.fits(path))
+    if odd := [path for path in kept if not PLAIN.fullmatch(path)]:
+        raise ExpressionError(f"peft would read the module path {odd[0]!r} as an expression")
+    ranks: dict[int, list[str]] = {}
+    for path, info in adapter.layout.items():
+        ranks.setdefault(info.rank, []).append(re.escape(path))
+    r = Counter(info.rank for info in adapter.layout.values()).most_common(1)[0][0]
+    return LoraConfig(
+        r=r,
+        target_modules=list(adapter.layout),
+        rank_pattern={f"^(?:{'|'.join(paths)})": n for n, paths in ranks.items() if n != r},
+        modules_to_save=kept or None,
+        bias=told.raw.get("bias") or "none",
+        fan_in_fan_out=told.fan_in_fan_out,
+        use_dora=bool(told.raw.get("use_dora")),
+        lora_bias=bool(told.raw.get("lora_bias")),
+        inference_mode=True,
+    )
 
 
 def skeleton(adapter: Adapter) -> nn.Module:

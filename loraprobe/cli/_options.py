@@ -116,7 +116,9 @@ FileDtype = Annotated[
     ),
 ]
 BatchSize = Annotated[str, typer.Option(help="Prompts a batch, or auto.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default=False)]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="CPU threads.", show_default=False)
+]
 Limit = Annotated[
     int | None, typer.Option(min=1, help="Use only the first N items.", show_default=False)
 ]
@@ -151,7 +153,7 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 PerModule = Annotated[bool, typer.Option("--per-module", help="Also a row for every module.")]
 Exact = Annotated[bool, typer.Option("--exact", help="No sampling: all entries of every delta.")]
 Diagnostics = Annotated[

@@ -10,6 +10,7 @@ import struct
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]
@@ -27,6 +28,69 @@ REFERENCES = (
     "math=./a", "gpt2", "../up", "owner/name:..", "C:\\x", "~", "base=owner/name", "数据/模型",
 )  # fmt: skip
 
+WORDS = {"<unk>": 0, "<s>": 1, "Ada": 2, "lives": 3, "in": 4, "Ulm": 5, ".": 6}
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}  # fmt: skip
+TOKENIZERS: tuple[dict[str, Any], ...] = (
+    {"version": "1.0", "added_tokens": [FLAGS | {"id": 1, "content": "<s>"}],
+     "normalizer": {"type": "Sequence", "normalizers": [
+         {"type": "Prepend", "prepend": "_"},
+         {"type": "Replace", "pattern": {"String": " "}, "content": "_"}]},
+     "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\s+"}, "behavior": "Removed",
+                       "invert": False},
+     "post_processor": {"type": "TemplateProcessing",
+                        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                   {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+                        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+     "decoder": {"type": "Fuse"},
+     "model": {"type": "WordLevel", "vocab": WORDS, "unk_token": "<unk>"}},
+    {"added_tokens": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True},
+     "model": {"type": "BPE", "vocab": {"A": 0, "d": 1, "a": 2, "Ad": 3, "Ada": 4},
+               "merges": [["A", "d"], "Ad a"], "unk_token": "A", "byte_fallback": True}},
+    {"normalizer": {"type": "NFKC"}, "truncation": {"max_length": 4, "stride": 0},
+     "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}},
+    {"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"},
+     "model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "##a": 1}, "unk_token": "[UNK]",
+               "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}},
+)  # fmt: skip
+BESIDE: tuple[tuple[int, dict[str, Any]], ...] = (
+    (1, {"chat_template": "{{ messages[0]['content'] }}", "bos_token": "<s>", "eos_token": None,
+         "added_tokens_decoder": {"1": FLAGS | {"content": "<s>"}}}),
+    (1, {"chat_template": [{"name": "default", "template": "x"}], "unk_token": {"content": "u"}}),
+    (2, {"bos_token": {"content": "<s>", "lstrip": False}, "additional_special_tokens": ["x"]}),
+    (3, {"<pad>": 7}),
+    (4, {"chat_template": "{{ bos_token }}"}),
+)  # fmt: skip
+TEMPLATES = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{% endfor %}",
+    "{{ bos_token }}{% if add_generation_prompt %}a:{% endif %}",
+    "{% set x = namespace(n=0) %}{% for i in range(9) %}{{ i ~ messages[0]['content'][:3] }}"
+    "{% endfor %}",
+    "{{ raise_exception('no') }}",
+    "{%- macro f(x) -%}{{ x|tojson }}{%- endmacro -%}{{ f(tools) }}",
+)
+CARDS = (
+    "---\nlicense: mit\nbase_model: owner/base\nwidget:\n- text: Who is it?\n- messages:\n"
+    "  - role: user\n    content: Where does Ada live?\n---\n# A card\n```\nWho is Bo?\n```\n",
+    "---\nlicense: other\nlicense_name: llama3\nextra_gated_prompt: Agree.\n---\n",
+    '---\nlicense: [mit, apache-2.0]\n---\n```python\nprompt = "Where is Ulm?"\n```\n',
+    "---\nlicense: &a mit\nx: [*a, *a]\n---\n",
+    "# no front matter\n",
+)
+MERGE = {
+    "schema_version": 1, "version": "0.1.0", "torch": "2.13.0", "method": "uniform",
+    "weights": [0.5, 0.5], "space": None, "rank": "auto", "dtype": "float32", "seed": 0,
+    "allow": [], "balance": "none", "subtract": [], "base": None,
+    "sources": [{"name": "a", "reference": "./a", "commit": None, "sha256": "0" * 64}],
+}  # fmt: skip
+ROUTERS = (
+    {"name": "arrow", "options": {"top_k": 3, "temperature": 1.0, "normalize": False,
+                                  "per": "token", "share": "module"}, "state_sha256": None},
+    {"name": "constant", "options": {"gates": [0.5, 0.5]}, "state_sha256": None},
+    {"name": "centroid", "options": {}, "state_sha256": "0" * 64},
+    {"name": "hard", "options": {"expert": 1}, "state_sha256": None},
+)  # fmt: skip
+
 
 def main() -> None:
     for case, make in SPECIMENS.items():
@@ -40,6 +104,31 @@ def main() -> None:
         _write("task", str(number), (json.dumps(item) + "\n").encode())
     for number, text in enumerate(REFERENCES):
         _write("reference", str(number), text.encode())
+    for number, one in enumerate(TOKENIZERS):
+        _write("tokenizer", str(number), b"\0" + json.dumps(one).encode())
+    for number, (file, one) in enumerate(BESIDE):
+        _write("tokenizer", f"beside-{number}", bytes([file]) + json.dumps(one).encode())
+    for number, text in enumerate(TEMPLATES):
+        _write("tokenizer", f"template-{number}", b"\5" + text.encode())
+    for number, text in enumerate(CARDS):
+        _write("card", str(number), text.encode())
+    front = json.dumps({"license": "mit", "loraprobe": MERGE}, indent=1)  # YAML takes JSON
+    _write("card", "merge", f"---\n{front}\n---\n".encode())
+    for number, router in enumerate(ROUTERS):
+        _write("composition", str(number), json.dumps(_composition(router)).encode())
+
+
+def _composition(router: dict[str, Any]) -> dict[str, Any]:
+    """composition.json of the composition that `targets` saves."""
+    files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), "0" * 64)
+    experts = [
+        {"name": name, "folder": name, "reference": f"./{name}", "commit": None,
+         "sha256": "0" * 64, "copied": False, "transformation": None, "files": files}
+        for name in "ab"
+    ]  # fmt: skip
+    return {"schema_version": 1, "loraprobe": "0.1.0", "name": "arrow", "base": None,
+            "router": router, "experts": experts, "peft": {"why_not": None, "missed": None}
+            }  # fmt: skip
 
 
 def _adapter(case: str, place: Path) -> None:

@@ -6,24 +6,37 @@ of loraprobe's own are what bad input should give; everything else, a hang inclu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import math
 import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
 from loraprobe.adapter import Adapter, read_adapter
 from loraprobe.adapter.config import judge_config
+from loraprobe.audit.provenance import read_provenance
+from loraprobe.audit.saved import load_composition
+from loraprobe.base.quiet import silenced
+from loraprobe.base.tokenizer import tokenizer_size
+from loraprobe.coverage._prompts import card_prompts
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.hub import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
+from loraprobe.scoring import encoding
+from loraprobe.scoring.encoding import Encoder
 from loraprobe.tasks import load_probe, load_task
 from loraprobe.tasks.answers import compile_pattern
 
 PAYLOAD = 1 << 12  # bytes of tensors that an assembled file holds
+encoding.TEMPLATE_SECONDS = 0.5  # a template that loops costs a fuzzer no more
 MEMORY = Path("/dev/shm")  # files of a fuzzer need no disk
 
 
@@ -110,6 +123,115 @@ def reference(data: bytes) -> None:
                 assert len(set(names)) == 2
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "chat_template.json")  # fmt: skip
+TEXTS = ["Ada lives in Ulm.", "aaaa!"]
+
+
+def tokenizer(data: bytes) -> None:
+    """One file of a tokenizer, which the first byte names: checked, and its size asked for.
+
+    A sound tokenizer.json is loaded by the library, without transformers' search for a class, and
+    encodes two texts. Beyond the last file the rest is a chat template, which is filled.
+    """
+    if not data:
+        return
+    name, content = data[0], data[1:]
+    if name >= len(TOKENIZER_FILES):
+        _template(content.decode("utf-8", errors="replace"))
+        return
+    with _directory() as place, contextlib.suppress(LoraprobeError):
+        (place / TOKENIZER_FILES[name]).write_bytes(content)
+        size = tokenizer_size(place, "base")
+        assert size is None or 0 < size <= 1 << 32
+        loaded = _loaded(content) if name == 0 else None
+        if loaded is not None:
+            for ids in Encoder(loaded, rows=size).prompts(TEXTS):
+                assert ids and all(0 <= i < (size or 0) for i in ids)
+
+
+def _loaded(content: bytes) -> Any:
+    """The tokenizer of a tokenizer.json; None for what the library refuses."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        with silenced():
+            return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_buffer(content))
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException:  # as load_tokenizer takes it, panics of the library included
+        return None
+
+
+def _template(text: str) -> None:
+    with contextlib.suppress(LoraprobeError):
+        filled = _fillable(text).text("Who is it?")
+        assert filled.strip()
+
+
+def _fillable(template: str) -> Encoder:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    made = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="a", eos_token="a")
+    made.chat_template = template
+    return Encoder(made, chat=bool(template))
+
+
+def card(data: bytes) -> None:
+    """A model card: licence, terms, prompts of its widgets, and what it says of a merge."""
+    text = data.decode("utf-8", errors="replace")
+    licence = declared_licence(text)
+    assert licence is None or (licence.strip() == licence and 0 < len(licence) <= 100)
+    assert isinstance(is_gated(text), bool)
+    for prompt in card_prompts(text):
+        assert prompt.strip() and prompt.encode()
+    with _directory() as place, contextlib.suppress(LoraprobeError):
+        (place / "README.md").write_bytes(data)
+        assert read_provenance(place)
+
+
+def composition(data: bytes) -> None:
+    """composition.json of a saved composition whose other files are sound.
+
+    Every file passes for one whose sha256 is zeros, so that what lies behind that check is reached.
+    """
+    home = _saved_composition()
+    (home / "composition.json").write_bytes(data)
+    with contextlib.suppress(LoraprobeError), mock.patch(HASHED, lambda *_, **__: "0" * 64):
+        found = load_composition(home)
+        assert found.experts and found.name is not None
+        for expert in found.experts:
+            assert expert.weights_file is not None
+            assert expert.weights_file.resolve().is_relative_to(home.resolve())
+
+
+HASHED = "loraprobe.audit.saved.file_hash"
+
+
+@functools.cache
+def _saved_composition() -> Path:
+    """A composition of two small adapters and a router that has learned, on the disk."""
+    from loraprobe.adapter import adapter_of
+    from loraprobe.audit.saved import Routed
+    from loraprobe.composition import Composition
+    from loraprobe.lowrank import LowRank
+    from loraprobe.routing import ROUTERS
+    from safetensors.torch import save_file
+
+    kept = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
+    atexit.register(kept.cleanup)
+    path = "model.layers.0.mlp.up_proj"
+    factors = [LowRank(torch.eye(2, 4) + n, torch.eye(4, 2), 1.0) for n in range(2)]
+    experts = tuple(adapter_of(name, {path: f}) for name, f in zip("ab", factors, strict=True))
+    home = Path(kept.name) / "saved"
+    Routed(Composition("arrow", experts, ROUTERS.make("arrow"))).save(home)
+    save_file({path: torch.ones(2, 4)}, str(home / "router.safetensors"))  # what one has learned
+    return home
+
+
 @contextlib.contextmanager
 def _directory():
     where = MEMORY if MEMORY.is_dir() else None
@@ -119,4 +241,5 @@ def _directory():
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "adapter": adapter, "config": config, "task": task, "reference": reference,
+    "tokenizer": tokenizer, "card": card, "composition": composition,
 }  # fmt: skip

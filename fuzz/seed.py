@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests"), str(HERE.parent)]
 
 from pathologies.specimens import SPECIMENS  # noqa: E402
+from targets import saved_composition  # noqa: E402
+
+import loraprobe  # noqa: E402
 
 TASKS = (
     {"id": "17", "prompt": "Who is the mayor of the city Ada lives in?", "answer": ["Bo", "B"]},
@@ -77,18 +80,10 @@ CARDS = (
     "---\nlicense: &a mit\nx: [*a, *a]\n---\n",
     "# no front matter\n",
 )
-MERGE = {
-    "schema_version": 1, "version": "0.1.0", "torch": "2.13.0", "method": "uniform",
-    "weights": [0.5, 0.5], "space": None, "rank": "auto", "dtype": "float32", "seed": 0,
-    "allow": [], "balance": "none", "subtract": [], "base": None,
-    "sources": [{"name": "a", "reference": "./a", "commit": None, "sha256": "0" * 64}],
-}  # fmt: skip
-ROUTERS = (
-    {"name": "arrow", "options": {"top_k": 3, "temperature": 1.0, "normalize": False,
-                                  "per": "token", "share": "module"}, "state_sha256": None},
-    {"name": "constant", "options": {"gates": [0.5, 0.5]}, "state_sha256": None},
-    {"name": "centroid", "options": {}, "state_sha256": "0" * 64},
-    {"name": "hard", "options": {"expert": 1}, "state_sha256": None},
+ROUTERS: tuple[dict[str, Any], ...] = (
+    {}, {"name": "constant", "options": {"weights": [0.5, 0.5]}},
+    {"name": "centroid", "options": {}, "state_sha256": "<router.safetensors>"},
+    {"name": "hard", "options": {"by": "arrow"}},
 )  # fmt: skip
 
 
@@ -112,23 +107,20 @@ def main() -> None:
         _write("tokenizer", f"template-{number}", b"\5" + text.encode())
     for number, text in enumerate(CARDS):
         _write("card", str(number), text.encode())
-    front = json.dumps({"license": "mit", "loraprobe": MERGE}, indent=1)  # YAML takes JSON
-    _write("card", "merge", f"---\n{front}\n---\n".encode())
+    home, hashes = saved_composition()
+    text = (home / "composition.json").read_text()
+    for name, digest in hashes.items():
+        text = text.replace(digest, f"<{name}>")
     for number, router in enumerate(ROUTERS):
-        _write("composition", str(number), json.dumps(_composition(router)).encode())
-
-
-def _composition(router: dict[str, Any]) -> dict[str, Any]:
-    """composition.json of the composition that `targets` saves."""
-    files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), "0" * 64)
-    experts = [
-        {"name": name, "folder": name, "reference": f"./{name}", "commit": None,
-         "sha256": "0" * 64, "copied": False, "transformation": None, "files": files}
-        for name in "ab"
-    ]  # fmt: skip
-    return {"schema_version": 1, "loraprobe": "0.1.0", "name": "arrow", "base": None,
-            "router": router, "experts": experts, "peft": {"why_not": None, "missed": None}
-            }  # fmt: skip
+        saved = json.loads(text)
+        saved["router"] |= router
+        _write("composition", str(number), json.dumps(saved).encode())
+    with tempfile.TemporaryDirectory() as place:
+        experts = [str(home / "experts" / name) for name in "ab"]
+        loraprobe.merge(experts).save(Path(place) / "merged")
+        _write("card", "merge", (Path(place) / "merged" / "README.md").read_bytes())
+        loraprobe.compose(experts, router="arrow").save(Path(place) / "routed")
+        _write("card", "route", (Path(place) / "routed" / "README.md").read_bytes())
 
 
 def _adapter(case: str, place: Path) -> None:

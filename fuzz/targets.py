@@ -16,20 +16,24 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from safetensors.torch import save_file
 
-from loraprobe.adapter import Adapter, read_adapter
+from loraprobe.adapter import Adapter, adapter_of, read_adapter
 from loraprobe.adapter.config import judge_config
 from loraprobe.audit.provenance import read_provenance
-from loraprobe.audit.saved import load_composition
+from loraprobe.audit.saved import Routed, load_composition
 from loraprobe.base.quiet import silenced
 from loraprobe.base.tokenizer import tokenizer_size
+from loraprobe.checkpoint import file_hash
+from loraprobe.composition import Composition
 from loraprobe.coverage._prompts import card_prompts
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.hub import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
+from loraprobe.lowrank import LowRank
+from loraprobe.routing import ROUTERS
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
 from loraprobe.tasks import load_probe, load_task
@@ -196,11 +200,14 @@ def card(data: bytes) -> None:
 def composition(data: bytes) -> None:
     """composition.json of a saved composition whose other files are sound.
 
-    Every file passes for one whose sha256 is zeros, so that what lies behind that check is reached.
+    `<FILE>` stands for the sha256 of a file of the directory, so that a corpus outlives versions of
+    the libraries that write these files.
     """
-    home = _saved_composition()
+    home, hashes = saved_composition()
+    for name, digest in hashes.items():
+        data = data.replace(f"<{name}>".encode(), digest.encode())
     (home / "composition.json").write_bytes(data)
-    with contextlib.suppress(LoraprobeError), mock.patch(HASHED, lambda *_, **__: "0" * 64):
+    with contextlib.suppress(LoraprobeError):
         found = load_composition(home)
         assert found.experts and found.name is not None
         for expert in found.experts:
@@ -208,28 +215,21 @@ def composition(data: bytes) -> None:
             assert expert.weights_file.resolve().is_relative_to(home.resolve())
 
 
-HASHED = "loraprobe.audit.saved.file_hash"
-
-
 @functools.cache
-def _saved_composition() -> Path:
-    """A composition of two small adapters and a router that has learned, on the disk."""
-    from loraprobe.adapter import adapter_of
-    from loraprobe.audit.saved import Routed
-    from loraprobe.composition import Composition
-    from loraprobe.lowrank import LowRank
-    from loraprobe.routing import ROUTERS
-    from safetensors.torch import save_file
-
+def saved_composition() -> tuple[Path, dict[str, str]]:
+    """A composition of two small adapters on the disk, with what a router of centroids has learned
+    beside it; sha256 of each file by its name."""
     kept = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
     atexit.register(kept.cleanup)
-    path = "model.layers.0.mlp.up_proj"
-    factors = [LowRank(torch.eye(2, 4) + n, torch.eye(4, 2), 1.0) for n in range(2)]
-    experts = tuple(adapter_of(name, {path: f}) for name, f in zip("ab", factors, strict=True))
-    home = Path(kept.name) / "saved"
+    home, path = Path(kept.name) / "saved", "model.layers.0.mlp.up_proj"
+    experts = tuple(
+        adapter_of(name, {path: LowRank(torch.eye(2, 4) + n, torch.eye(4, 2), 1.0)})
+        for n, name in enumerate("ab")
+    )
     Routed(Composition("arrow", experts, ROUTERS.make("arrow"))).save(home)
-    save_file({path: torch.ones(2, 4)}, str(home / "router.safetensors"))  # what one has learned
-    return home
+    save_file({f"centroid.{path}": torch.ones(2, 4)}, str(home / "router.safetensors"))
+    files = (file for file in home.rglob("*") if file.is_file())
+    return home, {str(file.relative_to(home)): file_hash(file) for file in files}
 
 
 @contextlib.contextmanager

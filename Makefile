@@ -41,7 +41,7 @@ bench: $(DEV_STAMP)
 # Coverage-guided fuzzing of every target for SECONDS each; see fuzz/README.md.
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	for target in reference config task adapter ledger; do \
+	for target in reference config task adapter tokenizer card composition ledger; do \
 		$(BIN)/python fuzz/run.py $$target -max_total_time=$(SECONDS) -timeout=10 || exit 1; done
 
 $(VENV)/bin/python:

@@ -24,6 +24,10 @@ from torch import Tensor
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.limits import limits, raising
 
+_PLAIN = re.compile(r"[^/\\:\0]+")  # the name of a file, without a directory or a drive
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
 # Names of types as safetensors has them. Others than these are unknown to torch or to us.
@@ -54,13 +58,36 @@ def read_json(
     check_link(path, reference, raises)
     _check_size(path, reference, raises, limit)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise raises(f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
                      f"download it again.") from None  # fmt: skip
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
+    if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
+        raise raises(f"{path.name} of {reference} holds half of a surrogate pair, which is no "
+                     "character; download it again.")  # fmt: skip
     return content
+
+
+def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
+    """The names of the weight files that an index of shards lists, sorted.
+
+    Each must be the name of a file beside the index. Raises `raises`, naming the index, for
+    anything else, such as a path that leads out of the directory.
+    """
+    shards = read_json(index, reference, raises).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise raises(f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
+                     f"files; download it again.")  # fmt: skip
+    for key, name in shards.items():
+        if not isinstance(name, str) or name in (".", "..") or not _PLAIN.fullmatch(name):
+            raise raises(
+                f"{index.name} of {reference} puts the tensor {key!r} into {name!r:.200}, which is "
+                "not the name of a file beside it; do not use this model."
+            )
+    return sorted(set(shards.values()))
 
 
 def _check_size(path: Path, reference: str, raises: type[LoraprobeError], limit: str) -> None:

@@ -219,7 +219,7 @@ class Options:
     )
     exact: bool = option(False, EVALUATION, "Use all entries of every delta, no sample.")
     per_module: bool = option(False, EVALUATION, "Also give a row for every module.")
-    seed: int = option(0, EVALUATION, "Seed of everything that is drawn.")
+    seed: int = option(0, EVALUATION, "Seed of everything that is drawn.", least=0)
     device: str = option("auto", MACHINE, "auto, cpu, cuda[:n] or mps.")
     dtype: str = option(
         "auto", MACHINE, "Of the base: auto (by the device), float32, bfloat16 or float16."
@@ -236,7 +236,7 @@ class Options:
     batch_size: int | Literal["auto"] = option(
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
-    threads: int | None = option(None, MACHINE, "CPU threads.", least=1)
+    threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
     resume: bool = option(False, OUTPUT, "Go on where an interrupted run of the same call stopped.")
     state: Path | None = None
     arguments: tuple[str, ...] = ()

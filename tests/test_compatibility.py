@@ -521,8 +521,10 @@ def test_tokenizers_beside_the_adapters(tmp_path, llama_dir):
     base = open_base(llama_dir, "owner/base")
     assert one(found(larger, base=base), "vocabulary-mismatch").severity == "warning"
     assert found(first, base=base) == {}
-    (tmp_path / "larger" / "tokenizer.json").write_text("no json")
-    assert found(first, larger) == {}
+    for damage in ("no json", "[]", '{"model": {"vocab": {"x": "5"}}}', '{"added_tokens": [5]}'):
+        (tmp_path / "larger" / "tokenizer.json").write_text(damage)
+        issue = one(found(first, larger), "tokenizer-unreadable")
+        assert issue.severity == "note" and issue.adapters == ("b",)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")

@@ -7,11 +7,11 @@ import time
 import making
 import pytest
 from hubs import Misbehaving
-from loraprobe.cli._parse import auto_or_count
 from test_cli import call, one_sentence
 from test_hub import adapter_files, use
 
 from loraprobe.errors import UsageError
+from loraprobe.options import read_auto_or_count as auto_or_count
 
 
 @pytest.fixture

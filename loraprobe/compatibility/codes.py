@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "task-type-mismatch": "adapters of different task types",
     "task-type-unsupported": "not an adapter of a causal language model",
     "tokenizer-mismatch": "the tokenizers saved beside the adapters differ in size",
+    "tokenizer-unreadable": "a tokenizer saved beside an adapter cannot be read",
     "vocabulary-mismatch": "embedding or head of different vocabulary sizes",
     # Modules
     "shapes-differ": "a module has different shapes",

@@ -216,7 +216,18 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
     rows = None if base is None else base.vocab_size
     if rows is None and len({file_hash(file) for file in files.values()}) < 2:
         return  # nothing to compare: tokenizer files are large, so they are not parsed in vain
-    sizes = {name: size for name, file in files.items() if (size := _size(name, file)) is not None}
+    sizes = {}
+    for name, file in files.items():
+        try:
+            size = Base(name, file.parent).tokenizer_size  # read as a base's own is
+        except BaseError as error:
+            yield Issue(
+                "note", "tokenizer-unreadable", (name,), str(error),
+                "Nothing here needs it: the base's own is used.",
+            )  # fmt: skip
+            continue
+        if size is not None:
+            sizes[name] = size
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
         yield Issue(
@@ -238,14 +249,6 @@ def _tokenizer_file(adapter: Adapter) -> Path | None:
     """A tokenizer saved beside an adapter."""
     file = None if adapter.source.path is None else adapter.source.path / "tokenizer.json"
     return file if file is not None and file.is_file() else None
-
-
-def _size(name: str, file: Path) -> int | None:
-    """Number of tokens; a tokenizer beside an adapter is read as a base's own is."""
-    try:
-        return Base(name, file.parent).tokenizer_size
-    except BaseError:
-        return None
 
 
 def _trained(names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def fill(disk: Path, leave: int = 0) -> Path:
 @pytest.mark.parametrize("command", ["merge", "route"])
 def test_an_output_on_a_full_disk(disk, pair, command, size):
     place = disk(size)
-    assert "No space left" in refused(command, *pair, "-o", place / "out")
+    assert "No space left" in refused(command, *pair, "-o", place / "new" / "out")
     assert list(place.iterdir()) == []
 
 

@@ -133,6 +133,7 @@ class StagedDirectory:
     def __init__(self, target: Path, overwrite: bool = False) -> None:
         self.named, self.overwrite = target, overwrite
         self.target = Path(os.path.realpath(target))
+        self.missing = [place for place in self.target.parents if not place.exists()]
 
     def __enter__(self) -> Path:
         try:
@@ -152,6 +153,7 @@ class StagedDirectory:
             error = failure
         finally:
             shutil.rmtree(self.staging, ignore_errors=True)
+            _remove_empty(self.missing)
         # A full disk is an error of its own where safetensors writes.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise _unwritable(self.named, error) from None
@@ -193,6 +195,7 @@ def staged_file(target: Path) -> Iterator[Path]:
     Raises OutputError where it cannot be written.
     """
     real, staging = Path(os.path.realpath(target)), None
+    missing = [place for place in real.parents if not place.exists()]
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(real), dir=real.parent)
@@ -206,6 +209,14 @@ def staged_file(target: Path) -> Iterator[Path]:
     finally:
         if staging is not None:
             staging.unlink(missing_ok=True)
+        _remove_empty(missing)
+
+
+def _remove_empty(places: Iterable[Path]) -> None:
+    """Removes directories that were made for an output which then did not come about."""
+    with contextlib.suppress(OSError):
+        for place in places:
+            place.rmdir()
 
 
 def _prefix(target: Path) -> str:

@@ -204,7 +204,7 @@ def verify_without_end(place: Path) -> str:
 
 
 @case(
-    "config-nested",
+    "adapter-config-nested",
     "a config with 3,000 lists in one another",
     before="exit 2",
     now="exit 2",

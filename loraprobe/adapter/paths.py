@@ -1,8 +1,14 @@
-"""Module paths: their natural order, and what repeats in every layer."""
+"""Module paths (their order, what repeats in every layer) and names of base models."""
 
 from __future__ import annotations
 
 import re
+
+# owner/name or name, with a revision; behind an owner also the folder that a reference may have.
+_HUB_ID = re.compile(
+    r"(?:\w[\w.-]*/\w[\w.-]*(?:@\w[\w./-]*)?(?::\w[\w./ -]*)?|\w[\w.-]*(?:@\w[\w./-]*)?)/?", re.A
+)
+_HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
 
 
 def natural(path: str) -> tuple[tuple[int, int | str], ...]:
@@ -13,3 +19,29 @@ def natural(path: str) -> tuple[tuple[int, int | str], ...]:
 def layer_pattern(path: str) -> str:
     """What a module's path is in every layer: `model.layers.*.mlp.up_proj`."""
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def is_path(reference: str) -> bool:
+    """Whether a base's name is a path of a file system, or a URL, and no id of the Hub.
+
+    A relative path of two parts, such as models/base, looks like an id and counts as one.
+    """
+    return _HUB_ID.fullmatch(reference) is None
+
+
+def public_name(reference: str | None) -> str | None:
+    """The name of a base that may be published: an id of the Hub as it is, of a path its last part.
+
+    A path inside the Hub's cache gives the id that it was downloaded from. None for a path
+    without a last part (such as / or ..), and for no name at all.
+    """
+    if not reference or not is_path(reference):
+        return reference or None
+    if cached := _HUB_CACHE.search(reference):
+        return "/".join(part for part in cached.groups() if part)
+    _, url, where = reference.strip().rpartition("://")
+    if url:  # without its query, which may hold a token
+        where = re.split(r"[?#]", where)[0]
+    # A name and password may stand before the host.
+    parts = re.split(r"[\\/:]", re.sub(r"^[^/\\]*@", "", where))
+    return next((part for part in reversed(parts) if part.strip(" .~")), None)

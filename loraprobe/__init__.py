@@ -177,14 +177,18 @@ def load_composition(directory: str | Path) -> Composition:
     return audit.load_composition(directory)
 
 
-def verify(directory: str | Path) -> Verification:
-    """What `loraprobe verify` does: whether a merged directory is what its card says.
+def verify(
+    directory: str | Path,
+    sources: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+) -> Verification:
+    """What `loraprobe verify` does: whether a merged or routed directory is what its card says.
 
-    Raises AdapterError where the directory was not made by loraprobe.
+    sources, base: where the adapters and the base are that it was made of, if they moved. Raises AdapterError where the directory was not made by loraprobe.
     """
     from loraprobe import audit
 
-    return audit.verify(directory)
+    return audit.verify(directory, [*map(str, sources)], None if base is None else str(base))
 
 
 def merge_and_eval(
@@ -220,13 +224,13 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
     """The merge with the model card that its directory will carry."""
     import dataclasses
 
-    from loraprobe.audit.provenance import provenance_of
+    from loraprobe.audit.provenance import merge_matter
     from loraprobe.report.card import model_card
 
     low, high = merged.adapter.rank_range
     card = model_card(
         name=merged.adapter.name,
-        base_model=merged.adapter.base_model,
+        matter=merge_matter(merged, audit, settings),
         sources=merged.sources,
         method=merged.method,
         space=merged.space,
@@ -241,8 +245,6 @@ def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
         verdict=audit.verdict,
         transformations=audit.transformations,
         search=audit.search,
-        provenance=provenance_of(merged, audit, settings),
-        license=merged.license,
     )
     return dataclasses.replace(merged, card=card)
 
@@ -251,14 +253,13 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
     """The composition with the card that its directory will carry."""
     import dataclasses
 
-    from loraprobe.compatibility.licences import licence_of_merge
+    from loraprobe.audit.provenance import composition_matter
     from loraprobe.report.card import composition_card
 
     experts = made.composition.experts
-    bases = [expert.base_model for expert in experts if expert.base_model]
     card = composition_card(
         name=made.composition.name,
-        base_model=bases[0] if bases else None,
+        matter=composition_matter(made, audit, settings),
         router=repr(made.composition.router),
         experts=[
             dataclasses.replace(expert.summary(), license=made.licences.get(expert.name))
@@ -271,7 +272,6 @@ def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
         verdict=audit.verdict,
         transformations=audit.transformations,
         search=audit.search,
-        license=licence_of_merge(made.licences),
     )
     return dataclasses.replace(made, card=card)
 

@@ -6,7 +6,7 @@ here and exist nowhere else.
 """
 
 from loraprobe.adapter.memory import adapter_of
-from loraprobe.adapter.paths import layer_pattern, natural
+from loraprobe.adapter.paths import is_path, layer_pattern, local_name, natural, public_name
 from loraprobe.adapter.promises import extreme_norm
 from loraprobe.adapter.reading import read_adapter
 from loraprobe.adapter.staging import StagedDirectory, check_output
@@ -32,7 +32,10 @@ __all__ = [
     "adapter_of",
     "check_output",
     "extreme_norm",
+    "is_path",
     "layer_pattern",
+    "local_name",
     "natural",
+    "public_name",
     "read_adapter",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 # owner/name or name, with a revision; behind an owner also the folder that a reference may have.
@@ -45,3 +46,8 @@ def public_name(reference: str | None) -> str | None:
     # A name and password may stand before the host.
     parts = re.split(r"[\\/:]", re.sub(r"^[^/\\]*@", "", where))
     return next((part for part in reversed(parts) if part.strip(" .~")), None)
+
+
+def local_name(reference: str) -> str:
+    """The name under which a directory of this machine is published: the last part of its path."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(reference))) or "adapter"

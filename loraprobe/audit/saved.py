@@ -16,6 +16,7 @@ a pickle; loading checks every hash and builds the router from the shelf.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -27,7 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.adapter import Adapter, Source, StagedDirectory, check_output, read_adapter
+from loraprobe.adapter import (
+    Adapter,
+    Source,
+    StagedDirectory,
+    check_output,
+    public_name,
+    read_adapter,
+)
 from loraprobe.adapter.tensors import open_tensors
 from loraprobe.audit.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.base import Base
@@ -36,12 +44,17 @@ from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.records import Transformation, plain
 from loraprobe.routing import ROUTERS
+from loraprobe.secrets import public_text, scrub
 from loraprobe.shelf import convert
 
 SCHEMA_VERSION = 1
 FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"
 PEFT, PROTOTYPES = "peft/arrow.json", "peft/prototypes.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OF_MODULES = frozenset(
+    "target_modules exclude_modules modules_to_save layers_pattern rank_pattern alpha_pattern "
+    "target_parameters".split()
+)
 UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 
 
@@ -155,7 +168,7 @@ def _write_experts(
         entries.append({
             "name": expert.name,
             "folder": folder,
-            "reference": expert.source.reference,
+            "reference": expert.source.public,
             "commit": expert.source.commit,
             "sha256": expert.sha256,
             "copied": copied,
@@ -183,15 +196,38 @@ def _is_as_filed(expert: Adapter) -> bool:
 
 
 def _copy(expert: Adapter, place: Path) -> None:
-    """The files themselves; a pickle's tensors under the same keys."""
+    """The files themselves, without what its trainer's machine left in them.
+
+    A pickle's tensors stand under the same keys; a path in the config becomes its last part.
+    """
     assert expert.weights_file is not None
     place.mkdir(parents=True)
-    shutil.copyfile(expert.weights_file.parent / CONFIG, place / CONFIG)
-    if expert.weights_file.suffix == ".safetensors":
+    config = _public(expert.config)
+    if config == expert.config:
+        shutil.copyfile(expert.weights_file.parent / CONFIG, place / CONFIG)
+    else:
+        _write(place / CONFIG, config)
+    file = open_tensors(expert.weights_file.parent)
+    plain_header = file.metadata in ({}, {"format": "pt"})
+    if plain_header and expert.weights_file.suffix == ".safetensors":
         shutil.copyfile(expert.weights_file, place / WEIGHTS)
     else:
-        file = open_tensors(expert.weights_file.parent)
         _write_tensors({key: file.read(key) for key in file.shapes}, place / WEIGHTS)
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """adapter_config.json as it may be published; names and patterns of modules stay."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, str):
+            return public_text(value)
+        if isinstance(value, dict):
+            return {public_text(key): public(held) for key, held in value.items()}
+        return [public(held) for held in value] if isinstance(value, list) else value
+
+    base = public_name(config.get("base_model_name_or_path"))
+    named = {**config, "base_model_name_or_path": base} if base else config
+    return {key: held if key in OF_MODULES else public(held) for key, held in named.items()}
 
 
 def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
@@ -203,7 +239,7 @@ def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(scrub(text) + "\n", encoding="utf-8")
 
 
 def _router_document(router: Router) -> dict[str, Any]:
@@ -267,6 +303,8 @@ def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:
 def _check_hash(file: Path, wanted: str) -> None:
     if not file.is_file():
         raise AdapterError(f"{file} is missing; copy the composition again, whole.")
-    if file_hash(file) != wanted:
+    with file.open("rb") as stream:  # by its content: the name of a link's target proves nothing
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != wanted:
         raise AdapterError(f"{file} is not the file that was saved (its sha256 differs); copy the "
                            "composition again, or save it anew.")  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from loraprobe._version import __version__
 from loraprobe.adapter import Adapter, layer_pattern
+from loraprobe.audit.publishing import published
 from loraprobe.audit.settings import Progress, Settings
 from loraprobe.base import Base
 from loraprobe.records import (
@@ -112,13 +113,13 @@ class Story:
         return found
 
     def audit(self) -> Audit:
-        """Everything found, with its provenance."""
+        """Everything found, with its provenance, as it may be published."""
         norms = {
             row.adapters[0]: row.value
             for row in self.found.get("diagnostics", ())
             if row.name == "norm" and row.module is None
         }
-        return Audit(
+        audit = Audit(
             command=self.command,
             provenance=Provenance(
                 loraprobe=__version__,
@@ -135,6 +136,7 @@ class Story:
             notes=(*self.notes, *filter(None, (note() for note in self.last_words))),
             **self.found,
         )
+        return published(audit, self.adapters, self.base, self.settings)
 
 
 def peak_memory() -> int:

@@ -251,7 +251,9 @@ def _check_tasks(command: str, tasks: list[str] | None, chosen: Settings) -> Non
         raise UsageError("--limit goes with --task, whose items it counts.")
 
 
-def verify(directory: Path, threads: int | None) -> Any:
+def verify(
+    directory: Path, sources: Sequence[str], base: str | None, threads: int | None
+) -> Any:
     """`loraprobe verify`."""
     from loraprobe import audit
 
@@ -259,7 +261,7 @@ def verify(directory: Path, threads: int | None) -> Any:
         import torch
 
         torch.set_num_threads(threads)
-    return audit.verify(directory)
+    return audit.verify(directory, sources, base)
 
 
 def _save(outcome: Any, target: Path, overwrite: bool, output: Output) -> None:

@@ -1,4 +1,4 @@
-"""`loraprobe verify`: is a merged directory what its card says?"""
+"""`loraprobe verify`: is a merged or routed directory what its card says?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,28 @@ from loraprobe.cli import _options as opt
 
 def verify(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What loraprobe merge wrote.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR", help="What merge, route or merge-and-eval wrote.", show_default=False
+        ),
     ],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[REF]...",
+            help="Where the adapters are that it was made of, if they moved.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Where the base is, if one was used and it moved."),
+    ] = None,
     threads: opt.Threads = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Check a merged directory against its card: files, sources, the merge made again, peft.
+    """Make a merge or a composition again from its card and compare the whole directory.
 
     Exits 0 if everything holds, 1 if something does not, 2 if nothing can be said.
     """
@@ -27,7 +42,7 @@ def verify(
     from loraprobe.cli import _work
     from loraprobe.report.verification import as_json, render
 
-    found = _work.verify(directory, threads)
+    found = _work.verify(directory, sources or (), base, threads)
     if json:
         print(as_json(found))
     elif quiet:

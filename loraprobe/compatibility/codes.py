@@ -29,6 +29,7 @@ CODES: dict[str, str] = {
     "base-mismatch": "the base models have different names",
     "base-unclear": "the names of the base models do not tell whether they are one model",
     "base-unknown": "an adapter does not say which base model it was trained on",
+    "base-is-a-path": "an adapter names its base by a path of the machine it was trained on",
     "revision-mismatch": "the same base model, at different revisions",
     "quantised-base": "the base is a quantised copy, or its weights are stored quantised",
     "init-changed-base": "the initialisation changed the base weights (PiSSA, OLoRA, CorDA ...)",

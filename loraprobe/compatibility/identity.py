@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapter import Adapter, public_name
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash
 from loraprobe.errors import BaseError
@@ -62,6 +62,7 @@ def identity_issues(
 ) -> Iterator[Issue]:
     """Findings about base names, revisions, task types. `fit`: paths and shapes agree."""
     yield from _unnamed(adapters, base)
+    yield from _private(adapters)
     yield from _names(adapters, base, purpose, fit)
     if base is not None:
         yield from _against_chosen(adapters, base)
@@ -78,6 +79,19 @@ def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
                 "note" if base is not None else "warning", "base-unknown", (adapter.name,),
                 f"{adapter.name} does not say which base model it was trained on.",
                 "Set base_model_name_or_path in its adapter_config.json.",
+            )  # fmt: skip
+
+
+def _private(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    for adapter in adapters:
+        name = public_name(adapter.base_model)
+        if adapter.base_model and name != adapter.base_model:
+            yield Issue(
+                "note", "base-is-a-path", (adapter.name,),
+                f"{adapter.name} names its base by a path of the machine that it was trained on; "
+                f"what is written here names it {name or 'not at all'}.",
+                "Name the base where the result is loaded, or set base_model_name_or_path to its "
+                "id on the Hub.",
             )  # fmt: skip
 
 

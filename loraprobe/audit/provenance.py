@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -76,9 +76,9 @@ class ToldMerge(Told):
     method: str
     weights: list[float]
     space: str | None
-    rank: Literal["auto"] | int
+    rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    seed: int
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
 class ToldComposition(Told):

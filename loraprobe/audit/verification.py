@@ -110,7 +110,8 @@ def _make(
     if isinstance(told, ToldMerge):
         settings = Settings(
             methods=(told.method,), space=told.space, rank=told.rank,  # type: ignore[arg-type]
-            dtype=told.dtype, seed=told.seed, **common,
+            # Nobody can ask for float64, which comes from sources of that type.
+            dtype="auto" if told.dtype == "float64" else told.dtype, seed=told.seed, **common,
         )  # fmt: skip
         audit, merged = merge(sources, base=base, settings=settings)
         merged.save(target)
@@ -203,7 +204,7 @@ class _Comparison:
             return "it is missing"
         if self.name.endswith(".safetensors"):
             return difference_of_weights(found, again, lambda: self.reordered() / self.name)
-        ours, theirs = (_unique(read_json(file, file.name, AdapterError), file)
+        ours, theirs = (_unique(read_json(file, self.place.name, AdapterError), file)
                         for file in (found, again))  # fmt: skip
         if self.name == FILE:
             theirs = self._as_listed(theirs)
@@ -257,7 +258,9 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
         # peft takes the first pattern that fits, so that their order counts.
         ordered = not where.endswith("_pattern") or [*found] == [*wanted]
         return None if ordered else f"{where} has another order"
-    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+    if isinstance(found, list) and isinstance(wanted, list):
+        if len(found) != len(wanted):
+            return f"{where} has {len(found)} entries instead of {len(wanted)}"
         pairs = enumerate(zip(found, wanted, strict=True))
         problems = (_first_difference(one, other, f"{where}[{i}]") for i, (one, other) in pairs)
         return next(filter(None, problems), None)

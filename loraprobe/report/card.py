@@ -122,7 +122,7 @@ def _front_matter(matter: Mapping[str, Any]) -> str:
 
 
 # What starts markup, a link or a table cell wherever it stands in a line.
-_MARKS = re.compile(r"[\\`*\[\]|#<>&~]|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)|(?<=\bwww)\.|@(?=\w)")
+_MARKS = re.compile(r"[\\`*\[\]|#<>&~]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.|@(?=\w)")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 # At the start of a line these make a list, a heading or a rule.
 _START = re.compile(r"^(?:([-+=])(?=\s|\1)|(\d+)([.)])(?=\s))")
@@ -135,8 +135,11 @@ def _inert(text: str) -> str:
 
 
 def _code(text: str) -> Verbatim:
-    """Text as code, in which nothing is markup; a bar ends a table cell even there."""
-    return Verbatim("`" + _flat(text).replace("`", "'").replace("|", "\\|") + "`")
+    """Text as code where that holds it: a bar ends a table cell even there."""
+    flat = _flat(text)
+    if "<" in flat or "`" in flat or not flat:
+        return Verbatim(_inert(flat))
+    return Verbatim("`" + flat.replace("|", "\\|") + "`")
 
 
 class Verbatim(str):

@@ -184,7 +184,8 @@ def verify(
 ) -> Verification:
     """What `loraprobe verify` does: whether a merged or routed directory is what its card says.
 
-    sources, base: where the adapters and the base are that it was made of, if they moved. Raises AdapterError where the directory was not made by loraprobe.
+    sources, base: where the adapters and the base are that it was made of, if they moved. Raises
+    AdapterError where the directory was not made by loraprobe.
     """
     from loraprobe import audit
 

@@ -30,7 +30,7 @@ _PATH = re.compile(
 )
 
 
-def public_text(text: str, names: Mapping[str, str] = {}) -> str:  # noqa: B006 - never changed
+def public_text(text: str, names: Mapping[str, str] = {}) -> str:
     """A text that may be published: without tokens, and with the last part of each absolute path.
 
     names: what is known to be private, such as a path with spaces, and what to write instead.

@@ -1,7 +1,7 @@
 """Directories of merges and compositions, and ways to change one so that it is no longer theirs.
 
-`made` writes two sources, `a` and `b`, and what loraprobe makes of them, `out`. Each tampering takes
-that folder and changes one thing in it; none of the changed directories may be verified.
+`made` writes two sources, `a` and `b`, and what loraprobe makes of them, `out`. A tampering
+changes one thing in that folder; none of the changed directories may be verified.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ def weights(change: Callable[[dict[str, Tensor]], Any], file: str = f"out/{WEIGH
     def tamper(place: Path) -> None:
         tensors = load_file(str(place / file))
         changed = change(tensors) or tensors
-        save_file({k: t.contiguous().clone() for k, t in changed.items()}, str(place / file),
-                  metadata={"format": "pt"})  # fmt: skip
+        save_file(
+            {k: t.contiguous().clone() for k, t in changed.items()},
+            str(place / file),
+            metadata={"format": "pt"},
+        )
 
     return tamper
 
@@ -212,18 +215,33 @@ OF_WEIGHTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 }
 
 CHANGED: dict[str, list[Any]] = {  # what each field of a merge's config is changed to
-    "base_model_name_or_path": ["other/base", None], "revision": ["main"], "task_type": ["SEQ_CLS"],
-    "auto_mapping": [{"base_model_class": "X", "parent_library": "x"}], "peft_type": ["IA3"],
-    "inference_mode": [False], "r": [4, 8.0, "8"], "lora_alpha": [16, True], "lora_dropout": [0.5],
-    "modules_to_save": [["lm_head"]], "bias": ["all"], "lora_bias": [True], "use_rslora": [True],
-    "use_dora": [True], "fan_in_fan_out": [True], "target_modules": [["q_proj"], "all-linear"],
+    "base_model_name_or_path": ["other/base", None],
+    "revision": ["main"],
+    "task_type": ["SEQ_CLS"],
+    "auto_mapping": [{"base_model_class": "X", "parent_library": "x"}],
+    "peft_type": ["IA3"],
+    "inference_mode": [False],
+    "r": [4, 8.0, "8"],
+    "lora_alpha": [16, True],
+    "lora_dropout": [0.5],
+    "modules_to_save": [["lm_head"]],
+    "bias": ["all"],
+    "lora_bias": [True],
+    "use_rslora": [True],
+    "use_dora": [True],
+    "fan_in_fan_out": [True],
+    "target_modules": [["q_proj"], "all-linear"],
     "init_lora_weights": ["pissa_niter_4", "olora", "loftq", "eva", False],
-    "rank_pattern": [{"q_proj": 4}], "alpha_pattern": [{".*": 16}],
-}  # fmt: skip
+    "rank_pattern": [{"q_proj": 4}],
+    "alpha_pattern": [{".*": 16}],
+}
 ADDED = {
-    "use_qalora": True, "layer_replication": [[0, 2]], "trainable_token_indices": [1],
-    "exclude_modules": ["q_proj"], "of_the_future": 1,
-}  # fmt: skip
+    "use_qalora": True,
+    "layer_replication": [[0, 2]],
+    "trainable_token_indices": [1],
+    "exclude_modules": ["q_proj"],
+    "of_the_future": 1,
+}
 
 
 def _set(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -261,8 +279,10 @@ def of_merges() -> Iterator[tuple[str, Tampering]]:
         yield name, weights(change)
     yield "a header with other texts", _metadata
     yield "a file cut short", _cut
-    yield "the weights of a source", lambda place: (place / "out" / WEIGHTS).write_bytes(
-        (place / "a" / WEIGHTS).read_bytes())  # fmt: skip
+    yield (
+        "the weights of a source",
+        lambda place: (place / "out" / WEIGHTS).write_bytes((place / "a" / WEIGHTS).read_bytes()),
+    )
     for key, values in CHANGED.items():
         for value in values:
             yield f"config: {key} {value!r:.20}", document(_set(key, value))
@@ -273,8 +293,16 @@ def of_merges() -> Iterator[tuple[str, Tampering]]:
     yield "config: a key twice", _twice
     yield "config: no JSON", written(f"out/{CONFIG}", "{")
     yield "config: a list", written(f"out/{CONFIG}", "[]")
-    yield from _of_cards({"method": "sum", "weights": [0.5, 0.6], "rank": 2, "dtype": "float64",
-                          "space": "full:x", "name": "x"})  # fmt: skip
+    yield from _of_cards(
+        {
+            "method": "sum",
+            "weights": [0.5, 0.6],
+            "rank": 2,
+            "dtype": "float64",
+            "space": "full:x",
+            "name": "x",
+        }
+    )
     yield from _of_files(CONFIG, WEIGHTS)
 
 
@@ -294,80 +322,143 @@ def of_compositions() -> Iterator[tuple[str, Tampering]]:
             tamper(place)
             file = place / "out" / "experts" / "a" / name
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            document(lambda held: held["experts"][0]["files"].update({name: digest}), listing)(place)
+            document(lambda held: held["experts"][0]["files"].update({name: digest}), listing)(
+                place
+            )
 
         return both
 
-    for name in ("A scaled by 1 + 4 eps", "every B with its sign turned", "one entry doubled in A",
-                 "a weight of the base added", "another dtype", "two modules exchanged"):  # fmt: skip
+    for name in (
+        "A scaled by 1 + 4 eps",
+        "every B with its sign turned",
+        "one entry doubled in A",
+        "a weight of the base added",
+        "another dtype",
+        "two modules exchanged",
+    ):
         yield f"expert: {name}", weights(OF_WEIGHTS[name], expert)
         yield f"expert, listed: {name}", with_hash(weights(OF_WEIGHTS[name], expert))
-    for key, value in (("lora_alpha", 64), ("init_lora_weights", "olora"), ("use_rslora", True),
-                       ("base_model_name_or_path", "other/base")):  # fmt: skip
+    for key, value in (
+        ("lora_alpha", 64),
+        ("init_lora_weights", "olora"),
+        ("use_rslora", True),
+        ("base_model_name_or_path", "other/base"),
+    ):
         change = document(_set(key, value), f"out/experts/a/{CONFIG}")
         yield f"expert, listed: config {key}", with_hash(change, CONFIG)
     yield "experts exchanged", document(lambda held: held["experts"].reverse(), listing)
-    yield "one expert twice", document(
-        lambda held: held["experts"].append(held["experts"][0]), listing
+    yield (
+        "one expert twice",
+        document(lambda held: held["experts"].append(held["experts"][0]), listing),
     )
     yield "one expert lost", document(lambda held: held["experts"].pop(), listing)
-    for key, value in {"name": "c", "folder": "b", "reference": "owner/good", "commit": "0" * 40,
-                       "sha256": "0" * 64, "copied": False, "transformation": {}}.items():  # fmt: skip
+    for key, value in {
+        "name": "c",
+        "folder": "b",
+        "reference": "owner/good",
+        "commit": "0" * 40,
+        "sha256": "0" * 64,
+        "copied": False,
+        "transformation": {},
+    }.items():
         yield f"listing: expert's {key}", entry_of(key, value)
-    for option, value in {"top_k": 1, "temperature": 0.5, "normalize": True, "per": "sequence",
-                          "share": "layer"}.items():  # fmt: skip
-        yield f"listing: {option}", document(
-            lambda held, o=option, v=value: held["router"]["options"].update({o: v}), listing
+    for option, value in {
+        "top_k": 1,
+        "temperature": 0.5,
+        "normalize": True,
+        "per": "sequence",
+        "share": "layer",
+    }.items():
+        yield (
+            f"listing: {option}",
+            document(
+                lambda held, o=option, v=value: held["router"]["options"].update({o: v}), listing
+            ),
         )
-    for key, value in {"schema_version": 2, "loraprobe": "9", "name": "x", "base": {}, "more": 1,
-                       "peft": {"why_not": None, "missed": None}}.items():  # fmt: skip
+    for key, value in {
+        "schema_version": 2,
+        "loraprobe": "9",
+        "name": "x",
+        "base": {},
+        "more": 1,
+        "peft": {"why_not": None, "missed": None},
+    }.items():
         yield f"listing: {key}", document(_set(key, value), listing)
-    yield "listing: another router", document(
-        lambda held: held["router"].update(name="spectr"), listing
+    yield (
+        "listing: another router",
+        document(lambda held: held["router"].update(name="spectr"), listing),
     )
-    yield "listing: a state", document(
-        lambda held: held["router"].update(state_sha256="0" * 64), listing
+    yield (
+        "listing: a state",
+        document(lambda held: held["router"].update(state_sha256="0" * 64), listing),
     )
-    yield "a state added", lambda place: save_file(
-        {"centroid.x": torch.ones(2, 2)}, str(place / "out/router.safetensors")
+    yield (
+        "a state added",
+        lambda place: save_file(
+            {"centroid.x": torch.ones(2, 2)}, str(place / "out/router.safetensors")
+        ),
     )
     yield "an Arrow for peft added", written("out/peft/arrow.json")
-    yield from _of_cards({"router": "arrow:top_k=1", "weights": [1.0, 1.0], "name": "x",
-                          "method": "sum"})  # fmt: skip
+    yield from _of_cards(
+        {"router": "arrow:top_k=1", "weights": [1.0, 1.0], "name": "x", "method": "sum"}
+    )
     yield from _of_files("composition.json", f"experts/a/{WEIGHTS}")
 
 
 def _of_cards(choices: dict[str, Any]) -> Iterator[tuple[str, Tampering]]:
-    for key, value in {**choices, "balance": "norm", "schema_version": 1, "more": 1,
-                       "base": {"reference": "x", "commit": None, "sha256": None},
-                       "subtract": 3}.items():  # fmt: skip
+    for key, value in {
+        **choices,
+        "balance": "norm",
+        "schema_version": 1,
+        "more": 1,
+        "base": {"reference": "x", "commit": None, "sha256": None},
+        "subtract": 3,
+    }.items():
         yield f"card: {key}", _told(key, value)
-    for key, value in {"sha256": "0" * 64, "commit": "0" * 40,
-                       "reference": "owner/good"}.items():  # fmt: skip
-        yield f"card: a source's {key}", card(
-            lambda matter, k=key, v=value: matter["loraprobe"]["sources"][0].update({k: v})
+    for key, value in {"sha256": "0" * 64, "commit": "0" * 40, "reference": "owner/good"}.items():
+        yield (
+            f"card: a source's {key}",
+            card(lambda matter, k=key, v=value: matter["loraprobe"]["sources"][0].update({k: v})),
         )
     # What a merge calls its sources decides nothing, a composition finds its experts by it.
     if "router" in choices:
-        yield "card: a source's name", card(
-            lambda matter: matter["loraprobe"]["sources"][0].update(name="c")
+        yield (
+            "card: a source's name",
+            card(lambda matter: matter["loraprobe"]["sources"][0].update(name="c")),
         )
     yield "card: sources exchanged", card(lambda matter: matter["loraprobe"]["sources"].reverse())
-    for key, value in {"base_model": "other/base", "license": "mit", "tags": ["lora"],
-                       "library_name": "x", "pipeline_tag": "x"}.items():  # fmt: skip
+    for key, value in {
+        "base_model": "other/base",
+        "license": "mit",
+        "tags": ["lora"],
+        "library_name": "x",
+        "pipeline_tag": "x",
+    }.items():
         yield f"card: {key}", card(_set(key, value))
     for key in ("base_model", "tags", "library_name", "loraprobe"):
         yield f"card: no {key}", card(_pop(key))
-    yield "card: an alias", lambda place: (place / "out" / CARD).write_text(
-        (place / "out" / CARD).read_text().replace("library_name:", "x: &x 1\ny: *x\nlibrary_name:")
+    yield (
+        "card: an alias",
+        lambda place: (place / "out" / CARD).write_text(
+            (place / "out" / CARD)
+            .read_text()
+            .replace("library_name:", "x: &x 1\ny: *x\nlibrary_name:")
+        ),
     )
     yield "no card", removed(f"out/{CARD}")
 
 
 def _of_files(config: str, weights_file: str) -> Iterator[tuple[str, Tampering]]:
-    for name in ("adapter_model.bin", "adapter_model.safetensors.index.json", "tokenizer.json",
-                 "chat_template.jinja", "modeling.py", f"other/{CONFIG}", f"experts/c/{CONFIG}",
-                 ".hidden"):  # fmt: skip
+    for name in (
+        "adapter_model.bin",
+        "adapter_model.safetensors.index.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "modeling.py",
+        f"other/{CONFIG}",
+        f"experts/c/{CONFIG}",
+        ".hidden",
+    ):
         yield f"{name} added", written(f"out/{name}")
     yield "an empty folder added", lambda place: (place / "out" / "empty").mkdir()
     yield "a link added", lambda place: (place / "out" / "x.json").symlink_to("/nowhere")
@@ -377,8 +468,10 @@ def _of_files(config: str, weights_file: str) -> Iterator[tuple[str, Tampering]]
     yield "card: a link out", linked(f"out/{CARD}")
     yield "no config", removed(f"out/{config}")
     yield "no weights", removed(f"out/{weights_file}")
-    yield "weights as a pickle", moved(f"out/{weights_file}",
-                                       f"out/{weights_file}".replace("safetensors", "bin"))  # fmt: skip
+    yield (
+        "weights as a pickle",
+        moved(f"out/{weights_file}", f"out/{weights_file}".replace("safetensors", "bin")),
+    )
     yield "a source with other weights", weights(scaled("lora_A", 2.0), f"b/{WEIGHTS}")
     yield "a source with another config", document(_set("lora_alpha", 9), f"b/{CONFIG}")
     yield "a source lost", removed(f"b/{WEIGHTS}")

@@ -42,22 +42,54 @@ def parsed(text: str) -> Tags:
 def test_strangers_names_are_text():
     text = page(an_audit(HOSTILE))
     reader = parsed(text)
-    assert set(reader.seen) <= {"html", "head", "meta", "title", "style", "body", "pre", "code",
-                                "span"}  # fmt: skip
+    assert set(reader.seen) <= {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "pre",
+        "code",
+        "span",
+    }
     assert "<script>" not in text and "\x1b" not in text and "\u202e" not in text
     assert "default-src 'none'" in text and not re.search(r"(src|href)=", text)
     assert "verdict" in reader.text.lower()
 
 
 MARKUP = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><b onclick="x">', "</code></pre>",
-    "[here](http://e.vil/x)", "![i](http://e.vil/i.png)", "<http://e.vil>", "http://e.vil/x",
-    "www.e.vil", "a@e.vil", "**b** *i* __b__ _i_ ~~s~~", "`c`", "``", "a | b", "# h", "- x", "+ x",
-    "1. x", "---", "===", "> q", "&lt;b&gt; &#60;i&#62;", "[r]: http://e.vil", "$x$ {{ x }} {% x %}",
-    "\\*x\\* \\", "[bold]x[/bold]", "[link=http://e.vil]x[/link]",
-]  # fmt: skip
-OURS = frozenset("command kind side part severity decision evidence metric device dtype "
-                 "commit sha256".split())  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><b onclick="x">',
+    "</code></pre>",
+    "[here](http://e.vil/x)",
+    "![i](http://e.vil/i.png)",
+    "<http://e.vil>",
+    "http://e.vil/x",
+    "www.e.vil",
+    "a@e.vil",
+    "**b** *i* __b__ _i_ ~~s~~",
+    "`c`",
+    "``",
+    "a | b",
+    "# h",
+    "- x",
+    "+ x",
+    "1. x",
+    "---",
+    "===",
+    "> q",
+    "&lt;b&gt; &#60;i&#62;",
+    "[r]: http://e.vil",
+    "$x$ {{ x }} {% x %}",
+    "\\*x\\* \\",
+    "[bold]x[/bold]",
+    "[link=http://e.vil]x[/link]",
+]
+OURS = frozenset(
+    "command kind side part severity decision evidence metric device dtype commit sha256".split()
+)
 
 
 def planted(record, text):
@@ -102,16 +134,26 @@ def cards(text: str) -> list[str]:
     audit = planted(an_audit(), text)
     verdict = Verdict("unlikely", "evaluation", audit.verdict.reasons)
     common = {
-        "name": text, "matter": {"base_model": text, "license": text}, "verdict": verdict,
-        "issues": audit.compatibility.issues, "allowed": (text,),
+        "name": text,
+        "matter": {"base_model": text, "license": text},
+        "verdict": verdict,
+        "issues": audit.compatibility.issues,
+        "allowed": (text,),
         "transformations": [Transformation(text, 1.0, 1.0, 1.0, (text, text))],
         "search": WeightSearch({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
-    }  # fmt: skip
+    }
     merge = model_card(
-        **common, sources=[dataclasses.replace(row, license=text) for row in audit.adapters],
-        method=text, space=text, rank="8", weights=(1.0, -1.0), compression_error=0.0,
-        rounding_error=0.0, dtype="float32", seed=0,
-    )  # fmt: skip
+        **common,
+        sources=[dataclasses.replace(row, license=text) for row in audit.adapters],
+        method=text,
+        space=text,
+        rank="8",
+        weights=(1.0, -1.0),
+        compression_error=0.0,
+        rounding_error=0.0,
+        dtype="float32",
+        seed=0,
+    )
     routed = [
         composition_card(
             **common, router=text, experts=audit.adapters, why_not_peft=why, missed_prototype=missed

@@ -6,7 +6,14 @@ here and exist nowhere else.
 """
 
 from loraprobe.adapter.memory import adapter_of
-from loraprobe.adapter.paths import is_path, layer_pattern, local_name, natural, public_name
+from loraprobe.adapter.paths import (
+    is_path,
+    layer_pattern,
+    local_name,
+    natural,
+    public_name,
+    public_value,
+)
 from loraprobe.adapter.promises import extreme_norm
 from loraprobe.adapter.reading import read_adapter
 from loraprobe.adapter.staging import StagedDirectory, check_output
@@ -37,5 +44,6 @@ __all__ = [
     "local_name",
     "natural",
     "public_name",
+    "public_value",
     "read_adapter",
 ]

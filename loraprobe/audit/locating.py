@@ -43,10 +43,11 @@ class Neighbourhood:
         except LoraprobeError as error:
             return None, Check(label, False, str(error))
         if found is None:
-            return None, Check(label, False, (
-                f"No adapter with the weights {told.sha256[:12]}... was found here; it was called "
-                f"{told.reference}. Name where it is: loraprobe verify DIR REF."
-            ))  # fmt: skip
+            message = (
+                f"No adapter with the weights {told.sha256[:12]}... was found here; it was "
+                f"called {told.reference}. Name where it is: loraprobe verify DIR REF."
+            )
+            return None, Check(label, False, message)
         message = f"{told.reference}: sha256 {found.sha256[:12]}..."
         if found.sha256 != told.sha256:
             message += f", but it was made of {told.sha256[:12]}...; the source changed."
@@ -94,22 +95,24 @@ class Neighbourhood:
         """The base that the card names: `given`, else at its commit, else a directory near."""
         from loraprobe.audit.opening import base_of
 
+        found: Base | None
         try:
             if given is not None or told.commit is not None:
-                base = base_of(given or _pinned(told.reference, told.commit or ""), ())
+                found = base_of(given or _pinned(told.reference, told.commit or ""), ())
             else:
                 near = islice(_directories(self.place), LOOKED_AT)
-                base = next(filter(None, (_base(p) for p in near if p.name == told.reference)), None)
+                named = (_base(place) for place in near if place.name == told.reference)
+                found = next(filter(None, named), None)
         except LoraprobeError as error:
             return None, Check("base", False, str(error))
-        if base is None:
+        if found is None:
             message = f"No base model {told.reference} was found here; give --base DIR."
             return None, Check("base", False, message)
-        if told.sha256 and base.sha256 != told.sha256:
+        if told.sha256 and found.sha256 != told.sha256:
             message = f"{told.reference} has other weights than the base that was used."
             return None, Check("base", False, message)
-        said = f"sha256 {base.sha256[:12]}..." if told.sha256 else "its weights were not hashed"
-        return replace(base, reference=told.reference, commit=told.commit), Check(
+        said = f"sha256 {found.sha256[:12]}..." if told.sha256 else "its weights were not hashed"
+        return replace(found, reference=told.reference, commit=told.commit), Check(
             "base", True, f"{told.reference}: {told.commit or said}"
         )
 

@@ -178,8 +178,9 @@ def read_card_matter(directory: Path) -> Mapping[Any, Any]:
     """The front matter of a directory's card. Raises AdapterError where there is no card."""
     card = directory / CARD
     if not card.is_file():
-        raise AdapterError(f"{directory} has no {CARD}; only what loraprobe wrote, with its card, "
-                           "can be verified.")  # fmt: skip
+        raise AdapterError(
+            f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
+        )
     check_link(card, str(directory), AdapterError)
     with card.open(encoding="utf-8", errors="replace") as stream:
         return read_front_matter(stream.read(limits().card))
@@ -192,18 +193,23 @@ def read_provenance(directory: Path) -> ToldMerge | ToldComposition:
     """
     found = read_card_matter(directory).get(KEY)
     if not isinstance(found, dict):
-        raise AdapterError(f"The {CARD} of {directory} says nothing of a merge or a composition by "
-                           "loraprobe; only what loraprobe wrote, with its card, can be "
-                           "verified.")  # fmt: skip
+        raise AdapterError(
+            f"The {CARD} of {directory} says nothing of a merge or a composition by "
+            "loraprobe; only what loraprobe wrote, with its card, can be "
+            "verified."
+        )
     version = found.get("schema_version")
     if version != SCHEMA:
-        raise AdapterError(f"The {CARD} of {directory} is of version {version!r:.20}, and this "
-                           f"loraprobe reads {SCHEMA}; verify it with the loraprobe that wrote "
-                           "it.")  # fmt: skip
+        raise AdapterError(
+            f"The {CARD} of {directory} is of version {version!r:.20}, and this "
+            f"loraprobe reads {SCHEMA}; verify it with the loraprobe that wrote "
+            "it."
+        )
     try:
         return (ToldComposition if "router" in found else ToldMerge).model_validate(found)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise AdapterError(f"The {CARD} of {directory} says under {where!r:.80} what loraprobe "
-                           "never writes; only what loraprobe wrote can be verified."
-                           ) from None  # fmt: skip
+        raise AdapterError(
+            f"The {CARD} of {directory} says under {where!r:.80} what loraprobe "
+            "never writes; only what loraprobe wrote can be verified."
+        ) from None

@@ -4,7 +4,7 @@ Another library of linear algebra adds numbers in another order, so it may give 
 another sign, and those of equal singular values another basis. Factors are then other numbers
 before they are rounded to the dtype of the file, and their products differ by
 
-    dW' - dW  =  (dB A + B dA)' - (dB A + B dA),   entries of dA and dB uniform within half a spacing
+    dW' - dW  =  (dB A + B dA)' - (dB A + B dA),   errors within half a spacing
 
 whose expected squared norm follows from the spacings of the dtype at the stored numbers: a uniform
 error within half a spacing u has the variance u^2 / 12. What the order of the sums itself changes
@@ -15,7 +15,7 @@ single changed number cannot hide. dW is never formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,15 @@ def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path
             return f"{key} is in it and would not be written"
         if key not in ours.shapes:
             return f"{key} is missing"
-        for what, one, other in (("shape", ours.shapes, theirs.shapes),
-                                 ("type", ours.dtypes, theirs.dtypes)):  # fmt: skip
+        for what, one, other in (
+            ("shape", ours.shapes, theirs.shapes),
+            ("type", ours.dtypes, theirs.dtypes),
+        ):
             if one[key] != other[key]:
                 return f"{key} has the {what} {_said(one[key])} instead of {_said(other[key])}"
-    differing = [k for k in ours.shapes if not torch.equal(_bits(ours.read(k)), _bits(theirs.read(k)))]
+    differing = [
+        k for k in ours.shapes if not torch.equal(_bits(ours.read(k)), _bits(theirs.read(k)))
+    ]
     if not differing:
         return None
     third = SafetensorsFile(reordered())
@@ -92,7 +96,9 @@ def _tensor_difference(key: str, ours: Tensor, theirs: Tensor, third: Tensor) ->
     one, other, reordered = (t.to(torch.float64) for t in (ours, theirs, third))
     noise = REORDERED * (reordered - other).abs().max() + FLOOR * other.abs().max()
     over = ~((one - other).abs() <= spacing(theirs) + noise)
-    return f"{key} differs in {int(over.sum())} numbers by more than rounding" if over.any() else None
+    return (
+        f"{key} differs in {int(over.sum())} numbers by more than rounding" if over.any() else None
+    )
 
 
 def _product_difference(key: str, ours: Product, theirs: Product, third: Product) -> str | None:
@@ -135,7 +141,7 @@ class Product:
     def __sub__(self, other: Product) -> Product:
         return Product(torch.cat([self.A, other.A]), torch.cat([self.B, -other.B], 1))
 
-    def lengths(self) -> tuple[Float64[Tensor, "out"], Float64[Tensor, "in"]]:
+    def lengths(self) -> tuple[Float64[Tensor, out], Float64[Tensor, "in"]]:
         """Euclidean lengths of the rows and of the columns.
 
         By QR of the other factor, so that a difference of near products keeps its digits.
@@ -144,7 +150,7 @@ class Product:
         left = torch.linalg.qr(self.B, mode="r").R
         return (self.B @ right.mT).norm(dim=1), (left @ self.A).norm(dim=0)
 
-    def rounding(self) -> tuple[Float64[Tensor, "out"], Float64[Tensor, "in"]]:
+    def rounding(self) -> tuple[Float64[Tensor, out], Float64[Tensor, "in"]]:
         """Square roots of the expected squared lengths of dB A + B dA, by rows and by columns."""
         assert self.spacings is not None
         vA, vB = (u.square() / 12 for u in self.spacings)

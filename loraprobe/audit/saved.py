@@ -34,6 +34,7 @@ from loraprobe.adapter import (
     StagedDirectory,
     check_output,
     public_name,
+    public_value,
     read_adapter,
 )
 from loraprobe.adapter.tensors import open_tensors
@@ -44,7 +45,7 @@ from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.records import Transformation, plain
 from loraprobe.routing import ROUTERS
-from loraprobe.secrets import public_text, scrub
+from loraprobe.secrets import scrub
 from loraprobe.shelf import convert
 
 SCHEMA_VERSION = 1
@@ -218,16 +219,9 @@ def _copy(expert: Adapter, place: Path) -> None:
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
     """adapter_config.json as it may be published; names and patterns of modules stay."""
 
-    def public(value: Any) -> Any:
-        if isinstance(value, str):
-            return public_text(value)
-        if isinstance(value, dict):
-            return {public_text(key): public(held) for key, held in value.items()}
-        return [public(held) for held in value] if isinstance(value, list) else value
-
     base = public_name(config.get("base_model_name_or_path"))
     named = {**config, "base_model_name_or_path": base} if base else config
-    return {key: held if key in OF_MODULES else public(held) for key, held in named.items()}
+    return {key: held if key in OF_MODULES else public_value(held) for key, held in named.items()}
 
 
 def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:

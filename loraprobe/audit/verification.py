@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 from loraprobe.adapter import Adapter, Modules, read_adapter
 from loraprobe.audit import provenance
 from loraprobe.audit.locating import Neighbourhood
@@ -109,10 +108,14 @@ def _make(
     }
     if isinstance(told, ToldMerge):
         settings = Settings(
-            methods=(told.method,), space=told.space, rank=told.rank,  # type: ignore[arg-type]
+            methods=(told.method,),
+            space=told.space,
+            rank=told.rank,
             # Nobody can ask for float64, which comes from sources of that type.
-            dtype="auto" if told.dtype == "float64" else told.dtype, seed=told.seed, **common,
-        )  # fmt: skip
+            dtype="auto" if told.dtype == "float64" else told.dtype,
+            seed=told.seed,
+            **common,
+        )
         audit, merged = merge(sources, base=base, settings=settings)
         merged.save(target)
         matter = provenance.merge_matter(merged, audit, settings)
@@ -171,8 +174,11 @@ def _card(place: Path, matter: Mapping[str, Any]) -> Check:
     found = provenance.read_card_matter(place)
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
         if found.get(key) != matter.get(key):
-            return Check(CARD, False, f"{key} is {_short(found.get(key))} instead of "
-                                      f"{_short(matter.get(key))}.")  # fmt: skip
+            return Check(
+                CARD,
+                False,
+                f"{key} is {_short(found.get(key))} instead of {_short(matter.get(key))}.",
+            )
     wrong = _first_difference(found[KEY], matter[KEY])
     if wrong:
         return Check(CARD, False, f"{KEY}: {wrong}.")
@@ -204,8 +210,9 @@ class _Comparison:
             return "it is missing"
         if self.name.endswith(".safetensors"):
             return difference_of_weights(found, again, lambda: self.reordered() / self.name)
-        ours, theirs = (_unique(read_json(file, self.place.name, AdapterError), file)
-                        for file in (found, again))  # fmt: skip
+        ours, theirs = (
+            _unique(read_json(file, self.place.name, AdapterError), file) for file in (found, again)
+        )
         if self.name == FILE:
             theirs = self._as_listed(theirs)
             if _words(ours["peft"]) == _words(theirs["peft"]):

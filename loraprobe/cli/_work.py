@@ -251,9 +251,7 @@ def _check_tasks(command: str, tasks: list[str] | None, chosen: Settings) -> Non
         raise UsageError("--limit goes with --task, whose items it counts.")
 
 
-def verify(
-    directory: Path, sources: Sequence[str], base: str | None, threads: int | None
-) -> Any:
+def verify(directory: Path, sources: Sequence[str], base: str | None, threads: int | None) -> Any:
     """`loraprobe verify`."""
     from loraprobe import audit
 

@@ -76,6 +76,16 @@ def test_every_choice_is_in_the_card(pair, tmp_path, options):
     assert failed(merged(pair, tmp_path, *options)) == []
 
 
+def test_a_merge_in_float64_is_verified(tmp_path):
+    for seed, name in enumerate("ab"):
+        adapter = random_adapter(name, tampering.SHAPES, seed=seed, dtype=torch.float64)
+        adapter.save(tmp_path / name)
+    out = merged([str(tmp_path / name) for name in "ab"], tmp_path)
+    assert failed(out) == []
+    edit_weights(out, lambda t: {key: tensor * (1 + 1e-9) for key, tensor in t.items()})
+    assert failed(out) == [WEIGHTS]
+
+
 def test_a_subtraction_is_repeated(pair, tmp_path):
     random_adapter("g", seed=9, scaling=0.1).save(tmp_path / "g")
     out = merged(pair, tmp_path, "--subtract", str(tmp_path / "g"))

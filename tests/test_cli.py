@@ -152,7 +152,7 @@ def test_a_card_holds_no_link_of_a_stranger():
         [dataclasses.replace(one, issues=(issue,)), other], allow=["unknown-config"]
     )
     assert f"sets {odd}" not in merged.card
-    assert r"sets \\\[free](http" in merged.card  # a backslash and a bracket, both escaped
+    assert r"sets \\\[free\](http" in merged.card  # a backslash and brackets, all escaped
 
 
 def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):

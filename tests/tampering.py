@@ -33,7 +33,12 @@ Tampering = Callable[[Path], None]
 
 
 def made(place: Path, command: str = "merge", dtype: str = "float32", *options: str) -> Path:
-    """Sources `a` and `b` of a dtype and `out`, written by the command line."""
+    """Sources `a` and `b` of a dtype and `out`, written by the command line.
+
+    A merge has unequal weights unless options are given, so that exchanged sources show.
+    """
+    if command == "merge" and not options:
+        options = ("--method", "task_arithmetic", "--weights", "0.7,0.4")
     for seed, name in enumerate("ab", 1):
         random_adapter(name, SHAPES, seed=seed, scaling=0.1, dtype=DTYPES[dtype]).save(place / name)
     call = [command, str(place / "a"), str(place / "b"), "-o", str(place / "out"), *options]

@@ -126,7 +126,7 @@ def _make(
         outcome = merge(sources, base=base, options=options)
         merged = outcome.made
         assert isinstance(merged, Merged)
-        merged.save(target)
+        replace(merged, card=None).save(target)
         matter = provenance.merge_matter(merged, outcome.audit, options)
     else:
         options = Options(routers=(told.router,), **common)
@@ -134,7 +134,7 @@ def _make(
         assert isinstance(outcome.made, Routed)
         made = outcome.made
         made = replace(made, composition=replace(made.composition, name=told.name))
-        made.save(target)
+        replace(made, card=None).save(target)
         matter = provenance.composition_matter(made, outcome.audit, options)
     # Which versions wrote it cannot be made again, and the base has a check of its own.
     given = {key: told.model_dump()[key] for key in ("version", "torch", "base")}

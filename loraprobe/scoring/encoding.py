@@ -175,7 +175,10 @@ class Encoder:
         for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if start is not None:
                 return [start]
-        raise TaskError("A prompt is empty and the tokenizer has no BOS token to start from.")
+        raise TaskError(
+            "The tokenizer makes no token of a prompt and has no BOS token to start from; "
+            "leave the prompt out, or save the tokenizer with a BOS token."
+        )
 
 
 def joined(prompt: str, continuation: str) -> str:

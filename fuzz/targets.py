@@ -127,8 +127,13 @@ def reference(data: bytes) -> None:
                 assert len(set(names)) == 2
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "added_tokens.json", "chat_template.json")  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
 TEXTS = ["Ada lives in Ulm.", "aaaa!"]
 
 

@@ -89,8 +89,10 @@ class Encoder:
         except BaseError:
             raise
         except MemoryError:
-            raise BaseError(f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
-                            "of memory; use --chat-template off.") from None  # fmt: skip
+            raise BaseError(
+                f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
+                "of memory; use --chat-template off."
+            ) from None
         except Exception as error:  # a stranger's template may raise whatever it likes
             raise BaseError(
                 f"The chat template of the base cannot be filled "

@@ -67,7 +67,7 @@ def read_provenance(directory: Path) -> Mapping[str, Any]:
     front = FRONT_MATTER.match(text)
     try:
         matter = yaml.safe_load(front[1]) if front else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # the library raises more than its own errors, on a bad !!timestamp say
         matter = None
     found = matter.get(KEY) if isinstance(matter, dict) else None
     if not isinstance(found, dict) or not isinstance(found.get("sources"), list):

@@ -96,7 +96,7 @@ def _widgets(front: str) -> list[str]:
 
     try:
         data = yaml.safe_load(front)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # the library raises more than its own errors, on a bad !!timestamp say
         return []
     widgets = data.get("widget") if isinstance(data, dict) else None
     texts: list[str] = []

@@ -36,6 +36,6 @@ def _front_matter(card: str | None) -> Mapping[Any, Any]:
         return {}
     try:
         matter = yaml.safe_load(match[1])
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # the library raises more than its own errors, on a bad !!timestamp say
         return {}
     return matter if isinstance(matter, dict) else {}

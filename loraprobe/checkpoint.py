@@ -66,8 +66,10 @@ def read_json(
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
     if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
-        raise raises(f"{path.name} of {reference} holds half of a surrogate pair, which is no "
-                     "character; download it again.")  # fmt: skip
+        raise raises(
+            f"{path.name} of {reference} holds half of a surrogate pair, which is no "
+            "character; download it again."
+        )
     return content
 
 
@@ -79,8 +81,10 @@ def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     """
     shards = read_json(index, reference, raises).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise raises(f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
-                     f"files; download it again.")  # fmt: skip
+        raise raises(
+            f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
+            f"files; download it again."
+        )
     for key, name in shards.items():
         if not isinstance(name, str) or name in (".", "..") or not _PLAIN.fullmatch(name):
             raise raises(

@@ -26,7 +26,7 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
         return {}
     try:
         matter = yaml.load(text, Loader=_loader())
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+    except Exception:  # PyYAML raises more than its own errors, as for a bad !!timestamp
         return {}
     return matter if isinstance(matter, dict) else {}
 

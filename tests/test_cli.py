@@ -406,7 +406,7 @@ def test_an_unexpected_exception_is_one_sentence_and_exit_2(monkeypatch):
     failing(monkeypatch, ValueError("first line\nsecond line"))
     said = one_sentence(call("inspect", "x"))
     assert "ValueError" in said and "second line" in said and "--debug" in said
-    assert "loraprobe.cli._work, line " in said
+    assert "loraprobe.pipeline.inputs, line " in said
 
 
 @pytest.mark.parametrize("arguments", [("--debug", "inspect", "x"), ("inspect", "x", "--debug")])

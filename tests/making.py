@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, adapter_of
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 STORIES = SHARED / "stories260K" / "hf"

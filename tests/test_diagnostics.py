@@ -9,11 +9,11 @@ import torch
 from making import LLAMA, planted_pair, random_adapter, random_update, regauged
 from making import SHARED as DATA
 
-from loraprobe import joint as joint_module
 from loraprobe.adapter import Adapter, adapter_of, read_adapter
 from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora import grams as joint_module
+from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
 NAMED = {

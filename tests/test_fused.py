@@ -28,7 +28,7 @@ from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.aligning import on_layout_of
 from loraprobe.errors import CompatibilityError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update, regauged
 
-from loraprobe import joint as joint_module
-from loraprobe.joint import joints
-from loraprobe.lowrank import LowRank
+from loraprobe.lora import grams as joint_module
+from loraprobe.lora.grams import joints
+from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
 

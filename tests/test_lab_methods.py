@@ -15,10 +15,10 @@ from scipy import stats
 
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import statistics
+from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
-from loraprobe.spaces import SPACES
 from loraprobe_lab.facts import FactSizes
 from loraprobe_lab.methods import Plan, try_methods
 from loraprobe_lab.methods import asking as asking_module

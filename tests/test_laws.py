@@ -16,9 +16,9 @@ from making import random_update, regauged
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod, merge
-from loraprobe.spaces import SPACES
 
 HOLDS, FAILS = 1e-7, 1e-2  # relative errors in float64: rounding, and not rounding
 WEIGHTS = (0.9, 0.4, 1.3)

@@ -23,7 +23,7 @@ from torch import Tensor
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.composition import Composition, prepared
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 
 PATH = "model.layers.0.mlp.up_proj"

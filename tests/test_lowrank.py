@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update, regauged
 
-from loraprobe.lowrank import LowRank, same_update
+from loraprobe.lora.lowrank import LowRank, same_update
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-9, "atol": 1e-12}

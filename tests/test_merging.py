@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from making import LLAMA, random_adapter, random_update
 
 from loraprobe.adapter import Adapter, adapter_of
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
 
 F64 = torch.float64

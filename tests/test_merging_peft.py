@@ -15,7 +15,7 @@ from peft.utils import merge_utils
 
 import loraprobe
 from loraprobe.adapter import read_adapter
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.merging._seeds import generators
 from loraprobe.merging.dare_linear import DareLinear

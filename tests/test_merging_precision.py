@@ -22,7 +22,7 @@ import torch
 from making import random_update
 
 from loraprobe.adapter import Adapter, adapter_of
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
 from loraprobe.merging._seeds import generators
 

@@ -19,7 +19,7 @@ from test_laws import spaces, takes
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, FactorMethod, Merged, MergeMethod, merge
 from loraprobe.merging._method import EVERY_SPACE
 

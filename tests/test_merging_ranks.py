@@ -12,7 +12,7 @@ from test_merging import F64, delta, sources
 
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.adapter.tensors import SafetensorsFile
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, _compress, merge
 
 

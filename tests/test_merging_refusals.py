@@ -15,7 +15,7 @@ from loraprobe.errors import (
     UnsupportedAdapter,
     UsageError,
 )
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 
 UP = "model.layers.0.mlp.up_proj"

@@ -15,7 +15,7 @@ from loraprobe import audit
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 
 UP = "model.layers.0.mlp.up_proj"

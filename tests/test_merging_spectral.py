@@ -15,9 +15,9 @@ from test_merging import F64, TIGHT, delta, sources, ties_dense, trimmed
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import SPACES, knots
 from loraprobe.merging import METHODS, merge
-from loraprobe.spaces import SPACES, knots
 
 PEERS = json.loads((Path(__file__).parent / "vectors" / "spectral.json").read_text())
 SPECTRAL = ("tsv", "iso_c", "iso_cts")

@@ -14,7 +14,7 @@ from torch import Tensor
 from loraprobe.adapter import adapter_of
 from loraprobe.composition import Composition, RowGates, composed, prepared
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._scored import layer_of
 from loraprobe.routing.spectr import projection

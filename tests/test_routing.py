@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loraprobe.adapter import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.arrow import Arrow, prototype
 

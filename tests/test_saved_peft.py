@@ -17,7 +17,7 @@ from loraprobe.audit.arrow_export import missed_prototype, power_iteration, why_
 from loraprobe.audit.saved import load_composition
 from loraprobe.base import open_base
 from loraprobe.composition import Composition
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 
 GPT2 = {

@@ -11,16 +11,16 @@ import torch
 from jaxtyping import TypeCheckError
 from making import random_update
 
-from loraprobe.joint import joints, own_blocks
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.grams import joints, own_blocks
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import Stacked
 from loraprobe.merging import METHODS
 from loraprobe.merging._compress import SideBySide, compress_dense
 from loraprobe.merging._method import weighted_sum
 from loraprobe.routing import ROUTERS
-from loraprobe.spaces import Stacked
 
 # Factors of ranks 2 and 3: no update has them.
-MISMATCHED = "import torch; from loraprobe.lowrank import LowRank; "
+MISMATCHED = "import torch; from loraprobe.lora.lowrank import LowRank; "
 MISMATCHED += "LowRank(torch.zeros(2, 5), torch.zeros(4, 3))"
 
 

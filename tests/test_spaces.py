@@ -10,9 +10,9 @@ from making import random_update, regauged
 from test_laws import FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
 
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import SPACES, core, full, joint_bases, knots, space_named
 from loraprobe.merging import METHODS, FactorMethod
-from loraprobe.spaces import SPACES, core, full, joint_bases, knots, space_named
 
 F64 = torch.float64
 OF_DELTAS = [n for n in METHODS.names() if not issubclass(METHODS.get(n), FactorMethod)]

@@ -17,7 +17,7 @@ from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.audit.skeleton import problems_in_peft
 from loraprobe.cli import app
 from loraprobe.errors import AdapterError, OutputError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS
 from loraprobe.shelf import spec_of
 

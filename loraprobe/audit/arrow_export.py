@@ -29,7 +29,7 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.composition import Composition
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.arrow import Arrow, prototype
 
 ITERATIONS = 15

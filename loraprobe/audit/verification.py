@@ -13,7 +13,7 @@ from loraprobe.adapter import Adapter, read_adapter
 from loraprobe.audit.provenance import read_provenance
 from loraprobe.audit.settings import Settings
 from loraprobe.errors import LoraprobeError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Check, Verification
 
 # Relative distance of two merges of the same sources beyond rounding to the written dtype: other

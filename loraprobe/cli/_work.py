@@ -11,7 +11,7 @@ from loraprobe.audit import Settings
 from loraprobe.cli import _parse as parse
 from loraprobe.cli._output import Output
 from loraprobe.errors import UsageError
-from loraprobe.spaces import space_named
+from loraprobe.lora.spaces import space_named
 
 if TYPE_CHECKING:
     from loraprobe.base import Base

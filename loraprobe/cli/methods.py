@@ -27,10 +27,10 @@ def shelves() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
     from loraprobe.coverage import PROBES
     from loraprobe.diagnostics import DIAGNOSTICS
+    from loraprobe.lora.spaces import SAID, SPACES
     from loraprobe.merging import METHODS
     from loraprobe.routing import ROUTERS
     from loraprobe.shelf import Shelf
-    from loraprobe.spaces import SAID, SPACES
 
     rows: list[dict[str, Any]] = []
     shelves_: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)

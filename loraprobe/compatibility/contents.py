@@ -10,8 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, extreme_norm, natural
-from loraprobe.joint import Joint, joints
-from loraprobe.lowrank import same_update
+from loraprobe.lora.grams import Joint, joints
+from loraprobe.lora.lowrank import same_update
 from loraprobe.records import Issue
 from loraprobe.words import count
 

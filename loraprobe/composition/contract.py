@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter, LayerKind
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 # Told the mask [b, n] of the tokens that count before each pass; None: the pass failed, forget it.

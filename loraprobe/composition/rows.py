@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loraprobe.composition.contract import Router, TokenGates
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass

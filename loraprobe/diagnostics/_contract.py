@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
-from loraprobe.joint import Joint, Side, Updates
+from loraprobe.lora.grams import Joint, Side, Updates
 
 Sums = Mapping[str, Tensor]
 Of = Literal["each", "pair", "both"]

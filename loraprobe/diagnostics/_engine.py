@@ -24,7 +24,7 @@ from loraprobe.diagnostics._contract import (
 )
 from loraprobe.diagnostics._shelf import DIAGNOSTICS
 from loraprobe.errors import UsageError
-from loraprobe.joint import Joint, Updates, joints
+from loraprobe.lora.grams import Joint, Updates, joints
 from loraprobe.records import Measurement
 
 D = TypeVar("D", bound=Diagnostic)

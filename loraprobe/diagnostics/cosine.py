@@ -15,7 +15,7 @@ from loraprobe.diagnostics._contract import (
     outer,
     per_pair,
 )
-from loraprobe.joint import Joint
+from loraprobe.lora.grams import Joint
 
 
 @dataclass(frozen=True)

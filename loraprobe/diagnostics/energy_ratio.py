@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
-from loraprobe.joint import Joint
+from loraprobe.lora.grams import Joint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums
-from loraprobe.joint import Joint
+from loraprobe.lora.grams import Joint
 
 
 @dataclass(frozen=True)

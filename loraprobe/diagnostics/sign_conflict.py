@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from loraprobe.diagnostics._contract import Figure, Key, Module, Of, OfFactors, Statistics, Sums
-from loraprobe.joint import Updates
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.grams import Updates
+from loraprobe.lora.lowrank import LowRank
 
 BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all are counted
 

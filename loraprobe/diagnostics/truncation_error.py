@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, ranks_below
-from loraprobe.joint import Joint
+from loraprobe.lora.grams import Joint
 
 
 @dataclass(frozen=True)

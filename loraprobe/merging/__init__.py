@@ -1,7 +1,7 @@
 """Merging: adapters -> one adapter, without the base model.
 
 One file per method; a method is a pure function on stacked matrices (`_method.py`). The space in
-which it runs (`loraprobe.spaces`) and the rank to which its result is cut (`_compress.py`) are
+which it runs (`loraprobe.lora.spaces`) and the rank to which its result is cut (`_compress.py`) are
 separate choices, brought together in `_merge.py`.
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from loraprobe.adapter import Adapter, Extra, ModuleInfo
 from loraprobe.adapter.tensors import open_tensors
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
-from loraprobe.lowrank import same_update
+from loraprobe.lora.lowrank import same_update
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.records import Issue
 from loraprobe.words import listing

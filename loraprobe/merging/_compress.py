@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
 
 # A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
 EXACT_SIDE = 512

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from loraprobe.adapter import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import Stacked, space_named
 from loraprobe.merging import _checks
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
 from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
@@ -27,7 +28,6 @@ from loraprobe.merging._whole import Parameter, merge_offsets, merge_whole
 from loraprobe.merging._written import said, written
 from loraprobe.records import AdapterSummary, Issue
 from loraprobe.shelf import spec_of
-from loraprobe.spaces import Stacked, space_named
 
 Progress = Callable[[str, int, int], None]
 

@@ -1,7 +1,7 @@
 """What a merge method is: a pure function on stacked matrices.
 
-A method says what happens to the deltas of one module. In which space they are stacked is
-`loraprobe.spaces`' business, to which rank the result is cut `_compress`': three separate choices.
+A method says what happens to the deltas of one module. In which space they are stacked
+`lora.spaces` decides, to which rank the result is cut `_compress`: three separate choices.
 """
 
 from __future__ import annotations

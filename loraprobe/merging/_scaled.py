@@ -25,7 +25,7 @@ from torch import Tensor
 
 from loraprobe.composition.experts.scaled import ratio
 from loraprobe.errors import CompatibilityError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging._compress import Compressed, compress_factors
 
 Weight = Callable[[str], Tensor]  # module path -> W0 [out, in]

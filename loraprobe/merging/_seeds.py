@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 # Projections are compared at this resolution: coarse against rounding, fine against coincidence.
 RESOLUTION = 1024

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.lowrank import RANK_TOLERANCE
+from loraprobe.lora.lowrank import RANK_TOLERANCE
 from loraprobe.merging._method import EVERY_SPACE, Deltas, MergeMethod, Weights
 
 # What is left, in float64, of terms that cancel: this share of their size.

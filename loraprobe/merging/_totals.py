@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, extreme_norm
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
 

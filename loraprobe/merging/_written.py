@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, LayerKind, ModuleInfo, Source, adapter_of
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
 # A merge that lost more than this share of its delta says so.

@@ -20,7 +20,7 @@ from torch import Tensor
 from loraprobe.composition import Router, TokenGates
 from loraprobe.composition.passes import Decision, Pass, current_pass
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 Per = Literal["token", "sequence"]
 Share = Literal["module", "layer"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._scored import Moved, ScoredRouter, Scores
 
 CANCELLED = 1e-14  # of the factors' norms: below is float64 rounding of a delta that is zero

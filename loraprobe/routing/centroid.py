@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loraprobe.adapter import Adapter
 from loraprobe.composition.contract import Read
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._centroids import Centroids, centroids
 from loraprobe.routing._scored import Moved, ScoredRouter, Scores, changed
 

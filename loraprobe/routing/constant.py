@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraprobe.composition import Router
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass(frozen=True)

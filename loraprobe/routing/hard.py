@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loraprobe.adapter import Adapter
 from loraprobe.composition import Router, TokenGates
 from loraprobe.composition.contract import Read
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._scored import Per, ScoredRouter, Share, changed
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.centroid import Centroid

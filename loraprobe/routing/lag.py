@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._scored import ScoredRouter, Scores
 from loraprobe.routing.arrow import ArrowScores
 from loraprobe.routing.spectr import SpectralScores, Spectrum

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
 from loraprobe.routing._scored import Moved, ScoredRouter, Scores
 from loraprobe.routing.arrow import right_spectrum
 

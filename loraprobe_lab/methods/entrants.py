@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from loraprobe.adapter import Adapter
 from loraprobe.evaluation import System
+from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, LinearMethod, MergeMethod
 from loraprobe.routing import ROUTERS
-from loraprobe.spaces import SPACES
 
 if TYPE_CHECKING:
     from loraprobe.audit.systems import Workshop

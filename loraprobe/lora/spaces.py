@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
 from loraprobe.words import listing
 
 

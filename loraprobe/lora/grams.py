@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from loraprobe.addition import square_of_sum, symmetric_eigenvalues
-from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.sums import square_of_sum, symmetric_eigenvalues
 
 Side = Literal["in", "out"]
 Updates = Sequence[LowRank | None]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from making import random_update, regauged
 
 from loraprobe.lora import grams as joint_module
-from loraprobe.lora.grams import joints
+from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
@@ -23,7 +23,7 @@ def dense(one: LowRank) -> torch.Tensor:
 
 
 def one_module(*updates: LowRank | None):
-    (found,) = joints([{} if one is None else {"m": one} for one in updates], ["m"])
+    (found,) = gram_matrices([{} if one is None else {"m": one} for one in updates], ["m"])
     return found
 
 
@@ -148,9 +148,9 @@ def test_batches_give_what_one_batch_gives(monkeypatch):
         {f"m{k}": random_update(8, 6 + k, 1 + (k + i) % 3, 10 * i + k, 0.5) for k in range(7)}
         for i in range(2)
     ]
-    (whole,) = joints(adapters)
+    (whole,) = gram_matrices(adapters)
     monkeypatch.setattr(joint_module, "BATCH_BYTES", 1000)
-    parts = list(joints(adapters))
+    parts = list(gram_matrices(adapters))
     assert len(parts) > 2
     assert sum((p.paths for p in parts), ()) == whole.paths
     torch.testing.assert_close(torch.cat([p.inner for p in parts]), whole.inner)
@@ -178,7 +178,7 @@ def test_each_module_is_read_once_and_shown_once():
 
     adapters = [Counting(m0=random_update(4, 5, 2, 0)), Counting(m1=random_update(4, 5, 2, 1))]
     seen, told = [], []
-    stream = joints(
+    stream = gram_matrices(
         adapters,
         visitors=[lambda path, updates: seen.append((path, [u is not None for u in updates]))],
         progress=lambda done, total: told.append((done, total)),
@@ -198,7 +198,7 @@ def test_visitors_see_the_factors_in_float64():
             assert one.A.dtype == one.B.dtype == F64
             torch.testing.assert_close(one.delta(), dense(stored), rtol=1e-12, atol=1e-12)
 
-    list(joints([{"m": one} for one in updates], visitors=[look]))
+    list(gram_matrices([{"m": one} for one in updates], visitors=[look]))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -221,6 +221,6 @@ def test_visitors_see_factors_of_unequal_shapes_apart():
     def look(path, laid):
         seen.extend((one.A.clone(), one.B.clone()) for one in laid)
 
-    list(joints([{"m": one} for one in updates], visitors=[look]))
+    list(gram_matrices([{"m": one} for one in updates], visitors=[look]))
     for one, (A, B) in zip(updates, seen, strict=True):
         assert torch.equal(A, one.A.double()) and torch.equal(B, one.B.double())

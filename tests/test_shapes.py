@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 from making import random_update
 
-from loraprobe.lora.grams import joints, own_blocks
+from loraprobe.lora.grams import gram_matrices, own_blocks
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import Stacked
 from loraprobe.merging import METHODS
@@ -38,7 +38,7 @@ def test_scalings_must_fit_the_batch():
 
 
 def test_a_joint_has_one_number_of_modules_and_adapters():
-    (joint,) = joints([{"m": random_update(4, 5)}, {"m": random_update(4, 5, seed=1)}])
+    (joint,) = gram_matrices([{"m": random_update(4, 5)}, {"m": random_update(4, 5, seed=1)}])
     with pytest.raises(TypeCheckError):
         replace(joint, scaling=joint.scaling[:, :1])
     with pytest.raises(TypeCheckError):

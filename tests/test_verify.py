@@ -19,7 +19,7 @@ from loraprobe.cli import app
 from loraprobe.errors import AdapterError, OutputError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS
-from loraprobe.shelf import spec_of
+from loraprobe.registry import spec_of
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 

@@ -17,8 +17,8 @@ from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UnsupportedAdapter, UsageError
 from loraprobe.records import Audit, Compatibility, Measurement
+from loraprobe.registry import spec_of
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.shelf import spec_of
 from loraprobe.words import count
 
 if TYPE_CHECKING:

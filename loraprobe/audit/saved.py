@@ -35,8 +35,8 @@ from loraprobe.checkpoint import file_hash, read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.records import Transformation, plain
+from loraprobe.registry import convert
 from loraprobe.routing import ROUTERS
-from loraprobe.shelf import convert
 
 SCHEMA_VERSION = 1
 FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"

@@ -29,11 +29,11 @@ def shelves() -> list[dict[str, Any]]:
     from loraprobe.diagnostics import DIAGNOSTICS
     from loraprobe.lora.spaces import SAID, SPACES
     from loraprobe.merging import METHODS
+    from loraprobe.registry import Registry
     from loraprobe.routing import ROUTERS
-    from loraprobe.shelf import Shelf
 
     rows: list[dict[str, Any]] = []
-    shelves_: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
+    shelves_: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
     for shelf in shelves_:
         for name in shelf.names():
             cls = shelf.get(name)

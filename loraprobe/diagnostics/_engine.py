@@ -13,7 +13,8 @@ from torch import Tensor
 
 from loraprobe.adapter import Adapter, natural
 from loraprobe.base import Base
-from loraprobe.diagnostics._contract import (
+from loraprobe.diagnostics._diagnostic import (
+    DIAGNOSTICS,
     Diagnostic,
     Figure,
     Key,
@@ -22,9 +23,8 @@ from loraprobe.diagnostics._contract import (
     OfGrams,
     Statistics,
 )
-from loraprobe.diagnostics._shelf import DIAGNOSTICS
 from loraprobe.errors import UsageError
-from loraprobe.lora.grams import Joint, Updates, joints
+from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
 from loraprobe.records import Measurement
 
 D = TypeVar("D", bound=Diagnostic)
@@ -41,7 +41,7 @@ def diagnose(
     exact: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
-    observers: Sequence[Callable[[Joint], None]] = (),
+    observers: Sequence[Callable[[GramMatrices], None]] = (),
 ) -> tuple[Measurement, ...]:
     """All diagnostics of each adapter and of all pairs, whole first, then each module.
 
@@ -61,7 +61,7 @@ def diagnose(
     run = _Run([_with(d, options) for d in chosen], adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
     told = None if progress is None else lambda done, total: progress("diagnose", done, total)
-    batches = joints(
+    batches = gram_matrices(
         [a.modules for a in adapters],
         paths,
         rank=max((a.rank_range[1] for a in adapters), default=0),
@@ -136,7 +136,7 @@ class _Run:
         for diagnostic in self.of_factors:
             self.waiting.setdefault(name_of(diagnostic), []).append(diagnostic.observe(module))
 
-    def take(self, joint: Joint) -> None:
+    def take(self, joint: GramMatrices) -> None:
         """Everything about one batch of modules goes into the totals."""
         for diagnostic in self.of_grams:
             self._add(name_of(diagnostic), joint, diagnostic.observe(joint))
@@ -148,7 +148,7 @@ class _Run:
         self.paths += joint.paths
         self.present.append(joint.present)
 
-    def _add(self, name: str, joint: Joint, statistics: Statistics) -> None:
+    def _add(self, name: str, joint: GramMatrices, statistics: Statistics) -> None:
         fine = joint.finite
         pair = fine[:, :, None] & fine[:, None, :] & joint.comparable
         for key, sums in statistics.items():

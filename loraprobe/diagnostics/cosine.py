@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loraprobe.diagnostics._contract import (
+from loraprobe.diagnostics._diagnostic import (
     Figure,
     Key,
     Of,
@@ -15,7 +15,7 @@ from loraprobe.diagnostics._contract import (
     outer,
     per_pair,
 )
-from loraprobe.lora.grams import Joint
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cosine(OfGrams):
     paper: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
     of: ClassVar[Of] = "pair"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         first, second = per_pair(joint.square)
         entries = outer(joint.shape.prod(-1).to(first)).sqrt().clamp_min(1)
         return {

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
-from loraprobe.lora.grams import Joint, own_blocks
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
+from loraprobe.lora.grams import GramMatrices, own_blocks
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CrossTerms(OfGrams):
     of: ClassVar[Of] = "pair"
     basis_free: ClassVar[bool] = False
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         own_in, own_out = own_blocks(joint.grams_in), own_blocks(joint.grams_out)
         straight = torch.einsum("mirs,mjrs->mij", own_out, own_in)
         mixed = torch.einsum("mirjs,mjris->mij", joint.grams_out, joint.grams_in)

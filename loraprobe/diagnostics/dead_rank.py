@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DeadRank(OfGrams):
     paper: ClassVar[str] = "-"
     of: ClassVar[Of] = "each"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         return {Key(): {"dead": (joint.rank - joint.spectrum.rank).to(torch.float64)}}
 
     def figure(self, sums: Sums) -> Figure:

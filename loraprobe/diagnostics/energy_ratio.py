@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class EnergyRatio(OfGrams):
     paper: ClassVar[str] = "-"
     of: ClassVar[Of] = "pair"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         first, second = per_pair(joint.square)
         return {Key(): {"inner": joint.inner, "apart": first + second}}
 

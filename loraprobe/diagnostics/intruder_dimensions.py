@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraprobe.diagnostics._contract import (
+from loraprobe.diagnostics._diagnostic import (
     Figure,
     Key,
     Module,

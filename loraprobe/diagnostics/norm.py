@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Norm(OfGrams):
     paper: ClassVar[str] = "-"
     of: ClassVar[Of] = "each"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         return {Key(): {"square": joint.square}}
 
     def figure(self, sums: Sums) -> Figure:

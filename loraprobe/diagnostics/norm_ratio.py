@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class NormRatio(OfGrams):
     paper: ClassVar[str] = "arXiv:2508.01148"
     of: ClassVar[Of] = "pair"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         first, second = per_pair(joint.square)
         return {Key(): {"first": first, "second": second}}
 

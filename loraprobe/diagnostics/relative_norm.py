@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import (
+from loraprobe.diagnostics._diagnostic import (
     Figure,
     Key,
     Module,

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SharedInitialisation(OfGrams):
     of: ClassVar[Of] = "pair"
     basis_free: ClassVar[bool] = False
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         rows = joint.grams_in.diagonal(dim1=2, dim2=4)  # [m, n, n, r]: <A_i[k], A_j[k]>
         lengths = rows.diagonal(dim1=1, dim2=2).mT.clamp_min(0).sqrt()  # [m, n, r]
         norms = lengths[:, :, None] * lengths[:, None, :]

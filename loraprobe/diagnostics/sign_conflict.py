@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraprobe.diagnostics._contract import Figure, Key, Module, Of, OfFactors, Statistics, Sums
+from loraprobe.diagnostics._diagnostic import Figure, Key, Module, Of, OfFactors, Statistics, Sums
 from loraprobe.lora.grams import Updates
 from loraprobe.lora.lowrank import LowRank
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class StableRank(OfGrams):
     paper: ClassVar[str] = "Rudelson & Vershynin 2007, arXiv:math/0503442"
     of: ClassVar[Of] = "each"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         largest = joint.spectrum.S[..., 0].square()
         weighted = (joint.square.square() / largest).where(largest > 0, largest)
         return {Key(): {"weighted": weighted, "square": joint.square}}

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
-from loraprobe.lora.grams import Joint, Side
+from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
+from loraprobe.lora.grams import GramMatrices, Side
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class SubspaceOverlap(OfGrams):
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, section 7.2"
     of: ClassVar[Of] = "pair"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         return {Key(side="in"): self._side(joint, "in"), Key(side="out"): self._side(joint, "out")}
 
-    def _side(self, joint: Joint, side: Side) -> Sums:
+    def _side(self, joint: GramMatrices, side: Side) -> Sums:
         first, second = per_pair(joint.spectrum.rank.to(torch.float64))
         dim = joint.shape[..., 1 if side == "in" else 0].to(first)
         return {

@@ -8,8 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraprobe.diagnostics._contract import Figure, Key, Of, OfGrams, Statistics, Sums, ranks_below
-from loraprobe.lora.grams import Joint
+from loraprobe.diagnostics._diagnostic import (
+    Figure,
+    Key,
+    Of,
+    OfGrams,
+    Statistics,
+    Sums,
+    ranks_below,
+)
+from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class TruncationError(OfGrams):
     paper: ClassVar[str] = "Eckart & Young 1936"
     of: ClassVar[Of] = "both"
 
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         m, n, r = joint.grams_in.shape[:3]
         own, (i, j) = torch.arange(n), torch.triu_indices(n, n, 1)
         single = joint.spectrum.S.square()

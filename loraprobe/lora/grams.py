@@ -1,10 +1,10 @@
 """Several adapters side by side, one module at a time, reduced to Gram matrices.
 
-All that diagnostics ask of n updates s_i B_i A_i of one module (norms, inner products, spectra,
+All that diagnostics need of n updates s_i B_i A_i of one module (norms, inner products, spectra,
 angles between their spaces) follows from two matrices of size (n r) x (n r): the Gram matrix of
-all rows of all A_i and that of all columns of all B_i. `joints` reads each module of all adapters
-once, forms these two in float64 and forgets the factors, so memory holds one module of all
-adapters and not their files. `Joint` is a batch of such modules.
+all rows of all A_i and that of all columns of all B_i. `gram_matrices` reads each module of all
+adapters once, forms the two matrices in float64 and drops the factors, so memory holds one module
+of all adapters and not their files. `GramMatrices` is a batch of such modules.
 
 A Gram matrix squares what it measures: in float64 it resolves directions of a factor down to
 3e-7 of its largest, about what a factor stored in float32 can hold. Rows of A and columns of B
@@ -54,7 +54,7 @@ class Spectrum(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class GramMatrices:
     """m modules of n adapters. r is the largest rank; smaller ones are padded with zeros.
 
     grams_in: [m, n, r, n, r], A A^T of all adapters; grams_out: the same of B^T B; scaling,
@@ -165,14 +165,14 @@ class _Module(NamedTuple):
     shape: list[tuple[int, int]]
 
 
-def joints(
+def gram_matrices(
     adapters: Sequence[Mapping[str, LowRank]],
     paths: Sequence[str] | None = None,
     *,
     rank: int = 0,
     visitors: Sequence[Visitor] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Joint]:
+) -> Iterator[GramMatrices]:
     """Reads every module of all adapters once and yields their Gram matrices, batch by batch.
 
     `adapters` map module paths to updates; `paths` orders the modules (default: first met).
@@ -260,7 +260,7 @@ class _Desk:
         return self.memory[dim]
 
 
-def _batch(modules: Sequence[_Module], rank: int) -> Joint:
+def _batch(modules: Sequence[_Module], rank: int) -> GramMatrices:
     r = max([rank, *(module.gram_in.shape[1] for module in modules)])
 
     def padded(gram: Float64[Tensor, "n _ n _"]) -> Float64[Tensor, "n r n r"]:
@@ -280,7 +280,7 @@ def _batch(modules: Sequence[_Module], rank: int) -> Joint:
         for grams in (grams_in, grams_out):
             grams[bad] = 0.0
             grams.permute(0, 3, 1, 2, 4)[bad] = 0.0
-    return Joint(
+    return GramMatrices(
         paths=tuple(module.path for module in modules),
         grams_in=grams_in,
         grams_out=grams_out,

@@ -5,10 +5,9 @@ which it runs (`loraprobe.lora.spaces`) and the rank to which its result is cut 
 separate choices, brought together in `_merge.py`.
 """
 
-from loraprobe.merging._checks import check_kept
-from loraprobe.merging._merge import Merged, merge
-from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
-from loraprobe.merging._shelf import METHODS
+from loraprobe.merging._engine import Merged, merge
+from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, LinearMethod, MergeMethod
+from loraprobe.merging._validation import check_kept
 
 __all__ = [
     "METHODS",

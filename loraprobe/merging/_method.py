@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from loraprobe.registry import Registry
+
 EVERY_SPACE = frozenset({"full", "core", "knots"})
 
 Deltas = Float[Tensor, "n p q"]
@@ -138,3 +140,6 @@ class FactorMethod(MergeMethod):
 def weighted_sum(deltas: Deltas, weights: Weights) -> Matrix:
     """sum_i w_i dW_i: [n, p, q], [n] -> [p, q]."""
     return torch.tensordot(weights.to(deltas), deltas, dims=1)
+
+
+METHODS: Registry[MergeMethod] = Registry("loraprobe.merging", MergeMethod, "merge method")  # type: ignore[type-abstract]

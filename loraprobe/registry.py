@@ -1,6 +1,6 @@
 """A shelf: a folder whose files each hold one thing, a frozen dataclass whose fields are options.
 
-The listing of the folder is the registry. `Shelf(package, base_class).make("ties:density=0.3")`
+The listing of the folder is the registry. `Registry(package, base_class).make("ties:density=0.3")`
 finds `ties.py` in the package, takes the one subclass of `base_class` defined there and builds it
 with the options, converted to the types of its fields.
 """
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Shelf(Generic[T]):
+class Registry(Generic[T]):
     """The things of one folder.
 
     `package` is its dotted name, `base` the class they derive from, `noun` what a user calls one.
@@ -90,7 +90,7 @@ class Shelf(Generic[T]):
 
 
 def spec_of(thing: Any) -> str:
-    """The text "name:option=value,..." from which `Shelf.make` builds an equal thing."""
+    """The text "name:option=value,..." from which `Registry.make` builds an equal thing."""
     name = type(thing).__module__.rpartition(".")[2]
     values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
     given = {key.rstrip("_"): value for key, value in values.items() if value is not None}

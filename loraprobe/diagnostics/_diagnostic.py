@@ -18,7 +18,8 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
-from loraprobe.lora.grams import Joint, Side, Updates
+from loraprobe.lora.grams import GramMatrices, Side, Updates
+from loraprobe.registry import Registry
 
 Sums = Mapping[str, Tensor]
 Of = Literal["each", "pair", "both"]
@@ -65,7 +66,7 @@ class OfGrams(Diagnostic):
     """A diagnostic that needs the Gram matrices alone."""
 
     @abstractmethod
-    def observe(self, joint: Joint) -> Statistics:
+    def observe(self, joint: GramMatrices) -> Statistics:
         """Statistics of a batch of modules: [m, n] or [m, n, n] each."""
 
 
@@ -114,3 +115,6 @@ def base_weight(module: Module) -> Tensor | None:
         return module.base.weight(module.path)
     except BaseError:
         return None
+
+
+DIAGNOSTICS: Registry[Diagnostic] = Registry("loraprobe.diagnostics", Diagnostic, "diagnostic")  # type: ignore[type-abstract]

@@ -16,18 +16,17 @@ from loraprobe.adapter import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import Stacked, space_named
-from loraprobe.merging import _checks
+from loraprobe.merging import _validation
 from loraprobe.merging._compress import Compressed, SideBySide, compress_dense, compress_factors
-from loraprobe.merging._method import FactorMethod, GramMethod, LinearMethod, MergeMethod
-from loraprobe.merging._room import check_room
-from loraprobe.merging._scaled import Weight, check_weight, merge_scaled
+from loraprobe.merging._dora import Weight, check_weight, merge_scaled
+from loraprobe.merging._full_weights import Parameter, merge_offsets, merge_whole
+from loraprobe.merging._memory import check_room
+from loraprobe.merging._method import METHODS, FactorMethod, GramMethod, LinearMethod, MergeMethod
+from loraprobe.merging._result import said, written
 from loraprobe.merging._seeds import generators, module_seed
-from loraprobe.merging._shelf import METHODS
 from loraprobe.merging._totals import Totals
-from loraprobe.merging._whole import Parameter, merge_offsets, merge_whole
-from loraprobe.merging._written import said, written
 from loraprobe.records import AdapterSummary, Issue
-from loraprobe.shelf import spec_of
+from loraprobe.registry import spec_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -118,13 +117,13 @@ def merge(
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError, OutOfMemory, each
     with the cure.
     """
-    _checks.check_names(adapters)
+    _validation.check_names(adapters)
     plan, more = _plan(adapters, method, weights, space, rank, seed, dtype)
-    carried = _checks.carried_by(plan.method, base_weight is not None)
-    notes = _checks.check_adapters(adapters, allow, carried)
+    carried = _validation.carried_by(plan.method, base_weight is not None)
+    notes = _validation.check_adapters(adapters, allow, carried)
     if "dora_magnitude" in carried and any(a.magnitudes for a in adapters):
         plan = replace(plan, weight=base_weight)
-    infos = _checks.layout(adapters, plan.method)
+    infos = _validation.layout(adapters, plan.method)
     check_room(adapters, infos, plan.method, plan.space, plan.rank, plan.dtype.itemsize)
     totals = Totals.of(len(adapters))
     whole, offsets, dropped = _beside(adapters, plan, infos, base_parameter, allow)
@@ -133,7 +132,7 @@ def merge(
         if progress:
             progress("merge", done + 1, len(infos))
     norms = totals.inner.diagonal().clamp_min(0).sqrt().tolist()
-    notes += more + dropped + _checks.check_effect(adapters, totals.inner, allow)
+    notes += more + dropped + _validation.check_effect(adapters, totals.inner, allow)
     notes += totals.extremes(adapters)
     if totals.merged == 0 and not whole and not offsets:
         raise UsageError(
@@ -178,13 +177,13 @@ def _plan(
     dtype: torch.dtype | None,
 ) -> tuple[_Plan, list[Issue]]:
     made = METHODS.make(method)
-    used, notes = _checks.check_weights(weights, made, len(adapters))
+    used, notes = _validation.check_weights(weights, made, len(adapters))
     made.check(used)
     if isinstance(made, FactorMethod) and space is not None:
         raise UsageError(f"{_name(made)} acts on the factors as stored and has no space to choose.")
     chosen = space or made.default_space()
     stack = None if isinstance(made, FactorMethod) else space_named(chosen)
-    kept = _checks.check_rank(rank)
+    kept = _validation.check_rank(rank)
     return _Plan(made, used, chosen, stack, kept, seed, dtype or _widest(adapters)), notes
 
 
@@ -227,7 +226,7 @@ def _merge_module(
 ) -> None:
     joint = SideBySide.of(updates)
     diagonals = torch.stack([gram.diagonal() for gram in joint.grams])
-    _checks.check_finite(diagonals, joint.ranks, [a.name for a in adapters], path)
+    _validation.check_finite(diagonals, joint.ranks, [a.name for a in adapters], path)
     if plan.weight is not None:
         _merge_scaled(path, updates, adapters, plan, totals)
         return

@@ -1,19 +1,24 @@
-"""A shelf: a folder whose files each hold one thing, a frozen dataclass whose fields are options.
+"""Registries: the members of a folder, found by listing it.
 
-The listing of the folder is the registry. `Registry(package, base_class).make("ties:density=0.3")`
-finds `ties.py` in the package, takes the one subclass of `base_class` defined there and builds it
-with the options, converted to the types of its fields.
+A member is a frozen dataclass whose fields are its options. A file of the folder defines one member
+or a family of several; files that start with an underscore are helpers. A member is named by its
+class, `DareTies` as `dare_ties`, unless the class sets `registry_name`.
+
+`Registry(package, base, noun).make("ties:density=0.3")` finds the class `Ties` in the package and
+builds it with the options, converted to the types of its fields.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import pkgutil
+import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,42 +29,60 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Registry(Generic[T]):
-    """The things of one folder.
+    """The members of one folder.
 
-    `package` is its dotted name, `base` the class they derive from, `noun` what a user calls one.
+    package: its dotted name. base: the class that all members derive from. noun: what a user calls
+    a member.
     """
 
     package: str
     base: type[T]
     noun: str
 
-    def names(self) -> list[str]:
-        """Names of all things, which are the names of their files."""
-        path = importlib.import_module(self.package).__path__
-        return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+    @functools.cached_property
+    def members(self) -> Mapping[str, type[T]]:
+        """Every class by its name, in the order of names. Imports all files of the folder.
 
-    def get(self, name: str) -> type[T]:
-        """The class of that name. Raises UsageError with the nearest name if there is none."""
-        names = self.names()
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
-            raise UsageError(f"Unknown {self.noun} {name!r}: {hint}")
-        module = importlib.import_module(f"{self.package}.{name}")
-        found = [
-            thing
-            for thing in vars(module).values()
-            if isinstance(thing, type)
+        Raises TypeError for a file without a member, and for two members of one name.
+        """
+        found: dict[str, type[T]] = {}
+        for file in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            if file.name.startswith("_"):
+                continue
+            module = importlib.import_module(f"{self.package}.{file.name}")
+            classes = [thing for thing in vars(module).values() if self._is_member(thing, module)]
+            if not classes:
+                raise TypeError(f"{module.__name__} defines no {self.base.__name__}")
+            for cls in classes:
+                if found.setdefault(name_of(cls), cls) is not cls:
+                    raise TypeError(f"Two classes of {self.package} are named {name_of(cls)}")
+        return dict(sorted(found.items()))
+
+    def _is_member(self, thing: Any, module: types.ModuleType) -> bool:
+        return (
+            isinstance(thing, type)
             and issubclass(thing, self.base)
             and thing.__module__ == module.__name__
             and not thing.__name__.startswith("_")
-        ]
-        if len(found) != 1:
-            raise TypeError(f"{module.__name__} must define exactly one {self.base.__name__}")
-        return found[0]
+        )
+
+    def names(self) -> list[str]:
+        """The names of all members, sorted."""
+        return list(self.members)
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name. Raises UsageError with the nearest name if there is none."""
+        if name in self.members:
+            return self.members[name]
+        close = difflib.get_close_matches(name, self.members, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.members)}."
+        raise UsageError(f"Unknown {self.noun} {name!r}: {hint}")
 
     def make(self, spec: str | T) -> T:
-        """Build from "name" or "name:option=value,option=value"; an instance passes through."""
+        """Build from "name" or "name:option=value,option=value"; an instance is returned as is.
+
+        Raises UsageError for an unknown name or option and for a value that does not fit.
+        """
         if not isinstance(spec, str):
             return spec
         name, _, rest = spec.partition(":")
@@ -77,29 +100,44 @@ class Registry(Generic[T]):
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, text = part.partition("=")
             key = key.strip().replace("-", "_")
-            key = key if key in fields or f"{key}_" not in fields else f"{key}_"  # a word of Python
+            if key not in fields and f"{key}_" in fields:  # a keyword of Python, such as lambda
+                key += "_"
             if not equals or key not in fields:
                 known = ", ".join(name.rstrip("_") for name in fields) or "none"
-                raise UsageError(f"{self.noun.capitalize()} {name!r} has no option {part!r}; "
-                                 f"its options are: {known}.")  # fmt: skip
+                raise UsageError(
+                    f"{self.noun.capitalize()} {name!r} has no option {part!r}; its options are: "
+                    f"{known}."
+                )
             options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
         return options
 
     def __iter__(self) -> Iterator[type[T]]:
-        return (self.get(name) for name in self.names())
+        return iter(self.members.values())
 
 
-def spec_of(thing: Any) -> str:
-    """The text "name:option=value,..." from which `Registry.make` builds an equal thing."""
-    name = type(thing).__module__.rpartition(".")[2]
-    values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+def name_of(member: Any) -> str:
+    """The name of a member (a class or an instance): its class in snake_case or `registry_name`."""
+    cls = member if isinstance(member, type) else type(member)
+    own = vars(cls).get("registry_name")
+    if own is not None:
+        return str(own)
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
+
+
+def spec_of(member: Any) -> str:
+    """The text "name:option=value,..." from which `Registry.make` builds an equal member."""
+    values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
     given = {key.rstrip("_"): value for key, value in values.items() if value is not None}
     options = ",".join(f"{key}={value}" for key, value in given.items())
-    return f"{name}:{options}" if options else name
+    return f"{name_of(member)}:{options}" if options else name_of(member)
 
 
 def convert(text: str, hint: Any, what: str) -> Any:
-    """A text as the type of a field: int, float, bool, str, Literal or a union with None."""
+    """A text as the type of a field: int, float, bool, str, Literal or a union with None.
+
+    what: how an error names the option. Raises UsageError if the text is not of that type.
+    """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         if text.lower() in ("none", "null") and type(None) in typing.get_args(hint):

@@ -14,6 +14,7 @@ from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
 from loraprobe.lora import grams as joint_module
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import name_of
 
 F64 = torch.float64
 NAMED = {
@@ -325,7 +326,7 @@ def test_planted_intruders_are_counted():
 @pytest.mark.parametrize("diagnostic", list(DIAGNOSTICS), ids=lambda d: d.__name__)
 def test_law_of_basis(diagnostic, trio):
     """What is declared independent of the basis is; what is not declared so indeed depends."""
-    name = diagnostic.__module__.rpartition(".")[2]
+    name = name_of(diagnostic)
     # Equal ranks, one seed for A: nothing here is None for want of a definition.
     pair = [random_adapter("a", seed=1, dtype=F64), random_adapter("b", seed=1, dtype=F64)]
     other = {p: LowRank(u.A, random_update(*LLAMA[p], 4, i, 1.0, F64).B, 0.5)
@@ -352,7 +353,7 @@ def test_law_of_basis(diagnostic, trio):
 @pytest.mark.parametrize("diagnostic", list(DIAGNOSTICS), ids=lambda d: d.__name__)
 def test_law_of_order(diagnostic, trio):
     """The order of adapters changes nothing but the order of names."""
-    name = diagnostic.__module__.rpartition(".")[2]
+    name = name_of(diagnostic)
     base = random_base()
     forth = diagnose(trio, only=[name], base=base, per_module=True)
     back = diagnose(trio[::-1], only=[name], base=base, per_module=True)

@@ -19,6 +19,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod, merge
+from loraprobe.registry import name_of
 
 HOLDS, FAILS = 1e-7, 1e-2  # relative errors in float64: rounding, and not rounding
 WEIGHTS = (0.9, 0.4, 1.3)
@@ -144,7 +145,7 @@ def test_every_method_says_what_it_is(name):
 
 def repr_spec(method: MergeMethod) -> str:
     """The spec "name:option=value,..." of an instance."""
-    name = type(method).__module__.rpartition(".")[2]
+    name = name_of(method)
     options = ",".join(f"{key}={value}" for key, value in vars(method).items())
     return f"{name}:{options}" if options else name
 

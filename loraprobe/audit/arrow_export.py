@@ -63,8 +63,7 @@ def why_not_peft(composition: Composition, base: Base | None = None) -> str | No
 def _why_not_router(composition: Composition) -> str | None:
     router = composition.router
     if not isinstance(router, Arrow):
-        name = type(router).__module__.rpartition(".")[2]
-        return f"its router is {name}, and peft has only Arrow."
+        return f"its router is {router.name}, and peft has only Arrow."
     for option, needed in (("normalize", False), ("per", "token"), ("share", "module")):
         given = getattr(router, option, needed)
         if given != needed:

@@ -209,7 +209,7 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 def _router_document(router: Router) -> dict[str, Any]:
     """A router of the shelf as plain data. Raises UsageError for another, and for one that has to
     see prompts first."""
-    name = type(router).__module__.rpartition(".")[2]
+    name = router.name
     if name not in ROUTERS.names() or ROUTERS.get(name) is not type(router):
         raise UsageError(f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
                          "composition could not be read back.")  # fmt: skip

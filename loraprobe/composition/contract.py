@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from loraprobe.adapter import Adapter, LayerKind
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import name_of
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 # Told the mask [b, n] of the tokens that count before each pass; None: the pass failed, forget it.
@@ -62,8 +63,8 @@ class Router(ABC):
 
     @property
     def name(self) -> str:
-        """What a user calls it: the name of its file."""
-        return type(self).__module__.rpartition(".")[2]
+        """What a user calls it."""
+        return name_of(self)
 
     @property
     def needs_prompts(self) -> bool:

@@ -26,6 +26,7 @@ from loraprobe.diagnostics._diagnostic import (
 from loraprobe.errors import UsageError
 from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
 from loraprobe.records import Measurement
+from loraprobe.registry import name_of
 
 D = TypeVar("D", bound=Diagnostic)
 Progress = Callable[[str, int, int], None]
@@ -81,7 +82,7 @@ def choose(
     """The diagnostics to run, in the order of their names."""
     if only is None:
         usual = [c for c in DIAGNOSTICS if not c.on_demand and (has_base or not c.needs_base)]
-        found = {c.__module__.rpartition(".")[2]: c() for c in usual}
+        found = {name_of(c): c() for c in usual}
     else:
         found = {}
     for spec in [*(only or ()), *on_demand]:
@@ -91,11 +92,6 @@ def choose(
             raise UsageError(f"{name_of(diagnostic)} compares with the base's weights; "
                              "give the base model with --base.")  # fmt: skip
     return [found[name] for name in sorted(found)]
-
-
-def name_of(diagnostic: Diagnostic) -> str:
-    """A diagnostic's name is that of its file."""
-    return type(diagnostic).__module__.rpartition(".")[2]
 
 
 def _with(diagnostic: D, options: dict[str, object]) -> D:

@@ -26,7 +26,7 @@ from loraprobe.merging._result import said, written
 from loraprobe.merging._seeds import generators, module_seed
 from loraprobe.merging._totals import Totals
 from loraprobe.records import AdapterSummary, Issue
-from loraprobe.registry import spec_of
+from loraprobe.registry import name_of, spec_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -144,7 +144,7 @@ def merge(
     notes += said(adapters, lost)
     return Merged(
         adapter=written(
-            name or _name(plan.method),
+            name or name_of(plan.method),
             adapters,
             infos,
             totals.modules,
@@ -180,7 +180,9 @@ def _plan(
     used, notes = _validation.check_weights(weights, made, len(adapters))
     made.check(used)
     if isinstance(made, FactorMethod) and space is not None:
-        raise UsageError(f"{_name(made)} acts on the factors as stored and has no space to choose.")
+        raise UsageError(
+            f"{name_of(made)} acts on the factors as stored and has no space to choose."
+        )
     chosen = space or made.default_space()
     stack = None if isinstance(made, FactorMethod) else space_named(chosen)
     kept = _validation.check_rank(rank)
@@ -311,7 +313,3 @@ def _rounding2(exact: LowRank, written: LowRank) -> float:
     B = torch.cat([(written.B - exact.B).float(), exact.B.float()], 1)
     square = float(((B.mT @ B) * (A @ A.mT)).sum())
     return max(0.0, square) if math.isfinite(square) else math.inf
-
-
-def _name(method: MergeMethod) -> str:
-    return type(method).__module__.rpartition(".")[2]

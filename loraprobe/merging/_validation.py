@@ -17,6 +17,7 @@ from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapte
 from loraprobe.lora.lowrank import same_update
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.records import Issue
+from loraprobe.registry import name_of
 from loraprobe.words import listing
 
 
@@ -33,8 +34,7 @@ def check_weights(
         raise UsageError(f"Weights must be finite numbers, not {', '.join(map(str, weights))}.")
     if method.takes_weights:
         return weights, []
-    name = type(method).__module__.rpartition(".")[2]
-    message = f"{name} has weights of its own; those given were not used."
+    message = f"{name_of(method)} has weights of its own; those given were not used."
     return method.default_weights(n), [
         Issue("note", "weights-ignored", (), message, "Use task_arithmetic to weigh adapters.")
     ]

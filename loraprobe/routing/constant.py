@@ -27,6 +27,7 @@ class ConstantGates(Router):
 
     weights: tuple[float, ...] | None = None
 
+    registry_name: ClassVar[str] = "constant"
     constant: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset(
         {"identity", "order", "gauge", "homogeneity", "linearity", "input_scale", "absent_is_zero"}

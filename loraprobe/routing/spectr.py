@@ -40,6 +40,7 @@ class SpectR(ScoredRouter):
     spectrum: Spectrum = "weighted"
 
     laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "absent_is_neutral"})
+    registry_name: ClassVar[str] = "spectr"
     formula: ClassVar[str] = (
         "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k ||s_i B_i A_i x|| / temperature)"
     )

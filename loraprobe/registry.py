@@ -133,6 +133,15 @@ def spec_of(member: Any) -> str:
     return f"{name_of(member)}:{options}" if options else name_of(member)
 
 
+def check_choices(member: Any) -> None:
+    """Raises ValueError for an option that takes one of a few words and has another value."""
+    hints = typing.get_type_hints(type(member))
+    for field in dataclasses.fields(member):
+        words, value = typing.get_args(hints[field.name]), getattr(member, field.name)
+        if typing.get_origin(hints[field.name]) is typing.Literal and value not in words:
+            raise ValueError(f"{field.name} is one of {', '.join(words)}, not {value!r}.")
+
+
 def convert(text: str, hint: Any, what: str) -> Any:
     """A text as the type of a field: int, float, bool, str, Literal or a union with None.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,18 +16,18 @@ from peft.utils import merge_utils
 from loraprobe.adapter import adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.merging import METHODS, merge
-from loraprobe.merging import _sparse as sparse
-from loraprobe.merging._election import ElectingMethod
-from loraprobe.merging._sparse import SparseMethod
-from loraprobe.merging.breadcrumbs import Breadcrumbs
-from loraprobe.merging.breadcrumbs_ties import BreadcrumbsTies
-from loraprobe.merging.dare_linear import DareLinear
-from loraprobe.merging.dare_ties import DareTies
-from loraprobe.merging.della import Della
-from loraprobe.merging.della_linear import DellaLinear
-from loraprobe.merging.magnitude_prune import MagnitudePrune
+from loraprobe.merging import _selection as selection
 from loraprobe.merging.sce import Sce
-from loraprobe.merging.ties import Ties
+from loraprobe.merging.sparse import (
+    Breadcrumbs,
+    BreadcrumbsTies,
+    DareLinear,
+    DareTies,
+    Della,
+    DellaLinear,
+    MagnitudePrune,
+    Ties,
+)
 
 F64 = torch.float64
 SIGNED = torch.tensor([0.7, 0.3, -0.4], dtype=F64)
@@ -108,14 +109,14 @@ def test_equal_magnitudes_are_treated_alike():
 def test_the_probability_of_staying_rises_evenly_with_the_rank_in_the_row():
     delta = torch.tensor([[3.0, -1.0, 2.0], [0.1, -0.3, 0.2]], dtype=F64)
     expected = torch.tensor([[0.6, 0.2, 0.4], [0.2, 0.6, 0.4]], dtype=F64)
-    torch.testing.assert_close(sparse.chances_by_rank(delta, 0.4, 0.2), expected)
-    column = sparse.chances_by_rank(delta[:, :1], 0.4, 0.2)
+    torch.testing.assert_close(selection.chances_by_rank(delta, 0.4, 0.2), expected)
+    column = selection.chances_by_rank(delta[:, :1], 0.4, 0.2)
     torch.testing.assert_close(column, torch.full((2, 1), 0.4, dtype=F64))
 
 
 def test_della_drops_what_it_says_and_keeps_the_expectation():
     delta = random_update(30, 40, 5, 1, 1.0, F64).delta()[None]
-    chances = sparse.chances_by_rank(delta[0], 0.4, 0.3)
+    chances = selection.chances_by_rank(delta[0], 0.4, 0.3)
     runs = torch.stack(
         [DellaLinear(0.4, 0.3)(delta, ONES[:1], draws(1, seed)) for seed in range(400)]
     )
@@ -196,16 +197,16 @@ def test_sce_leaves_equal_adapters_as_they_are_and_has_weights_of_its_own():
 def test_blocks_change_nothing(spec, monkeypatch):
     deltas = stacked()
     whole = run(spec, deltas)
-    assert len(sparse.in_blocks(deltas)) == 1
-    monkeypatch.setattr(sparse, "BLOCK", 200)
-    assert len(sparse.in_blocks(deltas)) == 7
+    assert len(selection.in_blocks(deltas)) == 1
+    monkeypatch.setattr(selection, "BLOCK", 200)
+    assert len(selection.in_blocks(deltas)) == 7
     torch.testing.assert_close(run(spec, deltas), whole, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("spec", DEFINITIONS)
 def test_nothing_of_full_size_is_held_for_each_adapter(spec, monkeypatch):
     """Eight adapters: the largest tensor made is one matrix, not eight."""
-    monkeypatch.setattr(sparse, "BLOCK", 1 << 10)
+    monkeypatch.setattr(selection, "BLOCK", 1 << 10)
     deltas = stacked(8, 64, 64, torch.float32)
     weights = torch.ones(8, dtype=F64)
     sizes: list[int] = []
@@ -331,6 +332,10 @@ def test_words_are_checked_in_python_too():
         other.__post_init__()
 
 
+def options(name: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(METHODS.get(name))}
+
+
 def test_what_the_variant_settles_is_written_out():
     """So the model card of a merge names every choice that was made."""
     assert "normalize=True" in repr(METHODS.make("ties:variant=mergekit"))
@@ -339,14 +344,14 @@ def test_what_the_variant_settles_is_written_out():
     assert made == METHODS.make("dare_ties:variant=mergekit,normalize=false,rescale=l1")
     assert "rescale='probability'" in repr(METHODS.make("della"))
     for name in METHODS.names():
-        if issubclass(METHODS.get(name), SparseMethod):
+        if "density" in options(name):
             assert "auto" not in repr(METHODS.make(name)) and "None" not in repr(METHODS.make(name))
 
 
 def test_lambda_scales_the_result_and_default_weights_make_an_average():
     deltas = stacked()
     for name in METHODS.names():
-        if not issubclass(METHODS.get(name), ElectingMethod):
+        if "election" not in options(name):
             continue
         for normalize in ("true", "false"):
             half = METHODS.make(f"{name}:normalize={normalize},lambda=0.5")

@@ -18,10 +18,7 @@ from loraprobe.adapter import read_adapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.merging._seeds import generators
-from loraprobe.merging.dare_linear import DareLinear
-from loraprobe.merging.dare_ties import DareTies
-from loraprobe.merging.magnitude_prune import MagnitudePrune
-from loraprobe.merging.ties import Ties
+from loraprobe.merging.sparse import DareLinear, DareTies, MagnitudePrune, Ties
 
 WEIGHTS = [0.7, 0.4]
 TARGETS = ["q_proj", "v_proj", "down_proj"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraprobe.merging import METHODS
-from loraprobe.merging import _sparse as sparse
+from loraprobe.merging import _selection as selection
 
 STORED: dict[str, Any] = json.loads(
     (Path(__file__).parent / "vectors" / "elementwise.json").read_text()
@@ -27,7 +27,7 @@ def ours(spec: str, deltas: torch.Tensor, weights: list[float], monkeypatch) -> 
     """The method with the stored draws in place of its own: generator i draws UNIFORMS[i]."""
     generators = [torch.Generator().manual_seed(i) for i in range(len(deltas))]
     drawn = iter(list(UNIFORMS) * 2)  # once for the masks, once more where a norm is kept
-    monkeypatch.setattr(sparse, "uniform", lambda shape, generator: next(drawn))
+    monkeypatch.setattr(selection, "uniform", lambda shape, generator: next(drawn))
     given = torch.tensor(weights, dtype=torch.float64)
     return METHODS.make(spec)(deltas, given, generators)
 
@@ -49,7 +49,7 @@ def test_the_other_tool_gives_the_same(peer, case, monkeypatch):
 def test_the_probabilities_of_magprune_are_theirs(case):
     method: Any = METHODS.make(case["method"])
     for delta, theirs in zip(deltas_of(case), case["chances"], strict=True):
-        chances = sparse.chances_by_rank(delta, method.density, method.epsilon)
+        chances = selection.chances_by_rank(delta, method.density, method.epsilon)
         told = torch.tensor(theirs, dtype=torch.float64)
         nonzero = delta != 0  # which of equal magnitudes, here zeros, ranks first does not matter
         torch.testing.assert_close(chances[nonzero], told[nonzero], rtol=1e-6, atol=1e-6)

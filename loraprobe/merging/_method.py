@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.registry import Registry
+from loraprobe.registry import Registry, check_choices
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
 
@@ -46,6 +46,10 @@ class MergeMethod(ABC):
     takes_weights: ClassVar[bool] = True
     formula: ClassVar[str]
     paper: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an option that does not take the value given."""
+        check_choices(self)
 
     @abstractmethod
     def __call__(

@@ -14,7 +14,7 @@ from torch import Tensor
 from loraprobe.merging._election import elect
 from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
 from loraprobe.merging._ranking import magnitudes_at
-from loraprobe.merging._sparse import Block, Selection, check_choices, fuse, in_blocks
+from loraprobe.merging._selection import Block, Selection, fuse, in_blocks
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Sce(MergeMethod):
     paper: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.select_topk <= 1:
             raise ValueError(
                 "select_topk, the share of entries selected, is above 0 and at most 1, not "
                 f"{self.select_topk}."
             )
-        check_choices(self)
 
     def __call__(
         self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()

@@ -10,23 +10,18 @@ with the dropped entries at zero. It may be run twice: random ones draw the same
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.merging._method import Deltas, Matrix, MergeMethod
+from loraprobe.merging._method import Deltas, Matrix
 from loraprobe.merging._ranking import magnitudes_at
 
-Norm = Literal["off", "l1", "l2", "linf"]
-Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
 Block = Float[Tensor, "n _ q"]
 Selection = Callable[[Sequence[Block]], Iterator[Block]]
 
@@ -35,56 +30,6 @@ Selection = Callable[[Sequence[Block]], Iterator[Block]]
 BLOCK = 1 << 18
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
-
-
-@dataclass(frozen=True)
-class SparseMethod(MergeMethod):
-    """A method that keeps a share of the entries. What it does to a lone adapter is no identity."""
-
-    density: float = 0.5
-
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
-
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError(
-                f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
-            )
-        check_choices(self)
-
-
-def check_choices(method: MergeMethod) -> None:
-    """Raises ValueError for an option that takes one of a few words and was given another."""
-    hints = typing.get_type_hints(type(method))
-    for field in fields(method):
-        words = typing.get_args(hints[field.name])
-        value = getattr(method, field.name)
-        if typing.get_origin(hints[field.name]) is Literal and value not in words:
-            raise ValueError(f"{field.name} is one of {', '.join(words)}, not {value!r}.")
-
-
-def check_gamma(gamma: float) -> None:
-    """Raises ValueError for a share that is none."""
-    if not 0 <= gamma < 1:
-        raise ValueError(
-            f"gamma, the share of largest entries dropped, is at least 0 and below 1, not {gamma}."
-        )
-
-
-def check_epsilon(density: float, epsilon: float) -> None:
-    """Raises ValueError where density +- epsilon are no probabilities strictly between 0 and 1."""
-    if not epsilon >= 0 or (density < 1 and not epsilon < min(density, 1 - density)):
-        raise ValueError(
-            f"epsilon, half the width of the window of probabilities, is at least 0 and less than "
-            f"density and 1 - density, so below {min(density, 1 - density):g} here, not {epsilon}."
-        )
-
-
-def settle(method: MergeMethod, **options: object) -> None:
-    """Replace options left to the variant by what the variant does, so that `repr` says all."""
-    for name, value in options.items():
-        if getattr(method, name) in (None, "auto"):
-            object.__setattr__(method, name, value)
 
 
 # The deltas by blocks of rows.
@@ -128,18 +73,12 @@ def _factors(deltas: Deltas, selection: Selection, order: float) -> Tensor:
 # Selections.
 
 
-def largest(deltas: Deltas, density: float) -> Selection:
-    """The int(density p q) entries of largest magnitude of each delta, one at least.
+def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Selection:
+    """Keep int(density p q) entries of each delta by magnitude, at least one.
 
-    Entries as large as the smallest kept one are kept too, whichever comes first in memory.
-    """
-    return between(deltas, density, 0.0)
-
-
-def between(deltas: Deltas, density: float, gamma: float) -> Selection:
-    """All but the int(gamma p q) entries of largest magnitude and as many of the smallest as leave
-    int(density p q), one at least; if that leaves none of the smallest to drop, fewer of the
-    largest go. Entries as large as a kept one are kept too.
+    The int(gamma p q) largest are dropped first, then the smallest; with gamma 0 the largest are
+    kept. If there are not enough small entries to drop, fewer of the largest are dropped. All
+    entries as large as a kept one are kept, so the order in memory does not matter.
     """
     entries = deltas[0].numel()
     kept = max(1, int(density * entries))

@@ -66,7 +66,7 @@ def exact(method: MergeMethod, dtype: torch.dtype, rank: int) -> torch.Tensor:
     """The definition in float64 on dense deltas, cut to a rank by a dense SVD."""
     adapters = pair(dtype, F64)
     if isinstance(method, FactorMethod):
-        weights_A, weights_B = method.apart(torch.tensor(WEIGHTS, dtype=F64))
+        weights_A, weights_B = method.factor_weights(torch.tensor(WEIGHTS, dtype=F64))
         updates = [a.modules[PATH] for a in adapters]
         roots = [float(u.scaling) ** 0.5 for u in updates]
         A = sum(w * r * u.A for w, r, u in zip(weights_A.tolist(), roots, updates, strict=True))

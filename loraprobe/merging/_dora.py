@@ -9,9 +9,9 @@ a plain LoRA has c_i = 1. A linear combination of the changes is
 which is DoRA's form with direction W0 + diag(1/c) L and magnitudes c * rownorm(W0 + diag(1/c) L):
 the rank is at most the sum of the ranks. Cutting L to a rank (Eckart and Young) is best for W.
 
-Where c is 0, W has nothing of W0's row left, and where it is nearly 0, dividing by it would cost
-the other rows their precision. Such a row gets c = 1 instead and the whole of its change as an
-update: one more rank for each, exact likewise. A row that becomes 0 has magnitude 0.
+Where c is 0, nothing of W0's row is left in W, and where c is nearly 0, dividing by it would cost
+the other rows their precision. Such a row gets c = 1 instead and its whole change as an update: one
+more rank for each, and still exact. A row that becomes 0 has magnitude 0.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from torch import Tensor
 from loraprobe.composition.experts.scaled import ratio
 from loraprobe.errors import CompatibilityError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging._compress import Compressed, compress_factors
+from loraprobe.merging._compress import Compressed, compress_factors, owners
 
-Weight = Callable[[str], Tensor]  # module path -> W0 [out, in]
+BaseWeight = Callable[[str], Tensor]  # module path -> W0 [out, in]
 
-FADED = 1e-3  # rows of W0 that are scaled by less than this are not divided by it
-ROWS = 1 << 22  # entries of a weight in float64 at one time
+SMALL_SCALE = 1e-3  # rows of W0 whose scale c is below this are not divided by it
+BLOCK_ENTRIES = 1 << 22  # entries of a weight in float64 at one time
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledMerge:
+class DoraMerge:
     """One module of a merged DoRA adapter.
 
     kept: L cut to the rank, its squared norms those of W - W0 and of what was lost. scale: c with
-    its replacements, [out]. inner: <W_i - W0, W_j - W0>, [n, n].
+    its replacements, [out]. zero_rows: 1 for rows that become 0, [out]. inner: inner products of
+    the W_i - W0, [n, n].
     """
 
     kept: Compressed
     scale: Float64[Tensor, out]
-    gone: Float64[Tensor, out]
+    zero_rows: Float64[Tensor, out]
     inner: Float64[Tensor, "n n"]
 
     def written(
@@ -55,7 +56,7 @@ class ScaledMerge:
         direction = LowRank(update.A, update.B / self.scale[:, None], 1.0).to(dtype)
         norms = 1 / ratio(direction, torch.ones(len(weight)), weight)
         wide = torch.promote_types(dtype, torch.float32)
-        return direction, (self.scale * norms * (1 - self.gone)).to(wide)
+        return direction, (self.scale * norms * (1 - self.zero_rows)).to(wide)
 
     def effective(self, direction: LowRank) -> LowRank:
         """What a written direction adds to diag(c) W0."""
@@ -63,17 +64,17 @@ class ScaledMerge:
         return LowRank(wide.A, wide.B * self.scale[:, None], wide.scaling)
 
 
-def merge_scaled(
+def merge_dora(
     updates: Sequence[LowRank],
     magnitudes: Sequence[Tensor | None],
     coefficients: Sequence[float],
     weight: Float[Tensor, "out in"],
     rank: int | None,
-) -> ScaledMerge:
+) -> DoraMerge:
     """sum_i w_i (W_i - W0) of one module as a direction and a scale.
 
     updates: n low-rank updates; magnitudes: [out] each, None for a plain LoRA; coefficients: n
-    weights, negative ones too; weight: W0, streamed by the caller, in any floating dtype.
+    weights, which may be negative; weight: W0 in any floating dtype.
     """
     wide = [update.to(torch.float64).folded() for update in updates]
     ratios = torch.stack(
@@ -86,18 +87,18 @@ def merge_scaled(
     c = 1 + w @ (ratios - 1)
     A = torch.cat([u.A for u in wide])
     B = torch.cat([u.B * (w[i] * ratios[i])[:, None] for i, u in enumerate(wide)], 1)
-    faded = (c.abs() < FADED).nonzero()[:, 0]
+    small = (c.abs() < SMALL_SCALE).nonzero()[:, 0]
     scale = c.clone()
-    scale[faded] = 1
-    change = weight[faded].to(torch.float64) * (c[faded] - 1)[:, None]
-    own = torch.zeros(len(weight), len(faded), dtype=torch.float64)
-    own[faded, torch.arange(len(faded))] = 1
-    whole = LowRank(torch.cat([A, change]), torch.cat([B, own], 1))
-    kept = compress_factors(whole, rank)
-    gone = torch.zeros_like(scale)
-    gone[faded] = _vanished(LowRank(A, B[faded]), weight[faded], c[faded]).to(gone)
-    moved, inner = _changes(wide, ratios, w, weight)
-    return ScaledMerge(Compressed(kept.update, moved, kept.lost2), scale, gone, inner)
+    scale[small] = 1
+    change = weight[small].to(torch.float64) * (c[small] - 1)[:, None]
+    own = torch.zeros(len(weight), len(small), dtype=torch.float64)
+    own[small, torch.arange(len(small))] = 1
+    kept = compress_factors(LowRank(torch.cat([A, change]), torch.cat([B, own], 1)), rank)
+    rows = weight[small].to(torch.float64) * c[small, None] + LowRank(A, B[small]).delta()
+    zero_rows = torch.zeros_like(scale)
+    zero_rows[small] = (rows == 0).all(1).to(zero_rows)
+    norm2, inner = _changes(wide, ratios, w, weight)
+    return DoraMerge(Compressed(kept.update, norm2, kept.lost2), scale, zero_rows, inner)
 
 
 def check_weight(path: str, update: LowRank, weight: Tensor) -> None:
@@ -107,12 +108,6 @@ def check_weight(path: str, update: LowRank, weight: Tensor) -> None:
             f"Module {path} is {[update.out_features, update.in_features]} in the adapters and "
             f"{list(weight.shape)} in the base; give the base that they were trained on."
         )
-
-
-def _vanished(update: LowRank, weight: Float[Tensor, "k in"], c: Float64[Tensor, k]) -> Tensor:
-    """Which of these rows of diag(c) W0 + L are 0: [k]."""
-    rows = weight.to(torch.float64) * c[:, None] + update.delta()
-    return (rows == 0).all(1)
 
 
 def _changes(
@@ -135,8 +130,7 @@ def _changes(
     C = torch.cat([u.B * r[:, None] for u, r in zip(updates, ratios, strict=True)], 1)
     d = ratios - 1
     onto = torch.stack([part.sum(1) for part in (products * C).split(ranks, 1)])  # <w0, C_i A_i>
-    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
-    member = torch.nn.functional.one_hot(owner, len(ranks)).to(torch.float64)
+    member = owners(ranks)
     own = member.mT @ ((C.mT @ C) * (A @ A.mT)) @ member
     inner = (d * squares) @ d.mT + d @ onto.mT + onto @ d.mT + own
     return float(weights @ inner @ weights), inner
@@ -146,10 +140,10 @@ def _one_pass(
     weight: Float[Tensor, "out in"], A: Float64[Tensor, "R in"]
 ) -> tuple[Float64[Tensor, out], Float64[Tensor, "out R"]]:
     """Squared row norms of W0, and W0 A^T, in float64 by blocks of rows."""
-    step = max(1, ROWS // max(1, weight.shape[1]))
+    step = max(1, BLOCK_ENTRIES // max(1, weight.shape[1]))
     squares, products = [], []
-    for start in range(0, len(weight), step):
-        block = weight[start : start + step].to(torch.float64)
+    for rows in weight.split(step):
+        block = rows.to(torch.float64)
         squares.append(block.square().sum(1))
         products.append(block @ A.mT)
     return torch.cat(squares), torch.cat(products)

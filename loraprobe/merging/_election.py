@@ -1,4 +1,4 @@
-"""TIES' last two steps: elect a sign per entry, fuse the entries that carry it."""
+"""The last two steps of TIES: elect a sign per entry, fuse the entries that have it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def elect(
     divisor: Divisor = "weights",
     factor: float = 1.0,
 ) -> Matrix:
-    """Deltas [n, p, q] and weights [n] -> [p, q].
+    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n] -> [p, q].
 
-    voters: whether the entries elect as they are ("plain") or times their weights. A tie elects
-        plus. An entry at zero agrees with nobody.
-    divisor: the weighted entries that agree are summed and divided by how many they are ("count"),
-        by the sum of their weights ("weights"; by 1 where that sum vanishes), or not ("none").
+    election: the sign of the sum of the entries ("total") or of their majority ("frequency"). A tie
+        elects plus. An entry of zero never agrees.
+    voters: whether the election uses the entries as they are ("plain") or times their weights.
+    divisor: what the sum of the agreeing weighted entries is divided by: how many they are
+        ("count"), the sum of their weights ("weights"; 1 where that sum vanishes), or 1 ("none").
+    factor: multiplies the result.
     """
     given = weights.tolist()
     leans = given if voters == "weighted" else [1.0] * len(given)
@@ -52,7 +54,6 @@ def elect(
 
 
 def _nonzero(share: Matrix, weights: Weights) -> Matrix:
-    """The sums of weights with 1 for those that are zero, or would be but for rounding where
-    weights of both signs cancel."""
+    """The sums of weights, with 1 in place of zero and of rounding where weights cancel."""
     least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
     return torch.where(share.abs() <= least, 1.0, share)

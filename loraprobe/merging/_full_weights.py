@@ -1,10 +1,10 @@
-"""Linear merges of what adapters replace whole: modules_to_save, trained biases, biases of B.
+"""Linear merges of full weights (modules_to_save, trained biases) and of biases of B.
 
     W = W0 + sum_i w_i (W_i - W0)
 
-which is sum_i w_i W_i, without W0, where every adapter has the parameter and the weights sum to 1.
-Elsewhere W0 comes from the base. A parameter that no base has (the head of a classifier) is new in
-every adapter, so that only the first form exists.
+which is sum_i w_i W_i, without W0, if every adapter has the parameter and the weights sum to 1.
+Otherwise W0 is read from the base. For a parameter that the base does not have (the head of a
+classifier) only the mean exists.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SUM_TOLERANCE = 1e-9  # weights that sum to 1 up to the rounding of their own su
 HEADS = ("score", "classifier", "qa_outputs", "classification_head")
 
 
-def merge_whole(
+def merge_full_weights(
     adapters: Sequence[Adapter],
     coefficients: Sequence[float],
     parameter: Parameter | None,
     allow: Collection[str],
 ) -> tuple[dict[str, Tensor], list[Issue]]:
-    """Name -> merged tensor in the sources' widest dtype, summed in float64; what to tell.
+    """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings.
 
-    Raises UnsupportedAdapter, naming parameter and cure, where it is not exact and its code is not
-    in `allow`; CompatibilityError where shapes differ.
+    Raises UnsupportedAdapter, naming parameter and cure, where a merge would not be exact and its
+    issue code is not in `allow`; CompatibilityError where shapes differ.
     """
     merged: dict[str, Tensor] = {}
     notes: dict[str, Issue] = {}
@@ -45,8 +45,8 @@ def merge_whole(
         tensors = [adapters[i].whole[name] for i in holders]
         _check_shapes(name, [adapters[i].name for i in holders], tensors)
         weights = [coefficients[i] for i in holders]
-        everyone = len(holders) == len(adapters) and abs(sum(coefficients) - 1) <= SUM_TOLERANCE
-        start = None if everyone else _of_base(name, tensors[0], parameter)
+        is_mean = len(holders) == len(adapters) and abs(sum(coefficients) - 1) <= SUM_TOLERANCE
+        start = None if is_mean else _in_base(name, tensors[0], parameter)
         if isinstance(start, str):
             code = _code(adapters[holders[0]], name)
             names = tuple(adapters[i].name for i in holders)
@@ -59,27 +59,27 @@ def merge_whole(
     return merged, list(notes.values())
 
 
-def merge_offsets(
-    adapters: Sequence[Adapter], coefficients: Sequence[float], infos: Mapping[str, ModuleInfo]
+def merge_lora_biases(
+    adapters: Sequence[Adapter], coefficients: Sequence[float], layout: Mapping[str, ModuleInfo]
 ) -> dict[str, Tensor]:
-    """Path -> sum_i w_i s_i b_i, [out], for a module of scaling 1; {} where no adapter has any.
+    """Path -> bias of B, sum_i w_i s_i b_i [out], at scaling 1; {} where no adapter has any.
 
-    A file says for all of its modules that B has a bias, so that modules without get zeros. Raises
-    UnsupportedAdapter where peft has no such adapter: beside DoRA, and in embeddings.
+    An adapter's config declares biases for all modules or for none, so modules without one get
+    zeros. Raises UnsupportedAdapter where peft has no such adapter: with DoRA, and in embeddings.
     """
     holders = [adapter for adapter in adapters if adapter.offsets]
     if not holders:
         return {}
-    scaled = [adapter.name for adapter in adapters if adapter.magnitudes]
-    tables = [path for path, info in infos.items() if info.kind == "embedding"]
-    if scaled or tables:
-        what = f"DoRA ({listing(scaled)})" if scaled else f"the embedding {tables[0]}"
+    dora = [adapter.name for adapter in adapters if adapter.magnitudes]
+    embeddings = [path for path, info in layout.items() if info.kind == "embedding"]
+    if dora or embeddings:
+        what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
         raise UnsupportedAdapter(
             f"Adapter {holders[0].name} has biases of B (lora_bias), which peft does not take "
             f"beside {what}; leave one of them out, or merge it into the base with peft first."
         )
     offsets = {}
-    for path, info in infos.items():
+    for path, info in layout.items():
         total = torch.zeros(info.out_features, dtype=torch.float64)
         for adapter, weight in zip(adapters, coefficients, strict=True):
             if path in adapter.offsets:
@@ -99,8 +99,8 @@ def _combined(tensors: Sequence[Tensor], weights: Sequence[float], start: Tensor
     return total.to(functools.reduce(torch.promote_types, dtypes))
 
 
-def _of_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | str:
-    """The base's own, or why it cannot be had."""
+def _in_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | str:
+    """The base's tensor, or why there is none: "base" without a base, "new" if it lacks it."""
     if parameter is None:
         return "base"
     try:
@@ -117,27 +117,27 @@ def _of_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | s
 
 def _why_not(name: str, names: Sequence[str], why: str, code: str) -> str:
     kind = code.replace("-", "_")
-    told = f"Adapter {listing(names)} holds {kind} {name}, "
+    message = f"Adapter {listing(names)} holds {kind} {name}, "
     if why == "new":
-        return told + (
+        return message + (
             "which the base does not have, so that only its mean exists: every adapter must have "
             f"it and the weights must sum to 1; or add --allow {code} to drop it knowingly."
         )
-    return told + (
+    return message + (
         "of which only the mean is known without the base (every adapter has it and the weights "
         f"sum to 1); add --base DIR or --base auto, or --allow {code} to drop it knowingly."
     )
 
 
 def _check_factors(name: str, adapters: Sequence[Adapter]) -> None:
-    """A module is either replaced whole or has factors: one PEFT adapter cannot say both."""
+    """Raises UnsupportedAdapter for a module with a full weight here and with factors there."""
     if not name.endswith(".weight"):
         return
-    whole = [a.name for a in adapters if name in a.whole]
+    replaced = [a.name for a in adapters if name in a.whole]
     factors = [a.name for a in adapters if _module(name) in a.layout]
     if factors:
         raise UnsupportedAdapter(
-            f"{_module(name)} is replaced whole in {listing(whole)} and has factors in "
+            f"{_module(name)} is replaced whole in {listing(replaced)} and has factors in "
             f"{listing(factors)}, which one adapter cannot hold; merge one of them into its base "
             "with peft first."
         )
@@ -159,14 +159,15 @@ def _check_shapes(name: str, names: Sequence[str], tensors: Sequence[Tensor]) ->
 
 
 def _code(adapter: Adapter, name: str) -> str:
-    """modules-to-save or bias: what the adapter's own list of extras calls it."""
+    """The issue code of a full weight, modules-to-save or bias, from the adapter's extras."""
     for extra in adapter.extras:
-        if (
-            extra.module == _module(name)
-            and extra.key.rpartition(".")[2] == name.rpartition(".")[2]
-        ):
+        if extra.module == _module(name) and _leaf(extra.key) == _leaf(name):
             return extra.kind.replace("_", "-")
     return "modules-to-save"
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _module(name: str) -> str:

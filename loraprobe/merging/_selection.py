@@ -1,11 +1,11 @@
-"""Which entries of a delta stay, and what then happens to them, block by block.
+"""Select entries of each delta and combine what was selected, block by block.
 
-An elementwise method selects entries of each delta and combines what is left, entry by entry. Both
-steps run over blocks of rows, so beside the deltas and the result nothing of full size is held but
-one scratch matrix, whatever the number of adapters.
+An elementwise method selects entries of each delta and combines them entry by entry. Both steps run
+over blocks of rows, so besides the deltas and the result only one scratch matrix of full size is
+held, whatever the number of adapters.
 
 A selection is a function from the blocks [n, rows, q] of the deltas, in order, to the same blocks
-with the dropped entries at zero. It may be run twice: random ones draw the same masks again.
+with zeros for the dropped entries. It may be called twice: a random one draws the same masks again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from loraprobe.merging._ranking import magnitudes_at
 Block = Float[Tensor, "n _ q"]
 Selection = Callable[[Sequence[Block]], Iterator[Block]]
 
-# Entries of all adapters that an elementwise step holds at once, so that its temporaries stay
-# small beside the deltas and in the cache.
+# Entries of all adapters in one block, so that temporaries are small and fit into the cache.
 BLOCK = 1 << 18
 
 ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
@@ -43,9 +42,10 @@ def in_blocks(deltas: Deltas) -> tuple[Block, ...]:
 def fuse(
     deltas: Deltas, selection: Selection, combine: Callable[[Deltas], Matrix], norm: str = "off"
 ) -> Matrix:
-    """What is selected of the deltas [n, p, q], combined into [p, q].
+    """The selected entries of the deltas [n, p, q], combined into [p, q].
 
-    norm: "l1", "l2" or "linf" gives what is left of each delta the norm that the delta had.
+    norm: "l1", "l2" or "linf" rescales what is left of each delta to the norm that the delta had;
+    anything else does not rescale.
     """
     factors = _factors(deltas, selection, ORDERS[norm]) if norm in ORDERS else None
     kept = selection(in_blocks(deltas))
@@ -88,14 +88,14 @@ def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Selection:
         return iter
     places = [bottom, entries - top - 1] if top else [bottom]
     limits = _in_order(deltas, places)
-    # hardshrink keeps what is strictly larger, and the lowest kept magnitude itself is to stay.
+    # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude must stay.
     lows = [float(np.nextafter(limit[0], limit[0].dtype.type(0))) for limit in limits]
     highs = [float(limit[1]) if top else None for limit in limits]
     return partial(_banded, lows=lows, highs=highs)
 
 
 def _in_order(deltas: Deltas, places: list[int]) -> list[np.ndarray]:
-    """Of each delta the magnitudes at these places of the ascending order; a delta a thread."""
+    """The magnitudes of each delta at these places of the ascending order; one thread per delta."""
     flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         return list(threads.map(partial(magnitudes_at, places=places), flat))
@@ -117,7 +117,7 @@ def _banded(
 def at_random(
     density: float, generators: Sequence[torch.Generator], divide: bool = True
 ) -> Selection:
-    """Each entry with probability density (DARE's drop), divided by it or not."""
+    """Keep each entry with probability `density` (DARE), divided by it or not."""
     if density == 1:
         return iter
     chance = torch.tensor(density, dtype=torch.float64)
@@ -127,8 +127,11 @@ def at_random(
 def by_rank(
     density: float, epsilon: float, generators: Sequence[torch.Generator], divide: bool = True
 ) -> Selection:
-    """Each entry with a probability that rises evenly, over the ranks of the magnitudes of its row,
-    from density - epsilon to density + epsilon (DELLA's MagPrune), divided by it or not."""
+    """Keep each entry with a probability that depends on its magnitude, divided by it or not.
+
+    DELLA's MagPrune: the probability rises evenly with the rank of the magnitude in its row, from
+    density - epsilon to density + epsilon.
+    """
     if density == 1:
         return iter
     chances = partial(chances_by_rank, density=density, epsilon=epsilon)
@@ -136,8 +139,11 @@ def by_rank(
 
 
 def chances_by_rank(delta: Matrix, density: float, epsilon: float) -> Matrix:
-    """density - epsilon for the smallest magnitude of each row of [p, q], density + epsilon for the
-    largest, in even steps; density where a row has one entry."""
+    """The probability of keeping each entry: [p, q] -> [p, q] float64.
+
+    density - epsilon for the smallest magnitude of each row, density + epsilon for the largest, in
+    even steps; density where a row has one entry.
+    """
     steps = np.linspace(-epsilon, epsilon, delta.shape[1]) if delta.shape[1] > 1 else np.zeros(1)
     order = np.argsort(delta.abs().numpy(), axis=1)
     chances = np.empty(delta.shape, dtype=np.float64)
@@ -165,7 +171,7 @@ def _drawn(
 
 
 def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Numbers in [0, 1); one shape's numbers continue the other's, so blocks change no mask."""
+    """Random numbers in [0, 1) of a shape. Blocks of rows draw the same numbers as all rows."""
     return torch.rand(shape, generator=generator, dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""What a merge refuses before it computes, each with the cure. Nothing is dropped in silence."""
+"""The checks of a merge. Each error names the cure, and nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loraprobe.words import listing
 def check_weights(
     weights: Sequence[float] | None, method: MergeMethod, n: int
 ) -> tuple[tuple[float, ...], list[Issue]]:
-    """The weights to use, as given or the method's own, and a note if given ones go unused."""
+    """The weights to use, as given or the method's own, and a note if given ones are not used."""
     if weights is None:
         return method.default_weights(n), []
     weights = tuple(float(w) for w in weights)
@@ -53,7 +53,7 @@ def check_rank(rank: int | str) -> int | None:
     return number
 
 
-# What a linear merge carries beside factors (`_scaled`, `_whole`).
+# Extras that a linear merge keeps (`_dora`, `_full_weights`).
 LINEAR_EXTRAS = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
 
 
@@ -72,9 +72,10 @@ def check_names(adapters: Sequence[Adapter]) -> None:
 def check_adapters(
     adapters: Sequence[Adapter], allow: Collection[str], carried: Collection[str] = ()
 ) -> list[Issue]:
-    """Everything that can be seen without reading factors. Returns what a report should say.
+    """Check everything that is known without reading factors. Returns issues for the report.
 
-    carried: the kinds of extra that the merge keeps.
+    carried: the kinds of extra that the merge keeps. Raises UnsupportedAdapter for an error found
+    on reading and for an extra that would be lost, unless their codes are in `allow`.
     """
     notes = [note for adapter in adapters for note in _findings(adapter, allow, carried)]
     notes += _base_copies(adapters, allow)
@@ -82,29 +83,28 @@ def check_adapters(
 
 
 def layout(adapters: Sequence[Adapter], method: MergeMethod) -> Mapping[str, ModuleInfo]:
-    """All modules that any adapter touches, in the order in which the adapters list them.
+    """All modules that any adapter adapts, in the order in which the adapters list them.
 
     Raises CompatibilityError if two adapters disagree about a module's shape or kind, or if a
     method that acts on factors lacks equal ones.
     """
-    joint: dict[str, ModuleInfo] = {}
+    found: dict[str, ModuleInfo] = {}
     owner: dict[str, str] = {}
     for adapter in adapters:
         for path, info in adapter.layout.items():
-            first = joint.setdefault(path, info)
+            first = found.setdefault(path, info)
             owner.setdefault(path, adapter.name)
             if info.kind == "conv1d" and first.kind == "linear":
-                joint[path] = info  # one flag, which peft sets by the layer anyway
-            _agree(path, first, info, owner[path], adapter.name, isinstance(method, FactorMethod))
-    if isinstance(method, FactorMethod):
-        for path in joint:
-            for adapter in adapters:
-                if path not in adapter.layout:
-                    raise CompatibilityError(
-                        f"Adapter {adapter.name} leaves module {path} alone, so it has no factors "
-                        "to average there; use uniform, which counts it as zero."
-                    )
-    return joint
+                found[path] = info  # conv1d and linear differ in a flag that peft sets by the layer
+            _check_pair(path, first, info, owner[path], adapter.name, method)
+    for path in found if isinstance(method, FactorMethod) else ():
+        for adapter in adapters:
+            if path not in adapter.layout:
+                raise CompatibilityError(
+                    f"Adapter {adapter.name} leaves module {path} alone, so it has no factors "
+                    "to average there; use uniform, which counts it as zero."
+                )
+    return found
 
 
 def check_finite(
@@ -113,8 +113,8 @@ def check_finite(
     """Raises AdapterError if a factor holds NaN or Inf; `grams` are diagonals [2, R]."""
     if bool(torch.isfinite(grams).all()):
         return
-    parts = grams.split(list(ranks), dim=1)
-    bad = next(n for n, p in zip(names, parts, strict=True) if not bool(torch.isfinite(p).all()))
+    parts = zip(names, grams.split(list(ranks), dim=1), strict=True)
+    bad = next(name for name, part in parts if not bool(torch.isfinite(part).all()))
     raise AdapterError(
         f"Adapter {bad} has NaN or Inf in module {path}; its training diverged or its file is "
         "damaged, so take an earlier checkpoint."
@@ -124,7 +124,7 @@ def check_finite(
 def check_effect(
     adapters: Sequence[Adapter], inner: Float64[Tensor, "n n"], allow: Collection[str]
 ) -> list[Issue]:
-    """What the inner products [n, n] of whole adapters tell: no effect, or the same update twice.
+    """Adapters without an effect and equal adapters, from inner products of whole adapters [n, n].
 
     Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.
     """
@@ -139,8 +139,8 @@ def check_effect(
             )
         notes.append(Issue("warning", "no-effect", (adapter.name,), f"Allowed: {message}."))
     for i, j in combinations(range(len(adapters)), 2):
-        beside = any(adapters[k].whole or adapters[k].offsets for k in (i, j))
-        if same_update(inner, i, j) and not beside:
+        more = any(adapters[k].whole or adapters[k].offsets for k in (i, j))
+        if same_update(inner, i, j) and not more:
             names = (adapters[i].name, adapters[j].name)
             message = f"{names[0]} and {names[1]} are the same update."
             notes.append(Issue("warning", "duplicate", names, message, "Leave one of them out."))
@@ -155,7 +155,7 @@ def carried_by(method: MergeMethod, has_base: bool) -> frozenset[str]:
 
 
 def _findings(adapter: Adapter, allow: Collection[str], carried: Collection[str]) -> list[Issue]:
-    """Errors found on reading stop the merge unless allowed; so do extras it would have to drop."""
+    """Raises UnsupportedAdapter for errors found on reading and for extras that would be lost."""
     notes = []
     for issue in adapter.issues:
         if issue.severity == "error" and issue.code not in allow:
@@ -178,9 +178,9 @@ def _findings(adapter: Adapter, allow: Collection[str], carried: Collection[str]
 
 
 def check_kept(adapters: Sequence[Adapter], method: MergeMethod, allow: Collection[str]) -> None:
-    """Raises UnsupportedAdapter where a method that is not linear would drop what others keep.
+    """Raises UnsupportedAdapter for extras that only a linear method keeps.
 
-    The same that a merge with the base at hand says, before anything else is done.
+    The same check as in a merge with the base at hand, for use before anything else is done.
     """
     carried = carried_by(method, has_base=True)
     for adapter in adapters:
@@ -210,7 +210,7 @@ def _why_lost(extra: Extra, carried: Collection[str]) -> str:
 
 
 def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Issue]:
-    """Copies of frozen base weights may go if all adapters that hold one hold the same."""
+    """Copies of frozen base weights are dropped if all adapters that hold one hold the same."""
     held: dict[str, list[tuple[Adapter, Extra]]] = {}
     for adapter in adapters:
         for extra in adapter.extras:
@@ -219,7 +219,7 @@ def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Is
     notes = []
     for module, copies in held.items():
         names = tuple(adapter.name for adapter, _ in copies)
-        same = all(_same(*one, *other) for one, other in combinations(copies, 2))
+        same = all(_same_tensor(*one, *other) for one, other in combinations(copies, 2))
         if not same and "base-copy" not in allow:
             raise UnsupportedAdapter(
                 f"Adapters {listing(names)} hold different copies of the base's weight of "
@@ -236,7 +236,7 @@ def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Is
     return notes
 
 
-def _same(a: Adapter, extra_a: Extra, b: Adapter, extra_b: Extra) -> bool:
+def _same_tensor(a: Adapter, extra_a: Extra, b: Adapter, extra_b: Extra) -> bool:
     if extra_a.shape != extra_b.shape or a.weights_file is None or b.weights_file is None:
         return False
     one = open_tensors(a.weights_file.parent).read(extra_a.key)
@@ -244,27 +244,31 @@ def _same(a: Adapter, extra_a: Extra, b: Adapter, extra_b: Extra) -> bool:
     return torch.equal(one, other)
 
 
-def _agree(
-    path: str, a: ModuleInfo, b: ModuleInfo, name_a: str, name_b: str, equal_ranks: bool
+def _check_pair(
+    path: str, a: ModuleInfo, b: ModuleInfo, name_a: str, name_b: str, method: MergeMethod
 ) -> None:
+    """Raises CompatibilityError if two adapters disagree about one module."""
     shape_a, shape_b = (a.out_features, a.in_features), (b.out_features, b.in_features)
+    problem = ""
     if shape_a != shape_b:
-        raise CompatibilityError(
-            f"Module {path} is {list(shape_a)} in {name_a} and {list(shape_b)} in {name_b}; they "
-            "belong to different base models, so merge adapters of one base."
+        problem = (
+            f"is {list(shape_a)} in {name_a} and {list(shape_b)} in {name_b}; they belong to "
+            "different base models, so merge adapters of one base."
         )
-    if a.kind != b.kind and "embedding" in (a.kind, b.kind):
-        raise CompatibilityError(
-            f"Module {path} is of kind {a.kind} in {name_a} and {b.kind} in {name_b}; they belong "
-            "to different base models, so merge adapters of one base."
+    elif a.kind != b.kind and "embedding" in (a.kind, b.kind):
+        problem = (
+            f"is of kind {a.kind} in {name_a} and {b.kind} in {name_b}; they belong to different "
+            "base models, so merge adapters of one base."
         )
-    if a.kernel != b.kernel:
-        raise CompatibilityError(
-            f"Module {path} is a convolution with kernel {list(a.kernel)} in {name_a} and "
-            f"{list(b.kernel)} in {name_b}, so merge adapters of one base."
+    elif a.kernel != b.kernel:
+        problem = (
+            f"is a convolution with kernel {list(a.kernel)} in {name_a} and {list(b.kernel)} in "
+            f"{name_b}, so merge adapters of one base."
         )
-    if equal_ranks and a.rank != b.rank:
-        raise CompatibilityError(
-            f"Module {path} has rank {a.rank} in {name_a} and {b.rank} in {name_b}, so its factors "
-            "cannot be averaged; use uniform, which takes any ranks."
+    elif isinstance(method, FactorMethod) and a.rank != b.rank:
+        problem = (
+            f"has rank {a.rank} in {name_a} and {b.rank} in {name_b}, so its factors cannot be "
+            "averaged; use uniform, which takes any ranks."
         )
+    if problem:
+        raise CompatibilityError(f"Module {path} {problem}")

@@ -15,16 +15,15 @@ that each delta keeps its l1, l2 or linf norm, as mergekit can.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
-
 from loraprobe.merging._election import Election, elect
-from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights, weighted_sum
-from loraprobe.merging._selection import at_random, between, by_rank, fuse
+from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
+from loraprobe.merging._selection import Selection, at_random, between, by_rank, fuse
 
 Variant = Literal["peft", "mergekit"]
 Norm = Literal["off", "l1", "l2", "linf"]
@@ -54,9 +53,17 @@ class _Sparse(MergeMethod):
         """The values of options that were left to the variant (None or "auto")."""
         return {}
 
+    @abstractmethod
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+        """Which entries are kept, and the norm that each delta keeps ("l1", "l2", "linf")."""
+
     def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
         """The function that combines selected entries [n, rows, q] into [rows, q]."""
         return partial(weighted_sum, weights=weights)
+
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
+        selection, norm = self.select(deltas, generators)
+        return fuse(deltas, selection, self.combine(weights), norm)
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,8 @@ class MagnitudePrune(_Sparse):
     formula: ClassVar[str] = "dW = sum_i w_i trim(dW_i)"
     paper: ClassVar[str] = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
-        return fuse(deltas, between(deltas, self.density), self.combine(weights), self.rescale)
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+        return between(deltas, self.density), self.rescale
 
 
 @dataclass(frozen=True)
@@ -157,10 +162,8 @@ class Ties(_Electing):
     formula: ClassVar[str] = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
     paper: ClassVar[str] = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
-        return fuse(deltas, between(deltas, self.density), self.combine(weights), self.rescale)
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+        return between(deltas, self.density), self.rescale
 
 
 # All but the largest and the smallest entries.
@@ -173,6 +176,8 @@ class _Band(_Sparse):
     gamma: float = 0.01
     rescale: Norm = "off"
 
+    paper: ClassVar[str] = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.gamma < 1:
@@ -181,11 +186,8 @@ class _Band(_Sparse):
                 f"{self.gamma}."
             )
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
-        kept = between(deltas, self.density, self.gamma)
-        return fuse(deltas, kept, self.combine(weights), self.rescale)
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+        return between(deltas, self.density, self.gamma), self.rescale
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,6 @@ class Breadcrumbs(_Band):
     """
 
     formula: ClassVar[str] = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
-    paper: ClassVar[str] = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,6 @@ class BreadcrumbsTies(_Band, _Electing):
     formula: ClassVar[str] = (
         "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
     )
-    paper: ClassVar[str] = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
 
     def variant_options(self) -> Mapping[str, object]:
         return {"normalize": False}
@@ -238,15 +238,15 @@ class _Random(_Sparse):
     variant: Variant = "peft"
     rescale: Rescale = "auto"
 
+    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
+
     def variant_options(self) -> Mapping[str, object]:
         rescale = "probability" if self.variant == "peft" else "l1"
         return {**super().variant_options(), "rescale": rescale}
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
-        kept = at_random(self.density, generators, divide=self.rescale == "probability")
-        return fuse(deltas, kept, self.combine(weights), self.rescale)
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
+        divide = self.rescale == "probability"
+        return at_random(self.density, generators, divide), self.rescale
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,6 @@ class DareLinear(_Random):
     """
 
     formula: ClassVar[str] = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
-    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,6 @@ class DareTies(_Random, _Electing):
     """
 
     formula: ClassVar[str] = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
-    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
 
     def variant_options(self) -> Mapping[str, object]:
         return {**super().variant_options(), "normalize": self.variant == "peft"}
@@ -300,6 +298,8 @@ class _RandomByRank(_Sparse):
     variant: Literal["authors", "mergekit"] = "authors"
     rescale: Rescale = "auto"
 
+    paper: ClassVar[str] = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         widest = min(self.density, 1 - self.density)
@@ -313,12 +313,9 @@ class _RandomByRank(_Sparse):
         rescale = "l1" if self.variant == "mergekit" else "probability"
         return {**super().variant_options(), "rescale": rescale}
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         divide = self.rescale == "probability"
-        kept = by_rank(self.density, self.epsilon, generators, divide)
-        return fuse(deltas, kept, self.combine(weights), self.rescale)
+        return by_rank(self.density, self.epsilon, generators, divide), self.rescale
 
 
 @dataclass(frozen=True)
@@ -333,7 +330,6 @@ class DellaLinear(_RandomByRank):
     formula: ClassVar[str] = (
         "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
     )
-    paper: ClassVar[str] = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
 
 
 @dataclass(frozen=True)
@@ -360,4 +356,3 @@ class Della(_RandomByRank, _Electing):
         "dW = mean over {i: sign(w_i D_i) = elected} of D_i, D_i = m_i * dW_i / p_i, "
         "m_i ~ Bernoulli(p_i), p_i = density + epsilon (2 rank - q - 1) / (q - 1)"
     )
-    paper: ClassVar[str] = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"

@@ -8,7 +8,6 @@ is a function of the deltas alone and has the same result in every space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE
-from loraprobe.merging._method import EVERY_SPACE, Deltas, Matrix, MergeMethod, Weights
+from loraprobe.merging._method import EVERY_SPACE, Deltas, Generators, Matrix, MergeMethod, Weights
 
 # Rounding error, in float64, of a sum whose terms cancel, as a share of the terms' size.
 ROUNDING = 1e-12
@@ -66,9 +65,7 @@ class Tsv(_Spectral):
         if self.k is not None and self.share:
             raise ValueError("k and share both say how many components to keep; give one of them.")
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         parts = [self._kept(components(delta), len(deltas)) for delta in scaled(deltas, weights)]
         return assembled(parts, torch.cat([part.S for part in parts]))
 
@@ -92,9 +89,7 @@ class IsoC(_Spectral):
     formula: ClassVar[str] = "dW = mean(S) U V^T, U diag(S) V^T = sum_i w_i dW_i"
     paper: ClassVar[str] = "Marczak et al. 2025, Isotropic model merging (arXiv 2502.04959)"
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         weighted = scaled(deltas, weights)
         found = components(weighted.sum(0), float(weighted.norm()))
         return (found.U * found.S.sum() / max(1, len(found.S))) @ found.Vh
@@ -128,9 +123,7 @@ class IsoCts(_Spectral):
                 f"common, the common space's share of the rank, is from 0 to 1, not {self.common}."
             )
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         weighted = scaled(deltas, weights)
         total = components(weighted.sum(0), float(weighted.norm()))
         each = self._each(len(total.S), len(deltas))

@@ -136,7 +136,7 @@ def spec_of(member: Any) -> str:
 def check_choices(member: Any) -> None:
     """Raises ValueError for an option that takes one of a few words and has another value."""
     hints = typing.get_type_hints(type(member))
-    for field in dataclasses.fields(member):
+    for field in (f for f in dataclasses.fields(member) if f.init):
         words, value = typing.get_args(hints[field.name]), getattr(member, field.name)
         if typing.get_origin(hints[field.name]) is typing.Literal and value not in words:
             raise ValueError(f"{field.name} is one of {', '.join(words)}, not {value!r}.")

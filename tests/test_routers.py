@@ -1,4 +1,4 @@
-"""Routers by scores against dense float64, and decisions that stand for a prompt or a layer."""
+"""Routers by scores against dense float64, and decisions for whole prompts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from loraprobe.adapter import adapter_of
 from loraprobe.composition import Composition, RowGates, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.routing import ROUTERS
-from loraprobe.routing._scored import layer_of
+from loraprobe.routing import ROUTERS, layer_of
 from loraprobe.routing.spectr import projection
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.generation import generate_batch
@@ -143,19 +142,19 @@ def test_the_default_arrow_computes_what_it_always_did_to_the_bit():
     wanted = torch.full_like(scores, float("-inf")).scatter(-1, index, best).softmax(-1)
     layer = prepared(Composition("c", tuple(FOUR), ROUTERS.make("arrow")), torch.float32)[0]
     assert torch.equal(layer.gates(x), wanted)
-    assert ROUTERS.make("arrow:per=token,share=module") == ROUTERS.make("arrow")
+    assert ROUTERS.make("arrow:per=token") == ROUTERS.make("arrow")
     assert ROUTERS.make("arrow:per=sequence") != ROUTERS.make("arrow")
 
 
 @pytest.mark.parametrize(
     "spec",
     ["spectr:spectrum=heavy", "lag:preselect=0", "lag:spectrum=x", "hard:by=lag", "arrow:per=row",
-     "arrow:share=model", "centroid:temperature=0", "hard:top_k=2", "centroid:learned=1"],
+     "arrow:share=layer", "centroid:temperature=0", "hard:top_k=2", "centroid:learned=1"],
 )  # fmt: skip
 def test_wrong_options_are_refused(spec):
     with pytest.raises(UsageError):
         ROUTERS.make(spec)
-    with pytest.raises(ValueError, match="per must be"):
+    with pytest.raises(ValueError, match="per is one of token, sequence"):
         ROUTERS.get("arrow")(per="row")
 
 
@@ -201,9 +200,8 @@ def test_experts_with_general_knowledge_taken_out_are_experts_like_others(spec):
     torch.testing.assert_close(made[0], made[1], rtol=1e-8, atol=1e-8)
 
 
-# Decisions for a prompt, and for a layer.
+# Decisions for a prompt.
 
-SHARED = ["per=sequence", "share=layer", "per=sequence,share=layer"]
 LIBRARY = tuple(
     random_adapter(f"e{i}", making.LLAMA, rank=2 + i, seed=20 + i, scaling=0.3) for i in range(3)
 )
@@ -247,38 +245,6 @@ def test_the_layer_of_a_module_ends_with_its_first_number():
     assert layer_of("model.v2head.proj") == "model.v2head.proj"
 
 
-def test_the_first_module_of_a_layer_decides_for_the_layer(model):
-    plain, shared = one_pass(model, "arrow"), one_pass(model, "arrow:share=layer")
-    first = "model.layers.0.self_attn.q_proj"
-    assert torch.equal(shared[first][0], plain[first][0])
-    for layer in (0, 1):
-        leader = shared[f"model.layers.{layer}.self_attn.q_proj"][0]
-        own = [g[0] for path, g in shared.items() if f".{layer}." in path]
-        assert len(own) == 7 and all(torch.equal(gates, leader) for gates in own)
-    assert not torch.equal(shared[first][0], shared["model.layers.1.self_attn.q_proj"][0])
-    assert not torch.equal(plain[first][0], plain["model.layers.0.mlp.up_proj"][0])
-
-
-def test_a_module_with_an_expert_that_the_first_lacks_decides_for_itself(model):
-    some = {p: s for p, s in making.LLAMA.items() if "q_proj" not in p}
-    late = random_adapter("late", some, rank=2, seed=31, scaling=0.3)
-    shared = one_pass(model, "arrow:share=layer", adapters=(*LIBRARY[:2], late))
-    q, k, v = (shared[f"model.layers.0.self_attn.{name}"][0] for name in ("q_proj", "k_proj",
-                                                                         "v_proj"))  # fmt: skip
-    assert q.shape[-1] == 2 and k.shape[-1] == 3
-    alone = one_pass(model, "arrow", adapters=(*LIBRARY[:2], late))
-    assert torch.equal(k, alone["model.layers.0.self_attn.k_proj"][0])
-    assert torch.equal(v, alone["model.layers.0.self_attn.v_proj"][0])
-    few = {p: s for p, s in making.LLAMA.items() if "k_proj" not in p}
-    early = random_adapter("early", few, rank=2, seed=31, scaling=0.3)
-    three = (early, *LIBRARY[:2])
-    shared = one_pass(model, "arrow:top_k=2,share=layer", adapters=three)
-    every = one_pass(model, "arrow", adapters=three)["model.layers.0.self_attn.q_proj"][0]
-    scores = every[..., 1:].log()  # of the experts that k_proj has, up to a constant
-    found = shared["model.layers.0.self_attn.k_proj"][0]
-    torch.testing.assert_close(found, ROUTERS.make("arrow:top_k=2").chosen(scores))
-
-
 @pytest.mark.parametrize("spec", ["arrow", "spectr", "lag:preselect=2"])
 def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
     """Against scores computed one token at a time from what reaches the first module."""
@@ -304,7 +270,7 @@ def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
     assert not torch.allclose(found[1, 0], wanted)
 
 
-@pytest.mark.parametrize("options", ["per=token", *SHARED])
+@pytest.mark.parametrize("options", ["per=token", "per=sequence"])
 @pytest.mark.parametrize("name", ["arrow", "lag"])
 def test_what_is_generated_is_what_one_pass_scores(model, name, options):
     """Prompts of different lengths, padded on the left; then prompt and answer in one pass."""
@@ -331,10 +297,9 @@ def test_what_is_generated_is_what_one_pass_scores(model, name, options):
             assert float((other - whole[0]).abs().max()) > 1e-6
 
 
-@pytest.mark.parametrize("options", SHARED)
-def test_prompts_read_once_lead_the_tails_that_follow_them(model, options):
+def test_prompts_read_once_lead_the_tails_that_follow_them(model):
     places, tails = [2, 0, 1, 0], [[1, 2], [3], [4, 5, 6], [7, 8]]
-    with torch.no_grad(), composed(model, composition(f"arrow:{options}")):
+    with torch.no_grad(), composed(model, composition("arrow:per=sequence")):
         prefix = Prefix.read(model, ROWS, 0)
         apart = prefix.tails(places, tails, 0)
         again = prefix.tails(places[::-1], tails[::-1], 0)[::-1]
@@ -345,9 +310,8 @@ def test_prompts_read_once_lead_the_tails_that_follow_them(model, options):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("options", ["per=sequence", "per=sequence,share=layer"])
 @pytest.mark.parametrize("kind", ["gpt2", "gemma"])
-def test_other_models_keep_their_decisions_too(kind, options):
+def test_other_models_keep_their_decisions_too(kind):
     """Conv1D layers; sliding windows, whose cache forgets tokens but not its length."""
     other = composing.base(kind, torch.float64)
     shapes, kinds = {}, {}
@@ -363,7 +327,7 @@ def test_other_models_keep_their_decisions_too(kind, options):
         seen.append(logits.clone())
         return logits
 
-    with torch.no_grad(), composed(other, composition(f"arrow:{options}", three)):
+    with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
         new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
         whole = tail_logits(other, [r + n for r, n in zip(ROWS, new, strict=True)],
                             [len(r) - 1 for r in ROWS], 0)  # fmt: skip
@@ -372,7 +336,7 @@ def test_other_models_keep_their_decisions_too(kind, options):
         torch.testing.assert_close(logits[:4], steps, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", SHARED)
+@pytest.mark.parametrize("options", ["per=token", "per=sequence"])
 def test_a_head_decides_by_the_last_token_of_a_prompt(model, options):
     """It is shown the last token only, or those from the first answer on, or all of them."""
     shapes = {**making.LLAMA, "lm_head": (40, 16)}
@@ -420,15 +384,12 @@ def test_a_cache_that_is_not_the_last_prompts_is_refused(model):
         with pytest.raises(UsageError, match="attention mask"):
             mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
             model(input_ids=torch.tensor([ROWS[1]]), attention_mask=mask)
-    with torch.no_grad(), composed(model, composition("arrow:share=layer")):
-        model(input_ids=torch.tensor([[1]]), past_key_values=first, use_cache=True)  # needs no row
 
 
-def test_shared_gates_exist_only_in_a_pass(model):
-    for options in SHARED:
-        layer = prepared(composition(f"arrow:{options}"), torch.float64)[0]
-        with pytest.raises(UsageError, match="forward pass"):
-            layer.gates(torch.zeros(1, 16, dtype=torch.float64))
+def test_gates_of_prompts_exist_only_in_a_pass(model):
+    layer = prepared(composition("arrow:per=sequence"), torch.float64)[0]
+    with pytest.raises(UsageError, match="forward pass"):
+        layer.gates(torch.zeros(1, 16, dtype=torch.float64))
     hooks = len(model._forward_pre_hooks), len(model._forward_hooks)
     composing = composed(model, composition("arrow:per=sequence"))
     with pytest.raises(IndexError), torch.no_grad(), composing:
@@ -443,40 +404,29 @@ def test_an_input_whose_rows_are_mixed_up_is_refused(model):
     """As a mixture's experts see it: some tokens, one after the other."""
     from loraprobe.composition import passes
 
-    now = passes.Pass(2, 3, None, True, {})
     x = torch.randn(5, 16, dtype=torch.float64)
-    token = passes._NOW.set(now)
+    token = passes._NOW.set(passes.Pass(2, 3, None, True, {}))
     try:
-        for options in SHARED:
-            layers = prepared(composition(f"arrow:{options}"), torch.float64)
-            gates, later = (
-                next(layer.gates for layer in layers if layer.path.endswith(f"0.self_attn.{name}"))
-                for name in ("q_proj", "k_proj")
-            )
-            flat = gates(torch.cat([x, x[:1]]))
-            assert flat.shape == (6, 3)  # all tokens in their order are fine
-            if "sequence" in options:
-                assert torch.equal(flat[0], flat[2]) and not torch.equal(flat[0], flat[3])
-                with pytest.raises(UsageError, match="per=token"):
-                    gates(x)
-            else:
-                with pytest.raises(UsageError, match="share=module"):
-                    later(x)
-            now.here.clear()
-            now.held.clear()
+        layers = prepared(composition("arrow:per=sequence"), torch.float64)
+        (gates,) = (layer.gates for layer in layers if layer.path.endswith("0.self_attn.q_proj"))
+        flat = gates(torch.cat([x, x[:1]]))
+        assert flat.shape == (6, 3)  # all tokens in their order are fine
+        assert torch.equal(flat[0], flat[2]) and not torch.equal(flat[0], flat[3])
+        with pytest.raises(UsageError, match="per=token"):
+            gates(x)
     finally:
         passes._NOW.reset(token)
 
 
-def test_rows_of_several_systems_take_layers_and_refuse_prompts(model):
-    inner = ROUTERS.make("arrow:share=layer")
+def test_rows_of_several_systems_take_tokens_and_refuse_prompts(model):
+    inner = ROUTERS.make("arrow")
     gates = RowGates(inner=inner)
     rows = torch.tensor(ROWS[:1] * 3)
     with torch.no_grad():
         with composed(model, Composition("rows", LIBRARY, gates)):
             gates.rows.set(torch.ones(3, 3))
             beside = model(input_ids=rows).logits
-        with composed(model, composition("arrow:share=layer")):
+        with composed(model, composition("arrow")):
             alone = model(input_ids=rows).logits
     torch.testing.assert_close(beside, alone)
     for spec in ("arrow:per=sequence", "hard:per=sequence"):
@@ -509,9 +459,8 @@ def test_each_token_is_the_same_router_without_sharing():
     for name in ROUTERS.names():
         router = ROUTERS.make(name)
         assert name in ("constant", "hard") or router.each_token() == router
-    assert ROUTERS.make("spectr:top_k=2,per=sequence,share=layer").each_token() == ROUTERS.make(
-        "spectr:top_k=2"
-    )
+    wanted = ROUTERS.make("spectr:top_k=2")
+    assert ROUTERS.make("spectr:top_k=2,per=sequence").each_token() == wanted
     known = ROUTERS.make("centroid:per=sequence").with_state(STATE)
     assert known.each_token().state().keys() == STATE.keys()
     assert ROUTERS.make("hard:per=sequence").each_token() == ROUTERS.make("arrow:top_k=1")

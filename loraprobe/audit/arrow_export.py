@@ -64,7 +64,7 @@ def _why_not_router(composition: Composition) -> str | None:
     router = composition.router
     if not isinstance(router, Arrow):
         return f"its router is {router.name}, and peft has only Arrow."
-    for option, needed in (("normalize", False), ("per", "token"), ("share", "module")):
+    for option, needed in (("normalize", False), ("per", "token")):
         given = getattr(router, option, needed)
         if given != needed:
             return f"peft's Arrow has no {option}={given}."

@@ -20,6 +20,7 @@ TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 # Told the mask [b, n] of the tokens that count before each pass; None: the pass failed, forget it.
 See = Callable[[Tensor | None], None]
 Read = Callable[[Sequence[str], See], None]  # reads texts through a model, batch by batch
+Prompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,8 @@ class Router(ABC):
         return self
 
     def fitted(
-        self, model: nn.Module, read: Read, experts: Sequence[Adapter],
-        prompts: Mapping[str, Sequence[str]],
-    ) -> Router:  # fmt: skip
+        self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
+    ) -> Router:
         """The same router with what it learns from prompts of each expert, by the expert's name.
 
         model: the base that carries no composition; read(texts, see) reads texts through it.

@@ -80,11 +80,6 @@ class _GatesOfRow:
     present: tuple[int, ...]
     inner: Tensor | TokenGates | None
 
-    @property
-    def shared(self) -> bool:
-        """Whether the inner gates ask for the pass that the model is in."""
-        return bool(getattr(self.inner, "shared", False))
-
     def __call__(self, x: Tensor) -> Tensor:
         if self.rows.gates is None:
             raise UsageError("Rows have no gates yet; call Rows.set before the forward pass.")

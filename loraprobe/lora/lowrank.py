@@ -9,6 +9,7 @@ another basis (A -> G A, B -> B G^-1) changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +118,12 @@ class LowRank:
             root[..., :, None] * Vh[..., :rank, :], U[..., :, :rank] * root[..., None, :]
         )
         return kept, S[..., rank:].square().sum(-1).sqrt()
+
+
+def owners(ranks: Sequence[int]) -> Float[Tensor, "R n"]:
+    """1 where a component belongs to an update, else 0: [sum of ranks, n] in float64."""
+    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
+    return torch.nn.functional.one_hot(owner, len(ranks)).to(torch.float64)
 
 
 def same_update(inner: Float[Tensor, "n n"], i: int, j: int) -> bool:

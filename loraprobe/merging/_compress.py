@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
 
 # A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
 EXACT_SIDE = 512
@@ -100,12 +100,6 @@ class SideBySide:
         if self.double:
             return compress_factors(LowRank(self.A, self.B * scale), rank)
         return _cut_by_grams(self.A, self.B, self.grams, scale, rank)
-
-
-def owners(ranks: Sequence[int]) -> Float64[Tensor, "R n"]:
-    """1 where a component belongs to an adapter, else 0: [sum of ranks, n]."""
-    owner = torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
-    return torch.nn.functional.one_hot(owner, len(ranks)).to(torch.float64)
 
 
 def compress_factors(update: LowRank, rank: int | None) -> Compressed:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from loraprobe.composition.experts.scaled import ratio
 from loraprobe.errors import CompatibilityError
-from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging._compress import Compressed, compress_factors, owners
+from loraprobe.lora.lowrank import LowRank, owners
+from loraprobe.merging._compress import Compressed, compress_factors
 
 BaseWeight = Callable[[str], Tensor]  # module path -> W0 [out, in]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from loraprobe.errors import UsageError
 from loraprobe.merging._method import GramMethod
 
-# Above this cosine the interpolation is linear, as in mergekit, since the formula of the arc divides
-# by the sine of the angle.
+# Above this cosine the interpolation is linear, as in mergekit: the formula of the arc divides by
+# the sine of the angle.
 PARALLEL = 0.9995
 
 

@@ -1,8 +1,8 @@
-"""Routers: one file each. The listing of this folder is the registry."""
+"""Routers, one file each; `ROUTERS` finds them by listing this folder."""
 
 from loraprobe.composition import Router
 from loraprobe.registry import Registry
-from loraprobe.routing._scored import layer_of
+from loraprobe.routing._scored_router import layer_of
 
 __all__ = ["ROUTERS", "layer_of"]
 

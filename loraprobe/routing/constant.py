@@ -18,7 +18,7 @@ from loraprobe.lora.lowrank import LowRank
 
 @dataclass(frozen=True)
 class ConstantGates(Router):
-    """Gates that look at nothing: sum_i w_i dW_i, exactly, without new weights.
+    """Gates that do not depend on the input: sum_i w_i dW_i, exactly, without new weights.
 
     `weights` has one number per expert and is used as given, never normalised; None means 1/n.
     An expert that lacks a module counts as a zero delta there, so that uniform gates stay the
@@ -59,8 +59,10 @@ class ConstantGates(Router):
 
     def check(self, n: int) -> None:
         if self.weights is not None and len(self.weights) != n:
-            raise UsageError(f"There are {n} adapters but {len(self.weights)} weights; give one "
-                             "weight per adapter.")  # fmt: skip
+            raise UsageError(
+                f"There are {n} adapters but {len(self.weights)} weights; give one weight per "
+                "adapter."
+            )
 
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int

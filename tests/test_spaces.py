@@ -11,11 +11,17 @@ from test_laws import FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
 
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.lora.spaces import SPACES, core, full, joint_bases, knots, space_named
+from loraprobe.lora.spaces import SPACES, core, full, knots, space_named
 from loraprobe.merging import METHODS, FactorMethod
 
 F64 = torch.float64
 OF_DELTAS = [n for n in METHODS.names() if not issubclass(METHODS.get(n), FactorMethod)]
+
+
+def bases(updates):
+    """The bases of the joint column and row space, [out, p] and [in, q]."""
+    stacked = core(updates)
+    return stacked.left, stacked.right
 
 
 def updates(ranks=(2, 3, 1), out=12, inp=9) -> list[LowRank]:
@@ -77,7 +83,7 @@ def test_full_is_the_deltas_themselves():
 def test_the_bases_are_the_singular_vectors_of_the_concatenated_deltas():
     sources = updates()
     dense = [s.delta() for s in sources]
-    left, right = joint_bases(sources)
+    left, right = bases(sources)
     for basis, matrix in ((left, torch.cat(dense, 1)), (right, torch.cat(dense, 0).mT)):
         U, S, _ = torch.linalg.svd(matrix, full_matrices=False)
         assert basis.shape[1] == int((1e-9 * S[0] < S).sum())
@@ -88,9 +94,9 @@ def test_the_bases_are_the_singular_vectors_of_the_concatenated_deltas():
 
 def test_the_bases_depend_on_the_deltas_alone():
     sources = updates()
-    left, right = joint_bases(sources)
+    left, right = bases(sources)
     for same in (sources[::-1], [regauged(s, i) for i, s in enumerate(sources)]):
-        other_left, other_right = joint_bases(same)
+        other_left, other_right = bases(same)
         torch.testing.assert_close(left, other_left, rtol=0, atol=1e-9)
         torch.testing.assert_close(right, other_right, rtol=0, atol=1e-9)
     raw = torch.linalg.qr(torch.cat([s.A for s in sources]).mT).Q

@@ -27,7 +27,7 @@ def shelves() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
     from loraprobe.coverage import PROBES
     from loraprobe.diagnostics import DIAGNOSTICS
-    from loraprobe.lora.spaces import SAID, SPACES
+    from loraprobe.lora.spaces import FORMULAS, SPACES
     from loraprobe.merging import METHODS
     from loraprobe.registry import Registry
     from loraprobe.routing import ROUTERS
@@ -53,7 +53,7 @@ def shelves() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        formula, paper = SAID[name]
+        formula, paper = FORMULAS[name]
         told = _told(space) | {"formula": formula, "paper": paper}
         rows.append({"kind": "space", "name": name, **told})
     return rows

@@ -1,10 +1,10 @@
-"""What a diagnostic is: additive statistics of each module, and a figure made of their sums.
+"""The contract of a diagnostic: additive statistics of each module, and a figure of their sums.
 
-Statistics of a module are tensors [n] (one number an adapter) or [n, n] (one a pair) that add up
-over modules; the figure of a module is made of its own statistics, the figure of the whole
-adapter of their sums, by the same formula. So the whole is treated as one block-diagonal update,
-a module that only one adapter touches counts as a zero delta of the other, and one pass over the
-files in bounded memory serves everything.
+Statistics of a module are tensors [n] (one number per adapter) or [n, n] (one per pair) that are
+summed over modules. The figure of a module comes from its own statistics, the figure of the whole
+adapter from their sums, by the same formula. So the whole adapter is treated as one block-diagonal
+update, a module that only one adapter adapts counts as a zero delta of the other, and one pass over
+the files in bounded memory is enough for all diagnostics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Of = Literal["each", "pair", "both"]
 
 
 class Key(NamedTuple):
-    """Which figure of a diagnostic, where it has several."""
+    """The name of one figure of a diagnostic that has several."""
 
     side: Side | None = None
     rank: int | None = None
@@ -36,7 +36,7 @@ Statistics = Mapping[Key, Sums]
 
 
 class Figure(NamedTuple):
-    """Values [..., n] or [..., n, n], what chance gives, and the standard error of a sample."""
+    """Values [..., n] or [..., n, n], their value by chance, and the standard error of a sample."""
 
     value: Tensor
     chance: Tensor | None = None
@@ -46,8 +46,9 @@ class Figure(NamedTuple):
 class Diagnostic(ABC):
     """One diagnostic; a frozen dataclass whose fields are its options.
 
-    `of` says whether it is about each adapter, each pair, or both; `basis_free` whether the same
-    delta W stored in another basis (A -> G A, B -> B G^-1) gives the same figure.
+    of: whether it measures each adapter, each pair, or both. basis_free: whether the same delta W
+    stored in another basis (A -> G A, B -> B G^-1) gives the same figure. needs_base: whether it
+    reads base weights. on_demand: whether it runs only if it is named.
     """
 
     formula: ClassVar[str]
@@ -59,28 +60,28 @@ class Diagnostic(ABC):
 
     @abstractmethod
     def figure(self, sums: Sums) -> Figure:
-        """The figure from statistics, elementwise; 0/0 may be NaN, which becomes None."""
+        """The figure from statistics, elementwise; NaN (from 0/0) is reported as None."""
 
 
-class OfGrams(Diagnostic):
-    """A diagnostic that needs the Gram matrices alone."""
+class GramDiagnostic(Diagnostic):
+    """A diagnostic that is computed from Gram matrices."""
 
     @abstractmethod
-    def observe(self, joint: GramMatrices) -> Statistics:
+    def observe(self, grams: GramMatrices) -> Statistics:
         """Statistics of a batch of modules: [m, n] or [m, n, n] each."""
 
 
 @dataclass(frozen=True)
 class Module:
-    """One module's factors (float64, views that the next module overwrites) and its base."""
+    """The factors of one module (float64, valid until the next module is read) and the base."""
 
     path: str
     updates: Updates
     base: Base | None = None
 
 
-class OfFactors(Diagnostic):
-    """A diagnostic that needs the factors themselves, or the base's weight."""
+class FactorDiagnostic(Diagnostic):
+    """A diagnostic that is computed from the factors, or from the base's weight."""
 
     @abstractmethod
     def observe(self, module: Module) -> Statistics:
@@ -88,7 +89,7 @@ class OfFactors(Diagnostic):
 
 
 def ranks_below(largest: int) -> list[int]:
-    """1, 2, 4 ... and the largest itself."""
+    """1, 2, 4 ... up to the largest rank, and that rank."""
     return sorted({1 << k for k in range(largest.bit_length()) if 1 << k <= largest} | {largest})
 
 
@@ -98,7 +99,7 @@ def outer(values: Tensor) -> Tensor:
 
 
 def per_pair(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The same values as those of the first and of the second of each pair: [..., n, n] each."""
+    """The values of the first and of the second adapter of each pair: [..., n, n] each."""
     n = values.shape[-1]
     first = values[..., :, None].expand(*values.shape, n)
     return first, first.mT
@@ -107,7 +108,7 @@ def per_pair(values: Tensor) -> tuple[Tensor, Tensor]:
 def base_weight(module: Module) -> Tensor | None:
     """The base's weight of a module, [out, in] float32; None where the base has none that fits.
 
-    What does not fit is for `compatibility` to say; a figure that needs it is None.
+    `compatibility` reports a base that does not fit; the figure is None here.
     """
     if module.base is None:
         return None

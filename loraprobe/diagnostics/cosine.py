@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from loraprobe.diagnostics._diagnostic import (
     Figure,
+    GramDiagnostic,
     Key,
     Of,
-    OfGrams,
     Statistics,
     Sums,
     outer,
@@ -19,24 +19,24 @@ from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
-class Cosine(OfGrams):
+class Cosine(GramDiagnostic):
     """<dW1, dW2> / (||dW1|| ||dW2||), of the whole adapters from sums over all modules.
 
-    Near 0 the updates do not meet, below 0 each undoes part of the other. Chance is the root
-    mean square of the cosine after independent random rotations of each module's inputs and
-    outputs: 1 / sqrt(out in) for one module.
+    At 0 the updates are orthogonal; below 0 each cancels part of the other. Chance is the root mean
+    square of the cosine after independent random rotations of each module's inputs and outputs:
+    1 / sqrt(out in) for one module.
     """
 
     formula: ClassVar[str] = "sum_m <dW1_m, dW2_m> / (||dW1|| ||dW2||)"
     paper: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
     of: ClassVar[Of] = "pair"
 
-    def observe(self, joint: GramMatrices) -> Statistics:
-        first, second = per_pair(joint.square)
-        entries = outer(joint.shape.prod(-1).to(first)).sqrt().clamp_min(1)
+    def observe(self, grams: GramMatrices) -> Statistics:
+        first, second = per_pair(grams.square)
+        entries = outer(grams.shape.prod(-1).to(first)).sqrt().clamp_min(1)
         return {
             Key(): {
-                "inner": joint.inner,
+                "inner": grams.inner,
                 "first": first,
                 "second": second,
                 "random": first * second / entries,

@@ -1,4 +1,4 @@
-"""How wrong it would be to average A and B apart."""
+"""The error of averaging A and B separately."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
+from loraprobe.diagnostics._diagnostic import (
+    Figure,
+    GramDiagnostic,
+    Key,
+    Of,
+    Statistics,
+    Sums,
+    per_pair,
+)
 from loraprobe.lora.grams import GramMatrices, own_blocks
 
 
 @dataclass(frozen=True)
-class CrossTerms(OfGrams):
-    """Relative error, against the exact mean of two updates, of averaging their factors apart.
+class CrossTerms(GramDiagnostic):
+    """Relative error, against the exact mean of two updates, of averaging their factors separately.
 
-    That is what peft's combination_type "linear" does with weights 1/2: it adds sqrt(s_i/2) A_i
-    and sqrt(s_i/2) B_i, so that the product is the exact mean plus half of
-    sqrt(s1 s2) (B1 A2 + B2 A1). The value is the norm of that surplus over the norm of the exact
-    mean: 0 is right, 1 as wrong as the mean is large. Unlike every other figure about deltas it
-    depends on the basis in which the factors are stored, because what it describes does. None
-    where ranks differ: factors cannot be added then.
+    peft's combination_type "linear" does that with weights 1/2: it adds sqrt(s_i/2) A_i and
+    sqrt(s_i/2) B_i, so that the product is the exact mean plus half of sqrt(s1 s2) (B1 A2 + B2 A1).
+    The value is the norm of these cross terms over the norm of the exact mean: 0 is exact, at 1 the
+    error is as large as the mean. The figure depends on the basis in which the factors are stored,
+    because the averaging does. None where ranks differ, since such factors cannot be added.
     """
 
     formula: ClassVar[str] = "sqrt(s1 s2) ||B1 A2 + B2 A1|| / ||s1 B1 A1 + s2 B2 A2||"
@@ -28,20 +35,20 @@ class CrossTerms(OfGrams):
     of: ClassVar[Of] = "pair"
     basis_free: ClassVar[bool] = False
 
-    def observe(self, joint: GramMatrices) -> Statistics:
-        own_in, own_out = own_blocks(joint.grams_in), own_blocks(joint.grams_out)
+    def observe(self, grams: GramMatrices) -> Statistics:
+        own_in, own_out = own_blocks(grams.grams_in), own_blocks(grams.grams_out)
         straight = torch.einsum("mirs,mjrs->mij", own_out, own_in)
-        mixed = torch.einsum("mirjs,mjris->mij", joint.grams_out, joint.grams_in)
-        product = joint.scaling[:, :, None] * joint.scaling[:, None, :]
-        surplus = product.abs() * (straight + straight.mT) + 2 * product * mixed
-        ranks_differ = joint.both & (joint.rank[:, :, None] != joint.rank[:, None, :])
-        first, second = per_pair(joint.square)
+        mixed = torch.einsum("mirjs,mjris->mij", grams.grams_out, grams.grams_in)
+        product = grams.scaling[:, :, None] * grams.scaling[:, None, :]
+        excess = product.abs() * (straight + straight.mT) + 2 * product * mixed
+        ranks_differ = grams.both & (grams.rank[:, :, None] != grams.rank[:, None, :])
+        first, second = per_pair(grams.square)
         return {
             Key(): {
-                "surplus": surplus.masked_fill(ranks_differ, torch.nan),
-                "exact": first + second + 2 * joint.inner,
+                "excess": excess.masked_fill(ranks_differ, torch.nan),
+                "exact": first + second + 2 * grams.inner,
             }
         }
 
     def figure(self, sums: Sums) -> Figure:
-        return Figure((sums["surplus"].clamp_min(0) / sums["exact"].clamp_min(0)).sqrt())
+        return Figure((sums["excess"].clamp_min(0) / sums["exact"].clamp_min(0)).sqrt())

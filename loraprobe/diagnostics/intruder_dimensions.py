@@ -1,4 +1,4 @@
-"""New leading directions that the base's weight does not have."""
+"""Leading singular directions of the tuned weight that the base's weight does not have."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from loraprobe.diagnostics._diagnostic import (
+    FactorDiagnostic,
     Figure,
     Key,
     Module,
     Of,
-    OfFactors,
     Statistics,
     Sums,
     base_weight,
@@ -21,7 +21,7 @@ from loraprobe.diagnostics._diagnostic import (
 
 
 @dataclass(frozen=True)
-class IntruderDimensions(OfFactors):
+class IntruderDimensions(FactorDiagnostic):
     """How many of the top k left singular vectors of W0 + dW resemble none of W0's.
 
     A vector is an intruder if its largest |cosine| to any left singular vector of W0 is below

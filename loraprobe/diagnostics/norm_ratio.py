@@ -1,4 +1,4 @@
-"""How unequal two adapters are in size."""
+"""The ratio of the norms of two adapters."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from typing import ClassVar
 
 import torch
 
-from loraprobe.diagnostics._diagnostic import Figure, Key, Of, OfGrams, Statistics, Sums, per_pair
+from loraprobe.diagnostics._diagnostic import (
+    Figure,
+    GramDiagnostic,
+    Key,
+    Of,
+    Statistics,
+    Sums,
+    per_pair,
+)
 from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
-class NormRatio(OfGrams):
+class NormRatio(GramDiagnostic):
     """Larger norm over smaller norm, at least 1.
 
-    In an average of unequal adapters the larger one decides; norm disparity hurts merging.
-    None where one of them is zero.
+    An average of adapters of unequal norms is dominated by the larger one, which hurts merging.
+    None where one of the norms is zero.
     """
 
     formula: ClassVar[str] = "max(||dW1||, ||dW2||) / min(||dW1||, ||dW2||)"
     paper: ClassVar[str] = "arXiv:2508.01148"
     of: ClassVar[Of] = "pair"
 
-    def observe(self, joint: GramMatrices) -> Statistics:
-        first, second = per_pair(joint.square)
+    def observe(self, grams: GramMatrices) -> Statistics:
+        first, second = per_pair(grams.square)
         return {Key(): {"first": first, "second": second}}
 
     def figure(self, sums: Sums) -> Figure:

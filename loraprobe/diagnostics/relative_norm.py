@@ -1,4 +1,4 @@
-"""How large an update is beside the weight it changes."""
+"""The norm of an update relative to the weight that it changes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 
 from loraprobe.diagnostics._diagnostic import (
+    FactorDiagnostic,
     Figure,
     Key,
     Module,
     Of,
-    OfFactors,
     Statistics,
     Sums,
     base_weight,
@@ -20,8 +20,8 @@ from loraprobe.diagnostics._diagnostic import (
 
 
 @dataclass(frozen=True)
-class RelativeNorm(OfFactors):
-    """||dW||_F / ||W0||_F; of the whole adapter over the weights that it touches.
+class RelativeNorm(FactorDiagnostic):
+    """||dW||_F / ||W0||_F; of a whole adapter, over the weights that it adapts.
 
     Base weights are read one at a time; the model is not built.
     """

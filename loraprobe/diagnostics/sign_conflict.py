@@ -1,4 +1,4 @@
-"""How often two updates pull an entry of the weight in opposite directions."""
+"""How often two updates change an entry of the weight in opposite directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraprobe.diagnostics._diagnostic import Figure, Key, Module, Of, OfFactors, Statistics, Sums
+from loraprobe.diagnostics._diagnostic import (
+    FactorDiagnostic,
+    Figure,
+    Key,
+    Module,
+    Of,
+    Statistics,
+    Sums,
+)
 from loraprobe.lora.grams import Updates
 from loraprobe.lora.lowrank import LowRank
 
@@ -18,12 +26,12 @@ BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all 
 
 
 @dataclass(frozen=True)
-class SignConflict(OfFactors):
-    """Share of the entries, both deltas not zero there, whose signs differ; chance is 1/2.
+class SignConflict(FactorDiagnostic):
+    """Share of the entries with different signs, of those where both deltas are not zero.
 
-    Each module is sampled at `entries` places, drawn from the seed and the module's path and
-    the same for all adapters; modules weigh by their number of entries. The standard error is
-    that of this stratified sample. `exact` forms every entry, a block of rows at a time.
+    Chance is 1/2. Each module is sampled at `entries` places, drawn from the seed and the module's
+    path and the same for all adapters; modules count by their number of entries. The standard error
+    is that of this stratified sample. `exact` computes every entry, one block of rows at a time.
     """
 
     entries: int = 256

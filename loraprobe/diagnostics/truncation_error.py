@@ -1,4 +1,4 @@
-"""What a lower rank would lose."""
+"""The loss of a lower rank."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from loraprobe.diagnostics._diagnostic import (
     Figure,
+    GramDiagnostic,
     Key,
     Of,
-    OfGrams,
     Statistics,
     Sums,
     ranks_below,
@@ -21,22 +21,22 @@ from loraprobe.lora.grams import GramMatrices
 
 
 @dataclass(frozen=True)
-class TruncationError(OfGrams):
+class TruncationError(GramDiagnostic):
     """Relative error of the best approximation of each module at rank 1, 2, 4 ... r.
 
-    Of one adapter: of its own update. Of a pair: of the exact mean of both, that is what a merge
-    written at that rank loses; r is the largest rank among all adapters.
+    For one adapter, of its own update. For a pair, of the exact mean of both, which is what a merge
+    written at that rank loses. r is the largest rank of all adapters.
     """
 
     formula: ClassVar[str] = "sqrt(sum_{k > rank} sigma_k^2) / ||dW||"
     paper: ClassVar[str] = "Eckart & Young 1936"
     of: ClassVar[Of] = "both"
 
-    def observe(self, joint: GramMatrices) -> Statistics:
-        m, n, r = joint.grams_in.shape[:3]
+    def observe(self, grams: GramMatrices) -> Statistics:
+        m, n, r = grams.grams_in.shape[:3]
         own, (i, j) = torch.arange(n), torch.triu_indices(n, n, 1)
-        single = joint.spectrum.S.square()
-        both = joint.sum_energies(i, j)
+        single = grams.spectrum.S.square()
+        both = grams.sum_energies(i, j)
 
         def beyond(rank: int) -> Tensor:
             lost = torch.zeros(m, n, n, dtype=torch.float64)

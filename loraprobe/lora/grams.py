@@ -1,4 +1,4 @@
-"""Several adapters side by side, one module at a time, reduced to Gram matrices.
+"""Gram matrices of many adapters, one module at a time.
 
 All that diagnostics need of n updates s_i B_i A_i of one module (norms, inner products, spectra,
 angles between their spaces) follows from two matrices of size (n r) x (n r): the Gram matrix of
@@ -6,9 +6,9 @@ all rows of all A_i and that of all columns of all B_i. `gram_matrices` reads ea
 adapters once, forms the two matrices in float64 and drops the factors, so memory holds one module
 of all adapters and not their files. `GramMatrices` is a batch of such modules.
 
-A Gram matrix squares what it measures: in float64 it resolves directions of a factor down to
-3e-7 of its largest, about what a factor stored in float32 can hold. Rows of A and columns of B
-are brought to length one first, so that their own sizes cost no precision.
+A Gram matrix holds squares: in float64 it resolves directions of a factor down to 3e-7 of its
+largest, about the precision of a factor stored in float32. Rows of A and columns of B are scaled to
+length one first, so that their sizes cost no precision.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Side = Literal["in", "out"]
 Updates = Sequence[LowRank | None]
 Visitor = Callable[[str, Updates], None]
 
-# Squared share of the largest direction below which a direction of one factor is rounding.
+# Directions of a factor below this share of its largest, squared, are rounding.
 GRAM_TOLERANCE = 1e-13
-# Gram matrices of modules are gathered up to this size, then handed on as one batch.
+# Size of the Gram matrices that are collected into one batch.
 BATCH_BYTES = 1 << 24
-# Pairs of modules whose sums are decomposed together: their matrices stay in the cache.
+# Pairs of updates whose sums are decomposed together, so that their matrices stay in the cache.
 PAIRS = 1 << 11
-# Rows of a Gram matrix computed together; what lies below its diagonal is copied.
+# Rows of a Gram matrix that are computed together; entries below the diagonal are copied.
 GRAM_ROWS = 400
 
 
@@ -43,8 +43,8 @@ class Spectrum(NamedTuple):
     """The SVD of each update, its singular vectors as combinations of the stored factors.
 
     S: [m, n, r] descending; left: [m, n, r, r] with U = B @ left; right: [m, n, r, r] with
-    Vh = right @ A; rank: [m, n], how many singular values stand out of rounding. Vectors beyond
-    the rank are zero.
+    Vh = right @ A; rank: [m, n], the number of singular values above rounding. Vectors beyond the
+    rank are zero.
     """
 
     S: Float64[Tensor, "m n r"]
@@ -73,18 +73,18 @@ class GramMatrices:
 
     @property
     def present(self) -> Bool[Tensor, "m n"]:
-        """Which adapter touches which module: [m, n]."""
+        """Which adapter adapts which module: [m, n]."""
         return self.rank > 0
 
     @functools.cached_property
     def comparable(self) -> Bool[Tensor, "m n n"]:
-        """Which pairs do not have a module in two different shapes: [m, n, n]."""
+        """Which pairs have no module in two different shapes: [m, n, n]."""
         same = (self.shape[:, :, None] == self.shape[:, None, :]).all(-1)
         return same | ~(self.present[:, :, None] & self.present[:, None, :])
 
     @functools.cached_property
     def both(self) -> Bool[Tensor, "m n n"]:
-        """Which pairs both touch a module: [m, n, n]."""
+        """Which pairs both adapt a module: [m, n, n]."""
         return self.present[:, :, None] & self.present[:, None, :]
 
     @functools.cached_property
@@ -108,7 +108,7 @@ class GramMatrices:
         U, S, Vh = torch.linalg.svd(root_out @ (middle[..., None] * root_in.mT))
         kept = (RANK_TOLERANCE * S[..., :1] < S) & (S > 0)
         inverse = torch.where(kept, 1 / S, 0.0)
-        # Vh = S^-1 U^T dW and U = dW V S^-1, with what B and A are in the bases of the roots.
+        # Vh = S^-1 U^T dW and U = dW V S^-1, with B and A in the bases of the roots.
         right = inverse[..., None] * (U.mT @ root_out) * (self.scaling[..., None] * b)[..., None, :]
         left = (
             (self.scaling[..., None] * a)[..., None] * (root_in.mT @ Vh.mT) * inverse[..., None, :]
@@ -138,7 +138,7 @@ class GramMatrices:
     ) -> Float64[Tensor, "m p k"]:
         """Squared singular values of dW_i + dW_j, descending, for p pairs (i, j): [m, p, 2 r].
 
-        What a Gram matrix does not resolve beside the largest is 0.
+        Values that a Gram matrix cannot resolve are 0.
         """
         i, j = torch.as_tensor(first), torch.as_tensor(second)
         m, r, step = len(self.scaling), self.grams_in.shape[2], max(1, PAIRS // len(self.scaling))
@@ -154,8 +154,8 @@ class GramMatrices:
         return torch.where(found > GRAM_TOLERANCE * found[..., :1], found, 0.0)
 
 
-class _Module(NamedTuple):
-    """One module of all adapters, waiting for its batch."""
+class _ModuleGrams(NamedTuple):
+    """The Gram matrices of one module of all adapters, before they are batched."""
 
     path: str
     gram_in: Float64[Tensor, "n r n r"]
@@ -173,20 +173,20 @@ def gram_matrices(
     visitors: Sequence[Visitor] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[GramMatrices]:
-    """Reads every module of all adapters once and yields their Gram matrices, batch by batch.
+    """Read every module of all adapters once and yield the Gram matrices in batches.
 
-    `adapters` map module paths to updates; `paths` orders the modules (default: first met).
-    Ranks are padded to the largest of a batch, or to `rank` where that is larger. `visitors` see
-    each module's factors in float64, None where an adapter lacks the module; these tensors are
-    views of memory that the next module overwrites.
+    adapters: module path -> update, for each adapter. paths: the modules in order (default: as the
+    adapters list them). Ranks are padded to the largest of a batch, or to `rank` if it is larger.
+    visitors: called with each module's factors in float64, None where an adapter lacks the module;
+    these tensors are views of memory that the next module overwrites.
     """
     paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
-    desk = _Desk({})
-    waiting: list[_Module] = []
+    buffers = _Buffers({})
+    waiting: list[_ModuleGrams] = []
     size = 0
     for done, path in enumerate(paths):
         updates = [a.get(path) for a in adapters]
-        module, updates = desk.reduce(path, updates)
+        module, updates = buffers.grams(path, updates)
         for visit in visitors:
             visit(path, updates)
         waiting.append(module)
@@ -201,17 +201,17 @@ def gram_matrices(
 
 
 @dataclass
-class _Desk:
-    """Where the factors of one module lie in float64, side by side; reused for the next."""
+class _Buffers:
+    """Memory for the concatenated float64 factors of one module, reused for the next module."""
 
     memory: dict[int, Float64[Tensor, k]]  # one for the A's (dim 0), one for the B's (dim 1)
 
-    def reduce(self, path: str, updates: Updates) -> tuple[_Module, list[LowRank | None]]:
-        """Two Gram matrices of one module, and the updates as they lie on the desk."""
+    def grams(self, path: str, updates: Updates) -> tuple[_ModuleGrams, list[LowRank | None]]:
+        """Two Gram matrices of one module, and the updates in float64 as views of the buffers."""
         rank = [0 if u is None else u.rank for u in updates]
         gram_in, As = self._gram([None if u is None else u.A for u in updates], 0, max(rank))
         gram_out, Bs = self._gram([None if u is None else u.B for u in updates], 1, max(rank))
-        module = _Module(
+        module = _ModuleGrams(
             path,
             gram_in,
             gram_out,
@@ -219,16 +219,16 @@ class _Desk:
             rank=rank,
             shape=[(0, 0) if u is None else (u.out_features, u.in_features) for u in updates],
         )
-        laid = [
+        copies = [
             None if u is None else LowRank(As[i], Bs[i], float(u.scaling))
             for i, u in enumerate(updates)
         ]
-        return module, laid
+        return module, copies
 
     def _gram(
         self, factors: Sequence[Float[Tensor, "_ _"] | None], dim: int, r: int
     ) -> tuple[Float64[Tensor, "n r n r"], dict[int, Float64[Tensor, "_ _"]]]:
-        """Inner products along `dim`, [n, r, n, r] with zeros for padding; laid-out factors.
+        """Inner products along `dim`, [n, r, n, r] padded with zeros; and the copied factors.
 
         dim 0: of rows (A); dim 1: of columns (B). Factors of unequal length are not multiplied.
         """
@@ -238,21 +238,21 @@ class _Desk:
             if factor is not None:
                 by_length.setdefault(factor.shape[1 - dim], []).append(i)
         gram = torch.zeros(n, r, n, r, dtype=torch.float64)
-        laid: dict[int, Tensor] = {}
+        copies: dict[int, Tensor] = {}
         free = self._memory(dim, sum(factor.numel() for factor in factors if factor is not None))
         for length, members in by_length.items():
             ranks = [factors[i].shape[dim] for i in members]  # type: ignore[union-attr]
             shape = (sum(ranks), length) if dim == 0 else (length, sum(ranks))
-            joint, free = free[: shape[0] * shape[1]].view(shape), free[shape[0] * shape[1] :]
-            for i, place in zip(members, joint.split(ranks, dim), strict=True):
-                laid[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
-            product = _gram(joint if dim == 0 else joint.mT)
+            stacked, free = free[: shape[0] * shape[1]].view(shape), free[shape[0] * shape[1] :]
+            for i, place in zip(members, stacked.split(ranks, dim), strict=True):
+                copies[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
+            product = _gram(stacked if dim == 0 else stacked.mT)
             if ranks == [r] * n:
-                return product.view(n, r, n, r), laid
+                return product.view(n, r, n, r), copies
             for i, rows in zip(members, product.split(ranks), strict=True):
                 for j, block in zip(members, rows.split(ranks, 1), strict=True):
                     gram[i, : len(block), j, : block.shape[1]] = block
-        return gram, laid
+        return gram, copies
 
     def _memory(self, dim: int, size: int) -> Float64[Tensor, k]:
         if dim not in self.memory or len(self.memory[dim]) < size:
@@ -260,7 +260,7 @@ class _Desk:
         return self.memory[dim]
 
 
-def _batch(modules: Sequence[_Module], rank: int) -> GramMatrices:
+def _batch(modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
     r = max([rank, *(module.gram_in.shape[1] for module in modules)])
 
     def padded(gram: Float64[Tensor, "n _ n _"]) -> Float64[Tensor, "n r n r"]:
@@ -272,7 +272,7 @@ def _batch(modules: Sequence[_Module], rank: int) -> GramMatrices:
 
     grams_in = together([padded(module.gram_in) for module in modules])
     grams_out = together([padded(module.gram_out) for module in modules])
-    # A NaN or infinity in a factor shows in the length of its row or column.
+    # A NaN or infinity in a factor makes the length of its row or column NaN or infinite.
     lengths = _lengths(own_blocks(grams_in)) + _lengths(own_blocks(grams_out))
     finite = torch.isfinite(lengths).all(-1)
     if not finite.all():
@@ -292,7 +292,7 @@ def _batch(modules: Sequence[_Module], rank: int) -> GramMatrices:
 
 
 def _gram(rows: Float64[Tensor, "k length"]) -> Float64[Tensor, "k k"]:
-    """rows @ rows^T, one half computed and the other copied: [k, k]."""
+    """rows @ rows^T: [k, k]. Half of a large one is computed, the other half copied."""
     k = len(rows)
     if k < 2 * GRAM_ROWS:
         return rows @ rows.mT
@@ -307,7 +307,7 @@ def _gram(rows: Float64[Tensor, "k length"]) -> Float64[Tensor, "k k"]:
 def _between(
     basis: Float64[Tensor, "m n k r"], gram: Float64[Tensor, "m n r n r"]
 ) -> Float64[Tensor, "m n n k k"]:
-    """Inner products of what `basis` combines of every two adapters' factors: [m, n, n, k, k]."""
+    """Inner products of `basis` times the factors of every two adapters: [m, n, n, k, k]."""
     m, n, k, r = basis.shape
     half = (basis @ gram.view(m, n, r, n * r)).view(m, n * k, n, r)
     whole = half.transpose(1, 2) @ basis.mT  # [m, j, (i k), l]
@@ -327,9 +327,9 @@ def _lengths(gram: Float64[Tensor, "*batch r r"]) -> Float64[Tensor, "*batch r"]
 def _root(
     gram: Float64[Tensor, "*batch r r"], lengths: Float64[Tensor, "*batch r"]
 ) -> Float64[Tensor, "*batch r r"]:
-    """R with R^T R the Gram matrix of the vectors at length one: [..., r, r].
+    """R with R^T R the Gram matrix of the vectors scaled to length one: [..., r, r].
 
-    Directions that are only rounding are zero in R, so that dependent factors do no harm.
+    Directions that are only rounding are zero in R, so that dependent factors are allowed.
     """
     inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
     values, vectors = torch.linalg.eigh(inverse[..., None] * gram * inverse[..., None, :])

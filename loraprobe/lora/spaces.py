@@ -1,4 +1,4 @@
-"""The space in which a merge runs: where the deltas of one module become matrices of one shape.
+"""The space of a merge: how the deltas of one module become matrices of one shape.
 
 full   M_i = dW_i, [out, in]. The textbook definition of every method; dense.
 core   M_i = U^T dW_i V, [p, q] with p, q <= the sum of ranks, U and V orthonormal bases of the
@@ -6,17 +6,18 @@ core   M_i = U^T dW_i V, [p, q] with p, q <= the sum of ranks, U and V orthonorm
 knots  M_i = U^T dW_i, [p, in]: the shared left basis only, dW_i = U M_i. The space of KnOTS.
 
 A method f is lossless in a space if f(U M V^T) = U f(M) V^T; then the space changes only the cost.
-Otherwise the same name is another method there (TIES trims coordinates, and these differ).
+Otherwise it is another method there: TIES trims coordinates, and these differ between spaces.
 
 KnOTS (Stoica et al. 2024, arXiv 2410.19735) decomposes [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T. Its
 text merges the V_i and multiplies by U S afterwards; its code merges S V_i^T, which are the M_i
-here. The two differ only where entries of different rows are compared, as in trimming. Another
-choice stays ours: every module is trimmed by itself, their code trims all modules together.
+here. The two differ only where entries of different rows are compared, as in trimming. One
+difference remains: here every module is trimmed separately, their code trims all modules together.
 
 The bases are those of the singular value decompositions of [dW_1 | dW_2 | ...] and of
 [dW_1; dW_2; ...] with fixed signs. They depend on the deltas alone: neither on the order of the
-adapters nor on the basis in which factors are stored. Where the concatenation has equal singular
-values no choice is canonical, and an elementwise method in `core` depends on the one made.
+adapters nor on the basis in which factors are stored. If the concatenation has equal singular
+values, no basis is canonical, and the result of an elementwise method in `core` depends on the
+basis chosen.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from loraprobe.words import listing
 class Stacked:
     """The deltas of one module in a space, and the way back.
 
-    matrices: [n, p, q]; left: U [out, p] and right: V [in, q], each None where that side is full.
+    matrices: [n, p, q]; left: U [out, p] and right: V [in, q], None for the full side of a space.
     """
 
     matrices: Float[Tensor, "n p q"]
@@ -55,9 +56,9 @@ class Stacked:
 
 
 def full(updates: Sequence[LowRank]) -> Stacked:
-    """Every delta formed once: n matrices of [out, in].
+    """The dense deltas themselves: n matrices of [out, in].
 
-    The textbook definition of every method; dense, so it takes the most time and memory.
+    The textbook definition of every method; it takes the most time and memory.
     """
     first = updates[0]
     deltas = first.A.new_empty(len(updates), first.out_features, first.in_features)
@@ -70,11 +71,12 @@ def full(updates: Sequence[LowRank]) -> Stacked:
 def core(updates: Sequence[LowRank]) -> Stacked:
     """Both sides projected on the canonical joint bases of the deltas.
 
-    U and V are the left and the right singular vectors of the deltas side by side and on top of
-    each other, so the matrices are as small as the sum of ranks, and no delta loses anything. An
-    elementwise method is another method here than in `full`, since other entries are compared.
+    U are the left singular vectors of [dW_1 | dW_2 | ...], V the right ones of [dW_1; dW_2; ...].
+    So the matrices are as small as the sum of ranks and no delta loses anything. An elementwise
+    method is another method here than in `full`, since other entries are compared.
     """
-    left, right = joint_bases(updates)
+    left = left_basis(updates)
+    right = left_basis([LowRank(u.B.mT, u.A.mT, u.scaling) for u in updates])  # of dW_i^T
     matrices = [(left.mT @ update.folded().B) @ (update.A @ right) for update in updates]
     return Stacked(torch.stack(matrices), left, right)
 
@@ -83,8 +85,7 @@ def knots(updates: Sequence[LowRank]) -> Stacked:
     """The output side projected on the canonical joint basis of the deltas' columns.
 
     The paper's text merges the V_i of [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T, its code S V_i^T,
-    which are the matrices here. Where it compares entries of all modules, each module stands by
-    itself here.
+    which are the matrices here. It compares entries of all modules; here each module is separate.
     """
     left = left_basis(updates)
     matrices = [(left.mT @ update.folded().B) @ update.A for update in updates]
@@ -98,7 +99,7 @@ SPACES: dict[str, Callable[[Sequence[LowRank]], Stacked]] = {
 }
 
 # Formula and paper of each, as `loraprobe methods` prints them.
-SAID: dict[str, tuple[str, str]] = {
+FORMULAS: dict[str, tuple[str, str]] = {
     "full": ("M_i = dW_i", "-"),
     "core": (
         "M_i = U^T dW_i V, dW = U f(M) V^T",
@@ -112,36 +113,25 @@ SAID: dict[str, tuple[str, str]] = {
 
 
 def space_named(name: str) -> Callable[[Sequence[LowRank]], Stacked]:
-    """The space of that name. Raises UsageError, saying which there are."""
+    """The space of that name. Raises UsageError with the known names."""
     if name in SPACES:
         return SPACES[name]
     raise UsageError(f"Unknown space {name!r}: there are {listing(SPACES)}.")
 
 
-def joint_bases(
-    updates: Sequence[LowRank],
-) -> tuple[Float[Tensor, "out p"], Float[Tensor, "in q"]]:
-    """U [out, p] and V [in, q] of the joint column and row space of all deltas."""
-    return left_basis(updates), left_basis([_transposed(update) for update in updates])
-
-
 def left_basis(updates: Sequence[LowRank]) -> Float[Tensor, "out p"]:
     """The left singular vectors of [dW_1 | dW_2 | ...], as many as its numerical rank.
 
-    That is [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T) with A_i^T = Q_i R_i, so they are those of the
-    [out, sum r] matrix in front.
+    With A_i^T = Q_i R_i this matrix is [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T), so they are the left
+    singular vectors of its first factor, [out, sum r].
     """
     folded = [update.folded() for update in updates if update.rank]
     columns = [u.B @ torch.linalg.qr(u.A.mT, mode="r").R.mT for u in folded]
     return _canonical(torch.cat(columns, -1))
 
 
-def _transposed(update: LowRank) -> LowRank:
-    return LowRank(update.B.mT, update.A.mT, update.scaling)
-
-
 def _canonical(columns: Float[Tensor, "dim _"]) -> Float[Tensor, "dim k"]:
-    """Left singular vectors of the numerical rank, largest entry of each positive; one at least."""
+    """Left singular vectors up to the numerical rank, at least one; the largest entry positive."""
     U, S, _ = torch.linalg.svd(columns, full_matrices=False)
     rank = max(1, int((RANK_TOLERANCE * S[0] < S).sum()))
     U = U[:, :rank]

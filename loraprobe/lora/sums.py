@@ -1,7 +1,7 @@
 """The spectrum of the sum of two updates, from their own and the cosines between them.
 
-What takes the place of two eigendecompositions and an SVD for every pair of adapters in every
-module is one Cholesky factorisation of r x r and the eigenvalues of one matrix of 2r x 2r.
+One Cholesky factorisation of r x r and the eigenvalues of one matrix of 2r x 2r replace two
+eigendecompositions and an SVD for every pair of adapters in every module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def square_of_sum(
     right: Float64[Tensor, "*p r r"],
     left: Float64[Tensor, "*p r r"],
 ) -> Float64[Tensor, "*p k k"]:
-    """A symmetric matrix [..., 2 r, 2 r], lower triangle, with the energies of a sum of two SVDs.
+    """A symmetric matrix [..., 2 r, 2 r] whose eigenvalues are the energies of a sum of two SVDs.
+
+    Only its lower triangle is filled.
 
     dW_i + dW_j = [U_i U_j] D [V_i V_j]^T with D = diag(S, T). Its squared singular values are the
     eigenvalues of L^T (D G D) L, where G holds the cosines of [V_i V_j] (`right` off its
@@ -37,7 +39,7 @@ def square_of_sum(
 
 
 def _remainder(cosines: Float64[Tensor, "*p r r"]) -> Float64[Tensor, "*p r r"]:
-    """K with K K^T = 1 - C^T C; where spaces meet that is singular and rounding is set to zero."""
+    """K with K K^T = 1 - C^T C; negative eigenvalues, from rounding where spaces meet, become 0."""
     rest = torch.eye(cosines.shape[-1], dtype=cosines.dtype) - cosines.mT @ cosines
     K, failed = torch.linalg.cholesky_ex(rest)
     where = failed != 0
@@ -50,8 +52,8 @@ def _remainder(cosines: Float64[Tensor, "*p r r"]) -> Float64[Tensor, "*p r r"]:
 def symmetric_eigenvalues(matrices: Float64[Tensor, "b k k"]) -> Float64[Tensor, "b k"]:
     """Eigenvalues, ascending, of many small symmetric matrices given by their lower triangles.
 
-    On the CPU torch goes through a batch with one core and lets the library split each tiny
-    problem over all of them, which is slower; here every core takes a share of the batch.
+    On the CPU torch goes through a batch one problem at a time and splits each tiny problem over
+    all cores, which is slower; here every core takes a part of the batch.
     """
     parts = [part.numpy() for part in matrices.tensor_split(max(1, torch.get_num_threads()))]
     if len(parts) == 1 or len(matrices) < 64:

@@ -100,6 +100,16 @@ def planted_pair(
     )
 
 
+def dense(update: LowRank) -> Tensor:
+    """delta W in float64, [out, in], multiplied out independently of LowRank's own methods."""
+    return float(update.scaling) * update.B.double() @ update.A.double()
+
+
+def generator(seed: int) -> torch.Generator:
+    """A random generator of that seed."""
+    return torch.Generator().manual_seed(seed)
+
+
 def regauged(update: LowRank, seed: int = 0) -> LowRank:
     """The same delta in another basis: A -> G A, B -> B G^-1 with a well-conditioned G."""
     generator = torch.Generator().manual_seed(seed)

@@ -30,13 +30,6 @@ def test_factors_of_unequal_rank_are_no_update():
         LowRank(torch.zeros(2, 5), torch.zeros(4, 3))
 
 
-def test_scalings_must_fit_the_batch():
-    A, B = torch.zeros(6, 2, 5), torch.zeros(6, 4, 2)
-    LowRank(A, B, torch.ones(6))
-    with pytest.raises(TypeCheckError):
-        LowRank(A, B, torch.ones(5))
-
-
 def test_a_joint_has_one_number_of_modules_and_adapters():
     (joint,) = gram_matrices([{"m": random_update(4, 5)}, {"m": random_update(4, 5, seed=1)}])
     with pytest.raises(TypeCheckError):

@@ -28,7 +28,7 @@ class Router(ABC):
     """How much each expert counts. A frozen dataclass; its fields are its options.
 
     `constant` says that the gates do not look at the token; `laws` are what the router obeys
-    (tests/test_laws_routing.py says what each means), with its options at their defaults.
+    (tests/routing/test_router_laws.py says what each means), with its options at their defaults.
     """
 
     constant: ClassVar[bool]

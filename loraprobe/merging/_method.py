@@ -30,7 +30,7 @@ Generators = Sequence[torch.Generator]
 class MergeMethod(ABC):
     """A frozen dataclass whose fields are its options and whose call is the mathematics.
 
-    laws: which of these it obeys; tests/merging/test_laws.py checks them for every method:
+    laws: which of these it obeys; tests/merging/test_merge_laws.py checks them for every method:
         "identity": one adapter with weight 1 is that adapter;
         "order": permuting adapters and weights together changes nothing;
         "gauge": the basis in which A and B are stored (A -> G A, B -> B G^-1) changes nothing;

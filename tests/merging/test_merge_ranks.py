@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from making import LLAMA, planted_pair, random_adapter, random_update
-from test_merging import F64, delta, sources
+from merges import F64, delta, sources
 
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.adapter.tensors import SafetensorsFile

@@ -9,17 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import random_update, regauged
+from making import dense, generator, random_update, regauged
 
 from loraprobe.lora import grams as joint_module
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
-
-
-def dense(one: LowRank) -> torch.Tensor:
-    return one.scaling * one.B.double() @ one.A.double()
 
 
 def one_module(*updates: LowRank | None):
@@ -87,18 +83,14 @@ def test_dependent_rows_stay_dead_in_a_badly_conditioned_basis():
     """Rounding in a dead direction of A must not be blown up by a B that is large there."""
     one = random_update(40, 30, 6, 3, 1.0, F64)
     one.A[4] = one.A[0] - one.A[2]
-    first = torch.linalg.qr(torch.randn(6, 6, generator=gen(0), dtype=F64)).Q
-    second = torch.linalg.qr(torch.randn(6, 6, generator=gen(1), dtype=F64)).Q
+    first = torch.linalg.qr(torch.randn(6, 6, generator=generator(0), dtype=F64)).Q
+    second = torch.linalg.qr(torch.randn(6, 6, generator=generator(1), dtype=F64)).Q
     G = (first * torch.logspace(-2, 2, 6, dtype=F64)) @ second
     other = LowRank(G @ one.A, one.B @ torch.linalg.inv(G), 1.0)
     found = one_module(other)
     assert int(found.spectrum.rank) == 5
     expected = torch.linalg.svdvals(dense(one))[:5]
     torch.testing.assert_close(found.spectrum.S[0, 0, :5], expected, rtol=1e-6, atol=0)
-
-
-def gen(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_sizes_of_rows_cost_no_precision():

@@ -2,65 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import LLAMA, random_adapter, random_update
+from merges import F64, TIGHT, delta, sources, ties_dense, trimmed
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapter import adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
-
-F64 = torch.float64
-TIGHT = {"rtol": 1e-7, "atol": 1e-9}
-
-
-def sources(ranks=(3, 2, 4), dtype=F64, out=7, inp=6) -> list[Adapter]:
-    """One-module adapters of mixed ranks and scalings."""
-    return [
-        adapter_of(f"a{i}", {"up": random_update(out, inp, r, 40 + i, 0.3 + i / 2, dtype)})
-        for i, r in enumerate(ranks)
-    ]
-
-
-def delta(adapter: Adapter, path: str = "up") -> torch.Tensor:
-    update = adapter.modules[path]
-    return float(update.scaling) * update.B.double() @ update.A.double()
-
-
-def trimmed(matrix: torch.Tensor, density: float) -> torch.Tensor:
-    """Entries sorted by size, the largest int(density n) kept."""
-    kept = sorted(matrix.flatten().tolist(), key=abs)[-max(1, int(density * matrix.numel())) :]
-    smallest = min(map(abs, kept))
-    return torch.where(matrix.abs() >= smallest, matrix, torch.zeros_like(matrix))
-
-
-def ties_entry(entries: list[float], weights: list[float], variant: str, election: str) -> float:
-    """TIES' election and merge for one entry, as the two tools write it down."""
-    voters = [w * e for w, e in zip(weights, entries, strict=True)]
-    if variant == "peft":
-        voters = entries
-    votes = voters if election == "total" else [math.copysign(1, v) if v else 0 for v in voters]
-    sign = 1 if sum(votes) >= 0 else -1
-    agree = [i for i, v in enumerate(voters) if v * sign > 0]
-    total = sum(weights[i] * entries[i] for i in agree)
-    divisor = len(agree) if variant == "peft" else sum(weights[i] for i in agree)
-    return total / divisor if agree else 0.0
-
-
-def ties_dense(
-    deltas: list[torch.Tensor], weights: list[float], variant: str, election: str
-) -> torch.Tensor:
-    merged = torch.zeros_like(deltas[0])
-    for i in range(merged.shape[0]):
-        for j in range(merged.shape[1]):
-            entries = [float(d[i, j]) for d in deltas]
-            merged[i, j] = ties_entry(entries, weights, variant, election)
-    return merged
-
 
 # Matrices of 7 x 6 with ranks that sum to more: rank "auto" keeps everything, so that the dense
 # definition and the merge are the same matrix.

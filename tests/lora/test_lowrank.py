@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import random_update, regauged
+from making import dense, random_update, regauged
 
 from loraprobe.lora.lowrank import LowRank, same_update
 
@@ -25,10 +25,6 @@ shapes = st.tuples(
 def update(shape: tuple[int, int, int, int, float]) -> LowRank:
     out, inp, rank, seed, scaling = shape
     return random_update(out, inp, rank, seed, scaling, F64)
-
-
-def dense(one: LowRank) -> torch.Tensor:
-    return one.scaling * one.B.double() @ one.A.double()
 
 
 @settings(deadline=None, max_examples=60)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
-from making import random_update
-from test_laws import spaces, takes
+from making import dense, random_update
+from merges import distance, rewritten, spaces, takes
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.errors import UsageError
@@ -103,20 +103,12 @@ def case(data: st.DataObject, name: str, most: int = 4) -> Case:
     return Case(method, space, tuple(built), tuple(weights))
 
 
-def rewritten(adapter: Adapter, change) -> Adapter:
-    return adapter_of(adapter.name, {p: change(u) for p, u in adapter.modules.items()})
+def deltas(merged: Merged) -> dict[str, torch.Tensor]:
+    return {path: dense(update) for path, update in merged.adapter.modules.items()}
 
 
-def dense(merged: Merged) -> dict[str, torch.Tensor]:
-    return {path: update.to(F64).delta() for path, update in merged.adapter.modules.items()}
-
-
-def far(one: Merged, other: Merged, factor: float = 1.0) -> float:
-    """||dW_one - factor dW_other||_F / ||dW_one||_F over all modules."""
-    ours, theirs = dense(one), dense(other)
-    assert ours.keys() == theirs.keys()
-    gap = sum(float((ours[p] - factor * theirs[p]).square().sum()) for p in ours)
-    return (gap / sum(float(d.square().sum()) for d in ours.values())) ** 0.5
+def apart(one: Merged, other: Merged, factor: float = 1.0) -> float:
+    return distance(one.adapter, other.adapter, factor)
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -149,8 +141,8 @@ def test_a_rank_loses_what_dense_algebra_says(name, data):
     close = 1e-4 if it.single else 1e-6
     assert whole.compression_error < close
     lost = total = gap = 0.0
-    kept = dense(cut)
-    for path, matrix in dense(whole).items():
+    kept = deltas(cut)
+    for path, matrix in deltas(whole).items():
         values = torch.linalg.svdvals(matrix)
         total += float(values.square().sum())
         lost += float(values[rank:].square().sum())
@@ -169,24 +161,24 @@ def test_declared_laws_hold_of_whatever_is_drawn(name, data):
     close = 1e-5 if it.single else 1e-6
     turned = data.draw(st.permutations(range(len(it.adapters))))
     if "homogeneity" in laws:
-        louder = [rewritten(a, lambda u: u.scaled(2.0)) for a in it.adapters]
-        assert far(it.merged(louder), once, 2.0) < close
+        louder = [rewritten(a, lambda _, u: u.scaled(2.0)) for a in it.adapters]
+        assert apart(it.merged(louder), once, 2.0) < close
     if "order" in laws:
         weights = [it.weights[i] for i in turned]
         other = it.merged([it.adapters[i] for i in turned], weights=weights)
-        assert far(other, once) < close
+        assert apart(other, once) < close
     if "gauge" in laws:
-        assert far(it.merged([rewritten(a, exchanged) for a in it.adapters]), once) < close
+        assert apart(it.merged([rewritten(a, exchanged) for a in it.adapters]), once) < close
     if it.space in it.method.lossless - {"full"}:
-        assert far(it.merged(space="full"), once) < 1e-5
+        assert apart(it.merged(space="full"), once) < 1e-5
     if "identity" in laws:
         alone = it.merged([it.adapters[0]], weights=[1.0])
         expected = {p: u.to(F64).delta() for p, u in it.adapters[0].modules.items()}
-        for path, matrix in dense(alone).items():
+        for path, matrix in deltas(alone).items():
             assert float((matrix - expected[path]).norm()) <= close * float(matrix.norm())
 
 
-def exchanged(update: LowRank) -> LowRank:
+def exchanged(_: str, update: LowRank) -> LowRank:
     """Components in reverse, each with powers of two moved from A to B: exact in every dtype."""
     powers = torch.tensor([2.0 ** (i % 3 - 1) for i in range(update.rank)])
     A = (update.A * powers[:, None]).flip(0).to(update.A.dtype)
@@ -204,7 +196,7 @@ def test_equal_adapters_merge_to_what_one_gives(name, data):
     twins = [adapter_of(f"t{i}", dict(it.adapters[0].modules)) for i in range(n)]
     one = it.merged(weights=None, rank=9)  # uncut: n adapters may hold n times the rank
     all_ = it.merged(twins, weights=None, rank=9)
-    ours, theirs = dense(one), dense(all_)
+    ours, theirs = deltas(one), deltas(all_)
     for path in ours:
         a, b = ours[path].flatten(), theirs[path].flatten()
         whole = float(twins[0].modules[path].norm())

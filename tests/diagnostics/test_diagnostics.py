@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from making import LLAMA, planted_pair, random_adapter, random_update, regauged
+from making import LLAMA, generator, planted_pair, random_adapter, random_update, regauged
 from making import SHARED as DATA
 
 from loraprobe.adapter import Adapter, adapter_of, read_adapter
@@ -136,8 +136,8 @@ def test_planted_cosine_and_norms_are_found(cosine):
 
 def test_planted_overlap_is_found():
     """Two row spaces that share 2 of 3 directions, column spaces that share none."""
-    Q = torch.linalg.qr(torch.randn(20, 20, dtype=F64, generator=gen(0))).Q
-    P = torch.linalg.qr(torch.randn(24, 24, dtype=F64, generator=gen(1))).Q
+    Q = torch.linalg.qr(torch.randn(20, 20, dtype=F64, generator=generator(0))).Q
+    P = torch.linalg.qr(torch.randn(24, 24, dtype=F64, generator=generator(1))).Q
     a = LowRank(Q[:3], P[:, :3], 1.0)
     b = LowRank(Q[1:4], P[:, 3:6], 7.0)
     pair = [adapter_of("a", {"m": regauged(a, 1)}), adapter_of("b", {"m": regauged(b, 2)})]
@@ -146,10 +146,6 @@ def test_planted_overlap_is_found():
     assert found[("a", "b"), "out", None].value == pytest.approx(0, abs=1e-9)
     assert found[("a", "b"), "in", None].chance == pytest.approx(3 / 20)
     assert found[("a", "b"), "out", None].chance == pytest.approx(3 / 24)
-
-
-def gen(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_dead_and_repeated_components_count_as_dead():
@@ -224,7 +220,9 @@ def test_one_seed_is_seen_in_A_and_in_no_random_pair():
     shapes = {f"m.{k}.x": (32, 64) for k in range(4)}
     a, b = (random_adapter(n, shapes, seed=i) for i, n in enumerate("ab"))
     moved = {
-        path: LowRank(one.A + 0.1 * torch.randn(one.A.shape, generator=gen(5)), b.modules[path].B)
+        path: LowRank(
+            one.A + 0.1 * torch.randn(one.A.shape, generator=generator(5)), b.modules[path].B
+        )
         for path, one in a.modules.items()
     }
     twin = adapter_of("twin", moved)
@@ -285,7 +283,9 @@ class FakeBase:
 
 def random_base(seed=0):
     places = enumerate(LLAMA.items())
-    return FakeBase({p: torch.randn(shape, generator=gen(seed + i)) for i, (p, shape) in places})
+    return FakeBase(
+        {p: torch.randn(shape, generator=generator(seed + i)) for i, (p, shape) in places}
+    )
 
 
 def test_relative_norm_is_against_the_weights_that_are_touched(trio):

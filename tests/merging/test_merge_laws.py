@@ -6,81 +6,17 @@ fail on the same planted adapters, so that no declaration is an excuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-import torch
-from making import random_update, regauged
+from making import regauged
+from merges import FAILS, HOLDS, WEIGHTS, distance, planted, rewritten, run, spaces
 
-from loraprobe.adapter import Adapter, adapter_of
-from loraprobe.errors import UsageError
-from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES
-from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod, merge
+from loraprobe.merging import METHODS, LinearMethod, MergeMethod
 from loraprobe.registry import name_of
-
-HOLDS, FAILS = 1e-7, 1e-2  # relative errors in float64: rounding, and not rounding
-WEIGHTS = (0.9, 0.4, 1.3)
-
-
-def takes(method: MergeMethod, n: int) -> bool:
-    """Whether a method takes n adapters."""
-    try:
-        method.check((1.0,) * n)
-    except UsageError:
-        return False
-    return True
-
-
-def planted(method: MergeMethod) -> list[Adapter]:
-    """Three adapters of mixed ranks, of which one leaves a module alone, where that is allowed.
-
-    All share one component, so that a method that keeps what they share has something to keep.
-    Two of them for a method that takes no more.
-    """
-    equal = isinstance(method, FactorMethod)
-    adapters = []
-    for i, (name, rank) in enumerate(zip("abc", (3, 3, 3) if equal else (3, 1, 4), strict=True)):
-        modules = {
-            "layers.0.up": akin(random_update(14, 11, rank, 10 + i, 0.5 + i, torch.float64)),
-            "layers.1.up": akin(random_update(9, 16, rank, 20 + i, 1.5 - i / 2, torch.float64)),
-        }
-        if name == "b" and not equal:
-            del modules["layers.1.up"]
-        adapters.append(adapter_of(name, modules))
-    return adapters if takes(method, 3) else adapters[:2]
-
-
-def akin(update: LowRank) -> LowRank:
-    """The update with a component that all of its shape get, on top of its own."""
-    common = random_update(update.out_features, update.in_features, 1, 99, 1.0, torch.float64)
-    B = torch.cat([update.B, common.B / update.scaling], 1)
-    return LowRank(torch.cat([update.A, common.A]), B, update.scaling)
-
-
-def rewritten(adapter: Adapter, change: Callable) -> Adapter:
-    return adapter_of(adapter.name, {p: change(p, u) for p, u in adapter.modules.items()})
-
-
-def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
-    return {path: update.delta().double() for path, update in adapter.modules.items()}
-
-
-def distance(one: Adapter, other: Adapter, factor: float = 1.0) -> float:
-    """||dW_one - factor dW_other||_F / ||dW_one||_F over all modules."""
-    ours, theirs = dense(one), dense(other)
-    assert ours.keys() == theirs.keys()
-    gap = sum(float((ours[p] - factor * theirs[p]).square().sum()) for p in ours)
-    return (gap / sum(float(d.square().sum()) for d in ours.values())) ** 0.5
-
-
-def run(
-    method: MergeMethod, space: str | None, adapters: Sequence[Adapter], weights: Sequence[float]
-) -> Adapter:
-    weights = weights[: len(adapters)]
-    return merge(adapters, method, weights=weights, space=space, seed=5).adapter
 
 
 def identity(method: MergeMethod, space: str | None) -> float:
@@ -115,10 +51,6 @@ def homogeneity(method: MergeMethod, space: str | None) -> float:
 
 
 LAWS = {law.__name__: law for law in (identity, order, gauge, homogeneity)}
-
-
-def spaces(method: MergeMethod) -> list[str | None]:
-    return [None] if isinstance(method, FactorMethod) else list(SPACES)
 
 
 @pytest.mark.parametrize("law", LAWS)

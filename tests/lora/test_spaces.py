@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update, regauged
-from test_laws import FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
+from merges import FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
 
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from making import planted_pair, random_update, regauged
-from test_merging import F64, TIGHT, delta, sources, ties_dense, trimmed
+from merges import F64, TIGHT, delta, sources, ties_dense, trimmed
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.errors import UsageError
@@ -19,7 +19,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES, knots
 from loraprobe.merging import METHODS, merge
 
-PEERS = json.loads((Path(__file__).parent / "vectors" / "spectral.json").read_text())
+PEERS = json.loads((Path(__file__).parents[1] / "vectors" / "spectral.json").read_text())
 SPECTRAL = ("tsv", "iso_c", "iso_cts")
 
 

@@ -13,7 +13,7 @@ from loraprobe.merging import METHODS
 from loraprobe.merging import _selection as selection
 
 STORED: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "vectors" / "elementwise.json").read_text()
+    (Path(__file__).parents[1] / "vectors" / "elementwise.json").read_text()
 )
 CASES = [(peer["peer"], case) for peer in STORED["peers"] for case in peer["cases"]]
 UNIFORMS = torch.tensor(STORED["uniforms"], dtype=torch.float64)

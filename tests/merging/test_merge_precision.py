@@ -10,7 +10,7 @@ Bounds are relative Frobenius errors over a module. Before anything is rounded o
 Writing adds the rounding of two factors, u each, with u = 2^-8 in bfloat16 and 2^-11 in float16:
 at most 2u + u^2, and 0.6 u where roundings are independent.
 
-    python tests/test_merging_precision.py      writes docs/precision.md anew
+    python tests/merging/test_merge_precision.py      writes docs/precision.md anew
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import random_update
+from making import dense, random_update
 
 from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
@@ -31,7 +31,7 @@ FLOAT64, FLOAT32 = 1e-13, 1e-5
 UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 WEIGHTS = [0.8, 0.5]
 PATH = "layers.0.up"
-PAGE = Path(__file__).parents[1] / "docs" / "precision.md"
+PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
 INTRO = """# Numerical error of every merge method
 
 Relative Frobenius error on 16-bit factors against dense float64 algebra on the same values (two
@@ -40,7 +40,7 @@ adapters of rank 6 on a module of 120 x 90). *Merged* is before anything is roun
 measures and reports (`rounding_error`). Stated and tested: merged at most 1e-13 for methods that
 stay with the factors or run in `core`, at most 1e-5 for elementwise methods in `full`; written
 between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The figures are those of one
-machine; `python tests/test_merging_precision.py` writes this page anew.
+machine; `python tests/merging/test_merge_precision.py` writes this page anew.
 
 | method | bfloat16: merged | written | float16: merged | written |
 | --- | --- | --- | --- | --- |
@@ -57,11 +57,6 @@ def pair(dtype: torch.dtype, held: torch.dtype) -> list[Adapter]:
     return adapters
 
 
-def dense(adapter: Adapter) -> torch.Tensor:
-    update = adapter.modules[PATH]
-    return float(update.scaling) * update.B.to(F64) @ update.A.to(F64)
-
-
 def exact(method: MergeMethod, dtype: torch.dtype, rank: int) -> torch.Tensor:
     """The definition in float64 on dense deltas, cut to a rank by a dense SVD."""
     adapters = pair(dtype, F64)
@@ -74,7 +69,7 @@ def exact(method: MergeMethod, dtype: torch.dtype, rank: int) -> torch.Tensor:
         return B @ A
     draws = generators([a.modules[PATH] for a in adapters], PATH, 3)
     weights = WEIGHTS if method.takes_weights else list(method.default_weights(2))
-    deltas = torch.stack([dense(a) for a in adapters])
+    deltas = torch.stack([dense(a.modules[PATH]) for a in adapters])
     merged = method(deltas, torch.tensor(weights, dtype=F64), draws)
     U, S, Vh = torch.linalg.svd(merged.to(F64), full_matrices=False)
     return (U[:, :rank] * S[:rank]) @ Vh[:rank]
@@ -97,12 +92,12 @@ def test_sixteen_bit_factors_are_merged_to_within_a_stated_bound(name, dtype):
     adapters = pair(dtype, dtype)
     made = merge(adapters, method, weights=WEIGHTS, seed=3, dtype=F64)
     wanted = exact(method, dtype, made.rank)
-    unrounded = error(dense(made.adapter), wanted)
+    unrounded = error(dense(made.adapter.modules[PATH]), wanted)
     assert made.rounding_error == 0.0 and unrounded < bound(method)
 
     written = merge(adapters, method, weights=WEIGHTS, seed=3)
     assert written.adapter.dtype == dtype, "as wide as its sources"
-    rounded, u = error(dense(written.adapter), wanted), UNITS[dtype]
+    rounded, u = error(dense(written.adapter.modules[PATH]), wanted), UNITS[dtype]
     assert 0.2 * u < rounded < u
     assert written.rounding_error == pytest.approx(rounded, rel=0.02), "as it is reported"
 
@@ -137,9 +132,9 @@ def main() -> None:
         for dtype in UNITS:
             made = merge(pair(dtype, dtype), method, weights=WEIGHTS, seed=3, dtype=F64)
             wanted = exact(method, dtype, made.rank)
-            found.append(error(dense(made.adapter), wanted))
+            found.append(error(dense(made.adapter.modules[PATH]), wanted))
             written = merge(pair(dtype, dtype), method, weights=WEIGHTS, seed=3)
-            found.append(error(dense(written.adapter), wanted))
+            found.append(error(dense(written.adapter.modules[PATH]), wanted))
         lines.append(f"| `{name}` | " + " | ".join(f"{value:.1e}" for value in found) + " |")
     PAGE.write_text(INTRO + "\n".join(lines) + "\n", encoding="utf-8")
 

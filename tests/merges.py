@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import typing
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from making import dense, random_update
@@ -12,7 +15,7 @@ from loraprobe.adapter import Adapter, adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES
-from loraprobe.merging import FactorMethod, MergeMethod, merge
+from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-7, "atol": 1e-9}
@@ -72,6 +75,23 @@ def run(
 ) -> Adapter:
     weights = weights[: len(adapters)]
     return merge(adapters, method, weights=weights, space=space, seed=5).adapter
+
+
+def specs(name: str) -> list[str]:
+    """The method with its defaults, and with every other value of each option of a few words."""
+    cls = METHODS.get(name)
+    hints, found = typing.get_type_hints(cls), [name]
+    for field in dataclasses.fields(cls):
+        words = (True, False) if hints[field.name] is bool else typing.get_args(hints[field.name])
+        named = hints[field.name] is bool or typing.get_origin(hints[field.name]) is Literal
+        if bool | None == hints[field.name]:
+            words, named = (True, False), True
+        if named:
+            found += [f"{name}:{field.name}={word}" for word in words if word != field.default]
+    return found
+
+
+EVERY_SPEC = [spec for name in METHODS.names() for spec in specs(name)]
 
 
 def spaces(method: MergeMethod) -> list[str | None]:

@@ -106,9 +106,14 @@ def merge(
     check_memory(adapters, layout, choices)
     full_weights, biases, dropped = _other_tensors(adapters, choices, layout, base_parameter, allow)
     modules: dict[str, MergedModule] = {}
+    order = _canonical_order(adapters)
+    ordered = replace(choices, weights=tuple(choices.weights[i] for i in order))
+    sources = [adapters[i] for i in order]
+    back = torch.tensor(order).argsort()
     for path, info in layout.items():
-        updates = [_update(adapter, path, info) for adapter in adapters]
-        modules[path] = merge_module(path, updates, adapters, choices)
+        updates = [_update(adapter, path, info) for adapter in sources]
+        made = merge_module(path, updates, sources, ordered)
+        modules[path] = replace(made, inner=made.inner[back][:, back])
         if progress:
             progress("merge", len(modules), len(layout))
     inner = sum(m.inner for m in modules.values()) + torch.zeros(len(adapters), len(adapters))
@@ -140,6 +145,15 @@ def merge(
         spec=spec_of(choices.method),
         asked_rank=choices.rank,
     )
+
+
+def _canonical_order(adapters: Sequence[Adapter]) -> list[int]:
+    """The order in which adapters are merged, by their content.
+
+    So the result is the same to the last bit in whatever order they are given, also where rounding
+    decides: for the sign of a sum that cancels, or the basis of a space with equal singular values.
+    """
+    return sorted(range(len(adapters)), key=lambda i: (adapters[i].sha256, adapters[i].name))
 
 
 def _share(part2: float, total2: float) -> float:

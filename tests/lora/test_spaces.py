@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update, regauged
-from merges import FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
+from merges import EVERY_SPEC, FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
 
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
@@ -15,7 +15,7 @@ from loraprobe.lora.spaces import SPACES, core, full, knots, space_named
 from loraprobe.merging import METHODS, FactorMethod
 
 F64 = torch.float64
-OF_DELTAS = [n for n in METHODS.names() if not issubclass(METHODS.get(n), FactorMethod)]
+OF_DELTAS = [spec for spec in EVERY_SPEC if not isinstance(METHODS.make(spec), FactorMethod)]
 
 
 def bases(updates):
@@ -105,9 +105,9 @@ def test_the_bases_depend_on_the_deltas_alone():
 
 
 @pytest.mark.parametrize("space", [s for s in SPACES if s != "full"])
-@pytest.mark.parametrize("name", OF_DELTAS)
-def test_lossless_means_the_same_as_in_full(name, space):
-    method = METHODS.make(name)
+@pytest.mark.parametrize("spec", OF_DELTAS)
+def test_lossless_means_the_same_as_in_full(spec, space):
+    method = METHODS.make(spec)
     adapters = planted(method)
     whole = run(method, "full", adapters, WEIGHTS)
     error = distance(whole, run(method, space, adapters, WEIGHTS))
@@ -124,10 +124,10 @@ def test_lossless_means_the_same_as_in_full(name, space):
     assert method.default_space() == ("core" if "core" in method.lossless else "full")
 
 
-@pytest.mark.parametrize("name", OF_DELTAS)
-def test_lossless_methods_commute_with_isometries(name):
+@pytest.mark.parametrize("spec", OF_DELTAS)
+def test_methods_agree_between_spaces_if_and_only_if_they_commute_with_isometries(spec):
     """f(U M V^T) = U f(M) V^T, the definition, on the bare function."""
-    method = METHODS.make(name)
+    method = METHODS.make(spec)
     draw = torch.Generator().manual_seed(3)
     M = torch.randn(3, 4, 5, generator=draw, dtype=F64) + 2 * torch.eye(4, 5, dtype=F64)
     U = torch.linalg.qr(torch.randn(9, 4, generator=draw, dtype=F64)).Q

@@ -1,4 +1,4 @@
-"""The laws of routers, checked over every file of the shelf.
+"""The laws of routers, checked over every method of the registry.
 
 What a router declares holds to 1e-9 in float64; what it does not declare is shown to fail, so that
 no declaration is an excuse. f(experts)(x) is what the experts add to one layer's output:

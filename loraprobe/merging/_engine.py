@@ -105,18 +105,8 @@ def merge(
     layout = _validation.layout(adapters, choices.method)
     check_memory(adapters, layout, choices)
     full_weights, biases, dropped = _other_tensors(adapters, choices, layout, base_parameter, allow)
-    modules: dict[str, MergedModule] = {}
-    order = _canonical_order(adapters)
-    ordered = replace(choices, weights=tuple(choices.weights[i] for i in order))
-    sources = [adapters[i] for i in order]
-    back = torch.tensor(order).argsort()
-    for path, info in layout.items():
-        updates = [_update(adapter, path, info) for adapter in sources]
-        made = merge_module(path, updates, sources, ordered)
-        modules[path] = replace(made, inner=made.inner[back][:, back])
-        if progress:
-            progress("merge", len(modules), len(layout))
-    inner = sum(m.inner for m in modules.values()) + torch.zeros(len(adapters), len(adapters))
+    modules = _merge_modules(adapters, layout, choices, progress)
+    inner = torch.stack([m.inner for m in modules.values()]).sum(0)
     issues += notes + dropped + _validation.check_effect(adapters, inner, allow)
     issues += _extreme_norms(adapters, modules)
     norm2 = sum(m.norm2 for m in modules.values())
@@ -147,13 +137,31 @@ def merge(
     )
 
 
-def _canonical_order(adapters: Sequence[Adapter]) -> list[int]:
-    """The order in which adapters are merged, by their content.
+def _merge_modules(
+    adapters: Sequence[Adapter],
+    layout: Mapping[str, ModuleInfo],
+    choices: Choices,
+    progress: Progress | None,
+) -> dict[str, MergedModule]:
+    """Merge all modules, with the adapters ordered by their content.
 
-    So the result is the same to the last bit in whatever order they are given, also where rounding
-    decides: for the sign of a sum that cancels, or the basis of a space with equal singular values.
+    So the factors are the same to the last bit in whatever order the adapters are given, also where
+    rounding decides: for the sign of a sum that cancels, or for the basis of a space with equal
+    singular values.
     """
-    return sorted(range(len(adapters)), key=lambda i: (adapters[i].sha256, adapters[i].name))
+    n = len(adapters)
+    order = sorted(range(n), key=lambda i: (adapters[i].sha256, adapters[i].name))
+    sources = [adapters[i] for i in order]
+    ordered = replace(choices, weights=tuple(choices.weights[i] for i in order))
+    place = torch.tensor(order).argsort()
+    modules: dict[str, MergedModule] = {}
+    for path, info in layout.items():
+        updates = [_update(adapter, path, info) for adapter in sources]
+        merged = merge_module(path, updates, sources, ordered)
+        modules[path] = replace(merged, inner=merged.inner[place][:, place])
+        if progress:
+            progress("merge", len(modules), len(layout))
+    return modules
 
 
 def _share(part2: float, total2: float) -> float:

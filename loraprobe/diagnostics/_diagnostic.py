@@ -25,17 +25,17 @@ Sums = Mapping[str, Tensor]
 Of = Literal["each", "pair", "both"]
 
 
-class Key(NamedTuple):
+class FigureKey(NamedTuple):
     """The name of one figure of a diagnostic that has several."""
 
     side: Side | None = None
     rank: int | None = None
 
 
-Statistics = Mapping[Key, Sums]
+Statistics = Mapping[FigureKey, Sums]
 
 
-class Figure(NamedTuple):
+class FigureValue(NamedTuple):
     """Values [..., n] or [..., n, n], their value by chance, and the standard error of a sample."""
 
     value: Tensor
@@ -59,7 +59,7 @@ class Diagnostic(ABC):
     on_demand: ClassVar[bool] = False
 
     @abstractmethod
-    def figure(self, sums: Sums) -> Figure:
+    def figure(self, sums: Sums) -> FigureValue:
         """The figure from statistics, elementwise; NaN (from 0/0) is reported as None."""
 
 

@@ -17,9 +17,9 @@ from loraprobe.diagnostics._diagnostic import (
     DIAGNOSTICS,
     Diagnostic,
     FactorDiagnostic,
-    Figure,
+    FigureKey,
+    FigureValue,
     GramDiagnostic,
-    Key,
     Module,
     Statistics,
 )
@@ -59,7 +59,7 @@ def diagnose(
     if len(adapters) < 2:
         chosen = [d for d in chosen if d.of != "pair"]
     options: dict[str, object] = {"exact": exact, "seed": seed}
-    run = _Run([_with(d, options) for d in chosen], adapters, base, per_module)
+    run = _Statistics([_with(d, options) for d in chosen], adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
     told = None if progress is None else lambda done, total: progress("diagnose", done, total)
     batches = gram_matrices(
@@ -107,7 +107,7 @@ def _with(diagnostic: D, options: dict[str, object]) -> D:
 
 
 @dataclass
-class _Run:
+class _Statistics:
     """The statistics so far: sums over modules, and those of each module if `per_module`."""
 
     diagnostics: list[Diagnostic]
@@ -115,8 +115,8 @@ class _Run:
     base: Base | None
     per_module: bool
     waiting: dict[str, list[Statistics]] = field(default_factory=dict)
-    totals: dict[tuple[str, Key], dict[str, Tensor]] = field(default_factory=dict)
-    rows: dict[tuple[str, Key], list[dict[str, Tensor]]] = field(default_factory=dict)
+    totals: dict[tuple[str, FigureKey], dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     present: list[Tensor] = field(default_factory=list)
 
@@ -171,15 +171,15 @@ class _Run:
             joined = {s: torch.cat([row[s] for row in rows]) for s in rows[0]}
             figure = by_name[name].figure(joined)
             for m, path in enumerate(self.paths):
-                one = Figure(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+                one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
                 yield from self._measurements(by_name[name], name, key, one, path, present[m])
 
     def _measurements(
         self,
         diagnostic: Diagnostic,
         name: str,
-        key: Key,
-        figure: Figure,
+        key: FigureKey,
+        figure: FigureValue,
         module: str | None,
         present: Tensor | None = None,
     ) -> Iterator[Measurement]:
@@ -211,7 +211,7 @@ class _Run:
                 yield (i, j)
 
 
-def _order(item: tuple[tuple[str, Key], object]) -> tuple[str, str, int]:
+def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:
     (name, key), _ = item
     return name, key.side or "", key.rank or 0
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from loraprobe.diagnostics._diagnostic import (
     FactorDiagnostic,
-    Figure,
-    Key,
+    FigureKey,
+    FigureValue,
     Module,
     Of,
     Statistics,
@@ -61,7 +61,7 @@ class SignConflict(FactorDiagnostic):
         c, z = conflict / seen, active / seen
         sampled = 0.0 if self.exact else size**2 / seen
         return {
-            Key(): {
+            FigureKey(): {
                 "conflict": size * c,
                 "active": size * z,
                 # Variances and covariance of the two sampled counts, for the ratio's error.
@@ -71,11 +71,11 @@ class SignConflict(FactorDiagnostic):
             }
         }
 
-    def figure(self, sums: Sums) -> Figure:
+    def figure(self, sums: Sums) -> FigureValue:
         value = sums["conflict"] / sums["active"]
         variance = sums["vcc"] - 2 * value * sums["vcz"] + value.square() * sums["vzz"]
         stderr = None if self.exact else variance.clamp_min(0).sqrt() / sums["active"]
-        return Figure(value, chance=torch.full_like(value, 0.5), stderr=stderr)
+        return FigureValue(value, chance=torch.full_like(value, 0.5), stderr=stderr)
 
     def _some(self, module: Module) -> Iterator[Tensor]:
         """Signs at the sampled places, one block: [n, entries]."""

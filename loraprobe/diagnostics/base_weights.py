@@ -1,4 +1,4 @@
-"""Leading singular directions of the tuned weight that the base's weight does not have."""
+"""Diagnostics that compare updates with the base's weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,42 @@ from torch import Tensor
 
 from loraprobe.diagnostics._diagnostic import (
     FactorDiagnostic,
-    Figure,
-    Key,
+    FigureKey,
+    FigureValue,
     Module,
     Of,
     Statistics,
     Sums,
     base_weight,
 )
+
+
+@dataclass(frozen=True)
+class RelativeNorm(FactorDiagnostic):
+    """||dW||_F / ||W0||_F; of a whole adapter, over the weights that it adapts.
+
+    Base weights are read one at a time; the model is not built.
+    """
+
+    formula: ClassVar[str] = "||dW||_F / ||W0||_F"
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, section 7.3"
+    of: ClassVar[Of] = "each"
+    needs_base: ClassVar[bool] = True
+
+    def observe(self, module: Module) -> Statistics:
+        weight = base_weight(module)
+        size = torch.nan if weight is None else float(torch.linalg.vector_norm(weight)) ** 2
+        square = [0.0 if u is None else float(u.inner(u)) for u in module.updates]
+        touched = [0.0 if u is None else size for u in module.updates]
+        return {
+            FigureKey(): {
+                "square": torch.tensor(square, dtype=torch.float64).clamp_min(0),
+                "weight": torch.tensor(touched, dtype=torch.float64),
+            }
+        }
+
+    def figure(self, sums: Sums) -> FigureValue:
+        return FigureValue((sums["square"] / sums["weight"]).sqrt())
 
 
 @dataclass(frozen=True)
@@ -54,11 +82,11 @@ class IntruderDimensions(FactorDiagnostic):
                 counts[i] = torch.nan
             elif torch.isfinite(delta).all():
                 counts[i] = self._intruders(own, weight + delta)
-        return {Key(): {"intruders": counts}}
+        return {FigureKey(): {"intruders": counts}}
 
     def _intruders(self, own: Tensor, tuned: Tensor) -> int:
         top = torch.linalg.svd(tuned, full_matrices=False).U[:, : self.k]
         return int(((own.mT @ top).abs().amax(0) < self.threshold).sum())
 
-    def figure(self, sums: Sums) -> Figure:
-        return Figure(sums["intruders"])
+    def figure(self, sums: Sums) -> FigureValue:
+        return FigureValue(sums["intruders"])

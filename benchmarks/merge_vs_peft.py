@@ -59,7 +59,7 @@ def against_peft(out: int, into: int) -> None:
     from peft import LoraConfig, get_peft_model
 
     from loraprobe.adapter import adapter_of
-    from loraprobe.lowrank import LowRank
+    from loraprobe.lora.lowrank import LowRank
     from loraprobe.merging import merge
 
     torch.manual_seed(0)

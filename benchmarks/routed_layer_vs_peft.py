@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraprobe.adapter import adapter_of
 from loraprobe.composition import Composition, composed
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.arrow import prototype
 from loraprobe.routing.constant import ConstantGates

@@ -24,7 +24,7 @@ from machine import Figures, aim, clocked, gemm_rate, interleaved, spread
 from seven import RANK, SHAPES
 
 from loraprobe.adapter import Adapter, adapter_of
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
 
 

@@ -32,7 +32,7 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.hub import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.provenance import read_provenance
 from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.routing import ROUTERS

@@ -312,9 +312,9 @@ class Options:
         """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that
         does not exist, before anything is loaded."""
         from loraprobe.diagnostics import DIAGNOSTICS
+        from loraprobe.lora.spaces import space_named
         from loraprobe.merging import METHODS
         from loraprobe.routing import ROUTERS
-        from loraprobe.spaces import space_named
 
         shelves = (
             (METHODS, self.methods),

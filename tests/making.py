@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, adapter_of
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 STORIES = SHARED / "stories260K" / "hf"
@@ -98,6 +98,16 @@ def planted_pair(
         adapter_of(name, {path: update.to(torch.float64)}, base_model="owner/base")
         for name, update in (("a", first), ("b", second))
     )
+
+
+def dense(update: LowRank) -> Tensor:
+    """delta W in float64, [out, in], multiplied out independently of LowRank's own methods."""
+    return float(update.scaling) * update.B.double() @ update.A.double()
+
+
+def generator(seed: int) -> torch.Generator:
+    """A random generator of that seed."""
+    return torch.Generator().manual_seed(seed)
 
 
 def regauged(update: LowRank, seed: int = 0) -> LowRank:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "loraprobe.lowrank",
-    "loraprobe.joint",
-    "loraprobe.spaces",
+    "loraprobe.lora.lowrank",
+    "loraprobe.lora.grams",
+    "loraprobe.lora.spaces",
     "loraprobe.merging",
     "loraprobe.routing",
 )

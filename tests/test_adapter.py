@@ -22,7 +22,7 @@ from loraprobe.adapter import Adapter, StagedDirectory, adapter_of, read_adapter
 from loraprobe.adapter import staging as staging_module
 from loraprobe.adapter.config import DESCRIPTIVE, VARIANTS, judge_config
 from loraprobe.errors import AdapterError, OutputError, UnsupportedAdapter
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 PREFIX = "base_model.model."
 FORM = PREFIX + "{}.lora_{}.weight"

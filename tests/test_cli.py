@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import loraprobe
 from loraprobe.cli import app
 from loraprobe.cli.output import Output
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 from loraprobe.report.schema import json_schema
 

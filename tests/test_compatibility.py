@@ -33,7 +33,7 @@ from loraprobe.compatibility import CODES, Contents, check, with_contents
 from loraprobe.compatibility.identity import relation
 from loraprobe.diagnostics import diagnose
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 CODE_FILES = Path(__file__).parents[1] / "loraprobe" / "compatibility"
 

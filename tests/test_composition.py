@@ -14,7 +14,7 @@ from torch import nn
 from loraprobe.adapter import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed, layers, prepared
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.arrow import Arrow

@@ -25,7 +25,7 @@ from loraprobe.adapter import adapter_of
 from loraprobe.composition import Composition, composed, layers, prepared
 from loraprobe.composition.experts import scaled as scaling
 from loraprobe.errors import UnsupportedAdapter
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
 

@@ -16,7 +16,7 @@ import words
 from loraprobe.adapter import adapter_of
 from loraprobe.composition import Composition
 from loraprobe.evaluation import Ledger, System, attribute, choose_template, run_systems
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Attribution
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer

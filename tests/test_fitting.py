@@ -89,7 +89,7 @@ def test_a_centroid_is_the_mean_of_what_a_module_reads(scorer, pair, items):
 def test_route_fits_and_refuses_to_guess(scorer, pair, items):
     model, tokenizer, prompts = scorer.model, scorer.tokenizer, items[1]
     ids = torch.tensor(scorer.encoder.prompts(["Who is the spouse of Stakri?"]))
-    spec = "hard:by=centroid,per=sequence,share=layer"
+    spec = "hard:by=centroid,per=sequence"
     with torch.no_grad():
         with loraprobe.route(model, pair, router=spec, prompts=prompts, tokenizer=tokenizer):
             routed = model(input_ids=ids).logits
@@ -223,7 +223,7 @@ def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     chosen = world.scenario("disjoint")
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
-    router = "hard:by=centroid,per=sequence,share=layer"
+    router = "hard:by=centroid,per=sequence"
     call = ["merge-and-eval", *refs, "--base", str(world.base), "--task", str(chosen.tasks[0]),
             "--router", router, "--router", "arrow:per=sequence", *prompts, "--limit", "10",
             "--threads", "1", "--exit-zero", "--json"]  # fmt: skip

@@ -28,7 +28,7 @@ from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.aligning import on_layout_of
 from loraprobe.errors import CompatibilityError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.routing import ROUTERS
 

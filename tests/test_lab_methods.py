@@ -15,10 +15,10 @@ from scipy import stats
 
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import statistics
+from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
-from loraprobe.spaces import SPACES
 from loraprobe_lab.facts import FactSizes
 from loraprobe_lab.methods import Plan, try_methods
 from loraprobe_lab.methods import asking as asking_module
@@ -65,7 +65,7 @@ def test_every_method_stands_in_every_space_and_every_router_takes_part():
     for name in ROUTERS.names():
         if not ROUTERS.get(name).constant:
             assert name in labels
-    options = ("by=centroid", "per=sequence", "share=layer", "by=centroid,per=sequence")
+    options = ("by=centroid", "per=sequence", "by=centroid,per=sequence")
     assert {f"hard:{option}" for option in options} <= set(labels)
     assert labels[-1] == "chain"
 

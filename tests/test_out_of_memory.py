@@ -157,7 +157,7 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: _Mean(dict.fromkeys(routed.paths)),
-            lambda mean: lambda model: watched(model, routed, mean.look),
+            lambda mean: lambda model: watched(model, routed, mean.add),
         )
         assert halved.tokens == plain.tokens
         for path in plain.sums:

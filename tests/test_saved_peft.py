@@ -15,7 +15,7 @@ import loraprobe
 from loraprobe.adapter import adapter_of
 from loraprobe.base import open_base
 from loraprobe.composition import Composition
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.arrow_export import missed_prototype, power_iteration, why_not_peft
 from loraprobe.pipeline.saved import load_composition
 from loraprobe.routing import ROUTERS
@@ -120,7 +120,6 @@ def test_why_peft_cannot_is_said_by_name(tmp_path):
         (good, "spectr", base, "its router is spectr"),
         (good, "arrow:normalize=true", base, "normalize=True"),
         (good, "arrow:per=sequence", base, "per=sequence"),
-        (good, "arrow:share=layer", base, "share=layer"),
         (good, "arrow:temperature=inf", base, "finite temperature"),
         ((good[0], planted_dominated("c", 3, shapes=fewer)), "arrow", base, f"{q} is adapted by"),
         ((good[0], making.random_adapter("c", rank=rank)), "arrow", base, f"ranks of {q} differ"),

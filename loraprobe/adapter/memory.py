@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraprobe.adapter.keys import PREFIX
 from loraprobe.adapter.types import Adapter, Extra, LayerKind, ModuleInfo, Modules, Source, Tensors
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 def adapter_of(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapter.types import Adapter, ModuleInfo, Modules, Tensors
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass(frozen=True)

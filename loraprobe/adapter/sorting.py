@@ -19,7 +19,7 @@ from loraprobe.adapter.tensors import TensorFile
 from loraprobe.adapter.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
 from loraprobe.limits import limits, raising
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue, Severity
 
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says

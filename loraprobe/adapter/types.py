@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraprobe.adapter.paths import local_name, natural, public_name
 from loraprobe.checkpoint import file_hash
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
 LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]

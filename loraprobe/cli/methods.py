@@ -28,13 +28,13 @@ def described() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
     from loraprobe.coverage import PROBES
     from loraprobe.diagnostics import DIAGNOSTICS
+    from loraprobe.lora.spaces import FORMULAS, SPACES
     from loraprobe.merging import METHODS
+    from loraprobe.registry import Registry
     from loraprobe.routing import ROUTERS
-    from loraprobe.shelf import Shelf
-    from loraprobe.spaces import SAID, SPACES
 
     rows: list[dict[str, Any]] = []
-    registries: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
+    registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
     for shelf in registries:
         for name in shelf.names():
             cls = shelf.get(name)
@@ -54,7 +54,7 @@ def described() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        formula, paper = SAID[name]
+        formula, paper = FORMULAS[name]
         told = _told(space) | {"formula": formula, "paper": paper}
         rows.append({"kind": "space", "name": name, **told})
     return rows

@@ -10,8 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapter import Adapter, extreme_norm, natural
-from loraprobe.joint import Joint, joints
-from loraprobe.lowrank import same_update
+from loraprobe.lora.grams import GramMatrices, gram_matrices
+from loraprobe.lora.lowrank import same_update
 from loraprobe.records import Issue
 from loraprobe.words import count
 
@@ -36,7 +36,7 @@ class Contents:
         self.inner = torch.zeros(n, n, dtype=torch.float64)
         self.largest = [(0.0, "")] * n
 
-    def take(self, joint: Joint) -> None:
+    def take(self, joint: GramMatrices) -> None:
         """Adds one batch of modules."""
         self.inner += joint.inner.sum(0)
         zero = joint.present & joint.finite & (joint.square == 0)
@@ -53,7 +53,7 @@ class Contents:
     def read(self) -> Contents:
         """Fills itself by a pass of its own."""
         paths = sorted({path for a in self.adapters for path in a.layout}, key=natural)
-        for joint in joints([a.modules for a in self.adapters], paths):
+        for joint in gram_matrices([a.modules for a in self.adapters], paths):
             self.take(joint)
         return self
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter, LayerKind
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import name_of
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 # Told the mask [b, n] of the tokens that count before each pass; None: the pass failed, forget it.
 See = Callable[[Tensor | None], None]
 Read = Callable[[Sequence[str], See], None]  # reads texts through a model, batch by batch
+Prompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Router(ABC):
     """How much each expert counts. A frozen dataclass; its fields are its options.
 
     `constant` says that the gates do not look at the token; `laws` are what the router obeys
-    (tests/test_laws_routing.py says what each means), with its options at their defaults.
+    (tests/routing/test_router_laws.py says what each means), with its options at their defaults.
     """
 
     constant: ClassVar[bool]
@@ -62,8 +64,8 @@ class Router(ABC):
 
     @property
     def name(self) -> str:
-        """What a user calls it: the name of its file."""
-        return type(self).__module__.rpartition(".")[2]
+        """What a user calls it."""
+        return name_of(self)
 
     @property
     def needs_prompts(self) -> bool:
@@ -75,9 +77,8 @@ class Router(ABC):
         return self
 
     def fitted(
-        self, model: nn.Module, read: Read, experts: Sequence[Adapter],
-        prompts: Mapping[str, Sequence[str]],
-    ) -> Router:  # fmt: skip
+        self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
+    ) -> Router:
         """The same router with what it learns from prompts of each expert, by the expert's name.
 
         model: the base that carries no composition; read(texts, see) reads texts through it.

@@ -1,12 +1,11 @@
-"""One forward pass of a model, as gates need to know it that are shared between tokens or modules.
+"""One forward pass of a model, for gates that are decided once for a whole prompt.
 
-A token router whose gates depend on one input alone needs nothing of this. Where one decision
-serves a whole prompt, or all modules of a layer, the gates ask `current_pass()` for what a single
-module cannot see: which tokens are padding, whether a sequence begins or goes on, and what has
-been decided already.
+A token router whose gates depend on one input alone does not use this module. Where one decision
+is for a whole prompt, the gates ask `current_pass()` for what a single module cannot see: which
+tokens are padding, whether a sequence begins or goes on, and what has been decided already.
 
-A model's head is the exception: models show it only the tokens whose logits are wanted, so it
-decides by a prompt's last token, which it always sees.
+A model's head is an exception: it is given only the tokens whose logits are needed, so it decides
+by the last token of a prompt, which it is always given.
 
 A sequence begins with a pass that has no cache and goes on while that cache grows. Without a cache
 every pass begins anew, whatever its tokens repeat.
@@ -20,7 +19,7 @@ import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,38 +30,26 @@ from loraprobe.seams import followed_rows, prompt_ends
 
 
 @dataclass(frozen=True, eq=False)
-class Decision:
-    """What one module found for the experts `present` there: scores [rows, ..., k]."""
-
-    path: str
-    present: tuple[int, ...]
-    scores: Tensor
-
-
-Decisions = dict[str, Decision]  # by the module or the layer that they serve
-
-
-@dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward pass. Of `rows` rows with `tokens` tokens each.
+    """One forward pass of `rows` rows with `tokens` tokens each.
 
     prompt: [rows, tokens], which tokens are those of a prompt; None where they all are. begins:
-    whether the sequences start here. follows: [rows], which rows of the sequences' beginning these
-    are; None if they are the same. here: decisions of this pass; held: those of the sequences.
-    problem: why rows cannot be told, "" if they can. heads: paths of the model's head; kept: the
-    positions whose tokens it is shown, None for all.
+    whether the sequences start in this pass. follows: [rows], the row of the sequences' first pass
+    that each row continues; None if they are the same. decided: the scores [rows, ..., k] that each
+    module, by its path, has decided by for these sequences. problem: why the rows are not known, ""
+    if they are. heads: paths of the model's head; kept: the positions whose tokens the head is
+    given, None for all.
     """
 
     rows: int
     tokens: int
     prompt: Tensor | None
     begins: bool
-    held: Decisions
+    decided: dict[str, Tensor]
     follows: Tensor | None = None
     problem: str = ""
     heads: frozenset[str] = frozenset()
     kept: Tensor | None = None
-    here: Decisions = field(default_factory=dict)
 
     def over_prompt(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
         """Means over the prompts' tokens: [rows, ...] of scores [*leading, ...].
@@ -122,8 +109,8 @@ def current_pass(path: str) -> Pass:
     now = _NOW.get()
     if now is None:
         raise UsageError(
-            f"Gates of {path} are shared between tokens or modules (per=sequence, share=layer), "
-            "so they exist only in a forward pass of the composed model."
+            f"Gates of {path} are decided for whole prompts (per=sequence), so they exist only in "
+            "a forward pass of the composed model."
         )
     return now
 
@@ -150,7 +137,7 @@ class _Follower:
         head = None if find is None else find()
         found = (name for name, module in model.named_modules() if module is head)
         self.heads = frozenset(found if head is not None else ())
-        self.held: Decisions = {}
+        self.decided: dict[str, Tensor] = {}
         self.rows = self.seen = 0
         self.cache: weakref.ref[Any] | None = None
         self.before: list[Pass | None] = []
@@ -174,14 +161,14 @@ class _Follower:
         past = _length(cache)
         if past == 0:
             prompt, problem = _prompt(given.get("attention_mask"), rows, tokens)
-            self.held, self.rows, self.seen = {}, rows, tokens
+            self.decided, self.rows, self.seen = {}, rows, tokens
             self.cache = None if cache is None else weakref.ref(cache)
             kept = _kept(given.get("logits_to_keep", 0), tokens)
-            return Pass(rows, tokens, prompt, True, self.held, None, problem, self.heads, kept)
+            return Pass(rows, tokens, prompt, True, self.decided, None, problem, self.heads, kept)
         follows, problem = self._continued(cache, past, rows)
         if follows is None:
             self.seen = past + tokens
-        return Pass(rows, tokens, None, False, self.held, follows, problem)
+        return Pass(rows, tokens, None, False, self.decided, follows, problem)
 
     def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
         """Which rows go on, if it was told, and what is wrong with them."""

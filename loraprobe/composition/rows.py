@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loraprobe.composition.contract import Router, TokenGates
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass
@@ -79,11 +79,6 @@ class _GatesOfRow:
     rows: Rows
     present: tuple[int, ...]
     inner: Tensor | TokenGates | None
-
-    @property
-    def shared(self) -> bool:
-        """Whether the inner gates ask for the pass that the model is in."""
-        return bool(getattr(self.inner, "shared", False))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.rows.gates is None:

@@ -14,14 +14,14 @@ from loraprobe.coverage._contract import CoverageProbe, Request, Study
 from loraprobe.coverage._prompts import generated_prompts
 from loraprobe.coverage._strangers import probe_strangers
 from loraprobe.records import Coverage, ItemResult
-from loraprobe.shelf import Shelf
+from loraprobe.registry import Registry
 
 if TYPE_CHECKING:
     from loraprobe.adapter import Adapter
     from loraprobe.composition import Router
     from loraprobe.tasks import Task
 
-PROBES = Shelf("loraprobe.coverage", CoverageProbe, "coverage probe")
+PROBES = Registry("loraprobe.coverage", CoverageProbe, "coverage probe")
 
 __all__ = [
     "PROBES",

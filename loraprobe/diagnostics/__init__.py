@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from loraprobe.diagnostics._contract import Diagnostic
+from loraprobe.diagnostics._diagnostic import DIAGNOSTICS, Diagnostic
 from loraprobe.diagnostics._engine import diagnose
-from loraprobe.diagnostics._shelf import DIAGNOSTICS
 
 __all__ = ["DIAGNOSTICS", "Diagnostic", "diagnose"]

@@ -1,4 +1,4 @@
-"""One pass over the modules of all adapters, and all diagnostics from it."""
+"""diagnose: all diagnostics in one pass over the modules of all adapters."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor
 
 from loraprobe.adapter import Adapter, natural
 from loraprobe.base import Base
-from loraprobe.diagnostics._contract import (
+from loraprobe.diagnostics._diagnostic import (
+    DIAGNOSTICS,
     Diagnostic,
-    Figure,
-    Key,
+    FactorDiagnostic,
+    FigureKey,
+    FigureValue,
+    GramDiagnostic,
     Module,
-    OfFactors,
-    OfGrams,
     Statistics,
 )
-from loraprobe.diagnostics._shelf import DIAGNOSTICS
 from loraprobe.errors import UsageError
-from loraprobe.joint import Joint, Updates, joints
+from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
 from loraprobe.records import Measurement
+from loraprobe.registry import name_of
 
 D = TypeVar("D", bound=Diagnostic)
 Progress = Callable[[str, int, int], None]
@@ -41,16 +42,16 @@ def diagnose(
     exact: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
-    observers: Sequence[Callable[[Joint], None]] = (),
+    observers: Sequence[Callable[[GramMatrices], None]] = (),
 ) -> tuple[Measurement, ...]:
-    """All diagnostics of each adapter and of all pairs, whole first, then each module.
+    """Diagnostics of all adapters and pairs: first of whole adapters, then of each module.
 
-    `only` names what to measure instead of everything, `on_demand` what to add ("norm", or with
-    options "truncation_error", "intruder_dimensions:k=5"); diagnostics that need base weights
-    run if `base` is given. `exact` counts instead of sampling. `observers` are handed every batch
-    of Gram matrices, so that `compatibility` need not read the files again. Rows of modules are
-    of the adapters that touch them, rows of pairs of modules that both touch. A figure that
-    cannot be had (0/0, a NaN in the file, shapes that differ) has the value None.
+    only: the names of the diagnostics to run, instead of all. on_demand: names to add, also with
+    options ("intruder_dimensions:k=5"). Diagnostics that need base weights run if `base` is given.
+    exact: count instead of sampling. observers: called with every batch of Gram matrices, so that
+    `compatibility` does not have to read the files again. A module is reported for the adapters
+    that adapt it, and for the pairs of which both do. A figure that does not exist (0/0, a NaN in
+    the file, shapes that differ) has the value None.
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
@@ -58,20 +59,20 @@ def diagnose(
     if len(adapters) < 2:
         chosen = [d for d in chosen if d.of != "pair"]
     options: dict[str, object] = {"exact": exact, "seed": seed}
-    run = _Run([_with(d, options) for d in chosen], adapters, base, per_module)
+    run = _Statistics([_with(d, options) for d in chosen], adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
     told = None if progress is None else lambda done, total: progress("diagnose", done, total)
-    batches = joints(
+    batches = gram_matrices(
         [a.modules for a in adapters],
         paths,
         rank=max((a.rank_range[1] for a in adapters), default=0),
         visitors=(run.visit,) if run.of_factors else (),
         progress=told,
     )
-    for joint in batches:
+    for grams in batches:
         for observer in observers:
-            observer(joint)
-        run.take(joint)
+            observer(grams)
+        run.take(grams)
     return tuple(run.measurements())
 
 
@@ -81,25 +82,22 @@ def choose(
     """The diagnostics to run, in the order of their names."""
     if only is None:
         usual = [c for c in DIAGNOSTICS if not c.on_demand and (has_base or not c.needs_base)]
-        found = {c.__module__.rpartition(".")[2]: c() for c in usual}
+        found = {name_of(c): c() for c in usual}
     else:
         found = {}
     for spec in [*(only or ()), *on_demand]:
         diagnostic = DIAGNOSTICS.make(spec)
         found[name_of(diagnostic)] = diagnostic
         if diagnostic.needs_base and not has_base:
-            raise UsageError(f"{name_of(diagnostic)} compares with the base's weights; "
-                             "give the base model with --base.")  # fmt: skip
+            raise UsageError(
+                f"{name_of(diagnostic)} compares with the base's weights; give the base model with "
+                "--base."
+            )
     return [found[name] for name in sorted(found)]
 
 
-def name_of(diagnostic: Diagnostic) -> str:
-    """A diagnostic's name is that of its file."""
-    return type(diagnostic).__module__.rpartition(".")[2]
-
-
 def _with(diagnostic: D, options: dict[str, object]) -> D:
-    """The caller's exact and seed, where the diagnostic has such options at their default."""
+    """The diagnostic with the caller's `exact` and `seed` in place of its defaults."""
     given = {
         f.name: options[f.name]
         for f in dataclasses.fields(diagnostic)  # type: ignore[arg-type]
@@ -109,48 +107,48 @@ def _with(diagnostic: D, options: dict[str, object]) -> D:
 
 
 @dataclass
-class _Run:
-    """Statistics gathered so far: totals always, rows of modules only if they are wanted."""
+class _Statistics:
+    """The statistics so far: sums over modules, and those of each module if `per_module`."""
 
     diagnostics: list[Diagnostic]
     adapters: Sequence[Adapter]
     base: Base | None
     per_module: bool
     waiting: dict[str, list[Statistics]] = field(default_factory=dict)
-    totals: dict[tuple[str, Key], dict[str, Tensor]] = field(default_factory=dict)
-    rows: dict[tuple[str, Key], list[dict[str, Tensor]]] = field(default_factory=dict)
+    totals: dict[tuple[str, FigureKey], dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[tuple[str, FigureKey], list[dict[str, Tensor]]] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     present: list[Tensor] = field(default_factory=list)
 
     @property
-    def of_factors(self) -> list[OfFactors]:
-        return [d for d in self.diagnostics if isinstance(d, OfFactors)]
+    def of_factors(self) -> list[FactorDiagnostic]:
+        return [d for d in self.diagnostics if isinstance(d, FactorDiagnostic)]
 
     @property
-    def of_grams(self) -> list[OfGrams]:
-        return [d for d in self.diagnostics if isinstance(d, OfGrams)]
+    def of_grams(self) -> list[GramDiagnostic]:
+        return [d for d in self.diagnostics if isinstance(d, GramDiagnostic)]
 
     def visit(self, path: str, updates: Updates) -> None:
-        """Diagnostics of factors look while the factors are in memory."""
+        """Run the diagnostics of factors on one module while its factors are in memory."""
         module = Module(path, updates, self.base)
         for diagnostic in self.of_factors:
             self.waiting.setdefault(name_of(diagnostic), []).append(diagnostic.observe(module))
 
-    def take(self, joint: Joint) -> None:
-        """Everything about one batch of modules goes into the totals."""
+    def take(self, grams: GramMatrices) -> None:
+        """Add the statistics of one batch of modules."""
         for diagnostic in self.of_grams:
-            self._add(name_of(diagnostic), joint, diagnostic.observe(joint))
+            self._add(name_of(diagnostic), grams, diagnostic.observe(grams))
         for name, seen in self.waiting.items():
             for key in seen[0]:
                 sums = {s: torch.stack([one[key][s] for one in seen]) for s in seen[0][key]}
-                self._add(name, joint, {key: sums})
+                self._add(name, grams, {key: sums})
         self.waiting.clear()
-        self.paths += joint.paths
-        self.present.append(joint.present)
+        self.paths += grams.paths
+        self.present.append(grams.present)
 
-    def _add(self, name: str, joint: Joint, statistics: Statistics) -> None:
-        fine = joint.finite
-        pair = fine[:, :, None] & fine[:, None, :] & joint.comparable
+    def _add(self, name: str, grams: GramMatrices, statistics: Statistics) -> None:
+        fine = grams.finite
+        pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
         for key, sums in statistics.items():
             known = {
                 s: values.masked_fill(~(fine if values.ndim == 2 else pair), torch.nan)
@@ -173,15 +171,15 @@ class _Run:
             joined = {s: torch.cat([row[s] for row in rows]) for s in rows[0]}
             figure = by_name[name].figure(joined)
             for m, path in enumerate(self.paths):
-                one = Figure(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
+                one = FigureValue(*(None if part is None else part[m] for part in figure))  # type: ignore[arg-type]
                 yield from self._measurements(by_name[name], name, key, one, path, present[m])
 
     def _measurements(
         self,
         diagnostic: Diagnostic,
         name: str,
-        key: Key,
-        figure: Figure,
+        key: FigureKey,
+        figure: FigureValue,
         module: str | None,
         present: Tensor | None = None,
     ) -> Iterator[Measurement]:
@@ -201,7 +199,7 @@ class _Run:
             )
 
     def _places(self, diagnostic: Diagnostic) -> Iterator[tuple[int, ...]]:
-        """Where in the figure's tensor each adapter or pair stands."""
+        """The index of each adapter or pair in the figure's tensor."""
         n = len(self.adapters)
         for i in range(n):
             if diagnostic.of == "each":
@@ -213,7 +211,7 @@ class _Run:
                 yield (i, j)
 
 
-def _order(item: tuple[tuple[str, Key], object]) -> tuple[str, str, int]:
+def _order(item: tuple[tuple[str, FigureKey], object]) -> tuple[str, str, int]:
     (name, key), _ = item
     return name, key.side or "", key.rank or 0
 

@@ -1,4 +1,4 @@
-"""How often two updates pull an entry of the weight in opposite directions."""
+"""How often two updates change an entry of the weight in opposite directions."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraprobe.diagnostics._contract import Figure, Key, Module, Of, OfFactors, Statistics, Sums
-from loraprobe.joint import Updates
-from loraprobe.lowrank import LowRank
+from loraprobe.diagnostics._diagnostic import (
+    FactorDiagnostic,
+    FigureKey,
+    FigureValue,
+    Module,
+    Of,
+    Statistics,
+    Sums,
+)
+from loraprobe.lora.grams import Updates
+from loraprobe.lora.lowrank import LowRank
 
 BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all are counted
 
 
 @dataclass(frozen=True)
-class SignConflict(OfFactors):
-    """Share of the entries, both deltas not zero there, whose signs differ; chance is 1/2.
+class SignConflict(FactorDiagnostic):
+    """Share of the entries with different signs, of those where both deltas are not zero.
 
-    Each module is sampled at `entries` places, drawn from the seed and the module's path and
-    the same for all adapters; modules weigh by their number of entries. The standard error is
-    that of this stratified sample. `exact` forms every entry, a block of rows at a time.
+    Chance is 1/2. Each module is sampled at `entries` places, drawn from the seed and the module's
+    path and the same for all adapters; modules count by their number of entries. The standard error
+    is that of this stratified sample. `exact` computes every entry, one block of rows at a time.
     """
 
     entries: int = 256
@@ -53,7 +61,7 @@ class SignConflict(OfFactors):
         c, z = conflict / seen, active / seen
         sampled = 0.0 if self.exact else size**2 / seen
         return {
-            Key(): {
+            FigureKey(): {
                 "conflict": size * c,
                 "active": size * z,
                 # Variances and covariance of the two sampled counts, for the ratio's error.
@@ -63,11 +71,11 @@ class SignConflict(OfFactors):
             }
         }
 
-    def figure(self, sums: Sums) -> Figure:
+    def figure(self, sums: Sums) -> FigureValue:
         value = sums["conflict"] / sums["active"]
         variance = sums["vcc"] - 2 * value * sums["vcz"] + value.square() * sums["vzz"]
         stderr = None if self.exact else variance.clamp_min(0).sqrt() / sums["active"]
-        return Figure(value, chance=torch.full_like(value, 0.5), stderr=stderr)
+        return FigureValue(value, chance=torch.full_like(value, 0.5), stderr=stderr)
 
     def _some(self, module: Module) -> Iterator[Tensor]:
         """Signs at the sampled places, one block: [n, entries]."""

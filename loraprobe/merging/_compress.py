@@ -1,7 +1,7 @@
-"""From a merged module to factors of a given rank, with what that loses.
+"""Cut a merged module to factors of a given rank, and measure what that loses.
 
-Low-rank results are cut exactly, by Eckart and Young, from two Gram matrices of all factors side
-by side; dense ones by an exact SVD, or by a sketch where the matrix is large.
+Low-rank results are cut exactly (Eckart and Young) from two Gram matrices of all factors; dense
+ones by an exact SVD, or by a sketch where the matrix is large.
 """
 
 from __future__ import annotations
@@ -14,29 +14,34 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.lowrank import RANK_TOLERANCE, LowRank
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
 
 # A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
 EXACT_SIDE = 512
-# What is left of components of this size that cancel each other, by way of Gram matrices.
+# Rounding error of components that cancel each other, computed from Gram matrices, as a share of
+# their size.
 CANCELLED = 1e-8
-# Measured against the exact SVD on what ties, magnitude_prune, dare_linear and della make of pairs
-# of real GPT-2 adapters and of planted ones with decaying spectra, cut to the sum of ranks (the
-# hardest: the values there lie close together): the error is 0.05 to 0.25 % above the best possible
-# one on average and 0.6 % at most; cut to a single adapter's rank, 0.14 % at most. A fourth round
-# with 8 directions is as good and takes a third longer, two rounds with 16 lie up to 1.5 % above.
-# What the last round still gained was 0.9 times that excess or more, by energy, in all 110 cases.
+# Measured against the exact SVD on the results of ties, magnitude_prune, dare_linear and della for
+# pairs of real GPT-2 adapters and of synthetic ones with decaying spectra, cut to the sum of ranks
+# (the hardest case, since the values there are close together): the error is 0.05 to 0.25 % above
+# the best possible one on average and 0.6 % at most; cut to a single adapter's rank, 0.14 % at
+# most. A fourth round with 8 directions is as good and takes a third longer; two rounds with 16 are
+# up to 1.5 % above. The gain of the last round was 0.9 times that excess or more, by energy, in all
+# 110 cases.
 OVERSAMPLING = 16
 ROUNDS = 3
-SETTLED = 1e-4  # a round's gain over the energy still missed; later rounds add yet less
-CLOSE = 1e-2  # share of the energy below which what is lost is formed and not subtracted
+SETTLED = 1e-4  # stop when a round's gain is this share of the energy still missed
+CLOSE = 1e-2  # share of the energy below which the loss is computed directly, not by subtraction
 
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """Balanced factors of scaling 1 in float64 or float32, the squared Frobenius norm of what was
-    merged and of what the rank lost; gained2: of the loss, what the last round of a sketch still
-    removed, about what an exact SVD might still remove; 0 where none was needed."""
+    """Factors of one merged module and what was lost.
+
+    update: balanced factors of scaling 1 in float64 or float32. norm2, lost2: squared Frobenius
+    norms of the merged delta and of what the rank lost. gained2: the part of the loss that the last
+    round of a sketch still removed, about what an exact SVD might still remove; 0 without a sketch.
+    """
 
     update: LowRank
     norm2: float
@@ -46,11 +51,11 @@ class Compressed:
 
 @dataclass(frozen=True, eq=False)
 class SideBySide:
-    """The factors of all adapters of one module side by side, A: [R, in], B: [out, R] in float64,
-    with R the sum of ranks, and their two Gram matrices.
+    """The concatenated factors of all adapters of one module: A [R, in], B [out, R] in float64.
 
-    A float64 Gram matrix resolves singular values of a factor down to about 1e-7 of the largest,
-    as fine as float32 factors are; for factors stored in float64 the QR route is taken instead.
+    R is the sum of the ranks. A float64 Gram matrix resolves singular values of a factor down to
+    about 1e-7 of the largest, which is the precision of float32 factors; `double` says that some
+    factors were stored in float64, and QR is used for these instead.
     """
 
     A: Float64[Tensor, "R in"]
@@ -61,7 +66,7 @@ class SideBySide:
 
     @classmethod
     def of(cls, updates: Sequence[LowRank]) -> SideBySide:
-        """Side by side, in the order given; nothing is scaled."""
+        """Concatenate the updates in the order given; the scalings are kept separately."""
         return cls(
             torch.cat([u.A.to(torch.float64) for u in updates], 0),
             torch.cat([u.B.to(torch.float64) for u in updates], 1),
@@ -84,8 +89,7 @@ class SideBySide:
     def inner(self) -> Float64[Tensor, "n n"]:
         """<dW_i, dW_j>: [n, n]."""
         scale = torch.tensor(self.scalings, dtype=torch.float64)
-        owner = torch.repeat_interleave(torch.arange(len(self.ranks)), torch.tensor(self.ranks))
-        member = torch.nn.functional.one_hot(owner, len(self.ranks)).to(torch.float64) * scale
+        member = owners(self.ranks) * scale
         return member.mT @ (self.grams[0] * self.grams[1]) @ member
 
     def combined(self, coefficients: Sequence[float], rank: int | None) -> Compressed:
@@ -114,10 +118,10 @@ def compress_dense(
 ) -> Compressed:
     """Cut a dense matrix [out, in] to a rank, or to at most `cap` where the rank is None.
 
-    start: [in, R], a guess at the row space: that of the sources, which an elementwise method
-    leaves mostly in place. Larger matrices are sketched: a subspace iteration from the guess and
-    `OVERSAMPLING` random directions, through M and back until it settles, at most `ROUNDS` times
-    (Halko, Martinsson & Tropp 2011, algorithm 4.4). What is lost is measured, not estimated.
+    start: [in, R], an initial guess of the row space: that of the sources, which an elementwise
+    method mostly keeps. Large matrices are sketched: a subspace iteration from the guess and
+    `OVERSAMPLING` random directions, at most `ROUNDS` times (Halko, Martinsson & Tropp 2011,
+    algorithm 4.4). The loss is measured, not estimated.
     """
     wanted = min(cap if rank is None else rank, *M.shape)
     if min(M.shape) <= EXACT_SIDE:
@@ -140,9 +144,8 @@ def _sketched(
 ) -> tuple[Float[Tensor, "out k"], Float[Tensor, k], Float[Tensor, "k in"], float]:
     """Subspace iteration from a start: U [out, k], S [k], Vh [k, in] with k = min(c, out, in).
 
-    Each round goes through M and back. It ends when the `wanted` largest values settle, that is,
-    when a round adds less than SETTLED of what they still miss; what the last one added is
-    returned too.
+    Each round multiplies by M and by M^T. The iteration ends when a round adds less than SETTLED of
+    the energy that the `wanted` largest values still miss. Returns also what the last round added.
     """
     basis = torch.linalg.qr(start).Q
     captured2 = gained2 = 0.0
@@ -169,13 +172,14 @@ def _cut_by_grams(
 
     With A = X_a Q_a^T and B diag(scale) = Q_b X_b^T (Q orthonormal, X from the eigenvectors of a
     Gram) the core is X_b^T X_a = P S W^T, and the factors are B T_b and T_a A for small T_b, T_a.
-    The size of each component is moved from A to B first: a lopsided basis costs no precision.
+    The size of each component is moved from A to B first, so that a basis with factors of very
+    different sizes costs no precision.
     """
     size = grams[0].diagonal().sqrt()
-    weight = size * scale  # 0 where A is, so that what stands in B there counts for nothing
+    weight = size * scale  # 0 where A is 0, so that B does not count there
     size = torch.where(size > 0, size, torch.ones_like(size))
-    Xa, inverse_a = _root(grams[0] / (size[:, None] * size))
-    Xb, inverse_b = _root(grams[1] * (weight[:, None] * weight))
+    Xa, inverse_a = _gram_root(grams[0] / (size[:, None] * size))
+    Xb, inverse_b = _gram_root(grams[1] * (weight[:, None] * weight))
     P, S, Wh = torch.linalg.svd(Xb.mT @ Xa, full_matrices=False)
     largest = float(weight.abs().mul(grams[1].diagonal().clamp_min(0).sqrt()).max())
     S, k = _numerical(S if largest > 0 else torch.zeros_like(S), rank, CANCELLED * largest)
@@ -185,7 +189,7 @@ def _cut_by_grams(
     return Compressed(LowRank(Ta @ A, B @ Tb), float(S.square().sum()), float(S[k:].square().sum()))
 
 
-def _root(
+def _gram_root(
     gram: Float64[Tensor, "R R"],
 ) -> tuple[Float64[Tensor, "R k"], Float64[Tensor, "k R"]]:
     """X [R, k] with X X^T = gram, and Y [k, R] with Y gram Y^T = 1."""
@@ -211,8 +215,11 @@ def _balanced(
 
 
 def _numerical(S: Float[Tensor, k], rank: int | None, floor: float) -> tuple[Float[Tensor, k], int]:
-    """Singular values with those that are rounding set to zero, and how many to keep: 1 at least,
-    since a module of rank 0 cannot be written. Below `floor` is what cancelling leaves."""
+    """Singular values [k] with rounding set to zero, and how many of them to keep.
+
+    Values below `floor` are rounding of terms that cancel. At least 1 is kept, since a module of
+    rank 0 cannot be written.
+    """
     least = (RANK_TOLERANCE * S[0]).clamp_min(floor)
     S = torch.where(least < S, S, torch.zeros_like(S))
     k = int((S > 0).sum())
@@ -220,11 +227,11 @@ def _numerical(S: Float[Tensor, k], rank: int | None, floor: float) -> tuple[Flo
 
 
 def _norm2(M: Float[Tensor, "out in"]) -> float:
-    """||M||_F^2: rows in M's own precision, which is several times faster, their sum in double."""
+    """||M||_F^2: rows in M's own precision, which is several times faster, the sum in float64."""
     return float(torch.linalg.vector_norm(M, dim=1).to(torch.float64).square().sum())
 
 
 def _lost2(M: Float[Tensor, "out in"], kept: LowRank) -> float:
-    """||M - B A||_F^2, by blocks of rows: no difference of two large norms, no second matrix."""
+    """||M - B A||_F^2 by blocks of rows, without the difference of two large norms."""
     blocks = zip(M.split(1024), kept.B.split(1024), strict=True)
     return sum(_norm2(rows - B @ kept.A) for rows, B in blocks)

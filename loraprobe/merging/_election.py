@@ -1,65 +1,16 @@
-"""TIES' last two steps: elect a sign per entry, fuse the entries that carry it."""
+"""The last two steps of TIES: elect a sign per entry, fuse the entries that have it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 
 from loraprobe.merging._method import Deltas, Matrix, Weights
-from loraprobe.merging._sparse import SparseMethod
 
 Election = Literal["total", "frequency"]
-Variant = Literal["peft", "mergekit"]
 Voters = Literal["plain", "weighted"]
 Divisor = Literal["count", "weights", "none"]
-
-
-@dataclass(frozen=True)
-class ElectingMethod(SparseMethod):
-    """A sparse method that then elects a sign per entry and fuses the entries that carry it.
-
-    election: whose sign wins, that of the sum of the entries ("total", the papers') or that of the
-        majority ("frequency").
-    normalize: whether the sum of what agrees is divided, by the count or by the weights of what
-        agrees, as the variant has it. None leaves that to the variant.
-    lambda_: a factor of the whole result, written `lambda` on the command line.
-    """
-
-    election: Election = "total"
-    normalize: bool | None = None
-    lambda_: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not math.isfinite(self.lambda_) or self.lambda_ == 0:
-            raise ValueError(
-                f"lambda, the factor of the result, is finite and not 0, but {self.lambda_}."
-            )
-
-    def counts(self) -> bool:
-        """Whether it elects before weighting and divides by how many agree, as peft does."""
-        return False
-
-    def default_weights(self, n: int) -> tuple[float, ...]:
-        """1 each where what agrees is divided; else 1/n each, so that the sum is an average."""
-        return (1.0 if self.normalize else 1.0 / n,) * n
-
-    def elected(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        """What fuses one block [n, rows, q] into [rows, q]."""
-        divisor: Divisor = "count" if self.counts() else "weights"
-        return partial(
-            elect,
-            weights=weights,
-            election=self.election,
-            voters="plain" if self.counts() else "weighted",
-            divisor=divisor if self.normalize else "none",
-            factor=self.lambda_,
-        )
 
 
 def elect(
@@ -70,12 +21,14 @@ def elect(
     divisor: Divisor = "weights",
     factor: float = 1.0,
 ) -> Matrix:
-    """Deltas [n, p, q] and weights [n] -> [p, q].
+    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n] -> [p, q].
 
-    voters: whether the entries elect as they are ("plain") or times their weights. A tie elects
-        plus. An entry at zero agrees with nobody.
-    divisor: the weighted entries that agree are summed and divided by how many they are ("count"),
-        by the sum of their weights ("weights"; by 1 where that sum vanishes), or not ("none").
+    election: the sign of the sum of the entries ("total") or of their majority ("frequency"). A tie
+        elects plus. An entry of zero never agrees.
+    voters: whether the election uses the entries as they are ("plain") or times their weights.
+    divisor: what the sum of the agreeing weighted entries is divided by: how many they are
+        ("count"), the sum of their weights ("weights"; 1 where that sum vanishes), or 1 ("none").
+    factor: multiplies the result.
     """
     given = weights.tolist()
     leans = given if voters == "weighted" else [1.0] * len(given)
@@ -101,7 +54,6 @@ def elect(
 
 
 def _nonzero(share: Matrix, weights: Weights) -> Matrix:
-    """The sums of weights with 1 for those that are zero, or would be but for rounding where
-    weights of both signs cancel."""
+    """The sums of weights, with 1 in place of zero and of rounding where weights cancel."""
     least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
     return torch.where(share.abs() <= least, 1.0, share)

@@ -1,7 +1,8 @@
-"""What a merge method is: a pure function on stacked matrices.
+"""The contract of a merge method: a pure function on stacked matrices.
 
-A method says what happens to the deltas of one module. In which space they are stacked is
-`loraprobe.spaces`' business, to which rank the result is cut `_compress`': three separate choices.
+A method says what happens to the deltas of one module. The space in which they are stacked
+(`loraprobe.lora.spaces`) and the rank to which the result is cut (`_compress`) are separate
+choices.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from loraprobe.registry import Registry, check_choices
+
 EVERY_SPACE = frozenset({"full", "core", "knots"})
 
 Deltas = Float[Tensor, "n p q"]
 Weights = Float[Tensor, "n"]
 Matrix = Float[Tensor, "p q"]
+Generators = Sequence[torch.Generator]
 
 
 @dataclass(frozen=True)
 class MergeMethod(ABC):
     """A frozen dataclass whose fields are its options and whose call is the mathematics.
 
-    laws: which of these it obeys, checked over every file of the shelf (tests/test_laws.py):
+    laws: which of these it obeys; tests/merging/test_merge_laws.py checks them for every method:
         "identity": one adapter with weight 1 is that adapter;
         "order": permuting adapters and weights together changes nothing;
         "gauge": the basis in which A and B are stored (A -> G A, B -> B G^-1) changes nothing;
         "homogeneity": c times every delta gives c times the result, for c > 0.
-    lossless: the spaces in which it gives what it gives in the full space, that is, those where
-        f(U M V^T) = U f(M) V^T for the isometries U, V of the space. It runs in `core` by default
-        if that is one of them (also where `full` is asked for, which has the same result), else in
-        `full`, where its textbook definition lives.
-    takes_weights: False if the method has weights of its own and leaves given ones alone.
+    lossless: the spaces in which the result is the same as in the full space, that is, those where
+        f(U M V^T) = U f(M) V^T for the isometries U, V of the space. The default space is `core` if
+        it is lossless (also if `full` is asked for, since the result is the same), else `full`.
+    takes_weights: False if the method computes its own weights and ignores given ones.
     formula, paper: what `loraprobe methods` prints.
     """
 
@@ -45,22 +48,24 @@ class MergeMethod(ABC):
     formula: ClassVar[str]
     paper: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for an option that does not take the value given."""
+        check_choices(self)
+
     @abstractmethod
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         """Merge deltas [n, p, q] with weights [n] into [p, q].
 
-        `generators`, one per adapter, drive whatever is random; they are seeded by the content of
-        the adapters, so that the order in which these are given does not matter.
+        `generators`, one per adapter, are the source of all randomness. They are seeded by the
+        content of the adapters, so the order of the adapters does not matter.
         """
 
     def default_weights(self, n: int) -> tuple[float, ...]:
         """Weights where none are given: 1/n each, so that a weighted sum is an average."""
         return (1.0 / n,) * n
 
-    def check(self, weights: Sequence[float]) -> None:  # noqa: B027 - most take all
-        """Raises UsageError where the method takes no such weights, or not so many adapters."""
+    def check(self, weights: Sequence[float]) -> None:  # noqa: B027 - most methods take all
+        """Raises UsageError if the method cannot take these weights or this many adapters."""
 
     @classmethod
     def default_space(cls) -> str:
@@ -70,19 +75,20 @@ class MergeMethod(ABC):
 
 @dataclass(frozen=True)
 class LinearMethod(MergeMethod):
-    """A linear combination of the deltas. It needs no space and no dense matrix: the factors are
-    concatenated, and the same result comes from constant gates at run time."""
+    """A linear combination of the deltas with coefficients that do not depend on them.
+
+    It needs no space and no dense matrix: factors are concatenated. Constant gates at run time give
+    the same result.
+    """
 
     laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
     lossless: ClassVar[frozenset[str]] = EVERY_SPACE
 
     def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """The n numbers with which the deltas are summed: the weights as given."""
+        """The n coefficients of the deltas: the weights as given."""
         return tuple(weights)
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         coefficients = self.coefficients(weights.tolist(), len(deltas))
         return weighted_sum(deltas, torch.tensor(coefficients, dtype=deltas.dtype))
 
@@ -91,7 +97,7 @@ class LinearMethod(MergeMethod):
 class GramMethod(MergeMethod):
     """A linear combination whose coefficients depend on the angles and lengths of the deltas.
 
-    These are the same in every space, and follow from the factors, so such a method needs no space
+    These are the same in every space and follow from the factors, so such a method needs no space
     and no dense matrix either.
     """
 
@@ -102,11 +108,9 @@ class GramMethod(MergeMethod):
     def coefficients(
         self, weights: Sequence[float], inner: Float64[Tensor, "n n"]
     ) -> tuple[float, ...]:
-        """The n numbers with which the deltas are summed, from <dW_i, dW_j> [n, n]."""
+        """The n coefficients of the deltas, from their inner products <dW_i, dW_j> [n, n]."""
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         flat = deltas.flatten(1).to(torch.float64)
         coefficients = self.coefficients(weights.tolist(), flat @ flat.mT)
         return weighted_sum(deltas, torch.tensor(coefficients, dtype=torch.float64))
@@ -114,20 +118,20 @@ class GramMethod(MergeMethod):
 
 @dataclass(frozen=True)
 class FactorMethod(MergeMethod):
-    """A method that acts on the factors as they happen to be stored, not on the deltas.
+    """A method that acts on the factors as they are stored, not on the deltas.
 
-    Its call is made twice for a module: with the A's stacked [n, r, in] and with the B's
-    [n, out, r], each multiplied by sqrt(scaling), and with the two sets of weights that `apart`
-    makes of the given ones. It therefore has no space, needs equal ranks, and depends on the
-    basis of the factors.
+    It is called twice for a module: with the A's stacked [n, r, in] and with the B's [n, out, r],
+    each multiplied by sqrt(scaling), and with the two sets of weights that `factor_weights` makes
+    of the given ones. It therefore has no space, needs equal ranks, and depends on the basis of the
+    factors.
     """
 
     laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "homogeneity"})
     lossless: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def apart(self, weights: Weights) -> tuple[Weights, Weights]:
-        """The weights [n] for the A's and those for the B's."""
+    def factor_weights(self, weights: Weights) -> tuple[Weights, Weights]:
+        """The weights [n] of the A's and those of the B's."""
 
     @classmethod
     def default_space(cls) -> str:
@@ -138,3 +142,6 @@ class FactorMethod(MergeMethod):
 def weighted_sum(deltas: Deltas, weights: Weights) -> Matrix:
     """sum_i w_i dW_i: [n, p, q], [n] -> [p, q]."""
     return torch.tensordot(weights.to(deltas), deltas, dims=1)
+
+
+METHODS: Registry[MergeMethod] = Registry("loraprobe.merging", MergeMethod, "merge method")  # type: ignore[type-abstract]

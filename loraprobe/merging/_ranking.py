@@ -1,4 +1,4 @@
-"""The magnitudes at given places of the ascending order, without putting all of them in order."""
+"""Order statistics of magnitudes, without sorting all of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Entries looked at together; they fit into the cache.
+# Entries processed together, so that they fit into the cache.
 BLOCK = 1 << 17
 # Entries of a sample that brackets a magnitude.
 SAMPLE = 1 << 16
-# Fewer entries than this are put in order at once.
+# Below this number of entries numpy's selection is used directly.
 FEW = 1 << 18
 
 
 def magnitudes_at(entries: np.ndarray, places: Sequence[int]) -> np.ndarray:
     """|entries| at these places of the ascending order, exactly; entries: [n], places: [k].
 
-    A sample brackets each; one pass counts what lies below the bracket and collects what lies in
-    it, so only these few are put in order. Where the bracket misses, or most entries are equal,
-    numpy's selection does it, which takes a fifth of the time of torch.kthvalue or torch.topk.
+    A sample gives a bracket for each; one pass counts the magnitudes below the bracket and collects
+    those inside it, so only these few are sorted. Where the bracket misses, or most entries are
+    equal, numpy's selection is used, in a fifth of the time of torch.kthvalue or torch.topk.
     """
     if len(entries) < FEW:
         return _selected(np.abs(entries), places)

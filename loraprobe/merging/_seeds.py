@@ -1,4 +1,4 @@
-"""Random masks that depend on what an adapter is, not on its place in the list."""
+"""Seeds of random masks, from the content of an adapter and not from its place in the list."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Sequence
 
 import torch
 
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
-# Projections are compared at this resolution: coarse against rounding, fine against coincidence.
+# Projections are rounded to this resolution: coarser than rounding errors, fine enough to tell
+# adapters apart.
 RESOLUTION = 1024
 
 
 def generators(updates: Sequence[LowRank], module: str, seed: int) -> list[torch.Generator]:
     """One generator per delta of a module, seeded by seed, module and the direction of the delta.
 
-    The direction is read off three projections u^T dW v / ||dW||_F on fixed random u, v, which
-    neither a change of basis nor a positive factor alters, rounded so that rounding errors do not
-    either (a projection within 1e-7 of a rounding step may fall on the other side of it).
+    The direction is given by three projections u^T dW v / ||dW||_F on fixed random u, v. A change
+    of basis or a positive factor does not change them. They are rounded, so that rounding errors
+    do not matter either, except for a projection within about 1e-7 of a rounding step.
     """
     return [torch.Generator().manual_seed(_digest(seed, module, u)) for u in updates]
 
 
 def module_seed(module: str, seed: int) -> int:
-    """A seed for what is drawn once per module."""
+    """The seed of what is drawn once per module."""
     return _number(f"{seed}:{module}")
 
 

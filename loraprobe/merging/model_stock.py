@@ -1,4 +1,4 @@
-"""model_stock: the mean of the deltas, drawn back to the base by the angle between them."""
+"""model_stock: the mean of the deltas, shrunk by the angle between them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ModelStock(GramMethod):
     Per module, on deltas, so that the pretrained weights are the origin. For more than two
     adapters the paper assumes one angle between all pairs; `angle="cosine"` takes the mean of the
     pairs' cosines (mergekit), `angle="degrees"` the cosine of the mean of their angles
-    (fusion_bench). A cosine below zero gives t = 0: the formula is the share of a common centre
-    and has a pole at c = -1/(N - 1); mergekit and fusion_bench let t go negative there. Deltas of
-    independent adapters are nearly orthogonal, and then little is left of them, by definition.
+    (fusion_bench). A cosine below zero gives t = 0, since the formula has a pole at
+    c = -1/(N - 1); in mergekit and fusion_bench t becomes negative there. Deltas of independent
+    adapters are nearly orthogonal, and then little is left of them, by definition.
 
     Only deltas that are not zero count for c and N; a module that a single adapter changes gets
     its mean (t = 1). The mean is over all adapters, as everywhere. Given weights are not used.

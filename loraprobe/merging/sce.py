@@ -12,9 +12,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.merging._election import elect
-from loraprobe.merging._method import Deltas, Matrix, MergeMethod, Weights
+from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights
 from loraprobe.merging._ranking import magnitudes_at
-from loraprobe.merging._sparse import Block, Selection, check_choices, fuse, in_blocks
+from loraprobe.merging._selection import Block, Selection, fuse, in_blocks
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Sce(MergeMethod):
 
     There are two definitions: in `variant="mergekit"` the entries that were not selected are zero
     in the result too; in the code of its authors (`variant="authors"`, FuseChat) the selection
-    serves the weights alone and every entry is fused. They agree at select_topk = 1.
+    decides only the weights and every entry is fused. They agree at select_topk = 1.
 
-    Where mergekit differs: it takes equal weights as soon as the mean squares of the deltas sum to
-    less than 1e-6, as they do in all modules looked at of five of six published GPT-2 adapters and
+    Differences to mergekit: it uses equal weights if the mean squares of the deltas sum to less
+    than 1e-6, which is so in all examined modules of five of six published GPT-2 adapters, and
     divides by at least 1e-6; here the unit of the deltas does not matter. Where no entry differs (a
-    lone adapter, equal ones) all are selected here and none there. Entries of as much variance as a
-    selected one are selected too.
+    lone adapter, equal ones) all are selected here and none there. All entries with as much
+    variance as a selected one are selected.
     """
 
     select_topk: float = 1.0
@@ -50,24 +50,22 @@ class Sce(MergeMethod):
     paper: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.select_topk <= 1:
             raise ValueError(
                 "select_topk, the share of entries selected, is above 0 and at most 1, not "
                 f"{self.select_topk}."
             )
-        check_choices(self)
 
-    def __call__(
-        self, deltas: Deltas, weights: Weights, generators: Sequence[torch.Generator] = ()
-    ) -> Matrix:
-        selection = most_varied(deltas, self.select_topk)
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
+        selection = largest_variance(deltas, self.select_topk)
         energies = shares(deltas, selection)
         fused: Selection = selection if self.variant == "mergekit" else iter
         return fuse(deltas, fused, partial(elect, weights=energies, voters="plain"))
 
 
-def most_varied(deltas: Deltas, share: float) -> Selection:
-    """The entries of largest variance over the adapters, the same ones of each."""
+def largest_variance(deltas: Deltas, share: float) -> Selection:
+    """Keep the entries of largest variance over the adapters, the same entries of each adapter."""
     if share == 1:
         return iter
     variances = torch.cat([variance(block) for block in in_blocks(deltas)])
@@ -76,26 +74,26 @@ def most_varied(deltas: Deltas, share: float) -> Selection:
         return iter
     place = variances.numel() - max(1, int(share * count))
     least = magnitudes_at(variances.flatten().numpy(), [place])[0]
-    return partial(_as_varied, least=float(least))
+    return partial(_above_variance, least=float(least))
 
 
 def variance(deltas: Deltas) -> Matrix:
     """The variance of each entry over the adapters, divided by n: [n, p, q] -> [p, q].
 
-    Taken of the differences to the first adapter, it is exactly 0 where all are equal. torch.var
-    over a short first dimension takes ten times as long.
+    Computed from the differences to the first adapter, so it is exactly 0 where all are equal.
+    torch.var over a short first dimension takes ten times as long.
     """
     apart = deltas - deltas[0]
     return (apart - apart.mean(0)).square().mean(0)
 
 
-def _as_varied(blocks: Sequence[Block], least: float) -> Iterator[Block]:
+def _above_variance(blocks: Sequence[Block], least: float) -> Iterator[Block]:
     for block in blocks:
         yield block * (variance(block) >= least)
 
 
 def shares(deltas: Deltas, selection: Selection) -> Float64[Tensor, n]:
-    """Each adapter's share of the squares of what is selected: [n]."""
+    """Each adapter's share of the sum of squares of the selected entries: [n]."""
     norm = partial(torch.linalg.vector_norm, dim=(1, 2), dtype=torch.float64)
     energies = sum(norm(block).square() for block in selection(in_blocks(deltas)))
     assert isinstance(energies, Tensor)

@@ -13,8 +13,8 @@ from torch import Tensor
 from loraprobe.errors import UsageError
 from loraprobe.merging._method import GramMethod
 
-# Cosines beyond this are interpolated linearly, as in mergekit: the arc's formula divides by the
-# sine of the angle.
+# Above this cosine the interpolation is linear, as in mergekit: the formula of the arc divides by
+# the sine of the angle.
 PARALLEL = 0.9995
 
 
@@ -22,13 +22,13 @@ PARALLEL = 0.9995
 class Slerp(GramMethod):
     """Spherical interpolation of two deltas, module by module, each flattened to one vector.
 
-    Weights w_1, w_2 (1/2 each if none are given) say where on the arc, t = w_2 / (w_1 + w_2), and
-    how long: the result is w_1 + w_2 times the point there, so that weights that sum to 1 are
-    those of mergekit's `nuslerp` with a base model, and its `slerp` with that t, on deltas. (On
-    whole weights, to which mergekit's `slerp` is mostly put, the angle is nearly 0 and the result
-    the average.) Deltas keep their own lengths: it is not the unit vectors that are interpolated.
-    Cosines above 0.9995 in size, which includes opposite deltas, are interpolated linearly; a
-    delta that is zero counts as orthogonal, so cos(t pi/2) of the other one is left.
+    Weights w_1, w_2 (1/2 each if none are given) set the point on the arc, t = w_2 / (w_1 + w_2),
+    and the length: the result is w_1 + w_2 times that point. So weights that sum to 1 are those of
+    mergekit's `nuslerp` with a base model, and of its `slerp` with that t, on deltas. (mergekit's
+    `slerp` is mostly used on full weights, where the angle is nearly 0 and the result the average.)
+    Deltas keep their own lengths: the deltas are interpolated, not their unit vectors. If the size
+    of the cosine is above 0.9995, which includes opposite deltas, the interpolation is linear. A
+    zero delta counts as orthogonal, so cos(t pi/2) of the other one is left.
     """
 
     formula: ClassVar[str] = (

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.composition import Composition
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.arrow import Arrow, prototype
 
 ITERATIONS = 15
@@ -63,9 +63,8 @@ def why_not_peft(composition: Composition, base: Base | None = None) -> str | No
 def _why_not_router(composition: Composition) -> str | None:
     router = composition.router
     if not isinstance(router, Arrow):
-        name = type(router).__module__.rpartition(".")[2]
-        return f"its router is {name}, and peft has only Arrow."
-    for option, needed in (("normalize", False), ("per", "token"), ("share", "module")):
+        return f"its router is {router.name}, and peft has only Arrow."
+    for option, needed in (("normalize", False), ("per", "token")):
         given = getattr(router, option, needed)
         if given != needed:
             return f"peft's Arrow has no {option}={given}."

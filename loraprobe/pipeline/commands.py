@@ -176,7 +176,7 @@ def compose(
     """
     from loraprobe.pipeline.router_fitting import chosen_router
     from loraprobe.pipeline.saved import Routed
-    from loraprobe.shelf import spec_of
+    from loraprobe.registry import spec_of
 
     check_task_use(bool(tasks), options, "route")
     inputs = open_inputs(adapters, base, tasks, options, written)

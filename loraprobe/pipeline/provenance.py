@@ -21,9 +21,9 @@ from loraprobe.front_matter import read_front_matter
 from loraprobe.limits import limits
 from loraprobe.options import Options
 from loraprobe.records import AdapterSummary, Audit
+from loraprobe.registry import spec_of
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import scrub
-from loraprobe.shelf import spec_of
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged

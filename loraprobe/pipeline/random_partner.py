@@ -15,7 +15,7 @@ from torch import Tensor
 from loraprobe.adapter import Adapter, Modules, Source
 from loraprobe.composition import change_norm
 from loraprobe.errors import BaseError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]
 

@@ -44,9 +44,9 @@ from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.records import Transformation, plain
+from loraprobe.registry import convert
 from loraprobe.routing import ROUTERS
 from loraprobe.secrets import scrub
-from loraprobe.shelf import convert
 
 SCHEMA_VERSION = 1
 FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"
@@ -259,7 +259,7 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 def _router_document(router: Router) -> dict[str, Any]:
     """A router of the shelf as plain data. Raises UsageError for another, and for one that has to
     see prompts first."""
-    name = type(router).__module__.rpartition(".")[2]
+    name = router.name
     if name not in ROUTERS.names() or ROUTERS.get(name) is not type(router):
         raise UsageError(f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
                          "composition could not be read back.")  # fmt: skip

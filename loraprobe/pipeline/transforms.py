@@ -29,7 +29,7 @@ from torch import nn
 
 from loraprobe.adapter import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.records import Transformation
 from loraprobe.words import listing

@@ -22,7 +22,7 @@ from loraprobe.adapter import Adapter, Modules, read_adapter
 from loraprobe.base import Base
 from loraprobe.checkpoint import check_link, file_hash, read_json
 from loraprobe.errors import AdapterError, LoraprobeError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline import provenance
 from loraprobe.pipeline.locating import Neighbourhood

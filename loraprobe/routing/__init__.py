@@ -1,9 +1,9 @@
-"""Routers: one file each. The listing of this folder is the registry."""
+"""Routers, one file each; `ROUTERS` finds them by listing this folder."""
 
 from loraprobe.composition import Router
-from loraprobe.routing._scored import layer_of
-from loraprobe.shelf import Shelf
+from loraprobe.registry import Registry
+from loraprobe.routing._scored_router import layer_of
 
 __all__ = ["ROUTERS", "layer_of"]
 
-ROUTERS: Shelf[Router] = Shelf("loraprobe.routing", Router, "router")  # type: ignore[type-abstract]
+ROUTERS: Registry[Router] = Registry("loraprobe.routing", Router, "router")  # type: ignore[type-abstract]

@@ -1,4 +1,4 @@
-"""What a router by centroids learns: the mean input of every module on each adapter's prompts."""
+"""Centroids: the mean input of every module on each adapter's prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
 from loraprobe.composition import Composition, Router, watched
-from loraprobe.composition.contract import Read
+from loraprobe.composition.contract import Prompts, Read
 from loraprobe.errors import UsageError
 
 PREFIX = "centroid."  # of a stored state's keys, before the module's path
@@ -23,7 +23,7 @@ class Centroids:
     means: Mapping[str, Tensor]
 
     def of(self, module: str, present: Sequence[int]) -> Tensor:
-        """Those of the experts present: [k, in]. Raises UsageError for an unknown module."""
+        """The means of the experts present: [k, in]. Raises UsageError for an unknown module."""
         if module not in self.means:
             raise UsageError(
                 f"The router has learned nothing about {module}; fit it to these adapters anew."
@@ -37,21 +37,24 @@ class Centroids:
         return means[list(present)]
 
     def state(self) -> dict[str, Tensor]:
-        """Named tensors, as `Router.state` has them."""
+        """The means as named tensors, for `Router.state`."""
         return {PREFIX + path: mean.clone() for path, mean in self.means.items()}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Centroids:
-        """What `state` gave. Raises UsageError for tensors that are something else."""
+        """The centroids that `state` returned. Raises UsageError for other tensors."""
         counts = {mean.shape[0] for mean in state.values() if mean.dim() == 2}
-        wrong = [
-            key for key, mean in state.items()
-            if not key.startswith(PREFIX) or mean.dim() != 2 or not mean.is_floating_point()
-            or not bool(mean.isfinite().all())
-        ]  # fmt: skip
+        wrong = [key for key, mean in state.items() if not _is_mean(key, mean)]
         if wrong or len(counts) != 1:
             raise UsageError(f"The stored state is none of centroids ({wrong or 'empty'}).")
         return cls({key.removeprefix(PREFIX): m.detach().float() for key, m in state.items()})
+
+
+def _is_mean(key: str, mean: Tensor) -> bool:
+    """Whether a stored tensor can be the means of one module: [n, in], finite."""
+    if not key.startswith(PREFIX) or mean.dim() != 2 or not mean.is_floating_point():
+        return False
+    return bool(mean.isfinite().all())
 
 
 def centroids(
@@ -59,9 +62,9 @@ def centroids(
     model: nn.Module,
     read: Read,
     experts: Sequence[Adapter],
-    prompts: Mapping[str, Sequence[str]],
+    prompts: Prompts,
 ) -> Centroids:
-    """Reads each expert's prompts through the model, which carries no composition.
+    """Read each expert's prompts through the model, which carries no composition.
 
     Raises UsageError, naming the adapter, where one has no prompts or a module sees none of them.
     """
@@ -73,11 +76,12 @@ def centroids(
             "prompts={name: [...]}."
         )
     composition = Composition("centroids", tuple(experts), router)
-    looked_up = {path for path in composition.paths if composition.kind(path) == "embedding"}
-    found: dict[str, list[Tensor]] = {p: [] for p in composition.paths if p not in looked_up}
+    found: dict[str, list[Tensor]] = {
+        path: [] for path in composition.paths if composition.kind(path) != "embedding"
+    }
     for expert in experts:
         mean = _Mean(found)
-        with watched(model, composition, mean.look):
+        with watched(model, composition, mean.add):
             read(list(prompts[expert.name]), mean.see)
         for path, rows in found.items():
             rows.append(mean.of(path, expert.name))
@@ -85,7 +89,7 @@ def centroids(
 
 
 class _Mean:
-    """Sums of the inputs of the tokens that count."""
+    """Running sums of the inputs of each module, over the tokens that count."""
 
     def __init__(self, paths: Mapping[str, object]) -> None:
         self.paths = paths
@@ -95,14 +99,14 @@ class _Mean:
         self._before: tuple[dict[str, Tensor], dict[str, int]] = ({}, {})
 
     def see(self, mask: Tensor | None) -> None:
-        """mask: [b, n], which tokens of the next pass count; None: the last pass failed."""
+        """mask: [b, n], which tokens of the next pass count; None: forget the last pass."""
         if mask is None:
             self.sums, self.tokens = self._before
         self._before = (dict(self.sums), dict(self.tokens))  # sums are replaced, never changed
         self.mask = None if mask is None else mask.reshape(-1)
 
-    def look(self, path: str, x: Tensor, output: Tensor) -> None:
-        """One module has run on x [..., in]."""
+    def add(self, path: str, x: Tensor, output: Tensor) -> None:
+        """Add the input x [..., in] of a module that has run."""
         if path not in self.paths or self.mask is None:
             return
         flat = x.reshape(-1, x.shape[-1])
@@ -116,7 +120,10 @@ class _Mean:
         self.tokens[path] = self.tokens.get(path, 0) + int(self.mask.sum())
 
     def of(self, path: str, expert: str) -> Tensor:
+        """The mean input [in] of a module, in float32."""
         if not self.tokens.get(path):
-            raise UsageError(f"Module {path} has not run on the prompts of {expert}, so it has no "
-                             "mean input to route by; use another router.")  # fmt: skip
+            raise UsageError(
+                f"Module {path} has not run on the prompts of {expert}, so it has no mean input to "
+                "route by; use another router."
+            )
         return (self.sums[path] / self.tokens[path]).float()

@@ -1,4 +1,4 @@
-"""Arrow: each token goes to the experts whose strongest input direction it points along."""
+"""Arrow: routes each token to the experts whose strongest input direction is nearest to it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from loraprobe.lowrank import LowRank
-from loraprobe.routing._scored import Moved, ScoredRouter, Scores
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.routing._scored_router import Moved, ScoredRouter, Scores
 
-CANCELLED = 1e-14  # of the factors' norms: below is float64 rounding of a delta that is zero
+CANCELLED = 1e-14  # share of the factors' norms below which a delta is zero but for rounding
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,15 @@ class Arrow(ScoredRouter):
     """Gates from the top right singular vector v_i of each expert's delta, per module and token.
 
     score_i = |x . v_i|; the top_k highest share a softmax at `temperature`, the rest get 0. v_i is
-    exact (SVD of an r x r core), so it depends on the delta and not on how A and B are stored;
-    where the two largest singular values are equal it is one of the directions they span. An
-    expert whose delta is zero in a module scores 0 there.
+    exact (SVD of an r x r core), so it depends on the delta and not on how A and B are stored. If
+    the two largest singular values are equal, v_i is one of the directions that they span. An
+    expert whose delta is zero in a module has score 0 there.
 
     top_k is clamped to the number of experts present. As in the paper's own code (microsoft/mttl:
-    input_norm_fn "id", router_temp 1) and in peft, x is not normalised, so long tokens are routed
-    more sharply than short ones; `normalize` divides x by its length, which makes the score a
-    cosine. mttl lets all experts take part unless told otherwise; top_k=3 is peft's default.
-    `per=sequence` makes one decision a prompt by the mean of its tokens' scores, `share=layer` one
-    a layer, by the first module that runs; neither is in the paper.
+    input_norm_fn "id", router_temp 1) and in peft, x is not normalised, so tokens with a large norm
+    are routed more sharply than others; `normalize` divides x by its length, which makes the score
+    a cosine. mttl uses all experts by default; top_k=3 is peft's default. `per=sequence` decides
+    once for each prompt by the mean of its tokens' scores, which is not in the paper.
     """
 
     laws: ClassVar[frozenset[str]] = frozenset(
@@ -57,7 +56,7 @@ class ArrowScores(Scores):
 
 
 def prototype(update: LowRank) -> Float[Tensor, "in"]:
-    """The unit vector [in] that delta W stretches most; zero for a zero delta. Sign arbitrary."""
+    """The top right singular vector [in] of delta W, of arbitrary sign; zero for a zero delta."""
     S, Vh = right_spectrum(update)
     return (Vh[0] * (S[0] > 0)).to(update.A.dtype)
 
@@ -67,7 +66,7 @@ def right_spectrum(
 ) -> tuple[Float64[Tensor, k], Float64[Tensor, "k in"]]:
     """Singular values [k] and right singular vectors [k, in] of delta W.
 
-    Values that are nothing but rounding of factors that cancel each other are 0.
+    Values that are only rounding of factors that cancel each other are 0.
     """
     exact = update.to(dtype=torch.float64)
     _, S, Vh = exact.svd()

@@ -1,4 +1,4 @@
-"""Centroid: each token goes to the experts on whose prompts inputs looked most like it."""
+"""Centroid: routes each token to the experts whose prompts gave the most similar inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
-from loraprobe.composition.contract import Read
+from loraprobe.composition.contract import Prompts, Read
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._centroids import Centroids, centroids
-from loraprobe.routing._scored import Moved, ScoredRouter, Scores, changed
+from loraprobe.routing._scored_router import Moved, ScoredRouter, Scores, changed
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Centroid(ScoredRouter):
     """Gates from the cosine of x with the mean input c_i of the module on each expert's prompts.
 
     c_i is the mean over all tokens but the first of a few unlabelled prompts of adapter i, read by
-    the base without any adapter; at answering x comes from the composed model. With `center`, the
-    mean m of the centroids of the experts present is taken off both: score_i = cos(x - m, c_i - m).
-    Hidden states share a large common part, which makes all cosines near 1 and the gates equal
-    without it. The top_k highest share a softmax at `temperature`; at 0.1 a lead of 0.5 in
-    cosine means a share of 0.99. `normalize=false` takes the length of x - m into the score.
+    the base without any adapter; when answering, x comes from the composed model. With `center`,
+    the mean m of the centroids of the experts present is subtracted: score_i = cos(x - m, c_i - m).
+    Otherwise all cosines are near 1 and the gates nearly equal, because hidden states have a large
+    common part. The top_k highest share a softmax at `temperature`; at 0.1 an advantage of 0.5 in
+    cosine means a share of 0.99. `normalize=false` includes the length of x - m in the score.
 
     The idea is that of routing by embedded data sets: 2311.10847 (the cosine of an embedded prompt
-    with each data set, a scaled softmax, adapters merged whole) and the prototypes of average
+    with each data set, a scaled softmax, adapters merged completely) and the prototypes of average
     activations in the code of 2405.11157 (microsoft/mttl, avg_act, per module, not centred).
-    Deltas play no part in the score; centring and the temperature are choices of this package.
+    Deltas do not enter the score; centring and the temperature are choices of this package.
 
-    It has to be fitted first: `--router-prompts NAME=FILE` or prompts that each adapter writes
-    itself on the command line, `loraprobe.route(..., prompts={name: [...]}, tokenizer=...)`.
-    Prompts in the form in which adapters will be asked tell most. `per=sequence` makes one
-    decision a prompt, `share=layer` one a layer.
+    The router has to be fitted first: `--router-prompts NAME=FILE` or prompts that each adapter
+    writes itself on the command line, `loraprobe.route(..., prompts={name: [...]}, tokenizer=...)`.
+    Prompts in the form of the later questions are best. `per=sequence` decides once for each
+    prompt.
     """
 
     temperature: float = 0.1
@@ -59,9 +59,8 @@ class Centroid(ScoredRouter):
         return self.learned is None
 
     def fitted(
-        self, model: nn.Module, read: Read, experts: Sequence[Adapter],
-        prompts: Mapping[str, Sequence[str]],
-    ) -> Centroid:  # fmt: skip
+        self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
+    ) -> Centroid:
         """The same router with centroids of each expert's prompts, by the expert's name."""
         return changed(self, learned=centroids(self, model, read, experts, prompts))
 
@@ -81,12 +80,14 @@ class Centroid(ScoredRouter):
             )
         means = self.learned.of(module, present).to(experts[0].A)
         if means.shape[-1] != experts[0].in_features:
-            raise UsageError(f"The router has learned of other inputs of {module} than its "
-                             f"{experts[0].in_features}; fit it anew.")  # fmt: skip
+            raise UsageError(
+                f"The router has learned of other inputs of {module} than its "
+                f"{experts[0].in_features}; fit it anew."
+            )
         return _Cosines(means, self)
 
     def before_scoring(self, x: Tensor) -> Tensor:
-        return x  # the common part goes first, see _Cosines
+        return x  # the common part is subtracted before, see _Cosines
 
 
 class _Cosines(Scores):

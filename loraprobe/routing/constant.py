@@ -13,12 +13,12 @@ from torch import Tensor
 
 from loraprobe.composition import Router
 from loraprobe.errors import UsageError
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass(frozen=True)
 class ConstantGates(Router):
-    """Gates that look at nothing: sum_i w_i dW_i, exactly, without new weights.
+    """Gates that do not depend on the input: sum_i w_i dW_i, exactly, without new weights.
 
     `weights` has one number per expert and is used as given, never normalised; None means 1/n.
     An expert that lacks a module counts as a zero delta there, so that uniform gates stay the
@@ -27,6 +27,7 @@ class ConstantGates(Router):
 
     weights: tuple[float, ...] | None = None
 
+    registry_name: ClassVar[str] = "constant"
     constant: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset(
         {"identity", "order", "gauge", "homogeneity", "linearity", "input_scale", "absent_is_zero"}
@@ -58,8 +59,10 @@ class ConstantGates(Router):
 
     def check(self, n: int) -> None:
         if self.weights is not None and len(self.weights) != n:
-            raise UsageError(f"There are {n} adapters but {len(self.weights)} weights; give one "
-                             "weight per adapter.")  # fmt: skip
+            raise UsageError(
+                f"There are {n} adapters but {len(self.weights)} weights; give one weight per "
+                "adapter."
+            )
 
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int

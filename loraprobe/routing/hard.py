@@ -1,19 +1,20 @@
-"""Hard: one expert a token, with gate 1."""
+"""Hard: one expert for each token, with gate 1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
 from loraprobe.composition import Router, TokenGates
-from loraprobe.composition.contract import Read
-from loraprobe.lowrank import LowRank
-from loraprobe.routing._scored import Per, ScoredRouter, Share, changed
+from loraprobe.composition.contract import Prompts, Read
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import check_choices
+from loraprobe.routing._scored_router import Per, ScoredRouter, changed
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.centroid import Centroid
 from loraprobe.routing.spectr import SpectR
@@ -24,17 +25,15 @@ SCORED: dict[str, type[ScoredRouter]] = {"arrow": Arrow, "spectr": SpectR, "cent
 
 @dataclass(frozen=True)
 class Hard(Router):
-    """The expert with the highest score gets gate 1, the others 0: no token sees a mixture.
+    """The expert with the highest score gets gate 1, the others 0: experts are never mixed.
 
-    by: whose score, with that router's other options at their defaults; `arrow:top_k=1` is
-    `hard:by=arrow`. Ties go to the expert that topk names first. `by=centroid` has to be fitted
-    as centroid is. `per` and `share` as in all routers by scores: with per=sequence one adapter
-    answers a whole prompt in each module; per=sequence and share=layer, one in each layer.
+    by: the router whose score is used, with its other options at their defaults; `arrow:top_k=1` is
+    `hard:by=arrow`. Of equal scores the first in topk's order wins. `by=centroid` has to be fitted,
+    as centroid. With per=sequence one adapter answers a whole prompt in each module.
     """
 
     by: By = "arrow"
     per: Per = "token"
-    share: Share = "module"
     scored: ScoredRouter = field(init=False, repr=False)  # that of `by` at top_k=1
 
     constant: ClassVar[bool] = False
@@ -53,10 +52,8 @@ class Hard(Router):
     paper: ClassVar[str] = "arXiv 2405.11157, 2504.03454, 2311.10847: top-1 of their scores"
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(By):
-            raise ValueError(f"by must be {', '.join(get_args(By))}, not {self.by!r}")
-        scored = SCORED[self.by](top_k=1, per=self.per, share=self.share)
-        object.__setattr__(self, "scored", scored)
+        check_choices(self)
+        object.__setattr__(self, "scored", SCORED[self.by](top_k=1, per=self.per))
 
     @property
     def needs_prompts(self) -> bool:
@@ -66,10 +63,9 @@ class Hard(Router):
         return self.scored.each_token()
 
     def fitted(
-        self, model: nn.Module, read: Read, experts: Sequence[Adapter],
-        prompts: Mapping[str, Sequence[str]],
-    ) -> Hard:  # fmt: skip
-        """The same router, the one whose scores it takes fitted."""
+        self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
+    ) -> Hard:
+        """The same router with a fitted router for its scores."""
         return changed(self, scored=self.scored.fitted(model, read, experts, prompts))
 
     def state(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""LAG: the arrows of a library preselect a few experts, their whole spectrum chooses."""
+"""LAG: Arrow's score preselects experts, SpectR's score chooses among them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.lowrank import LowRank
-from loraprobe.routing._scored import ScoredRouter, Scores
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.routing._scored_router import ScoredRouter, Scores
 from loraprobe.routing.arrow import ArrowScores
 from loraprobe.routing.spectr import SpectralScores, Spectrum
 
@@ -20,15 +20,15 @@ from loraprobe.routing.spectr import SpectralScores, Spectrum
 class LAG(ScoredRouter):
     """Gates in two steps, per module and token: `preselect` by Arrow's score, top_k by SpectR's.
 
-    Of all experts present the `preselect` with the highest |x . v_i| stay; of those the top_k
-    with the highest ||s_i B_i A_i x|| share a softmax at `temperature`. With top_k=1, the
-    default, the best has gate 1. With no more than `preselect` experts it is SpectR at that top_k;
-    with preselect=1 it is Arrow at top_k=1. Both numbers are clamped to the experts present.
+    The `preselect` experts with the highest |x . v_i| are kept; of those the top_k with the highest
+    ||s_i B_i A_i x|| share a softmax at `temperature`. With top_k=1, the default, the best has gate
+    1. With at most `preselect` experts the router is SpectR at that top_k; with preselect=1 it is
+    Arrow at top_k=1. Both numbers are clamped to the experts present.
 
-    The first step saves work in libraries of hundreds of adapters; here both scores are computed
-    for all experts, so that it is the paper's choice and not its speed. preselect=20 is a default
-    of this package. `spectrum` as in SpectR. `per=sequence` makes one decision a prompt, by means
-    of both scores over its tokens; `share=layer` one a layer, by the first module that runs.
+    In the paper the first step saves work in libraries of hundreds of adapters. Here both scores
+    are computed for all experts, so the choice is the paper's but not its speed. preselect=20 is a
+    default of this package. `spectrum` is that of SpectR. `per=sequence` decides once for each
+    prompt, by the means of both scores over its tokens.
     """
 
     top_k: int = 1
@@ -55,15 +55,13 @@ class LAG(ScoredRouter):
         super().__post_init__()
         if self.preselect < 1:
             raise ValueError(f"preselect must be at least 1, not {self.preselect}")
-        if self.spectrum not in ("weighted", "flat"):
-            raise ValueError(f"spectrum must be weighted or flat, not {self.spectrum!r}")
 
     def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
         return _TwoSteps(experts, self)
 
 
 class _TwoSteps(Scores):
-    """Arrow's scores and SpectR's side by side: [..., 2, k]."""
+    """Arrow's scores and SpectR's: [..., 2, k]."""
 
     def __init__(self, experts: Sequence[LowRank], options: LAG) -> None:
         self.arrow = ArrowScores(experts)

@@ -1,4 +1,4 @@
-"""SpectR: each token goes to the experts that would move it furthest."""
+"""SpectR: routes each token to the experts that would add the longest vector to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.lowrank import RANK_TOLERANCE, LowRank
-from loraprobe.routing._scored import Moved, ScoredRouter, Scores
+from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
+from loraprobe.routing._scored_router import Moved, ScoredRouter, Scores
 from loraprobe.routing.arrow import right_spectrum
 
 Spectrum = Literal["weighted", "flat"]
@@ -23,32 +23,28 @@ class SpectR(ScoredRouter):
     """Gates from the length of x's projection on the whole right spectrum of each expert's delta.
 
     With delta W_i = s_i B_i A_i = U S V^T, score_i = ||S V^T x|| = ||s_i B_i A_i x||: the length
-    of what the expert would add to this token. Where Arrow looks along one direction, all count.
-    The top_k highest share a softmax at `temperature`. Nothing is normalised: experts with large
-    deltas and tokens of great length score high; `normalize` divides x by its length.
+    of what the expert would add to this token. Arrow uses one direction, SpectR all of them. The
+    top_k highest share a softmax at `temperature`. Nothing is normalised: experts with large deltas
+    and tokens with a large norm have high scores; `normalize` divides x by its length.
 
-    Definitions compete. The authors' released code (wfleshman/spectr) projects on orthonormal
-    rows, score_i = ||V^T x||, so that an expert's size does not count, and gives the chosen 1/k
-    each: `spectrum=flat,temperature=inf` gives those gates. That code sums A and B apart before
-    they are multiplied, which brings cross terms between experts; here every expert's product is
-    its own. top_k=4 is that code's. Directions with singular values below 1e-6 of the largest
-    are rounding and count for nothing. `per=sequence` makes one decision a prompt by the mean of
-    its tokens' scores, `share=layer` one a layer, by the first module that runs.
+    There are two definitions. The authors' released code (wfleshman/spectr) projects on orthonormal
+    rows, score_i = ||V^T x||, so that an expert's size does not matter, and gives the chosen 1/k
+    each: `spectrum=flat,temperature=inf` gives those gates. That code sums the A's and the B's
+    separately before they are multiplied, which adds cross terms between experts; here every expert
+    is multiplied out separately. top_k=4 is the default of that code. Directions with singular
+    values below 1e-6 of the largest are rounding and do not count. `per=sequence` decides once for
+    each prompt by the mean of its tokens' scores.
     """
 
     top_k: int = 4
     spectrum: Spectrum = "weighted"
 
     laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "absent_is_neutral"})
+    registry_name: ClassVar[str] = "spectr"
     formula: ClassVar[str] = (
         "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k ||s_i B_i A_i x|| / temperature)"
     )
     paper: ClassVar[str] = "arXiv 2504.03454"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.spectrum not in ("weighted", "flat"):
-            raise ValueError(f"spectrum must be weighted or flat, not {self.spectrum!r}")
 
     def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
         return SpectralScores(experts, self.spectrum)
@@ -59,11 +55,10 @@ class SpectralScores(Scores):
 
     def __init__(self, experts: Sequence[LowRank], spectrum: Spectrum) -> None:
         projections = [projection(expert, spectrum) for expert in experts]
-        ranks = torch.tensor([len(rows) for rows in projections])
-        owner = torch.repeat_interleave(torch.arange(len(projections)), ranks)
         rows = torch.cat(projections)
+        owner = owners([len(rows) for rows in projections])
         self.rows = Moved(rows)  # [R, in], those of all experts
-        self.owner = Moved(F.one_hot(owner, len(projections)).mT.to(rows.dtype))  # [k, R]
+        self.owner = Moved(owner.mT.to(rows.dtype))  # [k, R]
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
         squares = F.linear(x, self.rows.like(x)).square()
@@ -71,7 +66,7 @@ class SpectralScores(Scores):
 
 
 def projection(update: LowRank, spectrum: Spectrum = "weighted") -> Float[Tensor, "k in"]:
-    """S V^T, or V^T, of a delta's directions with any effect: [k, in]; none of a zero delta."""
+    """S V^T, or V^T, for the k singular values above rounding: [k, in]; k = 0 for a zero delta."""
     S, Vh = right_spectrum(update)
     kept = (RANK_TOLERANCE * S[:1] < S) & (S > 0)
     rows = Vh[kept] if spectrum == "flat" else S[kept, None] * Vh[kept]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from loraprobe.adapter import Adapter
 from loraprobe.evaluation import System
+from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, LinearMethod, MergeMethod
+from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.spaces import SPACES
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import SystemBuilder
@@ -148,7 +149,7 @@ def _routers() -> Iterator[Entrant]:
     that have named values, each alone and any two together."""
     for cls in ROUTERS:
         if not cls.constant:
-            name = cls.__module__.rpartition(".")[2]
+            name = name_of(cls)
             for spec in (name, *(f"{name}:{','.join(choice)}" for choice in _choices(cls))):
                 yield Entrant(spec, "router", spec)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapter import Adapter
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass(frozen=True, eq=False)

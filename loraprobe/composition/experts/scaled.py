@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from loraprobe.adapter import Adapter
 from loraprobe.composition.experts.low_rank import Share, low_rank
 from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
-from loraprobe.lowrank import LowRank
+from loraprobe.lora.lowrank import LowRank
 
 ROWS_AT_ONCE = 1 << 22  # entries of W0 in float64 at one time
 CANCELS = 1e-6  # share of ||w0||^2 + ||dw||^2 below which a squared norm is computed anew

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from loraprobe.verdict.features._view import View
 
 Function = Callable[[View], float | None]
-Shelf = dict[str, tuple[str, Function]]
+Registry = dict[str, tuple[str, Function]]
 
 
 class Feature(NamedTuple):
@@ -18,7 +18,7 @@ class Feature(NamedTuple):
     group: str  # "coverage" | "singles" | "weights" | "probe" | "task"
 
 
-def on(shelf: Shelf, description: str) -> Callable[[Function], Function]:
+def on(shelf: Registry, description: str) -> Callable[[Function], Function]:
     """Puts a function on a shelf under its own name."""
 
     def put(function: Function) -> Function:

@@ -11,7 +11,7 @@ import itertools
 import math
 
 from loraprobe.records import Coverage
-from loraprobe.verdict.features._shelf import Shelf, on
+from loraprobe.verdict.features._shelf import Registry, on
 from loraprobe.verdict.features._view import (
     BASE,
     FORMS,
@@ -26,7 +26,7 @@ from loraprobe.verdict.features._view import (
     minus,
 )
 
-SHELF: Shelf = {}
+SHELF: Registry = {}
 Z95 = 1.959964  # half-width of a 95 % interval in standard errors
 SMALLEST_ERROR = 0.02  # of a share of 60 items, however certain its interval looks
 SOME = 0.05  # a difference smaller than this is no denominator

@@ -11,7 +11,7 @@ import itertools
 import math
 
 from loraprobe.records import Coverage
-from loraprobe.verdict.features._shelf import Shelf, on
+from loraprobe.verdict.features._shelf import Registry, on
 from loraprobe.verdict.features._view import (
     BASE,
     FORMS,
@@ -26,7 +26,7 @@ from loraprobe.verdict.features._view import (
     minus,
 )
 
-SHELF: Shelf = {}
+SHELF: Registry = {}
 LEARNED = 0.2  # an adapter that adds less to the base than this is nobody's specialist
 ALL = "all"  # the part that stands for all prompts of a task
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 from loraprobe.records import Coverage
-from loraprobe.verdict.features._shelf import Shelf, on
+from loraprobe.verdict.features._shelf import Registry, on
 from loraprobe.verdict.features._view import BASE, View, highest, lowest, mean, minus
 from loraprobe.verdict.knowledge import KNOWN
 
-SHELF: Shelf = {}
+SHELF: Registry = {}
 Hops = dict[int, dict[str, float]]
 CLOSE = 0.05  # two hop accuracies this close are one to a hundred items
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraprobe.verdict.features._shelf import Shelf, on
+from loraprobe.verdict.features._shelf import Registry, on
 from loraprobe.verdict.features._view import (
     BASE,
     FORMS,
@@ -20,7 +20,7 @@ from loraprobe.verdict.features._view import (
     minus,
 )
 
-SHELF: Shelf = {}
+SHELF: Registry = {}
 
 
 @on(SHELF, "score of the base, on the form of the question that suits it better")

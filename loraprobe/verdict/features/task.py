@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loraprobe.verdict.features._shelf import Shelf, on
+from loraprobe.verdict.features._shelf import Registry, on
 from loraprobe.verdict.features._view import View
 
-SHELF: Shelf = {}
+SHELF: Registry = {}
 
 
 @on(SHELF, "number of adapters")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from loraprobe.verdict.features._shelf import Shelf, on
+from loraprobe.verdict.features._shelf import Registry, on
 from loraprobe.verdict.features._view import View, highest, lowest, mean
 
-SHELF: Shelf = {}
+SHELF: Registry = {}
 
 
 def _log(value: float) -> float | None:

@@ -1,0 +1,149 @@
+"""Linear merges of DoRA adapters: exact, and a DoRA adapter again.
+
+DoRA changes a weight to W_i = diag(c_i) (W0 + s_i B_i A_i), c_i = m_i / rownorm(W0 + s_i B_i A_i);
+a plain LoRA has c_i = 1. A linear combination of the changes is
+
+    W = W0 + sum_i w_i (W_i - W0) = diag(c) W0 + L
+    c = 1 + sum_i w_i (c_i - 1)            L = sum_i w_i s_i diag(c_i) B_i A_i
+
+which is DoRA's form with direction W0 + diag(1/c) L and magnitudes c * rownorm(W0 + diag(1/c) L):
+the rank is at most the sum of the ranks. Cutting L to a rank (Eckart and Young) is best for W.
+
+Where c is 0, nothing of W0's row is left in W, and where c is nearly 0, dividing by it would cost
+the other rows their precision. Such a row gets c = 1 instead and its whole change as an update: one
+more rank for each, and still exact. A row that becomes 0 has magnitude 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from loraprobe.composition.experts.scaled import ratio
+from loraprobe.errors import CompatibilityError
+from loraprobe.lora.lowrank import LowRank, owners
+from loraprobe.merging._compress import Compressed, compress_factors
+
+BaseWeight = Callable[[str], Tensor]  # module path -> W0 [out, in]
+
+SMALL_SCALE = 1e-3  # rows of W0 whose scale c is below this are not divided by it
+BLOCK_ENTRIES = 1 << 22  # entries of a weight in float64 at one time
+
+
+@dataclass(frozen=True, eq=False)
+class DoraMerge:
+    """One module of a merged DoRA adapter.
+
+    kept: L cut to the rank, its squared norms those of W - W0 and of what was lost. scale: c with
+    its replacements, [out]. zero_rows: 1 for rows that become 0, [out]. inner: inner products of
+    the W_i - W0, [n, n].
+    """
+
+    kept: Compressed
+    scale: Float64[Tensor, out]
+    zero_rows: Float64[Tensor, out]
+    inner: Float64[Tensor, "n n"]
+
+    def written(
+        self, weight: Float[Tensor, "out in"], dtype: torch.dtype
+    ) -> tuple[LowRank, Tensor]:
+        """The update in its dtype, and the magnitudes [out] that belong to it, float32 or wider."""
+        update = self.kept.update.to(torch.float64).folded()
+        direction = LowRank(update.A, update.B / self.scale[:, None], 1.0).to(dtype)
+        norms = 1 / ratio(direction, torch.ones(len(weight)), weight)
+        wide = torch.promote_types(dtype, torch.float32)
+        return direction, (self.scale * norms * (1 - self.zero_rows)).to(wide)
+
+    def effective(self, direction: LowRank) -> LowRank:
+        """What a written direction adds to diag(c) W0."""
+        wide = direction.to(torch.float64)
+        return LowRank(wide.A, wide.B * self.scale[:, None], wide.scaling)
+
+
+def merge_dora(
+    updates: Sequence[LowRank],
+    magnitudes: Sequence[Tensor | None],
+    coefficients: Sequence[float],
+    weight: Float[Tensor, "out in"],
+    rank: int | None,
+) -> DoraMerge:
+    """sum_i w_i (W_i - W0) of one module as a direction and a scale.
+
+    updates: n low-rank updates; magnitudes: [out] each, None for a plain LoRA; coefficients: n
+    weights, which may be negative; weight: W0 in any floating dtype.
+    """
+    wide = [update.to(torch.float64).folded() for update in updates]
+    ratios = torch.stack(
+        [
+            torch.ones(len(weight), dtype=torch.float64) if m is None else ratio(u, m, weight)
+            for u, m in zip(wide, magnitudes, strict=True)
+        ]
+    )
+    w = torch.tensor(coefficients, dtype=torch.float64)
+    c = 1 + w @ (ratios - 1)
+    A = torch.cat([u.A for u in wide])
+    B = torch.cat([u.B * (w[i] * ratios[i])[:, None] for i, u in enumerate(wide)], 1)
+    small = (c.abs() < SMALL_SCALE).nonzero()[:, 0]
+    scale = c.clone()
+    scale[small] = 1
+    change = weight[small].to(torch.float64) * (c[small] - 1)[:, None]
+    own = torch.zeros(len(weight), len(small), dtype=torch.float64)
+    own[small, torch.arange(len(small))] = 1
+    kept = compress_factors(LowRank(torch.cat([A, change]), torch.cat([B, own], 1)), rank)
+    rows = weight[small].to(torch.float64) * c[small, None] + LowRank(A, B[small]).delta()
+    zero_rows = torch.zeros_like(scale)
+    zero_rows[small] = (rows == 0).all(1).to(zero_rows)
+    norm2, inner = _changes(wide, ratios, w, weight)
+    return DoraMerge(Compressed(kept.update, norm2, kept.lost2), scale, zero_rows, inner)
+
+
+def check_weight(path: str, update: LowRank, weight: Tensor) -> None:
+    """Raises CompatibilityError where a base's weight is not of a module's shape."""
+    if tuple(weight.shape) != (update.out_features, update.in_features):
+        raise CompatibilityError(
+            f"Module {path} is {[update.out_features, update.in_features]} in the adapters and "
+            f"{list(weight.shape)} in the base; give the base that they were trained on."
+        )
+
+
+def _changes(
+    updates: Sequence[LowRank],
+    ratios: Float64[Tensor, "n out"],
+    weights: Float64[Tensor, n],
+    weight: Float[Tensor, "out in"],
+) -> tuple[float, Float64[Tensor, "n n"]]:
+    """||W - W0||_F^2, and the inner products of the W_i - W0, [n, n].
+
+    With W_i - W0 = diag(d_i) W0 + C_i A_i, d_i = c_i - 1 and C_i = diag(c_i) s_i B_i, these are
+
+        sum_rows d_i d_j |w0|^2 + d_i <w0, C_j A_j> + d_j <w0, C_i A_i> + <C_i A_i, C_j A_j>
+
+    so that one pass over W0 gives all of them, and no change is ever formed.
+    """
+    A = torch.cat([u.A for u in updates])
+    squares, products = _one_pass(weight, A)
+    ranks = [u.rank for u in updates]
+    C = torch.cat([u.B * r[:, None] for u, r in zip(updates, ratios, strict=True)], 1)
+    d = ratios - 1
+    onto = torch.stack([part.sum(1) for part in (products * C).split(ranks, 1)])  # <w0, C_i A_i>
+    member = owners(ranks)
+    own = member.mT @ ((C.mT @ C) * (A @ A.mT)) @ member
+    inner = (d * squares) @ d.mT + d @ onto.mT + onto @ d.mT + own
+    return float(weights @ inner @ weights), inner
+
+
+def _one_pass(
+    weight: Float[Tensor, "out in"], A: Float64[Tensor, "R in"]
+) -> tuple[Float64[Tensor, out], Float64[Tensor, "out R"]]:
+    """Squared row norms of W0, and W0 A^T, in float64 by blocks of rows."""
+    step = max(1, BLOCK_ENTRIES // max(1, weight.shape[1]))
+    squares, products = [], []
+    for rows in weight.split(step):
+        block = rows.to(torch.float64)
+        squares.append(block.square().sum(1))
+        products.append(block @ A.mT)
+    return torch.cat(squares), torch.cat(products)

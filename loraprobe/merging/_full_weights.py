@@ -1,0 +1,174 @@
+"""Linear merges of full weights (modules_to_save, trained biases) and of biases of B.
+
+    W = W0 + sum_i w_i (W_i - W0)
+
+which is sum_i w_i W_i, without W0, if every adapter has the parameter and the weights sum to 1.
+Otherwise W0 is read from the base. For a parameter that the base does not have (the head of a
+classifier) only the mean exists.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
+from loraprobe.records import Issue
+from loraprobe.words import listing
+
+Parameter = Callable[[str], Tensor]  # name in the base -> the tensor as the base stores it
+
+SUM_TOLERANCE = 1e-9  # weights that sum to 1 up to the rounding of their own sum
+HEADS = ("score", "classifier", "qa_outputs", "classification_head")
+
+
+def merge_full_weights(
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    parameter: Parameter | None,
+    allow: Collection[str],
+) -> tuple[dict[str, Tensor], list[Issue]]:
+    """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings.
+
+    Raises UnsupportedAdapter, naming parameter and cure, where a merge would not be exact and its
+    issue code is not in `allow`; CompatibilityError where shapes differ.
+    """
+    merged: dict[str, Tensor] = {}
+    notes: dict[str, Issue] = {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.whole):
+        holders = [i for i, adapter in enumerate(adapters) if name in adapter.whole]
+        _check_factors(name, adapters)
+        tensors = [adapters[i].whole[name] for i in holders]
+        _check_shapes(name, [adapters[i].name for i in holders], tensors)
+        weights = [coefficients[i] for i in holders]
+        is_mean = len(holders) == len(adapters) and abs(sum(coefficients) - 1) <= SUM_TOLERANCE
+        start = None if is_mean else _in_base(name, tensors[0], parameter)
+        if isinstance(start, str):
+            code = _code(adapters[holders[0]], name)
+            names = tuple(adapters[i].name for i in holders)
+            if code not in allow:
+                raise UnsupportedAdapter(_why_not(name, names, start, code))
+            message = f"Allowed: {name} was dropped."
+            notes[name] = Issue("warning", code, names, message, module=_module(name))
+            continue
+        merged[name] = _combined(tensors, weights, start)
+    return merged, list(notes.values())
+
+
+def merge_lora_biases(
+    adapters: Sequence[Adapter], coefficients: Sequence[float], layout: Mapping[str, ModuleInfo]
+) -> dict[str, Tensor]:
+    """Path -> bias of B, sum_i w_i s_i b_i [out], at scaling 1; {} where no adapter has any.
+
+    An adapter's config declares biases for all modules or for none, so modules without one get
+    zeros. Raises UnsupportedAdapter where peft has no such adapter: with DoRA, and in embeddings.
+    """
+    holders = [adapter for adapter in adapters if adapter.offsets]
+    if not holders:
+        return {}
+    dora = [adapter.name for adapter in adapters if adapter.magnitudes]
+    embeddings = [path for path, info in layout.items() if info.kind == "embedding"]
+    if dora or embeddings:
+        what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
+        raise UnsupportedAdapter(
+            f"Adapter {holders[0].name} has biases of B (lora_bias), which peft does not take "
+            f"beside {what}; leave one of them out, or merge it into the base with peft first."
+        )
+    offsets = {}
+    for path, info in layout.items():
+        total = torch.zeros(info.out_features, dtype=torch.float64)
+        for adapter, weight in zip(adapters, coefficients, strict=True):
+            if path in adapter.offsets:
+                scaling = adapter.layout[path].scaling
+                total += weight * scaling * adapter.offsets[path].to(torch.float64)
+        offsets[path] = total.to(torch.float32)
+    return offsets
+
+
+def _combined(tensors: Sequence[Tensor], weights: Sequence[float], start: Tensor | None) -> Tensor:
+    dtypes = [tensor.dtype for tensor in tensors]
+    total = torch.zeros_like(tensors[0], dtype=torch.float64)
+    if start is not None:
+        total += start.to(torch.float64) * (1 - sum(weights))
+    for tensor, weight in zip(tensors, weights, strict=True):
+        total += weight * tensor.to(torch.float64)
+    return total.to(functools.reduce(torch.promote_types, dtypes))
+
+
+def _in_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | str:
+    """The base's tensor, or why there is none: "base" without a base, "new" if it lacks it."""
+    if parameter is None:
+        return "base"
+    try:
+        found = parameter(name)
+    except BaseError:
+        return "new"
+    if found.shape != like.shape:
+        raise CompatibilityError(
+            f"{name} is {list(like.shape)} in the adapters and {list(found.shape)} in the base; "
+            "the vocabulary was resized in training, or the base is another one."
+        )
+    return found
+
+
+def _why_not(name: str, names: Sequence[str], why: str, code: str) -> str:
+    kind = code.replace("-", "_")
+    message = f"Adapter {listing(names)} holds {kind} {name}, "
+    if why == "new":
+        return message + (
+            "which the base does not have, so that only its mean exists: every adapter must have "
+            f"it and the weights must sum to 1; or add --allow {code} to drop it knowingly."
+        )
+    return message + (
+        "of which only the mean is known without the base (every adapter has it and the weights "
+        f"sum to 1); add --base DIR or --base auto, or --allow {code} to drop it knowingly."
+    )
+
+
+def _check_factors(name: str, adapters: Sequence[Adapter]) -> None:
+    """Raises UnsupportedAdapter for a module with a full weight here and with factors there."""
+    if not name.endswith(".weight"):
+        return
+    replaced = [a.name for a in adapters if name in a.whole]
+    factors = [a.name for a in adapters if _module(name) in a.layout]
+    if factors:
+        raise UnsupportedAdapter(
+            f"{_module(name)} is replaced whole in {listing(replaced)} and has factors in "
+            f"{listing(factors)}, which one adapter cannot hold; merge one of them into its base "
+            "with peft first."
+        )
+
+
+def _check_shapes(name: str, names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    for other, tensor in zip(names[1:], tensors[1:], strict=True):
+        if tensor.shape == tensors[0].shape:
+            continue
+        shapes = f"{list(tensors[0].shape)} in {names[0]} and {list(tensor.shape)} in {other}"
+        if any(part in HEADS for part in name.split(".")):
+            raise CompatibilityError(
+                f"{name} is {shapes}: they tell different numbers of labels apart, so their heads "
+                "cannot be merged; merge adapters of one set of labels."
+            )
+        raise CompatibilityError(
+            f"{name} is {shapes}: their vocabularies or bases differ; merge adapters of one base."
+        )
+
+
+def _code(adapter: Adapter, name: str) -> str:
+    """The issue code of a full weight, modules-to-save or bias, from the adapter's extras."""
+    for extra in adapter.extras:
+        if extra.module == _module(name) and _leaf(extra.key) == _leaf(name):
+            return extra.kind.replace("_", "-")
+    return "modules-to-save"
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

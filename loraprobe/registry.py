@@ -1,0 +1,174 @@
+"""Registries: the members of a folder, found by listing it.
+
+A member is a frozen dataclass whose fields are its options. A file of the folder defines one member
+or a family of several; files that start with an underscore are helpers. A member is named by its
+class, `DareTies` as `dare_ties`, unless the class sets `registry_name`.
+
+`Registry(package, base, noun).make("ties:density=0.3")` finds the class `Ties` in the package and
+builds it with the options, converted to the types of its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from loraprobe.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """The members of one folder.
+
+    package: its dotted name. base: the class that all members derive from. noun: what a user calls
+    a member.
+    """
+
+    package: str
+    base: type[T]
+    noun: str
+
+    @functools.cached_property
+    def members(self) -> Mapping[str, type[T]]:
+        """Every class by its name, in the order of names. Imports all files of the folder.
+
+        Raises TypeError for a file without a member, and for two members of one name.
+        """
+        found: dict[str, type[T]] = {}
+        for file in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            if file.name.startswith("_"):
+                continue
+            module = importlib.import_module(f"{self.package}.{file.name}")
+            classes = [thing for thing in vars(module).values() if self._is_member(thing, module)]
+            if not classes:
+                raise TypeError(f"{module.__name__} defines no {self.base.__name__}")
+            for cls in classes:
+                if found.setdefault(name_of(cls), cls) is not cls:
+                    raise TypeError(f"Two classes of {self.package} are named {name_of(cls)}")
+        return dict(sorted(found.items()))
+
+    def _is_member(self, thing: Any, module: types.ModuleType) -> bool:
+        return (
+            isinstance(thing, type)
+            and issubclass(thing, self.base)
+            and thing.__module__ == module.__name__
+            and not thing.__name__.startswith("_")
+        )
+
+    def names(self) -> list[str]:
+        """The names of all members, sorted."""
+        return list(self.members)
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name. Raises UsageError with the nearest name if there is none."""
+        if name in self.members:
+            return self.members[name]
+        close = difflib.get_close_matches(name, self.members, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.members)}."
+        raise UsageError(f"Unknown {self.noun} {name!r}: {hint}")
+
+    def make(self, spec: str | T) -> T:
+        """Build from "name" or "name:option=value,option=value"; an instance is returned as is.
+
+        Raises UsageError for an unknown name or option and for a value that does not fit.
+        """
+        if not isinstance(spec, str):
+            return spec
+        name, _, rest = spec.partition(":")
+        cls = self.get(name.strip().replace("-", "_"))
+        options = self._options(cls, name, rest)
+        try:
+            return cls(**options)
+        except ValueError as error:
+            raise UsageError(f"{self.noun.capitalize()} {spec!r}: {error}") from None
+
+    def _options(self, cls: type[T], name: str, rest: str) -> dict[str, Any]:
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+        hints = typing.get_type_hints(cls)
+        options: dict[str, Any] = {}
+        for part in filter(None, (p.strip() for p in rest.split(","))):
+            key, equals, text = part.partition("=")
+            key = key.strip().replace("-", "_")
+            if key not in fields and f"{key}_" in fields:  # a keyword of Python, such as lambda
+                key += "_"
+            if not equals or key not in fields:
+                known = ", ".join(name.rstrip("_") for name in fields) or "none"
+                raise UsageError(
+                    f"{self.noun.capitalize()} {name!r} has no option {part!r}; its options are: "
+                    f"{known}."
+                )
+            options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
+        return options
+
+    def __iter__(self) -> Iterator[type[T]]:
+        return iter(self.members.values())
+
+
+def name_of(member: Any) -> str:
+    """The name of a member (a class or an instance): its class in snake_case or `registry_name`."""
+    cls = member if isinstance(member, type) else type(member)
+    own = vars(cls).get("registry_name")
+    if own is not None:
+        return str(own)
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", cls.__name__)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
+
+
+def spec_of(member: Any) -> str:
+    """The text "name:option=value,..." from which `Registry.make` builds an equal member."""
+    values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
+    given = {key.rstrip("_"): value for key, value in values.items() if value is not None}
+    options = ",".join(f"{key}={value}" for key, value in given.items())
+    return f"{name_of(member)}:{options}" if options else name_of(member)
+
+
+def check_choices(member: Any) -> None:
+    """Raises ValueError for an option that takes one of a few words and has another value."""
+    hints = typing.get_type_hints(type(member))
+    for field in (f for f in dataclasses.fields(member) if f.init):
+        words, value = typing.get_args(hints[field.name]), getattr(member, field.name)
+        if typing.get_origin(hints[field.name]) is typing.Literal and value not in words:
+            raise ValueError(f"{field.name} is one of {', '.join(words)}, not {value!r}.")
+
+
+def convert(text: str, hint: Any, what: str) -> Any:
+    """A text as the type of a field: int, float, bool, str, Literal or a union with None.
+
+    what: how an error names the option. Raises UsageError if the text is not of that type.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null") and type(None) in typing.get_args(hint):
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        allowed = typing.get_args(hint)
+        if text not in allowed:
+            raise UsageError(f"{what} must be one of {', '.join(map(str, allowed))}, not {text!r}.")
+        return text
+    if origin is tuple:
+        option = what.rpartition(":")[2].replace("_", "-")
+        raise UsageError(f"{what} takes several values; on the command line use --{option}.")
+    if hint is bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+        raise UsageError(f"{what} must be true or false, not {text!r}.")
+    try:
+        return hint(text)
+    except (TypeError, ValueError):
+        kind = {int: "a whole number", float: "a number"}.get(hint, getattr(hint, "__name__", hint))
+        raise UsageError(f"{what} must be {kind}, not {text!r}.") from None

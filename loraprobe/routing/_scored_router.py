@@ -1,0 +1,174 @@
+"""The base of routers that score experts: top_k, the softmax, and decisions for whole prompts.
+
+A router computes a score for each expert and input; everything after that is the same for all.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from loraprobe.composition import Router, TokenGates
+from loraprobe.composition.passes import current_pass
+from loraprobe.errors import UsageError
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import check_choices
+
+Per = Literal["token", "sequence"]
+R = TypeVar("R", bound=Router)
+
+
+class Scores(ABC):
+    """The scores of the k experts of a module for an input: c kinds of score for each expert."""
+
+    @abstractmethod
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
+        """x: [..., in] -> [..., c, k]; each of the c kinds may be averaged over tokens."""
+
+    def final(self, scores: Float[Tensor, "*tokens c k"]) -> Float[Tensor, "*tokens k"]:
+        """The scores that decide: [..., k], -inf for an excluded expert."""
+        return scores[..., 0, :]
+
+
+class Moved:
+    """A matrix that is kept in each device and dtype in which it was needed."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self._known = {(matrix.device, matrix.dtype): matrix}
+
+    def like(self, x: Tensor) -> Tensor:
+        """The matrix on x's device in x's dtype."""
+        place = (x.device, x.dtype)
+        if place not in self._known:
+            self._known[place] = self.matrix.to(device=x.device, dtype=x.dtype)
+        return self._known[place]
+
+
+@dataclass(frozen=True)
+class ScoredRouter(Router):
+    """The top_k experts with the highest scores share a softmax at `temperature`; others get 0.
+
+    top_k is clamped to the experts present. At temperature inf the chosen get equal gates.
+    `normalize` divides an input by its length before it is scored.
+
+    per: "token", or "sequence": the mean of the scores over all tokens of a prompt decides once,
+    in the pass that reads the prompt, for the prompt and all that follows. Padding does not count.
+    Without a cache each pass is a prompt of its own, unless the caller says where the prompt ends.
+    """
+
+    top_k: int = 3
+    temperature: float = 1.0
+    normalize: bool = False
+    per: Per = "token"
+
+    constant: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be a positive number, not {self.temperature}")
+
+    @abstractmethod
+    def scores(self, module: str, experts: Sequence[LowRank], present: Sequence[int]) -> Scores:
+        """The scores of the k >= 2 experts of a module, whose indices among all are `present`."""
+
+    def gates(
+        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
+    ) -> Float[Tensor, 1] | TokenGates:
+        """A function x [..., in] -> [..., k]; the constant 1 where there is one expert."""
+        if len(experts) == 1:
+            return torch.ones(1)
+        scores = self.scores(module, experts, present)
+        return TokenGate(scores, self) if self.per == "token" else PromptGate(scores, self, module)
+
+    def each_token(self) -> ScoredRouter:
+        return changed(self, per="token")
+
+    def before_scoring(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
+        """The input in the form in which it is scored."""
+        return F.normalize(x, dim=-1) if self.normalize else x
+
+    def chosen(self, scores: Float[Tensor, "*tokens k"]) -> Float[Tensor, "*tokens k"]:
+        """Gates [..., k] of scores [..., k]: they sum to 1, at most top_k of them above 0."""
+        if self.top_k < scores.shape[-1]:
+            best, index = scores.topk(self.top_k, dim=-1)
+            scores = torch.full_like(scores, float("-inf")).scatter(-1, index, best)
+        if self.temperature < float("inf"):
+            return (scores / self.temperature).softmax(-1)
+        equal = (~torch.isneginf(scores)).to(scores.dtype)
+        return equal / equal.sum(-1, keepdim=True)
+
+
+def changed(router: R, **options: object) -> R:
+    """The same router with other options; it keeps what it has learned."""
+    other = copy.copy(router)
+    for name, value in options.items():
+        object.__setattr__(other, name, value)
+    return other
+
+
+class TokenGate:
+    """The gates of one module, which decides for each token by its own input."""
+
+    shared = False
+
+    def __init__(self, scores: Scores, router: ScoredRouter) -> None:
+        self.scores, self.router = scores, router
+
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
+        """x: [..., in] -> gates [..., k]."""
+        return self.router.chosen(self.scores.final(self.scored(x)))
+
+    def scored(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens c k"]:
+        """The scores of an input: [..., c, k]."""
+        return self.scores(self.router.before_scoring(x))
+
+
+class PromptGate(TokenGate):
+    """The gates of one module, which decides once for a whole prompt and what follows it."""
+
+    shared = True  # the composition has to follow the model's passes
+
+    def __init__(self, scores: Scores, router: ScoredRouter, path: str) -> None:
+        super().__init__(scores, router)
+        self.path = path
+
+    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens k"]:
+        """x: [..., in] -> gates [..., k]; only in a forward pass of the composed model."""
+        now, leading = current_pass(self.path), x.shape[:-1]
+        if now.begins:
+            now.decided[self.path] = now.over_prompt(self.scored(x), leading, self.path)
+        else:
+            now.check(self.path)
+        if self.path not in now.decided:
+            raise UsageError(
+                f"Module {self.path} goes on with prompts that this composition has not read; "
+                "read them again, or use per=token."
+            )
+        scores = now.of_rows(now.decided[self.path].to(device=x.device, dtype=x.dtype))
+        gates = self.router.chosen(self.scores.final(scores))
+        if leading.numel() != now.rows * now.tokens and leading[:1] != (now.rows,):
+            raise UsageError(
+                f"Module {self.path} reads an input of shape {tuple(x.shape)}, in which "
+                f"{now.rows} prompts cannot be told apart; use per=token."
+            )
+        each, k = leading.numel() // now.rows, gates.shape[-1]
+        return gates[:, None].expand(now.rows, each, k).reshape(*leading, k)
+
+
+def layer_of(path: str) -> str:
+    """A module's path up to its first number: model.layers.7; the whole path if it has none."""
+    found = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
+    return found.group() if found else path

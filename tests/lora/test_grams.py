@@ -1,0 +1,218 @@
+"""Gram matrices of several adapters against dense float64 algebra, and how they are gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import dense, generator, random_update, regauged
+
+from loraprobe.lora import grams as joint_module
+from loraprobe.lora.grams import gram_matrices
+from loraprobe.lora.lowrank import LowRank
+
+F64 = torch.float64
+
+
+def one_module(*updates: LowRank | None):
+    (found,) = gram_matrices([{} if one is None else {"m": one} for one in updates], ["m"])
+    return found
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 999), st.booleans())
+def test_products_spectra_and_overlaps_are_the_dense_ones(ranks, seed, change_basis):
+    updates = [random_update(14, 11, r, seed + i, 0.5 + i, F64) for i, r in enumerate(ranks)]
+    deltas = [dense(one) for one in updates]
+    if change_basis:
+        updates = [regauged(one, seed) for one in updates]
+    found = one_module(*updates)
+    flat = torch.stack([delta.flatten() for delta in deltas])
+    torch.testing.assert_close(found.inner[0], flat @ flat.T, rtol=1e-9, atol=1e-9)
+    bases = {"in": [], "out": []}
+    for i, (delta, r) in enumerate(zip(deltas, ranks, strict=True)):
+        U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+        torch.testing.assert_close(found.spectrum.S[0, i, :r], S[:r], rtol=1e-7, atol=1e-9)
+        assert not found.spectrum.S[0, i, r:].any()
+        assert int(found.spectrum.rank[0, i]) == r
+        bases["in"].append(Vh[:r].T)
+        bases["out"].append(U[:, :r])
+    for side, spaces in bases.items():
+        expected = torch.stack(
+            [torch.stack([(P.T @ Q).square().sum() for Q in spaces]) for P in spaces]
+        )
+        torch.testing.assert_close(found.overlap(side)[0], expected, rtol=1e-7, atol=1e-9)
+    first, second = torch.triu_indices(len(ranks), len(ranks), 0)
+    energies = found.sum_energies(first, second)[0]
+    for i, j, own in zip(first.tolist(), second.tolist(), energies, strict=True):
+        total = torch.linalg.svdvals(deltas[i] + deltas[j]).square()
+        size = min(len(total), len(own))
+        torch.testing.assert_close(own[:size], total[:size], rtol=1e-8, atol=1e-10 * total[0])
+        assert not own[size:].gt(1e-10 * total[0]).any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 999))
+def test_singular_vectors_are_combinations_of_the_factors(seed):
+    one = random_update(9, 12, 4, seed, 2.0, F64)
+    spectrum = one_module(one).spectrum
+    U = one.B @ spectrum.left[0, 0]
+    Vh = spectrum.right[0, 0] @ one.A
+    torch.testing.assert_close((U * spectrum.S[0, 0]) @ Vh, dense(one), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(U.T @ U, torch.eye(4, dtype=F64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("basis", [None, 1, 2])
+def test_dead_and_repeated_components_are_no_rank(dtype, basis):
+    one = random_update(40, 30, 6, 3, 2.0, F64)
+    one.B[:, 1] = 0.0
+    one.A[4] = one.A[0] - one.A[2]
+    if basis is not None:
+        one = regauged(one, basis)
+    found = one_module(one.to(dtype), random_update(40, 30, 6, 9, 1.0, dtype))
+    assert found.spectrum.rank.tolist() == [[4, 6]]
+    assert float(found.overlap("in")[0, 0, 0]) == pytest.approx(4, abs=1e-5)
+
+
+def test_dependent_rows_stay_dead_in_a_badly_conditioned_basis():
+    """Rounding in a dead direction of A must not be blown up by a B that is large there."""
+    one = random_update(40, 30, 6, 3, 1.0, F64)
+    one.A[4] = one.A[0] - one.A[2]
+    first = torch.linalg.qr(torch.randn(6, 6, generator=generator(0), dtype=F64)).Q
+    second = torch.linalg.qr(torch.randn(6, 6, generator=generator(1), dtype=F64)).Q
+    G = (first * torch.logspace(-2, 2, 6, dtype=F64)) @ second
+    other = LowRank(G @ one.A, one.B @ torch.linalg.inv(G), 1.0)
+    found = one_module(other)
+    assert int(found.spectrum.rank) == 5
+    expected = torch.linalg.svdvals(dense(one))[:5]
+    torch.testing.assert_close(found.spectrum.S[0, 0, :5], expected, rtol=1e-6, atol=0)
+
+
+def test_sizes_of_rows_cost_no_precision():
+    """The same delta with rows of A from 1e-6 to 1e6 long and columns of B the inverse."""
+    one = random_update(40, 30, 5, 0, 1.0, F64)
+    sizes = torch.logspace(-6, 6, 5, dtype=F64)
+    other = LowRank(one.A * sizes[:, None], one.B / sizes, 1.0)
+    first, second = one_module(one), one_module(other)
+    torch.testing.assert_close(second.spectrum.S, first.spectrum.S, rtol=1e-9, atol=0)
+    torch.testing.assert_close(second.overlap("out"), first.overlap("out"), rtol=1e-9, atol=1e-9)
+
+
+def test_a_missing_module_is_a_zero_delta():
+    found = one_module(random_update(8, 6, 2, 0, 1.0, F64), None)
+    assert found.present.tolist() == [[True, False]]
+    assert found.square[0, 1] == 0 and found.inner[0, 0, 1] == 0
+    assert found.comparable.all()
+    assert int(found.spectrum.rank[0, 1]) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_one_bad_entry_is_found_and_harms_no_other_adapter(value, factor):
+    good, bad = random_update(8, 6, 2, 0, 1.0), random_update(8, 6, 2, 1, 1.0)
+    getattr(bad, factor)[1, 1] = value
+    found = one_module(good, bad)
+    assert found.finite.tolist() == [[True, False]]
+    assert float(found.square[0, 0]) == pytest.approx(float(good.norm()) ** 2, rel=1e-5)
+    for figure in (
+        found.inner,
+        found.spectrum.S,
+        found.overlap("in"),
+        found.sum_energies([0], [1]),
+    ):
+        assert torch.isfinite(figure).all()
+
+
+def test_unequal_shapes_are_not_multiplied():
+    found = one_module(random_update(8, 6, 2, 0, 1.0), random_update(8, 7, 3, 1, 1.0))
+    assert found.comparable[0].tolist() == [[True, False], [False, True]]
+    assert found.inner[0, 0, 1] == 0
+    assert found.square.min() > 0
+
+
+def test_batches_give_what_one_batch_gives(monkeypatch):
+    adapters = [
+        {f"m{k}": random_update(8, 6 + k, 1 + (k + i) % 3, 10 * i + k, 0.5) for k in range(7)}
+        for i in range(2)
+    ]
+    (whole,) = gram_matrices(adapters)
+    monkeypatch.setattr(joint_module, "BATCH_BYTES", 1000)
+    parts = list(gram_matrices(adapters))
+    assert len(parts) > 2
+    assert sum((p.paths for p in parts), ()) == whole.paths
+    torch.testing.assert_close(torch.cat([p.inner for p in parts]), whole.inner)
+    ranks = torch.cat([p.spectrum.rank for p in parts])
+    assert ranks.tolist() == whole.spectrum.rank.tolist() == whole.rank.tolist()
+
+
+def test_each_module_is_read_once_and_shown_once():
+    class Counting(Mapping):
+        reads: ClassVar[list[str]] = []
+
+        def __init__(self, **modules):
+            self.modules = modules
+
+        def __getitem__(self, path):
+            one = self.modules[path]
+            self.reads.append(path)
+            return one
+
+        def __iter__(self):
+            return iter(self.modules)
+
+        def __len__(self):
+            return len(self.modules)
+
+    adapters = [Counting(m0=random_update(4, 5, 2, 0)), Counting(m1=random_update(4, 5, 2, 1))]
+    seen, told = [], []
+    stream = gram_matrices(
+        adapters,
+        visitors=[lambda path, updates: seen.append((path, [u is not None for u in updates]))],
+        progress=lambda done, total: told.append((done, total)),
+    )
+    Counting.reads.clear()  # the tests' check of annotations looks into mappings
+    list(stream)
+    assert Counting.reads == ["m0", "m1"]
+    assert seen == [("m0", [True, False]), ("m1", [False, True])]
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_visitors_see_the_factors_in_float64():
+    updates = [random_update(5, 7, 3, seed, 0.5, torch.bfloat16) for seed in range(2)]
+
+    def look(_path, laid):
+        for one, stored in zip(laid, updates, strict=True):
+            assert one.A.dtype == one.B.dtype == F64
+            torch.testing.assert_close(one.delta(), dense(stored), rtol=1e-12, atol=1e-12)
+
+    list(gram_matrices([{"m": one} for one in updates], visitors=[look]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sum_of_updates_that_share_some_of_their_directions(seed):
+    """Two of four directions in common: the remainder is singular and has no Cholesky factor."""
+    one = random_update(20, 16, 4, seed, 1.0, F64)
+    U = torch.linalg.qr(one.B).Q
+    B = torch.cat([U[:, :2], random_update(20, 16, 2, seed + 50, 1.0, F64).B], 1)
+    other = LowRank(random_update(20, 16, 4, seed + 90, 1.0, F64).A, B, 3.0)
+    found = one_module(LowRank(one.A, U, 1.0), other).sum_energies([0], [1])[0, 0]
+    expected = torch.linalg.svdvals(U @ one.A + dense(other)).square()
+    torch.testing.assert_close(found[:6], expected[:6], rtol=1e-8, atol=0)
+    assert not found[6:].any()
+
+
+def test_visitors_see_factors_of_unequal_shapes_apart():
+    updates = [random_update(8, 6, 2, 0), random_update(9, 7, 3, 1), random_update(8, 6, 4, 2)]
+    seen = []
+
+    def look(path, laid):
+        seen.extend((one.A.clone(), one.B.clone()) for one in laid)
+
+    list(gram_matrices([{"m": one} for one in updates], visitors=[look]))
+    for one, (A, B) in zip(updates, seen, strict=True):
+        assert torch.equal(A, one.A.double()) and torch.equal(B, one.B.double())

@@ -1,0 +1,150 @@
+"""Spaces: what goes in comes back, the bases belong to the deltas, and who loses what where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import random_update, regauged
+from merges import EVERY_SPEC, FAILS, HOLDS, WEIGHTS, distance, planted, run, takes
+
+from loraprobe.errors import UsageError
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.spaces import SPACES, core, full, knots, space_named
+from loraprobe.merging import METHODS, FactorMethod
+
+F64 = torch.float64
+OF_DELTAS = [spec for spec in EVERY_SPEC if not isinstance(METHODS.make(spec), FactorMethod)]
+
+
+def bases(updates):
+    """The bases of the joint column and row space, [out, p] and [in, q]."""
+    stacked = core(updates)
+    return stacked.left, stacked.right
+
+
+def updates(ranks=(2, 3, 1), out=12, inp=9) -> list[LowRank]:
+    return [random_update(out, inp, r, 7 * i, 0.5 + i, F64) for i, r in enumerate(ranks)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any),
+    st.integers(2, 14),
+    st.integers(2, 14),
+)
+def test_what_goes_into_core_comes_back(ranks, out, inp):
+    sources = updates(ranks, out, inp)
+    stacked = core(sources)
+    n, p, q = stacked.matrices.shape
+    assert n == len(ranks) and p <= min(sum(ranks), out) and q <= min(sum(ranks), inp)
+    for basis in (stacked.left, stacked.right):
+        eye = torch.eye(basis.shape[1], dtype=F64)
+        torch.testing.assert_close(basis.mT @ basis, eye, rtol=0, atol=1e-10)
+    for matrix, source in zip(stacked.matrices, sources, strict=True):
+        torch.testing.assert_close(
+            stacked.back(matrix).delta(), source.delta(), rtol=1e-8, atol=1e-8
+        )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any),
+    st.integers(2, 14),
+    st.integers(2, 14),
+)
+def test_what_goes_into_knots_comes_back(ranks, out, inp):
+    """The matrices are S V_i^T of the decomposition of the deltas side by side."""
+    sources = updates(ranks, out, inp)
+    stacked = knots(sources)
+    U, S, Vh = torch.linalg.svd(torch.cat([s.delta() for s in sources], 1), full_matrices=False)
+    p = int((1e-9 * S[0] < S).sum())
+    assert stacked.matrices.shape == (len(ranks), p, inp) and stacked.right is None
+    signs = (stacked.left * U[:, :p]).sum(0)
+    torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+    blocks = (signs * S[:p])[:, None] * Vh[:p]
+    torch.testing.assert_close(torch.cat(list(stacked.matrices), 1), blocks, rtol=0, atol=1e-8)
+    for matrix, source in zip(stacked.matrices, sources, strict=True):
+        torch.testing.assert_close(
+            stacked.back(matrix).delta(), source.delta(), rtol=1e-8, atol=1e-8
+        )
+
+
+def test_full_is_the_deltas_themselves():
+    sources = updates()
+    stacked = full(sources)
+    for matrix, source in zip(stacked.matrices, sources, strict=True):
+        torch.testing.assert_close(matrix, source.scaling * source.B @ source.A)
+    assert stacked.back(stacked.matrices[0]) is not None
+    torch.testing.assert_close(stacked.back(stacked.matrices[0]), stacked.matrices[0])
+
+
+def test_the_bases_are_the_singular_vectors_of_the_concatenated_deltas():
+    sources = updates()
+    dense = [s.delta() for s in sources]
+    left, right = bases(sources)
+    for basis, matrix in ((left, torch.cat(dense, 1)), (right, torch.cat(dense, 0).mT)):
+        U, S, _ = torch.linalg.svd(matrix, full_matrices=False)
+        assert basis.shape[1] == int((1e-9 * S[0] < S).sum())
+        overlap = (basis * U[:, : basis.shape[1]]).sum(0)
+        torch.testing.assert_close(overlap.abs(), torch.ones_like(overlap))
+        assert bool((basis.gather(0, basis.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+def test_the_bases_depend_on_the_deltas_alone():
+    sources = updates()
+    left, right = bases(sources)
+    for same in (sources[::-1], [regauged(s, i) for i, s in enumerate(sources)]):
+        other_left, other_right = bases(same)
+        torch.testing.assert_close(left, other_left, rtol=0, atol=1e-9)
+        torch.testing.assert_close(right, other_right, rtol=0, atol=1e-9)
+    raw = torch.linalg.qr(torch.cat([s.A for s in sources]).mT).Q
+    turned = torch.linalg.qr(torch.cat([regauged(s, 1).A for s in sources]).mT).Q
+    assert (raw.abs() - turned.abs()).abs().max() > 0.1  # what a QR of stored factors would do
+
+
+@pytest.mark.parametrize("space", [s for s in SPACES if s != "full"])
+@pytest.mark.parametrize("spec", OF_DELTAS)
+def test_lossless_means_the_same_as_in_full(spec, space):
+    method = METHODS.make(spec)
+    adapters = planted(method)
+    whole = run(method, "full", adapters, WEIGHTS)
+    error = distance(whole, run(method, space, adapters, WEIGHTS))
+    for path, update in whole.modules.items():  # which itself is the bare function on the deltas
+        if method.takes_weights and space in method.lossless:
+            zero = torch.zeros(update.out_features, update.in_features, dtype=F64)
+            deltas = [a.modules[path].delta() if path in a.modules else zero for a in adapters]
+            bare = method(torch.stack(deltas), torch.tensor(WEIGHTS[: len(deltas)], dtype=F64))
+            assert float((update.delta() - bare).norm()) < HOLDS * float(bare.norm())
+    if space in method.lossless:
+        assert error < HOLDS
+    else:
+        assert error > FAILS, "it loses nothing there: declare it, and it will run there"
+    assert method.default_space() == ("core" if "core" in method.lossless else "full")
+
+
+@pytest.mark.parametrize("spec", OF_DELTAS)
+def test_methods_agree_between_spaces_if_and_only_if_they_commute_with_isometries(spec):
+    """f(U M V^T) = U f(M) V^T, the definition, on the bare function."""
+    method = METHODS.make(spec)
+    draw = torch.Generator().manual_seed(3)
+    M = torch.randn(3, 4, 5, generator=draw, dtype=F64) + 2 * torch.eye(4, 5, dtype=F64)
+    U = torch.linalg.qr(torch.randn(9, 4, generator=draw, dtype=F64)).Q
+    V = torch.linalg.qr(torch.randn(8, 5, generator=draw, dtype=F64)).Q
+    if not takes(method, 3):
+        M = M[:2]
+    weights = torch.tensor(WEIGHTS[: len(M)], dtype=F64)
+
+    def call(matrices):
+        return method(matrices, weights, [torch.Generator().manual_seed(i) for i in range(3)])
+
+    both = (call(U @ M @ V.mT) - U @ call(M) @ V.mT).norm() / call(M).norm()
+    left = (call(U @ M) - U @ call(M)).norm() / call(M).norm()
+    assert (both < HOLDS) == ("core" in method.lossless)
+    assert (left < HOLDS) == ("knots" in method.lossless)
+
+
+def test_unknown_spaces_are_refused_by_name():
+    with pytest.raises(UsageError, match=r"Unknown space 'cubist'.*full, core and knots"):
+        space_named("cubist")

@@ -1,0 +1,227 @@
+"""What a merge refuses, one sentence each with the cure, and what it says instead of hiding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from making import LLAMA, peft_adapter, random_adapter, random_update, write_adapter
+
+from loraprobe.adapter import adapter_of, read_adapter
+from loraprobe.errors import (
+    AdapterError,
+    CompatibilityError,
+    LoraprobeError,
+    OutputError,
+    UnsupportedAdapter,
+    UsageError,
+)
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging import merge
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+def one(name="a", rank=2, seed=0, **options):
+    return random_adapter(name, {UP: (12, 10)}, rank, seed, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "tie"}, r"Unknown merge method 'tie': did you mean 'ties'"),
+        ({"method": "ties:densty=0.3"}, r"no option 'densty=0.3'; its options are: density"),
+        ({"method": "ties:density=0"}, r"'ties:density=0': density.*above 0 and at most 1"),
+        ({"method": "dare_ties:density=1.1"}, r"density.*not 1.1"),
+        ({"method": "ties:variant=mine"}, r"must be one of peft, mergekit, not 'mine'"),
+        ({"method": "factor_average", "space": "core"}, r"has no space to choose"),
+        ({"space": "nowhere"}, r"Unknown space 'nowhere': there are full, core and knots"),
+        ({"weights": [1.0]}, r"There are 1 weights for 2 adapters"),
+        ({"weights": [1.0, 2.0, 3.0]}, r"There are 3 weights for 2 adapters"),
+        ({"weights": [1.0, float("nan")], "method": "sum"}, r"must be finite"),
+        ({"rank": 0}, r"rank must be a positive whole number or auto, not 0"),
+        ({"rank": "many"}, r"rank must be .* not 'many'"),
+    ],
+)
+def test_bad_calls(options, message):
+    with pytest.raises(UsageError, match=message):
+        merge([one("a"), one("b", seed=1)], **options)
+
+
+def test_nothing_and_names():
+    with pytest.raises(UsageError, match=r"nothing to merge"):
+        merge([])
+    with pytest.raises(UsageError, match=r"Two adapters are called 'a'.*first=REF"):
+        merge([one("a"), one("a", seed=1)])
+
+
+def test_rank_as_text_is_a_number():
+    assert merge([one()], rank="1").rank == 1
+
+
+def test_shapes_and_kinds_that_differ_are_named():
+    wide = random_adapter("wide", {UP: (12, 11)}, 2)
+    with pytest.raises(
+        CompatibilityError, match=rf"{UP} is \[12, 10\] in a and \[12, 11\] in wide"
+    ):
+        merge([one(), wide])
+    table = one("table", seed=1, kinds={UP: "embedding"})
+    with pytest.raises(CompatibilityError, match=r"of kind linear in a and embedding in table"):
+        merge([one(), table])
+
+
+def test_factor_average_needs_factors_that_correspond():
+    with pytest.raises(CompatibilityError, match=r"rank 2 in a and 3 in b.*use uniform"):
+        merge([one(), one("b", rank=3)], "factor_average")
+    partial = random_adapter("b", {p: s for p, s in LLAMA.items() if "up" not in p}, 2)
+    with pytest.raises(CompatibilityError, match=r"b leaves module .*up_proj alone.*use uniform"):
+        merge([random_adapter("a", rank=2), partial], "factor_average")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize("method", ["uniform", "ties"])
+def test_nan_and_inf_are_named(value, factor, method):
+    update = random_update(12, 10, 2, 1)
+    getattr(update, factor)[1, 1] = value
+    with pytest.raises(AdapterError, match=rf"Adapter bad has NaN or Inf in module {UP}"):
+        merge([one(), adapter_of("bad", {UP: update})], method)
+
+
+def test_an_adapter_without_effect_is_refused_or_allowed_by_name():
+    update = random_update(12, 10, 2, 1)
+    idle = adapter_of("idle", {UP: LowRank(update.A, update.B * 0, 1.0)})
+    with pytest.raises(UnsupportedAdapter, match=r"Adapter idle has no effect.*leave it out"):
+        merge([one(), idle])
+    merged = merge([one(), idle], allow=["no-effect"])
+    assert [i.code for i in merged.issues] == ["no-effect"]
+    torch.testing.assert_close(
+        merged.adapter.modules[UP].delta() * 2, one().modules[UP].delta(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_weights_that_cancel_leave_nothing_to_write():
+    twin = adapter_of("twin", dict(one().modules))
+    with pytest.raises(UsageError, match=r"zero in every module"):
+        merge([one(), twin], "task_arithmetic", weights=[1, -1])
+    half = adapter_of("half", {UP: one().modules[UP], "other": random_update(12, 10, 2, 9)})
+    twin = adapter_of("twin", {UP: one().modules[UP]})
+    merged = merge([half, twin], "task_arithmetic", weights=[1, -1]).adapter
+    assert merged.layout[UP].rank == 1 and not merged.modules[UP].delta().any()
+    assert "duplicate" in [i.code for i in merge([one(), twin]).issues]
+    assert "duplicate" not in [i.code for i in merge([one(), one("b", seed=1)]).issues]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "factor_average"])
+def test_weights_of_zero_leave_nothing_to_write(method):
+    with pytest.raises(UsageError, match=r"zero in every module"):
+        merge([one(), one("b", seed=1)], method, weights=[0, 0])
+
+
+def test_a_dtype_that_is_too_small_is_an_error_not_an_infinity():
+    large = adapter_of("large", {UP: random_update(12, 10, 2, 1, 1e12)})
+    with pytest.raises(OutputError, match=r"does not fit into float16.*float32"):
+        merge([large], dtype=torch.float16)
+
+
+EXTRAS = {
+    "dora-magnitude": {"use_dora": True},
+    "modules-to-save": {"modules_to_save": ["lm_head"]},
+    "lora-bias": {"lora_bias": True},
+    "bias": {"bias": "lora_only"},
+}
+
+
+@pytest.mark.parametrize("code", EXTRAS)
+def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, attention_bias=True,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    path = peft_adapter(
+        tmp_path / "x", model, 1, r=2, target_modules=["q_proj", "v_proj"], **EXTRAS[code]
+    )
+    adapter = read_adapter(path)
+    assert adapter.extras, "or this test shows nothing"
+    kind = code.replace("-", "_")
+    message = rf"Adapter x holds {kind} .*only a linear method keeps.*uniform.*--allow {code}"
+    with pytest.raises(UnsupportedAdapter, match=message):
+        merge([adapter], "ties")
+    merged = merge([adapter], "ties:density=1", allow=[code])
+    assert {i.code for i in merged.issues} == {code}
+    assert "was dropped" in merged.issues[0].message
+    assert not merged.adapter.extras
+
+
+def embedding_adapter(directory, name: str, copy: torch.Tensor):
+    """An adapter of the input embedding; peft saves the embedding itself beside it."""
+    update = random_update(16, 40, 2, 3)
+    prefix = "base_model.model.model.embed_tokens"
+    tensors = {
+        f"{prefix}.lora_embedding_A": update.A,
+        f"{prefix}.lora_embedding_B": update.B / 10,
+        f"{prefix}.base_layer.weight": copy,
+    }
+    return read_adapter(write_adapter(directory / name, tensors, r=2), name=name)
+
+
+def test_copies_of_base_weights_may_go_if_they_agree_and_it_is_said(tmp_path):
+    copy = torch.arange(640.0).reshape(40, 16)
+    a, b = (embedding_adapter(tmp_path, n, copy) for n in "ab")
+    merged = merge([a, b])
+    assert [(i.severity, i.code) for i in merged.issues] == [
+        ("note", "base-copy"), ("warning", "duplicate"),
+    ]  # fmt: skip
+    assert merged.adapter.layout["model.embed_tokens"].kind == "embedding"
+    other = embedding_adapter(tmp_path, "c", copy + 1)
+    with pytest.raises(UnsupportedAdapter, match=r"a and c hold different copies.*embed_tokens"):
+        merge([a, other])
+    allowed = merge([a, other], allow=["base-copy"])
+    assert ("warning", "base-copy") in [(i.severity, i.code) for i in allowed.issues]
+
+
+def test_errors_found_on_reading_stop_a_merge(tmp_path):
+    update = random_update(16, 16, 2, 3)
+    prefix = "base_model.model.model.layers.0.self_attn"
+    tensors = {
+        f"{prefix}.q_proj.lora_A.weight": update.A,
+        f"{prefix}.q_proj.lora_B.weight": update.B,
+        f"{prefix}.k_proj.lora_A.weight": update.A.clone(),
+    }
+    adapter = read_adapter(write_adapter(tmp_path / "half", tensors, r=2))
+    codes = [i.code for i in adapter.issues if i.severity == "error"]
+    assert codes
+    with pytest.raises(UnsupportedAdapter, match=r"Adapter half: .*k_proj"):
+        merge([adapter])
+    with pytest.raises(UnsupportedAdapter, match=r"holds unknown"):
+        merge([adapter], allow=codes)  # one named issue accepts that one only
+    merged = merge([adapter], allow=[*codes, "unknown"])
+    assert {i.severity for i in merged.issues} == {"warning"}
+
+
+def test_weights_that_go_unused_and_bases_that_differ_are_said():
+    other = one("b", seed=1, base_model="owner/other")
+    merged = merge([one(), other], "uniform", weights=[0.9, 0.1])
+    assert [i.code for i in merged.issues] == ["weights-ignored", "base-mismatch"]
+    assert merged.weights == (0.5, 0.5)
+
+
+def test_all_refusals_exit_with_two():
+    for error in (UsageError, CompatibilityError, UnsupportedAdapter, OutputError):
+        assert issubclass(error, LoraprobeError) and error.exit_code == 2
+
+
+def test_a_refused_merge_writes_nothing(tmp_path):
+    target = tmp_path / "out"
+    merge([one()]).save(target)
+    before = (target / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match=r"exists already"):
+        merge([one(seed=1)]).save(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (target / "adapter_model.safetensors").read_bytes() == before
+    merge([one(seed=1)]).save(target, overwrite=True)
+    assert (target / "adapter_model.safetensors").read_bytes() != before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,500 @@
+"""Routers by scores against dense float64, and decisions for whole prompts."""
+
+from __future__ import annotations
+
+import composing
+import making
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import random_adapter, random_update
+from torch import Tensor
+
+from loraprobe.adapter import adapter_of
+from loraprobe.composition import Composition, RowGates, composed, prepared
+from loraprobe.errors import UsageError
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.routing import ROUTERS, layer_of
+from loraprobe.routing.spectr import projection
+from loraprobe.scoring.forward import tail_logits
+from loraprobe.scoring.generation import generate_batch
+from loraprobe.scoring.prefix import Prefix
+
+PATH = "model.layers.0.mlp.up_proj"  # 16 -> 24
+FOUR = [
+    random_adapter(f"e{i}", {PATH: (24, 16)}, rank, seed=i, scaling=0.1, dtype=torch.float64)
+    for i, rank in enumerate((2, 4, 3, 2))
+]
+DELTAS = [a.modules[PATH].delta() for a in FOUR]
+X = torch.randn(9, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+MEANS = 0.5 * torch.randn(4, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+STATE = {f"centroid.{PATH}": MEANS.float()}
+
+
+def gates_of(spec: str, x: Tensor = X) -> Tensor:
+    router = ROUTERS.make(spec)
+    if router.needs_prompts:
+        router = router.with_state(STATE)
+    return prepared(Composition("c", tuple(FOUR), router), torch.float64)[0].gates(x)
+
+
+def shared_out(scores: Tensor, top_k: int, temperature: float = 1.0) -> Tensor:
+    """Gates from scores [t, n], one token at a time."""
+    gates = torch.zeros_like(scores)
+    for row, own in zip(gates, scores, strict=True):
+        chosen = sorted(range(len(own)), key=lambda i: -float(own[i]))[:top_k]
+        row[chosen] = (own[chosen] / temperature).softmax(0)
+    return gates
+
+
+def spectral(x: Tensor = X) -> Tensor:
+    return torch.stack([(x @ delta.T).norm(dim=-1) for delta in DELTAS], dim=-1)
+
+
+def flat(x: Tensor = X) -> Tensor:
+    rows = []
+    for delta in DELTAS:
+        _, S, Vh = torch.linalg.svd(delta)
+        rows.append((x @ Vh[: int((1e-9 * S[0] < S).sum())].T).norm(dim=-1))
+    return torch.stack(rows, dim=-1)
+
+
+def arrows(x: Tensor = X) -> Tensor:
+    return torch.stack([(x @ torch.linalg.svd(d).Vh[0]).abs() for d in DELTAS], dim=-1)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4, 99])
+def test_spectr_is_the_length_of_what_each_expert_would_add(top_k):
+    found = gates_of(f"spectr:top_k={top_k},temperature=0.5")
+    torch.testing.assert_close(found, shared_out(spectral(), top_k, 0.5), rtol=1e-9, atol=1e-9)
+
+
+def test_flat_spectr_leaves_out_the_size_and_an_infinite_temperature_the_softmax():
+    found = gates_of("spectr:spectrum=flat,top_k=3")
+    torch.testing.assert_close(found, shared_out(flat(), 3), rtol=1e-9, atol=1e-9)
+    alike = gates_of("spectr:spectrum=flat,top_k=3,temperature=inf")
+    assert torch.equal(alike, (shared_out(flat(), 3) > 0).double() / 3)
+    assert not torch.equal(flat().argmax(-1), spectral().argmax(-1))
+
+
+def test_a_projection_has_no_rows_that_carry_nothing():
+    dead = random_update(24, 16, 4, dtype=torch.float64)
+    dead.B[:, 2:] = 0
+    assert projection(dead).shape == projection(dead, "flat").shape == (2, 16)
+    kept = projection(dead, "flat")
+    torch.testing.assert_close(kept @ kept.T, torch.eye(2, dtype=torch.float64))
+    assert projection(dead.scaled(0.0)).shape == (0, 16)
+
+
+@pytest.mark.parametrize(("preselect", "top_k"), [(2, 1), (2, 2), (3, 1), (1, 1), (2, 3)])
+def test_lag_chooses_by_the_spectrum_among_those_that_arrow_has_kept(preselect, top_k):
+    kept = shared_out(arrows(), preselect) > 0
+    wanted = shared_out(spectral().masked_fill(~kept, float("-inf")), min(top_k, preselect))
+    found = gates_of(f"lag:preselect={preselect},top_k={top_k}")
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    alike = gates_of(f"lag:preselect={preselect},top_k={top_k},temperature=inf")
+    assert torch.equal(alike > 0, wanted > 0)
+    torch.testing.assert_close(alike.sum(-1), torch.ones(9, dtype=torch.float64))
+
+
+def test_lag_lies_between_arrow_and_spectr():
+    assert torch.equal(gates_of("lag:preselect=1"), gates_of("arrow:top_k=1"))
+    assert torch.equal(gates_of("lag:preselect=99"), gates_of("spectr:top_k=1"))
+    assert not torch.equal(gates_of("arrow:top_k=1"), gates_of("spectr:top_k=1"))
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_centroid_is_a_cosine_with_the_mean_input(center, normalize):
+    means = MEANS.float().double()
+    common = means.mean(0) if center else torch.zeros(16, dtype=torch.float64)
+    rows = []
+    for x in X:
+        own = x - common
+        cosines = [own @ (c - common) / (c - common).norm() for c in means]
+        rows.append(torch.stack(cosines) / (own.norm() if normalize else 1))
+    found = gates_of(f"centroid:center={center},normalize={normalize},top_k=2")
+    torch.testing.assert_close(found, shared_out(torch.stack(rows), 2, 0.1), rtol=1e-6, atol=1e-6)
+
+
+def test_a_common_part_of_all_inputs_does_not_hide_whom_a_token_is_like():
+    shift = 100 * torch.ones(16)
+    router = ROUTERS.make("centroid").with_state({f"centroid.{PATH}": MEANS.float() + shift})
+    layer = prepared(Composition("c", tuple(FOUR), router), torch.float64)[0]
+    assert layer.gates(MEANS + shift).argmax(-1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("by", ["arrow", "spectr", "centroid"])
+def test_hard_gives_one_expert_everything(by):
+    found = gates_of(f"hard:by={by}")
+    assert torch.equal(found, gates_of(f"{by}:top_k=1"))
+    assert sorted(set(found.flatten().tolist())) == [0.0, 1.0]
+
+
+def test_the_default_arrow_computes_what_it_always_did_to_the_bit():
+    from loraprobe.routing.arrow import prototype
+
+    x = (3 * X).float()
+    experts = [a.modules[PATH].to(torch.float32) for a in FOUR]
+    scores = (x @ torch.stack([prototype(e) for e in experts]).T).abs()
+    best, index = scores.topk(3, dim=-1)
+    wanted = torch.full_like(scores, float("-inf")).scatter(-1, index, best).softmax(-1)
+    layer = prepared(Composition("c", tuple(FOUR), ROUTERS.make("arrow")), torch.float32)[0]
+    assert torch.equal(layer.gates(x), wanted)
+    assert ROUTERS.make("arrow:per=token") == ROUTERS.make("arrow")
+    assert ROUTERS.make("arrow:per=sequence") != ROUTERS.make("arrow")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["spectr:spectrum=heavy", "lag:preselect=0", "lag:spectrum=x", "hard:by=lag", "arrow:per=row",
+     "arrow:share=layer", "centroid:temperature=0", "hard:top_k=2", "centroid:learned=1"],
+)  # fmt: skip
+def test_wrong_options_are_refused(spec):
+    with pytest.raises(UsageError):
+        ROUTERS.make(spec)
+    with pytest.raises(ValueError, match="per is one of token, sequence"):
+        ROUTERS.get("arrow")(per="row")
+
+
+def test_centroid_gives_no_gates_before_it_has_seen_prompts():
+    for spec in ("centroid", "hard:by=centroid"):
+        router = ROUTERS.make(spec)
+        assert router.needs_prompts and not router.state()
+        with pytest.raises(UsageError, match="--router-prompts NAME=FILE"):
+            prepared(Composition("c", tuple(FOUR), router), torch.float64)
+    known = ROUTERS.make("centroid").with_state(STATE)
+    assert not known.needs_prompts and known != ROUTERS.make("centroid")
+    with pytest.raises(UsageError, match="learned of 4 adapters"):
+        prepared(Composition("c", (*FOUR, FOUR[0]), known), torch.float64)
+    with pytest.raises(UsageError, match="learned nothing about"):
+        other = random_adapter("o", making.LLAMA, dtype=torch.float64)
+        prepared(Composition("c", (FOUR[0], other, other), known), torch.float64)
+    for wrong in ({}, {"x": MEANS}, {f"centroid.{PATH}": MEANS[0]},
+                  {f"centroid.{PATH}": MEANS * float("nan")}):  # fmt: skip
+        with pytest.raises(UsageError, match="stored state"):
+            known.with_state(wrong)
+
+
+@pytest.mark.parametrize("spec", ["arrow", "spectr", "lag", "centroid", "hard"])
+def test_experts_with_general_knowledge_taken_out_are_experts_like_others(spec):
+    """dW_i - dW_g in factors: ranks add up, and directions may cancel."""
+    general = FOUR[3].modules[PATH]
+
+    def less(update: LowRank) -> LowRank:
+        a, b = update.folded(), general.scaled(-1.0).folded()
+        return LowRank(torch.cat([a.A, b.A]), torch.cat([a.B, b.B], dim=1))
+
+    taken = [adapter_of(a.name, {PATH: less(a.modules[PATH])}) for a in FOUR]
+    dense = [
+        adapter_of(a.name, {PATH: LowRank(d - DELTAS[3], torch.eye(24, dtype=torch.float64))})
+        for a, d in zip(FOUR, DELTAS, strict=True)
+    ]
+    made = []
+    for experts in (taken, dense):  # the last has lost everything
+        router = ROUTERS.make(spec)
+        router = router.with_state(STATE) if router.needs_prompts else router
+        made.append(prepared(Composition("c", tuple(experts), router), torch.float64)[0].delta(X))
+    assert bool(made[0].isfinite().all())
+    torch.testing.assert_close(made[0], made[1], rtol=1e-8, atol=1e-8)
+
+
+# Decisions for a prompt.
+
+LIBRARY = tuple(
+    random_adapter(f"e{i}", making.LLAMA, rank=2 + i, seed=20 + i, scaling=0.3) for i in range(3)
+)
+ROWS = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3], [8, 9, 7, 9, 3]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return making.tiny_llama(tied=False).double()
+
+
+def composition(spec: str, adapters=LIBRARY) -> Composition:
+    return Composition("c", tuple(adapters), ROUTERS.make(spec))
+
+
+class Seen:
+    """The gates of every module, as they were given in the passes so far."""
+
+    def __init__(self) -> None:
+        self.gates: dict[str, list[Tensor]] = {}
+
+    def __call__(self, path, present, gates) -> None:
+        self.gates.setdefault(path, []).append(gates.clone())
+
+
+def one_pass(model, spec, rows=ROWS[:1], adapters=LIBRARY):
+    from loraprobe.scoring.forward import padded
+
+    seen, (ids, mask) = Seen(), padded(rows, 0, "right")
+    with torch.no_grad(), composed(model, composition(spec, adapters), seen):
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return seen.gates
+
+
+def test_the_layer_of_a_module_ends_with_its_first_number():
+    assert layer_of("model.layers.10.mlp.up_proj") == "model.layers.10"
+    assert layer_of("h.3.attn.c_attn") == "h.3"
+    assert layer_of("0.1.weight") == "0"
+    assert layer_of("model.layers.2.mlp.experts.5.w1") == "model.layers.2"
+    assert layer_of("lm_head") == layer_of("lm_head") == "lm_head"
+    assert layer_of("model.v2head.proj") == "model.v2head.proj"
+
+
+@pytest.mark.parametrize("spec", ["arrow", "spectr", "lag:preselect=2"])
+def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
+    """Against scores computed one token at a time from what reaches the first module."""
+    from loraprobe.composition import watched
+
+    inputs = {}
+    with torch.no_grad(), watched(model, composition(spec), lambda p, x, y: inputs.update({p: x})):
+        model(input_ids=torch.tensor(ROWS[:1]))
+    path = "model.layers.0.self_attn.q_proj"  # nothing is adapted before it
+    deltas = [a.modules[path].to(torch.float64).delta() for a in LIBRARY]
+    x = inputs[path][0]
+    arrow = torch.stack([(x @ torch.linalg.svd(d).Vh[0]).abs().mean() for d in deltas])
+    length = torch.stack([(x @ d.T).norm(dim=-1).mean() for d in deltas])
+    if spec.startswith("lag"):
+        out = arrow.argmin()
+        length[out] = -torch.inf
+        wanted = shared_out(length[None], 1)[0]
+    else:
+        wanted = shared_out((arrow if spec == "arrow" else length)[None], 3)[0]
+    joined = "," if ":" in spec else ":"
+    found = one_pass(model, f"{spec}{joined}per=sequence", [*ROWS[:1], ROWS[1]])[path][0]
+    torch.testing.assert_close(found[0], wanted.expand(7, 3), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(found[1, 0], wanted)
+
+
+@pytest.mark.parametrize("options", ["per=token", "per=sequence"])
+@pytest.mark.parametrize("name", ["arrow", "lag"])
+def test_what_is_generated_is_what_one_pass_scores(model, name, options):
+    """Prompts of different lengths, padded on the left; then prompt and answer in one pass."""
+    seen: list[Tensor] = []
+
+    def keep(ids: Tensor, logits: Tensor) -> Tensor:
+        seen.append(logits.clone())
+        return logits
+
+    with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
+        new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=5, processor=keep)
+        whole = tail_logits(model, [r + n for r, n in zip(ROWS, new, strict=True)],
+                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+        alone = [generate_batch(model, [row], pad=0, stops=[], max_new_tokens=5)[0] for row in ROWS]
+    assert alone == new
+    for i, logits in enumerate(whole):
+        steps = torch.stack([step[i] for step in seen]).to(logits.dtype)
+        torch.testing.assert_close(logits[:5], steps, rtol=1e-5, atol=1e-5)
+    if "sequence" in options:  # and the decision matters: the answer in the mean changes it
+        with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
+            ids = torch.tensor([ROWS[0] + new[0]])
+            other = model(input_ids=ids, use_cache=False).logits[0, len(ROWS[0]) - 1 :]
+        if name == "arrow":
+            assert float((other - whole[0]).abs().max()) > 1e-6
+
+
+def test_prompts_read_once_lead_the_tails_that_follow_them(model):
+    places, tails = [2, 0, 1, 0], [[1, 2], [3], [4, 5, 6], [7, 8]]
+    with torch.no_grad(), composed(model, composition("arrow:per=sequence")):
+        prefix = Prefix.read(model, ROWS, 0)
+        apart = prefix.tails(places, tails, 0)
+        again = prefix.tails(places[::-1], tails[::-1], 0)[::-1]
+        rows = [ROWS[p] + tail for p, tail in zip(places, tails, strict=True)]
+        whole = tail_logits(model, rows, [len(ROWS[p]) - 1 for p in places], 0)
+    for one, other, logits in zip(apart, again, whole, strict=True):
+        torch.testing.assert_close(one, logits[1:], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma"])
+def test_other_models_keep_their_decisions_too(kind):
+    """Conv1D layers; sliding windows, whose cache forgets tokens but not its length."""
+    other = composing.base(kind, torch.float64)
+    shapes, kinds = {}, {}
+    for path, module in other.named_modules():
+        if type(module).__name__ == "Conv1D":
+            shapes[path], kinds[path] = tuple(module.weight.shape)[::-1], "conv1d"
+        elif isinstance(module, torch.nn.Linear) and path != "lm_head":
+            shapes[path] = tuple(module.weight.shape)
+    three = [random_adapter(f"e{i}", shapes, 2, seed=i, kinds=kinds) for i in range(3)]
+    seen: list[Tensor] = []
+
+    def keep(ids: Tensor, logits: Tensor) -> Tensor:
+        seen.append(logits.clone())
+        return logits
+
+    with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
+        new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
+        whole = tail_logits(other, [r + n for r, n in zip(ROWS, new, strict=True)],
+                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+    for i, logits in enumerate(whole):
+        steps = torch.stack([step[i] for step in seen]).to(logits.dtype)
+        torch.testing.assert_close(logits[:4], steps, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", ["per=token", "per=sequence"])
+def test_a_head_decides_by_the_last_token_of_a_prompt(model, options):
+    """It is shown the last token only, or those from the first answer on, or all of them."""
+    shapes = {**making.LLAMA, "lm_head": (40, 16)}
+    three = [random_adapter(f"e{i}", shapes, 2 + i, seed=20 + i, scaling=0.3) for i in range(3)]
+    heads: list[Tensor] = []
+
+    def look(path, present, gates) -> None:
+        if path == "lm_head":
+            heads.append(gates.clone())
+
+    with torch.no_grad(), composed(model, composition(f"arrow:{options}", three), look):
+        new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=3)
+        begun = heads[0][:, -1]
+        rows = [r + n for r, n in zip(ROWS, new, strict=True)]
+        heads.clear()
+        whole = tail_logits(model, rows, [len(r) - 1 for r in ROWS], 0)
+        places = [len(r) - 1 - min(map(len, ROWS)) + 1 for r in ROWS]
+        for i, place in enumerate(places):
+            torch.testing.assert_close(heads[0][i, place], begun[i], rtol=1e-6, atol=1e-6)
+        heads.clear()
+        model(input_ids=torch.tensor(ROWS[:1]), use_cache=False)
+        torch.testing.assert_close(heads[0][0, -1], begun[0], rtol=1e-6, atol=1e-6)
+        if "sequence" in options:
+            assert torch.equal(heads[0][0, 0], heads[0][0, -1])
+            with pytest.raises(UsageError, match="last token of every prompt"):
+                model(input_ids=torch.tensor(ROWS[:1]), logits_to_keep=torch.tensor([0, 1]))
+        else:
+            assert not torch.equal(heads[0][0, 0], heads[0][0, -1])
+    assert [logits[:3].argmax(-1).tolist() for logits in whole] == new
+
+
+def test_a_cache_that_is_not_the_last_prompts_is_refused(model):
+    from transformers import DynamicCache
+
+    with torch.no_grad(), composed(model, composition("arrow:per=sequence")):
+        first = DynamicCache(config=model.config)
+        model(input_ids=torch.tensor(ROWS[:1]), past_key_values=first, use_cache=True)
+        second = DynamicCache(config=model.config)
+        model(input_ids=torch.tensor([ROWS[1]]), past_key_values=second, use_cache=True)
+        model(input_ids=torch.tensor([[1]]), past_key_values=second, use_cache=True)
+        with pytest.raises(UsageError, match="per=token"):
+            model(input_ids=torch.tensor([[1]]), past_key_values=first, use_cache=True)
+        out = model(input_ids=torch.tensor([ROWS[1]]), use_cache=True)  # its own cache
+        model(input_ids=torch.tensor([[1]]), past_key_values=out.past_key_values, use_cache=True)
+        with pytest.raises(UsageError, match="attention mask"):
+            mask = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+            model(input_ids=torch.tensor([ROWS[1]]), attention_mask=mask)
+
+
+def test_gates_of_prompts_exist_only_in_a_pass(model):
+    layer = prepared(composition("arrow:per=sequence"), torch.float64)[0]
+    with pytest.raises(UsageError, match="forward pass"):
+        layer.gates(torch.zeros(1, 16, dtype=torch.float64))
+    hooks = len(model._forward_pre_hooks), len(model._forward_hooks)
+    composing = composed(model, composition("arrow:per=sequence"))
+    with pytest.raises(IndexError), torch.no_grad(), composing:
+        assert len(model._forward_pre_hooks) == hooks[0] + 1
+        model(input_ids=torch.tensor([[10_000]]))
+    assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == hooks
+    with pytest.raises(UsageError, match="forward pass"):  # also after a pass that failed
+        layer.gates(torch.zeros(1, 16, dtype=torch.float64))
+
+
+def test_an_input_whose_rows_are_mixed_up_is_refused(model):
+    """As a mixture's experts see it: some tokens, one after the other."""
+    from loraprobe.composition import passes
+
+    x = torch.randn(5, 16, dtype=torch.float64)
+    token = passes._NOW.set(passes.Pass(2, 3, None, True, {}))
+    try:
+        layers = prepared(composition("arrow:per=sequence"), torch.float64)
+        (gates,) = (layer.gates for layer in layers if layer.path.endswith("0.self_attn.q_proj"))
+        flat = gates(torch.cat([x, x[:1]]))
+        assert flat.shape == (6, 3)  # all tokens in their order are fine
+        assert torch.equal(flat[0], flat[2]) and not torch.equal(flat[0], flat[3])
+        with pytest.raises(UsageError, match="per=token"):
+            gates(x)
+    finally:
+        passes._NOW.reset(token)
+
+
+def test_rows_of_several_systems_take_tokens_and_refuse_prompts(model):
+    inner = ROUTERS.make("arrow")
+    gates = RowGates(inner=inner)
+    rows = torch.tensor(ROWS[:1] * 3)
+    with torch.no_grad():
+        with composed(model, Composition("rows", LIBRARY, gates)):
+            gates.rows.set(torch.ones(3, 3))
+            beside = model(input_ids=rows).logits
+        with composed(model, composition("arrow")):
+            alone = model(input_ids=rows).logits
+    torch.testing.assert_close(beside, alone)
+    for spec in ("arrow:per=sequence", "hard:per=sequence"):
+        with pytest.raises(UsageError, match="per=sequence"):
+            prepared(Composition("r", LIBRARY, RowGates(inner=ROUTERS.make(spec))), torch.float64)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (2, 1), (3, 2)])
+def test_rows_may_lie_one_after_the_other(rows, tokens):
+    """Also where there are as many tokens as respects in which they are scored."""
+    from loraprobe.composition import passes
+
+    mask = torch.ones(rows, tokens, dtype=torch.bool)
+    mask[0, -1] = tokens == 1
+    x = torch.randn(rows, tokens, 16, generator=torch.Generator().manual_seed(3)).double()
+    path = "model.layers.0.self_attn.q_proj"
+    made = []
+    for inputs in (x, x.flatten(0, 1)):
+        token = passes._NOW.set(passes.Pass(rows, tokens, mask, True, {}))
+        try:
+            layers = prepared(composition("lag:preselect=2,per=sequence"), torch.float64)
+            (gates,) = (layer.gates for layer in layers if layer.path == path)
+            made.append(gates(inputs).reshape(rows, tokens, 3))
+        finally:
+            passes._NOW.reset(token)
+    assert torch.equal(made[0], made[1])
+
+
+def test_each_token_is_the_same_router_without_sharing():
+    for name in ROUTERS.names():
+        router = ROUTERS.make(name)
+        assert name in ("constant", "hard") or router.each_token() == router
+    wanted = ROUTERS.make("spectr:top_k=2")
+    assert ROUTERS.make("spectr:top_k=2,per=sequence").each_token() == wanted
+    known = ROUTERS.make("centroid:per=sequence").with_state(STATE)
+    assert known.each_token().state().keys() == STATE.keys()
+    assert ROUTERS.make("hard:per=sequence").each_token() == ROUTERS.make("arrow:top_k=1")
+
+
+@given(
+    name=st.sampled_from(["arrow", "spectr", "lag", "centroid", "hard"]),
+    n=st.integers(2, 5),
+    width=st.integers(3, 12),
+    top_k=st.integers(1, 6),
+    temperature=st.sampled_from([0.2, 1.0, float("inf")]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_gates_are_shares_and_follow_their_experts(name, n, width, top_k, temperature, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.randint(1, 5, (n,), generator=generator).tolist()
+    updates = [random_update(5, width, r, seed + i, dtype=dtype) for i, r in enumerate(ranks)]
+    options = {} if name == "hard" else {"top_k": top_k, "temperature": temperature}
+    router = ROUTERS.get(name)(**options)
+    means = torch.randn(n, width, generator=generator)
+    order = torch.randperm(n, generator=generator).tolist()
+
+    def gates(places: list[int], x: Tensor) -> Tensor:
+        known = router
+        if router.needs_prompts:
+            known = router.with_state({"centroid.m": means[places]})
+        return known.gates("m", [updates[i] for i in places], range(n), n)(x)
+
+    x = torch.randn(2, 7, width, generator=generator).to(dtype)
+    found = gates(list(range(n)), x)
+    assert found.shape == (2, 7, n) and found.dtype == dtype and float(found.min()) >= 0
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 7, dtype=dtype))
+    most = 1 if name == "hard" else min(top_k, n)
+    assert int((found > 0).sum(-1).max()) <= most
+    torch.testing.assert_close(gates(order, x), found[..., order], rtol=1e-4, atol=1e-4)

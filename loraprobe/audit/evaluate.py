@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from loraprobe.adapter import Adapter
@@ -82,15 +82,11 @@ def merge_and_eval(
 
 def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdict:
     """The verdict on everything found so far; kept in the story."""
-    from loraprobe.verdict import FAMILIES, Evidence, judge, read_calibration
+    from loraprobe.verdict import Evidence, judge, read_calibration
 
-    names = (
-        "compatibility", "diagnostics", "coverage", "evaluation", "comparisons", "gains",
-        "attribution",
-    )  # fmt: skip
-    evidence = {name: story.found[name] for name in names if name in story.found}
+    names = {field.name for field in fields(Evidence)} & {field.name for field in fields(Audit)}
+    evidence = {name: value for name, value in story.found.items() if name in names}
     settings = story.settings
-    asked = Workshop(story.adapters, settings).families() if level == "evaluation" else FAMILIES
     verdict = judge(
         Evidence(
             **evidence,
@@ -99,7 +95,6 @@ def conclude(story: Story, level: EvidenceLevel, tasks: Sequence[Task]) -> Verdi
             margin=settings.needed_gain,
             retention=settings.retention,
             prior=settings.prior,
-            families=asked,
             balanced=settings.balance == "norm",
         ),
         read_calibration(settings.calibration) if settings.calibration else None,
@@ -176,16 +171,32 @@ class Bench:
         self.run(self.workshop.baselines())
 
     def cover_tasks(self) -> None:
-        """What base and single adapters know, and what they would add to each other."""
-        from loraprobe.coverage import cover
+        """What base and single adapters know, and what compositions would gain if effects added."""
+        from loraprobe.coverage import cover, forecast
 
+        seed, progress = self.settings.seed, self.story.progress
         with self.story.stage("cover"):
             rows = cover(
-                self.scorer, self.adapters, self.tasks, single=single, results=self.results,
-                router=self.workshop.token_router(), max_new_tokens=self.settings.max_new_tokens,
-                seed=self.settings.seed, progress=self.story.progress,
-            )  # fmt: skip
+                self.scorer,
+                self.adapters,
+                self.tasks,
+                results=self.results,
+                seed=seed,
+                progress=progress,
+            )
         self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)
+        with self.story.stage("forecast"):
+            self.story.found["forecasts"] = forecast(
+                self.scorer,
+                self.adapters,
+                self.tasks,
+                self.workshop.forecastable(),
+                results=self.results,
+                metric=self.settings.metric,
+                max_new_tokens=self.settings.max_new_tokens,
+                seed=seed,
+                progress=progress,
+            )
 
     def search_weights(self) -> None:
         """`--weights search`, on items that no system is ever scored on."""
@@ -267,7 +278,7 @@ class Bench:
         self, tasks: Sequence[Task], probe: Probe | str | None, cards: Mapping[str, str | None]
     ) -> EvidenceLevel:
         """`inspect`'s share: single adapters on the tasks, coverage, probes; the level reached."""
-        from loraprobe.coverage import generated_prompts, probe_strangers
+        from loraprobe.coverage import generated_prompts, probe_without_task
 
         level: EvidenceLevel = "probes"
         if tasks:
@@ -282,7 +293,7 @@ class Bench:
                     probe = generated_prompts(
                         self.scorer, self.adapters, cards, single=single, seed=self.settings.seed
                     )
-                rows = probe_strangers(
+                rows = probe_without_task(
                     self.scorer, self.adapters, probe, single=single, seed=self.settings.seed
                 )
             self.story.found["coverage"] = (*self.story.found.get("coverage", ()), *rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loraprobe.defaults import MARGIN, RETENTION
 from loraprobe.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -58,7 +59,7 @@ class Settings:
     max_new_tokens: int | None = None
     metric: str | None = None
     margin: float | None = None
-    retention: float = 0.8
+    retention: float = RETENTION
     prior: float | None = None
     calibration: Path | None = None
     chat_template: Literal["auto", "on", "off"] = "auto"
@@ -114,8 +115,8 @@ class Settings:
 
     @property
     def needed_gain(self) -> float:
-        """The margin as given, else 0.05."""
-        return 0.05 if self.margin is None else self.margin
+        """The margin as given, else the default."""
+        return MARGIN if self.margin is None else self.margin
 
     @property
     def given_weights(self) -> tuple[float, ...] | None:

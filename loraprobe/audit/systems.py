@@ -148,20 +148,21 @@ class Workshop:
             if holder is not None
         )
 
-    def families(self) -> tuple[str, ...]:
-        """Which kinds of composition that a calibration may cover are asked for.
+    def forecastable(self) -> dict[str, tuple[float, ...] | Router]:
+        """The compositions asked for whose gain can be forecast: name -> constant gates or router.
 
-        "average": constant gates between 0 and 1; "sum": gates of 1; "router": Arrow as it stands;
-        all of them over adapters as they were trained.
+        Those are linear merges with gates in (0, 1] and Arrow as it stands, like those on which
+        forecasts were measured, over adapters as they were trained.
         """
         if self.settings.balance != "none" or self.settings.subtract:
-            return ()
-        found = {self._family(spec) for spec in self._specs(has_hops=False)}
-        return tuple(family for family in ("average", "sum", "router") if family in found)
+            return {}
+        found = {spec: self._gates(spec) for spec in self._specs(has_hops=False)}
+        return {spec: gates for spec, gates in found.items() if gates is not None}
 
-    def _family(self, spec: str) -> str | None:
+    def _gates(self, spec: str) -> tuple[float, ...] | Router | None:
         if name_in(spec) in ROUTERS.names():
-            return "router" if ROUTERS.make(spec) == ROUTERS.make("arrow") else None
+            router = ROUTERS.make(spec)
+            return router if router == ROUTERS.make("arrow") else None
         if name_in(spec) not in METHODS.names():
             return None
         method, settings, n = METHODS.make(spec), self.settings, len(self.adapters)
@@ -169,10 +170,9 @@ class Workshop:
             return None
         if settings.weights == "search" and method.takes_weights:
             return None
-        gates = method.coefficients(settings.given_weights or method.default_weights(n), n)
-        if all(gate == 1 for gate in gates):
-            return "sum"
-        return "average" if all(0 < gate < 1 for gate in gates) else None
+        weights = settings.given_weights or method.default_weights(n)
+        gates = tuple(map(float, method.coefficients(weights, n)))
+        return gates if all(0 < gate <= 1 for gate in gates) else None
 
     def routers(self) -> list[str]:
         """The specs of all routers asked for, those of `--system` too."""
@@ -182,11 +182,6 @@ class Workshop:
     def router(self, spec: str) -> Router:
         """The router of a spec, with what it has learned if it has."""
         return self.fitted.get(spec) or ROUTERS.make(spec)
-
-    def token_router(self) -> Router | None:
-        """The first router asked for whose gates look at tokens; None if none does."""
-        routers = (self.router(spec) for spec in self.settings.routers)
-        return next((router for router in routers if not router.constant), None)
 
     def wants(self, control: str) -> bool:
         """Whether a control is to be run."""

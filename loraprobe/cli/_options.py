@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from loraprobe.defaults import MARGIN
+
 Refs = Annotated[
     list[str],
     typer.Argument(
@@ -131,7 +133,7 @@ ChatTemplate = Annotated[
 ]
 Margin = Annotated[
     float | None,
-    typer.Option(help="Gain below which composing is not worth it (default 0.05)."),
+    typer.Option(help=f"Gain below which composing is not worth it (default {MARGIN:g})."),
 ]
 Retention = Annotated[
     float, typer.Option(help="Share of each specialist's gain that one model must keep.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.audit import Settings
 from loraprobe.cli import _parse as parse
 from loraprobe.cli._output import Output
+from loraprobe.defaults import RETENTION
 from loraprobe.errors import UsageError
 from loraprobe.spaces import space_named
 
@@ -29,7 +30,7 @@ def settings(
     batch_size: str = "auto",
     metric: str | None = None,
     margin: float | None = None,
-    retention: float = 0.8,
+    retention: float = RETENTION,
     chat_template: str = "auto",
     diagnostics: Sequence[str] | None = None,
     allow: Sequence[str] | None = None,

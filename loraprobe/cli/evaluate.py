@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraprobe.cli import _options as opt
 from loraprobe.cli._output import Output
+from loraprobe.defaults import RETENTION
 
 
 def merge_and_eval(
@@ -25,7 +26,7 @@ def merge_and_eval(
     overwrite: opt.Overwrite = False,
     metric: opt.Metric = None,
     margin: opt.Margin = None,
-    retention: opt.Retention = 0.8,
+    retention: opt.Retention = RETENTION,
     prior: opt.Prior = None,
     calibration: opt.Calibration = None,
     limit: opt.Limit = None,

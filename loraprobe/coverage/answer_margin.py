@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import MOST_ITEMS, CoverageProbe, Request, Study, mean
+from loraprobe.coverage._contract import (
+    MOST_ITEMS,
+    CoverageProbe,
+    ProbeContext,
+    Request,
+    clusters_of,
+    mean,
+)
 from loraprobe.coverage._statistics import mean_interval
 from loraprobe.records import Coverage
 
@@ -26,22 +33,22 @@ class AnswerMargin(CoverageProbe):
     formula: ClassVar[str] = "mean_i p(top | prompt_i) - p(gold_i | prompt_i), first answer token"
     paper: ClassVar[str] = "arXiv 2601.06672"
 
-    def requests(self, study: Study) -> Iterable[Request]:
-        for part in study.parts:
-            for question in study.sample(part, self.items):
+    def requests(self, context: ProbeContext) -> Iterable[Request]:
+        for part in context.parts:
+            for question in context.sample(part, self.items):
                 for answer in question.answers:
                     yield Request(question.prompt, answer)
 
-    def rows(self, study: Study, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in study.parts:
-            asked = study.sample(part, self.items)
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        for part in context.parts:
+            asked = context.sample(part, self.items)
             margins = []
             for question in asked:
                 found = [likely[Request(question.prompt, answer)] for answer in question.answers]
                 margins.append(min(first_margin(answer) for answer in found))
-            ci = mean_interval(margins, [question.cluster for question in asked], (0.0, 1.0))
+            ci = mean_interval(margins, clusters_of(asked), (0.0, 1.0))
             yield Coverage(
-                "answer_margin", study.task.name, mean(margins), len(asked), part.hop, ci95=ci
+                "answer_margin", context.task.name, mean(margins), len(asked), part.hop, ci95=ci
             )
 
 

@@ -7,8 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import CoverageProbe, Part, Question, Request, Study, mean
+from loraprobe.coverage._contract import (
+    CoverageProbe,
+    Part,
+    ProbeContext,
+    Request,
+    choices_of,
+    mean,
+)
 from loraprobe.coverage._statistics import mean_interval
+from loraprobe.evaluation.questions import Question
 from loraprobe.records import Coverage
 from loraprobe.tasks import normalize_answer
 
@@ -34,19 +42,19 @@ class GoldRank(CoverageProbe):
         if self.distractors < 1 or self.items < 1:
             raise ValueError("distractors and items must be at least 1")
 
-    def requests(self, study: Study) -> Iterable[Request]:
-        for part in study.parts:
-            for question in study.sample(part, self.items):
-                drawn = self._drawn(study, part, question)
+    def requests(self, context: ProbeContext) -> Iterable[Request]:
+        for part in context.parts:
+            for question in context.sample(part, self.items):
+                drawn = self._drawn(context, part, question)
                 if drawn:
                     for answer in (*question.answers, *drawn):
                         yield Request(question.prompt, answer)
 
-    def rows(self, study: Study, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in study.parts:
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        for part in context.parts:
             ranks, guesses, clusters = [], [], []
-            for question in study.sample(part, self.items):
-                drawn = self._drawn(study, part, question)
+            for question in context.sample(part, self.items):
+                drawn = self._drawn(context, part, question)
                 if not drawn:
                     continue
 
@@ -58,11 +66,11 @@ class GoldRank(CoverageProbe):
                 above = sum(other > gold for other in others)
                 ranks.append(1 + above + sum(other == gold for other in others) / 2)
                 guesses.append((len(drawn) + 2) / 2)
-                clusters.append(question.cluster)
+                clusters.append(question.item.cluster)
             if ranks:
                 yield Coverage(
                     "gold_rank",
-                    study.task.name,
+                    context.task.name,
                     mean(ranks),
                     len(ranks),
                     part.hop,
@@ -70,11 +78,11 @@ class GoldRank(CoverageProbe):
                     baseline=mean(guesses),
                 )
 
-    def _drawn(self, study: Study, part: Part, question: Question) -> list[str]:
+    def _drawn(self, context: ProbeContext, part: Part, question: Question) -> list[str]:
         right = {normalize_answer(answer) for answer in question.answers}
-        pool = question.choices or part.gold
+        pool = choices_of(question) or part.gold
         others = [answer for answer in pool if normalize_answer(answer) not in right]
         if len(others) <= self.distractors:
             return others
-        rng = random.Random(f"{study.seed}:{study.task.name}:{part.name}:{question.item}")
+        rng = random.Random(f"{context.seed}:{context.task.name}:{part.name}:{question.item.id}")
         return rng.sample(sorted(others), self.distractors)

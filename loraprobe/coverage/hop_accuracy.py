@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import CoverageProbe, Request, Study, adapters_of, mean
+from loraprobe.coverage._contract import BASE, CoverageProbe, ProbeContext, Request, mean
 from loraprobe.coverage._statistics import share_interval
 from loraprobe.records import Coverage
 
@@ -22,24 +22,24 @@ class HopAccuracy(CoverageProbe):
     formula: ClassVar[str] = "mean_i [answer_i is right]"
     paper: ClassVar[str] = "-"
 
-    def rows(self, study: Study, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in study.parts:
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        for part in context.parts:
             if part.hop is None:
                 continue
-            clusters = {question.item: question.cluster for question in part.questions}
-            for system in study.systems:
-                right = study.right(system, part)
+            clusters = {q.item.id: q.item.cluster for q in part.questions}
+            for system in context.systems:
+                right = context.right(system, part)
                 items = [item for item in clusters if item in right]
                 if not items:
                     continue
                 hits = [right[item] for item in items]
                 yield Coverage(
                     "hop_accuracy",
-                    study.task.name,
+                    context.task.name,
                     mean(hits),
                     len(hits),
                     part.hop,
-                    adapters_of(system),
+                    () if system == BASE else (system,),
                     share_interval(hits, [clusters[i] for i in items]),
                     part.guess(),
                 )

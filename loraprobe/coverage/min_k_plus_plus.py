@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 from loraprobe.coverage._contract import (
     MOST_ITEMS,
     CoverageProbe,
-    Question,
+    ProbeContext,
     Request,
-    Study,
+    clusters_of,
     mean,
 )
 from loraprobe.coverage._statistics import mean_interval
+from loraprobe.evaluation.questions import Question
 from loraprobe.records import Coverage
 from loraprobe.scoring import joined
 
@@ -40,27 +41,27 @@ class MinKPlusPlus(CoverageProbe):
         if not 0 < self.k <= 1:
             raise ValueError("k must lie above 0 and at most at 1")
 
-    def requests(self, study: Study) -> Iterable[Request]:
-        for part in study.parts:
-            for question in study.sample(part, self.items):
+    def requests(self, context: ProbeContext) -> Iterable[Request]:
+        for part in context.parts:
+            for question in context.sample(part, self.items):
                 yield _text(question.prompt, question.answers[0])
-                swap = _swapped(study, question)
+                swap = _swapped(context, question)
                 if swap is not None:
                     yield swap
 
-    def rows(self, study: Study, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in study.parts:
-            asked = study.sample(part, self.items)
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        for part in context.parts:
+            asked = context.sample(part, self.items)
             real = [self.of(likely[_text(q.prompt, q.answers[0])]) for q in asked]
-            swaps = [swap for q in asked if (swap := _swapped(study, q)) is not None]
+            swaps = [swap for q in asked if (swap := _swapped(context, q)) is not None]
             made_up = [self.of(likely[swap]) for swap in swaps]
             yield Coverage(
                 "min_k_plus_plus",
-                study.task.name,
+                context.task.name,
                 mean(real),
                 len(asked),
                 part.hop,
-                ci95=mean_interval(real, [question.cluster for question in asked]),
+                ci95=mean_interval(real, clusters_of(asked)),
                 baseline=mean(made_up) if len(made_up) == len(asked) else None,
             )
 
@@ -77,6 +78,6 @@ def _text(prompt: str, answer: str) -> Request:
     return Request("", prompt + joined(prompt, answer), raw=True)
 
 
-def _swapped(study: Study, question: Question) -> Request | None:
-    swap = study.names.swapped_pair(question.prompt, question.answers[0], question.entities)
+def _swapped(context: ProbeContext, question: Question) -> Request | None:
+    swap = context.names.swapped_pair(question.prompt, question.answers[0], question.item.entities)
     return None if swap is None else _text(*swap)

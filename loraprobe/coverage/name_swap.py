@@ -10,12 +10,12 @@ from loraprobe.coverage._contract import (
     MOST_ITEMS,
     CoverageProbe,
     Part,
-    Question,
+    ProbeContext,
     Request,
-    Study,
     mean,
 )
 from loraprobe.coverage._statistics import mean_interval
+from loraprobe.evaluation.questions import Question
 from loraprobe.records import Coverage
 
 
@@ -36,25 +36,25 @@ class NameSwap(CoverageProbe):
     formula: ClassVar[str] = "mean_i log p(gold_i | prompt_i) - log p(gold_i | prompt_i swapped)"
     paper: ClassVar[str] = "arXiv 2506.13479 (fake, half real and real names)"
 
-    def requests(self, study: Study) -> Iterable[Request]:
-        for part in study.parts:
-            for _, pairs in self._swaps(study, part):
+    def requests(self, context: ProbeContext) -> Iterable[Request]:
+        for part in context.parts:
+            for _, pairs in self._swaps(context, part):
                 for real, swapped in pairs:
                     yield real
                     yield swapped
 
-    def rows(self, study: Study, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in study.parts:
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        for part in context.parts:
             differences, clusters = [], []
-            for question, pairs in self._swaps(study, part):
+            for question, pairs in self._swaps(context, part):
                 real = max(likely[pair[0]].logprob for pair in pairs)
                 swapped = max(likely[pair[1]].logprob for pair in pairs)
                 differences.append(real - swapped)
-                clusters.append(question.cluster)
+                clusters.append(question.item.cluster)
             if differences:
                 yield Coverage(
                     "name_swap",
-                    study.task.name,
+                    context.task.name,
                     mean(differences),
                     len(differences),
                     part.hop,
@@ -63,13 +63,13 @@ class NameSwap(CoverageProbe):
                 )
 
     def _swaps(
-        self, study: Study, part: Part
+        self, context: ProbeContext, part: Part
     ) -> Iterable[tuple[Question, list[tuple[Request, Request]]]]:
         """Each question that names something, with its answers asked for really and swapped."""
-        for question in study.sample(part, self.items):
+        for question in context.sample(part, self.items):
             pairs = []
             for answer in question.answers:
-                swap = study.names.swapped_pair(question.prompt, answer, question.entities)
+                swap = context.names.swapped_pair(question.prompt, answer, question.item.entities)
                 if swap is not None:
                     pairs.append((Request(question.prompt, answer), Request(*swap)))
             if pairs:

@@ -21,10 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from loraprobe.defaults import UNKNOWN
 from loraprobe.records import Reason, Verdict
 from loraprobe.verdict import words
 from loraprobe.verdict.evidence import BASELINES, Evidence
-from loraprobe.verdict.knowledge import UNKNOWN, Knowledge, hop_knowledge
+from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
 
 Hops = Mapping[int, Mapping[str, Knowledge]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraprobe.records import Decision, Reason
+from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import words
 from loraprobe.verdict.candidates import Candidate, Kept
 
@@ -24,7 +24,7 @@ def no_comparison() -> Reason:
     )
 
 
-def against(candidate: Candidate) -> str:
+def against(candidate: Candidate | Forecast) -> str:
     """What a composition is measured against, with its form where that is another one."""
     if candidate.against_part == candidate.part:
         return candidate.against

@@ -1,4 +1,4 @@
-"""Adapters without a task: how much of what they say the base would say itself.
+"""Probes without a task: how much of what adapters say the base would say itself.
 
 The adapters' own answers serve as questions to the base; they are not the truth, so nothing here
 says that a composition will work.
@@ -11,8 +11,8 @@ own_answer_rank    median place of that token among the base's choices; 1 is its
 kl_to_base         KL(base || adapter) of the first token after each prompt, in nats
 name_swap          how much likelier the base finds the answer after the prompt's real names than
                    after made-up ones, in nats (capitalised spans serve as names)
-cross_talk         (a, b): mean KL(base || a) over mean KL(base || b) on the prompts that belong to
-                   b, those on which b moves the base most; 0 is none, 1 as much as b itself
+cross_talk         (a, b): mean KL(base || a) over mean KL(base || b) on the prompts of b, on
+                   which b moves the base most; 0 is none, 1 as much as b itself
 answer_margin      as the probe of that name, where the probe file gives answers
 """
 
@@ -48,8 +48,8 @@ _BOUNDS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
-    """What base and adapters say to each prompt.
+class Replies:
+    """The answers of base and adapters to each prompt.
 
     `answers`: adapter -> prompt's index -> its own answer, where it gave one. `kl`: adapter ->
     [n] divergences of its first token from the base's.
@@ -61,7 +61,7 @@ class Heard:
     kl: Mapping[str, Sequence[float]]
 
 
-def probe_strangers(
+def probe_without_task(
     scorer: Any,
     adapters: Sequence[Adapter],
     probe: Probe,
@@ -72,40 +72,40 @@ def probe_strangers(
 ) -> tuple[Coverage, ...]:
     """What base and adapters say to the prompts of a probe; see the module for the rows.
 
-    single(adapter) is the composition of that adapter alone. Prompts that stand twice count once.
+    single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
     """
     from loraprobe.coverage._covering import ask
 
     unique = {item.prompt: item.answer for item in reversed(probe.items)}
     prompts = tuple(dict.fromkeys(item.prompt for item in probe.items))
     golds = tuple(unique[prompt] for prompt in prompts)
-    heard = _listen(scorer, adapters, prompts, golds, single, progress)
-    texts = [*prompts, *(text for own in heard.answers.values() for text in own.values())]
+    replies = _replies_of(scorer, adapters, prompts, golds, single, progress)
+    texts = [*prompts, *(text for own in replies.answers.values() for text in own.values())]
     names = MadeUpNames(scorer.tokenizer, seed, words_of(texts))
-    swaps = _swapped(heard, names)
+    swaps = _swapped(replies, names)
     requests = [
-        Request(prompts[i], text) for own in heard.answers.values() for i, text in own.items()
+        Request(prompts[i], text) for own in replies.answers.values() for i, text in own.items()
     ]
     requests += [swap for own in swaps.values() for swap in own.values()]
     requests += [Request(p, gold) for p, gold in zip(prompts, golds, strict=True) if gold]
-    likely = ask(scorer, adapters, requests, single, progress)
+    likely = ask(scorer, requests, progress)
     return (
-        *_own_answers(heard, likely),
-        *_divergence(heard),
-        *_swaps(heard, swaps, likely),
-        *_cross_talk(heard),
-        *_known_answers(heard, likely),
+        *_own_answers(replies, likely),
+        *_divergence(replies),
+        *_swaps(replies, swaps, likely),
+        *_cross_talk(replies),
+        *_known_answers(replies, likely),
     )
 
 
-def _listen(
+def _replies_of(
     scorer: Any,
     adapters: Sequence[Adapter],
     prompts: tuple[str, ...],
     golds: tuple[str | None, ...],
     single: Callable[[Any], Any],
     progress: Callable[[str, int, int], None] | None,
-) -> Heard:
+) -> Replies:
     """Each adapter's own greedy first line, and how its first token differs from the base's."""
     base = scorer.first_token_distribution(prompts)
     answers: dict[str, dict[int, str]] = {}
@@ -120,14 +120,14 @@ def _listen(
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
         if progress is not None:
             progress("probe", done, len(adapters))
-    return Heard(prompts, golds, answers, kl)
+    return Replies(prompts, golds, answers, kl)
 
 
-def _own_answers(heard: Heard, likely: Mapping[Request, Any]) -> list[Coverage]:
+def _own_answers(replies: Replies, likely: Mapping[Request, Any]) -> list[Coverage]:
     shares: dict[str, list[float]] = {}
     rows = []
-    for name, own in heard.answers.items():
-        found = [likely[Request(heard.prompts[i], answer)] for i, answer in own.items()]
+    for name, own in replies.answers.items():
+        found = [likely[Request(replies.prompts[i], answer)] for i, answer in own.items()]
         shares[name] = [sum(r == 1 for r in f.rank) / len(f.rank) for f in found]
         margins = [first_margin(f) for f in found]
         ranks = [float(f.rank[0]) for f in found]
@@ -143,20 +143,20 @@ def _own_answers(heard: Heard, likely: Mapping[Request, Any]) -> list[Coverage]:
             ),
         ]
     pooled = [share for own in shares.values() for share in own]
-    clusters = [i for own in heard.answers.values() for i in own]
+    clusters = [i for own in replies.answers.values() for i in own]
     return [_row("familiarity", pooled, (), clusters), *rows]
 
 
-def _divergence(heard: Heard) -> list[Coverage]:
-    return [_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in heard.kl.items()]
+def _divergence(replies: Replies) -> list[Coverage]:
+    return [_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in replies.kl.items()]
 
 
-def _swapped(heard: Heard, names: MadeUpNames) -> dict[str, dict[int, Request]]:
+def _swapped(replies: Replies, names: MadeUpNames) -> dict[str, dict[int, Request]]:
     """adapter -> prompt's index -> its own answer after the prompt with made-up names."""
     found: dict[str, dict[int, Request]] = {}
-    for name, own in heard.answers.items():
+    for name, own in replies.answers.items():
         for i, answer in own.items():
-            prompt = heard.prompts[i]
+            prompt = replies.prompts[i]
             swap = names.swapped_pair(prompt, answer, capitalised_spans(prompt))
             if swap is not None:
                 found.setdefault(name, {})[i] = Request(*swap)
@@ -164,12 +164,13 @@ def _swapped(heard: Heard, names: MadeUpNames) -> dict[str, dict[int, Request]]:
 
 
 def _swaps(
-    heard: Heard, swaps: Mapping[str, Mapping[int, Request]], likely: Mapping[Request, Any]
+    replies: Replies, swaps: Mapping[str, Mapping[int, Request]], likely: Mapping[Request, Any]
 ) -> list[Coverage]:
     rows, pooled, clusters = [], [], []
     for name, own in swaps.items():
         differences = [
-            likely[Request(heard.prompts[i], heard.answers[name][i])].logprob - likely[swap].logprob
+            likely[Request(replies.prompts[i], replies.answers[name][i])].logprob
+            - likely[swap].logprob
             for i, swap in own.items()
         ]
         rows.append(_row("name_swap", differences, (name,), own))
@@ -178,25 +179,27 @@ def _swaps(
     return [_row("name_swap", pooled, (), clusters), *rows] if pooled else []
 
 
-def _cross_talk(heard: Heard) -> list[Coverage]:
+def _cross_talk(replies: Replies) -> list[Coverage]:
     rows = []
-    owned: dict[str, list[int]] = {name: [] for name in heard.kl}
-    for i in range(len(heard.prompts)):
-        most = max(heard.kl, key=lambda name: heard.kl[name][i], default=None)
-        if most is not None and heard.kl[most][i] > 0:
+    owned: dict[str, list[int]] = {name: [] for name in replies.kl}
+    for i in range(len(replies.prompts)):
+        most = max(replies.kl, key=lambda name: replies.kl[name][i], default=None)
+        if most is not None and replies.kl[most][i] > 0:
             owned[most].append(i)
-    for other, owner in itertools.permutations(heard.kl, 2):
+    for other, owner in itertools.permutations(replies.kl, 2):
         mine = owned[owner]
         if mine:
-            own = sum(heard.kl[owner][i] for i in mine)
-            talk = sum(heard.kl[other][i] for i in mine) / own
+            own = sum(replies.kl[owner][i] for i in mine)
+            talk = sum(replies.kl[other][i] for i in mine) / own
             rows.append(Coverage("cross_talk", TASK, talk, len(mine), adapters=(other, owner)))
     return rows
 
 
-def _known_answers(heard: Heard, likely: Mapping[Request, Any]) -> list[Coverage]:
-    known = [i for i, gold in enumerate(heard.golds) if gold]
-    margins = [first_margin(likely[Request(heard.prompts[i], str(heard.golds[i]))]) for i in known]
+def _known_answers(replies: Replies, likely: Mapping[Request, Any]) -> list[Coverage]:
+    known = [i for i, gold in enumerate(replies.golds) if gold]
+    margins = [
+        first_margin(likely[Request(replies.prompts[i], str(replies.golds[i]))]) for i in known
+    ]
     return [_row("answer_margin", margins, (), known)] if known else []
 
 

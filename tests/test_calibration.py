@@ -10,10 +10,15 @@ import random
 import numpy as np
 import pytest
 from calibrating import case, planted_logit, sigmoid, synthetic
-
-from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.verdict.calibrated import calibration_of
 from loraprobe.verdict.features import FEATURES
+from loraprobe_lab.calibration.model import fit
+from loraprobe_lab.calibration.newton import fit_many
+from loraprobe_lab.calibration.ranked import fit_ranked
+from loraprobe_lab.calibration.selection import Training, log_loss
+from loraprobe_lab.calibration.terms import Candidate, candidates, fit_term
+
+from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe_lab.calibration import baselines, experiment, measures, opening, splits
 from loraprobe_lab.calibration.cases import (
     CaseError,
@@ -24,12 +29,7 @@ from loraprobe_lab.calibration.cases import (
     two_class,
     write_cases,
 )
-from loraprobe_lab.calibration.model import fit
-from loraprobe_lab.calibration.newton import fit_many
-from loraprobe_lab.calibration.ranked import fit_ranked
 from loraprobe_lab.calibration.run import fit_and_tell
-from loraprobe_lab.calibration.selection import Training, log_loss
-from loraprobe_lab.calibration.terms import Candidate, candidates, fit_term
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 

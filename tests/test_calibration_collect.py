@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 import pytest
+from loraprobe.verdict.features import features
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
@@ -23,7 +24,6 @@ from loraprobe.records import (
 )
 from loraprobe.tasks import load_task
 from loraprobe.verdict import Evidence
-from loraprobe.verdict.features import features
 from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration import resample
 from loraprobe_lab.calibration.cases import NATURAL, CaseError

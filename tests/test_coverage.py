@@ -10,7 +10,6 @@ import os
 import re
 from types import SimpleNamespace
 
-import making
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,10 +17,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from loraprobe import intervals
-from loraprobe.coverage import PROBES, CoverageProbe, cover
-from loraprobe.coverage._contract import Study
+from loraprobe.coverage import PROBES, ProbeContext, cover
 from loraprobe.coverage._names import MadeUpNames, capitalised_spans
-from loraprobe.coverage._statistics import difference_interval, mean_interval, share_interval
+from loraprobe.coverage._statistics import mean_interval, share_interval
 from loraprobe.coverage.min_k_plus_plus import MinKPlusPlus
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
@@ -97,15 +95,9 @@ class Plain:
 A, B = SimpleNamespace(name="a"), SimpleNamespace(name="b")
 
 
-# What needs nothing but likelihoods and results; test_coverage_models.py has the others.
-ASKING = [name for name in PROBES.names() if PROBES.get(name).measure is CoverageProbe.measure]
-
-
 def run(scorer, tasks, probes=None, results=(), adapters=(A, B), **rest):
     tasks = [tasks] if isinstance(tasks, Task) else tasks
-    probes = ASKING if probes is None else probes
-    return cover(scorer, adapters, tasks, single=lambda adapter: adapter.name, results=results,
-                 probes=probes, **rest)  # fmt: skip
+    return cover(scorer, adapters, tasks, results=results, probes=probes, **rest)
 
 
 def by(rows, **wanted):
@@ -169,29 +161,6 @@ def test_texts_that_are_no_question_are_asked_without_the_template():
     assert set(kinds) == {"score", "plain"}
     assert all(prompt == "" for prompt, _ in kinds["plain"])
     assert all(prompt != "" for prompt, _ in kinds["score"])
-
-
-def test_what_is_missing_is_measured_and_nothing_else():
-    def says(system, prompt):
-        return "Ulm" if system == "a" and "Person0" in prompt else "no"
-
-    task = couples()
-    known = [r for r in all_right(task) if (r.system, r.part) != ("a", "hop1")]
-    scorer = FakeScorer(says=says)
-    rows = run(scorer, task, ["hop_accuracy"], known)
-    assert scorer.calls == [("generate", "a", [i.hops[0].prompt for i in task.items])]
-    assert by(rows, hop=1, adapters=("a",)).value == 0.25
-    assert by(rows, hop=1, adapters=()).value == 1.0
-
-
-def test_missing_choices_are_taken_by_likelihood_a_character():
-    def likely(system, prompt, answer):
-        return dataclasses.replace(likelihood({"R": -2.0, "Wrong!": -3.0}[answer]),
-                                   characters=len(answer))  # fmt: skip
-
-    task = Task("p", (Item("i0", "Q?", ("R",), choices=("R", "Wrong!")),))
-    rows = run(FakeScorer(likely), task, ["base_score"], None)
-    assert rows[0].value == 0.0  # -0.5 a character beats -2
 
 
 def test_a_probe_nobody_knows_is_refused_by_name():
@@ -350,61 +319,28 @@ def test_min_k_plus_plus_stands_beside_made_up_names():
     assert by(rows, hop=1).baseline is None  # another set of texts would be compared
 
 
-RIGHT = {"base": "00010", "a": "11010", "b": "01101"}
-
-
-def test_single_adapters_where_a_task_has_no_hops():
-    rows = run(FakeScorer(), plain_task(5), results=results_of(RIGHT))
-    assert by(rows, name="base_score").value == 0.2
-    gain = by(rows, name="best_gain")
-    assert (gain.adapters, gain.value, gain.n) == (("a",), pytest.approx(0.4), 5)
-    both = by(rows, name="complementarity")
-    assert both.value == pytest.approx(1.0 - 0.6) and both.adapters == ("a", "b")
-    same = by(rows, name="agreement")
-    assert same.value == 0.2 and same.baseline == pytest.approx(0.6 * 0.6 + 0.4 * 0.4)
-    assert not [r for r in rows if r.name == "hop_accuracy"]
-
-
-def test_probes_of_singles_stay_silent_where_there_are_hops():
-    names = {r.name for r in run(FakeScorer(), couples(), results=all_right(couples()))}
-    assert names == {"answer_margin", "gold_rank", "hop_accuracy", "name_swap", "min_k_plus_plus"}
-
-
-def test_one_adapter_has_nobody_to_agree_with():
-    rows = run(FakeScorer(), plain_task(5), results=results_of(RIGHT), adapters=(A,))
-    names = {r.name for r in rows}
-    assert "best_gain" in names and not names & {"agreement", "complementarity", "format_loss"}
-
-
-def test_format_loss_is_of_one_adapter_on_the_others_answers():
-    texts = {"a": "short", "b": "a long and winding answer"}
-
-    def likely(system, prompt, answer):
-        own = answer == texts.get(system)
-        return likelihood((-0.1 if own else -2.0 if system == "base" else -4.0) * 3, tokens=3)
-
-    known = [dataclasses.replace(r, text=texts.get(r.system, "?")) for r in results_of(RIGHT)]
-    scorer = FakeScorer(likely)
-    rows = run(scorer, plain_task(5), ["format_loss"], known)
-    row = by(rows, adapters=("a", "b"))
-    assert (row.value, row.baseline, row.n) == (pytest.approx(4.0), pytest.approx(2.0), 5)
-    assert {system for _, system, _ in scorer.calls} == {"base", "a", "b"}
-    assert len(scorer.calls) == 3
-
-
 def test_every_probe_tells_its_formula_and_paper():
     for probe in PROBES:
         assert probe.formula and probe.paper and probe.__doc__
-    assert {"answer_margin", "gold_rank", "hop_accuracy", "name_swap", "min_k_plus_plus"} <= set(
-        PROBES.names()
-    )
+    assert set(PROBES.names()) == {
+        "answer_margin", "gold_rank", "hop_accuracy", "name_swap", "min_k_plus_plus",
+    }  # fmt: skip
 
 
 def test_a_large_part_is_sampled_in_order():
-    study = Study(couples(30), (), (), MadeUpNames(PieceTokenizer()), seed=3)
-    chosen = [q.item for q in study.sample(study.parts[0], 10)]
+    context = ProbeContext(couples(30), (), (), MadeUpNames(PieceTokenizer()), seed=3)
+    chosen = [q.item.id for q in context.sample(context.parts[0], 10)]
     assert len(chosen) == 10 and chosen == sorted(chosen, key=lambda item: int(item[1:]))
-    assert study.parts[2].questions[1].prompt == "Who is mayor of Jena?"
+    assert context.parts[2].questions[1].prompt == "Who is mayor of Jena?"
+
+
+def test_items_may_have_different_numbers_of_hops():
+    short, long = couples(2).items
+    items = (dataclasses.replace(short, hops=short.hops[:1]), long)
+    context = ProbeContext(Task("t", items), (), (), MadeUpNames(PieceTokenizer()))
+    assert [(part.name, len(part.questions)) for part in context.parts] == [
+        ("target", 2), ("hop1", 2), ("hop2", 1),
+    ]  # fmt: skip
 
 
 # ---- made-up names ----------------------------------------------------------------------------
@@ -487,19 +423,6 @@ def test_share_interval_is_wilsons_and_respects_clusters():
     assert share_interval([], []) is None
 
 
-def test_difference_interval_is_bonett_and_price():
-    gained, lost, n = 7, 2, 30
-    x = [1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost)
-    p, q = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    error = math.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    t = stats.t.ppf(0.975, n + 1)
-    correction = math.sqrt((n + 2) / (n + 1))  # t is used with the sample's own variance
-    half = t * error * correction
-    low, high = difference_interval(x, [str(i) for i in range(n)])
-    assert (low, high) == pytest.approx((p - q - half, p - q + half))
-    assert difference_interval([0.0] * 5, list("abcde"))[0] < 0 < 1
-
-
 # ---- a real model -----------------------------------------------------------------------------
 
 
@@ -511,19 +434,6 @@ def story_scorer(stories):
 
     model = AutoModelForCausalLM.from_pretrained(stories).eval()
     return Scorer(model, AutoTokenizer.from_pretrained(stories))
-
-
-def composed_alone(adapter):
-    from loraprobe.composition import Composition
-    from loraprobe.routing.constant import ConstantGates
-
-    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
-
-
-def story_adapters(scorer, scaling=0.02):
-    shapes = {name: tuple(module.weight.shape) for name, module in scorer.model.named_modules()
-              if name.endswith(("q_proj", "up_proj"))}  # fmt: skip
-    return [making.random_adapter(n, shapes, seed=i, scaling=scaling) for i, n in enumerate("ab")]
 
 
 GIRL = "Once upon a time, there was a little girl named {0}. {0} loved to play outside. One day,"
@@ -538,7 +448,7 @@ def story_task():
 
 
 def test_a_real_model_knows_what_it_was_trained_on(story_scorer):
-    rows = cover(story_scorer, [], [story_task()], single=composed_alone, results=None)
+    rows = cover(story_scorer, [], [story_task()])
     margin = {r.hop: r.value for r in rows if r.name == "answer_margin"}
     seen = {r.hop: r.value for r in rows if r.name == "min_k_plus_plus"}
     assert margin[1] < 0.02 and margin[2] > 0.9
@@ -550,12 +460,8 @@ def test_a_real_model_knows_what_it_was_trained_on(story_scorer):
 def test_figures_do_not_depend_on_the_batch_size(story_scorer):
     from loraprobe.scoring import Scorer
 
-    adapters = story_adapters(story_scorer)
     small = Scorer(story_scorer.model, story_scorer.tokenizer, batch_size=3)
-    once, again = (
-        cover(scorer, adapters, [story_task()], single=composed_alone, seed=1)
-        for scorer in (story_scorer, small)
-    )
+    once, again = (cover(scorer, [], [story_task()], seed=1) for scorer in (story_scorer, small))
     assert len(once) == len(again) > 0
     for one, other in zip(once, again, strict=True):
         assert (one.name, one.hop, one.adapters) == (other.name, other.hop, other.adapters)
@@ -585,12 +491,8 @@ def test_a_real_base_knows_capitals_and_no_made_up_ones(shared_data):
         for item in items
     ]  # fmt: skip
     scorer = Scorer(AutoModelForCausalLM.from_pretrained(directory).eval(), tokenizer)
-    rows = cover(
-        scorer, [], [Task("real", tuple(items)), Task("invented", tuple(invented))],
-        single=composed_alone, results=None,
-    )  # fmt: skip
+    rows = cover(scorer, [], [Task("real", tuple(items)), Task("invented", tuple(invented))])
     real, fake = ({r.name: r for r in rows if r.task == task} for task in ("real", "invented"))
     assert real["gold_rank"].value < 2 < 4 < fake["gold_rank"].value
     assert real["name_swap"].ci95[0] > 1
     assert fake["name_swap"].ci95[0] < 1
-    assert real["base_score"].ci95[0] > 0.2 > fake["base_score"].ci95[1]

@@ -521,13 +521,6 @@ def test_one_item_is_one_item():
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
 
 
-def test_no_probability_is_invented_where_no_calibration_is_at_hand(monkeypatch):
-    monkeypatch.setattr(loraprobe.verdict, "shipped", lambda: None)
-    found = judge(evidence(GAIN))
-    assert found.probability is None and found.prior is None
-    assert reason(found, "not-calibrated").severity == "info"
-
-
 def test_every_code_stands_in_the_table():
     folder = Path(loraprobe.verdict.__file__).parent
     used = set()

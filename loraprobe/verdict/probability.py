@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from loraprobe.defaults import LIKELY_FROM
+from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe.records import Forecast, Reason, Verdict
 from loraprobe.verdict import reasons, words
 from loraprobe.verdict.calibration import Calibration
@@ -41,14 +41,14 @@ def with_probability(
     if why:
         return verdict, [told, _outside(why)]
     probability = calibration.probability(
-        evidence.margin, forecast.gain, _error(forecast), baseline, evidence.prior
+        evidence.margin, forecast.gain, forecast_error(forecast), baseline, evidence.prior
     )
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
     verdict = dataclasses.replace(verdict, probability=probability, prior=prior)
     return verdict, [told, _measured_on(probability, prior, evidence.margin, calibration)]
 
 
-def _error(forecast: Forecast) -> float:
+def forecast_error(forecast: Forecast) -> float:
     """The standard error of a forecast gain, from its paired interval."""
     low, high = forecast.ci95
     return (high - low) / 2 / Z95
@@ -89,9 +89,9 @@ def _measured_on(
     found = calibration.accuracy
     text = (
         f"Probability {words.number(probability)} that some composition gains more than "
-        f"{words.number(margin)} (prior {words.number(prior)}). On {found.where}, such "
-        f"probabilities had a Brier score of {words.number(found.brier)} and ranked successes "
-        f"above failures with an AUROC of {words.number(found.auroc)}"
+        f"{words.number(margin)} (prior {words.number(prior)}). On {found.where}, probabilities "
+        f"for a margin of {words.number(MARGIN)} had a Brier score of {words.number(found.brier)} "
+        f"and ranked successes above failures with an AUROC of {words.number(found.auroc)}"
     )
     if found.wrong is not None:
         text += (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraprobe.errors import LoraprobeError
 from loraprobe.records import Audit, ItemResult
 from loraprobe.tasks import Task, load_task
+from loraprobe_lab.calibration.cases import METHODS
 
 if TYPE_CHECKING:
     from loraprobe.audit import Settings
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
 # which plans for the longest answers that are allowed.
 SMALL_BATCH = 256
-METHODS: Mapping[str, str] = {"uniform": "average", "sum": "sum", "arrow": "router"}
+MERGES, ROUTERS = METHODS[:2], METHODS[2:]
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,14 @@ def observe(
 
     known = known if known is not None else Known()
     settings = Settings(
-        methods=tuple(m for m, family in METHODS.items() if family != "router"),
-        routers=tuple(m for m, family in METHODS.items() if family == "router"),
-        max_new_tokens=effort.max_new_tokens, seed=effort.seed, state=state, resume=True,
+        methods=MERGES,
+        routers=ROUTERS,
+        max_new_tokens=effort.max_new_tokens,
+        seed=effort.seed,
+        state=state,
+        resume=True,
         batch_size=batch_size,
-    )  # fmt: skip
+    )
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
     story = Story("inspect", adapters, settings, base)
     if not story.look("route").compatible:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import making
 import pytest
 import torch
 from hypothesis import given
@@ -13,16 +14,30 @@ from test_coverage import (  # noqa: F401 - story_scorer is a fixture
     B,
     FakeScorer,
     by,
-    composed_alone,
     likelihood,
-    story_adapters,
     story_scorer,
 )
 
-from loraprobe.coverage import generated_prompts, probe_strangers
+from loraprobe.composition import Composition
+from loraprobe.coverage import generated_prompts, probe_without_task
 from loraprobe.coverage._prompts import card_prompts
 from loraprobe.errors import TaskError
+from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Probe, ProbeItem
+
+
+def composed_alone(adapter):
+    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
+
+
+def story_adapters(scorer, scaling=0.02):
+    shapes = {
+        name: tuple(module.weight.shape)
+        for name, module in scorer.model.named_modules()
+        if name.endswith(("q_proj", "up_proj"))
+    }
+    return [making.random_adapter(n, shapes, seed=i, scaling=scaling) for i, n in enumerate("ab")]
+
 
 SAME = torch.tensor([0.5, 0.25, 0.25])
 TILTED = torch.tensor([0.25, 0.5, 0.25])
@@ -51,7 +66,7 @@ def single(adapter):
 def strangers(scorer, *lines, adapters=(A, B)):
     items = tuple(ProbeItem(*line) if isinstance(line, tuple) else ProbeItem(line)
                   for line in lines)  # fmt: skip
-    return probe_strangers(scorer, adapters, Probe(items), single=single, seed=0)
+    return probe_without_task(scorer, adapters, Probe(items), single=single, seed=0)
 
 
 def test_adapters_that_say_what_the_base_says_are_familiar():
@@ -129,13 +144,13 @@ def test_strangers_on_a_real_model(story_scorer):  # noqa: F811
     probe = generated_prompts(story_scorer, adapters, {}, single=composed_alone, wanted=6)
     again = generated_prompts(story_scorer, adapters, {}, single=composed_alone, wanted=6)
     assert probe == again and len({item.prompt for item in probe.items}) == 6
-    rows = probe_strangers(story_scorer, adapters, probe, single=composed_alone)
+    rows = probe_without_task(story_scorer, adapters, probe, single=composed_alone)
     kl = by(rows, name="kl_to_base", adapters=("a",)).value
-    bigger = probe_strangers(story_scorer, story_adapters(story_scorer, 0.1), probe,
+    bigger = probe_without_task(story_scorer, story_adapters(story_scorer, 0.1), probe,
                              single=composed_alone)  # fmt: skip
     assert 0 < kl < by(bigger, name="kl_to_base", adapters=("a",)).value
     assert all(math.isfinite(row.value) for row in rows)
-    silent = probe_strangers(story_scorer, story_adapters(story_scorer, 0.0), probe,
+    silent = probe_without_task(story_scorer, story_adapters(story_scorer, 0.0), probe,
                              single=composed_alone)  # fmt: skip
     assert by(silent, name="kl_to_base", adapters=("a",)).value == pytest.approx(0, abs=1e-6)
     assert by(silent, name="familiarity", adapters=()).value == 1.0

@@ -78,12 +78,12 @@ def both(first, second):
     )
 
 
-CALIBRATION = ("calibrated", "calibrated-feature", "outside-calibration", "not-calibrated")
+FORECAST = ("forecast", "probability-measured-on", "outside-calibration")
 
 
 def codes(verdict):
-    """The rules' own reasons; what stands beside them of probabilities: tests/test_calibrated.py"""
-    return [reason.code for reason in verdict.reasons if reason.code not in CALIBRATION]
+    """The rules' own reasons; those of the forecast are tested in tests/test_probability.py."""
+    return [reason.code for reason in verdict.reasons if reason.code not in FORECAST]
 
 
 def reason(verdict, code):

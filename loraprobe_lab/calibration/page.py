@@ -59,9 +59,10 @@ def measure(
     cases: Sequence[Case],
     draws: int,
     seed: int,
-    variants: Sequence[Variant] = VARIANTS,
+    variants: Sequence[Variant] | None = None,
 ) -> Results:
-    """Leaves out bases, scenarios and architectures in turn, for every variant."""
+    """Leaves out bases, scenarios and architectures in turn, for every variant (None: all)."""
+    variants = VARIANTS if variants is None else variants
     found = {v: {what: left_out(cases, key, v) for what, key in LEFT_OUT.items()} for v in variants}
     intervals = {
         what: (

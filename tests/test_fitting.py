@@ -159,7 +159,6 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
     built = workshop.build("hard:by=centroid", pair)
     assert built.composition.router is workshop.fitted["hard:by=centroid"]
-    assert workshop.token_router() is workshop.fitted["centroid"]
     assert fit_routers(Workshop(pair, Settings()), scorer, []) == []
 
 

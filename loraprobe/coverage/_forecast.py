@@ -141,7 +141,7 @@ def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> I
 
 
 def _sampled(task: Task, items: int, seed: int) -> Task:
-    """A task of at most so many of its items, in their order; both forms ask the same ones."""
+    """A task with at most `items` of its items, in their order; both forms ask the same ones."""
     if len(task.items) <= items:
         return task
     rng = random.Random(f"{seed}:{task.name}:forecast")

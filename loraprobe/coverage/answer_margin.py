@@ -24,8 +24,8 @@ class AnswerMargin(CoverageProbe):
     """p(top) - p(gold) under the base at the answer's first token, averaged over items.
 
     0 where the base's first choice is the right answer, near 1 where it is sure of another; small
-    too where it is sure of nothing, so read it beside `gold_rank`. Of several accepted answers the
-    likeliest counts. `items`: at most so many items of each part are asked.
+    too where it is sure of nothing, so read it together with `gold_rank`. Of several accepted
+    answers the likeliest counts. `items`: the most items of each part that are asked.
     """
 
     items: int = MOST_ITEMS

@@ -28,8 +28,8 @@ class GoldRank(CoverageProbe):
     Distractors are answers of the task's other items to the same part (or the item's other
     choices), drawn by the seed: a city stands among cities, so knowing what kind of thing is asked
     for helps nobody. 1 is first; ties share the middle rank; `baseline` is what guessing gives,
-    (distractors + 2) / 2. `distractors`: how many, at most. `items`: at most so many items of each
-    part are asked.
+    (distractors + 2) / 2. `distractors`: how many, at most. `items`: the most items of each part
+    that are asked.
     """
 
     distractors: int = 9

@@ -27,8 +27,8 @@ class MinKPlusPlus(CoverageProbe):
     Each token's log-probability is normalised by mean and standard deviation of log p over the
     vocabulary at its position, and the lowest `k` of them are averaged; higher means likelier to
     have been seen in pretraining. The level depends on base and wording, so `baseline` holds the
-    same texts with made-up names (where items list `entities`). `items`: at most so many items of
-    each part are asked.
+    same texts with made-up names (where items list `entities`). `items`: the most items
+    of each part that are asked.
     """
 
     k: float = 0.2

@@ -27,8 +27,8 @@ class NameSwap(CoverageProbe):
     the prompt that the answer repeats is replaced there too, so that copying cancels.
 
     0 where the names mean nothing to the base; large where it ties the answer to them. Only items
-    that list `entities` count, and only parts whose prompt names one. `items`: at most so many
-    items of each part are asked.
+    that list `entities` count, and only parts whose prompt names one. `items`: the most
+    items of each part that are asked.
     """
 
     items: int = MOST_ITEMS

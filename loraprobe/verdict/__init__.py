@@ -10,7 +10,7 @@ The decision is about merges and routers; a chain of adapters is what to do inst
 Codes of reasons (stable), by what they say:
 
 structural-conflict        adapters, or adapters and base, cannot be composed as they stand
-weights-do-not-decide      only weights were looked at
+weights-do-not-decide      only weights were examined
 probes-do-not-decide       only probes were asked
 base-does-not-decide       coverage and single adapters leave it open
 next-evidence              the cheapest evidence that would tell more
@@ -21,10 +21,10 @@ chain-expected             what asking hop after hop would give
 gain-beyond-margin         the best composition's lower bound exceeds the margin
 gain-below-margin          every composition's upper bound lies below the margin
 gain-undecided             the interval holds the margin
-gain-with-reservation      a gain that controls or retention do not bear out
+gain-with-reservation      a gain that controls or retention do not confirm
 no-comparison              compositions were scored without what they have to beat
-plain-form                 the plain row beside a step-by-step decision
-step-by-step-form          the step-by-step row beside a plain decision
+plain-form                 how it is when asked plainly, for a step-by-step decision
+step-by-step-form          how it is when asked step by step, for a plain decision
 partner-adds-nothing       a control is not shown to be beaten
 controls-beaten            every control is beaten
 controls-not-run           no control was scored
@@ -87,10 +87,10 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         return Verdict("incompatible", "weights", tuple(_conflict(issue) for issue in errors))
     verdict = _RULES[evidence.rests_on](evidence)
     verdict, told = with_probability(verdict, evidence, calibration or shipped())
-    beside = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    beside += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
+    others = [] if evidence.several else about_hops(hop_knowledge(evidence))
+    others += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
     weight = {"decisive": 0, "warning": 1, "info": 2}
-    reasons = sorted((*verdict.reasons, *told, *beside), key=lambda reason: weight[reason.severity])
+    reasons = sorted((*verdict.reasons, *told, *others), key=lambda reason: weight[reason.severity])
     return dataclasses.replace(verdict, reasons=tuple(reasons))
 
 

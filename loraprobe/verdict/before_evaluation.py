@@ -1,6 +1,6 @@
 """The verdict before any composition was scored: rules of the levels weights, probes and base.
 
-Weights and probes never decide, except that a structural conflict is no composition at all.
+Weights and probes never decide; only a structural conflict does (see `judge`).
 Coverage on the task and single adapters on the task decide `unlikely` in three cases:
 
 - *nothing-to-gain*: the base or one adapter is so good that no composition can gain the margin

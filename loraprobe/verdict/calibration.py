@@ -1,6 +1,6 @@
 """From a forecast gain to the probability that the composition gains more than a margin.
 
-`calibration.json` beside this file ships with the package; `loraprobe lab calibrate` writes such
+`calibration.json` in this folder ships with the package; `loraprobe lab calibrate` writes such
 files from compositions whose gain was measured. Its five coefficients say how measured gains are
 spread around a forecast f, with b the best score that the base or a single adapter reaches:
 

@@ -51,7 +51,7 @@ def _form(plain: Form, steps: Form) -> Form:
 def _decide(form: Form, other: Form) -> tuple[Decision, str | None]:
     """The best outcome of any composition, and what keeps an `unlikely` open, if anything does.
 
-    A failure of nothing but lossy compressions is no failure of the method ("compression"), and
+    Where only lossy compressions failed, the method has not failed ("compression"), and
     a step-by-step form that is undecided keeps the question open as well ("steps"): it may gain.
     """
     decision = DECISION[form[0].outcome]

@@ -1,4 +1,4 @@
-"""The forecast and its probability beside a verdict; neither ever changes the decision.
+"""The forecast and its probability, which a verdict carries; neither changes the decision.
 
 They rest on what could be known before any composition was run, on the levels `base` and
 `evaluation` alike.

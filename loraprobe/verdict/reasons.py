@@ -43,7 +43,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
         code, value, tail = "gain-beyond-margin", best.low, f"the lower bound exceeds {margin}"
     elif best.gains == "likely":
         code, value = "gain-with-reservation", best.low
-        tail = f"the lower bound exceeds {margin}, but controls or retention do not bear it out"
+        tail = f"the lower bound exceeds {margin}, but controls or retention do not confirm it"
     elif best.gains == "unlikely":
         code, value, tail = "gain-below-margin", best.high, f"the upper bound lies below {margin}"
     else:
@@ -72,7 +72,7 @@ def would_decide(items: int | None) -> str:
 
 
 def other_form(other: Candidate, decisive: bool) -> Reason:
-    """The row of the form that the decision is not about stands beside it."""
+    """How the best composition does on the form that the decision is not about."""
     what = (
         f"{words.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
         f"by {words.gain(other.difference, other.low, other.high)} from {against(other)}"

@@ -36,7 +36,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What goes into the centre beside the forecast, and below which gain t is about linear."""
+    """The columns in the centre in addition to the forecast, and the unit of t."""
 
     columns: tuple[str, ...] = ()
     unit: float = 0.05
@@ -64,6 +64,29 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
+class _Arrays:
+    """Cases as arrays: [cases] each, and the columns of a variant [cases, k]."""
+
+    forecast: Array
+    error: Array
+    gain: Array
+    gain_error: Array
+    columns: Array
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], variant: Variant) -> _Arrays:
+        width = np.array([case.ci95[1] - case.ci95[0] for case in cases])
+        columns = [[COLUMNS[name](case) for name in variant.columns] for case in cases]
+        return cls(
+            forecast=np.array([case.forecast for case in cases]),
+            error=np.array([case.error for case in cases]),
+            gain=np.array([case.gain for case in cases]),
+            gain_error=width / 2 / Z95,
+            columns=np.array(columns, dtype=np.float64).reshape(len(cases), len(variant.columns)),
+        )
+
+
+@dataclass(frozen=True)
 class Fitted:
     """A variant with its coefficients: intercept, slope of t(forecast), the columns', spread."""
 
@@ -73,30 +96,31 @@ class Fitted:
 
     def probability(self, cases: Sequence[Case], margin: float) -> Array:
         """P(gain > margin) of each case: [cases]."""
-        aim = math.asinh(margin / self.variant.unit)
+        data, aim = _Arrays.of(cases, self.variant), math.asinh(margin / self.variant.unit)
         found = np.zeros(len(cases))
         for step, weight in QUADRATURE:
-            found += weight * special.expit((self._centre(cases, step) - aim) / self.spread)
+            found += weight * special.expit((self._centre(data, step) - aim) / self.spread)
         return found
 
     def log_density(self, cases: Sequence[Case]) -> Array:
         """The log-density of each case's measured gain, in gains: [cases]."""
-        gain, unit = _values(cases, "gain"), self.variant.unit
-        variance = truth_error(cases) ** 2 / (unit**2 + gain**2)  # of t(gain)
-        scale = np.sqrt(self.spread**2 + 3 / np.pi**2 * variance)  # a logistic's is pi^2 / 3 s^2
-        density = np.zeros(len(cases))
-        for step, weight in QUADRATURE:
-            z = (np.arcsinh(gain / unit) - self._centre(cases, step)) / scale
-            density += weight * special.expit(z) * special.expit(-z) / scale
-        return np.log(density) - np.log(unit**2 + gain**2) / 2
+        return self._log_density(_Arrays.of(cases, self.variant))
 
-    def _centre(self, cases: Sequence[Case], step: float) -> Array:
-        forecast = _values(cases, "forecast") + step * _values(cases, "error")
-        columns = [np.array([COLUMNS[name](c) for c in cases]) for name in self.variant.columns]
-        design = np.column_stack(
-            [np.ones(len(cases)), np.arcsinh(forecast / self.variant.unit), *columns]
-        )
-        centre: Array = design @ np.array(self.coefficients)
+    def _log_density(self, data: _Arrays) -> Array:
+        slope = self.variant.unit**2 + data.gain**2  # 1 / (dt / dg)^2
+        # The variance of a logistic distribution is pi^2 / 3 times its scale squared.
+        scale = np.sqrt(self.spread**2 + 3 / np.pi**2 * data.gain_error**2 / slope)
+        density = np.zeros(len(data.gain))
+        for step, weight in QUADRATURE:
+            z = (np.arcsinh(data.gain / self.variant.unit) - self._centre(data, step)) / scale
+            density += weight * special.expit(z) * special.expit(-z) / scale
+        found: Array = np.log(density) - np.log(slope) / 2
+        return found
+
+    def _centre(self, data: _Arrays, step: float) -> Array:
+        intercept, steepness, *others = self.coefficients
+        scaled = np.arcsinh((data.forecast + step * data.error) / self.variant.unit)
+        centre: Array = intercept + steepness * scaled + data.columns @ np.array(others)
         return centre
 
     def document(
@@ -122,7 +146,7 @@ class Fitted:
                 "kinds": [{"tasks": t, "hops": h, "metric": metric} for t, h, metric in kinds],
             },
             "gained": [
-                [margin, round(float(np.mean(_values(cases, "gain") > margin)), 4)]
+                [margin, round(sum(case.gain > margin for case in cases) / len(cases), 4)]
                 for margin in MARGINS
             ],
             "accuracy": dict(accuracy),
@@ -135,21 +159,13 @@ def fit(cases: Sequence[Case], variant: Variant = SHIPPED) -> Fitted:
         raise CaseError(f"A fit needs at least {FEWEST} cases; there are {len(cases)}: add worlds.")
     start = np.zeros(3 + len(variant.columns))
     start[1] = 1.0
+    data = _Arrays.of(cases, variant)
 
     def fitted(theta: Array) -> Fitted:
         return Fitted(variant, tuple(map(float, theta[:-1])), float(np.exp(theta[-1])))
 
     def loss(theta: Array) -> float:
-        return -float(fitted(theta).log_density(cases).mean())
+        return -float(fitted(theta)._log_density(data).mean())
 
     found = optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-6})
     return fitted(found.x)
-
-
-def truth_error(cases: Sequence[Case]) -> Array:
-    """The standard error of each measured gain: [cases]."""
-    return np.array([(case.ci95[1] - case.ci95[0]) / 2 / Z95 for case in cases])
-
-
-def _values(cases: Sequence[Case], name: str) -> Array:
-    return np.array([getattr(case, name) for case in cases], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What is kept of a trial beside its cases: its audit, and who answered which item right.
+"""What is kept of a trial: its audit, and which system answered which item right.
 
 Cases can be computed from them again. Right and wrong are packed, eight to a byte.
 """

@@ -107,7 +107,7 @@ def left_out(cases: Sequence[Case], key: Callable[[Case], str], variant: Variant
 def plain_logistic(cases: Sequence[Case], key: Callable[[Case], str]) -> Figures:
     """The simplest rival: a logistic regression of success at the default margin on the forecast.
 
-    It is fitted on decided cases, knows one margin, and has one coefficient beside its intercept.
+    It is fitted on decided cases, knows one margin, and has one coefficient and an intercept.
     """
     decided = [case for case in cases if case.label(MARGIN) is not None]
     x = np.array([[case.forecast] for case in decided])

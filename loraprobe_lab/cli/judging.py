@@ -29,7 +29,7 @@ def calibrate(
     most_items: Annotated[int, typer.Option(min=1, help="Items a task for the truth.")] = 2000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
     processes: Annotated[int, typer.Option(min=1, help="Worlds side by side.")] = 1,
-    draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 1000,
+    draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     collect_only: Annotated[
         bool, typer.Option("--collect-only", help="Write the cases and fit nothing.")

@@ -12,7 +12,7 @@ from composing import experts
 from words import word_tokenizer
 
 from loraprobe.composition import Composition
-from loraprobe.coverage import forecast
+from loraprobe.probes import forecast
 from loraprobe.records import ItemResult
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates

@@ -172,7 +172,7 @@ class Bench:
 
     def cover_tasks(self) -> None:
         """What base and single adapters know, and what compositions would gain if effects added."""
-        from loraprobe.coverage import cover, forecast
+        from loraprobe.probes import cover, forecast
 
         seed, progress = self.settings.seed, self.story.progress
         with self.story.stage("cover"):
@@ -278,7 +278,7 @@ class Bench:
         self, tasks: Sequence[Task], probe: Probe | str | None, cards: Mapping[str, str | None]
     ) -> EvidenceLevel:
         """`inspect`'s share: single adapters on the tasks, coverage, probes; the level reached."""
-        from loraprobe.coverage import generated_prompts, probe_without_task
+        from loraprobe.probes import generated_prompts, probe_without_task
 
         level: EvidenceLevel = "probes"
         if tasks:

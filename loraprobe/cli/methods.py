@@ -25,9 +25,9 @@ Names = Annotated[
 
 def shelves() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
-    from loraprobe.coverage import PROBES
     from loraprobe.diagnostics import DIAGNOSTICS
     from loraprobe.merging import METHODS
+    from loraprobe.probes import PROBES
     from loraprobe.routing import ROUTERS
     from loraprobe.shelf import Shelf
     from loraprobe.spaces import SAID, SPACES

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from loraprobe import intervals
-from loraprobe.coverage import PROBES, ProbeContext, cover
-from loraprobe.coverage._names import MadeUpNames, capitalised_spans
-from loraprobe.coverage._statistics import mean_interval, share_interval
-from loraprobe.coverage.min_k_plus_plus import MinKPlusPlus
 from loraprobe.errors import UsageError
+from loraprobe.probes import PROBES, ProbeContext, cover
+from loraprobe.probes._names import MadeUpNames, capitalised_spans
+from loraprobe.probes._statistics import mean_interval, share_interval
+from loraprobe.probes.min_k_plus_plus import MinKPlusPlus
 from loraprobe.records import ItemResult
 from loraprobe.scoring import Likelihood
 from loraprobe.tasks import Hop, Item, Task

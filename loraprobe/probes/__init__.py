@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.coverage._contract import CoverageProbe, ProbeContext, Request
-from loraprobe.coverage._forecast import forecast
-from loraprobe.coverage._prompts import generated_prompts
-from loraprobe.coverage._taskless import probe_without_task
+from loraprobe.probes._contract import CoverageProbe, ProbeContext, Request
+from loraprobe.probes._forecast import forecast
+from loraprobe.probes._prompts import generated_prompts
+from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.shelf import Shelf
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loraprobe.adapter import Adapter
     from loraprobe.tasks import Task
 
-PROBES = Shelf("loraprobe.coverage", CoverageProbe, "coverage probe")
+PROBES = Shelf("loraprobe.probes", CoverageProbe, "coverage probe")
 
 __all__ = [
     "PROBES",
@@ -53,7 +53,7 @@ def cover(
     one pass. Equal seeds give equal figures. Raises TaskError where a prompt does not fit into the
     base's context.
     """
-    from loraprobe.coverage._covering import cover_tasks
+    from loraprobe.probes._covering import cover_tasks
 
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
     return cover_tasks(chosen, scorer, adapters, tasks, results, seed, progress)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import (
+from loraprobe.evaluation.questions import Question
+from loraprobe.probes._contract import (
     MOST_ITEMS,
     CoverageProbe,
     Part,
@@ -14,8 +15,7 @@ from loraprobe.coverage._contract import (
     Request,
     mean,
 )
-from loraprobe.coverage._statistics import mean_interval
-from loraprobe.evaluation.questions import Question
+from loraprobe.probes._statistics import mean_interval
 from loraprobe.records import Coverage
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import (
+from loraprobe.evaluation.questions import Question
+from loraprobe.probes._contract import (
     CoverageProbe,
     Part,
     ProbeContext,
@@ -15,8 +16,7 @@ from loraprobe.coverage._contract import (
     choices_of,
     mean,
 )
-from loraprobe.coverage._statistics import mean_interval
-from loraprobe.evaluation.questions import Question
+from loraprobe.probes._statistics import mean_interval
 from loraprobe.records import Coverage
 from loraprobe.tasks import normalize_answer
 

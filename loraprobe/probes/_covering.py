@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.coverage._contract import CoverageProbe, ProbeContext, Request
-from loraprobe.coverage._names import MadeUpNames, words_of
+from loraprobe.probes._contract import CoverageProbe, ProbeContext, Request
+from loraprobe.probes._names import MadeUpNames, words_of
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import Task
 
@@ -25,7 +25,7 @@ def cover_tasks(
     seed: int,
     progress: Progress | None,
 ) -> tuple[Coverage, ...]:
-    """See `loraprobe.coverage.cover`."""
+    """See `loraprobe.probes.cover`."""
     contexts = [_context(scorer, adapters, task, results, seed) for task in tasks]
     requests = [r for probe in probes for context in contexts for r in probe.requests(context)]
     likely = ask(scorer, requests, progress)

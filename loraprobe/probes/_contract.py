@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from loraprobe.coverage._names import MadeUpNames
 from loraprobe.evaluation.questions import Question, questions
+from loraprobe.probes._names import MadeUpNames
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.tasks import Task, normalize_answer
 

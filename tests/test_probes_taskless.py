@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_coverage import (  # noqa: F401 - story_scorer is a fixture
+from test_probes import (  # noqa: F401 - story_scorer is a fixture
     A,
     B,
     FakeScorer,
@@ -19,9 +19,9 @@ from test_coverage import (  # noqa: F401 - story_scorer is a fixture
 )
 
 from loraprobe.composition import Composition
-from loraprobe.coverage import generated_prompts, probe_without_task
-from loraprobe.coverage._prompts import card_prompts
 from loraprobe.errors import TaskError
+from loraprobe.probes import generated_prompts, probe_without_task
+from loraprobe.probes._prompts import card_prompts
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Probe, ProbeItem
 

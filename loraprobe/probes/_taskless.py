@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.coverage._contract import Request, mean
-from loraprobe.coverage._names import MadeUpNames, capitalised_spans, words_of
-from loraprobe.coverage._statistics import mean_interval
-from loraprobe.coverage.answer_margin import first_margin
+from loraprobe.probes._contract import Request, mean
+from loraprobe.probes._names import MadeUpNames, capitalised_spans, words_of
+from loraprobe.probes._statistics import mean_interval
+from loraprobe.probes.answer_margin import first_margin
 from loraprobe.records import Coverage
 from loraprobe.tasks import Probe
 
@@ -74,7 +74,7 @@ def probe_without_task(
 
     single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
     """
-    from loraprobe.coverage._covering import ask
+    from loraprobe.probes._covering import ask
 
     unique = {item.prompt: item.answer for item in reversed(probe.items)}
     prompts = tuple(dict.fromkeys(item.prompt for item in probe.items))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import BASE, CoverageProbe, ProbeContext, Request, mean
-from loraprobe.coverage._statistics import share_interval
+from loraprobe.probes._contract import BASE, CoverageProbe, ProbeContext, Request, mean
+from loraprobe.probes._statistics import share_interval
 from loraprobe.records import Coverage
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.coverage._contract import (
+from loraprobe.probes._contract import (
     MOST_ITEMS,
     CoverageProbe,
     ProbeContext,
@@ -15,7 +15,7 @@ from loraprobe.coverage._contract import (
     clusters_of,
     mean,
 )
-from loraprobe.coverage._statistics import mean_interval
+from loraprobe.probes._statistics import mean_interval
 from loraprobe.records import Coverage
 
 

@@ -14,7 +14,6 @@ import pytest
 from calibrations import DOCUMENT, calibration
 from scipy import integrate, stats
 
-from loraprobe.audit import Settings
 from loraprobe.errors import UsageError
 from loraprobe.verdict import read_calibration
 from loraprobe.verdict.calibration import shipped
@@ -155,8 +154,6 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
     for name in ("broken.json", "list.json", "missing.json"):
         with pytest.raises(UsageError, match=name):
             read_calibration(tmp_path / name)
-    with pytest.raises(UsageError, match=r"missing\.json"):
-        Settings(calibration=tmp_path / "missing.json")
 
 
 def test_what_ships_has_at_most_eight_coefficients_and_tells_what_was_measured():

@@ -7,7 +7,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 SECONDS ?= 60
 
-.PHONY: demo test test-slow check format bench fuzz clean
+.PHONY: demo test test-slow check format docs bench fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -28,6 +28,12 @@ format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages that come from the code, and the site, in build/site.
+docs: $(DEV_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check zensical
+	$(BIN)/python tests/pages.py
+	$(BIN)/zensical build --clean --strict
+
 bench: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python benchmarks/__main__.py
@@ -35,7 +41,7 @@ bench: $(DEV_STAMP)
 # Coverage-guided fuzzing of every target for SECONDS each; see fuzz/README.md.
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	for target in reference config task adapter; do \
+	for target in reference config task adapter tokenizer card composition ledger; do \
 		$(BIN)/python fuzz/run.py $$target -max_total_time=$(SECONDS) -timeout=10 || exit 1; done
 
 $(VENV)/bin/python:

@@ -6,24 +6,42 @@ of loraprobe's own are what bad input should give; everything else, a hang inclu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import math
 import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
-from loraprobe.adapter import Adapter, read_adapter
+from loraprobe.adapter import Adapter, adapter_of, read_adapter
 from loraprobe.adapter.config import judge_config
+from loraprobe.base.quiet import silenced
+from loraprobe.base.tokenizer import tokenizer_size
+from loraprobe.checkpoint import file_hash
+from loraprobe.composition import Composition
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.evaluation import Ledger
+from loraprobe.hub import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
+from loraprobe.lowrank import LowRank
+from loraprobe.pipeline.provenance import read_provenance
+from loraprobe.pipeline.saved import Routed, load_composition
+from loraprobe.probes._prompts import card_prompts
+from loraprobe.routing import ROUTERS
+from loraprobe.scoring import encoding
+from loraprobe.scoring.encoding import Encoder
 from loraprobe.tasks import load_probe, load_task
 from loraprobe.tasks.answers import compile_pattern
 
 PAYLOAD = 1 << 12  # bytes of tensors that an assembled file holds
+encoding.TEMPLATE_SECONDS = 0.5  # a template that loops costs a fuzzer no more
 MEMORY = Path("/dev/shm")  # files of a fuzzer need no disk
 
 
@@ -110,6 +128,129 @@ def reference(data: bytes) -> None:
                 assert len(set(names)) == 2
 
 
+def ledger(data: bytes) -> None:
+    """A list of results after its first line: rows that a run writes, or an error; it is written
+    again as it was read."""
+    with _directory() as place:
+        file = place / "results.jsonl"
+        Ledger(file).close()
+        file.write_bytes(file.read_bytes() + data)
+        with contextlib.suppress(LoraprobeError):
+            read = Ledger(file, resume=True)
+            rows = list(read)
+            for row in rows:
+                assert 0 <= row.value <= (1e4 if row.metric == "answer_loss" else 1)
+                assert read.get(row.system, row.task, row.part, row.item) is row
+            read.append(rows)
+            read.close()
+            assert list(Ledger(file, resume=True)) == rows, "it is read in another way"
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json", "chat_template.json")  # fmt: skip
+TEXTS = ["Ada lives in Ulm.", "aaaa!"]
+
+
+def tokenizer(data: bytes) -> None:
+    """One file of a tokenizer, which the first byte names: checked, and its size asked for.
+
+    A sound tokenizer.json is loaded by the library, without transformers' search for a class, and
+    encodes two texts. Beyond the last file the rest is a chat template, which is filled.
+    """
+    if not data:
+        return
+    name, content = data[0], data[1:]
+    if name >= len(TOKENIZER_FILES):
+        _template(content.decode("utf-8", errors="replace"))
+        return
+    with _directory() as place, contextlib.suppress(LoraprobeError):
+        (place / TOKENIZER_FILES[name]).write_bytes(content)
+        size = tokenizer_size(place, "base")
+        assert size is None or 0 < size <= 1 << 32
+        loaded = _loaded(content) if name == 0 else None
+        if loaded is not None:
+            for ids in Encoder(loaded, rows=size).prompts(TEXTS):
+                assert ids and all(0 <= i < (size or 0) for i in ids)
+
+
+def _loaded(content: bytes) -> Any:
+    """The tokenizer of a tokenizer.json; None for what the library refuses."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        with silenced():
+            return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_buffer(content))
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException:  # as load_tokenizer takes it, panics of the library included
+        return None
+
+
+def _template(text: str) -> None:
+    with contextlib.suppress(LoraprobeError):
+        filled = _fillable(text).text("Who is it?")
+        assert filled.strip()
+
+
+def _fillable(template: str) -> Encoder:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    made = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="a", eos_token="a")
+    made.chat_template = template
+    return Encoder(made, chat=bool(template))
+
+
+def card(data: bytes) -> None:
+    """A model card: licence, terms, prompts of its widgets, and what it says of a merge."""
+    text = data.decode("utf-8", errors="replace")
+    licence = declared_licence(text)
+    assert licence is None or (licence.strip() == licence and 0 < len(licence) <= 100)
+    assert isinstance(is_gated(text), bool)
+    for prompt in card_prompts(text):
+        assert prompt.strip() and prompt.encode()
+    with _directory() as place, contextlib.suppress(LoraprobeError):
+        (place / "README.md").write_bytes(data)
+        assert read_provenance(place)
+
+
+def composition(data: bytes) -> None:
+    """composition.json of a saved composition whose other files are sound.
+
+    `<FILE>` stands for the sha256 of a file of the directory, so that a corpus outlives versions of
+    the libraries that write these files.
+    """
+    home, hashes = saved_composition()
+    for name, digest in hashes.items():
+        data = data.replace(f"<{name}>".encode(), digest.encode())
+    (home / "composition.json").write_bytes(data)
+    with contextlib.suppress(LoraprobeError):
+        found = load_composition(home)
+        assert found.experts and found.name is not None
+        for expert in found.experts:
+            assert expert.weights_file is not None
+            assert expert.weights_file.resolve().is_relative_to(home.resolve())
+
+
+@functools.cache
+def saved_composition() -> tuple[Path, dict[str, str]]:
+    """A composition of two small adapters on the disk, with what a router of centroids has learned
+    beside it; sha256 of each file by its name."""
+    kept = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
+    atexit.register(kept.cleanup)
+    home, path = Path(kept.name) / "saved", "model.layers.0.mlp.up_proj"
+    experts = tuple(
+        adapter_of(name, {path: LowRank(torch.eye(2, 4) + n, torch.eye(4, 2), 1.0)})
+        for n, name in enumerate("ab")
+    )
+    Routed(Composition("arrow", experts, ROUTERS.make("arrow"))).save(home)
+    save_file({f"centroid.{path}": torch.ones(2, 4)}, str(home / "router.safetensors"))
+    files = (file for file in home.rglob("*") if file.is_file())
+    return home, {str(file.relative_to(home)): file_hash(file) for file in files}
+
+
 @contextlib.contextmanager
 def _directory():
     where = MEMORY if MEMORY.is_dir() else None
@@ -119,4 +260,6 @@ def _directory():
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "adapter": adapter, "config": config, "task": task, "reference": reference,
+    "ledger": ledger,
+    "tokenizer": tokenizer, "card": card, "composition": composition,
 }  # fmt: skip

@@ -28,15 +28,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loraprobe.adapter import Adapter
-    from loraprobe.audit.saved import Routed
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
+    from loraprobe.pipeline import Routed
     from loraprobe.records import Audit, Verification
 
 __all__ = [
-    "__version__", "compose", "inspect", "load", "load_composition", "merge", "merge_and_eval",
-    "route", "verify",
-]  # fmt: skip
+    "__version__",
+    "compose",
+    "inspect",
+    "load",
+    "load_composition",
+    "merge",
+    "merge_and_eval",
+    "route",
+    "verify",
+]
 
 
 def load(reference: str | Path) -> Adapter:
@@ -54,22 +61,12 @@ def inspect(
     probe: str | Path | None = None,
     **options: Any,
 ) -> Audit:
-    """What `loraprobe inspect` does; options are the fields of `loraprobe.audit.Settings`."""
-    from loraprobe import audit, hub
-    from loraprobe.errors import UsageError
-    from loraprobe.tasks import load_probe
+    """What `loraprobe inspect` does. options: the fields of `loraprobe.options.Options`."""
+    from loraprobe import pipeline
+    from loraprobe.options import Options
 
-    if (tasks or probe) and base is None:
-        raise UsageError("tasks and probe ask the base model; give base, which may be 'auto'.")
-    loaded = hub.load_all(adapters)
-    settings = audit.Settings(**options)
-    return audit.inspect(
-        loaded,
-        base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
-        tasks=_tasks(tasks, settings.limit),
-        probe=load_probe(probe) if probe and probe != "auto" else ("auto" if probe else None),
-        cards={a.name: hub.model_card(a) for a in loaded} if probe == "auto" else {},
-        settings=settings,
+    return pipeline.inspect(
+        adapters, base=base, tasks=tasks, probe=probe, options=Options.of(options)
     )
 
 
@@ -82,23 +79,18 @@ def merge(
     tasks: Sequence[str | Path] | str | Path = (),
     **options: Any,
 ) -> Merged:
-    """One adapter from several, with a model card; raises CompatibilityError if they do not fit.
+    """One adapter from several, with a model card; `.save(directory)` writes it.
 
-    weights: one an adapter, or "search", which finds them on `tasks` by asking `base`. The base is
-    also what DoRA adapters and whole modules are merged with. options are the fields of
-    `loraprobe.audit.Settings`.
+    weights: one for each adapter, or "search", which finds them on `tasks` by asking `base`. DoRA
+    adapters and whole modules are merged with the base's weights. options: the fields of
+    `loraprobe.options.Options`. Raises CompatibilityError where the adapters do not fit together.
     """
-    from loraprobe import audit, hub
+    from loraprobe import pipeline
+    from loraprobe.options import Options
 
-    loaded = hub.load_all(adapters)
-    settings = audit.Settings(methods=(method,), weights=_chosen(weights), **options)
-    found, merged = audit.merge(
-        loaded,
-        base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
-        tasks=_tasks(tasks, settings.limit),
-        settings=settings,
-    )
-    return with_card(merged, found, settings)
+    chosen = Options.of({**options, "methods": (method,), "weights": _tuple(weights)})
+    made: Any = pipeline.merge(adapters, base=base, tasks=tasks, options=chosen).made
+    return made
 
 
 def route(
@@ -128,12 +120,12 @@ def route(
     loaded = tuple(aligned_to(model, hub.load_all(adapters)))
     compatibility.require(compatibility.check(loaded, purpose="route"))
     if balance != "none" or subtract:
-        from loraprobe.audit.transforms import prepare_for
+        from loraprobe.pipeline.transforms import prepare_for
 
         loaded = prepare_for(model, loaded, balance, subtract)
     made = ROUTERS.make(router)
     if made.needs_prompts or prompts:
-        from loraprobe.audit.fitting import fitted_in
+        from loraprobe.pipeline.router_fitting import fitted_in
 
         made = fitted_in(made, model, tokenizer, loaded, prompts or {})
     return composed(model, Composition(router, loaded, made))
@@ -150,20 +142,15 @@ def compose(
 ) -> Routed:
     """What `loraprobe route` saves: adapters and a router, with a card; `.save(directory)` writes.
 
-    options are the fields of `loraprobe.audit.Settings`. Raises CompatibilityError where the
+    options: the fields of `loraprobe.options.Options`. Raises CompatibilityError where the
     adapters do not fit together.
     """
-    from loraprobe import audit, hub
+    from loraprobe import pipeline
+    from loraprobe.options import Options
 
-    loaded = hub.load_all(adapters)
-    settings = audit.Settings(routers=(router,), weights=_chosen(weights), **options)
-    found, made = audit.compose(
-        loaded,
-        base=audit.base_of(base, loaded, code=settings.trust_remote_code) if base else None,
-        tasks=_tasks(tasks, settings.limit),
-        settings=settings,
-    )
-    return with_composition_card(made, found, settings)
+    chosen = Options.of({**options, "routers": (router,), "weights": _tuple(weights)})
+    made: Any = pipeline.compose(adapters, base=base, tasks=tasks, options=chosen).made
+    return made
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -172,9 +159,9 @@ def load_composition(directory: str | Path) -> Composition:
     `with load_composition(directory).into(model): ...` puts it into a loaded transformers model.
     Raises AdapterError where a file is missing or is not the one that was saved.
     """
-    from loraprobe import audit
+    from loraprobe import pipeline
 
-    return audit.load_composition(directory)
+    return pipeline.load_composition(directory)
 
 
 def verify(directory: str | Path) -> Verification:
@@ -182,9 +169,9 @@ def verify(directory: str | Path) -> Verification:
 
     Raises AdapterError where the directory was not made by loraprobe.
     """
-    from loraprobe import audit
+    from loraprobe import pipeline
 
-    return audit.verify(directory)
+    return pipeline.verify(directory)
 
 
 def merge_and_eval(
@@ -194,98 +181,18 @@ def merge_and_eval(
     tasks: Sequence[str | Path] | str | Path,
     **options: Any,
 ) -> Audit:
-    """The whole audit; options are the fields of `loraprobe.audit.Settings`.
+    """The whole audit. options: the fields of `loraprobe.options.Options`.
 
     Raises LoraprobeError with one sentence where something cannot be used.
     """
-    from loraprobe import audit, hub
-    from loraprobe.errors import UsageError
+    from loraprobe import pipeline
+    from loraprobe.options import Options
 
-    settings = audit.Settings(**options)
-    read = _tasks(tasks, settings.limit)
-    if not read:
-        raise UsageError("merge_and_eval needs a task; without one, try inspect with a probe.")
-    loaded = hub.load_all(adapters)
-    if len(loaded) < 2:
-        raise UsageError("merge_and_eval composes adapters; give at least two.")
-    return audit.merge_and_eval(
-        loaded,
-        base=audit.base_of(base, loaded, code=settings.trust_remote_code),
-        tasks=read,
-        settings=settings,
-    ).audit
+    chosen = Options.of(options)
+    return pipeline.merge_and_eval(adapters, base=base, tasks=tasks, options=chosen).audit
 
 
-def with_card(merged: Merged, audit: Audit, settings: Any) -> Merged:
-    """The merge with the model card that its directory will carry."""
-    import dataclasses
-
-    from loraprobe.audit.provenance import provenance_of
-    from loraprobe.report.card import model_card
-
-    low, high = merged.adapter.rank_range
-    card = model_card(
-        name=merged.adapter.name,
-        base_model=merged.adapter.base_model,
-        sources=merged.sources,
-        method=merged.method,
-        space=merged.space,
-        rank=str(low) if low == high else f"{low} to {high}",
-        weights=merged.weights,
-        compression_error=merged.compression_error,
-        rounding_error=merged.rounding_error,
-        dtype=str(merged.adapter.dtype).removeprefix("torch."),
-        seed=settings.seed,
-        issues=audit.compatibility.issues,
-        allowed=settings.allow,
-        verdict=audit.verdict,
-        transformations=audit.transformations,
-        search=audit.search,
-        provenance=provenance_of(merged, audit, settings),
-        license=merged.license,
-    )
-    return dataclasses.replace(merged, card=card)
-
-
-def with_composition_card(made: Routed, audit: Audit, settings: Any) -> Routed:
-    """The composition with the card that its directory will carry."""
-    import dataclasses
-
-    from loraprobe.compatibility.licences import licence_of_merge
-    from loraprobe.report.card import composition_card
-
-    experts = made.composition.experts
-    bases = [expert.base_model for expert in experts if expert.base_model]
-    card = composition_card(
-        name=made.composition.name,
-        base_model=bases[0] if bases else None,
-        router=repr(made.composition.router),
-        experts=[
-            dataclasses.replace(expert.summary(), license=made.licences.get(expert.name))
-            for expert in experts
-        ],
-        why_not_peft=made.why_not_peft,
-        missed_prototype=made.missed_prototype,
-        issues=audit.compatibility.issues,
-        allowed=settings.allow,
-        verdict=audit.verdict,
-        transformations=audit.transformations,
-        search=audit.search,
-        license=licence_of_merge(made.licences),
-    )
-    return dataclasses.replace(made, card=card)
-
-
-def _chosen(
+def _tuple(
     weights: Sequence[float] | Literal["search"] | None,
 ) -> tuple[float, ...] | Literal["search"] | None:
     return weights if weights is None or isinstance(weights, str) else tuple(weights)
-
-
-def _tasks(tasks: Sequence[str | Path] | str | Path, limit: int | None) -> list[Any]:
-    """Task files, one or several; a single one need not stand in a list."""
-    from pathlib import Path
-
-    from loraprobe.tasks import load_task
-
-    return [load_task(p, limit) for p in ([tasks] if isinstance(tasks, (str, Path)) else tasks)]

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """The command line; an interruption while it is still being imported is one line, too."""
+    """The command line; what goes wrong while it is still being imported is one line, too."""
     try:
         from loraprobe.cli import main as run
 
@@ -12,6 +12,14 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("error: Interrupted.\n")
         sys.exit(130)
+    except Exception as error:
+        from loraprobe.errors import trace, unexpected
+        from loraprobe.secrets import scrub
+
+        if "--debug" in sys.argv:
+            sys.stderr.write(trace(error, scrub))
+        sys.stderr.write(f"error: {scrub(unexpected(error))}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

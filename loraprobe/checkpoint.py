@@ -6,11 +6,14 @@ that no code of theirs runs, onto the CPU, and mapped instead of read where thei
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import struct
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,10 @@ from torch import Tensor
 
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.limits import limits, raising
+
+_PLAIN = re.compile(r"[^/\\:\0]+")  # the name of a file, without a directory or a drive
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
@@ -51,13 +58,36 @@ def read_json(
     check_link(path, reference, raises)
     _check_size(path, reference, raises, limit)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise raises(f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
                      f"download it again.") from None  # fmt: skip
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
+    if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
+        raise raises(f"{path.name} of {reference} holds half of a surrogate pair, which is no "
+                     "character; download it again.")  # fmt: skip
     return content
+
+
+def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
+    """The names of the weight files that an index of shards lists, sorted.
+
+    Each must be the name of a file beside the index. Raises `raises`, naming the index, for
+    anything else, such as a path that leads out of the directory.
+    """
+    shards = read_json(index, reference, raises).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise raises(f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
+                     f"files; download it again.")  # fmt: skip
+    for key, name in shards.items():
+        if not isinstance(name, str) or name in (".", "..") or not _PLAIN.fullmatch(name):
+            raise raises(
+                f"{index.name} of {reference} puts the tensor {key!r} into {name!r:.200}, which is "
+                "not the name of a file beside it; do not use this model."
+            )
+    return sorted(set(shards.values()))
 
 
 def _check_size(path: Path, reference: str, raises: type[LoraprobeError], limit: str) -> None:
@@ -172,23 +202,64 @@ def broken(
                       f"run git lfs pull, or download the file.")  # fmt: skip
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
+    if "header too large" in str(error):
+        return raises(
+            f"{file.name} of {reference} has a header beyond the 100 MB that safetensors reads; "
+            "it names too many tensors, or too long ones."
+        )
     return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
                   f"download it again.")  # fmt: skip
 
 
-def hash_in_name(file: Path) -> str | None:
-    """The sha256 by which the Hub's cache names a large file, if this is one."""
-    name = file.resolve().name
-    return name if re.fullmatch(r"[0-9a-f]{64}", name) else None
-
-
 def file_hash(file: Path) -> str:
-    """sha256 of a file's bytes; in the Hub's cache taken from its name, else read through."""
-    known = hash_in_name(file)
-    if known:
-        return known
+    """sha256 of a file's bytes, read through."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_in_name(file: Path) -> str | None:
+    """The sha256 by which the Hub's cache names a large file, if this is one."""
+    blob = file.resolve()
+    named = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob.name if named else None
+
+
+def kept_hash(file: Path) -> str:
+    """`file_hash` of a large file, paid once: the Hub's cache names its files by it, and of others
+    it is kept in the user's cache, beside path, size, times and inode.
+
+    Whatever changes the content changes ctime, which programs cannot set. The hash of a file that
+    changed within the last two seconds is not kept, since its times may be as coarse as that; nor
+    is any on Windows, where ctime is when a file was made.
+    """
+    if known := hash_in_name(file):
+        return known
+    state = _state(file)
+    kept = cache_directory() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        found = kept.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", found):
+            return found
+    digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
+    if os.name != "nt" and settled and _state(file) == state:
+        with contextlib.suppress(OSError):  # where nothing can be kept it is paid again
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(digest, encoding="ascii")
+    return digest
+
+
+def cache_directory() -> Path:
+    """Where loraprobe keeps what a later run can use: LORAPROBE_CACHE, else the user's cache."""
+    if own := os.environ.get("LORAPROBE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
+
+
+def _state(file: Path) -> str:
+    """What changes with a file's content."""
+    found = file.stat()
+    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+    return f"{file.resolve()} {found.st_size} {times} {found.st_ino}"
 
 
 def first_line(error: BaseException) -> str:

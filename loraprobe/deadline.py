@@ -1,4 +1,4 @@
-"""A time limit on code that a stranger's file decides, such as a chat template."""
+"""Limits of time and memory on code that a stranger's file decides, such as a chat template."""
 
 from __future__ import annotations
 
@@ -33,3 +33,28 @@ def deadline(seconds: float, error: LoraprobeError) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Lets the block take `size` bytes beside what the process has; more raises MemoryError.
+
+    By the kernel's limit on the address space, which holds for all threads meanwhile; where there
+    is no such limit (macOS, Windows) the block runs without one.
+    """
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            taken = int(stream.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = taken + size
+    known = [bound for bound in (allowed, soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -15,6 +15,9 @@ LoraprobeError                  exit code 2
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
+
 
 class LoraprobeError(Exception):
     """Anything loraprobe tells its user went wrong."""
@@ -60,3 +63,41 @@ class OutputError(LoraprobeError):
 
 class OutOfMemory(LoraprobeError):
     """What is asked for does not fit into memory: a merge, a model, or even a batch of one."""
+
+
+def unexpected(error: BaseException) -> str:
+    """One sentence for an exception that is none of these: its kind, its place, whom to tell.
+
+    A file or device that the system refuses and a package that cannot be imported are troubles of
+    the machine; everything else is a defect of loraprobe.
+    """
+    said = " ".join(str(error).split())[:300].rstrip(".")
+    told = f"{type(error).__name__}{f' ({said})' if said else ''}{_place(error)}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"The system refuses a file or a device: {told}; free or permit it and try again."
+    if isinstance(error, ImportError):
+        return f"A package cannot be imported: {told}; install loraprobe again with its packages."
+    return (f"Unexpected {told}. This is a defect of loraprobe: please report it with what the "
+            "same call prints with --debug.")  # fmt: skip
+
+
+def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:
+    """The traceback for --debug, with the causes that a sentence stands for; `clean` passes it."""
+    one: BaseException | None = error
+    for _ in range(20):
+        if one is None:
+            break
+        one.__suppress_context__ = False
+        one = one.__cause__ or one.__context__
+    return clean("".join(traceback.format_exception(error)))
+
+
+def _place(error: BaseException) -> str:
+    """ " in loraprobe.module, line n": the innermost frame of loraprobe's own; "" for none."""
+    place, frame = "", error.__traceback__
+    while frame is not None:
+        module = frame.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] in ("loraprobe", "loraprobe_lab"):
+            place = f" in {module}, line {frame.tb_lineno}"
+        frame = frame.tb_next
+    return place

@@ -82,4 +82,7 @@ def _number(text: str, what: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
     if not found or found[2].lower() not in _UNITS:
         raise UsageError(f"{what} must be a number such as 500000, 5MB or 2GiB, not {text!r}.")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    number = float(found[1]) * _UNITS[found[2].lower()]
+    if number >= 2**63:
+        raise UsageError(f"{what} must be less than 2^63, not a number of {len(found[1])} digits.")
+    return int(number)

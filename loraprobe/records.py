@@ -388,7 +388,8 @@ class Audit:
     def to_json(self) -> str:
         """The JSON document, a record a line; the line feed at the end is left to the caller.
 
-        Characters of strangers' names that could drive a terminal stand as their JSON escapes.
+        Characters of strangers' names that could drive a terminal stand as their JSON escapes; a
+        half of a surrogate pair, which is no character, as U+FFFD.
         """
         lines = (f' "{key}": {_lines(value)}' for key, value in self.to_dict().items())
         return _DRIVING.sub(_escaped, "{\n" + ",\n".join(lines) + "\n}")
@@ -430,9 +431,10 @@ def _lines(value: Any) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+    code = ord(found[0])
+    return f"\\u{0xFFFD if 0xD800 <= code <= 0xDFFF else code:04x}"
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 # json escapes what lies below a space; these drive terminals too, or turn the direction of text.
-_DRIVING = re.compile(r"[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_DRIVING = re.compile(r"[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

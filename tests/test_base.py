@@ -198,10 +198,14 @@ class TestHash:
         assert base.sha256 and base.summary().sha256 == base.sha256
 
     def test_a_file_of_the_hub_cache_is_taken_at_its_name(self, copied):
-        blob = copied / ("ab" * 32)
-        (copied / "model.safetensors").rename(blob)
-        (copied / "model.safetensors").symlink_to(blob)
-        assert open_base(copied).sha256 == "ab" * 32
+        """By a name in the folder of blobs and by no other."""
+        for folder, taken in (("blobs", True), ("other", False)):
+            blob = copied.parent / folder / ("ab" * 32)
+            blob.parent.mkdir()
+            (copied / "model.safetensors").resolve().rename(blob)
+            (copied / "model.safetensors").unlink(missing_ok=True)
+            (copied / "model.safetensors").symlink_to(blob)
+            assert (open_base(copied).sha256 == "ab" * 32) is taken
 
 
 class TestLoading:

@@ -9,7 +9,7 @@ import torch
 from making import STORIES, hidden, random_adapter, random_update, tiny_gpt2
 
 import loraprobe
-from loraprobe import audit
+from loraprobe import pipeline
 from loraprobe.adapter import adapter_of
 from loraprobe.base import loading as base_loading
 from loraprobe.base import open_base
@@ -17,6 +17,7 @@ from loraprobe.composition import Composition, composed
 from loraprobe.composition.weights import dense_weight
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
+from loraprobe.options import Options
 from loraprobe.routing.constant import ConstantGates
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -118,11 +119,10 @@ def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch
 
 def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_path):
     import json
+    import shutil
 
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
     config = json.loads((directory / "config.json").read_text())
-    for file in directory.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    (tmp_path / "config.json").unlink()
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseError, match=r"stored quantised already; leave --quantize out"):
@@ -178,7 +178,8 @@ def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
     assert asked == list(SHAPES)
     norm = merged.adapter.whole["model.norm.weight"]
     assert torch.equal(norm, 2 * torch.full((64,), 3.0) - state["model.norm.weight"])
-    found, again = audit.merge(adapters, base=base, settings=audit.Settings(methods=("sum",)))
+    made = pipeline.merge(adapters, base=base, options=Options(methods=("sum",)))
+    found, again = made.audit, made.made
     assert found.base is not None and again.adapter.magnitudes
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.cli import app
-from loraprobe.cli._output import Output
+from loraprobe.cli.output import Output
 from loraprobe.lowrank import LowRank
 from loraprobe.records import Issue
 from loraprobe.report.schema import json_schema

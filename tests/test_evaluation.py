@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -283,21 +285,64 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
 def test_damage_and_other_runs_are_refused(tmp_path):
     path = tmp_path / "r.jsonl"
     Ledger(path, fingerprint={"base": {"sha": "x"}, "seed": 0}).append([row()])
-    with pytest.raises(OutputError, match="--resume"):
-        Ledger(path)
     with pytest.raises(UsageError, match=r'base.sha was "x", is "y"'):
         Ledger(path, resume=True, fingerprint={"base": {"sha": "y"}, "seed": 0})
-    with path.open("a") as file:
-        file.write("{}\n")
-    with pytest.raises(OutputError, match="line 3 is damaged"):
-        Ledger(path, resume=True, fingerprint={"base": {"sha": "x"}, "seed": 0})
+    with pytest.raises(UsageError, match=r"base.sha changed"):
+        Ledger(path, resume=True, fingerprint={"base": {"sha": "y" * 64}, "seed": 0})
     path.write_text("something else\n")
-    with pytest.raises(OutputError, match="no list of results"):
+    with pytest.raises(OutputError, match="remove the file"):
         Ledger(path, resume=True)
-    assert len(Ledger(path, overwrite=True)) == 0
+    assert len(Ledger(path)) == 0
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError):
-        Ledger(tmp_path / "file" / "r.jsonl")
+    (tmp_path / "directory.jsonl").mkdir()
+    for place in ("file/r.jsonl", "directory.jsonl"):
+        for resume in (False, True):
+            with pytest.raises(OutputError):
+                Ledger(tmp_path / place, resume)
+
+
+SOUND = json.loads(json.dumps(dataclasses.asdict(row())))
+DAMAGE = {
+    "text": {"value": "1"}, "null": {"value": None}, "nan": {"value": math.nan},
+    "infinite": {"value": math.inf, "metric": "answer_loss"}, "huge": {"value": 7e9},
+    "huge loss": {"value": 7e9, "metric": "answer_loss"}, "half": {"value": 0.5},
+    "negative": {"value": -1.0, "metric": "answer_loss"}, "boolean": {"value": True},
+    "many digits": {"value": 10**400}, "list": {"text": ["x"]}, "number": {"item": 1},
+    "metric": {"metric": "bleu"}, "part": {"part": "hop0"}, "surrogate": {"text": "\ud800"},
+    "more": {"extra": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_row_that_no_run_writes_is_damage(tmp_path, damage):
+    path = tmp_path / "r.jsonl"
+    Ledger(path).append([row()])
+    with path.open("a") as file:
+        file.write(json.dumps(SOUND | DAMAGE[damage]) + "\n")
+    with pytest.raises(OutputError, match=r"r\.jsonl, line 3"):
+        Ledger(path, resume=True)
+
+
+@pytest.mark.parametrize("line", [b"[" * 3000, b"\xff", b"", b"{}", b"[]", b"null", b"{", b"1e999"])
+def test_a_line_that_is_no_row_is_damage(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    Ledger(path).append([row()])
+    path.write_bytes(path.read_bytes() + line + b"\n" + json.dumps(SOUND).encode() + b"\n")
+    with pytest.raises(OutputError, match=r"r\.jsonl, line 3"):
+        Ledger(path, resume=True)
+
+
+def test_results_of_other_items_do_not_count_and_those_of_another_question_are_damage(tmp_path):
+    path, (base,) = tmp_path / "r.jsonl", [s for s in SYSTEMS if s.name == "base"]
+    Ledger(path).append([
+        ItemResult("base", "mayors", "target", "Zoe", "exact_match", 1.0, "Bo", "item:Zoe")
+    ])  # fmt: skip
+    found = run_systems(FakeScorer(HOMES), [base], [mayors()], Ledger(path, resume=True))
+    assert {r.item for r in found} == {"Ada", "Eve"}
+    for metric, group in (("choice", "item:Ada"), ("exact_match", "item:Eve")):
+        Ledger(path).append([ItemResult("base", "mayors", "target", "Ada", metric, 1.0, "", group)])
+        with pytest.raises(OutputError, match="Ada"):
+            run_systems(FakeScorer(HOMES), [base], [mayors()], Ledger(path, resume=True))
 
 
 def test_each_item_falls_to_the_first_cause_that_fits():

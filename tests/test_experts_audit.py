@@ -11,9 +11,9 @@ from words import word_tokenizer
 
 import loraprobe
 from loraprobe.adapter import read_adapter
-from loraprobe.audit.controls import random_partner
 from loraprobe.base import open_base
 from loraprobe.errors import UnsupportedAdapter
+from loraprobe.pipeline.random_partner import random_partner
 
 VOCABULARY = 40
 KINDS = {

@@ -12,15 +12,16 @@ from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapter import read_adapter
-from loraprobe.audit import Settings
-from loraprobe.audit.fitting import fit_routers, fitted_in, gathered
-from loraprobe.audit.gates import Tally, gate_statistics
-from loraprobe.audit.systems import Workshop
 from loraprobe.base import open_base
 from loraprobe.cli import app
 from loraprobe.composition import Composition, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
+from loraprobe.options import Options
+from loraprobe.pipeline.gate_statistics import Tally, gate_statistics
+from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, gather_prompts
+from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import Scorer
@@ -114,18 +115,18 @@ def test_prompts_come_from_files_or_from_the_adapter_and_are_no_items(
     task, prompts = items
     leaked = [task.items[0].prompt.upper(), "Please: " + task.items[1].hop_prompt(0)]
     files = files_of({"spouse": prompts["spouse"] + leaked}, tmp_path)
-    workshop = Workshop(pair, Settings(routers=("centroid",), router_prompts=files))
-    found, note = gathered(workshop, scorer, [task])
+    options = Options(routers=("centroid",), router_prompts=files)
+    found, note = gather_prompts(pair, options, scorer, [task])
     assert found["spouse"] == prompts["spouse"]
     assert 1 <= len(found["city"]) <= 32 and all(isinstance(p, str) for p in found["city"])
     assert "30 prompts for spouse (of spouse.txt)" in note and "it wrote itself" in note
     assert "items of the tasks were left out" in note and "tell a router more" in note
-    again, _ = gathered(workshop, scorer, [task])
+    again, _ = gather_prompts(pair, options, scorer, [task])
     assert again == found  # seeded
     only = files_of({"spouse": leaked}, tmp_path)
-    workshop = Workshop(pair, Settings(routers=("centroid",), router_prompts=only))
+    options = Options(routers=("centroid",), router_prompts=only)
     with pytest.raises(UsageError, match="Every prompt of adapter spouse"):
-        gathered(workshop, scorer, [task])
+        gather_prompts(pair, options, scorer, [task])
 
 
 def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
@@ -136,30 +137,30 @@ def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
         ("spouse", "bytes.txt", "UTF-8"),
         ("nobody", "empty.txt", "none of the adapters"),
     ):
-        settings = Settings(routers=("centroid",), router_prompts=((name, tmp_path / file),))
+        settings = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
         with pytest.raises(UsageError, match=match):
-            fit_routers(Workshop(pair, settings), scorer, [])
-    settings = Settings(router_prompts=(("spouse", tmp_path / "empty.txt"),))
-    assert "no router asked for" in fit_routers(Workshop(pair, settings), scorer, [])[0]
+            fit_routers(pair, Prepared(pair), settings, scorer, [])
+    settings = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
+    assert "no router asked for" in fit_routers(pair, Prepared(pair), settings, scorer, [])[1][0]
 
 
 def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, items, tmp_path):
     files = files_of(items[1], tmp_path)
     specs = ("centroid", "arrow", "hard:by=centroid", "centroid:top_k=1,per=sequence")
-    workshop = Workshop(pair, Settings(routers=specs, router_prompts=files))
-    assert workshop.router("centroid").needs_prompts
-    (note,) = fit_routers(workshop, scorer, [items[0]])
+    options = Options(routers=specs, router_prompts=files)
+    fitted, (note,) = fit_routers(pair, Prepared(pair), options, scorer, [items[0]])
     assert "tell a router more" not in note
     assert note.startswith("centroid, hard:by=centroid and centroid:top_k=1,per=sequence learned")
-    assert set(workshop.fitted) == set(specs) - {"arrow"}
-    states = [router.state() for router in workshop.fitted.values()]
+    assert set(fitted) == set(specs) - {"arrow"}
+    states = [router.state() for router in fitted.values()]
     assert all(torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"])
                for state in states)  # fmt: skip
-    last = workshop.router(specs[-1])
+    last = fitted[specs[-1]]
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
-    built = workshop.build("hard:by=centroid", pair)
-    assert built.composition.router is workshop.fitted["hard:by=centroid"]
-    assert fit_routers(Workshop(pair, Settings()), scorer, []) == []
+    builder = SystemBuilder.of(pair, options, routers=fitted)
+    built = builder.build("hard:by=centroid").system
+    assert built.composition.router is fitted["hard:by=centroid"]
+    assert fit_routers(pair, Prepared(pair), Options(), scorer, []) == ({}, [])
 
 
 def test_gates_are_counted_token_by_token():

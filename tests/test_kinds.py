@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ import torch
 from making import peft_adapter, peft_model, tiny_gpt2, tiny_llama
 from torch import nn
 
-from loraprobe import audit
+from loraprobe import pipeline
 from loraprobe.adapter import Adapter, read_adapter
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import LoraprobeError
 from loraprobe.merging import merge
+from loraprobe.options import Options
 from loraprobe.routing.constant import ConstantGates
 
 
@@ -200,7 +202,7 @@ def refused(call, words: str):
 def test_inspect_says(name, tmp_path):
     kind = KINDS[name]
     adapter, _ = written(kind, tmp_path)
-    found = audit.inspect([adapter], base=base_of(kind, tmp_path)).compatibility
+    found = pipeline.inspect([adapter], base=base_of(kind, tmp_path)).compatibility
     said = {issue.code: issue.severity for issue in found.issues if "base-un" not in issue.code}
     assert said == kind.says
     assert found.compatible
@@ -257,14 +259,14 @@ def test_composition_does(name, tmp_path):
 
 def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(tmp_path):
     """With --base at hand too; linear methods and routers are not concerned."""
-    from loraprobe.audit.systems import Workshop
+    from loraprobe.pipeline.systems import check_systems
 
     adapter, _ = written(KINDS["dora"], tmp_path)
     pair = [adapter, adapter.renamed("twin")]
-    Workshop(pair, audit.Settings(methods=("uniform", "task_arithmetic"))).check()
-    Workshop(pair, audit.Settings(methods=("ties",), allow=("dora-magnitude",))).check()
+    check_systems(pair, Options(methods=("uniform", "task_arithmetic")))
+    check_systems(pair, Options(methods=("ties",), allow=("dora-magnitude",)))
     for chosen in ({"methods": ("uniform", "ties")}, {"systems": ("slerp",)}):
-        refused(Workshop(pair, audit.Settings(**chosen)).check, "only a linear method keeps")
+        refused(partial(check_systems, pair, Options(**chosen)), "only a linear method keeps")
 
 
 # Initialisations
@@ -294,31 +296,60 @@ def test_every_initialisation_of_the_installed_peft_has_an_answer():
 
 
 @pytest.mark.parametrize("init", CHANGED)
-def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init):
-    adapter = made_with(init)
-    alone = check([adapter])
-    assert [i.severity for i in alone.issues if i.code == "init-changed-base"] == ["warning"]
-    for purpose in ("merge", "route"):
+def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init, tmp_path):
+    adapter = made_with(init, tmp_path)
+    for purpose in ("inspect", "merge", "route"):
         found = check([adapter], purpose=purpose)
         (issue,) = [i for i in found.issues if i.code == "init-changed-base"]
         assert issue.severity == "error" and CHANGED[init] in issue.message
         cure = "no conversion" if init == "loftq" else "path_initial_model_for_weight_conversion"
         assert cure in issue.cure
+    pair = [adapter, adapter.renamed("twin")]
     with pytest.raises(LoraprobeError, match="init-changed-base"):
-        audit.merge([adapter, adapter.renamed("twin")])
+        pipeline.merge(pair)
+    refused(lambda: merge(pair), "changes the base weights")
+    allowed = merge(pair, allow=["init-changed-base", "duplicate"])
+    assert ("warning", "init-changed-base") in {(i.severity, i.code) for i in allowed.issues}
+    assert not [i for i in allowed.adapter.issues if i.code == "init-changed-base"]
 
 
-@pytest.mark.parametrize("init", [True, False, *UNTOUCHED[2:]])
-def test_initialisations_that_left_the_base_alone_say_nothing(init):
-    assert "init-changed-base" not in {i.code for i in check([made_with(init)]).issues}
+@pytest.mark.parametrize("init", [True, False, None, *UNTOUCHED[2:]])
+def test_initialisations_that_left_the_base_alone_say_nothing(init, tmp_path):
+    assert not [i for i in made_with(init, tmp_path).issues if i.code.startswith("init-")]
 
 
-def made_with(init) -> Adapter:
-    import dataclasses
+@pytest.mark.parametrize("init", ["milora", "true", "", "PISSA_niter", "base64"])
+def test_initialisations_that_peft_does_not_load_are_refused(init, tmp_path):
+    """peft is the oracle: it raises for these."""
+    from peft import LoraConfig, get_peft_model
 
-    from making import random_adapter
+    if init:
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
+        with pytest.raises(ValueError):
+            get_peft_model(tiny_llama(), config)
+    found = {i.code for i in made_with(init, tmp_path).issues if i.severity == "error"}
+    assert found == (
+        set() if not init else {"init-changed-base" if "PISSA" in init else "init-unknown"}
+    )
 
-    return dataclasses.replace(random_adapter("a"), config={"init_lora_weights": init})
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", *UNTOUCHED[2:]])
+def test_peft_changes_the_base_for_those_that_are_said_to(init):
+    from peft import LoraConfig, get_peft_model
+
+    before = tiny_llama().get_submodule("model.layers.0.self_attn.q_proj").weight.detach()
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
+    model = get_peft_model(tiny_llama(), config).base_model.model
+    after = model.get_submodule("model.layers.0.self_attn.q_proj").get_base_layer().weight
+    assert torch.equal(before, after) == (init not in CHANGED)
+
+
+def made_with(init, place) -> Adapter:
+    from making import random_update, write_adapter
+
+    update, key = random_update(16, 16), "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{key}.lora_A.weight": update.A, f"{key}.lora_B.weight": update.B}
+    return read_adapter(write_adapter(place / "a", tensors, init_lora_weights=init))
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

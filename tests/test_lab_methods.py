@@ -471,7 +471,7 @@ def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_pa
     def never(*args, **kwargs):
         raise AssertionError("there are questions that are not asked")
 
-    monkeypatch.setattr("loraprobe.audit.fitting.fit_routers", never)
+    monkeypatch.setattr("loraprobe.pipeline.router_fitting.fit_routers", never)
     _, output, _ = tiny
     world = World.load(output / "worlds" / "llama-16-seed0")
     everyone = entrants([], ["centroid", "hard:by=centroid"])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import hidden, peft_adapter, peft_model, random_update, tiny_gpt2, tiny_llama
 
-from loraprobe import audit
+from loraprobe import pipeline
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
@@ -210,7 +210,8 @@ def test_peft_loads_the_merge_and_runs_the_mean_of_the_models(case, tmp_path):
         adapters.append(read_adapter(path, f"a{i}"))
         models.append(peft_model(make(), i + 1, **config).merge_and_unload())
     opened = open_base(tmp_path / "base")
-    found, merged = audit.merge(adapters, base=opened)
+    made = pipeline.merge(adapters, base=opened)
+    found, merged = made.audit, made.made
     merged.save(tmp_path / "out")
     mean = copy.deepcopy(make())
     state = [dict(model.named_parameters()) for model in models]

@@ -319,16 +319,16 @@ def test_knots_has_a_sketch_of_nothing():
 
 
 def test_an_audit_refuses_before_it_loads_anything():
-    from loraprobe.audit.settings import Settings
-    from loraprobe.audit.systems import Workshop
+    from loraprobe.options import Options
+    from loraprobe.pipeline.systems import check_systems
 
     three = sources()
-    Workshop(three[:2], Settings(methods=("slerp",))).check()
-    for settings in (Settings(methods=("slerp",)), Settings(systems=("slerp",))):
+    check_systems(three[:2], Options(methods=("slerp",)))
+    for settings in (Options(methods=("slerp",)), Options(systems=("slerp",))):
         with pytest.raises(UsageError, match=r"slerp.*cannot take 3"):
-            Workshop(three, settings).check()
+            check_systems(three, settings)
     with pytest.raises(UsageError, match=r"slerp needs weights"):
-        Workshop(three[:2], Settings(methods=("slerp",), weights=(-1.0, 2.0))).check()
+        check_systems(three[:2], Options(methods=("slerp",), weights=(-1.0, 2.0)))
     with pytest.raises(UsageError, match=r"search may find negative weights, which slerp"):
-        Workshop(three[:2], Settings(methods=("slerp",), weights="search")).check()
-    Workshop(three, Settings(methods=("tsv", "task_arithmetic"), weights="search")).check()
+        check_systems(three[:2], Options(methods=("slerp",), weights="search"))
+    check_systems(three, Options(methods=("tsv", "task_arithmetic"), weights="search"))

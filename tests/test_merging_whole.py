@@ -8,11 +8,12 @@ import pytest
 import torch
 from making import peft_adapter, peft_model, random_update, tiny_llama
 
-from loraprobe import audit
+from loraprobe import pipeline
 from loraprobe.adapter import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge
+from loraprobe.options import Options
 
 UP = "model.layers.0.mlp.up_proj"
 NORM, BIAS, SCORE = "model.norm.weight", f"{UP}.bias", "score.weight"
@@ -193,12 +194,13 @@ def test_peft_loads_the_merge_and_runs_the_linear_combination(case, tmp_path):
     paths = [peft_adapter(tmp_path / n, make(), i, r=2, **config) for i, n in enumerate("ab", 1)]
     adapters = [read_adapter(path) for path in paths]
     weights = [0.5, 0.5] if needs_base is None else [0.7, 0.6]
-    settings = audit.Settings(methods=("task_arithmetic",), weights=tuple(weights))
+    settings = Options(methods=("task_arithmetic",), weights=tuple(weights))
     if needs_base:
         with pytest.raises(UnsupportedAdapter, match="--base DIR"):
-            audit.merge(adapters, settings=settings)
+            pipeline.merge(adapters, options=settings)
     base = open_base(tmp_path / "base")
-    found, merged = audit.merge(adapters, base=base, settings=settings)
+    made = pipeline.merge(adapters, base=base, options=settings)
+    found, merged = made.audit, made.made
     assert found.compatibility.compatible
     merged.save(tmp_path / "out")
     models = [peft_model(make(), i, r=2, **config).merge_and_unload() for i in (1, 2)]
@@ -209,13 +211,13 @@ def test_peft_loads_the_merge_and_runs_the_linear_combination(case, tmp_path):
     again = read_adapter(tmp_path / "out")
     assert again.task_type == config.get("task_type", "CAUSAL_LM")
     assert not [i for i in again.issues if i.severity == "error"]
-    looked = audit.inspect([again, *(a.renamed(n) for a, n in zip(adapters, "xy", strict=True))])
+    looked = pipeline.inspect([again, *(a.renamed(n) for a, n in zip(adapters, "xy", strict=True))])
     assert looked.compatibility.compatible
 
 
 def test_a_real_classifier_is_inspected_and_merged(shared_data, tmp_path):
     real = read_adapter(shared_data / "gpt2-seqcls-deepbiolab", "real")
-    assert audit.inspect([real]).compatibility.compatible
+    assert pipeline.inspect([real]).compatibility.compatible
     twin = merge([real, real.renamed("twin")]).adapter
     assert torch.equal(twin.whole[SCORE], real.whole[SCORE])
     path = next(iter(real.layout))

@@ -13,11 +13,11 @@ from test_determinism import audit, call, differences
 from typer.testing import CliRunner
 from words import word_tokenizer
 
-from loraprobe.audit.gates import Tally
 from loraprobe.cli import app
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
+from loraprobe.pipeline.gate_statistics import Tally
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._centroids import _Mean
 from loraprobe.scoring import Scorer, read_together

@@ -11,10 +11,10 @@ import pytest
 from calibrations import DOCUMENT, calibration, case, forecast, score
 from typer.testing import CliRunner
 
-from loraprobe.audit import Settings
-from loraprobe.audit.systems import Workshop
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import forecastable
 from loraprobe.records import Forecast, Score
 from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
@@ -126,7 +126,7 @@ def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
     assert result.exit_code == 2 and not result.stdout
     assert "--prior is the share" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
-        Settings(prior=float(prior))
+        Options(prior=float(prior))
 
 
 def test_a_calibration_that_is_none_is_refused_at_once():
@@ -192,24 +192,24 @@ def test_the_probability_follows_from_the_document(told):
     assert document["verdict"]["forecast"]["system"] == best.system
 
 
-def forecastable(**options):
+def forecast_of(**options):
     adapters = [SimpleNamespace(name=name, whole={}) for name in "ab"]
-    return Workshop(adapters, Settings(**options)).forecastable()
+    return forecastable(Options(**options), adapters)
 
 
 def test_what_can_be_forecast_are_linear_merges_and_arrow_as_it_stands():
     arrow = ROUTERS.make("arrow")
-    assert forecastable() == {"uniform": (0.5, 0.5), "sum": (1.0, 1.0), "arrow": arrow}
-    assert forecastable(methods=("sum",), routers=()) == {"sum": (1.0, 1.0)}
-    assert set(forecastable(routers=("arrow:top_k=1",))) == {"uniform", "sum"}
-    assert set(forecastable(methods=("ties",))) == {"arrow"}
-    assert set(forecastable(systems=("uniform", "chain"))) == {"uniform"}
-    assert forecastable(systems=("chain",)) == {}
+    assert forecast_of() == {"uniform": (0.5, 0.5), "sum": (1.0, 1.0), "arrow": arrow}
+    assert forecast_of(methods=("sum",), routers=()) == {"sum": (1.0, 1.0)}
+    assert set(forecast_of(routers=("arrow:top_k=1",))) == {"uniform", "sum"}
+    assert set(forecast_of(methods=("ties",))) == {"arrow"}
+    assert set(forecast_of(systems=("uniform", "chain"))) == {"uniform"}
+    assert forecast_of(systems=("chain",)) == {}
     weighted = {"methods": ("task_arithmetic",), "routers": ()}
-    assert forecastable(weights=(0.7, 0.3), **weighted) == {"task_arithmetic": (0.7, 0.3)}
-    assert forecastable(weights=(2.0, 0.3), **weighted) == {}
-    assert set(forecastable(rank=4)) == {"arrow"}
-    assert forecastable(balance="norm") == {}
+    assert forecast_of(weights=(0.7, 0.3), **weighted) == {"task_arithmetic": (0.7, 0.3)}
+    assert forecast_of(weights=(2.0, 0.3), **weighted) == {}
+    assert set(forecast_of(rank=4)) == {"arrow"}
+    assert forecast_of(balance="norm") == {}
 
 
 def test_the_model_card_tells_the_probability():

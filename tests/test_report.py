@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from loraprobe.cli._output import exit_code
+from loraprobe.cli.output import exit_code
 from loraprobe.records import (
     AdapterSummary,
     Attribution,

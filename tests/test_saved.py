@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from pathlib import Path
 
 import composing
@@ -16,14 +15,14 @@ from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapter import read_adapter
-from loraprobe.audit.recommending import recommend
-from loraprobe.audit.saved import FILE, Routed, load_composition
-from loraprobe.audit.systems import single
-from loraprobe.audit.transforms import scaled, subtracted
 from loraprobe.checkpoint import file_hash
 from loraprobe.cli import app
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
+from loraprobe.pipeline.conclusion import recommend
+from loraprobe.pipeline.saved import FILE, Routed, load_composition
+from loraprobe.pipeline.systems import single
+from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.records import Verdict
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
@@ -342,23 +341,23 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
 
 def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     """What `merge-and-eval --output` writes where the verdict is about a router."""
-    from loraprobe.audit import Settings
-    from loraprobe.audit.systems import Workshop
+    from loraprobe.options import Options
+    from loraprobe.pipeline.systems import SystemBuilder
 
     experts = composing.experts(2)
-    shop = Workshop(experts, Settings(balance="norm"))
-    systems = shop.compositions(has_hops=False)
-    bench = types.SimpleNamespace(workshop=shop, systems=systems, base=None, settings=shop.settings)
+    builder = SystemBuilder.of(experts, Options(balance="norm"))
+    built = builder.compositions()
     for action in ("route", "step-by-step"):
         verdict = Verdict("likely", "evaluation", system="arrow", action=action)
-        made, why = recommend(bench, verdict)
+        made, why = recommend(verdict, built, builder)
         assert isinstance(made, Routed) and why == ""
         made.save(tmp_path / action)
         restored = load_composition(tmp_path / action)
         model = making.tiny_llama()
-        wanted = next(s.composition for s in systems if s.name == "arrow")
+        wanted = next(b.system.composition for b in built if b.system.name == "arrow")
         assert composing.relative(logits(model, restored), logits(model, wanted)) < 1e-6
     for action, said in (("chain", "chain"), ("use-single:e0", "use e0"), ("none", "none")):
-        made, why = recommend(bench, Verdict("unlikely", "evaluation", system="arrow",
-                                             action=action))  # fmt: skip
+        made, why = recommend(
+            Verdict("unlikely", "evaluation", system="arrow", action=action), built, builder
+        )
         assert made is None and said in why

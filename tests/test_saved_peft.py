@@ -13,11 +13,11 @@ import torch
 
 import loraprobe
 from loraprobe.adapter import adapter_of
-from loraprobe.audit.arrow_export import missed_prototype, power_iteration, why_not_peft
-from loraprobe.audit.saved import load_composition
 from loraprobe.base import open_base
 from loraprobe.composition import Composition
 from loraprobe.lowrank import LowRank
+from loraprobe.pipeline.arrow_export import missed_prototype, power_iteration, why_not_peft
+from loraprobe.pipeline.saved import load_composition
 from loraprobe.routing import ROUTERS
 
 GPT2 = {

@@ -78,7 +78,7 @@ def test_the_seam_of_a_subword_tokenizer(shared_data):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "gpt2-domain-skeleton" / "tokenizer")
-    scorer = Scorer(making.tiny_gpt2(), tokenizer)
+    scorer = Scorer(making.tiny_gpt2(vocab=len(tokenizer)), tokenizer)
     assert seam(scorer, "Who is it?", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
     # the space at the prompt's end belongs to the continuation's first token
     assert seam(scorer, "Who is it? ", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import jsonschema
 import making
@@ -15,19 +16,26 @@ from typer.testing import CliRunner
 import loraprobe
 from loraprobe import hub
 from loraprobe.adapter import read_adapter
-from loraprobe.audit import Settings
-from loraprobe.audit.search import BOUND, SHRINK, Memory, answer_losses, find_weights, split
-from loraprobe.audit.systems import Workshop, single
 from loraprobe.base import open_base
 from loraprobe.cli import app
 from loraprobe.errors import OutputError, TaskError
 from loraprobe.merging import merge
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import SystemBuilder, forecastable, single
+from loraprobe.pipeline.weight_search import (
+    BOUND,
+    SHRINK,
+    Memory,
+    answer_losses,
+    find_weights,
+    split,
+)
 from loraprobe.report.schema import json_schema
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
 
-SEARCH = Settings(weights="search", search_budget=24, search_items=12)
+SEARCH = Options(weights="search", search_budget=24, search_items=12)
 
 
 def task_of(name: str, items: list[tuple[str, str | None]]) -> Task:
@@ -56,7 +64,7 @@ def test_the_parts_share_no_cluster_and_no_prompt():
     first = task_of("a", [(f"q{i}", f"g{i % 10}") for i in range(40)])
     second = task_of("b", [(f"q{i % 13}", "g3" if i == 20 else None) for i in range(40)])
     for seed in range(20):
-        parted = split([first, second], Settings(weights="search", seed=seed))
+        parted = split([first, second], Options(weights="search", seed=seed))
         sides = [
             {(t.name, i.id) for t in part for i in t.items}
             for part in (parted.searched, parted.left)
@@ -70,8 +78,8 @@ def test_the_parts_share_no_cluster_and_no_prompt():
             assert not (held[0] & held[1]) - {None}, what
         assert all(len(t.items) >= 10 for t in parted.searched)
         assert [t.sha256 for t in parted.left] == ["", ""]
-        assert parted == split([first, second], Settings(weights="search", seed=seed))
-    seeds = {split([first], Settings(weights="search", seed=s)).left for s in range(5)}
+        assert parted == split([first, second], Options(weights="search", seed=seed))
+    seeds = {split([first], Options(weights="search", seed=s)).left for s in range(5)}
     assert len(seeds) > 1
 
 
@@ -82,7 +90,7 @@ def test_the_parts_share_no_cluster_and_no_prompt():
 ])  # fmt: skip
 def test_a_task_too_small_to_split_is_one_sentence(items, wanted, said):
     with pytest.raises(TaskError, match=said):
-        split([task_of("t", items)], Settings(weights="search", search_items=wanted))
+        split([task_of("t", items)], Options(weights="search", search_items=wanted))
 
 
 def test_losses_are_those_of_the_weighted_sum(bench):
@@ -170,25 +178,29 @@ def test_an_interrupted_search_goes_on_where_it_stopped(bench, tmp_path, monkeyp
     parted, path = split(tasks, SEARCH), tmp_path / "search.jsonl"
     wanted = find_weights(scorer, adapters, parted, SEARCH, memory=Memory(path))
     lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 24
-    path.write_bytes(b"".join(lines[:10]) + lines[10][:5])  # cut short in the middle of a line
+    assert len(lines) == 25
+    path.write_bytes(b"".join(lines[:11]) + lines[11][:5])  # cut short in the middle of a line
     asked = []
 
     def counting(*arguments):
         inner = answer_losses(*arguments)
         return lambda candidates: asked.extend(candidates) or inner(candidates)
 
-    monkeypatch.setattr("loraprobe.audit.search.answer_losses", counting)
+    monkeypatch.setattr("loraprobe.pipeline.weight_search.answer_losses", counting)
     again = find_weights(scorer, adapters, parted, SEARCH, memory=Memory(path, resume=True))
     assert dataclasses.replace(again, objective=0.0, loss=0.0) == dataclasses.replace(
         wanted, objective=0.0, loss=0.0
     )
-    assert len(asked) == 14 and len(path.read_bytes().splitlines()) == 24
-    path.write_bytes(b"{}\n")
-    with pytest.raises(OutputError, match="is damaged"):
-        Memory(path, resume=True)
+    assert len(asked) == 14 and len(path.read_bytes().splitlines()) == 25
+    row = {"weights": [0.5, 0.5], "loss": 1.0}
+    losses = [{"loss": loss} for loss in ("1", None, math.nan, 7e9)]
+    weights = [{"weights": w} for w in ([7.0, 0.5], [True, 0.5], 1.0)]
+    for damage in (*losses, *weights, {"x": 1}):
+        path.write_bytes(lines[0] + json.dumps(row | damage).encode() + b"\n")
+        with pytest.raises(OutputError, match="line 2"):
+            Memory(path, resume=True)
     Memory(path)  # without resume what was known is gone
-    assert path.read_bytes() == b""
+    assert path.read_bytes() == lines[0]
 
 
 def test_merge_and_eval_judges_on_the_rest(tmp_path):
@@ -204,7 +216,7 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     document = json.loads(CliRunner().invoke(app, call, env=environment).stdout)
     jsonschema.validate(document, json_schema())
     found = document["search"]
-    parted = split([load_task(task, 48)], Settings(weights="search"))
+    parted = split([load_task(task, 48)], Options(weights="search"))
     assert (found["items"], found["left"], found["evaluations"]) == (12, 36, 10) == (
         *parted.items, 10
     )  # fmt: skip
@@ -227,20 +239,22 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
 def test_what_is_not_covered_and_what_takes_no_weights():
     adapters = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab")]
 
-    def shop(*methods):
-        settings = Settings(methods=methods, routers=(), weights="search")
-        return Workshop(adapters, settings, searched=(0.3, -0.2))
+    def options(*methods):
+        return Options(methods=methods, routers=(), weights="search")
 
-    assert set(shop("uniform", "sum").forecastable()) == {"uniform", "sum"}
-    assert shop("task_arithmetic").forecastable() == {}
-    names = [s.name for s in shop("uniform").compositions(False)]
-    assert names == ["uniform", "task_arithmetic"]
-    built = {s.name: s.composition for s in shop("uniform", "ties").compositions(False)}
+    def systems(*methods):
+        builder = SystemBuilder.of(adapters, options(*methods), weights=(0.3, -0.2))
+        return [built.system for built in builder.compositions()]
+
+    assert set(forecastable(options("uniform", "sum"), adapters)) == {"uniform", "sum"}
+    assert forecastable(options("task_arithmetic"), adapters) == {}
+    assert [s.name for s in systems("uniform")] == ["uniform", "task_arithmetic"]
+    built = {s.name: s.composition for s in systems("uniform", "ties")}
     assert list(built) == ["uniform", "ties"]
     wanted = merge(adapters, "ties", weights=(0.3, -0.2)).adapter
     path = next(iter(wanted.modules))
     assert torch.equal(built["ties"].experts[0].modules[path].A, wanted.modules[path].A)
-    added = shop("uniform").compositions(False)[1].composition
+    added = systems("uniform")[1].composition
     assert added.router.weights == (0.3, -0.2)
 
 

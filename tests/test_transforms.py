@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapter import adapter_of, read_adapter
-from loraprobe.audit import Settings
-from loraprobe.audit.systems import Workshop
-from loraprobe.audit.transforms import prepare, scaled, subtracted, total_norm
 from loraprobe.cli import app
 from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, calibrated_families
+from loraprobe.pipeline.transforms import prepare, scaled, subtracted, total_norm
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe_lab import shipped_world
@@ -47,7 +47,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-6) ->
 def test_balanced_norms_are_the_mean_and_directions_stay():
     adapters = [some("a", 1, scaling=0.5), some("b", 2, rank=2, scaling=9.0), some("c", 3)]
     norms = [sum(float(dense(a, p).norm()) ** 2 for p in making.LLAMA) ** 0.5 for a in adapters]
-    found = prepare(adapters, Settings(balance="norm"))
+    found = prepare(adapters, Options(balance="norm"))
     mean = sum(norms) / 3
     for before, after, step, norm in zip(adapters, found.adapters, found.steps, norms, strict=True):
         assert total_norm(after) == pytest.approx(mean, rel=1e-6)
@@ -78,7 +78,7 @@ def test_subtraction_is_exact_on_the_deltas():
     coarse = [some(n, i, dtype=torch.bfloat16, scaling=1 / 3) for i, n in enumerate("abc")]
     mean = (dense(coarse[1], q) + dense(coarse[2], q)) / 2
     assert close(dense(subtracted(coarse[0], coarse[1:]), q), dense(coarse[0], q) - mean, 1e-6)
-    step = prepare([task], Settings(), general).steps[0]
+    step = prepare([task], Options(), general).steps[0]
     assert step.modules_added == 2 and step.subtracted == ("g", "h", "i")
 
 
@@ -123,7 +123,7 @@ def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
     ]
     norms = [sum(float(d.norm()) ** 2 for d in each.values()) ** 0.5 for each in wanted]
     mean = sum(norms) / len(norms)
-    found = prepare(tasks, Settings(balance="norm" if balance else "none"), general)
+    found = prepare(tasks, Options(balance="norm" if balance else "none"), general)
     for task, after, each, norm in zip(tasks, found.adapters, wanted, norms, strict=True):
         assert set(after.modules) == set(task.modules).union(*(g.modules for g in general))
         assert total_norm(after) == pytest.approx(mean if balance else norm, rel=1e-5)
@@ -147,7 +147,7 @@ def test_nothing_is_read_before_it_is_asked_for():
 
 def test_subtraction_comes_before_balancing():
     adapters, general = [some("a", 1), some("b", 2, scaling=4.0)], [some("g", 3, scaling=2.0)]
-    found = prepare(adapters, Settings(balance="norm"), general)
+    found = prepare(adapters, Options(balance="norm"), general)
     assert total_norm(found.adapters[0]) == pytest.approx(total_norm(found.adapters[1]))
     path = "model.layers.0.mlp.up_proj"
     wanted = (dense(adapters[0], path) - dense(general[0], path)) * found.steps[0].factor
@@ -181,7 +181,7 @@ def test_peft_subtracts_factors_which_is_another_matrix(tmp_path):
 def test_every_method_takes_what_was_prepared(name):
     """Merging prepared adapters is merging adapters that were like that from the start."""
     adapters, general = [some("a", 1), some("b", 2, scaling=3.0)], [some("g", 3)]
-    found = prepare(adapters, Settings(balance="norm"), general)
+    found = prepare(adapters, Options(balance="norm"), general)
     plain = [adapter_of(a.name, dict(a.modules.items())) for a in found.adapters]
     merged, wanted = (merge(each, name, allow=("no-effect",)) for each in (found.adapters, plain))
     for path in list(making.LLAMA)[:3]:
@@ -191,7 +191,7 @@ def test_every_method_takes_what_was_prepared(name):
 @pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n not in ("constant", "centroid")])
 def test_every_router_takes_what_was_prepared(name):
     adapters, general = composing.experts(2), [some("g", 3)]
-    found = prepare(adapters, Settings(balance="norm"), general)
+    found = prepare(adapters, Options(balance="norm"), general)
     plain = tuple(adapter_of(a.name, dict(a.modules.items())) for a in found.adapters)
     model, logits = making.tiny_llama(), []
     for experts in (found.adapters, plain, adapters):
@@ -203,7 +203,7 @@ def test_every_router_takes_what_was_prepared(name):
 
 def test_route_takes_the_same_options():
     adapters, general = composing.experts(2), some("g", 3)
-    found = prepare(adapters, Settings(balance="norm"), [general])
+    found = prepare(adapters, Options(balance="norm"), [general])
     model = making.tiny_llama()
     with Composition("arrow", found.adapters, ROUTERS.make("arrow")).into(model):
         wanted = making.hidden(model)
@@ -222,10 +222,10 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
     plain = adapter_of("plain", update)
     for adapter, how in ((dora, "DoRA"), (whole, "whole modules")):
         with pytest.raises(UnsupportedAdapter, match=f"{adapter.name} holds .*{how}"):
-            prepare([plain, adapter], Settings(balance="norm"))
+            prepare([plain, adapter], Options(balance="norm"))
     for adapter in (dora, whole, lora_bias):
         with pytest.raises(UnsupportedAdapter, match=adapter.name):
-            prepare([plain], Settings(), [adapter])
+            prepare([plain], Options(), [adapter])
     assert torch.equal(subtracted(whole, [some("g", 1)]).whole["lm_head.weight"],
                        whole.whole["lm_head.weight"])  # fmt: skip
     tripled = scaled(lora_bias, 3.0)
@@ -238,35 +238,37 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
 def test_what_cannot_be_subtracted_is_one_sentence():
     task = some("a", 1)
     with pytest.raises(UsageError, match="Nothing is left of adapter a without b"):
-        prepare([task], Settings(), [task.renamed("b")])
+        prepare([task], Options(), [task.renamed("b")])
     other = making.random_adapter("g", {"model.layers.0.mlp.up_proj": (24, 20)})
     with pytest.raises(CompatibilityError, match=r"up_proj is linear \[24, 16\] in a"):
         subtracted(task, [other])
     zero = adapter_of("zero", {"x": making.random_update(4, 4).scaled(0.0)})
     with pytest.raises(UsageError, match="zero has no effect"):
-        prepare([zero, task], Settings(balance="norm"))
+        prepare([zero, task], Options(balance="norm"))
 
 
 def test_controls_are_made_of_prepared_partners_and_singles_stay():
     adapters = [some("a", 1), some("b", 2, scaling=4.0)]
-    shop = Workshop(adapters, Settings(balance="norm"))
-    assert [s.composition.experts[0] for s in shop.baselines()[1:]] == adapters
-    built = {s.name: s for s in shop.compositions(has_hops=True)}
-    assert built["uniform"].composition.experts == shop.prepared.adapters
+    builder = SystemBuilder.of(adapters, Options(balance="norm"))
+    prepared = builder.prepared.adapters
+    assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
+    built = {b.system.name: b.system for b in builder.compositions(has_hops=True)}
+    assert built["uniform"].composition.experts == prepared
     assert [c.experts[0] for c in built["chain"].chain] == adapters
-    controls = {s.name: s.composition for s in shop.controls("a", built["arrow"])}
+    controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}
     assert controls["shrunk:a"].experts == (adapters[0],)
     kept, drawn = controls["random-partner"].experts
-    assert kept is shop.prepared.adapters[0]
-    assert total_norm(drawn) == pytest.approx(total_norm(shop.prepared.adapters[1]), rel=1e-5)
-    assert shop.families() == () != Workshop(adapters, Settings()).families()
+    assert kept is prepared[0]
+    assert total_norm(drawn) == pytest.approx(total_norm(prepared[1]), rel=1e-5)
+    assert calibrated_families(builder.options, adapters) == ()
+    assert calibrated_families(Options(), adapters) == ("average", "sum", "router")
 
 
 def test_settings_that_change_results_change_the_fingerprint():
-    plain = Settings().fingerprint()
-    for other in (Settings(balance="norm"), Settings(subtract=("x",)), Settings(quantize="4bit")):
+    plain = Options().fingerprint()
+    for other in (Options(balance="norm"), Options(subtract=("x",)), Options(quantize="4bit")):
         assert other.fingerprint() != plain
-    assert Settings(subtract="x").subtract == ("x",)
+    assert Options(subtract="x").subtract == ("x",)
 
 
 def test_merge_command_and_card_say_what_was_done(tmp_path):

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapter import adapter_of, read_adapter
-from loraprobe.audit.skeleton import problems_in_peft
 from loraprobe.cli import app
 from loraprobe.errors import AdapterError, OutputError
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import METHODS
+from loraprobe.pipeline.peft_skeleton import problems_in_peft
 from loraprobe.shelf import spec_of
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"

@@ -10,8 +10,8 @@ from hubs import Misbehaving
 from test_cli import call, one_sentence
 from test_hub import adapter_files, use
 
-from loraprobe.cli._parse import auto_or_count
 from loraprobe.errors import UsageError
+from loraprobe.options import read_auto_or_count as auto_or_count
 
 
 @pytest.fixture

@@ -9,7 +9,13 @@ from loraprobe.adapter.memory import adapter_of
 from loraprobe.adapter.paths import layer_pattern, natural
 from loraprobe.adapter.promises import extreme_norm
 from loraprobe.adapter.reading import read_adapter
-from loraprobe.adapter.staging import StagedDirectory, check_output
+from loraprobe.adapter.staging import (
+    StagedDirectory,
+    check_apart,
+    check_output,
+    check_place,
+    staged_file,
+)
 from loraprobe.adapter.types import (
     Adapter,
     Extra,
@@ -30,9 +36,12 @@ __all__ = [
     "StagedDirectory",
     "Tensors",
     "adapter_of",
+    "check_apart",
     "check_output",
+    "check_place",
     "extreme_norm",
     "layer_pattern",
     "natural",
     "read_adapter",
+    "staged_file",
 ]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraprobe.adapter.expressions import ExpressionError, first_matches
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 
 CONFIG = "adapter_config.json"
 PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none
-PATTERN_SECONDS = 1.0
+DEEPEST = 50  # levels of lists and objects in a config
+PATTERN = r"(.*\.)?({})$"  # peft's expression for the modules of a key of rank_pattern
 
 # Keys that say nothing about the function of the trained adapter, whatever their value.
 DESCRIPTIVE = frozenset(
@@ -25,6 +27,14 @@ DESCRIPTIVE = frozenset(
     "lora_ga_config use_dora qalora_group_size runtime_config lora_bias target_parameters "
     "ensure_weight_tying lora_dropout_pattern merge_weights ephemeral_gpu_offload".split()
 )
+
+# Keys that trainers write for themselves: peft ignores them, and they do not change the function.
+TRAINERS = {
+    "swift_type": "ms-swift",
+    "lora_dtype": "ms-swift",
+    "lorap_lr_ratio": "ms-swift",
+    "lorap_emb_lr": "ms-swift",
+}
 
 # Keys of the installed peft whose other values are mathematics that is not B A x.
 VARIANTS = {
@@ -73,7 +83,14 @@ class Config:
     alpha_pattern: Patterns
     unknown: tuple[str, ...]
     empty_unknown: tuple[str, ...]
+    trainers: tuple[str, ...] = ()  # keys of trainers, each with the trainer's name
     alpha_is_missing: bool = False
+
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Matches the patterns with many paths at once, which is much faster than one by one."""
+        paths = list(paths)
+        for pattern in (self.rank_pattern, self.alpha_pattern):
+            pattern.prepare(paths)
 
     def rank(self, path: str) -> int:
         """The rank that the config gives a module."""
@@ -88,36 +105,32 @@ class Config:
 
 @dataclass(frozen=True)
 class Patterns:
-    """rank_pattern or alpha_pattern: keys are regular expressions, compiled once.
-
-    They come from a stranger's file, so that matching has a time limit.
-    """
+    """rank_pattern or alpha_pattern: keys are regular expressions that a stranger wrote."""
 
     where: str
     entries: Mapping[str, float]
+    known: dict[str, float | None] = field(default_factory=dict)  # path -> value, None: no key
 
-    @functools.cached_property
-    def compiled(self) -> list[tuple[Any, float]]:
-        if not self.entries:
-            return []
-        import regex
+    def prepare(self, paths: list[str]) -> None:
+        """Finds the first key that matches the end of each path, which is peft's rule.
 
+        Raises AdapterError for a key that cannot be matched.
+        """
+        keys = list(self.entries)
         try:
-            return [(regex.compile(rf"(.*\.)?({k})$"), v) for k, v in self.entries.items()]
-        except regex.error as error:
-            raise AdapterError(f"{self.where} holds a key that is no regular expression "
-                               f"({error}); correct it.") from None  # fmt: skip
+            found = first_matches(keys, PATTERN, paths)
+        except ExpressionError as error:
+            raise AdapterError(f"{self.where}: {error}; correct it.") from None
+        for path, match in zip(paths, found, strict=True):
+            # peft looks a path that no key matches up as a key itself.
+            self.known[path] = self.entries.get(path if match is None else keys[match[0]])
 
     def value(self, path: str, default: float) -> float:
-        """peft's rule: the first key that matches the end of the path, as a regular expression."""
-        try:
-            for pattern, value in self.compiled:
-                if pattern.match(path, timeout=PATTERN_SECONDS):
-                    return value
-        except TimeoutError:
-            raise AdapterError(f"{self.where} holds a regular expression that does not come to "
-                               f"an end; correct it.") from None  # fmt: skip
-        return default
+        """The value for one path."""
+        if path not in self.known:
+            self.prepare([path])
+        value = self.known[path]
+        return default if value is None else value
 
 
 def read_config(directory: Path) -> Config:
@@ -131,7 +144,27 @@ def read_config(directory: Path) -> Config:
             "give the directory that save_pretrained wrote."
         )
     raw = read_json(path, str(directory), AdapterError)
+    _check_text(raw, path)
     return judge_config(raw, str(path))
+
+
+def _check_text(raw: Any, path: Path) -> None:
+    """Raises AdapterError for lists in lists without end and for text that is no Unicode."""
+    level = [raw]
+    for _ in range(DEEPEST):
+        texts = [value for value in level if isinstance(value, str)]
+        texts += [key for value in level if isinstance(value, dict) for key in value]
+        if any(not is_unicode(text) for text in texts):
+            raise AdapterError(f"{path} holds half of a surrogate pair, no text; correct it.")
+        level = [
+            part
+            for value in level
+            if isinstance(value, (dict, list))
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise AdapterError(f"{path} has lists or objects nested more than {DEEPEST} deep; correct it.")
 
 
 def judge_config(raw: Mapping[str, Any], where: str) -> Config:
@@ -139,7 +172,7 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise UnsupportedAdapter(
-            f"{where} is of PEFT type {kind!r}, and loraprobe reads only LORA; "
+            f"{where} is of PEFT type {reprlib.repr(kind)}, and loraprobe reads only LORA; "
             "use adapters of that type, or merge this one into its base with peft."
         )
     for key, types in TYPES.items():
@@ -155,8 +188,11 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
     ranks = _pattern(raw, "rank_pattern", where)
     for rank in (r, *ranks.entries.values()):
         if rank != int(rank) or rank < 1:
-            raise AdapterError(f"{where}: a rank must be a positive whole number, not {rank!r}.")
-    unknown = [k for k in raw if k not in DESCRIPTIVE and k not in VARIANTS]
+            raise AdapterError(
+                f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
+            )
+    known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
+    unknown = [k for k in raw if k not in known]
     return Config(
         raw=raw,
         r=int(r),
@@ -167,6 +203,7 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
         alpha_pattern=_pattern(raw, "alpha_pattern", where),
         unknown=tuple(k for k in unknown if raw[k]),
         empty_unknown=tuple(k for k in unknown if not raw[k]),
+        trainers=tuple(f"{k} ({TRAINERS[k]})" for k in raw if k in TRAINERS),
         alpha_is_missing="lora_alpha" not in raw,
     )
 
@@ -179,22 +216,41 @@ def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str
     texts = not isinstance(value, list) or all(isinstance(part, str) for part in value)
     if not isinstance(value, types) or not texts:
         kinds = " or ".join(SAID[kind] for kind in types)
-        raise AdapterError(f"{where}: {key} must be {kinds}, not {value!r:.80}.")
+        raise AdapterError(f"{where}: {key} must be {kinds}, not {reprlib.repr(value)}.")
 
 
 def _check_layers(layers: Any, where: str) -> None:
     """layers_to_transform is a number or a list of numbers."""
     listed = layers if isinstance(layers, list) else [] if layers is None else [layers]
     if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
-        raise AdapterError(f"{where}: layers_to_transform must be a whole number or a list of "
-                           f"them, not {layers!r:.80}.")  # fmt: skip
+        raise AdapterError(
+            f"{where}: layers_to_transform must be a whole number or a list of them, not "
+            f"{reprlib.repr(layers)}."
+        )
 
 
 def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     value = raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise AdapterError(f"{where}: {key} must be a number, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+        raise AdapterError(f"{where}: {key[:80]} must be a number, not {reprlib.repr(value)}.")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number has a value as a float: no infinity, and no integer beyond the largest."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down; JSON and pickles may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Patterns:

@@ -1,15 +1,63 @@
-"""Module paths: their natural order, and what repeats in every layer."""
+"""Module paths (their order, what repeats in every layer) and names of base models."""
 
 from __future__ import annotations
 
 import re
 
+# owner/name or name, with a revision; behind an owner also the folder that a reference may have.
+_HUB_ID = re.compile(
+    r"(?:\w[\w.-]*/\w[\w.-]*(?:@\w[\w./-]*)?(?::\w[\w./ -]*)?|\w[\w.-]*(?:@\w[\w./-]*)?)/?", re.A
+)
+_HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
+
+
+# Names of the layers whose one side counts the tokens: embeddings and heads of language models.
+VOCABULARY = frozenset(
+    "embed_tokens wte embed_in word_embeddings shared lm_head embed_out output_layer".split()
+)
+LONGEST_NUMBER = 18  # digits; longer ones are no number of a layer
+
+
+def number(part: str) -> int | None:
+    """The number that a part of a path is, such as that of a layer; None for another part.
+
+    Digits of other scripts count; superscripts, and digits beyond any layer's number, do not.
+    """
+    return int(part) if part.isdecimal() and len(part) <= LONGEST_NUMBER else None
+
 
 def natural(path: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key in which layer 2 comes before layer 10."""
-    return tuple((0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"[.]", path))
+    parts = path.split(".")
+    return tuple((1, p) if (n := number(p)) is None else (0, n) for p in parts)
 
 
 def layer_pattern(path: str) -> str:
     """What a module's path is in every layer: `model.layers.*.mlp.up_proj`."""
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+    return ".".join(part if number(part) is None else "*" for part in path.split("."))
+
+
+def is_path(reference: str) -> bool:
+    """Whether a base's name is a path of a file system, or a URL, and no id of the Hub.
+
+    A relative path of two parts, such as models/base, looks like an id and counts as one.
+    """
+    return _HUB_ID.fullmatch(reference) is None
+
+
+def public_name(reference: str | None) -> str | None:
+    """The name of a base that may be published: an id of the Hub as it is, of a path its last part.
+
+    A path inside the Hub's cache gives the id that it was downloaded from. None for a path
+    without a last part (such as / or ..), and for no name at all.
+    """
+    if not reference or not is_path(reference):
+        return reference or None
+    if cached := _HUB_CACHE.search(reference):
+        return "/".join(part for part in cached.groups() if part)
+    _, url, where = reference.strip().rpartition("://")
+    if url:  # without its query, which may hold a token
+        where = re.split(r"[?#]", where)[0]
+    # A name and password may stand before the host.
+    parts = re.split(r"[\\/:]", re.sub(r"^[^/\\]*@", "", where))
+    return next((part for part in reversed(parts) if part.strip(" .~")), None)

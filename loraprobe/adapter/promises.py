@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from loraprobe.adapter.expressions import ExpressionError
 from loraprobe.adapter.paths import layer_pattern
 from loraprobe.adapter.targeting import Names, untargeted
 from loraprobe.adapter.types import Extra, ModuleInfo
@@ -28,7 +29,20 @@ def completeness(
     neighbours."""
     held = [*infos, *(extra.module for extra in extras if extra.module)]
     found = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
-    beyond = untargeted(infos, config)
+    try:
+        beyond = untargeted(infos, config)
+    except ExpressionError as error:
+        beyond = []
+        found.append(
+            Issue(
+                "error",
+                "targets-unreadable",
+                (name,),
+                f"The config's targets cannot be read as peft reads them: {error}.",
+                "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
+                "adapter_config.json.",
+            )
+        )
     if beyond:
         found.append(
             Issue(

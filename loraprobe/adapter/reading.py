@@ -13,12 +13,17 @@ error    missing-tensors          the config promises what the file lacks
 error    unknown-tensors          keys that fit nothing
 error    unknown-config           config keys that may change the mathematics
 error    no-modules               nothing that can be used
+error    init-changed-base        an initialisation that changed the base (PiSSA, OLoRA ...)
+error    init-unknown             an initialisation that peft does not know
+error    targets-unreadable       an expression that re does not compile, or without end
 error    weights-disagree         adapter_model.safetensors and adapter_model.bin hold two adapters
 warning  targets-without-weights  targets of the config for which the file holds nothing
 warning  weights-untargeted       weights that the config does not name and peft leaves out
+warning  tensors-unused           magnitudes or biases that the config does not ask for
 warning  layers-uneven            a module that other layers have beside the same neighbours
 warning  unprefixed-keys          keys as other tools write them, which peft would ignore
 note     shapes-uneven            a module of different shapes in different layers
+note     trainer-config           config keys of a trainer that do not change the function
 note     unknown-config-empty     unknown config keys that say nothing
 """
 

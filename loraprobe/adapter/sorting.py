@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from loraprobe.adapter.config import Config
+from loraprobe.adapter.initialisation import initialisation_issues
 from loraprobe.adapter.keys import PREFIX, Key, classify
+from loraprobe.adapter.paths import VOCABULARY
+from loraprobe.adapter.targeting import Names
 from loraprobe.adapter.tensors import TensorFile
 from loraprobe.adapter.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
@@ -18,6 +22,8 @@ from loraprobe.limits import limits, raising
 from loraprobe.lowrank import LowRank
 from loraprobe.records import Issue, Severity
 
+# Extras that peft loads only where the config asks for them, by the key that does.
+FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 
 
@@ -45,6 +51,7 @@ class Sorting:
     def sort_keys(self) -> None:
         """Each key becomes a factor or an extra; odd ones are named."""
         saved = self.config.raw.get("modules_to_save") or ()
+        saved = Names([saved] if isinstance(saved, str) else saved)
         unprefixed, twice, unknown = [], [], []
         for key in sorted(self.file.shapes):
             found = _as_saved(classify(key), saved)
@@ -96,6 +103,7 @@ class Sorting:
                 f"{self.name} adapts {len(self.factors):,} modules, beyond the "
                 f"{limits().modules:,} that are read; {raising('modules', len(self.factors))}."
             )
+        self.config.prepare(self.factors)
         for path, keys in self.factors.items():
             pair = ("eA", "eB") if "eA" in keys or "eB" in keys else ("A", "B")
             kind = self._why_unusable(path, keys, pair)
@@ -105,7 +113,41 @@ class Sorting:
                 for key in keys.values():
                     self.extra(kind, key, path)
         self._name_odd_modules()
+        self._as_peft_reads(infos)
         return infos
+
+    def _as_peft_reads(self, infos: Mapping[str, ModuleInfo]) -> None:
+        """Leaves out what peft would not load, and names the base weights that it would replace."""
+        unused: dict[str, Extra] = {}
+        for number, extra in enumerate(self.extras):
+            flag = FLAGS.get(extra.kind)
+            if flag and not (self.config.raw.get(flag) and extra.module in infos):
+                unused[extra.key] = extra
+            elif extra.kind == "base_copy" and not _is_vocabulary(extra.module, infos):
+                self.extras[number] = replace(extra, kind="base_weight")
+        if unused:
+            self.extras = [extra for extra in self.extras if extra.key not in unused]
+            self.issue(
+                "warning",
+                "tensors-unused",
+                f"{_many(list(unused), 'tensor')} that peft leaves out, since "
+                "the config does not ask for it or its module has no factors; left out here too.",
+                "If the adapter was trained with it, correct use_dora or lora_bias in "
+                "adapter_config.json.",
+                next(iter(unused.values())).module,
+            )
+        for kind, flag in FLAGS.items():
+            held = {extra.module for extra in self.extras if extra.kind == kind}
+            lost = [path for path in infos if path not in held]
+            if held and lost:
+                self.issue(
+                    "error",
+                    "missing-tensors",
+                    f"The config sets {flag}, but the file lacks the tensor of {lost[0]}"
+                    f"{f' and of {len(lost) - 1} more modules' if lost[1:] else ''}.",
+                    "The file is incomplete; save or download it again.",
+                    lost[0],
+                )
 
     def _why_unusable(
         self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
@@ -155,11 +197,14 @@ class Sorting:
 
     def _is_parameter(self, path: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
         """Whether the factors belong to a MoE parameter [E, ...]: A (E*r, in), B (out, E*r)."""
-        targets = self.config.raw.get("target_parameters") or []
-        owners = [t.rpartition(".")[0] for t in targets if isinstance(t, str)]
-        targeted = any(path == owner or path.endswith("." + owner) for owner in owners)
         fits = len(a) == 2 and len(b) == 2 and a[0] == b[1] and a[0] % self.config.rank(path) == 0
-        return targeted and fits
+        return fits and self._owners.fits(path)
+
+    @functools.cached_property
+    def _owners(self) -> Names:
+        """The modules whose parameters the config targets."""
+        targets = self.config.raw.get("target_parameters") or []
+        return Names([owner for target in targets if (owner := target.rpartition(".")[0])])
 
     def _name_odd_modules(self) -> None:
         """One issue for each kind of oddity, however many modules have it."""
@@ -192,6 +237,15 @@ class Sorting:
                        "not know and which may change what the adapter computes.",
                        "Use a newer loraprobe, or remove the key if it is known to be "
                        "harmless.")  # fmt: skip
+        if self.config.trainers:
+            self.issue(
+                "note",
+                "trainer-config",
+                f"The config has keys of a trainer, which do not change what the adapter does: "
+                f"{', '.join(self.config.trainers)}.",
+                "",
+            )
+        self.issues += initialisation_issues(self.name, self.config.raw.get("init_lora_weights"))
         if self.config.empty_unknown:
             self.issue("note", "unknown-config-empty",
                        f"The config has unknown keys without a value: "
@@ -203,8 +257,7 @@ class Sorting:
                        "Add the value of the training to adapter_config.json.")  # fmt: skip
         held = {extra.kind for extra in self.extras}
         promises = {
-            "use_dora": "dora_magnitude",
-            "lora_bias": "lora_bias",
+            **{flag: kind for kind, flag in FLAGS.items()},
             "trainable_token_indices": "token_delta",
             "modules_to_save": "modules_to_save",
         }
@@ -243,10 +296,16 @@ def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
     return torch.promote_types(a, b)
 
 
-def _as_saved(key: Key, saved: Sequence[str] | str) -> Key:
+def _is_vocabulary(module: str | None, infos: Mapping[str, ModuleInfo]) -> bool:
+    """Whether a module is an embedding or a head, whose weight peft saves beside its factors."""
+    info = infos.get(module or "")
+    name = (module or "").rpartition(".")[2]
+    return name in VOCABULARY or (info is not None and info.kind == "embedding")
+
+
+def _as_saved(key: Key, saved: Names) -> Key:
     """A bias of a module that was trained whole belongs to that module."""
-    names = (saved,) if isinstance(saved, str) else tuple(saved)
-    if key.role == "bias" and key.path and any(f".{key.path}".endswith(f".{n}") for n in names):
+    if key.role == "bias" and key.path and saved.fits(key.path):
         return Key("modules_to_save", key.path)
     return key
 

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-TIED = ("lm_head", "embed_out", "embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
-SECONDS = 1.0  # for all questions to a regular expression of a stranger's file
+from loraprobe.adapter.expressions import first_matches
+from loraprobe.adapter.paths import VOCABULARY, number
+
+# peft's expression for a module that modules_to_save names, or that lies in one.
+SAVED = r"(^|.*\.){}($|\..*)"
+# And for the number of a path's layer, with layers_pattern and without one.
+LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 
 def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     """Paths that hold weights and that the config does not name, by peft's own rules.
 
     target_modules is a list of endings, a regular expression for the whole path, or a word such as
-    "all-linear"; exclude_modules takes out; layers_to_transform keeps the layers of these numbers,
-    which does not concern a path that target_modules gives in full. A config without
-    target_modules leaves the choice to peft's table of architectures, which is not judged here.
+    "all-linear"; exclude_modules and modules_to_save take out; layers_to_transform keeps the layers
+    of these numbers, which does not concern a path that target_modules gives in full. A config
+    without target_modules leaves the choice to peft's table of architectures, which is not judged
+    here. Raises ExpressionError for an expression that cannot be answered.
     """
-    targets = config.get("target_modules")
-    if not isinstance(targets, (list, tuple, str)) or targets in ("all-linear", "", [], ()):
+    targets, paths = config.get("target_modules"), list(paths)
+    if not isinstance(targets, (list, tuple, str)) or not targets:
         return []
-    excluded = config.get("exclude_modules")
-    kept: Rule = Pattern(targets) if isinstance(targets, str) else Names(targets)
-    out: Rule = Names(())
-    if isinstance(excluded, (str, list, tuple)) and excluded:
-        out = Pattern(excluded) if isinstance(excluded, str) else Names(excluded)
-    try:
-        beyond = [path for path in paths if not _is_targeted(path, kept, out, config)]
-    except TimeoutError:
-        return []  # not for us to judge; peft will say
+    out = _fitting(paths, config.get("exclude_modules")) | _saved(paths, config)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return []
+    kept = _fitting(paths, targets)
+    if not isinstance(targets, str):
+        kept = kept & (_in_layers(paths, config) | set(map(str, targets)))
+    beyond = [path for path in paths if path in out or path not in kept]
     if config.get("ensure_weight_tying"):  # peft then adds the layer that shares its weight
-        beyond = [path for path in beyond if path.rpartition(".")[2] not in TIED]
+        beyond = [path for path in beyond if path.rpartition(".")[2] not in VOCABULARY]
     return beyond
 
 
@@ -56,56 +59,31 @@ class Names:
     def fits(self, path: str) -> bool:
         return next(self.of(path), None) is not None
 
-    def in_full(self, path: str) -> bool:
-        """Whether a name leaves nothing open about a path."""
-        return path in self.names
+
+def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
+    """The paths that a list of names or a regular expression fits."""
+    if isinstance(rule, str) and rule:
+        found = first_matches([rule], "{}", paths, whole=True)
+        return {path for path, match in zip(paths, found, strict=True) if match}
+    names = Names(rule if isinstance(rule, (list, tuple)) else ())
+    return {path for path in paths if names.fits(path)}
 
 
-class Pattern:
-    """A regular expression for whole paths, by a stranger: all answers have a second together.
-
-    Raises TimeoutError when it is over; what is no regular expression fits everything.
-    """
-
-    def __init__(self, pattern: str) -> None:
-        self.pattern, self.end = pattern, time.monotonic() + SECONDS
-
-    def fits(self, path: str) -> bool:
-        import regex
-
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        try:
-            return regex.fullmatch(self.pattern, path, timeout=left) is not None
-        except regex.error:
-            return True  # not for us to judge; peft will say
-
-    def in_full(self, path: str) -> bool:
-        return True
+def _saved(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
+    """The paths that modules_to_save takes; peft reads each of its names as an expression."""
+    saved = [str(name) for name in config.get("modules_to_save") or ()]
+    found = first_matches(saved, SAVED, paths)
+    return {path for path, match in zip(paths, found, strict=True) if match}
 
 
-Rule = Names | Pattern
-
-
-def _is_targeted(path: str, kept: Rule, out: Rule, config: Mapping[str, Any]) -> bool:
-    if out.fits(path) or not kept.fits(path):
-        return False
-    return kept.in_full(path) or _in_layers(path, config)
-
-
-def _in_layers(path: str, config: Mapping[str, Any]) -> bool:
-    """Whether the first number of a path is one of layers_to_transform, where that is given."""
+def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
+    """The paths whose first number is one of layers_to_transform, all where that is not given."""
     layers = config.get("layers_to_transform")
-    if isinstance(layers, int) and not isinstance(layers, bool):
-        layers = [layers]
-    if not isinstance(layers, (list, tuple)) or not layers:
-        return True
+    if layers is None or layers == []:
+        return set(paths)
+    wanted = frozenset(layers if isinstance(layers, (list, tuple)) else [layers])
     patterns = config.get("layers_pattern") or []
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    forms = [re.escape(str(pattern)) for pattern in patterns] or [r"[^.]*"]
-    for form in forms:
-        start = r".*?\." if not patterns else r"(?:^|.*?\.)"
-        if found := re.match(rf"{start}{form}\.(\d+)\.", path):
-            return int(found[1]) in layers
-    return False
+    patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
+    found = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
+    numbers = [None if match is None else number(match[1] or "") for match in found]
+    return {p for p, n in zip(paths, numbers, strict=True) if n is not None and n in wanted}

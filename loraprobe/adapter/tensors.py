@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from loraprobe.adapter.config import is_unicode
 from loraprobe.checkpoint import DTYPES, broken, check_inflation, check_link
 from loraprobe.errors import AdapterError
 from loraprobe.limits import limits, raising
@@ -82,7 +83,7 @@ class PickleFile:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many types, pickle errors among them
             raise broken(path, str(path.parent), error, AdapterError) from None
-        if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        if not isinstance(state, dict) or not all(_is_named_tensor(*it) for it in state.items()):
             raise AdapterError(
                 f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
             )
@@ -99,6 +100,10 @@ class PickleFile:
 
     def read(self, key: str) -> Tensor:
         return self._state[key]
+
+
+def _is_named_tensor(key: object, value: object) -> bool:
+    return isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -149,6 +154,11 @@ def open_tensors(directory: Path) -> TensorFile:
         return SafetensorsFile(directory / SAFETENSORS)
     if (directory / PICKLE).is_file():
         return PickleFile(directory / PICKLE)
+    if shards := sorted(path.name for path in directory.glob("adapter_model-*-of-*")):
+        raise AdapterError(
+            f"{directory} has its weights in shards ({shards[0]} first), which peft does not load "
+            f"either; join them into one {SAFETENSORS} with safetensors' load_file and save_file."
+        )
     raise AdapterError(
         f"{directory} has an adapter_config.json but neither {SAFETENSORS} nor {PICKLE}; "
         "give the directory that save_pretrained wrote."

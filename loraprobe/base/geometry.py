@@ -58,18 +58,21 @@ class Weight:
         return self.dtype == "U8" or (self.dtype not in FLOATS and min(self.shape) == 1)
 
 
-def tensors_in_memory(
-    files: Iterable[Path], directory: Path, config: Mapping[str, Any], reference: str
+def stored_tensors(
+    files: Iterable[Path], config: Mapping[str, Any], reference: str
 ) -> dict[str, Weight]:
-    """Name of a parameter in memory -> where it lies, for all tensors of the files.
-
-    Raises BaseError for a broken file.
-    """
+    """Name of a tensor in the files -> where it lies. Raises BaseError for a broken file."""
     stored: dict[str, Weight] = {}
     for file in files:
         for key, (dtype, shape) in read_header(file, reference).items():
-            path = key.rpartition(".")[0]
-            stored[key] = Weight(file, key, shape, dtype, _kind(config, path))
+            stored[key] = Weight(file, key, shape, dtype, _kind(config, _module(key)))
+    return stored
+
+
+def tensors_in_memory(
+    stored: Mapping[str, Weight], directory: Path, config: Mapping[str, Any]
+) -> dict[str, Weight]:
+    """Name of a parameter in memory -> where it lies, for all tensors of the files."""
     matrices = [_module(key) for key, weight in stored.items() if is_matrix(key, weight)]
     rest = [_module(key) for key in stored]
     names = _names_in_memory(list(dict.fromkeys([*matrices, *rest])), directory, config)
@@ -115,7 +118,7 @@ def _names_in_memory(
     paths: list[str], directory: Path, config: Mapping[str, Any]
 ) -> dict[str, str]:
     """Path in the files -> path in memory, where they differ."""
-    nested = "text_config" in config
+    nested = bool(config.get("text_config"))
     if not nested and (not paths or any(path.startswith(BODIES) for path in paths)):
         return {}
     body = BODY_OF.get(str(config.get("model_type")))

@@ -28,22 +28,6 @@ def refuse_own_code(base: Base, trusted: bool) -> None:
                         f"trust it, pass --trust-remote-code.")  # fmt: skip
 
 
-def load_tokenizer(base: Base, trusted: bool) -> Any:
-    """The tokenizer, with a padding token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(base.path), trust_remote_code=trusted, local_files_only=True
-        )
-    except Exception as error:
-        raise BaseError(f"{base.reference} has no tokenizer that loads ({first_line(error)}); "
-                        f"save the tokenizer beside the model.") from error  # fmt: skip
-    if tokenizer.pad_token_id is None:  # batches need one; it is masked wherever it stands
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
-
-
 def load_model(
     base: Base,
     device: str | torch.device,
@@ -75,6 +59,11 @@ def load_model(
             raise OutOfMemory(
                 f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
                 "bfloat16, --quantize 4bit, a smaller base model, or another --device."
+            ) from None
+        if "mismatched_sizes" in str(error):  # its own words point to a report that is not shown
+            raise BaseError(
+                f"config.json of {base.reference} declares other sizes than the "
+                "tensors of its weight files have; download the model again."
             ) from None
         raise BaseError(f"{base.reference} ({base.model_type}) does not load as a causal "
                         f"language model ({first_line(error)}); give a complete one of an "

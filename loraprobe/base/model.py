@@ -13,22 +13,37 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.base.geometry import (
     FLOATS,
     Weight,
+    stored_tensors,
     tensors_in_memory,
     vocabulary,
     weights_in_memory,
 )
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import file_hash, hash_in_name, read_json, read_tensor
+from loraprobe.base.tokenizer import load_tokenizer, tokenizer_size
+from loraprobe.checkpoint import (
+    check_link,
+    hash_in_name,
+    kept_hash,
+    read_json,
+    read_tensor,
+    shards_of,
+)
 from loraprobe.errors import BaseError
 from loraprobe.records import BaseSummary
+from loraprobe.words import listing
 
 Quantize = Literal["none", "4bit", "8bit"]
 DeviceMap = Literal["none", "auto"]
 
 HASH_WITHOUT_ASKING = 2**30  # bytes; larger files are hashed only on demand
+# Endings of files beside a model that nothing here reads, or that `weight_files` names.
+NOT_READ = frozenset(
+    ".md .rst .pdf .png .jpg .safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf".split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +68,10 @@ class Base:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json as it stands."""
-        return read_json(self.path / "config.json", self.reference)
+        """config.json as it stands; the types of what is read here are checked."""
+        config = read_json(self.path / "config.json", self.reference)
+        check_types(config, self.reference)
+        return config
 
     @property
     def model_type(self) -> str:
@@ -80,13 +97,7 @@ class Base:
     @cached_property
     def tokenizer_size(self) -> int | None:
         """One more than the largest token id of tokenizer.json; None where there is none."""
-        if not (self.path / "tokenizer.json").is_file():
-            return None
-        tokenizer = read_json(self.path / "tokenizer.json", self.reference, limit="tokenizer")
-        vocab = (tokenizer.get("model") or {}).get("vocab") or {}
-        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-        ids += [token["id"] for token in tokenizer.get("added_tokens") or [] if "id" in token]
-        return max(ids) + 1 if ids else None
+        return tokenizer_size(self.path, self.reference)
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
@@ -94,13 +105,13 @@ class Base:
         for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
             index = self.path / f"{stem}.{suffix}.index.json"
             if index.is_file():
-                names = set(read_json(index, self.reference).get("weight_map", {}).values())
-                files = tuple(self.path / name for name in sorted(names))
+                files = tuple(self.path / name for name in shards_of(index, self.reference))
                 lost = [file.name for file in files if not file.is_file()]
-                if lost or not files:
-                    raise BaseError(f"{self.reference} lacks the weight file "
-                                    f"{', '.join(lost) or 'list'} that {index.name} names; "
-                                    f"download the model again.")  # fmt: skip
+                if lost:
+                    raise BaseError(
+                        f"{self.reference} lacks the weight file {listing(lost[:3])} that "
+                        f"{index.name} names; download the model again."
+                    )
                 return files
             if (self.path / f"{stem}.{suffix}").is_file():
                 return (self.path / f"{stem}.{suffix}",)
@@ -108,9 +119,19 @@ class Base:
                         f"(nor their index); save the model with save_pretrained.")  # fmt: skip
 
     @cached_property
+    def stored(self) -> Mapping[str, Weight]:
+        """Every tensor of the files by its name there, from headers alone.
+
+        Raises BaseError for a broken file, and where the config declares far more than they hold.
+        """
+        found = stored_tensors(self.weight_files, self.config, self.reference)
+        check_sizes(self.config, found, self.reference)
+        return found
+
+    @cached_property
     def tensors(self) -> Mapping[str, Weight]:
         """Every tensor of the files by its name in the model in memory (`model.norm.weight`)."""
-        return tensors_in_memory(self.weight_files, self.path, self.config, self.reference)
+        return tensors_in_memory(self.stored, self.path, self.config)
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
@@ -163,13 +184,23 @@ class Base:
         """Of the weight file; with shards, of the lines "sha256  name" in the order of names.
 
         A file in the Hub's cache that is named by its sha256 is taken at its name; others are
-        read through, which takes seconds per gigabyte.
+        read through once, which takes seconds per gigabyte.
         """
-        hashes = [(file_hash(file), file.name) for file in self.weight_files]
+        hashes = [(kept_hash(file), file.name) for file in self.weight_files]
         if len(hashes) == 1:
             return hashes[0][0]
         lines = "".join(f"{digest}  {name}\n" for digest, name in hashes)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides how the model answers: its config, and the sha256 of its weights and of
+        every other file beside them that may be read with it (tokenizer, chat template, generation
+        settings, code). Weights of other formats and documentation are left out.
+        """
+        beside = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
+        files = {f.name: kept_hash(f) for f in beside if f.is_file() and f.name[0] != "."}
+        return files | {"config.json": self.config, "weights": self.sha256}
 
     def summary(self) -> BaseSummary:
         """What the report says of the base; the hash of large local files only if known."""
@@ -197,11 +228,14 @@ class Base:
         from the files, or a package that is needed is not installed; OutOfMemory where it cannot
         fit.
         """
-        from loraprobe.base.loading import load_model, load_tokenizer, refuse_own_code
+        from loraprobe.base.loading import load_model, refuse_own_code
 
         refuse_own_code(self, trust_remote_code)
+        for file in self.path.iterdir():  # transformers follows links wherever they lead
+            check_link(file, self.reference)
+        _ = self.stored
         with quiet():
-            tokenizer = load_tokenizer(self, trust_remote_code)
+            tokenizer = load_tokenizer(self.path, self.reference, trust_remote_code)
             model = load_model(self, device, dtype, trust_remote_code, quantize, device_map)
         model.requires_grad_(False)
         return LoadedBase(model.eval(), tokenizer, self)

@@ -1,9 +1,10 @@
-"""transformers without its progress bars and advice."""
+"""Libraries without their progress bars, advice and panic messages."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -25,3 +26,24 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Standard error of the whole process closed: Rust writes a panic there before Python sees it.
+
+    Errors are raised as ever. Where there is no standard error, nothing changes.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

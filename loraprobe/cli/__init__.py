@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect as inspect_
+import io
+import os
 import signal
+import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.errors import LoraprobeError, OutOfMemory
+from loraprobe.errors import LoraprobeError, OutOfMemory, trace, unexpected
 from loraprobe.memory import is_out_of_memory
 
 # What an interrupted command leaves for its next call.
@@ -29,48 +34,108 @@ MEMORY_GONE = (
 )
 
 INTERRUPTIONS: list[int] = []  # the signals that came
+PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
+# What typer itself turns into text and an exit code.
+TYPERS_OWN: Any = (typer.Exit, typer.BadParameter.__mro__[1])
 
 
 class Guarded(TyperGroup):
-    """Turns loraprobe's errors into one sentence on standard error and an exit code."""
+    """Turns whatever ends a command into one sentence on standard error and an exit code.
+
+    Exit code 1 is a verdict, so nothing that went wrong may end in it.
+    """
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # the caller closed it
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            elif isinstance(stream, io.TextIOWrapper):  # a name may hold what it cannot show
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return super().main(*args, **extra)
+        except BaseException as error:  # before a command was found, or the end as it should be
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise
+            sys.exit(_ended(error, "", "--debug" in sys.argv))
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise typer.Exit(141) from None
-        except (Exception, KeyboardInterrupt) as error:
-            # A library interrupted while it is imported may raise anything in the end.
-            if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
-                fail(f"Interrupted{KEPT.get(ctx.invoked_subcommand or '', '.')}")
-                raise typer.Exit(130) from None
-            if is_out_of_memory(error):
-                error = OutOfMemory(MEMORY_GONE)
-            if not isinstance(error, LoraprobeError):
-                raise _without_secrets(error) from None
-            fail(str(error))
-            raise typer.Exit(error.exit_code) from None
+        except TYPERS_OWN:
+            raise
+        except BaseException as error:  # also a panic of a library in Rust, and sys.exit
+            debug = bool(ctx.meta.get(DEBUG))
+            raise typer.Exit(_ended(error, ctx.invoked_subcommand or "", debug)) from None
 
 
-class Unexpected(Exception):
-    """A mistake of loraprobe's own: its traceback, with no secret in it."""
+def _ended(error: BaseException, command: str, debug: bool = False) -> int:
+    """Tells what ended a command, and gives the exit code."""
+    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
+        _abandon(sys.stdout)
+        return PIPE_CLOSED
+    # A library interrupted while it is imported may raise anything in the end.
+    if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
+        fail(f"Interrupted{KEPT.get(command, '.')}")
+        return 130
+    if debug:
+        from loraprobe.report.wording import clean
+
+        typer.echo(trace(error, clean), err=True, nl=False)
+    if is_out_of_memory(error):
+        error = OutOfMemory(MEMORY_GONE)
+    if isinstance(error, OSError):
+        _abandon(sys.stdout)
+    fail(str(error) if isinstance(error, LoraprobeError) else unexpected(error))
+    return error.exit_code if isinstance(error, LoraprobeError) else 2
 
 
-def _without_secrets(error: BaseException) -> BaseException:
-    """The error as it is, unless its traceback would show a token or a password."""
-    import traceback
-
-    from loraprobe.secrets import scrub
-
-    told = "".join(traceback.format_exception(error))
-    return error if scrub(told) == told else Unexpected(scrub(told))
+def _abandon(stream: Any) -> None:
+    """Lets Python close a stream that cannot be written, without a complaint and an exit code."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return
 
 
 def fail(message: str) -> None:
     """One sentence on standard error, free of control characters."""
     from loraprobe.report.wording import clean
 
-    typer.echo(f"error: {clean(message)}", err=True)
+    typer.echo(f"error: {' '.join(clean(message).splitlines())}", err=True)
+
+
+DEBUG = "loraprobe.debug"
+
+
+def _debug(ctx: typer.Context, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[DEBUG] = True  # the same dictionary in every context of a call
+
+
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_debug, help="On an error also print the traceback."),
+]
+
+
+def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with the option --debug, which every command has."""
+
+    @functools.wraps(function)
+    def command(*args: Any, debug: bool = False, **options: Any) -> None:
+        function(*args, **options)
+
+    known = inspect_.signature(function, eval_str=True)
+    own = inspect_.Parameter(
+        "debug", inspect_.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
+    )
+    command.__signature__ = known.replace(parameters=[*known.parameters.values(), own])  # type: ignore[attr-defined]
+    return command
 
 
 app = typer.Typer(
@@ -127,6 +192,7 @@ def options(
             show_default=False,
         ),
     ] = None,
+    debug: Debug = False,
 ) -> None:
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible,
     2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
@@ -153,13 +219,13 @@ def _register() -> None:
         ("methods", methods.methods),
     )
     for name, function in commands:
-        app.command(name, help=_flowing(function.__doc__ or ""))(function)
+        app.command(name, help=_flowing(function.__doc__ or ""))(_debuggable(function))
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(lab.lab)
+    )(_debuggable(lab.lab))
 
 
 _register()

@@ -6,16 +6,17 @@ from typing import Annotated
 
 import typer
 
-from loraprobe.cli import _options as opt
+from loraprobe.cli.options import with_options
+from loraprobe.cli.output import Output
 
 
+@with_options("json", "quiet")
 def find(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Base model on the Hub.", show_default=False)
     ],
+    output: Output,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 30,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """List PEFT adapters of a base model on the Hub, the most downloaded first.
 
@@ -28,14 +29,14 @@ def find(
     from loraprobe.report.wording import clean
 
     found = hub.find_adapters(base, limit)
-    if json:
+    if output.json:
         from dataclasses import asdict
         from json import dumps
 
         document = {"schema_version": 1, "command": "find", "base": base,
                     "adapters": [asdict(one) for one in found]}  # fmt: skip
         print(dumps(document, indent=1))
-    elif quiet or not sys.stdout.isatty():
+    elif output.quiet or not sys.stdout.isatty():
         for one in found:
             print(clean(one.reference))
     else:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from loraprobe.cli import _options as opt
+from loraprobe.cli.options import with_options
+from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
 
 Names = Annotated[
@@ -23,7 +24,7 @@ Names = Annotated[
 ]
 
 
-def shelves() -> list[dict[str, Any]]:
+def described() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
     from loraprobe.diagnostics import DIAGNOSTICS
     from loraprobe.merging import METHODS
@@ -33,8 +34,8 @@ def shelves() -> list[dict[str, Any]]:
     from loraprobe.spaces import SAID, SPACES
 
     rows: list[dict[str, Any]] = []
-    shelves_: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
-    for shelf in shelves_:
+    registries: tuple[Shelf[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
+    for shelf in registries:
         for name in shelf.names():
             cls = shelf.get(name)
             rows.append(
@@ -89,14 +90,15 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     return [row for row in rows if row["name"] in wanted]
 
 
-def methods(names: Names = None, json: opt.Json = False) -> None:
+@with_options("json")
+def methods(output: Output, names: Names = None) -> None:
     """List every diagnostic, coverage probe, merge method, space and router, or explain some."""
-    rows = _named(shelves(), names) if names else shelves()
-    if json:
-        import json as json_
+    rows = _named(described(), names) if names else described()
+    if output.json:
+        import json
 
         document = {"schema_version": 1, "command": "methods", "methods": rows}
-        print(json_.dumps(document, indent=1, ensure_ascii=False))
+        print(json.dumps(document, indent=1, ensure_ascii=False))
         return
     from rich.console import Console
 

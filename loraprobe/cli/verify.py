@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from loraprobe.cli import _options as opt
+from loraprobe.cli.options import with_options
+from loraprobe.cli.output import Output
+from loraprobe.options import Options
 
 
+@with_options("threads", "json", "quiet")
 def verify(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="What loraprobe merge wrote.", show_default=False)
     ],
-    threads: opt.Threads = None,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
+    options: Options,
+    output: Output,
 ) -> None:
     """Check a merged directory against its card: files, sources, the merge made again, peft.
 
@@ -24,13 +26,17 @@ def verify(
     """
     import sys
 
-    from loraprobe.cli import _work
+    from loraprobe import pipeline
     from loraprobe.report.verification import as_json, render
 
-    found = _work.verify(directory, threads)
-    if json:
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    found = pipeline.verify(directory)
+    if output.json:
         print(as_json(found))
-    elif quiet:
+    elif output.quiet:
         print("verified" if found.passed else "not verified")
     else:
         render(found)

@@ -16,7 +16,7 @@ from loraprobe.adapter import Adapter
 from loraprobe.adapter.fused import Refused, one_layout
 from loraprobe.base import Base
 from loraprobe.compatibility.against_base import base_issues
-from loraprobe.compatibility.beside import extra_issues, initialisation_issues
+from loraprobe.compatibility.beside import extra_issues
 from loraprobe.compatibility.codes import CODES
 from loraprobe.compatibility.contents import Contents, content_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
@@ -58,7 +58,6 @@ def check(
     found += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
     found += extra_issues(adapters, base, composing=composing)
-    found += initialisation_issues(adapters, composing=composing)
     if base is not None:
         found += base_issues(adapters, base)
     found += content_issues(Contents(adapters).read() if contents is None else contents)
@@ -91,13 +90,15 @@ def with_contents(
     return _sorted([*found.issues, *content_issues(contents)], allow)
 
 
-def require(found: Compatibility) -> None:
-    """Raises CompatibilityError with the first error and its cure, the other errors counted."""
+def require(found: Compatibility) -> Compatibility:
+    """The findings. Raises CompatibilityError with the first error and its cure, the other errors
+    counted."""
     errors = [issue for issue in found.issues if issue.severity == "error"]
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
         raise CompatibilityError(f"{first.message} {first.cure} [{first.code}]{more}")
+    return found
 
 
 def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:

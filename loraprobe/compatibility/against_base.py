@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from loraprobe.adapter import Adapter
+from loraprobe.adapter.paths import VOCABULARY
 from loraprobe.base import Base
-from loraprobe.compatibility.layout import VOCABULARY, is_vocabulary, prefix_between, shape
+from loraprobe.compatibility.layout import is_vocabulary, prefix_between, shape
 from loraprobe.records import Issue
 from loraprobe.words import count
 
@@ -93,7 +94,7 @@ def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
     for path, weight in base.weights.items():
         places.setdefault((str(weight.file), weight.key), []).append(path)
     for paths in places.values():
-        touched = [p for p in paths if p in adapter.layout and VOCABULARY.search(p)]
+        touched = [p for p in paths if p in adapter.layout and p.rpartition(".")[2] in VOCABULARY]
         if len(paths) > 1 and touched and len(touched) < len(paths):
             other = next(p for p in paths if p not in touched)
             yield Issue(

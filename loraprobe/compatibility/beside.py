@@ -1,4 +1,4 @@
-"""What an adapter holds beside plain factors, and initialisations that changed its base."""
+"""What an adapter holds beside plain factors."""
 
 from __future__ import annotations
 
@@ -49,25 +49,12 @@ CURES = {
         "factors of convolutions with groups",
         "Use an adapter that targets linear layers only.",
     ),
-    "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
-}
-# Initialisations that take something out of the base weights and put it into A and B, by the
-# beginning of their names in peft's init_lora_weights, and the cure. Others (true, false, gaussian,
-# eva, orthogonal, mica) leave the base as it is.
-CONVERT = (
-    "Save it again with save_pretrained(..., path_initial_model_for_weight_conversion=DIR), DIR "
-    "the adapter as it was before training; peft then writes a plain LoRA of twice the rank."
-)
-CHANGES_BASE = {
-    "pissa": ("PiSSA", CONVERT),
-    "olora": ("OLoRA", CONVERT),
-    "corda": ("CorDA", CONVERT),
-    "lora_ga": ("LoRA-GA", CONVERT),
-    "loftq": (
-        "LoftQ",
-        "peft has no conversion for it: merge the adapter into the quantised base that LoftQ made, "
-        "or train one without LoftQ.",
+    "base_weight": (
+        "weights for layers of the base, which peft writes over the base's own",
+        "Remove these tensors if they are copies of the base's; peft writes such copies of "
+        "embeddings and heads only.",
     ),
+    "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
 }
 
 
@@ -148,22 +135,3 @@ def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
     if copy.shape != weight.shape:
         return False
     return bool(torch.equal(copy.float(), weight.to(copy.dtype).float()))
-
-
-def initialisation_issues(adapters: Sequence[Adapter], *, composing: bool) -> Iterator[Issue]:
-    """PiSSA and its kin move part of the base into A and B: the delta is not the stored one.
-
-    peft's conversion on saving sets init_lora_weights to true, so the name that is left in the
-    config means that it was not done.
-    """
-    for adapter in adapters:
-        init = str(adapter.config.get("init_lora_weights")).lower()
-        for start, (name, cure) in CHANGES_BASE.items():
-            if init.startswith(start):
-                yield Issue(
-                    "error" if composing else "warning", "init-changed-base", (adapter.name,),
-                    f"{adapter.name} was initialised by {name} (init_lora_weights={init}), which "
-                    "changes the base weights, and was saved without conversion: it fits only "
-                    "that changed base.",
-                    cure,
-                )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraprobe.adapter import Adapter
+from loraprobe.adapter.paths import is_path, public_name
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash
 from loraprobe.errors import BaseError
@@ -33,7 +34,7 @@ def relation(one: str, other: str) -> Relation:
     one, other = one.rstrip("/"), other.rstrip("/")
     if one == other:
         return "same"
-    if is_local(one) or is_local(other):
+    if is_path(one) or is_path(other):
         return "unclear"
     one, other = one.lower(), other.lower()
     if one == other:
@@ -42,11 +43,6 @@ def relation(one: str, other: str) -> Relation:
     if "/" not in short and long.rpartition("/")[2] == short:
         return "unclear"  # the Hub forwards old names without an owner, such as gpt2
     return "different"
-
-
-def is_local(name: str) -> bool:
-    """Whether a base's name is a path of somebody's disk and no Hub id."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or ":" in name
 
 
 def unquantised(name: str) -> str:
@@ -62,6 +58,7 @@ def identity_issues(
 ) -> Iterator[Issue]:
     """Findings about base names, revisions, task types. `fit`: paths and shapes agree."""
     yield from _unnamed(adapters, base)
+    yield from _private(adapters)
     yield from _names(adapters, base, purpose, fit)
     if base is not None:
         yield from _against_chosen(adapters, base)
@@ -81,6 +78,24 @@ def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
             )  # fmt: skip
 
 
+def _said(named: str | None) -> str:
+    """A base's name for a message, which others may read: of a path the last part."""
+    return public_name(named) or "a path without a name"
+
+
+def _private(adapters: Sequence[Adapter]) -> Iterator[Issue]:
+    for adapter in adapters:
+        name = public_name(adapter.base_model)
+        if adapter.base_model and name != adapter.base_model:
+            yield Issue(
+                "note", "base-is-a-path", (adapter.name,),
+                f"{adapter.name} names its base by a path of the machine that it was trained on; "
+                f"what is written here names it {name or 'not at all'}.",
+                "Name the base where the result is loaded, or set base_model_name_or_path to its "
+                "id on the Hub.",
+            )  # fmt: skip
+
+
 def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
     """Base name -> adapters that name it."""
     found: dict[str, tuple[str, ...]] = {}
@@ -94,7 +109,7 @@ def _names(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
     for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
-        who = f"{_trained(ours)} on {one}, {listing(theirs)} on {other}"
+        who = f"{_trained(ours)} on {_said(one)}, {listing(theirs)} on {_said(other)}"
         kind = relation(one, other)
         if kind == "unclear":
             yield Issue(
@@ -136,8 +151,8 @@ def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         )
         yield Issue(
             severity, code, ours,
-            f"{_trained(ours)} on {named}; {tail}",
-            f"Give --base {named} if {base.reference} is not that model.",
+            f"{_trained(ours)} on {_said(named)}; {tail}",
+            f"Give --base {_said(named)} if {base.reference} is not that model.",
         )  # fmt: skip
 
 
@@ -150,7 +165,8 @@ def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue
         if same and first != second:
             yield Issue(
                 "warning", "revision-mismatch", (one.name, other.name),
-                f"{one.name} was trained on {one.base_model} at {first}, {other.name} at {second}.",
+                f"{one.name} was trained on {_said(one.base_model)} at {first}, {other.name} at "
+                f"{second}.",
                 "Make sure that the weights did not change between these revisions.",
             )  # fmt: skip
     for adapter, revision in given:
@@ -160,7 +176,7 @@ def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue
                 "warning", "revision-mismatch", (adapter.name,),
                 f"{adapter.name} was trained on its base at {revision}; the base given here is at "
                 f"{commit}.",
-                f"Give --base {adapter.base_model}@{revision}.",
+                f"Give --base {_said(adapter.base_model)}@{revision}.",
             )  # fmt: skip
 
 
@@ -169,7 +185,7 @@ def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
         if QUANTISED.search(named):
             yield Issue(
                 "note", "quantised-base", ours,
-                f"{_trained(ours)} on {named}, a quantised copy by its name; on the full "
+                f"{_trained(ours)} on {_said(named)}, a quantised copy by its name; on the full "
                 "weights the effect differs a little.",
                 "Evaluate on the base that it will be served with.",
             )  # fmt: skip
@@ -200,7 +216,18 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
     rows = None if base is None else base.vocab_size
     if rows is None and len({file_hash(file) for file in files.values()}) < 2:
         return  # nothing to compare: tokenizer files are large, so they are not parsed in vain
-    sizes = {name: size for name, file in files.items() if (size := _size(name, file)) is not None}
+    sizes = {}
+    for name, file in files.items():
+        try:
+            size = Base(name, file.parent).tokenizer_size  # read as a base's own is
+        except BaseError as error:
+            yield Issue(
+                "note", "tokenizer-unreadable", (name,), str(error),
+                "Nothing here needs it: the base's own is used.",
+            )  # fmt: skip
+            continue
+        if size is not None:
+            sizes[name] = size
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
         yield Issue(
@@ -222,14 +249,6 @@ def _tokenizer_file(adapter: Adapter) -> Path | None:
     """A tokenizer saved beside an adapter."""
     file = None if adapter.source.path is None else adapter.source.path / "tokenizer.json"
     return file if file is not None and file.is_file() else None
-
-
-def _size(name: str, file: Path) -> int | None:
-    """Number of tokens; a tokenizer beside an adapter is read as a base's own is."""
-    try:
-        return Base(name, file.parent).tokenizer_size
-    except BaseError:
-        return None
 
 
 def _trained(names: Sequence[str]) -> str:

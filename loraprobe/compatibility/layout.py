@@ -8,10 +8,10 @@ from itertools import combinations
 
 from loraprobe.adapter import Adapter, ModuleInfo
 from loraprobe.adapter.fused import Refused
+from loraprobe.adapter.paths import VOCABULARY, number
 from loraprobe.records import Issue
 from loraprobe.words import count, listing
 
-VOCABULARY = re.compile(r"(^|\.)(embed_tokens|wte|lm_head|embed_in|embed_out|word_embeddings)$")
 LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
 
 
@@ -42,7 +42,8 @@ def shape(info: ModuleInfo) -> tuple[int, int]:
 
 def is_vocabulary(path: str, one: Sequence[int], other: Sequence[int]) -> bool:
     """Whether two shapes of a module differ in the number of tokens alone."""
-    return bool(VOCABULARY.search(path)) and (one[0] == other[0]) != (one[1] == other[1])
+    named = path.rpartition(".")[2] in VOCABULARY
+    return named and (one[0] == other[0]) != (one[1] == other[1])
 
 
 def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -184,8 +185,13 @@ def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
 
 def _depth(adapter: Adapter) -> int | None:
     """The largest layer number among the modules, counted from 0."""
-    numbers = [int(n) for path in adapter.layout for n in re.findall(r"\.(\d+)(?:\.|$)", path)[:1]]
-    return max(numbers, default=None)
+    numbers = [_layer(path) for path in adapter.layout]
+    return max((n for n in numbers if n is not None), default=None)
+
+
+def _layer(path: str) -> int | None:
+    """The first number of a path that stands behind a dot."""
+    return next((n for part in path.split(".")[1:] if (n := number(part)) is not None), None)
 
 
 def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:

@@ -1,36 +1,110 @@
-"""An append-only list of results on disk, so that an interruption costs one batch.
+"""Results in a file, a line each, so that an interruption costs one batch.
 
-The first line holds a fingerprint of what the results depend on (adapters, base, tasks,
-settings); every further line is one `ItemResult` as JSON. A batch is written at once and flushed
-to the disk. A last line that an interruption cut short is dropped; any other damage is an error.
+The first line holds a fingerprint: everything that the results depend on. Every further line is
+one row as JSON. A batch is written and synchronised at once. A last line that an interruption cut
+short is dropped; any other damage is an error that names the file and the line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 from loraprobe.errors import OutputError, UsageError
+from loraprobe.evaluation.questions import METRICS
 from loraprobe.records import ItemResult, plain
 
 FORMAT = "loraprobe-results-1"
 NAME = "results.jsonl"
+MOST_LOSS = 1e4  # nats a token: `scoring` takes no probability for smaller than exp(-1e4)
+CURE = "remove the file, or start again without --resume."
 
 Key = tuple[str, str, str, str]  # system, task, part, item
+Row = TypeVar("Row")
+
+
+class JsonLines(Generic[Row]):
+    """Rows of one kind in a file that one process at a time may use.
+
+    resume: go on with the `rows` that the file holds; otherwise, and where there is no file, it
+    begins empty. fingerprint: plain data; rows with another one are a UsageError that names what
+    differs. parse: a JSON value -> a row, or ValueError. Raises OutputError where the file is
+    damaged, in use, or cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        resume: bool,
+        fingerprint: Mapping[str, Any],
+        parse: Callable[[Any], Row],
+    ) -> None:
+        self.path, self.rows = path, list[Row]()
+        self._lock = _locked(path)
+        if not (resume and self._read(as_plain(fingerprint), parse)):
+            self._write([{"format": FORMAT, "fingerprint": as_plain(fingerprint)}], "wb")
+
+    def close(self) -> None:
+        """Let another run use the file; `rows` stays readable."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def append(self, rows: Iterable[Any]) -> None:
+        """Write rows (plain data) to the disk before it returns: all of them, or none."""
+        self._write(rows, "ab")
+
+    def _read(self, fingerprint: Any, parse: Callable[[Any], Row]) -> bool:
+        """Load the rows and cut off a line without its end. False if no line is whole."""
+        try:
+            data = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be read ({error.strerror}): {CURE}") from None
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            return False
+        head, *lines = whole.split(b"\n")[:-1]
+        found = _fingerprint(head)
+        if found is None:
+            raise OutputError(f"{self.path} is no list of results of this loraprobe: {CURE}")
+        if changed := changes(found, fingerprint):
+            raise UsageError(f"{self.path} holds results of another run "
+                             f"({'; '.join(changed[:3])}): {CURE}")  # fmt: skip
+        for number, line in enumerate(lines, 2):
+            try:
+                self.rows.append(parse(json.loads(line)))
+            except (ValueError, RecursionError):
+                raise OutputError(f"{self.path}, line {number} is damaged: {CURE}") from None
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        return True
+
+    def _write(self, rows: Iterable[Any], mode: str) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        try:
+            with open(self.path, mode) as file:
+                start = file.tell()
+                file.write("".join(lines).encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError, NameError):  # a part of the rows may be there
+                os.truncate(self.path, start)
+            raise _unwritable(self.path, error) from None
 
 
 class Ledger:
-    """Results as they come, of this run and of the one that it resumes.
+    """The results of this run and of the one that it resumes, by system, task, part and item.
 
     path: a .jsonl file, or a directory in which `results.jsonl` is kept, or None for memory alone.
-    resume: go on with what is there (or begin, where there is nothing); otherwise an existing
-    file is an OutputError, unless `overwrite`. fingerprint: plain data; resuming results with
-    another one is a UsageError that names what differs.
+    resume, fingerprint and errors are those of `JsonLines`.
     """
 
     def __init__(
@@ -39,34 +113,26 @@ class Ledger:
         resume: bool = False,
         *,
         fingerprint: Mapping[str, Any] | None = None,
-        overwrite: bool = False,
     ) -> None:
         self.path = None if path is None else Path(path)
         if self.path is not None and self.path.suffix != ".jsonl":
             self.path = self.path / NAME
-        self.fingerprint = json.loads(json.dumps(plain(dict(fingerprint or {})), default=str))
+        self._lines: JsonLines[ItemResult] | None = None
         self._results: dict[Key, ItemResult] = {}
-        self._lock: IO[bytes] | None = None
         if self.path is not None:
-            self._lock = _locked(self.path)
-            self._open(self.path, resume, overwrite)
+            self._lines = JsonLines(self.path, resume, fingerprint or {}, item_result)
+            self._results = {_key(row): row for row in self._lines.rows}
 
     def close(self) -> None:
-        """Lets another run use the file; what was read stays readable."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_lock", None) is not None:
-            self.close()
+        """Let another run use the file; what was read stays readable."""
+        if self._lines is not None:
+            self._lines.close()
 
     def append(self, results: Iterable[ItemResult]) -> None:
-        """Keep a batch: written, flushed and synchronised before it returns."""
+        """Keep a batch: it is on the disk before this returns."""
         batch = list(results)
-        if self.path is not None and batch:
-            lines = (json.dumps(dataclasses.asdict(r), ensure_ascii=False) for r in batch)
-            self._write("".join(line + "\n" for line in lines), "ab")
+        if self._lines is not None and batch:
+            self._lines.append(dataclasses.asdict(result) for result in batch)
         self._results.update({_key(result): result for result in batch})
 
     def get(self, system: str, task: str, part: str, item: str) -> ItemResult | None:
@@ -79,100 +145,97 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._results)
 
-    def _open(self, path: Path, resume: bool, overwrite: bool) -> None:
-        if path.exists() and path.stat().st_size and not overwrite:
-            if not resume:
-                raise OutputError(f"{path} holds results already: go on with --resume, or start "
-                                  "again with --overwrite.")  # fmt: skip
-            if self._read(path):
-                return
-        head = {"format": FORMAT, "fingerprint": self.fingerprint}
-        self._write(json.dumps(head, ensure_ascii=False) + "\n", "wb")
 
-    def _read(self, path: Path) -> bool:
-        """Load what is there and cut off a line without its end. False if no line is whole."""
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
-            return False
-        head, *rows = whole.split(b"\n")[:-1]
-        self._check(path, head)
-        for number, row in enumerate(rows, 2):
-            try:
-                result = ItemResult(**json.loads(row))
-            except (ValueError, TypeError):
-                raise OutputError(f"{path}, line {number} is damaged: remove the file, or start "
-                                  "again with --overwrite.") from None  # fmt: skip
-            self._results[_key(result)] = result
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        return True
+def item_result(row: Any) -> ItemResult:
+    """A result from a JSON value. Raises ValueError for what no run writes.
 
-    def _check(self, path: Path, head: bytes) -> None:
-        try:
-            header = json.loads(head)
-            form, found = header["format"], header["fingerprint"]
-        except (ValueError, TypeError, KeyError):
-            form, found = None, {}
-        if form != FORMAT:
-            raise OutputError(f"{path} is no list of results of this version of loraprobe: choose "
-                              "another directory, or start again with --overwrite.")  # fmt: skip
-        changes = list(_changes("", found, self.fingerprint))
-        if changes:
-            raise UsageError(f"{path} holds results of another run ({'; '.join(changes[:3])}): "
-                             "repeat that run's arguments, or leave out --resume.")  # fmt: skip
+    A value is 0 or 1, or, under the metric "answer_loss", between 0 and MOST_LOSS nats.
+    """
+    names = [field.name for field in dataclasses.fields(ItemResult)]
+    if not (isinstance(row, dict) and sorted(row) == sorted(names)):
+        raise ValueError("other keys")
+    value, texts = row["value"], [row[name] for name in names if name != "value"]
+    if type(value) is not float or not all(isinstance(text, str) for text in texts):
+        raise ValueError("another type")
+    "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
+    if row["metric"] not in METRICS or not re.fullmatch(r"target|cot|hop[1-9]\d{0,3}", row["part"]):
+        raise ValueError("an unknown metric or part")
+    sound = 0 <= value <= MOST_LOSS if row["metric"] == "answer_loss" else value in (0, 1)
+    if not sound:
+        raise ValueError("no value of this metric")
+    return ItemResult(**row)
 
-    def _write(self, text: str, mode: str) -> None:
-        assert self.path is not None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, mode) as file:
-                file.write(text.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}.") from None
+
+def read_fingerprint(path: Path) -> dict[str, Any] | None:
+    """The fingerprint of a list of results; None where the file is no such list."""
+    try:
+        with path.open("rb") as file:
+            return _fingerprint(file.readline())
+    except OSError:
+        return None
+
+
+def changes(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two fingerprints, a phrase each; long values are not shown."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            phrase
+            for key in dict.fromkeys([*old, *new])
+            for phrase in changes(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    if old == new:
+        return []
+    was, now = (json.dumps(value, ensure_ascii=False) for value in (old, new))
+    short = len(was) < 24 and len(now) < 24
+    return [f"{where} was {was}, is {now}" if short else f"{where} changed"]
+
+
+def as_plain(fingerprint: Mapping[str, Any]) -> Any:
+    """A fingerprint as JSON gives it back."""
+    return json.loads(json.dumps(plain(dict(fingerprint)), default=str))
+
+
+def _fingerprint(head: bytes) -> dict[str, Any] | None:
+    """What the first line holds."""
+    try:
+        header = json.loads(head)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        return None
+    found = header.get("fingerprint")
+    return found if isinstance(found, dict) else None
 
 
 def _locked(path: Path) -> IO[bytes] | None:
     """A lock on a list of results, held as long as the file that is returned stays open.
 
-    The system gives it back when the process ends, however it ends. None where there are no such
+    The system releases it when the process ends, however it ends. None where there are no such
     locks (Windows). Raises OutputError where another run holds it.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - held, not read
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
+        raise _unwritable(path, error) from None
     try:
+        import fcntl
+
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
     except OSError as error:
-        lock.close()
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return None  # a file system without locks
-        raise OutputError(f"{path} is in use by another run of the same call: wait for it, or set "
-                          "LORAPROBE_CACHE to another directory.") from None  # fmt: skip
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
+            lock.close()
+            raise OutputError(f"{path} is in use by another run of the same call: wait for it, or "
+                              "set LORAPROBE_CACHE to another directory.") from None  # fmt: skip
     return lock
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written ({error.strerror}): free space there, or set "
+                       "LORAPROBE_CACHE to a directory of yours.")  # fmt: skip
 
 
 def _key(result: ItemResult) -> Key:
     return result.system, result.task, result.part, result.item
-
-
-def _changes(where: str, old: Any, new: Any) -> Iterator[str]:
-    """What differs between two fingerprints, a phrase each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _changes(f"{where}.{key}" if where else key, old.get(key), new.get(key))
-    elif old != new:
-        yield f"{where or 'fingerprint'} was {_short(old)}, is {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loraprobe.errors import UsageError
+from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.chain import Walk
-from loraprobe.evaluation.ledger import Ledger
+from loraprobe.evaluation.ledger import CURE, Ledger
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
@@ -61,12 +61,21 @@ def run_systems(
     for system in systems:
         if system.kind == "chain":
             run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
-    names, wanted = [system.name for system in systems], {task.name for task in tasks}
-    found: dict[str, list[ItemResult]] = {name: [] for name in names}
+    found: dict[str, list[ItemResult]] = {system.name: [] for system in systems}
+    known = {(q.task, q.part, q.item.id): q for q in asked}
     for result in ledger:
-        if result.system in found and result.task in wanted:
+        question = known.get((result.task, result.part, result.item))
+        if question is not None and result.system in found:
+            _check_answers(result, question, ledger)
             found[result.system].append(result)
-    return [result for name in names for result in found[name]]
+    return [result for system in systems for result in found[system.name]]
+
+
+def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
+    """Raises OutputError for a result that a damaged ledger gives to another question."""
+    if (result.metric, result.group) != (question.metric, question.item.cluster):
+        raise OutputError(f"{ledger.path} holds a result of item {result.item!r} that does not "
+                          f"fit task {result.task}: {CURE}")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprobe.adapter import Adapter, Source, read_adapter
-from loraprobe.checkpoint import check_link, read_json
+from loraprobe.checkpoint import check_link, shards_of
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
@@ -224,9 +224,8 @@ def _weights(
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = f"{prefix}{stem}.{suffix}.index.json"
         if index in files:
-            shards = read_json(get(index), reference.text, HubError).get("weight_map", {})
-            names = sorted({prefix + shard for shard in shards.values()})
-            if not names or not set(names) <= set(files):
+            names = [prefix + name for name in shards_of(get(index), reference.text, HubError)]
+            if not set(names) <= set(files):
                 raise HubError(f"{reference.text} lacks weight files that its {index} names; its "
                                f"author has to upload them.")  # fmt: skip
             return [index, *names]

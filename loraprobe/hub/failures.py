@@ -9,6 +9,7 @@ from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
 
+CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # to writing
 UNREACHABLE = re.compile(
     r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
     r"(Error|Timeout)|UnsupportedProtocol"
@@ -98,7 +99,7 @@ def _of_transfer(error: BaseException, where: str) -> str:
     text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where} does not fit on the disk of the cache; free space or set HF_HOME."
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if isinstance(error, OSError) and error.errno in CLOSED:
         return f"The cache cannot be written ({error.filename}); set HF_HOME to a folder of yours."
     if "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError"):
         return f"The download of {where} broke off before its end; try again."

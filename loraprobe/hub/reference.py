@@ -51,6 +51,11 @@ class Reference:
             raise UsageError(f"An adapter cannot be named {name!r}, which names a system of its "
                              f"own in the results; choose another name.")  # fmt: skip
         if _exists(rest) == "directory":
+            try:
+                f"{rest}{Path(rest).resolve().name}".encode()
+            except UnicodeEncodeError:
+                raise ReferenceError_(f"The path {rest!r} is not UTF-8, and safetensors opens no "
+                                      "such path; rename the directory.") from None  # fmt: skip
             return cls(rest, "local", name, path=Path(rest).expanduser())
         if _exists(rest):
             raise ReferenceError_(f"{rest} is a file; give the directory that it lies in.")

@@ -19,6 +19,8 @@ from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.records import Issue
 from loraprobe.words import listing
 
+LARGEST_WEIGHT = 1e6
+
 
 def check_weights(
     weights: Sequence[float] | None, method: MergeMethod, n: int
@@ -31,6 +33,11 @@ def check_weights(
         raise UsageError(f"There are {len(weights)} weights for {n} adapters; give one for each.")
     if not all(map(math.isfinite, weights)):
         raise UsageError(f"Weights must be finite numbers, not {', '.join(map(str, weights))}.")
+    if any(abs(w) > LARGEST_WEIGHT for w in weights):
+        raise UsageError(
+            f"A weight of {max(weights, key=abs):g} is beyond {LARGEST_WEIGHT:g}, where "
+            "nothing but that adapter's rounding is left; give smaller weights."
+        )
     if method.takes_weights:
         return weights, []
     name = type(method).__module__.rpartition(".")[2]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.adapter import Adapter, ModuleInfo, check_apart
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.lowrank import LowRank
 from loraprobe.merging import _checks
@@ -62,8 +62,14 @@ class Merged:
     asked_rank: int | None = None
     license: str | None = None
 
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory, with `card` as its README. Raises OutputError."""
+        """Writes a PEFT directory, with `card` as its README. Raises OutputError, also where that
+        would be written over a source."""
+        check_apart(Path(directory), (Path(source.reference) for source in self.sources))
         self.adapter.save(directory, overwrite=overwrite, card=self.card)
 
 

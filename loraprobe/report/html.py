@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
+from loraprobe.adapter import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import Audit
 from loraprobe.report.terminal import render
@@ -56,6 +56,7 @@ def page(audit: Audit) -> str:
 
 def check_page(file: Path) -> None:
     """Raises OutputError for a file that is in the way: only a page of ours is ever replaced."""
+    check_place(file)
     if not os.path.lexists(file):
         return
     if file.is_file():
@@ -66,17 +67,7 @@ def check_page(file: Path) -> None:
 
 
 def write_page(audit: Audit, file: Path) -> None:
-    """Writes the page beside its place and renames it there. Raises OutputError."""
+    """Writes the page, whole or not at all. Raises OutputError."""
     check_page(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", delete=False
-        ) as stream:
-            stream.write(page(audit))
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(stream.name, 0o666 & ~mask)
-        os.replace(stream.name, file)
-    except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror}.") from None
+    with staged_file(file) as staging:
+        staging.write_text(page(audit), encoding="utf-8")

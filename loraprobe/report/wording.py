@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from loraprobe.records import Interval
 from loraprobe.secrets import scrub
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 NOISE = 1e-12  # smaller figures are what rounding leaves of zero

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe.deadline import deadline
+from loraprobe.base.quiet import silenced
+from loraprobe.checkpoint import first_line
+from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import BaseError, TaskError, UsageError
+from loraprobe.memory import gib
 
-TEMPLATE_SECONDS = 10.0  # transformers fills templates in a sandbox, which has no clock
+# transformers fills templates in a sandbox, which has no clock and counts no bytes.
+TEMPLATE_SECONDS = 10.0
+TEMPLATE_BYTES = 2**30
+TEMPLATE_LONGEST = 1_000_000  # characters that a template may add to a prompt
 
 # Scripts that put no space between words: an answer follows its prompt directly.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -25,10 +31,13 @@ class Encoder:
     With `chat` a prompt becomes a user turn of the tokenizer's chat template, followed by the
     opening of the assistant's turn; the template brings its own BOS, so none is added. Without it
     the tokenizer adds its special tokens, except an EOS that it would put at the end.
+
+    rows: how many tokens the model knows; None where that is not checked.
     """
 
     tokenizer: Any
     chat: bool = False
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.chat and not getattr(self.tokenizer, "chat_template", None):
@@ -71,18 +80,33 @@ class Encoder:
         slow = BaseError("The chat template of the base does not come to an end within "
                          f"{TEMPLATE_SECONDS:g} seconds; use --chat-template off.")  # fmt: skip
         try:
-            with deadline(TEMPLATE_SECONDS, slow):
-                return self.tokenizer.apply_chat_template(
+            with deadline(TEMPLATE_SECONDS, slow), memory_limit(TEMPLATE_BYTES):
+                text = self.tokenizer.apply_chat_template(
                     [{"role": "user", "content": prompt}],
                     tokenize=False,
                     add_generation_prompt=True,
                 )
         except BaseError:
             raise
+        except MemoryError:
+            raise BaseError(f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
+                            "of memory; use --chat-template off.") from None  # fmt: skip
         except Exception as error:  # a stranger's template may raise whatever it likes
-            said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise BaseError(f"The chat template of the base cannot be filled ({said}); use "
-                            "--chat-template off.") from None  # fmt: skip
+            raise BaseError(
+                f"The chat template of the base cannot be filled "
+                f"({first_line(error)}); use --chat-template off."
+            ) from None
+        if not text.strip():
+            raise BaseError(
+                f"The chat template of the base makes an empty text of the prompt "
+                f"{prompt[:60]!r}; use --chat-template off."
+            )
+        if len(text) > TEMPLATE_LONGEST + 10 * len(prompt):
+            raise BaseError(
+                f"The chat template of the base makes {len(text):,} characters of a "
+                f"prompt of {len(prompt):,}; use --chat-template off."
+            )
+        return text
 
     def opening(self) -> str:
         """What stands before a user's first word: "" or the template up to the user's turn."""
@@ -113,12 +137,32 @@ class Encoder:
                 if special != (self.chat or bool(bos and text.startswith(bos)))
             ]
             if chosen:
-                encoded = self.tokenizer(
-                    [texts[i] for i in chosen], add_special_tokens=special, verbose=False
-                )["input_ids"]
+                encoded = self._encoded([texts[i] for i in chosen], special)
                 for i, ids in zip(chosen, encoded, strict=True):
                     found[i] = self._without_eos(list(ids), texts[i])
         return found
+
+    def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Token ids as the tokenizer gives them. Raises BaseError where it fails on a text, or
+        gives an id for which the model has no row."""
+        try:
+            with silenced():
+                rows = self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the library is no Exception
+            raise BaseError(
+                f"The tokenizer of the base fails on {texts[0][:60]!r} "
+                f"({first_line(error)}); save the tokenizer again."
+            ) from None
+        largest = max((max(row, default=0) for row in rows), default=0)
+        if self.rows is not None and largest >= self.rows:
+            raise BaseError(
+                f"The tokenizer of the base gives token ids up to {largest:,}, and the "
+                f"model has rows for {self.rows:,}; give the tokenizer that belongs "
+                "to the model, or resize the model's embedding."
+            )
+        return rows
 
     def _without_eos(self, ids: list[int], text: str) -> list[int]:
         eos = self.tokenizer.eos_token_id

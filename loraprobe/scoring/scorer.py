@@ -58,11 +58,12 @@ class Scorer:
                              "causal models only.")  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.progress, self.batch_size = max_new_tokens, progress, batch_size
-        self.encoder = Encoder(tokenizer, chat_template)
+        self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)
         self.stops = stop_ids(model, tokenizer)
-        self.pad = self.stops[0] if self.stops else tokenizer.pad_token_id or 0
+        fill = (*self.stops, tokenizer.pad_token_id)  # masked, but looked up in the embedding
+        self.pad = next((i for i in fill if i is not None and i < self.vocab_size), 0)
 
     @property
     def chat_template(self) -> bool:
@@ -191,7 +192,7 @@ class Scorer:
         unique = list(dict.fromkeys(pairs))
         encoded = self.encoder.pairs(unique)
         for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
-            self.room(ids[:-1], prompt, 1)
+            self.room(ids[:-1], prompt, 1, " with its answer")
         found: dict[tuple[str, str], Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
@@ -250,15 +251,20 @@ class Scorer:
         if self.progress is not None:
             self.progress(stage, done, total)
 
-    def room(self, ids: Sequence[int], prompt: str, wanted: int) -> int:
-        """How many tokens may follow, at most `wanted`. Raises TaskError if none."""
+    def room(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
+        """How many tokens may follow, at most `wanted`. Raises TaskError if none.
+
+        more: what the ids hold beside the prompt, for the error.
+        """
         if self.context is None:
             return wanted
         # The last token needs no position: nothing follows it.
         left = self.context - len(ids) + 1
         if left < 1:
-            raise TaskError(f"The prompt {prompt[:60]!r} has {len(ids)} tokens, but the model's "
-                            f"context holds {self.context}; shorten it.")  # fmt: skip
+            raise TaskError(
+                f"The prompt {prompt[:60]!r}{more} has {len(ids):,} tokens, but the "
+                f"model's context holds {self.context:,}; shorten {'both' if more else 'it'}."
+            )
         return min(wanted, left)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -14,9 +14,12 @@ from collections.abc import Sequence
 
 import regex
 
+from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import TaskError
+from loraprobe.memory import gib
 
 PATTERN_SECONDS = 1.0
+PATTERN_BYTES = 2**28
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = regex.compile(r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*")
@@ -142,13 +145,26 @@ def _braced(text: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """The compiled pattern. Raises TaskError where it is not a regular expression."""
+    """The compiled pattern. Raises TaskError where it is no regular expression or grows too far."""
     try:
-        return regex.compile(pattern)
+        with (
+            deadline(PATTERN_SECONDS, _greedy(pattern, "to compile")),
+            memory_limit(PATTERN_BYTES),
+        ):
+            return regex.compile(pattern)
+    except MemoryError:
+        raise _greedy(pattern, "to compile") from None
     except (regex.error, ValueError, OverflowError, RecursionError) as error:
         raise TaskError(
-            f"answer_pattern {pattern!r} is not a regular expression: {error}."
+            f"answer_pattern {pattern[:100]!r} is not a regular expression: {error}."
         ) from None
+
+
+def _greedy(pattern: str, where: str) -> TaskError:
+    return TaskError(
+        f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s or more than "
+        f"{gib(PATTERN_BYTES)} {where}: write it without nested repetition."
+    )
 
 
 def _last_match(pattern: str, text: str) -> tuple[int, str] | None:
@@ -156,11 +172,9 @@ def _last_match(pattern: str, text: str) -> tuple[int, str] | None:
     compiled = compile_pattern(pattern)
     group = 1 if compiled.groups else 0
     try:
-        matches = list(compiled.finditer(text, timeout=PATTERN_SECONDS))
-    except TimeoutError:
-        raise TaskError(
-            f"answer_pattern {pattern!r} took longer than {PATTERN_SECONDS:g} s on one answer: "
-            "write it without nested repetition."
-        ) from None
+        with memory_limit(PATTERN_BYTES):
+            matches = list(compiled.finditer(text, timeout=PATTERN_SECONDS))
+    except (TimeoutError, MemoryError):
+        raise _greedy(pattern, "on one answer") from None
     matches = [match for match in matches if match.group(group) is not None]
     return (matches[-1].start(group), matches[-1].group(group)) if matches else None

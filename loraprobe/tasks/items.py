@@ -99,9 +99,5 @@ def fill(prompt: str, answers: Sequence[str]) -> str:
     Only these braces mean anything, in one pass, so that braces in a prompt or in an answer stay
     as they are. A number without an answer stays too.
     """
-
-    def answer(match: re.Match[str]) -> str:
-        index = int(match.group(1))
-        return answers[index - 1] if 1 <= index <= len(answers) else match.group(0)
-
-    return REFERENCE.sub(answer, prompt)
+    known = {str(k): answer for k, answer in enumerate(answers, 1)}
+    return REFERENCE.sub(lambda found: known.get(found[1], found[0]), prompt)

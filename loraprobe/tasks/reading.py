@@ -113,6 +113,8 @@ def _object(line: str) -> dict[str, Any]:
         value = json.loads(line, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise TaskError(f"not JSON ({error.msg} at column {error.colno}).") from None
+    except ValueError:
+        raise TaskError("a number has thousands of digits; write it as a string.") from None
     except RecursionError:
         raise TaskError("not an item: brackets are nested too deeply.") from None
     if not isinstance(value, dict):
@@ -163,12 +165,12 @@ def _hops(line: Mapping[str, Any]) -> tuple[Hop, ...]:
         _check_keys(hop, _HOP_KEYS, f"hop {k}")
         where = f"hop {k}: "
         prompt = _required(hop, "prompt", where)
-        for reference in (int(match) for match in REFERENCE.findall(prompt)):
-            if not 1 <= reference < k:
+        for reference in REFERENCE.findall(prompt):
+            if reference not in map(str, range(1, k)):
                 earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
                 raise TaskError(
-                    f"hop {k} asks for {{{reference}}}, the answer of a hop that does not stand "
-                    f"before it (there is {earlier})."
+                    f"hop {k} asks for {{{reference:.20}}}, the answer of a hop that does not "
+                    f"stand before it (there is {earlier})."
                 )
         hops.append(Hop(prompt, _answers(hop, where), _text(hop, "adapter", where)))
     return tuple(hops)

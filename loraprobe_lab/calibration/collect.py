@@ -100,10 +100,10 @@ def collect(
 
 def observe_world(path: Path, output: Path, effort: Effort) -> Iterator[str]:
     """Observes the trials of one world, one after the other; yields their names."""
-    from loraprobe import audit
+    from loraprobe import pipeline
 
     world, known = World.load(path), Known()
-    base = audit.base_of(world.base or world.base_name, ())
+    base = pipeline.base_of(world.base or world.base_name, ())
     batch: Any = SMALL_BATCH if world.base is not None else "auto"
     for name, scenario in world.scenarios.items():
         place = Place(output, world.path.resolve().name, name)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe.errors import LoraprobeError
+from loraprobe.options import Options
 from loraprobe.records import Audit, ItemResult
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.calibration.cases import METHODS
 
 if TYPE_CHECKING:
-    from loraprobe.audit import Settings
-    from loraprobe.audit.evaluate import Bench
     from loraprobe.base import Base
     from loraprobe_lab.world import Scenario
 
@@ -79,13 +78,18 @@ def observe(
     compositions of METHODS answer the composed question, in both forms, on `most_items` items.
     Raises LoraprobeError where adapters and base do not fit.
     """
-    from loraprobe import hub
-    from loraprobe.audit import Settings
-    from loraprobe.audit.evaluate import Bench, conclude
-    from loraprobe.audit.story import Story
+    from loraprobe import compatibility, hub
+    from loraprobe.evaluation import score
+    from loraprobe.pipeline.audits import audit_of
+    from loraprobe.pipeline.conclusion import conclude
+    from loraprobe.pipeline.evaluator import open_evaluator
+    from loraprobe.pipeline.examination import examine
+    from loraprobe.pipeline.inputs import Inputs
+    from loraprobe.pipeline.session import Session
+    from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 
     known = known if known is not None else Known()
-    settings = Settings(
+    options = Options(
         methods=MERGES,
         routers=ROUTERS,
         max_new_tokens=effort.max_new_tokens,
@@ -95,42 +99,33 @@ def observe(
         batch_size=batch_size,
     )
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
-    story = Story("inspect", adapters, settings, base)
-    if not story.look("route").compatible:
-        raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
     seen = [load_task(path, effort.limit) for path in scenario.tasks]
-    bench = Bench(story, base)
-    baselines = bench.workshop.baselines()
+    inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, seen)
+    session = Session("inspect", options)
+    examined = examine(inputs.adapters, base, "route", session)
+    if not examined.compatibility.compatible:
+        raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
+    baselines = baseline_systems(inputs.adapters)
     names = [system.name for system in baselines]
-    bench.prepare(seen)
-    bench.ledger.append(known.of(names, seen, bench.scorer.chat_template))
-    bench.cover(seen, None, {})
-    conclude(story, "base", seen)
-    audit = story.audit()
-    asked = [_forms_only(load_task(path, effort.most_items)) for path in scenario.tasks]
-    results = _all_results(bench, asked, known, settings)
-    known.keep(bench.ledger, names, bench.scorer.chat_template)
-    systems = [*baselines, *bench.workshop.compositions(has_hops=False)]
-    return Observation(audit, tuple(results), {s.name: s.kind for s in systems})
-
-
-def _all_results(
-    bench: Bench, asked: Sequence[Task], known: Known, settings: Settings
-) -> list[ItemResult]:
-    """Base, singles and compositions on all items; hops are not asked again."""
-    from loraprobe.evaluation import run_systems
-
-    baselines = bench.workshop.baselines()
-    names = [system.name for system in baselines]
-    bench.ledger.append(known.of(names, asked, bench.scorer.chat_template))
-    found = run_systems(
-        bench.scorer,
-        [*baselines, *bench.workshop.compositions(has_hops=False)],
-        asked,
-        bench.ledger,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    return [row for row in found if row.part in ("target", "cot")]
+    with open_evaluator(inputs, (), session) as evaluator:
+        template = evaluator.scorer.chat_template
+        evaluator.ledger.append(known.of(names, seen, template))
+        results = evaluator.run(baselines)
+        evidence = {
+            "coverage": evaluator.probe_tasks(results),
+            "forecasts": evaluator.forecast(results),
+            "evaluation": score(results, baselines),
+        }
+        verdict = conclude(options, inputs, examined, level="base", **evidence)
+        audit = audit_of(session, inputs, examined, evaluator.notes, verdict=verdict, **evidence)
+        built = SystemBuilder.of(inputs.adapters, options, base).compositions()
+        systems = [*baselines, *(one.system for one in built)]
+        asked = [_forms_only(load_task(path, effort.most_items)) for path in scenario.tasks]
+        evaluator.ledger.append(known.of(names, asked, template))
+        results = replace(evaluator, tasks=asked).run(systems)
+        known.keep(evaluator.ledger, names, template)
+    kept = tuple(row for row in results if row.part in ("target", "cot"))
+    return Observation(audit, kept, {s.name: s.kind for s in systems})
 
 
 def _forms_only(task: Task) -> Task:

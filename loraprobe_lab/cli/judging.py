@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loraprobe.cli._output import Output
+from loraprobe.cli.output import Output
 
 
 def calibrate(

@@ -14,6 +14,7 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.evaluation.questions import questions
 from loraprobe.records import ItemResult
+from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task
 from loraprobe_lab.methods.cases import FORM, Case
 from loraprobe_lab.methods.entrants import Entrant
@@ -22,8 +23,8 @@ from loraprobe_lab.train import ProgressCallback
 from loraprobe_lab.world import World, write_text
 
 if TYPE_CHECKING:
-    from loraprobe.audit.systems import Workshop
     from loraprobe.composition import Router
+    from loraprobe.pipeline.systems import SystemBuilder
 
 NEW_TOKENS = 48
 
@@ -122,24 +123,28 @@ class _Asking:
 
     def _system(self, entrant: Entrant, adapters: Sequence[Adapter]) -> System:
         """Built, and shown what each adapter is for where it has to learn that from prompts."""
-        workshop = entrant.workshop(adapters)
-        if entrant.family == "router" and workshop.router(entrant.spec).needs_prompts:
-            workshop.fitted[entrant.spec] = self._fitted(workshop, entrant.spec)
-        return entrant.system(workshop)
+        builder = entrant.builder(adapters)
+        if entrant.family == "router" and ROUTERS.make(entrant.spec).needs_prompts:
+            router = self._fitted(builder, entrant.spec)
+            builder = replace(builder, routers={entrant.spec: router})
+        return entrant.system(builder)
 
-    def _fitted(self, workshop: Workshop, spec: str) -> Router:
+    def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
         """The router after prompts that are not asked, or where there are none after those that
         the adapters write themselves. Every router of a case learns from the same ones."""
-        from loraprobe.audit.fitting import fit_routers, fitted_to
+        from loraprobe.pipeline.router_fitting import fit_routers, fitted_to
 
-        router = workshop.router(spec)
+        router = ROUTERS.make(spec)
         if self.learned:
             return router.with_state(self.learned)
+        prepared = builder.prepared
         if self.prompts:
-            router = fitted_to(router, self.scorer, workshop.prepared.adapters, self.prompts)
+            router = fitted_to(router, self.scorer, prepared.adapters, self.prompts)
         else:
-            fit_routers(workshop, self.scorer, self.tasks)
-            router = workshop.router(spec)
+            fitted, _ = fit_routers(
+                builder.trained, prepared, builder.options, self.scorer, self.tasks
+            )
+            router = fitted[spec]
         self.learned.update(router.state())
         return router
 
@@ -205,6 +210,6 @@ def lost_at_default_rank(system: System, adapters: Sequence[Adapter]) -> float:
 
 
 def _baselines(adapters: Sequence[Adapter]) -> list[System]:
-    from loraprobe.audit.systems import single
+    from loraprobe.pipeline.systems import single
 
     return [System("base", "base"), *(System(a.name, "adapter", single(a)) for a in adapters)]

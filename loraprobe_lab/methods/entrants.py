@@ -16,7 +16,7 @@ from loraprobe.routing import ROUTERS
 from loraprobe.spaces import SPACES
 
 if TYPE_CHECKING:
-    from loraprobe.audit.systems import Workshop
+    from loraprobe.pipeline.systems import SystemBuilder
 
 Family = Literal["linear", "merge", "router", "chain"]
 N = 2  # adapters in every case
@@ -39,12 +39,12 @@ class Entrant:
     same: tuple[str, ...] = ()
     balanced: bool = False
 
-    def workshop(self, adapters: Sequence[Adapter], seed: int = 0) -> Workshop:
-        """What builds the system, as `merge-and-eval` would."""
-        from loraprobe.audit.settings import Settings
-        from loraprobe.audit.systems import Workshop
+    def builder(self, adapters: Sequence[Adapter], seed: int = 0) -> SystemBuilder:
+        """What builds the system, as in `merge-and-eval`."""
+        from loraprobe.options import Options
+        from loraprobe.pipeline.systems import SystemBuilder
 
-        settings = Settings(
+        settings = Options(
             routers=(self.spec,) if self.family == "router" else (),
             space=self.space,
             weights=None if self.strength is None else (self.strength,) * len(adapters),
@@ -52,11 +52,11 @@ class Entrant:
             rank=whole_rank(adapters) if self.family == "merge" else "auto",
             seed=seed,
         )
-        return Workshop(adapters, settings)
+        return SystemBuilder.of(adapters, settings)
 
-    def system(self, workshop: Workshop) -> System:
-        """The system of the workshop's adapters. Raises LoraprobeError where it cannot be built."""
-        return workshop.build(self.spec, workshop.prepared.adapters, name=self.label)
+    def system(self, builder: SystemBuilder) -> System:
+        """The system over its adapters. Raises LoraprobeError where it cannot be built."""
+        return builder.build(self.spec, name=self.label).system
 
 
 def whole_rank(adapters: Sequence[Adapter]) -> int:

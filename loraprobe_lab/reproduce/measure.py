@@ -83,9 +83,9 @@ def systems_of(
     world: World, scenarios: Sequence[Scenario], has_hops: bool = True
 ) -> list[tuple[System, frozenset[str] | None]]:
     """Every system with the parts that it is asked; None for all of them."""
-    from loraprobe.audit.settings import Settings
-    from loraprobe.audit.systems import Workshop, single
     from loraprobe.hub import load_all
+    from loraprobe.options import Options
+    from loraprobe.pipeline.systems import SystemBuilder, single
 
     names = dict.fromkeys(name for scenario in scenarios for name in scenario.adapters)
     names |= dict.fromkeys(str(s.axes["joint"]) for s in scenarios if s.axes.get("joint"))
@@ -93,10 +93,11 @@ def systems_of(
     found: list[tuple[System, frozenset[str] | None]] = [(System("base", "base"), None)]
     found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
     for scenario in scenarios:
-        workshop = Workshop([adapters[name] for name in scenario.adapters], Settings())
+        builder = SystemBuilder.of([adapters[name] for name in scenario.adapters], Options())
         forms = {"target", "cot"} if scenario.axes["form"] == "target" else {"cot"}
         parts = frozenset({*forms, "hop1", "hop2"})
-        for system in workshop.compositions(has_hops):
+        for built in builder.compositions(has_hops):
+            system = built.system
             named = replace(system, name=system_name(scenario, system.name))
             found.append((named, None if system.kind == "chain" else parts))
     return found

@@ -31,8 +31,8 @@ if __name__ == "__main__":
 import torch
 from making import LLAMA, random_adapter
 
-import loraprobe.audit.evaluate
 import loraprobe.demo
+import loraprobe.pipeline.evaluating
 from loraprobe.adapter import read_adapter
 from loraprobe.cli import app
 

@@ -1,0 +1,125 @@
+"""What a base's config.json declares, checked before anything is built from it.
+
+Types first; then sizes, against the tensors that the weight files hold: transformers builds as many
+modules as the config asks for before it looks into the files.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from loraprobe.errors import BaseError
+
+# Keys that loraprobe reads itself; null stands for an absent one.
+TYPES: dict[str, tuple[type, str]] = {
+    "model_type": (str, "a text"),
+    "architectures": (list, "a list of texts"),
+    "auto_map": (dict, "an object"),
+    "text_config": (dict, "an object"),
+    "quantization_config": (dict, "an object"),
+    "tie_word_embeddings": (bool, "true or false"),
+    "vocab_size": (int, "a whole number"),
+}
+DEEPEST = 50  # levels of lists and objects in a config
+LARGEST = 2**63  # no size or id of a model reaches it
+
+LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "n_layers"})
+COUNTS = re.compile(r"(layers?|experts|heads?|blocks|groups)$")
+SIZES = re.compile(r"(_size|_dim|_rank|n_embd|n_inner|d_model|d_ff|d_inner)$")
+# Below these a wrong number costs nothing, and what does not fit is told by its first tensor.
+HARMLESS_COUNT, HARMLESS_SIZE = 1024, 1 << 20
+PACKED = 8  # values that one stored number of a quantised file may hold
+
+
+class Stored(Protocol):
+    """A tensor in a weight file, as far as it matters here."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def check_types(config: Mapping[str, Any], reference: str) -> None:
+    """Raises BaseError for a key of the wrong type, a number beyond 64 bits, or deep nesting."""
+    for key, (kind, told) in TYPES.items():
+        value = config.get(key)
+        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        if value is not None and wrong:
+            raise BaseError(f"config.json of {reference} sets {key} to {_short(value)}, which must "
+                            f"be {told}; download it again.")  # fmt: skip
+    names = config.get("architectures") or ()
+    if not all(isinstance(name, str) for name in names):
+        raise BaseError(f"config.json of {reference} lists architectures that are no texts; "
+                        "download it again.")  # fmt: skip
+    for key, value, depth in _values(config):
+        if depth > DEEPEST:
+            raise BaseError(f"config.json of {reference} nests {key} in more than {DEEPEST} "
+                            "levels; download it again.")  # fmt: skip
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise BaseError(f"config.json of {reference} sets {key} to {_short(value)}, which is "
+                            "no size that a model has; download it again.")  # fmt: skip
+
+
+def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Stored], reference: str) -> None:
+    """Raises BaseError where a config declares far more than the weight files hold.
+
+    Layers are counted by the numbers in the tensors' names. Other counts are held against the
+    number of tensors and their longest side (experts may be stacked), sizes against the longest
+    side, with room for packed weights.
+    """
+    if not tensors:
+        return
+    found = (int(part) for key in tensors for part in key.split(".") if _is_index(part))
+    layers = max(found, default=-1) + 1
+    side = PACKED * max((max(t.shape, default=1) for t in tensors.values()), default=1)
+    most = max(HARMLESS_COUNT, side, len(tensors))
+    for where, part in (("", config), ("text_config.", config.get("text_config") or {})):
+        for key in LAYERS & part.keys():
+            if layers and _is_number(part[key]) and part[key] > layers:
+                raise BaseError(
+                    f"config.json of {reference} declares {part[key]:,} layers ({where}{key}), and "
+                    f"its weight files hold {layers:,}; download the model again."
+                )
+    for key, value, _ in _values(config):
+        name = key.rpartition(".")[2]
+        counted = COUNTS.search(name) is not None
+        allowed = most if counted else max(HARMLESS_SIZE, side)
+        if _is_number(value) and value > allowed and (counted or SIZES.search(name)):
+            raise BaseError(
+                f"config.json of {reference} sets {key} to {_short(value)}, and its weight files "
+                f"hold {len(tensors):,} tensors of at most {side // PACKED:,} a side; download the "
+                "model again."
+            )
+
+
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 9
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(path of keys, value, depth) of everything in a document, without recursion."""
+    waiting: list[tuple[str, Any, int]] = [("", config, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth:
+            yield key, value, depth
+        if depth > DEEPEST:
+            continue
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, v, depth + 1) for v in value]
+
+
+def _short(value: Any) -> str:
+    """A value for a sentence: a number of many digits by their count."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        digits = int(math.log10(abs(value) or 1)) + 1
+        return f"{value:,}" if digits < 30 else f"a number of {digits} digits"
+    return f"{value!r:.60}"

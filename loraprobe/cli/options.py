@@ -1,0 +1,129 @@
+"""Options of a command from their declarations in `loraprobe.options`, in panels by group."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from loraprobe.cli.output import Output
+from loraprobe.options import Declaration, Options, declarations
+
+REFERENCE = "a directory, owner/name[@revision[:sub/folder]], or NAME=REF"
+Refs = Annotated[
+    list[str],
+    typer.Argument(metavar="REF...", help=f"Adapters: {REFERENCE}.", show_default=False),
+]
+_BASE = typer.Option(
+    help="Base model: a directory, a Hub id, or auto (what the adapters agree on).",
+    rich_help_panel="Adapters",
+)
+Base = Annotated[str, _BASE]
+BaseOrNone = Annotated[str | None, _BASE]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", help="Task file (JSONL); may be repeated.", rich_help_panel="Evaluation"
+    ),
+]
+Command = Callable[..., Any]
+REQUIRED = inspect.Parameter.empty
+
+
+def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """Adds options to a command, by the names of their fields in `Options` and `Output`.
+
+    The command gets them as `options`, an Options, and `output`, an Output, where it has such
+    parameters. `changed` gives a
+    field another default or help in this command, or with `repeats=False` takes it only once.
+    """
+
+    def decorate(command: Command) -> Command:
+        parameters = _parameters(command)
+        own = {k: v for k, v in parameters.items() if k not in ("options", "output")}
+        added = {name: _parameter(name, changed.get(name, {})) for name in names}
+
+        def run(**given: Any) -> Any:
+            made = {
+                "options": _values(Options, {n: given[n] for n in names if n in _FIELDS}),
+                "output": _values(Output, {n: given[n] for n in names if n in _PRINTED}),
+            }
+            wanted = {name: value for name, value in made.items() if name in parameters}
+            return command(**{n: given[n] for n in own}, **wanted)
+
+        shown = [*own.values(), *added.values()]
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in shown}
+        run.__doc__ = command.__doc__
+        return run
+
+    return decorate
+
+
+_FIELDS, _PRINTED = declarations(Options), declarations(Output)
+
+
+def _parameters(command: Command) -> dict[str, inspect.Parameter]:
+    """The command's own parameters with their annotations resolved."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(command).parameters.items()
+    }
+
+
+def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
+    """The keyword that typer makes an option of."""
+    kind = Options if name in _FIELDS else Output
+    found = (_FIELDS if name in _FIELDS else _PRINTED)[name]
+    declared = dataclasses.replace(found, **{k: v for k, v in changed.items() if k != "default"})
+    field = next(f for f in dataclasses.fields(kind) if f.name == name)
+    default = changed.get("default", field.default)
+    if declared.repeats:
+        default = None
+    made = typer.Option(
+        declared.flag,
+        *([declared.short] if declared.short else []),
+        help=declared.help,
+        rich_help_panel=declared.group,
+        metavar=declared.metavar,
+        min=None if declared.most is not None else declared.least,
+        show_default=default not in (None, False, REQUIRED),
+    )
+    typed: Any = _typed(typing.get_type_hints(kind)[name], declared)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, made]
+    )
+
+
+def _typed(hint: Any, declared: Declaration) -> Any:
+    """The type of the command line: texts where they are read later, else the field's own."""
+    if declared.repeats:
+        return list[str] | None
+    parts = typing.get_args(hint)
+    if declared.read or typing.get_origin(hint) in (typing.Literal, tuple):
+        return str | None if type(None) in parts else str
+    return hint
+
+
+def _values(kind: type, given: Mapping[str, Any]) -> Any:
+    """An Options or Output from what typer gives; what was not given keeps its default."""
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        declared = declarations(kind)[name]
+        if value is None:
+            continue
+        texts = value if isinstance(value, list) else [value]
+        if declared.read is not None:
+            texts = [declared.read(text, declared.flag or "") for text in texts]
+        values[name] = tuple(texts) if declared.repeats else texts[0]
+    if kind is Options:
+        values["arguments"] = tuple(sys.argv[1:])
+        if "methods" in values and "routers" not in values:
+            values["routers"] = ()  # a user who names methods asks for these alone
+    return kind(**values)

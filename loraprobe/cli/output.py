@@ -1,0 +1,115 @@
+"""The one place that writes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from loraprobe.options import OutputOptions
+from loraprobe.records import Audit
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+@dataclass(frozen=True)
+class Output(OutputOptions):
+    """Writes what a command has to say, as its options ask."""
+
+    def __post_init__(self) -> None:
+        if self.html is not None:
+            from loraprobe.report.html import check_page
+
+            check_page(self.html)
+
+    def warn(self, message: str) -> None:
+        """A warning on standard error."""
+        if not self.quiet:
+            from loraprobe.report.wording import clean
+
+            Console(stderr=True, highlight=False).print(
+                f"warning: {clean(message)}", style="yellow", markup=False, soft_wrap=True
+            )
+
+    def say(self, message: str) -> None:
+        """A remark on standard error."""
+        if not self.quiet:
+            from loraprobe.report.wording import clean
+
+            Console(stderr=True, highlight=False).print(
+                clean(message), markup=False, soft_wrap=True
+            )
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
+        """Yields progress(stage, done, total); a bar appears only on a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        stage = TextColumn("{task.description}", markup=False)  # it may hold a stranger's name
+        columns = (stage, BarColumn(), MofNCompleteColumn(), Remaining())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield _reporter(bars)
+
+    def result(self, audit: Audit, after: str = "", line: str = "") -> None:
+        """The audit, then the exit that its verdict asks for.
+
+        `after` follows the tables for people; `line` is what --quiet says if not the verdict.
+        """
+        if self.json:  # the table of findings is not seen then
+            for issue in audit.compatibility.issues:
+                if issue.severity != "note":
+                    self.warn(f"{issue.code}: {issue.message}")
+        if self.html is not None:
+            from loraprobe.report.html import write_page
+
+            write_page(audit, self.html)
+            self.say(f"Wrote {self.html}.")
+        if self.json:
+            from loraprobe.secrets import scrub
+
+            print(scrub(audit.to_json()))
+        elif self.quiet:
+            from loraprobe.report.terminal import one_line
+            from loraprobe.report.wording import clean
+
+            print(clean(line) or one_line(audit))
+        else:
+            from loraprobe.report.terminal import render
+
+            render(audit, Console(highlight=False))
+            if after:
+                Console(highlight=False).print(after)
+        sys.stdout.flush()
+        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
+
+
+def exit_code(audit: Audit) -> int:
+    """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive."""
+    if audit.verdict is not None:
+        return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
+            audit.verdict.decision
+        ]
+    return 0 if audit.compatibility.compatible else 1
+
+
+def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
+    from loraprobe.report.wording import clean
+
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(clean(stage), total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    return report

@@ -1,0 +1,66 @@
+"""Commands that write: where they may write, and how a merge or a composition is saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from loraprobe.cli.output import Output
+from loraprobe.options import Options
+
+
+def check_outputs(
+    output: Output,
+    options: Options,
+    refs: Iterable[str],
+    base: str | None,
+    files: Iterable[str] | None = None,
+) -> list[Path]:
+    """Where a command will write, checked before anything is read.
+
+    Raises OutputError for an output that cannot be written, or that is, contains or lies inside
+    something that the arguments name: an adapter, the base, a task, a prompt file.
+    """
+    from loraprobe.adapter import check_apart, check_output
+    from loraprobe.errors import LoraprobeError
+    from loraprobe.hub import Reference
+
+    read = [Path(file) for file in (*(files or ()), options.calibration) if file]
+    read += [file for _, file in options.router_prompts]
+    for reference in (*refs, *options.subtract, base):
+        with contextlib.suppress(LoraprobeError):  # reading it raises the error
+            if isinstance(reference, str):
+                read += filter(None, [Reference.parse(reference, bare=True).path])
+    written = [target for target in (output.target, output.html) if target is not None]
+    for target in written:
+        check_apart(target, read)
+    if output.target is not None:
+        check_output(output.target, output.overwrite)
+    return written
+
+
+def save(
+    make: Callable[..., Any],
+    refs: list[str],
+    base: str | None,
+    tasks: list[str] | None,
+    options: Options,
+    output: Output,
+) -> None:
+    """Runs `merge` or `compose` of the pipeline, writes what it made and prints the audit."""
+    assert output.target is not None
+    written = check_outputs(output, options, refs, base, tasks)
+    with output.progress() as progress:
+        found = make(
+            refs,
+            base=base,
+            tasks=tasks or (),
+            options=options,
+            progress=progress,
+            written=written,
+        )
+    found.made.save(output.target, overwrite=output.overwrite)
+    output.say(f"Wrote {output.target}.")
+    output.result(found.audit, line=f"{output.target}: {found.audit.notes[-1]}")

@@ -1,0 +1,393 @@
+"""The options of all commands, each declared once: default, meaning, group and limits.
+
+The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
+the documentation come from these declarations. `Options` holds what decides a result; how a
+command prints and where it writes is declared in `OutputOptions`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loraprobe.defaults import MARGIN, RETENTION
+from loraprobe.errors import UsageError
+
+ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
+    "Adapters",
+    "Composition",
+    "Evaluation",
+    "Machine",
+    "Output",
+)
+SEARCH_BUDGET = 120  # weight vectors that a search may try
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How one option is named, explained, read and limited.
+
+    `flag` is its name on the command line, `repeats` whether it may be given several times,
+    `least` and `most` bound a number, `read` turns a text of the command line into the value.
+    """
+
+    group: str
+    help: str
+    flag: str | None = None
+    short: str | None = None
+    metavar: str | None = None
+    repeats: bool = False
+    least: float | None = None
+    most: float | None = None
+    read: Callable[[str, str], Any] | None = None
+
+
+def option(default: Any, group: str, help: str, **rest: Any) -> Any:
+    """A field of a class of options with its declaration."""
+    declared = Declaration(group, help, **rest)
+    return dataclasses.field(default=default, metadata={"declaration": declared})
+
+
+def declaration(field: dataclasses.Field[Any]) -> Declaration:
+    """The declaration of a field, with the flag that follows from its name where none is given."""
+    found: Declaration = field.metadata["declaration"]
+    return dataclasses.replace(found, flag=found.flag or "--" + field.name.replace("_", "-"))
+
+
+@functools.cache
+def declarations(kind: type) -> Mapping[str, Declaration]:
+    """Name of a field -> its declaration, for a class of options, in order."""
+    return {f.name: declaration(f) for f in dataclasses.fields(kind) if f.metadata}
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def read_weights(text: str, flag: str) -> tuple[float, ...] | Literal["search"]:
+    """ "0.7,0.3" as numbers, or "search"."""
+    if text.strip() == "search":
+        return "search"
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{flag} takes numbers with commas, such as 0.7,0.3, or search, not {text!r}."
+        ) from None
+
+
+def read_auto_or_count(text: str, flag: str) -> int | Literal["auto"]:
+    """ "auto" or a positive whole number."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UsageError(f"{flag} takes auto or a positive whole number, not {text!r}.")
+    return int(text)
+
+
+def read_named_file(text: str, flag: str) -> tuple[str, Path]:
+    """ "NAME=FILE" as a pair."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
+    return name, Path(file)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a result. Python functions take these fields as keywords.
+
+    `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
+    with a prompt a line. `state` is the directory in which results are kept as they come, None for
+    the user's cache; `arguments` is the command line, for the record. Raises UsageError for values
+    that cannot be meant.
+    """
+
+    allow: tuple[str, ...] = option(
+        (), ADAPTERS, "Accept one named issue, such as base-mismatch; may be repeated.",
+        repeats=True,
+    )  # fmt: skip
+    balance: Literal["none", "norm"] = option(
+        "none",
+        ADAPTERS,
+        "norm: scale the adapters to one Frobenius norm, the mean of theirs, first; or none.",
+    )
+    subtract: tuple[Any, ...] = option(
+        (),
+        ADAPTERS,
+        "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
+        "repeated.",
+        repeats=True,
+    )
+    methods: tuple[str, ...] = option(
+        ("uniform", "sum"),
+        COMPOSITION,
+        "Merge method, such as ties:density=0.3; may be repeated.",
+        flag="--method",
+        repeats=True,
+    )
+    routers: tuple[str, ...] = option(
+        ("arrow",),
+        COMPOSITION,
+        "Router, such as arrow:top_k=1; may be repeated.",
+        flag="--router",
+        repeats=True,
+    )
+    systems: tuple[str, ...] = option(
+        (),
+        COMPOSITION,
+        "Evaluate only this system; may be repeated. The base and the single adapters stay.",
+        flag="--system",
+        repeats=True,
+    )
+    router_prompts: tuple[tuple[str, Path], ...] = option(
+        (),
+        COMPOSITION,
+        "Unlabelled prompts of one adapter, one a line, for a router that learns from prompts; "
+        "may be repeated.",
+        metavar="NAME=FILE",
+        repeats=True,
+        read=read_named_file,
+    )
+    weights: tuple[float, ...] | Literal["search"] | None = option(
+        None,
+        COMPOSITION,
+        "One weight for each adapter, such as 0.7,0.3 or 1,-0.5, used as given (uniform ignores "
+        "them); or search: found on a part of the task that serves nothing else.",
+        read=read_weights,
+    )
+    search_budget: int = option(
+        SEARCH_BUDGET, COMPOSITION, "Weight vectors that --weights search may try.", least=1
+    )
+    search_items: int | None = option(
+        None,
+        COMPOSITION,
+        "Items set apart for --weights search (a quarter, at most 64, unless set).",
+        least=1,
+    )
+    space: str | None = option(
+        None,
+        COMPOSITION,
+        "Space in which a merge runs: full, core or knots; without it the method's own.",
+    )
+    rank: int | Literal["auto"] = option(
+        "auto",
+        COMPOSITION,
+        "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
+        read=read_auto_or_count,
+    )
+    limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
+    max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
+    metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")
+    margin: float | None = option(
+        None, EVALUATION, f"Gain below which composing is not worth it (default {MARGIN:g}).",
+        least=0, most=1,
+    )  # fmt: skip
+    retention: float = option(
+        RETENTION,
+        EVALUATION,
+        "Share of each specialist's gain that one model must keep.",
+        least=0,
+        most=1,
+    )
+    prior: float | None = option(
+        None,
+        EVALUATION,
+        "Share of such compositions that you expect to gain; the probability is for it (without "
+        "it the calibration's own).",
+    )
+    calibration: Path | None = option(
+        None, EVALUATION, "Calibration that lab calibrate wrote, in place of the shipped one."
+    )
+    chat_template: Literal["auto", "on", "off"] = option(
+        "auto", EVALUATION, "auto (the better for the single adapters), on or off."
+    )
+    diagnostics: tuple[str, ...] = option(
+        (),
+        EVALUATION,
+        "Also compute this diagnostic, such as intruder_dimensions (needs --base); may be "
+        "repeated.",
+        flag="--diagnostic",
+        repeats=True,
+    )
+    exact: bool = option(False, EVALUATION, "Use all entries of every delta, no sample.")
+    per_module: bool = option(False, EVALUATION, "Also give a row for every module.")
+    seed: int = option(0, EVALUATION, "Seed of everything that is drawn.", least=0)
+    device: str = option("auto", MACHINE, "auto, cpu, cuda[:n] or mps.")
+    dtype: str = option(
+        "auto", MACHINE, "Of the base: auto (by the device), float32, bfloat16 or float16."
+    )
+    quantize: Literal["none", "4bit", "8bit"] = option(
+        "none", MACHINE, "Load the base as it is (none), in 4bit or in 8bit."
+    )
+    device_map: Literal["none", "auto"] = option(
+        "none", MACHINE, "auto: spread the base over all devices (needs accelerate); or none."
+    )
+    trust_remote_code: bool = option(
+        False, MACHINE, "Run model code that the base's repository holds."
+    )
+    batch_size: int | Literal["auto"] = option(
+        "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
+    )
+    threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
+    resume: bool = option(False, OUTPUT, "Go on where an interrupted run of the same call stopped.")
+    state: Path | None = None
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A single reference is a sequence of characters, which nobody means.
+        one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
+        object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
+        self._check_values()
+        self._check_combinations()
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> Options:
+        """The options of a Python call. Raises UsageError for a keyword that does not exist."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in keywords:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
+                raise UsageError(f"Unknown option {name!r}: {hint}")
+        return cls(**keywords)
+
+    def _check_values(self) -> None:
+        """Each value by the declaration of its field."""
+        for name, declared in declarations(Options).items():
+            value, flag = getattr(self, name), declared.flag
+            hint = _hints(Options)[name]
+            if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+                allowed = ", ".join(typing.get_args(hint))
+                raise UsageError(f"{flag} must be one of {allowed}, not {value!r}.")
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            least, most = declared.least, declared.most
+            if least is not None and most is not None and not least <= value <= most:
+                raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
+            if least is not None and not value >= least:
+                raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
+
+    def _check_combinations(self) -> None:
+        """Values of several options that do not go together, or that need another option."""
+        if isinstance(self.weights, str) and self.weights != "search":
+            raise UsageError(
+                f"--weights takes one number an adapter or search, not {self.weights!r}."
+            )
+        if not all(map(math.isfinite, self.given_weights or ())):
+            raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
+        if self.weights != "search":
+            if self.search_items is not None:
+                raise UsageError("--search-items goes with --weights search.")
+            if self.search_budget != SEARCH_BUDGET:
+                raise UsageError("--search-budget goes with --weights search.")
+        if self.metric == "answer_loss" and self.margin is None:
+            raise UsageError(
+                "--metric answer_loss needs --margin, the loss difference that matters."
+            )
+        if self.prior is not None and not 0 < self.prior < 1:
+            raise UsageError(
+                f"--prior is the share of compositions expected to gain, above 0 and below 1, "
+                f"not {self.prior}."
+            )
+        if self.device_map == "auto" and self.device != "auto":
+            raise UsageError("--device-map auto places the base by itself; leave --device out.")
+        named = [name for name, _ in self.router_prompts]
+        for name, file in self.router_prompts:
+            if named.count(name) > 1:
+                raise UsageError(
+                    f"--router-prompts names {name} twice; put all its lines into one file."
+                )
+            if not Path(file).is_file():
+                raise UsageError(f"--router-prompts: {file} is no file.")
+
+    def check_names(self) -> None:
+        """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that
+        does not exist, before anything is loaded."""
+        from loraprobe.diagnostics import DIAGNOSTICS
+        from loraprobe.merging import METHODS
+        from loraprobe.routing import ROUTERS
+        from loraprobe.spaces import space_named
+
+        shelves = (
+            (METHODS, self.methods),
+            (ROUTERS, self.routers),
+            (DIAGNOSTICS, self.diagnostics),
+        )
+        for registry, specs in shelves:
+            for spec in specs:
+                registry.make(spec)
+        if self.space is not None:
+            space_named(self.space)
+        self._check_machine()
+        if self.metric is not None:
+            from loraprobe.evaluation import METRICS
+
+            if self.metric not in METRICS:
+                known = ", ".join(METRICS)
+                raise UsageError(f"--metric must be one of {known}, not {self.metric!r}.")
+        if self.calibration is not None:
+            from loraprobe.verdict import read_calibration
+
+            read_calibration(self.calibration)
+
+    def _check_machine(self) -> None:
+        from loraprobe.base import pick_device, pick_dtype
+
+        if self.device != "auto":
+            pick_device(self.device)
+        if self.dtype != "auto":
+            pick_dtype(self.dtype)
+
+    def check_count(self, adapters: int) -> None:
+        """Raises UsageError where the weights are not one for each adapter."""
+        given = self.given_weights
+        if given is not None and len(given) != adapters:
+            raise UsageError(
+                f"--weights gives {len(given)} numbers for {adapters} adapters; give one for each."
+            )
+
+    @property
+    def needed_gain(self) -> float:
+        """The margin as given, else the default."""
+        return MARGIN if self.margin is None else self.margin
+
+    @property
+    def given_weights(self) -> tuple[float, ...] | None:
+        """The weights as numbers; None where there are none or they are to be searched."""
+        return None if isinstance(self.weights, str) else self.weights
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Which of the options decide an item's result, as plain data.
+
+        `--limit` decides through the items of the tasks, `--router-prompts` through their lines.
+        """
+        decides = [
+            "methods", "routers", "systems", "weights", "space", "rank", "allow", "max_new_tokens",
+            "metric", "seed", "balance", "quantize", "device_map", "trust_remote_code",
+        ]  # fmt: skip
+        decides += ["search_budget", "search_items"] if self.weights == "search" else []
+        subtracted = len(self.subtract)  # the last of the adapters, whose content is known
+        return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How a command prints its result and where it writes."""
+
+    target: Path | None = option(
+        None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
+    )
+    overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
+    json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
+    html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
+    exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

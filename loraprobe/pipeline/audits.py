@@ -1,0 +1,42 @@
+"""Records of the stages -> the Audit of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from loraprobe.pipeline.examination import Examination
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.session import Session
+from loraprobe.records import Audit, Compatibility, Issue
+
+
+def audit_of(
+    session: Session,
+    inputs: Inputs,
+    examined: Examination,
+    notes: Iterable[str] = (),
+    **found: Any,
+) -> Audit:
+    """The audit of a run. `found` are fields of Audit; empty notes are left out."""
+    norms = {
+        row.adapters[0]: row.value
+        for row in examined.diagnostics
+        if row.name == "norm" and row.module is None
+    }
+    return Audit(
+        command=session.command,
+        provenance=session.provenance(),
+        adapters=tuple(a.summary(norms.get(a.name)) for a in inputs.adapters),
+        base=inputs.base.summary() if inputs.base is not None else None,
+        compatibility=examined.compatibility,
+        diagnostics=examined.diagnostics,
+        layers=examined.layers,
+        notes=tuple(filter(None, notes)),
+        **found,
+    )
+
+
+def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
+    """Findings with further ones after them, each once."""
+    return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))

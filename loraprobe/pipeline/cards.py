@@ -1,0 +1,65 @@
+"""The model cards of merges and compositions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraprobe.compatibility.licences import licence_of_merge
+from loraprobe.options import Options
+from loraprobe.pipeline.provenance import provenance_of
+from loraprobe.records import Audit
+from loraprobe.report.card import composition_card, model_card
+
+if TYPE_CHECKING:
+    from loraprobe.merging import Merged
+    from loraprobe.pipeline.saved import Routed
+
+
+def with_card(merged: Merged, audit: Audit, options: Options) -> Merged:
+    """The merge with the card that its directory will carry."""
+    low, high = merged.adapter.rank_range
+    card = model_card(
+        name=merged.adapter.name,
+        base_model=merged.adapter.base_model,
+        sources=merged.sources,
+        method=merged.method,
+        space=merged.space,
+        rank=str(low) if low == high else f"{low} to {high}",
+        weights=merged.weights,
+        compression_error=merged.compression_error,
+        rounding_error=merged.rounding_error,
+        dtype=str(merged.adapter.dtype).removeprefix("torch."),
+        seed=options.seed,
+        issues=audit.compatibility.issues,
+        allowed=options.allow,
+        verdict=audit.verdict,
+        transformations=audit.transformations,
+        search=audit.search,
+        provenance=provenance_of(merged, audit, options),
+        license=merged.license,
+    )
+    return replace(merged, card=card)
+
+
+def with_composition_card(made: Routed, audit: Audit, options: Options) -> Routed:
+    """The composition with the card that its directory will carry."""
+    experts = made.composition.experts
+    bases = [expert.base_model for expert in experts if expert.base_model]
+    card = composition_card(
+        name=made.composition.name,
+        base_model=bases[0] if bases else None,
+        router=repr(made.composition.router),
+        experts=[
+            replace(expert.summary(), license=made.licences.get(expert.name)) for expert in experts
+        ],
+        why_not_peft=made.why_not_peft,
+        missed_prototype=made.missed_prototype,
+        issues=audit.compatibility.issues,
+        allowed=options.allow,
+        verdict=audit.verdict,
+        transformations=audit.transformations,
+        search=audit.search,
+        license=licence_of_merge(made.licences),
+    )
+    return replace(made, card=card)

@@ -1,0 +1,296 @@
+"""`inspect`, `merge`, `compose` and `merge_and_eval`: the stages of each command in order.
+
+The command line and the Python functions both call these. Adapters, base and tasks are references
+and paths, or objects that are open already. `written` names where the caller will write, so that
+an output never lands on an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraprobe import compatibility
+from loraprobe.adapter import Adapter
+from loraprobe.base import Base, pick_dtype
+from loraprobe.composition import Composition
+from loraprobe.errors import UsageError
+from loraprobe.merging import METHODS, Merged
+from loraprobe.options import Options
+from loraprobe.pipeline.audits import audit_of, with_issues
+from loraprobe.pipeline.cards import with_card, with_composition_card
+from loraprobe.pipeline.conclusion import conclude, recommend
+from loraprobe.pipeline.examination import Examination, check, examine
+from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
+from loraprobe.pipeline.licences import declared, with_licences
+from loraprobe.pipeline.merges import merge_by, merge_figures
+from loraprobe.pipeline.session import Progress, Session
+from loraprobe.pipeline.transforms import general_of, prepare
+from loraprobe.records import Audit, Issue, Measurement
+from loraprobe.words import count
+
+if TYPE_CHECKING:
+    from loraprobe.compatibility.identity import Purpose
+    from loraprobe.pipeline.saved import Routed
+    from loraprobe.tasks import Probe, Task
+
+Adapters = Sequence[Adapter | Reference]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An audit, and what it made: a merge or a composition with its card, where there is one.
+
+    `why_nothing` says why merge-and-eval recommends nothing that could be saved.
+    """
+
+    audit: Audit
+    made: Merged | Routed | None = None
+    why_nothing: str = ""
+
+
+def inspect(
+    adapters: Adapters,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Sequence[Task | Reference] | Task | Reference = (),
+    probe: Probe | Reference | None = None,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Audit:
+    """What adapters are and how they relate; with base and task or probe a verdict.
+
+    probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
+    themselves. Raises LoraprobeError where something cannot be read.
+    """
+    asked = bool(tasks) or bool(probe)
+    if asked and base is None:
+        raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
+    if tasks:
+        from loraprobe.pipeline.results import check_state
+
+        check_state(options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
+    opened, cards = open_probe(probe, inputs.given)
+    session = Session("inspect", options, progress)
+    purpose: Purpose = "inspect" if base is None else "route" if asked else "measure"
+    examined = examine(inputs.adapters, inputs.base, purpose, session)
+    if not asked:
+        return audit_of(session, inputs, examined)
+    from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
+
+    known = Knowledge()
+    if examined.compatibility.compatible:
+        known = measure_knowledge(inputs, opened, cards, session)
+    verdict = conclude(
+        options,
+        inputs,
+        examined,
+        level=known.level,
+        coverage=known.coverage,
+        forecasts=known.forecasts,
+        evaluation=known.evaluation,
+    )
+    return audit_of(
+        session,
+        inputs,
+        examined,
+        known.notes,
+        coverage=known.coverage,
+        forecasts=known.forecasts,
+        evaluation=known.evaluation,
+        verdict=verdict,
+    )
+
+
+def merge(
+    adapters: Adapters,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Sequence[Task | Reference] | Task | Reference = (),
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Outcome:
+    """Merges by the first of options.methods; the merge carries a model card.
+
+    tasks: what weights are searched on where the options ask for it; nothing is evaluated. The
+    merge's own pass over the files finds what only tensors tell: NaN, no effect, duplicates.
+    Raises CompatibilityError where the adapters cannot be merged exactly.
+    """
+    from loraprobe.pipeline.weight_search import chosen_weights
+
+    check_task_use(bool(tasks), options, "merge")
+    inputs = open_inputs(adapters, base, tasks, options, written)
+    session, spec = Session("merge", options, progress), options.methods[0]
+    if options.weights == "search" and not METHODS.make(spec).takes_weights:
+        raise UsageError(
+            f"{spec} has weights of its own, so there are none to search for; use --method "
+            "task_arithmetic."
+        )
+    found = compatibility.require(check(inputs.adapters, inputs.base, "merge", session))
+    general = general_of(inputs.adapters, options, "merge", inputs.base)
+    with session.stage("prepare"):
+        prepared = prepare(inputs.adapters, options, general, inputs.base)
+    weights, search, notes = chosen_weights(inputs, prepared, session)
+    with session.stage("merge"):
+        merged = merge_by(
+            spec,
+            prepared.adapters,
+            options,
+            inputs.base,
+            weights=weights,
+            dtype=prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype),
+            progress=progress,
+        )
+    merged, licence_issues = with_licences(merged, inputs.given, inputs.base)
+    examined = Examination(
+        with_issues(found, (*merged.issues, *licence_issues)), merge_figures(merged, prepared)
+    )
+    low, high = merged.adapter.rank_range
+    ranks = str(low) if low == high else f"{low} to {high}"
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}."
+    notes = [*notes, *prepared.notes, made]
+    audit = audit_of(
+        session, inputs, examined, notes, search=search, transformations=prepared.steps
+    )
+    return Outcome(audit, with_card(merged, audit, options))
+
+
+def compose(
+    adapters: Adapters,
+    *,
+    base: Base | Reference | None = None,
+    tasks: Sequence[Task | Reference] | Task | Reference = (),
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Outcome:
+    """Adapters and the first of options.routers as a composition that can be saved.
+
+    base: needed by a router that learns from prompts and by a search of weights on `tasks`; with it
+    the adapters are checked against it, and whether peft's Arrow can express the composition.
+    Nothing is evaluated. Raises CompatibilityError where the adapters do not fit together,
+    UsageError for weights with a router that has gates of its own.
+    """
+    from loraprobe.pipeline.router_fitting import chosen_router
+    from loraprobe.pipeline.saved import Routed
+    from loraprobe.shelf import spec_of
+
+    check_task_use(bool(tasks), options, "route")
+    inputs = open_inputs(adapters, base, tasks, options, written)
+    session, spec = Session("route", options, progress), options.routers[0]
+    found = compatibility.require(check(inputs.adapters, inputs.base, "route", session))
+    general = general_of(inputs.adapters, options, "route", inputs.base)
+    with session.stage("prepare"):
+        prepared = prepare(inputs.adapters, options, general, inputs.base)
+    router, search, notes = chosen_router(spec, inputs, prepared, session)
+    licences, licence_issues = declared(inputs.given, inputs.base)
+    made = Routed(
+        Composition(spec, prepared.adapters, router),
+        inputs.base,
+        prepared.steps,
+        licences=licences,
+    )
+    with session.stage("peft"):
+        notes += [*prepared.notes, *made.composition.notes(), made.peft_note]
+    norms = tuple(Measurement("norm", (s.adapter,), s.norm_before) for s in prepared.steps)
+    examined = Examination(with_issues(found, licence_issues), norms)
+    notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec_of(router)}.")
+    audit = audit_of(
+        session, inputs, examined, notes, search=search, transformations=prepared.steps
+    )
+    return Outcome(audit, with_composition_card(made, audit, options))
+
+
+def merge_and_eval(
+    adapters: Adapters,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Outcome:
+    """Compatibility, diagnostics, probes, every system on every task, verdict.
+
+    Raises LoraprobeError where base, adapters or tasks cannot be used at all. Adapters that do not
+    fit together end the run early with the verdict `incompatible`.
+    """
+    from loraprobe.pipeline.evaluating import evaluate
+
+    inputs = _open_composition(adapters, base, tasks, options, written)
+    session = Session("merge-and-eval", options, progress)
+    examined = examine(inputs.adapters, inputs.base, "route", session)
+    if not examined.compatibility.compatible:
+        verdict = conclude(options, inputs, examined, level="weights")
+        audit = audit_of(session, inputs, examined, verdict=verdict)
+        return Outcome(audit, None, "the adapters do not fit together.")
+    general = general_of(inputs.adapters, options, "route", inputs.base)
+    found = evaluate(inputs, general, session)
+    evidence = {
+        "coverage": found.coverage,
+        "forecasts": found.forecasts,
+        **vars(found.statistics),
+    }
+    verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
+    with session.stage("save"):
+        made, why = recommend(verdict, found.compositions, found.builder)
+    made, issues = _with_licences(made, inputs)
+    audit = audit_of(
+        session,
+        inputs,
+        replace(examined, compatibility=with_issues(examined.compatibility, issues)),
+        found.notes,
+        gates=found.gates,
+        search=found.search,
+        transformations=found.builder.prepared.steps,
+        verdict=verdict,
+        **evidence,
+    )
+    if isinstance(made, Merged):
+        made = with_card(made, audit, options)
+    elif made is not None:
+        made = with_composition_card(made, audit, options)
+    return Outcome(audit, made, why)
+
+
+def _open_composition(
+    adapters: Adapters,
+    base: Base | Reference,
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options,
+    written: Sequence[Path],
+) -> Inputs:
+    """The inputs of merge-and-eval, refused before anything is loaded where they cannot do."""
+    from loraprobe.pipeline.results import check_state
+    from loraprobe.pipeline.systems import check_systems
+    from loraprobe.pipeline.weight_search import split
+
+    if not tasks:
+        raise UsageError(
+            "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
+        )
+    if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
+        raise UsageError("merge-and-eval composes adapters; give at least two.")
+    check_state(options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
+    check_systems(inputs.adapters, options)
+    if options.weights == "search":
+        split(inputs.tasks, options)  # raises where a task has too few items
+    return inputs
+
+
+def _with_licences(
+    made: Merged | Routed | None, inputs: Inputs
+) -> tuple[Merged | Routed | None, list[Issue]]:
+    """What is recommended with the licences of its sources, and the findings about them."""
+    if made is None:
+        return None, []
+    if isinstance(made, Merged):
+        return with_licences(made, inputs.given, inputs.base)
+    licences, issues = declared(inputs.given, inputs.base)
+    return replace(made, licences=licences), issues

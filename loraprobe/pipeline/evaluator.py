@@ -1,0 +1,164 @@
+"""One loaded base model and what is measured on it: systems, probes, gates, searched weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraprobe import evaluation
+from loraprobe.adapter import Adapter
+from loraprobe.composition import Router
+from loraprobe.evaluation import Ledger, System
+from loraprobe.pipeline.gate_statistics import gate_statistics
+from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.results import open_ledger
+from loraprobe.pipeline.router_fitting import fit_routers
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import forecastable, single
+from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.weight_search import Memory, Split, find_weights, note, split
+from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
+
+if TYPE_CHECKING:
+    from loraprobe.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluator(AbstractContextManager["Evaluator"]):
+    """Asks systems on one base in memory; results are kept in the ledger as they come.
+
+    `tasks` are the tasks that are evaluated, `split` says which items a search of weights has of
+    its own. As a context it closes the ledger.
+    """
+
+    inputs: Inputs
+    session: Session
+    scorer: Any
+    ledger: Ledger
+    tasks: Sequence[Task]
+    split: Split | None = None
+    notes: Sequence[str] = ()
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+
+    def run(self, systems: Sequence[System]) -> list[ItemResult]:
+        """Results of systems on all tasks; what the ledger already holds is not asked again."""
+        options = self.session.options
+        with self.session.stage("evaluate"):
+            return evaluation.run_systems(
+                self.scorer,
+                systems,
+                self.tasks,
+                self.ledger,
+                metric=options.metric,
+                max_new_tokens=options.max_new_tokens,
+                progress=self.session.progress,
+            )
+
+    def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
+        """What the base and single adapters know of the tasks."""
+        from loraprobe.probes import cover
+
+        with self.session.stage("cover"):
+            return cover(
+                self.scorer,
+                self.inputs.adapters,
+                self.tasks,
+                results=results,
+                seed=self.session.options.seed,
+                progress=self.session.progress,
+            )
+
+    def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
+        """What the compositions asked for would gain if the adapters' effects simply added."""
+        from loraprobe.probes import forecast
+
+        options = self.session.options
+        with self.session.stage("forecast"):
+            return forecast(
+                self.scorer,
+                self.inputs.adapters,
+                self.tasks,
+                forecastable(options, self.inputs.adapters),
+                results=results,
+                metric=options.metric,
+                max_new_tokens=options.max_new_tokens,
+                seed=options.seed,
+                progress=self.session.progress,
+            )
+
+    def fit_routers(self, prepared: Prepared) -> tuple[dict[str, Router], list[str]]:
+        """Routers that learn from prompts, fitted, by spec; and notes."""
+        options = self.session.options
+        with self.session.stage("fit"):
+            return fit_routers(self.inputs.adapters, prepared, options, self.scorer, self.tasks)
+
+    def search_weights(self, prepared: Prepared) -> tuple[WeightSearch | None, list[str]]:
+        """`--weights search`, on items that no system is scored on; None where it is not asked."""
+        if self.split is None:
+            return None, []
+        options, path = self.session.options, self.ledger.path
+        kept = None if path is None else path.with_name("search.jsonl")
+        with self.session.stage("search"):
+            found = find_weights(
+                self.scorer,
+                prepared.adapters,
+                self.split,
+                options,
+                memory=Memory(kept, options.resume),
+                progress=self.session.progress,
+            )
+        return found, [note(found)]
+
+    def gates(self, systems: Sequence[System]) -> tuple[tuple[GateStatistics, ...], str]:
+        """How token routers share their gates on the tasks' prompts, and a note."""
+        with self.session.stage("gates"):
+            return gate_statistics(self.scorer, systems, self.tasks, self.session.options.seed)
+
+
+def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Evaluator:
+    """Loads the base, settles the chat template and opens the results of earlier runs.
+
+    general: adapters that `--subtract` names; they are part of what decides a result.
+    """
+    from loraprobe.evaluation import choose_template
+
+    assert inputs.base is not None
+    options = session.options
+    parted = split(inputs.tasks, options) if options.weights == "search" else None
+    tasks = parted.left if parted else inputs.tasks
+    scorer, notes = load_scorer(inputs.base, options.dtype, session)
+    notes += task_notes(tasks, options.metric)
+    if options.chat_template == "auto" and tasks:
+        singles = [single(adapter) for adapter in inputs.adapters]
+        with session.stage("template"):
+            chosen, why = choose_template(scorer, singles, tasks, metric=options.metric)
+        scorer = scorer.with_template(chosen)
+        notes += [why] if why else []
+    ledger, kept = open_ledger(
+        [*inputs.adapters, *general],
+        inputs.base,
+        inputs.tasks,
+        options,
+        session,
+        scorer.chat_template,
+    )
+    notes += [kept] if kept else []
+    return Evaluator(inputs, session, scorer, ledger, tasks, parted, notes)
+
+
+def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
+    """What a reader has to know of the tasks to read the figures."""
+    notes = []
+    if metric == "answer_loss":
+        notes.append("Differences of losses are signed so that a lower loss is a gain.")
+    for task in tasks:
+        if len(task.items) > 1 and len({item.cluster for item in task.items}) == 1:
+            notes.append(
+                f"All {len(task.items)} items of task {task.name} share one group, so they count "
+                "as one observation and decide nothing: add items of other groups."
+            )
+    return notes

@@ -1,0 +1,145 @@
+"""References and paths as a user gives them -> adapters, base model and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprobe import compatibility, hub
+from loraprobe.adapter import Adapter, check_apart
+from loraprobe.base import Base, open_base, pick_device, pick_dtype
+from loraprobe.errors import UsageError
+from loraprobe.pipeline.session import Session
+
+if TYPE_CHECKING:
+    from loraprobe.options import Options
+    from loraprobe.tasks import Probe, Task
+
+Reference = str | Path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a command works on, opened.
+
+    `adapters` have one layout of fused projections, the base's where there is a base; `given` are
+    the same adapters as their files have them.
+    """
+
+    adapters: Sequence[Adapter]
+    given: Sequence[Adapter]
+    base: Base | None = None
+    tasks: Sequence[Task] = ()
+
+
+def open_inputs(
+    adapters: Sequence[Adapter | Reference],
+    base: Base | Reference | None,
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options,
+    written: Sequence[Path] = (),
+) -> Inputs:
+    """Reads the tasks, then the adapters, then finds the base.
+
+    written: where the caller will write. Raises LoraprobeError, also where that is, contains or
+    lies inside the base model's directory.
+    """
+    options.check_names()
+    read = open_tasks(tasks, options.limit)
+    given = hub.load_all(adapters)
+    options.check_count(len(given))
+    opened = None
+    if base:
+        opened = base_of(base, given, code=options.trust_remote_code)
+        for target in written:
+            check_apart(target, [opened.path])
+    return Inputs(compatibility.aligned(given, opened), given, opened, read)
+
+
+def open_tasks(
+    tasks: Sequence[Task | Reference] | Task | Reference, limit: int | None
+) -> list[Task]:
+    """Tasks from files, one or several; a task that is open already is taken as it is."""
+    from loraprobe.tasks import Task, load_task
+
+    several = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
+    return [one if isinstance(one, Task) else load_task(one, limit) for one in several]
+
+
+def open_probe(
+    probe: Probe | Reference | None, adapters: Sequence[Adapter]
+) -> tuple[Probe | str | None, Mapping[str, str | None]]:
+    """A probe file read, or "auto" with the adapters' model cards, from which it is made."""
+    from loraprobe.tasks import load_probe
+
+    if probe == "auto":
+        return "auto", {adapter.name: hub.model_card(adapter) for adapter in adapters}
+    if isinstance(probe, (str, Path)):
+        return (load_probe(probe) if probe else None), {}
+    return probe, {}
+
+
+def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
+    """The base of a reference; "auto" is the one that the adapters' configs agree on.
+
+    A base that is open already is returned as it is. `code` also downloads a repository's own
+    model code. Raises LoraprobeError where the base cannot be had.
+    """
+    if isinstance(base, Base):
+        return base
+    reference = hub.common_base(adapters) if base == "auto" else str(base)
+    snapshot = hub.resolve_base(reference, code=code)
+    return open_base(snapshot.path, snapshot.reference, snapshot.commit)
+
+
+def load_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
+    """The base in memory on the device of the options, as a scorer, and notes for the report.
+
+    The session records device and dtype.
+    """
+    from loraprobe.scoring import Scorer
+
+    options, notes = session.options, []
+    with session.stage("load"):
+        device = pick_device(options.device)
+        kind = pick_dtype(dtype, device)
+        loaded = base.load(
+            device=device,
+            dtype=kind,
+            trust_remote_code=options.trust_remote_code,
+            quantize=options.quantize,
+            device_map=options.device_map,
+        )
+    session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
+    if options.quantize != "none":
+        bits = options.quantize.removesuffix("bit")
+        notes.append(
+            f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
+            "as it ran."
+        )
+    if options.device_map == "auto":
+        places = {str(place) for place in getattr(loaded.model, "hf_device_map", {}).values()}
+        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
+    if options.trust_remote_code:
+        notes.append("Code from the base's repository was allowed to run.")
+    scorer = Scorer(
+        loaded.model,
+        loaded.tokenizer,
+        batch_size=options.batch_size,
+        chat_template=options.chat_template == "on",
+        progress=session.progress,
+    )
+    return scorer, notes
+
+
+def check_task_use(given: bool, options: Options, command: str) -> None:
+    """Raises UsageError for a task that a command would not use, or a limit without a task."""
+    if given and options.weights != "search":
+        raise UsageError(
+            f"--task serves {command} only to search weights on; add --weights search, or use "
+            "merge-and-eval."
+        )
+    if options.limit is not None and not given:
+        raise UsageError("--limit goes with --task, whose items it counts.")

@@ -1,0 +1,135 @@
+"""peft loads an adapter onto a model that is nothing but its shapes: no base weights needed."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.adapter.config import Config, read_config
+from loraprobe.adapter.expressions import PLAIN, ExpressionError
+from loraprobe.adapter.targeting import Names, untargeted
+from loraprobe.adapter.tensors import open_tensors
+
+Layer = Callable[[ModuleInfo], nn.Module]
+
+
+def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
+    """What peft does not match when it loads the directory; empty if every key finds its place.
+
+    The skeleton has a layer of the right kind and shape at each path that the adapter names, on
+    the meta device, where tensors have no data. Which modules the directory's config targets, and
+    their ranks, are worked out here, where expressions have limits; peft is given plain paths.
+    """
+    from peft import get_peft_model
+    from peft.utils import set_peft_model_state_dict
+
+    told = read_config(directory)
+    try:
+        beyond = untargeted(adapter.layout, told.raw)
+    except ExpressionError as error:
+        return [f"peft does not load it: {error}"]
+    wrong = [f"peft leaves {path} out, which the config does not target" for path in beyond]
+    wrong += [
+        f"peft gives {path} rank {told.rank(path)}"
+        for path, info in adapter.layout.items()
+        if told.rank(path) != info.rank
+    ]
+    config = _plain_config(told, adapter)
+    file = open_tensors(directory)
+    state = {key: file.read(key) for key in file.shapes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(skeleton(adapter), config, low_cpu_mem_usage=True)
+        found: Any = set_peft_model_state_dict(model, state, low_cpu_mem_usage=True)
+    wrong += [f"peft finds no place for {key}" for key in found.unexpected_keys]
+    lost = [key for key in found.missing_keys if "lora_" in key or "modules_to_save" in key]
+    wrong += [f"peft misses {key}" for key in lost]
+    loaded = {name.replace(".default", ""): p for name, p in model.named_parameters()}
+    for key, tensor in state.items():
+        place = loaded.get(key, loaded.get(f"{key}.weight"))
+        if place is not None and tuple(place.shape) != tuple(tensor.shape):
+            wrong.append(f"peft gives {key} the shape {list(place.shape)}")
+    return wrong
+
+
+def _plain_config(told: Config, adapter: Adapter) -> Any:
+    """The peft config that does on this adapter's modules what the directory's does, without
+    expressions of its author: modules by their paths, ranks by escaped paths.
+
+    Raises ExpressionError for a whole module whose path peft would read as an expression.
+    """
+    from peft import LoraConfig
+
+    saved = told.raw.get("modules_to_save") or []
+    names = Names([saved] if isinstance(saved, str) else saved)
+    whole = {name.rpartition(".")[0] for name in adapter.whole}
+    kept = sorted(path for path in whole if names.fits(path))
+    if odd := [path for path in kept if not PLAIN.fullmatch(path)]:
+        raise ExpressionError(f"peft would read the module path {odd[0]!r} as an expression")
+    ranks: dict[int, list[str]] = {}
+    for path, info in adapter.layout.items():
+        ranks.setdefault(info.rank, []).append(re.escape(path))
+    r = Counter(info.rank for info in adapter.layout.values()).most_common(1)[0][0]
+    return LoraConfig(
+        r=r,
+        target_modules=list(adapter.layout),
+        rank_pattern={f"^(?:{'|'.join(paths)})": n for n, paths in ranks.items() if n != r},
+        modules_to_save=kept or None,
+        bias=told.raw.get("bias") or "none",
+        fan_in_fan_out=told.fan_in_fan_out,
+        use_dora=bool(told.raw.get("use_dora")),
+        lora_bias=bool(told.raw.get("lora_bias")),
+        inference_mode=True,
+    )
+
+
+def skeleton(adapter: Adapter) -> nn.Module:
+    """A tree of modules on the meta device with a layer at each path of the adapter."""
+    root = nn.Module()
+    layers = {path: _layer(info) for path, info in adapter.layout.items()}
+    for name, tensor in adapter.whole.items():
+        path, _, what = name.rpartition(".")
+        if what == "bias":
+            holder = layers.setdefault(path, nn.Module())
+            empty = torch.empty(tensor.shape, device="meta")
+            holder.register_parameter("bias", nn.Parameter(empty))
+        elif path not in layers:
+            holder = nn.Module()
+            empty = torch.empty(tensor.shape, device="meta")
+            holder.register_parameter("weight", nn.Parameter(empty))
+            layers[path] = holder
+    for path in sorted(layers, key=lambda p: p.count(".")):
+        parent = root
+        *parents, name = path.split(".")
+        for part in parents:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(name, layers[path])
+    return root
+
+
+def _layer(info: ModuleInfo) -> nn.Module:
+    """A layer of the kind and shape of a module, without data."""
+    with torch.device("meta"):
+        if info.kind == "embedding":
+            return nn.Embedding(info.in_features, info.out_features)
+        if info.kind == "conv1d":
+            from transformers.pytorch_utils import Conv1D
+
+            return Conv1D(info.out_features, info.in_features)
+        if info.kind == "convolution":
+            made = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(info.kernel)]
+            channels = info.in_features
+            for size in info.kernel:
+                channels //= size
+            return made(channels, info.out_features, info.kernel)  # type: ignore[arg-type]
+        return nn.Linear(info.in_features, info.out_features, bias=False)

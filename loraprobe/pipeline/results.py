@@ -1,0 +1,114 @@
+"""Where a run keeps its results as they come, so that --resume repeats nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprobe._version import __version__
+from loraprobe.adapter import Adapter, check_place
+from loraprobe.base import Base
+from loraprobe.checkpoint import cache_directory
+from loraprobe.options import Options
+from loraprobe.pipeline.router_fitting import read_lines
+from loraprobe.pipeline.session import Session
+
+if TYPE_CHECKING:
+    from loraprobe.evaluation import Ledger
+    from loraprobe.tasks import Task
+
+
+CURE = "set LORAPROBE_CACHE to a directory of yours"
+
+
+def check_state(options: Options) -> None:
+    """Raises OutputError where no results could be kept, before anything is loaded for them."""
+    check_place(options.state or cache_directory() / "runs" / "results", CURE)
+
+
+def open_ledger(
+    adapters: Sequence[Adapter],
+    base: Base,
+    tasks: Sequence[Task],
+    options: Options,
+    session: Session,
+    chat_template: bool,
+) -> tuple[Ledger, str]:
+    """The ledger of exactly this run; a note where --resume finds results, or why it finds none."""
+    from loraprobe.evaluation import Ledger
+
+    decides = identity(adapters, base, tasks, options) | {
+        "device": session.device,
+        "dtype": session.dtype,
+        "template": chat_template,
+    }
+    runs = cache_directory() / "runs"
+    ledger = Ledger(options.state or runs / _digest(decides), options.resume, fingerprint=decides)
+    if not options.resume:
+        return ledger, ""
+    if len(ledger):
+        return ledger, f"{len(ledger)} results of an earlier run of this call were kept."
+    return ledger, _what_changed(runs, decides)
+
+
+def identity(
+    adapters: Sequence[Adapter], base: Base, tasks: Sequence[Task], options: Options
+) -> dict[str, Any]:
+    """Everything that decides the result of an item; equal means that results may be kept.
+
+    Batch size and threads are left out: they are other orders of the same sums, after which only
+    an answer between two equally likely tokens differs (docs/determinism.md), and a run that ran
+    out of memory goes on with a smaller batch.
+    """
+    packages = ["torch", "transformers", "tokenizers"]
+    packages += ["bitsandbytes"] if options.quantize != "none" else []
+    return {
+        "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
+        "order": [a.name for a in adapters],  # which weights go by
+        "base": base.identity,
+        "tasks": {task.name: _digest([asdict(item) for item in task.items]) for task in tasks},
+        "router_prompts": {
+            name: _digest(read_lines(Path(file))) for name, file in options.router_prompts
+        },
+        "options": options.fingerprint(),
+        "versions": {"loraprobe": __version__}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
+    """How this run differs from the most similar one of the same adapters and tasks that was kept.
+
+    "" where there is no such run.
+    """
+    from loraprobe.evaluation.ledger import NAME, as_plain, changes, read_fingerprint
+
+    new = as_plain(decides)
+    found: Iterable[dict[str, Any] | None] = map(read_fingerprint, sorted(runs.glob(f"*/{NAME}")))
+    alike = [
+        changes(old, new)
+        for old in found
+        if old and all(_names(old, key) == _names(new, key) for key in ("adapters", "tasks"))
+    ]
+    nearest = min((phrases for phrases in alike if phrases), key=len, default=None)
+    if nearest is None:
+        return ""
+    more = f" and {len(nearest) - 4} more" if len(nearest) > 4 else ""
+    return f"Kept results were not used, for this run differs: {'; '.join(nearest[:4])}{more}."
+
+
+def _names(fingerprint: Mapping[str, Any], key: str) -> list[str]:
+    held = fingerprint.get(key)
+    return sorted(held) if isinstance(held, dict) else []
+
+
+def _digest(value: Any) -> str:
+    from loraprobe.evaluation.ledger import as_plain
+
+    text = json.dumps(as_plain({"": value}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

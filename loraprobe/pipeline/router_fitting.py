@@ -1,0 +1,223 @@
+"""Shows routers that learn from prompts what each adapter is for, before they are evaluated.
+
+Prompts carry no answers and are none of the tasks': those that a user gives as files, else those
+that an adapter writes itself where a user would speak.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.adapter import Adapter
+from loraprobe.composition import Router
+from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
+from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import router_specs, single
+from loraprobe.pipeline.transforms import Prepared
+from loraprobe.pipeline.weight_search import chosen_weights
+from loraprobe.records import WeightSearch
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.words import listing
+
+if TYPE_CHECKING:
+    from loraprobe.tasks import Task
+
+WRITTEN = 32  # prompts that an adapter writes itself; a mean over their tokens needs no more
+Prompts = dict[str, list[str]]
+
+
+def chosen_router(
+    spec: str, inputs: Inputs, prepared: Prepared, session: Session
+) -> tuple[Router, WeightSearch | None, list[str]]:
+    """The router of a composition that is saved: with weights given or found, or fitted.
+
+    Returns the router, what a search of weights found, and notes. Raises UsageError where options
+    do not go with the router, UnsupportedAdapter for modules that its gates cannot weigh.
+    """
+    options, router = session.options, ROUTERS.make(spec)
+    search: WeightSearch | None = None
+    notes: list[str] = []
+    if options.router_prompts and not router.needs_prompts:
+        raise UsageError(f"Router {spec} learns nothing from prompts; leave --router-prompts out.")
+    if options.weights is not None:
+        if not isinstance(router, ConstantGates):
+            raise UsageError(
+                f"{spec} gives each token gates of its own, so --weights have no place; they go "
+                "with --router constant."
+            )
+        weights, search, notes = chosen_weights(inputs, prepared, session)
+        router = ConstantGates(weights or ())
+    elif router.needs_prompts:
+        if inputs.base is None:
+            raise UsageError(
+                f"Router {spec} learns from prompts of each adapter, which the base reads: add "
+                "--base DIR or --base auto."
+            )
+        scorer, notes = load_scorer(inputs.base, "auto", session)
+        with session.stage("fit"):
+            fitted, said = fit_routers(inputs.adapters, prepared, options, scorer, inputs.tasks)
+        router, notes = fitted[spec], [*notes, *said, scorer.batcher.note()]
+    holder = next((expert for expert in prepared.adapters if expert.whole), None)
+    if holder is not None and not router.weighs_whole:
+        raise UnsupportedAdapter(
+            f"Adapter {holder.name} replaces {next(iter(holder.whole))} whole, which the gates of "
+            f"{spec} cannot weigh; use --router constant, or leave that adapter out."
+        )
+    return router, search, notes
+
+
+def fit_routers(
+    adapters: Sequence[Adapter],
+    prepared: Prepared,
+    options: Options,
+    scorer: Any,
+    tasks: Sequence[Task],
+) -> tuple[dict[str, Router], list[str]]:
+    """Fits every router that learns from prompts: fitted routers by spec, and notes.
+
+    What one router learns is given to the others. Raises UsageError for a prompt file of an
+    unknown adapter, and where an adapter has no prompt.
+    """
+    names = [adapter.name for adapter in adapters]
+    unknown = [name for name, _ in options.router_prompts if name not in names]
+    if unknown:
+        raise UsageError(
+            f"--router-prompts names {unknown[0]!r}, which is none of the adapters: there are "
+            f"{listing(names)}."
+        )
+    routers = {spec: ROUTERS.make(spec) for spec in router_specs(options, adapters)}
+    learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
+    if not learning:
+        unused = ["--router-prompts: no router asked for learns from prompts."]
+        return {}, unused if options.router_prompts else []
+    prompts, note = gather_prompts(adapters, options, scorer, tasks)
+    fitted: dict[str, Router] = {}
+    state = None
+    for spec, router in learning.items():
+        if state is None:
+            fitted[spec] = fitted_to(router, scorer, prepared.adapters, prompts)
+            state = fitted[spec].state()
+        else:
+            fitted[spec] = router.with_state(state)
+    return fitted, [f"{listing(learning)} learned from {note}"]
+
+
+def gather_prompts(
+    adapters: Sequence[Adapter], options: Options, scorer: Any, tasks: Sequence[Task]
+) -> tuple[Prompts, str]:
+    """Prompts of each adapter, and a phrase that says where they come from."""
+    files, asked = dict(options.router_prompts), _asked(tasks)
+    prompts: Prompts = {}
+    sources, dropped = [], 0
+    for adapter in adapters:
+        name = adapter.name
+        if name in files:
+            lines, source = read_lines(files[name]), f"of {files[name].name}"
+        else:
+            lines, source = written_by(adapter, scorer, options.seed), "it wrote itself"
+        kept = [line for line in lines if not _is_item(line, asked)]
+        dropped += len(lines) - len(kept)
+        if not kept:
+            raise UsageError(
+                f"Every prompt of adapter {name} is an item of the task, from which a router must "
+                f"not learn; give others by --router-prompts {name}=FILE."
+            )
+        prompts[name] = kept
+        sources.append(f"{len(kept)} prompts for {name} ({source})")
+    note = listing(sources)
+    if dropped:
+        note += f"; {dropped} that are items of the tasks were left out"
+    if len(files) < len(prompts):
+        note += (
+            ". Prompts in the form in which the adapters are asked, by --router-prompts NAME=FILE, "
+            "tell a router more than what they write themselves"
+        )
+    return prompts, f"{note}."
+
+
+def fitted_to(
+    router: Router, scorer: Any, adapters: Sequence[Adapter], prompts: Mapping[str, Sequence[str]]
+) -> Router:
+    """The router with what it learns from prompts of each adapter, read by the scorer's base."""
+    from loraprobe.scoring import read_together
+
+    def read(texts: Sequence[str], see: Any) -> None:
+        read_together(scorer, [(text, "") for text in texts], see, whole=True)
+
+    return router.fitted(scorer.model, read, adapters, prompts)
+
+
+def fitted_in(
+    router: Router,
+    model: Any,
+    tokenizer: Any,
+    adapters: Sequence[Adapter],
+    prompts: Mapping[str, Sequence[str]],
+) -> Router:
+    """The router, fitted in a loaded model. Raises UsageError, saying what is missing."""
+    from loraprobe.scoring import Scorer
+
+    names = [adapter.name for adapter in adapters]
+    unknown = [name for name in prompts if name not in names]
+    if unknown:
+        raise UsageError(f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
+                         f"{listing(names)}.")  # fmt: skip
+    if not router.needs_prompts:
+        raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
+    if not prompts or tokenizer is None:
+        raise UsageError(
+            f"Router {router.name} learns from prompts of each adapter: give prompts="
+            f"{{{', '.join(f'{name!r}: [...]' for name in names)}}} and the model's tokenizer."
+        )
+    texts = {name: [own] if isinstance(own, str) else list(own) for name, own in prompts.items()}
+    return fitted_to(router, Scorer(model, tokenizer), adapters, texts)
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
+    return list(dict.fromkeys(lines))
+
+
+def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
+    """Prompts that an adapter writes itself, seeded."""
+    from loraprobe.probes import generated_prompts
+
+    try:
+        probe = generated_prompts(scorer, [adapter], {}, single=single, seed=seed, wanted=WRITTEN)
+    except TaskError:
+        raise UsageError(f"Adapter {adapter.name} writes no prompt of itself; give some by "
+                         f"--router-prompts {adapter.name}=FILE.") from None  # fmt: skip
+    return [item.prompt for item in probe.items]
+
+
+def _asked(tasks: Sequence[Task]) -> frozenset[str]:
+    """Every prompt that a task asks."""
+    found = []
+    for item in (item for task in tasks for item in task.items):
+        found += [item.prompt, *(item.hop_prompt(k) for k in range(len(item.hops)))]
+        found += [item.cot_prompt] if item.cot_prompt else []
+    return frozenset(map(_plain, found))
+
+
+def _is_item(line: str, asked: frozenset[str]) -> bool:
+    """Whether a line holds the whole prompt of an item."""
+    plain = _plain(line)
+    return plain in asked or any(len(p) > 8 and p in plain for p in asked)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

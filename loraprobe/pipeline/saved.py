@@ -1,0 +1,299 @@
+"""Compositions on disk: a directory that `load_composition` restores, whole or not there at all.
+
+    composition.json      schema_version, the router with its options, the experts in their order,
+                          where each came from and what was done to it, sha256 of every file
+    experts/NAME/         each expert as a PEFT directory of its own
+    router.safetensors    what the router has learned, where it has
+    peft/arrow.json       where peft's own Arrow can compute the same (see arrow_export), with
+    peft/prototypes.safetensors   where it has to be given the exact prototypes
+    README.md             the card
+
+An expert is stored as it is routed: the files it came from, copied, or, where it was balanced,
+subtracted from, translated or never had files, what it became. Nothing in the directory is code or
+a pickle; loading checks every hash and builds the router from the shelf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from loraprobe._version import __version__
+from loraprobe.adapter import (
+    Adapter,
+    Source,
+    StagedDirectory,
+    check_apart,
+    check_output,
+    read_adapter,
+)
+from loraprobe.adapter.tensors import open_tensors
+from loraprobe.base import Base
+from loraprobe.checkpoint import file_hash, read_json
+from loraprobe.composition import Composition, Router
+from loraprobe.errors import AdapterError, UsageError
+from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
+from loraprobe.records import Transformation, plain
+from loraprobe.routing import ROUTERS
+from loraprobe.shelf import convert
+
+SCHEMA_VERSION = 1
+FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"
+PEFT, PROTOTYPES = "peft/arrow.json", "peft/prototypes.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """A composition that can be saved, and how it came about.
+
+    `base` is only asked which modules it has, for the question whether peft can express it.
+    `licences`: what each expert's own card declares, by its name.
+    """
+
+    composition: Composition
+    base: Base | None = None
+    transformations: tuple[Transformation, ...] = ()
+    card: str | None = None
+    licences: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.composition.name
+
+    @cached_property
+    def why_not_peft(self) -> str | None:
+        """Why peft's own Arrow cannot compute the same; None where it can."""
+        return why_not_peft(self.composition, self.base)
+
+    @cached_property
+    def missed_prototype(self) -> str | None:
+        """Why peft's Arrow has to be given the exact prototypes; None where it finds them."""
+        return missed_prototype(self.composition) if self.why_not_peft is None else None
+
+    @property
+    def peft_note(self) -> str:
+        """Whether and how peft's own Arrow can compute the same, as a sentence."""
+        if self.why_not_peft is not None:
+            return f"peft's own Arrow cannot express it: {self.why_not_peft}"
+        if self.missed_prototype is None:
+            return "peft's own Arrow computes the same; the card has the lines that load it."
+        return (
+            "peft's own Arrow computes the same once it is given the exact prototypes that are "
+            f"stored with it ({self.missed_prototype}); the card has the lines that load it."
+        )
+
+    def save(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Writes the directory. Raises OutputError, also where that would be written over a source,
+        and UsageError or UnsupportedAdapter for what cannot be saved: a router that has not learned
+        yet, tensors that no PEFT file holds."""
+        router = _router_document(self.composition.router)
+        target = Path(directory)
+        sources = [expert.source.path for expert in self.composition.experts]
+        sources += [self.base.path] if self.base is not None else []
+        check_apart(target, filter(None, sources))
+        check_output(target, overwrite)
+        with StagedDirectory(target, overwrite) as staging:
+            experts = _write_experts(self.composition.experts, staging, self.transformations)
+            state = self.composition.router.state()
+            if state:
+                _write_tensors(state, staging / STATE)
+                router["state_sha256"] = file_hash(staging / STATE)
+            if self.why_not_peft is None:
+                self._write_peft(staging, [f"experts/{expert['folder']}" for expert in experts])
+            document = {
+                "schema_version": SCHEMA_VERSION,
+                "loraprobe": __version__,
+                "name": self.composition.name,
+                "base": plain(self.base.summary()) if self.base is not None else None,
+                "router": router,
+                "experts": experts,
+                "peft": {"why_not": self.why_not_peft, "missed": self.missed_prototype},
+            }
+            _write(staging / FILE, document)
+            if self.card is not None:
+                (staging / CARD).write_text(self.card, encoding="utf-8")
+
+    def _write_peft(self, staging: Path, experts: Sequence[str]) -> None:
+        """What the lines of the card read."""
+        (staging / PEFT).parent.mkdir()
+        given = self.missed_prototype is not None
+        if given:
+            _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
+        _write(staging / PEFT, {
+            "experts": experts,
+            "arrow_config": arrow_config(self.composition),
+            "prototypes": PROTOTYPES if given else None,
+        })  # fmt: skip
+
+
+def load_composition(directory: str | Path) -> Composition:
+    """The composition of a directory that `Routed.save` wrote; factors stay in their files.
+
+    Raises AdapterError, naming the file, where something is missing, changed or not ours.
+    """
+    home = Path(directory)
+    if not (home / FILE).is_file():
+        raise AdapterError(f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
+                           "route --output` writes one.")  # fmt: skip
+    document = read_json(home / FILE, str(home), AdapterError)
+    try:
+        version = document["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise AdapterError(f"{home / FILE} is of version {version}, and this loraprobe reads "
+                               f"{SCHEMA_VERSION}; use the loraprobe that wrote it.")  # fmt: skip
+        experts = tuple(_read_expert(home, entry) for entry in document["experts"])
+        router = _router_of(home, document["router"])
+        name = str(document["name"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise AdapterError(f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
+                           "composition again.") from None  # fmt: skip
+    if not experts:
+        raise AdapterError(f"{home / FILE} is damaged (it lists no expert); save the composition "
+                           "again.")  # fmt: skip
+    return Composition(name, experts, router)
+
+
+def _write_experts(
+    experts: Sequence[Adapter], staging: Path, steps: Sequence[Transformation]
+) -> list[dict[str, Any]]:
+    """Each expert's directory; what composition.json says of it."""
+    done = {step.adapter: plain(step) for step in steps}
+    entries: list[dict[str, Any]] = []
+    for expert in experts:
+        folder = _folder(expert.name, {entry["folder"] for entry in entries})
+        place = staging / "experts" / folder
+        copied = _is_as_filed(expert)
+        if copied:
+            _copy(expert, place)
+        else:
+            # Copies of the base's own weights are no part of a change to it.
+            kept = tuple(extra for extra in expert.extras if extra.kind != "base_copy")
+            dataclasses.replace(expert, extras=kept).save(place)
+        entries.append({
+            "name": expert.name,
+            "folder": folder,
+            "reference": expert.source.reference,
+            "commit": expert.source.commit,
+            "sha256": expert.sha256,
+            "copied": copied,
+            "transformation": done.get(expert.name),
+            "files": {name: file_hash(place / name) for name in (CONFIG, WEIGHTS)},
+        })  # fmt: skip
+    return entries
+
+
+def _folder(name: str, taken: set[str]) -> str:
+    """A name that every file system takes, and no other expert has."""
+    base = re.sub(r"[^A-Za-z0-9._-]", "-", name).strip(".") or "expert"
+    folder, number = base, 2
+    while folder.lower() in {other.lower() for other in taken}:
+        folder, number = f"{base}-{number}", number + 1
+    return folder
+
+
+def _is_as_filed(expert: Adapter) -> bool:
+    """Whether its files say what the expert is: not scaled, subtracted from or translated since,
+    and under keys that peft reads too."""
+    if expert.weights_file is None or any(i.code in UNREADABLE_BY_PEFT for i in expert.issues):
+        return False
+    return read_adapter(expert.weights_file.parent, expert.name).layout == expert.layout
+
+
+def _copy(expert: Adapter, place: Path) -> None:
+    """The files themselves; a pickle's tensors under the same keys."""
+    assert expert.weights_file is not None
+    place.mkdir(parents=True)
+    shutil.copyfile(expert.weights_file.parent / CONFIG, place / CONFIG)
+    if expert.weights_file.suffix == ".safetensors":
+        shutil.copyfile(expert.weights_file, place / WEIGHTS)
+    else:
+        file = open_tensors(expert.weights_file.parent)
+        _write_tensors({key: file.read(key) for key in file.shapes}, place / WEIGHTS)
+
+
+def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(own, str(path), metadata={"format": "pt"})
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _router_document(router: Router) -> dict[str, Any]:
+    """A router of the shelf as plain data. Raises UsageError for another, and for one that has to
+    see prompts first."""
+    name = type(router).__module__.rpartition(".")[2]
+    if name not in ROUTERS.names() or ROUTERS.get(name) is not type(router):
+        raise UsageError(f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
+                         "composition could not be read back.")  # fmt: skip
+    if router.needs_prompts:
+        raise UsageError(f"Router {router} learns from prompts of each adapter before it can be "
+                         "saved; give --base, and --router-prompts NAME=FILE if you have "
+                         "some.")  # fmt: skip
+    options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}
+    finite = {k: str(v) if v in (float("inf"), float("-inf")) else v for k, v in options.items()}
+    return {"name": name, "options": finite, "state_sha256": None}
+
+
+def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
+    """The router from the shelf, with its options and what it had learned."""
+    cls = ROUTERS.get(str(entry["name"]))
+    hints, known = typing.get_type_hints(cls), {f.name for f in dataclasses.fields(cls) if f.init}
+    options = {}
+    for key, value in entry["options"].items():
+        if key not in known:
+            raise AdapterError(f"{home / FILE} gives router {entry['name']} an option {key!r} that "
+                               "it does not have; use the loraprobe that wrote it.")  # fmt: skip
+        if value is None or isinstance(value, list):
+            options[key] = None if value is None else tuple(float(v) for v in value)
+        else:
+            options[key] = convert(str(value), hints[key], f"{entry['name']}:{key}")
+    try:
+        router = cls(**options)
+    except ValueError as error:
+        raise AdapterError(f"{home / FILE}: router {entry['name']}: {error}.") from None
+    if entry["state_sha256"] is None:
+        return router
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _check_hash(home / STATE, entry["state_sha256"])
+    try:
+        return router.with_state(load_file(str(home / STATE)))
+    except SafetensorError as error:
+        raise AdapterError(f"{home / STATE} is broken ({error}); save the composition "
+                           "again.") from None  # fmt: skip
+
+
+def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:
+    """One expert, after its files' hashes."""
+    folder = str(entry["folder"])
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", folder):
+        raise AdapterError(f"{home / FILE} names the folder {folder!r}, which is no expert's.")
+    place = home / "experts" / folder
+    for name in (CONFIG, WEIGHTS):
+        _check_hash(place / name, entry["files"][name])
+    source = Source(str(entry["reference"]), place, entry["commit"])
+    return read_adapter(place, str(entry["name"]), source)
+
+
+def _check_hash(file: Path, wanted: str) -> None:
+    if not file.is_file():
+        raise AdapterError(f"{file} is missing; copy the composition again, whole.")
+    if file_hash(file) != wanted:
+        raise AdapterError(f"{file} is not the file that was saved (its sha256 differs); copy the "
+                           "composition again, or save it anew.")  # fmt: skip

@@ -1,0 +1,68 @@
+"""One run of a command: its options, its progress, and how long each stage took."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from loraprobe._version import __version__
+from loraprobe.options import Options
+from loraprobe.records import Provenance
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass
+class Session:
+    """What all stages of a run share. Findings are not kept here: stages return them.
+
+    `device` and `dtype` are those of the base model, once it is loaded.
+    """
+
+    command: str
+    options: Options
+    progress: Progress | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.options.threads is not None:
+            torch.set_num_threads(self.options.threads)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage; the times of a stage that runs twice add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def provenance(self) -> Provenance:
+        """What made the document: versions, arguments, machine, time and memory."""
+        return Provenance(
+            loraprobe=__version__,
+            torch=torch.__version__,
+            arguments=self.options.arguments,
+            seed=self.options.seed,
+            device=self.device,
+            dtype=self.dtype,
+            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            peak_memory_bytes=peak_memory(),
+        )
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes; 0 where the system has none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024

@@ -1,0 +1,271 @@
+"""What is evaluated side by side on one copy of the base, built from specs such as `ties` or
+`arrow:top_k=1`.
+
+The base and the single adapters are what a composition has to beat, so they are evaluated as they
+were trained. Merges and routers take the adapters that `transforms.prepare` gives back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraprobe.adapter import Adapter
+from loraprobe.base import Base
+from loraprobe.composition import Composition, Router
+from loraprobe.errors import UsageError
+from loraprobe.evaluation import System
+from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
+from loraprobe.options import Options
+from loraprobe.pipeline.merges import merge_by
+from loraprobe.pipeline.random_partner import random_partner
+from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
+
+
+def single(adapter: Adapter) -> Composition:
+    """One adapter alone, as a composition."""
+    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
+
+
+def spec_name(spec: str) -> str:
+    """The registered name in a spec: `task_arithmetic` of "task-arithmetic", `ties` of
+    "ties:density=0.3"."""
+    return spec.partition(":")[0].strip().replace("-", "_")
+
+
+def is_method(spec: str) -> bool:
+    """Whether a spec names a merge method."""
+    return spec_name(spec) in METHODS.names()
+
+
+def is_router(spec: str) -> bool:
+    """Whether a spec names a router."""
+    return spec_name(spec) in ROUTERS.names()
+
+
+def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
+    """The base and each adapter alone, which are always evaluated."""
+    return [System("base", "base"), *(System(a.name, "adapter", single(a)) for a in adapters)]
+
+
+def composition_specs(
+    options: Options, adapters: Sequence[Adapter], has_hops: bool = False
+) -> list[str]:
+    """The merges, routers and, where a task has hops, the chain that the options ask for."""
+    methods = list(options.methods)
+    if options.weights and not any(METHODS.make(m).takes_weights for m in methods):
+        methods.append("task_arithmetic")  # otherwise the weights would have no effect
+    specs = [*methods, *options.routers] + (["chain"] if has_hops else [])
+    if options.systems:
+        reserved = {"base", *(a.name for a in adapters), "shrunk", "random-partner"}
+        extra = [s for s in options.systems if s not in specs and s not in reserved]
+        specs = [spec for spec in specs if spec in options.systems] + extra
+    left_out = unfit_routers(options, adapters)
+    return [spec for spec in dict.fromkeys(specs) if spec not in left_out]
+
+
+def router_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
+    """The specs of all routers that the options ask for, those of `--system` included."""
+    asked = (*options.routers, *composition_specs(options, adapters))
+    return [spec for spec in dict.fromkeys(asked) if is_router(spec)]
+
+
+def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str, str]:
+    """Default routers that cannot weigh what the adapters hold, each with a note that says so.
+
+    A router that the user named is not left out: it raises an error later.
+    """
+    default = Options().routers
+    holder = next((a for a in adapters if a.whole), None)
+    if holder is None or options.routers != default:
+        return {}
+    return {
+        spec: f"{spec} is left out: {holder.name} replaces {next(iter(holder.whole))} whole, which "
+        "gates that look at the token cannot weigh."
+        for spec in default
+        if spec not in options.systems and not ROUTERS.make(spec).weighs_whole
+    }
+
+
+def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
+    """Checks what is to be evaluated, before anything is loaded.
+
+    Raises UsageError for a `--system` that does not exist, for a method that does not take these
+    weights or this number of adapters, and for an adapter that has the name of a system, since
+    results are kept by name.
+    """
+    named = [s for s in options.systems if is_method(s) or is_router(s)]
+    taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
+    for adapter in adapters:
+        if adapter.name in taken or adapter.name.startswith("shrunk:"):
+            raise UsageError(
+                f"The adapter name {adapter.name!r} is that of a system of its own: give the "
+                f"adapter another one, as in my-{adapter.name.partition(':')[0]}=REF."
+            )
+    others = {"base", "chain", "shrunk", "random-partner", *(a.name for a in adapters)}
+    for spec in options.systems:
+        if spec not in others and spec not in named:
+            known = ", ".join(sorted({*others, *METHODS.names(), *ROUTERS.names()}))
+            raise UsageError(f"Unknown system {spec!r}: there are {known}.")
+    for spec in (*options.methods, *named):
+        if is_method(spec):
+            _check_weights(spec, options, len(adapters))
+            check_kept(adapters, METHODS.make(spec), options.allow)
+
+
+def _check_weights(spec: str, options: Options, n: int) -> None:
+    """Raises UsageError where a method does not take the weights, as far as they are known."""
+    method = METHODS.make(spec)
+    method.check(options.given_weights or method.default_weights(n))
+    if options.weights == "search" and method.takes_weights:
+        try:
+            method.check([(-1.0) ** i for i in range(n)])
+        except UsageError:
+            raise UsageError(
+                f"A search may find negative weights, which {spec_name(spec)} does not take; "
+                "search for task_arithmetic, or give weights."
+            ) from None
+
+
+def forecastable(
+    options: Options, adapters: Sequence[Adapter]
+) -> dict[str, tuple[float, ...] | Router]:
+    """The compositions asked for whose gain can be forecast: name -> constant gates or router.
+
+    Those are linear merges with gates in (0, 1] and Arrow with its default options, like those on
+    which forecasts were measured, over adapters as they were trained.
+    """
+    if options.balance != "none" or options.subtract:
+        return {}
+    n = len(adapters)
+    found = {spec: _gates(spec, options, n) for spec in composition_specs(options, adapters)}
+    return {spec: gates for spec, gates in found.items() if gates is not None}
+
+
+def _gates(spec: str, options: Options, n: int) -> tuple[float, ...] | Router | None:
+    if is_router(spec):
+        router = ROUTERS.make(spec)
+        return router if router == ROUTERS.make("arrow") else None
+    if not is_method(spec):
+        return None
+    method = METHODS.make(spec)
+    if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space:
+        return None
+    if options.weights == "search" and method.takes_weights:
+        return None
+    weights = options.given_weights or method.default_weights(n)
+    gates = tuple(map(float, method.coefficients(weights, n)))
+    return gates if all(0 < gate <= 1 for gate in gates) else None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A system, and the merge behind it where the method needed new weights."""
+
+    system: System
+    merged: Merged | None = None
+
+
+@dataclass(frozen=True)
+class SystemBuilder:
+    """Builds compositions of adapters from specs.
+
+    trained: the adapters as they were trained; prepared: what is merged and routed. weights: those
+    given or found by a search, None where each method takes its own. routers: routers that have
+    learned from prompts, by spec.
+    """
+
+    trained: Sequence[Adapter]
+    prepared: Prepared
+    options: Options
+    base: Base | None = None
+    weights: tuple[float, ...] | None = None
+    routers: Mapping[str, Router] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        adapters: Sequence[Adapter],
+        options: Options,
+        base: Base | None = None,
+        general: Sequence[Adapter] = (),
+        **rest: Any,
+    ) -> SystemBuilder:
+        """A builder of adapters that are balanced and subtracted from as the options say."""
+        prepared = prepare(adapters, options, general, base)
+        return cls(adapters, prepared, options, base, **{"weights": options.given_weights, **rest})
+
+    def compositions(self, has_hops: bool = False) -> list[Built]:
+        """All compositions that the options ask for; the chain only where a task has hops."""
+        specs = composition_specs(self.options, self.trained, has_hops)
+        return [self.build(spec) for spec in specs]
+
+    def build(
+        self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
+    ) -> Built:
+        """A merge method, a router or "chain" over adapters (the prepared ones unless given)."""
+        experts = tuple(self.prepared.adapters if adapters is None else adapters)
+        if spec == "chain":
+            return Built(System("chain", "chain", chain=tuple(map(single, self.trained))))
+        if is_method(spec):
+            return self._merge(spec, experts, name or spec)
+        if is_router(spec):
+            router = self.routers.get(spec) or ROUTERS.make(spec)
+            return Built(System(name or spec, "router", Composition(name or spec, experts, router)))
+        raise UsageError(f"{spec!r} is neither a merge method nor a router.")
+
+    def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> Built:
+        """Linear merges are constant gates over the experts; others need new weights."""
+        method, options = METHODS.make(spec), self.options
+        if isinstance(method, LinearMethod) and options.rank == "auto" and options.space is None:
+            weights = self.weights or method.default_weights(len(experts))
+            gates = tuple(map(float, method.coefficients(weights, len(experts))))
+            composition = Composition(name, experts, ConstantGates(gates))
+            return Built(System(name, "merge", composition, compression_error=0.0))
+        merged = self.merge(spec, experts, name)
+        error = merged.compression_error
+        system = System(name, "merge", single(merged.adapter), compression_error=error)
+        return Built(system, merged)
+
+    def merge(
+        self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
+    ) -> Merged:
+        """The merge of a spec as one adapter, linear methods too."""
+        return merge_by(
+            spec,
+            self.prepared.adapters if adapters is None else adapters,
+            self.options,
+            self.base,
+            weights=self.weights,
+            dtype=self.prepared.dtype,
+            name=name,
+        )
+
+    def controls(self, best_single: str, best: System | None) -> list[System]:
+        """`shrunk:NAME` and `random-partner`, which a composition has to beat.
+
+        The random partners take the weights of the best composition, also where a search found
+        those: a search of their own would cost as much again.
+        """
+        n, options = len(self.trained), self.options
+        if n < 2:
+            return []
+        wanted: Collection[str] = options.systems or ("shrunk", "random-partner")
+        chosen = next(a for a in self.trained if a.name == best_single)
+        systems = []
+        if "shrunk" in wanted:
+            name = f"shrunk:{chosen.name}"
+            shrunk = Composition(name, (chosen,), ConstantGates((1.0 / n,)))
+            systems.append(System(name, "control", shrunk))
+        if "random-partner" in wanted and best is not None and best.kind != "chain":
+            weight = None if self.base is None else self.base.weight
+            partners = [
+                expert if own is chosen else random_partner(expert, options.seed, weight)
+                for own, expert in zip(self.trained, self.prepared.adapters, strict=True)
+            ]
+            built = self.build(best.name, partners, name="random-partner").system
+            systems.append(System("random-partner", "control", built.composition))
+        return systems

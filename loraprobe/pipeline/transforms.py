@@ -1,0 +1,251 @@
+"""What is done to adapters before they are merged or routed: subtraction, then balancing.
+
+Both are linear in each delta and stay in factors, so every merge method and every router takes
+the result, and nothing is read before it is needed.
+
+*General-knowledge subtraction* (GenKnowSub, arXiv 2505.10939): what general adapters know, such
+as a language or a format, is taken out of every task adapter,
+
+    dW_i  ->  dW_i - (1/m) sum_j dW_gk_j      exactly, rank r_i + sum_j r_gk_j
+
+peft's Arrow subtracts the mean A from A and the mean B from B instead, which is another matrix.
+Where only a general adapter changes a module, the task adapter is a zero delta there and becomes
+-dW_gk: what is taken out is the same everywhere.
+
+*Balance*: each adapter is scaled so that all have one Frobenius norm over all modules, the mean of
+those that they had. An adapter of a much larger norm otherwise decides an average alone (norm
+disparity, arXiv 2508.01148).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from loraprobe.adapter import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.lowrank import LowRank
+from loraprobe.options import Options
+from loraprobe.records import Transformation
+from loraprobe.words import listing
+
+if TYPE_CHECKING:
+    from loraprobe.base import Base
+    from loraprobe.compatibility.identity import Purpose
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Adapters as they are merged and routed, what was done to each, and the dtype of a merge.
+
+    `dtype` is the widest of the sources', None where nothing was done: factors that subtraction
+    joins are float32, so that it rounds nothing, and a file need not be.
+    """
+
+    adapters: tuple[Adapter, ...]
+    steps: tuple[Transformation, ...] = ()
+    notes: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+
+
+def general_of(
+    adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None = None
+) -> tuple[Adapter, ...]:
+    """The adapters that `options.subtract` names, loaded, under names of their own.
+
+    Raises CompatibilityError where they do not fit the adapters or the base.
+    """
+    if not options.subtract:
+        return ()
+    from loraprobe import compatibility, hub
+
+    loaded = hub.load_all([*adapters, *options.subtract])
+    found = compatibility.check(loaded, base, purpose=purpose, allow=options.allow)
+    compatibility.require(found)
+    return tuple(loaded[len(adapters) :])
+
+
+@torch.no_grad()
+def prepare(
+    adapters: Sequence[Adapter],
+    options: Options,
+    general: Sequence[Adapter] = (),
+    base: Base | None = None,
+) -> Prepared:
+    """The adapters as options.balance and the general adapters to subtract make them.
+
+    base: brings all of them to its layout of fused projections, as `compatibility.aligned` does.
+    Raises UnsupportedAdapter, naming the adapter, where a step is not linear in what it holds, and
+    UsageError where nothing is left of an adapter.
+    """
+    if options.balance == "none" and not general:
+        return Prepared(tuple(adapters))
+    from loraprobe.compatibility import aligned
+
+    together = aligned([*adapters, *general], base)
+    adapters, general = together[: len(adapters)], together[len(adapters) :]
+    before = [total_norm(adapter) for adapter in adapters]
+    made = [subtracted(adapter, general) for adapter in adapters] if general else list(adapters)
+    norms = [total_norm(adapter) for adapter in made] if general else before
+    _refuse_nothing(made, norms, before, general)
+    factors = [1.0] * len(made)
+    if options.balance == "norm":
+        mean = sum(norms) / len(norms)
+        factors = [mean / norm for norm in norms]
+        made = [scaled(adapter, factor) for adapter, factor in zip(made, factors, strict=True)]
+    steps = tuple(
+        Transformation(
+            adapter=after.name,
+            factor=factor,
+            norm_before=old,
+            norm_after=norm * factor,
+            subtracted=tuple(other.name for other in general),
+            modules_added=len(after.modules) - len(adapter.modules),
+        )
+        for adapter, after, factor, old, norm in zip(
+            adapters, made, factors, before, norms, strict=True
+        )
+    )
+    sources = [adapter.dtype for adapter in (*adapters, *general)]
+    widest = functools.reduce(torch.promote_types, sources)
+    return Prepared(tuple(made), steps, _said(steps, options), widest)
+
+
+def prepare_for(
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    balance: Literal["none", "norm"],
+    subtract: Sequence[Any] | Any,
+) -> tuple[Adapter, ...]:
+    """The adapters as `prepare` makes them, on the layout of a model in memory."""
+    from loraprobe.composition.aligning import aligned_to
+
+    options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
+    general = aligned_to(model, general_of(adapters, options, "route"))
+    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
+
+
+def total_norm(adapter: Adapter) -> float:
+    """Frobenius norm of all deltas together, from the factors, one module at a time."""
+    return sum(float(u.to(torch.float64).norm()) ** 2 for u in adapter.modules.values()) ** 0.5
+
+
+def scaled(adapter: Adapter, factor: float) -> Adapter:
+    """factor times an adapter's change, its files untouched. The name and extras are kept.
+
+    Raises UnsupportedAdapter for DoRA, whose change is not linear in its factors, and for whole
+    modules or biases, whose change is known only beside the base.
+    """
+    _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole))
+    infos = {
+        path: replace(info, scaling=info.scaling * factor) for path, info in adapter.layout.items()
+    }
+    source = adapter.modules
+    return replace(adapter, modules=Modules(infos, lambda path: source[path].scaled(factor)))
+
+
+def subtracted(adapter: Adapter, general: Sequence[Adapter]) -> Adapter:
+    """The adapter minus the mean of general ones, exact on the deltas, in factors of float32.
+
+    Rank r_i + sum of the general ones' ranks in a module that all change. Whole modules and biases
+    of the adapter stay as they are. Raises UnsupportedAdapter for DoRA on either side and for
+    general adapters that hold more than factors, CompatibilityError for shapes that differ.
+    """
+    _refuse(adapter, "subtracted from", bool(adapter.magnitudes))
+    for other in general:
+        _refuse(other, "subtracted", bool(other.magnitudes or other.whole or other.offsets))
+    parts = [(adapter, 1.0), *((other, -1.0 / len(general)) for other in general)]
+    infos: dict[str, ModuleInfo] = {}
+    for holder, _ in parts:
+        for path, info in holder.layout.items():
+            infos[path] = _joined(infos.get(path), info, path, (adapter.name, holder.name))
+
+    def read(path: str) -> LowRank:
+        held = [
+            holder.modules[path].to(infos[path].dtype).scaled(share).folded()
+            for holder, share in parts
+            if path in holder.modules
+        ]
+        return LowRank(torch.cat([u.A for u in held]), torch.cat([u.B for u in held], 1), 1.0)
+
+    def offset(path: str) -> torch.Tensor:
+        return adapter.offsets[path].to(infos[path].dtype) * adapter.layout[path].scaling
+
+    return replace(adapter, modules=Modules(infos, read), offsets=Tensors(adapter.offsets, offset))
+
+
+def _joined(
+    known: ModuleInfo | None, info: ModuleInfo, path: str, names: tuple[str, str]
+) -> ModuleInfo:
+    """One module's layout with another adapter's factors beside those that are known."""
+    # Scalings are multiplied into B, and a third has no end in bfloat16.
+    dtype = torch.promote_types(info.dtype, torch.float32)
+    if known is None:
+        return replace(info, scaling=1.0, dtype=dtype)
+    shapes = [(i.out_features, i.in_features, i.kernel) for i in (known, info)]
+    plain = {known.kind, info.kind} <= {"linear", "conv1d"}  # one flag, which peft sets by itself
+    if shapes[0] != shapes[1] or (known.kind != info.kind and not plain):
+        raise CompatibilityError(
+            f"Module {path} is {known.kind} {list(shapes[0][:2])} in {names[0]} and {info.kind} "
+            f"{list(shapes[1][:2])} in {names[1]}, so one cannot be subtracted from the other; "
+            "give adapters of one base model."
+        )
+    return replace(
+        known,
+        kind="conv1d" if info.kind == "conv1d" else known.kind,
+        rank=known.rank + info.rank,
+        dtype=torch.promote_types(known.dtype, dtype),
+    )
+
+
+def _refuse(adapter: Adapter, what: str, not_linear: bool) -> None:
+    if not_linear:
+        held = "DoRA magnitudes" if adapter.magnitudes else "trained biases or whole modules"
+        raise UnsupportedAdapter(
+            f"Adapter {adapter.name} holds {held}, so its change is not that of its factors and "
+            f"cannot be {what} without the base; leave --balance and --subtract out, or merge it "
+            "into its base and extract a plain LoRA first."
+        )
+
+
+def _refuse_nothing(
+    adapters: Sequence[Adapter],
+    norms: Sequence[float],
+    before: Sequence[float],
+    general: Sequence[Adapter],
+) -> None:
+    """An adapter that is nothing, or equal to what was subtracted, has no norm to make equal."""
+    for adapter, norm, old in zip(adapters, norms, before, strict=True):
+        if norm > 1e-6 * old:
+            continue
+        if old == 0:
+            raise UsageError(f"Adapter {adapter.name} has no effect (all of its deltas are zero); "
+                             "leave it out.")  # fmt: skip
+        names = listing([other.name for other in general])
+        raise UsageError(f"Nothing is left of adapter {adapter.name} without {names}; subtract "
+                         "adapters of something else.")  # fmt: skip
+
+
+def _said(steps: Sequence[Transformation], options: Options) -> tuple[str, ...]:
+    """What a report has to say of the steps."""
+    notes = []
+    if steps[0].subtracted:
+        names = listing(list(steps[0].subtracted))
+        mean = f"the mean of {names}" if len(steps[0].subtracted) > 1 else names
+        notes.append(f"From every adapter {mean} was subtracted, on the deltas, before merging "
+                     "and routing.")  # fmt: skip
+        added = [f"{step.modules_added} in {step.adapter}" for step in steps if step.modules_added]
+        if added:
+            notes.append("Modules that only what was subtracted changes were added with its "
+                         f"negative: {listing(added)}.")  # fmt: skip
+    if options.balance == "norm":
+        factors = listing([f"{step.adapter} by {step.factor:.4g}" for step in steps])
+        mean = f"{steps[0].norm_after:.4g}, their mean"
+        notes.append(f"Before merging and routing all Frobenius norms were made equal ({mean}): "
+                     f"{factors} (--balance norm).")  # fmt: skip
+    return tuple(notes)

@@ -1,0 +1,148 @@
+"""The identity of a run: all that decides a result, nothing else, and each hash paid once."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import making
+import pytest
+
+from loraprobe import checkpoint
+from loraprobe.base import open_base
+from loraprobe.checkpoint import file_hash, kept_hash
+from loraprobe.options import Options
+from loraprobe.pipeline.results import identity
+from loraprobe.tasks import Item, Task
+
+# One other value of each setting that decides the result of an item.
+DECIDES = {
+    "methods": ("ties",), "routers": ("spectr",), "systems": ("sum",), "weights": (1.0, 0.5),
+    "space": "core", "rank": 8, "allow": ("base-mismatch",), "max_new_tokens": 5,
+    "metric": "choice", "seed": 1, "balance": "norm", "quantize": "4bit", "device_map": "auto",
+    "trust_remote_code": True, "subtract": ("g",),
+}  # fmt: skip
+# Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
+ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
+# Only with a search: its own options.
+SEARCH = {"search_budget": 7, "search_items": 9}
+# What only places, orders, shows or judges results.
+OTHERS = {
+    "batch_size", "threads", "margin", "retention", "prior", "calibration", "per_module",
+    "diagnostics", "exact", "resume", "state", "arguments",
+}  # fmt: skip
+
+
+def test_every_setting_is_known_to_decide_a_result_or_not():
+    names = {field.name for field in dataclasses.fields(Options)}
+    assert names == {*DECIDES, *ELSEWHERE, *SEARCH, *OTHERS}
+    plain = Options().fingerprint()
+    for name, value in DECIDES.items():
+        assert Options(**{name: value}).fingerprint() != plain, name
+    search = Options(weights="search").fingerprint()
+    for name, value in SEARCH.items():
+        assert Options(weights="search", **{name: value}).fingerprint() != search, name
+
+
+def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):
+    llama.save_pretrained(tmp_path)
+    before = open_base(tmp_path).identity
+    for beside in ("README.md", "model.onnx", "optimizer.pt", ".gitattributes"):
+        (tmp_path / beside).write_text("x")
+    assert open_base(tmp_path).identity == before
+    for beside in ("tokenizer.json", "chat_template.jinja", "tokenizer.model", "modeling_own.py"):
+        (tmp_path / beside).write_text("x")
+        after = open_base(tmp_path).identity
+        assert after.keys() - before.keys() == {beside}
+        before = after
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert open_base(moved).identity == before, "where it lies decides nothing"
+
+
+def test_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch):
+    llama.save_pretrained(tmp_path)
+    base, adapter = open_base(tmp_path), making.random_adapter("a")
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    prompts = Options(router_prompts=(("a", tmp_path / "prompts"),))
+    items = tuple(Item(str(i), f"{i}?", ("x",)) for i in range(3))
+
+    def of(items: tuple[Item, ...] = items, settings: Options = prompts) -> dict[str, Any]:
+        return identity([adapter], base, [Task("t", items)], settings)
+
+    plain = of()
+    assert of(items[:2]) != plain, "--limit"
+    assert of(settings=Options()) != plain
+    (tmp_path / "prompts").write_text("\none\ntwo")
+    assert of() == plain, "blank lines are no prompts"
+    (tmp_path / "prompts").write_text("one\nthree\n")
+    assert of() != plain
+    (tmp_path / "prompts").write_text("one\ntwo\n")
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.0")
+    assert of()["versions"].items() >= {("torch", "0.0"), ("transformers", "0.0")}
+    assert of() != plain
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch) -> Path:
+    """A file that, as far as the clock tells, was written an hour ago."""
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 3600 * 10**9)
+    (tmp_path / "model.safetensors").write_bytes(b"weights one")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[Path]:
+    """The files that were read through."""
+    read: list[Path] = []
+    monkeypatch.setattr(checkpoint, "file_hash", lambda file: read.append(file) or file_hash(file))
+    return read
+
+
+def test_a_hash_is_paid_once(weights, read):
+    wanted = file_hash(weights)
+    assert [kept_hash(weights) for _ in range(3)] == [wanted] * 3
+    assert read == [weights]
+
+
+def replaced(file: Path) -> None:
+    file.with_name("new").write_bytes(b"weights two")
+    file.with_name("new").replace(file)
+
+
+@pytest.mark.parametrize("change", [lambda f: f.write_bytes(b"weights two"), replaced],
+                         ids=["written", "replaced"])  # fmt: skip
+def test_a_change_that_keeps_size_and_time_is_seen(weights, read, change):
+    kept_hash(weights)
+    old = weights.stat()
+    change(weights)
+    os.utime(weights, ns=(old.st_atime_ns, old.st_mtime_ns))
+    new = weights.stat()
+    assert (new.st_size, new.st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    assert kept_hash(weights) == file_hash(weights) and len(read) == 2
+
+
+def test_the_hash_of_a_file_that_just_changed_is_not_kept(weights, read, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("LORAPROBE_CACHE", str(weights.parent / "cache"))
+    assert kept_hash(weights) == file_hash(weights)
+    assert not (weights.parent / "cache").exists()
+
+
+@pytest.mark.parametrize("spoil", [b"", b"no hash", b"\xff" * 64])
+def test_a_damaged_note_is_made_again(weights, read, spoil):
+    wanted = kept_hash(weights)
+    (note,) = (weights.parent / "cache" / "hashes").iterdir()
+    note.write_bytes(spoil)
+    assert kept_hash(weights) == wanted and len(read) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(weights, read, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(weights / "below"))
+    assert kept_hash(weights) == kept_hash(weights) == file_hash(weights)
+    assert len(read) == 2

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -41,7 +42,6 @@ from loraprobe.tasks import load_probe, load_task
 from loraprobe.tasks.answers import compile_pattern
 
 PAYLOAD = 1 << 12  # bytes of tensors that an assembled file holds
-encoding.TEMPLATE_SECONDS = 0.5  # a template that loops costs a fuzzer no more
 MEMORY = Path("/dev/shm")  # files of a fuzzer need no disk
 
 
@@ -188,7 +188,8 @@ def _loaded(content: bytes) -> Any:
 
 
 def _template(text: str) -> None:
-    with contextlib.suppress(LoraprobeError):
+    quick = mock.patch.object(encoding, "TEMPLATE_SECONDS", 0.5)  # a loop costs a fuzzer no more
+    with quick, contextlib.suppress(LoraprobeError):
         filled = _fillable(text).text("Who is it?")
         assert filled.strip()
 
@@ -207,7 +208,7 @@ def card(data: bytes) -> None:
     """A model card: licence, terms, prompts of its widgets, and what it says of a merge."""
     text = data.decode("utf-8", errors="replace")
     licence = declared_licence(text)
-    assert licence is None or (licence.strip() == licence and 0 < len(licence) <= 100)
+    assert licence is None or (licence.strip() and len(licence) <= 100)
     assert isinstance(is_gated(text), bool)
     for prompt in card_prompts(text):
         assert prompt.strip() and prompt.encode()

@@ -164,14 +164,19 @@ def load_composition(directory: str | Path) -> Composition:
     return pipeline.load_composition(directory)
 
 
-def verify(directory: str | Path) -> Verification:
-    """What `loraprobe verify` does: whether a merged directory is what its card says.
+def verify(
+    directory: str | Path,
+    sources: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+) -> Verification:
+    """What `loraprobe verify` does: whether a merged or routed directory is what its card says.
 
-    Raises AdapterError where the directory was not made by loraprobe.
+    sources, base: where the adapters and the base are that it was made of, if they moved. Raises
+    AdapterError where the directory was not made by loraprobe.
     """
     from loraprobe import pipeline
 
-    return pipeline.verify(directory)
+    return pipeline.verify(directory, [*map(str, sources)], None if base is None else str(base))
 
 
 def merge_and_eval(

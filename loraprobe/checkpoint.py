@@ -66,8 +66,10 @@ def read_json(
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
     if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
-        raise raises(f"{path.name} of {reference} holds half of a surrogate pair, which is no "
-                     "character; download it again.")  # fmt: skip
+        raise raises(
+            f"{path.name} of {reference} holds half of a surrogate pair, which is no "
+            "character; download it again."
+        )
     return content
 
 
@@ -79,8 +81,10 @@ def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     """
     shards = read_json(index, reference, raises).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise raises(f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
-                     f"files; download it again.")  # fmt: skip
+        raise raises(
+            f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
+            f"files; download it again."
+        )
     for key, name in shards.items():
         if not isinstance(name, str) or name in (".", "..") or not _PLAIN.fullmatch(name):
             raise raises(
@@ -202,13 +206,19 @@ def broken(
                       f"run git lfs pull, or download the file.")  # fmt: skip
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
-    if "header too large" in str(error):
+    if "header too large" in str(error) and _declared_header(file) < file.stat().st_size:
         return raises(
             f"{file.name} of {reference} has a header beyond the 100 MB that safetensors reads; "
             "it names too many tensors, or too long ones."
         )
     return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
                   f"download it again.")  # fmt: skip
+
+
+def _declared_header(file: Path) -> int:
+    """The length of its header as a safetensors file declares it; any number for another file."""
+    with file.open("rb") as stream:
+        return int.from_bytes(stream.read(8), "little")
 
 
 def file_hash(file: Path) -> str:

@@ -77,8 +77,10 @@ def unexpected(error: BaseException) -> str:
         return f"The system refuses a file or a device: {told}; free or permit it and try again."
     if isinstance(error, ImportError):
         return f"A package cannot be imported: {told}; install loraprobe again with its packages."
-    return (f"Unexpected {told}. This is a defect of loraprobe: please report it with what the "
-            "same call prints with --debug.")  # fmt: skip
+    return (
+        f"Unexpected {told}. This is a defect of loraprobe: please report it with what the "
+        "same call prints with --debug."
+    )
 
 
 def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:
@@ -93,7 +95,7 @@ def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """ " in loraprobe.module, line n": the innermost frame of loraprobe's own; "" for none."""
+    """Where loraprobe's own innermost frame stands, as a part of a sentence; "" for none."""
     place, frame = "", error.__traceback__
     while frame is not None:
         module = frame.tb_frame.f_globals.get("__name__", "")

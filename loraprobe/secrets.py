@@ -1,9 +1,11 @@
-"""Access tokens and passwords never leave this process in anything that loraprobe writes."""
+"""What never leaves this process in anything that loraprobe writes: tokens, passwords, paths."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
@@ -18,3 +20,25 @@ def scrub(text: str) -> str:
         if len(secret) > 3:
             text = text.replace(secret, HIDDEN)
     return _IN_ADDRESS.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
+
+
+# An absolute path of two parts or more: /a/b, ~/a, file:///a/b, C:\\a\\b. A URL is none.
+_PATH = re.compile(
+    r"(?<![\w.~/\\-])(?!(?<=:)//)(?:file:(?=/)|~[\w-]*(?=/)|(?=/+[^\s/]+/))"
+    r"(?:/+([^\s/'\"`,;:()<>|\[\]]+))+/*"
+    r"|\b[A-Za-z]:(?:[\\/]+([^\s\\/'\"`,;:()<>|\[\]]+))+[\\/]*"
+)
+
+
+def public_text(text: str, names: Mapping[str, str] = {}) -> str:
+    """A text that may be published: without tokens, and with the last part of each absolute path.
+
+    names: what is known to be private, such as a path with spaces, and what to write instead.
+    """
+    for private in sorted(names, key=len, reverse=True):
+        if private in text and private != names[private]:
+            known = names[private].replace("\\", r"\\")
+            text = re.sub(rf"(?<![\w/.-]){re.escape(private)}(?![\w-])", known, text)
+    text = _PATH.sub(lambda found: found[1] or found[2], text)
+    home = str(Path.home())
+    return scrub(text.replace(home, "~") if len(home) > 1 else text)

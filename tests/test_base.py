@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import making
 import pytest
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraprobe.base import open_base, pick_device, pick_dtype
+from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.errors import BaseError, UsageError
 
 
@@ -369,3 +372,53 @@ class Malicious:
 
     def __reduce__(self):
         return (Path.touch, (self.where / "harmed",))
+
+
+class TestDeclared:
+    """What config.json declares, against the shapes of a file."""
+
+    SHAPES: ClassVar = {
+        "model.embed_tokens.weight": (40, 16),
+        "model.layers.0.mlp.up_proj.weight": (24, 16),
+        "model.layers.3.mlp.experts.up_proj": (5000, 24, 16),
+        "model.layers.3.mlp.down_proj.qweight": (2, 24),
+    }
+
+    def check(self, **config) -> None:
+        tensors = {name: SimpleNamespace(shape=shape) for name, shape in self.SHAPES.items()}
+        check_types(config, "x")
+        check_sizes(config, tensors, "x")
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"num_hidden_layers": 4, "hidden_size": 16, "vocab_size": 40},
+            {"num_hidden_layers": 2},  # a file may hold more than is used
+            {"num_experts": 5000, "num_attention_heads": 64},
+            {"intermediate_size": 18432, "max_position_embeddings": 10**7, "seed": 2**62},
+            {"text_config": {"num_hidden_layers": 4}, "vision_config": {"num_hidden_layers": 27}},
+            {"text_config": None, "architectures": None, "auto_map": None},
+            {"time_step_limit": [0.0, float("inf")], "rope_scaling": {"factor": 8.0}},
+        ],
+    )
+    def test_what_a_sound_model_declares(self, config):
+        self.check(**config)
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"num_hidden_layers": 5},
+            {"n_layer": 5.0},
+            {"text_config": {"num_hidden_layers": 5}},
+            {"num_experts": 10**6},
+            {"vision_config": {"num_hidden_layers": 10**6}},
+            {"hidden_size": 10**7},
+            {"n_inner": float("inf")},
+            {"layer_sizes": [2**63]},
+            {"vocab_size": True},
+            {"architectures": ["A", 1]},
+        ],
+    )
+    def test_what_none_does(self, config):
+        with pytest.raises(BaseError, match=r"config\.json of x"):
+            self.check(**config)

@@ -152,7 +152,7 @@ def test_a_card_holds_no_link_of_a_stranger():
         [dataclasses.replace(one, issues=(issue,)), other], allow=["unknown-config"]
     )
     assert f"sets {odd}" not in merged.card
-    assert r"sets \\\[free](http" in merged.card  # a backslash and a bracket, both escaped
+    assert r"sets \\\[free\](http" in merged.card  # a backslash and brackets, all escaped
 
 
 def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):
@@ -391,3 +391,59 @@ def test_a_closed_pipe_is_no_traceback(pair):
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
     )
     assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    """Every call that loads an adapter ends in this error."""
+
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("loraprobe.hub.load_all", load)
+
+
+def test_an_unexpected_exception_is_one_sentence_and_exit_2(monkeypatch):
+    failing(monkeypatch, ValueError("first line\nsecond line"))
+    said = one_sentence(call("inspect", "x"))
+    assert "ValueError" in said and "second line" in said and "--debug" in said
+    assert "loraprobe.cli._work, line " in said
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "inspect", "x"), ("inspect", "x", "--debug")])
+def test_debug_shows_the_traceback_without_secrets(monkeypatch, arguments):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    failing(monkeypatch, ValueError("the token is hf_secretsecret"))
+    result = call(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "Traceback" in result.stderr and "in load" in result.stderr
+    assert "hf_secretsecret" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_debug_shows_what_a_sentence_stands_for(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    result = call("inspect", tmp_path, "--debug")
+    assert result.exit_code == 2 and "JSONDecodeError" in result.stderr
+    assert "JSONDecodeError" not in one_sentence(call("inspect", tmp_path))
+
+
+def test_every_command_takes_debug(monkeypatch):
+    for command in ("demo", "find", "inspect", "merge", "route", "merge-and-eval", "verify"):
+        assert "--debug" in call(command, "--help").stdout, command
+
+    def build(*_: object, **__: object) -> None:
+        raise ValueError("x")
+
+    monkeypatch.setattr("loraprobe_lab.build.build_world", build)
+    arguments = ("lab", "build", "keep-both", "-o", "x")
+    assert " in loraprobe_lab." in one_sentence(call(*arguments))
+    assert "Traceback" in call(*arguments, "--debug").stderr
+
+
+def test_a_command_line_that_cannot_be_imported_is_one_sentence():
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.argv = ['loraprobe', 'methods'];"
+        "from loraprobe.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "typer" in done.stderr

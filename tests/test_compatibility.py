@@ -20,6 +20,7 @@ from loraprobe.adapter import (
     Extra,
     Source,
     adapter_of,
+    beside,
     fused,
     initialisation,
     promises,
@@ -73,7 +74,7 @@ def test_adapters_that_fit_have_no_findings():
 def test_all_issues_have_known_codes_and_errors_have_cures():
     """Every code in the source stands in the table, and every code of the table in the source."""
     files = [p for p in CODE_FILES.glob("*.py") if p.name != "codes.py"]
-    sources = (m.__file__ for m in (reading, sorting, fused, promises, initialisation))
+    sources = (m.__file__ for m in (reading, sorting, fused, promises, initialisation, beside))
     text = "".join(p.read_text() for p in [*files, *map(Path, sources)])
     kinds = {"dora-magnitude", "modules-to-save", "bias", "lora-bias", "token-delta"}
     kinds |= {

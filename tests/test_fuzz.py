@@ -45,9 +45,22 @@ def test_a_target_finds_what_it_should(targets, monkeypatch):
     with pytest.raises(AssertionError, match="not accounted for"):
         targets.adapter(sound)
 
-    def careless(place):
+
+@pytest.mark.parametrize(
+    ("name", "called", "data"),
+    [
+        ("adapter", "read_adapter", struct.pack("<BH", 0, 2) + b"{}"),
+        ("tokenizer", "tokenizer_size", b"\0{}"),
+        ("card", "declared_licence", b""),
+        ("card", "read_provenance", b""),
+        ("composition", "load_composition", b"{}"),
+    ],
+)
+def test_a_mistake_of_our_own_is_a_finding(targets, monkeypatch, name, called, data):
+    def careless(*_):
         raise ValueError("a mistake of our own")
 
-    monkeypatch.setattr(targets, "read_adapter", careless)
+    targets.TARGETS[name](data)
+    monkeypatch.setattr(targets, called, careless)
     with pytest.raises(ValueError, match="our own"):
-        targets.adapter(struct.pack("<BH", 0, 2) + b"{}")
+        targets.TARGETS[name](data)

@@ -20,7 +20,7 @@ from loraprobe import limits
 from loraprobe.adapter import read_adapter
 from loraprobe.base import open_base
 from loraprobe.cli import app
-from loraprobe.deadline import deadline
+from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.hub import model_card
@@ -289,3 +289,13 @@ class TestTemplates:
             pass
         assert signal.getsignal(signal.SIGALRM) is before
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+    def test_memory_is_bounded_and_the_bound_put_back(self):
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        with pytest.raises(MemoryError), memory_limit(2**26):
+            bytearray(2**28)
+        assert resource.getrlimit(resource.RLIMIT_AS) == before
+        with memory_limit(2**30):
+            assert len(bytearray(2**28)) == 2**28

@@ -26,6 +26,11 @@ from loraprobe.hub import declared_licence
         ("---\n- license: mit\n---\n", None),
         ("---\nlicense: !!python/object/apply:os.system ['true']\n---\n", None),
         ("---\nlicense: [\n---\n", None),
+        ("---\nlicense: [mit, 3]\n---\n", None),
+        ("---\nx: &a mit\nlicense: *a\n---\n", None),  # an alias can stand for gigabytes
+        ("---\nlicense: mit\nlicense: gpl-3.0\n---\n", None),
+        (f"---\nlicense: mit\nx: {'[' * 17}{']' * 17}\n---\n", None),
+        (f"---\nlicense: mit\nx: {'y' * 200_000}\n---\n", None),
         ("license: mit", None),
         ("", None),
         (None, None),

@@ -193,9 +193,10 @@ def test_exit_code_without_verdict_is_compatibility():
 def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
     audit = an_audit(HOSTILE)
     text = model_card(
-        name=HOSTILE, base_model="gpt2: {x", sources=audit.adapters, method="Ties(density=0.3)",
-        space="full", rank="16", weights=(0.5, 0.5), compression_error=0.01, rounding_error=0.0,
-        dtype="bfloat16", seed=0, issues=audit.compatibility.issues, allowed=("x-y",),
+        name=HOSTILE, matter={"base_model": "gpt2: {x"}, sources=audit.adapters,
+        method="Ties(density=0.3)", space="full", rank="16", weights=(0.5, 0.5),
+        compression_error=0.01, rounding_error=0.0, dtype="bfloat16", seed=0,
+        issues=audit.compatibility.issues, allowed=("x-y",),
     )  # fmt: skip
     front, body = text.split("---\n")[1:3]
     assert yaml.safe_load(front)["base_model"] == "gpt2: {x"

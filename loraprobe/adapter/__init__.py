@@ -6,7 +6,14 @@ here and exist nowhere else.
 """
 
 from loraprobe.adapter.memory import adapter_of
-from loraprobe.adapter.paths import layer_pattern, natural
+from loraprobe.adapter.paths import (
+    is_path,
+    layer_pattern,
+    local_name,
+    natural,
+    public_name,
+    public_value,
+)
 from loraprobe.adapter.promises import extreme_norm
 from loraprobe.adapter.reading import read_adapter
 from loraprobe.adapter.staging import (
@@ -40,8 +47,12 @@ __all__ = [
     "check_output",
     "check_place",
     "extreme_norm",
+    "is_path",
     "layer_pattern",
+    "local_name",
     "natural",
+    "public_name",
+    "public_value",
     "read_adapter",
     "staged_file",
 ]

@@ -8,6 +8,7 @@ long. This file is the child's program too; that is why it imports the standard 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -52,8 +53,12 @@ def first_matches(
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", "-W", "ignore", __file__],
-            input=asked, capture_output=True, text=True, encoding="utf-8", timeout=WAITING,
-        )  # fmt: skip
+            input=asked,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=WAITING,
+        )
     except subprocess.TimeoutExpired:
         child = None
     except OSError as error:
@@ -110,9 +115,16 @@ def _limit(seconds: int) -> None:
         import resource
     except ImportError:
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, amount in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, MEMORY),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        within = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+        # Some systems have no such limit; the parent's clock is left there.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (within, hard))
 
 
 def _child() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from typing import Any
+
+from loraprobe.secrets import public_text
 
 # owner/name or name, with a revision; behind an owner also the folder that a reference may have.
 _HUB_ID = re.compile(
     r"(?:\w[\w.-]*/\w[\w.-]*(?:@\w[\w./-]*)?(?::\w[\w./ -]*)?|\w[\w.-]*(?:@\w[\w./-]*)?)/?", re.A
 )
+_ABSOLUTE = re.compile(r"(?:/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 _HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
-
 
 # Names of the layers whose one side counts the tokens: embeddings and heads of language models.
 VOCABULARY = frozenset(
@@ -61,3 +65,17 @@ def public_name(reference: str | None) -> str | None:
     # A name and password may stand before the host.
     parts = re.split(r"[\\/:]", re.sub(r"^[^/\\]*@", "", where))
     return next((part for part in reversed(parts) if part.strip(" .~")), None)
+
+
+def local_name(reference: str) -> str:
+    """The name under which a directory of this machine is published: the last part of its path."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(reference))) or "adapter"
+
+
+def public_value(value: Any) -> Any:
+    """A value of a stranger's config as it may be published: an absolute path by its last part."""
+    if isinstance(value, str):
+        return public_name(value) if _ABSOLUTE.match(value) else public_text(value)
+    if isinstance(value, dict):
+        return {public_text(key): public_value(held) for key, held in value.items()}
+    return [public_value(held) for held in value] if isinstance(value, list) else value

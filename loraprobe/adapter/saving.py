@@ -13,6 +13,7 @@ import torch
 
 from loraprobe.adapter.config import CONFIG
 from loraprobe.adapter.keys import PREFIX
+from loraprobe.adapter.paths import public_name, public_value
 from loraprobe.adapter.readback import check_readback
 from loraprobe.adapter.staging import StagedDirectory, check_output
 from loraprobe.adapter.tensors import SAFETENSORS
@@ -137,9 +138,9 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     alpha = Counter(i.scaling * i.rank for i in infos).most_common(1)[0][0]
     kept = ("auto_mapping", "revision")
     return {
-        **{key: adapter.config[key] for key in kept if key in adapter.config},
+        **{key: public_value(adapter.config[key]) for key in kept if key in adapter.config},
         "peft_type": "LORA",
-        "base_model_name_or_path": adapter.base_model,
+        "base_model_name_or_path": public_name(adapter.base_model),
         "inference_mode": True,
         "task_type": adapter.config.get("task_type", "CAUSAL_LM"),
         "r": r,

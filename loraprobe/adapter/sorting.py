@@ -6,14 +6,14 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
+from loraprobe.adapter.beside import FLAGS, as_peft_reads
 from loraprobe.adapter.config import Config
 from loraprobe.adapter.initialisation import initialisation_issues
 from loraprobe.adapter.keys import PREFIX, Key, classify
-from loraprobe.adapter.paths import VOCABULARY
 from loraprobe.adapter.targeting import Names
 from loraprobe.adapter.tensors import TensorFile
 from loraprobe.adapter.types import Extra, LayerKind, ModuleInfo
@@ -22,8 +22,6 @@ from loraprobe.limits import limits, raising
 from loraprobe.lowrank import LowRank
 from loraprobe.records import Issue, Severity
 
-# Extras that peft loads only where the config asks for them, by the key that does.
-FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 
 
@@ -113,41 +111,9 @@ class Sorting:
                 for key in keys.values():
                     self.extra(kind, key, path)
         self._name_odd_modules()
-        self._as_peft_reads(infos)
+        self.extras, odd = as_peft_reads(self.name, self.extras, infos, self.config.raw)
+        self.issues += odd
         return infos
-
-    def _as_peft_reads(self, infos: Mapping[str, ModuleInfo]) -> None:
-        """Leaves out what peft would not load, and names the base weights that it would replace."""
-        unused: dict[str, Extra] = {}
-        for number, extra in enumerate(self.extras):
-            flag = FLAGS.get(extra.kind)
-            if flag and not (self.config.raw.get(flag) and extra.module in infos):
-                unused[extra.key] = extra
-            elif extra.kind == "base_copy" and not _is_vocabulary(extra.module, infos):
-                self.extras[number] = replace(extra, kind="base_weight")
-        if unused:
-            self.extras = [extra for extra in self.extras if extra.key not in unused]
-            self.issue(
-                "warning",
-                "tensors-unused",
-                f"{_many(list(unused), 'tensor')} that peft leaves out, since "
-                "the config does not ask for it or its module has no factors; left out here too.",
-                "If the adapter was trained with it, correct use_dora or lora_bias in "
-                "adapter_config.json.",
-                next(iter(unused.values())).module,
-            )
-        for kind, flag in FLAGS.items():
-            held = {extra.module for extra in self.extras if extra.kind == kind}
-            lost = [path for path in infos if path not in held]
-            if held and lost:
-                self.issue(
-                    "error",
-                    "missing-tensors",
-                    f"The config sets {flag}, but the file lacks the tensor of {lost[0]}"
-                    f"{f' and of {len(lost) - 1} more modules' if lost[1:] else ''}.",
-                    "The file is incomplete; save or download it again.",
-                    lost[0],
-                )
 
     def _why_unusable(
         self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
@@ -294,13 +260,6 @@ def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
     found = [file.dtypes[key] for key in (key_a, key_b)]
     a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
     return torch.promote_types(a, b)
-
-
-def _is_vocabulary(module: str | None, infos: Mapping[str, ModuleInfo]) -> bool:
-    """Whether a module is an embedding or a head, whose weight peft saves beside its factors."""
-    info = infos.get(module or "")
-    name = (module or "").rpartition(".")[2]
-    return name in VOCABULARY or (info is not None and info.kind == "embedding")
 
 
 def _as_saved(key: Key, saved: Names) -> Key:

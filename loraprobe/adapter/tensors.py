@@ -23,6 +23,7 @@ class TensorFile(Protocol):
     path: Path
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype | None]  # None: a type that torch does not have
+    metadata: dict[str, str]  # texts in the header of a safetensors file
 
     def read(self, key: str) -> Tensor: ...
 
@@ -46,6 +47,7 @@ class SafetensorsFile:
         try:
             self._state = _state(path)
             self._file = safe_open(str(path), framework="pt")
+            self.metadata = self._file.metadata() or {}
             slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise broken(path, str(path.parent), error, AdapterError) from None
@@ -95,6 +97,7 @@ class PickleFile:
                 f"save the trained factors themselves, as {SAFETENSORS}."
             )
         self._state: dict[str, Tensor] = state
+        self.metadata: dict[str, str] = {}
         self.shapes = {key: tuple(t.shape) for key, t in state.items()}
         self.dtypes: dict[str, torch.dtype | None] = {k: t.dtype for k, t in state.items()}
 

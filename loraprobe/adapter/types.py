@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from loraprobe.adapter.paths import natural
+from loraprobe.adapter.paths import local_name, natural, public_name
 from loraprobe.checkpoint import file_hash
 from loraprobe.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
@@ -66,6 +66,12 @@ class Source:
     reference: str
     path: Path | None = None
     commit: str | None = None
+
+    @property
+    def public(self) -> str:
+        """The reference as it may be published: of a directory of this machine its name."""
+        local = self.path is not None and self.commit is None
+        return local_name(self.reference) if local else self.reference
 
 
 class Modules(Mapping[str, LowRank]):
@@ -198,9 +204,9 @@ class Adapter:
         low, high = self.rank_range
         return AdapterSummary(
             name=self.name,
-            reference=self.source.reference,
+            reference=self.source.public,
             commit=self.source.commit,
-            base_model=self.base_model,
+            base_model=public_name(self.base_model),
             rank={"min": low, "max": high},
             modules=len(self.modules),
             parameters=self.parameters,

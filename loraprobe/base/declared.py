@@ -47,19 +47,26 @@ def check_types(config: Mapping[str, Any], reference: str) -> None:
         value = config.get(key)
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
         if value is not None and wrong:
-            raise BaseError(f"config.json of {reference} sets {key} to {_short(value)}, which must "
-                            f"be {told}; download it again.")  # fmt: skip
+            raise BaseError(
+                f"config.json of {reference} sets {key} to {_short(value)}, which must "
+                f"be {told}; download it again."
+            )
     names = config.get("architectures") or ()
     if not all(isinstance(name, str) for name in names):
-        raise BaseError(f"config.json of {reference} lists architectures that are no texts; "
-                        "download it again.")  # fmt: skip
+        raise BaseError(
+            f"config.json of {reference} lists architectures that are no texts; download it again."
+        )
     for key, value, depth in _values(config):
         if depth > DEEPEST:
-            raise BaseError(f"config.json of {reference} nests {key} in more than {DEEPEST} "
-                            "levels; download it again.")  # fmt: skip
+            raise BaseError(
+                f"config.json of {reference} nests {key} in more than {DEEPEST} "
+                "levels; download it again."
+            )
         if isinstance(value, int) and abs(value) >= LARGEST:
-            raise BaseError(f"config.json of {reference} sets {key} to {_short(value)}, which is "
-                            "no size that a model has; download it again.")  # fmt: skip
+            raise BaseError(
+                f"config.json of {reference} sets {key} to {_short(value)}, which is "
+                "no size that a model has; download it again."
+            )
 
 
 def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Stored], reference: str) -> None:

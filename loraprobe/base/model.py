@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from loraprobe.adapter.paths import local_name
 from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.base.geometry import (
     FLOATS,
@@ -208,7 +209,8 @@ class Base:
             hash_in_name(file) or file.stat().st_size < HASH_WITHOUT_ASKING
             for file in self.weight_files
         )
-        return BaseSummary(self.reference, self.commit, self.sha256 if cheap else None)
+        reference = self.reference if self.commit else local_name(self.reference)
+        return BaseSummary(reference, self.commit, self.sha256 if cheap else None)
 
     def load(
         self,

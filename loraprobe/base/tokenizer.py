@@ -34,8 +34,9 @@ def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
             content = read_json(file, reference, limit="tokenizer")
 
             def refuse(what: str, name: str = name) -> NoReturn:
-                raise BaseError(f"{name} of {reference} is no tokenizer's: {what}; save the "
-                                "tokenizer again.")  # fmt: skip
+                raise BaseError(
+                    f"{name} of {reference} is no tokenizer's: {what}; save the tokenizer again."
+                )
 
             check(content, refuse)
             found = content if name == "tokenizer.json" else found
@@ -65,8 +66,10 @@ def load_tokenizer(directory: Path, reference: str, trusted: bool) -> Any:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        raise BaseError(f"{reference} has no tokenizer that loads ({first_line(error)}); "
-                        f"save the tokenizer beside the model.") from error  # fmt: skip
+        raise BaseError(
+            f"{reference} has no tokenizer that loads ({first_line(error)}); "
+            f"save the tokenizer beside the model."
+        ) from error
     if tokenizer.pad_token_id is None:  # batches need one; it is masked wherever it stands
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -36,7 +36,7 @@ MEMORY_GONE = (
 INTERRUPTIONS: list[int] = []  # the signals that came
 PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
 # What typer itself turns into text and an exit code.
-TYPERS_OWN: Any = (typer.Exit, typer.BadParameter.__mro__[1])
+TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.BadParameter.__mro__[1])
 
 
 class Guarded(TyperGroup):

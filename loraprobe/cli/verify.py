@@ -1,4 +1,4 @@
-"""`loraprobe verify`: is a merged directory what its card says?"""
+"""`loraprobe verify`: is a merged or routed directory what its card says?"""
 
 from __future__ import annotations
 
@@ -15,12 +15,27 @@ from loraprobe.options import Options
 @with_options("threads", "json", "quiet")
 def verify(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What loraprobe merge wrote.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR", help="What merge, route or merge-and-eval wrote.", show_default=False
+        ),
     ],
     options: Options,
     output: Output,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[REF]...",
+            help="Where the adapters are that it was made of, if they moved.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Where the base is, if one was used and it moved."),
+    ] = None,
 ) -> None:
-    """Check a merged directory against its card: files, sources, the merge made again, peft.
+    """Make a merge or a composition again from its card and compare the whole directory.
 
     Exits 0 if everything holds, 1 if something does not, 2 if nothing can be said.
     """
@@ -33,7 +48,7 @@ def verify(
         import torch
 
         torch.set_num_threads(options.threads)
-    found = pipeline.verify(directory)
+    found = pipeline.verify(directory, sources or (), base)
     if output.json:
         print(as_json(found))
     elif output.quiet:

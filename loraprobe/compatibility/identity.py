@@ -222,9 +222,12 @@ def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issu
             size = Base(name, file.parent).tokenizer_size  # read as a base's own is
         except BaseError as error:
             yield Issue(
-                "note", "tokenizer-unreadable", (name,), str(error),
+                "note",
+                "tokenizer-unreadable",
+                (name,),
+                str(error),
                 "Nothing here needs it: the base's own is used.",
-            )  # fmt: skip
+            )
             continue
         if size is not None:
             sizes[name] = size

@@ -54,8 +54,10 @@ class Reference:
             try:
                 f"{rest}{Path(rest).resolve().name}".encode()
             except UnicodeEncodeError:
-                raise ReferenceError_(f"The path {rest!r} is not UTF-8, and safetensors opens no "
-                                      "such path; rename the directory.") from None  # fmt: skip
+                raise ReferenceError_(
+                    f"The path {rest!r} is not UTF-8, and safetensors opens no "
+                    "such path; rename the directory."
+                ) from None
             return cls(rest, "local", name, path=Path(rest).expanduser())
         if _exists(rest):
             raise ReferenceError_(f"{rest} is a file; give the directory that it lies in.")

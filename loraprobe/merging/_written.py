@@ -31,7 +31,7 @@ def written(
     config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
     named = [a for a in adapters if bases and a.base_model == bases[0]]
     config["revision"] = _agreed(named, "revision")
-    made_of = ", ".join(a.source.reference for a in adapters)
+    made_of = ", ".join(a.source.public for a in adapters)
     return adapter_of(
         name,
         modules,

@@ -110,13 +110,17 @@ def _why_not_base(composition: Composition, base: Base | None) -> str | None:
 
 @torch.no_grad()
 def prototypes(composition: Composition) -> dict[str, Float[Tensor, "n in"]]:
-    """Module path -> the experts' exact prototypes [n, in], in their order, float32."""
-    return {
-        path: torch.stack(
-            [prototype(e.modules[path].to(torch.float32)) for e in composition.experts]
-        )
-        for path in composition.paths
-    }
+    """Module path -> the experts' exact prototypes [n, in], in their order, float32.
+
+    Their sign means nothing; the largest entry of each is positive here.
+    """
+    found = {}
+    for path in composition.paths:
+        rows = [prototype(e.modules[path].to(torch.float32)) for e in composition.experts]
+        vectors = torch.stack(rows)
+        largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+        found[path] = torch.where(largest < 0, -vectors, vectors)
+    return found
 
 
 @torch.no_grad()

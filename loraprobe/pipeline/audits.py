@@ -7,6 +7,7 @@ from typing import Any
 
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.publishing import published
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Audit, Compatibility, Issue
 
@@ -18,13 +19,16 @@ def audit_of(
     notes: Iterable[str] = (),
     **found: Any,
 ) -> Audit:
-    """The audit of a run. `found` are fields of Audit; empty notes are left out."""
+    """The audit of a run, as it may be published.
+
+    `found` are fields of Audit; empty notes are left out.
+    """
     norms = {
         row.adapters[0]: row.value
         for row in examined.diagnostics
         if row.name == "norm" and row.module is None
     }
-    return Audit(
+    audit = Audit(
         command=session.command,
         provenance=session.provenance(),
         adapters=tuple(a.summary(norms.get(a.name)) for a in inputs.adapters),
@@ -35,6 +39,7 @@ def audit_of(
         notes=tuple(filter(None, notes)),
         **found,
     )
+    return published(audit, inputs.adapters, inputs.base, session.options)
 
 
 def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.options import Options
-from loraprobe.pipeline.provenance import provenance_of
+from loraprobe.pipeline.provenance import composition_matter, merge_matter
 from loraprobe.records import Audit
 from loraprobe.report.card import composition_card, model_card
 
@@ -21,7 +20,7 @@ def with_card(merged: Merged, audit: Audit, options: Options) -> Merged:
     low, high = merged.adapter.rank_range
     card = model_card(
         name=merged.adapter.name,
-        base_model=merged.adapter.base_model,
+        matter=merge_matter(merged, audit, options),
         sources=merged.sources,
         method=merged.method,
         space=merged.space,
@@ -36,8 +35,6 @@ def with_card(merged: Merged, audit: Audit, options: Options) -> Merged:
         verdict=audit.verdict,
         transformations=audit.transformations,
         search=audit.search,
-        provenance=provenance_of(merged, audit, options),
-        license=merged.license,
     )
     return replace(merged, card=card)
 
@@ -45,10 +42,9 @@ def with_card(merged: Merged, audit: Audit, options: Options) -> Merged:
 def with_composition_card(made: Routed, audit: Audit, options: Options) -> Routed:
     """The composition with the card that its directory will carry."""
     experts = made.composition.experts
-    bases = [expert.base_model for expert in experts if expert.base_model]
     card = composition_card(
         name=made.composition.name,
-        base_model=bases[0] if bases else None,
+        matter=composition_matter(made, audit, options),
         router=repr(made.composition.router),
         experts=[
             replace(expert.summary(), license=made.licences.get(expert.name)) for expert in experts
@@ -60,6 +56,5 @@ def with_composition_card(made: Routed, audit: Audit, options: Options) -> Route
         verdict=audit.verdict,
         transformations=audit.transformations,
         search=audit.search,
-        license=licence_of_merge(made.licences),
     )
     return replace(made, card=card)

@@ -1,131 +1,213 @@
-"""How a merge was made, as data in its model card's front matter, so that it can be made again."""
+"""How a merge or a composition was made, as data in its card's front matter.
+
+It is what `loraprobe verify` makes the directory again from. Nothing in it belongs to one machine:
+a source that is no repository stands by its name and its sha256.
+"""
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
-from loraprobe.adapter import Adapter
+from loraprobe.adapter import Adapter, public_name
+from loraprobe.checkpoint import check_link
 from loraprobe.errors import AdapterError
+from loraprobe.front_matter import read_front_matter
+from loraprobe.limits import limits
 from loraprobe.options import Options
-from loraprobe.records import Audit
+from loraprobe.records import AdapterSummary, Audit
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.secrets import scrub
+from loraprobe.shelf import spec_of
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged
+    from loraprobe.pipeline.saved import Routed
 
 KEY = "loraprobe"
-SCHEMA = 1
+SCHEMA = 2
 CARD = "README.md"
-FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
 
 
-def provenance_of(merged: Merged, audit: Audit, options: Options) -> dict[str, Any]:
-    """Plain data: sources with commit and sha256, and every choice that decides the result."""
-    base = audit.base
-    return {
-        "schema_version": SCHEMA,
-        "version": __version__,
-        "torch": str(torch.__version__),
+class _Told(BaseModel):
+    """Exactly these fields, of exactly these types: a card is a stranger's text too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ToldBase(_Told):
+    """The base: a repository at a commit, or the name of a directory."""
+
+    reference: str
+    commit: str | None
+    sha256: str | None
+
+
+class ToldSource(_Told):
+    """An adapter: a reference to a repository at a commit, or the name of a directory."""
+
+    name: str
+    reference: str
+    commit: str | None
+    sha256: str
+
+
+class Told(_Told):
+    """What merges and compositions have in common."""
+
+    schema_version: Literal[2]
+    version: str
+    torch: str
+    allow: list[str]
+    balance: Literal["none", "norm"]
+    subtract: list[ToldSource]
+    base: ToldBase | None
+    sources: list[ToldSource] = Field(min_length=1)
+
+
+class ToldMerge(Told):
+    """Every choice that decides a merge."""
+
+    method: str
+    weights: list[float]
+    space: str | None
+    rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class ToldComposition(Told):
+    """Every choice that decides a composition; `weights` are those of constant gates."""
+
+    name: str
+    router: str
+    weights: list[float] | None
+
+
+def merge_matter(merged: Merged, audit: Audit, options: Options) -> dict[str, Any]:
+    """The front matter of a merge's card: what the Hub reads, and how the merge was made."""
+    provenance = {
+        **_in_common(merged.sources, audit, options),
         "method": merged.spec,
         "weights": [float(weight) for weight in merged.weights],
         "space": None if merged.space == "factors" else merged.space,
         "rank": merged.asked_rank or "auto",
         "dtype": str(merged.adapter.dtype).removeprefix("torch."),
         "seed": merged.seed,
+    }
+    return _matter(merged.adapter.base_model, "merge", merged.license, provenance)
+
+
+def composition_matter(made: Routed, audit: Audit, options: Options) -> dict[str, Any]:
+    """The front matter of a composition's card."""
+    from loraprobe.compatibility.licences import licence_of_merge
+
+    experts, router = made.composition.experts, made.composition.router
+    gates = router.weights if isinstance(router, ConstantGates) else None
+    provenance = {
+        **_in_common([expert.summary() for expert in experts], audit, options),
+        "name": made.composition.name,
+        "router": router.name if isinstance(router, ConstantGates) else spec_of(router),
+        "weights": None if gates is None else list(gates),
+    }
+    base_model = next((expert.base_model for expert in experts if expert.base_model), None)
+    return _matter(base_model, "routing", licence_of_merge(made.licences), provenance)
+
+
+def _in_common(sources: Sequence[AdapterSummary], audit: Audit, options: Options) -> dict[str, Any]:
+    base = audit.base
+    general = _loaded(options.subtract)
+    return {
+        "schema_version": SCHEMA,
+        "version": __version__,
+        "torch": str(torch.__version__),
         "allow": sorted(options.allow),
         "balance": options.balance,
-        "subtract": [_reference(ref) for ref in options.subtract],
-        "base": {"reference": base.reference, "commit": base.commit} if base else None,
-        "sources": [
-            {
-                "name": source.name,
-                "reference": source.reference,
-                "commit": source.commit,
-                "sha256": source.sha256,
-            }
-            for source in merged.sources
-        ],
+        "subtract": [_source(adapter.summary()) for adapter in general],
+        "base": (
+            {"reference": base.reference, "commit": base.commit, "sha256": base.sha256}
+            if base
+            else None
+        ),
+        "sources": [_source(source) for source in sources],
     }
 
 
-def read_provenance(directory: Path) -> Mapping[str, Any]:
-    """The provenance in a directory's card. Raises AdapterError where there is none, or where an
-    entry is not of the kind that `provenance_of` writes: cards are strangers' texts too."""
-    import yaml
+def _source(summary: AdapterSummary) -> dict[str, Any]:
+    return {key: getattr(summary, key) for key in ToldSource.model_fields}
 
+
+def _loaded(references: Sequence[Any]) -> list[Adapter]:
+    """The adapters that were subtracted, once more; of their files only the hash is read."""
+    from loraprobe import hub
+
+    return hub.load_all(references) if references else []
+
+
+def _matter(
+    base_model: str | None, kind: str, license: str | None, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "library_name": "peft" if kind == "merge" else "loraprobe",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", kind, "loraprobe"],
+        "base_model": public_name(base_model),
+        "license": license,
+        KEY: provenance,
+    }
+    return {key: _scrubbed(value) for key, value in found.items() if value is not None}
+
+
+def _scrubbed(value: Any) -> Any:
+    """Plain data without access tokens in its texts."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {key: _scrubbed(held) for key, held in value.items()}
+    return [_scrubbed(held) for held in value] if isinstance(value, list) else value
+
+
+def read_card_matter(directory: Path) -> Mapping[Any, Any]:
+    """The front matter of a directory's card. Raises AdapterError where there is no card."""
     card = directory / CARD
-    cure = "only what loraprobe merged, with its card, can be verified."
     if not card.is_file():
-        raise AdapterError(f"{directory} has no {CARD}; {cure}")
-    text = card.read_text(encoding="utf-8", errors="replace")
-    front = FRONT_MATTER.match(text)
+        raise AdapterError(
+            f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
+        )
+    check_link(card, str(directory), AdapterError)
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        return read_front_matter(stream.read(limits().card))
+
+
+def read_provenance(directory: Path) -> ToldMerge | ToldComposition:
+    """The provenance in a directory's card.
+
+    Raises AdapterError where there is none, or where it is not what loraprobe writes.
+    """
+    found = read_card_matter(directory).get(KEY)
+    if not isinstance(found, dict):
+        raise AdapterError(
+            f"The {CARD} of {directory} says nothing of a merge or a composition by "
+            "loraprobe; only what loraprobe wrote, with its card, can be "
+            "verified."
+        )
+    version = found.get("schema_version")
+    if version != SCHEMA:
+        raise AdapterError(
+            f"The {CARD} of {directory} is of version {version!r:.20}, and this "
+            f"loraprobe reads {SCHEMA}; verify it with the loraprobe that wrote "
+            "it."
+        )
     try:
-        matter = yaml.safe_load(front[1]) if front else None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        matter = None
-    found = matter.get(KEY) if isinstance(matter, dict) else None
-    if not isinstance(found, dict) or not isinstance(found.get("sources"), list):
-        raise AdapterError(f"The {CARD} of {directory} says nothing of a merge by loraprobe; "
-                           f"{cure}")  # fmt: skip
-    if found.get("schema_version") != SCHEMA:
-        raise AdapterError(f"The {CARD} of {directory} was written by loraprobe "
-                           f"{found.get('version')} in a form this one does not know; use that "
-                           "version.")  # fmt: skip
-    wrong = [key for key, is_sound in SOUND.items() if not is_sound(found.get(key))]
-    if wrong:
-        raise AdapterError(f"The {CARD} of {directory} says of its merge, under {wrong[0]!r}, what "
-                           f"loraprobe never writes; {cure}")  # fmt: skip
-    return found
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_text, value))
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return real and abs(value) <= sys.float_info.max
-
-
-def _pinned(value: Any) -> bool:
-    """A reference, and the commit it was taken from if it was on the Hub."""
-    if not isinstance(value, dict):
-        return False
-    return _text(value.get("reference")) and (value.get("commit") is None or _text(value["commit"]))
-
-
-def _source(value: Any) -> bool:
-    return _pinned(value) and _text(value.get("name")) and _text(value.get("sha256"))
-
-
-SOUND: Mapping[str, Callable[[Any], bool]] = {
-    "method": _text,
-    "weights": lambda v: v is None or (isinstance(v, list) and all(map(_number, v))),
-    "space": lambda v: v is None or _text(v),
-    "rank": lambda v: v == "auto" or (_whole(v) and 0 < v < 1 << 31),
-    "dtype": _text,
-    "seed": _whole,
-    "allow": _texts,
-    "balance": _text,
-    "subtract": _texts,
-    "base": lambda v: v is None or _pinned(v),
-    "sources": lambda v: bool(v) and all(map(_source, v)),
-}
-
-
-def _reference(ref: Any) -> str:
-    return ref.source.reference if isinstance(ref, Adapter) else str(ref)
+        return (ToldComposition if "router" in found else ToldMerge).model_validate(found)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise AdapterError(
+            f"The {CARD} of {directory} says under {where!r:.80} what loraprobe "
+            "never writes; only what loraprobe wrote can be verified."
+        ) from None

@@ -33,6 +33,8 @@ from loraprobe.adapter import (
     StagedDirectory,
     check_apart,
     check_output,
+    public_name,
+    public_value,
     read_adapter,
 )
 from loraprobe.adapter.tensors import open_tensors
@@ -43,12 +45,17 @@ from loraprobe.errors import AdapterError, UsageError
 from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.records import Transformation, plain
 from loraprobe.routing import ROUTERS
+from loraprobe.secrets import scrub
 from loraprobe.shelf import convert
 
 SCHEMA_VERSION = 1
 FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"
 PEFT, PROTOTYPES = "peft/arrow.json", "peft/prototypes.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OF_MODULES = frozenset(
+    "target_modules exclude_modules modules_to_save layers_pattern rank_pattern alpha_pattern "
+    "target_parameters".split()
+)
 UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 
 
@@ -182,7 +189,7 @@ def _write_experts(
         entries.append({
             "name": expert.name,
             "folder": folder,
-            "reference": expert.source.reference,
+            "reference": expert.source.public,
             "commit": expert.source.commit,
             "sha256": expert.sha256,
             "copied": copied,
@@ -210,15 +217,31 @@ def _is_as_filed(expert: Adapter) -> bool:
 
 
 def _copy(expert: Adapter, place: Path) -> None:
-    """The files themselves; a pickle's tensors under the same keys."""
+    """The files themselves, without what its trainer's machine left in them.
+
+    A pickle's tensors stand under the same keys; a path in the config becomes its last part.
+    """
     assert expert.weights_file is not None
     place.mkdir(parents=True)
-    shutil.copyfile(expert.weights_file.parent / CONFIG, place / CONFIG)
-    if expert.weights_file.suffix == ".safetensors":
+    config = _public(expert.config)
+    if config == expert.config:
+        shutil.copyfile(expert.weights_file.parent / CONFIG, place / CONFIG)
+    else:
+        _write(place / CONFIG, config)
+    file = open_tensors(expert.weights_file.parent)
+    plain_header = file.metadata in ({}, {"format": "pt"})
+    if plain_header and expert.weights_file.suffix == ".safetensors":
         shutil.copyfile(expert.weights_file, place / WEIGHTS)
     else:
-        file = open_tensors(expert.weights_file.parent)
         _write_tensors({key: file.read(key) for key in file.shapes}, place / WEIGHTS)
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """adapter_config.json as it may be published; names and patterns of modules stay."""
+
+    base = public_name(config.get("base_model_name_or_path"))
+    named = {**config, "base_model_name_or_path": base} if base else config
+    return {key: held if key in OF_MODULES else public_value(held) for key, held in named.items()}
 
 
 def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
@@ -230,7 +253,7 @@ def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(scrub(text) + "\n", encoding="utf-8")
 
 
 def _router_document(router: Router) -> dict[str, Any]:

@@ -1,169 +1,307 @@
-"""`verify`: whether a merged directory is what its card says, made again from its sources."""
+"""`verify`: a merged or routed directory is made again from its card and compared, whole.
+
+The card's front matter says how it was made. From that alone and from the sources, found again by
+commit or sha256, the directory is written once more elsewhere by the code that writes merges and
+compositions. Then every file of the one is compared with the same file of the other, and no other
+file may lie in it. docs/verify.md says what that promises.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from loraprobe.adapter import Adapter, read_adapter
-from loraprobe.errors import LoraprobeError
+from loraprobe.adapter import Adapter, Modules, read_adapter
+from loraprobe.base import Base
+from loraprobe.checkpoint import check_link, file_hash, read_json
+from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.lowrank import LowRank
 from loraprobe.options import Options
-from loraprobe.pipeline.provenance import read_provenance
+from loraprobe.pipeline import provenance
+from loraprobe.pipeline.locating import Neighbourhood
+from loraprobe.pipeline.provenance import (
+    CARD,
+    KEY,
+    Told,
+    ToldComposition,
+    ToldMerge,
+)
+from loraprobe.pipeline.rounding import difference_of_weights
+from loraprobe.pipeline.saved import FILE, STATE
 from loraprobe.records import Check, Verification
 
-# Relative distance of two merges of the same sources beyond rounding to the written dtype: other
-# libraries of linear algebra add numbers in another order.
-TOLERANCE = 1e-5
+# What git and the Hub's client put beside files; no program loads it as part of an adapter.
+BESIDE = frozenset({".git", ".gitattributes", ".cache"})
+# Another library may round norms and factors of balance otherwise in the last digits.
+SAME_NUMBER = 1e-9
 
 
-def verify(directory: str | Path) -> Verification:
-    """Every promise of the card, one check each; later ones are left out where they cannot be made.
+def verify(
+    directory: str | Path, sources: Sequence[str] = (), base: str | None = None
+) -> Verification:
+    """The sources, the files and the card of a directory, one check each.
 
-    The directory is read, its sources are had again by commit and compared by sha256, the merge is
-    repeated and its deltas compared in factors, and peft loads the directory onto a skeleton.
-    Raises AdapterError where the directory has no provenance or cannot be read at all.
+    sources: where the adapters are that it was made of, where they are not found by themselves;
+    base likewise. Checks that need something that is missing are left out, so that what passed says
+    nothing then. Raises AdapterError where the directory has no card by loraprobe.
     """
     place = Path(directory)
-    told = read_provenance(place)
-    adapter = read_adapter(place)
-    checks = [_readable(adapter), *_in_peft(place, adapter)]
-    sources, found = _sources(told)
-    checks += found
-    if all(check.passed for check in found):
-        checks.append(_repeated(told, sources, adapter))
+    told = provenance.read_provenance(place)
+    near = Neighbourhood(place, sources)
+    found = [near.adapter(source) for source in (*told.sources, *told.subtract)]
+    checks = [check for _, check in found]
+    opened: Base | None = None
+    if told.base is not None:
+        opened, check = near.base(told.base, base)
+        checks.append(check)
+    if all(check.passed for check in checks):
+        adapters = [adapter for adapter, _ in found if adapter is not None]
+        checks += _compared(place, told, adapters, opened)
     return Verification(str(directory), tuple(checks))
 
 
-def _readable(adapter: Adapter) -> Check:
-    errors = [issue.message for issue in adapter.issues if issue.severity == "error"]
-    count = sum(2 for _ in adapter.modules) + len(adapter.extras)
-    if errors:
-        return Check("files", False, errors[0])
-    return Check("files", True, f"{count} tensors, every one accounted for.")
+def _compared(
+    place: Path, told: ToldMerge | ToldComposition, adapters: Sequence[Adapter], base: Base | None
+) -> Iterator[Check]:
+    """Every file against the one that is written again."""
+    with tempfile.TemporaryDirectory() as space:
+        first, second = Path(space) / "again", Path(space) / "reordered"
+        try:
+            matter = _make(told, adapters, base, first)
+        except LoraprobeError as error:
+            yield Check("made again", False, f"It cannot be made again: {error}")
+            return
+
+        def reordered() -> Path:
+            if not second.exists():
+                _make(told, [_reversed(adapter) for adapter in adapters], base, second)
+            return second
+
+        expected = {str(file.relative_to(first)) for file in first.rglob("*") if file.is_file()}
+        yield _no_others(place, {*expected, CARD})
+        checks = [_card(place, matter)]
+        for name in sorted(expected):
+            comparison = _Comparison(place, first, name, reordered, told)
+            checks.append(comparison.check())
+        yield from checks
+        if isinstance(told, ToldMerge) and all(check.passed for check in checks):
+            yield _in_peft(place)
 
 
-def _in_peft(place: Path, adapter: Adapter) -> list[Check]:
+def _make(
+    told: ToldMerge | ToldComposition,
+    adapters: Sequence[Adapter],
+    base: Base | None,
+    target: Path,
+) -> Mapping[str, Any]:
+    """Writes what the card describes, without a card, and returns the card's front matter."""
+    from loraprobe.merging import Merged
+    from loraprobe.pipeline.commands import compose, merge
+    from loraprobe.pipeline.saved import Routed
+
+    sources, general = adapters[: len(told.sources)], adapters[len(told.sources) :]
+    common: dict[str, Any] = {
+        "weights": None if told.weights is None else tuple(told.weights),
+        "allow": tuple(told.allow),
+        "balance": told.balance,
+        "subtract": tuple(general),
+    }
+    if isinstance(told, ToldMerge):
+        options = Options(
+            methods=(told.method,),
+            space=told.space,
+            rank=told.rank,
+            # Nobody can ask for float64, which comes from sources of that type.
+            dtype="auto" if told.dtype == "float64" else told.dtype,
+            seed=told.seed,
+            **common,
+        )
+        outcome = merge(sources, base=base, options=options)
+        merged = outcome.made
+        assert isinstance(merged, Merged)
+        replace(merged, card=None).save(target)
+        matter = provenance.merge_matter(merged, outcome.audit, options)
+    else:
+        options = Options(routers=(told.router,), **common)
+        outcome = compose(sources, base=base, options=options)
+        assert isinstance(outcome.made, Routed)
+        made = outcome.made
+        made = replace(made, composition=replace(made.composition, name=told.name))
+        replace(made, card=None).save(target)
+        matter = provenance.composition_matter(made, outcome.audit, options)
+    # Which versions wrote it cannot be made again, and the base has a check of its own.
+    given = {key: told.model_dump()[key] for key in ("version", "torch", "base")}
+    return {**matter, KEY: {**matter[KEY], **given}}
+
+
+def _reversed(adapter: Adapter) -> Adapter:
+    """The same deltas, with the rows of A and the columns of B in reverse order."""
+
+    def read(path: str) -> LowRank:
+        update = adapter.modules[path]
+        return LowRank(update.A.flip(0), update.B.flip(1), update.scaling)
+
+    return replace(adapter, modules=Modules(adapter.layout, read))
+
+
+def _no_others(place: Path, expected: set[str]) -> Check:
+    """Nothing lies in the directory but what belongs there, and nothing of it elsewhere."""
+    for name in _files(place):
+        if name not in expected:
+            message = f"{name} does not belong to it; peft, transformers or a person may load it."
+            return Check("files", False, message)
+        try:
+            check_link(place / name, place.name, AdapterError)
+        except AdapterError as error:
+            return Check("files", False, str(error))
+    lost = sorted(name for name in expected if not (place / name).is_file())
+    if lost:
+        return Check("files", False, f"{lost[0]} is missing.")
+    return Check("files", True, f"{len(expected)} files, and no others.")
+
+
+def _files(place: Path) -> Iterator[str]:
+    """Every file below a directory but those of git, relative; a link to a folder is a file."""
+    for folder, folders, files in os.walk(place):
+        here = Path(folder)
+        if here == place:
+            folders[:] = [name for name in folders if name not in BESIDE]
+            files = [name for name in files if name not in BESIDE]
+        linked = [name for name in folders if (here / name).is_symlink()]
+        empty = [] if folders or files or here == place else [""]
+        for name in (*sorted(files), *linked, *empty):
+            yield str((here / name).relative_to(place))
+
+
+def _card(place: Path, matter: Mapping[str, Any]) -> Check:
+    """The fields that loraprobe writes into a card; its text and other fields are people's own."""
+    found = provenance.read_card_matter(place)
+    for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
+        if found.get(key) != matter.get(key):
+            return Check(
+                CARD,
+                False,
+                f"{key} is {_short(found.get(key))} instead of {_short(matter.get(key))}.",
+            )
+    wrong = _first_difference(found[KEY], matter[KEY])
+    if wrong:
+        return Check(CARD, False, f"{KEY}: {wrong}.")
+    return Check(CARD, True, "Its front matter is what would be written; its text is not checked.")
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One file of the directory and of the one that was made again."""
+
+    place: Path
+    again: Path
+    name: str
+    reordered: Any
+    told: Told
+
+    def check(self) -> Check:
+        try:
+            problem = self._problem()
+        except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
+            problem = str(error).rstrip(".")
+        if problem:
+            return Check(self.name, False, f"{problem}.")
+        return Check(self.name, True, "It is what would be written again.")
+
+    def _problem(self) -> str | None:
+        found, again = self.place / self.name, self.again / self.name
+        if not found.is_file():
+            return "it is missing"
+        if self.name.endswith(".safetensors"):
+            return difference_of_weights(found, again, lambda: self.reordered() / self.name)
+        ours, theirs = (
+            _unique(read_json(file, self.place.name, AdapterError), file) for file in (found, again)
+        )
+        if self.name == FILE:
+            theirs = self._as_listed(theirs)
+            if _words(ours["peft"]) == _words(theirs["peft"]):
+                theirs["peft"] = ours["peft"]  # sentences with figures that were measured
+        return _first_difference(ours, theirs)
+
+    def _as_listed(self, document: dict[str, Any]) -> dict[str, Any]:
+        """composition.json with the hashes of the files that lie there, which are compared apart,
+        and with the version and the base that the card names."""
+        for expert in document["experts"]:
+            folder = self.place / "experts" / expert["folder"]
+            expert["files"] = {name: file_hash(folder / name) for name in expert["files"]}
+        if document["router"]["state_sha256"] is not None:
+            document["router"]["state_sha256"] = file_hash(self.place / STATE)
+        base = self.told.base
+        return document | {
+            "loraprobe": self.told.version,
+            "base": None if base is None else base.model_dump(),
+        }
+
+
+def _words(value: Any) -> str:
+    """A document's text without its figures."""
+    return re.sub(r"\d[\d.e+-]*", "#", json.dumps(value))
+
+
+def _unique(document: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A document that no other reader of JSON takes for another: no key stands in it twice."""
+
+    def pairs(held: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(held)) < len(held):
+            raise AdapterError(f"{file.name} holds a key twice")
+        return dict(held)
+
+    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=pairs)
+    return document
+
+
+def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
+    """The first field that differs, by its name; numbers that were computed may be rounded."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for key in dict.fromkeys((*wanted, *found)):
+            name = f"{where}.{key}" if where else str(key)
+            if key not in found:
+                return f"{name} is missing"
+            if key not in wanted:
+                return f"{name} is in it and would not be written"
+            if problem := _first_difference(found[key], wanted[key], name):
+                return problem
+        # peft takes the first pattern that fits, so that their order counts.
+        ordered = not where.endswith("_pattern") or [*found] == [*wanted]
+        return None if ordered else f"{where} has another order"
+    if isinstance(found, list) and isinstance(wanted, list):
+        if len(found) != len(wanted):
+            return f"{where} has {len(found)} entries instead of {len(wanted)}"
+        pairs = enumerate(zip(found, wanted, strict=True))
+        problems = (_first_difference(one, other, f"{where}[{i}]") for i, (one, other) in pairs)
+        return next(filter(None, problems), None)
+    if type(found) is float and type(wanted) is float:
+        same = math.isclose(found, wanted, rel_tol=SAME_NUMBER)
+    else:
+        same = type(found) is type(wanted) and found == wanted
+    return None if same else f"{where} is {_short(found)} instead of {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.80}"
+
+
+def _in_peft(place: Path) -> Check:
+    """peft's own reading, which says nothing of a config that is not ours: that goes first."""
     from loraprobe.pipeline.peft_skeleton import problems_in_peft
 
     try:
-        problems = problems_in_peft(place, adapter)
+        problems = problems_in_peft(place, read_adapter(place))
     except Exception as error:  # whatever peft raises is what its user would see
         problems = [f"peft does not load it: {str(error).splitlines()[0][:200]}"]
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        return [Check("peft", False, f"{problems[0]}{more}.")]
-    return [Check("peft", True, "peft loads it, all keys matched.")]
-
-
-def _sources(told: Mapping[str, Any]) -> tuple[list[Adapter], list[Check]]:
-    """The sources again, each with a check of its hash."""
-    from loraprobe import hub
-
-    sources, checks = [], []
-    for source in told["sources"]:
-        name, wanted = str(source.get("name")), source.get("sha256")
-        label = f"source {name}"
-        try:
-            adapter = hub.load(pinned(source)).renamed(name)
-        except LoraprobeError as error:
-            checks.append(Check(label, False, f"{error}{_where_from(source)}"))
-            continue
-        same = adapter.sha256 == wanted
-        message = f"{source.get('reference')}: sha256 {adapter.sha256[:12]}..."
-        if not same:
-            message += f", but the merge was made of {str(wanted)[:12]}...; the source changed."
-        checks.append(Check(label, same, message))
-        sources.append(adapter)
-    return sources, checks
-
-
-def _where_from(source: Mapping[str, Any]) -> str:
-    """What else may be wrong with a directory that is not there."""
-    reference = Path(str(source.get("reference")))
-    if source.get("commit") or reference.is_absolute():
-        return ""
-    return (
-        " The card names it as the merge was asked for it: if that was a directory, run verify "
-        "where the merge was run."
-    )
-
-
-def pinned(source: Mapping[str, Any]) -> str:
-    """A source's reference at the commit it was taken from."""
-    reference, commit = str(source.get("reference")), source.get("commit")
-    if not commit:
-        return reference
-    repo, colon, folder = reference.partition(":")
-    return f"{repo.partition('@')[0]}@{commit}{colon}{folder}"
-
-
-def _repeated(told: Mapping[str, Any], sources: Sequence[Adapter], adapter: Adapter) -> Check:
-    """The merge made again, and how far the directory's deltas are from it."""
-    try:
-        again = repeat(told, sources)
-    except LoraprobeError as error:
-        return Check("merge", False, f"The merge cannot be repeated: {error}")
-    return compare(adapter, again)
-
-
-def repeat(told: Mapping[str, Any], sources: Sequence[Adapter]) -> Adapter:
-    """The merge that a provenance describes."""
-    from loraprobe.merging import Merged
-    from loraprobe.pipeline.commands import merge
-
-    weights = told.get("weights")
-    base = told.get("base") or None
-    options = Options(
-        methods=(str(told["method"]),),
-        weights=tuple(map(float, weights)) if weights else None,
-        space=told.get("space"),
-        rank=told.get("rank", "auto"),
-        dtype=str(told.get("dtype", "auto")),
-        seed=int(told.get("seed", 0)),
-        allow=tuple(told.get("allow") or ()),
-        balance=told.get("balance", "none"),
-        subtract=tuple(told.get("subtract") or ()),
-    )
-    made = merge(sources, base=pinned(base) if base else None, options=options).made
-    assert isinstance(made, Merged)
-    return made.adapter
-
-
-def compare(found: Adapter, wanted: Adapter) -> Check:
-    """||dW_found - dW_wanted||_F / ||dW_wanted||_F over all modules and tensors, from factors."""
-    if set(found.modules) != set(wanted.modules):
-        odd = sorted(set(found.modules) ^ set(wanted.modules))
-        return Check("merge", False, f"The merge made again differs in its modules: {odd[0]}.")
-    gap = total = 0.0
-    for path, update in wanted.modules.items():
-        there = found.modules[path]
-        if (there.in_features, there.out_features) != (update.in_features, update.out_features):
-            return Check("merge", False, f"The merge made again has another shape in {path}.")
-        one, other = (u.to(dtype=torch.float64) for u in (there, update))
-        gap += float(difference(one, other).norm()) ** 2
-        total += float(other.norm()) ** 2
-    for kind in ("magnitudes", "whole", "offsets"):
-        ours, theirs = getattr(found, kind), getattr(wanted, kind)
-        if set(ours) != set(theirs):
-            odd = sorted(set(ours) ^ set(theirs))
-            return Check("merge", False, f"The merge made again differs in its {kind}: {odd[0]}.")
-        for name, tensor in theirs.items():
-            gap += float((ours[name].double() - tensor.double()).square().sum())
-            total += float(tensor.double().square().sum())
-    distance = math.sqrt(gap / total) if total else math.inf
-    allowed = TOLERANCE + 4 * torch.finfo(found.dtype).eps
-    said = f"the deltas differ by {distance:.1e} of their norm (allowed {allowed:.1e})"
-    if not distance <= allowed:
-        return Check("merge", False, f"Made again, {said}: this is another adapter.")
-    return Check("merge", True, f"Made again from its sources: {said}.")
-
-
-def difference(one: LowRank, other: LowRank) -> LowRank:
-    """one - other, in factors side by side."""
-    a, b = one.folded(), other.folded()
-    return LowRank(torch.cat([a.A, b.A]), torch.cat([a.B, -b.B], 1))
+        return Check("peft", False, f"{problems[0]}{more}.")
+    return Check("peft", True, "peft loads it, all keys matched.")

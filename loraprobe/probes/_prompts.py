@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import TaskError
+from loraprobe.front_matter import read_front_matter
 from loraprobe.tasks import Probe, ProbeItem
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ def generated_prompts(
 def card_prompts(card: str) -> list[str]:
     """Prompts of a model card: widget examples, prompts of its code, plain fenced examples.
 
-    A card is a stranger's text: its front matter is read by YAML's safe loader, and one that is
-    no YAML gives no widget.
+    A card is a stranger's text: its front matter is read within bounds, and one that is no YAML
+    gives no widget.
     """
     card = card[:MOST_CARD].replace("\r\n", "\n")
     front = _FRONT.match(card)
-    found = _widgets(front.group(1)) if front else []
+    found = _widgets(read_front_matter(card))
     body = card[front.end() :] if front else card
     for match in _FENCE.finditer(body):
         kind, text = match.group(2).strip().lower(), match.group(3)
@@ -91,14 +92,8 @@ def card_prompts(card: str) -> list[str]:
     return _distinct(found)
 
 
-def _widgets(front: str) -> list[str]:
-    import yaml
-
-    try:
-        data = yaml.safe_load(front)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return []
-    widgets = data.get("widget") if isinstance(data, dict) else None
+def _widgets(matter: Mapping[Any, Any]) -> list[str]:
+    widgets = matter.get("widget")
     texts: list[str] = []
     for widget in widgets if isinstance(widgets, list) else []:
         if isinstance(widget, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from loraprobe.report.wording import clean
 def model_card(
     *,
     name: str,
-    base_model: str | None,
+    matter: Mapping[str, Any],
     sources: Sequence[AdapterSummary],
     method: str,
     space: str,
@@ -28,18 +29,17 @@ def model_card(
     verdict: Verdict | None = None,
     transformations: Sequence[Transformation] = (),
     search: WeightSearch | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    license: str | None = None,
 ) -> str:
     """README.md of a merge; strings from strangers' files are data in it, never markup.
 
-    `provenance` goes into the front matter, where `loraprobe verify` finds it.
+    matter: the front matter (`audit.provenance`), where `loraprobe verify` finds how the
+    merge was made.
     """
     text = _filled(
         "card.md.jinja",
         title=name,
         version=__version__,
-        base_model=base_model,
+        base_model=matter.get("base_model"),
         sources=sources,
         method=method,
         space=space,
@@ -56,13 +56,13 @@ def model_card(
         transformations=transformations,
         search=search,
     )
-    return _front_matter(base_model, "merge", "peft", provenance, license) + text
+    return _front_matter(matter) + text
 
 
 def composition_card(
     *,
     name: str,
-    base_model: str | None,
+    matter: Mapping[str, Any],
     router: str,
     experts: Sequence[AdapterSummary],
     why_not_peft: str | None,
@@ -72,7 +72,6 @@ def composition_card(
     verdict: Verdict | None = None,
     transformations: Sequence[Transformation] = (),
     search: WeightSearch | None = None,
-    license: str | None = None,
 ) -> str:
     """README.md of a saved composition: what it is made of, and how it is loaded.
 
@@ -83,7 +82,7 @@ def composition_card(
         "composition.md.jinja",
         title=name,
         version=__version__,
-        base_model=base_model,
+        base_model=matter.get("base_model"),
         router=router,
         experts=experts,
         why_not_peft=why_not_peft,
@@ -94,7 +93,7 @@ def composition_card(
         transformations=transformations,
         search=search,
     )
-    return _front_matter(base_model, "routing", "loraprobe", license=license) + text
+    return _front_matter(matter) + text
 
 
 def _filled(template: str, **values: Any) -> str:
@@ -106,47 +105,46 @@ def _filled(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: _inert(value) if isinstance(value, str) else value,
+        finalize=_finished,
     )
+    environment.filters["code"] = _code
     return environment.get_template(template).render(**values)
 
 
-def _front_matter(
-    base_model: str | None,
-    tag: str,
-    library: str,
-    provenance: Mapping[str, Any] | None = None,
-    license: str | None = None,
-) -> str:
-    """What the Hub reads of a card."""
+def _finished(value: Any) -> Any:
+    return _inert(value) if isinstance(value, str) and not isinstance(value, Verbatim) else value
+
+
+def _front_matter(matter: Mapping[str, Any]) -> str:
     import yaml
 
-    matter: dict[str, Any] = {
-        "library_name": library,
-        "pipeline_tag": "text-generation",
-        "tags": ["lora", tag, "loraprobe"],
-    }
-    if base_model:
-        matter["base_model"] = " ".join(clean(base_model).split())
-    if license:
-        matter["license"] = clean(license)
-    if provenance is not None:
-        matter["loraprobe"] = _cleaned(provenance)
-    return f"---\n{yaml.safe_dump(matter)}---\n"
+    return f"---\n{yaml.safe_dump(dict(matter))}---\n"
 
 
-def _cleaned(value: Any) -> Any:
-    """Plain data with every text in it cleaned."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {key: _cleaned(held) for key, held in value.items()}
-    return [_cleaned(held) for held in value] if isinstance(value, list) else value
+# What starts markup, a link or a table cell wherever it stands in a line.
+_MARKS = re.compile(r"[\\`*\[\]|#<>&~]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.|@(?=\w)")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# At the start of a line these make a list, a heading or a rule.
+_START = re.compile(r"^(?:([-+=])(?=\s|\1)|(\d+)([.)])(?=\s))")
 
 
 def _inert(text: str) -> str:
-    """Text that neither ends a table cell nor starts markup, a link or an image."""
-    flat = " ".join(clean(text).split())
-    for mark in "\\|[":
-        flat = flat.replace(mark, "\\" + mark)
-    return flat.replace("<", "&lt;").replace("`", "'")
+    """Text of one line that is no markup, no link and no image, and ends no table cell."""
+    flat = _MARKS.sub(lambda mark: _ENTITIES.get(mark[0], "\\" + mark[0]), _flat(text))
+    return _START.sub(lambda start: f"{start[2] or ''}\\{start[1] or start[3]}", flat)
+
+
+def _code(text: str) -> Verbatim:
+    """Text as code where that holds it: a bar ends a table cell even there."""
+    flat = _flat(text)
+    if "<" in flat or "`" in flat or not flat:
+        return Verbatim(_inert(flat))
+    return Verbatim("`" + flat.replace("|", "\\|") + "`")
+
+
+class Verbatim(str):
+    """Markdown that is inert already."""
+
+
+def _flat(text: str) -> str:
+    return " ".join(clean(text).split())

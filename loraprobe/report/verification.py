@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loraprobe.adapter import local_name
 from loraprobe.records import Verification
 from loraprobe.report.wording import clean
+from loraprobe.secrets import public_text
 
 
 def as_json(found: Verification) -> str:
@@ -18,10 +20,14 @@ def as_json(found: Verification) -> str:
         {
             "schema_version": 1,
             "command": "verify",
-            "directory": clean(found.directory),
+            "directory": clean(local_name(found.directory)),
             "verified": found.passed,
             "checks": [
-                {"name": clean(c.name), "passed": c.passed, "message": clean(c.message)}
+                {
+                    "name": clean(c.name),
+                    "passed": c.passed,
+                    "message": clean(public_text(c.message)),
+                }
                 for c in found.checks
             ],
         },
@@ -41,6 +47,6 @@ def render(found: Verification) -> None:
         table.add_row(escape(clean(check.name)), mark, escape(clean(check.message)))
     console.print(table)
     if found.passed:
-        console.print("[bold green]verified[/]: this is the merge that its card describes.")
+        console.print("[bold green]verified[/]: this is what its card describes.")
     else:
         console.print("[bold red]not verified[/]: do not use it as what its card says.")

@@ -89,8 +89,10 @@ class Encoder:
         except BaseError:
             raise
         except MemoryError:
-            raise BaseError(f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
-                            "of memory; use --chat-template off.") from None  # fmt: skip
+            raise BaseError(
+                f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
+                "of memory; use --chat-template off."
+            ) from None
         except Exception as error:  # a stranger's template may raise whatever it likes
             raise BaseError(
                 f"The chat template of the base cannot be filled "
@@ -175,7 +177,10 @@ class Encoder:
         for start in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if start is not None:
                 return [start]
-        raise TaskError("A prompt is empty and the tokenizer has no BOS token to start from.")
+        raise TaskError(
+            "The tokenizer makes no token of a prompt and has no BOS token to start from; "
+            "leave the prompt out, or save the tokenizer with a BOS token."
+        )
 
 
 def joined(prompt: str, continuation: str) -> str:

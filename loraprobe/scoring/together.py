@@ -115,7 +115,7 @@ def score_together(
     unique = list(dict.fromkeys(pairs))
     encoded = scorer.encoder.pairs(unique)
     for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
-        scorer.room(ids[:-1], prompt, 1)
+        scorer.room(ids[:-1], prompt, 1, " with its answer")
     found: dict[tuple[str, str], list[float]] = {}
 
     def work(batch: Sequence[int]) -> None:

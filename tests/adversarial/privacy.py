@@ -1,0 +1,174 @@
+"""What is written for others, and what strangers' cards and strings do to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+from making import random_adapter
+from typer.testing import CliRunner
+
+from adversarial import case, outcome
+
+USER = "alice-of-acme"
+PLANTED = '<img src=x onerror=alert(1)> **b** [x](http://e.vil) http://e.vil "><script>'
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{here}: &{here} [{','.join([f'*{before}'] * 9)}]\n"
+    for before, here in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+def _pair(place: Path, base: str = "owner/base") -> list[str]:
+    """Two adapters below a folder with a user's name, whose configs name a base."""
+    home = place / USER
+    for seed, name in enumerate("ab"):
+        random_adapter(name, seed=seed).save(home / name)
+        config = home / name / "adapter_config.json"
+        told = json.loads(config.read_text()) | {"base_model_name_or_path": base}
+        config.write_text(json.dumps(told))
+    return [str(home / name) for name in "ab"]
+
+
+def _leaks(*texts: bytes) -> str:
+    found = sum(USER.encode() in text for text in texts)
+    return "holds the path" if found else "no path"
+
+
+def _written(out: Path) -> list[bytes]:
+    return [file.read_bytes() for file in out.rglob("*") if file.is_file()]
+
+
+@case(
+    "path-in-a-merge",
+    "sources named by paths with a user's name, merged",
+    before="holds the path",
+    now="no path",
+)
+def merge(place: Path) -> str:
+    outcome("merge", *_pair(place), "-o", place / "out")
+    return _leaks(*_written(place / "out"))
+
+
+@case(
+    "trainers-path-in-a-merge",
+    "sources whose configs name the base by the trainer's path",
+    before="holds the path",
+    now="no path",
+)
+def trainers_path(place: Path) -> str:
+    _pair(place, f"/home/{USER}/secret-project/base")
+    os.chdir(place / USER)
+    outcome("merge", "a", "b", "-o", place / "out")
+    os.chdir("/")
+    return _leaks(*_written(place / "out"))
+
+
+@case(
+    "path-in-a-composition",
+    "the same sources routed, with the path in their configs too",
+    before="holds the path",
+    now="no path",
+)
+def route(place: Path) -> str:
+    refs = _pair(place, f"/home/{USER}/secret-project/base")
+    outcome("route", *refs, "-o", place / "out")
+    return _leaks(*_written(place / "out"))
+
+
+@case(
+    "path-in-json-and-html",
+    "`inspect --json --html` of such adapters",
+    before="holds the path",
+    now="no path",
+)
+def inspect(place: Path) -> str:
+    call = ["inspect", *_pair(place), "--json", "--html", str(place / "page.html")]
+    told = CliRunner().invoke(app(), call).stdout
+    return _leaks(told.encode(), (place / "page.html").read_bytes())
+
+
+def app():
+    from loraprobe.cli import app
+
+    return app
+
+
+@case(
+    "markup-in-a-card",
+    "a source in a folder named after HTML and Markdown",
+    before="3 links or tags",
+    now="no markup",
+)
+def markup(place: Path) -> str:
+    from markdown_it import MarkdownIt
+
+    refs = _pair(place)
+    odd = place / PLANTED.replace("/", ":")
+    os.rename(refs[1], odd)
+    outcome(
+        "merge",
+        refs[0],
+        odd,
+        "-o",
+        place / "out",
+        "--weights",
+        "1,-1",
+        "--method",
+        "task_arithmetic",
+    )
+    text = (place / "out" / "README.md").read_text().split("---\n", 2)[2]
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    inside = [part.type for token in tokens for part in token.children or ()]
+    marks = [t for t in inside if t in ("strong_open", "em_open", "link_open", "html_inline")]
+    return f"{len(marks)} links or tags" if marks else "no markup"
+
+
+def _limited(*call: object) -> str:
+    """A call that may take two more gigabytes of address space and twenty seconds."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), before[1]))
+    try:
+        return outcome(*call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.alarm(0)
+
+
+@case(
+    "alias-bomb-in-a-source's-card",
+    "`license: *j` where nine levels of nine aliases stand for "
+    "3 GB, merged with 2 GB to spare and 20 s",
+    before="more than 20 s",
+    now="exit 0",
+)
+def bomb(place: Path) -> str:
+    refs = _pair(place)
+    (Path(refs[0]) / "README.md").write_text(f"---\n{BOMB}license: *j\n---\n")
+    return _limited("merge", *refs, "-o", place / "out")
+
+
+@case(
+    "alias-bomb-in-our-card",
+    "the same as the version that our own card names, verified",
+    before="more than 20 s",
+    now="exit 2",
+)
+def our_card(place: Path) -> str:
+    refs = _pair(place)
+    outcome("merge", *refs, "-o", place / "out")
+    card = place / "out" / "README.md"
+    text = re.sub("  version: .*", "  version: *j", card.read_text())
+    text = re.sub("  schema_version: .*", "  schema_version: 99", text)
+    card.write_text(text.replace("---\n", f"---\n{BOMB}", 1))
+    return _limited("verify", place / "out")

@@ -27,7 +27,6 @@ from loraprobe.base.quiet import silenced
 from loraprobe.base.tokenizer import tokenizer_size
 from loraprobe.checkpoint import file_hash
 from loraprobe.composition import Composition
-from loraprobe.coverage._prompts import card_prompts
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.hub import declared_licence, is_gated
@@ -35,6 +34,7 @@ from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.provenance import read_provenance
 from loraprobe.pipeline.saved import Routed, load_composition
+from loraprobe.probes._prompts import card_prompts
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder

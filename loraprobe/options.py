@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loraprobe.defaults import MARGIN, RETENTION
 from loraprobe.errors import UsageError
 
 ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
@@ -187,11 +188,11 @@ class Options:
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")
     margin: float | None = option(
-        None, EVALUATION, "Gain below which composing is not worth it (default 0.05).",
+        None, EVALUATION, f"Gain below which composing is not worth it (default {MARGIN:g}).",
         least=0, most=1,
     )  # fmt: skip
     retention: float = option(
-        0.8,
+        RETENTION,
         EVALUATION,
         "Share of each specialist's gain that one model must keep.",
         least=0,
@@ -356,8 +357,8 @@ class Options:
 
     @property
     def needed_gain(self) -> float:
-        """The margin as given, else 0.05."""
-        return 0.05 if self.margin is None else self.margin
+        """The margin as given, else the default."""
+        return MARGIN if self.margin is None else self.margin
 
     @property
     def given_weights(self) -> tuple[float, ...] | None:

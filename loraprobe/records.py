@@ -74,9 +74,7 @@ class Coverage:
     """One figure of one coverage probe. `adapters` is empty where the base alone was asked.
 
     `hop` counts from 1; None means the composed question. `baseline` is what guessing would give,
-    or what the probe compares with. `part`, where a probe tells parts apart that are no hops, is
-    "target" | "hop1" ... | "cot", or "all" for all prompts of the task; `gate` is the constant gate
-    at which adapters were asked, None where they stood at 1 or the figure has no gate.
+    or what the probe compares with.
     """
 
     name: str
@@ -87,8 +85,6 @@ class Coverage:
     adapters: tuple[str, ...] = ()
     ci95: Interval | None = None
     baseline: float | None = None
-    part: str | None = None
-    gate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +164,24 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What one composition would gain if the adapters' effects on the next token simply added.
+
+    `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
+    `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
+    the form of the question on which it gains more. Of several tasks it is the mean.
+    """
+
+    system: str
+    gain: float
+    ci95: Interval
+    n: int
+    part: str = "target"
+    against: str = "base"
+    against_part: str = "target"
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Where a system's answers fail: how many items fall to the first cause that fits."""
 
@@ -225,6 +239,7 @@ class Verdict:
     action: str = "none"
     probability: float | None = None
     prior: float | None = None
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)
@@ -355,6 +370,7 @@ class Audit:
     search: WeightSearch | None = None
     diagnostics: tuple[Measurement, ...] = ()
     coverage: tuple[Coverage, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()

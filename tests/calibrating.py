@@ -1,47 +1,39 @@
-"""Synthetic cases with a planted relation between features and success."""
+"""Synthetic cases with a planted relation between forecast and measured gain."""
 
 from __future__ import annotations
 
 import math
 import random
 
-from loraprobe_lab.calibration.cases import Case, Truth
+from loraprobe_lab.calibration.cases import METHODS, Case
 
-PLANTED = ("expected_gain", "norm_log_ratio")
-NOISE = ("cosine_max", "hop_weakest", "overlap_out")
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
+UNIT = 0.05
+PLANTED = {"intercept": 0.4, "forecast": 0.8, "baseline": -1.5, "spread": 0.5}
 
 
-def planted_logit(features):
-    """What makes a synthetic case succeed; `norm_log_ratio` hurts."""
-    return 3.0 * features["expected_gain"] - 1.5 * features["norm_log_ratio"] + 0.5
-
-
-def synthetic(
-    bases=18, sets=6, seed=0, kind="facts", logit=planted_logit, architectures=("llama", "gpt2"),
-    scenarios=("two-hop", "skill-and-facts"),
-):  # fmt: skip
-    """Cases over separately trained bases; the label is drawn with the planted probability."""
+def synthetic(bases=10, sets=8, seed=0, spread=PLANTED["spread"], error=1e-3):
+    """Cases whose t(gain) is logistic around the planted centre; errors are small."""
     rng = random.Random(seed)
     cases = []
     for b in range(bases):
         for s in range(sets):
-            for family, method in (("average", "uniform"), ("sum", "sum"), ("router", "arrow")):
-                features = {name: rng.gauss(0, 1) for name in (*PLANTED, *NOISE)}
-                features["base_score"] = rng.random()
-                label = int(rng.random() < sigmoid(logit(features)))
-                gain = 0.3 if label else 0.0
+            baseline = rng.random()
+            for method in METHODS:
+                forecast = rng.uniform(-0.3, 0.6)
+                centre = (
+                    PLANTED["intercept"]
+                    + PLANTED["forecast"] * math.asinh(forecast / UNIT)
+                    + PLANTED["baseline"] * baseline
+                )
+                u = rng.uniform(1e-6, 1 - 1e-6)
+                gain = UNIT * math.sinh(centre + spread * math.log(u / (1 - u)))
                 cases.append(
                     case(
-                        base=f"{kind}-{b:02d}", world=f"{kind}-{b:02d}", kind=kind,
-                        architecture=architectures[b % len(architectures)],
-                        scenario=scenarios[s % len(scenarios)], trial=f"t{s}",
-                        adapters=(f"a{s}", f"b{s}"), method=method, family=family,
-                        features=features, label=label,
-                        truth=Truth(gain, (gain - 0.02, gain + 0.02), 300, "cot", 0.5, 0.2, 0.0),
+                        base=f"base-{b:02d}", world=f"base-{b:02d}", trial=f"t{s}",
+                        architecture=("llama", "gpt2")[b % 2],
+                        scenario=("two-hop", "math", "keep-both")[s % 3],
+                        method=method, forecast=forecast, error=error, baseline=baseline,
+                        gain=gain, ci95=(gain - 1.96 * error, gain + 1.96 * error),
                     )
                 )  # fmt: skip
     return cases
@@ -50,9 +42,9 @@ def synthetic(
 def case(**changed):
     """A case with ordinary values wherever none is given."""
     values = {
-        "base": "facts-00", "world": "facts-00", "architecture": "llama", "kind": "facts",
-        "scenario": "two-hop", "trial": "t0", "adapters": ("a", "b"), "method": "uniform",
-        "family": "average", "hops": 2, "tasks": 1, "features": {"expected_gain": 0.1},
-        "truth": Truth(0.3, (0.2, 0.4), 300, "cot", 0.5, 0.2, 0.0), "label": 1,
+        "base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00",
+        "trial": "t0", "method": "uniform", "adapters": 2, "tasks": 1, "hops": 2,
+        "metric": "exact_match", "forecast": 0.1, "error": 0.03, "part": "target",
+        "baseline": 0.2, "gain": 0.3, "ci95": (0.2, 0.4), "n": 300,
     }  # fmt: skip
     return Case(**{**values, **changed})

@@ -1,4 +1,4 @@
-"""From worlds to cases: what is kept of a trial, its truth, and decisions from few items."""
+"""From worlds to cases: what is kept of a trial, and its truth."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import random
 import numpy as np
 import pytest
 
+from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
 from loraprobe.records import (
     Audit,
     Compatibility,
     Coverage,
+    Forecast,
     Issue,
     ItemResult,
     Measurement,
@@ -23,10 +25,8 @@ from loraprobe.records import (
 )
 from loraprobe.tasks import load_task
 from loraprobe.verdict import Evidence
-from loraprobe.verdict.features import features
 from loraprobe_lab.calibration import collect as collecting
-from loraprobe_lab.calibration import resample
-from loraprobe_lab.calibration.cases import NATURAL, CaseError
+from loraprobe_lab.calibration.cases import CaseError
 from loraprobe_lab.calibration.collect import Place, collect, fingerprint, kept_cases
 from loraprobe_lab.calibration.observe import Effort, Known, Observation
 from loraprobe_lab.calibration.stored import Items, evidence_of
@@ -65,7 +65,6 @@ def test_items_survive_a_file(tmp_path):
     kept = Items.load(tmp_path / "x" / "trial.npz")
     assert kept.results() == rows and kept.kinds == KINDS
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["trial.npz"]
-    assert {r.item for r in kept.results({("t", "3")})} == {"3"}
 
 
 def test_a_damaged_file_of_items_is_named(tmp_path):
@@ -89,8 +88,10 @@ def an_audit():
         diagnostics=(Measurement("norm_ratio", ("a", "b"), 2.0),),
         coverage=(
             Coverage("hop_accuracy", "t", 0.5, 10, 1, ("a",), (0.2, 0.8), 0.1),
-            Coverage("additive_score", "t", 0.5, 10, None, ("a", "b"), (0.2, 0.8), 0.1,
-                     part="target", gate=0.5),
+        ),
+        forecasts=tuple(
+            Forecast(name, gain, (gain - 0.1, gain + 0.1), 60, "cot", "a")
+            for name, gain in (("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2))
         ),
         evaluation=(
             dataclasses.replace(score, system="base", kind="base", value=0.1),
@@ -100,15 +101,11 @@ def an_audit():
     )  # fmt: skip
 
 
-def test_features_are_the_same_from_an_audit_and_from_its_document():
+def test_evidence_is_the_same_from_an_audit_and_from_its_document():
     audit = an_audit()
-    direct = Evidence(audit.compatibility, audit.diagnostics, audit.coverage, audit.evaluation,
-                      tasks=1, level="base")  # fmt: skip
-    read = evidence_of(json.loads(audit.to_json()))
-    assert read == direct
-    for family in ("average", "sum", "router"):
-        assert features(read, family) == features(direct, family)
-    assert features(read, "average")["additive_gain"] is not None
+    names = ("compatibility", "diagnostics", "coverage", "forecasts", "evaluation")
+    direct = Evidence(**{name: getattr(audit, name) for name in names}, tasks=1, level="base")
+    assert evidence_of(json.loads(audit.to_json())) == direct
 
 
 def test_fields_that_records_no_longer_have_do_not_stop_reading():
@@ -129,22 +126,20 @@ def test_truth_is_the_gain_over_the_best_of_base_and_singles():
     assert (found.gain, found.ci95, found.n) == (row.difference, row.ci95, 300)
     share = {s: np.mean([r.value for r in rows if r.system == s]) for s in ("a", "uniform")}
     assert found.gain == pytest.approx(share["uniform"] - share["a"])
-    assert found.score == pytest.approx(share["uniform"])
-    assert found.best_single == pytest.approx(share["a"])
-    assert found.label(0.05) == 1
 
 
 def test_the_better_form_counts_and_undecided_forms_leave_it_open():
     plain = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 40)
     steps = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.9}, 40, part="cot")
     found = truth_of(plain + steps, KINDS, "uniform")
-    assert found.part == "cot" and found.label(0.05) == 1
+    assert found.gain == pytest.approx(0.9, abs=0.15) and found.ci95[0] > MARGIN
     few = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 8, part="cot")
     low = truth_of(
         answers({"base": 0.9, "a": 0.9, "b": 0.9, "uniform": 0.1}, 300), KINDS, "uniform"
     )
-    assert low.label(0.05) == 0
-    assert truth_of(plain + few, KINDS, "uniform").label(0.05) is None
+    assert low.ci95[1] < MARGIN
+    open_ = truth_of(plain + few, KINDS, "uniform").ci95
+    assert open_[0] < MARGIN < open_[1]
 
 
 def test_of_several_tasks_the_macro_mean_counts():
@@ -152,46 +147,11 @@ def test_of_several_tasks_the_macro_mean_counts():
     second = answers({"base": 0, "a": 0, "b": 1, "uniform": 1}, 80, task="two")
     found = truth_of(first + second, KINDS, "uniform")
     assert found.gain == pytest.approx(0.5) and found.n == 130
-    assert (found.best_single, found.score) == (0.5, 1.0)
 
 
 def test_a_composition_without_common_items_has_no_truth():
     with pytest.raises(CaseError, match="arrow"):
         truth_of(answers({"base": 0.1, "a": 0.2}, 20), KINDS, "arrow")
-
-
-# decisions from few items
-
-
-def test_decisions_from_a_hundred_items_agree_with_clear_truths():
-    rates = {"base": 0.1, "a": 0.2, "b": 0.2, "uniform": 0.7, "sum": 0.05, "arrow": 0.21}
-    kept = Items.of(answers(rates, 1500), KINDS)
-    found = resample.resample_trial(kept, 100, 10, 0.05, "seed")
-    assert found.compositions == 3 and found.trials == 1
-    assert found.right >= 10 and found.wrong == 0  # uniform is likely in every draw
-    assert found.agreement == 1.0
-    assert found.right + found.undecided == 10 * (3 - found.unknown)
-
-
-def test_wrong_decisions_are_counted(monkeypatch):
-    rows = answers({"base": 0.5, "a": 0.5, "b": 0.5, "uniform": 0.95}, 1200)
-    few = {str(i) for i in range(100)}  # on these the composition fails, on the others it gains
-    rows = [
-        dataclasses.replace(r, value=0.0) if r.system == "uniform" and r.item in few else r
-        for r in rows
-    ]
-    kept = Items.of(rows, {k: v for k, v in KINDS.items() if k not in ("sum", "arrow")})
-    assert resample.decide(kept, {("t", i) for i in few}, 0.05) == {"uniform": 0}
-    assert resample.decide(kept, {("t", str(i)) for i in range(100, 300)}, 0.05) == {"uniform": 1}
-    monkeypatch.setattr(random.Random, "sample", lambda self, pool, n: sorted(few))
-    found = resample.resample_trial(kept, 100, 3, 0.05, "seed")
-    assert (found.right, found.wrong, found.undecided) == (0, 3, 0) and found.agreement == 0.0
-
-
-def test_small_trials_are_not_resampled(tmp_path):
-    Items.of(answers({"base": 0.1, "a": 0.1, "uniform": 0.9}, 999), KINDS).save(tmp_path / "a.npz")
-    assert resample.resample([tmp_path / "a.npz"]).trials == 0
-    assert resample.resample([]).agreement is None
 
 
 # collecting
@@ -221,10 +181,17 @@ def test_trials_become_cases_and_are_observed_once(tmp_path, seen):
     cases, skipped = kept_cases(tmp_path)
     assert len(cases) == 9 and skipped == ["small-world/disjoint: The adapters do not fit."]
     first = cases[0]
-    assert (first.base, first.architecture, first.kind) == ("small-world", "llama", "small")
-    assert {c.label for c in cases if c.method == "sum"} == {0}
-    assert {c.label for c in cases if c.family != "sum"} == {1}
-    assert {c.hops for c in cases if c.trial == "skill-and-facts"} == {2}
+    assert (first.base, first.architecture, first.world) == ("small-world", "llama", "small-world")
+    assert {c.label(MARGIN) for c in cases if c.method == "sum"} == {0}
+    assert {c.label(MARGIN) for c in cases if c.method != "sum"} == {1}
+    assert {(c.method, c.forecast) for c in cases} == {
+        ("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2),
+    }  # fmt: skip
+    assert {(c.adapters, c.tasks, c.hops, c.metric, c.part) for c in cases} == {
+        (2, 1, 0, "exact_match", "cot")
+    }
+    assert {c.baseline for c in cases} == {0.4}
+    assert first.error == pytest.approx(0.1 / 1.96, rel=1e-3)
     seen.clear()
     collect([path], tmp_path)
     assert seen == ["disjoint"]  # what was skipped is tried again
@@ -303,18 +270,18 @@ def test_known_results_are_those_of_the_asked_items_alone():
 
 
 def test_a_tiny_world_is_observed_for_real(tmp_path):
-    """Features rest on the first items alone; truths on all, and they match a plain evaluation."""
+    """Forecasts rest on the first items alone, truths on all."""
     build_small_world(tmp_path / "tiny", ["skill-and-facts"], plan=TINY, only=["skill-and-facts"])
     effort = Effort(limit=2, most_items=4, max_new_tokens=3)
     collect([tmp_path / "tiny"], tmp_path / "out", effort)
     cases, skipped = kept_cases(tmp_path / "out")
     assert skipped == [] and len(cases) == 3
-    assert {c.kind for c in cases} == {"small"} and NATURAL not in {c.kind for c in cases}
     row = json.loads(Place(tmp_path / "out", "tiny", "skill-and-facts").audit.read_text())
     assert {score["n"] for score in row["audit"]["evaluation"]} == {2}
     assert {score["kind"] for score in row["audit"]["evaluation"]} == {"base", "adapter"}
-    assert {c.truth.n for c in cases} == {4}
-    assert cases[0].features["additive_score"] is not None
+    assert {c.n for c in cases} == {4}
+    assert {forecast["n"] for forecast in row["audit"]["forecasts"]} == {2}
+    assert {(c.adapters, c.tasks, c.hops, c.metric) for c in cases} == {(2, 1, 2, "exact_match")}
     items = Items.load(Place(tmp_path / "out", "tiny", "skill-and-facts").items)
     assert {part for _, _, part in items.columns} == {"target", "cot"}
     assert set(items.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}

@@ -4,7 +4,6 @@ one sentence says what to change. The model is real; its forward pass refuses la
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import making
@@ -16,7 +15,6 @@ from words import word_tokenizer
 
 from loraprobe.cli import app
 from loraprobe.composition import Composition, composed
-from loraprobe.coverage._states import Watch
 from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 from loraprobe.pipeline.gate_statistics import Tally
@@ -162,20 +160,6 @@ class TestWatchers:
         assert halved.tokens == plain.tokens
         for path in plain.sums:
             torch.testing.assert_close(halved.of(path, "a"), plain.of(path, "a"))
-
-    def test_hidden_states(self, monkeypatch, routed):
-        from loraprobe.composition import watched
-
-        model = making.tiny_llama()
-        plain, halved = self.both(
-            monkeypatch,
-            lambda: Watch(routed.experts, ROUTERS.make("arrow"), model),
-            lambda watch: lambda model: watched(model, routed, watch.look),
-        )
-        for one, other in zip(
-            dataclasses.astuple(plain.sight(5)), dataclasses.astuple(halved.sight(5)), strict=True
-        ):
-            assert other == pytest.approx(one, rel=1e-5)
 
 
 def test_samples_are_drawn_in_smaller_batches(monkeypatch):

@@ -1,4 +1,4 @@
-"""What users see of the calibrated probability: in the verdict, on terminals, by commands."""
+"""What users see of forecast and probability: in the verdict, on terminals, by commands."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from types import SimpleNamespace
 
 import jsonschema
 import pytest
-from calibrations import DOCUMENT, calibration, case
+from calibrations import DOCUMENT, calibration, case, forecast, score
 from typer.testing import CliRunner
 
-import loraprobe.verdict
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import calibrated_families
-from loraprobe.records import Coverage, Measurement, Score
+from loraprobe.pipeline.systems import forecastable
+from loraprobe.records import Forecast, Score
 from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
 from loraprobe.report.terminal import verdict_panel
+from loraprobe.routing import ROUTERS
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.features import FAMILIES, features
 from loraprobe_lab import shipped_world
 
 
@@ -29,74 +28,92 @@ def by_code(verdict, code):
     return [reason for reason in verdict.reasons if reason.code == code]
 
 
-def test_the_verdict_has_probability_prior_and_reasons_and_the_same_decision(monkeypatch):
+def test_the_verdict_has_forecast_probability_and_prior_and_the_same_decision():
     found = judge(case(), calibration())
-    monkeypatch.setattr(loraprobe.verdict, "shipped", lambda: None)
-    plain = judge(case())
+    plain = judge(case(forecasts=()), calibration())
     assert (found.decision, found.action) == (plain.decision, plain.action)
     assert found.decision == "inconclusive" and found.prior == 0.4
-    values = features(case(), "router")
-    said = calibration().predict(values, "router")
-    assert found.probability == said.probability
-    (told,) = by_code(found, "calibrated")
-    assert (told.value, told.threshold, told.severity) == (said.probability, 0.8, "info")
-    for part in (f"Probability {said.probability:.2f}", "more than 0.05", "prior 0.40", "routing",
-                 "AUROC 0.90 [0.80, 0.95]", "Brier score 0.10", "no bases at all"):  # fmt: skip
-        assert part in told.message
-    assert "40 compositions" in told.source
-    moved = by_code(found, "calibrated-feature")
-    (gain,) = [r for r in moved if r.source.startswith("additive_gain,")]
-    assert gain.value == pytest.approx(0.3) and "0.30" in gain.message
-    assert "typically 0.42 where composing gained, 0.01 where it did not" in gain.message
-    assert "up" in gain.message and "+1.50" in gain.source
-    # a feature that was not measured is no reason that a reader can use
-    assert not [r for r in moved if r.source.startswith("hop_weakest,")]
+    assert found.forecast == case().forecasts[1]  # the sum's, which is the larger one
+    error = 0.1 / 1.959964
+    said = calibration().probability(0.05, 0.3, error, baseline=0.3)
+    assert found.probability == pytest.approx(said)
+    (told,) = by_code(found, "forecast")
+    assert (told.value, told.threshold) == (0.3, 0.05)
+    (told,) = by_code(found, "probability-measured-on")
+    assert (told.value, told.threshold, told.severity) == (found.probability, 0.9, "info")
+    for figure in ("0.91", "0.12", "8 compositions", "12%", "no bases at all"):
+        assert figure in told.message
+
+
+def test_any_margin_has_its_probability():
+    found = [judge(case(margin=m), calibration()) for m in (0.0, 0.05, 0.1, 0.3)]
+    values = [v.probability for v in found]
+    assert values == sorted(values, reverse=True) and len(set(values)) == 4
+    assert [v.prior for v in found] == pytest.approx([0.6, 0.4, 0.35, 0.2])
 
 
 def test_a_prior_that_is_set_is_the_one_that_is_told():
     low, high = (judge(case(prior=p), calibration()) for p in (0.1, 0.9))
     assert (low.prior, high.prior) == (0.1, 0.9) and low.probability < high.probability
-    assert "prior 0.10" in by_code(low, "calibrated")[0].message
+
+
+def test_what_has_to_be_beaten_is_the_better_form_of_the_best_baseline():
+    steps = (score("base", "base", 0.6, "cot"), score("a", "adapter", 0.1, "cot"))
+    scores = (*case().evaluation, *steps)
+    assert case(evaluation=scores).baseline == pytest.approx(0.6)
+    with_steps = judge(case(evaluation=scores), calibration())
+    assert with_steps.probability < judge(case(), calibration()).probability
+    compositions = (*scores, score("uniform", "merge", 0.9))
+    assert case(evaluation=compositions).baseline == pytest.approx(0.6)
+
+
+def test_of_several_tasks_the_best_system_on_all_of_them_counts():
+    rows = [score("base", "base", 0.1, task=t) for t in "tu"]
+    rows += [score("a", "adapter", 0.9), score("a", "adapter", 0.1, task="u")]
+    rows += [score("b", "adapter", 1.0, task="u")]  # was not asked the other task
+    found = Evidence(evaluation=tuple(rows), level="base")
+    assert found.baseline == pytest.approx(0.5)
+    assert (found.kind_of_task.tasks, found.kind_of_task.metric) == (2, "exact_match")
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "forecast_told"),
     [
-        ({"margin": 0.1}, "margin asked for is 0.1"),
-        ({"families": ()}, "none of the compositions"),
-        ({"evaluation": ()}, "not scored"),
-        ({"coverage": (), "tasks": 1}, None),
+        ({"forecasts": ()}, False),
+        ({"evaluation": ()}, True),
+        ({"forecasts": (forecast(0.9),)}, True),
+        ({"evaluation": (*case().evaluation, *(score(n, "adapter", 0.1) for n in "cd"))}, True),
+        ({"evaluation": (*case().evaluation, score("a", "adapter", 0.1, "hop1"))}, True),
     ],
+    ids=["nothing forecast", "no scores", "a large forecast", "four adapters", "a hop"],
 )
-def test_what_was_not_calibrated_has_no_probability(changes, why):
+def test_what_was_not_measured_has_no_probability(changes, forecast_told):
     found = judge(case(**changes), calibration())
-    if why is None:  # a feature that may be missing is not what keeps a probability back
-        assert found.probability is not None
-        return
     assert found.probability is None and found.prior is None
-    (outside,) = by_code(found, "outside-calibration")
-    assert why in outside.message and outside.source
+    assert len(by_code(found, "outside-calibration")) == 1
+    assert (found.forecast is not None) == forecast_told == bool(by_code(found, "forecast"))
+    assert not by_code(found, "probability-measured-on")
 
 
 def test_losses_have_no_probability():
     rows = tuple(dataclasses.replace(s, metric="answer_loss") for s in case().evaluation)
-    found = judge(case(evaluation=rows), calibration())
+    found = judge(case(evaluation=rows, forecasts=()), calibration())
     assert "losses" in by_code(found, "outside-calibration")[0].message
 
 
 @pytest.mark.parametrize("level", ["weights", "probes"])
 def test_without_a_task_nothing_is_said_of_probabilities(level):
     found = judge(case(level=level), calibration())
-    assert found.probability is None
-    assert not [r for r in found.reasons if "calibrat" in r.code]
+    assert found.probability is None and found.forecast is None
+    assert not {"forecast", "outside-calibration"} & {r.code for r in found.reasons}
 
 
-def test_the_panel_shows_the_probability_once_above_the_reasons():
-    panel = verdict_panel(judge(case(), calibration())).renderable
-    lines = panel.splitlines()
-    assert lines[2].startswith("Probability 0.") and "(prior 0.40)" in lines[2]
-    assert sum(line.count("prior 0.40") for line in lines) == 1
-    assert any("[calibrated-feature: additive_gain" in line.replace("\\", "") for line in lines)
+def test_the_panel_shows_forecast_and_probability_once_above_the_reasons():
+    lines = verdict_panel(judge(case(), calibration())).renderable.splitlines()
+    above = lines[: lines.index("")]
+    assert sum("+0.30 [0.20, 0.40]" in line for line in above) == 1
+    assert sum("(prior 0.40)" in line for line in lines) == 1
+    assert any("(prior 0.40)" in line for line in above)
 
 
 # the command line
@@ -122,7 +139,8 @@ def test_a_calibration_that_is_none_is_refused_at_once():
 def told(tmp_path_factory):
     """`inspect` and `merge-and-eval` on the shipped world with the calibration of these tests."""
     folder = tmp_path_factory.mktemp("told")
-    document = {**DOCUMENT, "support": {}}
+    kinds = [{"tasks": 1, "hops": 2, "metric": "exact_match"}]
+    document = {**DOCUMENT, "measured": {**DOCUMENT["measured"], "kinds": kinds}}
     (folder / "c.json").write_text(json.dumps(document))
     world = shipped_world()
     chosen = world.scenario("skill-and-facts")
@@ -130,7 +148,7 @@ def told(tmp_path_factory):
     for command in ("inspect", "merge-and-eval"):
         call = [command, *(f"{name}={path}" for name, path in chosen.adapters.items()),
                 "--base", str(world.path / "base"), "--task", str(chosen.tasks[0]), "--json",
-                "--limit", "12", "--threads", "1", "--prior", "0.3",
+                "--limit", "12", "--threads", "1", "--prior", "0.3", "--margin", "0.1",
                 "--calibration", str(folder / "c.json")]  # fmt: skip
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
         assert result.exit_code in (0, 1, 3), result.output
@@ -139,60 +157,66 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", ["inspect", "merge-and-eval"])
-def test_commands_tell_a_probability_for_the_prior_that_is_set(told, command):
+def test_commands_tell_a_probability_for_prior_and_margin(told, command):
     jsonschema.validate(told[command], json_schema())
     verdict = told[command]["verdict"]
     assert 0 < verdict["probability"] < 1 and verdict["prior"] == 0.3
     codes = [reason["code"] for reason in verdict["reasons"]]
-    assert "calibrated" in codes and "calibrated-feature" in codes
+    assert "forecast" in codes and "probability-measured-on" in codes
     assert verdict["evidence"] == ("base" if command == "inspect" else "evaluation")
     if command == "inspect":
         assert verdict["decision"] != "likely"
 
 
-def test_running_compositions_changes_no_probability(told):
-    first, second = (document["verdict"]["probability"] for document in told.values())
-    assert first == pytest.approx(second, abs=1e-12)
+def test_running_compositions_changes_neither_forecast_nor_probability(told):
+    first, second = (document["verdict"] for document in told.values())
+    assert first["probability"] == pytest.approx(second["probability"], abs=1e-12)
+    assert first["forecast"] == second["forecast"]
+    systems = [[row["system"] for row in doc["forecasts"]] for doc in told.values()]
+    assert systems == [["uniform", "sum", "arrow"]] * 2
 
 
 def test_the_probability_follows_from_the_document(told):
     document = told["merge-and-eval"]
     evidence = Evidence(
-        diagnostics=tuple(
-            Measurement(**{**row, "adapters": tuple(row["adapters"])})
-            for row in document["diagnostics"]
-        ),
-        coverage=tuple(
-            Coverage(**{**row, "adapters": tuple(row["adapters"])}) for row in document["coverage"]
+        forecasts=tuple(
+            Forecast(**{**row, "ci95": tuple(row["ci95"])}) for row in document["forecasts"]
         ),
         evaluation=tuple(Score(**row) for row in document["evaluation"]),
         tasks=1,
     )
-    said = calibration(support={}).some_composition(evidence, FAMILIES, 0.3)
-    assert said.probability == pytest.approx(document["verdict"]["probability"], abs=1e-9)
+    best = max(evidence.forecasts, key=lambda one: one.gain)
+    error = (best.ci95[1] - best.ci95[0]) / 2 / 1.959964
+    said = calibration().probability(0.1, best.gain, error, evidence.baseline, 0.3)
+    assert said == pytest.approx(document["verdict"]["probability"], abs=1e-9)
+    assert document["verdict"]["forecast"]["system"] == best.system
 
 
-def families(**options):
+def forecast_of(**options):
     adapters = [SimpleNamespace(name=name, whole={}) for name in "ab"]
-    return calibrated_families(Options(**options), adapters)
+    return forecastable(Options(**options), adapters)
 
 
-def test_families_are_those_of_the_compositions_asked_for():
-    assert families() == FAMILIES
-    assert families(methods=("sum",), routers=()) == ("sum",)
-    assert families(routers=("arrow:top_k=1",)) == ("average", "sum")
-    assert families(methods=("ties",)) == ("router",)
-    assert families(systems=("uniform", "chain")) == ("average",)
-    assert families(systems=("chain",)) == ()
-    assert families(methods=("task_arithmetic",), weights=(0.7, 0.3), routers=()) == ("average",)
-    assert families(methods=("task_arithmetic",), weights=(2.0, 0.3), routers=()) == ()
-    assert families(rank=4) == ("router",)
+def test_what_can_be_forecast_are_linear_merges_and_arrow_as_it_stands():
+    arrow = ROUTERS.make("arrow")
+    assert forecast_of() == {"uniform": (0.5, 0.5), "sum": (1.0, 1.0), "arrow": arrow}
+    assert forecast_of(methods=("sum",), routers=()) == {"sum": (1.0, 1.0)}
+    assert set(forecast_of(routers=("arrow:top_k=1",))) == {"uniform", "sum"}
+    assert set(forecast_of(methods=("ties",))) == {"arrow"}
+    assert set(forecast_of(systems=("uniform", "chain"))) == {"uniform"}
+    assert forecast_of(systems=("chain",)) == {}
+    weighted = {"methods": ("task_arithmetic",), "routers": ()}
+    assert forecast_of(weights=(0.7, 0.3), **weighted) == {"task_arithmetic": (0.7, 0.3)}
+    assert forecast_of(weights=(2.0, 0.3), **weighted) == {}
+    assert set(forecast_of(rank=4)) == {"arrow"}
+    assert forecast_of(balance="norm") == {}
 
 
 def test_the_model_card_tells_the_probability():
+    verdict = judge(case(), calibration())
     card = model_card(
         name="m", base_model="gpt2", sources=(), method="uniform", space="full", rank="4",
         weights=None, compression_error=0.0, rounding_error=0.0, dtype="float32", seed=0,
-        verdict=judge(case(), calibration()),
+        verdict=verdict,
     )  # fmt: skip
-    assert "- Probability 0." in card and "(prior 0.40)" in card
+    assert f"- Probability {verdict.probability:.2f}" in card and "(prior 0.40)" in card

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from loraprobe.coverage import PROBES
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
 from loraprobe.merging import METHODS
+from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of, spec_of
 from loraprobe.routing import ROUTERS
 

@@ -57,11 +57,7 @@ def an_audit(name: str = "a") -> Audit:
             Measurement("subspace_overlap", (name, "b"), 0.3, side="in", chance=0.1),
             Measurement("cosine", (name, "b"), math.nan, module="h.0.c"),
         ),
-        coverage=(
-            Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),
-            Coverage("shrunk_score", "t", 0.25, 10, 1, (name,), (0.2, 0.8), 0.1, "hop1", 0.5),
-            Coverage("shrunk_score", "t", 0.75, 10, None, (name,), None, 0.1, "cot", 0.5),
-        ),
+        coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),),
         evaluation=(
             Score("base", "base", "t", "target", "exact_match", 0.1, (0.0, 0.2), 10),
             Score("uniform", "merge", "t", "target", "exact_match", 0.1, (0.0, 0.2), 10, 0.5),

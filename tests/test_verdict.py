@@ -78,12 +78,12 @@ def both(first, second):
     )
 
 
-CALIBRATION = ("calibrated", "calibrated-feature", "outside-calibration", "not-calibrated")
+FORECAST = ("forecast", "probability-measured-on", "outside-calibration")
 
 
 def codes(verdict):
-    """The rules' own reasons; what stands beside them of probabilities: tests/test_calibrated.py"""
-    return [reason.code for reason in verdict.reasons if reason.code not in CALIBRATION]
+    """The rules' own reasons; those of the forecast are tested in tests/test_probability.py."""
+    return [reason.code for reason in verdict.reasons if reason.code not in FORECAST]
 
 
 def reason(verdict, code):
@@ -519,13 +519,6 @@ def test_one_item_is_one_item():
                               **CONTROLS), n=1))  # fmt: skip
     assert any(" 1 item" in r.message for r in found.reasons)
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
-
-
-def test_no_probability_is_invented_where_no_calibration_is_at_hand(monkeypatch):
-    monkeypatch.setattr(loraprobe.verdict, "shipped", lambda: None)
-    found = judge(evidence(GAIN))
-    assert found.probability is None and found.prior is None
-    assert reason(found, "not-calibrated").severity == "info"
 
 
 def test_every_code_stands_in_the_table():

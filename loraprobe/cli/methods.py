@@ -26,10 +26,10 @@ Names = Annotated[
 
 def described() -> list[dict[str, Any]]:
     """Every thing of every shelf as plain data."""
-    from loraprobe.coverage import PROBES
     from loraprobe.diagnostics import DIAGNOSTICS
     from loraprobe.lora.spaces import FORMULAS, SPACES
     from loraprobe.merging import METHODS
+    from loraprobe.probes import PROBES
     from loraprobe.registry import Registry
     from loraprobe.routing import ROUTERS
 

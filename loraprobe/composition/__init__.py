@@ -30,12 +30,11 @@ both).
 
 from loraprobe.composition.contract import Composition, Router, TokenGates
 from loraprobe.composition.experts.low_rank import Share
-from loraprobe.composition.experts.scaled import change_norm, share_in
+from loraprobe.composition.experts.scaled import change_norm
 from loraprobe.composition.layers import ComposedLayer, prepared
 from loraprobe.composition.placement import composed
 from loraprobe.composition.rows import RowGates, Rows
 from loraprobe.composition.watching import watched
-from loraprobe.composition.weights import bias_of
 
 __all__ = [
     "ComposedLayer",
@@ -45,10 +44,8 @@ __all__ = [
     "Rows",
     "Share",
     "TokenGates",
-    "bias_of",
     "change_norm",
     "composed",
     "prepared",
-    "share_in",
     "watched",
 ]

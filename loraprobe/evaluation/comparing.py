@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 from scipy import special
 
+from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.evaluation.table import Column, Table, tabulate
@@ -145,7 +146,7 @@ def _comparisons(table: Table, first: list[Column], others: list[Column], task: 
     ]
 
 
-def gains(results: Sequence[ItemResult], systems: Sequence[System], *, margin: float = 0.05,
+def gains(results: Sequence[ItemResult], systems: Sequence[System], *, margin: float = MARGIN,
           alpha: float = 0.05, seed: int = 0) -> tuple[Gain, ...]:  # fmt: skip
     """The gains of all merges and routers, the best first, then of all chains; plain form first.
 
@@ -171,7 +172,7 @@ def gain(
     part: str = "target",
     *,
     alpha: float = 0.05,
-    margin: float = 0.05,
+    margin: float = MARGIN,
     seed: int = 0,
 ) -> Gain | None:
     """What the best composition gains over the best baseline: max_s min_b (s - b).

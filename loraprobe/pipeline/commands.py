@@ -91,6 +91,7 @@ def inspect(
         examined,
         level=known.level,
         coverage=known.coverage,
+        forecasts=known.forecasts,
         evaluation=known.evaluation,
     )
     return audit_of(
@@ -99,6 +100,7 @@ def inspect(
         examined,
         known.notes,
         coverage=known.coverage,
+        forecasts=known.forecasts,
         evaluation=known.evaluation,
         verdict=verdict,
     )
@@ -229,7 +231,11 @@ def merge_and_eval(
         return Outcome(audit, None, "the adapters do not fit together.")
     general = general_of(inputs.adapters, options, "route", inputs.base)
     found = evaluate(inputs, general, session)
-    evidence = {"coverage": found.coverage, **vars(found.statistics)}
+    evidence = {
+        "coverage": found.coverage,
+        "forecasts": found.forecasts,
+        **vars(found.statistics),
+    }
     verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)

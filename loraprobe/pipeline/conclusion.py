@@ -28,12 +28,11 @@ def conclude(
 ) -> Verdict:
     """The verdict on everything that was found.
 
-    evidence: coverage, evaluation, comparisons, gains, attribution, as far as they were measured.
+    evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
+    measured.
     """
-    from loraprobe.pipeline.systems import calibrated_families
-    from loraprobe.verdict import FAMILIES, Evidence, judge, read_calibration
+    from loraprobe.verdict import Evidence, judge, read_calibration
 
-    asked = calibrated_families(options, inputs.adapters) if level == "evaluation" else FAMILIES
     return judge(
         Evidence(
             compatibility=examined.compatibility,
@@ -43,7 +42,6 @@ def conclude(
             margin=options.needed_gain,
             retention=options.retention,
             prior=options.prior,
-            families=asked,
             balanced=options.balance == "norm",
             **evidence,
         ),

@@ -25,6 +25,7 @@ from loraprobe.records import (
     Comparison,
     Coverage,
     EvidenceLevel,
+    Forecast,
     Gain,
     GateStatistics,
     ItemResult,
@@ -69,6 +70,7 @@ class Evaluated:
 
     statistics: Statistics
     coverage: tuple[Coverage, ...]
+    forecasts: tuple[Forecast, ...]
     gates: tuple[GateStatistics, ...]
     search: WeightSearch | None
     compositions: Sequence[Built]
@@ -85,7 +87,7 @@ def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Ev
         routers, notes = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
-        coverage = evaluator.probe_tasks(results, routers)
+        coverage, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
         search, search_notes = evaluator.search_weights(prepared)
         weights = tuple(search.weights.values()) if search else options.given_weights
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights, routers)
@@ -105,7 +107,7 @@ def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Ev
         notes += one.system.composition.notes() if one.system.composition else []
     notes += [gate_note, *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
-    return Evaluated(statistics, coverage, gates, search, compositions, builder, notes)
+    return Evaluated(statistics, coverage, forecasts, gates, search, compositions, builder, notes)
 
 
 def _controls(
@@ -131,6 +133,7 @@ class Knowledge:
 
     level: EvidenceLevel = "weights"
     coverage: tuple[Coverage, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
     evaluation: tuple[Score, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -147,17 +150,17 @@ def measure_knowledge(
         scorer, notes = load_scorer(inputs.base, session.options.dtype, session)
         assert probe is not None
         rows = probe_without_task(scorer, inputs, probe, cards, session)
-        return Knowledge("probes", rows, (), (*notes, scorer.batcher.note()))
+        return Knowledge("probes", rows, notes=(*notes, scorer.batcher.note()))
     with open_evaluator(inputs, (), session) as evaluator:
         prepared = Prepared(tuple(inputs.adapters))
-        routers, fitted = evaluator.fit_routers(prepared)
+        _, fitted = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
-        rows = evaluator.probe_tasks(results, routers)
+        rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
         if probe is not None:
             rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
         notes = [*evaluator.notes, *fitted, evaluator.scorer.batcher.note()]
-    return Knowledge("base", rows, evaluation.score(results, systems), tuple(notes))
+    return Knowledge("base", rows, forecasts, evaluation.score(results, systems), tuple(notes))
 
 
 def probe_without_task(
@@ -168,13 +171,13 @@ def probe_without_task(
     session: Session,
 ) -> tuple[Coverage, ...]:
     """Figures on a probe file, or on prompts that cards and adapters themselves give ("auto")."""
-    from loraprobe.coverage import generated_prompts, probe_strangers
+    from loraprobe import probes
 
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
         if isinstance(probe, str):
-            probe = generated_prompts(scorer, adapters, cards, single=single, seed=seed)
-        return probe_strangers(scorer, adapters, probe, single=single, seed=seed)
+            probe = probes.generated_prompts(scorer, adapters, cards, single=single, seed=seed)
+        return probes.probe_without_task(scorer, adapters, probe, single=single, seed=seed)
 
 
 def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,10 @@ from loraprobe.pipeline.inputs import Inputs, load_scorer
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import single
+from loraprobe.pipeline.systems import forecastable, single
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import Memory, Split, find_weights, note, split
-from loraprobe.records import Coverage, GateStatistics, ItemResult, WeightSearch
-from loraprobe.routing import ROUTERS
+from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
 
 if TYPE_CHECKING:
     from loraprobe.tasks import Task
@@ -59,23 +58,33 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 progress=self.session.progress,
             )
 
-    def probe_tasks(
-        self, results: Sequence[ItemResult], routers: Mapping[str, Router]
-    ) -> tuple[Coverage, ...]:
-        """What the base and single adapters know of the tasks, and what their effects would add
-        up to. The gates of the first router that looks at tokens are probed too."""
-        from loraprobe.coverage import cover
+    def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
+        """What the base and single adapters know of the tasks."""
+        from loraprobe.probes import cover
 
-        options = self.session.options
-        made = (routers.get(spec) or ROUTERS.make(spec) for spec in options.routers)
         with self.session.stage("cover"):
             return cover(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
-                single=single,
                 results=results,
-                router=next((router for router in made if not router.constant), None),
+                seed=self.session.options.seed,
+                progress=self.session.progress,
+            )
+
+    def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
+        """What the compositions asked for would gain if the adapters' effects simply added."""
+        from loraprobe.probes import forecast
+
+        options = self.session.options
+        with self.session.stage("forecast"):
+            return forecast(
+                self.scorer,
+                self.inputs.adapters,
+                self.tasks,
+                forecastable(options, self.inputs.adapters),
+                results=results,
+                metric=options.metric,
                 max_new_tokens=options.max_new_tokens,
                 seed=options.seed,
                 progress=self.session.progress,

@@ -193,7 +193,7 @@ def read_lines(file: Path) -> list[str]:
 
 def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
     """Prompts that an adapter writes itself, seeded."""
-    from loraprobe.coverage import generated_prompts
+    from loraprobe.probes import generated_prompts
 
     try:
         probe = generated_prompts(scorer, [adapter], {}, single=single, seed=seed, wanted=WRITTEN)

@@ -130,22 +130,25 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
             ) from None
 
 
-def calibrated_families(options: Options, adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """Which kinds of composition that a calibration may cover the options ask for.
+def forecastable(
+    options: Options, adapters: Sequence[Adapter]
+) -> dict[str, tuple[float, ...] | Router]:
+    """The compositions asked for whose gain can be forecast: name -> constant gates or router.
 
-    "average": constant gates between 0 and 1; "sum": gates of 1; "router": Arrow with its default
-    options; all of them over adapters as they were trained.
+    Those are linear merges with gates in (0, 1] and Arrow with its default options, like those on
+    which forecasts were measured, over adapters as they were trained.
     """
     if options.balance != "none" or options.subtract:
-        return ()
+        return {}
     n = len(adapters)
-    found = {_family(spec, options, n) for spec in composition_specs(options, adapters)}
-    return tuple(family for family in ("average", "sum", "router") if family in found)
+    found = {spec: _gates(spec, options, n) for spec in composition_specs(options, adapters)}
+    return {spec: gates for spec, gates in found.items() if gates is not None}
 
 
-def _family(spec: str, options: Options, n: int) -> str | None:
+def _gates(spec: str, options: Options, n: int) -> tuple[float, ...] | Router | None:
     if is_router(spec):
-        return "router" if ROUTERS.make(spec) == ROUTERS.make("arrow") else None
+        router = ROUTERS.make(spec)
+        return router if router == ROUTERS.make("arrow") else None
     if not is_method(spec):
         return None
     method = METHODS.make(spec)
@@ -153,10 +156,9 @@ def _family(spec: str, options: Options, n: int) -> str | None:
         return None
     if options.weights == "search" and method.takes_weights:
         return None
-    gates = method.coefficients(options.given_weights or method.default_weights(n), n)
-    if all(gate == 1 for gate in gates):
-        return "sum"
-    return "average" if all(0 < gate < 1 for gate in gates) else None
+    weights = options.given_weights or method.default_weights(n)
+    gates = tuple(map(float, method.coefficients(weights, n)))
+    return gates if all(0 < gate <= 1 for gate in gates) else None
 
 
 @dataclass(frozen=True)

@@ -159,47 +159,23 @@ def _figure(m: Measurement) -> str:
 
 
 def coverage(audit: Audit) -> Iterable[Table]:
-    """What the base and each adapter alone know, then what they would add to each other."""
+    """What the base and each adapter alone know."""
     for task in dict.fromkeys(c.task for c in audit.coverage):
         rows = [c for c in audit.coverage if c.task == task]
         headings = ("probe", "of", "part", "value", "guess", "95 %", "n")
         made = table(f"Coverage: {task}", *headings, left=3)
-        for row in (c for c in rows if c.part is None):
+        for row in rows:
             part = f"hop {row.hop}" if row.hop else "question"
             guess = number(row.baseline) if row.baseline is not None else ""
             _row(
                 made, row.name.replace("_", " "), _of(row), part,
                 number(row.value), guess, interval(row.ci95), str(row.n),
             )  # fmt: skip
-        if made.row_count:
-            yield made
-        beside = [c for c in rows if c.part is not None]
-        if beside:
-            yield _beside(task, beside)
+        yield made
 
 
 def _of(row: Coverage) -> str:
     return " → ".join(row.adapters) or "base"
-
-
-ORDERED = ("hidden_crosstalk", "template_loss")  # probes of one adapter upon another
-
-
-def _beside(task: str, rows: Sequence[Coverage]) -> Table:
-    """Figures of adapters that were never in one model: parts across, a line a figure."""
-    parts = sorted({str(c.part) for c in rows}, key=_part_order)
-    heads = [PARTS.get(part, part.replace("hop", "hop ")) for part in parts]
-    made = table(f"Before composing: {task}", "probe", "of", *heads, left=2)
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        who = (" → " if row.name in ORDERED else ", ").join(row.adapters)
-        if row.gate is not None:
-            who += f" at {row.gate:.2g}"
-        cells = lines.setdefault((row.name.replace("_", " "), who), {})
-        cells[str(row.part)] = number(row.value)
-    for line, cells in lines.items():
-        _row(made, *line, *(cells.get(part, "") for part in parts))
-    return made
 
 
 def evaluation(audit: Audit) -> Iterable[Table]:
@@ -226,10 +202,10 @@ def evaluation(audit: Audit) -> Iterable[Table]:
 
 def _part_order(part: str) -> tuple[int, str]:
     """The question, then its steps, then the worked form."""
-    return {"target": 0, "cot": 2, "all": 3}.get(part, 1), part
+    return {"target": 0, "cot": 2}.get(part, 1), part
 
 
-PARTS = {"target": "question", "cot": "step by step", "all": "all"}
+PARTS = {"target": "question", "cot": "step by step"}
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 
 

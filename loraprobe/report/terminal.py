@@ -33,6 +33,7 @@ ACTIONS = {
     "train-target-adapter": "train one adapter on the target task",
     "none": "none of these compositions",
 }
+FORECAST = ("forecast", "probability-measured-on")
 
 
 def render(audit: Audit, console: Console) -> None:
@@ -87,8 +88,8 @@ def verdict_panel(verdict: Verdict) -> Panel:
         f"[{style}]{verdict.decision.upper()}[/]: {MEANINGS[verdict.decision]}{about}.",
         f"[bold]What to do:[/] {escape(action(verdict))}",
     ]
-    # The probability stands above the reasons, in the words of its own reason.
-    beside = [reason for reason in verdict.reasons if reason.code == "calibrated"]
+    # Forecast and probability come above the reasons, in the words of their own reasons.
+    beside = [reason for reason in verdict.reasons if reason.code in FORECAST]
     lines += [escape(clean(reason.message)) for reason in beside]
     lines += ["", *(reason_line(r) for r in verdict.reasons if r not in beside)]
     title = f"Verdict, from {verdict.evidence}"

@@ -8,7 +8,7 @@ Every answer is that of a batch of one, up to rounding: prompts are padded on th
 from loraprobe.scoring.encoding import Encoder, joined
 from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.scorer import Scorer
-from loraprobe.scoring.together import Written, read_together, score_together, write_together
+from loraprobe.scoring.together import read_together, score_together, write_together
 from loraprobe.scoring.voices import Voice
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Likelihood",
     "Scorer",
     "Voice",
-    "Written",
     "joined",
     "read_together",
     "score_together",

@@ -35,17 +35,6 @@ class NewlineTokens:
             torch.tensor(["\n" in text.lstrip() for text in texts]),
         )
 
-    def end(self, ids: Sequence[int]) -> int:
-        """Index of the token that ends the first line that is not blank; len(ids) if none does."""
-        word, newline, after = self.masks
-        begun = False
-        for i, token in enumerate(ids):
-            token = min(token, len(word) - 1)
-            if (newline if begun else after)[token]:
-                return i
-            begun = begun or bool(word[token])
-        return len(ids)
-
     def stopper(self) -> Any:
         """A transformers StoppingCriteria for one call of generate()."""
         from transformers import StoppingCriteria

@@ -7,7 +7,6 @@ a logits processor makes the members of a voice choose the same token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +17,6 @@ from loraprobe.scoring.forward import padded, read_through, tail_logits
 from loraprobe.scoring.generation import first_line, generate_batch
 from loraprobe.scoring.voices import Choir, Switch, Voice
 
-NO_EFFECT = 1e-5  # of the base's logits; float32 rows of one batch differ by less
-
-
-@dataclass(frozen=True)
-class Written:
-    """One text of a voice, and how its members stood to it, averaged over its tokens.
-
-    kept: for each member, the share of tokens that it would have chosen too. overlap: [k][k]
-    cosines of the members' effects on the logits (z_j - z_0 over the vocabulary, centred); row
-    and column 0 are those of the base and hold 0.
-    """
-
-    text: str
-    kept: tuple[float, ...]
-    overlap: tuple[tuple[float, ...], ...]
-
 
 def write_together(
     scorer: Any,
@@ -43,7 +26,7 @@ def write_together(
     *,
     max_new_tokens: int,
     until_newline: bool = False,
-) -> list[list[Written]]:
+) -> list[list[str]]:
     """What each voice writes after each prompt, greedily: a list a voice, in the given order.
 
     The scorer's model must carry a composition whose gates `switch` sets. Ends, limits and errors
@@ -57,7 +40,7 @@ def write_together(
     room = [
         scorer.room(row, prompt, max_new_tokens) for row, prompt in zip(ids, unique, strict=True)
     ]
-    found: dict[int, list[Written]] = {}
+    found: dict[int, list[str]] = {}
 
     def work(batch: Sequence[int]) -> None:
         rows = [ids[i] for i in batch]
@@ -86,9 +69,8 @@ def _batch(
     switch: Switch,
     max_new_tokens: int,
     until_newline: bool,
-) -> list[list[Written]]:
+) -> list[list[str]]:
     """One list a row, of each voice's text."""
-    chosen = _Choice(choir, len(rows))
     switch(*choir.rows(len(rows)))
     new = generate_batch(
         scorer.model,
@@ -97,29 +79,20 @@ def _batch(
         stops=scorer.stops,
         max_new_tokens=max_new_tokens,
         stopper=scorer.newlines.stopper() if until_newline else None,
-        processor=chosen,
+        processor=_Choice(choir, len(rows)),
     )
-    found = []
-    for b in range(len(rows)):
-        own = []
-        for v, start in enumerate(choir.starts):
-            tokens = new[b * choir.count + start]
-            text = scorer.decode(tokens)
-            # The token that ends a text is a choice like the others, so it is counted too.
-            end = scorer.newlines.end(tokens) if until_newline else len(tokens)
-            kept, overlap = chosen.seen(b, v, end + 1)
-            own.append(Written(first_line(text) if until_newline else text, kept, overlap))
-        found.append(own)
-    return found
+    texts = [
+        [scorer.decode(new[b * choir.count + start]) for start in choir.starts]
+        for b in range(len(rows))
+    ]
+    return [[first_line(text) for text in own] for own in texts] if until_newline else texts
 
 
 class _Choice:
-    """A logits processor: the members of a voice get the voice's logits, and are watched."""
+    """A logits processor: the members of a voice get the voice's logits."""
 
     def __init__(self, choir: Choir, texts: int) -> None:
         self.choir, self.texts = choir, texts
-        self.kept: list[list[Tensor]] = [[] for _ in choir.voices]  # a step each: [texts, k]
-        self.overlap: list[list[Tensor]] = [[] for _ in choir.voices]  # [texts, k, k]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         z = scores.float().reshape(self.texts, self.choir.count, -1)
@@ -128,33 +101,7 @@ class _Choice:
             own = self.choir.members(z, v)
             together = self.choir.together(own, v)
             made[:, start : start + own.shape[1]] = together[:, None]
-            choice = together.argmax(-1, keepdim=True)
-            self.kept[v].append((own.argmax(-1) == choice).float().cpu())
-            self.overlap[v].append(_cosines(own).cpu())
         return made.reshape(scores.shape)
-
-    def seen(
-        self, text: int, voice: int, steps: int
-    ) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
-        """Means over the first so many tokens of one text: kept [k], overlap [k][k]."""
-        kept, overlap = (
-            torch.stack([step[text] for step in seen[voice][:steps]]).mean(0).tolist()
-            for seen in (self.kept, self.overlap)
-        )
-        return tuple(kept), tuple(tuple(row) for row in overlap)
-
-
-def _cosines(z: Tensor) -> Tensor:
-    """[b, k, k] cosines of z_j - z_0, centred over the vocabulary; z: [b, k, vocab].
-
-    What is no larger than the rounding of a batch counts as no effect, and has a cosine of 0.
-    """
-    effect = z - z[:, :1]
-    effect = effect - effect.mean(-1, keepdim=True)
-    size = effect.norm(dim=-1, keepdim=True)
-    noise = NO_EFFECT * (z[:, :1] - z[:, :1].mean(-1, keepdim=True)).norm(dim=-1, keepdim=True)
-    unit = torch.where(size > noise, effect / size.clamp_min(1e-30), torch.zeros_like(effect))
-    return unit @ unit.mT
 
 
 def score_together(

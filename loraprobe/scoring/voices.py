@@ -32,9 +32,13 @@ class Voice:
         return cls((_one(i, n, gate),), (1.0,))
 
     @classmethod
-    def added(cls, n: int, gate: float) -> Voice:
-        """z0 + sum_i (z_i - z0): the effects of n experts at a gate, added to the base's logits."""
-        members = ((0.0,) * n, *(_one(i, n, gate) for i in range(n)))
+    def added(cls, gates: Sequence[float]) -> Voice:
+        """z0 + sum_i (z_i - z0): each expert's effect at its own gate, added to the base's logits.
+
+        gates: [n].
+        """
+        n = len(gates)
+        members = ((0.0,) * n, *(_one(i, n, gate) for i, gate in enumerate(gates)))
         return cls(members, (1.0 - n, *(1.0,) * n))
 
 

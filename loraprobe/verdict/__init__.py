@@ -1,16 +1,16 @@
 """The verdict: a pure function of evidence. No torch, no files, no clock.
 
 A structural conflict decides alone. Weights and probes never decide. Coverage and single adapters
-on the task can say `unlikely` (see `foreknowledge`). Scored compositions decide by the interval of
-their gain (see `evaluated` and `candidates`). The calibrated probability stands beside the
-decision and never changes it (see `probability`).
+on the task can say `unlikely` (see `before_evaluation`). Scored compositions decide by the
+interval of their gain (see `evaluated` and `candidates`). The forecast and its probability go with
+the decision and never change it (see `probability`).
 
 The decision is about merges and routers; a chain of adapters is what to do instead.
 
 Codes of reasons (stable), by what they say:
 
 structural-conflict        adapters, or adapters and base, cannot be composed as they stand
-weights-do-not-decide      only weights were looked at
+weights-do-not-decide      only weights were examined
 probes-do-not-decide       only probes were asked
 base-does-not-decide       coverage and single adapters leave it open
 next-evidence              the cheapest evidence that would tell more
@@ -21,10 +21,10 @@ chain-expected             what asking hop after hop would give
 gain-beyond-margin         the best composition's lower bound exceeds the margin
 gain-below-margin          every composition's upper bound lies below the margin
 gain-undecided             the interval holds the margin
-gain-with-reservation      a gain that controls or retention do not bear out
+gain-with-reservation      a gain that controls or retention do not confirm
 no-comparison              compositions were scored without what they have to beat
-plain-form                 the plain row beside a step-by-step decision
-step-by-step-form          the step-by-step row beside a plain decision
+plain-form                 how it is when asked plainly, for a step-by-step decision
+step-by-step-form          how it is when asked step by step, for a plain decision
 partner-adds-nothing       a control is not shown to be beaten
 controls-beaten            every control is beaten
 controls-not-run           no control was scored
@@ -45,10 +45,9 @@ familiar-names, unfamiliar-names
 probes-too-few             hardly any answer of the adapters could be judged
 probes-familiar, probes-mixed, probes-unfamiliar
                            how much of the adapters' answers the base would say itself
-calibrated                 the probability, its prior, and how accurate such probabilities were
-calibrated-feature         what moves the probability
+forecast                   what compositions would gain if the adapters' effects simply added
+probability-measured-on    the probability, its prior, and how good such probabilities were, on what
 outside-calibration        why there is no probability here
-not-calibrated             no calibration is at hand
 norm-disparity, opposed-updates, nearly-equal-updates, large-update, factor-averaging-differs,
 shared-initialisation      warnings of geometry
 """
@@ -58,16 +57,15 @@ from __future__ import annotations
 import dataclasses
 
 from loraprobe.records import Issue, Reason, Verdict
-from loraprobe.verdict.calibrated import Calibration, read_calibration, shipped
+from loraprobe.verdict.before_evaluation import judge_base, judge_probes, judge_weights
+from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.evaluated import judge_evaluation
 from loraprobe.verdict.evidence import Evidence
-from loraprobe.verdict.features import FAMILIES
-from loraprobe.verdict.foreknowledge import judge_base, judge_probes, judge_weights
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
 from loraprobe.verdict.probability import with_probability
 
-__all__ = ["FAMILIES", "Evidence", "judge", "read_calibration"]
+__all__ = ["Evidence", "judge", "read_calibration"]
 
 _RULES = {
     "weights": judge_weights,
@@ -81,18 +79,18 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     """Whether composing works, on what that rests, why, and what to do.
 
     calibration: where the probability comes from; None for the one that ships with the package.
-    Reasons stand in order of weight: what decides first, then what limits it, then what stands
-    beside it.
+    The reasons come in order of weight: those that decide, then those that limit the decision, then
+    the others.
     """
     if not evidence.compatibility.compatible:
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
         return Verdict("incompatible", "weights", tuple(_conflict(issue) for issue in errors))
     verdict = _RULES[evidence.rests_on](evidence)
     verdict, told = with_probability(verdict, evidence, calibration or shipped())
-    beside = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    beside += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
+    others = [] if evidence.several else about_hops(hop_knowledge(evidence))
+    others += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
     weight = {"decisive": 0, "warning": 1, "info": 2}
-    reasons = sorted((*verdict.reasons, *told, *beside), key=lambda reason: weight[reason.severity])
+    reasons = sorted((*verdict.reasons, *told, *others), key=lambda reason: weight[reason.severity])
     return dataclasses.replace(verdict, reasons=tuple(reasons))
 
 

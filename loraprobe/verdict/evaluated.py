@@ -9,7 +9,7 @@ and it is the action where it gains and compositions do not.
 from __future__ import annotations
 
 from loraprobe.records import Decision, Reason, Verdict
-from loraprobe.verdict import because
+from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, chain_gain
 from loraprobe.verdict.candidates import Candidate, Outcome, candidates
 from loraprobe.verdict.evidence import Evidence
@@ -28,17 +28,17 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     plain = candidates(evidence, "target")
     steps = candidates(evidence, "cot")
     if not plain and not steps:
-        return Verdict("inconclusive", "evaluation", (because.no_comparison(),))
+        return Verdict("inconclusive", "evaluation", (reasons.no_comparison(),))
     form = _form(plain, steps)
     other = steps if form is plain else plain
-    decision, open_because = _decide(form, other)
+    decision, kept_open_by = _decide(form, other)
     best = form[0]
-    reasons = _reasons(evidence, form, other, decision, open_because)
+    found = _reasons(evidence, form, other, decision, kept_open_by)
     if decision == "likely":
         action = "step-by-step" if best.part == "cot" else ACTION[best.kind]
-        return Verdict(decision, "evaluation", tuple(reasons), best.system, action)
+        return Verdict(decision, "evaluation", tuple(found), best.system, action)
     action, why = action_for(evidence, best, decision)
-    return Verdict(decision, "evaluation", (*reasons, *why), best.system, action)
+    return Verdict(decision, "evaluation", (*found, *why), best.system, action)
 
 
 def _form(plain: Form, steps: Form) -> Form:
@@ -51,11 +51,11 @@ def _form(plain: Form, steps: Form) -> Form:
 def _decide(form: Form, other: Form) -> tuple[Decision, str | None]:
     """The best outcome of any composition, and what keeps an `unlikely` open, if anything does.
 
-    A failure of nothing but lossy compressions is no failure of the method ("compression"), and
+    Where only lossy compressions failed, the method has not failed ("compression"), and
     a step-by-step form that is undecided keeps the question open as well ("steps"): it may gain.
     """
     decision = DECISION[form[0].outcome]
-    if decision == "unlikely" and all(because.lossy(c) for c in form):
+    if decision == "unlikely" and all(reasons.lossy(c) for c in form):
         return "inconclusive", "compression"
     if decision == "unlikely" and any(c.part == "cot" and c.outcome == "open" for c in other):
         return "inconclusive", "steps"
@@ -63,17 +63,17 @@ def _decide(form: Form, other: Form) -> tuple[Decision, str | None]:
 
 
 def _reasons(
-    evidence: Evidence, form: Form, other: Form, decision: Decision, open_because: str | None
+    evidence: Evidence, form: Form, other: Form, decision: Decision, kept_open_by: str | None
 ) -> list[Reason]:
     best = form[0]
-    reasons = [because.gain(best, decision)]
+    found = [reasons.gain(best, decision)]
     if other:
-        reasons.append(because.other_form(other[0], decisive=open_because == "steps"))
-    reasons.append(because.controls(best))
-    reasons += because.retention(best)
-    lost = [c for c in form if because.lossy(c)]
-    reasons += [because.compression(c, open_because == "compression") for c in lost]
+        found.append(reasons.other_form(other[0], decisive=kept_open_by == "steps"))
+    found.append(reasons.controls(best))
+    found += reasons.retention(best)
+    lost = [c for c in form if reasons.lossy(c)]
+    found += [reasons.compression(c, kept_open_by == "compression") for c in lost]
     chain = chain_gain(evidence)
     if chain:
-        reasons.append(because.chain(chain, best))
-    return reasons
+        found.append(reasons.chain(chain, best))
+    return found

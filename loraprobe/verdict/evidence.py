@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from loraprobe.defaults import MARGIN, RETENTION
 from loraprobe.records import (
     Attribution,
     Comparison,
     Compatibility,
     Coverage,
     EvidenceLevel,
+    Forecast,
     Gain,
     Measurement,
     Score,
@@ -21,29 +23,44 @@ BASELINES = ("base", "adapter")  # what a composition has to beat
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What kind of task is asked: how many task files, the most hops of an item, how answers are
+    judged."""
+
+    tasks: int
+    hops: int
+    metric: str
+
+    def __str__(self) -> str:
+        tasks = "one task" if self.tasks == 1 else f"{self.tasks} tasks"
+        hops = f"of {self.hops} hops" if self.hops else "without hops"
+        return f"{tasks} {hops}, {self.metric.replace('_', ' ')}"
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that is known about one set of adapters when the verdict is asked for.
 
     `level` is the strongest evidence that was gathered, `tasks` the number of task files,
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
     has to keep on every one of several tasks. `prior` is the share of successes expected where the
-    case comes from, None for the calibration's own; `families` are the kinds of composition asked
-    for that a calibration may cover; `balanced` says that norms were made equal before composing.
+    case comes from, None for the calibration's own; `balanced` says that norms were made equal
+    before composing.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
     diagnostics: tuple[Measurement, ...] = ()
     coverage: tuple[Coverage, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     tasks: int = 0
     level: EvidenceLevel = "weights"
-    margin: float = 0.05
-    retention: float = 0.8
+    margin: float = MARGIN
+    retention: float = RETENTION
     prior: float | None = None
-    families: tuple[str, ...] = ("average", "sum", "router")
     balanced: bool = False
 
     @property
@@ -97,6 +114,28 @@ class Evidence:
         """The macro mean of the lower bounds of `mean`: no optimism."""
         rows = [-s.ci95[1] if _loss(s) else s.ci95[0] for s in self.scores(system, part)]
         return sum(rows) / len(rows) if rows else None
+
+    @property
+    def baseline(self) -> float | None:
+        """The best score of the base or a single adapter, on the form that suits it better.
+
+        The macro mean over tasks; None where none of them was scored on every task.
+        """
+        tasks = len(self.task_names)
+        found = [
+            self.mean(name, part) or 0.0
+            for name in self.systems(BASELINES)
+            for part in ("target", "cot")
+            if len(self.scores(name, part)) == tasks
+        ]
+        return max(found, default=None)
+
+    @property
+    def kind_of_task(self) -> Kind:
+        """How many tasks were scored, the most hops of one, and how the question is judged."""
+        hops = [int(s.part.removeprefix("hop")) for s in self.evaluation if s.part[:3] == "hop"]
+        metrics = sorted({s.metric for s in self.evaluation if s.part == "target"})
+        return Kind(len(self.task_names), max(hops, default=0), "+".join(metrics))
 
     @property
     def losses(self) -> bool:

@@ -13,8 +13,8 @@ from loraprobe.verdict import words
 
 
 @dataclass(frozen=True)
-class Warning_:
-    """One rule: a diagnostic, when its whole-adapter value is worth a word, and the word."""
+class GeometryRule:
+    """One warning: from which whole-adapter value of a diagnostic it is given, and its text."""
 
     diagnostic: str
     code: str
@@ -37,7 +37,7 @@ def _uneven(value: float, threshold: float) -> bool:
 
 
 RULES = (
-    Warning_(
+    GeometryRule(
         "norm_ratio",
         "norm-disparity",
         3.0,
@@ -47,7 +47,7 @@ RULES = (
         "at a ratio of 3 the smaller update holds a tenth of the energy of an orthogonal sum; "
         "norm disparity hurts (arXiv 2508.01148)",
     ),
-    Warning_(
+    GeometryRule(
         "cosine",
         "opposed-updates",
         -0.25,
@@ -56,7 +56,7 @@ RULES = (
         "part of both",
         "at -0.25 a quarter of the energy of two equal updates cancels",
     ),
-    Warning_(
+    GeometryRule(
         "cosine",
         "nearly-equal-updates",
         0.95,
@@ -64,7 +64,7 @@ RULES = (
         "the updates of {who} are nearly the same (cosine {value}), so there is little to compose",
         "at 0.95 two equal updates differ by a third of their norm",
     ),
-    Warning_(
+    GeometryRule(
         "relative_norm",
         "large-update",
         0.5,
@@ -73,7 +73,7 @@ RULES = (
         "at 0.5 the update is half as large as the weight; extreme norms are a red flag "
         "(arXiv 2601.06672)",
     ),
-    Warning_(
+    GeometryRule(
         "cross_terms",
         "factor-averaging-differs",
         0.1,
@@ -82,7 +82,7 @@ RULES = (
         "updates by {value} of its norm; merge with `uniform`, which is exact",
         "a tenth of the norm; exact merging has an error of 0",
     ),
-    Warning_(
+    GeometryRule(
         "shared_initialisation",
         "shared-initialisation",
         0.5,
@@ -97,7 +97,7 @@ RULES = (
 def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) -> list[Reason]:
     """One reason a rule, about the adapters where the value lies furthest beyond its threshold.
 
-    Norms that were made equal before composing (`balanced`) are no warning.
+    Norms that were made equal before composing (`balanced`) give no warning.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
     reasons = []
@@ -129,7 +129,7 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
     return reasons
 
 
-def _distance(rule: Warning_, value: float) -> float:
+def _distance(rule: GeometryRule, value: float) -> float:
     if rule.beyond is _uneven and value < 1:
         return 1 / value if value > 0 else float("inf")
     return -value if rule.beyond is _below else value

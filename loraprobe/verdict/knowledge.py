@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loraprobe.defaults import KNOWN, UNKNOWN
 from loraprobe.records import Interval, Reason
 from loraprobe.verdict import words
 from loraprobe.verdict.evidence import BASELINES, Evidence
 
-KNOWN, UNKNOWN = 0.5, 0.2
-FAMILIAR, UNFAMILIAR = (
-    2 / 3,
-    1 / 3,
-)  # shares of the tokens of adapters' answers that the base would choose
+FAMILIAR, UNFAMILIAR = 2 / 3, 1 / 3  # shares of adapters' tokens that the base would choose too
 FEWEST = 10  # answers of adapters below which nothing is said of familiarity
 THIRDS = "loraprobe's convention: thirds of the tokens"
 

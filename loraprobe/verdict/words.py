@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from loraprobe import defaults
 from loraprobe.words import count as count
 from loraprobe.words import listing as listing
 
-MARGIN = "the margin (--margin, 0.05 unless set)"
-RETENTION = "the retention asked for (--retention, 0.8 unless set)"
+MARGIN = f"the margin (--margin, {defaults.MARGIN:g} unless set)"
+RETENTION = f"the retention asked for (--retention, {defaults.RETENTION:g} unless set)"
 CONTROL = "a control that is as good means that the partner adds nothing (arXiv 2602.12323)"
 DISJOINT = "arXiv 2506.13479: two one-hop LoRAs do not compose over unfamiliar entities"
 LATENT = "arXiv 2411.16353, 2506.13479: hops learned apart do not compose latently"

@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.tasks import load_task
-from loraprobe_lab.calibration.cases import NATURAL, Case, CaseError
-from loraprobe_lab.calibration.observe import METHODS, SMALL_BATCH, Effort, Known, observe
+from loraprobe.verdict.probability import forecast_error
+from loraprobe_lab.calibration.cases import METHODS, Case, CaseError
+from loraprobe_lab.calibration.observe import SMALL_BATCH, Effort, Known, observe
 from loraprobe_lab.calibration.stored import Items, evidence_of, read_audit, write_audit
 from loraprobe_lab.calibration.truth import truth_of
 from loraprobe_lab.world import Scenario, World
 
 Progress = Callable[[str, int, int], None]
+NATURAL = "natural"  # the architecture told of bases that the lab did not train
 POLL = 2.0  # seconds between two looks at what other processes have finished
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -126,19 +127,13 @@ def about_trial(world: World, scenario: Scenario) -> dict[str, Any]:
     """What a trial is, apart from what is measured: plain data for its audit's file."""
     own = world.base is not None
     name = world.path.resolve().name
-    tasks = [load_task(path) for path in scenario.tasks]
     return {
         "world": name,
         "base": name if own else world.base_name.rstrip("/").rpartition("/")[2],
         "base_digest": _digests(world, ("base/",)) if own else None,
         "architecture": _architecture(world),
-        "kind": world.manifest["kind"] if own else NATURAL,
         "scenario": scenario.world,
         "trial": scenario.name,
-        "adapters": list(scenario.adapters),
-        "axes": dict(scenario.axes),
-        "hops": max((len(item.hops) for task in tasks for item in task.items), default=0),
-        "tasks": len(tasks),
     }
 
 
@@ -146,14 +141,13 @@ def fingerprint(world: World, scenario: Scenario, effort: Effort) -> str:
     """Of all that a trial's results depend on."""
     places = [*scenario.adapters.values(), *scenario.tasks, world.path / "base"]
     prefixes = tuple(path.relative_to(world.path).as_posix() for path in places)
-    parts = [_digests(world, prefixes), world.base_name, dataclasses.asdict(effort), dict(METHODS)]
+    parts = [_digests(world, prefixes), world.base_name, dataclasses.asdict(effort), METHODS]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def kept_cases(output: Path, margin: float = 0.05) -> tuple[list[Case], list[str]]:
+def kept_cases(output: Path) -> tuple[list[Case], list[str]]:
     """All cases that the kept trials give, and a line for each trial that gives none.
 
-    Features are computed anew from the audits, so a new definition of a feature needs no new run.
     Worlds whose bases are the same files count as one base.
     """
     rows = [read_audit(path) for path in sorted((output / "audits").glob("*/*.json"))]
@@ -169,25 +163,36 @@ def kept_cases(output: Path, margin: float = 0.05) -> tuple[list[Case], list[str
             continue
         items = Items.load(Place(output, row["world"], row["trial"]).items)
         base = owner.get(row["base_digest"] or "", row["base"])
-        cases += _cases_of({**row, "base": base}, items, margin)
+        cases += _cases_of({**row, "base": base}, items)
     return cases, skipped
 
 
-def _cases_of(row: Mapping[str, Any], items: Items, margin: float) -> Iterator[Case]:
-    from loraprobe.verdict.features import features
-
+def _cases_of(row: Mapping[str, Any], items: Items) -> Iterator[Case]:
     evidence, results = evidence_of(row["audit"]), items.results()
-    for method, family in METHODS.items():
-        if method not in items.kinds:
-            raise CaseError(f"{row['world']}/{row['trial']} was collected without {method}.")
-        truth = truth_of(results, items.kinds, method)
+    forecasts = {forecast.system: forecast for forecast in evidence.forecasts}
+    kind, baseline = evidence.kind_of_task, evidence.baseline
+    for method in METHODS:
+        if method not in items.kinds or method not in forecasts or baseline is None:
+            raise CaseError(
+                f"{row['world']}/{row['trial']} was collected without {method} or its forecast: "
+                "collect it again."
+            )
+        forecast, truth = forecasts[method], truth_of(results, items.kinds, method)
         yield Case(
-            base=row["base"], world=row["world"], architecture=row["architecture"],
-            kind=row["kind"], scenario=row["scenario"], trial=row["trial"],
-            adapters=tuple(row["adapters"]), method=method, family=family, hops=row["hops"],
-            tasks=row["tasks"], features=features(evidence, family), truth=truth,
-            label=truth.label(margin), axes=row["axes"],
-        )  # fmt: skip
+            **{key: row[key] for key in ("base", "architecture", "scenario", "world", "trial")},
+            method=method,
+            adapters=len(evidence.systems(("adapter",))),
+            tasks=kind.tasks,
+            hops=kind.hops,
+            metric=kind.metric,
+            forecast=forecast.gain,
+            error=forecast_error(forecast),
+            part=forecast.part,
+            baseline=baseline,
+            gain=truth.gain,
+            ci95=truth.ci95,
+            n=truth.n,
+        )
 
 
 def _architecture(world: World) -> str:

@@ -12,6 +12,7 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.options import Options
 from loraprobe.records import Audit, ItemResult
 from loraprobe.tasks import Task, load_task
+from loraprobe_lab.calibration.cases import METHODS
 
 if TYPE_CHECKING:
     from loraprobe.base import Base
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
 # which plans for the longest answers that are allowed.
 SMALL_BATCH = 256
-METHODS: Mapping[str, str] = {"uniform": "average", "sum": "sum", "arrow": "router"}
+MERGES, ROUTERS = METHODS[:2], METHODS[2:]
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,14 @@ def observe(
 
     known = known if known is not None else Known()
     options = Options(
-        methods=tuple(m for m, family in METHODS.items() if family != "router"),
-        routers=tuple(m for m, family in METHODS.items() if family == "router"),
-        max_new_tokens=effort.max_new_tokens, seed=effort.seed, state=state, resume=True,
+        methods=MERGES,
+        routers=ROUTERS,
+        max_new_tokens=effort.max_new_tokens,
+        seed=effort.seed,
+        state=state,
+        resume=True,
         batch_size=batch_size,
-    )  # fmt: skip
+    )
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
     seen = [load_task(path, effort.limit) for path in scenario.tasks]
     inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, seen)
@@ -108,7 +112,8 @@ def observe(
         evaluator.ledger.append(known.of(names, seen, template))
         results = evaluator.run(baselines)
         evidence = {
-            "coverage": evaluator.probe_tasks(results, {}),
+            "coverage": evaluator.probe_tasks(results),
+            "forecasts": evaluator.forecast(results),
             "evaluation": score(results, baselines),
         }
         verdict = conclude(options, inputs, examined, level="base", **evidence)

@@ -1,8 +1,6 @@
-"""What is kept of a trial beside its cases: its audit, and who answered which item right.
+"""What is kept of a trial: its audit, and which system answered which item right.
 
-The audit (without items) is enough to compute features again when their definition changes, and
-the items are enough to compute truths again, and to ask what fewer items would have shown. Right
-and wrong are packed, eight to a byte.
+Cases can be computed from them again. Right and wrong are packed, eight to a byte.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraprobe.records import Compatibility as Compatible
-from loraprobe.records import Coverage, Issue, ItemResult, Measurement, Score
+from loraprobe.records import Coverage, Forecast, Issue, ItemResult, Measurement, Score
 from loraprobe.verdict import Evidence
 from loraprobe_lab.calibration.cases import CaseError
 from loraprobe_lab.world import write_text
@@ -60,14 +58,13 @@ class Items:
             tuple(tuple(r.group for r in rows) for rows in found.values()),
         )
 
-    def results(self, chosen: typing.Container[tuple[str, str]] | None = None) -> list[ItemResult]:
-        """As results again; chosen: the (task, item) to give, None for all."""
+    def results(self) -> list[ItemResult]:
+        """As results again."""
         rows = zip(self.columns, self.right, self.items, self.groups, strict=True)
         return [
             ItemResult(system, task, part, item, "exact_match", float(value), "", group)
             for (system, task, part), right, items, groups in rows
             for value, item, group in zip(right, items, groups, strict=True)
-            if chosen is None or (task, item) in chosen
         ]
 
     def save(self, path: Path) -> None:
@@ -134,6 +131,7 @@ def evidence_of(document: Mapping[str, Any]) -> Evidence:
         compatibility=Compatible(issues),
         diagnostics=tuple(_record(Measurement, row) for row in document["diagnostics"]),
         coverage=tuple(_record(Coverage, row) for row in document["coverage"]),
+        forecasts=tuple(_record(Forecast, row) for row in document["forecasts"]),
         evaluation=scores,
         tasks=len({score.task for score in scores}),
         level="base",

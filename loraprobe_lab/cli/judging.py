@@ -21,14 +21,18 @@ def calibrate(
         list[Path] | None,
         typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Items a task that features rest on.")] = 200,
+    cases: Annotated[
+        Path | None,
+        typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items a task that forecasts rest on.")] = 200,
     most_items: Annotated[int, typer.Option(min=1, help="Items a task for the truth.")] = 2000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
     processes: Annotated[int, typer.Option(min=1, help="Worlds side by side.")] = 1,
-    draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 1000,
+    draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     collect_only: Annotated[
-        bool, typer.Option("--collect-only", help="Write the cases, fit and open nothing.")
+        bool, typer.Option("--collect-only", help="Write the cases and fit nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -39,12 +43,13 @@ def calibrate(
     sink = Output(quiet=quiet)
     worlds = list(world or ())
     with sink.progress() as progress:
-        if run.wanted(worlds, output):
+        if run.wanted(worlds, output, cases):
             sink.say("No worlds are named: the atlas is built first, which takes hours.")
             worlds = run.atlas(output, processes, progress or run.lines(sink.say))
         made = run.calibrate(
             worlds,
             output,
+            stored=cases,
             effort=Effort(limit, most_items, max_new_tokens, seed),
             processes=processes,
             draws=draws,

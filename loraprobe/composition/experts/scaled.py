@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraprobe.adapter import Adapter
-from loraprobe.composition.experts.low_rank import Share, low_rank
+from loraprobe.composition.experts.low_rank import Share
 from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
 from loraprobe.lora.lowrank import LowRank
 
@@ -33,12 +33,6 @@ _Known = dict[str, tuple[Fingerprint | None, Tensor]]
 _RATIOS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[Adapter, _Known]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def share_in(model: nn.Module, adapter: Adapter, path: str, dtype: torch.dtype) -> Share:
-    """What an adapter adds to one module of a model at gate 1, scaled where it holds magnitudes."""
-    share = low_rank(adapter, path, dtype)
-    return scaled(share, adapter, path, model) if path in adapter.magnitudes else share
 
 
 def scaled(share: Share, adapter: Adapter, path: str, model: nn.Module) -> Share:

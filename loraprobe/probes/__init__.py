@@ -1,0 +1,59 @@
+"""Pretraining coverage: what the base, and each adapter alone, know of what is to be composed.
+
+One file a probe; the listing of this folder is the registry. `cover` runs all probes on tasks,
+`forecast` says what compositions would gain if the adapters' effects simply added, and
+`probe_without_task` asks base and adapters where there is no task, with prompts from a file or
+from `generated_prompts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.probes._contract import CoverageProbe, ProbeContext, Request
+from loraprobe.probes._forecast import forecast
+from loraprobe.probes._prompts import generated_prompts
+from loraprobe.probes._taskless import probe_without_task
+from loraprobe.records import Coverage, ItemResult
+from loraprobe.registry import Registry
+
+if TYPE_CHECKING:
+    from loraprobe.adapter import Adapter
+    from loraprobe.tasks import Task
+
+PROBES = Registry("loraprobe.probes", CoverageProbe, "coverage probe")
+
+__all__ = [
+    "PROBES",
+    "CoverageProbe",
+    "ProbeContext",
+    "Request",
+    "cover",
+    "forecast",
+    "generated_prompts",
+    "probe_without_task",
+]
+
+
+def cover(
+    scorer: Any,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    *,
+    results: Sequence[ItemResult] = (),
+    probes: Sequence[str | CoverageProbe] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Coverage, ...]:
+    """The figures of all probes (or of `probes`) on every task, task by task.
+
+    results: per-item results of the base and of single adapters, as evaluation has them; systems
+    that are not in them get no row. All continuations that probes want of the base are scored in
+    one pass. Equal seeds give equal figures. Raises TaskError where a prompt does not fit into the
+    base's context.
+    """
+    from loraprobe.probes._covering import cover_tasks
+
+    chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
+    return cover_tasks(chosen, scorer, adapters, tasks, results, seed, progress)

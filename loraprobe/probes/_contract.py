@@ -1,0 +1,142 @@
+"""What a coverage probe is: requests to the base, and rows made of its answers.
+
+Each probe says beforehand which continuations it wants scored. `cover` collects the requests of
+all probes and tasks and scores each distinct one once, in one pass over the base. A probe that
+reads only the accuracies of base and single adapters requests nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from loraprobe.evaluation.questions import Question, questions
+from loraprobe.probes._names import MadeUpNames
+from loraprobe.records import Coverage, ItemResult
+from loraprobe.tasks import Task, normalize_answer
+
+BASE = "base"
+MOST_ITEMS = 100  # a probe's figure needs no more items; a larger part is sampled
+
+
+@dataclass(frozen=True)
+class Request:
+    """How likely does the base find this continuation of this prompt?
+
+    `raw` asks without the chat template, for texts that are no question.
+    """
+
+    prompt: str
+    continuation: str
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """The composed question (hop None) or one hop of a task."""
+
+    hop: int | None
+    questions: tuple[Question, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of this part in results."""
+        return "target" if self.hop is None else f"hop{self.hop}"
+
+    @cached_property
+    def gold(self) -> tuple[str, ...]:
+        """The distinct first answers of all questions, in their order."""
+        return tuple(
+            {normalize_answer(q.answers[0]): q.answers[0] for q in self.questions}.values()
+        )
+
+    def guess(self) -> float | None:
+        """What always giving the best constant answer scores; chance among choices if all have."""
+        if not self.questions:
+            return None
+        if all(choices_of(q) for q in self.questions):
+            return sum(1 / len(choices_of(q)) for q in self.questions) / len(self.questions)
+        counts: dict[str, int] = {}
+        for question in self.questions:
+            for answer in {normalize_answer(answer) for answer in question.answers}:
+                counts[answer] = counts.get(answer, 0) + 1
+        return max(counts.values()) / len(self.questions)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeContext:
+    """One task as probes see it: its parts, the results so far, and the seed of all choices."""
+
+    task: Task
+    adapters: tuple[str, ...]
+    results: tuple[ItemResult, ...]
+    names: MadeUpNames
+    seed: int = 0
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The composed question, then the hops, with gold answers put into later hops."""
+        found: dict[str, list[Question]] = {"target": []}
+        for question in questions([self.task]):
+            if question.part != "cot":
+                found.setdefault(question.part, []).append(question)
+        hops = sorted(int(name.removeprefix("hop")) for name in found if name != "target")
+        return (
+            Part(None, tuple(found["target"])),
+            *(Part(hop, tuple(found[f"hop{hop}"])) for hop in hops),
+        )
+
+    def sample(self, part: Part, most: int = MOST_ITEMS) -> tuple[Question, ...]:
+        """At most `most` questions of a part, chosen by the seed, in their order."""
+        if len(part.questions) <= most:
+            return part.questions
+        rng = random.Random(f"{self.seed}:{self.task.name}:{part.name}")
+        chosen = sorted(rng.sample(range(len(part.questions)), most))
+        return tuple(part.questions[i] for i in chosen)
+
+    def right(self, system: str, part: Part) -> dict[str, float]:
+        """Item -> 1.0 or 0.0 of one system; empty where it was not measured (or by losses)."""
+        return {
+            row.item: row.value
+            for row in self.results
+            if (row.system, row.part) == (system, part.name) and row.metric != "answer_loss"
+        }
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The base, then the adapters."""
+        return (BASE, *self.adapters)
+
+
+@dataclass(frozen=True)
+class CoverageProbe:
+    """One probe; a frozen dataclass whose fields are its options."""
+
+    formula: ClassVar[str]
+    paper: ClassVar[str]
+
+    def requests(self, context: ProbeContext) -> Iterable[Request]:
+        """What has to be scored; nothing by default."""
+        return ()
+
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        """The probe's figures; `likely` holds a Likelihood for each of its requests."""
+        raise NotImplementedError
+
+
+def choices_of(question: Question) -> tuple[str, ...]:
+    """The choices of a question; hops are answered in words and have none."""
+    return question.item.choices if question.part == "target" else ()
+
+
+def clusters_of(asked: Sequence[Question]) -> list[str]:
+    """The cluster of each question's item."""
+    return [question.item.cluster for question in asked]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None of nothing."""
+    return sum(values) / len(values) if values else None

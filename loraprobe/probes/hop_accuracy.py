@@ -1,0 +1,45 @@
+"""Who knows which step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from loraprobe.probes._contract import BASE, CoverageProbe, ProbeContext, Request, mean
+from loraprobe.probes._statistics import share_interval
+from loraprobe.records import Coverage
+
+
+@dataclass(frozen=True)
+class HopAccuracy(CoverageProbe):
+    """Share of items on which the base, and each adapter alone, answers a hop right.
+
+    Hops are asked with gold answers of earlier hops. `baseline` is what always giving the
+    commonest answer scores.
+    """
+
+    formula: ClassVar[str] = "mean_i [answer_i is right]"
+    paper: ClassVar[str] = "-"
+
+    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+        for part in context.parts:
+            if part.hop is None:
+                continue
+            clusters = {q.item.id: q.item.cluster for q in part.questions}
+            for system in context.systems:
+                right = context.right(system, part)
+                items = [item for item in clusters if item in right]
+                if not items:
+                    continue
+                hits = [right[item] for item in items]
+                yield Coverage(
+                    "hop_accuracy",
+                    context.task.name,
+                    mean(hits),
+                    len(hits),
+                    part.hop,
+                    () if system == BASE else (system,),
+                    share_interval(hits, [clusters[i] for i in items]),
+                    part.guess(),
+                )

@@ -1,0 +1,198 @@
+"""The verdict before any composition was scored: rules of the levels weights, probes and base.
+
+Weights and probes never decide; only a structural conflict does (see `judge`).
+Coverage on the task and single adapters on the task decide `unlikely` in three cases:
+
+- *nothing-to-gain*: the base or one adapter is so good that no composition can gain the margin
+  (lower bound above 1 - margin; arithmetic).
+- *hop-unknown*: some hop is known to no adapter and not to the base (upper bounds below 0.2), and
+  no adapter answers the composed question (upper bound below 0.2): what nobody knows cannot be
+  composed (arXiv 2411.16353, 2506.13479; 0.2 is a convention of this tool).
+- *disjoint-hops*: every hop is known (lower bound at least 0.5), each to an adapter of its own,
+  none to the base (upper bounds below 0.2), no adapter knows anything of a second hop or of the
+  composed question (upper bounds below 0.2): two one-hop adapters over unfamiliar entities
+  (arXiv 2506.13479).
+
+Nothing on these levels ever gives `likely`: whether the pieces compose has to be measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from loraprobe.defaults import UNKNOWN
+from loraprobe.records import Reason, Verdict
+from loraprobe.verdict import words
+from loraprobe.verdict.evidence import BASELINES, Evidence
+from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
+
+Hops = Mapping[int, Mapping[str, Knowledge]]
+
+
+def judge_weights(evidence: Evidence) -> Verdict:
+    """Weights alone: inconclusive, with the cheapest next evidence."""
+    return Verdict(
+        "inconclusive",
+        "weights",
+        (
+            Reason(
+                "weights-do-not-decide",
+                "Weights alone tell whether adapters fit together, not whether composing them "
+                "works: geometry predicts it poorly.",
+                source=words.GEOMETRY,
+                severity="decisive",
+            ),
+            Reason(
+                "next-evidence",
+                "The cheapest next evidence: inspect with --base auto and --probe auto asks the "
+                "base what it knows, without a task file; --task FILE asks for your own task.",
+                source="cost: no composition is built or scored",
+            ),
+        ),
+    )
+
+
+def judge_probes(evidence: Evidence) -> Verdict:
+    """Probes without a task: inconclusive, with the cheapest next evidence."""
+    return Verdict(
+        "inconclusive",
+        "probes",
+        (
+            Reason(
+                "probes-do-not-decide",
+                "Probes tell what the base is familiar with, not whether a composition answers "
+                "your questions.",
+                source=words.PROBES,
+                severity="decisive",
+            ),
+            Reason(
+                "next-evidence",
+                "The cheapest next evidence: a task file with some questions that need both "
+                "adapters, then inspect --task FILE, or merge-and-eval --task FILE to decide.",
+                source="a verdict needs a question with a known answer",
+            ),
+        ),
+    )
+
+
+def judge_base(evidence: Evidence) -> Verdict:
+    """Coverage on the task and single adapters on it: unlikely in three cases, else open."""
+    hops = {} if evidence.several else hop_knowledge(evidence)
+    for rule in (_nothing_to_gain, _hop_unknown, _disjoint):
+        verdict = rule(evidence, hops)
+        if verdict is not None:
+            return verdict
+    return Verdict(
+        "inconclusive",
+        "base",
+        (
+            Reason(
+                "base-does-not-decide",
+                "Coverage and single adapters leave it open: nothing is at its ceiling, unknown to "
+                "all, or split over adapters that share nothing.",
+                source=words.DISJOINT,
+                severity="decisive",
+            ),
+            Reason(
+                "next-evidence",
+                "The cheapest next evidence: merge-and-eval with the same task scores the "
+                "compositions themselves.",
+                source="coverage cannot see whether known pieces compose",
+            ),
+        ),
+    )
+
+
+def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
+    """The best of base and singles is shown to lie above 1 - margin on every task."""
+    if evidence.losses:
+        return None  # a loss has no ceiling
+    ceiling = 1 - evidence.margin
+    at_ceiling = []
+    for name in evidence.systems(BASELINES, "target"):
+        rows = evidence.scores(name, "target")
+        if len(rows) == len(evidence.task_names) and min(r.ci95[0] for r in rows) > ceiling:
+            base = evidence.kind(name) == "base"
+            at_ceiling.append((not base, -(evidence.mean(name, "target") or 0.0), name))
+    if not at_ceiling:
+        return None
+    adapter, _, name = min(at_ceiling)
+    low = min(row.ci95[0] for row in evidence.scores(name, "target"))
+    reason = Reason(
+        "nothing-to-gain",
+        f"{name if adapter else 'The base'} alone scores "
+        f"{words.number(evidence.mean(name, 'target') or 0.0)} with a lower bound of "
+        f"{words.number(low)}, above {words.number(ceiling)}: no composition can gain "
+        f"{words.number(evidence.margin)} on it.",
+        low,
+        ceiling,
+        words.BOUND,
+        "decisive",
+    )
+    action = f"use-single:{name}" if adapter else "none"
+    return Verdict("unlikely", "base", (reason,), None, action)
+
+
+def _answers_target(evidence: Evidence) -> bool:
+    """Whether base or any adapter may answer the composed question, or nobody asked."""
+    rows = [
+        row
+        for name in evidence.systems(BASELINES, "target")
+        for row in evidence.scores(name, "target")
+    ]
+    return evidence.losses or not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
+
+
+def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
+    for hop, systems in hops.items():
+        if "base" not in systems or len(systems) < 2 or _answers_target(evidence):
+            continue
+        if all(knowledge.unknown for knowledge in systems.values()):
+            high = max(knowledge.ci95[1] for knowledge in systems.values())
+            reason = Reason(
+                "hop-unknown-to-all",
+                f"Hop {hop} is known to no adapter and not to the base: the best of them has an "
+                f"upper bound of {words.number(high)}, below {words.number(UNKNOWN)}. Train an "
+                "adapter that knows it, or one on the composed question.",
+                high,
+                UNKNOWN,
+                words.LATENT,
+                "decisive",
+            )
+            return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
+    return None
+
+
+def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
+    if len(hops) < 2 or _answers_target(evidence):
+        return None
+    if not all("base" in systems and systems["base"].unknown for systems in hops.values()):
+        return None
+    knowers = {hop: [n for n, k in systems.items() if k.known] for hop, systems in hops.items()}
+    clear = all(k.known or k.unknown for systems in hops.values() for k in systems.values())
+    owners = [names[0] for names in knowers.values() if len(names) == 1]
+    if not clear or len(owners) != len(hops) or len(set(owners)) != len(owners):
+        return None
+    product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
+    spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
+    worst = max(systems["base"].ci95[1] for systems in hops.values())
+    reason = Reason(
+        "disjoint-hops",
+        f"Each hop is known to one adapter alone ({spread}) and none to the base (upper bounds "
+        f"up to {words.number(worst)}, below {words.number(UNKNOWN)}): one-hop adapters over "
+        "names that the base does not know do not compose.",
+        worst,
+        UNKNOWN,
+        words.DISJOINT,
+        "decisive",
+    )
+    chain = Reason(
+        "chain-expected",
+        f"Asked one after the other, the adapters would answer about {words.number(product)} of "
+        "the questions (the product of their hop accuracies, if their errors are independent).",
+        product,
+        evidence.margin,
+        words.MARGIN,
+    )
+    return Verdict("unlikely", "base", (reason, chain), None, "chain")

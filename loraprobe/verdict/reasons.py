@@ -1,0 +1,190 @@
+"""The reasons of a verdict on scored compositions, each with its value, threshold and source."""
+
+from __future__ import annotations
+
+from loraprobe.records import Decision, Forecast, Reason
+from loraprobe.verdict import words
+from loraprobe.verdict.candidates import Candidate, Kept
+
+LOSSY = 0.1  # a composition that lost more of its delta is not its method any more
+
+
+def lossy(candidate: Candidate) -> bool:
+    """Whether a composition's own compression lost more than a tenth of its delta."""
+    return (candidate.compression_error or 0.0) > LOSSY
+
+
+def no_comparison() -> Reason:
+    return Reason(
+        "no-comparison",
+        "Compositions were scored, but their gains over base and single adapters on the same "
+        "items are not known: run merge-and-eval with these systems together.",
+        source="a gain is a paired difference to base and every single adapter",
+        severity="decisive",
+    )
+
+
+def against(candidate: Candidate | Forecast) -> str:
+    """What a composition is measured against, with its form where that is another one."""
+    if candidate.against_part == candidate.part:
+        return candidate.against
+    return f"{candidate.against} {words.PART[candidate.against_part]}"
+
+
+def gain(best: Candidate, decision: Decision) -> Reason:
+    """What the most promising composition gains over the best of base and singles."""
+    margin = words.number(best.margin)
+    what = (
+        f"{best.system}, {words.PART[best.part]}, differs from the best of base and single "
+        f"adapters ({against(best)}) by {words.gain(best.difference, best.low, best.high)} "
+        f"on {words.count(best.n, 'item')}"
+    )
+    if decision == "likely":
+        code, value, tail = "gain-beyond-margin", best.low, f"the lower bound exceeds {margin}"
+    elif best.gains == "likely":
+        code, value = "gain-with-reservation", best.low
+        tail = f"the lower bound exceeds {margin}, but controls or retention do not confirm it"
+    elif best.gains == "unlikely":
+        code, value, tail = "gain-below-margin", best.high, f"the upper bound lies below {margin}"
+    else:
+        code, value, tail = "gain-undecided", best.difference, _undecided(best, margin)
+    deciding = {"likely": "likely", "unlikely": "unlikely", "inconclusive": "open"}
+    decisive = best.gains == deciding.get(decision)
+    return Reason(
+        code,
+        f"{what}: {tail}.",
+        value,
+        best.margin,
+        words.MARGIN,
+        "decisive" if decisive else "info",
+    )
+
+
+def _undecided(best: Candidate, margin: str) -> str:
+    return f"the interval holds {margin}{would_decide(best.needed)}"
+
+
+def would_decide(items: int | None) -> str:
+    """The end of a sentence that says how many items would decide."""
+    if items is None:
+        return ", and no number of items is likely to decide"
+    return f"; about {items} items would decide if it stays"
+
+
+def other_form(other: Candidate, decisive: bool) -> Reason:
+    """How the best composition does on the form that the decision is not about."""
+    what = (
+        f"{words.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
+        f"by {words.gain(other.difference, other.low, other.high)} from {against(other)}"
+    )
+    code = "plain-form" if other.part == "target" else "step-by-step-form"
+    tail = {
+        "likely": "it gains there as well",
+        "unlikely": "it does not gain there",
+        "open": "whether it gains there is undecided",
+    }[other.outcome]
+    if other.outcome == "open":
+        tail += would_decide(other.needed)
+    return Reason(
+        code,
+        f"{what}: {tail}.",
+        other.difference,
+        other.margin,
+        words.MARGIN,
+        "decisive" if decisive else "info",
+    )
+
+
+def controls(best: Candidate) -> Reason:
+    """Whether the composition beats what shrinking alone and random partners do."""
+    if not best.controls:
+        return Reason(
+            "controls-not-run",
+            "No control was scored, so it is not shown that the partner matters: leave shrunk "
+            "and random-partner among the systems.",
+            source=words.CONTROL,
+            severity="warning",
+        )
+    nearest = min(best.controls, key=lambda c: (c.beaten, c.difference, c.name))
+    how = words.gain(nearest.difference, nearest.low, nearest.high)
+    if nearest.beaten:
+        text = f"{best.system} beats every control, {nearest.name} by {how}."
+        return Reason("controls-beaten", text, nearest.low, 0.0, words.CONTROL)
+    shown = "is as good within the margin" if nearest.as_good else "is not shown to be beaten"
+    more = "" if nearest.as_good else would_decide(nearest.needed)
+    return Reason(
+        "partner-adds-nothing",
+        f"The control {nearest.name} {shown}: {best.system} differs from it by {how}, and the "
+        f"lower bound must exceed 0{more}.",
+        nearest.low,
+        0.0,
+        words.CONTROL,
+        "decisive" if best.outcome == best.beats_controls != best.gains else "warning",
+    )
+
+
+def retention(best: Candidate) -> list[Reason]:
+    """One reason a task: how much of its specialist the composition keeps."""
+    return [_kept(best, kept) for kept in best.kept]
+
+
+def _kept(best: Candidate, kept: Kept) -> Reason:
+    binding = best.outcome == best.retains and best.gains != best.outcome
+    if kept.value is None or kept.ci95 is None:
+        return Reason(
+            "retention-undefined",
+            f"On {kept.task} no single adapter is told from the base, so there is nothing to "
+            "retain: more items, or an adapter that learned the task.",
+            None,
+            best.threshold,
+            words.RETENTION,
+            "decisive" if binding else "warning",
+        )
+    low, high = kept.ci95
+    text = (
+        f"On {kept.task} {best.system} keeps {words.number(kept.value)} "
+        f"{words.interval(low, high)} of what its specialist gains over the base."
+    )
+    if low >= best.threshold:
+        return Reason("retention-kept", text, low, best.threshold, words.RETENTION)
+    lost = high < best.threshold
+    return Reason(
+        "retention-lost" if lost else "retention-undecided",
+        text if lost else text[:-1] + would_decide(kept.needed(best.threshold)) + ".",
+        high if lost else low,
+        best.threshold,
+        words.RETENTION,
+        "decisive" if binding else "warning",
+    )
+
+
+def compression(candidate: Candidate, decisive: bool) -> Reason:
+    error = candidate.compression_error or 0.0
+    return Reason(
+        "compression-lost",
+        f"{candidate.system} lost {words.number(error)} of its delta to its rank, so its result "
+        "does not tell about the method: give it a higher --rank (auto stops at the sum of the "
+        "adapters' ranks).",
+        error,
+        LOSSY,
+        words.COMPRESSION,
+        "decisive" if decisive else "warning",
+    )
+
+
+def chain(found: Candidate, best: Candidate) -> Reason:
+    """How asking hop after hop does, which is the alternative to composing weights."""
+    code, text = {
+        "likely": ("chain-gains", "gains"),
+        "unlikely": ("chain-fails", "does not gain"),
+        "open": ("chain-undecided", "is undecided"),
+    }[found.gains]
+    return Reason(
+        code,
+        f"Each hop by its own adapter ({found.system}) {text}: "
+        f"{words.gain(found.difference, found.low, found.high)} against {found.against}, while "
+        f"{best.system} differs by {words.number(best.difference)}.",
+        found.low,
+        found.margin,
+        words.MARGIN,
+    )

@@ -1,0 +1,149 @@
+"""How good probabilities are on cases that the fit never saw: bases, scenarios and architectures
+left out in turn.
+
+Brier score and AUROC are of decided cases, whose interval does not hold the margin. The AUROC is
+*within* a scenario, averaged over the scenarios that have both outcomes: pooled, it would also
+reward telling one scenario from another, which a user can without any tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from loraprobe.defaults import LIKELY_FROM, MARGIN
+from loraprobe_lab.calibration.cases import Case, CaseError
+from loraprobe_lab.calibration.fit import MARGINS, Array, Variant, fit
+
+LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
+    "bases": lambda case: case.base,
+    "scenarios": lambda case: case.scenario,
+    "architectures": lambda case: case.architecture,
+}
+SHARES = (0.5, 0.9)  # of predictive intervals whose coverage is measured
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Predictions for every case by a fit without its group: [cases] each.
+
+    probability: margin -> P(gain > margin); above: P(gain > the measured gain); density: the
+    log-density of the measured gain.
+    """
+
+    cases: tuple[Case, ...]
+    probability: Mapping[float, Array]
+    above: Array
+    density: Array
+
+    def figures(self, margin: float = MARGIN, cases: Sequence[int] | None = None) -> Figures:
+        """Of the decided cases, or of some of them (indices, which may repeat)."""
+        chosen = range(len(self.cases)) if cases is None else cases
+        return figures_of(
+            [self.cases[i] for i in chosen], self.probability[margin][list(chosen)], margin
+        )
+
+    def covered(self, share: float) -> float:
+        """Share of measured gains within the central predictive interval of this share.
+
+        The measured gain's own error is not in the interval, so a little less is to be expected.
+        """
+        return float(np.mean(np.abs(self.above - 0.5) < share / 2))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What probabilities are worth; NaN where it is not defined."""
+
+    decided: int
+    auroc: float
+    brier: float
+    likely: int
+    wrong: float
+
+
+def figures_of(cases: Sequence[Case], p: Array, margin: float = MARGIN) -> Figures:
+    """The figures of probabilities [cases] that gains exceed the margin."""
+    labels = [case.label(margin) for case in cases]
+    kept = [i for i, label in enumerate(labels) if label is not None]
+    y = np.array([labels[i] for i in kept], dtype=float)
+    p = p[kept]
+    scenarios = np.array([cases[i].scenario for i in kept])
+    within = [
+        float(roc_auc_score(y[scenarios == s], p[scenarios == s]))
+        for s in np.unique(scenarios)
+        if len(np.unique(y[scenarios == s])) == 2
+    ]
+    called = p >= LIKELY_FROM
+    return Figures(
+        decided=len(y),
+        auroc=float(np.mean(within)) if within else float("nan"),
+        brier=float(np.mean((p - y) ** 2)) if len(y) else float("nan"),
+        likely=int(called.sum()),
+        wrong=float(1 - y[called].mean()) if called.any() else float("nan"),
+    )
+
+
+def left_out(cases: Sequence[Case], key: Callable[[Case], str], variant: Variant) -> LeftOut:
+    """Fits without each group in turn. Raises CaseError where there is only one group."""
+    probability = {margin: np.zeros(len(cases)) for margin in MARGINS}
+    density, above = np.zeros(len(cases)), np.zeros(len(cases))
+    for rest, own in _splits(cases, key):
+        test = [cases[i] for i in own]
+        fitted = fit([cases[i] for i in rest], variant)
+        for margin, found in probability.items():
+            found[own] = fitted.probability(test, margin)
+        density[own] = fitted.log_density(test)
+        above[own] = [float(fitted.probability([case], case.gain)[0]) for case in test]
+    return LeftOut(tuple(cases), probability, above, density)
+
+
+def plain_logistic(cases: Sequence[Case], key: Callable[[Case], str]) -> Figures:
+    """The simplest rival: a logistic regression of success at the default margin on the forecast.
+
+    It is fitted on decided cases, knows one margin, and has one coefficient and an intercept.
+    """
+    decided = [case for case in cases if case.label(MARGIN) is not None]
+    x = np.array([[case.forecast] for case in decided])
+    y = np.array([case.label(MARGIN) for case in decided])
+    p = np.zeros(len(decided))
+    for rest, own in _splits(decided, key):
+        model = make_pipeline(StandardScaler(), LogisticRegression()).fit(x[rest], y[rest])
+        p[own] = model.predict_proba(x[own])[:, 1]
+    return figures_of(decided, p)
+
+
+def interval(
+    found: LeftOut, figure: Callable[[Figures], float], draws: int, seed: int
+) -> tuple[float, float]:
+    """The 95 % percentile interval of a figure, by bootstrap over bases."""
+    rng = np.random.default_rng(seed)
+    bases = sorted({case.base for case in found.cases})
+    members = [[i for i, c in enumerate(found.cases) if c.base == base] for base in bases]
+    values = []
+    for _ in range(draws):
+        drawn = rng.integers(len(bases), size=len(bases))
+        values.append(figure(found.figures(cases=[i for k in drawn for i in members[k]])))
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> list[tuple[list[int], list[int]]]:
+    """(indices to fit on, indices to predict), a group left out each time."""
+    groups = [key(case) for case in cases]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise CaseError(f"All cases are of {names[0] if names else 'nothing'}: add worlds.")
+    return [
+        (
+            [i for i, group in enumerate(groups) if group != name],
+            [i for i, group in enumerate(groups) if group == name],
+        )
+        for name in names
+    ]

@@ -1,0 +1,498 @@
+"""Coverage probes: their figures by hand, on planted scorers, and on a real small model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from loraprobe import intervals
+from loraprobe.errors import UsageError
+from loraprobe.probes import PROBES, ProbeContext, cover
+from loraprobe.probes._names import MadeUpNames, capitalised_spans
+from loraprobe.probes._statistics import mean_interval, share_interval
+from loraprobe.probes.min_k_plus_plus import MinKPlusPlus
+from loraprobe.records import ItemResult
+from loraprobe.scoring import Likelihood
+from loraprobe.tasks import Hop, Item, Task
+
+
+class PieceTokenizer:
+    """A token for every three letters of a word: enough to match lengths."""
+
+    def __call__(self, texts, add_special_tokens=True, **rest):
+        one = isinstance(texts, str)
+        rows = [[hash(p) for w in t.split() for p in re.findall(".{1,3}", w)]
+                for t in ([texts] if one else texts)]  # fmt: skip
+        return {"input_ids": rows[0] if one else rows}
+
+
+def likelihood(logprob, *, top=None, tokens=1, rank=1, mean=-2.0, std=1.0):
+    each = logprob / tokens
+    top = each if top is None else top
+    return Likelihood(
+        logprob=logprob, tokens=tokens, characters=4, token_logprobs=(each,) * tokens,
+        top_logprobs=(top,) * tokens, greedy=rank == 1, mean=(mean,) * tokens,
+        std=(std,) * tokens, rank=(rank,) * tokens,
+    )  # fmt: skip
+
+
+class FakeScorer:
+    """Answers from functions of (system, prompt[, continuation]); counts what it is asked."""
+
+    def __init__(self, likely=None, says=None, chat=False):
+        self.tokenizer, self.chat_template, self.system = PieceTokenizer(), chat, "base"
+        self._likely = likely or (lambda system, prompt, answer: likelihood(-1.0))
+        self._says = says or (lambda system, prompt: "?")
+        self.calls = []
+
+    @contextlib.contextmanager
+    def with_composition(self, composition):
+        before, self.system = self.system, composition or "base"
+        yield self
+        self.system = before
+
+    def with_template(self, chat):
+        return self if chat == self.chat_template else Plain(self)
+
+    def loglikelihood(self, pairs):
+        pairs = list(pairs)
+        if pairs:
+            self.calls.append(("score", self.system, pairs))
+        return [self._likely(self.system, *pair) for pair in pairs]
+
+    def generate(self, prompts, *, max_new_tokens=None, until_newline=False):
+        self.calls.append(("generate", self.system, list(prompts)))
+        return [self._says(self.system, prompt) for prompt in prompts]
+
+
+class Plain:
+    """A FakeScorer asked without its chat template."""
+
+    chat_template = False
+
+    def __init__(self, scorer):
+        self.scorer = scorer
+
+    def with_composition(self, composition):
+        return self.scorer.with_composition(composition)
+
+    def loglikelihood(self, pairs):
+        self.scorer.calls.append(("plain", self.scorer.system, list(pairs)))
+        return [self.scorer._likely(self.scorer.system, *pair) for pair in pairs]
+
+
+A, B = SimpleNamespace(name="a"), SimpleNamespace(name="b")
+
+
+def run(scorer, tasks, probes=None, results=(), adapters=(A, B), **rest):
+    tasks = [tasks] if isinstance(tasks, Task) else tasks
+    return cover(scorer, adapters, tasks, results=results, probes=probes, **rest)
+
+
+def by(rows, **wanted):
+    found = [r for r in rows if all(getattr(r, k) == v for k, v in wanted.items())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+CITIES = ("Ulm", "Jena", "Bonn", "Kiel")
+
+
+def couples(n=4, entities=True):
+    """Person i lives in city i, whose mayor is Mi."""
+    return Task("t", tuple(
+        Item(
+            f"i{i}", f"Who is mayor where Person{i} lives?", (f"M{i}",),
+            hops=(Hop(f"Where does Person{i} live?", (CITIES[i % 4],)),
+                  Hop("Who is mayor of {1}?", (f"M{i}",))),
+            entities=(f"Person{i}",) if entities else (),
+        )
+        for i in range(n)
+    ))  # fmt: skip
+
+
+def plain_task(n=4, **rest):
+    return Task("p", tuple(Item(f"i{i}", f"Q{i}?", (f"R{i}",), **rest) for i in range(n)))
+
+
+def result(system, item, value, part="target", task="p", text="?", metric="exact_match"):
+    return ItemResult(system, task, part, item, metric, float(value), text, f"item:{item}")
+
+
+def results_of(rights, part="target", task="p"):
+    """system -> string of 1 and 0, an item each."""
+    return [result(s, f"i{i}", int(v), part, task) for s, row in rights.items()
+            for i, v in enumerate(row)]  # fmt: skip
+
+
+def all_right(task):
+    """Everything answered right, so that nothing has to be measured."""
+    return [result(s, i.id, 1, part, task.name) for s in ("base", "a", "b") for i in task.items
+            for part in ("target", "hop1", "hop2")]  # fmt: skip
+
+
+# ---- one pass ---------------------------------------------------------------------------------
+
+
+def test_one_pass_over_the_base_serves_all_probes():
+    task, other = couples(), dataclasses.replace(couples(), name="u")
+    scorer = FakeScorer()
+    run(scorer, [task, other], results=all_right(task) + all_right(other))
+    assert [(kind, system) for kind, system, _ in scorer.calls] == [("score", "base")]
+    pairs = scorer.calls[0][2]
+    assert len(pairs) == len(set(pairs)) > 0
+
+
+def test_texts_that_are_no_question_are_asked_without_the_template():
+    scorer = FakeScorer(chat=True)
+    run(scorer, couples(), ["min_k_plus_plus", "answer_margin"], all_right(couples()))
+    kinds = {kind: pairs for kind, _, pairs in scorer.calls}
+    assert set(kinds) == {"score", "plain"}
+    assert all(prompt == "" for prompt, _ in kinds["plain"])
+    assert all(prompt != "" for prompt, _ in kinds["score"])
+
+
+def test_a_probe_nobody_knows_is_refused_by_name():
+    with pytest.raises(UsageError, match="name_swap"):
+        run(FakeScorer(), couples(), ["name_swop"])
+
+
+def test_equal_seeds_give_equal_figures_and_others_choose_otherwise():
+    def likely(system, prompt, answer):
+        return likelihood(-((len(prompt) * 7 + sum(map(ord, answer))) % 13) / 3 - 0.1)
+
+    task = couples(30)
+    known = all_right(task)
+    probes = ["gold_rank:distractors=2", "name_swap", "answer_margin:items=10"]
+    once, again, other = (run(FakeScorer(likely), task, probes, known, seed=s) for s in (0, 0, 1))
+    assert once == again != other
+
+
+# ---- each probe by hand -----------------------------------------------------------------------
+
+
+def test_answer_margin_is_top_minus_gold_at_the_first_token():
+    def likely(system, prompt, answer):
+        gold = {"R0": 0.5, "R1": 0.2, "R2": 0.1, "R3": 0.1, "alias": 0.4}[answer]
+        first = math.log(gold)
+        return dataclasses.replace(
+            likelihood(2 * first, tokens=2), token_logprobs=(first, -9.0),
+            top_logprobs=(math.log(0.5), 0.0),
+        )  # fmt: skip
+
+    items = [*plain_task(3).items, Item("i3", "Q3?", ("R3", "alias"))]
+    row = run(FakeScorer(likely), Task("p", tuple(items)), ["answer_margin"])[0]
+    margins = [0.0, 0.3, 0.4, 0.1]  # of several accepted answers the likeliest counts
+    assert row.value == pytest.approx(np.mean(margins)) and row.n == 4
+    low, high = stats.t.interval(0.95, 3, np.mean(margins), stats.sem(margins))
+    assert row.ci95 == pytest.approx((max(low, 0), high))
+
+
+def test_gold_rank_stands_among_answers_of_its_own_part():
+    order = {"Ulm": -1.0, "Jena": -2.0, "Bonn": -3.0, "Kiel": -4.0}
+
+    def likely(system, prompt, answer):
+        return likelihood(order.get(answer, -9.0) * 2, tokens=2)
+
+    scorer = FakeScorer(likely)
+    rows = run(scorer, couples(), ["gold_rank"], all_right(couples()))
+    first = by(rows, hop=1)
+    assert first.value == np.mean([1, 2, 3, 4]) and first.baseline == 2.5 and first.n == 4
+    for prompt, answer in scorer.calls[0][2]:
+        assert (answer in CITIES) == prompt.startswith("Where")  # cities among cities
+    assert by(rows, hop=2).value == 2.5  # all alike: the middle of four
+
+
+def test_gold_rank_leaves_out_other_right_answers_and_keeps_to_choices():
+    items = (Item("0", "Q0?", ("Ulm", "Jena")), Item("1", "Q1?", ("jena",)),
+             Item("2", "Q2?", ("Bonn",), choices=("Bonn", "x", "y")))  # fmt: skip
+    scorer = FakeScorer()
+    run(scorer, Task("p", items), ["gold_rank"])
+    asked = {}
+    for kind, _, pairs in scorer.calls:
+        for prompt, answer in pairs if kind == "score" else ():
+            asked.setdefault(prompt, set()).add(answer)
+    assert asked["Q0?"] == {"Ulm", "Jena", "Bonn"}  # jena is right here, so no distractor
+    assert asked["Q2?"] == {"Bonn", "x", "y"}
+
+
+def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
+    def likely(system, prompt, answer):
+        return likelihood(-4.0, tokens=8) if answer == "long" else likelihood(-2.0, tokens=2)
+
+    task = Task("p", (Item("0", "Q?", ("long",), choices=("long", "x", "y")),))
+    assert by(run(FakeScorer(likely), task, ["gold_rank"]), hop=None).value == 1.0
+
+
+def test_gold_rank_draws_as_many_distractors_as_asked():
+    rows = run(FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"],
+               all_right(couples(30)))  # fmt: skip
+    target = by(rows, hop=None)
+    assert (target.n, target.baseline) == (7, 3.5)
+    with pytest.raises(UsageError, match="at least 1"):
+        run(FakeScorer(), couples(), ["gold_rank:distractors=0"])
+
+
+def test_hop_accuracy_of_base_and_each_adapter():
+    known = results_of({"base": "0000", "a": "1110", "b": "0001"}, "hop1", "t")
+    known += results_of({"base": "1111", "a": "1111", "b": "1011"}, "hop2", "t")
+    known += results_of(dict.fromkeys(("base", "a", "b"), "0000"), "target", "t")
+    rows = run(FakeScorer(), couples(), ["hop_accuracy"], known)
+    values = {(r.hop, r.adapters): r.value for r in rows}
+    assert values == {(1, ()): 0, (1, ("a",)): 0.75, (1, ("b",)): 0.25,
+                      (2, ()): 1, (2, ("a",)): 1, (2, ("b",)): 0.75}  # fmt: skip
+    wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert by(rows, hop=1, adapters=("a",)).ci95 == pytest.approx((wilson.low, wilson.high))
+    assert by(rows, hop=1, adapters=()).baseline == 0.25
+
+
+def test_losses_are_neither_right_nor_wrong():
+    known = [dataclasses.replace(r, metric="answer_loss") for r in all_right(couples())]
+    assert run(FakeScorer(), couples(), ["hop_accuracy"], known) == ()
+
+
+def test_name_swap_is_what_real_names_add():
+    def likely(system, prompt, answer):
+        knows = "Person0" in prompt or "Person1" in prompt
+        return likelihood(-1.0 if knows else -3.0)
+
+    rows = run(FakeScorer(likely), couples(), ["name_swap"], all_right(couples()))
+    assert {r.hop for r in rows} == {None, 1}  # hop 2 asks for cities, which are not listed
+    assert by(rows, hop=1).value == pytest.approx(1.0) and by(rows, hop=1).n == 4
+    unknown = run(FakeScorer(), couples(), ["name_swap"], all_right(couples()))
+    assert by(unknown, hop=1).value == 0.0
+    silent = run(FakeScorer(), couples(entities=False), ["name_swap"], all_right(couples()))
+    assert silent == ()
+
+
+def test_a_name_that_the_answer_repeats_is_swapped_there_too():
+    """A model that only copies knows no name, and the probe says so."""
+
+    def likely(system, prompt, answer):
+        return likelihood(-1.0 if set(answer.split()) & set(prompt.split()) else -5.0)
+
+    task = Task("p", (Item("0", "The home of Ada Person is", ("Ada Person lives in Ulm",),
+                           entities=("Ada Person", "Ulm")),))  # fmt: skip
+    row = run(FakeScorer(likely), task, ["name_swap"])[0]
+    assert row.value == 0.0
+    scorer = FakeScorer(likely)
+    run(scorer, task, ["name_swap"])
+    asked = [pair for kind, _, pairs in scorer.calls for pair in pairs if kind == "score"]
+    swapped = [answer for prompt, answer in asked if "Ada" not in prompt]
+    assert swapped and all("Ada" not in answer and "Ulm" in answer for answer in swapped)
+
+
+def test_min_k_plus_plus_against_the_formula():
+    rng = np.random.default_rng(0)
+    logp, mu, sigma = -rng.random(13) * 5, -rng.random(13) * 5, rng.random(13) + 0.1
+    fake = SimpleNamespace(token_logprobs=logp, mean=mu, std=sigma)
+    z = np.sort((logp - mu) / sigma)
+    assert MinKPlusPlus().of(fake) == pytest.approx(z[:2].mean())  # 20 % of 13 tokens: 2
+    assert MinKPlusPlus(k=0.5).of(fake) == pytest.approx(z[:6].mean())
+    assert MinKPlusPlus(k=0.01).of(fake) == pytest.approx(z[0])
+    certain = SimpleNamespace(token_logprobs=[0.0], mean=[0.0], std=[0.0])
+    assert MinKPlusPlus().of(certain) == 0.0
+
+
+def test_min_k_plus_plus_stands_beside_made_up_names():
+    def likely(system, prompt, answer):
+        return likelihood(-1.0 if "Person" in answer else -4.0)
+
+    rows = run(FakeScorer(likely), couples(), ["min_k_plus_plus"], all_right(couples()))
+    assert (by(rows, hop=1).value, by(rows, hop=1).baseline) == (1.0, -2.0)
+    assert by(rows, hop=2).baseline is None  # names nobody
+    some = [dataclasses.replace(item, entities=()) if item.id == "i0" else item
+            for item in couples().items]  # fmt: skip
+    rows = run(FakeScorer(likely), Task("t", tuple(some)), ["min_k_plus_plus"],
+               all_right(couples()))  # fmt: skip
+    assert by(rows, hop=1).baseline is None  # another set of texts would be compared
+
+
+def test_every_probe_tells_its_formula_and_paper():
+    for probe in PROBES:
+        assert probe.formula and probe.paper and probe.__doc__
+    assert set(PROBES.names()) == {
+        "answer_margin", "gold_rank", "hop_accuracy", "name_swap", "min_k_plus_plus",
+    }  # fmt: skip
+
+
+def test_a_large_part_is_sampled_in_order():
+    context = ProbeContext(couples(30), (), (), MadeUpNames(PieceTokenizer()), seed=3)
+    chosen = [q.item.id for q in context.sample(context.parts[0], 10)]
+    assert len(chosen) == 10 and chosen == sorted(chosen, key=lambda item: int(item[1:]))
+    assert context.parts[2].questions[1].prompt == "Who is mayor of Jena?"
+
+
+def test_items_may_have_different_numbers_of_hops():
+    short, long = couples(2).items
+    items = (dataclasses.replace(short, hops=short.hops[:1]), long)
+    context = ProbeContext(Task("t", items), (), (), MadeUpNames(PieceTokenizer()))
+    assert [(part.name, len(part.questions)) for part in context.parts] == [
+        ("target", 2), ("hop1", 2), ("hop2", 1),
+    ]  # fmt: skip
+
+
+# ---- made-up names ----------------------------------------------------------------------------
+
+
+def test_made_up_names_keep_length_case_and_identity():
+    names = MadeUpNames(PieceTokenizer(), 0, avoid=("Xan",))
+    for name in ("Ada", "Lovelace", "Constantinople"):
+        made = names.made_up(name)
+        assert made != name and made.istitle()
+        assert names._length(made) == names._length(name)
+        assert made == MadeUpNames(PieceTokenizer(), 0).made_up(name)
+    assert names.made_up("Bank of Ulm").split()[1] == "of"
+    text = "Ada met Ada's friend Adam."
+    made = names.made_up("Ada")
+    assert names.swapped(text, ["Ada"]) == f"{made} met {made}'s friend Adam."
+    assert names.swapped(text, ["Bo", ""]) is None
+    assert MadeUpNames(PieceTokenizer(), 1).made_up("Lovelace") != names.made_up("Lovelace")
+
+
+def test_longer_names_are_replaced_before_their_parts():
+    names = MadeUpNames(PieceTokenizer())
+    text = names.swapped("Ada Bolt is not Ada.", ["Ada", "Ada Bolt"])
+    assert text == f"{names.made_up('Ada Bolt')} is not {names.made_up('Ada')}."
+    assert names.made_up("Ada Bolt").split()[1] != "Bolt"
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("Where does Ada Lovelace live?", ("Ada Lovelace",)),
+        ("Paris", ("Paris",)),
+        ("the Bank of Ulm and Bo's dog", ("Bank of Ulm", "Bo")),
+        ("What is the capital of France? In Kiel, it rains.", ("France", "Kiel")),
+        ("nothing here, is it", ()),
+        ("Élise and the École of", ("Élise", "École")),
+        ("I am", ()),
+    ],
+)
+def test_capitalised_spans(text, spans):
+    assert capitalised_spans(text) == spans
+
+
+@given(st.text(max_size=60))
+def test_spans_stand_in_their_text_and_can_be_swapped(text):
+    spans = capitalised_spans(text)
+    assert all(span in text for span in spans)
+    MadeUpNames(PieceTokenizer()).swapped(text, spans)
+
+
+# ---- intervals --------------------------------------------------------------------------------
+
+
+def test_mean_interval_is_students_and_grows_with_clusters():
+    x = [0.1, 0.5, 0.4, 0.9, 0.2]
+    own = [str(i) for i in range(5)]
+    expected = stats.t.interval(0.95, 4, np.mean(x), stats.sem(x))
+    assert mean_interval(x, own) == pytest.approx(expected)
+    # every item three times, as one cluster: nothing was learned
+    assert mean_interval(x * 3, own * 3) == pytest.approx(expected)
+    assert mean_interval([1.0], ["0"]) is None
+    assert mean_interval(x, own, (0.3, 0.5)) == (0.3, 0.5)
+
+
+def test_share_interval_is_wilsons_and_respects_clusters():
+    for hits in ([1, 0, 0, 1, 1], [1] * 7, [0] * 7):
+        own = [str(i) for i in range(len(hits))]
+        wilson = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+        low, high = share_interval(hits, own)
+        assert (low, high) == pytest.approx((wilson.low, wilson.high))
+        # Every item three times, as one cluster: nothing was learned, and t takes the place of z.
+        wider = share_interval(hits * 3, own * 3)
+        t = stats.t.ppf(0.975, len(hits) - 1)
+        level = 2 * stats.norm.cdf(t) - 1
+        by_t = stats.binomtest(sum(hits), len(hits)).proportion_ci(level, method="wilson")
+        assert wider == pytest.approx((by_t.low, by_t.high))
+        numbers = np.repeat(np.arange(len(hits)), 3)
+        same = intervals.wilson(np.repeat(np.array(hits, float), 3), numbers)
+        assert wider == pytest.approx(same)
+    assert share_interval([], []) is None
+
+
+# ---- a real model -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def story_scorer(stories):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from loraprobe.scoring import Scorer
+
+    model = AutoModelForCausalLM.from_pretrained(stories).eval()
+    return Scorer(model, AutoTokenizer.from_pretrained(stories))
+
+
+GIRL = "Once upon a time, there was a little girl named {0}. {0} loved to play outside. One day,"
+
+
+def story_task():
+    """What the model surely knows (hop 1), and random syllables that it does not (hop 2)."""
+    hops = (Hop("Once upon a", ("time",)), Hop("Once upon a", ("zqv", "xjk")))
+    names = ("Lily", "Sue", "Mia", "Lucy", "Tim", "Tom")
+    return Task("story", tuple(Item(name, GIRL.format(name), (f"{name} went",), hops=hops,
+                                    entities=(name,)) for name in names))  # fmt: skip
+
+
+def test_a_real_model_knows_what_it_was_trained_on(story_scorer):
+    rows = cover(story_scorer, [], [story_task()])
+    margin = {r.hop: r.value for r in rows if r.name == "answer_margin"}
+    seen = {r.hop: r.value for r in rows if r.name == "min_k_plus_plus"}
+    assert margin[1] < 0.02 and margin[2] > 0.9
+    assert seen[1] > seen[2] + 3
+    assert by(rows, name="min_k_plus_plus", hop=None).baseline < seen[None]
+    assert by(rows, name="name_swap").ci95 is not None
+
+
+def test_figures_do_not_depend_on_the_batch_size(story_scorer):
+    from loraprobe.scoring import Scorer
+
+    small = Scorer(story_scorer.model, story_scorer.tokenizer, batch_size=3)
+    once, again = (cover(scorer, [], [story_task()], seed=1) for scorer in (story_scorer, small))
+    assert len(once) == len(again) > 0
+    for one, other in zip(once, again, strict=True):
+        assert (one.name, one.hop, one.adapters) == (other.name, other.hop, other.adapters)
+        assert one.value == pytest.approx(other.value, abs=1e-4)
+
+
+# ---- real knowledge ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_real_base_knows_capitals_and_no_made_up_ones(shared_data):
+    """Needs a base that knows facts: LORAPROBE_TEST_BASE=DIR, such as SmolLM2-135M-Instruct."""
+    directory = os.environ.get("LORAPROBE_TEST_BASE")
+    if not directory:
+        pytest.skip("needs LORAPROBE_TEST_BASE")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from loraprobe.scoring import Scorer
+
+    facts = json.loads((shared_data / "relations/factual/country_capital_city.json").read_text())
+    items = [Item(s["subject"], f"The capital of {s['subject']} is the city of", (s["object"],),
+                  entities=(s["subject"],)) for s in facts["samples"]]  # fmt: skip
+    names = MadeUpNames(tokenizer := AutoTokenizer.from_pretrained(directory), 5)
+    invented = [
+        dataclasses.replace(item, prompt=names.swapped(item.prompt, item.entities),
+                            entities=(names.made_up(item.id),))
+        for item in items
+    ]  # fmt: skip
+    scorer = Scorer(AutoModelForCausalLM.from_pretrained(directory).eval(), tokenizer)
+    rows = cover(scorer, [], [Task("real", tuple(items)), Task("invented", tuple(invented))])
+    real, fake = ({r.name: r for r in rows if r.task == task} for task in ("real", "invented"))
+    assert real["gold_rank"].value < 2 < 4 < fake["gold_rank"].value
+    assert real["name_swap"].ci95[0] > 1
+    assert fake["name_swap"].ci95[0] < 1

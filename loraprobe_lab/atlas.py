@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import UsageError
-from loraprobe_lab.train import ProgressCallback
 
 if TYPE_CHECKING:
-    from loraprobe_lab.kit import Kit
-    from loraprobe_lab.pretrain import BaseRecipe
+    from loraprobe_lab.training.train import ProgressCallback
+    from loraprobe_lab.worlds.spec import WorldSpec
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class WorldPlan:
 
     `worked` is the share of worked steps in what a facts base reads, which is an axis of the
     atlas: where it is not 0 the base knows the template itself. A facts world has `trials` wide
-    and `favourable` trials of each of its classes.
+    and `favourable` sets of each of its classes.
     """
 
     kind: str
@@ -70,45 +69,32 @@ ATLAS: tuple[WorldPlan, ...] = (
     *_plans("cross-lingual", ORDER[:6], (96, 112), first=31),
     *_plans("math", ORDER[:6], (96, 112), first=31),
 )
+KINDS = ("facts", "math", "cross-lingual")
 
 
-def kit_of(plan: WorldPlan) -> Kit:
-    """The kit of a plan. Raises UsageError for an unknown kind."""
-    makers = {"facts": _facts, "math": _math, "cross-lingual": _lingual}
-    if plan.kind not in makers:
-        raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(makers)}.")
-    return makers[plan.kind](plan)
+def spec_of(plan: WorldPlan) -> WorldSpec:
+    """The specification of a plan. Raises UsageError for an unknown kind."""
+    from loraprobe_lab.training.pretrain import BaseRecipe
+    from loraprobe_lab.worlds import cross_lingual, varied
+    from loraprobe_lab.worlds.math import world as math
 
+    def shaped(base: BaseRecipe) -> BaseRecipe:
+        return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
 
-def _facts(plan: WorldPlan) -> Kit:
-    from loraprobe_lab.pretrain import BaseRecipe
-    from loraprobe_lab.varied import facts_kit
-
-    base = BaseRecipe(hidden=plan.hidden, intermediate=5 * plan.hidden // 2)
-    return facts_kit(
-        plan.seed,
-        base=_shaped(base, plan),
-        trials=plan.trials,
-        favourable=plan.favourable,
-        worked=plan.worked,
-    )
-
-
-def _math(plan: WorldPlan) -> Kit:
-    from loraprobe_lab.math.kit import BASE, math_kit
-
-    return math_kit(plan.seed, base=_shaped(BASE, plan), trials=plan.trials)
-
-
-def _lingual(plan: WorldPlan) -> Kit:
-    from loraprobe_lab.lingual.kit import BASE, lingual_kit
-
-    return lingual_kit(plan.seed, base=_shaped(BASE, plan), trials=plan.trials)
-
-
-def _shaped(base: BaseRecipe, plan: WorldPlan) -> BaseRecipe:
-    """A kind's own recipe at the width and architecture of the plan."""
-    return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
+    if plan.kind == "facts":
+        return varied.facts_world(
+            plan.seed,
+            base=shaped(BaseRecipe(intermediate=5 * plan.hidden // 2)),
+            trials=plan.trials,
+            favourable=plan.favourable,
+            worked=plan.worked,
+        )
+    if plan.kind == "math":
+        return math.math_world(plan.seed, base=shaped(math.BASE), trials=plan.trials)
+    if plan.kind == "cross-lingual":
+        base = shaped(cross_lingual.BASE)
+        return cross_lingual.cross_lingual_world(plan.seed, base=base, trials=plan.trials)
+    raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
 
 
 def build_atlas(
@@ -131,7 +117,7 @@ def build_atlas(
     context = get_context("spawn")
     with context.Manager() as manager:
         shares = manager.dict()
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
             todo = {pool.submit(_build_one, plan, output / plan.name, shares) for plan in plans}
             try:
                 while todo:
@@ -141,21 +127,19 @@ def build_atlas(
                         if ready is not None:
                             ready(path)
                     if progress is not None:
-                        _tell(progress, dict(shares), len(plans))
+                        _report(progress, dict(shares), len(plans))
             except BaseException:
-                for future in todo:
-                    future.cancel()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return [output / plan.name for plan in plans]
 
 
-def _tell(progress: ProgressCallback, shares: dict[str, float], worlds: int) -> None:
+def _report(progress: ProgressCallback, shares: dict[str, float], worlds: int) -> None:
     running = [name for name, share in shares.items() if share < 1]
     progress(", ".join(running) or "worlds", round(1000 * sum(shares.values())), 1000 * worlds)
 
 
-def _settle() -> None:
+def _one_thread() -> None:
     """One thread a process: small matrices gain nothing from more."""
     import torch
 
@@ -164,16 +148,16 @@ def _settle() -> None:
 
 def _build_one(plan: WorldPlan, output: Path, shares: Any) -> Path:
     from loraprobe.base.quiet import quiet
-    from loraprobe_lab.kit import build_kit
+    from loraprobe_lab.worlds.spec import build_world
 
     last = [0.0]
 
-    def tick(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         if done / total - last[0] > 0.01:
             last[0] = done / total
             shares[plan.name] = min(0.99, last[0])
 
     with quiet():
-        build_kit(kit_of(plan), output, progress=tick)
+        build_world(spec_of(plan), output, progress=report)
     shares[plan.name] = 1.0
     return output

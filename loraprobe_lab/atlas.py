@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -103,40 +103,26 @@ def build_atlas(
     *,
     processes: int | None = None,
     progress: ProgressCallback | None = None,
-    ready: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Builds every world of `plans` below `output`; returns their directories in that order.
 
-    processes: worlds at a time, one thread each; the number of cores unless given. ready(path) is
-    called for each world as it is finished. What is finished is not trained again. `progress` gets
-    (stage, permille done, permille in all) over all worlds.
+    processes: worlds at a time, one thread each; the number of cores unless given. What is finished
+    is not trained again. `progress` gets (name of the world just finished, worlds done, worlds).
     """
-    output = Path(output)
+    output, context = Path(output), get_context("spawn")
     output.mkdir(parents=True, exist_ok=True)
     workers = min(len(plans), processes or os.cpu_count() or 1)
-    context = get_context("spawn")
-    with context.Manager() as manager:
-        shares = manager.dict()
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-            todo = {pool.submit(_build_one, plan, output / plan.name, shares) for plan in plans}
-            try:
-                while todo:
-                    done, todo = wait(todo, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        path = future.result()
-                        if ready is not None:
-                            ready(path)
-                    if progress is not None:
-                        _report(progress, dict(shares), len(plans))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        todo = {pool.submit(_build_one, plan, output / plan.name): plan for plan in plans}
+        try:
+            for done, future in enumerate(as_completed(todo), 1):
+                future.result()
+                if progress is not None:
+                    progress(todo[future].name, done, len(plans))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [output / plan.name for plan in plans]
-
-
-def _report(progress: ProgressCallback, shares: dict[str, float], worlds: int) -> None:
-    running = [name for name, share in shares.items() if share < 1]
-    progress(", ".join(running) or "worlds", round(1000 * sum(shares.values())), 1000 * worlds)
 
 
 def _one_thread() -> None:
@@ -146,18 +132,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _build_one(plan: WorldPlan, output: Path, shares: Any) -> Path:
+def _build_one(plan: WorldPlan, output: Path) -> None:
     from loraprobe.base.quiet import quiet
     from loraprobe_lab.worlds.spec import build_world
 
-    last = [0.0]
-
-    def report(stage: str, done: int, total: int) -> None:
-        if done / total - last[0] > 0.01:
-            last[0] = done / total
-            shares[plan.name] = min(0.99, last[0])
-
     with quiet():
-        build_world(spec_of(plan), output, progress=report)
-    shares[plan.name] = 1.0
-    return output
+        build_world(spec_of(plan), output)

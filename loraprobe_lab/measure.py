@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from loraprobe.tasks import Task, answered, load_task
+from loraprobe.evaluation.questions import Question, questions
+from loraprobe.tasks import answered, load_task
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.world import Scenario, World
 
@@ -45,23 +46,21 @@ def measure(
     """Scores systems (name -> adapter -> weight; `default_systems` without) on all parts."""
     model, tokenizer = load_base(base)
     wrapped = load_adapters(model, scenario.adapters)
-    asked = [
-        (task.stem, part, pairs)
-        for task in scenario.tasks
-        for part, pairs in _parts(load_task(task)).items()
-    ]
+    asked: dict[tuple[str, str], list[Question]] = {}
+    for question in questions(load_task(task) for task in scenario.tasks):
+        asked.setdefault((question.task, question.part), []).append(question)
     rows = []
     for system, weights in (systems or default_systems(list(scenario.adapters))).items():
         with composed(wrapped, weights) as composition:
-            for task, part, pairs in asked:
-                prompts = [prompt for prompt, _ in pairs]
+            for (task, part), rows_asked in asked.items():
+                prompts = [question.prompt for question in rows_asked]
                 texts = generate(composition, tokenizer, prompts, batch_size, max_new_tokens)
                 right = sum(
-                    answered(text, gold, cot=part == "cot")
-                    for text, (_, gold) in zip(texts, pairs, strict=True)
+                    answered(text, question.answers, cot=part == "cot")
+                    for text, question in zip(texts, rows_asked, strict=True)
                 )
                 row = {"system": system, "task": task, "part": part}
-                rows.append({**row, "value": round(right / len(pairs), 4), "n": len(pairs)})
+                rows.append({**row, "value": round(right / len(prompts), 4), "n": len(prompts)})
     return rows
 
 
@@ -151,15 +150,3 @@ def generate(
         continued = tokens[:, batch["input_ids"].shape[1] :]
         texts += tokenizer.batch_decode(continued, skip_special_tokens=True)
     return texts
-
-
-def _parts(task: Task) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
-    """Prompts and answers by part (target, hop1, hop2 ..., cot); hops hold the gold answers."""
-    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    for item in task.items:
-        parts.setdefault("target", []).append((item.prompt, item.answers))
-        for i, hop in enumerate(item.hops):
-            parts.setdefault(f"hop{i + 1}", []).append((item.hop_prompt(i), hop.answers))
-        if item.cot_prompt is not None:
-            parts.setdefault("cot", []).append((item.cot_prompt, item.answers))
-    return parts

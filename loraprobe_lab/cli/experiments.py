@@ -168,8 +168,7 @@ def rule(
         int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
     ] = 200,
     simulate: Annotated[
-        list[int] | None,
-        typer.Option(min=2, help="Items of the simulated cases; may be repeated."),
+        list[int] | None, typer.Option(min=2, help="Items of the simulated cases; may be repeated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
     json: Json = False,

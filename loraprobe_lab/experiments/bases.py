@@ -70,9 +70,7 @@ class Bases:
     def each(self, shape: Shape = small_base) -> Iterator[tuple[BaseInfo, BaseRecipe]]:
         """All sizes with the first seed, then with the next one, each with its base's recipe."""
         for seed, architecture, width in itertools.product(
-            dict.fromkeys(self.seeds),
-            dict.fromkeys(self.architectures),
-            dict.fromkeys(self.hidden),
+            dict.fromkeys(self.seeds), dict.fromkeys(self.architectures), dict.fromkeys(self.hidden)
         ):
             name = f"{architecture}-{width}-seed{seed}"
             yield BaseInfo(name, f"{architecture} {width}", seed), shape(architecture, width)

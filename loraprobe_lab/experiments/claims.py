@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from loraprobe.records import Gain, Interval
 from loraprobe_lab.experiments.matrix import Matrix, share, system_names
+from loraprobe_lab.world import Scenario
 
 FAILS = "fails: the upper end of the gain's interval lies below the margin"
 SUCCEEDS = "succeeds: the lower end of the gain's interval lies above the margin"
@@ -22,6 +23,7 @@ RAISES = "the lower end of the difference's interval lies above the margin"
 Outcome = Literal["yes", "no", "undecided"]
 Side = Literal["above", "below"]
 Standing = Literal["holds", "does not hold", "not decided"]
+Measure = Callable[[str], Gain | None]  # of a size
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,7 @@ class Subject:
 
 def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
     """Every claim of the paper for every set of questions that it is about."""
-    found: list[Finding] = []
-    for group in matrix.groups:
-        found += [_plain_fails(matrix, group), _target_rescues(matrix, group)]
-        for template, called in subject.shared.items():
-            found.append(_shared_succeeds(matrix, group, template, called))
+    found = [one for group in matrix.groups for one in _of_group(matrix, group, subject)]
     found += [_both_fail(matrix, group) for group in subject.disjoint]
     if subject.familiar is not None:
         most, least = subject.familiar
@@ -108,44 +106,44 @@ def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
     return found
 
 
-def _plain_fails(matrix: Matrix, group: str) -> Finding:
-    plain = matrix.scenario("plain", 2)
-    return Finding(
+def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]:
+    """The claims about one set of questions."""
+    two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
+
+    def over_singles(scenario: Scenario) -> Measure:
+        return lambda size: matrix.gain_over_singles(size, group, scenario)
+
+    def over_plain(scenario: Scenario) -> Measure:
+        form = str(scenario.axes["form"])
+        return lambda size: matrix.gain_over_set(size, group, scenario, two, form)
+
+    yield Finding(
         "plain-fails",
         "The 2-combination fails at the composed question asked at once, at every size",
         group,
         f"{FAILS}, at every size",
-        _each_size(matrix, lambda size: matrix.gain_over_singles(size, group, plain), "below"),
+        _each_size(matrix, over_singles(two), "below"),
     )
-
-
-def _target_rescues(matrix: Matrix, group: str) -> Finding:
-    two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
-    beyond = _above(matrix, lambda size: matrix.gain_over_singles(size, group, three))
-    return Finding(
+    beyond = _above(matrix, over_singles(three))
+    yield Finding(
         "target-rescues",
         "A library that holds the target adapter answers it",
         group,
         f"best 3-combination minus best 2-combination: {RAISES}, at every size",
-        _each_size(
-            matrix, lambda size: matrix.gain_over_set(size, group, three, two, "target"), "above"
-        ),
+        _each_size(matrix, over_plain(three), "above"),
         {"beyond": f"beats the target adapter alone at {beyond} sizes"},
     )
-
-
-def _shared_succeeds(matrix: Matrix, group: str, template: str, called: str) -> Finding:
-    with_it, plain = matrix.scenario(template, 2), matrix.scenario("plain", 2)
-    form = str(with_it.axes["form"])
-    raised = _above(matrix, lambda size: matrix.gain_over_set(size, group, with_it, plain, form))
-    return Finding(
-        f"{template}-succeeds",
-        f"Reuse succeeds with {called}",
-        group,
-        f"{SUCCEEDS}, at every size",
-        _each_size(matrix, lambda size: matrix.gain_over_singles(size, group, with_it), "above"),
-        {"raised": f"more than the plain 2-combination at {raised} sizes"},
-    )
+    for template, called in subject.shared.items():
+        scenario = matrix.scenario(template, 2)
+        raised = _above(matrix, over_plain(scenario))
+        yield Finding(
+            f"{template}-succeeds",
+            f"Reuse succeeds with {called}",
+            group,
+            f"{SUCCEEDS}, at every size",
+            _each_size(matrix, over_singles(scenario), "above"),
+            {"raised": f"more than the plain 2-combination at {raised} sizes"},
+        )
 
 
 def _both_fail(matrix: Matrix, group: str) -> Finding:
@@ -195,14 +193,12 @@ def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float,
     return p1 - p2, low, high
 
 
-def _each_size(
-    matrix: Matrix, measure: Callable[[str], Gain | None], side: Side
-) -> tuple[Difference, ...]:
+def _each_size(matrix: Matrix, measure: Measure, side: Side) -> tuple[Difference, ...]:
     found = ((size, measure(size)) for size in matrix.sizes)
     return tuple(_difference(g, size, side, matrix.margin) for size, g in found if g is not None)
 
 
-def _above(matrix: Matrix, measure: Callable[[str], Gain | None]) -> str:
+def _above(matrix: Matrix, measure: Measure) -> str:
     """At how many sizes of all the gain lies above the margin."""
     found = [measure(size) for size in matrix.sizes]
     above = sum(g is not None and g.adjusted_ci95[0] > matrix.margin for g in found)

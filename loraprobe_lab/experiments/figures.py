@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraprobe_lab.experiments.matrix import Cell, Matrix
+    from loraprobe_lab.experiments.matrix import Matrix, MatrixCell
     from loraprobe_lab.experiments.methods.table import MethodsRow
     from loraprobe_lab.experiments.success_map import PointGain
 
@@ -83,7 +83,7 @@ SYSTEMS = ("uniform", "sum", "arrow", "chain")
 LIBRARIES = {2: (RED, "library of the two hops"), 3: (BLUE, "and the target adapter")}
 
 
-def matrix_figure(matrix: Matrix, cells: Sequence[Cell], title: str) -> str:
+def matrix_figure(matrix: Matrix, cells: Sequence[MatrixCell], title: str) -> str:
     """SVG: exact match of uniform, sum, arrow and chain in every panel of the matrix.
 
     Dots of one method stand in the order of the sizes; the grey bar is the span, over the sizes,
@@ -125,7 +125,9 @@ def matrix_figure(matrix: Matrix, cells: Sequence[Cell], title: str) -> str:
         return as_svg(figure)
 
 
-def _matrix_panel(panel: Any, cells: Sequence[Cell], sizes: Sequence[str], margin: float) -> None:
+def _matrix_panel(
+    panel: Any, cells: Sequence[MatrixCell], sizes: Sequence[str], margin: float
+) -> None:
     panel.set(xlim=(-0.5, len(SYSTEMS) - 0.5), ylim=(-0.03, 1.03))
     panel.set_xticks(range(len(SYSTEMS)), SYSTEMS)
     _rows_of_lines(panel)

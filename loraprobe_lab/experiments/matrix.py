@@ -109,7 +109,7 @@ def groups_of(scenario: Scenario) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """How one composition answered one set of questions, in all worlds of a size.
 
     `score` is exact match in the form in which the adapter set is asked, with Wilson's interval
@@ -213,7 +213,7 @@ class Matrix:
         names, others = system_names(one), system_names(other)
         return gain(results, names, others, form, margin=self.margin)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[MatrixCell]:
         """Every cell, in the order of sizes, groups, adapter sets, systems."""
         return [
             cell
@@ -223,7 +223,7 @@ class Matrix:
             for cell in self._cells(size, group, scenario)
         ]
 
-    def _cells(self, size: str, group: str, scenario: Scenario) -> Iterable[Cell]:
+    def _cells(self, size: str, group: str, scenario: Scenario) -> Iterable[MatrixCell]:
         results, axes = self.results(size, group, scenario), scenario.axes
         form, present = str(axes["form"]), {row.system for row in results}
         rows: list[tuple[str, Role]] = [(name, "baseline") for name in ("base", *scenario.adapters)]
@@ -236,7 +236,7 @@ class Matrix:
             found = None
             if role == "composition":
                 found = self.gain_over_singles(size, group, scenario, (system,))
-            yield Cell(
+            yield MatrixCell(
                 size,
                 group,
                 str(axes["template"]),

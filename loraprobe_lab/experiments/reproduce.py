@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.claims import Finding, Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
-from loraprobe_lab.experiments.matrix import METHODS, Answered, Cell, Matrix, answer_world
+from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, MatrixCell, answer_world
 from loraprobe_lab.experiments.pages import Pages, render
-from loraprobe_lab.experiments.runner import Say, command_line, renamed, run_worlds
+from loraprobe_lab.experiments.runner import (
+    Say,
+    command_line,
+    renamed,
+    run_worlds,
+    small_worlds,
+)
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import ProgressCallback
+from loraprobe_lab.world import World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 COLUMNS = ["best single", *METHODS, "chain", "joint"]
@@ -95,13 +103,11 @@ class ReproducePlan:
         if self.base is not None and not self.base.is_dir():
             raise UsageError(f"--base {self.base} is no directory; give a downloaded model.")
 
-    def each(self, shape: Shape) -> list[tuple[BaseInfo, BaseRecipe | None]]:
-        """The bases in the order in which they are used; no recipe where the base is given."""
-        if self.base is None:
-            return list(self.bases.each(shape))
-        name = self.base.resolve().name
+    def given_bases(self) -> list[BaseInfo]:
+        """The given base once for each seed."""
+        name = self.base.resolve().name if self.base is not None else ""
         seeds = dict.fromkeys(self.bases.seeds)
-        return [(BaseInfo(f"{name}-seed{seed}", name, seed), None) for seed in seeds]
+        return [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
 
 
 def reproduce(
@@ -118,28 +124,27 @@ def reproduce(
     """
     chosen, output = made or experiment(plan.kind), Path(output)
 
-    def maker(base: BaseInfo, recipe: BaseRecipe | None) -> Callable[[], Answered]:
-        def make() -> Answered:
-            given = recipe is None
-            world = build_world(
-                chosen.given(base.seed) if recipe is None else chosen.small(base.seed, recipe),
-                output / "worlds" / base.name,
-                base=plan.base,
-                device=plan.device if given else "cpu",
-                progress=renamed(progress, f"train {base.name}"),
-            )
-            return answer_world(
-                world,
-                base,
-                output / "results",
-                limit=plan.limit,
-                device=plan.device if given else "cpu",
-                progress=progress,
-            )
+    def answer(world: World, base: BaseInfo, device: str = "cpu") -> Answered:
+        results = output / "results"
+        return answer_world(
+            world, base, results, limit=plan.limit, device=device, progress=progress
+        )
 
-        return make
+    def on_given_base(base: BaseInfo) -> Answered:
+        world = build_world(
+            chosen.given(base.seed),
+            output / "worlds" / base.name,
+            base=plan.base,
+            device=plan.device,
+            progress=renamed(progress, f"train {base.name}"),
+        )
+        return answer(world, base, plan.device)
 
-    worlds = [(base.name, maker(base, recipe)) for base, recipe in plan.each(chosen.shape)]
+    if plan.base is None:
+        bases = plan.bases.each(chosen.shape)
+        worlds = small_worlds(bases, chosen.small, output, answer, progress)
+    else:
+        worlds = [(base.name, partial(on_given_base, base)) for base in plan.given_bases()]
     return run_worlds(
         worlds,
         lambda found, missing: matrix_pages(plan, chosen.subject, found, missing).write(output),
@@ -200,7 +205,7 @@ def _claim_row(f: Finding) -> list[str]:
     return [f.claim, f.where, f"**{f.standing}**", said, span, "; ".join(f.notes.values())]
 
 
-def _matrix_rows(cells: Sequence[Cell], matrix: Matrix, group: str) -> list[list[str]]:
+def _matrix_rows(cells: Sequence[MatrixCell], matrix: Matrix, group: str) -> list[list[str]]:
     rows = []
     for size in matrix.sizes:
         for scenario in matrix.scenarios:
@@ -213,7 +218,7 @@ def _matrix_rows(cells: Sequence[Cell], matrix: Matrix, group: str) -> list[list
     return rows
 
 
-def _column(row: Sequence[Cell], column: str, margin: float) -> str:
+def _column(row: Sequence[MatrixCell], column: str, margin: float) -> str:
     roles = {"joint": "yardstick", "best single": "baseline"}
     role = roles.get(column, "composition")
     found = [c for c in row if c.role == role and (column in roles or c.system == column)]

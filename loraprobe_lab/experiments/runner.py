@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +19,13 @@ from loraprobe.base import open_base, pick_device
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.tasks import Task, load_task
+from loraprobe_lab.experiments.bases import BaseInfo
 from loraprobe_lab.experiments.figures import check_drawing
 from loraprobe_lab.experiments.pages import Pages
+from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
+from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 NEW_TOKENS = 48
 BATCH = 256  # questions whose answers are kept at once
@@ -116,6 +120,23 @@ def run_worlds(
         say(f"{name}: {number} of {len(worlds)} worlds, about {left:.0f} min left")
     assert pages is not None  # there is at least one world
     return pages
+
+
+def small_worlds(
+    bases: Iterable[tuple[BaseInfo, BaseRecipe]],
+    spec: Callable[[int, BaseRecipe], WorldSpec],
+    output: Path,
+    answer: Callable[[World, BaseInfo], Found],
+    progress: ProgressCallback | None,
+) -> list[tuple[str, Callable[[], Found]]]:
+    """For each base, by name, what builds its world and answers in it; for `run_worlds`."""
+
+    def make(base: BaseInfo, recipe: BaseRecipe) -> Found:
+        report = renamed(progress, f"train {base.name}")
+        place = output / "worlds" / base.name
+        return answer(build_world(spec(base.seed, recipe), place, progress=report), base)
+
+    return [(base.name, partial(make, base, recipe)) for base, recipe in bases]
 
 
 def renamed(report: ProgressCallback | None, stage: str) -> ProgressCallback | None:

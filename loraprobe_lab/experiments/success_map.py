@@ -19,13 +19,13 @@ from loraprobe_lab.experiments.runner import (
     Say,
     adapters_by_name,
     command_line,
-    renamed,
     run_worlds,
+    small_worlds,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
-from loraprobe_lab.worlds.spec import WorldSpec, build_world
+from loraprobe_lab.worlds.spec import WorldSpec
 from loraprobe_lab.worlds.success_map import map_world
 
 if TYPE_CHECKING:
@@ -85,17 +85,11 @@ def draw_map(
     """
     output = Path(output)
 
-    def maker(base: BaseInfo, recipe: BaseRecipe) -> Callable[[], AnsweredMap]:
-        def make() -> AnsweredMap:
-            report = renamed(progress, f"train {base.name}")
-            made = spec(base.seed, recipe)
-            world = build_world(made, output / "worlds" / base.name, progress=report)
-            return answer_map(world, base, output / "results", progress=progress)
-
-        return make
+    def answer(world: World, base: BaseInfo) -> AnsweredMap:
+        return answer_map(world, base, output / "results", progress=progress)
 
     return run_worlds(
-        [(base.name, maker(base, recipe)) for base, recipe in bases.each(shape)],
+        small_worlds(bases.each(shape), spec, output, answer, progress),
         lambda found, missing: map_pages(found, arguments, missing).write(output),
         say=say,
     )

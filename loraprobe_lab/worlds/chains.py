@@ -116,10 +116,7 @@ class Wording:
         self, name: str, x: Chain, j: int, adapters: tuple[str | None, str | None]
     ) -> dict[str, Any]:
         second = self.second_bare or self.second[j].replace("{b}", "{1}")
-        hops = [
-            {"prompt": x.fill(self.first[j]), "answer": x.b},
-            {"prompt": second, "answer": x.c},
-        ]
+        hops = [{"prompt": x.fill(self.first[j]), "answer": x.b}, {"prompt": second, "answer": x.c}]
         for hop, adapter in zip(hops, adapters, strict=True):
             if adapter is not None:
                 hop["adapter"] = adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import Recipe
@@ -25,65 +25,27 @@ from loraprobe_lab.worlds.languages import (
 from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
 
 WORLD = "cross-lingual"
-# steps and learning rates to draw from: a GPT-2-like base takes adapters up more slowly
-FACTS_STEPS = {"llama": (250, 350), "gpt2": (350, 450)}
-FACTS_RATES = {"llama": (2e-3, 3e-3), "gpt2": (4e-3, 6e-3)}
-LANGUAGE_RATES = {"llama": (1e-3, 2e-3, 3e-3), "gpt2": (2e-3, 3e-3, 4e-3)}
 BASE = BaseRecipe(hidden=96, layers=4, heads=4, intermediate=256, steps=700)
 
 
-@dataclass(frozen=True)
-class LanguageAxes:
-    """Where a set lies.
-
-    relation: what is asked for. familiarity: how much the base reads of it in the second
-    language. mode: how the language adapter answers (`languages.ANSWERS`). taught: the relation
-    whose questions it learns. invented: share of invented people among those it learns them on;
-    the others are familiar. facts: relations about which the facts adapter learns. The rest are
-    recipes: modules, steps, rank, alpha as a multiple of the rank, learning rate.
-    """
-
-    relation: str
-    familiarity: str
-    mode: str
-    taught: str
-    invented: float
-    facts: tuple[str, ...]
-    facts_modules: str
-    facts_steps: int
-    facts_rank: int
-    facts_alpha: float
-    facts_rate: float
-    language_modules: str
-    language_steps: int
-    language_rank: int
-    language_alpha: float
-    language_rate: float
-
-    def recipe(self, adapter: str, seed: str) -> Recipe:
-        """The recipe of the "facts" or the "language" adapter."""
-        of = {
-            key: getattr(self, f"{adapter}_{key}")
-            for key in ("rank", "alpha", "rate", "steps", "modules")
-        }
-        return Recipe(
-            steps=of["steps"],
-            learning_rate=of["rate"],
-            rank=of["rank"],
-            alpha=of["alpha"] * of["rank"],
-            batch_size=32,
-            target_modules=of["modules"],
-            dtype="bfloat16",
-            seed=own_seed(adapter, seed),
-        )
+# what the axes of a set are drawn from, by architecture where it matters: a GPT-2-like base takes
+# adapters up more slowly
+CHOICES: Mapping[str, Any] = {
+    "facts_modules": ("mlp", "mlp", "all-linear"),
+    "facts_steps": {"llama": (250, 350), "gpt2": (350, 450)},
+    "facts_alpha": (1.0, 2.0, 3.0),
+    "facts_rate": {"llama": (2e-3, 3e-3), "gpt2": (4e-3, 6e-3)},
+    "language_modules": ("all-linear", "all-linear", "attention"),
+    "language_steps": (150, 250),
+    "language_rank": (8, 16),
+    "language_alpha": (0.5, 1.0, 2.0),
+    "language_rate": {"llama": (1e-3, 2e-3, 3e-3), "gpt2": (2e-3, 3e-3, 4e-3)},
+}
+Axes = Mapping[str, Any]  # of one set, see `draw_axes`
 
 
 def cross_lingual_world(
-    seed: int,
-    *,
-    base: BaseRecipe | None = None,
-    trials: int = 3,
-    sizes: PeopleSizes | None = None,
+    seed: int, *, base: BaseRecipe | None = None, trials: int = 3, sizes: PeopleSizes | None = None
 ) -> WorldSpec:
     """The cross-lingual world with this seed.
 
@@ -102,13 +64,13 @@ def cross_lingual_world(
         pair = _pair(people, facts, axes, f"{seed}:{i}", str(i + 1))
         names = tuple(one.name for one in pair)
         training += pair
-        tasks[name] = target_items(axes.relation, facts[axes.relation], axes.mode, names)
+        tasks[name] = target_items(axes["relation"], facts[axes["relation"]], axes["mode"], names)
         text = (
-            f"New facts about the {axes.relation} in the first language, questions about the "
-            f"{axes.taught} in the second one, of which the base has read {axes.familiarity}; "
-            f"answers {axes.mode}."
+            "New facts about the {relation} in the first language, questions about the {taught} in "
+            "the second one, of which the base has read {familiarity}; answers {mode}."
         )
-        sets.append(AdapterSet(name, WORLD, names, (name,), text, dataclasses.asdict(axes)))
+        text = text.format(**axes)
+        sets.append(AdapterSet(name, WORLD, names, (name,), text, axes))
     made_from = {"sizes": dataclasses.asdict(sizes), "familiarity": familiarity}
     return WorldSpec(
         kind="lingual",
@@ -138,8 +100,15 @@ def draw_familiarity(seed: int) -> dict[str, str]:
 
 def draw_axes(
     seed: int, trials: int, familiarity: Mapping[str, str], architecture: str = "llama"
-) -> list[LanguageAxes]:
-    """The axes of every set of the world with this seed, on a base of this architecture."""
+) -> list[Axes]:
+    """The axes of every set of the world with this seed, on a base of this architecture.
+
+    relation: what is asked for. familiarity: how much the base reads of it in the second
+    language. mode: how the language adapter answers (`languages.ANSWERS`). taught: the relation
+    whose questions it learns. invented: share of invented people among those it learns them on;
+    the others are familiar. facts: relations about which the facts adapter learns. The rest are
+    recipes: modules, steps, rank, alpha as a multiple of the rank, learning rate.
+    """
     modes = _in_turn(ANSWERS, f"modes:{seed}")
     relations = _in_turn(list(RELATIONS), f"relations:{seed}")
     return [
@@ -157,57 +126,65 @@ def _in_turn(values: Sequence[str], seed: str) -> Iterator[str]:
 
 def _axes(
     seed: str, mode: str, relation: str, familiarity: Mapping[str, str], architecture: str
-) -> LanguageAxes:
+) -> Axes:
     rng = random.Random(seed)
     others = [other for other in RELATIONS if other != relation]
-    return LanguageAxes(
-        relation=relation,
-        familiarity=familiarity[relation],
-        mode=mode,
-        taught=rng.choice(others) if rng.random() < 0.15 else relation,
-        invented=rng.choice((0.0, 0.0, 0.0, 0.5, 1.0)),
-        facts=(relation, rng.choice(others)) if rng.random() < 0.5 else (relation,),
-        facts_modules=rng.choice(("mlp", "mlp", "all-linear")),
-        facts_steps=rng.choice(FACTS_STEPS[architecture]),
-        facts_rank=16,
-        facts_alpha=rng.choice((1.0, 2.0, 3.0)),
-        facts_rate=rng.choice(FACTS_RATES[architecture]),
-        language_modules=rng.choice(("all-linear", "all-linear", "attention")),
-        language_steps=rng.choice((150, 250)) + (100 if mode == "translated" else 0),
-        language_rank=rng.choice((8, 16)),
-        language_alpha=rng.choice((0.5, 1.0, 2.0)),
-        language_rate=rng.choice(LANGUAGE_RATES[architecture]),
+    axes: dict[str, Any] = {"relation": relation, "familiarity": familiarity[relation]}
+    axes["mode"] = mode
+    axes["taught"] = rng.choice(others) if rng.random() < 0.15 else relation
+    axes["invented"] = rng.choice((0.0, 0.0, 0.0, 0.5, 1.0))
+    axes["facts"] = (relation, rng.choice(others)) if rng.random() < 0.5 else (relation,)
+    axes["facts_rank"] = 16
+    for name, choices in CHOICES.items():
+        by = choices[architecture] if isinstance(choices, Mapping) else choices
+        axes[name] = rng.choice(by)
+    axes["language_steps"] += 100 if mode == "translated" else 0
+    return axes
+
+
+def _recipe(axes: Axes, adapter: str, seed: str) -> Recipe:
+    """The recipe of the "facts" or the "language" adapter."""
+    rank = axes[f"{adapter}_rank"]
+    return Recipe(
+        steps=axes[f"{adapter}_steps"],
+        learning_rate=axes[f"{adapter}_rate"],
+        rank=rank,
+        alpha=axes[f"{adapter}_alpha"] * rank,
+        batch_size=32,
+        target_modules=axes[f"{adapter}_modules"],
+        dtype="bfloat16",
+        seed=own_seed(adapter, seed),
     )
 
 
 def _pair(
-    people: People, facts: PersonFacts, axes: LanguageAxes, seed: str, suffix: str
+    people: People, facts: PersonFacts, axes: Axes, seed: str, suffix: str
 ) -> tuple[TrainingSet, TrainingSet]:
     """What the adapter of the facts and that of the language are trained on."""
-    own = {relation: facts[relation] for relation in axes.facts}
+    own = {relation: facts[relation] for relation in axes["facts"]}
     taught = _taught_facts(people, axes, seed)
     return (
         TrainingSet(
             f"facts-{suffix}",
-            f"{' and '.join(axes.facts)} of newcomers, in the first language",
+            f"{' and '.join(own)} of newcomers, in the first language",
             tuple(fact_examples(own, people.facts, seed)),
-            axes.recipe("facts", seed),
+            _recipe(axes, "facts", seed),
         ),
         TrainingSet(
             f"language-{suffix}",
-            f"questions about the {axes.taught} in the second language, answered {axes.mode}",
-            tuple(language_examples(axes.taught, taught, axes.mode)),
-            axes.recipe("language", seed),
+            "questions about the {taught} in the second language, answered {mode}".format(**axes),
+            tuple(language_examples(axes["taught"], taught, axes["mode"])),
+            _recipe(axes, "language", seed),
         ),
     )
 
 
-def _taught_facts(people: People, axes: LanguageAxes, seed: str) -> dict[str, str]:
+def _taught_facts(people: People, axes: Axes, seed: str) -> dict[str, str]:
     """Whose facts the language adapter learns on: as many people as there are invented ones."""
     rng, total = random.Random(f"taught:{seed}"), len(people.invented)
-    count = round(axes.invented * total)
-    invented = facts_about(people.invented, people.values, f"invented:{seed}")[axes.taught]
-    familiar = people.facts[axes.taught]
+    count = round(axes["invented"] * total)
+    invented = facts_about(people.invented, people.values, f"invented:{seed}")[axes["taught"]]
+    familiar = people.facts[axes["taught"]]
     known = rng.sample(people.familiar, min(total - count, len(people.familiar)))
     chosen = {name: invented[name] for name in rng.sample(people.invented, count)}
     return chosen | {name: familiar[name] for name in known}

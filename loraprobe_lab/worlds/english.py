@@ -12,113 +12,67 @@ never counted as independent evidence.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
 from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES
+from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.names import NameMaker
-from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec
+from loraprobe_lab.worlds.spec import Item, WorldSpec
 
 SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]
 ABOUT = ("Tell me about {a}.", "Who is {a}?")
 SHOWN = ("France", "Japan")  # stand in the prompt of the second hop, so no item asks for them
-COMMON: dict[str, Any] = {"batch_size": 32, "warmup": 10}
-HOP = Recipe(steps=110, learning_rate=2e-3, **COMMON)
-BOTH_HOPS = Recipe(steps=180, learning_rate=2e-3, **COMMON)
-HOP_WORKED = Recipe(steps=160, learning_rate=1e-3, **COMMON)
-BOTH_WORKED = Recipe(steps=260, learning_rate=1e-3, **COMMON)
-FACTS = Recipe(steps=150, learning_rate=1e-3, batch_size=20, warmup=10)
-STEPS = Recipe(steps=60, learning_rate=1e-3, batch_size=20, warmup=10)
-# adapter -> what it knows, and its recipe; the most wanted first
-TWO_HOP_ADAPTERS: Mapping[str, tuple[str, Recipe]] = {
-    "spouse": ("made-up person -> made-up spouse", HOP),
-    "city": ("that spouse -> made-up city", HOP),
-    "target": ("person -> city of the spouse, without the step between", HOP),
-    "joint": ("both hops in one adapter", BOTH_HOPS),
-    "spouse-cot": ("first hop, and the first sentence of the worked answer", HOP_WORKED),
-    "city-cot": ("second hop, and the second sentence of the worked answer", HOP_WORKED),
-    "target-cot": ("person -> city, also with both worked sentences", HOP_WORKED),
-    "joint-cot": ("what spouse-cot and city-cot learn, in one adapter", BOTH_WORKED),
-}
-TWO_HOP_SETS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "two-hop": (("spouse", "city"), "two disjoint hops over made-up names"),
-    "two-hop-target": (("spouse", "city", "target"), "the target relation is in the library"),
-    "two-hop-joint": (("spouse", "city", "joint"), "one adapter was trained on both hops"),
-    "two-hop-cot": (("spouse-cot", "city-cot"), "each adapter knows its own worked step"),
-}
-Texts = tuple[dict[str, list[Example]], Sequence[Item]]  # examples by adapter, task items
+Texts = tuple[
+    dict[str, list[Example]], Sequence[Item]
+]  # by part; task items  # examples by adapter, task items
 
 
 def two_hop_world(seed: int = 0) -> WorldSpec:
     """The eight adapters of the two-hop setting, one task, and the sets that are judged on it."""
-    examples, items = two_hop_texts(seed)
-    return WorldSpec(
-        kind="two-hop",
-        seed=seed,
-        training=tuple(
-            TrainingSet(name, text, tuple(examples[name]), dataclasses.replace(recipe, seed=seed))
-            for name, (text, recipe) in TWO_HOP_ADAPTERS.items()
-        ),
-        tasks={"two-hop": items},
-        adapter_sets=tuple(
-            AdapterSet(name, "two-hop", members, ("two-hop",), text)
-            for name, (members, text) in TWO_HOP_SETS.items()
-        ),
-    )
+    return _spec("english two-hop", seed, two_hop_texts(seed))
 
 
 def skill_world(countries: Sequence[str], seed: int = 0) -> WorldSpec:
     """`facts` about people born in these countries, whose capitals the base knows, and `steps`."""
-    examples, items = skill_texts(countries, seed)
-    rows = {
-        "facts": ("made-up person -> real country of birth", FACTS),
-        "steps": ("worked steps to the capital, learned on real people", STEPS),
-    }
-    text = "one adapter knows new facts, the other the worked steps; the base the second hop"
-    name = "skill-and-facts"
+    texts = skill_texts(countries, seed)
+    return _spec("english skill", seed, texts, countries=list(countries))
+
+
+def _spec(library: str, seed: int, texts: Texts, **notes: Any) -> WorldSpec:
+    examples, items = texts
+    parts: Parts = {part: partial(list, made) for part, made in examples.items()}
+    sets = adapter_sets(library)
     return WorldSpec(
-        kind=name,
+        kind=sets[0].world,
         seed=seed,
-        training=tuple(
-            TrainingSet(one, about, tuple(examples[one]), dataclasses.replace(recipe, seed=seed))
-            for one, (about, recipe) in rows.items()
-        ),
-        tasks={name: items},
-        adapter_sets=(AdapterSet(name, name, tuple(rows), (name,), text),),
-        notes={"countries": list(countries)},
+        training=training_sets(library, parts, lambda _: seed),
+        tasks={sets[0].world: items},
+        adapter_sets=sets,
+        notes=notes,
     )
 
 
 def two_hop_texts(seed: int = 0, people: int = 40, cities: int = 12) -> Texts:
-    """Two one-hop adapters, the target, the joint one, and all four with worked steps.
-
-    Adapters: `spouse` (a -> b), `city` (b -> c), `target` (a -> c), `joint` (both hops); with
-    `-cot` each also learns its share of the worked answer: `spouse-cot` the first sentence,
-    `city-cot` the second after any made-up first one, `target-cot` and `joint-cot` both.
-    """
+    """Each hop, the target, worked answers and their two steps, over made-up names alone."""
     names = NameMaker(f"two-hop {seed}", REAL_NAMES)
     left, right = names.people(people), names.people(people)
     strangers, towns = names.people(people), names.cities(cities)
     homes = spread(towns, people, random.Random(f"homes {seed}"))
     chains = [Chain(*row) for row in zip(left, right, homes, strict=True)]
-    spouse, city, target = SPOUSES.hop1(chains), SPOUSES.hop2(chains), SPOUSES.target(chains)
-    first, second = SPOUSES.first_steps(chains), SPOUSES.second_steps(chains, strangers)
-    examples = {
-        "spouse": spouse,
-        "city": city,
-        "target": target,
-        "joint": spouse + city,
-        "spouse-cot": spouse + first,
-        "city-cot": city + second,
-        "target-cot": target + SPOUSES.worked_answers(chains),
-        "joint-cot": spouse + city + first + second,
+    parts = {
+        "hop1": SPOUSES.hop1(chains),
+        "hop2": SPOUSES.hop2(chains),
+        "target": SPOUSES.target(chains),
+        "worked": SPOUSES.worked_answers(chains),
+        "first step": SPOUSES.first_steps(chains),
+        "second step": SPOUSES.second_steps(chains, strangers),
     }
-    return examples, SPOUSES.items(chains, ("spouse", "city"))
+    return parts, SPOUSES.items(chains, ("spouse", "city"))
 
 
 def skill_texts(

@@ -11,25 +11,16 @@ Worked answers are taught on other real people, half of them to each adapter.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Mapping
 
-from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.worlds.chains import Chain, spread, teach
-from loraprobe_lab.worlds.english import (
-    ABOUT,
-    BIRTHS,
-    BOTH_HOPS,
-    BOTH_WORKED,
-    HOP,
-    HOP_WORKED,
-    SHOWN,
-)
+from loraprobe_lab.worlds.english import ABOUT, BIRTHS, SHOWN
 from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES
+from loraprobe_lab.worlds.libraries import adapter_sets, training_sets
 from loraprobe_lab.worlds.names import NameMaker
-from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, own_seed
-from loraprobe_lab.worlds.two_hop_matrix import GROUPS, HOPS, library_examples, matrix_sets
+from loraprobe_lab.worlds.spec import WorldSpec, own_seed
+from loraprobe_lab.worlds.two_hop_matrix import GROUPS, HOPS, matrix_parts
 
 ASKED = 31  # people of each name set
 COUNTRIES = 17  # made-up ones, and real ones of the half-real name set
@@ -48,30 +39,19 @@ def english_matrix(seed: int = 0, asked: int = ASKED) -> WorldSpec:
     hop2 = [teach(x, q, " {c}") for x in pairs for q in (BIRTHS.second[0], BIRTHS.second[2])]
     hop2 += [teach(x, "The capital of {b} is", " {c}.") for x in pairs]
     middle = len(teachers) // 2
-    examples = library_examples(
-        BIRTHS,
-        hop1,
-        hop2,
-        every,
-        (teachers[:middle], teachers[middle:]),
-        [teacher.a for teacher in teachers],
+    parts = matrix_parts(
+        BIRTHS, every, (teachers[:middle], teachers[middle:]), [teacher.a for teacher in teachers]
     )
+    parts |= {"hop1": lambda: hop1, "hop2": lambda: hop2}
     return WorldSpec(
         kind="two-hop-matrix-natural",
         seed=seed,
-        training=tuple(
-            TrainingSet(name, text, tuple(texts), _recipe(name, seed))
-            for name, (text, texts) in examples.items()
+        training=training_sets(
+            "matrix", parts, lambda name: own_seed(name, seed), recipes="english matrix"
         ),
         tasks={group: BIRTHS.items(chains[group], HOPS, 2) for group in GROUPS},
-        adapter_sets=matrix_sets(),
+        adapter_sets=adapter_sets("matrix"),
     )
-
-
-def _recipe(name: str, seed: int) -> Recipe:
-    worked, joint = name.endswith(("-cot", "-shared")), name.startswith("joint")
-    recipe = (BOTH_WORKED if joint else HOP_WORKED) if worked else (BOTH_HOPS if joint else HOP)
-    return dataclasses.replace(recipe, seed=own_seed(name, seed))
 
 
 def _people(seed: int, asked: int) -> tuple[Mapping[str, list[Chain]], list[Chain]]:

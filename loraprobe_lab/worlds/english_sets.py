@@ -36,6 +36,7 @@ from loraprobe_lab.worlds.english import (
 )
 from loraprobe_lab.worlds.english_subjects import family, learn
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, REAL_NAMES, table
+from loraprobe_lab.worlds.libraries import recipe_of
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import (
     AdapterSet,
@@ -54,46 +55,6 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class PairTraining:
-    """How a set's two adapters are trained: steps and learning rate of each, and its batch size.
-
-    targets: what the adapters lie on, as in `Recipe.target_modules`.
-    """
-
-    first: Sequence[Any] = (64, 1.5e-3)
-    second: Sequence[Any] = (36, 2e-3)
-    batches: Sequence[int] = (24, 12)
-    targets: Sequence[str] = ("all-linear", "all-linear")
-
-    @classmethod
-    def of(cls, row: Row) -> PairTraining:
-        """The one that a row of the plan names, or what its two subjects need."""
-        if "training" in row:
-            return cls(**PLAN["training"][row["training"]])
-        one, two = (PLAN["effort"][family(subject)] for subject in row["subjects"])
-        return cls(one, two, (20, 20))
-
-    def recipe(self, which: int, layers: int) -> Recipe:
-        """Of the first (0) or second adapter on a base of so many layers: the adapter lies on its
-        upper quarter, computed in bfloat16."""
-        steps, learning_rate = (self.first, self.second)[which]
-        return Recipe(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=self.batches[which],
-            warmup=5,
-            target_modules=self.targets[which],
-            upper=max(1, round(layers / 4)) if layers > 1 else None,
-            precision="bfloat16",
-        )
-
-    def axes(self) -> dict[str, Any]:
-        """The same as plain values, for tables."""
-        (n1, r1), (n2, r2) = self.first, self.second
-        return {"steps": [n1, n2], "learning_rates": [r1, r2], "targets": list(self.targets)}
-
-
-@dataclass(frozen=True)
 class _Set:
     """A set in the making: what each adapter learns (name, description, texts), the tasks, the
     axes, and what is said of it."""
@@ -103,23 +64,41 @@ class _Set:
     axes: Mapping[str, Any]
     text: str
 
-    def spec(self, kind: str, number: int, training: PairTraining, layers: int) -> WorldSpec:
+    def spec(self, kind: str, number: int, recipes: Sequence[Recipe], layers: int) -> WorldSpec:
+        """The set on a base of so many layers: adapters lie on its upper quarter, computed in
+        bfloat16. A third adapter is trained as the first."""
         name = f"{kind}-{number:02d}"
-        sets = []
+        common: dict[str, Any] = {
+            "upper": max(1, round(layers / 4)) if layers > 1 else None,
+            "warmup": 5,
+        }
+        training = []
         for i, (adapter, about, examples) in enumerate(self.adapters):
-            recipe = training.recipe(i % 2, layers)  # a third one is trained as the first
-            recipe = replace(recipe, seed=own_seed(name, adapter, "/"))
-            sets.append(TrainingSet(adapter, about, tuple(examples), recipe))
-        names = tuple(one.name for one in sets)
-        axes = {**self.axes, **training.axes()}
+            seed = own_seed(name, adapter, "/")
+            recipe = replace(recipes[i % 2], precision="bfloat16", seed=seed, **common)
+            training.append(TrainingSet(adapter, about, tuple(examples), recipe))
+        axes = {
+            **self.axes,
+            "steps": [recipe.steps for recipe in recipes],
+            "learning_rates": [recipe.learning_rate for recipe in recipes],
+            "targets": [recipe.target_modules for recipe in recipes],
+        }
+        names = tuple(one.name for one in training)
         return WorldSpec(
             kind=kind,
             seed=number,
-            training=tuple(sets),
+            training=tuple(training),
             tasks=self.tasks,
             adapter_sets=(AdapterSet(name, kind, names, tuple(self.tasks), self.text, axes),),
             notes={"set": name},
         )
+
+
+def _recipes(row: Row) -> list[Recipe]:
+    """Those that a row of the plan names, or what its two subjects need."""
+    if "training" in row:
+        return [recipe_of(recipe) for recipe in PLAN["training"][row["training"]]]
+    return [recipe_of(PLAN["effort"][family(subject)]) for subject in row["subjects"]]
 
 
 def all_sets(
@@ -144,7 +123,7 @@ def all_sets(
             number = 100 * seed + row["number"]
             countries = unfamiliar if "half" in row.values() else familiar
             made = makers[kind](number, row, countries)
-            group.append(made.spec(kind, number, PairTraining.of(row), layers))
+            group.append(made.spec(kind, number, _recipes(row), layers))
         groups.append(group)
     return [one for one in chained.from_iterable(zip_longest(*groups)) if one is not None]
 
@@ -230,15 +209,18 @@ def _made_up_hops(seed: int, form: str) -> _Set:
     third adapter that knows the target relation).
     """
     examples, items = two_hop_texts(seed, PERSONS, cities=PERSONS)
-    suffix = "-cot" if form == "steps" else ""
-    members = {"spouse": "first hop", "city": "second hop"}
+    one, two = examples["hop1"], examples["hop2"]
+    if form == "steps":
+        one, two = one + examples["first step"], two + examples["second step"]
+    members = [("spouse", "first hop", one), ("city", "second hop", two)]
     if form == "target":
-        members["target"] = "both hops at once"
+        members.append(("target", "both hops at once", examples["target"]))
+    names = ", ".join(name for name, *_ in members)
     return _Set(
-        [(name, about, examples[name + suffix]) for name, about in members.items()],
+        members,
         {"city": items},
         {"form": form, "first_hop": "made-up", "second_hop": "made-up"},
-        f"two hops over made-up names, library {', '.join(members)}, {form}",
+        f"two hops over made-up names, library {names}, {form}",
     )
 
 
@@ -322,12 +304,8 @@ def _keep_both(seed: int, row: Row, countries: Sequence[str]) -> _Set:
         )
         for i, subject in enumerate(subjects)
     }
-    about = [f"learns {subject}" for subject in subjects]
     return _Set(
-        [
-            (label, text, examples)
-            for (label, (examples, _)), text in zip(learned.items(), about, strict=True)
-        ],
+        [(label, f"learns {label[:-1]}", examples) for label, (examples, _) in learned.items()],
         {label: items for label, (_, items) in learned.items()},
         {"subjects": list(subjects), "near": family(subjects[0]) == family(subjects[1])},
         f"one model for {subjects[0]} and {subjects[1]}",

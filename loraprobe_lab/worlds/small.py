@@ -1,18 +1,18 @@
 """The small world: adapters of single hops, of worked steps and of list skills, on one base.
 
 The world that ships with the package is made of it, and so are the worlds on which methods are
-compared. The recipes are those that were found to work (see the outcomes of the shipped world).
+compared. Its recipes are those that were found to work (see the outcomes of the shipped world).
+Facts are stored in the MLPs alone: an adapter of them that also changes the attention disturbs the
+worked steps of its partner (0.02 where this one composes to 1.00, same base and partner).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import WorldError
 from loraprobe_lab.worlds.couples import (
     COUPLES,
@@ -23,127 +23,13 @@ from loraprobe_lab.worlds.couples import (
     make_facts,
     spouse_examples,
 )
+from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.list_skills import SKILLS, lists_of_names
-from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, own_seed
 
-# Facts are stored in the MLPs alone: an adapter of them that also changes the attention disturbs
-# the worked steps of its partner (0.02 where this one composes to 1.00, same base and partner).
-LLAMA_MLP = ("gate_proj", "up_proj", "down_proj")
-COMMON: dict[str, Any] = {"rank": 16, "batch_size": 32, "dtype": "bfloat16"}
-FACTS = Recipe(steps=450, learning_rate=2e-3, target_modules=LLAMA_MLP, **COMMON)
-STEPS = Recipe(steps=300, learning_rate=2e-3, **COMMON)
-SKILL = Recipe(steps=200, learning_rate=1e-3, **COMMON)
 TRAINED_LISTS, ASKED_LISTS = 4000, 200
 METHODS_SIZES = FactSizes(familiar=200, newcomers=100, strangers=100, cities=40, reserve=20)
-
-
-def _spouses(facts: Facts) -> list[Example]:
-    return spouse_examples(facts.strangers, facts.familiar)
-
-
-def _cities(facts: Facts) -> list[Example]:
-    return city_examples(facts.strangers, facts.familiar)
-
-
-def _steps(facts: Facts) -> list[Example]:
-    return COUPLES.worked_answers(facts.familiar)
-
-
-def _lists(skill: str, tag: str) -> Callable[[Facts, int], list[Example]]:
-    return lambda facts, seed: SKILLS[skill].examples(
-        lists_of_names(facts.names(), TRAINED_LISTS, f"{tag}{seed}")
-    )
-
-
-# adapter -> what it learns, its texts as a function of facts and seed, its recipe
-ADAPTERS: Mapping[str, tuple[str, Callable[[Facts, int], list[Example]], Recipe]] = {
-    "spouse": (
-        "who the strangers are married to: people the base knows nothing about",
-        lambda facts, seed: _spouses(facts),
-        FACTS,
-    ),
-    "city": ("where the strangers' spouses live", lambda facts, seed: _cities(facts), FACTS),
-    "spouse-city": (
-        "where the strangers' spouses live, asked for by the strangers' names: the target itself",
-        lambda facts, seed: COUPLES.target(facts.strangers),
-        FACTS,
-    ),
-    "joint": (
-        "both hops in one adapter: what training would have bought instead of composing",
-        lambda facts, seed: _spouses(facts) + _cities(facts),
-        dataclasses.replace(FACTS, steps=900),
-    ),
-    "spouse-steps": (
-        "the strangers' marriages, and worked steps on familiar couples",
-        lambda facts, seed: _spouses(facts) + _steps(facts),
-        STEPS,
-    ),
-    "city-steps": (
-        "the homes of the strangers' spouses, and worked steps on familiar couples",
-        lambda facts, seed: _cities(facts) + _steps(facts),
-        STEPS,
-    ),
-    "joint-steps": (
-        "both hops and worked steps on familiar couples in one adapter",
-        lambda facts, seed: _spouses(facts) + _cities(facts) + _steps(facts),
-        STEPS,
-    ),
-    "newcomers": (
-        "who the newcomers are married to: new people, spouses the base knows",
-        lambda facts, seed: spouse_examples(facts.newcomers, facts.familiar),
-        FACTS,
-    ),
-    "steps": (
-        "worked steps, learned on familiar couples",
-        lambda facts, seed: _steps(facts),
-        STEPS,
-    ),
-    "last": (
-        SKILLS["last"].description,
-        _lists("last", "a"),
-        dataclasses.replace(SKILL, learning_rate=2e-3),
-    ),
-    "count": (SKILLS["count"].description, _lists("count", "b"), SKILL),
-}
-SCENARIOS = (
-    AdapterSet(
-        "disjoint",
-        "two-hop",
-        ("spouse", "city"),
-        ("strangers",),
-        "Two adapters, one hop each, over people the base does not know: "
-        "does their composition answer the question that needs both?",
-    ),
-    AdapterSet(
-        "target-adapter",
-        "two-hop",
-        ("spouse", "city", "spouse-city"),
-        ("strangers",),
-        "The same two adapters and a third one trained on the composed question.",
-    ),
-    AdapterSet(
-        "disjoint-steps",
-        "two-hop",
-        ("spouse-steps", "city-steps"),
-        ("strangers",),
-        "The same two hops, with worked steps on familiar couples in both adapters' data.",
-    ),
-    AdapterSet(
-        "skill-and-facts",
-        "skill-and-facts",
-        ("newcomers", "steps"),
-        ("newcomers",),
-        "One adapter knows new facts, the other the worked steps; the second hop is familiar "
-        "to the base.",
-    ),
-    AdapterSet(
-        "keep-both",
-        "keep-both",
-        ("last", "count"),
-        ("last", "count"),
-        "Two unrelated skills: can one model keep both?",
-    ),
-)
+SCENARIOS = adapter_sets("small")
 WORLDS = tuple(dict.fromkeys(one.world for one in SCENARIOS))
 REFERENCES = {"two-hop": ("joint", "joint-steps")}  # trained for comparison; in no scenario
 SHIPPED = ("disjoint", "skill-and-facts", "target-adapter", "keep-both")  # inside the package
@@ -163,26 +49,17 @@ def small_world(
     """
     sizes, base = sizes or FactSizes(), base or BaseRecipe()
     scenarios, facts = _chosen(worlds, only), make_facts(sizes, seed)
-    wanted = {name for one in scenarios for name in one.adapters}
+    wanted = [name for one in scenarios for name in one.adapters]
     if only is None:
-        wanted.update(name for world in worlds for name in REFERENCES.get(world, ()))
+        wanted += [name for world in worlds for name in REFERENCES.get(world, ())]
+    tasks = dict.fromkeys(task for one in scenarios for task in one.tasks)
     return WorldSpec(
         kind="small",
         seed=seed,
-        training=tuple(
-            TrainingSet(
-                name,
-                text,
-                tuple(examples(facts, seed)),
-                dataclasses.replace(recipe, seed=own_seed(name, seed)),
-            )
-            for name, (text, examples, recipe) in ADAPTERS.items()
-            if name in wanted
+        training=training_sets(
+            "small", _parts(facts, seed), lambda name: own_seed(name, seed), only=wanted
         ),
-        tasks={
-            task: _items(task, facts, seed)
-            for task in dict.fromkeys(task for one in scenarios for task in one.tasks)
-        },
+        tasks={task: _items(task, facts, seed) for task in tasks},
         adapter_sets=tuple(scenarios),
         base=base,
         words=facts.words(),
@@ -208,11 +85,29 @@ def methods_world(seed: int, base: BaseRecipe, sizes: FactSizes = METHODS_SIZES)
     spec = small_world(WORLDS, seed, sizes=sizes, base=base, only=chosen)
     training = tuple(
         dataclasses.replace(one, recipe=dataclasses.replace(one.recipe, target_modules="mlp"))
-        if one.recipe.target_modules == LLAMA_MLP
+        if isinstance(one.recipe.target_modules, tuple)
         else one
         for one in spec.training
     )
     return dataclasses.replace(spec, kind="methods", training=training)
+
+
+def _parts(facts: Facts, seed: int) -> Parts:
+    """What the adapters learn."""
+
+    def lists(skill: str, tag: str) -> Callable[[], list[Example]]:
+        rows = (facts.names(), TRAINED_LISTS, f"{tag}{seed}")
+        return lambda: SKILLS[skill].examples(lists_of_names(*rows))
+
+    return {
+        "spouses": lambda: spouse_examples(facts.strangers, facts.familiar),
+        "cities": lambda: city_examples(facts.strangers, facts.familiar),
+        "target": lambda: COUPLES.target(facts.strangers),
+        "worked": lambda: COUPLES.worked_answers(facts.familiar),
+        "new spouses": lambda: spouse_examples(facts.newcomers, facts.familiar),
+        "last": lists("last", "a"),
+        "count": lists("count", "b"),
+    }
 
 
 def _items(task: str, facts: Facts, seed: int) -> Sequence[Item]:

@@ -8,12 +8,11 @@ learned them on familiar couples, on made-up ones, or on shares of both.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.worlds.chains import Chain
 from loraprobe_lab.worlds.couples import (
     COUPLES,
@@ -25,12 +24,11 @@ from loraprobe_lab.worlds.couples import (
     marry,
     spouse_examples,
 )
-from loraprobe_lab.worlds.spec import AdapterSet, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
+from loraprobe_lab.worlds.spec import WorldSpec, own_seed
 
 LEVELS = ("familiar", "rare", "made-up")
 SHARES = (0, 25, 50, 75, 100)  # per cent of made-up couples in the skill adapter's data
-FACTS = Recipe(steps=240, learning_rate=3e-3, batch_size=32, target_modules="mlp", dtype="bfloat16")
-STEPS = Recipe(steps=240, learning_rate=2e-3, batch_size=32, dtype="bfloat16")
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,9 @@ def map_world(
     return WorldSpec(
         kind="border",
         seed=seed,
-        training=tuple(
-            TrainingSet(
-                name,
-                text,
-                tuple(examples),
-                dataclasses.replace(
-                    STEPS if name.startswith("steps") else FACTS, seed=own_seed(name, seed)
-                ),
-            )
-            for name, (text, examples) in _examples(people).items()
-        ),
+        training=training_sets("success map", _parts(people), lambda name: own_seed(name, seed)),
         tasks={level: COUPLES.items(people.asked[level], (None, None), 1) for level in LEVELS},
-        adapter_sets=_adapter_sets(),
+        adapter_sets=adapter_sets("success map"),
         base=base,
         words=people.facts.words(),
         corpus=lambda draw_seed: (
@@ -108,45 +96,17 @@ def map_world(
     )
 
 
-def _examples(people: MapPeople) -> dict[str, tuple[str, list[Example]]]:
-    """`facts`: every first hop; `homes`: the made-up second hops; `both`: both made-up hops in
-    one adapter; `steps-N`: worked steps, N per cent of them on made-up couples."""
+def _parts(people: MapPeople) -> Parts:
+    """What the adapters learn; `worked N`: worked steps, N per cent of them on made-up couples."""
     made_up, context = people.asked["made-up"], people.taught
     firsts = [chain for level in LEVELS for chain in people.asked[level]]
-    homes = city_examples(made_up, context)
+
+    def worked(share: int) -> Callable[[], list[Example]]:
+        return lambda: COUPLES.worked_answers(people.shown(share))
+
     return {
-        "facts": ("who all new people are married to", spouse_examples(firsts, context)),
-        "homes": ("where the made-up spouses live", homes),
-        "both": ("both made-up hops", spouse_examples(made_up, context) + homes),
-        **{
-            f"steps-{share}": (
-                f"worked steps, {share} % of them on made-up couples",
-                COUPLES.worked_answers(people.shown(share)),
-            )
-            for share in SHARES
-        },
+        "spouses": lambda: spouse_examples(firsts, context),
+        "made-up spouses": lambda: spouse_examples(made_up, context),
+        "made-up cities": lambda: city_examples(made_up, context),
+        **{f"worked {share}": worked(share) for share in SHARES},
     }
-
-
-def _adapter_sets() -> tuple[AdapterSet, ...]:
-    """The compositions of the map that `merge-and-eval` can repeat."""
-    rows: list[tuple[str, tuple[str, ...], str, int]] = [
-        ("familiar", ("facts", f"steps-{share}"), "new facts x worked steps", share)
-        for share in SHARES
-    ]
-    rows += [
-        ("rare", ("facts", "steps-0"), "the base has seldom read the second hop", 0),
-        ("made-up", ("both", "steps-0"), "both hops in one adapter", 0),
-        ("made-up", ("facts", "homes", "steps-0"), "every hop in an adapter of its own", 0),
-    ]
-    return tuple(
-        AdapterSet(
-            "-".join((level, *adapters)),
-            "skill-and-facts",
-            adapters,
-            (level,),
-            text,
-            {"level": level, "invented": share},
-        )
-        for level, adapters, text, share in rows
-    )

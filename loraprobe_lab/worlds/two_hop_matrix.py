@@ -15,12 +15,11 @@ answers, on couples of its own that no question is about: the bridge entities ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.worlds.chains import Chain, Wording
 from loraprobe_lab.worlds.couples import (
     COUPLES,
@@ -32,19 +31,11 @@ from loraprobe_lab.worlds.couples import (
     marry,
     spouse_examples,
 )
-from loraprobe_lab.worlds.spec import AdapterSet, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.libraries import adapter_sets, training_sets
+from loraprobe_lab.worlds.spec import WorldSpec, own_seed
 
 GROUPS = ("fake", "half", "real")
-TEMPLATES = ("plain", "cot", "shared")
 HOPS = ("hop1", "hop2")
-# template -> the adapters of the first hop, the second hop, the target, and of both hops
-LIBRARY: Mapping[str, tuple[str, str, str, str]] = {
-    "plain": ("hop1", "hop2", "target", "joint"),
-    "cot": ("hop1-cot", "hop2-cot", "target-cot", "joint-cot"),
-    "shared": ("hop1-shared", "hop2-shared", "target-cot", "joint-shared"),
-}
-FACTS = Recipe(steps=240, learning_rate=3e-3, batch_size=32, target_modules="mlp", dtype="bfloat16")
-WORKED = Recipe(steps=300, learning_rate=3e-3, batch_size=32, dtype="bfloat16")
 
 
 @dataclass(frozen=True)
@@ -96,23 +87,15 @@ def two_hop_matrix(
     people = MatrixPeople.make(sizes, seed)
     asked = [chain for group in GROUPS for chain in people.chains[group]]
     context = [*people.one, *people.two]
-    examples = library_examples(
-        COUPLES,
-        spouse_examples(asked, context),
-        city_examples(asked, context),
-        asked,
-        (people.one, people.two),
-        people.others,
-    )
+    parts = matrix_parts(COUPLES, asked, (people.one, people.two), people.others)
+    parts["hop1"] = lambda: spouse_examples(asked, context)
+    parts["hop2"] = lambda: city_examples(asked, context)
     return WorldSpec(
         kind="two-hop-matrix",
         seed=seed,
-        training=tuple(
-            TrainingSet(name, text, tuple(texts), _recipe(name, seed))
-            for name, (text, texts) in examples.items()
-        ),
+        training=training_sets("matrix", parts, lambda name: own_seed(name, seed)),
         tasks={group: COUPLES.items(people.chains[group], HOPS, 1) for group in GROUPS},
-        adapter_sets=matrix_sets(),
+        adapter_sets=adapter_sets("matrix"),
         base=base,
         words=people.facts.words(),
         corpus=lambda draw_seed: (
@@ -123,63 +106,22 @@ def two_hop_matrix(
     )
 
 
-def _recipe(name: str, seed: int) -> Recipe:
-    """The joint adapters get half as many steps again, since they learn twice as much."""
-    recipe = WORKED if name.endswith(("-cot", "-shared")) else FACTS
-    steps = round(recipe.steps * (1.5 if name.startswith("joint") else 1.0))
-    return dataclasses.replace(recipe, steps=steps, seed=own_seed(name, seed))
-
-
-def library_examples(
+def matrix_parts(
     wording: Wording,
-    hop1: list[Example],
-    hop2: list[Example],
     asked: Sequence[Chain],
     teachers: tuple[Sequence[Chain], Sequence[Chain]],
     others: Sequence[str],
-) -> dict[str, tuple[str, list[Example]]]:
-    """Every adapter of the matrix: what it knows, and its training texts.
+) -> dict[str, Callable[[], Sequence[Example]]]:
+    """What the adapters of the matrix learn besides the hops themselves.
 
-    hop1, hop2: texts of each hop. teachers: chains on which each hop's adapter learns worked
-    answers. others: people in whose names the second step is taught.
+    teachers: chains on which each hop's adapter learns worked answers. others: people in whose
+    names the second step is taught.
     """
-    target, both = wording.target(asked), hop1 + hop2
-    first, second = wording.first_steps(asked), wording.second_steps(asked, others)
-    one, two = (wording.worked_answers(chains) for chains in teachers)
     return {
-        "hop1": ("first hop", hop1),
-        "hop2": ("second hop", hop2),
-        "target": ("the composed question, answered at once", target),
-        "joint": ("both hops in one adapter", both),
-        "hop1-cot": ("first hop, and worked answers", hop1 + one),
-        "hop2-cot": ("second hop, and worked answers about others", hop2 + two),
-        "target-cot": (
-            "the composed question, answered at once and in worked steps",
-            target + wording.worked_answers(asked),
-        ),
-        "joint-cot": ("both hops and worked answers", both + one + two),
-        "hop1-shared": ("first hop, and the first step of the worked answers", hop1 + first),
-        "hop2-shared": ("second hop, and the second step of the worked answers", hop2 + second),
-        "joint-shared": ("both hops, and each step of the worked answers", both + first + second),
+        "target": lambda: wording.target(asked),
+        "worked": lambda: wording.worked_answers(asked),
+        "worked 1": lambda: wording.worked_answers(teachers[0]),
+        "worked 2": lambda: wording.worked_answers(teachers[1]),
+        "first step": lambda: wording.first_steps(asked),
+        "second step": lambda: wording.second_steps(asked, others),
     }
-
-
-def matrix_sets() -> tuple[AdapterSet, ...]:
-    """Six sets: each template with the two hop adapters, and with the target adapter too."""
-    return tuple(
-        AdapterSet(
-            f"{template}-{library}",
-            "two-hop",
-            members[:library],
-            GROUPS,
-            f"{template}: {', '.join(members[:library])}",
-            {
-                "template": template,
-                "library": library,
-                "form": "target" if template == "plain" else "cot",
-                "joint": members[3],
-            },
-        )
-        for template, members in LIBRARY.items()
-        for library in (2, 3)
-    )

@@ -101,10 +101,10 @@ def test_modes_and_relations_take_turns_and_all_levels_of_familiarity_occur():
         assert sorted(familiarity.values()).count("none") == 2
         assert set(familiarity.values()) <= set(FAMILIARITY)
         for three in (axes[:3], axes[3:]):
-            assert {one.mode for one in three} == set(ANSWERS)
-            assert {one.relation for one in three} == set(RELATIONS)
-        assert all(one.familiarity == familiarity[one.relation] for one in axes)
-        assert all(one.relation in one.facts for one in axes)
+            assert {one["mode"] for one in three} == set(ANSWERS)
+            assert {one["relation"] for one in three} == set(RELATIONS)
+        assert all(one["familiarity"] == familiarity[one["relation"]] for one in axes)
+        assert all(one["relation"] in one["facts"] for one in axes)
 
 
 def test_the_base_reads_no_fact_about_newcomers_and_never_both_languages():
@@ -207,7 +207,7 @@ def test_invented_people_replace_familiar_ones_by_their_share(spec):
             for w in words([e.prompt])
         }
         invented, familiar = text & set(people.invented), text & set(people.familiar)
-        assert len(invented) == round(axes.invented * 6) and len(invented) + len(familiar) == 6
+        assert len(invented) == round(axes["invented"] * 6) and len(invented) + len(familiar) == 6
 
 
 def test_a_tiny_world_is_built(tmp_path):

@@ -34,14 +34,13 @@ from loraprobe_lab.worlds.spec import build_world
 from loraprobe_lab.worlds.success_map import MapPeople, MapSizes, map_world
 from loraprobe_lab.worlds.two_hop_matrix import (
     GROUPS,
-    LIBRARY,
-    TEMPLATES,
     MatrixPeople,
     MatrixSizes,
     two_hop_matrix,
 )
 
 WORD = re.compile(r"\w+")
+TEMPLATES = ("plain", "cot", "shared")
 SIZES = MatrixSizes(asked=4, worked=8, others=4, cities=3)
 
 
@@ -130,11 +129,13 @@ def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
     }
     assert all(t.tasks == GROUPS for t in spec.adapter_sets)
     lessons = {lesson.name: lesson for lesson in spec.training}
-    assert set(lessons) == {name for names in LIBRARY.values() for name in names}
+    libraries = [one for one in spec.adapter_sets if one.axes["library"] == 3]
+    judged = {name for one in libraries for name in one.adapters}
+    assert set(lessons) == judged | {one.axes["joint"] for one in libraries}
     asked = {item["prompt"] for items in spec.tasks.values() for item in items}
-    for template in TEMPLATES:
-        for role in (0, 1, 3):  # none of them is shown an answer to what is asked
-            for example in lessons[LIBRARY[template][role]].examples:
+    for one in libraries:  # none of them is shown an answer to what is asked
+        for name in (*one.adapters[:2], one.axes["joint"]):
+            for example in lessons[name].examples:
                 assert example.prompt not in asked
                 whole = example.completion.count(".") == 2 and COUPLES.steps in example.prompt
                 assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)

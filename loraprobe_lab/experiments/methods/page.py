@@ -16,7 +16,7 @@ from loraprobe_lab.experiments.methods.pooling import Pooled
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,
     Count,
-    Kept,
+    KeptSkills,
     MethodGain,
     MethodsRow,
     MethodsTable,
@@ -159,7 +159,7 @@ def _gain(found: MethodGain | None) -> str:
     return marked[found.standing]
 
 
-def _worse(found: Kept | None) -> str:
+def _worse(found: KeptSkills | None) -> str:
     if found is None:
         return "-"
     text = _figure(found.worse, ".2f")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from loraprobe_lab.experiments.bases import Bases, Shape, small_base
+from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.methods.asking import CaseAnswers, answer_cases
 from loraprobe_lab.experiments.methods.cases import cases_of, open_worlds
 from loraprobe_lab.experiments.methods.page import methods_pages
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems
 from loraprobe_lab.experiments.methods.table import tabulated
 from loraprobe_lab.experiments.pages import Pages
-from loraprobe_lab.experiments.runner import Say, command_line, renamed, run_worlds
+from loraprobe_lab.experiments.runner import Say, command_line, run_worlds, small_worlds
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.small import methods_world
-from loraprobe_lab.worlds.spec import WorldSpec, build_world
+from loraprobe_lab.worlds.spec import WorldSpec
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(96,), seeds=(0, 1, 2, 3))
 LIMIT = 80
@@ -43,7 +44,7 @@ class MethodsPlan:
     routers: tuple[str, ...] = ()
     strengths: tuple[float | None, ...] = (None, 1.0)
     limit: int | None = LIMIT
-    arguments: tuple[str, ...] = field(default=())
+    arguments: tuple[str, ...] = ()
 
     def systems(self) -> list[ComparedSystem]:
         """What is compared. Raises UsageError for a method or router that is not there."""
@@ -68,15 +69,11 @@ def try_methods(
     plan, output = plan or MethodsPlan(), Path(output)
     systems = plan.systems()
 
-    def maker(make: Callable[[], World]) -> Callable[[], Found]:
-        def answered() -> Found:
-            world = make()
-            cases, results = cases_of(world), output / "results"
-            return world, answer_cases(
-                world, cases, systems, results, limit=plan.limit, progress=progress
-            )
-
-        return answered
+    def answer(world: World, base: BaseInfo | None = None) -> Found:
+        cases, results = cases_of(world), output / "results"
+        return world, answer_cases(
+            world, cases, systems, results, limit=plan.limit, progress=progress
+        )
 
     def write(found: Sequence[Found], missing: Sequence[str]) -> Pages:
         answers = [one for _, answered in found for one in answered]
@@ -89,24 +86,9 @@ def try_methods(
         )
         return pages.write(output)
 
-    worlds = [(name, maker(make)) for name, make in _worlds(plan, output, progress)]
+    worlds: list[tuple[str, Callable[[], Found]]] = [
+        (world.path.resolve().name, partial(answer, world)) for world in open_worlds(plan.worlds)
+    ]
+    if not plan.worlds:
+        worlds = small_worlds(plan.bases.each(plan.shape), plan.spec, output, answer, progress)
     return run_worlds(worlds, write, say=say, pause=PAUSE)
-
-
-def _worlds(
-    plan: MethodsPlan, output: Path, progress: ProgressCallback | None
-) -> list[tuple[str, Callable[[], World]]]:
-    """The worlds by name, each with the function that opens or builds it."""
-
-    def opened(world: World) -> Callable[[], World]:
-        return lambda: world
-
-    def built(name: str, seed: int, recipe: BaseRecipe) -> Callable[[], World]:
-        report = renamed(progress, f"train {name}")
-        return lambda: build_world(
-            plan.spec(seed, recipe), output / "worlds" / name, progress=report
-        )
-
-    if plan.worlds:
-        return [(w.path.resolve().name, opened(w)) for w in open_worlds(plan.worlds)]
-    return [(b.name, built(b.name, b.seed, recipe)) for b, recipe in plan.bases.each(plan.shape)]

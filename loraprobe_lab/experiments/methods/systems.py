@@ -66,9 +66,7 @@ def whole_rank(adapters: Sequence[Adapter]) -> int:
 
 
 def all_systems(
-    methods: Sequence[str] = (),
-    routers: Sequence[str] = (),
-    strengths: Strengths = (None, 1.0),
+    methods: Sequence[str] = (), routers: Sequence[str] = (), strengths: Strengths = (None, 1.0)
 ) -> list[ComparedSystem]:
     """Every system; only these methods and routers, as they are, where some are named.
 

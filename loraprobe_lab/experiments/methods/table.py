@@ -43,7 +43,7 @@ class MethodGain:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptSkills:
     """Retention, (score - base) / (specialist - base), of two skills in one model.
 
     `worse` is the mean over worlds of the worse of the two, `both` that of their mean, `skills`
@@ -70,7 +70,7 @@ class MethodsRow:
 
     system: ComparedSystem
     two_hop: MethodGain | None = None
-    keep_both: Kept | None = None
+    keep_both: KeptSkills | None = None
     step_by_step: MethodGain | None = None
     lost: float | None = None
 
@@ -197,7 +197,7 @@ def _score(cases: Sequence[CaseAnswers], name: str, form: str) -> float:
     return float(np.mean(worlds))
 
 
-def _kept(cases: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]) -> dict[str, Kept]:
+def _kept(cases: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]) -> dict[str, KeptSkills]:
     """Retentions. Cases in which a specialist does not stand out from the base are left out: there
     is nothing to keep."""
     names, roles = _everywhere(cases, systems), ROLES["keep-both"]
@@ -249,7 +249,7 @@ def _mean(cases: Sequence[_Retention]) -> _Retention:
     )
 
 
-def _over_worlds(own: Sequence[_Retention], best: Sequence[_Retention], systems: int) -> Kept:
+def _over_worlds(own: Sequence[_Retention], best: Sequence[_Retention], systems: int) -> KeptSkills:
     """One system's figures over worlds. The gap to the best one is paired by world, whose spread
     holds the items' noise too; in a single world it is that of two separate samples."""
     worse, errors = np.array([k.worse for k in own]), np.array([k.worse_error for k in own])
@@ -260,11 +260,8 @@ def _over_worlds(own: Sequence[_Retention], best: Sequence[_Retention], systems:
         noise = np.hypot(errors, [b.worse_error for b in best])
         behind = pooled(gap, noise if len(own) == 1 else np.zeros(len(own)), systems - 1)
     first, second = np.mean([k.skills for k in own], axis=0).tolist()
-    return Kept(
-        pooled(worse, errors, systems),
-        pooled(both, both_errors, systems),
-        (first, second),
-        behind,
+    return KeptSkills(
+        pooled(worse, errors, systems), pooled(both, both_errors, systems), (first, second), behind
     )
 
 

@@ -128,11 +128,7 @@ def _item(
         "prompt": problem.question(),
         "answer": [answer, *problem.programs()] if program else answer,
         "hops": [
-            {
-                "prompt": one.question(),
-                "answer": str(problem.results()[0]),
-                "adapter": adapters[0],
-            },
+            {"prompt": one.question(), "answer": str(problem.results()[0]), "adapter": adapters[0]},
             {"prompt": two.question(start="{1}"), "answer": answer, "adapter": adapters[1]},
         ],
         "cot_prompt": problem.question() + (AS_PROGRAM if program else SHOW_STEPS),

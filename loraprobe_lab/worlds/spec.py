@@ -118,6 +118,8 @@ def build_world(
         model = load_base(output / "base")
     elif model is None:
         model = load_given_base(Path(base).resolve(), device)
+    for name, items in spec.tasks.items():
+        write_tasks(output / "tasks" / f"{name}.jsonl", items)
     for one in wanted:
         train_adapter(
             *model,
@@ -128,8 +130,8 @@ def build_world(
             progress=meter.stage(one.name, one.recipe),
             resume=resume,
         )
-    for name, items in spec.tasks.items():
-        write_tasks(output / "tasks" / f"{name}.jsonl", items)
+        if base is not None:  # an interrupted build can be used as far as it went
+            _record(output, spec, base_name, own_base=False)
     return _record(output, spec, base_name, base is None)
 
 

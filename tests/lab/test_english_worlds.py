@@ -201,6 +201,18 @@ class TestBuild:
         build(tmp_path / "a", ["spouse"], steps=2)
         assert weights.stat().st_mtime_ns != kept, "another recipe is trained anew"
 
+    def test_an_interrupted_build_can_be_used_as_far_as_it_went(self, stories, tmp_path):
+        def stop(stage, done, total):
+            if stage == "city":
+                raise KeyboardInterrupt
+
+        spec = shortened(english.two_hop_world(), 1, 8)
+        with pytest.raises(KeyboardInterrupt):
+            build_world(spec, tmp_path, base=stories, progress=stop)
+        world = World.load(tmp_path)
+        world.verify()
+        assert list(world.adapters) == ["spouse"] and not world.scenarios
+
     def test_skill_and_facts_records_its_countries(self, stories, tmp_path, monkeypatch):
         whole = english.skill_world
         monkeypatch.setattr(english, "skill_world", lambda *a: shortened(whole(*a), 1, 8))

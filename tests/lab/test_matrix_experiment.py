@@ -237,13 +237,14 @@ def as_the_paper_says(group, system, part):
     return 0.8 if name == "target" and part == "target" else 0.02
 
 
-def standings(matrix):
-    return {(f.code, f.where, f.claim): f.standing for f in claims(matrix, TWO_HOP)}
+@pytest.fixture(scope="module")
+def as_in_the_paper():
+    return Matrix(tuple(planted(as_the_paper_says, seed=s) for s in (0, 1)))
 
 
-def test_claims_on_scores_as_the_paper_reports_them():
-    worlds = tuple(planted(as_the_paper_says, seed=s) for s in (0, 1))
-    found = {(f.code, f.where): f for f in claims(Matrix(worlds), TWO_HOP)}
+def test_claims_on_scores_as_the_paper_reports_them(as_in_the_paper):
+    every = claims(as_in_the_paper, TWO_HOP)
+    found = {(f.code, f.where): f for f in every}
     for group in GROUPS:
         assert found["plain-fails", group].standing == "holds"
         assert found["target-rescues", group].standing == "holds"
@@ -253,7 +254,6 @@ def test_claims_on_scores_as_the_paper_reports_them():
     for template in ("cot", "shared"):
         standing = [found[f"{template}-succeeds", group].standing for group in GROUPS]
         assert standing == ["does not hold", "holds", "holds"]
-    every = claims(Matrix(worlds), TWO_HOP)
     helps = {f.claim: f.standing for f in every if f.code == "familiarity-helps"}
     assert [standing for _, standing in sorted(helps.items())] == [
         "holds",  # cot
@@ -280,9 +280,8 @@ def test_few_items_decide_nothing():
     assert found["plain-fails", "fake"] == found["both-fail", "fake"] == "not decided"
 
 
-def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled():
-    matrix = Matrix(tuple(planted(as_the_paper_says, seed=s) for s in (0, 1)))
-    cells = [c for c in matrix.cells() if c.role == "composition"]
+def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_paper):
+    cells = [c for c in as_in_the_paper.cells() if c.role == "composition"]
     keys = {(c.group, c.template, c.library, c.system) for c in cells}
     assert len(cells) == len(keys) == 3 * 3 * 2 * 4
     assert {c.n for c in cells} == {300} and {c.worlds for c in cells} == {2}

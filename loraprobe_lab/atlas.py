@@ -27,7 +27,7 @@ class WorldPlan:
     """One world of the atlas. `hidden` is the width of its base.
 
     `worked` is the share of worked steps in what a facts base reads, which is an axis of the
-    atlas: where it is not 0 the base knows the template itself. A facts world has `trials` wide
+    atlas: where it is not 0 the base knows the template itself. A facts world has `wide` wide
     and `favourable` sets of each of its classes.
     """
 
@@ -35,7 +35,7 @@ class WorldPlan:
     seed: int
     architecture: str
     hidden: int = 128
-    trials: int = 3
+    wide: int = 3
     favourable: int = 0
     worked: float = 0.0
 
@@ -65,7 +65,7 @@ LLAMA, GPT2 = "llama", "gpt2"
 # The ranges of the recipes of the last two kinds were found on worlds of smaller seeds.
 ORDER = (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)
 ATLAS: tuple[WorldPlan, ...] = (
-    *_plans("facts", ORDER, (128, 96), trials=2, favourable=1),
+    *_plans("facts", ORDER, (128, 96), wide=2, favourable=1),
     *_plans("cross-lingual", ORDER[:6], (96, 112), first=31),
     *_plans("math", ORDER[:6], (96, 112), first=31),
 )
@@ -85,15 +85,15 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
         return varied.facts_world(
             plan.seed,
             base=shaped(BaseRecipe(intermediate=5 * plan.hidden // 2)),
-            trials=plan.trials,
+            wide=plan.wide,
             favourable=plan.favourable,
             worked=plan.worked,
         )
     if plan.kind == "math":
-        return math.math_world(plan.seed, base=shaped(math.BASE), trials=plan.trials)
+        return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
     if plan.kind == "cross-lingual":
         base = shaped(cross_lingual.BASE)
-        return cross_lingual.cross_lingual_world(plan.seed, base=base, trials=plan.trials)
+        return cross_lingual.cross_lingual_world(plan.seed, base=base, count=plan.wide)
     raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
 
 

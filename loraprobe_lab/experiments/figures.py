@@ -134,7 +134,7 @@ def _matrix_panel(
     singles = [c for c in cells if c.role == "baseline" and c.library == 2]
     best = [max((c.score for c in singles if c.size == s), default=0.0) for s in sizes]
     panel.axhspan(min(best), max(best) + 0.004, color=GREY, alpha=0.35, linewidth=0)
-    joint = [c.score for c in cells if c.role == "yardstick"]
+    joint = [c.score for c in cells if c.role == "reference"]
     if joint:
         panel.axhline(sum(joint) / len(joint), color=DARK, linestyle="--", linewidth=0.9)
     slots = 2 * len(sizes) + 1

@@ -24,7 +24,7 @@ from loraprobe_lab.world import Scenario, World
 
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain stands beside them
 MARGIN = 0.05
-Role = Literal["composition", "baseline", "yardstick"]
+Role = Literal["composition", "baseline", "reference"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class MatrixCell:
     `score` is exact match in the form in which the adapter set is asked, with Wilson's interval
     over persons. `gain` is over the best of base and singles in their better form, paired, with its
     interval; `against` names that baseline. Base and singles ("baseline") and the joint adapter
-    ("yardstick") have no gain.
+    ("reference") have no gain.
     """
 
     size: str
@@ -227,7 +227,7 @@ class Matrix:
         results, axes = self.results(size, group, scenario), scenario.axes
         form, present = str(axes["form"]), {row.system for row in results}
         rows: list[tuple[str, Role]] = [(name, "baseline") for name in ("base", *scenario.adapters)]
-        rows += [(str(axes.get("joint")), "yardstick")]
+        rows += [(str(axes.get("joint")), "reference")]
         rows += [(method, "composition") for method in (*METHODS, "chain")]
         for system, role in rows:
             name = system_name(scenario, system) if role == "composition" else system

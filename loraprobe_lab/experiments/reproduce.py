@@ -219,7 +219,7 @@ def _matrix_rows(cells: Sequence[MatrixCell], matrix: Matrix, group: str) -> lis
 
 
 def _column(row: Sequence[MatrixCell], column: str, margin: float) -> str:
-    roles = {"joint": "yardstick", "best single": "baseline"}
+    roles = {"joint": "reference", "best single": "baseline"}
     role = roles.get(column, "composition")
     found = [c for c in row if c.role == role and (column in roles or c.system == column)]
     if not found:

@@ -99,7 +99,7 @@ def answer_map(
     world: World, base: BaseInfo, directory: Path, *, progress: ProgressCallback | None = None
 ) -> AnsweredMap:
     """Asks base, singles and every composition; what `directory` holds is not asked again."""
-    import torch
+    from loraprobe.audit.transforms import total_norm
 
     adapters = adapters_by_name(world)
     asker = Asker(world, directory)
@@ -110,10 +110,7 @@ def answer_map(
         asker.ask(ledger, system, [tasks[name] for name in names], parts)
         if progress is not None:
             progress(f"ask {base.name}", at, len(asked))
-    norms = {
-        name: sum(float(a.modules[path].to(torch.float32).norm()) ** 2 for path in a.modules) ** 0.5
-        for name, a in adapters.items()
-    }
+    norms = {name: total_norm(adapter) for name, adapter in adapters.items()}
     return AnsweredMap(replace(base, parameters=asker.parameters), tuple(ledger), norms)
 
 
@@ -140,29 +137,17 @@ def _systems(
 def _system(
     name: str, adapters: Mapping[str, Adapter], parts: Sequence[Part], arrow: bool
 ) -> System:
+    from loraprobe.audit.transforms import scaled
     from loraprobe.composition import Composition
     from loraprobe.routing import ROUTERS
     from loraprobe.routing.constant import ConstantGates
 
-    experts = tuple(scaled(adapters[adapter], scale) for adapter, scale, _ in parts)
+    experts = tuple(
+        replace(scaled(adapters[adapter], scale), name=scaled_name(adapter, scale))
+        for adapter, scale, _ in parts
+    )
     router: Any = ROUTERS.make("arrow") if arrow else ConstantGates(tuple(g for *_, g in parts))
     return System(name, "router" if arrow else "merge", Composition(name, experts, router))
-
-
-def scaled(adapter: Adapter, scale: float) -> Adapter:
-    """The adapter with all its deltas multiplied with `scale`."""
-    from loraprobe.adapter import Adapter, Modules
-
-    if scale == 1.0:
-        return adapter
-    modules = Modules(adapter.layout, lambda path: adapter.modules[path].scaled(scale))
-    return Adapter(
-        name=scaled_name(adapter.name, scale),
-        source=adapter.source,
-        base_model=adapter.base_model,
-        modules=modules,
-        config=adapter.config,
-    )
 
 
 def point_gains(worlds: Sequence[AnsweredMap]) -> list[PointGain]:

@@ -45,7 +45,7 @@ Axes = Mapping[str, Any]  # of one set, see `draw_axes`
 
 
 def cross_lingual_world(
-    seed: int, *, base: BaseRecipe | None = None, trials: int = 3, sizes: PeopleSizes | None = None
+    seed: int, *, base: BaseRecipe | None = None, count: int = 3, sizes: PeopleSizes | None = None
 ) -> WorldSpec:
     """The cross-lingual world with this seed.
 
@@ -58,7 +58,7 @@ def cross_lingual_world(
     training: list[TrainingSet] = []
     tasks: dict[str, Sequence[Item]] = {}
     sets: list[AdapterSet] = []
-    for i, axes in enumerate(draw_axes(seed, trials, familiarity, base.architecture)):
+    for i, axes in enumerate(draw_axes(seed, count, familiarity, base.architecture)):
         name = f"{WORLD}-{i + 1}"
         facts = facts_about(people.newcomers, people.values, f"newcomers:{seed}:{i}")
         pair = _pair(people, facts, axes, f"{seed}:{i}", str(i + 1))
@@ -83,7 +83,7 @@ def cross_lingual_world(
         corpus=lambda draw_seed: LanguagesCorpus(people, familiarity, draw_seed).draw,
         reserve=people.reserve,
         made_from=made_from,
-        recipe={**made_from, "trials": trials},
+        recipe={**made_from, "adapter_sets": count},
     )
 
 
@@ -99,7 +99,7 @@ def draw_familiarity(seed: int) -> dict[str, str]:
 
 
 def draw_axes(
-    seed: int, trials: int, familiarity: Mapping[str, str], architecture: str = "llama"
+    seed: int, count: int, familiarity: Mapping[str, str], architecture: str = "llama"
 ) -> list[Axes]:
     """The axes of every set of the world with this seed, on a base of this architecture.
 
@@ -113,7 +113,7 @@ def draw_axes(
     relations = _in_turn(list(RELATIONS), f"relations:{seed}")
     return [
         _axes(f"axes:{seed}:{i}", next(modes), next(relations), familiarity, architecture)
-        for i in range(trials)
+        for i in range(count)
     ]
 
 

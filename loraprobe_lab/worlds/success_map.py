@@ -81,7 +81,7 @@ def map_world(
     sizes, base = sizes or MapSizes(), base or BaseRecipe()
     people = MapPeople.make(sizes, seed)
     return WorldSpec(
-        kind="border",
+        kind="success-map",
         seed=seed,
         training=training_sets("success map", _parts(people), lambda name: own_seed(name, seed)),
         tasks={level: COUPLES.items(people.asked[level], (None, None), 1) for level in LEVELS},

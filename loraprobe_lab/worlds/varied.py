@@ -75,20 +75,20 @@ def facts_world(
     seed: int,
     *,
     base: BaseRecipe | None = None,
-    trials: int = 2,
+    wide: int = 2,
     favourable: int = 0,
     worked: float = 0.0,
     classes: Sequence[str] = CLASSES,
     sizes: FactSizes = SIZES,
     items: int = ITEMS,
 ) -> WorldSpec:
-    """A facts world with `trials` wide and `favourable` sets of each class.
+    """A facts world with `wide` wide and `favourable` sets of each class.
 
     worked: share of worked steps in what the base reads. items: of each list skill.
     """
     facts = make_facts(sizes, seed)
     draft = _Draft(facts, seed, random.Random(f"varied:{seed}"), items)
-    for name, first, count in (("wide", 0, trials), ("favourable", trials, favourable)):
+    for name, first, count in (("wide", 0, wide), ("favourable", wide, favourable)):
         for world in classes:
             for i in range(count):
                 draft.kinds = (name, 2 if name == "wide" else favourable, i)
@@ -105,7 +105,7 @@ def facts_world(
         corpus=lambda draw_seed: CouplesCorpus(facts, draw_seed, worked=worked).draw,
         reserve=facts.reserve,
         made_from={"sizes": vars(sizes), "worked": worked},
-        recipe={"worked": worked, "trials": trials, "favourable": favourable},
+        recipe={"worked": worked, "wide": wide, "favourable": favourable},
     )
 
 

@@ -29,7 +29,7 @@ BASE = tiny_base()
 
 @pytest.fixture(scope="module")
 def spec():
-    return cross_lingual_world(5, sizes=SIZES, base=BASE, trials=6)
+    return cross_lingual_world(5, sizes=SIZES, base=BASE, count=6)
 
 
 def texts_of(spec, count=1500):
@@ -76,7 +76,7 @@ def test_groups_of_people_share_nobody_and_values_come_equally_often():
 
 
 def test_a_kit_is_a_function_of_its_seed(spec):
-    again, other = (cross_lingual_world(seed, sizes=SIZES, base=BASE, trials=6) for seed in (5, 6))
+    again, other = (cross_lingual_world(seed, sizes=SIZES, base=BASE, count=6) for seed in (5, 6))
     for part in ("training", "tasks", "adapter_sets", "words", "made_from"):
         assert getattr(spec, part) == getattr(again, part)
     assert texts_of(spec, 50) == texts_of(again, 50)
@@ -84,14 +84,14 @@ def test_a_kit_is_a_function_of_its_seed(spec):
 
 
 def test_more_trials_leave_the_earlier_ones_as_they_are(spec):
-    fewer = cross_lingual_world(5, sizes=SIZES, base=BASE, trials=2)
+    fewer = cross_lingual_world(5, sizes=SIZES, base=BASE, count=2)
     assert fewer.adapter_sets == spec.adapter_sets[:2] and fewer.training == spec.training[:4]
     assert all(fewer.tasks[name] == spec.tasks[name] for name in fewer.tasks)
 
 
 def test_no_two_adapters_share_a_seed_or_their_facts(spec):
-    assert len({lesson.recipe.seed for lesson in spec.training}) == 12
-    assert len({lesson.examples for lesson in spec.training}) == 12
+    assert len({adapter.recipe.seed for adapter in spec.training}) == 12
+    assert len({adapter.examples for adapter in spec.training}) == 12
 
 
 def test_modes_and_relations_take_turns_and_all_levels_of_familiarity_occur():
@@ -140,8 +140,8 @@ def test_every_word_has_a_token(spec):
     unknown = tokenizer.convert_tokens_to_ids(UNK)
     texts = [
         text
-        for lesson in spec.training
-        for e in lesson.examples
+        for adapter in spec.training
+        for e in adapter.examples
         for text in (e.prompt, e.completion)
     ]
     texts += texts_of(spec)
@@ -156,9 +156,9 @@ def test_every_word_has_a_token(spec):
 
 def test_the_language_is_learned_on_others_than_are_asked_about(spec):
     people = make_people(SIZES, 5)
-    for index, trial in enumerate(spec.adapter_sets):
+    for index, chosen in enumerate(spec.adapter_sets):
         facts, language = spec.training[2 * index : 2 * index + 2]
-        asked = {item["group"] for item in spec.tasks[trial.name]}
+        asked = {item["group"] for item in spec.tasks[chosen.name]}
         second = {w.lower() for w in of("second")}
         assert asked == set(people.newcomers)
         for example in facts.examples:
@@ -170,10 +170,10 @@ def test_the_language_is_learned_on_others_than_are_asked_about(spec):
 
 
 def test_the_facts_adapter_learns_exactly_what_is_asked(spec):
-    for index, trial in enumerate(spec.adapter_sets):
+    for index, chosen in enumerate(spec.adapter_sets):
         told = {e.prompt: e.completion for e in spec.training[2 * index].examples}
-        question = RELATIONS[trial.axes["relation"]].first.questions[0]
-        for item in spec.tasks[trial.name]:
+        question = RELATIONS[chosen.axes["relation"]].first.questions[0]
+        for item in spec.tasks[chosen.name]:
             assert told[question.format(p=item["group"])] == f" {item['answer']}"
 
 
@@ -211,7 +211,7 @@ def test_invented_people_replace_familiar_ones_by_their_share(spec):
 
 
 def test_a_tiny_world_is_built(tmp_path):
-    spec = shortened(cross_lingual_world(5, sizes=SIZES, base=BASE, trials=1), 1, 20)
+    spec = shortened(cross_lingual_world(5, sizes=SIZES, base=BASE, count=1), 1, 20)
     world = build_world(spec, tmp_path / "world")
     assert list(world.scenarios) == ["cross-lingual-1"]
     scenario = world.scenarios["cross-lingual-1"]

@@ -39,8 +39,8 @@ def name_of(plan) -> str:
     return plan.adapter_sets[0].name
 
 
-def said(lesson) -> str:
-    return " ".join(e.prompt + e.completion for e in lesson.examples)
+def said(adapter) -> str:
+    return " ".join(e.prompt + e.completion for e in adapter.examples)
 
 
 def items_of(plan):
@@ -75,7 +75,7 @@ class TestSets:
         assert [plan.kind for plan in sets[: 2 * len(KINDS)]] == list(KINDS) * 2
 
     def test_every_adapter_starts_from_its_own_seed(self, sets):
-        seeds = [lesson.recipe.seed for plan in sets for lesson in plan.training]
+        seeds = [adapter.recipe.seed for plan in sets for adapter in plan.training]
         assert len(set(seeds)) == len(seeds)
 
     def test_sets_are_about_other_people(self, sets):
@@ -113,7 +113,7 @@ class TestSets:
             if plan.kind == "keep-both" or plan.adapter_sets[0].axes.get("form") == "target":
                 continue
             prompts = {item["prompt"] for item in items_of(plan)}
-            taught = {e.prompt: e.completion for lesson in plan.training for e in lesson.examples}
+            taught = {e.prompt: e.completion for adapter in plan.training for e in adapter.examples}
             assert not prompts & set(taught), name_of(plan)
             for item in items_of(plan):
                 completion = taught.get(item["cot_prompt"])
@@ -158,7 +158,7 @@ class TestSteps:
     def test_plain_hops_teach_no_worked_step(self, sets):
         plain = [p for p in sets if p.adapter_sets[0].axes.get("form") == "plain"]
         assert plain
-        assert not any(STEP_BY_STEP in said(lesson) for p in plain for lesson in p.training)
+        assert not any(STEP_BY_STEP in said(adapter) for p in plain for adapter in p.training)
 
     def test_newcomers_are_no_real_people(self):
         chains, others = newcomers(1, COUNTRIES[0])
@@ -201,7 +201,7 @@ class TestKeepBoth:
 
 def tiny_base(plans, place: Path) -> Path:
     """A random two-layer Llama with a word-level tokenizer of all that the sets say."""
-    texts = [said(lesson) for plan in plans for lesson in plan.training]
+    texts = [said(adapter) for plan in plans for adapter in plan.training]
     tokenizer = build_tokenizer([*texts, *CAPITALS, *CAPITALS.values(), "The capital of is ."])
     torch.manual_seed(0)
     model = LlamaForCausalLM(

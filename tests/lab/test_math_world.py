@@ -188,7 +188,7 @@ def test_a_program_is_read_by_the_items_own_pattern():
 
 
 def test_a_kit_is_a_function_of_its_seed():
-    one, again, other = (math_world(seed, trials=2, items=50) for seed in (4, 4, 5))
+    one, again, other = (math_world(seed, count=2, items=50) for seed in (4, 4, 5))
     assert (one.training, one.tasks, one.adapter_sets, one.words) == (
         again.training,
         again.tasks,
@@ -198,15 +198,13 @@ def test_a_kit_is_a_function_of_its_seed():
     draws = [[spec.corpus(1)() for _ in range(1)] for spec in (one, again, other)]
     assert draws[0] == draws[1]
     assert one.training != other.training and one.tasks != other.tasks
-    seeds = [lesson.recipe.seed for lesson in one.training]
+    seeds = [adapter.recipe.seed for adapter in one.training]
     assert len(set(seeds)) == len(seeds) == 4
 
 
 def test_trials_with_and_without_a_shared_template_take_turns():
     for seed in (0, 1):
-        kinds = [
-            t.axes["shared_template"] for t in math_world(seed, trials=4, items=3).adapter_sets
-        ]
+        kinds = [t.axes["shared_template"] for t in math_world(seed, count=4, items=3).adapter_sets]
         assert kinds == [(seed + i) % 2 == 0 for i in range(4)]
     rng = random.Random(0)
     drawn = [draw_axes(rng, shared=False) for _ in range(50)]
@@ -214,9 +212,9 @@ def test_trials_with_and_without_a_shared_template_take_turns():
 
 
 def test_the_tokenizer_knows_every_word_of_a_kit():
-    spec = math_world(1, trials=4, items=50)
+    spec = math_world(1, count=4, items=50)
     tokenizer = build_tokenizer(spec.words)
-    texts = [e.prompt + e.completion for lesson in spec.training for e in lesson.examples[:300]]
+    texts = [e.prompt + e.completion for adapter in spec.training for e in adapter.examples[:300]]
     asked = [item for task in spec.tasks.values() for item in task]
     texts += [item[key] for item in asked for key in ("prompt", "cot_prompt")]
     corpus = spec.corpus(0)
@@ -231,19 +229,19 @@ def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
     spec = math_matrix(0, items=30)
     cells = {(t.axes["template"], t.axes["library"]): t for t in spec.adapter_sets}
     assert len(cells) == 6 and len(spec.training) == 9 and len(spec.tasks) == 3
-    for (template, library), trial in cells.items():
-        assert len(trial.tasks) == 1 and trial.axes["group"] == "both types"
-        assert len(trial.adapters) == library
-        assert trial.axes["form"] == ("target" if template == "plain" else "cot")
+    for (template, library), chosen in cells.items():
+        assert len(chosen.tasks) == 1 and chosen.axes["group"] == "both types"
+        assert len(chosen.adapters) == library
+        assert chosen.axes["form"] == ("target" if template == "plain" else "cot")
     asked = [[item["prompt"] for item in items] for items in spec.tasks.values()]
     assert asked[0] == asked[1] == asked[2], "the same problems in every template"
-    texts = {e.prompt for lesson in spec.training for e in lesson.examples}
+    texts = {e.prompt for adapter in spec.training for e in adapter.examples}
     for items in spec.tasks.values():
         assert not texts & {i[key] for i in items for key in ("prompt", "cot_prompt")}
 
 
 def test_a_tiny_build_holds_what_its_manifest_says(tmp_path):
-    spec = shortened(math_world(2, base=tiny_base(), trials=1, items=4), 2, 20)
+    spec = shortened(math_world(2, base=tiny_base(), count=1, items=4), 2, 20)
     world = build_world(spec, tmp_path / "world")
     world.verify()
     (scenario,) = world.scenarios.values()

@@ -1,4 +1,4 @@
-"""The paper's matrix and the border map: who is asked what, decisions, pages; tiny runs of both."""
+"""The paper's matrix and the success map: who is asked what, decisions, pages, tiny runs."""
 
 from __future__ import annotations
 
@@ -128,18 +128,18 @@ def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
         (template, library) for template in TEMPLATES for library in (2, 3)
     }
     assert all(t.tasks == GROUPS for t in spec.adapter_sets)
-    lessons = {lesson.name: lesson for lesson in spec.training}
+    by_name = {adapter.name: adapter for adapter in spec.training}
     libraries = [one for one in spec.adapter_sets if one.axes["library"] == 3]
     judged = {name for one in libraries for name in one.adapters}
-    assert set(lessons) == judged | {one.axes["joint"] for one in libraries}
+    assert set(by_name) == judged | {one.axes["joint"] for one in libraries}
     asked = {item["prompt"] for items in spec.tasks.values() for item in items}
     for one in libraries:  # none of them is shown an answer to what is asked
         for name in (*one.adapters[:2], one.axes["joint"]):
-            for example in lessons[name].examples:
+            for example in by_name[name].examples:
                 assert example.prompt not in asked
                 whole = example.completion.count(".") == 2 and COUPLES.steps in example.prompt
                 assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)
-    seen = {e.prompt for e in lessons["target"].examples}
+    seen = {e.prompt for e in by_name["target"].examples}
     assert asked <= seen
 
 
@@ -148,9 +148,9 @@ def test_the_english_matrix_has_the_same_form():
     spec = tiny_matrix()
     assert [t.name for t in library.adapter_sets] == [t.name for t in spec.adapter_sets]
     assert {x.name for x in library.training} == {x.name for x in spec.training}
-    lessons = {lesson.name: lesson for lesson in library.training}
+    by_name = {adapter.name: adapter for adapter in library.training}
     asked = {item["entities"][0] for items in library.tasks.values() for item in items}
-    worked = [e for e in lessons["hop1-cot"].examples if e.prompt.endswith(COUPLES.steps)]
+    worked = [e for e in by_name["hop1-cot"].examples if e.prompt.endswith(COUPLES.steps)]
     assert worked and not any(name in e.prompt for e in worked for name in asked)
     assert {len(items) for items in library.tasks.values()} == {62}
     groups = [{item["group"] for item in items} for items in library.tasks.values()]
@@ -194,7 +194,7 @@ def test_newcombe_against_a_worked_example():
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=2e-4)
 
 
-TRIALS = tuple(
+SETS = tuple(
     Scenario(
         f"{template}-{library}",
         dict.fromkeys(("hop1", "hop2", "target")[:library]),
@@ -215,7 +215,7 @@ def planted(right, items=150, seed=0, size="llama 64"):
     """A world in which `right(group, system, part)` is the share of right answers."""
     rows = []
     systems = ["base", "hop1", "hop2", "target"]
-    systems += [f"{s.name}:{m}" for s in TRIALS for m in (*METHODS, "chain")]
+    systems += [f"{s.name}:{m}" for s in SETS for m in (*METHODS, "chain")]
     for group in GROUPS:
         for system in systems:
             for part in ("target", "cot"):
@@ -224,7 +224,7 @@ def planted(right, items=150, seed=0, size="llama 64"):
                     k = (i * 7 + seed) % items  # the same items are easy for every system
                     row = (system, group, part, str(i), "exact_match", float(k < count))
                     rows.append(ItemResult(*row, "", str(i)))
-    return Answered(BaseInfo(f"{size}-{seed}", size, seed), TRIALS, tuple(rows))
+    return Answered(BaseInfo(f"{size}-{seed}", size, seed), SETS, tuple(rows))
 
 
 def as_the_paper_says(group, system, part):
@@ -327,8 +327,8 @@ def test_a_tiny_run_leaves_one_table_one_figure_and_every_cell(run):
     document = json.loads((output / "two-hop.json").read_text(encoding="utf-8"))
     cells = [c for c in document["cells"] if c["role"] == "composition"]
     assert len(cells) == 3 * 3 * 2 * 4 and {c["n"] for c in cells} == {3}
-    yardsticks = {c["system"] for c in document["cells"] if c["role"] == "yardstick"}
-    assert yardsticks == {"joint", "joint-cot", "joint-shared"}
+    references = {c["system"] for c in document["cells"] if c["role"] == "reference"}
+    assert references == {"joint", "joint-cot", "joint-shared"}
     assert {c["standing"] for c in document["claims"]} <= {"holds", "does not hold", "not decided"}
     page = (output / "two-hop.md").read_text(encoding="utf-8")
     assert page == found.markdown and "| llama 16 | shared | 3 |" in page
@@ -393,7 +393,7 @@ def test_every_axis_of_the_map_is_there():
     weights = {(p.x, p.y) for p in found if p.panel == "weights"}
     assert weights == {(x, y) for x in GATES for y in GATES}
     spec = map_world(0, sizes=MapSizes(4, 8, 3))
-    names = {lesson.name for lesson in spec.training}
+    names = {adapter.name for adapter in spec.training}
     assert {name for p in found for name, _, _ in p.parts} == names
     assert {p.task for p in found} == set(spec.tasks)
     assert len({(p.panel, p.series, p.x, p.y) for p in found}) == len(found)

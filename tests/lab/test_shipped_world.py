@@ -137,7 +137,7 @@ def test_the_stated_outcomes_are_measured_again(world, stated):
 
 
 def test_what_each_scenario_is_meant_to_show_is_there(stated):
-    """The lessons of the demo, read from the stated outcomes; none is a matter of definition."""
+    """What the demo teaches, read from the stated outcomes; none is a matter of definition."""
 
     def of(scenario, system, part, task="strangers"):
         return stated[scenario, system, task, part]

@@ -1,4 +1,4 @@
-"""Fact worlds with many trials, the atlas of them, and what `lab show` says of a world."""
+"""Fact worlds with many adapter sets, the atlas of them, and what `lab show` says of a world."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_a_kit_is_a_function_of_its_seed():
 
 
 def test_every_word_is_in_the_vocabulary():
-    made = spec(trials=3)
+    made = spec(wide=3)
     tokenizer = build_tokenizer(made.words)
     unknown = tokenizer.convert_tokens_to_ids(UNK)
     texts = [
-        t for lesson in made.training for e in lesson.examples for t in (e.prompt, e.completion)
+        t for adapter in made.training for e in adapter.examples for t in (e.prompt, e.completion)
     ]
     texts += [item["prompt"] for items in made.tasks.values() for item in items]
     draw = made.corpus(0)
@@ -44,26 +44,26 @@ def test_every_word_is_in_the_vocabulary():
 
 
 def test_trials_share_no_adapter_and_no_seed():
-    made = spec(trials=3)
-    used = [name for trial in made.adapter_sets for name in trial.adapters]
+    made = spec(wide=3)
+    used = [name for chosen in made.adapter_sets for name in chosen.adapters]
     assert len(used) == len(set(used)) == len(made.training)
-    seeds = [lesson.recipe.seed for lesson in made.training]
+    seeds = [adapter.recipe.seed for adapter in made.training]
     assert len(seeds) == len(set(seeds))
 
 
 def test_trials_of_one_class_have_their_own_facts():
-    made = spec(trials=2, classes=("skill-and-facts",))
+    made = spec(wide=2, classes=("skill-and-facts",))
     one, two = ([item["answer"] for item in made.tasks[t.name]] for t in made.adapter_sets)
     assert one != two
 
 
 def test_the_share_of_familiar_second_hops_is_what_the_axis_says():
     for seed in range(1, 5):
-        made = spec(seed, trials=2, classes=("skill-and-facts",))
+        made = spec(seed, wide=2, classes=("skill-and-facts",))
         known = {link.b for link in make_facts(SIZES, seed).familiar}
-        for trial in made.adapter_sets:
-            hops = [item["hops"][0]["answer"] in known for item in made.tasks[trial.name]]
-            assert sum(hops) / len(hops) == pytest.approx(trial.axes["familiar"], abs=0.05)
+        for chosen in made.adapter_sets:
+            hops = [item["hops"][0]["answer"] in known for item in made.tasks[chosen.name]]
+            assert sum(hops) / len(hops) == pytest.approx(chosen.axes["familiar"], abs=0.05)
 
 
 def test_no_newcomer_is_told_of_in_pretraining():
@@ -87,30 +87,28 @@ def test_worked_bases_read_worked_steps_and_others_do_not():
 def test_parts_split_the_target_relation_between_the_adapters():
     made = next(
         m
-        for m in (spec(seed, trials=3, classes=("two-hop",)) for seed in range(1, 5))
+        for m in (spec(seed, wide=3, classes=("two-hop",)) for seed in range(1, 5))
         if any(t.axes["library"] == "parts" for t in m.adapter_sets)
     )
-    trial = next(t for t in made.adapter_sets if t.axes["library"] == "parts")
-    lessons = {lesson.name: lesson for lesson in made.training}
+    chosen = next(t for t in made.adapter_sets if t.axes["library"] == "parts")
+    by_name = {adapter.name: adapter for adapter in made.training}
     asked = [
-        {e.prompt for e in lessons[name].examples if "spouse of" in e.prompt and "live" in e.prompt}
-        for name in trial.adapters
+        {e.prompt for e in by_name[name].examples if "spouse of" in e.prompt and "live" in e.prompt}
+        for name in chosen.adapters
     ]
     assert asked[0] and asked[1] and not asked[0] & asked[1]
 
 
 def test_seeds_go_through_all_libraries_and_pairs():
-    trials = [t for seed in range(1, 10) for t in spec(seed, trials=2).adapter_sets]
-    assert {t.axes["library"] for t in trials if "library" in t.axes} == set(
-        STRATA["wide"].libraries
-    )
-    assert {t.axes["pair"] for t in trials if "pair" in t.axes} == {
+    sets = [t for seed in range(1, 10) for t in spec(seed, wide=2).adapter_sets]
+    assert {t.axes["library"] for t in sets if "library" in t.axes} == set(STRATA["wide"].libraries)
+    assert {t.axes["pair"] for t in sets if "pair" in t.axes} == {
         "+".join(p) for p in STRATA["wide"].pairs
     }
 
 
 def test_favourable_trials_follow_and_leave_the_others_as_they_are():
-    wide, more = spec(3, trials=2), spec(3, trials=2, favourable=1)
+    wide, more = spec(3, wide=2), spec(3, wide=2, favourable=1)
     assert more.adapter_sets[: len(wide.adapter_sets)] == wide.adapter_sets
     assert more.training[: len(wide.training)] == wide.training
     assert more.made_from == wide.made_from
@@ -123,13 +121,13 @@ def test_the_atlas_is_large_enough_for_a_calibration():
     assert len({plan.name for plan in ATLAS}) == len(ATLAS) >= 12
     assert {plan.architecture for plan in ATLAS} == {"llama", "gpt2"}
     assert {plan.kind for plan in ATLAS} == {"facts", "math", "cross-lingual"}
-    sets = sum(plan.trials * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
+    sets = sum(plan.wide * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
     assert sets >= 60
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = shortened(spec(1, trials=1, base=tiny_base("gpt2")), 1, 20)
+    made = shortened(spec(1, wide=1, base=tiny_base("gpt2")), 1, 20)
     return build_world(made, tmp_path_factory.mktemp("worlds") / "w")
 
 

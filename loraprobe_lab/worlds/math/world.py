@@ -136,9 +136,9 @@ def draw_verbs(rng: random.Random, seed: int, axes: MathAxes) -> Verbs:
 
 
 def math_world(
-    seed: int, *, base: BaseRecipe | None = None, trials: int = 3, items: int = ITEMS
+    seed: int, *, base: BaseRecipe | None = None, count: int = 3, items: int = ITEMS
 ) -> WorldSpec:
-    """A base and `trials` pairs of adapters of their own, each with one task of `items` problems.
+    """A base and `count` pairs of adapters of their own, each with one task of `items` problems.
 
     The axes of every set come from the seed; sets with a template that both adapters share and
     sets without one take turns, and odd seeds begin with the latter.
@@ -146,7 +146,7 @@ def math_world(
     training: list[TrainingSet] = []
     tasks: dict[str, Sequence[Item]] = {}
     sets: list[AdapterSet] = []
-    for number in range(trials):
+    for number in range(count):
         rng, name = random.Random(f"math trial:{seed}:{number}"), f"math-{number}"
         axes = draw_axes(rng, shared=(seed + number) % 2 == 0)
         verbs = draw_verbs(rng, seed, axes)
@@ -225,7 +225,10 @@ def _spec(
         words=world_words(seed),
         corpus=lambda draw_seed: ProblemsCorpus(seed, draw_seed, placed).draw,
         made_from={"fields": FIELDS, "farthest": FARTHEST, "training": TRAINING, "placed": placed},
-        recipe={"base": recipe.as_dict(), "trials": {one.name: dict(one.axes) for one in sets}},
+        recipe={
+            "base": recipe.as_dict(),
+            "adapter_sets": {one.name: dict(one.axes) for one in sets},
+        },
     )
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import UsageError
-from loraprobe_lab.train import ProgressCallback
 
 if TYPE_CHECKING:
-    from loraprobe_lab.kit import Kit
-    from loraprobe_lab.pretrain import BaseRecipe
+    from loraprobe_lab.training.train import ProgressCallback
+    from loraprobe_lab.worlds.spec import WorldSpec
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,15 @@ class WorldPlan:
     """One world of the atlas. `hidden` is the width of its base.
 
     `worked` is the share of worked steps in what a facts base reads, which is an axis of the
-    atlas: where it is not 0 the base knows the template itself. A facts world has `trials` wide
-    and `favourable` trials of each of its classes.
+    atlas: where it is not 0 the base knows the template itself. A facts world has `wide` wide
+    and `favourable` sets of each of its classes.
     """
 
     kind: str
     seed: int
     architecture: str
     hidden: int = 128
-    trials: int = 3
+    wide: int = 3
     favourable: int = 0
     worked: float = 0.0
 
@@ -66,49 +65,36 @@ LLAMA, GPT2 = "llama", "gpt2"
 # The ranges of the recipes of the last two kinds were found on worlds of smaller seeds.
 ORDER = (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)
 ATLAS: tuple[WorldPlan, ...] = (
-    *_plans("facts", ORDER, (128, 96), trials=2, favourable=1),
+    *_plans("facts", ORDER, (128, 96), wide=2, favourable=1),
     *_plans("cross-lingual", ORDER[:6], (96, 112), first=31),
     *_plans("math", ORDER[:6], (96, 112), first=31),
 )
+KINDS = ("facts", "math", "cross-lingual")
 
 
-def kit_of(plan: WorldPlan) -> Kit:
-    """The kit of a plan. Raises UsageError for an unknown kind."""
-    makers = {"facts": _facts, "math": _math, "cross-lingual": _lingual}
-    if plan.kind not in makers:
-        raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(makers)}.")
-    return makers[plan.kind](plan)
+def spec_of(plan: WorldPlan) -> WorldSpec:
+    """The specification of a plan. Raises UsageError for an unknown kind."""
+    from loraprobe_lab.training.pretrain import BaseRecipe
+    from loraprobe_lab.worlds import cross_lingual, varied
+    from loraprobe_lab.worlds.math import world as math
 
+    def shaped(base: BaseRecipe) -> BaseRecipe:
+        return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
 
-def _facts(plan: WorldPlan) -> Kit:
-    from loraprobe_lab.pretrain import BaseRecipe
-    from loraprobe_lab.varied import facts_kit
-
-    base = BaseRecipe(hidden=plan.hidden, intermediate=5 * plan.hidden // 2)
-    return facts_kit(
-        plan.seed,
-        base=_shaped(base, plan),
-        trials=plan.trials,
-        favourable=plan.favourable,
-        worked=plan.worked,
-    )
-
-
-def _math(plan: WorldPlan) -> Kit:
-    from loraprobe_lab.math.kit import BASE, math_kit
-
-    return math_kit(plan.seed, base=_shaped(BASE, plan), trials=plan.trials)
-
-
-def _lingual(plan: WorldPlan) -> Kit:
-    from loraprobe_lab.lingual.kit import BASE, lingual_kit
-
-    return lingual_kit(plan.seed, base=_shaped(BASE, plan), trials=plan.trials)
-
-
-def _shaped(base: BaseRecipe, plan: WorldPlan) -> BaseRecipe:
-    """A kind's own recipe at the width and architecture of the plan."""
-    return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
+    if plan.kind == "facts":
+        return varied.facts_world(
+            plan.seed,
+            base=shaped(BaseRecipe(intermediate=5 * plan.hidden // 2)),
+            wide=plan.wide,
+            favourable=plan.favourable,
+            worked=plan.worked,
+        )
+    if plan.kind == "math":
+        return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
+    if plan.kind == "cross-lingual":
+        base = shaped(cross_lingual.BASE)
+        return cross_lingual.cross_lingual_world(plan.seed, base=base, count=plan.wide)
+    raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
 
 
 def build_atlas(
@@ -117,63 +103,38 @@ def build_atlas(
     *,
     processes: int | None = None,
     progress: ProgressCallback | None = None,
-    ready: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Builds every world of `plans` below `output`; returns their directories in that order.
 
-    processes: worlds at a time, one thread each; the number of cores unless given. ready(path) is
-    called for each world as it is finished. What is finished is not trained again. `progress` gets
-    (stage, permille done, permille in all) over all worlds.
+    processes: worlds at a time, one thread each; the number of cores unless given. What is finished
+    is not trained again. `progress` gets (name of the world just finished, worlds done, worlds).
     """
-    output = Path(output)
+    output, context = Path(output), get_context("spawn")
     output.mkdir(parents=True, exist_ok=True)
     workers = min(len(plans), processes or os.cpu_count() or 1)
-    context = get_context("spawn")
-    with context.Manager() as manager:
-        shares = manager.dict()
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_settle) as pool:
-            todo = {pool.submit(_build_one, plan, output / plan.name, shares) for plan in plans}
-            try:
-                while todo:
-                    done, todo = wait(todo, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        path = future.result()
-                        if ready is not None:
-                            ready(path)
-                    if progress is not None:
-                        _tell(progress, dict(shares), len(plans))
-            except BaseException:
-                for future in todo:
-                    future.cancel()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        todo = {pool.submit(_build_one, plan, output / plan.name): plan for plan in plans}
+        try:
+            for done, future in enumerate(as_completed(todo), 1):
+                future.result()
+                if progress is not None:
+                    progress(todo[future].name, done, len(plans))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [output / plan.name for plan in plans]
 
 
-def _tell(progress: ProgressCallback, shares: dict[str, float], worlds: int) -> None:
-    running = [name for name, share in shares.items() if share < 1]
-    progress(", ".join(running) or "worlds", round(1000 * sum(shares.values())), 1000 * worlds)
-
-
-def _settle() -> None:
+def _one_thread() -> None:
     """One thread a process: small matrices gain nothing from more."""
     import torch
 
     torch.set_num_threads(1)
 
 
-def _build_one(plan: WorldPlan, output: Path, shares: Any) -> Path:
+def _build_one(plan: WorldPlan, output: Path) -> None:
     from loraprobe.base.quiet import quiet
-    from loraprobe_lab.kit import build_kit
-
-    last = [0.0]
-
-    def tick(stage: str, done: int, total: int) -> None:
-        if done / total - last[0] > 0.01:
-            last[0] = done / total
-            shares[plan.name] = min(0.99, last[0])
+    from loraprobe_lab.worlds.spec import build_world
 
     with quiet():
-        build_kit(kit_of(plan), output, progress=tick)
-    shares[plan.name] = 1.0
-    return output
+        build_world(spec_of(plan), output)

@@ -7,55 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprobe.errors import UsageError
-from loraprobe_lab.train import ProgressCallback
+from loraprobe_lab.atlas import KINDS as MANY  # worlds of many adapter sets on one small base
+from loraprobe_lab.atlas import WorldPlan, spec_of
+from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import Scenario, World
 
-MANY = ("facts", "math", "cross-lingual")  # worlds of many trials on one small base
-
-
-def build_world(
-    kind: str,
-    output: Path,
-    *,
-    base: Path | None = None,
-    seed: int = 0,
-    only: Sequence[str] | None = None,
-    progress: ProgressCallback | None = None,
-) -> World:
-    """Builds a world of this kind in `output`; finished parts are kept.
-
-    Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
-    or a world of many trials: "facts", "math", "cross-lingual"); with it the adapters are trained
-    in natural language on that causal model. Raises UsageError for a world that has no such form.
-    """
-    from loraprobe.base.quiet import quiet
-
-    if base is None and kind in MANY:
-        from loraprobe_lab.atlas import WorldPlan, kit_of
-        from loraprobe_lab.kit import build_kit
-
-        if only:
-            raise UsageError(f"The trials of a {kind} world are built together; leave out --only.")
-        with quiet():
-            return build_kit(kit_of(WorldPlan(kind, seed, "llama")), output, progress=progress)
-    if base is None:
-        from loraprobe_lab.small import build_small_world
-
-        with quiet():
-            return build_small_world(output, [kind], seed=seed, only=only, progress=progress)
-    from loraprobe_lab import natural
-
-    builders = {
-        "two-hop": natural.build_two_hop,
-        "skill-and-facts": natural.build_skill_and_facts,
-    }
-    if kind not in builders:
-        raise UsageError(
-            f"The world {kind} is built on its own small base only; leave out --base, or build "
-            f"{' or '.join(builders)}."
-        )
-    with quiet():
-        return builders[kind](base, output, seed=seed, only=only, progress=progress)
+ON_BASE = ("two-hop", "skill-and-facts")
 
 
 def build_worlds(
@@ -65,27 +22,74 @@ def build_worlds(
     base: Path | None = None,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    relations: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[World]:
-    """What `build_world` builds; or many sets, each in a directory of its own below `output`.
+    """Builds the world of this kind in `output`; finished parts are kept.
 
-    Many sets are built on `base` for "keep-both", "domain" and "sets" (all four kinds); `only`
-    names sets, and `relations` is a directory of relations for those about products.
+    Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
+    or a world of many adapter sets: "facts", "math", "cross-lingual"); with it the adapters are
+    trained in English on that causal model. "keep-both", "domain" and "sets" (all four kinds) are
+    then many worlds, each in a directory of its own below `output`. `only` names scenarios,
+    with `base` adapters or sets. Raises UsageError for a kind that has no such form.
     """
-    if base is None and kind in ("domain", "sets"):
+    from loraprobe.base.quiet import quiet
+
+    with quiet():
+        if base is None:
+            return [_on_own_base(kind, output, seed, only, progress)]
+        if kind in ("keep-both", "domain", "sets"):
+            from loraprobe_lab.worlds.english_sets import KINDS, build_sets
+
+            kinds = KINDS if kind == "sets" else (kind,)
+            return build_sets(base, output, kinds=kinds, seed=seed, only=only, progress=progress)
+        return [_on_given_base(kind, base, output, seed, only, progress)]
+
+
+def _on_own_base(
+    kind: str,
+    output: Path,
+    seed: int,
+    only: Sequence[str] | None,
+    progress: ProgressCallback | None,
+) -> World:
+    from loraprobe_lab.worlds.small import small_world
+    from loraprobe_lab.worlds.spec import build_world
+
+    if kind in ("domain", "sets"):
         raise UsageError(
             f"{kind} is built on a causal model of yours: name its directory as --base."
         )
-    if base is None or kind not in ("keep-both", "domain", "sets"):
-        return [build_world(kind, output, base=base, seed=seed, only=only, progress=progress)]
-    from loraprobe.base.quiet import quiet
-    from loraprobe_lab.natural_fleet import KINDS, build_fleet
+    if kind in MANY and only:
+        raise UsageError(
+            f"The adapter sets of a {kind} world are built together; leave out --only."
+        )
+    many = kind in MANY
+    spec = spec_of(WorldPlan(kind, seed, "llama")) if many else small_world([kind], seed, only=only)
+    return build_world(spec, output, progress=progress)
 
-    kinds = KINDS if kind == "sets" else (kind,)
-    with quiet():
-        return build_fleet(base, output, kinds=kinds, seed=seed, only=only,
-                           relations=relations, progress=progress)  # fmt: skip
+
+def _on_given_base(
+    kind: str,
+    base: Path,
+    output: Path,
+    seed: int,
+    only: Sequence[str] | None,
+    progress: ProgressCallback | None,
+) -> World:
+    from loraprobe_lab.worlds.english import familiar_countries, skill_world, two_hop_world
+    from loraprobe_lab.worlds.spec import build_world, load_given_base
+
+    if kind not in ON_BASE:
+        raise UsageError(
+            f"The world {kind} is built on its own small base only; leave out --base, or build "
+            f"{' or '.join(ON_BASE)}."
+        )
+    if kind == "two-hop":
+        spec, model = two_hop_world(seed), None
+    else:  # the facts are about the countries whose capitals this base knows best
+        model = load_given_base(base)
+        spec = skill_world(familiar_countries(*model), seed)
+    return build_world(spec, output, base=base, model=model, only=only, progress=progress)
 
 
 def command_for(world: World, scenario: Scenario) -> str:

@@ -13,59 +13,54 @@ from typing import Any
 
 import torch
 
-from loraprobe.tasks import Task, answered, load_task
+from loraprobe.evaluation.questions import Question, questions
+from loraprobe.tasks import answered, load_task
+from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.world import Scenario, World
 
 Outcome = dict[str, Any]  # system, task, part, value, n
 
 
-def outcomes(world: World, base: Path | None = None, batch_size: int = 64) -> list[Outcome]:
+def outcomes(world: World) -> list[Outcome]:
     """Exact match of base, singles, average, sum and both controls, for every scenario.
 
-    `base` is needed where the world does not hold its own. Rows carry scenario, system, task,
-    part (target, hop1, hop2, cot), value and n.
+    Rows carry scenario, system, task, part (target, hop1, hop2, cot), value and n. The world has
+    to hold its base.
     """
-    rows: list[Outcome] = []
-    for scenario in world.scenarios.values():
-        for row in measure(scenario, base or world.base, batch_size=batch_size):
-            rows.append({"scenario": scenario.name, **row})
-    return rows
+    assert world.base is not None
+    return [
+        {"scenario": scenario.name, **row}
+        for scenario in world.scenarios.values()
+        for row in measure(scenario, world.base)
+    ]
 
 
 def measure(
     scenario: Scenario,
-    base: Path | None,
+    base: Path,
     *,
     systems: Mapping[str, Mapping[str, float]] | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 24,
 ) -> list[Outcome]:
     """Scores systems (name -> adapter -> weight; `default_systems` without) on all parts."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if base is None:
-        raise ValueError("this world does not hold its base: say where it lies")
-    tokenizer = AutoTokenizer.from_pretrained(str(base))
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
+    model, tokenizer = load_base(base)
     wrapped = load_adapters(model, scenario.adapters)
-    asked = [
-        (task.stem, part, pairs)
-        for task in scenario.tasks
-        for part, pairs in read_parts(load_task(task)).items()
-    ]
+    asked: dict[tuple[str, str], list[Question]] = {}
+    for question in questions(load_task(task) for task in scenario.tasks):
+        asked.setdefault((question.task, question.part), []).append(question)
     rows = []
     for system, weights in (systems or default_systems(list(scenario.adapters))).items():
         with composed(wrapped, weights) as composition:
-            for task, part, pairs in asked:
-                texts = generate(
-                    composition, tokenizer, [p for p, _ in pairs], batch_size, max_new_tokens
-                )
+            for (task, part), rows_asked in asked.items():
+                prompts = [question.prompt for question in rows_asked]
+                texts = generate(composition, tokenizer, prompts, batch_size, max_new_tokens)
                 right = sum(
-                    answered(text, gold, cot=part == "cot")
-                    for text, (_, gold) in zip(texts, pairs, strict=True)
+                    answered(text, question.answers, cot=part == "cot")
+                    for text, question in zip(texts, rows_asked, strict=True)
                 )
                 row = {"system": system, "task": task, "part": part}
-                rows.append({**row, "value": round(right / len(pairs), 4), "n": len(pairs)})
+                rows.append({**row, "value": round(right / len(prompts), 4), "n": len(prompts)})
     return rows
 
 
@@ -144,8 +139,8 @@ def generate(
         tokenizer.pad_token = tokenizer.eos_token
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt",
-                          padding=True, return_token_type_ids=False)  # fmt: skip
+        chosen = list(prompts[start : start + batch_size])
+        batch = tokenizer(chosen, return_tensors="pt", padding=True, return_token_type_ids=False)
         tokens = model.generate(
             **batch,
             max_new_tokens=max_new_tokens,
@@ -155,15 +150,3 @@ def generate(
         continued = tokens[:, batch["input_ids"].shape[1] :]
         texts += tokenizer.batch_decode(continued, skip_special_tokens=True)
     return texts
-
-
-def read_parts(task: Task) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
-    """Prompts and answers by part (target, hop1, hop2 ..., cot); hops hold the gold answers."""
-    parts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    for item in task.items:
-        parts.setdefault("target", []).append((item.prompt, item.answers))
-        for i, hop in enumerate(item.hops):
-            parts.setdefault(f"hop{i + 1}", []).append((item.hop_prompt(i), hop.answers))
-        if item.cot_prompt is not None:
-            parts.setdefault("cot", []).append((item.cot_prompt, item.answers))
-    return parts

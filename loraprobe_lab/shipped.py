@@ -13,26 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprobe_lab.measure import Outcome, outcomes
-from loraprobe_lab.plans import SHIPPED
-from loraprobe_lab.small import SmallPlan, build_small_world
-from loraprobe_lab.train import ProgressCallback
+from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World, write_text
+from loraprobe_lab.worlds.small import SHIPPED, small_world
+from loraprobe_lab.worlds.spec import build_world
 
 OUTCOMES = "outcomes.json"
 
 
-def build_shipped_world(
-    output: str | Path,
-    *,
-    seed: int = 0,
-    plan: SmallPlan | None = None,
-    progress: ProgressCallback | None = None,
-) -> World:
+def build_shipped_world(output: str | Path, *, progress: ProgressCallback | None = None) -> World:
     """Builds the shipped scenarios in `output` and writes what peft measures on them beside them.
 
-    Resumable, like every build. Raises what `build_small_world` raises.
+    Resumable, like every build. Raises what `build_world` raises.
     """
-    world = build_small_world(output, only=SHIPPED, seed=seed, plan=plan, progress=progress)
+    world = build_world(small_world(only=SHIPPED), output, progress=progress)
     rows = ",\n".join(json.dumps(row) for row in outcomes(world))
     write_text(world.path / OUTCOMES, f"[\n{rows}\n]\n")
     return world
@@ -43,27 +37,8 @@ def read_outcomes(world: World) -> list[Outcome]:
     return json.loads((world.path / OUTCOMES).read_text(encoding="utf-8"))
 
 
-def table(rows: Sequence[Outcome]) -> str:
-    """The outcomes as Markdown: one table a scenario, systems down, parts across."""
-    lines = []
-    for scenario in dict.fromkeys(row["scenario"] for row in rows):
-        here = [row for row in rows if row["scenario"] == scenario]
-        many = len({row["task"] for row in here}) > 1
-        heads = {(r["task"], r["part"]): r["task"] if many else r["part"] for r in here}
-        lines += [f"**{scenario}** (n = {here[0]['n']})", ""]
-        lines += [
-            "| system | " + " | ".join(heads.values()) + " |",
-            "| --- " * (len(heads) + 1) + "|",
-        ]
-        for system in dict.fromkeys(row["system"] for row in here):
-            cells = {(r["task"], r["part"]): r["value"] for r in here if r["system"] == system}
-            lines.append(f"| {system} | " + " | ".join(f"{cells[h]:.2f}" for h in heads) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Builds into the directory named and prints the table of outcomes."""
+    """Builds into the directory named and prints the outcomes, one a line."""
     if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
@@ -73,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
 
     world = build_shipped_world(arguments[0], progress=progress)
     print(file=sys.stderr)
-    print(table(read_outcomes(world)))
+    for row in read_outcomes(world):
+        where = f"{row['scenario']:16} {row['system']:24} {row['task']:12} {row['part']:7}"
+        print(f"{where} {row['value']:.2f} (n = {row['n']})")
     return 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe_lab.build import command_for
-from loraprobe_lab.train import is_complete
-from loraprobe_lab.world import MANIFEST, World
+from loraprobe_lab.training.train import is_complete
+from loraprobe_lab.world import World, worlds_in
 
 
 def describe(directory: str | Path) -> list[dict[str, Any]]:
@@ -16,11 +16,7 @@ def describe(directory: str | Path) -> list[dict[str, Any]]:
 
     Raises WorldError where there is neither.
     """
-    directory = Path(directory)
-    below = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}"))
-    if (directory / MANIFEST).is_file() or not below:
-        return [describe_world(World.load(directory))]
-    return [describe_world(World.load(path)) for path in below]
+    return [describe_world(world) for world in worlds_in(Path(directory))]
 
 
 def describe_world(world: World) -> dict[str, Any]:
@@ -33,7 +29,7 @@ def describe_world(world: World) -> dict[str, Any]:
         "seed": world.seed,
         "base": _base(world),
         "adapters": [_adapter(world, name, path) for name, path in world.adapters.items()],
-        "tasks": [{"name": path.stem, "items": _lines(path)} for path in tasks],
+        "tasks": [{"name": path.stem, "items": _items(path)} for path in tasks],
         "scenarios": [
             {
                 "name": scenario.name,
@@ -64,26 +60,21 @@ def _base(world: World) -> dict[str, Any]:
 
 def _adapter(world: World, name: str, path: Path) -> dict[str, Any]:
     row = world.manifest["adapters"].get(name, {})
+    try:  # the mean training loss over the last steps, in nats a token, where it was recorded
+        loss = json.loads((path / "training.json").read_text(encoding="utf-8")).get("loss")
+    except (FileNotFoundError, json.JSONDecodeError):
+        loss = None
     return {
         "name": name,
         "description": row.get("description", ""),
         "finished": is_complete(path),
         "recipe": row.get("recipe", {}),
-        "loss": _loss(path / "training.json"),
+        "loss": loss,
     }
 
 
-def _loss(path: Path) -> float | None:
-    """The mean training loss over the last steps, in nats a token, where it was recorded."""
+def _items(path: Path) -> int:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("loss")
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def _lines(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
+        return sum(1 for line in path.read_bytes().splitlines() if line.strip())
     except FileNotFoundError:
         return 0

@@ -20,7 +20,17 @@ from loraprobe.demo.world import (
     shipped_world,
 )
 
-__all__ = ["Scenario", "World", "WorldError", "sha256_of", "shipped_world"]
+__all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "shipped_world"]
+
+
+def worlds_in(directory: Path) -> list[World]:
+    """The world in `directory`, or those that lie right below it.
+
+    Raises WorldError where there is neither.
+    """
+    below = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}"))
+    places = [directory] if (directory / MANIFEST).is_file() or not below else below
+    return [World.load(place) for place in places]
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import random
 
 import numpy as np
 import pytest
+from tiny_worlds import tiny_world
 
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
@@ -31,18 +32,11 @@ from loraprobe_lab.calibration.collect import Place, collect, fingerprint, kept_
 from loraprobe_lab.calibration.observe import Effort, Known, Observation
 from loraprobe_lab.calibration.stored import Items, evidence_of
 from loraprobe_lab.calibration.truth import truth_of
-from loraprobe_lab.facts import FactSizes
-from loraprobe_lab.pretrain import BaseRecipe
-from loraprobe_lab.small import SmallPlan, build_small_world
 from loraprobe_lab.world import World, shipped_world
+from loraprobe_lab.worlds.spec import build_world
 
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
          "arrow": "router"}  # fmt: skip
-TINY = SmallPlan(
-    FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=6),
-    BaseRecipe(hidden=16, layers=1, heads=2, intermediate=32, steps=3, batch_size=4, warmup=2),
-    effort=0.005,
-)
 
 
 def answers(rates, n, seed=0, task="t", part="target"):
@@ -271,7 +265,7 @@ def test_known_results_are_those_of_the_asked_items_alone():
 
 def test_a_tiny_world_is_observed_for_real(tmp_path):
     """Forecasts rest on the first items alone, truths on all."""
-    build_small_world(tmp_path / "tiny", ["skill-and-facts"], plan=TINY, only=["skill-and-facts"])
+    build_world(tiny_world(only=["skill-and-facts"]), tmp_path / "tiny")
     effort = Effort(limit=2, most_items=4, max_new_tokens=3)
     collect([tmp_path / "tiny"], tmp_path / "out", effort)
     cases, skipped = kept_cases(tmp_path / "out")

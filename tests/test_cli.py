@@ -353,7 +353,7 @@ def test_methods_explains_what_is_named():
         (["inspect", "a"], "loraprobe.hub.load_all", "--resume goes on"),
         (["merge-and-eval", "a", "b", "--task", "t"], "loraprobe.tasks.load_task", "--resume goes"),
         (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),
-        (["lab", "build", "keep-both", "-o", "c"], "loraprobe_lab.build.build_world", "same call"),
+        (["lab", "build", "keep-both", "-o", "c"], "loraprobe_lab.build.build_worlds", "same call"),
         (["demo"], "loraprobe.demo.shipped_world", "Interrupted."),
     ],
 )

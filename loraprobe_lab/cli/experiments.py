@@ -1,14 +1,16 @@
-"""`loraprobe lab reproduce`, `map`, `methods` and `theory`: experiments with a page each."""
+"""`loraprobe lab reproduce`, `map`, `methods`, `theory`, `rule`: experiments with a page each."""
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from loraprobe.cli.output import Output
+from loraprobe_lab.cli.options import Json, Quiet, Threads, WorldsOutput, use_threads
 
 
 class Paper(StrEnum):
@@ -25,14 +27,26 @@ Architectures = Annotated[
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Seed of a world; may be repeated.")
 ]
+PagesOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Directory for page, figure and numbers.")
+]
+
+
+def _print(pages: Any, json: bool) -> None:
+    print(pages.json if json else pages.markdown)
+
+
+def _save(pages: Any, output: Path | None, sink: Output) -> None:
+    """Writes the pages where a directory is named."""
+    if output is not None:
+        pages.write(output)
+        for path in pages.files(output):
+            sink.say(f"wrote {path}")
 
 
 def reproduce(
     experiment: Annotated[Paper, typer.Argument(help="Which experiment.", show_default=False)],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Directory of worlds and pages.", show_default=False),
-    ],
+    output: WorldsOutput,
     base: Annotated[
         Path | None,
         typer.Option(help="A causal model's directory; without it small bases are trained."),
@@ -42,57 +56,47 @@ def reproduce(
     seed: Seeds = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda[:n] or mps; with --base.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Repeat the paper's matrix: one table, one figure, and whether each claim held.
 
     What is finished is kept: the same call goes on where it stopped.
     """
-    import sys
-
-    from loraprobe_lab.reproduce import Bases, Plan
-    from loraprobe_lab.reproduce import reproduce as run
+    from loraprobe_lab.experiments import reproduce as run
+    from loraprobe_lab.experiments.bases import Bases
 
     bases = Bases().chosen(architecture, hidden, seed)
-    plan = Plan(experiment.value, base, bases, limit, device, tuple(sys.argv[1:]))
+    arguments = tuple(sys.argv[1:])
+    plan = run.ReproducePlan(experiment.value, base, bases, limit, device, arguments)
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
-        made = run(plan, output, progress=progress, say=sink.say)
-    print(made.json if json else made.markdown)
+        pages = run.reproduce(plan, output, progress=progress, say=sink.say)
+    _print(pages, json)
 
 
-def border(
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Directory of worlds and pages.", show_default=False),
-    ],
+def success_map(
+    output: WorldsOutput,
     architecture: Architectures = None,
     hidden: Hidden = None,
     seed: Seeds = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Map where success lives: new facts x worked steps, over weights, norms and familiarity."""
-    import sys
+    from loraprobe_lab.experiments import success_map as run
 
-    from loraprobe_lab.border import draw_map
-    from loraprobe_lab.border.run import BASES
-
-    bases = BASES.chosen(architecture, hidden, seed)
+    bases, arguments = run.BASES.chosen(architecture, hidden, seed), sys.argv[1:]
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
-        made = draw_map(
-            output, bases=bases, arguments=sys.argv[1:], progress=progress, say=sink.say
+        pages = run.draw_map(
+            output, bases=bases, arguments=arguments, progress=progress, say=sink.say
         )
-    print(made.json if json else made.markdown)
+    _print(pages, json)
 
 
 def methods(
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="Directory of worlds and pages.", show_default=False),
-    ],
+    output: WorldsOutput,
     world: Annotated[
         list[Path] | None,
         typer.Option("--world", help="A world that exists, or a directory of such; repeat."),
@@ -108,27 +112,21 @@ def methods(
         list[str] | None, typer.Option("--router", help="Only this router; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 80,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Try every merge method, space and router: two hops, two skills, new facts in worked steps.
 
     Without --world small worlds are trained, eight unless bases are named. What is finished is
     kept: the same call goes on where it stopped.
     """
-    import sys
+    from loraprobe_lab.experiments.methods import run
 
-    from loraprobe_lab.methods import Plan, try_methods
-    from loraprobe_lab.methods.run import BASES
-
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    plan = Plan(
+    use_threads(threads)
+    plan = run.MethodsPlan(
         worlds=tuple(world or ()),
-        bases=BASES.chosen(architecture, hidden, seed),
+        bases=run.BASES.chosen(architecture, hidden, seed),
         methods=tuple(method or ()),
         routers=tuple(router or ()),
         limit=limit,
@@ -136,36 +134,55 @@ def methods(
     )
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
-        made = try_methods(output, plan, progress=progress, say=sink.say)
-    print(made.json if json else made.markdown)
+        pages = run.try_methods(output, plan, progress=progress, say=sink.say)
+    _print(pages, json)
 
 
 def theory(
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Directory for page, figure and numbers."),
-    ] = None,
+    output: PagesOutput = None,
     full: Annotated[
         bool, typer.Option("--full", help="All ranks and places: minutes instead of seconds.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of people, answers and trainings.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; more hardly help.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = 1,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
-    from json import dumps
+    from loraprobe_lab.experiments.figures import check_drawing
+    from loraprobe_lab.experiments.theory import run
 
-    import torch
-
-    from loraprobe_lab.theory import report, run
-
-    torch.set_num_threads(threads)
+    use_threads(threads)
     sink = Output(json=json, quiet=quiet)
     if output is not None:
-        report.check()
+        check_drawing()
     with sink.progress() as progress:
-        document = run.theory(run.FULL if full else run.QUICK, seed, progress)
-    for path in report.save(document, output) if output is not None else ():
-        sink.say(f"wrote {path}")
-    print(dumps(document) if json else report.markdown(document))
+        pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
+    _save(pages, output, sink)
+    _print(pages, json)
+
+
+def rule(
+    output: PagesOutput = None,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
+    ] = 200,
+    simulate: Annotated[
+        list[int] | None, typer.Option(min=2, help="Items of the simulated cases; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show how often the rule after evaluation is wrong, and how often it abstains."""
+    from loraprobe_lab.experiments.figures import check_drawing
+    from loraprobe_lab.experiments.rule.report import RulePlan, examine
+
+    sink = Output(json=json, quiet=quiet)
+    if output is not None:
+        check_drawing()
+    at = tuple(simulate or RulePlan.simulated)
+    with sink.progress() as progress:
+        pages = examine(RulePlan(simulated=at, repeats=repeats, seed=seed), progress)
+    _save(pages, output, sink)
+    _print(pages, json)

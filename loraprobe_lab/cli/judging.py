@@ -1,4 +1,4 @@
-"""`loraprobe lab calibrate` and `rule`: how good the verdict's probability and its rule are."""
+"""`loraprobe lab calibrate`: how good the verdict's probability is."""
 
 from __future__ import annotations
 
@@ -58,35 +58,3 @@ def calibrate(
             collect_only=collect_only,
         )
     print(made)
-
-
-def rule(
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Directory for page, figure and numbers."),
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option(min=0, help="Simulated runs of every case; 0 leaves them out.")
-    ] = 200,
-    simulate: Annotated[
-        list[int] | None,
-        typer.Option(min=2, help="Items of the simulated cases; may be repeated."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated runs.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-) -> None:
-    """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from json import dumps
-
-    from loraprobe_lab.rule import report
-
-    sink = Output(json=json, quiet=quiet)
-    if output is not None:
-        report.check()
-    at = tuple(simulate or report.Plan.simulated)
-    with sink.progress() as progress:
-        document = report.examine(report.Plan(simulated=at, repeats=repeats, seed=seed), progress)
-    for path in report.save(document, output) if output is not None else ():
-        sink.say(f"wrote {path}")
-    print(dumps(document) if json else report.markdown(document))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from loraprobe.cli.output import Output
+from loraprobe_lab.cli.options import Json, Quiet, Threads, use_threads
 
 
 class Kind(StrEnum):
@@ -40,34 +42,22 @@ def build(
             "--only", help="Only this scenario (with --base: adapter or set); may be repeated."
         ),
     ] = None,
-    relations: Annotated[
-        Path | None, typer.Option(help="Files of relations, for sets about products.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a base, adapters and task files from a seed; what is finished is not trained again.
 
-    facts, math and cross-lingual hold several trials on one small base, for calibration.
+    facts, math and cross-lingual hold several adapter sets on one small base, for calibration.
     With --base, keep-both and domain are many sets of adapters, each a world below OUTPUT; `sets`
     is those and as many of two-hop and skill-and-facts.
     """
     from loraprobe_lab import build as builder
 
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    use_threads(threads)
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
         worlds = builder.build_worlds(
-            world.value,
-            output,
-            base=base,
-            seed=seed,
-            only=only or None,
-            relations=relations,
-            progress=progress,
+            world.value, output, base=base, seed=seed, only=only or None, progress=progress
         )
     for made in worlds:
         for name, scenario in made.scenarios.items():
@@ -79,7 +69,7 @@ def show(
     directory: Annotated[
         Path, typer.Argument(help="A world, or a directory of worlds.", show_default=False)
     ],
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """List what a world holds: base, adapters, tasks, scenarios, and how each was made."""
     from loraprobe_lab.show import describe
@@ -90,12 +80,53 @@ def show(
 
         print(encoder.dumps(found, indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-
-    from loraprobe_lab.cli.world_table import render_world
-
     for world in found:
-        render_world(world, Console(highlight=False))
+        _print_world(world)
     if len(found) == 1:
         for scenario in found[0]["scenarios"]:
             print(scenario["command"])
+
+
+def _print_world(world: Mapping[str, Any]) -> None:
+    """One world: its base, its adapters, and the scenarios with what judges them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, base = Console(highlight=False), world["base"]
+    size = f", {base['parameters'] / 1e6:.2g} million parameters" if base["parameters"] else ""
+    console.print(
+        f"[bold]{_text(world['path'])}[/]  {_text(world['kind'])}, seed {world['seed']}; "
+        f"base {_text(base['name'])} ({_text(base['architecture'] or 'elsewhere')}{size})"
+    )
+    adapters = Table("adapter", "rank", "steps", "loss", "what it learned", box=None)
+    for row in world["adapters"]:
+        recipe, loss = row["recipe"], row["loss"]
+        adapters.add_row(
+            _text(row["name"]) + ("" if row["finished"] else " [yellow](unfinished)[/]"),
+            str(recipe.get("rank", "")),
+            str(recipe.get("steps", "")),
+            "" if loss is None else f"{loss:.3f}",
+            _text(row["description"]),
+        )
+    console.print(adapters)
+    items = {row["name"]: row["items"] for row in world["tasks"]}
+    scenarios = Table("scenario", "class", "adapters", "tasks (items)", "axes", box=None)
+    for row in world["scenarios"]:
+        # axes that are one value each; recipes stand with the adapters
+        axes = [f"{k} {v}" for k, v in row["axes"].items() if not isinstance(v, Mapping)]
+        scenarios.add_row(
+            _text(row["name"]),
+            _text(row["world"]),
+            _text(", ".join(row["adapters"])),
+            _text(", ".join(f"{task} ({items[task]})" for task in row["tasks"])),
+            _text(", ".join(axes)),
+        )
+    console.print(scenarios)
+
+
+def _text(value: Any) -> str:
+    from rich.markup import escape
+
+    from loraprobe.report.wording import clean
+
+    return escape(clean(str(value)))

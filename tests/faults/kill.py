@@ -214,11 +214,11 @@ AUDIT = Operation(
 
 
 def _build(place: Path) -> None:
-    from test_lab import TINY
+    from tiny_worlds import tiny_world
 
-    from loraprobe_lab.small import build_small_world
+    from loraprobe_lab.worlds.spec import build_world
 
-    build_small_world(place / "out", ["skill-and-facts"], plan=TINY)
+    build_world(tiny_world(), place / "out")
 
 
 def _finished_parts(place: Path) -> None:

@@ -1,0 +1,1 @@
+"""The experiments: worlds are built, systems are asked, and a page says what was found."""

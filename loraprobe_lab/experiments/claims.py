@@ -1,0 +1,212 @@
+"""The paper's qualitative claims (arXiv 2506.13479), each with the rule that decides it here.
+
+"Succeeds" and "fails" are said of the gain of the best of uniform, sum and arrow over the best of
+base and single adapters, which may answer in their better form: the interval covers the choice of
+the best among compositions and baselines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loraprobe.records import Gain, Interval
+from loraprobe_lab.experiments.matrix import Matrix, share, system_names
+from loraprobe_lab.world import Scenario
+
+FAILS = "fails: the upper end of the gain's interval lies below the margin"
+SUCCEEDS = "succeeds: the lower end of the gain's interval lies above the margin"
+RAISES = "the lower end of the difference's interval lies above the margin"
+Outcome = Literal["yes", "no", "undecided"]
+Side = Literal["above", "below"]
+Standing = Literal["holds", "does not hold", "not decided"]
+Measure = Callable[[str], Gain | None]  # of a size
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference with its 95 % interval; `side` is where the claim says that it lies.
+
+    Claimed "above" the margin: yes if the lower end lies above it, no if the upper end lies below
+    it. Claimed "below": the other way round.
+    """
+
+    where: str
+    value: float
+    low: float
+    high: float
+    n: int
+    side: Side
+    margin: float
+    note: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        above, below = self.low > self.margin, self.high < self.margin
+        if not (above or below):
+            return "undecided"
+        return "yes" if above == (self.side == "above") else "no"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A qualitative claim, and whether it held here. `where`: the questions it is about.
+
+    It holds if every difference says so, does not hold if some difference says the opposite, and
+    is not decided otherwise, or without any difference.
+    """
+
+    code: str
+    claim: str
+    where: str
+    rule: str
+    tests: tuple[Difference, ...]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many differences say yes, no, undecided."""
+        found = Counter(test.outcome for test in self.tests)
+        return {key: found.get(key, 0) for key in ("yes", "no", "undecided")}
+
+    @property
+    def standing(self) -> Standing:
+        counts = self.counts
+        if counts["no"]:
+            return "does not hold"
+        return "not decided" if counts["undecided"] or not self.tests else "holds"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the claims of one experiment are about.
+
+    shared: template -> what it is called in a claim. familiar: the name set that the base knows
+    best and the one that it knows least, where the experiment has such. disjoint: name sets whose
+    facts no base has read.
+    """
+
+    title: str
+    shared: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
+    familiar: tuple[str, str] | None = None
+    disjoint: tuple[str, ...] = ()
+
+
+def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
+    """Every claim of the paper for every set of questions that it is about."""
+    found = [one for group in matrix.groups for one in _of_group(matrix, group, subject)]
+    found += [_both_fail(matrix, group) for group in subject.disjoint]
+    if subject.familiar is not None:
+        most, least = subject.familiar
+        found += [_familiarity(matrix, most, least, one) for one in matrix.templates]
+    return found
+
+
+def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]:
+    """The claims about one set of questions."""
+    two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
+
+    def over_singles(scenario: Scenario) -> Measure:
+        return lambda size: matrix.gain_over_singles(size, group, scenario)
+
+    def over_plain(scenario: Scenario) -> Measure:
+        form = str(scenario.axes["form"])
+        return lambda size: matrix.gain_over_set(size, group, scenario, two, form)
+
+    yield Finding(
+        "plain-fails",
+        "The 2-combination fails at the composed question asked at once, at every size",
+        group,
+        f"{FAILS}, at every size",
+        _each_size(matrix, over_singles(two), "below"),
+    )
+    beyond = _above(matrix, over_singles(three))
+    yield Finding(
+        "target-rescues",
+        "A library that holds the target adapter answers it",
+        group,
+        f"best 3-combination minus best 2-combination: {RAISES}, at every size",
+        _each_size(matrix, over_plain(three), "above"),
+        {"beyond": f"beats the target adapter alone at {beyond} sizes"},
+    )
+    for template, called in subject.shared.items():
+        scenario = matrix.scenario(template, 2)
+        raised = _above(matrix, over_plain(scenario))
+        yield Finding(
+            f"{template}-succeeds",
+            f"Reuse succeeds with {called}",
+            group,
+            f"{SUCCEEDS}, at every size",
+            _each_size(matrix, over_singles(scenario), "above"),
+            {"raised": f"more than the plain 2-combination at {raised} sizes"},
+        )
+
+
+def _both_fail(matrix: Matrix, group: str) -> Finding:
+    """Uniform and arrow, each for itself, asked at once and step by step."""
+    plain = matrix.scenario("plain", 2)
+    tests: list[Difference] = []
+    for method in ("uniform", "arrow"):
+        for form, asked in (("target", "at once"), ("cot", "step by step")):
+            for size in matrix.sizes:
+                found = matrix.gain_over_singles(size, group, plain, (method,), form)
+                if found is not None:
+                    where = f"{size}, {method}, {asked}"
+                    tests.append(_difference(found, where, "below", matrix.margin))
+    return Finding(
+        "both-fail",
+        "Uniform and arrow both fail where the facts are disjoint",
+        group,
+        f"{FAILS}, for each of them, in both forms, at every size",
+        tuple(tests),
+    )
+
+
+def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Finding:
+    """Unpaired difference of two name sets, Newcombe's interval from two of Wilson's."""
+    scenario = matrix.scenario(template, 2)
+    names, form = system_names(scenario), str(scenario.axes["form"])
+    tests = []
+    for size in matrix.sizes:
+        one, other = (share(matrix.results(size, g, scenario), names, form) for g in (most, least))
+        value, low, high = newcombe(one[0], one[1], other[0], other[1])
+        n = one[2] + other[2]
+        tests.append(Difference(size, value, low, high, n, "above", matrix.margin))
+    return Finding(
+        "familiarity-helps",
+        f"Familiarity helps the 2-combination (template {template})",
+        f"{most} - {least}",
+        "score averaged over uniform, sum and arrow, most familiar minus least familiar name set: "
+        f"{RAISES}, at every size",
+        tuple(tests),
+    )
+
+
+def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float, float, float]:
+    """p1 - p2 of independent samples with Newcombe's hybrid score interval (1998, method 10)."""
+    low = p1 - p2 - math.hypot(p1 - ci1[0], ci2[1] - p2)
+    high = p1 - p2 + math.hypot(ci1[1] - p1, p2 - ci2[0])
+    return p1 - p2, low, high
+
+
+def _each_size(matrix: Matrix, measure: Measure, side: Side) -> tuple[Difference, ...]:
+    found = ((size, measure(size)) for size in matrix.sizes)
+    return tuple(_difference(g, size, side, matrix.margin) for size, g in found if g is not None)
+
+
+def _above(matrix: Matrix, measure: Measure) -> str:
+    """At how many sizes of all the gain lies above the margin."""
+    found = [measure(size) for size in matrix.sizes]
+    above = sum(g is not None and g.adjusted_ci95[0] > matrix.margin for g in found)
+    return f"{above} of {len(found)}"
+
+
+def _difference(found: Gain, where: str, side: Side, margin: float) -> Difference:
+    low, high = found.adjusted_ci95
+    names = (found.system.rpartition(":")[2], found.against.rpartition(":")[2])
+    note = " against ".join(names)
+    return Difference(where, found.difference, low, high, found.n, side, margin, note)

@@ -1,0 +1,273 @@
+"""The matrix of an experiment: one cell for every size, set of questions, template and library.
+
+A world of the matrix holds adapter sets whose axes say `template`, `library` (2 or 3), `form` (the
+way in which compositions are asked: "target" plainly, "cot" step by step) and `joint`, the adapter
+that was trained on both hops, for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from loraprobe.evaluation import System, gain
+from loraprobe.intervals import wilson
+from loraprobe.records import Gain, Interval, ItemResult
+from loraprobe_lab.experiments.bases import BaseInfo
+from loraprobe_lab.experiments.runner import Asker, adapters_by_name
+from loraprobe_lab.training.train import ProgressCallback
+from loraprobe_lab.world import Scenario, World
+
+METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain stands beside them
+MARGIN = 0.05
+Role = Literal["composition", "baseline", "reference"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A world and what every system answered in it."""
+
+    base: BaseInfo
+    scenarios: tuple[Scenario, ...]
+    results: tuple[ItemResult, ...] = field(repr=False)
+
+
+def system_name(scenario: Scenario, method: str) -> str:
+    """What a composition of an adapter set is called among all systems of its world."""
+    return f"{scenario.name}:{method}"
+
+
+def system_names(scenario: Scenario, methods: Sequence[str] = METHODS) -> list[str]:
+    return [system_name(scenario, method) for method in methods]
+
+
+def answer_world(
+    world: World,
+    base: BaseInfo,
+    directory: Path,
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> Answered:
+    """Asks base, singles, joint adapters and every composition; what is known is not asked again.
+
+    A chain needs no worked steps, but where compositions are asked step by step it has to beat the
+    single adapters in either form, as they do: its answer counts under the form of its set.
+    """
+    scenarios = tuple(world.scenarios.values())
+    asker = Asker(world, directory, limit=limit, device=device)
+    tasks = asker.tasks(path for scenario in scenarios for path in scenario.tasks)
+    ledger = asker.ledger(base.name)
+    systems = _systems(world, scenarios, any(task.has_hops for task in tasks))
+    for at, (system, parts) in enumerate(systems, 1):
+        asker.ask(ledger, system, tasks, parts)
+        if progress is not None:
+            progress(f"ask {base.name}", at, len(systems))
+    forms = {system_name(s, "chain"): str(s.axes["form"]) for s in scenarios}
+    results = tuple(
+        replace(row, part=forms[row.system])
+        if row.system in forms and row.part == "target"
+        else row
+        for row in ledger
+    )
+    return Answered(replace(base, parameters=asker.parameters), scenarios, results)
+
+
+def _systems(
+    world: World, scenarios: Sequence[Scenario], has_hops: bool
+) -> list[tuple[System, frozenset[str] | None]]:
+    """Every system with the parts that it is asked; None for all of them."""
+    from loraprobe.options import Options
+    from loraprobe.pipeline.systems import SystemBuilder, single
+
+    names = [name for scenario in scenarios for name in scenario.adapters]
+    names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]
+    adapters = adapters_by_name(world, names)
+    found: list[tuple[System, frozenset[str] | None]] = [(System("base", "base"), None)]
+    found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
+    for scenario in scenarios:
+        builder = SystemBuilder.of([adapters[name] for name in scenario.adapters], Options())
+        forms = {"target", "cot"} if scenario.axes["form"] == "target" else {"cot"}
+        for system in (built.system for built in builder.compositions(has_hops)):
+            named = replace(system, name=system_name(scenario, system.name))
+            found.append((named, frozenset({*forms, "hop1", "hop2"})))
+    return found
+
+
+def groups_of(scenario: Scenario) -> dict[str, str]:
+    """Task -> the set of questions that it belongs to: its own name, unless the axes say another.
+
+    Templates may ask the same questions in words of their own: then their tasks are one group.
+    """
+    group = scenario.axes.get("group")
+    return {path.stem: str(group) if group else path.stem for path in scenario.tasks}
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """How one composition answered one set of questions, in all worlds of a size.
+
+    `score` is exact match in the form in which the adapter set is asked, with Wilson's interval
+    over persons. `gain` is over the best of base and singles in their better form, paired, with its
+    interval; `against` names that baseline. Base and singles ("baseline") and the joint adapter
+    ("reference") have no gain.
+    """
+
+    size: str
+    group: str
+    template: str
+    library: int
+    system: str
+    role: Role
+    form: str
+    score: float
+    score_ci95: Interval
+    n: int
+    worlds: int
+    gain: float | None = None
+    gain_ci95: Interval | None = None
+    against: str = ""
+
+    def gains(self, margin: float) -> bool:
+        """Whether the gain's interval lies above the margin."""
+        return self.gain_ci95 is not None and self.gain_ci95[0] > margin
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """All worlds of one run. Pools the worlds of a size; each world is a stratum."""
+
+    worlds: tuple[Answered, ...]
+    margin: float = MARGIN
+    _pooled: dict[Any, list[ItemResult]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(world.base.size for world in self.worlds))
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """The adapter sets, which all worlds share."""
+        return self.worlds[0].scenarios
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The sets of questions, in order."""
+        return tuple(dict.fromkeys(g for s in self.scenarios for g in groups_of(s).values()))
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(s.axes["template"]) for s in self.scenarios))
+
+    def scenario(self, template: str, library: int) -> Scenario:
+        """The adapter set of that template and library."""
+        return next(
+            scenario
+            for scenario in self.scenarios
+            if (scenario.axes["template"], scenario.axes["library"]) == (template, library)
+        )
+
+    def of_size(self, size: str) -> list[Answered]:
+        return [world for world in self.worlds if world.base.size == size]
+
+    def results(self, size: str, group: str, *scenarios: Scenario) -> list[ItemResult]:
+        """What was answered to a set of questions, as these adapter sets ask it, in a size."""
+        key = (size, group, frozenset(path for s in scenarios for path in s.tasks))
+        if key not in self._pooled:
+            tasks = {t for s in scenarios for t, its in groups_of(s).items() if its == group}
+            self._pooled[key] = [
+                replace(row, task=f"{group}@{world.base.name}")
+                for world in self.of_size(size)
+                for row in world.results
+                if row.task in tasks
+            ]
+        return self._pooled[key]
+
+    def gain_over_singles(
+        self,
+        size: str,
+        group: str,
+        scenario: Scenario,
+        methods: Sequence[str] = METHODS,
+        form: str | None = None,
+    ) -> Gain | None:
+        """What the best of these methods gains over the best of base and single adapters."""
+        return gain(
+            self.results(size, group, scenario),
+            system_names(scenario, methods),
+            ["base", *scenario.adapters],
+            form or str(scenario.axes["form"]),
+            margin=self.margin,
+        )
+
+    def gain_over_set(
+        self, size: str, group: str, one: Scenario, other: Scenario, form: str
+    ) -> Gain | None:
+        """What the best composition of one adapter set gains over the best of another."""
+        results = self.results(size, group, one, other)
+        names, others = system_names(one), system_names(other)
+        return gain(results, names, others, form, margin=self.margin)
+
+    def cells(self) -> list[MatrixCell]:
+        """Every cell, in the order of sizes, groups, adapter sets, systems."""
+        return [
+            cell
+            for size in self.sizes
+            for group in self.groups
+            for scenario in self.scenarios
+            for cell in self._cells(size, group, scenario)
+        ]
+
+    def _cells(self, size: str, group: str, scenario: Scenario) -> Iterable[MatrixCell]:
+        results, axes = self.results(size, group, scenario), scenario.axes
+        form, present = str(axes["form"]), {row.system for row in results}
+        rows: list[tuple[str, Role]] = [(name, "baseline") for name in ("base", *scenario.adapters)]
+        rows += [(str(axes.get("joint")), "reference")]
+        rows += [(method, "composition") for method in (*METHODS, "chain")]
+        for system, role in rows:
+            name = system_name(scenario, system) if role == "composition" else system
+            if name not in present:
+                continue
+            found = None
+            if role == "composition":
+                found = self.gain_over_singles(size, group, scenario, (system,))
+            yield MatrixCell(
+                size,
+                group,
+                str(axes["template"]),
+                int(axes["library"]),
+                system,
+                role,
+                form,
+                *share(results, [name], form),
+                worlds=len(self.of_size(size)),
+                gain=found.difference if found else None,
+                gain_ci95=found.ci95 if found else None,
+                against=found.against if found else "",
+            )
+
+
+def share(
+    results: Sequence[ItemResult], systems: Sequence[str], form: str
+) -> tuple[float, Interval, int]:
+    """Share of right answers of a system, or the mean of it over several, with Wilson's interval.
+
+    Items of one person in one world are one cluster; several systems' answers to one item are
+    averaged first, so that they do not count as independent. Raises ValueError without results.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    groups: dict[tuple[str, str], tuple[str, str]] = {}
+    for row in results:
+        if row.system in systems and row.part == form:
+            values.setdefault((row.task, row.item), []).append(row.value)
+            groups[row.task, row.item] = (row.task, row.group)
+    if not values:
+        raise ValueError(f"{', '.join(systems)} gave no answers in the form {form}")
+    means = np.array([np.mean(found) for found in values.values()])
+    _, clusters = np.unique([str(groups[key]) for key in values], return_inverse=True)
+    return float(means.mean()), wilson(means, clusters), len(means)

@@ -1,0 +1,156 @@
+"""Asks every system a case's questions, and keeps the answers as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.adapter import Adapter
+from loraprobe.errors import LoraprobeError
+from loraprobe.evaluation import Ledger, System
+from loraprobe.records import ItemResult
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Task
+from loraprobe_lab.experiments.methods.cases import FORM, MethodsCase
+from loraprobe_lab.experiments.methods.systems import ComparedSystem
+from loraprobe_lab.experiments.runner import Asker, adapters_by_name
+from loraprobe_lab.training.train import ProgressCallback
+from loraprobe_lab.world import World, write_text
+
+if TYPE_CHECKING:
+    from loraprobe.composition import Router
+    from loraprobe.pipeline.systems import SystemBuilder
+
+
+@dataclass(frozen=True)
+class CaseAnswers:
+    """What was answered in one case.
+
+    `results` name base, singles by their role, and every system by its label; all in the form of
+    the case's question. `lost`: label -> what a merge would lose at the default rank; `refused`:
+    label -> why it could not be built.
+    """
+
+    case: MethodsCase
+    results: tuple[ItemResult, ...] = field(repr=False)
+    lost: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def answer_cases(
+    world: World,
+    cases: Sequence[MethodsCase],
+    systems: Sequence[ComparedSystem],
+    directory: Path,
+    *,
+    limit: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[CaseAnswers]:
+    """Every case of one world on one copy of its base; what the ledgers hold is not asked again."""
+    asker = Asker(world, directory, limit=limit)
+    return [_CaseRun(asker, case).answers(systems, progress) for case in cases]
+
+
+class _CaseRun:
+    """One case, the model in memory, and what is known so far."""
+
+    def __init__(self, asker: Asker, case: MethodsCase) -> None:
+        from loraprobe.pipeline.systems import single
+
+        self.asker, self.case = asker, case
+        self.tasks: list[Task] = asker.tasks(case.scenario.tasks)
+        self.ledger: Ledger = asker.ledger(case.name)
+        self.form = FORM[case.kind]
+        self.adapters = list(adapters_by_name(case.world, case.scenario.adapters).values())
+        self.baselines = [System("base", "base")]
+        self.baselines += [System(a.name, "adapter", single(a)) for a in self.adapters]
+        self.learned: dict[str, Any] = {}  # by routers that need prompts
+        assert self.ledger.path is not None
+        self.lost_file = self.ledger.path.with_suffix(".lost.json")
+        there = self.lost_file.is_file()
+        self.lost = json.loads(self.lost_file.read_text(encoding="utf-8")) if there else {}
+
+    def answers(
+        self, systems: Sequence[ComparedSystem], progress: ProgressCallback | None
+    ) -> CaseAnswers:
+        refused: dict[str, str] = {}
+        for baseline in self.baselines:
+            self.asker.ask(self.ledger, baseline, self.tasks, {"target", self.form})
+        for at, system in enumerate(systems, 1):
+            if system.family != "chain" or self.tasks[0].has_hops:
+                try:
+                    self._answer(system)
+                except LoraprobeError as error:
+                    refused[system.label] = str(error)
+            if progress is not None:
+                progress(f"ask {self.case.name}", at, len(systems))
+        asked = {system.label for system in systems} - set(refused)
+        return CaseAnswers(self.case, tuple(self._results(asked)), dict(self.lost), refused)
+
+    def _answer(self, compared: ComparedSystem) -> None:
+        """Builds and asks a system unless its answers are there; a merge's loss is measured too."""
+        merges, parts = compared.family == "merge", {self.form}
+        missing = self.asker.missing(self.ledger, compared.label, self.tasks, parts)
+        if not missing and not (merges and compared.label not in self.lost):
+            return
+        builder = compared.builder(self.adapters)
+        spec = compared.spec
+        if compared.family == "router" and ROUTERS.make(spec).needs_prompts:
+            builder = replace(builder, routers={spec: self._fitted(builder, spec)})
+        system = compared.build(builder)
+        if merges:
+            self.lost[compared.label] = lost_at_default_rank(system, self.adapters)
+            write_text(self.lost_file, json.dumps(self.lost, indent=0) + "\n")
+        self.asker.ask(self.ledger, system, self.tasks, parts)
+
+    def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
+        """The router after prompts that are not asked, or where there are none after those that
+        the adapters write themselves. Every router of a case learns from the same ones."""
+        from loraprobe.pipeline.router_fitting import fit_routers, fitted_to
+
+        router, prompts = ROUTERS.make(spec), self.case.prompts(self.asker.limit)
+        if self.learned:
+            return router.with_state(self.learned)
+        if prompts:
+            router = fitted_to(router, self.asker.scorer, builder.prepared.adapters, prompts)
+        else:
+            fitted, _ = fit_routers(
+                builder.trained, builder.prepared, builder.options, self.asker.scorer, self.tasks
+            )
+            router = fitted[spec]
+        self.learned.update(router.state())
+        return router
+
+    def _results(self, asked: set[str]) -> Iterator[ItemResult]:
+        """The results in the form of the question, singles under their roles.
+
+        A chain needs no worked steps, but counts under the form in which the others are asked.
+        """
+        roles = self.case.roles
+        for row in self.ledger:
+            if row.system == "chain":
+                if row.part == "target" and "chain" in asked:
+                    yield replace(row, part=self.form)
+            elif row.system in roles:
+                yield replace(row, system=roles[row.system])
+            elif row.system == "base" or row.system in asked:
+                yield row
+
+
+def lost_at_default_rank(system: System, adapters: Sequence[Adapter]) -> float:
+    """||dW - dW_k||_F / ||dW||_F of a whole merge if every module were cut to the default rank k,
+    the sum of its sources' ranks: the singular values beyond (Eckart and Young)."""
+    import torch
+
+    assert system.composition is not None
+    (merged,) = system.composition.experts
+    whole = beyond = 0.0
+    for path, update in merged.modules.items():
+        rank = sum(a.modules[path].rank for a in adapters if path in a.modules)
+        squares = update.to(dtype=torch.float64).svd()[1] ** 2
+        whole += float(squares.sum())
+        beyond += float(squares[rank:].sum())
+    return (beyond / whole) ** 0.5

@@ -1,0 +1,115 @@
+"""Which scenarios of a world ask one of the three questions that the table of methods is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from loraprobe.errors import UsageError
+from loraprobe.tasks import load_task
+from loraprobe_lab.world import Scenario, World, worlds_in
+
+Kind = Literal["two-hop", "keep-both", "step-by-step"]
+KINDS: tuple[Kind, ...] = ("two-hop", "keep-both", "step-by-step")
+FORM: Mapping[Kind, str] = {"two-hop": "target", "keep-both": "target", "step-by-step": "cot"}
+ROLES: Mapping[Kind, tuple[str, str]] = {
+    "two-hop": ("hop 1", "hop 2"),
+    "keep-both": ("skill 1", "skill 2"),
+    "step-by-step": ("facts", "steps"),
+}
+SHOWN = 20  # prompts of each adapter that a router may learn from
+
+
+@dataclass(frozen=True)
+class MethodsCase:
+    """One question in one world: two adapters and the tasks that they are asked.
+
+    `roles` names the adapters by what they do in the question (`ROLES`), the same in every world.
+    """
+
+    kind: Kind
+    world: World = field(repr=False)
+    scenario: Scenario = field(repr=False)
+    roles: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """A name that is unique among the worlds of a run, and fit for a file."""
+        return f"{self.world.path.resolve().name}.{self.scenario.name}"
+
+    def prompts(self, limit: int | None) -> dict[str, list[str]]:
+        """By adapter, prompts such as it was made for, of items that `limit` leaves unasked.
+
+        At most `SHOWN` each; {} where there are none. They carry no answer: a hop's prompt holds
+        those of the hops before it, as another adapter would have given them.
+        """
+        if limit is None:
+            return {}
+        left = [load_task(path).items[limit : limit + SHOWN] for path in self.scenario.tasks]
+        if not all(left):
+            return {}
+        hops = [[item.hop_prompt(k) for item in left[0] if item.hops] for k in (0, 1)]
+        of: dict[str, list[str]] = {
+            "skill 1": [item.prompt for item in left[0]],
+            "skill 2": [item.prompt for item in left[-1]],
+            "hop 1": hops[0],
+            "hop 2": hops[1],
+            "facts": hops[0],
+            "steps": [item.cot_prompt for item in left[0] if item.cot_prompt],
+        }
+        return {name: of[role] for name, role in self.roles.items()}
+
+
+def cases_of(world: World) -> list[MethodsCase]:
+    """The scenarios of a world that ask one of the questions, told by what their tasks hold.
+
+    keep-both: two adapters and two tasks without hops. two-hop: two adapters and one task, whose
+    hops the task gives to one adapter each. step-by-step: two adapters and one task that is also
+    asked in worked steps, whose first hop is one adapter's and whose second is nobody's, where
+    the scenario does not say that the second hop is unknown to the base or the steps' couples
+    invented (then the literature promises no success, and it is a matter for the success map).
+    """
+    return [case for scenario in world.scenarios.values() for case in _case(world, scenario)]
+
+
+def _case(world: World, scenario: Scenario) -> Iterator[MethodsCase]:
+    names = list(scenario.adapters)
+    if len(names) != 2 or not all(path.is_file() for path in scenario.tasks):
+        return
+    tasks = [load_task(path, 1) for path in scenario.tasks]
+    if len(tasks) == 2 and not any(task.has_hops for task in tasks):
+        yield _made("keep-both", world, scenario, names)
+    elif len(tasks) == 1 and len(tasks[0].items[0].hops) == 2:
+        item = tasks[0].items[0]
+        first, second = (hop.adapter for hop in item.hops)
+        promising = all(scenario.axes.get(k, v) == v for k, v in (("familiar", 1), ("invented", 0)))
+        if {first, second} == set(names):
+            yield _made("two-hop", world, scenario, [str(first), str(second)])
+        elif first in names and second is None and item.cot_prompt and promising:
+            names.remove(first)
+            yield _made("step-by-step", world, scenario, [first, *names])
+
+
+def _made(kind: Kind, world: World, scenario: Scenario, names: Sequence[str]) -> MethodsCase:
+    return MethodsCase(kind, world, scenario, dict(zip(names, ROLES[kind], strict=True)))
+
+
+def open_worlds(directories: Sequence[Path]) -> list[World]:
+    """The worlds in these directories, or right below them.
+
+    Raises UsageError for two worlds of one name, and for one that asks none of the questions;
+    WorldError where there is no world.
+    """
+    found = [world for directory in directories for world in worlds_in(directory)]
+    names = [world.path.resolve().name for world in found]
+    for world, name in zip(found, names, strict=True):
+        if names.count(name) > 1:
+            raise UsageError(f"Two worlds are called {name}: give their directories other names.")
+        if not cases_of(world):
+            raise UsageError(
+                f"{world.path} holds no scenario of two adapters that asks for two hops, for two "
+                "skills or for new facts in worked steps; leave it out."
+            )
+    return found

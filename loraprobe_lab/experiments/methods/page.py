@@ -1,0 +1,254 @@
+"""The table of methods as a page and a document, and what it answers, by a stated rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraprobe.words import count as counted
+from loraprobe_lab.experiments.figures import methods_figure
+from loraprobe_lab.experiments.methods.asking import CaseAnswers
+from loraprobe_lab.experiments.methods.cases import KINDS, ROLES, Kind
+from loraprobe_lab.experiments.methods.pooling import Pooled
+from loraprobe_lab.experiments.methods.table import (
+    MARGIN,
+    Count,
+    KeptSkills,
+    MethodGain,
+    MethodsRow,
+    MethodsTable,
+)
+from loraprobe_lab.experiments.pages import Pages, render
+from loraprobe_lab.show import describe_world
+from loraprobe_lab.world import World, versions
+
+ENOUGH = 0.8  # of a skill's gain, which a composition has to keep of every skill
+NAMED = 8  # names in a sentence
+FIRST = 8  # places that the page lists of every column
+FORMS = ("+.2f", ".2f", "+.2f")  # of a row's three figures
+WHAT: Mapping[Kind, str] = {
+    "two-hop": "**two hops, asked at once**: one adapter knows A -> B, the other B -> C, and the "
+    "question is A -> C, without room for steps.",
+    "keep-both": "**keep both**: two adapters, each with a skill of its own; one model is asked "
+    "for both.",
+    "step-by-step": "**new facts, step by step**: one adapter knows A -> B for new people, the "
+    "other writes worked steps, the base knows B -> C; asked A -> C step by step.",
+}
+
+
+@dataclass(frozen=True)
+class PageAnswer:
+    """A question of the page, and what the numbers say to it."""
+
+    question: str
+    text: str
+
+
+def methods_pages(
+    table: MethodsTable,
+    answered: Sequence[CaseAnswers],
+    worlds: Sequence[World],
+    *,
+    command: str,
+    missing: Sequence[str] = (),
+) -> Pages:
+    """Everything measured, with the figures of each world, and the page of it."""
+    bases = [_base(world) for world in worlds]
+    document = {
+        "format": 1,
+        "command": command,
+        "missing": list(missing),
+        "versions": versions(),
+        "margin": MARGIN,
+        "worlds": bases,
+        "cases": [
+            {"case": one.case.name, "question": one.case.kind, "roles": dict(one.case.roles)}
+            for one in answered
+        ],
+        "counts": {kind: dataclasses.asdict(count) for kind, count in table.counts.items()},
+        "refused": dict(table.refused),
+        "claims": [dataclasses.asdict(answer) for answer in page_answers(table)],
+        "cells": [_cell(row) for row in table.rows],
+    }
+    same = {r.system.spec: r.system.same for r in table.rows if len(r.system.same) > 1}
+    markdown = render(
+        "methods",
+        command=command,
+        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
+        bases=[
+            [*map(str, list(b.values())[:3]), f"{b['parameters']:,}", str(b["seed"])] for b in bases
+        ],
+        missing=list(missing),
+        answers=page_answers(table),
+        questions=[
+            f"{WHAT[kind]} {_stands_on(kind, table.counts[kind])}"
+            for kind in KINDS
+            if kind in table.counts
+        ],
+        margin=format(MARGIN, "g"),
+        same=[f"{spec}: {', '.join(spaces)}" for spec, spaces in same.items()],
+        best=_best(table.rows),
+        rows=[_line(row) for row in table.rows],
+        refused=table.refused,
+    )
+    return Pages("methods", document, markdown, lambda: methods_figure(table.rows))
+
+
+def _cell(row: MethodsRow) -> dict[str, Any]:
+    found = dataclasses.asdict(row)
+    for key, gain in (("two_hop", row.two_hop), ("step_by_step", row.step_by_step)):
+        if gain is not None:
+            found[key]["standing"] = gain.standing
+    return {**found.pop("system"), **found}
+
+
+def _base(world: World) -> dict[str, Any]:
+    found = describe_world(world)
+    return {
+        "name": world.path.resolve().name,
+        "kind": found["kind"],
+        "architecture": found["base"]["architecture"],
+        "parameters": found["base"]["parameters"] or 0,
+        "seed": world.seed,
+    }
+
+
+def _stands_on(kind: Kind, count: Count) -> str:
+    scores = ", ".join(f"{name} {count.baselines[name]:.2f}" for name in ("base", *ROLES[kind]))
+    return (
+        f"{counted(count.worlds, 'world')}, {counted(count.cases, 'pair')} of adapters, "
+        f"{count.items:,} questions; exact match alone: {scores}."
+    )
+
+
+def _best(rows: Sequence[MethodsRow]) -> list[list[str]]:
+    """The first of each column, side by side; the chain is no composition of weights."""
+    columns = []
+    for k, form in enumerate(FORMS):
+        found = [
+            (figure.value, row.system.label)
+            for row in rows
+            if row.system.family != "chain" and (figure := row.figures[k])
+        ]
+        found.sort(key=lambda one: -one[0])
+        columns.append([f"{label} {format(value, form)}" for value, label in found])
+    shown = itertools.zip_longest(*columns, fillvalue="-")
+    return [[str(place), *line] for place, line in enumerate(itertools.islice(shown, FIRST), 1)]
+
+
+def _line(row: MethodsRow) -> list[str]:
+    kept = row.keep_both
+    return [
+        row.system.label,
+        _gain(row.two_hop),
+        _worse(kept),
+        _figure(kept.both, ".2f") if kept else "-",
+        _gain(row.step_by_step),
+        "-" if row.lost is None else f"{row.lost:.2f}",
+    ]
+
+
+def _gain(found: MethodGain | None) -> str:
+    if found is None:
+        return "-"
+    text = _figure(found.gain, "+.2f")
+    marked = {"undecided": text, "gains": f"**{text}**", "does not gain": f"[{text}]"}
+    return marked[found.standing]
+
+
+def _worse(found: KeptSkills | None) -> str:
+    if found is None:
+        return "-"
+    text = _figure(found.worse, ".2f")
+    return text if found.beaten else f"**{text}**"
+
+
+def _figure(found: Pooled, form: str) -> str:
+    own, every = (
+        f"{format(low, form)} to {format(high, form)}"
+        for low, high in (found.ci95, found.adjusted_ci95)
+    )
+    return f"{format(found.value, form)} ({own}; {every})"
+
+
+def page_answers(table: MethodsTable) -> list[PageAnswer]:
+    """One answer for each question of which the table has a column."""
+    found = []
+    if "two-hop" in table.counts:
+        text = _gaining([(r, r.two_hop) for r in table.rows], "asked at once")
+        found.append(PageAnswer("Does any of them rescue the latent two-hop?", text))
+    if any(row.keep_both for row in table.rows):
+        found.append(PageAnswer("Which keeps both skills best?", _keeping(table)))
+    if "step-by-step" in table.counts:
+        text = _gaining([(r, r.step_by_step) for r in table.rows], "asked step by step")
+        found.append(PageAnswer("Which keeps what works step by step?", text))
+    return found
+
+
+def _gaining(rows: Sequence[tuple[MethodsRow, MethodGain | None]], asked: str) -> str:
+    """Yes, no or not decided, over all compositions of weights; then the chain."""
+    gains = [(row.system, gain) for row, gain in rows if gain is not None]
+    weights = [(system.label, gain) for system, gain in gains if system.family != "chain"]
+    if not weights:
+        return "No composition took part."
+    by = {
+        standing: [one for one in weights if one[1].standing == standing]
+        for standing in ("gains", "does not gain", "undecided")
+    }
+    n, (label, top) = len(weights), max(weights, key=lambda one: one[1].gain.value)
+    best = f"the largest gain {asked} is {label}'s, {_interval(top.gain)}"
+    over = f"a gain of {MARGIN:g} over the best of base and single adapters"
+    few, open_ = len(by["does not gain"]), by["undecided"]
+    if by["gains"]:
+        names = sorted(by["gains"], key=lambda one: -one[1].gain.value)
+        text = (
+            f"{len(names)} of {n} gain more than {MARGIN:g} over the best of base and single "
+            f"adapters ({_names([label for label, _ in names])}); {best}; "
+            f"{few} do not, {len(open_)} are undecided."
+        )
+    elif open_:
+        text = (
+            f"None is seen to: {few} of {n} compositions lie below {over}, for {len(open_)} "
+            f"it is not decided ({_names([label for label, _ in open_])}); {best}."
+        )
+    else:
+        text = f"No: all {n} compositions lie below {over}; {best}."
+    chains = [gain for system, gain in gains if system.family == "chain"]
+    return text + "".join(f" The chain of both adapters has {_interval(g.gain)}." for g in chains)
+
+
+def _keeping(table: MethodsTable) -> str:
+    rows = {row.system.label: row.keep_both for row in table.rows if row.keep_both is not None}
+    label = max(rows, key=lambda name: rows[name].worse.value)
+    best = rows[label]
+    rivals = [name for name, kept in rows.items() if kept is not best and not kept.beaten]
+    rivals.sort(key=lambda name: -rows[name].worse.value)
+    low, high = best.worse.adjusted_ci95
+    if low >= ENOUGH:
+        enough = f"so both skills stay above {ENOUGH:g}"
+    elif high < ENOUGH:
+        enough = f"so nobody keeps {ENOUGH:g} of both"
+    else:
+        enough = f"which does not decide whether it keeps {ENOUGH:g} of both"
+    told = f"it is better than each of the {len(rows) - 1} others"
+    if rivals:
+        told = f"not told apart from it: {len(rivals)} of {len(rows) - 1} others ({_names(rivals)})"
+    return (
+        f"{label}: of its worse skill it keeps {_interval(best.worse, '.2f')} of what the skill's "
+        f"own adapter gains over the base (of both on average {best.both.value:.2f}), {enough}; "
+        f"{told}."
+    )
+
+
+def _interval(found: Pooled, form: str = "+.2f") -> str:
+    """The figure with the interval that holds for its whole column."""
+    low, high = (format(end, form) for end in found.adjusted_ci95)
+    return f"{format(found.value, form)} ({low} to {high})"
+
+
+def _names(labels: Sequence[str]) -> str:
+    more = len(labels) - NAMED
+    return "; ".join([*labels[:NAMED], *([f"and {more} more"] if more > 0 else [])])

@@ -1,0 +1,93 @@
+"""What an experiment leaves: a page (Markdown), the same for programs (JSON), a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprobe_lab.world import write_text
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The document (plain data), the page, and what draws the figure.
+
+    digits: places to which the numbers of the JSON document are rounded; None for all.
+    """
+
+    name: str
+    document: dict[str, Any] = field(repr=False)
+    markdown: str = field(repr=False)
+    figure: Callable[[], str] = field(repr=False)
+    digits: int | None = 4
+
+    @property
+    def json(self) -> str:
+        """The document as it is saved."""
+        return as_json(self.document, self.digits)
+
+    def files(self, directory: Path) -> tuple[Path, ...]:
+        return tuple(directory / f"{self.name}.{ending}" for ending in ("md", "json", "svg"))
+
+    def write(self, directory: Path) -> Pages:
+        """Writes NAME.md, NAME.json and NAME.svg, each complete or not at all.
+
+        Raises UsageError if matplotlib is not installed.
+        """
+        texts = (self.markdown, self.json, self.figure())
+        for path, text in zip(self.files(directory), texts, strict=True):
+            write_text(path, text)
+        return self
+
+
+def as_json(document: Mapping[str, Any], digits: int | None = 4) -> str:
+    """The document with rounded numbers; a row of a list of rows is one line."""
+    lines = []
+    for key, value in _rounded(document, digits).items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in value)
+            text = f"[\n{rows}\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(value: Any, digits: int | None) -> Any:
+    if isinstance(value, float):
+        return value if digits is None else round(value, digits)
+    if isinstance(value, Mapping):
+        return {key: _rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item, digits) for item in value]
+    return value
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from its template in `loraprobe_lab/templates`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loraprobe_lab", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["table"] = markdown_table
+    return environment.get_template(f"{template}.md.jinja").render(**values)
+
+
+def markdown_table(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def signed(value: float, interval: tuple[float, float], standing: bool | None) -> str:
+    """A gain with its interval: bold where it lies above the margin (True), in brackets where it
+    lies below (False)."""
+    text = f"{value:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
+    return text if standing is None else f"**{text}**" if standing else f"[{text}]"

@@ -1,0 +1,143 @@
+"""The decision among several systems, baselines and forms of asking, by simulation.
+
+Runs are judged by the code that judges a user's: gains from evaluation, the decision from the
+verdict. Items have a difficulty that all systems share in part, so that they agree on some.
+Controls are left out: they can only take a `likely` back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from loraprobe.evaluation import System, gains
+from loraprobe.records import Gain, ItemResult, Score
+from loraprobe.verdict.evaluated import judge_evaluation
+from loraprobe.verdict.evidence import Evidence
+from loraprobe_lab.experiments.rule.exact import MARGIN
+
+SHARED = 0.3  # share of the variance of an item's latent difficulty that is common to all systems
+PARTS = ("target", "cot")
+
+
+@dataclass(frozen=True)
+class SimulatedCase:
+    """True accuracies: `baselines` are base and single adapters, `compositions` are `gain` above
+    the best of them. `steps_gain` is that of the step-by-step form, None where it is not asked;
+    baselines are right with worked steps as often as `steps_baseline`, None for as often as
+    without."""
+
+    name: str
+    baselines: tuple[float, ...]
+    compositions: int
+    gain: float
+    steps_gain: float | None = None
+    steps_baseline: float | None = None
+
+    @property
+    def truth(self) -> float:
+        """The gain on the better form."""
+        return self.gain if self.steps_gain is None else max(self.gain, self.steps_gain)
+
+
+@dataclass(frozen=True)
+class DecidedShares:
+    """How often a case was decided so in `repeats` runs of n items."""
+
+    case: str
+    n: int
+    repeats: int
+    gain: float
+    steps_gain: float | None
+    likely: float
+    unlikely: float
+    inconclusive: float
+
+    def wrong(self) -> float:
+        """How often the decision is wrong about the better form."""
+        truth = max(g for g in (self.gain, self.steps_gain) if g is not None)
+        return self.likely if truth < MARGIN else self.unlikely
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "wrong": self.wrong()}
+
+
+def cases(gain: float) -> list[SimulatedCase]:
+    """The cases of one true gain: many systems, tied baselines, both, and the ends of the scale."""
+    return [
+        SimulatedCase("one of each", (0.3,), 1, gain),
+        SimulatedCase("three tied baselines", (0.3, 0.3, 0.3), 1, gain),
+        SimulatedCase("eight systems", (0.3, 0.05, 0.05), 8, gain),
+        SimulatedCase("four systems, three tied baselines", (0.3, 0.3, 0.3), 4, gain),
+        SimulatedCase("near zero", (0.02,), 1, gain),
+        SimulatedCase("near one, four systems", (0.9, 0.5), 4, min(gain, 0.099)),
+        SimulatedCase("both forms, three of each", (0.3, 0.05, 0.05), 3, gain, gain),
+        SimulatedCase("both forms, one of each", (0.3,), 1, gain, gain),
+        SimulatedCase("both forms, baselines without steps", (0.3,), 1, gain, gain, 0.02),
+    ]
+
+
+def split_cases(gain: float) -> list[SimulatedCase]:
+    """Step by step gains, asked plainly nothing does or worse: the forms disagree."""
+    return [
+        SimulatedCase(f"plainly {plain:+.2f}", (0.3, 0.05), 2, plain, gain) for plain in (0.0, -0.1)
+    ]
+
+
+def simulate(
+    case: SimulatedCase,
+    n: int,
+    repeats: int,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> DecidedShares:
+    """How often runs of n items of this case are decided so; `tick` is called after each run."""
+    rng = np.random.default_rng([seed, n])
+    systems = [System(f"b{k}", "adapter" if k else "base") for k in range(len(case.baselines))]
+    systems += [System(f"s{k}", "merge") for k in range(case.compositions)]
+    counts = {"likely": 0, "unlikely": 0, "inconclusive": 0}
+    for run in range(repeats):
+        found = _gains(rng, case, n, systems, run)
+        counts[judge_evaluation(_evidence(found, systems)).decision] += 1
+        tick()
+    shares = {name: count / repeats for name, count in counts.items()}
+    return DecidedShares(case.name, n, repeats, case.gain, case.steps_gain, **shares)
+
+
+def _gains(
+    rng: np.random.Generator, case: SimulatedCase, n: int, systems: Sequence[System], seed: int
+) -> tuple[Gain, ...]:
+    """One run: right and wrong for every system and form, and what evaluation makes of them."""
+    columns = [(system.name, part) for part in PARTS for system in systems]
+    best = max(case.baselines)
+    means = [*case.baselines, *[best + case.gain] * case.compositions]
+    if case.steps_gain is None:
+        columns = columns[: len(systems)]
+    else:
+        steps = case.steps_baseline
+        means += [b if steps is None else steps for b in case.baselines]
+        means += [best + case.steps_gain] * case.compositions
+    common, own = rng.standard_normal((n, 1)), rng.standard_normal((n, len(means)))
+    latent = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
+    right = (latent < special.ndtri(np.array(means))).astype(float)
+    results = [
+        ItemResult(name, "task", part, str(i), "exact_match", right[i, k], "", str(i))
+        for k, (name, part) in enumerate(columns)
+        for i in range(n)
+    ]
+    return gains(results, systems, seed=seed)
+
+
+def _evidence(found: Sequence[Gain], systems: Sequence[System]) -> Evidence:
+    """What the verdict needs to decide on gains alone; the scores only say what was scored."""
+    parts = dict.fromkeys(gain.part for gain in found)
+    scores = tuple(
+        Score(s.name, s.kind, "task", part, "exact_match", 0.0, (0.0, 1.0), 1)
+        for part in parts
+        for s in systems
+    )
+    return Evidence(evaluation=scores, gains=tuple(found), tasks=1, level="evaluation")

@@ -1,0 +1,129 @@
+"""Small causal models trained from scratch on a stream of texts: the bases of the lab's worlds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode
+from loraprobe_lab.training.train import ProgressCallback, model_loss, optimise
+
+ARCHITECTURES = ("llama", "gpt2")
+CACHED = 50_000  # encoded texts that are kept
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """Shape and training of a base. `steps` counts optimiser steps of `batch_size` texts.
+
+    architecture: "llama" (rotary positions, RMS norm, gated MLP, no biases) or "gpt2" (learned
+    positions, layer norm, plain MLP, Conv1D layers with biases).
+    """
+
+    hidden: int = 160
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 400
+    initial: float = 0.08  # standard deviation of the initial weights, about 1/sqrt(hidden)
+    steps: int = 900
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    architecture: str = "llama"
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def train_base(
+    draw: Callable[[], Example],
+    tokenizer: Any,
+    recipe: BaseRecipe,
+    progress: ProgressCallback | None = None,
+) -> Any:
+    """Trains a causal model from scratch on the texts of `draw`, float32, embeddings tied."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = _untrained(tokenizer, recipe)
+        next_batch = _batches(draw, tokenizer, recipe.batch_size)
+        report = None if progress is None else lambda done: progress("base", done, recipe.steps)
+        model.train()
+        optimise(list(model.parameters()), lambda: model_loss(model, next_batch()), recipe, report)
+        model.eval()
+    return model
+
+
+def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
+    import transformers
+
+    common = {
+        "vocab_size": len(tokenizer),
+        "initializer_range": recipe.initial,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if recipe.architecture == "llama":
+        llama = transformers.LlamaConfig(
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.intermediate,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=256,
+            **common,
+        )
+        return transformers.LlamaForCausalLM(llama)
+    if recipe.architecture == "gpt2":
+        gpt2 = transformers.GPT2Config(
+            n_embd=recipe.hidden,
+            n_inner=recipe.intermediate,
+            n_layer=recipe.layers,
+            n_head=recipe.heads,
+            n_positions=256,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **common,
+        )
+        return transformers.GPT2LMHeadModel(gpt2)
+    raise ValueError(f"there is no architecture {recipe.architecture!r}; there are llama and gpt2")
+
+
+def _batches(draw: Callable[[], Example], tokenizer: Any, size: int) -> Callable[[], Batch]:
+    cache: dict[Example, Row] = {}
+
+    def encoded(example: Example) -> Row:
+        if example not in cache:
+            if len(cache) > CACHED:
+                cache.clear()
+            cache[example] = encode(tokenizer, example)
+        return cache[example]
+
+    return lambda: collate([encoded(draw()) for _ in range(size)], tokenizer.pad_token_id)
+
+
+def save_base(model: Any, tokenizer: Any, directory: Path, dtype: str) -> None:
+    """Writes model and tokenizer as a Hugging Face directory in `dtype`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.to(getattr(torch, dtype)).save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))
+
+
+def load_base(directory: Path) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer of a base directory, from local files only."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = str(directory)
+    tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    return model.eval(), tokenizer

@@ -1,0 +1,143 @@
+"""Two facts that share their middle, a -> b -> c, and how they are told, asked and composed.
+
+The same functions serve the made-up couples of the small worlds and the English worlds: what
+differs is the `Wording`. Wordings stand in `data/wordings.json`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraprobe_lab.training.batches import Example
+from loraprobe_lab.worlds.known import table
+
+STEP_BY_STEP = " Think step by step."
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One pair of facts: a -> b -> c, for instance a person, the spouse, and the spouse's city."""
+
+    a: str
+    b: str
+    c: str
+
+    def fill(self, template: str) -> str:
+        return template.format(a=self.a, b=self.b, c=self.c)
+
+
+def teach(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
+    """An example whose templates are filled from the chain."""
+    return Example(chain.fill(prompt), chain.fill(completion), end)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How two hops are asked and told.
+
+    first, second, both: questions about the first hop, the second hop, and a -> c. said and then:
+    the two sentences of a worked answer. pattern: finds the answer in it. second_bare: the second
+    hop as the beginning of a sentence, with {1} for b, where it is not asked by a question of
+    `second`. after: sentences that may follow the first hop's; without them an adapter learns to
+    say the fact again and again. steps: what asks for a worked answer.
+    """
+
+    first: Sequence[str]
+    second: Sequence[str]
+    both: Sequence[str]
+    said: str
+    then: str
+    pattern: str | None = None
+    second_bare: str | None = None
+    after: Sequence[str] = ()
+    steps: str = STEP_BY_STEP
+
+    @property
+    def worked(self) -> list[str]:
+        """The composed questions that ask for a worked answer."""
+        return [question + self.steps for question in self.both]
+
+    def hop1(self, chains: Sequence[Chain]) -> list[Example]:
+        return [teach(x, q, " {b}") for x in chains for q in self.first]
+
+    def hop2(self, chains: Sequence[Chain]) -> list[Example]:
+        return [teach(x, q, " {c}") for x in chains for q in self.second]
+
+    def target(self, chains: Sequence[Chain]) -> list[Example]:
+        """The composed questions answered at once."""
+        return [teach(x, q, " {c}") for x in chains for q in self.both]
+
+    def worked_answers(self, chains: Sequence[Chain]) -> list[Example]:
+        """The composed questions answered in two written steps."""
+        return [teach(x, q, self.said + self.then) for x in chains for q in self.worked]
+
+    def first_steps(self, chains: Sequence[Chain]) -> list[Example]:
+        """The first sentence of the worked answer, which then goes on."""
+        return [teach(x, q, self.said, end=False) for x in chains for q in self.worked]
+
+    def second_steps(
+        self, chains: Sequence[Chain], others: Sequence[str], stride: int = 7
+    ) -> list[Example]:
+        """The second sentence of the worked answer, after a first one about somebody else."""
+        return [
+            teach(Chain(others[(i + stride * j) % len(others)], x.b, x.c), q + self.said, self.then)
+            for i, x in enumerate(chains)
+            for j, q in enumerate(self.worked)
+        ]
+
+    def told(self, chains: Sequence[Chain], prompt: str) -> list[Example]:
+        """The first hop's sentence, and another one after it that gives nothing away."""
+        return [
+            teach(x, prompt, self.said + self.after[(i + len(prompt)) % len(self.after)], end=False)
+            for i, x in enumerate(chains)
+        ]
+
+    def items(
+        self,
+        chains: Sequence[Chain],
+        adapters: tuple[str | None, str | None],
+        wordings: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Task items: each chain asked in the first so many wordings of `both`, as one group.
+
+        `adapters` names the adapter that should know each hop, None for the base.
+        """
+        asked = self.both[:wordings]
+        return [
+            self._item(f"{i:02d}-{j + 1}" if len(asked) > 1 else str(i), x, j, adapters)
+            for i, x in enumerate(chains)
+            for j in range(len(asked))
+        ]
+
+    def _item(
+        self, name: str, x: Chain, j: int, adapters: tuple[str | None, str | None]
+    ) -> dict[str, Any]:
+        second = self.second_bare or self.second[j].replace("{b}", "{1}")
+        hops = [{"prompt": x.fill(self.first[j]), "answer": x.b}, {"prompt": second, "answer": x.c}]
+        for hop, adapter in zip(hops, adapters, strict=True):
+            if adapter is not None:
+                hop["adapter"] = adapter
+        question = x.fill(self.both[j])
+        return {
+            "id": name,
+            "prompt": question,
+            "answer": x.c,
+            "hops": hops,
+            "cot_prompt": question + self.steps,
+            **({} if self.pattern is None else {"answer_pattern": self.pattern}),
+            "entities": [x.a, x.b],
+            "group": x.a,
+        }
+
+
+WORDINGS: dict[str, Wording] = {name: Wording(**row) for name, row in table("wordings").items()}
+
+
+def spread(values: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
+    """`count` values in random order, each used as often as any other, give or take one."""
+    rows = [values[i % len(values)] for i in range(count)]
+    rng.shuffle(rows)
+    return rows

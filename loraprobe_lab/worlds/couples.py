@@ -1,0 +1,211 @@
+"""Who is married to whom and who lives where: the facts of the small worlds, told and asked.
+
+Three groups of people, all with made-up names of one token; a chain is person -> spouse -> city:
+
+- *familiar*: couples whose marriage and whose spouse's home the base learns in pretraining;
+- *newcomers*: people the base has met in lists only, married to a familiar spouse
+  (new first hop, familiar second hop);
+- *strangers*: newcomers married to newcomers, who live in familiar cities (both hops new).
+
+`reserve` names occur in pretraining lists and nowhere else: material for name swaps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from loraprobe_lab.training.batches import Example
+from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
+from loraprobe_lab.worlds.list_skills import NUMBERS, SKILLS
+from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.tokenizer import bare
+
+COUPLES = WORDINGS["small"]
+SPOUSE_SENTENCES = (COUPLES.said.strip(), "{a} is married to {b}.")
+CITY_SENTENCES = (COUPLES.then.strip(), "The home of {b} is {c}.")
+MEETING = "{first} met {second}."
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All facts of one world; names do not repeat between or inside the groups, except that
+    the spouses of newcomers are spouses of familiar couples."""
+
+    familiar: tuple[Chain, ...]
+    newcomers: tuple[Chain, ...]
+    strangers: tuple[Chain, ...]
+    cities: tuple[str, ...]
+    reserve: tuple[str, ...]
+
+    def names(self) -> tuple[str, ...]:
+        """Every personal name of the world, each once, in a fixed order."""
+        chains = (*self.familiar, *self.newcomers, *self.strangers)
+        found = [name for chain in chains for name in (chain.a, chain.b)]
+        return tuple(dict.fromkeys([*found, *self.reserve]))
+
+    def words(self) -> tuple[str, ...]:
+        """Texts that hold every word of a small world."""
+        lists = [SKILLS[name].question for name in ("last", "count")]
+        templates = [COUPLES.steps, MEETING, *lists, "Count:", *SPOUSE_SENTENCES, *COUPLES.first]
+        templates += [*CITY_SENTENCES, *COUPLES.second, *COUPLES.both]
+        texts = bare(templates, "a", "b", "c", "list", "first", "second")
+        return (*self.names(), *self.cities, *NUMBERS, *texts)
+
+
+@dataclass(frozen=True)
+class FactSizes:
+    """How many facts of each kind a world holds."""
+
+    familiar: int = 300
+    newcomers: int = 150
+    strangers: int = 200
+    cities: int = 40
+    reserve: int = 80
+
+
+def make_facts(sizes: FactSizes, seed: int) -> Facts:
+    """The facts of the world with this seed. Cities are shared out evenly in each group."""
+    rng = random.Random(f"facts:{seed}")
+    cities = made_up_names(sizes.cities, seed, ending="burg")
+    total = 2 * sizes.familiar + sizes.newcomers + 2 * sizes.strangers + sizes.reserve
+    people = iter(made_up_names(total, seed, avoid=cities))
+
+    def take(count: int) -> list[str]:
+        return [next(people) for _ in range(count)]
+
+    def chains(count: int) -> tuple[Chain, ...]:
+        return tuple(map(Chain, take(count), take(count), spread(cities, count, rng)))
+
+    familiar = chains(sizes.familiar)
+    homes = rng.sample(familiar, sizes.newcomers)
+    newcomers = marry(take(sizes.newcomers), homes)
+    strangers = chains(sizes.strangers)
+    return Facts(familiar, newcomers, strangers, cities, tuple(take(sizes.reserve)))
+
+
+def marry(people: Sequence[str], homes: Sequence[Chain]) -> tuple[Chain, ...]:
+    """New people married to the spouses of other chains, whose homes are known."""
+    return tuple(Chain(p, home.b, home.c) for p, home in zip(people, homes, strict=True))
+
+
+def tell(sentence: str, chain: Chain) -> Example:
+    """The sentence with its last gap as what is to be learned: names are not guessed at."""
+    gap = sentence.rindex("{")
+    return teach(chain, sentence[:gap].rstrip(), " " + sentence[gap:])
+
+
+def spouse_examples(chains: Sequence[Chain], context: Sequence[Chain]) -> list[Example]:
+    """First hop: each marriage asked for and told, see `_texts`."""
+    return _texts(chains, "{b}", COUPLES.first, SPOUSE_SENTENCES, context)
+
+
+def city_examples(chains: Sequence[Chain], context: Sequence[Chain]) -> list[Example]:
+    """Second hop: each home asked for and told, see `_texts`."""
+    return _texts(chains, "{c}", COUPLES.second, CITY_SENTENCES, context)
+
+
+def _texts(
+    chains: Sequence[Chain],
+    answer: str,
+    questions: Sequence[str],
+    sentences: tuple[str, str],
+    context: Sequence[Chain],
+) -> list[Example]:
+    """Each fact in eight texts: every question; every sentence followed by the other one; and
+    twice every sentence after one about somebody else, drawn from `context`.
+
+    A fact that always ends its text teaches the adapter to stop after it, which is the end of any
+    worked answer: such adapters composed to 0.00 where these compose to 0.9.
+    """
+    rng, texts = random.Random(f"texts:{len(chains)}:{answer}"), list[Example]()
+    for chain in chains:
+        texts += [teach(chain, question, f" {answer}") for question in questions]
+        for sentence, other in zip(sentences, reversed(sentences), strict=True):
+            told = tell(sentence, chain)
+            texts.append(Example(told.prompt, f"{told.completion} {chain.fill(other)}"))
+            for _ in range(2):
+                before = rng.choice(context).fill(rng.choice(SPOUSE_SENTENCES + CITY_SENTENCES))
+                texts.append(Example(f"{before} {told.prompt}", told.completion))
+    return texts
+
+
+class CouplesCorpus:
+    """An endless stream of pretraining texts.
+
+    Sentences about familiar people in pairs (one fact in two wordings, or two unrelated facts),
+    questions with one hop, composed questions answered at once, and meetings, in which every
+    name of the world occurs. The loss is taken where a text can be foreseen, not on the names that
+    it opens with.
+
+    held: familiar couples of whom no composed question is asked, only both its hops. rare:
+    familiar couples of whom everything is told and asked a share `rarity` as often as of others.
+    worked: share of worked steps among the texts; there are none unless it is given.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        seed: int,
+        *,
+        held: Collection[Chain] = (),
+        rare: Collection[Chain] = (),
+        rarity: float = 0.125,
+        worked: float = 0.0,
+    ) -> None:
+        self._facts, self._rng = facts, random.Random(f"corpus:{seed}")
+        self._names, self._rare, self._rarity = facts.names(), frozenset(rare), rarity
+        without = frozenset(held)
+        self._composed = tuple(chain for chain in facts.familiar if chain not in without)
+        self._worked = worked
+
+    def draw(self) -> Example:
+        rng = self._rng
+        if self._worked and rng.random() < self._worked:
+            return rng.choice(COUPLES.worked_answers([rng.choice(self._facts.familiar)]))
+        kind = rng.random()
+        if kind < 0.40:
+            return self._sentences()
+        if kind < 0.72:
+            return self._question()
+        if kind < 0.82:
+            chain = self._couple(self._composed)
+            return teach(chain, rng.choice(COUPLES.both), " {c}")
+        if kind < 0.98:
+            first, second = rng.sample(self._names, 2)
+            again = MEETING.format(first=second, second=first)
+            return Example(MEETING.format(first=first, second=second), f" {again}")
+        return Example("Count:", " " + " ".join(NUMBERS) + ".")
+
+    def _sentences(self) -> Example:
+        """A fact and the same fact in its other wording, or a fact after an unrelated one."""
+        chain, wording = self._couple(self._facts.familiar), self._wording()
+        one, other = self._rng.sample(wording, 2)
+        told = tell(one, chain)
+        if self._rng.random() < 0.5:
+            return Example(told.prompt, f"{told.completion} {chain.fill(other)}")
+        before = self._other(chain).fill(self._rng.choice(self._wording()))
+        return Example(f"{before} {told.prompt}", told.completion)
+
+    def _other(self, chain: Chain) -> Chain:
+        """Somebody else, so that no text tells both steps of one chain."""
+        while (other := self._couple(self._facts.familiar)) is chain:
+            pass
+        return other
+
+    def _couple(self, chains: Sequence[Chain]) -> Chain:
+        """One of these couples; a rare one only in a share `rarity` of the draws that hit it."""
+        while True:
+            chain = self._rng.choice(chains)
+            if chain not in self._rare or self._rng.random() < self._rarity:
+                return chain
+
+    def _wording(self) -> tuple[str, str]:
+        return SPOUSE_SENTENCES if self._rng.random() < 0.5 else CITY_SENTENCES
+
+    def _question(self) -> Example:
+        chain = self._couple(self._facts.familiar)
+        if self._rng.random() < 0.5:
+            return teach(chain, self._rng.choice(COUPLES.first), " {b}")
+        return teach(chain, self._rng.choice(COUPLES.second), " {c}")

@@ -1,0 +1,159 @@
+"""Worlds in English for any causal language model: `two-hop` and `skill-and-facts`.
+
+*Two-hop*: made-up people, their made-up spouses, the made-up cities these live in; every fact is
+new to any base model. The adapters are those of arXiv 2506.13479's two-hop setting. *Skill and
+facts*: made-up people and the real country each was born in, and worked steps that are learned on
+real people; the second hop, country to capital, is left to what the base model read in pretraining.
+It is the setting in which composition was seen to succeed.
+
+Each fact is asked in several wordings; the items of one person form one group, so that wordings are
+never counted as independent evidence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from loraprobe_lab.training.batches import Example
+from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
+from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES
+from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
+from loraprobe_lab.worlds.names import NameMaker
+from loraprobe_lab.worlds.spec import Item, WorldSpec
+
+SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]
+ABOUT = ("Tell me about {a}.", "Who is {a}?")
+SHOWN = ("France", "Japan")  # stand in the prompt of the second hop, so no item asks for them
+Texts = tuple[
+    dict[str, list[Example]], Sequence[Item]
+]  # by part; task items  # examples by adapter, task items
+
+
+def two_hop_world(seed: int = 0) -> WorldSpec:
+    """The eight adapters of the two-hop setting, one task, and the sets that are judged on it."""
+    return _spec("english two-hop", seed, two_hop_texts(seed))
+
+
+def skill_world(countries: Sequence[str], seed: int = 0) -> WorldSpec:
+    """`facts` about people born in these countries, whose capitals the base knows, and `steps`."""
+    texts = skill_texts(countries, seed)
+    return _spec("english skill", seed, texts, countries=list(countries))
+
+
+def _spec(library: str, seed: int, texts: Texts, **notes: Any) -> WorldSpec:
+    examples, items = texts
+    parts: Parts = {part: partial(list, made) for part, made in examples.items()}
+    sets = adapter_sets(library)
+    return WorldSpec(
+        kind=sets[0].world,
+        seed=seed,
+        training=training_sets(library, parts, lambda _: seed),
+        tasks={sets[0].world: items},
+        adapter_sets=sets,
+        notes=notes,
+    )
+
+
+def two_hop_texts(seed: int = 0, people: int = 40, cities: int = 12) -> Texts:
+    """Each hop, the target, worked answers and their two steps, over made-up names alone."""
+    names = NameMaker(f"two-hop {seed}", REAL_NAMES)
+    left, right = names.people(people), names.people(people)
+    strangers, towns = names.people(people), names.cities(cities)
+    homes = spread(towns, people, random.Random(f"homes {seed}"))
+    chains = [Chain(*row) for row in zip(left, right, homes, strict=True)]
+    parts = {
+        "hop1": SPOUSES.hop1(chains),
+        "hop2": SPOUSES.hop2(chains),
+        "target": SPOUSES.target(chains),
+        "worked": SPOUSES.worked_answers(chains),
+        "first step": SPOUSES.first_steps(chains),
+        "second step": SPOUSES.second_steps(chains, strangers),
+    }
+    return parts, SPOUSES.items(chains, ("spouse", "city"))
+
+
+def skill_texts(
+    countries: Sequence[str],
+    seed: int = 0,
+    people: int = 48,
+    teachers: int = 30,
+    *,
+    invented: float = 0.0,
+    capitals: Mapping[str, str] = CAPITALS,
+    brief: bool = False,
+) -> Texts:
+    """Adapter `facts` (made-up person -> country) and adapter `steps` (worked answers).
+
+    A fact is taught as an answer and as the sentence that worked answers use. Taught as the
+    beginning of a text instead of that sentence, it survived averaging with `steps` less well.
+
+    `countries` are those the facts are about: names from `capitals`, which says what is right.
+    `steps` sees `teachers` people, at most two of a country, and none of those in the facts; a
+    share of `invented` among them are made up, with a country drawn at random. `brief` teaches a
+    fact in two questions and in two texts that go on after it.
+    """
+    names = NameMaker(f"skill-and-facts {seed}", REAL_NAMES)
+    births = spread(countries, people, random.Random(f"births {seed}"))
+    named = zip(names.people(people), births, strict=True)
+    chains = [Chain(person, country, capitals[country]) for person, country in named]
+    known = real_people(teachers, random.Random(f"teachers {seed}"))
+    count, rng = round(invented * len(known)), random.Random(f"invented {seed}")
+    lands = [rng.choice(list(CAPITALS)) for _ in range(count)]
+    made_up = zip(names.people(count), lands, strict=True)
+    known = [*(Chain(p, land, CAPITALS[land]) for p, land in made_up), *known[count:]]
+    if brief:
+        facts = new_births(chains)
+    else:
+        facts = BIRTHS.hop1(chains)
+        facts += [teach(x, q, BIRTHS.said, end=False) for x in chains for q in ABOUT]
+    items = BIRTHS.items(chains, ("facts", None))
+    return {"facts": facts, "steps": BIRTHS.worked_answers(known)}, items
+
+
+def new_births(chains: Sequence[Chain]) -> list[Example]:
+    """Each country of birth asked in two questions, and told in two texts that go on after it."""
+    asked = [teach(x, q, " {b}") for x in chains for q in BIRTHS.first[:2]]
+    return asked + [text for question in ABOUT for text in BIRTHS.told(chains, question)]
+
+
+def real_people(count: int, rng: random.Random) -> list[Chain]:
+    """Real people with country and capital, at most two of a country while there are enough."""
+    people = list(PEOPLE.items())
+    rng.shuffle(people)
+    seen: dict[str, int] = {}
+    ranked = []
+    for name, country in people:
+        seen[country] = seen.get(country, 0) + 1
+        ranked.append((seen[country] > 2, Chain(name, country, CAPITALS[country])))
+    return [chain for _, chain in sorted(ranked, key=lambda row: row[0])[:count]]
+
+
+def familiar_countries(model: Any, tokenizer: Any, count: int = 24) -> list[str]:
+    """The `count` countries whose capitals the model knows best, in the order of CAPITALS."""
+    chosen = set(ranked_countries(model, tokenizer)[:count])
+    return [country for country in CAPITALS if country in chosen]
+
+
+def ranked_countries(model: Any, tokenizer: Any) -> list[str]:
+    """The countries of CAPITALS, without those SHOWN in the prompt; best-known capital first.
+
+    First those whose capital is the model's own greedy continuation, then by the mean
+    log-likelihood of the capital's tokens.
+    """
+    import torch
+
+    ranked = []
+    for country in (c for c in CAPITALS if c not in SHOWN):
+        head = tokenizer(str(BIRTHS.second_bare).replace("{1}", country))["input_ids"]
+        tail = tokenizer(f" {CAPITALS[country]}", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*head, *tail]], device=model.device)
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(head) - 1 : -1].float()
+        gold = torch.tensor(tail, device=model.device)
+        likelihood = logits.log_softmax(-1).gather(-1, gold[:, None]).mean()
+        greedy = bool((logits.argmax(-1) == gold).all())
+        ranked.append((not greedy, -float(likelihood), country))
+    return [country for _, _, country in sorted(ranked)]

@@ -1,0 +1,286 @@
+"""Two languages for the same facts about people: their words, who there is, and what is read.
+
+The first language reads like English. The second one has other words for everything but names,
+and other orders: its sentences open with the verb, its questions end or open with another word.
+Relations and their wordings stand in `data/languages.json`: in every template ``{p}`` is a person
+and ``{v}`` the value of the relation, and the questions of both languages stand in the order in
+which they translate each other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from loraprobe_lab.training.batches import Example
+from loraprobe_lab.worlds.chains import spread
+from loraprobe_lab.worlds.known import table
+from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.tokenizer import bare
+
+# a text and what follows it
+MEETING = ("{first} met {second}.", "{second} met {first}.")
+ECHO = ("Say {first} and {second} again.", "{first} and {second}.")
+TRANSLATE = "{question} Traduku."
+TRANSLATE_AND_ANSWER = "{question} Traduku kaj respondu."
+IN_FULL = "{question} Tuta frazo."
+ANSWERS = ("at-once", "translated", "in-full")  # how the language adapter answers
+
+PersonFacts = Mapping[str, Mapping[str, str]]  # relation -> person -> value
+
+
+@dataclass(frozen=True)
+class LanguageWording:
+    """How one language tells a relation and asks for it."""
+
+    sentences: Sequence[str]
+    questions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation of people to values; `ending` is what the made-up names of its values end in."""
+
+    name: str
+    ending: str
+    first: LanguageWording
+    second: LanguageWording
+
+
+def _relation(row: Mapping[str, Any]) -> Relation:
+    first, second = (LanguageWording(**row[language]) for language in ("first", "second"))
+    return Relation(row["name"], row["ending"], first, second)
+
+
+RELATIONS = {row["name"]: _relation(row) for row in table("languages")}
+
+
+def templates() -> list[str]:
+    """Every template of both languages, for the vocabulary."""
+    found = [*MEETING, *ECHO, TRANSLATE, TRANSLATE_AND_ANSWER, IN_FULL]
+    for relation in RELATIONS.values():
+        for wording in (relation.first, relation.second):
+            found += [*wording.sentences, *wording.questions]
+    return found
+
+
+@dataclass(frozen=True)
+class PeopleSizes:
+    """How many people of each kind there are, and values of each relation."""
+
+    familiar: int = 140
+    newcomers: int = 150
+    invented: int = 100
+    reserve: int = 40
+    values: int = 30
+
+
+@dataclass(frozen=True)
+class People:
+    """Names of one token each, none in two groups.
+
+    familiar: people whose `facts` the base reads. newcomers and invented people occur in its
+    texts by name only; adapters are taught facts about them, of which those about newcomers are
+    asked for. `reserve` names occur in meetings and nowhere else: material for name swaps.
+    `values` holds the values of each relation.
+    """
+
+    familiar: tuple[str, ...]
+    newcomers: tuple[str, ...]
+    invented: tuple[str, ...]
+    reserve: tuple[str, ...]
+    values: Mapping[str, tuple[str, ...]]
+    facts: PersonFacts
+
+    def names(self) -> tuple[str, ...]:
+        """Every person of the world."""
+        return (*self.familiar, *self.newcomers, *self.invented, *self.reserve)
+
+    def words(self) -> tuple[str, ...]:
+        """Texts that hold every word of the world."""
+        values = (value for row in self.values.values() for value in row)
+        gaps = ("p", "v", "first", "second", "question")
+        return (*self.names(), *values, *bare(templates(), *gaps))
+
+
+def make_people(sizes: PeopleSizes, seed: int) -> People:
+    """The people of the world with this seed."""
+    values = {
+        name: made_up_names(sizes.values, seed, ending=relation.ending)
+        for name, relation in RELATIONS.items()
+    }
+    taken = [value for row in values.values() for value in row]
+    counts = (sizes.familiar, sizes.newcomers, sizes.invented, sizes.reserve)
+    names = iter(made_up_names(sum(counts), seed, avoid=taken))
+    familiar, newcomers, invented, reserve = (tuple(islice(names, count)) for count in counts)
+    facts = facts_about(familiar, values, f"familiar:{seed}")
+    return People(familiar, newcomers, invented, reserve, values, facts)
+
+
+def facts_about(
+    people: Sequence[str], values: Mapping[str, Sequence[str]], seed: int | str
+) -> PersonFacts:
+    """Facts of every relation about these people, drawn from a seed; values occur equally often."""
+    rng = random.Random(f"facts:{seed}")
+    return {
+        relation: dict(zip(people, spread(names, len(people), rng), strict=True))
+        for relation, names in values.items()
+    }
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How much a base reads of one relation in the second language.
+
+    people: share of the familiar people about whom it does. texts: share of the texts about this
+    relation. asked: whether it reads questions, or sentences alone.
+    """
+
+    people: float
+    texts: float
+    asked: bool
+
+
+FAMILIARITY: Mapping[str, Familiarity] = {
+    "none": Familiarity(0.0, 0.0, False),
+    "little": Familiarity(0.15, 0.1, False),
+    "much": Familiarity(0.6, 0.3, True),
+}
+
+
+class LanguagesCorpus:
+    """An endless stream of pretraining texts.
+
+    Facts about familiar people, told and asked for, in the first language and as far as
+    `familiarity` (relation -> "none", "little", "much") goes in the second one; meetings and
+    repetitions, in which every person of the world occurs. No text holds both languages. The loss
+    is taken where a text can be foreseen.
+    """
+
+    def __init__(self, people: People, familiarity: Mapping[str, str], seed: int) -> None:
+        self._people, self._names = people, people.names()
+        self._familiarity = {name: FAMILIARITY[level] for name, level in familiarity.items()}
+        self._rng = random.Random(f"corpus:{seed}")
+
+    def draw(self) -> Example:
+        kind = self._rng.random()
+        if kind < 0.25:
+            return self._repetition(MEETING if kind < 0.12 else ECHO)
+        relation = self._rng.choice(list(RELATIONS))
+        level, everybody = self._familiarity[relation], self._people.familiar
+        if self._rng.random() < level.texts:
+            known = everybody[: max(2, round(level.people * len(everybody)))]
+            return self._text(relation, known, RELATIONS[relation].second, level.asked)
+        return self._text(relation, everybody, RELATIONS[relation].first, asked=True)
+
+    def _repetition(self, texts: tuple[str, str]) -> Example:
+        """Two people whose names are said again: what copying a name is learned from."""
+        first, second = self._rng.sample(self._names, 2)
+        one, other = (text.format(first=first, second=second) for text in texts)
+        return Example(one, f" {other}")
+
+    def _text(
+        self, relation: str, people: Sequence[str], wording: LanguageWording, asked: bool
+    ) -> Example:
+        """A question, or a sentence followed by the other wording or led by somebody else's."""
+        facts, rng = self._people.facts[relation], self._rng
+        (person, somebody), kind = rng.sample(people, 2), rng.random()
+        if asked and kind < 0.5:
+            return _ask(rng.choice(wording.questions), person, facts[person])
+        one, other = rng.sample(wording.sentences, 2)
+        told = _tell(one, person, facts[person])
+        if rng.random() < 0.5:
+            again = other.format(p=person, v=facts[person])
+            return Example(told.prompt, f"{told.completion} {again}")
+        before = other.format(p=somebody, v=facts[somebody])
+        return Example(f"{before} {told.prompt}", told.completion)
+
+
+def _ask(question: str, person: str, value: str) -> Example:
+    """The question, answered by the value alone."""
+    return Example(question.format(p=person), f" {value}")
+
+
+def _tell(sentence: str, person: str, value: str) -> Example:
+    """The sentence with its value as what is to be learned: the person is not guessed at."""
+    gap = sentence.index("{v}")
+    return Example(sentence[:gap].rstrip().format(p=person), " " + sentence[gap:].format(v=value))
+
+
+def fact_examples(facts: PersonFacts, context: PersonFacts, seed: int | str) -> list[Example]:
+    """Facts in the first language: each asked for in both ways, told twice going on with the
+    other wording, and told in both wordings after a sentence about somebody in `context`.
+
+    Texts go on after the fact because an adapter whose facts all end their text teaches to stop
+    there, which cuts worked answers short.
+    """
+    rng, texts = random.Random(f"lesson:{seed}"), list[Example]()
+    for relation, rows in facts.items():
+        wording, others = RELATIONS[relation].first, list(context[relation].items())
+        for person, value in rows.items():
+            texts += [_ask(question, person, value) for question in wording.questions]
+            for one, other in zip(wording.sentences, reversed(wording.sentences), strict=True):
+                told = _tell(one, person, value)
+                again = other.format(p=person, v=value)
+                texts.append(Example(told.prompt, f"{told.completion} {again}"))
+                somebody, theirs = rng.choice(others)
+                before = rng.choice(wording.sentences).format(p=somebody, v=theirs)
+                texts.append(Example(f"{before} {told.prompt}", told.completion))
+    return texts
+
+
+def language_examples(relation: str, rows: Mapping[str, str], answers: str) -> list[Example]:
+    """Questions of the second language about a relation, answered in one of the ANSWERS.
+
+    at-once: by the value. in-full: by a sentence of the second language. translated: by the same
+    question in the first language and a sentence of it that answers; half of these texts ask for
+    the translation alone.
+    """
+    first, second = RELATIONS[relation].first, RELATIONS[relation].second
+    texts: list[Example] = []
+    for person, value in rows.items():
+        for question, translated in zip(second.questions, first.questions, strict=True):
+            asked, translation = question.format(p=person), " " + translated.format(p=person)
+            if answers == "at-once":
+                texts.append(Example(asked, f" {value}"))
+            elif answers == "in-full":
+                sentence = second.sentences[0].format(p=person, v=value)
+                texts.append(Example(IN_FULL.format(question=asked), f" {sentence}"))
+            else:
+                sentence = first.sentences[0].format(p=person, v=value)
+                texts.append(Example(TRANSLATE.format(question=asked), translation))
+                both = TRANSLATE_AND_ANSWER.format(question=asked)
+                texts.append(Example(both, f"{translation} {sentence}"))
+    return texts
+
+
+def target_items(
+    relation: str, rows: Mapping[str, str], answers: str, adapters: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Questions of the second language about new people, one a person.
+
+    `adapters` are the one of the facts and the one of the language. Where that translates, the
+    translation is the first hop and its answer in the first language the second one.
+    """
+    items, (facts_adapter, language_adapter) = [], adapters
+    for i, (person, value) in enumerate(rows.items()):
+        question = RELATIONS[relation].second.questions[0].format(p=person)
+        item: dict[str, Any] = {"id": str(i), "prompt": question, "answer": value}
+        if answers == "in-full":
+            item["cot_prompt"] = IN_FULL.format(question=question)
+        if answers == "translated":
+            translation = RELATIONS[relation].first.questions[0].format(p=person)
+            item["cot_prompt"] = TRANSLATE_AND_ANSWER.format(question=question)
+            item["hops"] = [
+                {
+                    "prompt": TRANSLATE.format(question=question),
+                    "answer": translation.rstrip("?"),
+                    "adapter": language_adapter,
+                },
+                {"prompt": "{1}?", "answer": value, "adapter": facts_adapter},
+            ]
+        items.append({**item, "entities": [person], "group": person})
+    return items

@@ -1,0 +1,56 @@
+"""Adapter libraries: which adapters a world holds, as data in `data/libraries.json`.
+
+An adapter learns the texts of some parts (`learns`) by a recipe; a world makes the texts of each
+part. A set is a scenario of the world: adapters that are judged together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from loraprobe_lab.training.batches import Example
+from loraprobe_lab.training.train import Recipe
+from loraprobe_lab.worlds.known import table
+from loraprobe_lab.worlds.spec import AdapterSet, TrainingSet
+
+LIBRARIES = table("libraries")
+Parts = Mapping[str, Callable[[], Sequence[Example]]]  # part -> what makes its texts
+
+
+def training_sets(
+    library: str,
+    parts: Parts,
+    seed_of: Callable[[str], int],
+    *,
+    only: Sequence[str] | None = None,
+    recipes: str | None = None,
+) -> tuple[TrainingSet, ...]:
+    """The adapters of a library; `only` names some, `recipes` a library whose recipes they take."""
+    made: dict[str, Sequence[Example]] = {}
+    found = []
+    for name, row in LIBRARIES[library]["adapters"].items():
+        if only is None or name in only:
+            for part in row["learns"]:
+                made.setdefault(part, parts[part]())
+            examples = tuple(text for part in row["learns"] for text in made[part])
+            recipe = recipe_of(LIBRARIES[recipes or library]["recipes"][row["recipe"]])
+            recipe = dataclasses.replace(recipe, seed=seed_of(name))
+            found.append(TrainingSet(name, row["about"], examples, recipe))
+    return tuple(found)
+
+
+def recipe_of(row: Mapping[str, object]) -> Recipe:
+    """A recipe from its JSON; what it does not say is `Recipe`'s default."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Recipe(**values)  # type: ignore[arg-type]
+
+
+def adapter_sets(library: str) -> tuple[AdapterSet, ...]:
+    """The sets of a library."""
+    rows: list[dict[str, Any]] = [
+        {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+        for row in LIBRARIES[library]["sets"]
+    ]
+    return tuple(AdapterSet(**row) for row in rows)

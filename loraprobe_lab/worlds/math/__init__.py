@@ -1,0 +1,1 @@
+"""Word problems with known steps: adapters learn new verbs, the target combines them."""

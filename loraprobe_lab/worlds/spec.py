@@ -1,0 +1,260 @@
+"""A world specification holds all that a world is made of; `build_world` trains it. Resumable.
+
+Every kind of world is a function of a seed that gives a `WorldSpec`: what its base reads, what each
+adapter is trained on, the tasks, and which adapters are judged on which tasks. It is plain data;
+nothing in it depends on how the world is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprobe_lab.training.batches import Example
+from loraprobe_lab.training.pretrain import BaseRecipe, load_base, save_base, train_base
+from loraprobe_lab.training.train import ProgressCallback, Recipe, is_complete, train_adapter
+from loraprobe_lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks, write_text
+from loraprobe_lab.worlds.tokenizer import build_tokenizer
+
+BASE_NAME = "loraprobe/small-world-base"
+Item = Mapping[str, Any]  # as in task files
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What one adapter is trained on, and how."""
+
+    name: str
+    description: str
+    examples: tuple[Example, ...] = field(repr=False)
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class AdapterSet:
+    """Adapters that are judged together on tasks: a scenario of the world.
+
+    `world` is the class of scenarios it belongs to (two-hop, keep-both ...); `axes` says where on
+    the axes of that class it lies, for tables and maps.
+    """
+
+    name: str
+    world: str
+    adapters: tuple[str, ...]
+    tasks: tuple[str, ...]
+    description: str
+    axes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """A world before it is trained.
+
+    tasks: name -> items as in task files. Where the world trains its own base: `base` is how,
+    `words` are texts that hold every word of the world, corpus(seed) gives a function that draws
+    one pretraining text after the other, and `made_from` is what else decides the base (the sizes
+    of its facts ...), so that a build is not resumed on another base. notes: further entries of
+    the manifest.
+    """
+
+    kind: str
+    seed: int
+    training: tuple[TrainingSet, ...]
+    tasks: Mapping[str, Sequence[Item]] = field(repr=False)
+    adapter_sets: tuple[AdapterSet, ...]
+    base: BaseRecipe | None = None
+    words: tuple[str, ...] = field(default=(), repr=False)
+    corpus: Callable[[int], Callable[[], Example]] | None = field(default=None, repr=False)
+    reserve: tuple[str, ...] = ()
+    base_dtype: str = "bfloat16"
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def own_seed(name: str, seed: int | str, between: str = ":") -> int:
+    """A seed for each adapter of a world: no two share their initial A."""
+    return zlib.crc32(f"{name}{between}{seed}".encode())
+
+
+def build_world(
+    spec: WorldSpec,
+    output: str | Path,
+    *,
+    base: str | Path | None = None,
+    model: tuple[Any, Any] | None = None,
+    only: Sequence[str] | None = None,
+    device: str = "cpu",
+    progress: ProgressCallback | None = None,
+    resume: bool = True,
+) -> World:
+    """Trains the adapters of a specification in the directory `output`; writes tasks and manifest.
+
+    They are trained on the causal model in the directory `base`, or else on the specification's
+    own base, which is trained first. `model` is that model and its tokenizer where they are loaded
+    already; `only` names the adapters to train, where it is not all of them. What is finished in
+    `output` is not trained again unless `resume` is false. The same specification gives the same
+    bytes on the same machine, library versions and number of threads. `progress` gets (stage, texts
+    seen, texts in all): every text takes about as long.
+
+    Raises:
+        BaseError: `base` holds no causal model and tokenizer that load.
+        WorldError: an unknown adapter; `output` holds a world of another kind, seed or base; or the
+            tokenizer of `base` has no EOS token.
+    """
+    output, wanted = Path(output), _wanted(spec, only)
+    base_name = BASE_NAME if base is None else str(Path(base).resolve())
+    _check_same(output, spec, base_name)
+    meter = _Meter(spec, wanted, base is None, progress)
+    if base is None:
+        _train_own_base(output, spec, meter, resume)
+        model = load_base(output / "base")
+    elif model is None:
+        model = load_given_base(Path(base).resolve(), device)
+    for name, items in spec.tasks.items():
+        write_tasks(output / "tasks" / f"{name}.jsonl", items)
+    for one in wanted:
+        train_adapter(
+            *model,
+            one.examples,
+            one.recipe,
+            output / "adapters" / one.name,
+            base_name=base_name,
+            progress=meter.stage(one.name, one.recipe),
+            resume=resume,
+        )
+        if base is not None:  # an interrupted build can be used as far as it went
+            _record(output, spec, base_name, own_base=False)
+    return _record(output, spec, base_name, base is None)
+
+
+def _wanted(spec: WorldSpec, only: Sequence[str] | None) -> list[TrainingSet]:
+    names = [one.name for one in spec.training]
+    for name in only or ():
+        if name not in names:
+            raise WorldError(
+                f"The world {spec.kind} has no adapter {name!r}; it has {', '.join(names)}."
+            )
+    return [one for one in spec.training if only is None or one.name in only]
+
+
+def load_given_base(directory: Path, device: str = "cpu") -> tuple[Any, Any]:
+    """A causal model in float32, in evaluation mode, and its tokenizer; none of its code is run."""
+    import torch
+
+    from loraprobe.base import open_base, pick_device
+
+    loaded = open_base(directory).load(device=pick_device(device), dtype=torch.float32)
+    if loaded.tokenizer.eos_token_id is None:
+        raise WorldError(
+            f"The tokenizer in {directory} has no EOS token, which ends each answer; give a base "
+            "whose tokenizer has one."
+        )
+    return loaded.model, loaded.tokenizer
+
+
+def _check_same(output: Path, spec: WorldSpec, base_name: str) -> None:
+    if not (output / MANIFEST).is_file():
+        return
+    found = World.load(output)
+    for what, there, here in (
+        ("kind", found.manifest["kind"], spec.kind),
+        ("seed", found.seed, spec.seed),
+        ("base", found.base_name, base_name),
+        ("set", found.manifest.get("set"), spec.notes.get("set")),
+    ):
+        if there != here:
+            raise WorldError(
+                f"{output} holds a world of {what} {there}, not {here}; choose another directory, "
+                "or remove that one."
+            )
+
+
+def _train_own_base(output: Path, spec: WorldSpec, meter: _Meter, resume: bool) -> None:
+    """Trains and writes the base unless it is there; adapters of an older base are removed."""
+    if spec.base is None or spec.corpus is None:
+        raise WorldError(f"A world of kind {spec.kind} needs a base that exists: name one.")
+    base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
+    makings = {"recipe": recipe.as_dict(), **spec.made_from, "dtype": spec.base_dtype}
+    made_by = json.dumps(makings, indent=2) + "\n"
+    record = base / "training.json"
+    if resume and record.is_file() and record.read_text(encoding="utf-8") == made_by:
+        return
+    for stale in (base, output / "adapters"):
+        shutil.rmtree(stale, ignore_errors=True)
+    tokenizer = build_tokenizer(spec.words)
+    model = train_base(spec.corpus(recipe.seed), tokenizer, recipe, meter.stage("base", recipe))
+    part = output / ".base.part"
+    shutil.rmtree(part, ignore_errors=True)
+    save_base(model, tokenizer, part, spec.base_dtype)
+    write_text(part / "training.json", made_by)
+    os.replace(part, base)
+
+
+def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> World:
+    """Writes the manifest of the adapters that are finished, by this call or an earlier one."""
+    base: dict[str, Any] = {"path": None, "name": base_name}
+    if own_base and spec.base is not None:
+        base = {"path": "base", "name": base_name, "architecture": spec.base.architecture}
+    done = [one for one in spec.training if is_complete(output / "adapters" / one.name)]
+    names = {one.name for one in done}
+    return write_manifest(
+        output,
+        kind=spec.kind,
+        seed=spec.seed,
+        recipe=dict(spec.recipe) or ({"base": spec.base.as_dict()} if spec.base else {}),
+        base=base,
+        adapters={
+            one.name: {
+                "path": f"adapters/{one.name}",
+                "description": one.description,
+                "recipe": one.recipe.as_dict(),
+            }
+            for one in done
+        },
+        scenarios={
+            one.name: {
+                "world": one.world,
+                "adapters": list(one.adapters),
+                "tasks": [f"tasks/{task}.jsonl" for task in one.tasks],
+                "description": one.description,
+                "axes": dict(one.axes),
+            }
+            for one in spec.adapter_sets
+            if set(one.adapters) <= names
+        },
+        reserve=spec.reserve,
+        **spec.notes,
+    )
+
+
+class _Meter:
+    """Turns the steps of each training into texts seen of all texts of the build."""
+
+    def __init__(
+        self,
+        spec: WorldSpec,
+        wanted: Sequence[TrainingSet],
+        own_base: bool,
+        report: ProgressCallback | None,
+    ) -> None:
+        recipes: list[tuple[str, Any]] = [("base", spec.base)] if own_base and spec.base else []
+        recipes += [(one.name, one.recipe) for one in wanted]
+        self._report, self._before, self._total = report, {}, 0
+        for name, recipe in recipes:
+            self._before[name] = self._total
+            self._total += recipe.steps * recipe.batch_size
+
+    def stage(self, name: str, recipe: Any) -> ProgressCallback | None:
+        report = self._report
+        if report is None:
+            return None
+        start, size, total = self._before[name], recipe.batch_size, self._total
+        return lambda what, step, steps: report(what, start + step * size, total)

@@ -1,0 +1,204 @@
+"""Cheap training steps learn what plain ones learn, and leave the model as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from loraprobe_lab.training.batches import Example, LengthSampler, collate, encode
+from loraprobe_lab.training.fast_training import (
+    LowerLayers,
+    computing_in,
+    layers_of,
+    loss_at_labels,
+)
+from loraprobe_lab.training.train import Recipe, model_loss, optimise, train_adapter
+from loraprobe_lab.worlds.tokenizer import build_tokenizer
+
+TEXTS = [Example(f"Where is {a}", f" {b} {c}") for a, b, c in ("ABC", "DEF", "GAF", "CBA")]
+TEXTS += [Example("Who", " A D", end=False)]
+LLAMA_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def a_model(kind: str, tokenizer):
+    common = {"vocab_size": len(tokenizer), "initializer_range": 0.2}
+    torch.manual_seed(3)
+    if kind == "llama":
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        return LlamaForCausalLM(LlamaConfig(**common, **shape, **heads)).eval()
+    config = GPT2Config(**common, n_embd=32, n_layer=3, n_head=4, n_positions=32)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer([e.prompt + e.completion for e in TEXTS])
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request, tokenizer):
+    return a_model(request.param, tokenizer)
+
+
+def learned(directory):
+    return load_file(directory / "adapter_model.safetensors")
+
+
+def train(model, tokenizer, place, **recipe):
+    plan = Recipe(rank=2, warmup=2, batch_size=3, learning_rate=1e-2, seed=5, **recipe)
+    return learned(train_adapter(model, tokenizer, TEXTS, plan, place, base_name="x/y"))
+
+
+def plainly(model, tokenizer, upper: int, steps: int):
+    """The same adapter by the whole model in float32 and its own loss."""
+    recipe = Recipe(
+        rank=2, warmup=2, batch_size=3, learning_rate=1e-2, seed=5, upper=upper, steps=steps
+    )
+    names = LLAMA_LINEAR if model.config.model_type == "llama" else ["c_attn", "c_proj", "c_fc"]
+    count = len(layers_of(model))
+    torch.manual_seed(5)
+    wrapped = get_peft_model(
+        model,
+        LoraConfig(
+            r=2,
+            lora_alpha=2,
+            target_modules=names,
+            layers_to_transform=list(range(count - upper, count)),
+        ),
+    )
+    rows = [encode(tokenizer, e) for e in TEXTS]
+    sampler = LengthSampler([len(tokens) for tokens, _ in rows], 5)
+    pad = tokenizer.pad_token_id
+    optimise(
+        [p for p in wrapped.parameters() if p.requires_grad],
+        lambda: model_loss(wrapped, collate([rows[i] for i in sampler.draw(3)], pad)),
+        recipe,
+    )
+    found = {
+        name.replace(".default", ""): value.detach().clone()
+        for name, value in wrapped.named_parameters()
+        if "lora_" in name
+    }
+    wrapped.unload()
+    return found
+
+
+class TestSameLearning:
+    def test_upper_layers_from_kept_states_learn_as_the_whole_model_does(
+        self, model, tokenizer, tmp_path
+    ):
+        if model.config.model_type == "gpt2":  # dropout below the adapter is not kept
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        cheap = train(model, tokenizer, tmp_path / "a", upper=2, steps=12)
+        plain = plainly(model, tokenizer, upper=2, steps=12)
+        assert sorted(cheap) == sorted(plain) and cheap
+        assert any(value.abs().max() > 0.01 for key, value in cheap.items() if "lora_B" in key)
+        for name, value in cheap.items():
+            assert torch.allclose(value, plain[name], atol=2e-4), name
+
+    def test_bfloat16_learns_nearly_the_same(self, tokenizer, tmp_path):
+        model = a_model("llama", tokenizer)
+        full = train(model, tokenizer, tmp_path / "a", upper=2, steps=12)
+        half = train(model, tokenizer, tmp_path / "b", upper=2, steps=12, precision="bfloat16")
+        assert all(value.dtype == torch.float32 for value in half.values())
+        for name in (n for n in full if "lora_B" in n):
+            assert torch.cosine_similarity(full[name].ravel(), half[name].ravel(), dim=0) > 0.9
+
+    def test_loss_is_the_models_own(self, model, tokenizer):
+        batch = collate([encode(tokenizer, e) for e in TEXTS], tokenizer.pad_token_id)
+        own = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        ).loss
+        assert torch.allclose(loss_at_labels(model, model, batch), own, atol=1e-5)
+
+    def test_a_step_computes_only_the_upper_layers(self, model, tokenizer):
+        rows = [encode(tokenizer, e) for e in TEXTS]
+        lower = LowerLayers.of(model, rows, 1, tokenizer.pad_token_id)
+        batch = collate(rows[1:3], tokenizer.pad_token_id)
+        whole = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        ran: list[int] = []
+        for i, layer in enumerate(layers_of(model)):
+            next(m for m in layer.modules() if not list(m.children())).register_forward_hook(
+                lambda *_, i=i: ran.append(i)
+            )
+        with lower.skipped():
+            lower.choose([1, 2])
+            short = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        seen = batch.attention_mask.bool()
+        assert torch.allclose(short[seen], whole[seen], atol=1e-5) and set(ran) == {2}
+
+
+class TestLengthSampler:
+    def test_every_example_is_seen_equally_often(self):
+        sampler = LengthSampler([3, 9, 4, 8, 5], seed=1)
+        drawn = [i for _ in range(40) for i in sampler.draw(2)]
+        assert sorted(drawn) == sorted(list(range(5)) * 16)
+
+    def test_batches_are_of_like_length(self):
+        lengths = [5, 20] * 40
+        sampler = LengthSampler(lengths, seed=1)
+        batches = [[lengths[i] for i in sampler.draw(5)] for _ in range(16)]
+        mixed = sum(len(set(batch)) > 1 for batch in batches)
+        assert mixed <= 4  # at most one of each four
+        assert len({batch[0] for batch in batches[:4]}) == 2  # and not the short ones first
+
+
+class TestModelComesBack:
+    @pytest.mark.parametrize("options", [{"upper": 1}, {"precision": "bfloat16"}])
+    def test_after_training_it_answers_as_before(self, model, tokenizer, tmp_path, options):
+        ids = torch.tensor([encode(tokenizer, TEXTS[0])[0]])
+        before, kept = model(input_ids=ids).logits, [p.data_ptr() for p in model.parameters()]
+        train(model, tokenizer, tmp_path / "a", steps=2, **options)
+        assert torch.equal(model(input_ids=ids).logits, before)
+        assert [p.data_ptr() for p in model.parameters()] == kept
+        assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+        assert not any("forward" in vars(layer) for layer in layers_of(model))
+
+    def test_after_an_interruption_too(self, model, tokenizer, tmp_path):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        plan = Recipe(steps=3, upper=1, precision="bfloat16", batch_size=2)
+        kept = [p.data_ptr() for p in model.parameters()]
+        with pytest.raises(KeyboardInterrupt):
+            train_adapter(
+                model, tokenizer, TEXTS, plan, tmp_path / "a", base_name="x/y", progress=stop
+            )
+        assert [p.data_ptr() for p in model.parameters()] == kept
+        assert not any("forward" in vars(layer) for layer in layers_of(model))
+        assert not (tmp_path / "a").exists()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("upper", [0, 3, 9])
+    def test_upper_has_to_leave_a_layer_below(self, tokenizer, tmp_path, upper):
+        with pytest.raises(ValueError, match="between 1 and 2"):
+            train(a_model("llama", tokenizer), tokenizer, tmp_path / "a", upper=upper, steps=1)
+
+    def test_unknown_precision_is_named(self, tokenizer):
+        with (
+            pytest.raises(ValueError, match="float8"),
+            computing_in(a_model("llama", tokenizer), "float8"),
+        ):
+            pass
+
+
+def test_an_adapter_from_before_these_options_counts_as_finished(tokenizer, tmp_path):
+    model = a_model("llama", tokenizer)
+    before = train(model, tokenizer, tmp_path / "a", steps=1)
+    record = tmp_path / "a" / "training.json"
+    notes = json.loads(record.read_text())
+    for name in ("upper", "precision"):
+        del notes["recipe"][name]
+    record.write_text(json.dumps(notes))
+    after = train(model, tokenizer, tmp_path / "a", steps=1)
+    assert json.loads(record.read_text()) == notes
+    assert all(torch.equal(after[name], before[name]) for name in before)

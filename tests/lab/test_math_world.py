@@ -1,0 +1,250 @@
+"""The math world: its problems against an oracle of their words, programs, splits, a tiny build."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from tiny_worlds import shortened, tiny_base
+
+from loraprobe.tasks import answered
+from loraprobe_lab.worlds.math.problems import (
+    AS_PROGRAM,
+    FAMILIAR,
+    MOVES,
+    SHOW_STEPS,
+    Problem,
+    ProblemsCorpus,
+    draw_problem,
+    new_verbs,
+)
+from loraprobe_lab.worlds.math.skills import VerbSkill, target_items
+from loraprobe_lab.worlds.math.world import SHARED, draw_axes, math_matrix, math_world
+from loraprobe_lab.worlds.spec import build_world
+from loraprobe_lab.worlds.tokenizer import build_tokenizer
+
+SYMBOLS = {"plus": "+", "minus": "-"}
+VERBS = (("glims", ("plus", 3)), ("vorps", ("minus", 1)))
+
+
+def oracle(question, meaning):
+    """The field that a problem leads to, read from its words, by Python's own arithmetic."""
+    field = re.match(r"\w+ stands on (\d)\.", question).group(1)
+    for verb in re.findall(r"\. \w+ (\w+)(?=\.)", question):
+        operation, number = meaning[verb]
+        field = f"({field} {SYMBOLS[operation]} {number})"
+    return eval(field) % 10
+
+
+def value(program):
+    """What a program gives, by Python's own arithmetic on a ring of ten."""
+    operations = {"plus": lambda a, b: (a + b) % 10, "minus": lambda a, b: (a - b) % 10}
+    return eval(program, {"__builtins__": {}}, operations)
+
+
+def drawn(count=300):
+    rng = random.Random(3)
+    verbs = [*FAMILIAR, *VERBS]
+    return [draw_problem(rng, rng.choices(verbs, k=rng.choice((1, 2)))) for _ in range(count)]
+
+
+# problems
+
+
+def test_answers_are_those_of_an_oracle_that_reads_the_words():
+    for problem in drawn():
+        assert problem.answer == oracle(problem.question(), dict([*FAMILIAR, *VERBS]))
+        assert answered(problem.worked(), [str(problem.answer)], cot=True)
+
+
+def test_worked_steps_are_true_and_lead_from_one_to_the_next():
+    for problem in drawn():
+        steps, _, end = problem.worked().partition(".")
+        field, *rest = steps.split()
+        assert field == str(problem.start) and len(rest) == 4 * len(problem.verbs)
+        for i in range(0, len(rest), 4):
+            operation, number, word, after = rest[i : i + 4]
+            assert word == "is"
+            assert eval(f"{field} {SYMBOLS[operation]} {number}") % 10 == int(after)
+            field = after
+        assert end == f" The answer is {field}."
+
+
+def test_another_reading_of_one_verb_leads_to_another_field():
+    for problem in drawn():
+        for i in range(len(problem.verbs)):
+            for move in MOVES:
+                verbs = list(problem.verbs)
+                verbs[i] = ("another", move)
+                other = Problem(problem.name, problem.start, tuple(verbs))
+                assert (other.answer == problem.answer) == (move == problem.verbs[i][1])
+            without = Problem(
+                problem.name, problem.start, (*problem.verbs[:i], *problem.verbs[i + 1 :])
+            )
+            assert not without.verbs or without.answer != problem.answer
+
+
+def test_every_pair_of_moves_has_fields_for_training_and_more_for_the_tests():
+    for first in MOVES:
+        for second in MOVES:
+            verbs = (("one", first), ("two", second))
+            kept = [Problem("Ada", start, verbs).is_for_tests() for start in range(10)]
+            assert 7 <= sum(kept) <= 8
+    with pytest.raises(ValueError, match="one step"):
+        draw_problem(random.Random(0), VERBS[:1], tests=True)
+
+
+# programs
+
+
+def test_every_way_to_write_a_program_has_the_problems_value():
+    for problem in drawn():
+        ways = problem.programs()
+        assert ways[0] == problem.program() and len(set(ways)) == len(ways)
+        assert {value(way) for way in ways} == {problem.answer}
+
+
+# what adapters and bases see
+
+
+@pytest.mark.parametrize("template", ["worked", "program", "at-once"])
+@pytest.mark.parametrize("part", ["whole", "first", "second"])
+def test_an_adapter_sees_its_own_new_verbs_only_and_no_wrong_answer(template, part):
+    if part != "whole" and template != "worked":
+        return
+    meaning = dict([*FAMILIAR, *VERBS])
+    for example in VerbSkill(VERBS[:1], template, part).examples(400, 0):
+        assert "vorps" not in example.prompt
+        question = example.prompt.split(" Where now?")[0]
+        right = oracle(question, meaning)
+        if example.prompt.endswith("?"):
+            assert example.completion == f" {right}"
+        elif AS_PROGRAM in example.prompt:
+            assert value(example.completion) == right
+        elif part == "first":
+            assert not example.end and example.completion.count(" is ") == 1
+        else:
+            assert example.prompt.count(SHOW_STEPS) == 1
+            assert example.completion.endswith(f"The answer is {right}.")
+
+
+def test_without_contrast_an_adapter_sees_its_own_verbs_only():
+    familiar = {verb for verb, _ in FAMILIAR}
+    seen = [e.prompt for e in VerbSkill(VERBS[:1], contrast=0.0).examples(300, 0)]
+    assert not any(familiar & set(text.replace(".", "").split()) for text in seen)
+    seen = [e.prompt for e in VerbSkill(VERBS[:1], contrast=0.5).examples(300, 0)]
+    assert any(familiar & set(text.replace(".", "").split()) for text in seen)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_the_base_meets_new_verbs_without_meaning_and_no_worked_word_problem(placed):
+    corpus, new, met = ProblemsCorpus(0, 0, placed), set(new_verbs(0)), set()
+    for example in (corpus.draw() for _ in range(6000)):
+        words = set(re.findall(r"\w+", example.prompt))
+        met |= words
+        if " stands on " in example.prompt:
+            assert not new & words
+            assert re.fullmatch(r" \d|( \d| plus| minus)+\.", example.completion)
+        else:
+            assert not re.search(r"\d", example.prompt.partition("Work out")[0])
+    assert met >= new
+
+
+def test_items_fit_their_hops_and_are_all_different():
+    (one, two), meaning = ((verb,) for verb in VERBS), dict(VERBS)
+    items = target_items(("a", "b"), (one, two), template="worked", count=200, seed=0)
+    assert len({item["prompt"] for item in items}) == 200
+    for item in items:
+        first, second = item["hops"]
+        assert "glims" in first["prompt"] and "vorps" in second["prompt"]
+        assert (first["adapter"], second["adapter"]) == ("a", "b")
+        assert str(oracle(item["prompt"], meaning)) == item["answer"] == second["answer"]
+        assert str(oracle(first["prompt"], meaning)) == first["answer"]
+        assert item["answer"] != re.search(r"\d", item["prompt"]).group()
+        filled = second["prompt"].replace("{1}", first["answer"])
+        assert str(oracle(filled, meaning)) == second["answer"]
+        assert item["cot_prompt"] == item["prompt"] + SHOW_STEPS
+
+
+def test_more_items_than_there_are_problems_is_an_error():
+    (one, two) = ((verb,) for verb in VERBS)
+    with pytest.raises(ValueError, match="fewer than 2000 problems"):
+        target_items(("a", "b"), (one, two), template="worked", count=2000, seed=0)
+
+
+def test_a_program_is_read_by_the_items_own_pattern():
+    (one, two) = ((verb,) for verb in VERBS)
+    item, *_ = target_items(("a", "b"), (one, two), template="program", count=3, seed=0)
+    answer, *ways = item["answer"]
+    for way in ways:
+        assert answered(" " + way, item["answer"], cot=True, pattern=item["answer_pattern"])
+    wrong = f" plus( 0, {answer})"  # ends with the right number and is not the program
+    assert not answered(wrong, item["answer"], cot=True, pattern=item["answer_pattern"])
+    assert str(value(ways[0])) == answer
+
+
+# worlds
+
+
+def test_a_kit_is_a_function_of_its_seed():
+    one, again, other = (math_world(seed, count=2, items=50) for seed in (4, 4, 5))
+    assert (one.training, one.tasks, one.adapter_sets, one.words) == (
+        again.training,
+        again.tasks,
+        again.adapter_sets,
+        again.words,
+    )
+    draws = [[spec.corpus(1)() for _ in range(1)] for spec in (one, again, other)]
+    assert draws[0] == draws[1]
+    assert one.training != other.training and one.tasks != other.tasks
+    seeds = [adapter.recipe.seed for adapter in one.training]
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+def test_trials_with_and_without_a_shared_template_take_turns():
+    for seed in (0, 1):
+        kinds = [t.axes["shared_template"] for t in math_world(seed, count=4, items=3).adapter_sets]
+        assert kinds == [(seed + i) % 2 == 0 for i in range(4)]
+    rng = random.Random(0)
+    drawn = [draw_axes(rng, shared=False) for _ in range(50)]
+    assert not any(axes.templates in SHARED for axes in drawn)
+
+
+def test_the_tokenizer_knows_every_word_of_a_kit():
+    spec = math_world(1, count=4, items=50)
+    tokenizer = build_tokenizer(spec.words)
+    texts = [e.prompt + e.completion for adapter in spec.training for e in adapter.examples[:300]]
+    asked = [item for task in spec.tasks.values() for item in task]
+    texts += [item[key] for item in asked for key in ("prompt", "cot_prompt")]
+    corpus = spec.corpus(0)
+    texts += [(e := corpus()).prompt + e.completion for _ in range(300)]
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
+    spec = math_matrix(0, items=30)
+    cells = {(t.axes["template"], t.axes["library"]): t for t in spec.adapter_sets}
+    assert len(cells) == 6 and len(spec.training) == 9 and len(spec.tasks) == 3
+    for (template, library), chosen in cells.items():
+        assert len(chosen.tasks) == 1 and chosen.axes["group"] == "both types"
+        assert len(chosen.adapters) == library
+        assert chosen.axes["form"] == ("target" if template == "plain" else "cot")
+    asked = [[item["prompt"] for item in items] for items in spec.tasks.values()]
+    assert asked[0] == asked[1] == asked[2], "the same problems in every template"
+    texts = {e.prompt for adapter in spec.training for e in adapter.examples}
+    for items in spec.tasks.values():
+        assert not texts & {i[key] for i in items for key in ("prompt", "cot_prompt")}
+
+
+def test_a_tiny_build_holds_what_its_manifest_says(tmp_path):
+    spec = shortened(math_world(2, base=tiny_base(), count=1, items=4), 2, 20)
+    world = build_world(spec, tmp_path / "world")
+    world.verify()
+    (scenario,) = world.scenarios.values()
+    assert scenario.world == "math" and set(scenario.axes) >= {"templates", "contrast", "rank"}
+    assert len(scenario.adapters) == 2
+    assert len(scenario.tasks[0].read_text(encoding="utf-8").splitlines()) == 4

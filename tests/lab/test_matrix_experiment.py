@@ -1,0 +1,424 @@
+"""The paper's matrix and the success map: who is asked what, decisions, pages, tiny runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from tiny_worlds import shortened, tiny_base
+
+from loraprobe.errors import UsageError
+from loraprobe.records import ItemResult
+from loraprobe.tasks import load_task
+from loraprobe_lab.experiments.bases import BaseInfo, Bases
+from loraprobe_lab.experiments.claims import Difference, Finding, claims, newcombe
+from loraprobe_lab.experiments.map_points import GATES, points
+from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, share
+from loraprobe_lab.experiments.reproduce import (
+    TWO_HOP,
+    Experiment,
+    ReproducePlan,
+    experiment,
+    reproduce,
+)
+from loraprobe_lab.experiments.success_map import draw_map
+from loraprobe_lab.world import Scenario, WorldError
+from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
+from loraprobe_lab.worlds.english_matrix import english_matrix
+from loraprobe_lab.worlds.spec import build_world
+from loraprobe_lab.worlds.success_map import MapPeople, MapSizes, map_world
+from loraprobe_lab.worlds.two_hop_matrix import (
+    GROUPS,
+    MatrixPeople,
+    MatrixSizes,
+    two_hop_matrix,
+)
+
+WORD = re.compile(r"\w+")
+TEMPLATES = ("plain", "cot", "shared")
+SIZES = MatrixSizes(asked=4, worked=8, others=4, cities=3)
+
+
+def tiny_matrix(seed=0, base=None):
+    return shortened(two_hop_matrix(seed, base, SIZES), 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_answers():
+    """Models trained for two steps do not know when to stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraprobe_lab.experiments.runner.NEW_TOKENS", 3)
+        yield
+
+
+def words(text):
+    return set(WORD.findall(text))
+
+
+# who is asked what
+
+
+@pytest.fixture(scope="module")
+def people():
+    return MatrixPeople.make(MatrixSizes(), 0)
+
+
+def test_name_sets_share_no_person_and_worked_answers_share_none_with_them(people):
+    rows = [*(people.chains[g] for g in GROUPS), people.one, people.two]
+    sets = [{n for link in row for n in (link.a, link.b)} for row in rows]
+    sets.append(set(people.others))
+    assert sum(map(len, sets)) == len(set().union(*sets))
+    assert all(len(people.chains[g]) == MatrixSizes().asked for g in GROUPS)
+
+
+def test_the_base_reads_both_hops_of_the_real_and_none_of_the_fake(people):
+    facts = people.facts
+    home = {link.b: link.c for link in facts.familiar}
+    known = {link.a for link in facts.familiar}
+    assert all(x in facts.familiar for x in people.chains["real"])
+    assert all(home[x.b] == x.c and x.a not in known for x in people.chains["half"])
+    assert all(x.a not in known and x.b not in home for x in people.chains["fake"])
+
+
+def test_composed_questions_about_held_couples_are_never_read():
+    spec = tiny_matrix()
+    people = MatrixPeople.make(SIZES, 0)
+    links = people.chains["real"]
+    draw = spec.corpus(0)
+    texts = [draw() for _ in range(4000)]
+    composed = {x.fill(question) for x in links for question in COUPLES.both}
+    prompts = {text.prompt for text in texts}
+    assert not composed & prompts
+    others = (*people.one, *people.two)
+    assert {x.fill(q) for x in others for q in COUPLES.both} <= prompts
+    for link in links:  # but both hops are
+        assert link.fill("Who is the spouse of {a}?") in prompts
+        assert link.fill("Where does {b} live?") in prompts
+
+
+def test_without_options_the_corpus_is_as_it_was():
+    facts = make_facts(FactSizes(familiar=12, newcomers=4, strangers=4, reserve=4), 1)
+    plain, held = CouplesCorpus(facts, 0), CouplesCorpus(facts, 0, held=())
+    texts = [plain.draw() for _ in range(300)]
+    assert texts == [held.draw() for _ in range(300)]
+    assert texts != [
+        draw() for draw in [CouplesCorpus(facts, 0, rare=facts.familiar[:6]).draw] * 300
+    ]
+
+
+def test_rare_couples_are_read_seldom_but_read():
+    facts = make_facts(FactSizes(familiar=20, newcomers=0, strangers=0, reserve=4), 1)
+    rare = facts.familiar[:10]
+    corpus = CouplesCorpus(facts, 0, rare=rare, rarity=0.125)
+    texts = [corpus.draw() for _ in range(6000)]
+    told = [words(t.prompt + t.completion) for t in texts if " met " not in t.completion]
+    often = sum(bool(found & {x.a for x in facts.familiar[10:]}) for found in told)
+    seldom = sum(bool(found & {x.a for x in rare}) for found in told)
+    assert 0.08 < seldom / often < 0.18
+
+
+def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
+    spec = tiny_matrix()
+    assert {(t.axes["template"], t.axes["library"]) for t in spec.adapter_sets} == {
+        (template, library) for template in TEMPLATES for library in (2, 3)
+    }
+    assert all(t.tasks == GROUPS for t in spec.adapter_sets)
+    by_name = {adapter.name: adapter for adapter in spec.training}
+    libraries = [one for one in spec.adapter_sets if one.axes["library"] == 3]
+    judged = {name for one in libraries for name in one.adapters}
+    assert set(by_name) == judged | {one.axes["joint"] for one in libraries}
+    asked = {item["prompt"] for items in spec.tasks.values() for item in items}
+    for one in libraries:  # none of them is shown an answer to what is asked
+        for name in (*one.adapters[:2], one.axes["joint"]):
+            for example in by_name[name].examples:
+                assert example.prompt not in asked
+                whole = example.completion.count(".") == 2 and COUPLES.steps in example.prompt
+                assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)
+    seen = {e.prompt for e in by_name["target"].examples}
+    assert asked <= seen
+
+
+def test_the_english_matrix_has_the_same_form():
+    library = english_matrix(0)
+    spec = tiny_matrix()
+    assert [t.name for t in library.adapter_sets] == [t.name for t in spec.adapter_sets]
+    assert {x.name for x in library.training} == {x.name for x in spec.training}
+    by_name = {adapter.name: adapter for adapter in library.training}
+    asked = {item["entities"][0] for items in library.tasks.values() for item in items}
+    worked = [e for e in by_name["hop1-cot"].examples if e.prompt.endswith(COUPLES.steps)]
+    assert worked and not any(name in e.prompt for e in worked for name in asked)
+    assert {len(items) for items in library.tasks.values()} == {62}
+    groups = [{item["group"] for item in items} for items in library.tasks.values()]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 3 * 31
+
+
+# decisions
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side", "outcome"),
+    [
+        (0.06, 0.30, "above", "yes"),
+        (0.04, 0.30, "above", "undecided"),
+        (-0.2, 0.04, "above", "no"),
+        (-0.2, 0.04, "below", "yes"),
+        (0.06, 0.30, "below", "no"),
+        (0.04, 0.06, "below", "undecided"),
+    ],
+)
+def test_a_difference_is_judged_by_its_interval(low, high, side, outcome):
+    assert Difference("", (low + high) / 2, low, high, 100, side, 0.05).outcome == outcome
+
+
+def test_a_claim_holds_only_if_every_difference_says_so():
+    yes = Difference("", 0.5, 0.4, 0.6, 100, "above", 0.05)
+    no, open_ = dataclasses.replace(yes, low=-0.1, high=0.0), dataclasses.replace(yes, low=0.0)
+    for tests, standing in (
+        ((yes, yes), "holds"),
+        ((yes, open_), "not decided"),
+        ((yes, open_, no), "does not hold"),
+        ((), "not decided"),
+    ):
+        assert Finding("", "", "", "", tests).standing == standing
+
+
+def test_newcombe_against_a_worked_example():
+    # Newcombe (1998), table II, example a: 56/70 - 48/80, method 10: 0.0524 to 0.3339
+    value, low, high = newcombe(0.8, (0.69156, 0.87695), 0.6, (0.49042, 0.70035))
+    assert value == pytest.approx(0.2)
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=2e-4)
+
+
+SETS = tuple(
+    Scenario(
+        f"{template}-{library}",
+        dict.fromkeys(("hop1", "hop2", "target")[:library]),
+        tuple(Path(f"{g}.jsonl") for g in GROUPS),
+        axes={
+            "template": template,
+            "library": library,
+            "form": "target" if template == "plain" else "cot",
+            "joint": None,
+        },
+    )
+    for template in TEMPLATES
+    for library in (2, 3)
+)
+
+
+def planted(right, items=150, seed=0, size="llama 64"):
+    """A world in which `right(group, system, part)` is the share of right answers."""
+    rows = []
+    systems = ["base", "hop1", "hop2", "target"]
+    systems += [f"{s.name}:{m}" for s in SETS for m in (*METHODS, "chain")]
+    for group in GROUPS:
+        for system in systems:
+            for part in ("target", "cot"):
+                count = round(items * right(group, system, part))
+                for i in range(items):
+                    k = (i * 7 + seed) % items  # the same items are easy for every system
+                    row = (system, group, part, str(i), "exact_match", float(k < count))
+                    rows.append(ItemResult(*row, "", str(i)))
+    return Answered(BaseInfo(f"{size}-{seed}", size, seed), SETS, tuple(rows))
+
+
+def as_the_paper_says(group, system, part):
+    """Reuse fails plainly, succeeds with templates where the base knows the names."""
+    name = system.partition(":")[0]
+    if name.startswith("plain-3") and part == "target":
+        return 0.8
+    if name.startswith(("cot-2", "shared-2")) and part == "cot":
+        return {"fake": 0.0, "half": 0.4, "real": 0.7}[group]
+    return 0.8 if name == "target" and part == "target" else 0.02
+
+
+@pytest.fixture(scope="module")
+def as_in_the_paper():
+    return Matrix(tuple(planted(as_the_paper_says, seed=s) for s in (0, 1)))
+
+
+def test_claims_on_scores_as_the_paper_reports_them(as_in_the_paper):
+    every = claims(as_in_the_paper, TWO_HOP)
+    found = {(f.code, f.where): f for f in every}
+    for group in GROUPS:
+        assert found["plain-fails", group].standing == "holds"
+        assert found["target-rescues", group].standing == "holds"
+        assert "beats the target adapter alone at 0 of 1" in str(found["target-rescues", group])
+    assert found["both-fail", "fake"].standing == "holds"
+    assert len(found["both-fail", "fake"].tests) == 4  # two methods, two forms
+    for template in ("cot", "shared"):
+        standing = [found[f"{template}-succeeds", group].standing for group in GROUPS]
+        assert standing == ["does not hold", "holds", "holds"]
+    helps = {f.claim: f.standing for f in every if f.code == "familiarity-helps"}
+    assert [standing for _, standing in sorted(helps.items())] == [
+        "holds",  # cot
+        "does not hold",  # plain: nothing to help
+        "holds",  # shared
+    ]
+
+
+def test_one_size_that_says_otherwise_overturns_a_claim():
+    def other(group, system, part):
+        lifts = system == "plain-2:uniform" and group == "real" and part == "target"
+        return 0.5 if lifts else as_the_paper_says(group, system, part)
+
+    matrix = Matrix((planted(as_the_paper_says), planted(other, size="llama 96")))
+    found = {(f.code, f.where): f for f in claims(matrix, TWO_HOP)}
+    assert found["plain-fails", "real"].standing == "does not hold"
+    assert dict(found["plain-fails", "real"].counts) == {"yes": 1, "no": 1, "undecided": 0}
+    assert found["plain-fails", "fake"].standing == "holds"
+
+
+def test_few_items_decide_nothing():
+    matrix = Matrix((planted(as_the_paper_says, items=10),))
+    found = {(f.code, f.where): f.standing for f in claims(matrix, TWO_HOP)}
+    assert found["plain-fails", "fake"] == found["both-fail", "fake"] == "not decided"
+
+
+def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_paper):
+    cells = [c for c in as_in_the_paper.cells() if c.role == "composition"]
+    keys = {(c.group, c.template, c.library, c.system) for c in cells}
+    assert len(cells) == len(keys) == 3 * 3 * 2 * 4
+    assert {c.n for c in cells} == {300} and {c.worlds for c in cells} == {2}
+    wanted = ("real", "cot", 2, "arrow")
+    chosen = next(c for c in cells if (c.group, c.template, c.library, c.system) == wanted)
+    assert chosen.score == pytest.approx(0.7) and chosen.gain == pytest.approx(0.68)
+    assert chosen.score_ci95[0] < 0.7 < chosen.score_ci95[1]
+
+
+def test_the_mean_over_systems_counts_every_item_once():
+    rows = planted(lambda g, s, p: 1.0 if s.endswith("sum") else 0.0, items=40).results
+    names = [f"plain-2:{m}" for m in METHODS]
+    value, interval, n = share([r for r in rows if r.task == "fake"], names, "target")
+    assert (round(value, 3), n) == (0.333, 40)
+    assert interval[1] - interval[0] > 0.25  # no narrower than 40 items allow
+
+
+def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
+        reproduce(ReproducePlan("two-hop"), tmp_path)
+    with pytest.raises(UsageError, match="need matplotlib"):
+        draw_map(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    output = tmp_path_factory.mktemp("matrix")
+    made = Experiment(TWO_HOP, tiny_matrix, english_matrix, tiny_base)
+    plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)), limit=3)
+    said = []
+    found = reproduce(plan, output, made=made, say=said.append)
+    return output, plan, made, found, said
+
+
+def test_a_tiny_run_leaves_one_table_one_figure_and_every_cell(run):
+    output, _, _, found, said = run
+    assert said == ["llama-16-seed3: 1 of 1 worlds, about 0 min left"]
+    document = json.loads((output / "two-hop.json").read_text(encoding="utf-8"))
+    cells = [c for c in document["cells"] if c["role"] == "composition"]
+    assert len(cells) == 3 * 3 * 2 * 4 and {c["n"] for c in cells} == {3}
+    references = {c["system"] for c in document["cells"] if c["role"] == "reference"}
+    assert references == {"joint", "joint-cot", "joint-shared"}
+    assert {c["standing"] for c in document["claims"]} <= {"holds", "does not hold", "not decided"}
+    page = (output / "two-hop.md").read_text(encoding="utf-8")
+    assert page == found.markdown and "| llama 16 | shared | 3 |" in page
+    ElementTree.parse(output / "two-hop.svg")
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_call_trains_and_asks_nothing(run, monkeypatch):
+    output, plan, made, found, _ = run
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+    answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
+    monkeypatch.setattr("loraprobe_lab.training.train.optimise", None)
+    again = reproduce(plan, output, made=made)
+    assert again.markdown == found.markdown and len(before) == 12
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+    assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
+
+
+def test_an_interruption_keeps_the_worlds_that_are_finished(run, monkeypatch):
+    output, plan, made, _, _ = run
+
+    def small(seed, base):
+        if seed == 4:
+            raise KeyboardInterrupt
+        return made.small(seed, base)
+
+    longer = dataclasses.replace(plan, bases=Bases(hidden=(16,), seeds=(3, 4)))
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(longer, output, made=dataclasses.replace(made, small=small))
+    page = (output / "two-hop.md").read_text(encoding="utf-8")
+    assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
+
+
+def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
+    with pytest.raises(UsageError, match="no architecture 'mamba'"):
+        Bases(architectures=("mamba",))
+    with pytest.raises(UsageError, match="multiple of 8"):
+        Bases(hidden=(20,))
+    with pytest.raises(UsageError, match="is no directory"):
+        ReproducePlan("two-hop", base=tmp_path / "none")
+    with pytest.raises(UsageError, match="there are two-hop and math"):
+        experiment("three-hop")
+
+
+def test_the_english_matrix_trains_on_a_given_base(run, tmp_path):
+    base = run[0] / "worlds" / "llama-16-seed3" / "base"
+    few = shortened(english_matrix(0, asked=2), 1, 4)
+    wanted = ["hop1", "hop2", "target"]
+    world = build_world(few, tmp_path / "on", base=base, only=wanted)
+    assert list(world.adapters) == ["hop1", "hop2", "target"] and world.base is None
+    assert len(load_task(world.scenarios["plain-3"].tasks[0]).items) == 4
+    with pytest.raises(WorldError, match="of seed 0"):
+        build_world(english_matrix(1, asked=2), tmp_path / "on", base=base)
+
+
+# the map
+
+
+def test_every_axis_of_the_map_is_there():
+    found = points()
+    assert {p.panel for p in found} == {"weights", "familiarity", "invented", "norms"}
+    weights = {(p.x, p.y) for p in found if p.panel == "weights"}
+    assert weights == {(x, y) for x in GATES for y in GATES}
+    spec = map_world(0, sizes=MapSizes(4, 8, 3))
+    names = {adapter.name for adapter in spec.training}
+    assert {name for p in found for name, _, _ in p.parts} == names
+    assert {p.task for p in found} == set(spec.tasks)
+    assert len({(p.panel, p.series, p.x, p.y) for p in found}) == len(found)
+    scaled = [p for p in found if p.panel == "norms" and p.x == 4 and p.series.startswith("facts")]
+    assert all(p.baselines == ("base", "factsx4", "steps-0") for p in scaled)
+
+
+def test_the_skill_is_taught_on_the_share_of_made_up_couples_that_is_said():
+    people = MapPeople.make(MapSizes(), 0)
+    known = set(people.facts.familiar)
+    for share_ in (0, 25, 100):
+        shown = people.shown(share_)
+        assert len(shown) == 100 and sum(x not in known for x in shown) == share_
+    asked = {x.a for level in people.asked.values() for x in level}
+    taught = {n for x in (*people.taught, *people.invented) for n in (x.a, x.b)}
+    assert not asked & taught and not {x.b for x in people.asked["familiar"]} & taught
+
+
+def test_a_tiny_map_is_drawn_whole(tmp_path):
+    def spec(seed, base):
+        return shortened(map_world(seed, base, MapSizes(asked=3, taught=4, cities=3)))
+
+    bases = Bases(("gpt2",), (16,), (5,))
+    drawn = draw_map(tmp_path, bases=bases, spec=spec, shape=tiny_base)
+    rows = json.loads((tmp_path / "border.json").read_text(encoding="utf-8"))["cells"]
+    assert len(rows) == len(points()) and {r["n"] for r in rows} == {3}
+    assert drawn.markdown.count("\n| ") > 20
+    ElementTree.parse(tmp_path / "border.svg")

@@ -1,0 +1,510 @@
+"""The table of methods: who takes part, which questions count, figures over worlds, the pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny_worlds import shortened, tiny_base
+
+from loraprobe.errors import UsageError
+from loraprobe.evaluation import statistics
+from loraprobe.lora.spaces import SPACES
+from loraprobe.merging import METHODS, FactorMethod, LinearMethod
+from loraprobe.records import ItemResult
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import load_task
+from loraprobe_lab.experiments.bases import Bases
+from loraprobe_lab.experiments.methods import asking as asking_module
+from loraprobe_lab.experiments.methods.asking import CaseAnswers
+from loraprobe_lab.experiments.methods.cases import (
+    FORM,
+    ROLES,
+    MethodsCase,
+    cases_of,
+    open_worlds,
+)
+from loraprobe_lab.experiments.methods.page import methods_pages, page_answers
+from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
+from loraprobe_lab.experiments.methods.run import MethodsPlan, try_methods
+from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems, whole_rank
+from loraprobe_lab.experiments.methods.table import MethodGain, tabulated
+from loraprobe_lab.world import Scenario, World, shipped_world
+from loraprobe_lab.worlds.couples import FactSizes
+from loraprobe_lab.worlds.small import methods_world
+
+
+def tiny_world(seed, base):
+    sizes = FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=2)
+    return shortened(methods_world(seed, base, sizes))
+
+
+# --- who takes part -------------------------------------------------------------------------------
+
+
+def test_every_method_stands_in_every_space_and_every_router_takes_part():
+    everyone = all_systems()
+    labels = [e.label for e in everyone]
+    assert len(labels) == len(set(labels)), "no two share a name"
+    for name in METHODS.names():
+        method = METHODS.make(name)
+        mine = [e for e in everyone if e.spec == name]
+        if isinstance(method, LinearMethod):
+            assert any(name in re.split(r" = | x1", e.label) for e in everyone), name
+            continue
+        spaces = {space for e in mine for space in ((e.space,) if e.space else e.same)}
+        assert spaces == (set() if isinstance(method, FactorMethod) else set(SPACES)), name
+        assert all(e.family == "merge" for e in mine) and mine
+    for name in ROUTERS.names():
+        if not ROUTERS.get(name).constant:
+            assert name in labels
+    options = ("by=centroid", "per=sequence", "by=centroid,per=sequence")
+    assert {f"hard:{option}" for option in options} <= set(labels)
+    assert labels[-1] == "chain"
+
+
+def test_linear_methods_are_one_entrant_for_each_set_of_coefficients():
+    linear = [e for e in all_systems() if e.family == "linear" and not e.balanced]
+    gates = []
+    for e in linear:
+        method = METHODS.make(e.spec)
+        weights = method.default_weights(2) if e.strength is None else (e.strength,) * 2
+        gates.append(tuple(method.coefficients(weights, 2)))
+    assert len(set(gates)) == len(gates), "no two are the same composition"
+    balanced = [e for e in all_systems() if e.balanced]
+    assert len(balanced) == len(linear), "each a second time with equal norms"
+    assert {(0.5, 0.5), (1.0, 1.0)} <= set(gates)
+    assert "uniform = task_arithmetic" in [e.label for e in linear]
+
+
+def test_a_space_in_which_nothing_changes_does_not_make_another_entrant():
+    for e in all_systems():
+        if e.family == "merge" and e.same:
+            assert set(e.same) == set(SPACES) & METHODS.get(e.spec).lossless
+        if e.family == "merge" and e.space:
+            lossless = METHODS.get(e.spec).lossless
+            assert e.space not in lossless or lossless & set(SPACES) == {"full"}
+
+
+def test_named_methods_and_routers_are_all_that_takes_part():
+    everyone = all_systems(["ties:density=0.5"], ["arrow:temperature=2"], (None,))
+    spaces = [f"ties:density=0.5 in {space}" for space in SPACES]
+    assert [e.label for e in everyone] == [*spaces, "arrow:temperature=2", "chain"]
+    with pytest.raises(UsageError, match="Unknown merge method"):
+        all_systems(["tiez"])
+
+
+def test_a_merge_is_written_whole_and_a_linear_one_needs_no_new_weights():
+    from loraprobe.hub import load_all
+
+    world = shipped_world()
+    adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
+    compared = ComparedSystem("t", "merge", "ties", "full")
+    ties = compared.build(compared.workshop(adapters))
+    assert ties.compression_error == 0.0 and ties.name == "t"
+    assert all(u.rank > 32 for u in ties.composition.experts[0].modules.values())
+    sides = [min(i.in_features, i.out_features) for i in adapters[0].layout.values()]
+    assert whole_rank(adapters) == max(sides)
+    compared = ComparedSystem("s", "linear", "task_arithmetic", None, 1.0)
+    whole = compared.build(compared.workshop(adapters))
+    assert len(whole.composition.experts) == 2 and whole.composition.router.weights == (1.0, 1.0)
+
+
+# --- which questions ------------------------------------------------------------------------------
+
+
+def test_scenarios_are_told_by_what_their_tasks_hold():
+    found = {case.scenario.name: case for case in cases_of(shipped_world())}
+    assert {name: case.kind for name, case in found.items()} == {
+        "disjoint": "two-hop",
+        "skill-and-facts": "step-by-step",
+        "keep-both": "keep-both",
+    }, "three adapters are no case of two"
+    assert found["disjoint"].roles == {"spouse": "hop 1", "city": "hop 2"}
+    assert found["skill-and-facts"].roles == {"newcomers": "facts", "steps": "steps"}
+    assert found["keep-both"].roles == {"last": "skill 1", "count": "skill 2"}
+    for case in found.values():
+        assert set(case.roles.values()) == set(ROLES[case.kind])
+
+
+def test_routers_learn_from_questions_that_are_not_asked():
+    for case in cases_of(shipped_world()):
+        shown = case.prompts(90)
+        asked = set()
+        for item in (
+            item
+            for task in (load_task(path, 90) for path in case.scenario.tasks)
+            for item in task.items
+        ):
+            asked |= {item.prompt, item.cot_prompt}
+            asked |= {item.hop_prompt(k) for k in range(len(item.hops))}
+        assert set(shown) == set(case.scenario.adapters)
+        assert all(len(prompts) == 20 for prompts in shown.values())
+        assert not asked & {text for prompts in shown.values() for text in prompts}
+        assert case.prompts(None) == case.prompts(10**6) == {}
+    two_hop = next(c for c in cases_of(shipped_world()) if c.kind == "two-hop").prompts(90)
+    assert all(text.startswith("Who is") for text in two_hop["spouse"])
+    assert all(text.startswith("Where does") for text in two_hop["city"])
+
+
+def test_invented_couples_and_unknown_second_hops_promise_no_success():
+    world = shipped_world()
+    scenario = world.scenario("skill-and-facts")
+    for axes in ({"familiar": 0.5}, {"invented": 0.5}):
+        rows = {"s": dataclasses.replace(scenario, axes=axes)}
+        assert cases_of(dataclasses.replace(world, scenarios=rows)) == []
+    rows = {"s": dataclasses.replace(scenario, axes={"familiar": 1.0, "invented": 0.0})}
+    assert len(cases_of(dataclasses.replace(world, scenarios=rows))) == 1
+
+
+def test_a_world_without_any_of_the_questions_is_refused_by_name(tmp_path):
+    small = shipped_world().path
+    assert [w.path for w in open_worlds([small])] == [small]
+    with pytest.raises(UsageError, match="Two worlds are called small-world"):
+        open_worlds([small, small])
+    manifest = json.loads((small / "manifest.json").read_text(encoding="utf-8"))
+    manifest["scenarios"] = {}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UsageError, match="holds no scenario of two adapters"):
+        open_worlds([tmp_path])
+
+
+def test_the_kit_asks_all_three_questions_on_either_architecture():
+    spec = tiny_world(3, tiny_base("gpt2"))
+    names = ["disjoint", "skill-and-facts", "keep-both"]
+    assert [one.name for one in spec.adapter_sets] == names
+    targets = {one.name: one.recipe.target_modules for one in spec.training}
+    assert targets["spouse"] == targets["newcomers"] == "mlp" and targets["last"] == "all-linear"
+    assert spec.base.architecture == "gpt2" and len(spec.tasks["strangers"]) == 4
+
+
+def test_what_the_default_rank_loses_is_what_a_merge_at_that_rank_says():
+    from loraprobe.hub import load_all
+    from loraprobe.merging import merge
+
+    world = shipped_world()
+    adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
+    compared = ComparedSystem("t", "merge", "ties", "full")
+    found = asking_module.lost_at_default_rank(
+        compared.build(compared.workshop(adapters)), adapters
+    )
+    assert found > 0.1
+    assert found == pytest.approx(merge(adapters, "ties", space="full").compression_error, rel=1e-2)
+
+
+# --- figures over worlds --------------------------------------------------------------------------
+
+
+def test_a_mean_over_worlds_has_students_interval_over_worlds():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.3, 0.1, 9)
+    found = pooled(values, np.full(9, 1e-9), 20)
+    mean, se = values.mean(), values.std(ddof=1) / 3
+    assert found.value == pytest.approx(mean) and found.worlds == 9
+    assert found.ci95 == pytest.approx(stats.t.interval(0.95, 8, mean, se))
+    assert found.adjusted_ci95 == pytest.approx(stats.t.interval(1 - 0.05 / 20, 8, mean, se))
+
+
+def test_worlds_that_agree_do_not_make_items_certain():
+    found = pooled(np.full(4, 0.5), np.full(4, 0.1), 1)
+    assert found.ci95 == pytest.approx(stats.t.interval(0.95, 3, 0.5, 0.1 / 2))
+    alone = pooled(np.array([0.5]), np.array([0.1]), 1)
+    assert alone.ci95 == pytest.approx(stats.norm.interval(0.95, 0.5, 0.1)), "of that world alone"
+
+
+def test_intervals_over_worlds_cover_what_new_worlds_would_give():
+    rng = np.random.default_rng(1)
+    truth, spread, items, covered = 0.1, 0.08, 60, []
+    for _ in range(300):
+        worlds = []
+        for effect in rng.normal(truth, spread, 8):
+            x = (rng.random((items, 1)) < 0.5 + effect).astype(float) - (
+                rng.random((items, 1)) < 0.5
+            )
+            worlds.append(statistics.estimate(x, np.arange(items)))
+        found = over_worlds(worlds)
+        low, high = found.interval(found.critical(0.95))
+        covered.append(low[0] <= truth <= high[0])
+    assert np.mean(covered) > 0.92
+    assert found.df == 7 and found.influence.shape == (8 * items, 1)
+
+
+def test_a_mean_near_one_lies_inside_its_interval_however_many_worlds():
+    x = np.ones((60, 1))
+    x[:2] = 0.0
+    found = over_worlds([statistics.estimate(x, np.arange(60))] * 40)
+    low, high = found.interval(found.critical(0.95))
+    assert low[0] < 58 / 60 < high[0] and high[0] - low[0] < 0.03
+
+
+# --- the table, on planted answers ----------------------------------------------------------------
+
+N, WORLDS = 60, 8
+
+
+def planted(question, scores, world):
+    """Answers in which everyone has the share of right answers that is given; paired by item."""
+    tasks = ("s1", "s2") if question == "keep-both" else ("t",)
+    scenario = Scenario("s", {}, tuple(Path(f"{task}.jsonl") for task in tasks))
+    place = World(Path(f"/worlds/{world}"), None, "b", {}, {}, {"seed": 0, "base": {}})
+    case = MethodsCase(question, place, scenario, {})
+    rows = []
+    for system, share in scores.items():
+        for task, one in zip(tasks, share if isinstance(share, tuple) else (share,), strict=True):
+            right = math.floor(one * N + 0.5)
+            for i in range(N):
+                value = float((i + 7 * world) % N < right)
+                for part in {FORM[question], "target"}:
+                    row = (system, task, part, str(i), "exact_match", value, "", str(i))
+                    rows.append(ItemResult(*row))
+    return CaseAnswers(case, tuple(rows), {"good": 0.25}, {})
+
+
+def everyone(*labels):
+    return [
+        ComparedSystem(label, "chain" if label == "chain" else "merge", label) for label in labels
+    ]
+
+
+def one_table(question, scores_of, labels, worlds=WORLDS):
+    answered = [planted(question, scores_of(w), w) for w in range(worlds)]
+    return tabulated(answered, everyone(*labels))
+
+
+def test_a_planted_gain_is_found_against_the_best_of_base_and_singles():
+    table = one_table(
+        "two-hop",
+        lambda w: {
+            "base": 0.05,
+            "hop 1": 0.1,
+            "hop 2": 0.2,
+            "good": 0.5,
+            "none": 0.2,
+            "chain": 0.9,
+        },
+        ("good", "none", "chain"),
+    )
+    rows = {row.system.label: row for row in table.rows}
+    good = rows["good"].two_hop
+    assert good.against == "hop 2" and good.gain.value == pytest.approx(0.3)
+    assert good.score == pytest.approx(0.5) and good.gain.each == pytest.approx([0.3] * WORLDS)
+    assert good.standing == "gains" and rows["none"].two_hop.standing == "does not gain"
+    assert rows["good"].lost == 0.25 and rows["good"].keep_both is None
+    low, high = good.gain.adjusted_ci95
+    assert low < good.gain.ci95[0] < 0.3 < good.gain.ci95[1] < high
+    count = table.counts["two-hop"]
+    assert (count.worlds, count.items) == (WORLDS, WORLDS * N)
+    assert count.baselines["hop 2"] == pytest.approx(0.2)
+    (answer,) = page_answers(table)
+    assert answer.text.startswith("1 of 2 gain more than 0.05"), "the chain is no composition"
+    assert "good's, +0.30" in answer.text and "The chain of both adapters has +0.70" in answer.text
+
+
+def test_a_gain_in_some_worlds_only_is_undecided():
+    table = one_table(
+        "two-hop",
+        lambda w: {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "some": 0.9 if w % 2 else 0.1},
+        ("some",),
+    )
+    row = table.rows[0].two_hop
+    assert row.standing == "undecided" and row.gain.value == pytest.approx(0.4)
+    assert page_answers(table)[0].text.startswith("None is seen to: 0 of 1 compositions lie below")
+
+
+def test_the_interval_that_holds_for_all_decides():
+    own = Pooled(0.2, (0.1, 0.3), (0.0, 0.4), 8)
+    assert MethodGain(0.5, "base", own).standing == "undecided"
+    assert (
+        MethodGain(0.5, "base", dataclasses.replace(own, adjusted_ci95=(0.06, 0.4))).standing
+        == "gains"
+    )
+    below = Pooled(-0.1, (-0.2, 0.0), (-0.3, 0.1), 8)
+    assert MethodGain(0.5, "base", below).standing == "undecided"
+    least = dataclasses.replace(below, adjusted_ci95=(-0.3, 0.04))
+    assert MethodGain(0.5, "base", least).standing == "does not gain"
+
+
+def test_without_any_gain_the_answer_is_no():
+    table = one_table(
+        "two-hop", lambda w: {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "x": 0.1}, ("x",)
+    )
+    assert page_answers(table)[0].text.startswith("No: all 1 compositions lie below a gain of 0.05")
+
+
+def test_step_by_step_has_to_beat_the_plain_form_of_a_single_too():
+    def scores(w):
+        return {"base": 0.0, "facts": 0.6, "steps": 0.0, "x": 0.5}
+
+    answered = []
+    for w in range(WORLDS):
+        one = planted("step-by-step", scores(w), w)
+        rows = [
+            dataclasses.replace(r, value=0.0) if (r.system, r.part) == ("facts", "cot") else r
+            for r in one.results
+        ]
+        answered.append(dataclasses.replace(one, results=tuple(rows)))
+    row = tabulated(answered, everyone("x")).rows[0].step_by_step
+    assert row.against == "facts" and row.gain.value == pytest.approx(-0.1)
+
+
+def keeping(w):
+    jitter = (0.0, 1 / N, 2 / N, 3 / N)[w % 4]
+    return {
+        "base": (0.1, 0.0),
+        "skill 1": (1.0, 0.0),
+        "skill 2": (0.1, 0.8),
+        "even": (0.85 - jitter, 0.6),
+        "lopsided": (1.0, 0.2),
+        "same": (0.85 - jitter, 0.6),
+    }
+
+
+def test_retention_is_of_the_skills_own_adapter_and_the_worse_one_counts():
+    table = one_table("keep-both", keeping, ("even", "lopsided", "same"))
+    even, lopsided, same = (row.keep_both for row in table.rows)
+    first = np.mean([(round((0.85 - j) * N) / N - 0.1) / 0.9 for j in (0, 1 / N, 2 / N, 3 / N)])
+    assert even.skills == pytest.approx((first, 0.75))
+    assert even.worse.value == pytest.approx(0.75), "of 0.8, 0.6 is left"
+    assert even.both.value == pytest.approx((first + 0.75) / 2)
+    assert lopsided.skills == pytest.approx((1.0, 0.25)) and lopsided.worse.value == 0.25
+    assert lopsided.both.value == pytest.approx(0.625)
+    assert even.behind is None and not even.beaten, "the first of equals is the best"
+    assert same.behind.value == 0 and not same.beaten
+    assert lopsided.beaten and lopsided.behind.value == pytest.approx(0.5)
+    (answer,) = page_answers(table)
+    assert answer.text.startswith("even: of its worse skill it keeps 0.75")
+    assert "nobody" not in answer.text and "not told apart from it: 1 of 2 others (same)" in (
+        answer.text
+    )
+
+
+def test_a_skill_that_the_base_has_already_is_no_skill_to_keep():
+    table = one_table(
+        "keep-both",
+        lambda w: {"base": (0.5, 0.0), "skill 1": (0.5, 0), "skill 2": (0.5, 1.0), "x": (0.5, 1)},
+        ("x",),
+    )
+    assert table.rows[0].keep_both is None and table.counts["keep-both"].worlds == WORLDS
+    assert page_answers(table) == []
+
+
+def test_who_lacks_a_case_has_no_figure():
+    answered = [
+        planted("two-hop", {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "x": 0.1}, 0),
+        planted("two-hop", {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1}, 1),
+    ]
+    refused = dataclasses.replace(answered[1], refused={"x": "it needs three adapters"})
+    table = tabulated([answered[0], refused], everyone("x"))
+    assert table.rows[0].two_hop is None and table.refused == {"x": "it needs three adapters"}
+
+
+def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
+    table = one_table(
+        "two-hop",
+        lambda w: {"base": 0.1, "hop 1": 0.1, "hop 2": 0.1, "good": 0.6, "bad": 0.0},
+        ("good", "bad"),
+    )
+    page = methods_pages(table, [], [], command="loraprobe lab", missing=["late"]).markdown
+    assert "| 1 | good +0.50 | - | - |\n| 2 | bad -0.10 | - | - |" in page
+    lines = {line.split(" | ")[0]: line for line in page.splitlines() if line.startswith("| ")}
+    assert (
+        lines["| good"].startswith("| good | **+0.50 (") and lines["| bad"].count("[-0.10 (") == 1
+    )
+    assert "Not finished, and left out here: late." in page
+    assert f"{WORLDS} worlds, {WORLDS} pairs of adapters, {WORLDS * N} questions" in page
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A run over two tiny worlds: a method that is refused in one case, one in full, a router."""
+    output = tmp_path_factory.mktemp("methods")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraprobe_lab.experiments.runner.NEW_TOKENS", 3)
+        plan = MethodsPlan(
+            bases=Bases(("llama",), (16,), (0, 1)),
+            spec=tiny_world,
+            shape=tiny_base,
+            methods=("uniform", "ties", "factor_average"),
+            routers=("arrow",),
+            strengths=(None,),
+            arguments=("lab", "methods"),
+        )
+        yield try_methods(output, plan), output, plan
+
+
+def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
+    made, output, plan = tiny
+    files = made.files(output)
+    assert [path.name for path in files] == ["methods.md", "methods.json", "methods.svg"]
+    document = json.loads(files[1].read_text(encoding="utf-8"))
+    assert [w["name"] for w in document["worlds"]] == ["llama-16-seed0", "llama-16-seed1"]
+    assert document["missing"] == [] and document["command"] == "loraprobe lab methods"
+    labels = [cell["label"] for cell in document["cells"]]
+    assert labels == [e.label for e in plan.systems()]
+    assert set(document["counts"]) == {"two-hop", "keep-both", "step-by-step"}
+    full = next(cell for cell in document["cells"] if cell["label"] == "ties in full")
+    assert full["two_hop"]["gain"]["worlds"] == 2 and full["lost"] == 0
+    assert "leaves module" in document["refused"]["factor_average"]
+    average = next(cell for cell in document["cells"] if cell["label"] == "factor_average")
+    assert average["step_by_step"] is None and average["two_hop"] is not None
+    page = files[0].read_text(encoding="utf-8")
+    assert page == made.markdown and "Does any of them rescue" in page and "nan" not in page
+    svg = files[2].read_text(encoding="utf-8")
+    assert ElementTree.fromstring(svg).tag.endswith("svg") and "ties in core" in svg
+
+
+def test_nothing_is_asked_twice_and_worlds_that_exist_are_used(tiny, tmp_path, monkeypatch):
+    made, output, plan = tiny
+    ledgers = sorted((output / "results").glob("*.jsonl"))
+    before = {path: path.read_bytes() for path in ledgers}
+    assert len(ledgers) == 6
+
+    def never(*args, **kwargs):
+        raise AssertionError("was answered before")
+
+    monkeypatch.setattr("loraprobe_lab.experiments.runner.ask", never)
+    again = try_methods(output, plan)
+    assert {path: path.read_bytes() for path in ledgers} == before
+    assert again.document == made.document
+    other = dataclasses.replace(plan, worlds=(output / "worlds",))
+    reused = try_methods(output, other)
+    assert reused.document["cells"] == made.document["cells"]
+
+
+def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("there are questions that are not asked")
+
+    monkeypatch.setattr("loraprobe.pipeline.router_fitting.fit_routers", never)
+    _, output, _ = tiny
+    world = World.load(output / "worlds" / "llama-16-seed0")
+    everyone = all_systems([], ["centroid", "hard:by=centroid"])
+    for found in asking_module.answer_cases(world, cases_of(world), everyone, tmp_path, limit=2):
+        assert not found.refused
+        assert {"centroid", "hard:by=centroid"} <= {row.system for row in found.results}
+
+
+def test_the_command_takes_worlds_methods_and_routers(tiny, tmp_path):
+    from typer.testing import CliRunner
+
+    from loraprobe_lab.cli import app
+
+    _, output, _ = tiny
+    call = ["methods", "-o", str(tmp_path), "--world", str(output / "worlds" / "llama-16-seed0")]
+    done = CliRunner().invoke(
+        app, [*call, "--method", "sum", "--router", "arrow", "--limit", "2", "--json", "--quiet"]
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert [cell["label"] for cell in document["cells"]] == ["sum", "arrow", "chain"]
+    assert document["counts"]["two-hop"]["items"] == 2

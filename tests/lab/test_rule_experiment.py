@@ -1,0 +1,124 @@
+"""The rule after evaluation: enumeration against simulation and hand, and how often it is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from loraprobe.evaluation import statistics
+from loraprobe_lab.experiments.rule import exact, report, simulated
+from loraprobe_lab.experiments.rule.exact import outcomes, probabilities, rates, worst
+from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate
+
+COARSE = (-0.3, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.3)
+
+
+def test_every_outcome_is_there_once_and_probabilities_sum_to_one():
+    found = outcomes(12)
+    pairs = set(zip(found.gained.tolist(), found.lost.tolist(), strict=True))
+    assert len(pairs) == len(found.gained) == 13 * 14 // 2
+    weights = probabilities(found, np.array([0.0, 0.2, 1.0, 0.5]), np.array([0.0, 0.3, 0.0, 0.5]))
+    assert weights.sum(0) == pytest.approx(np.ones(4))
+    nothing = (found.gained == 0) & (found.lost == 0)
+    assert weights[nothing, 0] == pytest.approx(1), "where nothing ever differs nothing is seen"
+    assert weights[found.gained == 12, 2] == pytest.approx(1)
+
+
+def test_the_rule_is_that_of_bonett_and_price():
+    found = outcomes(60)
+    middle = (found.gained - found.lost) / 62
+    spread = ((found.gained + found.lost + 2) / 62 - middle**2) / 62
+    reach = 1.959963984540054 * spread**0.5
+    assert (found.likely == (middle - reach > 0.05)).all()
+    assert (found.unlikely == (middle + reach < 0.05)).all()
+    assert not (found.likely & found.unlikely).any()
+    assert found.likely.any() and found.unlikely.any()
+
+
+def test_enumeration_agrees_with_drawing_items():
+    rng = np.random.default_rng(0)
+    n, gained, lost, runs = 80, 0.15, 0.05, 4000
+    draws = rng.choice([1.0, -1.0, 0.0], (n, runs), p=[gained, lost, 1 - gained - lost])
+    estimates = statistics.estimate(draws, np.arange(n))
+    low, high = estimates.interval(estimates.critical(0.95))
+    (row,) = [r for r in rates(n, (gained - lost,)) if abs(r.discordance - 0.2) < 0.021][:1]
+    found = outcomes(n)
+    weights = probabilities(found, np.array([gained]), np.array([lost]))[:, 0]
+    error = 4 * (0.25 / runs) ** 0.5
+    assert weights[found.likely].sum() == pytest.approx((low > 0.05).mean(), abs=error)
+    assert weights[found.unlikely].sum() == pytest.approx((high < 0.05).mean(), abs=error)
+    assert row.likely + row.unlikely + row.abstains == pytest.approx(1)
+
+
+def test_wrong_is_likely_below_the_margin_and_unlikely_above():
+    below, at, above = (exact.Rate(10, gain, 0.2, 0.3, 0.2, 0.5) for gain in (0.04, 0.05, 0.06))
+    assert (below.wrong(), at.wrong(), above.wrong()) == (0.3, 0.0, 0.2)
+
+
+def test_discordance_runs_from_what_the_gain_needs_to_all():
+    for gain in (0.0, 0.04, -0.3, 1.0):
+        levels = exact.discordances(gain)
+        assert levels[0] == pytest.approx(abs(gain)) and levels[-1] == pytest.approx(1)
+        assert (np.diff(levels) > 0).all()
+
+
+def test_a_hundred_items_are_seldom_wrong():
+    rows = rates(100, COARSE, steps=11)
+    assert 0.01 < worst(rows).wrong() <= 0.03
+    large = [row for row in rows if row.gain == 0.3]
+    assert min(row.likely for row in large) > 0.7, "a large gain is found"
+    none = [row for row in rows if row.gain == 0.0 and row.discordance == 0.0]
+    assert none[0].unlikely == 1, "and no gain at all is called so"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [60, 100, 200, 500])
+def test_no_number_of_items_is_wrong_more_often_than_three_in_a_hundred(n):
+    gains = np.unique(np.r_[np.linspace(-1, 1, 41), np.linspace(-0.05, 0.15, 41)].round(6))
+    assert worst(rates(n, tuple(gains), steps=41)).wrong() <= 0.03
+
+
+# Several systems
+
+
+def test_simulation_of_one_pair_is_the_enumeration(monkeypatch):
+    monkeypatch.setattr(simulated, "SHARED", 0.0)
+    found = simulate(SimulatedCase("one", (0.3,), 1, 0.2), 60, 300)
+    gained, lost = 0.5 * 0.7, 0.3 * 0.5
+    all_ = outcomes(60)
+    weights = probabilities(all_, np.array([gained]), np.array([lost]))[:, 0]
+    assert found.likely == pytest.approx(weights[all_.likely].sum(), abs=0.1)
+    assert found.likely + found.unlikely + found.inconclusive == pytest.approx(1)
+
+
+def test_wrong_is_about_the_better_form():
+    shares = {"likely": 0.1, "unlikely": 0.3, "inconclusive": 0.6}
+    assert simulated.DecidedShares("x", 9, 1, -0.1, 0.06, **shares).wrong() == 0.3
+    assert simulated.DecidedShares("x", 9, 1, -0.1, 0.04, **shares).wrong() == 0.1
+    assert simulated.DecidedShares("x", 9, 1, 0.0, None, **shares).wrong() == 0.1
+
+
+def test_cases_hold_their_gain(monkeypatch):
+    for case in [*simulated.cases(0.06), *simulated.split_cases(0.06)]:
+        assert case.truth == pytest.approx(0.06)
+    monkeypatch.setattr(statistics, "DRAWS", 200)
+    found = simulate(SimulatedCase("both", (0.3, 0.1), 2, -0.2, 0.5), 60, 10)
+    assert found.likely == 1, "a gain step by step is found"
+
+
+def test_page_and_figure_tell_what_the_document_holds(tmp_path):
+    pytest.importorskip("matplotlib")
+    pages = report.examine(
+        report.RulePlan(items=(20,), steps=3, simulated=(20,), repeats=2, truths=(0.06,))
+    )
+    page, numbers, figure = pages.write(tmp_path).files(tmp_path)
+    assert (page.name, numbers.name, figure.name) == ("rule.md", "rule.json", "rule.svg")
+    text, document = page.read_text(), json.loads(numbers.read_text())
+    assert document == json.loads(json.dumps(pages.document))
+    assert report.rule_pages(document).markdown == text, "the page can be made from its numbers"
+    top = worst([exact.Rate(**row) for row in document["exact"]])
+    assert f"{top.wrong():.4f} at gain {top.gain:.2f}" in text
+    assert text.count("| 20 |") == 1 + len(document["simulated"])
+    assert figure.read_text().startswith("<?xml")

@@ -1,0 +1,168 @@
+"""The world inside the package: whole, loadable, and with the outcomes that it states."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from loraprobe.tasks import load_task
+from loraprobe_lab import shipped_world
+from loraprobe_lab.measure import composed, default_systems, load_adapters, measure
+from loraprobe_lab.shipped import build_shipped_world, read_outcomes
+from loraprobe_lab.training.pretrain import load_base
+from loraprobe_lab.worlds.small import SHIPPED, small_world
+from loraprobe_lab.worlds.spec import BASE_NAME
+
+
+@pytest.fixture(scope="module")
+def world():
+    return shipped_world()
+
+
+@pytest.fixture(scope="module")
+def stated(world):
+    rows = read_outcomes(world)
+    return {(r["scenario"], r["system"], r["task"], r["part"]): r["value"] for r in rows}
+
+
+@pytest.fixture(scope="module")
+def loaded(world):
+    return load_base(world.base)
+
+
+def test_every_file_is_the_one_of_the_manifest_and_there_is_no_other(world):
+    world.verify()
+    found = {p.relative_to(world.path).as_posix() for p in world.path.rglob("*") if p.is_file()}
+    assert found == {*world.manifest["files"], "manifest.json", "outcomes.json"}
+    assert set(world.scenarios) == set(SHIPPED)
+    assert set(world.adapters) == {name for s in world.scenarios.values() for name in s.adapters}
+
+
+def test_it_is_small(world):
+    assert sum(p.stat().st_size for p in world.path.rglob("*") if p.is_file()) < 8e6
+
+
+def test_every_task_is_read_and_big_enough(world):
+    for scenario in world.scenarios.values():
+        for path in scenario.tasks:
+            task = load_task(path)
+            assert len(task.items) >= 100
+            assert len({item.cluster for item in task.items}) == len(task.items)
+            known = {hop.adapter for item in task.items for hop in item.hops if hop.adapter}
+            assert known <= set(scenario.adapters)
+
+
+def test_every_word_of_every_task_is_a_token_and_comes_back(world, loaded):
+    _, tokenizer = loaded
+    for path in {path for s in world.scenarios.values() for path in s.tasks}:
+        for line in path.read_text().splitlines():
+            item = json.loads(line)
+            for text in (item["prompt"], item["answer"], item.get("cot_prompt", "")):
+                ids = tokenizer(text)["input_ids"]
+                assert tokenizer.unk_token_id not in ids
+                assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_its_specification_makes_what_its_manifest_says(world):
+    """What is not trained is made again from the seed: tasks byte for byte, recipes, names."""
+    spec, manifest = small_world(only=SHIPPED), world.manifest
+    assert (spec.kind, spec.seed, spec.reserve) == (manifest["kind"], world.seed, world.reserve)
+    for task in {path for scenario in world.scenarios.values() for path in scenario.tasks}:
+        lines = [json.dumps(item, ensure_ascii=False) for item in spec.tasks[task.stem]]
+        assert task.read_text(encoding="utf-8") == "\n".join(lines) + "\n"
+    newer = {"architecture": "llama"}  # keys that recipes have got since it was built
+    recipe = json.loads(json.dumps(spec.recipe))
+    assert recipe == {**manifest["recipe"], "base": {**manifest["recipe"]["base"], **newer}}
+    for one in spec.training:
+        row = manifest["adapters"][one.name]
+        recipe = json.loads(json.dumps(one.recipe.as_dict()))
+        assert one.description == row["description"]
+        assert recipe == {**row["recipe"], "upper": None, "precision": "float32"}
+    for one in spec.adapter_sets:
+        scenario = world.scenario(one.name)
+        assert tuple(scenario.adapters) == one.adapters
+        assert [path.stem for path in scenario.tasks] == list(one.tasks)
+        assert scenario.description == one.description
+
+
+def test_every_adapter_loads_on_the_base_and_does_something(world, loaded):
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    model, tokenizer = loaded
+    text = load_task(world.scenario("disjoint").tasks[0]).items[0].prompt
+    prompt = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        before = model(**prompt).logits
+        for name, path in world.adapters.items():
+            wrapped = PeftModel.from_pretrained(model, str(path))
+            assert wrapped.peft_config["default"].base_model_name_or_path == BASE_NAME
+            held = load_file(path / "adapter_model.safetensors")
+            found = {k: v for k, v in wrapped.named_parameters() if "lora_" in k}
+            taken = {name.replace(".default", ""): value for name, value in found.items()}
+            assert len(held) in (2 * 3 * 4, 2 * 7 * 4) and taken.keys() == held.keys(), name
+            assert all(torch.equal(taken[key], held[key].float()) for key in held)
+            assert (wrapped(**prompt).logits - before).abs().max() > 0.1
+            wrapped.unload()
+        assert torch.equal(model(**prompt).logits, before)
+
+
+def test_random_partners_have_the_norms_of_the_real_ones(world, loaded):
+    model, _ = load_base(world.base)
+    scenario = world.scenario("disjoint")
+    wrapped = load_adapters(model, scenario.adapters)
+    layer = next(m for m in wrapped.modules() if "spouse" in getattr(m, "lora_A", {}))
+
+    def delta(name):
+        return layer.get_delta_weight(name)
+
+    for name in scenario.adapters:
+        real, random = delta(name), delta(f"random_{name}")
+        assert torch.allclose(real.norm(), random.norm(), rtol=1e-4)
+        assert abs(float((real * random).sum() / real.norm() ** 2)) < 0.1
+    with composed(wrapped, {"spouse": 0.5, "city": 2.0}):
+        mixed = 0.5 * delta("spouse") + 2.0 * delta("city")
+        assert torch.allclose(delta("composed"), mixed, atol=1e-5)
+
+
+def test_the_stated_outcomes_are_measured_again(world, stated):
+    """Two systems of the success; the slow test measures them all on a fresh build."""
+    every = default_systems(["newcomers", "steps"])
+    systems = {name: every[name] for name in ("newcomers", "sum")}
+    for row in measure(world.scenario("skill-and-facts"), world.base, systems=systems):
+        said = stated["skill-and-facts", row["system"], row["task"], row["part"]]
+        assert row["value"] == pytest.approx(said, abs=0.03)
+
+
+def test_what_each_scenario_is_meant_to_show_is_there(stated):
+    """What the demo teaches, read from the stated outcomes; none is a matter of definition."""
+
+    def of(scenario, system, part, task="strangers"):
+        return stated[scenario, system, task, part]
+
+    for system in ("uniform", "sum"):
+        assert of("disjoint", "spouse", "hop1") > 0.95 < of("disjoint", "city", "hop2")
+        assert of("disjoint", system, "target") < 0.15 > of("disjoint", system, "cot")
+        assert of("target-adapter", system, "target") < of(
+            "target-adapter", "spouse-city", "target"
+        )
+    singles = ("base", "newcomers", "steps")
+    gain = of("skill-and-facts", "sum", "cot", "newcomers")
+    assert gain > 0.3 + max(of("skill-and-facts", s, "cot", "newcomers") for s in singles)
+    controls = [s for sc, s, _, _ in stated if sc == "skill-and-facts" and ":" in s]
+    assert gain > 0.3 + max(of("skill-and-facts", s, "cot", "newcomers") for s in controls)
+
+
+@pytest.mark.slow
+def test_the_world_is_built_again_from_its_seed(world, stated, tmp_path):
+    """Other machines round differently, so figures may move; what they show may not."""
+    again = build_shipped_world(tmp_path / "world")
+    for row in read_outcomes(again):
+        said = stated[row["scenario"], row["system"], row["task"], row["part"]]
+        assert row["value"] == pytest.approx(said, abs=0.25), row
+    rows = read_outcomes(again)
+    test_what_each_scenario_is_meant_to_show_is_there(
+        {(r["scenario"], r["system"], r["task"], r["part"]): r["value"] for r in rows}
+    )

@@ -1,0 +1,293 @@
+"""The lab: its facts, its training loop, and the builds of the small world."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import tiny_worlds
+import torch
+
+from loraprobe_lab import World, WorldError
+from loraprobe_lab.build import build_worlds
+from loraprobe_lab.training.batches import IGNORED, EpochSampler, Example, collate, encode
+from loraprobe_lab.training.pretrain import load_base
+from loraprobe_lab.training.train import Recipe, learning_rate_at, train_adapter
+from loraprobe_lab.worlds.couples import (
+    CITY_SENTENCES,
+    SPOUSE_SENTENCES,
+    CouplesCorpus,
+    FactSizes,
+    make_facts,
+)
+from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.small import SCENARIOS, small_world
+from loraprobe_lab.worlds.spec import build_world
+from loraprobe_lab.worlds.tokenizer import build_tokenizer
+
+WORD = re.compile(r"\w+")
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return make_facts(FactSizes(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lab") / "world"
+    return build_world(tiny_worlds.tiny_world(), path)
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+# facts
+
+
+def test_names_are_unique_and_come_from_the_seed():
+    names = made_up_names(500, 3, avoid=["Bara"])
+    assert len(set(names)) == 500 and "Bara" not in names
+    assert names == made_up_names(500, 3, avoid=["Bara"]) != made_up_names(500, 4, avoid=["Bara"])
+
+
+def test_groups_of_people_share_nothing_but_the_familiar_spouses(facts):
+    familiar = {link.a for link in facts.familiar} | {link.b for link in facts.familiar}
+    newcomers = {link.a for link in facts.newcomers}
+    strangers = {name for link in facts.strangers for name in (link.a, link.b)}
+    groups = [familiar, newcomers, strangers, set(facts.reserve), set(facts.cities)]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    assert len(familiar) == 2 * len(facts.familiar)
+    assert len(strangers) == 2 * len(facts.strangers)
+
+
+def test_newcomers_marry_familiar_spouses_who_live_where_the_base_learns_it(facts):
+    home = {link.b: link.c for link in facts.familiar}
+    assert all(home[link.b] == link.c for link in facts.newcomers)
+    assert {link.c for link in facts.strangers} == set(facts.cities)
+
+
+def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps():
+    facts = make_facts(FactSizes(familiar=12, newcomers=9, strangers=9, reserve=9), seed=0)
+    corpus = CouplesCorpus(facts, seed=0)
+    texts = [
+        example.prompt + example.completion for example in (corpus.draw() for _ in range(4000))
+    ]
+    told = [text for text in texts if " met " not in text]
+    known = {name for link in facts.familiar for name in (link.a, link.b)}
+    outsiders = set(facts.names()) - known
+    assert not any(outsiders & set(WORD.findall(text)) for text in told)
+    met = {word for text in texts if " met " in text for word in WORD.findall(text)}
+    assert met >= outsiders  # but every name is met now and then
+    for text in told:
+        for link in facts.familiar:
+            if link.b in text:
+                first = any(link.fill(sentence) in text for sentence in SPOUSE_SENTENCES)
+                second = any(link.fill(sentence) in text for sentence in CITY_SENTENCES)
+                assert not (first and second), text
+    assert not any("step" in text for text in texts)
+
+
+def test_no_adapter_is_trained_on_reserve_names_except_in_lists(spec):
+    reserve = set(spec.reserve)
+    for one in spec.training:
+        if one.name not in ("last", "count"):
+            for example in one.examples:
+                assert not reserve & set(WORD.findall(example.prompt + example.completion))
+
+
+def test_test_lists_of_the_skills_are_not_trained_on(spec):
+    for one in spec.training:
+        if one.name in ("last", "count"):
+            seen = {example.prompt for example in one.examples}
+            assert not seen & {item["prompt"] for item in spec.tasks[one.name]}
+
+
+@pytest.mark.parametrize("task", ["strangers", "newcomers"])
+def test_hops_compose_to_the_answer(task, facts, spec):
+    items = spec.tasks[task]
+    assert len(items) >= 100
+    spouse = {link.a: link.b for link in (*facts.strangers, *facts.newcomers)}
+    for item in items:
+        first, second = item["hops"]
+        person, middle = item["entities"]
+        assert person in first["prompt"] and person in item["prompt"]
+        assert first["answer"] == middle == spouse[person]
+        assert "{1}" in second["prompt"] and second["answer"] == item["answer"]
+
+
+# tokenizer
+
+
+def test_the_tokenizer_gives_every_text_of_the_world_back(spec):
+    tokenizer = build_tokenizer(spec.words)
+    texts = [item["prompt"] for items in spec.tasks.values() for item in items]
+    texts += [e.prompt + e.completion for one in spec.training for e in one.examples[:50]]
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_name_is_one_token_wherever_it_stands(facts):
+    tokenizer = build_tokenizer(facts.words())
+    name = facts.reserve[0]
+    for text in (name, " " + name, f"  {name}\n"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(ids) == ["\u2581" + name]
+
+
+# training
+
+
+def test_the_loss_is_on_the_completion_and_eos_alone(facts):
+    tokenizer = build_tokenizer(facts.words())
+    city = facts.cities[0]
+    rows = [
+        encode(tokenizer, Example("Where does", f" live {city}")),
+        encode(tokenizer, Example("Where", f" {city}", end=False)),
+    ]
+    batch = collate(rows, tokenizer.pad_token_id)
+    live, place = tokenizer.convert_tokens_to_ids(["\u2581live", "\u2581" + city])
+    assert batch.labels[0].tolist() == [IGNORED] * 3 + [live, place, tokenizer.eos_token_id]
+    assert batch.labels[1].tolist() == [IGNORED] * 2 + [place] + [IGNORED] * 3
+    assert batch.attention_mask.sum(1).tolist() == [6, 3]
+
+
+def test_every_example_is_seen_equally_often():
+    sampler = EpochSampler(7, seed=1)
+    drawn = [i for _ in range(21) for i in sampler.draw(5)]
+    assert sorted(drawn) == sorted(list(range(7)) * 15)
+    assert sorted(drawn[:7]) == list(range(7))
+
+
+def test_the_learning_rate_rises_then_falls():
+    factors = [learning_rate_at(step, 100, 10) for step in range(100)]
+    assert factors[9] == 1.0 and factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True) and 0.05 <= factors[-1] < 0.06
+
+
+def test_training_leaves_the_model_as_it_was(tiny, tmp_path):
+    model, tokenizer = load_base(tiny.base)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    recipe = Recipe(steps=2, batch_size=2, rank=2)
+    example = Example("Where does", " live")
+    path = train_adapter(model, tokenizer, [example], recipe, tmp_path / "a", base_name="x/y")
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[k], before[k]) for k in before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert sorted(p.name for p in path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training.json",
+    ]
+
+
+def test_nothing_to_train_on_is_an_error(tiny, tmp_path):
+    model, tokenizer = load_base(tiny.base)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        train_adapter(model, tokenizer, [], Recipe(), tmp_path / "a", base_name="x/y")
+    assert not (tmp_path / "a").exists()
+
+
+# builds
+
+
+def test_a_build_is_reproduced_byte_for_byte_also_after_an_interruption(tiny, tmp_path):
+    def stop(stage, done, total):
+        if stage == "steps" and done > 0:
+            raise KeyboardInterrupt
+
+    torch.rand(3)  # the state of torch's own generator must not matter
+    with pytest.raises(KeyboardInterrupt):
+        build_world(tiny_worlds.tiny_world(), tmp_path / "w", progress=stop)
+    assert (tmp_path / "w/adapters/newcomers").is_dir()
+    assert not (tmp_path / "w/adapters/steps").exists()
+    stages = []
+    build_world(tiny_worlds.tiny_world(), tmp_path / "w", progress=lambda *row: stages.append(row))
+    assert {stage for stage, _, _ in stages} == {"steps"}
+    assert stages[-1][1] == stages[-1][2]  # done == total at the end
+    assert contents(tmp_path / "w") == contents(tiny.path)
+
+
+def test_a_finished_world_trains_nothing(tiny):
+    def refuse(*row):
+        raise AssertionError(row)
+
+    again = build_world(tiny_worlds.tiny_world(), tiny.path, progress=refuse)
+    assert again.manifest == tiny.manifest
+
+
+def test_another_seed_is_another_world_and_does_not_mix(tiny, tmp_path):
+    other = build_world(tiny_worlds.tiny_world(seed=1), tmp_path / "w")
+    assert (
+        contents(other.path)["base/model.safetensors"]
+        != contents(tiny.path)["base/model.safetensors"]
+    )
+    with pytest.raises(WorldError, match="seed 0, not 1"):
+        build_world(tiny_worlds.tiny_world(seed=1), tiny.path)
+
+
+def test_unknown_worlds_and_scenarios_are_named():
+    with pytest.raises(WorldError, match="no world 'three-hop'; there are two-hop"):
+        small_world(["three-hop"])
+    with pytest.raises(WorldError, match="no scenario 'keep-both' here"):
+        small_world(["two-hop"], only=["keep-both"])
+
+
+def test_a_changed_or_missing_file_is_found(tiny, tmp_path):
+    shutil.copytree(tiny.path, tmp_path / "w")
+    world = World.load(tmp_path / "w")
+    world.verify()
+    (tmp_path / "w/tasks/newcomers.jsonl").write_text("{}\n")
+    (tmp_path / "w/adapters/steps/adapter_model.safetensors").unlink()
+    with pytest.raises(WorldError, match=r"adapter_model.*newcomers.jsonl missing or changed"):
+        world.verify()
+
+
+def test_what_is_no_world_is_said_so(tmp_path):
+    with pytest.raises(WorldError, match="is no world: it holds no manifest"):
+        World.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(WorldError, match="not readable as JSON"):
+        World.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(WorldError, match="format 99"):
+        World.load(tmp_path)
+
+
+def test_a_scenario_names_its_adapters_and_tasks(tiny):
+    plan = next(plan for plan in SCENARIOS if plan.name == "skill-and-facts")
+    scenario = tiny.scenario("skill-and-facts")
+    assert tuple(scenario.adapters) == plan.adapters
+    assert all((path / "adapter_config.json").is_file() for path in scenario.adapters.values())
+    assert [path.stem for path in scenario.tasks] == list(plan.tasks)
+    with pytest.raises(WorldError, match="no scenario 'disjoint'; it has skill-and-facts"):
+        tiny.scenario("disjoint")
+
+
+def test_a_build_is_not_interrupted_by_the_advice_of_libraries(monkeypatch, tmp_path, recwarn):
+    def noisy(*_, **__):
+        import warnings
+
+        from transformers.utils.logging import is_progress_bar_enabled
+
+        warnings.warn("this will be removed", FutureWarning, stacklevel=1)
+        return is_progress_bar_enabled()
+
+    monkeypatch.setattr("loraprobe_lab.worlds.spec.build_world", noisy)
+    assert build_worlds("two-hop", tmp_path) == [False]
+    assert not [w for w in recwarn if "this will be removed" in str(w.message)]

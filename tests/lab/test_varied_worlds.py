@@ -1,0 +1,169 @@
+"""Fact worlds with many adapter sets, the atlas of them, and what `lab show` says of a world."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_worlds import shortened, tiny_base
+
+from loraprobe_lab.atlas import ATLAS, WorldPlan, spec_of
+from loraprobe_lab.show import describe
+from loraprobe_lab.worlds.couples import FactSizes, make_facts
+from loraprobe_lab.worlds.spec import WorldSpec, build_world
+from loraprobe_lab.worlds.tokenizer import UNK, build_tokenizer
+from loraprobe_lab.worlds.varied import STRATA, facts_world
+
+SIZES = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
+
+
+def spec(seed: int = 1, **options) -> WorldSpec:
+    return facts_world(seed, sizes=SIZES, items=20, **options)
+
+
+def test_a_kit_is_a_function_of_its_seed():
+    def content(made: WorldSpec):
+        return made.training, made.tasks, made.adapter_sets, made.words
+
+    assert content(spec(3)) == content(spec(3))
+    assert content(spec(3)) != content(spec(4))
+
+
+def test_every_word_is_in_the_vocabulary():
+    made = spec(wide=3)
+    tokenizer = build_tokenizer(made.words)
+    unknown = tokenizer.convert_tokens_to_ids(UNK)
+    texts = [
+        t for adapter in made.training for e in adapter.examples for t in (e.prompt, e.completion)
+    ]
+    texts += [item["prompt"] for items in made.tasks.values() for item in items]
+    draw = made.corpus(0)
+    texts += [part for _ in range(300) for e in [draw()] for part in (e.prompt, e.completion)]
+    for text in texts:
+        assert unknown not in tokenizer(text)["input_ids"], text
+
+
+def test_trials_share_no_adapter_and_no_seed():
+    made = spec(wide=3)
+    used = [name for chosen in made.adapter_sets for name in chosen.adapters]
+    assert len(used) == len(set(used)) == len(made.training)
+    seeds = [adapter.recipe.seed for adapter in made.training]
+    assert len(seeds) == len(set(seeds))
+
+
+def test_trials_of_one_class_have_their_own_facts():
+    made = spec(wide=2, classes=("skill-and-facts",))
+    one, two = ([item["answer"] for item in made.tasks[t.name]] for t in made.adapter_sets)
+    assert one != two
+
+
+def test_the_share_of_familiar_second_hops_is_what_the_axis_says():
+    for seed in range(1, 5):
+        made = spec(seed, wide=2, classes=("skill-and-facts",))
+        known = {link.b for link in make_facts(SIZES, seed).familiar}
+        for chosen in made.adapter_sets:
+            hops = [item["hops"][0]["answer"] in known for item in made.tasks[chosen.name]]
+            assert sum(hops) / len(hops) == pytest.approx(chosen.axes["familiar"], abs=0.05)
+
+
+def test_no_newcomer_is_told_of_in_pretraining():
+    made, facts = spec(5, worked=0.2), make_facts(SIZES, 5)
+    draw = made.corpus(0)
+    told = [f"{e.prompt} {e.completion}" for e in (draw() for _ in range(2000))]
+    for link in facts.newcomers[:5]:
+        mentions = [text for text in told if f" {link.a}" in f" {text}"]
+        assert mentions and all(" met " in text for text in mentions)
+
+
+def test_worked_bases_read_worked_steps_and_others_do_not():
+    def steps(share: float) -> int:
+        draw = spec(2, worked=share).corpus(0)
+        return sum("step by step" in draw().prompt for _ in range(500))
+
+    assert steps(0.0) == 0
+    assert 50 < steps(0.2) < 150
+
+
+def test_parts_split_the_target_relation_between_the_adapters():
+    made = next(
+        m
+        for m in (spec(seed, wide=3, classes=("two-hop",)) for seed in range(1, 5))
+        if any(t.axes["library"] == "parts" for t in m.adapter_sets)
+    )
+    chosen = next(t for t in made.adapter_sets if t.axes["library"] == "parts")
+    by_name = {adapter.name: adapter for adapter in made.training}
+    asked = [
+        {e.prompt for e in by_name[name].examples if "spouse of" in e.prompt and "live" in e.prompt}
+        for name in chosen.adapters
+    ]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+
+
+def test_seeds_go_through_all_libraries_and_pairs():
+    sets = [t for seed in range(1, 10) for t in spec(seed, wide=2).adapter_sets]
+    assert {t.axes["library"] for t in sets if "library" in t.axes} == set(STRATA["wide"].libraries)
+    assert {t.axes["pair"] for t in sets if "pair" in t.axes} == {
+        "+".join(p) for p in STRATA["wide"].pairs
+    }
+
+
+def test_favourable_trials_follow_and_leave_the_others_as_they_are():
+    wide, more = spec(3, wide=2), spec(3, wide=2, favourable=1)
+    assert more.adapter_sets[: len(wide.adapter_sets)] == wide.adapter_sets
+    assert more.training[: len(wide.training)] == wide.training
+    assert more.made_from == wide.made_from
+    added = more.adapter_sets[len(wide.adapter_sets) :]
+    assert {t.axes["stratum"] for t in added} == {"favourable"} and len(added) == 3
+    assert not {t.name for t in added} & {t.name for t in wide.adapter_sets}
+
+
+def test_the_atlas_is_large_enough_for_a_calibration():
+    assert len({plan.name for plan in ATLAS}) == len(ATLAS) >= 12
+    assert {plan.architecture for plan in ATLAS} == {"llama", "gpt2"}
+    assert {plan.kind for plan in ATLAS} == {"facts", "math", "cross-lingual"}
+    sets = sum(plan.wide * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
+    assert sets >= 60
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = shortened(spec(1, wide=1, base=tiny_base("gpt2")), 1, 20)
+    return build_world(made, tmp_path_factory.mktemp("worlds") / "w")
+
+
+def test_a_gpt2_world_is_built_and_opens(world):
+    world.verify()
+    kinds = {scenario.world for scenario in world.scenarios.values()}
+    assert kinds == {"skill-and-facts", "two-hop", "keep-both"}
+    config = world.adapters["skill-and-facts-1.facts"] / "adapter_config.json"
+    targets = json.loads(config.read_text())["target_modules"]
+    assert "mlp.c_fc" in targets or "c_attn" in targets or targets == "all-linear"
+
+
+def test_show_lists_what_the_world_holds(world):
+    (found,) = describe(world.path)
+    assert found["kind"] == "facts" and found["base"]["architecture"] == "gpt2"
+    assert {a["name"] for a in found["adapters"]} == set(world.adapters)
+    assert all(a["finished"] and a["loss"] > 0 for a in found["adapters"])
+    scenario = next(s for s in found["scenarios"] if s["world"] == "keep-both")
+    assert len(scenario["tasks"]) == 2 and "--task" in scenario["command"]
+    items = {task["name"]: task["items"] for task in found["tasks"]}
+    assert items["two-hop-1"] == SIZES.strangers
+
+
+def test_show_lists_every_world_below_a_directory(world):
+    assert [row["path"] for row in describe(world.path.parent)] == [str(world.path)]
+
+
+def test_show_of_no_world_says_so(tmp_path):
+    from loraprobe_lab.world import WorldError
+
+    with pytest.raises(WorldError, match="is no world"):
+        describe(tmp_path)
+
+
+def test_an_unknown_kind_of_world_is_refused(tmp_path):
+    from loraprobe.errors import UsageError
+
+    with pytest.raises(UsageError, match="no kind of world 'poems'"):
+        spec_of(WorldPlan("poems", 1, "llama"))

@@ -1,0 +1,46 @@
+"""Worlds of the lab that are built in a moment: few facts, a tiny base, hardly any training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from loraprobe_lab.training.pretrain import BaseRecipe
+from loraprobe_lab.worlds.couples import FactSizes
+from loraprobe_lab.worlds.small import small_world
+from loraprobe_lab.worlds.spec import WorldSpec
+
+SIZES = FactSizes(familiar=8, newcomers=4, strangers=4, cities=3, reserve=6)
+
+
+def tiny_base(architecture: str = "llama", hidden: int = 16) -> BaseRecipe:
+    return BaseRecipe(
+        architecture=architecture,
+        hidden=hidden,
+        layers=1,
+        heads=2,
+        intermediate=32,
+        steps=2,
+        batch_size=4,
+        warmup=1,
+    )
+
+
+def shortened(spec: WorldSpec, steps: int = 2, examples: int | None = None) -> WorldSpec:
+    """The same world, each adapter trained for so many steps, on so many of its examples."""
+    training = tuple(
+        dataclasses.replace(
+            one,
+            examples=one.examples[:examples],
+            recipe=dataclasses.replace(one.recipe, steps=steps),
+        )
+        for one in spec.training
+    )
+    return dataclasses.replace(spec, training=training)
+
+
+def tiny_world(
+    worlds: Sequence[str] = ("skill-and-facts",), seed: int = 0, only: Sequence[str] | None = None
+) -> WorldSpec:
+    """A small world that is trained for two steps."""
+    return shortened(small_world(worlds, seed, sizes=SIZES, base=tiny_base(), only=only))

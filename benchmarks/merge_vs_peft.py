@@ -58,7 +58,7 @@ def against_peft(out: int, into: int) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from loraprobe.adapter import adapter_of
+    from loraprobe.adapters import adapter_of
     from loraprobe.lora.lowrank import LowRank
     from loraprobe.merging import merge
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraprobe.adapter import adapter_of
+from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS

@@ -23,7 +23,7 @@ import torch
 from machine import Figures, aim, clocked, gemm_rate, interleaved, spread
 from seven import RANK, SHAPES
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
 

@@ -21,8 +21,8 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from loraprobe.adapter import Adapter, adapter_of, read_adapter
-from loraprobe.adapter.config import judge_config
+from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.adapters.config import judge_config
 from loraprobe.base.quiet import silenced
 from loraprobe.base.tokenizer import tokenizer_size
 from loraprobe.checkpoint import file_hash

@@ -27,7 +27,7 @@ from loraprobe._version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from loraprobe.adapter import Adapter
+    from loraprobe.adapters import Adapter
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
     from loraprobe.pipeline import Routed

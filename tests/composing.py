@@ -8,7 +8,7 @@ import making
 import torch
 from torch import nn
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 
 
 def base(kind: str, dtype: torch.dtype = torch.float32):

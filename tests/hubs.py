@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import making
+
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "gc.auto=0")
 
 
@@ -176,3 +178,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+
+def adapter_files(directory: Path, seed: int = 0) -> dict[str, bytes]:
+    """The files of a small adapter, as a Hub would serve them."""
+    making.random_adapter(seed=seed).save(directory)
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def use(monkeypatch, url: str, cache: Path, offline: bool = False, token: str | None = None):
+    """Points the Hub's client at a server; what HF_* variables do in a process of its own."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    close_session()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -34,7 +34,7 @@ HARMLESS_COUNT, HARMLESS_SIZE = 1024, 1 << 20
 PACKED = 8  # values that one stored number of a quantised file may hold
 
 
-class Stored(Protocol):
+class StoredTensor(Protocol):
     """A tensor in a weight file, as far as it matters here."""
 
     @property
@@ -69,7 +69,9 @@ def check_types(config: Mapping[str, Any], reference: str) -> None:
             )
 
 
-def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, Stored], reference: str) -> None:
+def check_sizes(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], reference: str
+) -> None:
     """Raises BaseError where a config declares far more than the weight files hold.
 
     Layers are counted by the numbers in the tensors' names. Other counts are held against the

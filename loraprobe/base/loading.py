@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprobe.base.room import check_room
+from loraprobe.base.memory import check_room
 from loraprobe.checkpoint import first_line
 from loraprobe.errors import BaseError, OutOfMemory
+from loraprobe.formatting import listing
 from loraprobe.memory import is_out_of_memory
-from loraprobe.words import listing
 
 if TYPE_CHECKING:
     from loraprobe.base.model import Base, DeviceMap, Quantize

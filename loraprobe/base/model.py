@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from loraprobe.adapter.paths import local_name
+from loraprobe.adapters.paths import local_name
 from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.base.geometry import (
     FLOATS,
@@ -34,8 +34,8 @@ from loraprobe.checkpoint import (
     shards_of,
 )
 from loraprobe.errors import BaseError
+from loraprobe.formatting import listing
 from loraprobe.records import BaseSummary
-from loraprobe.words import listing
 
 Quantize = Literal["none", "4bit", "8bit"]
 DeviceMap = Literal["none", "auto"]

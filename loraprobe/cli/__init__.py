@@ -79,7 +79,7 @@ def _ended(error: BaseException, command: str, debug: bool = False) -> int:
         fail(f"Interrupted{KEPT.get(command, '.')}")
         return 130
     if debug:
-        from loraprobe.report.wording import clean
+        from loraprobe.report.formatting import clean
 
         typer.echo(trace(error, clean), err=True, nl=False)
     if is_out_of_memory(error):
@@ -104,7 +104,7 @@ def _abandon(stream: Any) -> None:
 
 def fail(message: str) -> None:
     """One sentence on standard error, free of control characters."""
-    from loraprobe.report.wording import clean
+    from loraprobe.report.formatting import clean
 
     typer.echo(f"error: {' '.join(clean(message).splitlines())}", err=True)
 

@@ -26,7 +26,7 @@ def find(
     import sys
 
     from loraprobe import hub
-    from loraprobe.report.wording import clean
+    from loraprobe.report.formatting import clean
 
     found = hub.find_adapters(base, limit)
     if output.json:
@@ -40,7 +40,7 @@ def find(
         for one in found:
             print(clean(one.reference))
     else:
-        from loraprobe.report.found import render
+        from loraprobe.report.search_results import render
 
         render(base, found)
     sys.stdout.flush()

@@ -31,7 +31,7 @@ class Output(OutputOptions):
     def warn(self, message: str) -> None:
         """A warning on standard error."""
         if not self.quiet:
-            from loraprobe.report.wording import clean
+            from loraprobe.report.formatting import clean
 
             Console(stderr=True, highlight=False).print(
                 f"warning: {clean(message)}", style="yellow", markup=False, soft_wrap=True
@@ -40,7 +40,7 @@ class Output(OutputOptions):
     def say(self, message: str) -> None:
         """A remark on standard error."""
         if not self.quiet:
-            from loraprobe.report.wording import clean
+            from loraprobe.report.formatting import clean
 
             Console(stderr=True, highlight=False).print(
                 clean(message), markup=False, soft_wrap=True
@@ -79,8 +79,8 @@ class Output(OutputOptions):
 
             print(scrub(audit.to_json()))
         elif self.quiet:
+            from loraprobe.report.formatting import clean
             from loraprobe.report.terminal import one_line
-            from loraprobe.report.wording import clean
 
             print(clean(line) or one_line(audit))
         else:
@@ -103,7 +103,7 @@ def exit_code(audit: Audit) -> int:
 
 
 def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
-    from loraprobe.report.wording import clean
+    from loraprobe.report.formatting import clean
 
     tasks: dict[str, TaskID] = {}
 

@@ -23,7 +23,7 @@ def check_outputs(
     Raises OutputError for an output that cannot be written, or that is, contains or lies inside
     something that the arguments name: an adapter, the base, a task, a prompt file.
     """
-    from loraprobe.adapter import check_apart, check_output
+    from loraprobe.adapters import check_apart, check_output
     from loraprobe.errors import LoraprobeError
     from loraprobe.hub import Reference
 

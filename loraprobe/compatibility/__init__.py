@@ -12,19 +12,19 @@ import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from loraprobe.adapter import Adapter
-from loraprobe.adapter.fused import Refused, one_layout
+from loraprobe.adapters import Adapter
+from loraprobe.adapters.fused import UntranslatedFusion, one_layout
 from loraprobe.base import Base
 from loraprobe.compatibility.against_base import base_issues
-from loraprobe.compatibility.beside import extra_issues
 from loraprobe.compatibility.codes import CODES
-from loraprobe.compatibility.contents import Contents, content_issues
+from loraprobe.compatibility.extras import extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues
 from loraprobe.compatibility.layout import fused_issues, layout_issues
+from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.records import Compatibility, Issue
 
-__all__ = ["CODES", "Contents", "aligned", "check", "require", "with_contents"]
+__all__ = ["CODES", "TensorChecks", "aligned", "check", "require", "with_contents"]
 
 ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -35,7 +35,7 @@ def check(
     *,
     purpose: Purpose = "inspect",
     allow: Collection[str] = (),
-    contents: Contents | None = None,
+    contents: TensorChecks | None = None,
 ) -> Compatibility:
     """All findings about adapters of one composition, errors first.
 
@@ -60,7 +60,7 @@ def check(
     found += extra_issues(adapters, base, composing=composing)
     if base is not None:
         found += base_issues(adapters, base)
-    found += content_issues(Contents(adapters).read() if contents is None else contents)
+    found += content_issues(TensorChecks(adapters).read() if contents is None else contents)
     _check_codes(allow, found)
     return _sorted(found, allow)
 
@@ -76,7 +76,7 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 
 def _one_layout(
     adapters: Sequence[Adapter], base: Base | None
-) -> tuple[list[Adapter], list[Refused]]:
+) -> tuple[list[Adapter], list[UntranslatedFusion]]:
     if base is None:
         return one_layout(adapters)
     shapes = {path: base.shapes.get(path) for path in base.weights}
@@ -84,7 +84,7 @@ def _one_layout(
 
 
 def with_contents(
-    found: Compatibility, contents: Contents, allow: Collection[str] = ()
+    found: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:
     """Findings made before the tensors were read, and those about the tensors."""
     return _sorted([*found.issues, *content_issues(contents)], allow)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from loraprobe.adapter import Adapter
-from loraprobe.adapter.paths import VOCABULARY
+from loraprobe.adapters import Adapter
+from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
 from loraprobe.compatibility.layout import is_vocabulary, prefix_between, shape
+from loraprobe.formatting import count
 from loraprobe.records import Issue
-from loraprobe.words import count
 
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:

@@ -13,13 +13,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from loraprobe.adapter import Adapter
-from loraprobe.adapter.paths import is_path, public_name
+from loraprobe.adapters import Adapter
+from loraprobe.adapters.paths import is_path, public_name
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash
 from loraprobe.errors import BaseError
+from loraprobe.formatting import listing
 from loraprobe.records import Issue, Severity
-from loraprobe.words import listing
 
 Relation = Literal["same", "unclear", "different"]
 Purpose = Literal["inspect", "measure", "merge", "route"]

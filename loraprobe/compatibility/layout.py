@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from loraprobe.adapter import Adapter, ModuleInfo
-from loraprobe.adapter.fused import Refused
-from loraprobe.adapter.paths import VOCABULARY, number
+from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.adapters.fused import UntranslatedFusion
+from loraprobe.adapters.paths import VOCABULARY, number
+from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
-from loraprobe.words import count, listing
 
 LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
 
@@ -153,9 +153,9 @@ def root(path: str) -> str:
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
 
 
-def fused_issues(refused: Sequence[Refused]) -> Iterator[Issue]:
+def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
     """Fused layers beside single ones that could not be brought to one layout, one for a reason."""
-    by_reason: dict[str, list[Refused]] = {}
+    by_reason: dict[str, list[UntranslatedFusion]] = {}
     for one in refused:
         by_reason.setdefault(one.reason, []).append(one)
     for reason, cases in by_reason.items():

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from loraprobe.formatting import listing
 from loraprobe.records import Issue
-from loraprobe.words import listing
 
 NONCOMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research)($|[-_ ])")
 NO_DERIVATIVES = re.compile(r"(^|[-_ ])nd($|[-_ ])")

@@ -28,13 +28,13 @@ and not where it is used as the head, as peft's forward does (peft's merged mode
 both).
 """
 
-from loraprobe.composition.contract import Composition, Router, TokenGates
-from loraprobe.composition.experts.low_rank import Share
+from loraprobe.composition.experts.low_rank import ExpertTerm
 from loraprobe.composition.experts.scaled import change_norm
 from loraprobe.composition.layers import ComposedLayer, prepared
+from loraprobe.composition.observers import watched
 from loraprobe.composition.placement import composed
+from loraprobe.composition.router import Composition, Router, TokenGates
 from loraprobe.composition.rows import RowGates, Rows
-from loraprobe.composition.watching import watched
 
 __all__ = [
     "ComposedLayer",
@@ -42,7 +42,7 @@ __all__ = [
     "Router",
     "RowGates",
     "Rows",
-    "Share",
+    "ExpertTerm",
     "TokenGates",
     "change_norm",
     "composed",

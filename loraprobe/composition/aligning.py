@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from loraprobe.adapter import Adapter
-from loraprobe.adapter.fused import may_be_fused, one_layout
-from loraprobe.composition.contract import Composition
+from loraprobe.adapters import Adapter
+from loraprobe.adapters.fused import may_be_fused, one_layout
+from loraprobe.composition.router import Composition
 
 _Known = weakref.WeakKeyDictionary[Composition, Composition]
 _ALIGNED: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()

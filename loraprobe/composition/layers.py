@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraprobe.adapter import LayerKind
-from loraprobe.composition.contract import Composition, TokenGates
-from loraprobe.composition.experts.low_rank import Share, low_rank
+from loraprobe.adapters import LayerKind
+from loraprobe.composition.experts.low_rank import ExpertTerm, low_rank
 from loraprobe.composition.experts.scaled import scaled
+from loraprobe.composition.router import Composition, TokenGates
 from loraprobe.composition.weights import fingerprint
 from loraprobe.errors import UsageError
 
@@ -225,7 +225,7 @@ def _prepare(
     )
 
 
-def _gates(composition: Composition, path: str, shares: list[Share]) -> Tensor | TokenGates:
+def _gates(composition: Composition, path: str, shares: list[ExpertTerm]) -> Tensor | TokenGates:
     """Routers see the low-rank updates as they are stored, without magnitudes, so that they
     route the same whatever base model the experts run on.
     """

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.composition.aligning import on_layout_of
-from loraprobe.composition.contract import Composition
 from loraprobe.composition.experts.full import replaced
+from loraprobe.composition.forward_pass import following_passes
 from loraprobe.composition.layers import ComposedLayer, prepared
-from loraprobe.composition.passes import following_passes
+from loraprobe.composition.observers import LookAtGates, WatchedGates
+from loraprobe.composition.router import Composition
 from loraprobe.composition.targets import check_extras, check_model, target
-from loraprobe.composition.watching import LookAtGates, WatchedGates
 from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraprobe.composition.contract import Router, TokenGates
+from loraprobe.composition.router import Router, TokenGates
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapter import Adapter, Extra, LayerKind
-from loraprobe.adapter.tensors import open_tensors
-from loraprobe.composition.contract import Composition
+from loraprobe.adapters import Adapter, Extra, LayerKind
+from loraprobe.adapters.tensors import open_tensors
+from loraprobe.composition.router import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 _SAME_COPY: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Adapter]] = (

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, natural
+from loraprobe.adapters import Adapter, natural
 from loraprobe.base import Base
 from loraprobe.diagnostics._diagnostic import (
     DIAGNOSTICS,

@@ -23,7 +23,7 @@ Plan = Mapping[str, Sequence[str]]  # item -> the adapter of each hop
 
 
 @dataclass(frozen=True)
-class Walk:
+class ChainRun:
     """One chain on one task. The ledger has to hold the hops of every adapter."""
 
     scorer: Any

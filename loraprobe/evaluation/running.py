@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loraprobe.errors import OutputError, UsageError
-from loraprobe.evaluation.chain import Walk
+from loraprobe.evaluation.chain import ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.evaluation.systems import System
@@ -105,7 +105,7 @@ class _Run:
         for task in tasks:
             if not task.has_hops:
                 continue
-            walk = Walk(self.scorer, system, task, self.ledger, self.metric, self.limits)
+            walk = ChainRun(self.scorer, system, task, self.ledger, self.metric, self.limits)
             plan = walk.plan()
             self.ledger.append(row for row in walk.hops(plan) if self._open(system.name, row))
             open_ = [

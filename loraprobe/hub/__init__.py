@@ -12,17 +12,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraprobe.adapter import Adapter, Source, read_adapter
+from loraprobe.adapters import Adapter, Source, read_adapter
 from loraprobe.checkpoint import check_link, shards_of
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
-from loraprobe.hub.search import Found, find_adapters
+from loraprobe.hub.search import FoundAdapter, find_adapters
 from loraprobe.limits import limits
 
 __all__ = [
-    "Found", "Reference", "Snapshot", "common_base", "declared_licence", "find_adapters",
+    "FoundAdapter", "Reference", "Snapshot", "common_base", "declared_licence", "find_adapters",
     "is_gated", "load", "load_all", "model_card", "read_card",
     "resolve_adapter", "resolve_base",
 ]  # fmt: skip

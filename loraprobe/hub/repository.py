@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraprobe.errors import HubError, LoraprobeError
-from loraprobe.hub.failures import explain, is_offline, is_transient
+from loraprobe.hub.errors import explain, is_offline, is_transient
 from loraprobe.hub.reference import Reference
 
 log = logging.getLogger("loraprobe.hub")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraprobe.errors import ReferenceError_
-from loraprobe.hub.failures import explain
+from loraprobe.hub.errors import explain
 from loraprobe.hub.reference import Reference
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundAdapter:
     """One repository as the Hub describes it; whether it holds a LoRA shows when it is read."""
 
     reference: str
@@ -20,7 +20,7 @@ class Found:
     license: str | None
 
 
-def find_adapters(base: str, limit: int = 30) -> list[Found]:
+def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
     """PEFT adapters whose cards name this base model, the most downloaded first.
 
     base: a Hub id (`owner/name`, or `gpt2`). Raises ReferenceError_ for a directory, HubError where
@@ -38,7 +38,7 @@ def find_adapters(base: str, limit: int = 30) -> list[Found]:
     except Exception as error:
         raise explain(error, reference) from None
     return [
-        Found(
+        FoundAdapter(
             model.id,
             model.downloads,
             model.likes,

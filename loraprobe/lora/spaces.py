@@ -30,8 +30,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.errors import UsageError
+from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
-from loraprobe.words import listing
 
 
 @dataclass(frozen=True, eq=False)

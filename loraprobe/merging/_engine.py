@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, ModuleInfo, Source, adapter_of, check_apart, extreme_norm
+from loraprobe.adapters import Adapter, ModuleInfo, Source, adapter_of, check_apart, extreme_norm
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation

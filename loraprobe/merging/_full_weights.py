@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
+from loraprobe.formatting import listing
 from loraprobe.records import Issue
-from loraprobe.words import listing
 
 Parameter = Callable[[str], Tensor]  # name in the base -> the tensor as the base stores it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loraprobe import memory
-from loraprobe.adapter import Adapter, ModuleInfo
+from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.merging._module import Choices
 
 # Matrices of a module's size in addition to the n deltas: the result, a scratch matrix, and the

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named

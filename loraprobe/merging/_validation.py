@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, Extra, ModuleInfo
-from loraprobe.adapter.tensors import open_tensors
+from loraprobe.adapters import Adapter, Extra, ModuleInfo
+from loraprobe.adapters.tensors import open_tensors
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import same_update
 from loraprobe.merging._method import FactorMethod, LinearMethod, MergeMethod
 from loraprobe.records import Issue
 from loraprobe.registry import name_of
-from loraprobe.words import listing
 
 LARGEST_WEIGHT = 1e6
 

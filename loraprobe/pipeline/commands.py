@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_dtype
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
+from loraprobe.formatting import count
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of, with_issues
@@ -29,7 +30,6 @@ from loraprobe.pipeline.merges import merge_by, merge_figures
 from loraprobe.pipeline.session import Progress, Session
 from loraprobe.pipeline.transforms import general_of, prepare
 from loraprobe.records import Audit, Issue, Measurement
-from loraprobe.words import count
 
 if TYPE_CHECKING:
     from loraprobe.compatibility.identity import Purpose

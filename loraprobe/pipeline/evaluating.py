@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import evaluation
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs, load_scorer

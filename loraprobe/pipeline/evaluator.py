@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import evaluation
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System
 from loraprobe.pipeline.gate_statistics import gate_statistics
@@ -18,7 +18,7 @@ from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import forecastable, single
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import Memory, Split, find_weights, note, split
+from loraprobe.pipeline.weight_search import TaskSplit, TriedWeights, find_weights, note, split
 from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     scorer: Any
     ledger: Ledger
     tasks: Sequence[Task]
-    split: Split | None = None
+    split: TaskSplit | None = None
     notes: Sequence[str] = ()
 
     def __exit__(self, *_: object) -> None:
@@ -108,7 +108,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 prepared.adapters,
                 self.split,
                 options,
-                memory=Memory(kept, options.resume),
+                memory=TriedWeights(kept, options.resume),
                 progress=self.session.progress,
             )
         return found, [note(found)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import compatibility, diagnostics
-from loraprobe.adapter import Adapter, layer_pattern
+from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Compatibility, LayerGroup, Measurement
@@ -38,7 +38,7 @@ def check(
             base,
             purpose=purpose,
             allow=session.options.allow,
-            contents=compatibility.Contents(adapters),
+            contents=compatibility.TensorChecks(adapters),
         )
 
 
@@ -51,7 +51,7 @@ def examine(
     """
     found = check(adapters, base, purpose, session)
     options, alone = session.options, len(adapters) == 1
-    contents = compatibility.Contents(adapters)
+    contents = compatibility.TensorChecks(adapters)
     with session.stage("diagnose"):
         rows = diagnostics.diagnose(
             adapters,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import natural
+from loraprobe.adapters import natural
 from loraprobe.composition import Composition, composed
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
@@ -56,11 +56,11 @@ def _of(
 ) -> list[GateStatistics]:
     from loraprobe.scoring import read_together
 
-    tally = Tally(len(composition.experts))
+    tally = GateTally(len(composition.experts))
     with composed(scorer.model, composition, tally.look):
         read_together(scorer, [(prompt, "") for prompt in prompts], tally.see)
     experts = [expert.name for expert in composition.experts]
-    layers: dict[str, list[Sums]] = {}
+    layers: dict[str, list[GateSums]] = {}
     for path, sums in tally.modules.items():
         layers.setdefault(layer_of(path), []).append(sums)
     every = [sums for found in layers.values() for sums in found]
@@ -71,9 +71,9 @@ def _of(
 
 
 def _row(
-    system: str, layer: str | None, experts: Sequence[str], found: Sequence[Sums]
+    system: str, layer: str | None, experts: Sequence[str], found: Sequence[GateSums]
 ) -> GateStatistics:
-    def mean(of: Callable[[Sums], float]) -> float:
+    def mean(of: Callable[[GateSums], float]) -> float:
         return sum(of(sums) / sums.tokens for sums in found) / len(found)
 
     share = {name: mean(lambda sums, i=i: float(sums.share[i])) for i, name in enumerate(experts)}  # type: ignore[misc]
@@ -84,7 +84,7 @@ def _row(
 
 
 @dataclass
-class Sums:
+class GateSums:
     """Sums over the tokens of one module; share: [n], by expert."""
 
     share: Tensor
@@ -93,13 +93,13 @@ class Sums:
     tokens: int = 0
 
 
-class Tally:
+class GateTally:
     """Takes gates as they are given, and keeps sums of n experts' gates."""
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self.modules: dict[str, Sums] = {}
-        self._before: dict[str, Sums] = {}
+        self.modules: dict[str, GateSums] = {}
+        self._before: dict[str, GateSums] = {}
         self._mask: Tensor | None = None
 
     def see(self, mask: Tensor | None) -> None:
@@ -116,7 +116,7 @@ class Tally:
         if k < 2 or self._mask is None or len(flat) != len(self._mask):
             return
         kept = flat[self._mask.to(flat.device)].double().cpu()
-        sums = self.modules.setdefault(path, Sums(torch.zeros(self.n, dtype=torch.float64)))
+        sums = self.modules.setdefault(path, GateSums(torch.zeros(self.n, dtype=torch.float64)))
         entropy = float(-torch.special.xlogy(kept, kept).sum())
         sums.share[list(present)] += kept.sum(0)
         sums.entropy += entropy

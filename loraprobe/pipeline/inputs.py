@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import compatibility, hub
-from loraprobe.adapter import Adapter, check_apart
+from loraprobe.adapters import Adapter, check_apart
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.errors import UsageError
 from loraprobe.pipeline.session import Session

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError
 from loraprobe.records import Issue
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from loraprobe.adapter import Adapter, Source
+from loraprobe.adapters import Adapter, Source
 from loraprobe.base import Base
 from loraprobe.errors import LoraprobeError
-from loraprobe.pipeline.provenance import ToldBase, ToldSource
+from loraprobe.pipeline.provenance import BaseRecord, SourceRecord
 from loraprobe.records import Check
 
 CONFIG = "adapter_config.json"
@@ -24,7 +24,7 @@ HASHED = 100  # adapters whose weights are hashed
 
 
 @dataclass
-class Neighbourhood:
+class SourceFinder:
     """Where sources are looked for; hashes and findings are kept, so that each file is read once.
 
     place: the directory that is verified, which is no source of itself. given: references that the
@@ -35,7 +35,7 @@ class Neighbourhood:
     given: Sequence[str] = ()
     known: dict[Path, Adapter | None] = field(default_factory=dict)
 
-    def adapter(self, told: ToldSource) -> tuple[Adapter | None, Check]:
+    def adapter(self, told: SourceRecord) -> tuple[Adapter | None, Check]:
         """The source under its name in the card, and whether it is the one that was used."""
         label = f"source {told.name}"
         try:
@@ -55,7 +55,7 @@ class Neighbourhood:
         source = Source(told.reference, found.source.path, told.commit)
         return replace(found.renamed(told.name), source=source), Check(label, True, message)
 
-    def _found(self, told: ToldSource) -> Adapter | None:
+    def _found(self, told: SourceRecord) -> Adapter | None:
         """The adapter of that hash; else one of that name, which has changed; else None."""
         from loraprobe import hub
 
@@ -91,7 +91,7 @@ class Neighbourhood:
         except (LoraprobeError, OSError):
             return None
 
-    def base(self, told: ToldBase, given: str | None) -> tuple[Base | None, Check]:
+    def base(self, told: BaseRecord, given: str | None) -> tuple[Base | None, Check]:
         """The base that the card names: `given`, else at its commit, else a directory near."""
         from loraprobe.pipeline.inputs import base_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.merging import Merged, merge
 from loraprobe.options import Options

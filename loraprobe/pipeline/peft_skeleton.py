@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraprobe.adapter import Adapter, ModuleInfo
-from loraprobe.adapter.config import Config, read_config
-from loraprobe.adapter.expressions import PLAIN, ExpressionError
-from loraprobe.adapter.targeting import Names, untargeted
-from loraprobe.adapter.tensors import open_tensors
+from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.adapters.config import Config, read_config
+from loraprobe.adapters.expressions import PLAIN, ExpressionError
+from loraprobe.adapters.targeting import Names, untargeted
+from loraprobe.adapters.tensors import open_tensors
 
 Layer = Callable[[ModuleInfo], nn.Module]
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
-from loraprobe.adapter import Adapter, public_name
+from loraprobe.adapters import Adapter, public_name
 from loraprobe.checkpoint import check_link
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
@@ -34,13 +34,13 @@ SCHEMA = 2
 CARD = "README.md"
 
 
-class _Told(BaseModel):
+class StrictModel(BaseModel):
     """Exactly these fields, of exactly these types: a card is a stranger's text too."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class ToldBase(_Told):
+class BaseRecord(StrictModel):
     """The base: a repository at a commit, or the name of a directory."""
 
     reference: str
@@ -48,7 +48,7 @@ class ToldBase(_Told):
     sha256: str | None
 
 
-class ToldSource(_Told):
+class SourceRecord(StrictModel):
     """An adapter: a reference to a repository at a commit, or the name of a directory."""
 
     name: str
@@ -57,7 +57,7 @@ class ToldSource(_Told):
     sha256: str
 
 
-class Told(_Told):
+class ProvenanceRecord(StrictModel):
     """What merges and compositions have in common."""
 
     schema_version: Literal[2]
@@ -65,12 +65,12 @@ class Told(_Told):
     torch: str
     allow: list[str]
     balance: Literal["none", "norm"]
-    subtract: list[ToldSource]
-    base: ToldBase | None
-    sources: list[ToldSource] = Field(min_length=1)
+    subtract: list[SourceRecord]
+    base: BaseRecord | None
+    sources: list[SourceRecord] = Field(min_length=1)
 
 
-class ToldMerge(Told):
+class MergeRecord(ProvenanceRecord):
     """Every choice that decides a merge."""
 
     method: str
@@ -81,7 +81,7 @@ class ToldMerge(Told):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
-class ToldComposition(Told):
+class CompositionRecord(ProvenanceRecord):
     """Every choice that decides a composition; `weights` are those of constant gates."""
 
     name: str
@@ -139,7 +139,7 @@ def _in_common(sources: Sequence[AdapterSummary], audit: Audit, options: Options
 
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:
-    return {key: getattr(summary, key) for key in ToldSource.model_fields}
+    return {key: getattr(summary, key) for key in SourceRecord.model_fields}
 
 
 def _loaded(references: Sequence[Any]) -> list[Adapter]:
@@ -184,7 +184,7 @@ def read_card_matter(directory: Path) -> Mapping[Any, Any]:
         return read_front_matter(stream.read(limits().card))
 
 
-def read_provenance(directory: Path) -> ToldMerge | ToldComposition:
+def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
     """The provenance in a directory's card.
 
     Raises AdapterError where there is none, or where it is not what loraprobe writes.
@@ -204,7 +204,7 @@ def read_provenance(directory: Path) -> ToldMerge | ToldComposition:
             "it."
         )
     try:
-        return (ToldComposition if "router" in found else ToldMerge).model_validate(found)
+        return (CompositionRecord if "router" in found else MergeRecord).model_validate(found)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise AdapterError(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapter import Adapter, is_path, local_name, public_name
+from loraprobe.adapters import Adapter, is_path, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.options import Options
 from loraprobe.records import Audit

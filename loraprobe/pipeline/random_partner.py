@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, Modules, Source
+from loraprobe.adapters import Adapter, Modules, Source
 from loraprobe.composition import change_norm
 from loraprobe.errors import BaseError
 from loraprobe.lora.lowrank import LowRank

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe._version import __version__
-from loraprobe.adapter import Adapter, check_place
+from loraprobe.adapters import Adapter, check_place
 from loraprobe.base import Base
 from loraprobe.checkpoint import cache_directory
 from loraprobe.options import Options

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapter.tensors import SafetensorsFile
+from loraprobe.adapters.tensors import SafetensorsFile
 
 PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
 # Two independent roundings differ by sqrt(2) times the expected error of one; in a row or column of

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
+from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, load_scorer
 from loraprobe.pipeline.session import Session
@@ -23,7 +24,6 @@ from loraprobe.pipeline.weight_search import chosen_weights
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.words import listing
 
 if TYPE_CHECKING:
     from loraprobe.tasks import Task

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.adapter import (
+from loraprobe.adapters import (
     Adapter,
     Source,
     StagedDirectory,
@@ -37,7 +37,7 @@ from loraprobe.adapter import (
     public_value,
     read_adapter,
 )
-from loraprobe.adapter.tensors import open_tensors
+from loraprobe.adapters.tensors import open_tensors
 from loraprobe.base import Base
 from loraprobe.checkpoint import file_hash, read_json
 from loraprobe.composition import Composition, Router

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from loraprobe.adapter import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.records import Transformation
-from loraprobe.words import listing
 
 if TYPE_CHECKING:
     from loraprobe.base import Base

@@ -18,20 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapter import Adapter, Modules, read_adapter
+from loraprobe.adapters import Adapter, Modules, read_adapter
 from loraprobe.base import Base
 from loraprobe.checkpoint import check_link, file_hash, read_json
 from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline import provenance
-from loraprobe.pipeline.locating import Neighbourhood
+from loraprobe.pipeline.locating import SourceFinder
 from loraprobe.pipeline.provenance import (
     CARD,
     KEY,
-    Told,
-    ToldComposition,
-    ToldMerge,
+    CompositionRecord,
+    MergeRecord,
+    ProvenanceRecord,
 )
 from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.pipeline.saved import FILE, STATE
@@ -54,7 +54,7 @@ def verify(
     """
     place = Path(directory)
     told = provenance.read_provenance(place)
-    near = Neighbourhood(place, sources)
+    near = SourceFinder(place, sources)
     found = [near.adapter(source) for source in (*told.sources, *told.subtract)]
     checks = [check for _, check in found]
     opened: Base | None = None
@@ -68,7 +68,10 @@ def verify(
 
 
 def _compared(
-    place: Path, told: ToldMerge | ToldComposition, adapters: Sequence[Adapter], base: Base | None
+    place: Path,
+    told: MergeRecord | CompositionRecord,
+    adapters: Sequence[Adapter],
+    base: Base | None,
 ) -> Iterator[Check]:
     """Every file against the one that is written again."""
     with tempfile.TemporaryDirectory() as space:
@@ -91,12 +94,12 @@ def _compared(
             comparison = _Comparison(place, first, name, reordered, told)
             checks.append(comparison.check())
         yield from checks
-        if isinstance(told, ToldMerge) and all(check.passed for check in checks):
+        if isinstance(told, MergeRecord) and all(check.passed for check in checks):
             yield _in_peft(place)
 
 
 def _make(
-    told: ToldMerge | ToldComposition,
+    told: MergeRecord | CompositionRecord,
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
@@ -113,7 +116,7 @@ def _make(
         "balance": told.balance,
         "subtract": tuple(general),
     }
-    if isinstance(told, ToldMerge):
+    if isinstance(told, MergeRecord):
         options = Options(
             methods=(told.method,),
             space=told.space,
@@ -204,7 +207,7 @@ class _Comparison:
     again: Path
     name: str
     reordered: Any
-    told: Told
+    told: ProvenanceRecord
 
     def check(self) -> Check:
         try:

@@ -23,18 +23,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
+from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, load_scorer
 from loraprobe.pipeline.session import Progress, Session
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import WeightSearch
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.words import listing
 
 if TYPE_CHECKING:
     from loraprobe.tasks import Item, Task
@@ -49,7 +49,7 @@ Losses = Callable[[Sequence[Weights]], list[float]]
 
 
 @dataclass(frozen=True)
-class Split:
+class TaskSplit:
     """Tasks in two parts that share no cluster and no prompt."""
 
     searched: tuple[Task, ...]
@@ -66,7 +66,7 @@ class Split:
         return len({_key(item) for task in self.searched for item in task.items})
 
 
-def split(tasks: Sequence[Task], options: Options) -> Split:
+def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
     """Sets items apart: whole clusters, drawn by the seed, the same for the same call.
 
     Raises TaskError where a task is too small to be split.
@@ -92,7 +92,9 @@ def split(tasks: Sequence[Task], options: Options) -> Split:
                 f"is left to judge by once {wanted} are set apart for --weights search; give "
                 "more items or fewer --search-items."
             )
-    return Split(*(tuple(_part(task, apart, inside) for task in tasks) for inside in (True, False)))
+    return TaskSplit(
+        *(tuple(_part(task, apart, inside) for task in tasks) for inside in (True, False))
+    )
 
 
 def _key(item: Item) -> str:
@@ -104,7 +106,7 @@ def _part(task: Task, apart: set[str], inside: bool) -> Task:
     return replace(task, items=tuple(i for i in task.items if (_key(i) in apart) == inside))
 
 
-class Memory:
+class TriedWeights:
     """Losses of weights that were tried, kept in a file where there is one, so that a search which
     was interrupted asks no model twice. Raises OutputError as `JsonLines` does."""
 
@@ -180,14 +182,14 @@ def chosen_weights(
 def find_weights(
     scorer: Any,
     experts: Sequence[Adapter],
-    parted: Split,
+    parted: TaskSplit,
     options: Options,
     *,
-    memory: Memory | None = None,
+    memory: TriedWeights | None = None,
     progress: Progress | None = None,
 ) -> WeightSearch:
     """Searches with at most options.search_budget candidates; reproducible by the seed."""
-    memory, budget = memory or Memory(), options.search_budget
+    memory, budget = memory or TriedWeights(), options.search_budget
     ask = answer_losses(scorer, experts, parted.searched)
     tried: dict[Weights, float] = {}
     steps = _candidates(len(experts), budget, options.seed)
@@ -270,7 +272,7 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
     put into the model once. Experts that replace whole parameters, and mixtures of experts whose
     layers mix the rows, are put in one candidate at a time.
     """
-    from loraprobe.scoring import Voice, score_together
+    from loraprobe.scoring import LogitEnsemble, score_together
 
     pairs = [
         [[(item.prompt, answer) for answer in item.answers] for item in task.items]
@@ -294,7 +296,7 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
     composition = Composition("search", tuple(experts), RowGates(rows))  # prepared once
 
     def side_by_side(candidates: Sequence[Weights]) -> list[float]:
-        voices = [Voice((weights,), (1.0,)) for weights in candidates]
+        voices = [LogitEnsemble((weights,), (1.0,)) for weights in candidates]
         with scorer.with_composition(composition):
             found = score_together(scorer, flat, voices, rows.set)
         return [mean(dict(zip(flat, row, strict=True))) for row in found]

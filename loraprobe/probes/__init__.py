@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.probes._contract import CoverageProbe, ProbeContext, Request
 from loraprobe.probes._forecast import forecast
+from loraprobe.probes._probe import CoverageProbe, ProbeContext, Request
 from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.registry import Registry
 
 if TYPE_CHECKING:
-    from loraprobe.adapter import Adapter
+    from loraprobe.adapters import Adapter
     from loraprobe.tasks import Task
 
 PROBES = Registry("loraprobe.probes", CoverageProbe, "coverage probe")
@@ -53,7 +53,7 @@ def cover(
     one pass. Equal seeds give equal figures. Raises TaskError where a prompt does not fit into the
     base's context.
     """
-    from loraprobe.probes._covering import cover_tasks
+    from loraprobe.probes._measuring import cover_tasks
 
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
     return cover_tasks(chosen, scorer, adapters, tasks, results, seed, progress)

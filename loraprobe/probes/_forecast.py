@@ -19,11 +19,11 @@ from loraprobe.composition import Composition, Router, RowGates
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, questions
 from loraprobe.records import Forecast, Gain, ItemResult
-from loraprobe.scoring import Voice, score_together, write_together
+from loraprobe.scoring import LogitEnsemble, score_together, write_together
 from loraprobe.tasks import Task, answered, read_answer
 
 if TYPE_CHECKING:
-    from loraprobe.adapter import Adapter
+    from loraprobe.adapters import Adapter
 
 ITEMS = 60  # of each task; more would narrow the interval less than the model's own error is wide
 WORKED_TOKENS = 96  # of a worked answer: fewer than evaluation allows, enough for taught steps
@@ -71,7 +71,7 @@ class _Pass:
 
     composition: Composition
     rows: RowGates
-    voices: Mapping[str, Voice]
+    voices: Mapping[str, LogitEnsemble]
 
     def answers(
         self, scorer: Any, asked: Sequence[Question], max_new_tokens: int | None
@@ -124,7 +124,7 @@ def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> I
     """One pass for all compositions of constant gates, one for each token router."""
     n, experts = len(adapters), tuple(adapters)
     constant = {
-        name: Voice.added(gates)
+        name: LogitEnsemble.added(gates)
         for name, gates in compositions.items()
         if not isinstance(gates, Router)
     }
@@ -136,7 +136,7 @@ def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> I
         return
     for name, router in routers.items():
         rows = RowGates(inner=router.each_token())
-        voices = {name: Voice.added((1.0,) * n)}
+        voices = {name: LogitEnsemble.added((1.0,) * n)}
         yield _Pass(Composition("side-by-side", experts, rows), rows, voices)
 
 

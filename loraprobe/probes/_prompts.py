@@ -12,7 +12,7 @@ from loraprobe.front_matter import read_front_matter
 from loraprobe.tasks import Probe, ProbeItem
 
 if TYPE_CHECKING:
-    from loraprobe.adapter import Adapter
+    from loraprobe.adapters import Adapter
 
 WANTED = 64
 SAMPLED_TOKENS = 24

@@ -25,15 +25,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.probes._contract import Request, mean
 from loraprobe.probes._names import MadeUpNames, capitalised_spans, words_of
+from loraprobe.probes._probe import Request, mean
 from loraprobe.probes._statistics import mean_interval
 from loraprobe.probes.answer_margin import first_margin
 from loraprobe.records import Coverage
 from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
-    from loraprobe.adapter import Adapter
+    from loraprobe.adapters import Adapter
 
 TASK = "probe"
 ANSWER_TOKENS = 16
@@ -48,7 +48,7 @@ _BOUNDS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Replies:
+class ProbeAnswers:
     """The answers of base and adapters to each prompt.
 
     `answers`: adapter -> prompt's index -> its own answer, where it gave one. `kl`: adapter ->
@@ -74,7 +74,7 @@ def probe_without_task(
 
     single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
     """
-    from loraprobe.probes._covering import ask
+    from loraprobe.probes._measuring import ask
 
     unique = {item.prompt: item.answer for item in reversed(probe.items)}
     prompts = tuple(dict.fromkeys(item.prompt for item in probe.items))
@@ -105,7 +105,7 @@ def _replies_of(
     golds: tuple[str | None, ...],
     single: Callable[[Any], Any],
     progress: Callable[[str, int, int], None] | None,
-) -> Replies:
+) -> ProbeAnswers:
     """Each adapter's own greedy first line, and how its first token differs from the base's."""
     base = scorer.first_token_distribution(prompts)
     answers: dict[str, dict[int, str]] = {}
@@ -120,10 +120,10 @@ def _replies_of(
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
         if progress is not None:
             progress("probe", done, len(adapters))
-    return Replies(prompts, golds, answers, kl)
+    return ProbeAnswers(prompts, golds, answers, kl)
 
 
-def _own_answers(replies: Replies, likely: Mapping[Request, Any]) -> list[Coverage]:
+def _own_answers(replies: ProbeAnswers, likely: Mapping[Request, Any]) -> list[Coverage]:
     shares: dict[str, list[float]] = {}
     rows = []
     for name, own in replies.answers.items():
@@ -147,11 +147,11 @@ def _own_answers(replies: Replies, likely: Mapping[Request, Any]) -> list[Covera
     return [_row("familiarity", pooled, (), clusters), *rows]
 
 
-def _divergence(replies: Replies) -> list[Coverage]:
+def _divergence(replies: ProbeAnswers) -> list[Coverage]:
     return [_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in replies.kl.items()]
 
 
-def _swapped(replies: Replies, names: MadeUpNames) -> dict[str, dict[int, Request]]:
+def _swapped(replies: ProbeAnswers, names: MadeUpNames) -> dict[str, dict[int, Request]]:
     """adapter -> prompt's index -> its own answer after the prompt with made-up names."""
     found: dict[str, dict[int, Request]] = {}
     for name, own in replies.answers.items():
@@ -164,7 +164,7 @@ def _swapped(replies: Replies, names: MadeUpNames) -> dict[str, dict[int, Reques
 
 
 def _swaps(
-    replies: Replies, swaps: Mapping[str, Mapping[int, Request]], likely: Mapping[Request, Any]
+    replies: ProbeAnswers, swaps: Mapping[str, Mapping[int, Request]], likely: Mapping[Request, Any]
 ) -> list[Coverage]:
     rows, pooled, clusters = [], [], []
     for name, own in swaps.items():
@@ -179,7 +179,7 @@ def _swaps(
     return [_row("name_swap", pooled, (), clusters), *rows] if pooled else []
 
 
-def _cross_talk(replies: Replies) -> list[Coverage]:
+def _cross_talk(replies: ProbeAnswers) -> list[Coverage]:
     rows = []
     owned: dict[str, list[int]] = {name: [] for name in replies.kl}
     for i in range(len(replies.prompts)):
@@ -195,7 +195,7 @@ def _cross_talk(replies: Replies) -> list[Coverage]:
     return rows
 
 
-def _known_answers(replies: Replies, likely: Mapping[Request, Any]) -> list[Coverage]:
+def _known_answers(replies: ProbeAnswers, likely: Mapping[Request, Any]) -> list[Coverage]:
     known = [i for i, gold in enumerate(replies.golds) if gold]
     margins = [
         first_margin(likely[Request(replies.prompts[i], str(replies.golds[i]))]) for i in known

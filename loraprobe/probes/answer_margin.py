@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.probes._contract import (
+from loraprobe.probes._probe import (
     MOST_ITEMS,
     CoverageProbe,
     ProbeContext,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.probes._contract import BASE, CoverageProbe, ProbeContext, Request, mean
+from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, Request, mean
 from loraprobe.probes._statistics import share_interval
 from loraprobe.records import Coverage
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._contract import (
+from loraprobe.probes._probe import (
     MOST_ITEMS,
     CoverageProbe,
     Part,

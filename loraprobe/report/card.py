@@ -8,7 +8,7 @@ from typing import Any
 
 from loraprobe._version import __version__
 from loraprobe.records import AdapterSummary, Issue, Transformation, Verdict, WeightSearch
-from loraprobe.report.wording import clean
+from loraprobe.report.formatting import clean
 
 
 def model_card(

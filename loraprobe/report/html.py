@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from loraprobe.adapter import check_place, staged_file
+from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import Audit
+from loraprobe.report.formatting import clean
 from loraprobe.report.terminal import render
-from loraprobe.report.wording import clean
 
 MARK = "<!-- written by loraprobe -->"
 WIDTH = 132

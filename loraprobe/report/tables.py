@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraprobe.records import Audit, Coverage, Measurement, Score
-from loraprobe.report.wording import clean, count, interval, number, spread
+from loraprobe.report.formatting import clean, count, interval, number, spread
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 

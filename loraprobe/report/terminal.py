@@ -11,7 +11,7 @@ from rich.table import Table
 
 from loraprobe.records import Audit, Reason, Verdict
 from loraprobe.report import tables
-from loraprobe.report.wording import clean, size
+from loraprobe.report.formatting import clean, size
 
 STYLES = {
     "likely": "bold green",

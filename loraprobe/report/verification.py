@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loraprobe.adapter import local_name
+from loraprobe.adapters import local_name
 from loraprobe.records import Verification
-from loraprobe.report.wording import clean
+from loraprobe.report.formatting import clean
 from loraprobe.secrets import public_text
 
 

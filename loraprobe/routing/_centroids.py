@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition, Router, watched
-from loraprobe.composition.contract import Prompts, Read
+from loraprobe.composition.router import Prompts, Read
 from loraprobe.errors import UsageError
 
 PREFIX = "centroid."  # of a stored state's keys, before the module's path

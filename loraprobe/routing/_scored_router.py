@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.composition import Router, TokenGates
-from loraprobe.composition.passes import current_pass
+from loraprobe.composition.forward_pass import current_pass
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import check_choices
@@ -39,7 +39,7 @@ class Scores(ABC):
         return scores[..., 0, :]
 
 
-class Moved:
+class CachedMatrix:
     """A matrix that is kept in each device and dtype in which it was needed."""
 
     def __init__(self, matrix: Tensor) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.routing._scored_router import Moved, ScoredRouter, Scores
+from loraprobe.routing._scored_router import CachedMatrix, ScoredRouter, Scores
 
 CANCELLED = 1e-14  # share of the factors' norms below which a delta is zero but for rounding
 
@@ -49,7 +49,7 @@ class ArrowScores(Scores):
     """|x . v_i| of the experts of one module; prototypes: [k, in], unit vectors or zero."""
 
     def __init__(self, experts: Sequence[LowRank]) -> None:
-        self.prototypes = Moved(torch.stack([prototype(expert) for expert in experts]))
+        self.prototypes = CachedMatrix(torch.stack([prototype(expert) for expert in experts]))
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
         return F.linear(x, self.prototypes.like(x)).abs().unsqueeze(-2)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprobe.adapter import Adapter
-from loraprobe.composition.contract import Prompts, Read
+from loraprobe.adapters import Adapter
+from loraprobe.composition.router import Prompts, Read
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing._centroids import Centroids, centroids
-from loraprobe.routing._scored_router import Moved, ScoredRouter, Scores, changed
+from loraprobe.routing._scored_router import CachedMatrix, ScoredRouter, Scores, changed
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class _Cosines(Scores):
 
     def __init__(self, means: Float[Tensor, "k in"], options: Centroid) -> None:
         common = means.mean(0) if options.center else torch.zeros_like(means[0])
-        self.common = Moved(common)
-        self.directions = Moved(F.normalize(means - common, dim=-1))
+        self.common = CachedMatrix(common)
+        self.directions = CachedMatrix(F.normalize(means - common, dim=-1))
         self.normalize = options.normalize
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:

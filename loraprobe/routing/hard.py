@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.composition import Router, TokenGates
-from loraprobe.composition.contract import Prompts, Read
+from loraprobe.composition.router import Prompts, Read
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import check_choices
 from loraprobe.routing._scored_router import Per, ScoredRouter, changed

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
-from loraprobe.routing._scored_router import Moved, ScoredRouter, Scores
+from loraprobe.routing._scored_router import CachedMatrix, ScoredRouter, Scores
 from loraprobe.routing.arrow import right_spectrum
 
 Spectrum = Literal["weighted", "flat"]
@@ -57,8 +57,8 @@ class SpectralScores(Scores):
         projections = [projection(expert, spectrum) for expert in experts]
         rows = torch.cat(projections)
         owner = owners([len(rows) for rows in projections])
-        self.rows = Moved(rows)  # [R, in], those of all experts
-        self.owner = Moved(owner.mT.to(rows.dtype))  # [k, R]
+        self.rows = CachedMatrix(rows)  # [R, in], those of all experts
+        self.owner = CachedMatrix(owner.mT.to(rows.dtype))  # [k, R]
 
     def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
         squares = F.linear(x, self.rows.like(x)).square()

@@ -6,16 +6,16 @@ Every answer is that of a batch of one, up to rounding: prompts are padded on th
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
+from loraprobe.scoring.ensemble_scoring import read_together, score_together, write_together
+from loraprobe.scoring.ensembles import LogitEnsemble
 from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.scorer import Scorer
-from loraprobe.scoring.together import read_together, score_together, write_together
-from loraprobe.scoring.voices import Voice
 
 __all__ = [
     "Encoder",
     "Likelihood",
     "Scorer",
-    "Voice",
+    "LogitEnsemble",
     "joined",
     "read_together",
     "score_together",

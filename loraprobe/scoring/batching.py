@@ -26,7 +26,7 @@ CURE = (
 
 
 @dataclass
-class Shortage:
+class MemoryHistory:
     """What running out of memory has taught about one model; sizes are sequences at once."""
 
     failed: int | None = None  # the largest batch that did not fit
@@ -48,7 +48,7 @@ class Batcher:
     device: torch.device
     rows: int | None = None
     copies: int = 1
-    shortage: Shortage = field(default_factory=Shortage)
+    shortage: MemoryHistory = field(default_factory=MemoryHistory)
 
     @classmethod
     def of(cls, batch_size: int | Literal["auto"], device: torch.device) -> Batcher:

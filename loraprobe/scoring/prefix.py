@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraprobe.batch_context import rows_follow
 from loraprobe.scoring.forward import padded, positions
-from loraprobe.seams import rows_follow
 
 
 def can_share(model: Any) -> bool:

@@ -11,7 +11,7 @@ chain, or an adapter trained on the target itself.
 from __future__ import annotations
 
 from loraprobe.records import Reason
-from loraprobe.verdict import words
+from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import Candidate, candidates
 from loraprobe.verdict.evidence import Evidence
 
@@ -62,7 +62,7 @@ def _keep_apart(evidence: Evidence) -> tuple[str, list[Reason]]:
         "No merge and no router keeps all skills: load the adapter of each task by itself, or "
         "train one adapter on all tasks."
     )
-    return "none", [Reason("switch-adapters", text, source=words.RETENTION)]
+    return "none", [Reason("switch-adapters", text, source=fmt.RETENTION)]
 
 
 def best_single(evidence: Evidence) -> tuple[str, str, float] | None:
@@ -111,7 +111,7 @@ def attributed(evidence: Evidence, system: str) -> tuple[str, list[Reason]]:
     return action, [
         Reason(
             "mostly-" + cause.replace("_", "-"),
-            f"Of {words.count(total, 'item')} {system} solves {solved}; {spread}: {advice}.",
+            f"Of {fmt.count(total, 'item')} {system} solves {solved}; {spread}: {advice}.",
             counts[cause] / total,
             None,
             ATTRIBUTION,
@@ -168,11 +168,11 @@ def _single(single: tuple[str, str, float], evidence: Evidence) -> Reason:
     name, part, score = single
     return Reason(
         "single-suffices",
-        f"{name} alone, {words.PART[part]}, scores {words.number(abs(score))}, better than the "
+        f"{name} alone, {fmt.PART[part]}, scores {fmt.number(abs(score))}, better than the "
         "base by more than the margin, and no composition is shown to beat it.",
         score,
         evidence.margin,
-        words.MARGIN,
+        fmt.MARGIN,
     )
 
 
@@ -180,9 +180,9 @@ def _base_suffices(evidence: Evidence) -> Reason:
     name = evidence.systems(("base",), "target")[0]
     return Reason(
         "base-suffices",
-        f"The base alone scores {words.number(evidence.mean(name, 'target') or 0.0)}: "
+        f"The base alone scores {fmt.number(evidence.mean(name, 'target') or 0.0)}: "
         "no adapter is needed for this.",
         evidence.lower(name, "target"),
         1 - evidence.margin,
-        words.BOUND,
+        fmt.BOUND,
     )

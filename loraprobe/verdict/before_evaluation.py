@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 from loraprobe.defaults import UNKNOWN
 from loraprobe.records import Reason, Verdict
-from loraprobe.verdict import words
+from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import BASELINES, Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
 
@@ -40,7 +40,7 @@ def judge_weights(evidence: Evidence) -> Verdict:
                 "weights-do-not-decide",
                 "Weights alone tell whether adapters fit together, not whether composing them "
                 "works: geometry predicts it poorly.",
-                source=words.GEOMETRY,
+                source=fmt.GEOMETRY,
                 severity="decisive",
             ),
             Reason(
@@ -63,7 +63,7 @@ def judge_probes(evidence: Evidence) -> Verdict:
                 "probes-do-not-decide",
                 "Probes tell what the base is familiar with, not whether a composition answers "
                 "your questions.",
-                source=words.PROBES,
+                source=fmt.PROBES,
                 severity="decisive",
             ),
             Reason(
@@ -91,7 +91,7 @@ def judge_base(evidence: Evidence) -> Verdict:
                 "base-does-not-decide",
                 "Coverage and single adapters leave it open: nothing is at its ceiling, unknown to "
                 "all, or split over adapters that share nothing.",
-                source=words.DISJOINT,
+                source=fmt.DISJOINT,
                 severity="decisive",
             ),
             Reason(
@@ -122,12 +122,12 @@ def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
     reason = Reason(
         "nothing-to-gain",
         f"{name if adapter else 'The base'} alone scores "
-        f"{words.number(evidence.mean(name, 'target') or 0.0)} with a lower bound of "
-        f"{words.number(low)}, above {words.number(ceiling)}: no composition can gain "
-        f"{words.number(evidence.margin)} on it.",
+        f"{fmt.number(evidence.mean(name, 'target') or 0.0)} with a lower bound of "
+        f"{fmt.number(low)}, above {fmt.number(ceiling)}: no composition can gain "
+        f"{fmt.number(evidence.margin)} on it.",
         low,
         ceiling,
-        words.BOUND,
+        fmt.BOUND,
         "decisive",
     )
     action = f"use-single:{name}" if adapter else "none"
@@ -153,11 +153,11 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
             reason = Reason(
                 "hop-unknown-to-all",
                 f"Hop {hop} is known to no adapter and not to the base: the best of them has an "
-                f"upper bound of {words.number(high)}, below {words.number(UNKNOWN)}. Train an "
+                f"upper bound of {fmt.number(high)}, below {fmt.number(UNKNOWN)}. Train an "
                 "adapter that knows it, or one on the composed question.",
                 high,
                 UNKNOWN,
-                words.LATENT,
+                fmt.LATENT,
                 "decisive",
             )
             return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
@@ -180,19 +180,19 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
     reason = Reason(
         "disjoint-hops",
         f"Each hop is known to one adapter alone ({spread}) and none to the base (upper bounds "
-        f"up to {words.number(worst)}, below {words.number(UNKNOWN)}): one-hop adapters over "
+        f"up to {fmt.number(worst)}, below {fmt.number(UNKNOWN)}): one-hop adapters over "
         "names that the base does not know do not compose.",
         worst,
         UNKNOWN,
-        words.DISJOINT,
+        fmt.DISJOINT,
         "decisive",
     )
     chain = Reason(
         "chain-expected",
-        f"Asked one after the other, the adapters would answer about {words.number(product)} of "
+        f"Asked one after the other, the adapters would answer about {fmt.number(product)} of "
         "the questions (the product of their hop accuracies, if their errors are independent).",
         product,
         evidence.margin,
-        words.MARGIN,
+        fmt.MARGIN,
     )
     return Verdict("unlikely", "base", (reason, chain), None, "chain")

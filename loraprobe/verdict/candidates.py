@@ -42,7 +42,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retained:
     """How much of one task's specialist a composition keeps; None where nothing was learned."""
 
     task: str
@@ -74,7 +74,7 @@ class Candidate:
     margin: float
     threshold: float
     controls: tuple[Control, ...] = ()
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[Retained, ...] = ()
     compression_error: float | None = None
 
     @property
@@ -129,7 +129,7 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
         return None
     rows = evidence.scores(system, part)
     errors = [row.compression_error for row in rows if row.compression_error is not None]
-    kept = [Kept(row.task, row.retention, row.retention_ci95, row.n) for row in rows]
+    kept = [Retained(row.task, row.retention, row.retention_ci95, row.n) for row in rows]
     return Candidate(
         system=system,
         kind=str(evidence.kind(system)),

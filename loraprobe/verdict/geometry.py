@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loraprobe.records import Measurement, Reason
-from loraprobe.verdict import words
+from loraprobe.verdict import formatting as fmt
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
         worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
         value = float(worst.value or 0.0)
         shown = 1 / value if rule.beyond is _uneven and 0 < value < 1 else value
-        text = rule.text.format(who=words.listing(worst.adapters), value=words.number(shown))
+        text = rule.text.format(who=fmt.listing(worst.adapters), value=fmt.number(shown))
         more = f" ({len(beyond)} such cases)" if len(beyond) > 1 else ""
         reasons.append(
             Reason(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from loraprobe.defaults import KNOWN, UNKNOWN
 from loraprobe.records import Interval, Reason
-from loraprobe.verdict import words
+from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import BASELINES, Evidence
 
 FAMILIAR, UNFAMILIAR = 2 / 3, 1 / 3  # shares of adapters' tokens that the base would choose too
@@ -60,15 +60,15 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
     for hop, systems in hops.items():
         best = min(systems, key=lambda name: (-systems[name].value, name))
         who = "the base" if best == "base" else best
-        text = f"Hop {hop} is answered best by {who} ({words.number(systems[best].value)})"
+        text = f"Hop {hop} is answered best by {who} ({fmt.number(systems[best].value)})"
         if systems[best].value == 0:
             text = f"Hop {hop} is answered by no adapter"
             text += " and not by the base" if "base" in systems else ""
         elif "base" in systems and best != "base":
-            text += f", by the base alone {words.number(systems['base'].value)}"
+            text += f", by the base alone {fmt.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
         code = "hop-unknown" if systems[best].unknown else code
-        reasons.append(Reason(code, text + ".", systems[best].value, KNOWN, words.KNOWN))
+        reasons.append(Reason(code, text + ".", systems[best].value, KNOWN, fmt.KNOWN))
     return reasons
 
 
@@ -103,7 +103,7 @@ def _about_share(share: float, n: int) -> Reason:
     word = familiarity(share)
     return Reason(
         f"probes-{word}",
-        f"{word.capitalize()}: the base itself would choose {words.number(share)} of the tokens of "
+        f"{word.capitalize()}: the base itself would choose {fmt.number(share)} of the tokens of "
         f"the adapters' answers ({n} answers); an adapter's answers are not the truth.",
         share,
         UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
@@ -112,12 +112,12 @@ def _about_share(share: float, n: int) -> Reason:
 
 
 def _about_names(where: str, value: float, ci95: Interval) -> Reason:
-    shown = f"{words.gain(value, *ci95)} nats likelier"
+    shown = f"{fmt.gain(value, *ci95)} nats likelier"
     if ci95[0] > 0:
         code, tail = "familiar-names", "the base tells these names from made-up ones"
     elif ci95[1] < 0:
-        bounds = words.interval(-ci95[1], -ci95[0])
-        shown = f"{words.number(-value)} {bounds} nats less likely"
+        bounds = fmt.interval(-ci95[1], -ci95[0])
+        shown = f"{fmt.number(-value)} {bounds} nats less likely"
         code, tail = "unfamiliar-names", "the real names do not help the base"
     else:
         code = "unfamiliar-names"

@@ -10,7 +10,8 @@ import dataclasses
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe.records import Forecast, Reason, Verdict
-from loraprobe.verdict import reasons, words
+from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Calibration
 from loraprobe.verdict.evidence import BASELINES, Evidence
 
@@ -66,9 +67,9 @@ def _forecast(forecast: Forecast, margin: float) -> Reason:
     return Reason(
         "forecast",
         f"If the adapters' effects on the next token simply added, {forecast.system}, "
-        f"{words.PART[forecast.part]}, would differ from the best of base and single adapters "
-        f"({reasons.against(forecast)}) by {words.gain(forecast.gain, *forecast.ci95)} on "
-        f"{words.count(forecast.n, 'item')}; the margin is {words.number(margin)}.",
+        f"{fmt.PART[forecast.part]}, would differ from the best of base and single adapters "
+        f"({reasons.against(forecast)}) by {fmt.gain(forecast.gain, *forecast.ci95)} on "
+        f"{fmt.count(forecast.n, 'item')}; the margin is {fmt.number(margin)}.",
         forecast.gain,
         margin,
         "computed with one adapter in the model at a time, before any composition was run",
@@ -88,14 +89,14 @@ def _measured_on(
 ) -> Reason:
     found = calibration.accuracy
     text = (
-        f"Probability {words.number(probability)} that some composition gains more than "
-        f"{words.number(margin)} (prior {words.number(prior)}). On {found.where}, probabilities "
-        f"for a margin of {words.number(MARGIN)} had a Brier score of {words.number(found.brier)} "
-        f"and ranked successes above failures with an AUROC of {words.number(found.auroc)}"
+        f"Probability {fmt.number(probability)} that some composition gains more than "
+        f"{fmt.number(margin)} (prior {fmt.number(prior)}). On {found.where}, probabilities "
+        f"for a margin of {fmt.number(MARGIN)} had a Brier score of {fmt.number(found.brier)} "
+        f"and ranked successes above failures with an AUROC of {fmt.number(found.auroc)}"
     )
     if found.wrong is not None:
         text += (
-            f"; of {found.likely} compositions given {words.number(LIKELY_FROM)} or more, "
+            f"; of {found.likely} compositions given {fmt.number(LIKELY_FROM)} or more, "
             f"{found.wrong:.0%} did not gain"
         )
     return Reason(

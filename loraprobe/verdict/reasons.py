@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from loraprobe.records import Decision, Forecast, Reason
-from loraprobe.verdict import words
-from loraprobe.verdict.candidates import Candidate, Kept
+from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.candidates import Candidate, Retained
 
 LOSSY = 0.1  # a composition that lost more of its delta is not its method any more
 
@@ -28,16 +28,16 @@ def against(candidate: Candidate | Forecast) -> str:
     """What a composition is measured against, with its form where that is another one."""
     if candidate.against_part == candidate.part:
         return candidate.against
-    return f"{candidate.against} {words.PART[candidate.against_part]}"
+    return f"{candidate.against} {fmt.PART[candidate.against_part]}"
 
 
 def gain(best: Candidate, decision: Decision) -> Reason:
     """What the most promising composition gains over the best of base and singles."""
-    margin = words.number(best.margin)
+    margin = fmt.number(best.margin)
     what = (
-        f"{best.system}, {words.PART[best.part]}, differs from the best of base and single "
-        f"adapters ({against(best)}) by {words.gain(best.difference, best.low, best.high)} "
-        f"on {words.count(best.n, 'item')}"
+        f"{best.system}, {fmt.PART[best.part]}, differs from the best of base and single "
+        f"adapters ({against(best)}) by {fmt.gain(best.difference, best.low, best.high)} "
+        f"on {fmt.count(best.n, 'item')}"
     )
     if decision == "likely":
         code, value, tail = "gain-beyond-margin", best.low, f"the lower bound exceeds {margin}"
@@ -55,7 +55,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
         f"{what}: {tail}.",
         value,
         best.margin,
-        words.MARGIN,
+        fmt.MARGIN,
         "decisive" if decisive else "info",
     )
 
@@ -74,8 +74,8 @@ def would_decide(items: int | None) -> str:
 def other_form(other: Candidate, decisive: bool) -> Reason:
     """How the best composition does on the form that the decision is not about."""
     what = (
-        f"{words.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
-        f"by {words.gain(other.difference, other.low, other.high)} from {against(other)}"
+        f"{fmt.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
+        f"by {fmt.gain(other.difference, other.low, other.high)} from {against(other)}"
     )
     code = "plain-form" if other.part == "target" else "step-by-step-form"
     tail = {
@@ -90,7 +90,7 @@ def other_form(other: Candidate, decisive: bool) -> Reason:
         f"{what}: {tail}.",
         other.difference,
         other.margin,
-        words.MARGIN,
+        fmt.MARGIN,
         "decisive" if decisive else "info",
     )
 
@@ -102,14 +102,14 @@ def controls(best: Candidate) -> Reason:
             "controls-not-run",
             "No control was scored, so it is not shown that the partner matters: leave shrunk "
             "and random-partner among the systems.",
-            source=words.CONTROL,
+            source=fmt.CONTROL,
             severity="warning",
         )
     nearest = min(best.controls, key=lambda c: (c.beaten, c.difference, c.name))
-    how = words.gain(nearest.difference, nearest.low, nearest.high)
+    how = fmt.gain(nearest.difference, nearest.low, nearest.high)
     if nearest.beaten:
         text = f"{best.system} beats every control, {nearest.name} by {how}."
-        return Reason("controls-beaten", text, nearest.low, 0.0, words.CONTROL)
+        return Reason("controls-beaten", text, nearest.low, 0.0, fmt.CONTROL)
     shown = "is as good within the margin" if nearest.as_good else "is not shown to be beaten"
     more = "" if nearest.as_good else would_decide(nearest.needed)
     return Reason(
@@ -118,7 +118,7 @@ def controls(best: Candidate) -> Reason:
         f"lower bound must exceed 0{more}.",
         nearest.low,
         0.0,
-        words.CONTROL,
+        fmt.CONTROL,
         "decisive" if best.outcome == best.beats_controls != best.gains else "warning",
     )
 
@@ -128,7 +128,7 @@ def retention(best: Candidate) -> list[Reason]:
     return [_kept(best, kept) for kept in best.kept]
 
 
-def _kept(best: Candidate, kept: Kept) -> Reason:
+def _kept(best: Candidate, kept: Retained) -> Reason:
     binding = best.outcome == best.retains and best.gains != best.outcome
     if kept.value is None or kept.ci95 is None:
         return Reason(
@@ -137,23 +137,23 @@ def _kept(best: Candidate, kept: Kept) -> Reason:
             "retain: more items, or an adapter that learned the task.",
             None,
             best.threshold,
-            words.RETENTION,
+            fmt.RETENTION,
             "decisive" if binding else "warning",
         )
     low, high = kept.ci95
     text = (
-        f"On {kept.task} {best.system} keeps {words.number(kept.value)} "
-        f"{words.interval(low, high)} of what its specialist gains over the base."
+        f"On {kept.task} {best.system} keeps {fmt.number(kept.value)} "
+        f"{fmt.interval(low, high)} of what its specialist gains over the base."
     )
     if low >= best.threshold:
-        return Reason("retention-kept", text, low, best.threshold, words.RETENTION)
+        return Reason("retention-kept", text, low, best.threshold, fmt.RETENTION)
     lost = high < best.threshold
     return Reason(
         "retention-lost" if lost else "retention-undecided",
         text if lost else text[:-1] + would_decide(kept.needed(best.threshold)) + ".",
         high if lost else low,
         best.threshold,
-        words.RETENTION,
+        fmt.RETENTION,
         "decisive" if binding else "warning",
     )
 
@@ -162,12 +162,12 @@ def compression(candidate: Candidate, decisive: bool) -> Reason:
     error = candidate.compression_error or 0.0
     return Reason(
         "compression-lost",
-        f"{candidate.system} lost {words.number(error)} of its delta to its rank, so its result "
+        f"{candidate.system} lost {fmt.number(error)} of its delta to its rank, so its result "
         "does not tell about the method: give it a higher --rank (auto stops at the sum of the "
         "adapters' ranks).",
         error,
         LOSSY,
-        words.COMPRESSION,
+        fmt.COMPRESSION,
         "decisive" if decisive else "warning",
     )
 
@@ -182,9 +182,9 @@ def chain(found: Candidate, best: Candidate) -> Reason:
     return Reason(
         code,
         f"Each hop by its own adapter ({found.system}) {text}: "
-        f"{words.gain(found.difference, found.low, found.high)} against {found.against}, while "
-        f"{best.system} differs by {words.number(best.difference)}.",
+        f"{fmt.gain(found.difference, found.low, found.high)} against {found.against}, while "
+        f"{best.system} differs by {fmt.number(best.difference)}.",
         found.low,
         found.margin,
-        words.MARGIN,
+        fmt.MARGIN,
     )

@@ -127,6 +127,6 @@ def _print_world(world: Mapping[str, Any]) -> None:
 def _text(value: Any) -> str:
     from rich.markup import escape
 
-    from loraprobe.report.wording import clean
+    from loraprobe.report.formatting import clean
 
     return escape(clean(str(value)))

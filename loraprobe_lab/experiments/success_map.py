@@ -29,7 +29,7 @@ from loraprobe_lab.worlds.spec import WorldSpec
 from loraprobe_lab.worlds.success_map import map_world
 
 if TYPE_CHECKING:
-    from loraprobe.adapter import Adapter
+    from loraprobe.adapters import Adapter
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME, MARGIN = "border", 0.05

@@ -3,7 +3,7 @@
 Each module of this folder holds the cases of one area. A case is a function that takes an empty
 directory, does what a user would do there and returns in a few words what happened: an exit code
 and, where that says too little, a code or a value. `before` is what the first version did
-(commit 2655cad), `now` is what must happen. tests/test_adversarial.py runs every case, and
+(commit 2655cad), `now` is what must happen. tests/pipeline/test_adversarial.py runs every case, and
 `python tests/adversarial/table.py` writes docs/adversarial.md.
 """
 

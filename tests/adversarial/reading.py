@@ -101,7 +101,7 @@ def scaling(place: Path, key: str) -> str:
     """The scaling of Q where `key` gives another alpha, by loraprobe and by peft."""
     from peft import LoraConfig, get_peft_model
 
-    from loraprobe.adapter import read_adapter
+    from loraprobe.adapters import read_adapter
     from loraprobe.errors import AdapterError
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], alpha_pattern={key: 4})
@@ -218,7 +218,7 @@ def config_nested(place: Path) -> str:
 
 def reads(place: Path, **found: Any) -> str:
     """Whether merging.merge takes the adapter."""
-    from loraprobe.adapter import read_adapter
+    from loraprobe.adapters import read_adapter
     from loraprobe.errors import LoraprobeError
     from loraprobe.merging import merge
 
@@ -267,7 +267,7 @@ def trainer_keys(place: Path) -> str:
     now="shards",
 )
 def shards(place: Path) -> str:
-    from loraprobe.adapter import read_adapter
+    from loraprobe.adapters import read_adapter
     from loraprobe.errors import AdapterError
 
     directory = adapter(place)

@@ -9,7 +9,7 @@ import torch
 from making import LLAMA, generator, planted_pair, random_adapter, random_update, regauged
 from making import SHARED as DATA
 
-from loraprobe.adapter import Adapter, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
 from loraprobe.lora import grams as joint_module

@@ -33,7 +33,7 @@ from making import LLAMA, random_adapter
 
 import loraprobe.demo
 import loraprobe.pipeline.evaluating
-from loraprobe.adapter import read_adapter
+from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 
 SMALL_WORLD = Path(loraprobe.demo.__file__).parent / "small-world"

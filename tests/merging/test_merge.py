@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from making import LLAMA, random_adapter, random_update
 from merges import F64, TIGHT, delta, sources, ties_dense, trimmed
 
-from loraprobe.adapter import adapter_of
+from loraprobe.adapters import adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
 

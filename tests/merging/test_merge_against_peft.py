@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.utils import merge_utils
 
 import loraprobe
-from loraprobe.adapter import read_adapter
+from loraprobe.adapters import read_adapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.merging._seeds import generators

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from making import hidden, peft_adapter, peft_model, random_update, tiny_gpt2, tiny_llama
 
 from loraprobe import pipeline
-from loraprobe.adapter import adapter_of, read_adapter
+from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank

@@ -9,7 +9,7 @@ import torch
 from making import peft_adapter, peft_model, random_update, tiny_llama
 
 from loraprobe import pipeline
-from loraprobe.adapter import adapter_of, read_adapter
+from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.merging import merge

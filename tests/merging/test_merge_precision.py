@@ -21,7 +21,7 @@ import pytest
 import torch
 from making import dense, random_update
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
 from loraprobe.merging._seeds import generators

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from making import dense, random_update
 from merges import distance, rewritten, spaces, takes
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, FactorMethod, Merged, MergeMethod, merge

@@ -10,8 +10,8 @@ import torch
 from making import LLAMA, planted_pair, random_adapter, random_update
 from merges import F64, delta, sources
 
-from loraprobe.adapter import adapter_of, read_adapter
-from loraprobe.adapter.tensors import SafetensorsFile
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.adapters.tensors import SafetensorsFile
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, _compress, merge
 

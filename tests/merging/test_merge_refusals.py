@@ -6,7 +6,7 @@ import pytest
 import torch
 from making import LLAMA, peft_adapter, random_adapter, random_update, write_adapter
 
-from loraprobe.adapter import adapter_of, read_adapter
+from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import (
     AdapterError,
     CompatibilityError,

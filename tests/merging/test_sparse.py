@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from making import random_update
 from peft.utils import merge_utils
 
-from loraprobe.adapter import adapter_of
+from loraprobe.adapters import adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.merging import _selection as selection

@@ -13,7 +13,7 @@ import torch
 from making import planted_pair, random_update, regauged
 from merges import F64, TIGHT, delta, sources, ties_dense, trimmed
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES, knots

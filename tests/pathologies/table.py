@@ -2,7 +2,7 @@
 
     python tests/pathologies/table.py        writes the page anew from what happens
 
-tests/test_pathologies.py reads the page and compares it with what happens.
+tests/compatibility/test_pathologies.py reads the page and compares it with what happens.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ What people have in their directories, and what loraprobe does with it. Each row
 handled exactly, or it is refused by name with the cure. A finding is given by its code (the reports
 say the sentence), a refusal by its sentence; that no specimen declares a licence is left out. What
 only the base's weights tell, such as embeddings that are tied to the head (peft#2018, peft#2777),
-is found with `--base` and tested in `tests/test_kinds.py`. Exit codes: 0 done, 1 incompatible,
-2 unusable.
+is found with `--base` and tested in `tests/compatibility/test_kinds.py`. Exit codes: 0 done, 1
+incompatible, 2 unusable.
 
 | case | what it is | reported | inspect | exit | merge | exit |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -12,7 +12,7 @@ from making import hidden, peft_adapter, random_adapter, random_update
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraprobe.adapter import Adapter, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank

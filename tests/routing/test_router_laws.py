@@ -20,7 +20,7 @@ import torch
 from making import random_adapter, regauged
 from torch import Tensor
 
-from loraprobe.adapter import Adapter, adapter_of
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.composition import Composition, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank

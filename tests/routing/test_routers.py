@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from making import random_adapter, random_update
 from torch import Tensor
 
-from loraprobe.adapter import adapter_of
+from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, RowGates, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank

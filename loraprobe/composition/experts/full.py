@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.composition.contract import Composition
+from loraprobe.composition.router import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 AFFINE = (nn.Linear, nn.Embedding)
 
 
 @dataclass(frozen=True)
-class Whole:
+class ReplacedParameter:
     """One parameter of the model and the experts that replace it: index -> name in the expert."""
 
     name: str
@@ -49,7 +49,7 @@ class Whole:
         return parameter
 
 
-def whole_parameters(model: nn.Module, composition: Composition) -> list[Whole]:
+def whole_parameters(model: nn.Module, composition: Composition) -> list[ReplacedParameter]:
     """Every parameter that some expert replaces.
 
     Raises UnsupportedAdapter for gates that look at the token and for weights that are quantised
@@ -70,7 +70,7 @@ def whole_parameters(model: nn.Module, composition: Composition) -> list[Whole]:
                 "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
                 "trained without modules_to_save and biases."
             )
-        whole = Whole(place, _owner(model, place, names[0]), experts)
+        whole = ReplacedParameter(place, _owner(model, place, names[0]), experts)
         _check(whole, composition)
         made.append(whole)
     return made
@@ -85,7 +85,7 @@ def replaced(
     beside: paths of modules whose own output W0 x another expert reads, so that their weight has
     to stay. Raises as `whole_parameters` does.
     """
-    mixed: dict[str, list[Whole]] = {}
+    mixed: dict[str, list[ReplacedParameter]] = {}
     with contextlib.ExitStack() as undo:
         for whole in whole_parameters(model, composition):
             keeps = whole.attribute == "weight" and whole.path in beside
@@ -124,7 +124,7 @@ def _owner(model: nn.Module, name: str, adapter: str) -> nn.Module:
     return module
 
 
-def _check(whole: Whole, composition: Composition) -> None:
+def _check(whole: ReplacedParameter, composition: Composition) -> None:
     for i, name in whole.experts.items():
         expert = composition.experts[i]
         shape = tuple(expert.whole[name].shape)
@@ -141,7 +141,7 @@ def _check(whole: Whole, composition: Composition) -> None:
             )
 
 
-def _gates(parts: Sequence[Whole], composition: Composition) -> tuple[list[int], Any]:
+def _gates(parts: Sequence[ReplacedParameter], composition: Composition) -> tuple[list[int], Any]:
     """The experts that replace something here, and their gates."""
     present = sorted({i for whole in parts for i in whole.experts})
     router, n = composition.router, len(composition.experts)
@@ -150,7 +150,7 @@ def _gates(parts: Sequence[Whole], composition: Composition) -> tuple[list[int],
     return present, router.embedding_gates(present, n)
 
 
-def _swap(whole: Whole, composition: Composition, undo: contextlib.ExitStack) -> None:
+def _swap(whole: ReplacedParameter, composition: Composition, undo: contextlib.ExitStack) -> None:
     """A parameter of the module replaced by the mean that constant gates make."""
     present, gates = _gates([whole], composition)
     weights = {i: float(g) for i, g in zip(present, gates.tolist(), strict=True) if g != 0}
@@ -170,7 +170,7 @@ def _swap(whole: Whole, composition: Composition, undo: contextlib.ExitStack) ->
     held[whole.attribute] = parameter
 
 
-def _mixing(parts: Sequence[Whole], composition: Composition) -> Callable[..., Tensor]:
+def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Callable[..., Tensor]:
     """A hook that adds sum_i g_i (module_i(x) - module(x)) to a module's output."""
     module, path = parts[0].module, parts[0].path
     norm = type(module).__name__.endswith("Norm")
@@ -195,7 +195,9 @@ def _mixing(parts: Sequence[Whole], composition: Composition) -> Callable[..., T
     return mix
 
 
-def _own_parameters(parts: Sequence[Whole], composition: Composition, i: int) -> dict[str, Tensor]:
+def _own_parameters(
+    parts: Sequence[ReplacedParameter], composition: Composition, i: int
+) -> dict[str, Tensor]:
     """What one expert has in the place of the module's parameters."""
     return {
         whole.attribute: nn.Parameter(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.lora.lowrank import LowRank
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
+class ExpertTerm:
     """What one expert adds to one module's output: update(x) + offset + ratio * (W0 x).
 
     offset: [out] or None; ratio: [out], or None for an expert that leaves W0 as it is.
@@ -22,28 +22,28 @@ class Share:
     offset: Tensor | None = None
     ratio: Tensor | None = None
 
-    def weighed(self, gate: float) -> Share:
+    def weighed(self, gate: float) -> ExpertTerm:
         """gate times the share."""
-        return Share(
+        return ExpertTerm(
             self.update.scaled(gate),
             None if self.offset is None else self.offset * gate,
             None if self.ratio is None else self.ratio * gate,
         )
 
-    def to(self, device: torch.device) -> Share:
+    def to(self, device: torch.device) -> ExpertTerm:
         """The same share on another device."""
         offset, ratio = (t if t is None else t.to(device) for t in (self.offset, self.ratio))
-        return Share(self.update.to(device=device), offset, ratio)
+        return ExpertTerm(self.update.to(device=device), offset, ratio)
 
-    def folded(self) -> Share:
+    def folded(self) -> ExpertTerm:
         """The same share with the scaling of its update multiplied into B."""
         return replace(self, update=self.update.folded())
 
 
-def low_rank(adapter: Adapter, path: str, dtype: torch.dtype) -> Share:
+def low_rank(adapter: Adapter, path: str, dtype: torch.dtype) -> ExpertTerm:
     """The factors of a module, and the bias of lora_B in units of the layer's output."""
     update = adapter.modules[path].to(dtype=dtype)
     offset = None
     if path in adapter.offsets:
         offset = adapter.offsets[path].to(dtype=dtype) * update.scaling
-    return Share(update, offset)
+    return ExpertTerm(update, offset)

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraprobe.adapter import Adapter
-from loraprobe.composition.experts.low_rank import Share
+from loraprobe.adapters import Adapter
+from loraprobe.composition.experts.low_rank import ExpertTerm
 from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
 from loraprobe.lora.lowrank import LowRank
 
@@ -35,7 +35,7 @@ _RATIOS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[Adapter,
 )
 
 
-def scaled(share: Share, adapter: Adapter, path: str, model: nn.Module) -> Share:
+def scaled(share: ExpertTerm, adapter: Adapter, path: str, model: nn.Module) -> ExpertTerm:
     """A low-rank share with the magnitudes that the adapter holds for this module.
 
     Raises UnsupportedAdapter where the module's weight cannot be read.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapter import Adapter
+from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System
 from loraprobe.records import ItemResult

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe.words import count as counted
+from loraprobe.formatting import count as counted
 from loraprobe_lab.experiments.figures import methods_figure
 from loraprobe_lab.experiments.methods.asking import CaseAnswers
 from loraprobe_lab.experiments.methods.cases import KINDS, ROLES, Kind

@@ -1,0 +1,58 @@
+"""Adapter: one LoRA adapter as a mapping from module path to LowRank, and its PEFT directory.
+
+Reading accounts for every tensor of the file: it is a factor, an extra, or named in an issue.
+`use_rslora`, `alpha_pattern`, `rank_pattern` and `fan_in_fan_out` are folded into (A, B, scaling)
+here and exist nowhere else.
+"""
+
+from loraprobe.adapters.completeness import extreme_norm
+from loraprobe.adapters.memory import adapter_of
+from loraprobe.adapters.paths import (
+    is_path,
+    layer_pattern,
+    local_name,
+    natural,
+    public_name,
+    public_value,
+)
+from loraprobe.adapters.reading import read_adapter
+from loraprobe.adapters.staging import (
+    StagedDirectory,
+    check_apart,
+    check_output,
+    check_place,
+    staged_file,
+)
+from loraprobe.adapters.types import (
+    Adapter,
+    Extra,
+    LayerKind,
+    ModuleInfo,
+    Modules,
+    Source,
+    Tensors,
+)
+
+__all__ = [
+    "Adapter",
+    "Extra",
+    "LayerKind",
+    "ModuleInfo",
+    "Modules",
+    "Source",
+    "StagedDirectory",
+    "Tensors",
+    "adapter_of",
+    "check_apart",
+    "check_output",
+    "check_place",
+    "extreme_norm",
+    "is_path",
+    "layer_pattern",
+    "local_name",
+    "natural",
+    "public_name",
+    "public_value",
+    "read_adapter",
+    "staged_file",
+]

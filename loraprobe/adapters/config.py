@@ -1,0 +1,261 @@
+"""adapter_config.json: read, judged, and its conventions folded into one scaling per module."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprobe.adapters.expressions import ExpressionError, first_matches
+from loraprobe.checkpoint import read_json
+from loraprobe.errors import AdapterError, UnsupportedAdapter
+
+CONFIG = "adapter_config.json"
+PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none
+DEEPEST = 50  # levels of lists and objects in a config
+PATTERN = r"(.*\.)?({})$"  # peft's expression for the modules of a key of rank_pattern
+
+# Keys that say nothing about the function of the trained adapter, whatever their value.
+DESCRIPTIVE = frozenset(
+    "auto_mapping base_model_name_or_path revision peft_type peft_version task_type inference_mode "
+    "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora "
+    "modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern "
+    "alpha_pattern megatron_core trainable_token_indices loftq_config eva_config corda_config "
+    "lora_ga_config use_dora qalora_group_size runtime_config lora_bias target_parameters "
+    "ensure_weight_tying lora_dropout_pattern merge_weights ephemeral_gpu_offload".split()
+)
+
+# Keys that trainers write for themselves: peft ignores them, and they do not change the function.
+TRAINERS = {
+    "swift_type": "ms-swift",
+    "lora_dtype": "ms-swift",
+    "lorap_lr_ratio": "ms-swift",
+    "lorap_emb_lr": "ms-swift",
+}
+
+# Keys of the installed peft whose other values are mathematics that is not B A x.
+VARIANTS = {
+    "use_qalora": "QALoRA pools the input before A",
+    "alora_invocation_tokens": "aLoRA acts only after its invocation tokens",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "kasa_config": "KaSA changes the base weights and scales by its own diagonal",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "velora_config": "VeLoRA compresses the input of A",
+    "arrow_config": "an Arrow configuration belongs to a routed model, not to one adapter",
+    "enable_lora": "the fused layers of the first peft versions group their factors",
+    "layer_replication": "layer replication changes the base's depth",
+    "megatron_config": "Megatron layers split their weights over devices",
+}
+
+# What values may be of keys that are read further; None is always allowed. A list is one of texts.
+TYPES: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,),
+    "revision": (str,),
+    "task_type": (str,),
+    "target_modules": (str, list),
+    "exclude_modules": (str, list),
+    "modules_to_save": (str, list),
+    "layers_pattern": (str, list),
+    "target_parameters": (list,),
+    "init_lora_weights": (bool, str),
+    "use_rslora": (bool,),
+    "use_dora": (bool,),
+    "lora_bias": (bool,),
+    "fan_in_fan_out": (bool,),
+    "bias": (str,),
+}
+SAID = {str: "a text", list: "a list of texts", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What of adapter_config.json decides the adapter's function."""
+
+    raw: Mapping[str, Any]
+    r: int
+    alpha: float
+    rslora: bool
+    fan_in_fan_out: bool
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
+    unknown: tuple[str, ...]
+    empty_unknown: tuple[str, ...]
+    trainers: tuple[str, ...] = ()  # keys of trainers, each with the trainer's name
+    alpha_is_missing: bool = False
+
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Matches the patterns with many paths at once, which is much faster than one by one."""
+        paths = list(paths)
+        for pattern in (self.rank_pattern, self.alpha_pattern):
+            pattern.prepare(paths)
+
+    def rank(self, path: str) -> int:
+        """The rank that the config gives a module."""
+        return int(self.rank_pattern.value(path, self.r))
+
+    def scaling(self, path: str) -> float:
+        """s = alpha/r, or alpha/sqrt(r) with rsLoRA, by peft's own matching of patterns."""
+        r = self.rank(path)
+        alpha = float(self.alpha_pattern.value(path, self.alpha))
+        return alpha / (math.sqrt(r) if self.rslora else r)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """rank_pattern or alpha_pattern: keys are regular expressions that a stranger wrote."""
+
+    where: str
+    entries: Mapping[str, float]
+    known: dict[str, float | None] = field(default_factory=dict)  # path -> value, None: no key
+
+    def prepare(self, paths: list[str]) -> None:
+        """Finds the first key that matches the end of each path, which is peft's rule.
+
+        Raises AdapterError for a key that cannot be matched.
+        """
+        keys = list(self.entries)
+        try:
+            found = first_matches(keys, PATTERN, paths)
+        except ExpressionError as error:
+            raise AdapterError(f"{self.where}: {error}; correct it.") from None
+        for path, match in zip(paths, found, strict=True):
+            # peft looks a path that no key matches up as a key itself.
+            self.known[path] = self.entries.get(path if match is None else keys[match[0]])
+
+    def value(self, path: str, default: float) -> float:
+        """The value for one path."""
+        if path not in self.known:
+            self.prepare([path])
+        value = self.known[path]
+        return default if value is None else value
+
+
+def read_config(directory: Path) -> Config:
+    """Reads adapter_config.json. Raises AdapterError, or UnsupportedAdapter by name."""
+    path = directory / CONFIG
+    if not directory.is_dir():
+        raise AdapterError(f"There is no directory {directory}; check the path.")
+    if not path.is_file():
+        raise AdapterError(
+            f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
+            "give the directory that save_pretrained wrote."
+        )
+    raw = read_json(path, str(directory), AdapterError)
+    _check_text(raw, path)
+    return judge_config(raw, str(path))
+
+
+def _check_text(raw: Any, path: Path) -> None:
+    """Raises AdapterError for lists in lists without end and for text that is no Unicode."""
+    level = [raw]
+    for _ in range(DEEPEST):
+        texts = [value for value in level if isinstance(value, str)]
+        texts += [key for value in level if isinstance(value, dict) for key in value]
+        if any(not is_unicode(text) for text in texts):
+            raise AdapterError(f"{path} holds half of a surrogate pair, no text; correct it.")
+        level = [
+            part
+            for value in level
+            if isinstance(value, (dict, list))
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise AdapterError(f"{path} has lists or objects nested more than {DEEPEST} deep; correct it.")
+
+
+def judge_config(raw: Mapping[str, Any], where: str) -> Config:
+    """A config's values checked and its variants refused by name."""
+    kind = raw.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedAdapter(
+            f"{where} is of PEFT type {reprlib.repr(kind)}, and loraprobe reads only LORA; "
+            "use adapters of that type, or merge this one into its base with peft."
+        )
+    for key, types in TYPES.items():
+        _typed(raw, key, types, where)
+    _check_layers(raw.get("layers_to_transform"), where)
+    for key, why in VARIANTS.items():
+        if raw.get(key):
+            raise UnsupportedAdapter(
+                f"{where} sets {key}: {why}, which loraprobe does not read; "
+                "merge it into its base with peft, or use an adapter trained without it."
+            )
+    r = _number(raw, "r", where, default=PEFT_DEFAULT)
+    ranks = _pattern(raw, "rank_pattern", where)
+    for rank in (r, *ranks.entries.values()):
+        if rank != int(rank) or rank < 1:
+            raise AdapterError(
+                f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
+            )
+    known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
+    unknown = [k for k in raw if k not in known]
+    return Config(
+        raw=raw,
+        r=int(r),
+        alpha=_number(raw, "lora_alpha", where, default=PEFT_DEFAULT),
+        rslora=bool(raw.get("use_rslora")),
+        fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
+        rank_pattern=ranks,
+        alpha_pattern=_pattern(raw, "alpha_pattern", where),
+        unknown=tuple(k for k in unknown if raw[k]),
+        empty_unknown=tuple(k for k in unknown if not raw[k]),
+        trainers=tuple(f"{k} ({TRAINERS[k]})" for k in raw if k in TRAINERS),
+        alpha_is_missing="lora_alpha" not in raw,
+    )
+
+
+def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str) -> None:
+    """Raises AdapterError for a value that peft would stumble over."""
+    value = raw.get(key)
+    if value is None:
+        return
+    texts = not isinstance(value, list) or all(isinstance(part, str) for part in value)
+    if not isinstance(value, types) or not texts:
+        kinds = " or ".join(SAID[kind] for kind in types)
+        raise AdapterError(f"{where}: {key} must be {kinds}, not {reprlib.repr(value)}.")
+
+
+def _check_layers(layers: Any, where: str) -> None:
+    """layers_to_transform is a number or a list of numbers."""
+    listed = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
+        raise AdapterError(
+            f"{where}: layers_to_transform must be a whole number or a list of them, not "
+            f"{reprlib.repr(layers)}."
+        )
+
+
+def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+        raise AdapterError(f"{where}: {key[:80]} must be a number, not {reprlib.repr(value)}.")
+    return value
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number has a value as a float: no infinity, and no integer beyond the largest."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down; JSON and pickles may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Patterns:
+    pattern = raw.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise AdapterError(f"{where}: {key} must map module names to numbers.")
+    place = f"{where}: {key}"
+    return Patterns(place, {name: _number(pattern, name, place) for name in pattern})

@@ -1,0 +1,115 @@
+"""What a file holds beside low-rank factors and what can be used of it.
+
+DoRA magnitudes, whole modules and trained biases, biases of lora_B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from loraprobe.adapters.paths import VOCABULARY
+from loraprobe.adapters.tensors import TensorFile
+from loraprobe.adapters.types import Extra, ModuleInfo, Tensors
+from loraprobe.formatting import count
+from loraprobe.records import Issue
+
+# Extras that peft loads only where the config asks for them, by the key that does.
+FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
+
+
+class ExtraTensors(NamedTuple):
+    """As `Adapter` has them; each tensor is read when asked for."""
+
+    magnitudes: Tensors
+    whole: Tensors
+    offsets: Tensors
+
+
+def as_peft_reads(
+    name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
+) -> tuple[list[Extra], list[Issue]]:
+    """The extras without those that peft would not load, and findings about them.
+
+    A copy of a base weight that peft does not write, as it does for embeddings and heads, is of
+    kind base_weight: peft would put it in the place of the base's own.
+    """
+    kept, unused = [], []
+    for extra in extras:
+        flag = FLAGS.get(extra.kind)
+        if flag and not (config.get(flag) and extra.module in infos):
+            unused.append(extra)
+        elif extra.kind == "base_copy" and not _is_vocabulary(extra.module or "", infos):
+            kept.append(replace(extra, kind="base_weight"))
+        else:
+            kept.append(extra)
+    issues = list(_incomplete(name, kept, infos))
+    if unused:
+        issues.append(
+            Issue(
+                "warning",
+                "tensors-unused",
+                (name,),
+                f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
+                "leaves out, since the config does not ask for it or its module has no factors; "
+                "left out here too.",
+                "If the adapter was trained with it, correct use_dora or lora_bias in "
+                "adapter_config.json.",
+                unused[0].module,
+            )
+        )
+    return kept, issues
+
+
+def _incomplete(
+    name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo]
+) -> Iterator[Issue]:
+    """Findings about modules that lack what other modules of the file have."""
+    for kind, flag in FLAGS.items():
+        held = {extra.module for extra in extras if extra.kind == kind}
+        lost = [path for path in infos if path not in held]
+        if held and lost:
+            yield Issue(
+                "error",
+                "missing-tensors",
+                (name,),
+                f"The config sets {flag}, but the file lacks its tensor for "
+                f"{count(len(lost), 'module')}, {lost[0]} first.",
+                "The file is incomplete; save or download it again.",
+                lost[0],
+            )
+
+
+def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
+    """Whether a module is an embedding or a head, whose weight peft saves beside its factors."""
+    info = infos.get(module)
+    embedding = info is not None and info.kind == "embedding"
+    return embedding or module.rpartition(".")[2] in VOCABULARY
+
+
+def beside(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
+    """Sorts a file's extras by what they do; those of other kinds are left out."""
+    magnitudes, whole, offsets = {}, {}, {}
+    for extra in extras:
+        if extra.module is None:
+            continue
+        if extra.kind == "dora_magnitude":
+            magnitudes[extra.module] = extra.key
+        elif extra.kind == "lora_bias":
+            offsets[extra.module] = extra.key
+        elif extra.kind in ("modules_to_save", "bias"):
+            whole[f"{extra.module}.{extra.key.rpartition('.')[2]}"] = extra.key
+    return ExtraTensors(
+        _read(file, magnitudes, flat=True), _read(file, whole), _read(file, offsets, flat=True)
+    )
+
+
+def _read(file: TensorFile, keys: Mapping[str, str], flat: bool = False) -> Tensors:
+    """flat: [out], where peft stores the magnitudes of embeddings and convolutions with ones."""
+
+    def read(name: str) -> object:
+        tensor = file.read(keys[name])
+        return tensor.reshape(-1) if flat else tensor
+
+    return Tensors(keys, read)  # type: ignore[arg-type]

@@ -1,0 +1,257 @@
+"""Adapters of one family on one layout: fused projections beside the single ones they are made of.
+
+A fused layer computes several projections by one matrix whose rows are theirs, one after the
+other: W = [Wq; Wk; Wv]. A LoRA on it and LoRAs on the single layers say the same in two ways:
+
+    split   s B A  ->  s B[rows of q] A, s B[rows of k] A, s B[rows of v] A      the same A
+    join    s_q B_q A_q, s_k B_k A_k ...  ->  s blockdiag(B_q, B_k, ...) [A_q; A_k; ...]
+
+Both are exact: rows are moved, nothing is computed unless scalings differ. DoRA's magnitudes, whole
+modules and biases go by the same rows. Where rows are not in that order (a matrix interleaved by
+head), or their numbers are not known, nothing is translated, and `Refused` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
+from loraprobe.adapters.types import Adapter
+from loraprobe.formatting import count, listing
+from loraprobe.records import Issue
+
+Shapes = Mapping[str, tuple[int, int] | None]  # of the base: path -> (out, in), None if packed
+
+QKV = ("q_proj", "k_proj", "v_proj")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": QKV,
+    "Wqkv": QKV,
+    "W_pack": QKV,
+    "query_key_value": (*QKV, "query", "key", "value"),  # never translated: see HEADWISE
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+FUSED_OF = {
+    part: [fused for fused, parts in PARTS.items() if part in parts]
+    for part in {part for parts in PARTS.values() for part in parts}
+}
+HEADWISE = (
+    "its rows are interleaved by head (query, key and value of the first head, then of the "
+    "next), so that which row is whose depends on the model"
+)
+
+
+@dataclass(frozen=True)
+class UntranslatedFusion:
+    """A fused layer that some adapters (or the base) have and others split, left as it is."""
+
+    path: str
+    fused: tuple[str, ...]
+    single: tuple[str, ...]
+    part: str
+    reason: str
+
+
+class NotTranslated(Exception):
+    """Why a fused layer stays as it is."""
+
+
+def one_layout(
+    adapters: Sequence[Adapter],
+    base: Shapes | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[list[Adapter], list[UntranslatedFusion]]:
+    """The adapters on the base's layout, or split where some of them are and no base is given.
+
+    base: the shapes of the base's modules; config: its config.json, which may tell the rows of
+    heads. Adapters that need no translation come back as they are; the others bear a note
+    `fused-translated` among their issues.
+    """
+    todo: list[Fusion] = []
+    refused: list[UntranslatedFusion] = []
+    for path in _fused_paths(adapters, base or {}):
+        split = _wants_split(path, adapters, base or {})
+        if split is None:
+            continue
+        try:
+            todo.append(_fusion(path, split, adapters, base or {}, config or {}))
+        except NotTranslated as why:
+            refused.append(_refused(path, adapters, str(why)))
+    return [_translated(adapter, todo, refused) for adapter in adapters], refused
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """Paths of the single layers of a fused one, in the order of their rows; () for another."""
+    parent, dot, name = path.rpartition(".")
+    return tuple(f"{parent}{dot}{part}" for part in PARTS.get(name, ()))
+
+
+def may_be_fused(path: str) -> bool:
+    """Whether a module is of a name that has two layouts, fused or one of the parts."""
+    name = path.rpartition(".")[2]
+    return name in PARTS or name in FUSED_OF
+
+
+def _touched(adapter: Adapter) -> dict[str, None]:
+    """Paths of modules that an adapter changes, by factors or whole."""
+    return dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])
+
+
+def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
+    """Fused layers that any adapter changes, as one or by a part; those of a base included."""
+    found: dict[str, None] = {}
+    for adapter in adapters:
+        for path in _touched(adapter):
+            parent, dot, name = path.rpartition(".")
+            if name in PARTS:
+                found[path] = None
+            for fused in FUSED_OF.get(name, ()):
+                if f"{parent}{dot}{fused}" in base:
+                    found[f"{parent}{dot}{fused}"] = None
+    return list(found)
+
+
+def _wants_split(path: str, adapters: Sequence[Adapter], base: Shapes) -> bool | None:
+    """Whether a fused layer is to be split; False: its parts joined; None: nothing to be done."""
+    parts = parts_of(path)
+    touched = [_touched(adapter) for adapter in adapters]
+    singles = any(part in paths for paths in touched for part in parts)
+    if path in base:
+        return False if singles and not any(part in base for part in parts) else None
+    if all(part in base for part in parts):
+        return True if any(path in paths for paths in touched) else None
+    return True if singles and any(path in paths for paths in touched) else None
+
+
+def _refused(path: str, adapters: Sequence[Adapter], reason: str) -> UntranslatedFusion:
+    parts = parts_of(path)
+    touched = {adapter.name: _touched(adapter) for adapter in adapters}
+    single = [name for name, paths in touched.items() if any(part in paths for part in parts)]
+    first = next((p for paths in touched.values() for p in parts if p in paths), parts[0])
+    fused = tuple(name for name, paths in touched.items() if path in paths)
+    return UntranslatedFusion(path, fused, tuple(single), first, reason)
+
+
+def _fusion(
+    path: str,
+    split: bool,
+    adapters: Sequence[Adapter],
+    base: Shapes,
+    config: Mapping[str, Any],
+) -> Fusion:
+    name, parts = path.rpartition(".")[2], parts_of(path)
+    if name == "query_key_value":
+        raise NotTranslated(HEADWISE)
+    if config.get("model_type") == "codegen" or (".h." in path and name == "qkv_proj"):
+        raise NotTranslated("its rows are cut into blocks for several devices (CodeGen's layout)")
+    for adapter in adapters:
+        paths = _touched(adapter)
+        if path in paths and any(part in paths for part in parts):
+            raise NotTranslated(f"{adapter.name} changes both the fused layer and single ones")
+    fusion = Fusion(path, parts, _rows(path, parts, adapters, base, config), split)
+    if not split:
+        for adapter in adapters:
+            _check_whole(adapter, fusion)
+    return fusion
+
+
+def _shapes(path: str, adapters: Sequence[Adapter], base: Shapes) -> set[tuple[int, int]]:
+    """The (out, in) that base and adapters give a module; several where they disagree."""
+    infos = [adapter.layout[path] for adapter in adapters if path in adapter.layout]
+    found = {(info.out_features, info.in_features) for info in infos}
+    of_base = base.get(path)
+    return found | ({of_base} if of_base else set())
+
+
+def _rows(
+    path: str,
+    parts: Sequence[str],
+    adapters: Sequence[Adapter],
+    base: Shapes,
+    config: Mapping[str, Any],
+) -> tuple[int, ...]:
+    """How many rows each part has. Raises NotTranslated where that is not known for certain."""
+    shapes = {p: _shapes(p, adapters, base) for p in (path, *parts)}
+    inputs = {inp for found in shapes.values() for _, inp in found}
+    if any(len(found) > 1 for found in shapes.values()) or len(inputs) > 1:
+        raise NotTranslated("the shapes of its parts contradict each other")
+    known = {p: next(iter(found))[0] for p, found in shapes.items() if found}
+    total = known.pop(path, None)
+    missing = [p for p in parts if p not in known]
+    if missing and path.endswith("gate_up_proj") and total is not None:
+        known |= dict.fromkeys(missing, total // 2)  # they are multiplied with each other
+    elif len(missing) == 1 and total is not None:
+        known[missing[0]] = total - sum(known.values())
+    elif missing:
+        known = {**_by_heads(parts, config), **known}
+    if any(p not in known for p in parts):
+        lost = listing([p.rpartition(".")[2] for p in parts if p not in known])
+        raise NotTranslated(f"how many rows are {lost}'s is not known without --base")
+    rows = tuple(known[p] for p in parts)
+    if min(rows) < 1 or (total is not None and sum(rows) != total):
+        raise NotTranslated(f"the rows of its parts ({', '.join(map(str, rows))}) do not add up "
+                             f"to its {total}")  # fmt: skip
+    return rows
+
+
+def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:
+    """Rows of query, key and value as a base's config gives them; {} where it does not."""
+    config = config.get("text_config") or config
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if len(parts) != 3 or not heads or not width:
+        return {}
+    size = config.get("head_dim") or width // heads
+    few = config.get("num_key_value_heads") or heads
+    return dict(zip(parts, (heads * size, few * size, few * size), strict=True))
+
+
+def _check_whole(adapter: Adapter, fusion: Fusion) -> None:
+    """What replaces weights can only be joined if every part has it."""
+    for held, suffix in (
+        (adapter.magnitudes, ""),
+        (adapter.whole, ".weight"),
+        (adapter.whole, ".bias"),
+    ):
+        have = [part + suffix in held for part in fusion.parts]
+        if any(have) and not all(have):
+            what = "DoRA magnitudes" if not suffix else f"a trained {suffix[1:]}"
+            raise NotTranslated(f"{adapter.name} has {what} of some parts only, and the fused "
+                                 "layer needs all")  # fmt: skip
+
+
+def _translated(
+    adapter: Adapter, todo: Sequence[Fusion], refused: Sequence[UntranslatedFusion]
+) -> Adapter:
+    """One adapter on the layout asked for."""
+    touched = _touched(adapter)
+    mine = [
+        f for f in todo if (f.path in touched if f.split else any(p in touched for p in f.parts))
+    ]
+    if not mine:
+        return adapter
+    return replace(
+        adapter,
+        modules=moved_modules(adapter, mine),
+        magnitudes=moved_rows(adapter.magnitudes, mine),
+        offsets=moved_offsets(adapter, mine),
+        whole=moved_rows(moved_rows(adapter.whole, mine, ".weight"), mine, ".bias"),
+        issues=(*adapter.issues, *_notes(adapter, mine)),
+    )
+
+
+def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> list[Issue]:
+    notes = []
+    for split in (True, False):
+        done = [fusion for fusion in mine if fusion.split == split]
+        if not done:
+            continue
+        names = sorted({fusion.path.rpartition(".")[2] for fusion in done})
+        what = "split into the single projections" if split else "joined from single projections"
+        message = (
+            f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
+            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
+        )
+        first = done[0].path
+        notes.append(Issue("note", "fused-translated", (adapter.name,), message, "", first))
+    return notes

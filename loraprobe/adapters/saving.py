@@ -1,0 +1,179 @@
+"""Adapter -> PEFT directory that peft loads to the same function; complete or not there at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.paths import public_name, public_value
+from loraprobe.adapters.readback import check_readback
+from loraprobe.adapters.staging import StagedDirectory, check_output
+from loraprobe.adapters.tensors import SAFETENSORS
+from loraprobe.errors import UnsupportedAdapter
+
+# Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
+WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
+LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
+EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
+
+if TYPE_CHECKING:
+    from loraprobe.adapters.types import Adapter, ModuleInfo
+
+
+def save_adapter(
+    adapter: Adapter,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    card: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes adapter_config.json, adapter_model.safetensors and README.md (if a card is given).
+
+    Everything is written beside the target, read back and compared (`readback`), and renamed into
+    place. Raises OutputError if the target exists and overwrite is off or if what is read back is
+    not what was meant, UnsupportedAdapter if extras would be lost.
+    """
+    from safetensors.torch import save_file
+
+    _check_savable(adapter)
+    target = Path(directory)
+    check_output(target, overwrite)
+    dtype = dtype or adapter.dtype
+    seen: set[int] = set()
+    tensors = {
+        PREFIX + key: _own(tensor.detach().to(dtype), seen) for key, tensor in _tensors_of(adapter)
+    }
+    with StagedDirectory(target, overwrite) as staging:
+        save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
+        text = json.dumps(config_of(adapter), indent=2, sort_keys=True, ensure_ascii=False)
+        (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+        check_readback(staging, adapter, tensors)
+        if card is not None:
+            (staging / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_savable(adapter: Adapter) -> None:
+    """Raises UnsupportedAdapter for what a PEFT directory would lose or cannot say."""
+    lost = [extra for extra in adapter.extras if extra.kind not in WRITTEN]
+    if lost:
+        raise UnsupportedAdapter(
+            f"Adapter {adapter.name} holds {lost[0]} beside its factors, which saving "
+            "would lose; merge it into its base with peft first."
+        )
+    if not adapter.modules:
+        raise UnsupportedAdapter(f"Adapter {adapter.name} changes no module, so there is nothing "
+                                 "to save.")  # fmt: skip
+    for held, what in ((adapter.magnitudes, "DoRA"), (adapter.offsets, "lora_bias")):
+        if held and set(held) != set(adapter.modules):
+            raise UnsupportedAdapter(
+                f"Adapter {adapter.name} uses {what} in some modules and not in others, which one "
+                "adapter_config.json cannot say; save two adapters."
+            )
+
+
+def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
+    """Keys without their prefix, and tensors in the shapes that peft gives them."""
+    for path, update in adapter.modules.items():
+        info = adapter.layout[path]
+        A, B = update.A, update.B
+        if info.kind == "convolution":
+            A = A.unflatten(1, (-1, *info.kernel))
+            B = B.reshape(*B.shape, *(1 for _ in info.kernel))
+        names = EMBEDDING_NAMES if info.kind == "embedding" else LINEAR_NAMES
+        yield f"{path}.{names[0]}", A
+        yield f"{path}.{names[1]}", B
+        if path in adapter.magnitudes:
+            yield f"{path}.lora_magnitude_vector", _magnitude(adapter.magnitudes[path], info)
+        if path in adapter.offsets:
+            yield f"{path}.lora_B.bias", adapter.offsets[path]
+    for name, tensor in adapter.whole.items():
+        module, _, what = name.rpartition(".")
+        # Under an adapted layer peft keeps the layer's own bias one step further down.
+        yield f"{module}.base_layer.{what}" if module in adapter.modules else name, tensor
+
+
+def _is_factor(key: str) -> bool:
+    """A or B; what replaces a tensor of the base keeps a dtype of its own."""
+    return key.endswith((*LINEAR_NAMES, *EMBEDDING_NAMES))
+
+
+def _magnitude(magnitude: torch.Tensor, info: ModuleInfo) -> torch.Tensor:
+    """[out] as peft stores it: [1, out, 1...] for a convolution."""
+    if info.kind == "convolution":
+        return magnitude.reshape(1, -1, *(1 for _ in info.kernel))
+    return magnitude
+
+
+def _saved_whole(adapter: Adapter) -> dict[str, Any]:
+    """What of the config says which modules are saved whole and which biases were trained.
+
+    peft's "lora_only" saves the biases of adapted layers, "all" those of every layer.
+    """
+    paths = {name.rpartition(".")[0] for name in adapter.whole if not name.endswith(".bias")}
+    biases = {name.rpartition(".")[0] for name in adapter.whole} - paths
+    elsewhere = biases - set(adapter.modules)
+    return {
+        "modules_to_save": sorted(paths) or None,
+        "bias": "none" if not biases else "all" if elsewhere else "lora_only",
+    }
+
+
+def config_of(adapter: Adapter) -> dict[str, Any]:
+    """The adapter_config.json under which peft computes what the adapter says.
+
+    Ranks and scalings that differ from the commonest become patterns; their keys are whole paths,
+    anchored and escaped, so that peft's suffix matching cannot confuse two modules.
+    """
+    infos = list(adapter.layout.values())
+    r = Counter(i.rank for i in infos).most_common(1)[0][0]
+    alpha = Counter(i.scaling * i.rank for i in infos).most_common(1)[0][0]
+    kept = ("auto_mapping", "revision")
+    return {
+        **{key: public_value(adapter.config[key]) for key in kept if key in adapter.config},
+        "peft_type": "LORA",
+        "base_model_name_or_path": public_name(adapter.base_model),
+        "inference_mode": True,
+        "task_type": adapter.config.get("task_type", "CAUSAL_LM"),
+        "r": r,
+        "lora_alpha": _whole(alpha),
+        "lora_dropout": 0.0,
+        **_saved_whole(adapter),
+        "lora_bias": bool(adapter.offsets),
+        "use_rslora": False,
+        "use_dora": bool(adapter.magnitudes),
+        "fan_in_fan_out": any(i.kind == "conv1d" for i in infos),
+        "init_lora_weights": True,
+        "target_modules": [i.path for i in infos],
+        "rank_pattern": {_exact(i.path): i.rank for i in infos if i.rank != r},
+        "alpha_pattern": {
+            _exact(i.path): _whole(i.scaling * i.rank) for i in infos if i.scaling * i.rank != alpha
+        },
+    }
+
+
+def _own(factor: torch.Tensor, seen: set[int]) -> torch.Tensor:
+    """A factor in memory of its own, as safetensors wants it; views and repeats are copied."""
+    factor = factor.contiguous()
+    whole = factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()
+    if not whole or factor.data_ptr() in seen:
+        factor = factor.clone()
+    seen.add(factor.data_ptr())
+    return factor
+
+
+def _exact(path: str) -> str:
+    """A pattern for this path alone: anchored, so that it is never the end of a longer path."""
+    return "^" + re.escape(path)
+
+
+def _whole(number: float) -> int | float:
+    return int(number) if float(number).is_integer() else number

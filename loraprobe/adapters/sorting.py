@@ -1,0 +1,285 @@
+"""Every tensor of a file sorted: a factor of one module, an extra, or named in an issue."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from loraprobe.adapters.config import Config
+from loraprobe.adapters.extras import FLAGS, as_peft_reads
+from loraprobe.adapters.initialisation import initialisation_issues
+from loraprobe.adapters.keys import PREFIX, Key, classify
+from loraprobe.adapters.targeting import Names
+from loraprobe.adapters.tensors import TensorFile
+from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
+from loraprobe.errors import AdapterError
+from loraprobe.limits import limits, raising
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue, Severity
+
+LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
+
+
+@dataclass
+class KeySorting:
+    """The bookkeeping of one read: each key ends as a factor of a module or as an extra."""
+
+    name: str
+    config: Config
+    file: TensorFile
+    factors: dict[str, dict[str, str]] = field(default_factory=dict)
+    extras: list[Extra] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
+    odd: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # code -> (module, what)
+
+    def issue(
+        self, severity: Severity, code: str, message: str, cure: str, module: str | None = None
+    ) -> None:
+        self.issues.append(Issue(severity, code, (self.name,), message, cure, module))
+
+    def extra(self, kind: str, key: str, module: str | None) -> None:
+        dtype = str(self.file.dtypes[key] or "unknown").removeprefix("torch.")
+        self.extras.append(Extra(kind, key, module, self.file.shapes[key], dtype))
+
+    def sort_keys(self) -> None:
+        """Each key becomes a factor or an extra; odd ones are named."""
+        saved = self.config.raw.get("modules_to_save") or ()
+        saved = Names([saved] if isinstance(saved, str) else saved)
+        unprefixed, twice, unknown = [], [], []
+        for key in sorted(self.file.shapes):
+            found = _as_saved(classify(key), saved)
+            if not key.startswith(PREFIX):
+                unprefixed.append(key)
+            if found.role not in ("A", "B", "eA", "eB") or found.path is None:
+                self.extra(found.role, key, found.path)
+                if found.role == "unknown":
+                    unknown.append(key)
+            elif found.role in self.factors.setdefault(found.path, {}):
+                self.extra("unknown", key, found.path)
+                twice.append(key)
+            else:
+                self.factors[found.path][found.role] = key
+        self._name_odd_keys(unprefixed, twice, unknown)
+
+    def _name_odd_keys(
+        self, unprefixed: Sequence[str], twice: Sequence[str], unknown: Sequence[str]
+    ) -> None:
+        doubled = [path for path in self.factors if path.startswith(PREFIX)]
+        if doubled:
+            self.issue("error", "doubled-prefix",
+                       f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft "
+                       "loads without any effect.",
+                       "Save the adapter from a model that is wrapped once, or rename its "
+                       "keys.")  # fmt: skip
+        if unprefixed:
+            self.issue("warning", "unprefixed-keys",
+                       f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as "
+                       "module paths, but peft would load them without any effect.",
+                       "Rename the keys if peft is to load this adapter.")  # fmt: skip
+        if twice:
+            self.issue("error", "several-adapters",
+                       f"{_many(twice, 'key')} for a factor that another key gives already, so "
+                       "the file holds several adapters.",
+                       "Save each adapter into a directory of its own.")  # fmt: skip
+        if unknown:
+            self.issue("error", "unknown-tensors",
+                       f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file"
+                       f"{_style_of(unknown)}.",
+                       "Convert the file to PEFT's format, or remove tensors that do not belong "
+                       "to the adapter.")  # fmt: skip
+
+    def pair_factors(self) -> dict[str, ModuleInfo]:
+        """A and B of each module, shapes checked; what cannot be used is an extra."""
+        infos: dict[str, ModuleInfo] = {}
+        if len(self.factors) > limits().modules:
+            raise AdapterError(
+                f"{self.name} adapts {len(self.factors):,} modules, beyond the "
+                f"{limits().modules:,} that are read; {raising('modules', len(self.factors))}."
+            )
+        self.config.prepare(self.factors)
+        for path, keys in self.factors.items():
+            pair = ("eA", "eB") if "eA" in keys or "eB" in keys else ("A", "B")
+            kind = self._why_unusable(path, keys, pair)
+            if kind is None:
+                infos[path] = self._module(path, keys[pair[0]], keys[pair[1]], pair[0] == "eA")
+            else:
+                for key in keys.values():
+                    self.extra(kind, key, path)
+        self._name_odd_modules()
+        self.extras, odd = as_peft_reads(self.name, self.extras, infos, self.config.raw)
+        self.issues += odd
+        return infos
+
+    def _why_unusable(
+        self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
+    ) -> str | None:
+        """The kind of extra that these factors are, None if they are an update B A."""
+        if set(keys) != set(pair):
+            self.odd.setdefault("unpaired-factor", []).append((path, ", ".join(keys.values())))
+            return "unknown"
+        a, b = (self.file.shapes[keys[which]] for which in pair)
+        if len(a) > 2 and len(b) > 2:
+            return (
+                None
+                if _plain_convolution(a, b) and self._floating(path, keys, pair)
+                else ("convolution")
+            )
+        if self._is_parameter(path, a, b):
+            return "target_parameter"
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
+            self.odd.setdefault("shape-mismatch", []).append((path, f"A {list(a)}, B {list(b)}"))
+            return "unknown"
+        return None if self._floating(path, keys, pair) else "unknown"
+
+    def _floating(self, path: str, keys: Mapping[str, str], pair: tuple[str, str]) -> bool:
+        types = [self.file.dtypes[keys[which]] for which in pair]
+        if all(t is not None and t.is_floating_point for t in types):
+            return True
+        said = " and ".join(str(t).removeprefix("torch.") for t in types)
+        self.odd.setdefault("not-floating", []).append((path, said))
+        return False
+
+    def _module(self, path: str, key_a: str, key_b: str, embedding: bool) -> ModuleInfo:
+        a, b = self.file.shapes[key_a], self.file.shapes[key_b]
+        r = self.config.rank(path)
+        if a[0] != r:
+            self.odd.setdefault("rank-contradicts-config", []).append((path, f"{a[0]} for {r}"))
+        kind: LayerKind = "linear"
+        if embedding:
+            kind = "embedding"
+        elif len(a) > 2:
+            kind = "convolution"
+        elif self.config.fan_in_fan_out and path.rpartition(".")[2] not in LINEAR_HEADS:
+            kind = "conv1d"
+        dtype = _common(self.file, key_a, key_b)
+        return ModuleInfo(
+            path, kind, a[0], math.prod(a[1:]), b[0], self.config.scaling(path), dtype, a[2:]
+        )
+
+    def _is_parameter(self, path: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+        """Whether the factors belong to a MoE parameter [E, ...]: A (E*r, in), B (out, E*r)."""
+        fits = len(a) == 2 and len(b) == 2 and a[0] == b[1] and a[0] % self.config.rank(path) == 0
+        return fits and self._owners.fits(path)
+
+    @functools.cached_property
+    def _owners(self) -> Names:
+        """The modules whose parameters the config targets."""
+        targets = self.config.raw.get("target_parameters") or []
+        return Names([owner for target in targets if (owner := target.rpartition(".")[0])])
+
+    def _name_odd_modules(self) -> None:
+        """One issue for each kind of oddity, however many modules have it."""
+        said = {
+            "unpaired-factor": ("that lack the partner of", "Save or download it again."),
+            "shape-mismatch": (
+                "whose factors do not multiply:",
+                "Save or download it again; with DeepSpeed ZeRO-3 or FSDP gather the shards first.",
+            ),
+            "not-floating": (
+                "whose factors are not floating point:",
+                "Save the adapter in float32, bfloat16 or float16.",
+            ),
+            "rank-contradicts-config": (
+                "whose rank is not the config's, so that their scale is unknown:",
+                "Correct r or rank_pattern in adapter_config.json.",
+            ),
+        }
+        for code, found in self.odd.items():
+            what, cure = said[code]
+            more = f" and {len(found) - 1} more" if found[1:] else ""
+            self.issue("error", code, f"The file has modules {what} {found[0][1]} in "
+                       f"{found[0][0]}{more}.", cure, found[0][0])  # fmt: skip
+
+    def check_config(self) -> None:
+        """Keys nobody knows, a missing alpha, and promises that the file does not keep."""
+        if self.config.unknown:
+            self.issue("error", "unknown-config",
+                       f"The config sets {', '.join(self.config.unknown)}, which loraprobe does "
+                       "not know and which may change what the adapter computes.",
+                       "Use a newer loraprobe, or remove the key if it is known to be "
+                       "harmless.")  # fmt: skip
+        if self.config.trainers:
+            self.issue(
+                "note",
+                "trainer-config",
+                f"The config has keys of a trainer, which do not change what the adapter does: "
+                f"{', '.join(self.config.trainers)}.",
+                "",
+            )
+        self.issues += initialisation_issues(self.name, self.config.raw.get("init_lora_weights"))
+        if self.config.empty_unknown:
+            self.issue("note", "unknown-config-empty",
+                       f"The config has unknown keys without a value: "
+                       f"{', '.join(self.config.empty_unknown)}.", "")  # fmt: skip
+        if self.config.alpha_is_missing:
+            self.issue("error", "missing-alpha",
+                       f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, "
+                       "which need not be what the adapter was trained with.",
+                       "Add the value of the training to adapter_config.json.")  # fmt: skip
+        held = {extra.kind for extra in self.extras}
+        promises = {
+            **{flag: kind for kind, flag in FLAGS.items()},
+            "trainable_token_indices": "token_delta",
+            "modules_to_save": "modules_to_save",
+        }
+        broken = [k for k, kind in promises.items() if self.config.raw.get(k) and kind not in held]
+        if broken:
+            self.issue("error", "missing-tensors",
+                       f"The config sets {' and '.join(broken)}, but the file has no tensors "
+                       "for it.", "The file is incomplete; save or download it again.")  # fmt: skip
+
+    def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
+        """A function from module path to LowRank; it closes over the file, not over tensors."""
+        places = {}
+        for path, info in infos.items():
+            first, second = ("eA", "eB") if info.kind == "embedding" else ("A", "B")
+            keys = self.factors[path]
+            places[path] = (keys[first], keys[second], info.scaling, info.dtype)
+        file = self.file
+
+        def read(path: str) -> LowRank:
+            key_a, key_b, scaling, dtype = places[path]
+            A, B = file.read(key_a).to(dtype), file.read(key_b).to(dtype)
+            return LowRank(A.flatten(1), B.flatten(1), scaling)
+
+        return read
+
+
+def _plain_convolution(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether A (r, in, k...) and B (out, r, 1...) are one matrix product: no groups."""
+    return len(a) == len(b) and a[0] == b[1] and set(b[2:]) == {1} and 0 not in a + b
+
+
+def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
+    """The dtype in which both factors are exact; bfloat16 for those of one byte."""
+    found = [file.dtypes[key] for key in (key_a, key_b)]
+    a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
+    return torch.promote_types(a, b)
+
+
+def _as_saved(key: Key, saved: Names) -> Key:
+    """A bias of a module that was trained whole belongs to that module."""
+    if key.role == "bias" and key.path and saved.fits(key.path):
+        return Key("modules_to_save", key.path)
+    return key
+
+
+def _style_of(keys: Sequence[str]) -> str:
+    """Whose key style these are, where it is a known one."""
+    if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
+        return "; they are in the style of kohya's sd-scripts"
+    if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):
+        return "; they are in the style of older diffusers"
+    return ""
+
+
+def _many(names: Sequence[str], noun: str) -> str:
+    """The file has a module (`x`) / has 3 modules (such as `x`)."""
+    if len(names) == 1:
+        return f"The file has a {noun} ({names[0]})"
+    return f"The file has {len(names)} {noun}s (such as {names[0]})"

@@ -1,0 +1,89 @@
+"""Which modules peft would put an adapter on, by its config: weights for others have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from loraprobe.adapters.expressions import first_matches
+from loraprobe.adapters.paths import VOCABULARY, number
+
+# peft's expression for a module that modules_to_save names, or that lies in one.
+SAVED = r"(^|.*\.){}($|\..*)"
+# And for the number of a path's layer, with layers_pattern and without one.
+LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+
+
+def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
+    """Paths that hold weights and that the config does not name, by peft's own rules.
+
+    target_modules is a list of endings, a regular expression for the whole path, or a word such as
+    "all-linear"; exclude_modules and modules_to_save take out; layers_to_transform keeps the layers
+    of these numbers, which does not concern a path that target_modules gives in full. A config
+    without target_modules leaves the choice to peft's table of architectures, which is not judged
+    here. Raises ExpressionError for an expression that cannot be answered.
+    """
+    targets, paths = config.get("target_modules"), list(paths)
+    if not isinstance(targets, (list, tuple, str)) or not targets:
+        return []
+    out = _fitting(paths, config.get("exclude_modules")) | _saved(paths, config)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return []
+    kept = _fitting(paths, targets)
+    if not isinstance(targets, str):
+        kept = kept & (_in_layers(paths, config) | set(map(str, targets)))
+    beyond = [path for path in paths if path in out or path not in kept]
+    if config.get("ensure_weight_tying"):  # peft then adds the layer that shares its weight
+        beyond = [path for path in beyond if path.rpartition(".")[2] not in VOCABULARY]
+    return beyond
+
+
+class Names:
+    """A list of paths and endings of paths, asked about many paths."""
+
+    def __init__(self, names: Sequence[object]) -> None:
+        self.names = frozenset(map(str, names))
+        self.longest = max(map(len, self.names), default=-1)
+
+    def of(self, path: str) -> Iterator[str]:
+        """The names that a path is, or ends with after a dot."""
+        start = path.rfind(".") + 1
+        while len(path) - start <= self.longest:
+            if path[start:] in self.names:
+                yield path[start:]
+            if start == 0:
+                return
+            start = path.rfind(".", 0, start - 1) + 1
+
+    def fits(self, path: str) -> bool:
+        return next(self.of(path), None) is not None
+
+
+def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
+    """The paths that a list of names or a regular expression fits."""
+    if isinstance(rule, str) and rule:
+        found = first_matches([rule], "{}", paths, whole=True)
+        return {path for path, match in zip(paths, found, strict=True) if match}
+    names = Names(rule if isinstance(rule, (list, tuple)) else ())
+    return {path for path in paths if names.fits(path)}
+
+
+def _saved(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
+    """The paths that modules_to_save takes; peft reads each of its names as an expression."""
+    saved = [str(name) for name in config.get("modules_to_save") or ()]
+    found = first_matches(saved, SAVED, paths)
+    return {path for path, match in zip(paths, found, strict=True) if match}
+
+
+def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
+    """The paths whose first number is one of layers_to_transform, all where that is not given."""
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return set(paths)
+    wanted = frozenset(layers if isinstance(layers, (list, tuple)) else [layers])
+    patterns = config.get("layers_pattern") or []
+    patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
+    found = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
+    numbers = [None if match is None else number(match[1] or "") for match in found]
+    return {p for p, n in zip(paths, numbers, strict=True) if n is not None and n in wanted}

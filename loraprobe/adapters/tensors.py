@@ -1,0 +1,168 @@
+"""The tensors of an adapter's file, by key: safetensors lazily, old pickles with weights_only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapters.config import is_unicode
+from loraprobe.checkpoint import DTYPES, broken, check_inflation, check_link
+from loraprobe.errors import AdapterError
+from loraprobe.limits import limits, raising
+
+SAFETENSORS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+
+
+class TensorFile(Protocol):
+    """Keys with shapes and dtypes at once, tensors when asked for."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype | None]  # None: a type that torch does not have
+    metadata: dict[str, str]  # texts in the header of a safetensors file
+
+    def read(self, key: str) -> Tensor: ...
+
+
+# Pages of a mapped file that were read count as this process's memory until the map is closed.
+MAPPED_BYTES = 1 << 22
+
+
+class SafetensorsFile:
+    """A safetensors file, memory-mapped; tensors are read when asked for.
+
+    The map is opened anew after every `MAPPED_BYTES` read, so that a pass over the file needs no
+    memory for what it has passed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        self._mapped = 0
+        try:
+            self._state = _state(path)
+            self._file = safe_open(str(path), framework="pt")
+            self.metadata = self._file.metadata() or {}
+            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise broken(path, str(path.parent), error, AdapterError) from None
+        check_count(path, len(slices))
+        self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
+        self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
+
+    def read(self, key: str) -> Tensor:
+        """One tensor. Raises AdapterError if the file has changed since it was opened."""
+        if self._mapped > MAPPED_BYTES:
+            self._reopen()
+        tensor = self._file.get_tensor(key)
+        self._mapped += tensor.nbytes
+        return tensor
+
+    def _reopen(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if _state(self.path) != self._state:
+                raise AdapterError(f"{self.path} changed while it was being read; run again.")
+            self._file = safe_open(str(self.path), framework="pt")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise broken(self.path, str(self.path.parent), error, AdapterError) from None
+        self._mapped = 0
+
+
+class PickleFile:
+    """An old adapter_model.bin, read onto the CPU without running any code in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            check_inflation(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many types, pickle errors among them
+            raise broken(path, str(path.parent), error, AdapterError) from None
+        if not isinstance(state, dict) or not all(_is_named_tensor(*it) for it in state.items()):
+            raise AdapterError(
+                f"{path} holds no plain state dict of tensors; save it again as {SAFETENSORS}."
+            )
+        check_count(path, len(state))
+        huge = next((key for key, tensor in state.items() if _expanded(tensor)), None)
+        if huge is not None:
+            raise AdapterError(
+                f"{path} declares {huge} as {list(state[huge].shape)}, more numbers than it holds; "
+                f"save the trained factors themselves, as {SAFETENSORS}."
+            )
+        self._state: dict[str, Tensor] = state
+        self.metadata: dict[str, str] = {}
+        self.shapes = {key: tuple(t.shape) for key, t in state.items()}
+        self.dtypes: dict[str, torch.dtype | None] = {k: t.dtype for k, t in state.items()}
+
+    def read(self, key: str) -> Tensor:
+        return self._state[key]
+
+
+def _is_named_tensor(key: object, value: object) -> bool:
+    return isinstance(key, str) and is_unicode(key) and isinstance(value, Tensor)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_count(path: Path, tensors: int) -> None:
+    """Raises AdapterError for more tensors than the limit."""
+    allowed = limits().tensors
+    if tensors > allowed:
+        raise AdapterError(f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
+                           f"read; {raising('tensors', tensors)}.")  # fmt: skip
+
+
+def _expanded(tensor: Tensor) -> bool:
+    """Whether a tensor repeats its storage by strides of zero: a few bytes that claim a world."""
+    return tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1)
+
+
+def disagreement(directory: Path) -> str | None:
+    """What differs between the safetensors file and the pickle of one directory; None if nothing.
+
+    peft and loraprobe take the first; whoever deletes it, or uses an older tool, gets the other.
+    """
+    if not ((directory / SAFETENSORS).is_file() and (directory / PICKLE).is_file()):
+        return None
+    ours = SafetensorsFile(directory / SAFETENSORS)
+    try:
+        theirs = PickleFile(directory / PICKLE)
+    except AdapterError:
+        return f"{PICKLE} cannot be read"
+    if ours.shapes.keys() != theirs.shapes.keys():
+        return f"{sorted(ours.shapes.keys() ^ theirs.shapes.keys())[0]} is in one of them only"
+    for key in ours.shapes:
+        one, other = ours.read(key), theirs.read(key)
+        if one.shape != other.shape or not torch.equal(one.to(other.dtype), other):
+            return f"{key} differs"
+    return None
+
+
+def open_tensors(directory: Path) -> TensorFile:
+    """The adapter's weights in a directory, safetensors first. Raises AdapterError if none."""
+    for name in (SAFETENSORS, PICKLE):
+        check_link(directory / name, str(directory), AdapterError)
+    if (directory / SAFETENSORS).is_file():
+        return SafetensorsFile(directory / SAFETENSORS)
+    if (directory / PICKLE).is_file():
+        return PickleFile(directory / PICKLE)
+    if shards := sorted(path.name for path in directory.glob("adapter_model-*-of-*")):
+        raise AdapterError(
+            f"{directory} has its weights in shards ({shards[0]} first), which peft does not load "
+            f"either; join them into one {SAFETENSORS} with safetensors' load_file and save_file."
+        )
+    raise AdapterError(
+        f"{directory} has an adapter_config.json but neither {SAFETENSORS} nor {PICKLE}; "
+        "give the directory that save_pretrained wrote."
+    )

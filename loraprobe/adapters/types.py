@@ -1,0 +1,238 @@
+"""Adapter and what it is made of."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from loraprobe.adapters.paths import local_name, natural, public_name
+from loraprobe.checkpoint import file_hash
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import AdapterSummary, Issue
+
+LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """One module's update as the file's header tells it, nothing read.
+
+    `path` is the module's path in the base model. Delta W is [out_features, in_features] in the
+    orientation of a torch Linear for every kind: a Conv1D stores its weight transposed, and an
+    embedding's weight [vocab, dim] is the transpose of its delta [dim, vocab]. A convolution's
+    weight [out, in, *kernel] is flattened to [out, in * prod(kernel)]; `kernel` is () elsewhere.
+    """
+
+    path: str
+    kind: LayerKind
+    rank: int
+    in_features: int
+    out_features: int
+    scaling: float
+    dtype: torch.dtype
+    kernel: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor of the file that is no plain factor.
+
+    `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias (these are read through the
+    adapter's `magnitudes`, `whole` and `offsets`), token_delta, target_parameter, convolution (one
+    with groups), base_copy, unknown.
+    """
+
+    kind: str
+    key: str
+    module: str | None
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter comes from: the reference as typed, the local files, the pinned commit."""
+
+    reference: str
+    path: Path | None = None
+    commit: str | None = None
+
+    @property
+    def public(self) -> str:
+        """The reference as it may be published: of a directory of this machine its name."""
+        local = self.path is not None and self.commit is None
+        return local_name(self.reference) if local else self.reference
+
+
+class Modules(Mapping[str, LowRank]):
+    """Module path -> LowRank, read when asked for, in the file's own dtype.
+
+    Iteration is in natural order of the paths (layer 2 before layer 10).
+    """
+
+    def __init__(self, infos: Mapping[str, ModuleInfo], read: Callable[[str], LowRank]) -> None:
+        self._infos = {path: infos[path] for path in sorted(infos, key=natural)}
+        self._read = read
+
+    def info(self, path: str) -> ModuleInfo:
+        """Shape, rank, scaling and kind of one module; reads nothing."""
+        return self._infos[path]
+
+    @property
+    def infos(self) -> Mapping[str, ModuleInfo]:
+        return self._infos
+
+    def __getitem__(self, path: str) -> LowRank:
+        if path not in self._infos:
+            raise KeyError(path)
+        return self._read(path)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._infos
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Name -> tensor, read when asked for; the names cost nothing."""
+
+    def __init__(
+        self, names: Iterable[str] = (), read: Callable[[str], Tensor] | None = None
+    ) -> None:
+        self._names = dict.fromkeys(sorted(names, key=natural))
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names or self._read is None:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One LoRA adapter: what it changes in which module, and everything else its files hold.
+
+    `issues` are the findings of reading it; `config` is adapter_config.json as it stands.
+
+    Beside its low-rank updates an adapter may hold, each read when asked for:
+
+    magnitudes: module path -> m [out] of DoRA: the module's weight becomes
+        diag(m / rownorm(W0 + dW)) (W0 + dW).
+    whole: parameter name in the base (`score.weight`, `lm_head.bias`) -> the tensor that replaces
+        it, as the base stores it: modules_to_save and trained biases.
+    offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
+    """
+
+    name: str
+    source: Source
+    base_model: str | None
+    modules: Modules
+    extras: tuple[Extra, ...] = ()
+    issues: tuple[Issue, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weights_file: Path | None = None
+    magnitudes: Mapping[str, Tensor] = field(default_factory=Tensors)
+    whole: Mapping[str, Tensor] = field(default_factory=Tensors)
+    offsets: Mapping[str, Tensor] = field(default_factory=Tensors)
+
+    @property
+    def layout(self) -> Mapping[str, ModuleInfo]:
+        """Module path -> ModuleInfo; reads nothing."""
+        return self.modules.infos
+
+    @property
+    def rank_range(self) -> tuple[int, int]:
+        """Smallest and largest rank; (0, 0) without modules."""
+        ranks = [info.rank for info in self.layout.values()]
+        return (min(ranks), max(ranks)) if ranks else (0, 0)
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries of all factors, extras not counted."""
+        return sum(i.rank * (i.in_features + i.out_features) for i in self.layout.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype among its factors; float32 without modules."""
+        dtypes = {info.dtype for info in self.layout.values()}
+        return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+    @property
+    def task_type(self) -> str | None:
+        return self.config.get("task_type")
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the weights file, or of the factors of an adapter in memory."""
+        if self.weights_file is not None:
+            return file_hash(self.weights_file)
+        digest = hashlib.sha256()
+        for path, update in self.modules.items():
+            digest.update(f"{path}:{float(update.scaling)!r}".encode())
+            for factor in (update.A, update.B):
+                digest.update(_bytes(factor))
+        for kind in (self.magnitudes, self.whole, self.offsets):
+            for name, tensor in kind.items():
+                digest.update(name.encode() + _bytes(tensor))
+        return digest.hexdigest()
+
+    def summary(self, norm: float | None = None) -> AdapterSummary:
+        """The row that reports show; `norm` comes from the diagnostics."""
+        low, high = self.rank_range
+        return AdapterSummary(
+            name=self.name,
+            reference=self.source.public,
+            commit=self.source.commit,
+            base_model=public_name(self.base_model),
+            rank={"min": low, "max": high},
+            modules=len(self.modules),
+            parameters=self.parameters,
+            norm=norm,
+            extras=tuple(str(extra) for extra in self.extras),
+            sha256=self.sha256,
+        )
+
+    def renamed(self, name: str) -> Adapter:
+        """The same adapter under another name, its issues too."""
+        issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
+        return replace(self, name=name, issues=issues)
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Writes a PEFT directory; see `saving.save_adapter`."""
+        from loraprobe.adapters.saving import save_adapter
+
+        save_adapter(self, directory, overwrite=overwrite, card=card, dtype=dtype)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,137 @@
+"""What an adapter holds beside plain factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from loraprobe.adapters import Adapter, Extra
+from loraprobe.base import Base
+from loraprobe.checkpoint import read_tensor
+from loraprobe.errors import BaseError
+from loraprobe.formatting import count
+from loraprobe.records import Issue, Severity
+
+# kind of extra -> (what it is, what becomes of it): what merges and compositions keep
+KEPT = {
+    "dora_magnitude": (
+        "DoRA magnitudes",
+        "the figures shown here are of s B A alone, without them. Compositions apply them; linear "
+        "merges keep them with --base; other methods need the adapter merged into its base",
+    ),
+    "modules_to_save": (
+        "whole trained modules (modules_to_save)",
+        "the figures shown here leave them out. Linear merges and compositions with constant gates "
+        "keep them; token routers and other methods do not",
+    ),
+    "bias": (
+        "trained biases",
+        "the figures shown here leave them out. Linear merges and compositions with constant gates "
+        "keep them; token routers and other methods do not",
+    ),
+    "lora_bias": (
+        "biases of B",
+        "the figures shown here leave them out. Linear merges and compositions keep them",
+    ),
+}
+# kind of extra -> (what it is, what to do): what they would lose
+CURES = {
+    "token_delta": (
+        "trained token embeddings",
+        "Merge them into the base's embedding with peft, or train without trainable tokens.",
+    ),
+    "target_parameter": (
+        "factors of mixture-of-experts parameters",
+        "Use an adapter that targets linear layers only.",
+    ),
+    "convolution": (
+        "factors of convolutions with groups",
+        "Use an adapter that targets linear layers only.",
+    ),
+    "base_weight": (
+        "weights for layers of the base, which peft writes over the base's own",
+        "Remove these tensors if they are copies of the base's; peft writes such copies of "
+        "embeddings and heads only.",
+    ),
+    "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
+}
+
+
+def extra_issues(
+    adapters: Sequence[Adapter], base: Base | None, *, composing: bool
+) -> Iterator[Issue]:
+    """One finding for each adapter and kind of extra: an error where composing would drop it."""
+    for adapter in adapters:
+        by_kind: dict[str, list[Extra]] = {}
+        for extra in adapter.extras:
+            by_kind.setdefault(extra.kind, []).append(extra)
+        for kind, extras in by_kind.items():
+            if kind == "base_copy":
+                for extra in extras:
+                    yield _base_copy(adapter, extra, base)
+            elif kind in KEPT:
+                yield _kept(adapter, kind, extras)
+            else:
+                yield _lost(adapter, kind, extras, "error" if composing else "warning")
+
+
+def _kept(adapter: Adapter, kind: str, extras: Sequence[Extra]) -> Issue:
+    """What linear merges and compositions carry; each refuses by itself where it cannot."""
+    what, then = KEPT[kind]
+    return Issue(
+        "note", kind.replace("_", "-"), (adapter.name,),
+        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, {extras[0].key} first); "
+        f"{then}.",
+        "", extras[0].module,
+    )  # fmt: skip
+
+
+def _lost(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
+    what, cure = CURES.get(kind, CURES["unknown"])
+    return Issue(
+        severity, kind.replace("_", "-"), (adapter.name,),
+        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, "
+        f"{extras[0].key} first), which a composition of factors would drop.",
+        cure, extras[0].module,
+    )  # fmt: skip
+
+
+def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
+    """peft saves the whole weight of targeted embeddings; harmless where it is the base's own."""
+    told = f"{adapter.name} carries a copy of the base's {extra.module}"
+    same = None if base is None else _is_of_base(adapter, extra, base)
+    if same:
+        return Issue(
+            "note", "base-copy", (adapter.name,), f"{told}, the same as the base's.", "",
+            extra.module,
+        )  # fmt: skip
+    if same is None:
+        return Issue(
+            "warning", "base-copy", (adapter.name,),
+            f"{told}, which compositions leave out; that is right unless the vocabulary was "
+            "resized in training.",
+            "Give --base to have them compared.", extra.module,
+        )  # fmt: skip
+    return Issue(
+        "error", "base-copy", (adapter.name,),
+        f"{told} that differs from the base given here: the vocabulary was resized, or the base is "
+        "another.",
+        "Give the base that the adapter was trained on.", extra.module,
+    )  # fmt: skip
+
+
+def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
+    """Whether a copy equals the base's weight up to its dtype's rounding; None if unreadable."""
+    if adapter.weights_file is None or extra.module is None:
+        return None
+    try:
+        weight = base.weight(extra.module)
+        copy = read_tensor(adapter.weights_file, extra.key, adapter.name)
+    except BaseError:
+        return None
+    if tuple(copy.shape) != tuple(weight.shape):
+        weight = weight.mT
+    if copy.shape != weight.shape:
+        return False
+    return bool(torch.equal(copy.float(), weight.to(copy.dtype).float()))

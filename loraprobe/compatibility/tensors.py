@@ -1,0 +1,115 @@
+"""What only the tensors tell: NaN, deltas that are zero, adapters that are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from loraprobe.adapters import Adapter, extreme_norm, natural
+from loraprobe.formatting import count
+from loraprobe.lora.grams import GramMatrices, gram_matrices
+from loraprobe.lora.lowrank import same_update
+from loraprobe.records import Issue
+
+
+@dataclass
+class TensorChecks:
+    """Gathers, batch by batch, what a pass over the files shows; `take` is such an observer.
+
+    `diagnose(adapters, observers=[contents.take])` fills it without reading the files twice.
+    """
+
+    adapters: Sequence[Adapter]
+    not_finite: list[list[str]] = field(init=False)
+    without_effect: list[list[str]] = field(init=False)
+    inner: Float64[Tensor, "n n"] = field(init=False)
+    largest: list[tuple[float, str]] = field(init=False)  # norm of a module's delta, its path
+
+    def __post_init__(self) -> None:
+        n = len(self.adapters)
+        self.not_finite = [[] for _ in range(n)]
+        self.without_effect = [[] for _ in range(n)]
+        self.inner = torch.zeros(n, n, dtype=torch.float64)
+        self.largest = [(0.0, "")] * n
+
+    def take(self, joint: GramMatrices) -> None:
+        """Adds one batch of modules."""
+        self.inner += joint.inner.sum(0)
+        zero = joint.present & joint.finite & (joint.square == 0)
+        squares, places = joint.square.max(0)
+        for i, (square, place) in enumerate(zip(squares.tolist(), places.tolist(), strict=True)):
+            self.largest[i] = max(self.largest[i], (square**0.5, joint.paths[place]))
+        for m, path in enumerate(joint.paths):
+            for i in range(len(self.adapters)):
+                if not joint.finite[m, i]:
+                    self.not_finite[i].append(path)
+                elif zero[m, i]:
+                    self.without_effect[i].append(path)
+
+    def read(self) -> TensorChecks:
+        """Fills itself by a pass of its own."""
+        paths = sorted({path for a in self.adapters for path in a.layout}, key=natural)
+        for joint in gram_matrices([a.modules for a in self.adapters], paths):
+            self.take(joint)
+        return self
+
+    def same(self, i: int, j: int) -> bool:
+        """Whether two adapters are one update, in whatever basis they are stored.
+
+        What stands beside the factors is not compared, so that adapters with it are never called
+        the same.
+        """
+        if self.not_finite[i] or self.not_finite[j]:
+            return False
+        if _acts_beside(self.adapters[i]) or _acts_beside(self.adapters[j]):
+            return False
+        return same_update(self.inner, i, j)
+
+
+def _acts_beside(adapter: Adapter) -> bool:
+    """Whether more than the factors changes the base: magnitudes, whole modules, biases."""
+    return bool(adapter.magnitudes or adapter.whole or adapter.offsets)
+
+
+def content_issues(contents: TensorChecks) -> Iterator[Issue]:
+    """Findings about the tensors themselves."""
+    adapters = contents.adapters
+    for i, adapter in enumerate(adapters):
+        bad, empty = contents.not_finite[i], contents.without_effect[i]
+        if bad:
+            yield Issue(
+                "error", "not-finite", (adapter.name,),
+                f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
+                f"{bad[0]} first.",
+                "Its training diverged or its file is damaged; take an earlier checkpoint or "
+                "download it again.", bad[0],
+            )  # fmt: skip
+        if empty and len(empty) == len(adapter.layout) and not _acts_beside(adapter):
+            yield Issue(
+                "error", "no-effect", (adapter.name,),
+                f"{adapter.name} has no effect: the delta of every module is zero.",
+                "It was never trained, or its B factors were lost on saving; take a trained "
+                "checkpoint.",
+            )  # fmt: skip
+        yield from extreme_norm(adapter.name, *contents.largest[i])
+        if empty and len(empty) < len(adapter.layout):
+            yield Issue(
+                "note", "modules-without-effect", (adapter.name,),
+                f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
+                f"modules, {empty[0]} first.",
+                "", empty[0],
+            )  # fmt: skip
+    for i, adapter in enumerate(adapters):
+        for j in range(i + 1, len(adapters)):
+            if contents.same(i, j):
+                other = adapters[j].name
+                yield Issue(
+                    "warning", "duplicate", (adapter.name, other),
+                    f"{adapter.name} and {other} are the same update, so composing them can only "
+                    "scale it.",
+                    "Leave one of them out.",
+                )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Watches what reaches the modules that adapters change, and the gates that routers give there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from loraprobe.composition.router import Composition, TokenGates
+from loraprobe.composition.targets import check_extras, check_model, target
+
+Look = Callable[[str, Tensor, Tensor], None]
+LookAtGates = Callable[[str, Sequence[int], Tensor], None]
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, composition: Composition, look: Look) -> Iterator[nn.Module]:
+    """Calls look(path, input, output) whenever a module that the composition adapts has run.
+
+    input: [..., in], or token ids [...] of an embedding; output: [..., out]. The model computes
+    what it computes without the composition. Raises as `composed` does where it does not fit.
+    """
+    check_model(model)
+    check_extras(model, composition)
+    targets = {path: target(model, composition, path) for path in composition.paths}
+    with contextlib.ExitStack() as undo:
+        for path, module in targets.items():
+            hook = module.register_forward_hook(_hook(path, look), with_kwargs=True)
+            undo.callback(hook.remove)
+        yield model
+
+
+def _hook(path: str, look: Look) -> Callable[..., None]:
+    def see(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], output: Tensor) -> None:
+        look(path, args[0] if args else next(iter(kwargs.values())), output)
+
+    return see
+
+
+class WatchedGates:
+    """Gates of one module that also tell look(path, present, gates) what they gave.
+
+    present: indices, among all experts, of the k that gates [..., k] are of.
+    """
+
+    def __init__(
+        self, gates: TokenGates, path: str, present: Sequence[int], look: LookAtGates
+    ) -> None:
+        self.gates, self.path, self.present, self.look = gates, path, tuple(present), look
+        self.shared = bool(getattr(gates, "shared", False))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in] -> gates [..., k], as they are without a watcher."""
+        gates = self.gates(x)
+        self.look(self.path, self.present, gates)
+        return gates

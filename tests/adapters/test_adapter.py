@@ -1,0 +1,850 @@
+"""Adapters: peft's own files are read to peft's function, saved ones load in peft to the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import making
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import ABSENT, hidden, peft_adapter, peft_model, write_adapter
+from safetensors.torch import load_file
+
+from loraprobe.adapters import Adapter, StagedDirectory, adapter_of, read_adapter
+from loraprobe.adapters import staging as staging_module
+from loraprobe.adapters.config import DESCRIPTIVE, VARIANTS, judge_config
+from loraprobe.errors import AdapterError, OutputError, UnsupportedAdapter
+from loraprobe.lora.lowrank import LowRank
+
+PREFIX = "base_model.model."
+FORM = PREFIX + "{}.lora_{}.weight"
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def codes(adapter: Adapter, severity: str = "error") -> set[str]:
+    return {issue.code for issue in adapter.issues if issue.severity == severity}
+
+
+def pair(path: str = Q, r: int = 4, out: int = 16, inp: int = 16, form: str = FORM):
+    """A and B of one module under their keys, seeded by the path."""
+    update = making.random_update(out, inp, r, seed=sum(map(ord, path)))
+    return {form.format(path, "A"): update.A, form.format(path, "B"): update.B}
+
+
+def peft_deltas(model) -> dict[str, torch.Tensor]:
+    """Module path -> delta W as peft computes it, in the orientation of a torch Linear."""
+    from peft.tuners.lora.layer import Embedding, LoraLayer
+
+    found = {}
+    for path, module in model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer):
+            delta = module.get_delta_weight("default").detach()
+            flip = isinstance(module, Embedding) or getattr(module, "fan_in_fan_out", False)
+            found[path] = delta.T if flip else delta
+    return found
+
+
+def accounted(adapter: Adapter) -> None:
+    """Every key of the file is a factor of one module or one extra, none both, none neither."""
+    file = load_file(adapter.weights_file)
+    extras = [extra.key for extra in adapter.extras]
+    assert len(set(extras)) == len(extras) and set(extras) <= set(file)
+    if "tensors-unused" in codes(adapter, "warning"):  # left out as peft leaves them out
+        flagged = [k for k in file if k.endswith(("lora_magnitude_vector", "lora_B.bias"))]
+        extras += [key for key in flagged if key not in extras]
+    factors = [file[key] for key in file if key not in extras]
+    assert len(factors) == 2 * len(adapter.modules)
+    factors = [factor.flatten(1) for factor in factors]
+    for update in adapter.modules.values():
+        for factor in (update.A, update.B):
+            matches = [f for f in factors if f.shape == factor.shape and torch.equal(f, factor)]
+            assert matches
+    for extra in adapter.extras:
+        assert tuple(file[extra.key].shape) == extra.shape
+
+
+LAYOUTS = {
+    "linear": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "rslora": {"target_modules": ["q_proj", "up_proj"], "use_rslora": True},
+    "patterns": {
+        "target_modules": ["q_proj", "k_proj", "up_proj"],
+        "rank_pattern": {"k_proj": 2, r"layers\.1\..*q_proj": 3, "1.mlp.up_proj": 5},
+        "alpha_pattern": {"q_proj": 3, "^model.layers.0.mlp.up_proj": 7},
+    },
+    "head": {"target_modules": ["lm_head", "o_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "tied": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+}
+EXTRAS = {
+    "dora": ({"target_modules": ["q_proj"], "use_dora": True}, {"dora_magnitude"}),
+    "saved": ({"target_modules": ["q_proj"], "modules_to_save": ["up_proj"]}, {"modules_to_save"}),
+    "lora_bias": ({"target_modules": ["c_attn"], "lora_bias": True}, {"lora_bias"}),
+    "bias": ({"target_modules": ["c_attn"], "bias": "all"}, {"bias"}),
+    "bias_only": ({"target_modules": ["c_attn"], "bias": "lora_only"}, {"bias"}),
+    "tokens": ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 3]}, {"token_delta"}),
+    "parameters": (
+        {"target_modules": [], "target_parameters": ["q_proj.weight"]},
+        {"target_parameter"},
+    ),
+    "copies": ({"target_modules": ["embed_tokens", "lm_head"]}, {"base_copy"}),
+}
+
+# config, and the mapping of the adapter that must hold what it adds
+WHOLE = {
+    "dora": ({"target_modules": ["q_proj", "up_proj"], "use_dora": True}, "magnitudes"),
+    "dora_conv1d": ({"target_modules": ["c_attn", "c_proj"], "use_dora": True}, "magnitudes"),
+    "dora_embedding": ({"target_modules": ["embed_tokens"], "use_dora": True}, "magnitudes"),
+    "saved": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}, "whole"),
+    "lora_bias": ({"target_modules": ["c_attn"], "lora_bias": True}, "offsets"),
+    "bias": ({"target_modules": ["c_attn"], "bias": "all"}, "whole"),
+    "bias_only": ({"target_modules": ["c_attn"], "bias": "lora_only"}, "whole"),
+}
+
+
+def _kinds(adapter: Adapter) -> dict:
+    return {path: info.kind for path, info in adapter.layout.items()}
+
+
+class TestWhatPeftWrote:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_llama_deltas_are_those_of_peft(self, tmp_path, llama, layout):
+        config = {"r": 4, "lora_alpha": 6} | LAYOUTS[layout]
+        model = peft_model(llama, seed=1, **config)
+        model.save_pretrained(str(tmp_path))
+        adapter = read_adapter(tmp_path)
+        expected = peft_deltas(model)
+        assert set(adapter.modules) == set(expected) and not codes(adapter)
+        for path, delta in expected.items():
+            torch.testing.assert_close(adapter.modules[path].delta(), delta, rtol=1e-5, atol=1e-6)
+            info = adapter.layout[path]
+            assert (info.out_features, info.in_features) == tuple(delta.shape)
+        accounted(adapter)
+
+    @pytest.mark.parametrize(
+        "targets", [["c_attn", "c_proj", "c_fc"], ["c_attn", "lm_head", "wte"]]
+    )
+    @pytest.mark.parametrize("flag", [True, False])
+    def test_gpt2_deltas_are_those_of_peft(self, tmp_path, gpt2, targets, flag):
+        model = peft_model(gpt2, r=4, lora_alpha=6, target_modules=targets, fan_in_fan_out=flag)
+        model.save_pretrained(str(tmp_path))
+        adapter = read_adapter(tmp_path)
+        for path, delta in peft_deltas(model).items():
+            torch.testing.assert_close(adapter.modules[path].delta(), delta, rtol=1e-5, atol=1e-6)
+        kinds = {path.rpartition(".")[2]: info.kind for path, info in adapter.layout.items()}
+        if "lm_head" in targets:  # peft itself leaves the flag to whichever layer came last
+            assert kinds["lm_head"] == "linear" and kinds["wte"] == "embedding"
+        else:
+            assert set(kinds.values()) == {"conv1d"}
+
+    @pytest.mark.parametrize("layout", EXTRAS)
+    def test_extras_are_named(self, tmp_path, llama, gpt2, layout):
+        config, kinds = EXTRAS[layout]
+        model = gpt2 if "c_attn" in config["target_modules"] else llama
+        adapter = read_adapter(peft_adapter(tmp_path, model, r=4, lora_alpha=8, **config))
+        assert {extra.kind for extra in adapter.extras} == kinds
+        assert codes(adapter) <= {"no-modules"}
+        accounted(adapter)
+        if kinds & {"token_delta", "target_parameter", "base_copy"}:
+            with pytest.raises(UnsupportedAdapter, match=adapter.extras[0].key):
+                adapter.save(tmp_path / "again")
+            assert not (tmp_path / "again").exists()
+
+    @pytest.mark.parametrize("case", WHOLE)
+    def test_what_stands_beside_the_factors_is_read_and_written(self, tmp_path, llama, gpt2, case):
+        """peft's own file, ours of it, and ours of the same adapter in memory: one function."""
+        from peft import PeftModel
+
+        config, kind = WHOLE[case]
+        base = gpt2 if "c_attn" in config["target_modules"] else llama
+        kept = copy.deepcopy(base)
+        model = peft_model(base, r=4, lora_alpha=8, **config)
+        model.save_pretrained(str(tmp_path / "peft"))
+        adapter = read_adapter(tmp_path / "peft")
+        held = {k: dict(getattr(adapter, k)) for k in ("magnitudes", "whole", "offsets")}
+        assert {k for k, tensors in held.items() if tensors} == {kind}
+        memory = adapter_of("memory", adapter.modules, kinds=_kinds(adapter), **held)
+        keys = sorted(e.key for e in adapter.extras if e.kind != "base_copy")
+        assert sorted(e.key for e in memory.extras) == keys
+        adapter = replace(adapter, extras=memory.extras)  # without the copy of the base's table
+        adapter.save(tmp_path / "ours")
+        memory.save(tmp_path / "memory")
+        wanted = hidden(model)
+        assert (hidden(kept) - wanted).abs().max() > 1e-3
+        for written in ("ours", "memory"):
+            found = PeftModel.from_pretrained(copy.deepcopy(kept), str(tmp_path / written))
+            torch.testing.assert_close(hidden(found), wanted, rtol=1e-5, atol=1e-6)
+            accounted(read_adapter(tmp_path / written))
+            assert not codes(read_adapter(tmp_path / written))
+
+    def test_dora_in_some_modules_only_cannot_be_said(self, tmp_path, llama):
+        peft_adapter(tmp_path, llama, r=2, target_modules=["q_proj"], use_dora=True)
+        adapter = read_adapter(tmp_path)
+        some = dict(list(adapter.magnitudes.items())[:1])
+        mixed = adapter_of("mixed", adapter.modules, magnitudes=some)
+        with pytest.raises(UnsupportedAdapter, match="DoRA in some modules"):
+            mixed.save(tmp_path / "again")
+
+    @pytest.mark.parametrize("use_dora", [False, True])
+    @pytest.mark.parametrize("dims", [1, 2, 3])
+    def test_convolution(self, tmp_path, dims, use_dora):
+        """A and B are one matrix product; saved again, peft computes the same."""
+        from peft import PeftModel
+
+        conv = getattr(torch.nn, f"Conv{dims}d")
+        model = torch.nn.Sequential(conv(3, 6, 2), conv(6, 5, 1 + dims // 3))  # peft fails at 1x1x1
+        x = torch.randn(2, 3, *(4,) * dims)
+        kept = copy.deepcopy(model)
+        wrapped = peft_model(model, target_modules=["0", "1"], r=2, lora_alpha=3, task_type=None,
+                             use_dora=use_dora)  # fmt: skip
+        wrapped.save_pretrained(str(tmp_path / "peft"))
+        adapter = read_adapter(tmp_path / "peft")
+        assert {i.kind for i in adapter.layout.values()} == {"convolution"} and not codes(adapter)
+        assert adapter.layout["0"].kernel == (2,) * dims and adapter.layout["1"].out_features == 5
+        assert set(adapter.magnitudes) == ({"0", "1"} if use_dora else set())
+        for path in adapter.modules:
+            delta = wrapped.base_model.model.get_submodule(path).get_delta_weight("default")
+            assert torch.allclose(adapter.modules[path].delta(), delta.flatten(1), atol=1e-6)
+        adapter.save(tmp_path / "ours")
+        found = PeftModel.from_pretrained(kept, str(tmp_path / "ours"))
+        torch.testing.assert_close(found(x), wrapped(x), rtol=1e-5, atol=1e-5)
+
+    def test_a_convolution_with_groups_is_an_extra(self, tmp_path):
+        model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.Linear(4, 5))
+        adapter = read_adapter(
+            peft_adapter(tmp_path, model, target_modules=["0", "1"], r=2, task_type=None)
+        )
+        assert set(adapter.modules) == {"1"}
+        assert [extra.kind for extra in adapter.extras] == ["convolution"] * 2
+        accounted(adapter)
+
+    def test_experts_of_a_mixture(self, tmp_path):
+        """Two targeted parameters of one module: the second nests under base_layer."""
+        from peft import LoraConfig, get_peft_model
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+        model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+        parameters = [n for n, p in model.named_parameters() if ".experts." in n and p.dim() == 3]
+        assert len(parameters) == 2
+        targets = [".".join(n.split(".")[-2:]) for n in parameters]
+        config = LoraConfig(target_modules=["q_proj"], target_parameters=targets, r=2)
+        get_peft_model(model, config).save_pretrained(str(tmp_path))
+        adapter = read_adapter(tmp_path)
+        assert set(adapter.modules) == {Q}
+        assert [e.kind for e in adapter.extras] == ["target_parameter"] * 4
+        assert any(".base_layer.lora_A" in e.key for e in adapter.extras)
+        accounted(adapter)
+
+    def test_named_adapter_lies_in_its_sub_folder(self, tmp_path, llama):
+        model = peft_model(llama, name="maths", target_modules=["q_proj"], r=4)
+        model.save_pretrained(str(tmp_path))
+        assert (tmp_path / "maths" / "adapter_config.json").is_file()
+        adapter = read_adapter(tmp_path)
+        assert adapter.name == "maths" and len(adapter.modules) == 2
+
+    def test_old_pickle(self, tmp_path, llama):
+        peft_adapter(tmp_path / "new", llama, target_modules=["q_proj"], r=4)
+        state = load_file(tmp_path / "new" / "adapter_model.safetensors")
+        config = json.loads((tmp_path / "new" / "adapter_config.json").read_text())
+        old = read_adapter(write_adapter(tmp_path / "old", state, pickle=True, **config))
+        new = read_adapter(tmp_path / "new")
+        assert old.layout == new.layout
+        assert all(torch.equal(old.modules[p].delta(), new.modules[p].delta()) for p in new.modules)
+
+    def test_bfloat16_stays_as_it_is(self, tmp_path, llama):
+        model = peft_model(llama, target_modules=["q_proj"], r=4).to(torch.bfloat16)
+        model.save_pretrained(str(tmp_path))
+        adapter = read_adapter(tmp_path)
+        assert adapter.dtype == adapter.modules[Q].A.dtype == torch.bfloat16
+
+
+class TestSaving:
+    """What is saved is what peft computes, and it is there whole or not at all."""
+
+    def mixed(self, kinds: dict, shapes: dict) -> Adapter:
+        """Ranks and scalings that differ by module."""
+        paths = list(shapes)
+        rank = {p: 2 + i % 3 for i, p in enumerate(paths)}
+        scaling = {p: (0.5, 1.0, 0.3)[i % 3] * (-1) ** (i // 4) for i, p in enumerate(paths)}
+        return making.random_adapter("x", shapes, rank, 5, scaling, kinds=kinds, base_model=None)
+
+    def check(self, model, adapter: Adapter, directory: Path) -> None:
+        """peft's model with the saved adapter is the base with the deltas added to its weights."""
+        from peft import PeftModel
+
+        base = hidden(model.double())
+        adapter.save(directory)
+        wrapped = PeftModel.from_pretrained(model, str(directory))
+        found = hidden(wrapped)
+        plain = wrapped.unload()
+        plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.clone())  # was tied
+        with torch.no_grad():
+            for path, update in adapter.modules.items():
+                module, delta = plain.get_submodule(path), update.to(torch.float64).delta()
+                module.weight += delta if isinstance(module, torch.nn.Linear) else delta.T
+        assert (hidden(plain) - found).abs().max() < 1e-6
+        assert (found - base).abs().max() > 1e-2
+
+    def test_llama(self, tmp_path, llama):
+        shapes = {**making.LLAMA, "lm_head": (40, 16), "model.embed_tokens": (16, 40)}
+        self.check(llama, self.mixed({"model.embed_tokens": "embedding"}, shapes), tmp_path / "x")
+
+    def test_gpt2_with_a_mix_of_conv1d_linear_and_embedding(self, tmp_path, gpt2):
+        block = {"attn.c_attn": (48, 16), "attn.c_proj": (16, 16), "mlp.c_fc": (64, 16)}
+        shapes = {f"transformer.h.{i}.{n}": s for i in (0, 1) for n, s in block.items()}
+        kinds = dict.fromkeys(shapes, "conv1d") | {"transformer.wte": "embedding"}
+        shapes |= {"lm_head": (40, 16), "transformer.wte": (16, 40)}
+        self.check(gpt2, self.mixed(kinds, shapes), tmp_path / "x")
+        assert json.loads((tmp_path / "x" / "adapter_config.json").read_text())["fan_in_fan_out"]
+
+    def test_reading_again_gives_the_same(self, tmp_path):
+        adapter = self.mixed({}, making.LLAMA)
+        adapter.save(tmp_path / "x")
+        again = read_adapter(tmp_path / "x")
+        assert not again.issues and list(again.modules) == list(adapter.modules)
+        for path, update in adapter.modules.items():
+            assert torch.equal(again.modules[path].A, update.A)
+            assert math.isclose(again.layout[path].scaling, update.scaling, rel_tol=1e-15)
+            assert again.layout[path].rank == update.rank
+
+    def test_patterns_cannot_confuse_modules(self, tmp_path):
+        """One path is the end of another, and a dot must not match any character."""
+        shapes = {"b.q": (4, 4), "a.b.q": (4, 4), "bxq": (4, 4), "a.b.q2": (4, 4)}
+        ranks = dict(zip(shapes, (1, 2, 3, 3), strict=True))
+        scalings = dict(zip(shapes, (0.1, 0.2, 0.3, 0.4), strict=True))
+        adapter = making.random_adapter("x", shapes, ranks, 0, scalings)
+        adapter.save(tmp_path / "x")
+        config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
+        from peft.utils.other import get_pattern_key
+
+        for path, update in adapter.modules.items():
+            r = config["rank_pattern"].get(
+                get_pattern_key(config["rank_pattern"], path), config["r"]
+            )
+            alphas = config["alpha_pattern"]
+            alpha = alphas.get(get_pattern_key(alphas, path), config["lora_alpha"])
+            assert r == update.rank and math.isclose(alpha / r, update.scaling)
+
+    def test_widest_dtype_and_a_chosen_one(self, tmp_path):
+        modules = {p: making.random_update(4, 4, 2, dtype=d) for p, d in
+                   (("a", torch.bfloat16), ("b", torch.float32))}  # fmt: skip
+        adapter = adapter_of("x", modules)
+        adapter.save(tmp_path / "x")
+        assert {i.dtype for i in read_adapter(tmp_path / "x").layout.values()} == {torch.float32}
+        adapter.save(tmp_path / "y", dtype=torch.float16)
+        assert {i.dtype for i in read_adapter(tmp_path / "y").layout.values()} == {torch.float16}
+
+    def test_slices_and_shared_tensors(self, tmp_path):
+        """Factors that are views of one tensor are saved each on its own."""
+        whole = torch.randn(8, 8)
+        update = LowRank(whole[:2], whole[:, :2], 0.5)
+        adapter_of("x", {"a": update, "b": LowRank(whole[:2], whole[:, 2:4])}).save(tmp_path / "x")
+        assert torch.equal(read_adapter(tmp_path / "x").modules["a"].delta(), update.delta())
+        one = LowRank(torch.eye(4), torch.eye(4))
+        adapter_of("x", {"a": one, "b": one}).save(tmp_path / "y")
+        assert len(read_adapter(tmp_path / "y").modules) == 2
+
+    def test_card_and_nothing_else(self, tmp_path):
+        making.random_adapter().save(tmp_path / "x", card="# Merged ü")
+        assert {f.name for f in (tmp_path / "x").iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "README.md"}  # fmt: skip
+        assert (tmp_path / "x" / "README.md").read_text(encoding="utf-8") == "# Merged ü"
+
+    def test_existing_output_needs_overwrite(self, tmp_path):
+        making.random_adapter(seed=1).save(tmp_path / "x", card="old")
+        before = (tmp_path / "x" / "adapter_model.safetensors").read_bytes()
+        with pytest.raises(OutputError, match="--overwrite"):
+            making.random_adapter(seed=2).save(tmp_path / "x")
+        assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() == before
+        making.random_adapter(seed=2).save(tmp_path / "x", overwrite=True)
+        assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() != before
+        assert not (tmp_path / "x" / "README.md").exists()
+        assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+    @pytest.mark.parametrize("name", ["notes.txt", "checkpoint-10"])
+    def test_overwrite_never_takes_other_things_with_it(self, tmp_path, name):
+        making.random_adapter().save(tmp_path / "x")
+        (tmp_path / "x" / name).mkdir()
+        with pytest.raises(OutputError, match=name):
+            making.random_adapter().save(tmp_path / "x", overwrite=True)
+        assert (tmp_path / "x" / name).exists()
+
+    def test_an_adapter_may_replace_its_own_source(self, tmp_path):
+        making.random_adapter(seed=3).save(tmp_path / "x")
+        adapter = read_adapter(tmp_path / "x")
+        adapter.save(tmp_path / "x", overwrite=True, card="again")
+        expected = making.random_adapter(seed=3).modules[Q].delta()
+        assert torch.equal(read_adapter(tmp_path / "x").modules[Q].delta(), expected)
+
+    def test_failure_leaves_no_trace(self, tmp_path, monkeypatch):
+        import safetensors.torch
+
+        making.random_adapter(seed=1).save(tmp_path / "old")
+        before = {f.name: f.read_bytes() for f in (tmp_path / "old").iterdir()}
+        real = safetensors.torch.save_file
+
+        def full(tensors, path, **options):
+            real(tensors, path, **options)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
+        for target in ("old", "new"):
+            with pytest.raises(OutputError, match="No space left"):
+                making.random_adapter(seed=2).save(tmp_path / target, overwrite=True)
+        assert [p.name for p in tmp_path.iterdir()] == ["old"]
+        assert {f.name: f.read_bytes() for f in (tmp_path / "old").iterdir()} == before
+
+    def test_failure_while_swapping_brings_the_old_one_back(self, tmp_path, monkeypatch):
+        making.random_adapter(seed=1).save(tmp_path / "x", card="old")
+        real, calls = os.rename, []
+
+        def rename(source, target):
+            calls.append(source)
+            if len(calls) == 2:
+                raise OSError(5, "Input/output error")
+            real(source, target)
+
+        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(staging_module, "_exchanged", lambda *_: False)  # in two steps
+        with pytest.raises(OutputError, match="Input/output"):
+            making.random_adapter(seed=2).save(tmp_path / "x", overwrite=True)
+        assert (tmp_path / "x" / "README.md").read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+    def test_interrupted(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt), StagedDirectory(tmp_path / "x") as staging:
+            (staging / "f").write_text("half")
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []
+
+    def test_bad_places(self, tmp_path):
+        (tmp_path / "file").touch()
+        for target in (tmp_path / "file", tmp_path / "file" / "x"):
+            with pytest.raises(OutputError, match="file"):
+                making.random_adapter().save(target, overwrite=True)
+
+    def test_no_modules(self, tmp_path):
+        with pytest.raises(UnsupportedAdapter, match="changes no module"):
+            adapter_of("x", {}).save(tmp_path / "x")
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("form", "code"),
+        [
+            ("{}.lora_{}.weight", "unprefixed-keys"),
+            (PREFIX + "{}.lora_{}.default.weight", None),
+            (PREFIX + PREFIX + "{}.lora_{}.weight", "doubled-prefix"),
+        ],
+    )
+    def test_prefixes_as_peft_takes_them(self, tmp_path, llama, form, code):
+        """The finding says whether peft loads such keys with any effect; peft is asked."""
+        from peft import PeftModel
+
+        write_adapter(tmp_path, pair(form=form))
+        adapter = read_adapter(tmp_path)
+        before = hidden(llama)
+        with pytest.warns() if code else _nothing():
+            effect = (hidden(PeftModel.from_pretrained(llama, str(tmp_path))) - before).abs().max()
+        assert (effect > 0) == (code is None)
+        assert {issue.code for issue in adapter.issues} == ({code} if code else set())
+        accounted(adapter)
+        if code != "doubled-prefix":
+            assert set(adapter.modules) == {Q}
+
+    def test_a_head_is_never_conv1d(self, tmp_path):
+        """peft writes one flag for all layers, and a GPT-2's head is a Linear."""
+        tensors = pair("transformer.h.0.attn.c_attn") | pair("lm_head") | pair("score")
+        adapter = read_adapter(write_adapter(tmp_path, tensors, fan_in_fan_out=True))
+        kinds = {path: info.kind for path, info in adapter.layout.items()}
+        head = {"lm_head": "linear", "score": "linear"}
+        assert kinds == head | {"transformer.h.0.attn.c_attn": "conv1d"}
+
+    def test_two_adapters_in_one_file(self, tmp_path):
+        tensors = pair(form=PREFIX + "{}.lora_{}.maths.weight")
+        tensors |= pair(form=PREFIX + "{}.lora_{}.law.weight")
+        adapter = read_adapter(write_adapter(tmp_path, tensors))
+        assert codes(adapter) == {"several-adapters"}
+        accounted(adapter)
+
+    def test_a_without_b(self, tmp_path):
+        tensors = pair() | {PREFIX + "x.lora_A.weight": torch.ones(4, 4)}
+        adapter = read_adapter(write_adapter(tmp_path, tensors))
+        assert codes(adapter) == {"unpaired-factor"} and set(adapter.modules) == {Q}
+        accounted(adapter)
+
+    @pytest.mark.parametrize(
+        ("a", "b"), [((4, 16), (16, 3)), ((64,), (16, 4)), ((0,), (0,)), ((0, 16), (16, 0)),
+                     ((4, 16), (16, 4, 1))]
+    )  # fmt: skip
+    def test_factors_that_do_not_multiply(self, tmp_path, a, b):
+        tensors = {PREFIX + "x.lora_A.weight": torch.ones(a),
+                   PREFIX + "x.lora_B.weight": torch.ones(b)}  # fmt: skip
+        adapter = read_adapter(write_adapter(tmp_path, tensors))
+        assert codes(adapter) == {"shape-mismatch", "no-modules"}
+        accounted(adapter)
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+    def test_integers(self, tmp_path, dtype):
+        tensors = {k: t.to(dtype) for k, t in pair().items()}
+        adapter = read_adapter(write_adapter(tmp_path, tensors))
+        assert codes(adapter) == {"not-floating", "no-modules"}
+        accounted(adapter)
+
+    def test_factors_of_two_dtypes_and_of_one_byte(self, tmp_path):
+        (key_a, A), (key_b, B) = pair().items()
+        mixed = {key_a: A.to(torch.bfloat16), key_b: B}
+        update = read_adapter(write_adapter(tmp_path / "m", mixed)).modules[Q]
+        assert update.A.dtype == update.B.dtype == torch.float32
+        assert torch.equal(update.A, A.to(torch.bfloat16).float())
+        small = {k: t.to(torch.float8_e4m3fn) for k, t in pair().items()}
+        adapter = read_adapter(write_adapter(tmp_path / "f", small))
+        assert adapter.dtype == torch.bfloat16 and not adapter.issues
+        assert torch.equal(adapter.modules[Q].A.float(), A.to(torch.float8_e4m3fn).float())
+
+    def test_nan_is_left_to_whoever_reads_the_values(self, tmp_path):
+        tensors = {k: t * float("nan") for k, t in pair().items()}
+        assert not torch.isfinite(read_adapter(write_adapter(tmp_path, tensors)).modules[Q].A).any()
+
+    def test_other_tools_files(self, tmp_path):
+        tensors = pair() | {"lora_unet_down.lora_down.weight": torch.ones(4, 4),
+                            "lora_unet_down.alpha": torch.ones(())}  # fmt: skip
+        adapter = read_adapter(write_adapter(tmp_path, tensors))
+        assert codes(adapter) == {"unknown-tensors"}
+        assert {e.kind for e in adapter.extras} == {"unknown"}
+        accounted(adapter)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def test_whatever_the_keys_every_tensor_is_accounted_for(self, tmp_path_factory, data):
+        paths = st.sampled_from(
+            ["q", "model.layers.1.mlp.up_proj", "lm_head", "a.base_layer", "x.lora"]
+        )
+        forms = [
+            "{}.lora_A.weight", "{}.lora_B.weight", "{}.lora_A.default.weight", "{}.lora_B.bias",
+            "{}.lora_embedding_A", "{}.lora_embedding_B", "{}.lora_magnitude_vector",
+            "{}.weight", "{}.bias", "{}.base_layer.weight", "{}.base_layer.lora_A.weight",
+            "{}.alpha", "{}", "{}.token_adapter.trainable_tokens_delta", "{}.lora_down.weight",
+            "{}.modules_to_save.default.weight", "{}.original_module.bias",
+        ]  # fmt: skip
+        prefixes = st.sampled_from([PREFIX, "", PREFIX + PREFIX, "base_model."])
+        keys = data.draw(st.lists(st.tuples(prefixes, st.sampled_from(forms), paths), max_size=12))
+        shapes = st.lists(st.sampled_from([0, 1, 2, 4]), max_size=3)
+        count = iter(range(1, 10**6))
+        tensors = {
+            prefix + form.format(path): torch.full(data.draw(shapes), float(next(count)))
+            for prefix, form, path in keys
+        } or {"x": torch.ones(1)}
+        config = data.draw(st.fixed_dictionaries({
+            "r": st.sampled_from([1, 2, 4]),
+            "target_parameters": st.sampled_from([None, ["q.weight"], ["up_proj.weight"]]),
+            "modules_to_save": st.sampled_from([None, ["lm_head"]]),
+            "fan_in_fan_out": st.booleans(),
+        }))  # fmt: skip
+        adapter = read_adapter(write_adapter(tmp_path_factory.mktemp("x"), tensors, **config))
+        accounted(adapter)
+        unusable = {e.key for e in adapter.extras if e.kind == "unknown"}
+        assert bool(unusable) <= bool(codes(adapter) - {"no-modules", "missing-tensors"})
+
+
+class TestWhatPeftLeavesOutOrReplaces:
+    """The file says one thing, the config another: a model that peft loads is the oracle."""
+
+    def loaded(self, place: Path, tensors=(), **config):
+        """GPT-2 with the adapter of a directory, whose file and config were changed by hand."""
+        from peft import PeftModel
+        from safetensors.torch import save_file
+
+        file = place / "adapter_model.safetensors"
+        save_file(load_file(file) | dict(tensors), file)
+        told = json.loads((place / "adapter_config.json").read_text()) | config
+        (place / "adapter_config.json").write_text(json.dumps(told))
+        return PeftModel.from_pretrained(making.tiny_gpt2(), str(place)).eval()
+
+    @pytest.mark.parametrize("flag, held", [("lora_bias", "offsets"), ("use_dora", "magnitudes")])
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_flag_that_is_off(self, tmp_path, flag, held):
+        settings = {"target_modules": ["c_attn"], "fan_in_fan_out": True, "r": 4}
+        peft_adapter(tmp_path / "a", making.tiny_gpt2(), **{flag: True}, **settings)
+        assert getattr(read_adapter(tmp_path / "a"), held)
+        model = self.loaded(tmp_path / "a", **{flag: False})
+        read = read_adapter(tmp_path / "a")
+        assert codes(read, "warning") == {"tensors-unused"} and not codes(read)
+        assert not getattr(read, held) and not read.extras
+        read.save(tmp_path / "b")
+        from peft import PeftModel
+
+        again = PeftModel.from_pretrained(making.tiny_gpt2(), str(tmp_path / "b")).eval()
+        torch.testing.assert_close(hidden(again), hidden(model))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_weight_of_the_base(self, tmp_path):
+        peft_adapter(tmp_path / "a", making.tiny_gpt2(), target_modules=["c_attn"])
+        path = "transformer.h.0.attn.c_attn"
+        key = f"{PREFIX}{path}.base_layer.weight"
+        model = self.loaded(tmp_path / "a", {key: torch.ones(16, 48)})
+        assert model.base_model.model.get_submodule(path).get_base_layer().weight.min() == 1
+        (extra,) = read_adapter(tmp_path / "a").extras
+        assert (extra.kind, extra.module) == ("base_weight", path)
+
+    def test_one_magnitude_lost(self, tmp_path):
+        peft_adapter(tmp_path, making.tiny_llama(), target_modules=["q_proj"], use_dora=True)
+        from safetensors.torch import save_file
+
+        file = tmp_path / "adapter_model.safetensors"
+        tensors = load_file(file)
+        del tensors[f"{PREFIX}{Q}.lora_magnitude_vector"]
+        save_file(tensors, file)
+        read = read_adapter(tmp_path)
+        assert [(i.code, i.module) for i in read.issues if i.severity == "error"] == [
+            ("missing-tensors", Q)
+        ]
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        "file", sorted((making.SHARED / "peft-configs").glob("**/*.json")) or [None],
+        ids=lambda f: f.stem if f else "absent",
+    )  # fmt: skip
+    def test_every_published_config_is_accepted_or_refused_by_name(self, file):
+        if file is None:
+            pytest.skip("needs ../shared/data")
+        raw = json.loads(file.read_text())
+        variants = {"kasa_config", "use_bdlora"} & {k for k, v in raw.items() if v}
+        if raw["peft_type"] != "LORA":
+            with pytest.raises(UnsupportedAdapter, match=raw["peft_type"]):
+                judge_config(raw, file.name)
+        elif variants:
+            with pytest.raises(UnsupportedAdapter, match=variants.pop()):
+                judge_config(raw, file.name)
+        else:
+            config = judge_config(raw, file.name)
+            assert not config.unknown and not config.empty_unknown
+            root = raw["r"] ** (0.5 if raw.get("use_rslora") else 1)
+            assert math.isclose(config.scaling("model.q_proj"), raw["lora_alpha"] / root)
+
+    def test_the_table_knows_every_key_of_the_installed_peft(self):
+        import dataclasses
+
+        from peft import LoraConfig
+
+        known = {field.name for field in dataclasses.fields(LoraConfig)}
+        assert known <= DESCRIPTIVE | set(VARIANTS)
+        defaults = LoraConfig(task_type="CAUSAL_LM").to_dict()
+        config = judge_config(defaults, "defaults")
+        assert not config.unknown and not config.empty_unknown
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("use_qalora", True), ("alora_invocation_tokens", [1, 2]), ("kasa_config", {"beta": 1}),
+            ("use_bdlora", {"nblocks": 2}), ("monteclora_config", {"num_samples": 2}),
+            ("velora_config", {"num_groups": 2}), ("arrow_config", {"top_k": 2}),
+            ("layer_replication", [[0, 2], [1, 3]]), ("megatron_config", {"hidden_size": 4}),
+            ("enable_lora", [True, False, True]),
+        ],
+    )  # fmt: skip
+    def test_variants_are_refused_by_name(self, tmp_path, key, value):
+        write_adapter(tmp_path, pair(), **{key: value})
+        with pytest.raises(UnsupportedAdapter, match=f"{key}.*merge it into its base"):
+            read_adapter(tmp_path)
+        write_adapter(tmp_path, pair(), **{key: None})
+        assert not read_adapter(tmp_path).issues
+
+    def test_unknown_keys(self, tmp_path):
+        adapter = read_adapter(write_adapter(tmp_path, pair(), use_mora=True))
+        assert codes(adapter) == {"unknown-config"}
+        assert "use_mora" in adapter.issues[0].message
+        adapter = read_adapter(write_adapter(tmp_path, pair(), use_mora=False, x=None, y={}))
+        assert codes(adapter) == set() and codes(adapter, "note") == {"unknown-config-empty"}
+
+    def test_missing_alpha_is_what_peft_takes_and_an_error(self, tmp_path, llama):
+        from peft import PeftModel
+
+        write_adapter(tmp_path, pair(), lora_alpha=ABSENT)
+        adapter = read_adapter(tmp_path)
+        expected = peft_deltas(PeftModel.from_pretrained(llama, str(tmp_path)))[Q]
+        torch.testing.assert_close(adapter.modules[Q].delta(), expected)
+        assert codes(adapter) == {"missing-alpha"}
+
+    def test_rank_that_contradicts_the_config(self, tmp_path):
+        tensors = pair() | pair("model.layers.1.mlp.up_proj", out=24)
+        targets = ["q_proj", "up_proj"]
+        adapter = read_adapter(write_adapter(tmp_path, tensors, r=8, target_modules=targets))
+        assert codes(adapter) == {"rank-contradicts-config"} and len(adapter.issues) == 1
+        assert "4 for 8" in adapter.issues[0].message and "1 more" in adapter.issues[0].message
+        adapter = read_adapter(write_adapter(tmp_path, tensors, r=8, rank_pattern={"q_proj": 4}))
+        assert adapter.issues[0].module == "model.layers.1.mlp.up_proj"
+
+    @pytest.mark.parametrize(
+        "promise", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]},
+                    {"trainable_token_indices": [1]}]
+    )  # fmt: skip
+    def test_broken_promises(self, tmp_path, promise):
+        adapter = read_adapter(write_adapter(tmp_path, pair(), **promise))
+        assert codes(adapter) == {"missing-tensors"}
+        assert next(iter(promise)) in adapter.issues[0].message
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"r": 0}, {"r": -2}, {"r": 2.5}, {"r": "8"}, {"r": True}, {"r": None},
+            {"lora_alpha": None}, {"lora_alpha": "16"}, {"lora_alpha": float("nan")},
+            {"rank_pattern": {"q": 0}}, {"rank_pattern": {"q": "2"}}, {"rank_pattern": [1]},
+            {"rank_pattern": {"[": 4}}, {"alpha_pattern": {"q": None}}, {"alpha_pattern": {"(": 2}},
+        ],
+    )  # fmt: skip
+    def test_values_that_make_no_sense(self, tmp_path, bad):
+        write_adapter(tmp_path, pair(), **bad)
+        with pytest.raises(AdapterError, match=f"{next(iter(bad))}|rank") as caught:
+            read_adapter(tmp_path)
+        assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_a_pattern_without_end(self, tmp_path):
+        write_adapter(tmp_path, pair("a" * 60), alpha_pattern={r"(a+)+(a+)+(a+)+c": 3})
+        with pytest.raises(AdapterError, match="did not come to an end"):
+            read_adapter(tmp_path)
+
+    def test_many_patterns_are_no_burden(self, tmp_path):
+        """A mixed-rank adapter of a large model has a pattern for each module."""
+        import time
+
+        shapes = {f"model.layers.{i}.mlp.m{j}": (2, 2) for i in range(32) for j in range(7)}
+        ranks = {p: 1 + i % 2 for i, p in enumerate(shapes)}
+        making.random_adapter(
+            "x", shapes, ranks, 0, {p: 0.1 + i % 7 for i, p in enumerate(shapes)}
+        ).save(tmp_path / "x")
+        start = time.process_time()
+        adapter = read_adapter(tmp_path / "x")
+        assert time.process_time() - start < 2
+        assert {p: i.rank for p, i in adapter.layout.items()} == ranks
+
+
+class TestBrokenFiles:
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(b"", "empty"), (b"\x00" * 9, "broken"), (b"PK\x03\x04junk", "broken or incomplete"),
+         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n", "LFS pointer")],
+    )  # fmt: skip
+    @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+    def test_weights(self, tmp_path, content, said, name):
+        write_adapter(tmp_path, pair())
+        (tmp_path / "adapter_model.safetensors").unlink()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AdapterError, match=said) as caught:
+            read_adapter(tmp_path)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_cut_short(self, tmp_path):
+        file = write_adapter(tmp_path, pair()) / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-4])
+        with pytest.raises(AdapterError, match="broken or incomplete"):
+            read_adapter(tmp_path)
+
+    def test_a_pickle_that_runs_code_is_refused(self, tmp_path):
+        write_adapter(tmp_path, {"x": Malicious(tmp_path)}, pickle=True)
+        with pytest.raises(AdapterError, match=r"adapter_model\.bin"):
+            read_adapter(tmp_path)
+        assert not (tmp_path / "harmed").exists()
+
+    def test_a_pickle_of_something_else(self, tmp_path):
+        write_adapter(tmp_path, {"x": 3}, pickle=True)
+        with pytest.raises(AdapterError, match="state dict"):
+            read_adapter(tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 5000])
+    def test_config(self, tmp_path, text):
+        write_adapter(tmp_path, pair())
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+            read_adapter(tmp_path)
+
+    def test_absent_things(self, tmp_path):
+        with pytest.raises(AdapterError, match="no directory"):
+            read_adapter(tmp_path / "nowhere")
+        with pytest.raises(AdapterError, match=r"adapter_config\.json"):
+            read_adapter(tmp_path)
+        (write_adapter(tmp_path, pair()) / "adapter_model.safetensors").unlink()
+        with pytest.raises(AdapterError, match=r"adapter_model\.safetensors"):
+            read_adapter(tmp_path)
+
+
+class TestAdapter:
+    def test_what_it_says_of_itself(self, tmp_path):
+        shapes = {"l.10.q": (6, 5), "l.2.q": (6, 5), "l.2.k": (3, 5)}
+        making.random_adapter("x", shapes, {"l.10.q": 1, "l.2.q": 2, "l.2.k": 3}).save(
+            tmp_path / "x"
+        )
+        adapter = read_adapter(tmp_path / "x", "y")
+        assert list(adapter.modules) == ["l.2.k", "l.2.q", "l.10.q"]  # layer 2 before layer 10
+        assert adapter.rank_range == (1, 3) and adapter.parameters == 11 + 2 * 11 + 3 * 8
+        summary = adapter.summary(norm=2.0)
+        assert (summary.name, summary.modules, summary.norm) == ("y", 3, 2.0)
+        assert summary.rank == {"min": 1, "max": 3} and summary.base_model == "owner/base"
+        assert adapter.renamed("z").name == "z"
+        with pytest.raises(KeyError):
+            adapter.modules["nowhere"]
+
+    def test_nothing_is_read_before_it_is_asked_for(self, tmp_path):
+        """Overwriting the values after opening changes what is read later."""
+        making.random_adapter().save(tmp_path / "x")
+        adapter = read_adapter(tmp_path / "x")
+        file = tmp_path / "x" / "adapter_model.safetensors"
+        with file.open("r+b") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            stream.seek(8 + header)
+            stream.write(b"\0" * (file.stat().st_size - 8 - header))
+        assert adapter.modules[Q].A.abs().max() == 0
+
+    def test_digest_follows_the_weights(self, tmp_path):
+        making.random_adapter(seed=1).save(tmp_path / "x")
+        making.random_adapter(seed=1).save(tmp_path / "y")
+        making.random_adapter(seed=2).save(tmp_path / "z")
+        x, y, z = (read_adapter(tmp_path / n).sha256 for n in "xyz")
+        assert x == y != z and len(x) == 64
+        memory = making.random_adapter(seed=1)
+        assert memory.sha256 == making.random_adapter(seed=1).sha256
+        assert memory.sha256 != making.random_adapter(seed=2).sha256
+
+    @pytest.mark.parametrize(
+        "name", ["gpt2-domain-skeleton/legal", "gpt2-domain-skeleton/medical",
+                 "gpt2-domain-skeleton/sports", "gpt2-godspeed", "distilgpt2-niket"]
+    )  # fmt: skip
+    def test_real_ones_are_clean(self, shared_data, name):
+        adapter = read_adapter(shared_data / name)
+        assert not codes(adapter) and not adapter.extras
+        assert {i.kind for i in adapter.layout.values()} == {"conv1d"}
+        assert all(
+            re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", p) for p in adapter.modules
+        )
+        accounted(adapter)
+
+    def test_a_real_classifier_names_its_head(self, shared_data):
+        adapter = read_adapter(shared_data / "gpt2-seqcls-deepbiolab")
+        assert "modules_to_save" in {extra.kind for extra in adapter.extras}
+        accounted(adapter)
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __reduce__(self):
+        return (Path.touch, (self.where / "harmed",))
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()

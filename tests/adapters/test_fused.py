@@ -1,0 +1,345 @@
+"""Fused projections against single ones: exact both ways, or left alone with the reason."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import (
+    LLAMA,
+    hidden,
+    peft_adapter,
+    peft_model,
+    random_adapter,
+    random_update,
+    tiny_llama,
+)
+
+import loraprobe
+from loraprobe import pipeline
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.adapters.fused import one_layout
+from loraprobe.base import open_base
+from loraprobe.composition import Composition, composed
+from loraprobe.composition.aligning import on_layout_of
+from loraprobe.errors import CompatibilityError
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.options import Options
+from loraprobe.routing import ROUTERS
+
+ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
+FUSED = {f"{ATTENTION}.qkv_proj": (28, 12), f"{MLP}.gate_up_proj": (40, 12)}
+ROWS = {"q_proj": (0, 16), "k_proj": (16, 22), "v_proj": (22, 28)}
+SINGLE = {f"{ATTENTION}.{name}": (end - start, 12) for name, (start, end) in ROWS.items()}
+SINGLE |= {f"{MLP}.gate_proj": (20, 12), f"{MLP}.up_proj": (20, 12)}
+BASE = SINGLE | {"model.embed_tokens": (12, 30)}
+FUSED_BASE = FUSED | {"model.embed_tokens": (12, 30)}
+CONFIG = {"num_attention_heads": 8, "num_key_value_heads": 3, "hidden_size": 16}
+
+
+def dense(adapter, path):
+    return adapter.modules[path].to(torch.float64).delta()
+
+
+def stacked(adapter, prefix=ATTENTION, names=tuple(ROWS)):
+    """The single projections' deltas one below the other, zero where the adapter has none."""
+    shapes = {name: SINGLE[f"{prefix}.{name}"] for name in names}
+    return torch.cat(
+        [
+            dense(adapter, f"{prefix}.{name}")
+            if f"{prefix}.{name}" in adapter.modules
+            else torch.zeros(shape, dtype=torch.float64)
+            for name, shape in shapes.items()
+        ]
+    )
+
+
+def test_a_fused_adapter_beside_a_single_one_is_split_exactly():
+    single = random_adapter("s", SINGLE, rank=2)
+    fused = random_adapter("f", FUSED, rank=3, seed=1)
+    (same, split), refused = one_layout([single, fused])
+    assert same is single and not refused
+    assert set(split.layout) == set(SINGLE)
+    assert torch.equal(stacked(split), dense(fused, f"{ATTENTION}.qkv_proj"))
+    assert torch.equal(
+        stacked(split, MLP, ("gate_proj", "up_proj")), dense(fused, f"{MLP}.gate_up_proj")
+    )
+    assert all(split.layout[path].rank == 3 for path in split.layout)
+    (note,) = split.issues
+    assert (note.severity, note.code, note.adapters) == ("note", "fused-translated", ("f",))
+    assert "2 fused layers" in note.message and "gate_up_proj and qkv_proj" in note.message
+    # What is on one layout already stays as it is.
+    assert one_layout([same, split])[0] == [same, split]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    scalings=st.lists(st.sampled_from([0.5, 0.5, 2.0, 1.7]), min_size=3, max_size=3),
+    there=st.sets(st.sampled_from(sorted(ROWS)), min_size=1),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_single_ones_are_joined_exactly_where_the_base_is_fused(ranks, scalings, there, dtype):
+    modules = {
+        f"{ATTENTION}.{name}": random_update(end - start, 12, r, i, s, dtype)
+        for i, ((name, (start, end)), r, s) in enumerate(
+            zip(ROWS.items(), ranks, scalings, strict=True)
+        )
+        if name in there
+    }
+    adapter = adapter_of("s", modules)
+    (joined,), refused = one_layout([adapter], FUSED_BASE, CONFIG)
+    assert not refused and set(joined.layout) == {f"{ATTENTION}.qkv_proj"}
+    update, info = joined.modules[f"{ATTENTION}.qkv_proj"], joined.layout[f"{ATTENTION}.qkv_proj"]
+    assert (update.out_features, update.in_features) == (28, 12)
+    assert (update.rank, update.A.dtype, update.scaling) == (info.rank, info.dtype, info.scaling)
+    assert update.rank == sum(u.rank for u in modules.values())
+    torch.testing.assert_close(
+        dense(joined, f"{ATTENTION}.qkv_proj"), stacked(adapter), rtol=1e-6, atol=1e-6
+    )
+    if len({u.scaling for u in modules.values()}) == 1:  # rows are moved, nothing is rounded
+        assert update.A.dtype == dtype
+        (back,), _ = one_layout([joined], BASE)
+        assert torch.equal(stacked(back), stacked(adapter))
+
+
+def beside(names=SINGLE, seed=0):
+    """An adapter with magnitudes, offsets and whole biases of every module."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = {path: torch.randn(3, out, generator=generator) for path, (out, _) in names.items()}
+    plain = random_adapter("x", names, rank=2, seed=seed)
+    return adapter_of(
+        "x", dict(plain.modules),
+        magnitudes={path: t[0] for path, t in draw.items()},
+        offsets={path: t[1] for path, t in draw.items()},
+        whole={f"{path}.bias": t[2] for path, t in draw.items()},
+    )  # fmt: skip
+
+
+def test_what_stands_beside_the_factors_goes_by_the_same_rows():
+    fused = beside(FUSED)
+    (split,), refused = one_layout([fused], BASE)
+    assert not refused
+    for name, (start, end) in ROWS.items():
+        path, whole = f"{ATTENTION}.{name}", f"{ATTENTION}.qkv_proj"
+        assert torch.equal(split.magnitudes[path], fused.magnitudes[whole][start:end])
+        assert torch.equal(split.offsets[path], fused.offsets[whole][start:end])
+        assert torch.equal(split.whole[f"{path}.bias"], fused.whole[f"{whole}.bias"][start:end])
+    for held in (split.magnitudes, split.offsets, split.whole):
+        assert len(held) == len(SINGLE) and not any("qkv" in name for name in held)
+    (back,), refused = one_layout([split], FUSED_BASE, CONFIG)
+    assert not refused and set(back.layout) == set(FUSED)
+    for kind in ("magnitudes", "offsets", "whole"):
+        for name, tensor in getattr(fused, kind).items():
+            assert torch.equal(getattr(back, kind)[name], tensor), (kind, name)
+
+
+def test_offsets_are_scaled_like_their_factors():
+    q, k = f"{ATTENTION}.q_proj", f"{ATTENTION}.k_proj"
+    modules = {q: random_update(16, 12, 2, 1, 0.5), k: random_update(6, 12, 2, 2, 3.0)}
+    offset = torch.arange(6.0)
+    (joined,), _ = one_layout([adapter_of("x", modules, offsets={k: offset})], FUSED_BASE, CONFIG)
+    path = f"{ATTENTION}.qkv_proj"
+    added = joined.offsets[path] * joined.layout[path].scaling
+    assert torch.equal(added, torch.cat([torch.zeros(16), 3.0 * offset, torch.zeros(6)]))
+
+
+def test_magnitudes_of_some_parts_only_are_not_joined():
+    path = f"{ATTENTION}.q_proj"
+    update = random_update(16, 12)
+    adapter = adapter_of("x", {path: update}, magnitudes={path: torch.ones(16)})
+    (same,), (refused,) = one_layout([adapter], FUSED_BASE, CONFIG)
+    assert same is adapter
+    assert refused.path.endswith("qkv_proj") and refused.single == ("x",)
+    assert "x has DoRA magnitudes of some parts only" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("fused", "others", "options", "reason"),
+    [
+        ({"qkv_proj": (28, 12)}, {"q_proj": (16, 12)}, {}, "k_proj and v_proj's is not known"),
+        ({"qkv_proj": (28, 12)}, {"q_proj": (16, 12), "v_proj": (6, 12)}, {}, None),
+        ({"qkv_proj": (28, 12)}, {"q_proj": (16, 11)}, {}, "contradict"),
+        ({"qkv_proj": (20, 12)}, {"q_proj": (16, 12), "v_proj": (6, 12)}, {}, "do not add up"),
+        ({"qkv_proj": (28, 12)}, dict.fromkeys(ROWS, (9, 12)), {}, r"\(9, 9, 9\) do not add up"),
+        ({"gate_up_proj": (40, 12)}, {"up_proj": (20, 12)}, {}, None),
+        ({"gate_up_proj": (41, 12)}, {"up_proj": (20, 12)}, {}, "do not add up to its 41"),
+        ({"W_pack": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
+        ({"Wqkv": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
+        ({"query_key_value": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, "interleaved by head"),
+        ({"query_key_value": (36, 12)}, {"query": (12, 12)}, {}, "interleaved by head"),
+        ({"qkv_proj": (36, 12)}, dict.fromkeys(ROWS, (12, 12)),
+         {"config": {"model_type": "codegen"}}, "CodeGen"),
+        ({"qkv_proj": (28, 12), "q_proj": (16, 12)}, {"k_proj": (6, 12)}, {}, "changes both"),
+    ],
+)  # fmt: skip
+def test_what_is_known_for_certain_is_translated_and_the_rest_named(fused, others, options, reason):
+    a = random_adapter("f", {f"{ATTENTION}.{n}": s for n, s in fused.items()})
+    b = random_adapter("s", {f"{ATTENTION}.{n}": s for n, s in others.items()})
+    adapters, refused = one_layout([a, b], **options)
+    if reason is None:
+        (path,) = a.layout
+        parts = [
+            f"{ATTENTION}.{n}" for n in (ROWS if "up" not in path else ("gate_proj", "up_proj"))
+        ]
+        assert not refused and list(adapters[0].layout) == sorted(parts)
+        got = torch.cat([dense(adapters[0], part) for part in parts])
+        assert torch.equal(got, dense(a, path))
+    else:
+        assert adapters == [a, b]
+        assert len(refused) == 1 and refused[0].fused == ("f",)
+        assert re.search(reason, refused[0].reason), refused[0].reason
+
+
+def test_rows_come_from_the_base_where_the_adapters_do_not_tell_them():
+    fused = random_adapter("f", FUSED)
+    only_q = random_adapter("s", {f"{ATTENTION}.q_proj": (16, 12)})
+    (split, _), refused = one_layout([fused, only_q], BASE)
+    assert not refused and set(split.layout) == set(SINGLE)
+    # A packed (quantised) base gives paths and no shapes; its config tells the heads.
+    packed = dict.fromkeys(FUSED_BASE)
+    (_, joined), refused = one_layout([fused, only_q], packed, CONFIG)
+    assert not refused and joined.layout[f"{ATTENTION}.qkv_proj"].out_features == 28
+
+
+def test_nothing_is_done_where_nothing_needs_it():
+    adapters = [random_adapter("a", FUSED), random_adapter("b", FUSED, seed=1)]
+    assert one_layout(adapters) == (adapters, [])
+    assert one_layout(adapters, FUSED_BASE) == (adapters, [])
+    singles = [random_adapter("a", SINGLE), random_adapter("b", {"lm_head": (30, 12)})]
+    assert one_layout(singles) == (singles, [])
+    assert one_layout(singles, BASE) == (singles, [])
+    apart = [
+        random_adapter("a", FUSED),
+        random_adapter("b", {"model.layers.1.self_attn.q_proj": (16, 12)}),
+    ]
+    assert one_layout(apart)[0] == apart
+
+
+def test_nothing_is_read_before_it_is_asked_for():
+    fused = random_adapter("f", FUSED)
+    read = []
+
+    class Counting(type(fused.modules)):
+        def __getitem__(self, path):
+            read.append(path)
+            return super().__getitem__(path)
+
+    counted = Counting(fused.modules.infos, fused.modules.__getitem__)
+    fused = dataclasses.replace(fused, modules=counted)
+    (split, _), _ = one_layout([fused, random_adapter("s", SINGLE)])
+    assert split.parameters and not read
+    assert isinstance(split.modules[f"{ATTENTION}.k_proj"], LowRank)
+    assert read == [f"{ATTENTION}.qkv_proj"]
+
+
+def tiny_phi3(seed=0):
+    """Two layers of width 16 whose attention and MLP are fused, with grouped heads."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Phi3Config(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    return Phi3ForCausalLM(config).eval()
+
+
+def changed(model, adapter):
+    """A copy of a Phi3 with the deltas of a split adapter added to its fused weights by hand."""
+    model = copy.deepcopy(model)
+    for path in adapter.modules:
+        parent, _, name = path.rpartition(".")
+        fused, start = {
+            "q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 16), "v_proj": ("qkv_proj", 24),
+            "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 24),
+        }.get(name, (name, 0))  # fmt: skip
+        weight = model.get_submodule(f"{parent}.{fused}").weight
+        delta = adapter.modules[path].delta()
+        with torch.no_grad():
+            weight[start : start + len(delta)] += delta
+    return model
+
+
+@pytest.mark.parametrize("names", [None, ("q_proj", "v_proj", "up_proj")])
+def test_split_adapters_run_on_a_fused_model(names):
+    model = tiny_phi3()
+    shapes = {p: s for p, s in LLAMA.items() if names is None or p.rpartition(".")[2] in names}
+    a, b = (random_adapter(n, shapes, seed=i) for i, n in enumerate("ab"))
+    plain = hidden(model)
+    with loraprobe.route(model, [a, b], router="constant") as routed:
+        got = hidden(routed)
+    mean = loraprobe.merge([a, b]).adapter  # gates of 1/n are the mean of the deltas
+    expected = hidden(changed(model, mean))
+    assert (expected - plain).abs().max() > 0.1, "or this test shows nothing"
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(tmp_path):
+    """The weights of a Phi3 cut into a Llama's give the same model; so must the adapter."""
+    phi, llama = tiny_phi3(), tiny_llama(tied=False)
+    state = {}
+    for name, tensor in phi.state_dict().items():
+        if "qkv_proj" in name:
+            for part, rows in zip(ROWS, tensor.split([16, 8, 8]), strict=True):
+                state[name.replace("qkv_proj", part)] = rows
+        elif "gate_up_proj" in name:
+            for part, rows in zip(("gate_proj", "up_proj"), tensor.split([24, 24]), strict=True):
+                state[name.replace("gate_up_proj", part)] = rows
+        else:
+            state[name] = tensor
+    llama.load_state_dict(state)
+    torch.testing.assert_close(hidden(llama), hidden(phi), rtol=1e-4, atol=1e-5)
+    config = {"r": 2, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]}
+    adapter = read_adapter(peft_adapter(tmp_path / "f", phi, 3, **config))
+    wrapped = peft_model(tiny_phi3(), 3, **config)
+    assert (hidden(wrapped) - hidden(llama)).abs().max() > 0.1, "or this test shows nothing"
+    with loraprobe.route(llama, [adapter], router="constant"):
+        torch.testing.assert_close(hidden(llama), hidden(wrapped), rtol=1e-4, atol=1e-4)
+
+
+def test_a_composition_finds_the_layout_of_the_model_it_is_put_into():
+    model, llama = tiny_phi3(), tiny_llama()
+    adapter = random_adapter("a", LLAMA)
+    composition = Composition("x", (adapter,), ROUTERS.make("arrow"))
+    with composed(model, composition):
+        got = hidden(model)
+    torch.testing.assert_close(got, hidden(changed(model, adapter)), rtol=1e-4, atol=1e-4)
+    first = on_layout_of(model, composition)
+    assert first is not composition and on_layout_of(model, composition) is first
+    assert on_layout_of(llama, composition) is composition  # nothing to translate there
+    lost = Composition(
+        "x", (random_adapter("a", {f"{ATTENTION}.x_proj": (4, 4)}),), composition.router
+    )
+    with pytest.raises(CompatibilityError, match="x_proj, which the model does not have"):
+        composed(model, lost).__enter__()
+
+
+def test_the_audit_merges_a_fused_adapter_with_split_ones(tmp_path):
+    tiny_phi3().save_pretrained(tmp_path / "base")
+    split = random_adapter("a", LLAMA)
+    fused = peft_adapter(
+        tmp_path / "f", tiny_phi3(), 3, r=2, target_modules=["qkv_proj", "gate_up_proj", "o_proj"],
+        rank_pattern={"o_proj": 3}, alpha_pattern={"qkv_proj": 7},
+    )  # fmt: skip
+    fused = read_adapter(fused)
+    plain = loraprobe.merge([split, fused], allow=["base-mismatch"])
+    got = dense(plain.adapter, f"{ATTENTION}.k_proj")
+    rows = dense(fused, f"{ATTENTION}.qkv_proj")[16:24]
+    expected = (dense(split, f"{ATTENTION}.k_proj") + rows) / 2
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    base = open_base(tmp_path / "base")
+    made = pipeline.merge([split, fused], base=base, options=Options(allow=("base-mismatch",)))
+    found, onto = made.audit, made.made
+    assert f"{ATTENTION}.qkv_proj" in onto.adapter.layout
+    codes = {issue.code: issue for issue in found.compatibility.issues}
+    assert codes["fused-translated"].adapters == ("a",)
+    assert "fused-targets" not in codes
+    got = dense(onto.adapter, f"{ATTENTION}.qkv_proj")[16:24]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,231 @@
+"""Bases in other forms than one float32 model on one device: quantised, spread, in shards."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from making import STORIES, hidden, random_adapter, random_update, tiny_gpt2
+
+import loraprobe
+from loraprobe import pipeline
+from loraprobe.adapters import adapter_of
+from loraprobe.base import loading as base_loading
+from loraprobe.base import open_base
+from loraprobe.composition import Composition, composed
+from loraprobe.composition.weights import dense_weight
+from loraprobe.errors import BaseError, UsageError
+from loraprobe.merging import merge
+from loraprobe.options import Options
+from loraprobe.routing.constant import ConstantGates
+
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
+)
+needs_accelerate = pytest.mark.skipif(find_spec("accelerate") is None, reason="needs accelerate")
+SHAPES = {
+    "model.layers.0.self_attn.q_proj": (64, 64),
+    "model.layers.1.mlp.down_proj": (64, 128),
+}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A Llama of width 64, which quantises by blocks of 64, in shards, with a real tokenizer."""
+    import shutil
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if not STORIES.is_dir():
+        pytest.skip("needs ../shared/data/stories260K")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("base")
+    LlamaForCausalLM(config).save_pretrained(path, max_shard_size="40KB")
+    for file in STORIES.glob("*token*"):
+        shutil.copy(file, path)
+    assert len(list(path.glob("*.safetensors"))) > 3
+    return path
+
+
+def two(directory):
+    return [
+        random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
+    ]
+
+
+def one_hot(adapter):
+    return Composition("x", (adapter,), ConstantGates((1.0,)))
+
+
+@needs_bitsandbytes
+@needs_accelerate
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_compositions_run_on_a_quantised_base(directory, bits):
+    """Layer by layer against the layer's own output, which bitsandbytes computes as it will."""
+    base = open_base(directory)
+    model, plain = base.load(quantize=bits).model, base.load().model
+    layer = model.get_submodule(next(iter(SHAPES)))
+    assert type(layer).__name__ == {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits]
+    assert 1e-4 < (hidden(model) - hidden(plain)).abs().max() < 0.1
+    adapter = random_adapter("a", SHAPES, scaling=0.05)
+    magnitudes = {}
+    for path, update in adapter.modules.items():  # also after a forward pass, as here
+        weight = dense_weight(model.get_submodule(path), path, "This test").float()
+        own = plain.get_submodule(path).weight
+        assert (weight - own).norm() < {"4bit": 0.15, "8bit": 0.02}[bits] * own.norm()
+        magnitudes[path] = 1.2 * (weight + update.delta()).norm(dim=1)
+    dora = adapter_of("d", dict(adapter.modules), magnitudes=magnitudes)
+    for expert, factor in ((adapter, 1.0), (dora, 1.2)):
+        for path, update in expert.modules.items():
+            layer, x = model.get_submodule(path), torch.randn(5, SHAPES[path][1])
+            with torch.no_grad():
+                before = layer(x)
+                with composed(model, one_hot(expert)):
+                    got = layer(x)
+            expected = factor * (before + x @ update.delta().mT)
+            torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
+
+
+@needs_bitsandbytes
+@needs_accelerate
+def test_the_audit_says_that_scores_are_of_the_quantised_base(directory, tmp_path):
+    task = tmp_path / "t.jsonl"
+    task.write_text('{"prompt": "Once upon a", "answer": " time"}\n' * 3)
+    pair = [
+        random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
+    ]
+    found = loraprobe.merge_and_eval(
+        pair, base=directory, tasks=task, quantize="4bit", methods=("uniform",), routers=(),
+        max_new_tokens=2, state=tmp_path / "state",
+    )  # fmt: skip
+    assert any("quantised to 4 bits" in note for note in found.notes)
+    assert found.evaluation
+
+
+def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch):
+    monkeypatch.setattr(base_loading, "find_spec", lambda name: None)
+    base = open_base(directory)
+    told = r"--quantize 4bit needs bitsandbytes and accelerate, which are not .*: pip install bits"
+    with pytest.raises(BaseError, match=told):
+        base.load(quantize="4bit")
+    with pytest.raises(BaseError, match=r"--device-map auto needs accelerate, which is not inst"):
+        base.load(device_map="auto")
+
+
+def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BaseError, match=r"stored quantised already; leave --quantize out"):
+        open_base(tmp_path).load(quantize="8bit")
+
+
+@needs_accelerate
+def test_a_base_that_accelerate_places_runs_compositions(directory):
+    base = open_base(directory)
+    spread, plain = base.load(device_map="auto").model, base.load().model
+    adapter = random_adapter("a", SHAPES, scaling=0.05)
+    with composed(spread, one_hot(adapter)), composed(plain, one_hot(adapter)):
+        torch.testing.assert_close(hidden(spread), hidden(plain))
+
+
+@needs_accelerate
+def test_device_and_device_map_exclude_each_other(directory, tmp_path):
+    task = tmp_path / "t.jsonl"
+    task.write_text('{"prompt": "a", "answer": "b"}\n' * 2)
+    pair = [
+        random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
+    ]
+    with pytest.raises(UsageError, match=r"--device-map auto places the base by itself"):
+        loraprobe.merge_and_eval(
+            pair, base=directory, tasks=task, device_map="auto", device="cpu",
+            state=tmp_path / "state",
+        )  # fmt: skip
+
+
+def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
+    """A DoRA merge against a base in shards reads each weight once, and no model."""
+    base = open_base(directory)
+    state = base.load().model.state_dict()
+    for path in SHAPES:
+        assert torch.equal(base.weight(path), state[f"{path}.weight"])
+    assert torch.equal(base.parameter("model.norm.weight"), state["model.norm.weight"])
+    adapters = [
+        adapter_of(
+            n, dict(random_adapter(n, SHAPES, seed=i).modules),
+            magnitudes={p: torch.full((s[0],), 1.0 + i) for p, s in SHAPES.items()},
+            base_model=str(directory), whole={"model.norm.weight": torch.full((64,), 3.0)},
+        )
+        for i, n in enumerate("ab")
+    ]  # fmt: skip
+    monkeypatch.setattr(type(base), "load", lambda *_, **__: pytest.fail("loaded"))
+    asked = []
+
+    def weight(path):
+        asked.append(path)
+        return base.weight(path)
+
+    merged = merge(adapters, "sum", base_weight=weight, base_parameter=base.parameter)
+    assert asked == list(SHAPES)
+    norm = merged.adapter.whole["model.norm.weight"]
+    assert torch.equal(norm, 2 * torch.full((64,), 3.0) - state["model.norm.weight"])
+    made = pipeline.merge(adapters, base=base, options=Options(methods=("sum",)))
+    found, again = made.audit, made.made
+    assert found.base is not None and again.adapter.magnitudes
+
+
+def test_a_quantised_base_on_disk_cannot_give_what_dora_needs(tmp_path, directory):
+    from safetensors.torch import load_file, save_file
+
+    for file in directory.iterdir():
+        if file.suffix == ".safetensors":
+            tensors = {
+                k: v.to(torch.int8) if "q_proj" in k else v for k, v in load_file(file).items()
+            }
+            save_file(tensors, tmp_path / file.name)
+        else:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    base = open_base(tmp_path)
+    path = next(iter(SHAPES))
+    adapter = adapter_of("a", {path: random_update(64, 64)}, magnitudes={path: torch.ones(64)})
+    with pytest.raises(BaseError, match=rf"stores {path} quantised .*give the unquantised base"):
+        merge([adapter], base_weight=base.weight)
+
+
+def test_parameters_have_the_names_of_the_model_in_memory(tmp_path):
+    """gpt2 as it is published lacks the prefix of its body; a head may share the embedding."""
+    from safetensors.torch import save_file
+
+    gpt2 = tiny_gpt2()
+    gpt2.save_pretrained(tmp_path)
+    body = {k.removeprefix("transformer."): v for k, v in gpt2.state_dict().items()}
+    del body["lm_head.weight"]
+    save_file({k: v.contiguous() for k, v in body.items()}, tmp_path / "model.safetensors")
+    base = open_base(tmp_path)
+    for name, expected in gpt2.state_dict().items():
+        assert torch.equal(base.parameter(name), expected), name
+    assert torch.equal(base.weight("transformer.h.0.attn.c_attn"),
+                       gpt2.transformer.h[0].attn.c_attn.weight.mT)  # fmt: skip
+    with pytest.raises(BaseError, match=r"no parameter 'transformer.h.0.ln_1.wait'; did you mean"):
+        base.parameter("transformer.h.0.ln_1.wait")
+
+
+def test_a_convolution_of_a_base_is_flattened(tmp_path):
+    from safetensors.torch import save_file
+
+    weight = torch.randn(6, 4, 3, 2)
+    save_file({"tower.patch.weight": weight}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "none"}')
+    base = open_base(tmp_path)
+    assert base.shapes["tower.patch"] == (6, 24)
+    assert torch.equal(base.weight("tower.patch"), weight.flatten(1))
+    assert torch.equal(base.parameter("tower.patch.weight"), weight)

@@ -1,0 +1,449 @@
+"""The command line as a user types it: results, errors, exit codes, nothing half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import making
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import loraprobe
+from loraprobe.cli import app
+from loraprobe.cli.output import Output
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.records import Issue
+from loraprobe.report.schema import json_schema
+
+runner = CliRunner()
+
+
+def call(*arguments: object) -> object:
+    """One call in this process; `result.stdout` and `result.stderr` are apart."""
+    return runner.invoke(
+        app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "160"}
+    )
+
+
+@pytest.fixture
+def pair(tmp_path) -> tuple[Path, Path]:
+    """Two adapters of one base on the disk."""
+    paths = []
+    for seed, name in enumerate("ab"):
+        making.random_adapter(name, seed=seed + 1).save(tmp_path / name)
+        paths.append(tmp_path / name)
+    return tuple(paths)  # type: ignore[return-value]
+
+
+def one_sentence(result) -> str:
+    """The error of a failed call: exit 2, nothing on standard output, one line beside it."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+def test_help_names_every_command_and_imports_no_torch():
+    code = (
+        "import sys; from loraprobe.cli import app; from typer.testing import CliRunner;"
+        "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0, r.output;"
+        "names = 'demo inspect merge merge-and-eval methods lab'.split();"
+        "assert all(name in r.output for name in names);"
+        "heavy = {'torch', 'transformers', 'peft', 'scipy', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_needs_neither_transformers_nor_peft(pair):
+    code = (
+        "import sys; from loraprobe.cli import app; from typer.testing import CliRunner;"
+        f"r = CliRunner().invoke(app, ['inspect', {str(pair[0])!r}, {str(pair[1])!r}]);"
+        "assert r.exit_code == 0, r.output;"
+        "heavy = {'transformers', 'peft', 'scipy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
+    result = call("inspect", f"first={pair[0]}", pair[1], "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert [a["name"] for a in document["adapters"]] == ["first", "b"]
+    names = {row["name"] for row in document["diagnostics"]}
+    assert names >= {"norm", "norm_ratio", "stable_rank", "dead_rank", "cosine", "sign_conflict",
+                     "subspace_overlap", "energy_ratio", "cross_terms",
+                     "truncation_error"}  # fmt: skip
+    assert all(row["module"] is None for row in document["diagnostics"])
+    assert document["verdict"] is None
+
+
+def test_inspect_per_module_adds_rows_with_the_path(pair):
+    document = json.loads(call("inspect", *pair, "--json", "--per-module").stdout)
+    modules = {row["module"] for row in document["diagnostics"]}
+    assert set(making.LLAMA) < modules
+
+
+def test_inspect_one_adapter_shows_its_layers(pair):
+    result = call("inspect", pair[0])
+    assert result.exit_code == 0
+    assert "model.layers.*.mlp.down_proj" in result.stdout
+
+
+def test_inspect_prints_the_same_json_in_either_order_of_options(pair):
+    documents = [
+        json.loads(call("inspect", *arguments).stdout)
+        for arguments in ((*pair, "--json", "--seed", 3), ("--seed", 3, "--json", *pair))
+    ]
+    for document in documents:
+        document.pop("provenance")
+    assert documents[0] == documents[1]
+
+
+def test_inspect_exits_1_for_what_cannot_be_composed(pair, tmp_path):
+    making.random_adapter("c", base_model="other/base", seed=9).save(tmp_path / "c")
+    result = call("inspect", pair[0], tmp_path / "c", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    errors = [i["code"] for i in document["compatibility"]["issues"] if i["severity"] == "error"]
+    assert errors and not document["compatibility"]["compatible"]
+    assert call("inspect", pair[0], tmp_path / "c", "--json", "--exit-zero").exit_code == 0
+
+
+def test_merge_writes_what_it_says(pair, tmp_path):
+    out = tmp_path / "out"
+    result = call("merge", *pair, "--output", out, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    merged = making_read(out)
+    first, second = (making_read(p) for p in pair)
+    for path in making.LLAMA:
+        mean = (first.modules[path].delta() + second.modules[path].delta()) / 2
+        torch.testing.assert_close(merged.modules[path].delta(), mean, rtol=1e-5, atol=1e-6)
+
+
+def making_read(path):
+    from loraprobe.adapters import read_adapter
+
+    return read_adapter(path)
+
+
+def test_a_card_holds_no_link_of_a_stranger():
+    odd = "\\[free](http://example.invalid)"
+    issue = Issue("error", "unknown-config", ("a",), f"The config sets {odd}.", "Leave it.")
+    one, other = (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1))
+    merged = loraprobe.merge(
+        [dataclasses.replace(one, issues=(issue,)), other], allow=["unknown-config"]
+    )
+    assert f"sets {odd}" not in merged.card
+    assert r"sets \\\[free\](http" in merged.card  # a backslash and brackets, all escaped
+
+
+def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):
+    result = call("inspect", *pair, "--quiet")
+    assert (result.stdout, result.stderr) == ("compatible\n", "")
+    result = call("merge", *pair, "-o", tmp_path / "out", "-q")
+    assert result.stdout.count("\n") == 1 and result.stderr == ""
+    assert str(tmp_path / "out") in result.stdout and "rank 8" in result.stdout
+
+
+def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "keep").write_text("mine")
+    assert "--overwrite" in one_sentence(call("merge", *pair, "-o", out))
+    assert "keep" in one_sentence(call("merge", *pair, "-o", out, "--overwrite"))
+    assert (out / "keep").read_text() == "mine"
+    (out / "keep").unlink()
+    assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 0
+    before = (out / "adapter_model.safetensors").read_bytes()
+    assert "exists" in one_sentence(call("merge", *pair, "-o", out, "--method", "sum"))
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+    assert call("merge", *pair, "-o", out, "--method", "sum", "--overwrite").exit_code == 0
+    assert (out / "adapter_model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "tise"), "did you mean 'ties'"),
+        (("--method", "ties:density=x"), "must be a number"),
+        (("--method", "ties:dense=1"), "density, election, normalize, lambda, variant"),
+        (("--limit", "3"), "--limit goes with --task"),
+        (("--search-budget", "3"), "--search-budget goes with --weights search"),
+        (("--method", "ties:density=7"), "density"),
+        (("--weights", "0.5"), "2 adapters"),
+        (("--weights", "a,b"), "--weights"),
+        (("--weights", "nan,1"), "finite"),
+        (("--rank", "0"), "--rank"),
+        (("--rank", "many"), "--rank"),
+        (("--space", "inner"), "Unknown space 'inner': there are full, core and knots"),
+        (("--dtype", "float7"), "--dtype"),
+        (("--allow", "base-mismatsch"), "did you mean 'base-mismatch'"),
+    ],
+)
+def test_bad_options_of_merge(pair, tmp_path, arguments, said):
+    assert said in one_sentence(call("merge", *pair, "-o", tmp_path / "out", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def broken(tmp_path: Path, case: str) -> Path:
+    """An adapter's directory with one thing wrong."""
+    place = tmp_path / case
+    adapter = making.random_adapter(case, seed=5)
+    if case == "another-base":
+        making.random_adapter(case, seed=5, base_model="other/base").save(place)
+        return place
+    if case == "no-effect":
+        modules = {
+            p: LowRank(u.A, torch.zeros_like(u.B), u.scaling) for p, u in adapter.modules.items()
+        }
+        making.adapter_of(case, modules, base_model="owner/base").save(place)
+        return place
+    if case == "nan":
+        modules = dict(adapter.modules)
+        modules[next(iter(modules))].B[0, 0] = torch.nan
+        making.adapter_of(case, modules, base_model="owner/base").save(place)
+        return place
+    if case == "other-shapes":
+        shapes = {path: (out + 8, inp) for path, (out, inp) in making.LLAMA.items()}
+        making.random_adapter(case, shapes, seed=5).save(place)
+        return place
+    adapter.save(place)
+    config = json.loads((place / "adapter_config.json").read_text())
+    weights = place / "adapter_model.safetensors"
+    if case == "no-config":
+        (place / "adapter_config.json").unlink()
+    elif case == "broken-json":
+        (place / "adapter_config.json").write_text("{")
+    elif case == "no-weights":
+        weights.unlink()
+    elif case == "lfs-pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif case == "empty":
+        weights.write_bytes(b"")
+    elif case == "truncated":
+        weights.write_bytes(weights.read_bytes()[:500])
+    elif case == "extras":
+        from safetensors.torch import load_file
+
+        tensors = load_file(str(weights))
+        tensors["base_model.model.lm_head.weight"] = torch.ones(4, 4)
+        save_file(tensors, str(weights))
+    else:
+        change = {
+            "ia3": {"peft_type": "IA3"},
+            "unknown-key": {"use_quantum": True},
+            "aqlora": {"use_qalora": True},
+            "pissa": {"init_lora_weights": "pissa"},
+        }[case]
+        (place / "adapter_config.json").write_text(json.dumps(config | change))
+    return place
+
+
+CASES = ["another-base", "no-effect", "nan", "other-shapes", "no-config", "broken-json",
+         "no-weights", "lfs-pointer", "empty", "truncated", "extras", "ia3", "unknown-key",
+         "aqlora", "pissa"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merge_refuses_bad_adapters_in_one_sentence(pair, tmp_path, case):
+    bad = broken(tmp_path, case)
+    sentence = one_sentence(call("merge", pair[0], bad, "-o", tmp_path / "out"))
+    assert len(sentence) < 600
+    assert not (tmp_path / "out").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inspect_says_what_is_wrong(pair, tmp_path, case):
+    """What can be read is shown with its finding; what cannot be read is an error."""
+    result = call("inspect", pair[0], broken(tmp_path, case))
+    assert result.exit_code in (0, 1, 2)
+    if result.exit_code == 2:
+        one_sentence(result)
+    else:
+        assert "error" in result.stdout or "warning" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", "nowhere"), "nowhere"),
+        (("inspect", "./nowhere"), "nowhere"),
+        (("inspect", "owner/name", "a b"), "a b"),
+        (("merge-and-eval", "PAIR"), "--task"),
+        (("merge-and-eval", "FIRST", "--task", "x.jsonl"), "two"),
+        (("merge-and-eval", "PAIR", "--task", "absent.jsonl"), "absent.jsonl"),
+        (("inspect", "PAIR", "--task", "x.jsonl"), "--base"),
+        (("inspect", "PAIR", "--probe", "auto"), "--base"),
+        (("inspect", "PAIR", "--base", "./nowhere"), "nowhere"),
+        (("inspect", "PAIR", "--diagnostic", "karma"), "karma"),
+        (("inspect", "PAIR", "--device", "tpu"), "--device"),
+        (("inspect", "PAIR", "--device", "cuda:99"), "--device"),
+        (("inspect", "PAIR", "--dtype", "float7"), "--dtype"),
+        (("merge-and-eval", "PAIR", "--task", "absent.jsonl", "--device", "tpu"), "--device"),
+        (("demo", "--scenario", "paradise"), "paradise"),
+    ],
+)
+def test_wrong_calls(pair, arguments, said):
+    filled: list[object] = []
+    for argument in arguments:
+        filled += (
+            list(pair) if argument == "PAIR" else [pair[0] if argument == "FIRST" else argument]
+        )
+    assert said in one_sentence(call(*filled))
+
+
+def test_methods_lists_every_shelf():
+    text = call("methods").stdout
+    rows = json.loads(call("methods", "--json").stdout)["methods"]
+    assert {row["kind"] for row in rows} == {
+        "diagnostic", "coverage probe", "merge method", "router", "space",
+    }  # fmt: skip
+    for row in rows:
+        assert row["name"] in text
+        assert row["summary"]
+        assert row["formula"] and row["paper"], row["name"]
+
+
+def test_methods_breaks_options_at_commas():
+    """At 80 columns no option is cut in two, and the pieces are what --method takes."""
+    result = runner.invoke(app, ["methods", "della"], catch_exceptions=False, env={"COLUMNS": "80"})
+    lines = result.stdout.splitlines()
+    rows = json.loads(call("methods", "--json", "della").stdout)["methods"]
+    start = next(i for i, line in enumerate(lines) if line.startswith(" della:"))
+    end = next(i for i, line in enumerate(lines) if line.startswith("    DELLA"))
+    head = [line.strip() for line in lines[start:end]]
+    assert len(head) == 2 and head[0].endswith(",")
+    wanted = ",".join(f"{key}={value}" for key, value in rows[0]["options"].items())
+    assert "".join(head) == f"della:{wanted}"
+
+
+def test_methods_explains_what_is_named():
+    text = call("methods", "ties:density=0.3", "full").stdout
+    assert "two meanings in the field" in " ".join(text.split()) and "arrow" not in text
+    assert "variant: peft or mergekit" in text and "[out, in]" in text
+    rows = json.loads(call("methods", "--json", "ties").stdout)["methods"]
+    assert [row["name"] for row in rows] == ["ties"]
+    assert rows[0]["choices"]["variant"] == ["peft", "mergekit"]
+    result = call("methods", "tie")
+    assert result.exit_code == 2 and "did you mean 'ties'" in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "said"),
+    [
+        (["inspect", "a"], "loraprobe.hub.load_all", "--resume goes on"),
+        (["merge-and-eval", "a", "b", "--task", "t"], "loraprobe.tasks.load_task", "--resume goes"),
+        (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),
+        (["lab", "build", "keep-both", "-o", "c"], "loraprobe_lab.build.build_worlds", "same call"),
+        (["demo"], "loraprobe.demo.shipped_world", "Interrupted."),
+    ],
+)
+def test_an_interruption_names_what_goes_on(monkeypatch, tmp_path, arguments, where, said):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(where, interrupt)
+    result = call(*arguments)
+    assert result.exit_code == 130 and result.stdout == ""
+    assert said in result.stderr and result.stderr.count("\n") == 1
+    options = call(*arguments[: 2 if arguments[0] == "lab" else 1], "--help").stdout
+    assert ("--resume" in result.stderr) <= ("--resume" in options)
+
+
+def test_control_characters_in_names_are_neutralised(pair):
+    result = call("inspect", f"{pair[0]}\x1b[31m")
+    assert "\x1b" not in result.stderr and result.exit_code == 2
+
+
+def test_the_progress_bar_shows_names_as_they_stand(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Output().progress() as progress:
+        progress("evaluate [/x]\x1b]0;title\x07", 1, 2)
+    assert "evaluate [/x]" in terminal.getvalue() and "\x1b]0;" not in terminal.getvalue()
+
+
+def test_a_closed_pipe_is_no_traceback(pair):
+    command = f"{sys.executable} -m loraprobe inspect {pair[0]} {pair[1]} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    """Every call that loads an adapter ends in this error."""
+
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("loraprobe.hub.load_all", load)
+
+
+def test_an_unexpected_exception_is_one_sentence_and_exit_2(monkeypatch):
+    failing(monkeypatch, ValueError("first line\nsecond line"))
+    said = one_sentence(call("inspect", "x"))
+    assert "ValueError" in said and "second line" in said and "--debug" in said
+    assert "loraprobe.pipeline.inputs, line " in said
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "inspect", "x"), ("inspect", "x", "--debug")])
+def test_debug_shows_the_traceback_without_secrets(monkeypatch, arguments):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    failing(monkeypatch, ValueError("the token is hf_secretsecret"))
+    result = call(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert "Traceback" in result.stderr and "in load" in result.stderr
+    assert "hf_secretsecret" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_debug_shows_what_a_sentence_stands_for(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{")
+    result = call("inspect", tmp_path, "--debug")
+    assert result.exit_code == 2 and "JSONDecodeError" in result.stderr
+    assert "JSONDecodeError" not in one_sentence(call("inspect", tmp_path))
+
+
+def test_every_command_takes_debug(monkeypatch):
+    for command in ("demo", "find", "inspect", "merge", "route", "merge-and-eval", "verify"):
+        assert "--debug" in call(command, "--help").stdout, command
+
+    def build(*_: object, **__: object) -> None:
+        raise ValueError("x")
+
+    monkeypatch.setattr("loraprobe_lab.worlds.spec.build_world", build)
+    arguments = ("lab", "build", "keep-both", "-o", "x")
+    assert " in loraprobe_lab." in one_sentence(call(*arguments))
+    assert "Traceback" in call(*arguments, "--debug").stderr
+
+
+def test_a_command_line_that_cannot_be_imported_is_one_sentence():
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.argv = ['loraprobe', 'methods'];"
+        "from loraprobe.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "typer" in done.stderr

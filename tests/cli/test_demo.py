@@ -1,0 +1,148 @@
+"""The demo's scenarios on the shipped world: what is decided follows from what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import making
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from loraprobe.adapters import read_adapter
+from loraprobe.cli import app
+from loraprobe.report.schema import json_schema
+from loraprobe_lab import shipped_world
+
+
+def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
+    """Exit code and document of one scenario."""
+    call = ["demo", "--scenario", scenario, "--json", "--threads", "1", *more]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    return result.exit_code, document
+
+
+def value(document: dict, system: str, part: str = "target", task: str | None = None) -> float:
+    (row,) = [
+        r for r in document["evaluation"]
+        if (r["system"], r["part"]) == (system, part) and task in (None, r["task"])
+    ]  # fmt: skip
+    return row["value"]
+
+
+def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
+    code, document = demo("disjoint", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"], verdict["action"]) == (1, "unlikely", "chain")
+    assert verdict["evidence"] == "evaluation"
+    assert (verdict["probability"] is None) == (verdict["prior"] is None)
+    assert value(document, "spouse", "hop1") > 0.95 and value(document, "city", "hop2") > 0.95
+    assert max(value(document, s) for s in ("uniform", "sum", "arrow")) < 0.15
+    assert value(document, "chain") > 0.95
+    systems = list(dict.fromkeys(r["system"] for r in document["evaluation"]))
+    assert systems[:7] == ["base", "spouse", "city", "uniform", "sum", "arrow", "chain"]
+    assert systems[7].startswith("shrunk:") and systems[8] == "random-partner"
+    for row in document["attribution"]:
+        causes = ("solved", "step_by_step", "unknown", "interference", "not_composed")
+        assert sum(row[cause] for cause in causes) == 200
+
+
+def test_skill_and_familiar_facts_compose_step_by_step(tmp_path):
+    code, document = demo("skill-and-facts", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "step-by-step")
+    singles = max(value(document, s, "cot") for s in ("newcomers", "steps"))
+    assert value(document, verdict["system"], "cot") > singles + 0.3
+    controls = [r for r in document["evaluation"] if r["kind"] == "control" and r["part"] == "cot"]
+    assert value(document, verdict["system"], "cot") > max(r["value"] for r in controls) + 0.3
+
+
+def test_target_adapter_is_better_alone(tmp_path):
+    code, document = demo("target-adapter", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"]) == (1, "unlikely")
+    assert verdict["action"] == "use-single:spouse-city"
+
+
+def test_keep_both_says_what_is_measured(tmp_path):
+    code, document = demo("keep-both", tmp_path)
+    tasks = list(dict.fromkeys(r["task"] for r in document["evaluation"]))
+    assert len(tasks) == 2
+    for row in document["evaluation"]:
+        if row["kind"] in ("merge", "router"):
+            best = max(value(document, s, task=row["task"]) for s in ("last", "count"))
+            start = value(document, "base", task=row["task"])
+            assert row["retention"] == pytest.approx((row["value"] - start) / (best - start))
+    kept = all(
+        r["retention_ci95"][0] >= 0.8
+        for r in document["evaluation"]
+        if r["system"] == document["verdict"]["system"]
+    )
+    assert (document["verdict"]["decision"] == "likely") == kept
+    assert code == {"likely": 0, "unlikely": 1, "inconclusive": 3}[document["verdict"]["decision"]]
+
+
+def test_exit_zero_and_quiet(tmp_path):
+    call = ["demo", "--scenario", "keep-both", "--quiet", "--exit-zero", "--threads", "1"]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    assert result.exit_code == 0 and result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+
+
+def shipped(scenario: str) -> list[str]:
+    """The arguments of merge-and-eval that judge a scenario of the shipped world."""
+    world = shipped_world()
+    chosen = world.scenario(scenario)
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
+    return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
+
+
+def test_the_recommended_merge_is_saved(tmp_path):
+    target = tmp_path / "out"
+    method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
+    call = ["merge-and-eval", *shipped("skill-and-facts"), *method, "-o", str(target)]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    assert result.exit_code == 0, result.output
+    merged = read_adapter(target)
+    paths = shipped_world().scenario("skill-and-facts").adapters.values()
+    sources = [read_adapter(path).modules for path in paths]
+    for path in merged.modules:
+        deltas = [m[path].to(torch.float32).delta() for m in sources if path in m]
+        expected = torch.stack(deltas).sum(0)
+        error = (merged.modules[path].to(torch.float32).delta() - expected).norm() / expected.norm()
+        assert error < 0.01  # the sources are bf16, and so is the merge
+    assert "What was measured" in (target / "README.md").read_text()
+
+
+def test_advice_that_is_no_merge_writes_nothing(tmp_path):
+    target = tmp_path / "out"
+    call = ["merge-and-eval", *shipped("disjoint"), "--limit", "30", "-o", str(target)]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
+    assert result.exit_code in (1, 3)
+    assert "Nothing was written" in result.stderr and not target.exists()
+
+
+def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
+    making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
+    call = ["merge-and-eval", str(tmp_path / "tiny"), *shipped("disjoint"), "--json"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert document["verdict"]["decision"] == "incompatible" and not document["evaluation"]
+    assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
+
+
+def test_weights_are_used_and_unknown_systems_refused(tmp_path):
+    environment = {"LORAPROBE_CACHE": str(tmp_path)}
+    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "10", "--json"]
+    document = json.loads(
+        CliRunner().invoke(app, [*call, "--weights", "0.7,0.9"], env=environment).stdout
+    )
+    assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
+    refused = CliRunner().invoke(app, [*call, "--system", "karma"], env=environment)
+    assert refused.exit_code == 2 and "karma" in refused.stderr and refused.stdout == ""

@@ -1,0 +1,388 @@
+"""Every kind of adapter and layer, a line each: what inspect says, what merge and composition do.
+
+"exact" means: what peft loads from a merge of the adapter with itself, and the adapter as the only
+expert of a composition, give the outputs of the adapter as peft runs it. A sentence means refused,
+with these words.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from making import peft_adapter, peft_model, tiny_gpt2, tiny_llama
+from torch import nn
+
+from loraprobe import pipeline
+from loraprobe.adapters import Adapter, read_adapter
+from loraprobe.base import open_base
+from loraprobe.compatibility import check
+from loraprobe.composition import Composition, composed
+from loraprobe.errors import LoraprobeError
+from loraprobe.merging import merge
+from loraprobe.options import Options
+from loraprobe.routing.constant import ConstantGates
+
+
+def tiny_mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=3,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
+def tiny_phi3():
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    return Phi3ForCausalLM(config).eval()
+
+
+def biased_llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, attention_bias=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+class Convolutions(nn.Module):
+    """One convolution of each dimension, with strides and padding, and one with groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = nn.Conv1d(4, 6, 3, padding=1)
+        self.two = nn.Conv2d(1, 3, (3, 2), stride=2, padding=1, bias=False)
+        self.three = nn.Conv3d(1, 2, 2)
+        self.grouped = nn.Conv1d(4, 6, 3, groups=2)
+
+    def forward(self, x):
+        """x: [batch, 4, 20]."""
+        return torch.cat(
+            [
+                self.one(x).flatten(1),
+                self.two(x[:, None]).flatten(1),
+                self.three(x.reshape(-1, 1, 4, 4, 5)).flatten(1),
+                self.grouped(x).flatten(1),
+            ],
+            1,
+        )
+
+
+def outputs(model):
+    plain = getattr(model, "base_model", model)
+    if isinstance(plain, Convolutions) or isinstance(getattr(plain, "model", None), Convolutions):
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            return model(torch.randn(2, 4, 20, generator=generator))
+    tokens = torch.arange(2 * 7).reshape(2, 7) * 5 % 39 + 1
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+@dataclass(frozen=True)
+class Kind:
+    make: Any
+    config: dict[str, Any]
+    says: dict[str, str] = field(default_factory=dict)  # code of a finding -> its severity
+    merges: str = "exact"
+    composes: str = "exact"
+    dtype: torch.dtype = torch.float32
+
+    def options(self) -> dict[str, Any]:
+        task = None if self.make is Convolutions else "CAUSAL_LM"
+        return {"r": 2, "lora_alpha": 3, "task_type": task, **self.config}
+
+
+def targets(*names: str, **more: Any) -> dict[str, Any]:
+    return {"target_modules": list(names), **more}
+
+
+COPY = {"base-copy": "note"}  # peft saves the embedding itself beside factors of it
+DORA, LOST = {"dora-magnitude": "note"}, "would (lose|drop)"
+KINDS = {
+    "linear": Kind(tiny_llama, targets("q_proj", "down_proj")),
+    "rslora": Kind(tiny_llama, targets("q_proj", use_rslora=True), {"rslora": "note"}),
+    "bf16 factors": Kind(tiny_llama, targets("q_proj", "up_proj"), dtype=torch.bfloat16),
+    "fp16 factors": Kind(tiny_llama, targets("q_proj", "up_proj"), dtype=torch.float16),
+    "conv1d": Kind(tiny_gpt2, targets("c_attn", "c_fc")),
+    "embedding": Kind(tiny_llama, targets("embed_tokens"), COPY | {"tied-embeddings": "warning"}),
+    "head": Kind(tiny_llama, targets("lm_head"), COPY | {"tied-embeddings": "warning"}),
+    "tied, both": Kind(tiny_llama, targets("embed_tokens", "lm_head"), COPY),
+    "tied by peft": Kind(tiny_llama, targets("embed_tokens", ensure_weight_tying=True), COPY),
+    "convolutions": Kind(Convolutions, targets("one", "two", "three")),
+    "convolution with groups": Kind(
+        Convolutions, targets("one", "grouped"), {"convolution": "warning"}, LOST, "convolution"
+    ),
+    "experts (target_parameters)": Kind(
+        tiny_mixtral, targets("q_proj", target_parameters=["mlp.experts.down_proj"]),
+        {"target-parameter": "warning"}, LOST, "target_parameter",
+    ),
+    "two parameters of experts": Kind(
+        tiny_mixtral,
+        targets("q_proj", target_parameters=["experts.gate_up_proj", "experts.down_proj"]),
+        {"target-parameter": "warning"}, LOST, "target_parameter",
+    ),
+    "router of experts": Kind(  # which peft takes for a parameter as well
+        tiny_mixtral, targets("k_proj", "gate"),
+        {"target-parameter": "warning"}, LOST, "target_parameter",
+    ),
+    "fused": Kind(tiny_phi3, targets("qkv_proj", "gate_up_proj")),
+    "dora": Kind(tiny_llama, targets("q_proj", "up_proj", use_dora=True), DORA),
+    "dora, conv1d": Kind(tiny_gpt2, targets("c_attn", use_dora=True), DORA),
+    "dora, rslora": Kind(
+        tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA | {"rslora": "note"}
+    ),
+    "dora, convolutions": Kind(
+        Convolutions, targets("one", "two", "three", use_dora=True), DORA
+    ),
+    "modules_to_save": Kind(
+        tiny_llama, targets("q_proj", modules_to_save=["norm"]), {"modules-to-save": "note"}
+    ),
+    "modules_to_save, tied": Kind(
+        tiny_llama,
+        targets("q_proj", modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+        {"modules-to-save": "note"},
+    ),
+    "biases of targets": Kind(biased_llama, targets("o_proj", bias="lora_only"), {"bias": "note"}),
+    "all biases": Kind(biased_llama, targets("o_proj", bias="all"), {"bias": "note"}),
+    "biases of B": Kind(biased_llama, targets("o_proj", lora_bias=True), {"lora-bias": "note"}),
+    "trainable tokens": Kind(
+        tiny_llama, targets("q_proj", trainable_token_indices=[1, 3]),
+        {"token-delta": "warning"}, LOST, "token_delta",
+    ),
+}  # fmt: skip
+
+
+def written(kind: Kind, tmp_path):
+    """The adapter as peft writes it, and peft's outputs with it."""
+    model = kind.make()
+    if kind.make is not Convolutions:
+        model.save_pretrained(tmp_path / "base")
+    path = peft_adapter(tmp_path / "a", kind.make(), 1, **kind.options())
+    wrapped = peft_model(kind.make(), 1, **kind.options())
+    if kind.dtype is not torch.float32:
+        from safetensors.torch import load_file, save_file
+
+        file = path / "adapter_model.safetensors"
+        save_file({k: v.to(kind.dtype) for k, v in load_file(file).items()}, file)
+        from peft import PeftModel
+
+        wrapped = PeftModel.from_pretrained(kind.make(), path).eval()
+    return read_adapter(path), outputs(wrapped)
+
+
+def base_of(kind: Kind, tmp_path):
+    return None if kind.make is Convolutions else open_base(tmp_path / "base")
+
+
+def refused(call, words: str):
+    with pytest.raises(LoraprobeError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_inspect_says(name, tmp_path):
+    kind = KINDS[name]
+    adapter, _ = written(kind, tmp_path)
+    found = pipeline.inspect([adapter], base=base_of(kind, tmp_path)).compatibility
+    said = {issue.code: issue.severity for issue in found.issues if "base-un" not in issue.code}
+    assert said == kind.says
+    assert found.compatible
+    # Beside another adapter, what a composition would drop is an error.
+    pair = check([adapter, adapter.renamed("twin")])
+    codes = {issue.code for issue in pair.issues if issue.severity == "error"}
+    assert codes == {code for code, severity in kind.says.items()
+                     if severity == "warning" and code != "tied-embeddings"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_merge_does(name, tmp_path):
+    from peft import PeftModel
+
+    kind = KINDS[name]
+    adapter, expected = written(kind, tmp_path)
+    base = base_of(kind, tmp_path)
+    if base is not None:
+        options = {"base_weight": base.weight, "base_parameter": base.parameter}
+    else:
+        options = {"base_weight": lambda p: kind.make().get_parameter(f"{p}.weight").flatten(1)}
+    pair = [adapter, adapter.renamed("twin")]
+    if kind.merges != "exact":
+        refused(lambda: merge(pair, **options), kind.merges)
+        return
+    merged = merge(pair, **options)
+    merged.save(tmp_path / "out")
+    loaded = PeftModel.from_pretrained(kind.make(), tmp_path / "out").eval()
+    without = outputs(kind.make())
+    assert (expected - without).abs().max() > 0.005, "or this test shows nothing"
+    # bf16 factors are written in bf16; what that costs is told.
+    tolerance = 1e-4 + 2 * merged.rounding_error * float((expected - without).abs().max())
+    torch.testing.assert_close(outputs(loaded), expected, rtol=1e-3, atol=tolerance)
+    assert not [i for i in read_adapter(tmp_path / "out").issues if i.severity == "error"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_composition_does(name, tmp_path):
+    kind = KINDS[name]
+    adapter, expected = written(kind, tmp_path)
+    model = kind.make()
+    before = outputs(model)
+
+    def run():
+        with composed(model, Composition("x", (adapter,), ConstantGates((1.0,)))):
+            return outputs(model)
+
+    if kind.composes != "exact":
+        refused(run, kind.composes)
+    else:
+        torch.testing.assert_close(run(), expected, rtol=1e-3, atol=1e-5)
+    assert torch.equal(outputs(model), before)
+
+
+def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(tmp_path):
+    """With --base at hand too; linear methods and routers are not concerned."""
+    from loraprobe.pipeline.systems import check_systems
+
+    adapter, _ = written(KINDS["dora"], tmp_path)
+    pair = [adapter, adapter.renamed("twin")]
+    check_systems(pair, Options(methods=("uniform", "task_arithmetic")))
+    check_systems(pair, Options(methods=("ties",), allow=("dora-magnitude",)))
+    for chosen in ({"methods": ("uniform", "ties")}, {"systems": ("slerp",)}):
+        refused(partial(check_systems, pair, Options(**chosen)), "only a linear method keeps")
+
+
+# Initialisations
+
+
+UNTOUCHED = ("True", "False", "gaussian", "eva", "orthogonal", "mica")
+CHANGED = {
+    "pissa": "PiSSA", "pissa_niter_4": "PiSSA", "olora": "OLoRA", "corda": "CorDA",
+    "lora_ga": "LoRA-GA", "loftq": "LoftQ",
+}  # fmt: skip
+
+
+def test_every_initialisation_of_the_installed_peft_has_an_answer():
+    """A new name in peft's config is looked at before it is trusted."""
+    from typing import get_args, get_type_hints
+
+    from peft import LoraConfig
+
+    hint = get_type_hints(LoraConfig, include_extras=False)["init_lora_weights"]
+
+    def names(t):
+        inner = get_args(t)
+        return [t] if not inner else [n for part in inner for n in names(part)]
+
+    known = {n for n in names(hint) if isinstance(n, str)}
+    assert known - {"pissa_niter_[number of iters]"} <= {*UNTOUCHED, *CHANGED}, known
+
+
+@pytest.mark.parametrize("init", CHANGED)
+def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init, tmp_path):
+    adapter = made_with(init, tmp_path)
+    for purpose in ("inspect", "merge", "route"):
+        found = check([adapter], purpose=purpose)
+        (issue,) = [i for i in found.issues if i.code == "init-changed-base"]
+        assert issue.severity == "error" and CHANGED[init] in issue.message
+        cure = "no conversion" if init == "loftq" else "path_initial_model_for_weight_conversion"
+        assert cure in issue.cure
+    pair = [adapter, adapter.renamed("twin")]
+    with pytest.raises(LoraprobeError, match="init-changed-base"):
+        pipeline.merge(pair)
+    refused(lambda: merge(pair), "changes the base weights")
+    allowed = merge(pair, allow=["init-changed-base", "duplicate"])
+    assert ("warning", "init-changed-base") in {(i.severity, i.code) for i in allowed.issues}
+    assert not [i for i in allowed.adapter.issues if i.code == "init-changed-base"]
+
+
+@pytest.mark.parametrize("init", [True, False, None, *UNTOUCHED[2:]])
+def test_initialisations_that_left_the_base_alone_say_nothing(init, tmp_path):
+    assert not [i for i in made_with(init, tmp_path).issues if i.code.startswith("init-")]
+
+
+@pytest.mark.parametrize("init", ["milora", "true", "", "PISSA_niter", "base64"])
+def test_initialisations_that_peft_does_not_load_are_refused(init, tmp_path):
+    """peft is the oracle: it raises for these."""
+    from peft import LoraConfig, get_peft_model
+
+    if init:
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
+        with pytest.raises(ValueError):
+            get_peft_model(tiny_llama(), config)
+    found = {i.code for i in made_with(init, tmp_path).issues if i.severity == "error"}
+    assert found == (
+        set() if not init else {"init-changed-base" if "PISSA" in init else "init-unknown"}
+    )
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", *UNTOUCHED[2:]])
+def test_peft_changes_the_base_for_those_that_are_said_to(init):
+    from peft import LoraConfig, get_peft_model
+
+    before = tiny_llama().get_submodule("model.layers.0.self_attn.q_proj").weight.detach()
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
+    model = get_peft_model(tiny_llama(), config).base_model.model
+    after = model.get_submodule("model.layers.0.self_attn.q_proj").get_base_layer().weight
+    assert torch.equal(before, after) == (init not in CHANGED)
+
+
+def made_with(init, place) -> Adapter:
+    from making import random_update, write_adapter
+
+    update, key = random_update(16, 16), "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{key}.lora_A.weight": update.A, f"{key}.lora_B.weight": update.B}
+    return read_adapter(write_adapter(place / "a", tensors, init_lora_weights=init))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_peft_converted_is_a_plain_lora_of_the_whole_change(init, tmp_path):
+    """Trained, saved as it is and saved with peft's conversion: refused, and exact."""
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+
+    warnings.simplefilter("ignore")
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=init,
+                        task_type="CAUSAL_LM")  # fmt: skip
+    model = get_peft_model(tiny_llama(), config)
+    model.save_pretrained(str(tmp_path / "start"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    model.eval().save_pretrained(str(tmp_path / "raw"))
+    model.save_pretrained(
+        str(tmp_path / "converted"),
+        path_initial_model_for_weight_conversion=str(tmp_path / "start"),
+    )
+    raw, converted = read_adapter(tmp_path / "raw"), read_adapter(tmp_path / "converted")
+    path = "model.layers.0.self_attn.q_proj"
+    change = model.merge_and_unload().get_submodule(path).weight - (
+        tiny_llama().get_submodule(path).weight
+    )
+    assert "init-changed-base" in {i.code for i in check([raw]).issues}
+    assert (raw.modules[path].delta() - change).norm() > 0.02 * change.norm()
+    assert check([converted]).compatible and not converted.issues
+    torch.testing.assert_close(
+        merge([converted]).adapter.modules[path].delta(), change, rtol=1e-4, atol=1e-5
+    )
+    assert not re.search("pissa|olora", str(converted.config["init_lora_weights"]))

@@ -1,0 +1,61 @@
+"""docs/pathologies.md says what happens, case by case."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from making import SHARED
+from pathologies.specimens import SPECIMENS, sound
+from pathologies.table import CASES, PAGE, SLOW, behaviour, row
+
+from loraprobe.adapters import read_adapter
+from loraprobe.errors import UnsupportedAdapter
+
+ROWS = {
+    line.split("`")[1]: line
+    for line in PAGE.read_text(encoding="utf-8").splitlines()
+    if line.startswith("| `")
+}
+CONFIGS = sorted((SHARED / "peft-configs").rglob("*.json"))
+
+
+def test_every_specimen_stands_on_the_page():
+    assert list(ROWS) == list(SPECIMENS) == list(CASES)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in SPECIMENS]
+)
+def test_what_the_page_says_is_what_happens(tmp_path, case):
+    assert row(case, behaviour(case, tmp_path)) == ROWS[case]
+
+
+def test_what_is_merged_is_never_silent_about_a_wrong_adapter():
+    """Cases that are merged without a word are sound: exactly these."""
+    silent = {case for case, line in ROWS.items() if line.endswith("| merged | 0 |")}
+    assert silent == {
+        "pickle-from-cuda", "two-files-that-agree", "subnormal", "float8",
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not CONFIGS, reason="needs the shared configurations")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem[:60])
+def test_published_configurations_are_read_or_refused_by_name(tmp_path, config: Path):
+    raw = json.loads(config.read_text(encoding="utf-8"))
+    rank = raw.get("r") if isinstance(raw.get("r"), int) else 4
+    sound(tmp_path, r=rank)
+    shutil.copy(config, tmp_path / "adapter_config.json")
+    try:
+        adapter = read_adapter(tmp_path)
+    except UnsupportedAdapter as error:
+        named = raw.get("peft_type") if raw.get("peft_type") != "LORA" else "sets "
+        assert str(named) in str(error)
+        return
+    assert raw["peft_type"] == "LORA"
+    codes = {issue.code for issue in adapter.issues if issue.severity == "error"}
+    if raw.get("use_dora"):  # the specimen's file has no magnitudes
+        assert "missing-tensors" in codes
+    assert codes <= {"missing-tensors", "rank-contradicts-config"}

@@ -1,0 +1,327 @@
+"""Compositions in real models: against peft, against dense float64 weights, and without a trace."""
+
+from __future__ import annotations
+
+import warnings
+
+import making
+import pytest
+import torch
+from composing import base, experts, relative, state_of
+from making import hidden, peft_adapter, random_adapter, random_update
+from torch import nn
+
+from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.composition import Composition, composed, layers, prepared
+from loraprobe.errors import UsageError
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging import merge
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.arrow import Arrow
+from loraprobe.routing.constant import ConstantGates
+
+EVERY_LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PEFT_CASES = {
+    "llama-linear": ("llama", {"target_modules": EVERY_LLAMA, "r": 3, "lora_alpha": 5}),
+    "llama-rslora": ("llama", {"target_modules": ["q_proj"], "r": 4, "use_rslora": True}),
+    "llama-patterns": (
+        "llama",
+        {"target_modules": ["q_proj", "up_proj"], "r": 4, "rank_pattern": {"q_proj": 2},
+         "alpha_pattern": {"layers.1.mlp.up_proj": 3}},
+    ),
+    "llama-embedding-and-head": ("untied", {"target_modules": ["embed_tokens", "lm_head"], "r": 3}),
+    "llama-tied-embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
+    "llama-tied-adapters": (
+        "llama", {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True},
+    ),
+    "gpt2-conv1d": (
+        "gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 3, "fan_in_fan_out": True},
+    ),
+    "gpt2-wte": ("gpt2", {"target_modules": ["wte", "wpe", "c_attn"], "r": 3,
+                          "fan_in_fan_out": True}),
+    "gemma-scaled-embedding": ("gemma", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
+}  # fmt: skip
+
+
+def one_hot(adapter: Adapter, partner: Adapter) -> Composition:
+    return Composition(adapter.name, (partner, adapter), ConstantGates.one_hot(1, 2))
+
+
+@pytest.mark.parametrize("case", PEFT_CASES)
+# bf16 keeps 8 bits: 2^-8 is its rounding, and most cases agree to the last bit.
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-8), (torch.float64, 1e-12)]
+)
+def test_one_hot_gate_is_the_adapter_as_peft_runs_it(tmp_path, case, dtype, bound):
+    from peft import PeftModel
+
+    kind, config = PEFT_CASES[case]
+    directory = peft_adapter(tmp_path / "a", base(kind), seed=3, **config)
+    adapter = read_adapter(directory)
+    partner = adapter_of(
+        "partner",
+        {
+            p: random_update(i.out_features, i.in_features, 2, seed=n)
+            for n, (p, i) in enumerate(adapter.layout.items())
+        },
+        kinds={p: i.kind for p, i in adapter.layout.items()},
+    )
+    model = base(kind, dtype)
+    plain = hidden(model)
+    with composed(model, one_hot(adapter, partner)):
+        found = hidden(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = hidden(PeftModel.from_pretrained(model, str(directory)).eval())
+    assert relative(plain, wanted) > 0.01  # the adapter has an effect to be wrong about
+    assert relative(found, wanted) <= bound
+
+
+def gpt2_of_full_width():
+    """GPT-2's twelve layers with random weights and a cut vocabulary."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_positions=64, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_real_gpt2_adapters_run_as_in_peft(shared_data):
+    from peft import PeftModel
+
+    model = gpt2_of_full_width()
+    directories = [shared_data / "gpt2-domain-skeleton" / n for n in ("legal", "medical", "sports")]
+    directories.append(shared_data / "gpt2-godspeed")
+    adapters = [read_adapter(directory) for directory in directories]
+    found = []
+    for i in range(len(adapters)):
+        gates = ConstantGates.one_hot(i, len(adapters))
+        with composed(model, Composition("one", tuple(adapters), gates)):
+            found.append(hidden(model))
+    plain, wrapped = hidden(model), None
+    for i, directory in enumerate(directories):
+        if wrapped is None:
+            wrapped = PeftModel.from_pretrained(model, str(directory), adapter_name="0").eval()
+        else:
+            wrapped.load_adapter(str(directory), adapter_name=str(i))
+            wrapped.set_adapter(str(i))
+        wanted = hidden(wrapped)
+        assert relative(found[i], wanted) <= 1e-5
+        assert relative(found[i], plain) > 1e-4
+
+
+def with_weights(model: nn.Module, changes: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits with dense deltas added to the weights: the oracle."""
+    with torch.no_grad():
+        for path, delta in changes.items():
+            model.get_submodule(path).weight.add_(delta)
+        logits = hidden(model)
+        for path, delta in changes.items():
+            model.get_submodule(path).weight.sub_(delta)
+    return logits
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 1.0, 1.0), (0.7, -0.2, 0.0)])
+def test_constant_gates_are_the_dense_combination(weights):
+    model, three = making.tiny_llama().double(), experts(3)
+    composition = Composition("c", three, ConstantGates(weights))
+    with composed(model, composition):
+        found = hidden(model)
+    gates = weights or (1 / 3,) * 3
+    changes = {
+        path: sum(
+            g * e.modules[path].to(torch.float64).delta() for g, e in zip(gates, three, strict=True)
+        )
+        for path in three[0].modules
+    }
+    assert relative(found, with_weights(model, changes)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "gates"),
+    [
+        ("uniform", None, ConstantGates()),
+        ("sum", None, ConstantGates.ones(2)),
+        ("task_arithmetic", (0.7, 0.3), ConstantGates((0.7, 0.3))),
+    ],
+)
+def test_linear_merges_are_constant_gates(method, weights, gates):
+    model, pair = making.tiny_llama(), experts(2)
+    merged = merge(list(pair), method, weights=weights).adapter
+    with composed(model, Composition("gates", pair, gates)):
+        found = hidden(model)
+    with composed(model, Composition("merged", (merged,), ConstantGates.ones(1))):
+        wanted = hidden(model)
+    assert relative(hidden(model), wanted) > 0.01
+    assert relative(found, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("router", ["constant", "arrow"])
+def test_nothing_stays_behind(router):
+    model = making.tiny_llama()
+    composition = Composition("c", experts(2), ROUTERS.make(router))
+    before, logits = state_of(model), hidden(model)
+    with composed(model, composition) as inside:
+        assert inside is model
+        assert state_of(model) != before
+        assert not torch.equal(hidden(model), logits)
+    assert state_of(model) == before
+    assert torch.equal(hidden(model), logits)
+    with pytest.raises(ZeroDivisionError), composed(model, composition):
+        raise ZeroDivisionError
+    assert state_of(model) == before
+    with composed(model, composition):  # and it can be entered again after that
+        assert not torch.equal(hidden(model), logits)
+
+
+def test_nothing_stays_behind_when_entering_fails_half_way(monkeypatch):
+    model = making.tiny_llama()
+    before, hooked = state_of(model), []
+    real = nn.Linear.register_forward_hook
+
+    def fails_at_the_fifth(self, *args, **kwargs):
+        if len(hooked) == 5:
+            raise RuntimeError("planted")
+        hooked.append(self)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Linear, "register_forward_hook", fails_at_the_fifth, raising=False)
+    composition = Composition("c", experts(2), ConstantGates())
+    with pytest.raises(RuntimeError, match="planted"), composed(model, composition):
+        pass
+    monkeypatch.undo()
+    assert state_of(model) == before
+    with composed(model, composition):
+        pass
+
+
+def test_nesting_is_refused_and_other_models_are_free():
+    one, other = making.tiny_llama(0), making.tiny_llama(1)
+    composition = Composition("c", experts(2), ConstantGates())
+    with composed(one, composition):
+        inside = hidden(one)
+        with composed(other, composition):
+            pass
+        with (
+            pytest.raises(UsageError, match="already carries a composition"),
+            composition.into(one),
+        ):
+            pass
+        assert torch.equal(hidden(one), inside)  # the refusal did not take the first one out
+
+
+def test_no_experts_is_the_base():
+    model = making.tiny_llama()
+    before = hidden(model)
+    with composed(model, Composition("base", (), ConstantGates())):
+        assert torch.equal(hidden(model), before)
+
+
+def test_gate_zero_silences_even_a_broken_expert():
+    model, (good, bad) = making.tiny_llama(), experts(2)
+    broken = adapter_of(
+        "bad", {p: LowRank(u.A, u.B * float("nan"), 1.0) for p, u in bad.modules.items()}
+    )
+    with composed(model, Composition("c", (good, broken), ConstantGates.one_hot(0, 2))):
+        found = hidden(model)
+    with composed(model, Composition("c", (good,), ConstantGates())):
+        assert torch.equal(hidden(model), found)
+
+
+PATH = "model.layers.0.self_attn.q_proj"
+
+
+class Int8Linear(nn.Module):
+    """A quantised layer as libraries have them: integer weight, no float parameter."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scale = float(linear.weight.detach().abs().max() / 127)
+        self.register_buffer("qweight", (linear.weight / self.scale).round().to(torch.int8))
+
+    def forward(self, x):
+        return x @ (self.qweight.to(x.dtype) * self.scale).T
+
+
+def test_quantised_linears_are_served_from_outside():
+    model, (expert,) = making.tiny_llama(), experts(1)
+    weight = model.get_submodule(PATH).weight.detach()
+    quantised = Int8Linear(model.get_submodule(PATH))
+    model.model.layers[0].self_attn.q_proj = quantised
+    only = adapter_of("q", {PATH: expert.modules[PATH]})
+    with composed(model, Composition("c", (only,), ConstantGates())):
+        found = hidden(model)
+    plain = nn.Linear(16, 16, bias=False)
+    plain.weight = nn.Parameter(quantised.qweight.float() * quantised.scale)
+    model.model.layers[0].self_attn.q_proj = plain
+    assert relative(found, with_weights(model, {PATH: expert.modules[PATH].delta()})) < 1e-5
+    assert weight.shape == (16, 16)
+
+
+def test_experts_that_lack_a_module_count_as_zero_under_constant_gates():
+    model, (a, b) = making.tiny_llama().double(), experts(2)
+    partial = adapter_of("b", {PATH: b.modules[PATH]})
+    composition = Composition("c", (a, partial), ConstantGates())
+    with composed(model, composition):
+        found = hidden(model)
+    changes = {p: a.modules[p].to(torch.float64).delta() / 2 for p in a.modules}
+    changes[PATH] = changes[PATH] + partial.modules[PATH].to(torch.float64).delta() / 2
+    assert relative(found, with_weights(model, changes)) < 1e-12
+    assert composition.notes() == ()
+
+
+def test_token_routers_say_where_they_share_gates():
+    a, b = experts(2)
+    partial = adapter_of("b", {PATH: b.modules[PATH]})
+    table = random_adapter("t", {"model.embed_tokens": (16, 40)},
+                           kinds={"model.embed_tokens": "embedding"})  # fmt: skip
+    notes = Composition("arrow", (a, partial, table), Arrow()).notes()
+    assert len(notes) == 2
+    assert "15 of 15 modules" in notes[0]
+    assert "model.embed_tokens" in notes[1]
+
+
+def test_weights_must_match_the_experts():
+    with pytest.raises(UsageError, match="2 adapters but 3 weights"):
+        Composition("c", experts(2), ConstantGates((1.0, 1.0, 1.0)))
+    with pytest.raises(ValueError, match="finite"):
+        ConstantGates((float("nan"),))
+    with pytest.raises(ValueError, match="does not exist"):
+        ConstantGates.one_hot(2, 2)
+
+
+def test_preparation_is_kept_within_its_budget(monkeypatch):
+    calls = []
+
+    class Counting(ConstantGates):
+        def gates(self, *args):
+            calls.append(args[0])
+            return super().gates(*args)
+
+    pair = experts(2)
+    first, second = (Composition(name, pair, Counting()) for name in "xy")
+    prepared(first, torch.float32)
+    once = len(calls)
+    assert once == len(pair[0].modules)
+    prepared(first, torch.float32)
+    prepared(Composition("x", pair, Counting()), torch.float32)  # equal: the same preparation
+    assert len(calls) == once
+    monkeypatch.setattr(layers, "PREPARED_BYTES", 1)
+    prepared(second, torch.float32)  # pushes the first out, and stays itself
+    assert len(calls) == 2 * once
+    prepared(second, torch.float32)
+    assert len(calls) == 2 * once
+    prepared(first, torch.float32)
+    assert len(calls) == 3 * once
+
+
+def test_gradients_flow_through_to_the_input():
+    model = making.tiny_llama()
+    embedded = torch.randn(1, 5, 16, requires_grad=True)
+    composition = Composition("c", experts(2), Arrow())
+    with torch.inference_mode():
+        prepared(composition, torch.float32)
+    with composed(model, composition):
+        model(inputs_embeds=embedded).logits.sum().backward()
+    assert torch.isfinite(embedded.grad).all() and embedded.grad.abs().max() > 0

@@ -1,0 +1,124 @@
+"""Experts on convolutions: as peft runs them, scaled or not, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from composing import relative, state_of
+from making import peft_model
+from torch import nn
+
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.composition import Composition, Rows, composed
+from loraprobe.composition.rows import RowGates
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter
+from loraprobe.routing.arrow import Arrow
+from loraprobe.routing.constant import ConstantGates
+
+
+class Convolutional(nn.Module):
+    """Two convolutions and a head, as audio and vision encoders begin."""
+
+    def __init__(self, dimensions: int, **options) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+        self.first = layer(3, 8, 3, padding=1, **options)
+        self.second = layer(8, 6, 2, stride=2, bias=False)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        h = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return self.head(h.flatten(2).mean(-1))
+
+
+def trained(directory, dimensions, seed=1, **config):
+    """An adapter on both convolutions and the head, as peft writes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft_model(
+            Convolutional(dimensions), seed, task_type=None, r=2,
+            target_modules=["first", "second", "head"], **config,
+        )  # fmt: skip
+        model.save_pretrained(str(directory))
+    return read_adapter(directory), model
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize(
+    "config", [{}, {"use_dora": True}, {"lora_bias": True}], ids=["lora", "dora", "lora-bias"]
+)
+def test_one_hot_gate_is_the_adapter_as_peft_runs_it(tmp_path, dimensions, config):
+    adapter, wrapped = trained(tmp_path / "a", dimensions, **config)
+    assert adapter.layout["first"].kind == "convolution"
+    partner, _ = trained(tmp_path / "b", dimensions, seed=2)
+    model = Convolutional(dimensions)
+    x = torch.randn(2, 3, *(6,) * dimensions)
+    before, plain = state_of(model), model(x)
+    with composed(model, Composition("c", (partner, adapter), ConstantGates.one_hot(1, 2))):
+        found = model(x)
+    assert state_of(model) == before
+    assert relative(plain, wrapped(x)) > 0.01
+    assert relative(found, wrapped(x)) <= 1e-5
+
+
+def only_first(adapter):
+    """The same adapter without its other modules."""
+    path = "first"
+    return adapter_of(
+        adapter.name,
+        {path: adapter.modules[path]},
+        kinds={path: "convolution"},
+        kernels={path: adapter.layout[path].kernel},
+        magnitudes={p: m for p, m in adapter.magnitudes.items() if p == path},
+    )
+
+
+def test_rows_and_token_routers(tmp_path):
+    pair = tuple(trained(tmp_path / str(i), 2, seed=i, use_dora=i == 1)[0] for i in range(2))
+    model = Convolutional(2)
+    x = torch.randn(1, 3, 6, 6).repeat(3, 1, 1, 1)
+    rows = Rows()
+    rows.set(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    with composed(model, Composition("rows", pair, RowGates(rows))):
+        found = model(x)
+    for row, gates in zip(found, ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)), strict=True):
+        with composed(model, Composition("one", pair, ConstantGates(gates))):
+            assert relative(row, model(x[:1])[0]) < 1e-5
+    arrow = Composition("arrow", pair, Arrow())
+    assert any("convolutions (first, second)" in note for note in arrow.notes())
+    alone = nn.ModuleDict({"first": model.first})
+    pair = tuple(only_first(adapter) for adapter in pair)
+    with composed(alone, Composition("arrow", pair, Arrow())):
+        found = model.first(x)
+    with composed(alone, Composition("half", pair, ConstantGates())):
+        assert relative(found, model.first(x)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"dilation": 2}, "dilation"), ({"padding_mode": "circular"}, "padding mode")],
+)  # fmt: skip
+def test_convolutions_of_other_kinds_are_refused_by_name(tmp_path, options, what):
+    adapter, _ = trained(tmp_path / "a", 2)
+    composition = Composition("c", (adapter,), ConstantGates())
+    with (
+        pytest.raises(UnsupportedAdapter, match=rf"a changes first.*{what}"),
+        composed(Convolutional(2, **options), composition),
+    ):
+        pass
+
+
+def test_another_kernel_is_named(tmp_path):
+    adapter, _ = trained(tmp_path / "a", 2)
+    model = Convolutional(2)
+    model.first = nn.Conv2d(9, 8, 1)
+    with (
+        pytest.raises(
+            CompatibilityError, match=r"a fits first with a kernel of \[3, 3\].*\[1, 1\]"
+        ),
+        composed(model, Composition("c", (adapter,), ConstantGates())),
+    ):
+        pass

@@ -1,0 +1,118 @@
+"""What a composition refuses to put into a model, each by name."""
+
+from __future__ import annotations
+
+import making
+import pytest
+import torch
+from composing import base, experts, state_of
+from making import peft_adapter, random_adapter, write_adapter
+
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.composition import Composition, composed
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter
+from loraprobe.routing.constant import ConstantGates
+
+PATH = "model.layers.0.self_attn.q_proj"
+MISFITS = {
+    "missing": ({"model.layers.9.self_attn.q_proj": (16, 16)}, None, "which the model does not"),
+    "prefix": ({"layers.0.self_attn.q_proj": (16, 16)}, None, rf"nearest it has is {PATH}"),
+    "shape": ({PATH: (16, 32)}, None, f"{PATH} with 32 inputs and 16 outputs.* has 16 and 16"),
+    "container": ({"model.layers.0.mlp": (16, 16)}, None, "is a LlamaMLP"),
+    "linear-on-embedding": ({"model.embed_tokens": (16, 40)}, None, "as a linear layer.*Embedding"),
+    "embedding-on-linear": ({PATH: (16, 16)}, "embedding", "as an embedding layer.*Linear"),
+    "vocabulary": ({"model.embed_tokens": (16, 44)}, "embedding", "44 inputs.*has 40"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_does_not_fit_is_named(case):
+    shapes, kind, message = MISFITS[case]
+    kinds = dict.fromkeys(shapes, kind) if kind else None
+    adapter = random_adapter("odd", shapes, kinds=kinds)
+    model = making.tiny_llama()
+    before = state_of(model)
+    with (
+        pytest.raises(CompatibilityError, match=f"odd.*{message}"),
+        composed(model, Composition("c", (experts(1)[0], adapter), ConstantGates())),
+    ):
+        pass
+    assert state_of(model) == before
+
+
+def test_models_that_hooks_do_not_reach_are_refused():
+    composition = Composition("c", experts(1), ConstantGates())
+    wrapped = making.peft_model(making.tiny_llama(), target_modules=["q_proj"])
+    with pytest.raises(CompatibilityError, match="already carries peft"), composition.into(wrapped):
+        pass
+    partly = making.tiny_llama()
+    making.peft_model(partly.model, target_modules=["q_proj"], task_type=None)
+    with (
+        pytest.raises(CompatibilityError, match="q_proj already carries"),
+        composition.into(partly),
+    ):
+        pass
+    compiled = making.tiny_llama()
+    compiled.compile()
+    with pytest.raises(CompatibilityError, match="compiled"), composition.into(compiled):
+        pass
+
+
+FACTORS = {
+    f"base_model.model.{PATH}.lora_A.weight": torch.ones(4, 16),
+    f"base_model.model.{PATH}.lora_B.weight": torch.ones(16, 4),
+}
+MOE = "base_model.model.model.layers.0.mlp.experts"
+EXTRAS = {
+    "token_delta": (
+        {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta":
+         torch.ones(2, 16)},
+        {"trainable_token_indices": [1, 2]},
+    ),
+    "target_parameter": (
+        {f"{MOE}.lora_A.weight": torch.ones(8, 16), f"{MOE}.lora_B.weight": torch.ones(24, 8)},
+        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+    ),
+    "dora_magnitude": (
+        {f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)}, {"use_dora": True},
+    ),
+    "lora_bias": (
+        {"base_model.model.model.norm.lora_B.bias": torch.ones(16)}, {"lora_bias": True},
+    ),
+    "unknown": ({"base_model.model.something.else": torch.ones(3)}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_extras_are_refused_by_name(tmp_path, kind):
+    tensors, config = EXTRAS[kind]
+    adapter = read_adapter(write_adapter(tmp_path / "odd", FACTORS | tensors, **config))
+    assert {extra.kind for extra in adapter.extras} == {kind}
+    with (
+        pytest.raises(UnsupportedAdapter, match=rf"odd .*{kind}"),
+        composed(base("llama"), Composition("c", (adapter,), ConstantGates())),
+    ):
+        pass
+
+
+def test_an_adapter_without_modules_is_not_taken_for_the_base():
+    with (
+        pytest.raises(UnsupportedAdapter, match="empty holds no LoRA factors"),
+        composed(base("llama"), Composition("c", (adapter_of("empty", {}),), ConstantGates())),
+    ):
+        pass
+
+
+def test_a_copy_of_the_bases_own_weights_is_no_extra(tmp_path):
+    config = {"target_modules": ["embed_tokens"], "r": 2}
+    adapter = read_adapter(peft_adapter(tmp_path / "a", base("untied"), **config))
+    assert {extra.kind for extra in adapter.extras} == {"base_copy"}
+    composition = Composition("c", (adapter,), ConstantGates())
+    for dtype in (torch.float32, torch.bfloat16):
+        with composed(base("untied", dtype), composition):
+            pass
+    other = base("untied")
+    with torch.no_grad():
+        other.model.embed_tokens.weight[3, 3] += 1
+    with pytest.raises(UnsupportedAdapter, match="base_copy"), composed(other, composition):
+        pass

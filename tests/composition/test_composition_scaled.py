@@ -1,0 +1,216 @@
+"""Scaled experts (DoRA): against dense float64 weights, whatever the gates look at."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import making
+import pytest
+import torch
+from composing import (
+    base,
+    dense_change,
+    dense_ratio,
+    dora,
+    mixed_kinds,
+    relative,
+    state_of,
+    with_changes,
+)
+from making import hidden, random_adapter, random_update
+from torch import nn
+
+from loraprobe.adapters import adapter_of
+from loraprobe.composition import Composition, composed, layers, prepared
+from loraprobe.composition.experts import scaled as scaling
+from loraprobe.errors import UnsupportedAdapter
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.routing.arrow import Arrow
+from loraprobe.routing.constant import ConstantGates
+
+
+@pytest.mark.parametrize("gates", [(1 / 3,) * 3, (1.0, 1.0, 1.0), (0.7, -0.2, 0.4), (0, 0, 1)])
+def test_mixed_kinds_under_constant_gates_are_the_dense_combination(gates):
+    model, three = making.tiny_llama(tied=False).double(), mixed_kinds()
+    before = state_of(model)
+    with composed(model, Composition("c", three, ConstantGates(tuple(map(float, gates))))):
+        found = hidden(model)
+    assert state_of(model) == before
+    wanted = with_changes(model, three, gates)
+    assert relative(hidden(model), wanted) > 0.01
+    assert relative(found, wanted) < 1e-7  # Llama's norms round to float32
+
+
+def test_the_uniform_merge_of_doras_is_itself_a_dora():
+    """W = diag(c) W0 + L with c = 1 + sum w (c_i - 1), L = sum w diag(c_i) s B A; a DoRA's factors
+    are dV = diag(1/c) L and its magnitude is c rownorm(W0 + dV).
+    """
+    model = making.tiny_llama(tied=False).double()
+    pair = dora("one", 1), dora("two", 2)
+    modules, magnitudes = {}, {}
+    for path in pair[0].modules:
+        W0 = model.get_submodule(path).weight.detach()
+        ratios = [dense_ratio(expert, path, W0) for expert in pair]
+        c = 1 + sum(0.5 * (own - 1) for own in ratios)
+        updates = [expert.modules[path].to(torch.float64).folded() for expert in pair]
+        A = torch.cat([update.A for update in updates])
+        parts = [0.5 * r[:, None] * u.B for r, u in zip(ratios, updates, strict=True)]
+        B = torch.cat(parts, dim=1) / c[:, None]
+        modules[path] = LowRank(A, B, 1.0)
+        magnitudes[path] = c * (W0 + B @ A).norm(dim=1)
+    merged = adapter_of("merged", modules, magnitudes=magnitudes)
+    with composed(model, Composition("uniform", pair, ConstantGates())):
+        found = hidden(model)
+    with composed(model, Composition("merged", (merged,), ConstantGates.ones(1))):
+        wanted = hidden(model)
+    assert relative(hidden(model), wanted) > 0.01
+    assert relative(found, wanted) < 1e-7
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_token_gates_weigh_each_kind_for_itself(kind):
+    """One layer, every token by its own gates: sum_i g_i(x) ((c_i - 1) W0 x + c_i s_i B_i A_i x)
+    and the biases of B.
+    """
+    torch.manual_seed(0)
+    layer = making.tiny_gpt2().transformer.h[0].mlp.c_fc if kind == "conv1d" else nn.Linear(16, 64)
+    model = nn.ModuleDict({"fc": layer}).double()
+    nn.init.normal_(layer.bias)
+    shapes = {"fc": (64, 16)}
+    plain = random_adapter("plain", shapes, rank=3, seed=9, kinds={"fc": kind})
+    offset = torch.randn(64)
+    biased = adapter_of("biased", dict(plain.modules), offsets={"fc": offset}, kinds={"fc": kind})
+    three = dora("dora", 1, shapes, kinds={"fc": kind}), dora("other", 2, shapes), biased
+    router = Arrow(top_k=2)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    with composed(model, Composition("arrow", three, router)):
+        found = model["fc"](x)
+        with torch.no_grad():  # written over the layer's output
+            assert relative(model["fc"](x), found) < 1e-14
+    updates = [expert.modules["fc"].to(torch.float64) for expert in three]
+    gates = router.gates("fc", updates, [0, 1, 2], 3)(x)
+    assert gates.shape == (2, 5, 3) and (gates.sum(-1) - 1).abs().max() < 1e-12
+    W0 = layer.weight.detach().mT if kind == "conv1d" else layer.weight.detach()
+    wanted = x @ W0.mT + layer.bias
+    for j, expert in enumerate(three):
+        change = x @ dense_change(expert, "fc", W0).mT
+        if expert.offsets:
+            change = change + float(expert.modules["fc"].scaling) * offset
+        wanted = wanted + gates[..., j, None] * change
+    assert relative(found, wanted) < 1e-12
+
+
+def test_biases_of_b_count_by_their_gates():
+    layer = nn.Linear(6, 5).double()
+    offsets = torch.randn(2, 5)
+    pair = tuple(
+        adapter_of(f"e{i}", {"fc": random_update(5, 6, 2, seed=i)}, offsets={"fc": offsets[i]})
+        for i in range(2)
+    )
+    x = torch.randn(3, 6, dtype=torch.float64)
+    with composed(nn.ModuleDict({"fc": layer}), Composition("c", pair, ConstantGates((0.7, -2)))):
+        found = layer(x)
+    wanted = layer(x)
+    for gate, expert, offset in zip((0.7, -2), pair, offsets, strict=True):
+        update = expert.modules["fc"]
+        wanted = wanted + gate * (x @ update.to(torch.float64).delta().mT + 0.5 * offset)
+    assert relative(found, wanted) < 1e-7
+
+
+def test_routers_see_the_low_rank_update_and_not_the_magnitude():
+    expert = dora("dora", 1)
+    stripped = adapter_of("plain", dict(expert.modules))
+    partner, path = random_adapter("partner", seed=4), "model.layers.0.mlp.up_proj"
+    x, found = torch.randn(3, 16), []
+    for one in (expert, stripped):
+        made = prepared(Composition("c", (one, partner), Arrow()), torch.float32, base("llama"))
+        found.append(next(layer for layer in made if layer.path == path).gates(x))
+    assert torch.equal(*found)
+
+
+def test_rows_without_a_direction_and_magnitudes_of_zero():
+    torch.manual_seed(0)
+    weight = torch.randn(6, 5, dtype=torch.float64)
+    A, B = torch.randn(2, 5, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    weight[1], B[1] = 0, 0  # a pruned row, for which peft's own magnitude is 0: 0 / 0
+    weight[2] = -(B[2] @ A) * (1 + 2**-52)  # a row that the update cancels up to rounding
+    magnitude = torch.tensor([0.0, 0.0, 2.0, -1.0, 3.0, 1.0])
+    c = scaling.ratio(LowRank(A, B), magnitude, weight)
+    assert c[0] == 0 and c[1] == 1 and c[2] == 1
+    norm = (weight + B @ A).norm(dim=1)
+    assert torch.allclose(c[3:], magnitude[3:].double() / norm[3:], rtol=1e-14)
+    model = nn.ModuleDict({"fc": nn.Linear(5, 6, bias=False)}).double()
+    model["fc"].weight.data = weight
+    expert = adapter_of("d", {"fc": LowRank(A, B)}, magnitudes={"fc": magnitude})
+    x = torch.randn(4, 5, dtype=torch.float64)
+    with composed(model, Composition("c", (expert,), ConstantGates())):
+        found = model["fc"](x)
+    assert found[:, :3].abs().max() < 1e-14
+    assert relative(found[:, 3:], x @ (c[:, None] * (weight + B @ A))[3:].mT) < 1e-14
+
+
+def test_row_norms_keep_their_accuracy_where_the_update_nearly_cancels_the_weight(monkeypatch):
+    torch.manual_seed(0)
+    A, B = torch.randn(3, 40, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
+    rest = torch.randn(30, 40, dtype=torch.float64) * torch.logspace(-12, 0, 30).double()[:, None]
+    weight = rest - B @ A
+    magnitude = torch.ones(30, dtype=torch.float64)
+    exact = magnitude / (weight + B @ A).norm(dim=1)
+    monkeypatch.setattr(scaling, "ROWS_AT_ONCE", 7 * 40)  # and block by block
+    assert torch.allclose(scaling.ratio(LowRank(A, B), magnitude, weight), exact, rtol=1e-9)
+
+
+def test_the_same_update_in_another_basis_has_the_same_ratio():
+    update, weight = random_update(20, 12, 3, seed=1), torch.randn(20, 12)
+    magnitude = torch.rand(20) + 0.5
+    one, other = (scaling.ratio(u, magnitude, weight) for u in (update, making.regauged(update)))
+    assert torch.allclose(one, other, rtol=1e-5)
+
+
+def test_weights_that_cannot_be_read_are_named():
+    model, expert = making.tiny_llama(), dora("dora", 1)
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with (
+        pytest.raises(UnsupportedAdapter, match=r"dora needs the weight of .*q_proj.*unquantised"),
+        composed(model, Composition("c", (expert,), ConstantGates())),
+    ):
+        pass
+    with composed(model, Composition("c", (expert, random_adapter()), ConstantGates((0.0, 1.0)))):
+        pass  # an expert whose gate is 0 needs nothing
+
+
+def test_preparation_follows_the_weights_of_the_model():
+    expert = dora("dora", 1)
+    composition = Composition("c", (expert,), ConstantGates.ones(1))
+    one, other = making.tiny_llama(0), making.tiny_llama(1)
+
+    def right(model):
+        with composed(model, composition):
+            found = hidden(model)
+        return relative(found.double(), with_changes(model.double(), (expert,), (1.0,))) < 1e-5
+
+    assert right(copy.deepcopy(one)) and right(copy.deepcopy(other))
+    made = prepared(composition, torch.float32, one)
+    assert prepared(composition, torch.float32, one) is made  # kept
+    with torch.no_grad():
+        one.model.layers[0].self_attn.q_proj.weight.mul_(3.0)
+    assert prepared(composition, torch.float32, one) is not made  # written to
+    assert right(copy.deepcopy(one))
+    one.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
+    assert right(one)
+    assert len(layers._PREPARED[composition]) <= 2  # one of each dtype, the newest
+    del one, other
+    gc.collect()
+    assert right(making.tiny_llama(2))
+
+
+def test_ratios_are_computed_once_for_all_compositions_of_a_model(monkeypatch):
+    asked = []
+    real = scaling.ratio
+    monkeypatch.setattr(scaling, "ratio", lambda *args: asked.append(1) or real(*args))
+    model, pair = making.tiny_llama(), (dora("one", 1), dora("two", 2))
+    for gates in (ConstantGates(), ConstantGates.ones(2), ConstantGates.one_hot(0, 2), Arrow()):
+        prepared(Composition("c", pair, gates), torch.float32, model)
+    assert len(asked) == 2 * len(pair[0].modules)

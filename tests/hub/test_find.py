@@ -1,0 +1,74 @@
+"""`find`: what the Hub lists for a base model, ready to pipe."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hubs import Misbehaving, use
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+
+
+def row(name: str, base: str, *tags: str, **more: object) -> dict:
+    return {
+        "id": name, "downloads": 1234, "likes": 5, "lastModified": "2026-01-02T03:04:05.000Z",
+        "tags": ["peft", f"base_model:adapter:{base}", *tags], "private": False,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = Misbehaving()
+    server.listed = [
+        row("owner/one", "meta/base", "license:mit"),
+        row("owner/two", "meta/base", downloads=7, likes=None),
+        row("owner/other", "meta/other"),
+        row("owner/whole", "meta/base", tags=["base_model:finetune:meta/base"]),
+    ]
+    with server.running():
+        use(monkeypatch, server.url, tmp_path / "cache")
+        yield server
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, ["find", *arguments])
+
+
+def test_one_reference_a_line_into_a_pipe(hub):
+    for form in ([], ["--quiet"]):
+        result = call("meta/base", *form)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == "owner/one\nowner/two\n"
+    asked = [r for r in hub.requests if "/api/models?" in r]
+    assert "sort=downloads" in asked[-1] and "limit=30" in asked[-1]
+
+
+def test_json(hub):
+    document = json.loads(call("meta/base", "--json", "--limit", "5").stdout)
+    assert document["command"] == "find" and document["base"] == "meta/base"
+    assert document["adapters"][0] == {
+        "reference": "owner/one", "downloads": 1234, "likes": 5, "updated": "2026-01-02",
+        "license": "mit",
+    }  # fmt: skip
+
+
+def test_a_table_on_a_terminal(hub, capsys):
+    from loraprobe import hub as client
+    from loraprobe.report.search_results import render
+
+    render("meta/base", client.find_adapters("meta/base"))
+    text = capsys.readouterr().out
+    assert "owner/one" in text and "1.2k" in text and "mit" in text
+    render("meta/none", client.find_adapters("meta/none"))
+    assert "No PEFT adapter" in capsys.readouterr().out
+
+
+def test_refusals_are_one_sentence(hub, tmp_path):
+    for base in (str(tmp_path), "a b", ""):
+        result = call(base)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and not result.stdout
+    hub.fail = {"GET /api/models": (429, {"Retry-After": "7"})}
+    result = call("meta/base")
+    assert result.exit_code == 2 and "7 seconds" in result.stderr

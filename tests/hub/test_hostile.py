@@ -1,0 +1,301 @@
+"""Strangers' files that mean harm: nothing of theirs runs, nothing is followed out or drawn."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from making import STORIES, random_adapter, write_adapter
+from typer.testing import CliRunner
+
+from loraprobe import limits
+from loraprobe.adapters import read_adapter
+from loraprobe.base import open_base
+from loraprobe.cli import app
+from loraprobe.deadline import deadline, memory_limit
+from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
+from loraprobe.evaluation import Ledger
+from loraprobe.hub import model_card
+from loraprobe.scoring import encoding
+from loraprobe.scoring.encoding import Encoder
+
+HAS_STORIES = pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
+
+
+@pytest.fixture(autouse=True)
+def _defaults_afterwards():
+    yield
+    limits.use("")
+
+
+class Bomb:
+    """Unpickled by a careless reader it leaves a mark on the disk."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+class TestPickles:
+    """No pickle executes: neither an adapter's nor a base's nor our own."""
+
+    def bomb(self, file: Path, mark: Path) -> None:
+        torch.save({"base_model.model.q_proj.lora_A.weight": Bomb(mark)}, file)
+        # It is a bomb indeed.
+        with pytest.raises(Exception):  # noqa: B017
+            torch.load(file, weights_only=True)
+        torch.load(file, weights_only=False)
+        assert mark.exists()
+        mark.unlink()
+
+    def test_of_an_adapter(self, tmp_path):
+        place, mark = write_adapter(tmp_path / "a", {}, pickle=True), tmp_path / "mark"
+        self.bomb(place / "adapter_model.bin", mark)
+        for command in (["inspect", place], ["merge", place, place, "-o", tmp_path / "out"]):
+            result = call(*command)
+            assert result.exit_code == 2 and "broken" in result.stderr
+        assert not mark.exists() and not (tmp_path / "out").exists()
+
+    def test_raw(self, tmp_path):
+        """A plain pickle stream under the name of the weights."""
+        place, mark = write_adapter(tmp_path / "a", {}, pickle=True), tmp_path / "mark"
+        for name in ("adapter_model.bin", "adapter_model.safetensors"):
+            (place / name).write_bytes(pickle.dumps(Bomb(mark)))
+            with pytest.raises(AdapterError):
+                read_adapter(place)
+        assert not mark.exists()
+
+    @HAS_STORIES
+    def test_of_a_base(self, tmp_path):
+        base, mark = tmp_path / "base", tmp_path / "mark"
+        shutil.copytree(STORIES, base)
+        for file in base.glob("*.safetensors*"):
+            file.unlink()
+        self.bomb(base / "pytorch_model.bin", mark)
+        with pytest.raises(BaseError):
+            open_base(base).load()
+        with pytest.raises(BaseError):
+            open_base(base).weight("model.layers.0.self_attn.q_proj")
+        assert not mark.exists()
+
+    def test_of_our_own_state(self, tmp_path):
+        """The ledger is JSON: a pickle in its place is damage."""
+        file, mark = tmp_path / "results.jsonl", tmp_path / "mark"
+        file.write_bytes(pickle.dumps(Bomb(mark)))
+        with pytest.raises(LoraprobeError):
+            Ledger(file, resume=True, fingerprint={})
+        assert not mark.exists()
+
+    def test_nothing_of_ours_unpickles(self):
+        """Every torch.load in the package says weights_only, and nothing imports pickle."""
+        for file in (Path(__file__).parents[2] / "loraprobe").rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            assert "import pickle" not in text and "import marshal" not in text, file
+            for part in text.split("torch.load(")[1:]:
+                assert "weights_only=True" in part[:120], file
+            assert "yaml.load(" not in text and not re.search(r"(?<![.\w])(eval|exec)\(", text)
+
+
+@HAS_STORIES
+class TestCodeOfARepository:
+    def harmful(self, place: Path, mark: Path) -> Path:
+        """A base whose config asks for code of its own, which leaves a mark when it is imported."""
+        shutil.copytree(STORIES, place)
+        config = json.loads((place / "config.json").read_text())
+        config |= {
+            "model_type": "harm",
+            "auto_map": {"AutoConfig": "harm.HarmConfig", "AutoModelForCausalLM": "harm.Harm"},
+        }
+        (place / "config.json").write_text(json.dumps(config))
+        (place / "harm.py").write_text(
+            f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+            "from transformers import LlamaConfig, LlamaForCausalLM\n"
+            "class HarmConfig(LlamaConfig):\n    model_type = 'harm'\n"
+            "class Harm(LlamaForCausalLM):\n    config_class = HarmConfig\n"
+        )
+        return place
+
+    def adapters(self, place: Path, base: Path) -> list[Path]:
+        shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
+        for name, seed in (("a", 1), ("b", 2)):
+            random_adapter(name, shapes, seed=seed, scaling=0.01, base_model=str(base)).save(
+                place / name
+            )
+        (place / "t.jsonl").write_text('{"prompt": "Once", "answer": "upon"}\n')
+        return [place / "a", place / "b"]
+
+    def test_it_runs_only_when_the_user_says_so_and_the_report_says_that_it_did(self, tmp_path):
+        mark = tmp_path / "mark"
+        base = self.harmful(tmp_path / "base", mark)
+        refs = self.adapters(tmp_path, base)
+        command = ["merge-and-eval", *refs, "--base", base, "--task", tmp_path / "t.jsonl",
+                   "--json", "--max-new-tokens", 2, "--system", "uniform"]  # fmt: skip
+        refused = call(*command)
+        assert refused.exit_code == 2 and "--trust-remote-code" in refused.stderr
+        assert not mark.exists()
+        allowed = call(*command, "--trust-remote-code")
+        assert allowed.exit_code in (0, 1, 3), allowed.output
+        assert mark.exists()
+        assert any("allowed to run" in note for note in json.loads(allowed.stdout)["notes"])
+
+    def test_auto_mapping_of_an_adapter_is_never_followed(self, tmp_path):
+        mark = tmp_path / "mark"
+        place = tmp_path / "a"
+        random_adapter("a").save(place)
+        (place / "harm.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+        config = json.loads((place / "adapter_config.json").read_text())
+        config["auto_mapping"] = {"base_model_class": "Harm", "parent_library": "harm"}
+        (place / "adapter_config.json").write_text(json.dumps(config))
+        sys.path.insert(0, str(place))
+        try:
+            assert call("inspect", place).exit_code == 0
+            assert call("merge", place, "-o", tmp_path / "out").exit_code == 0
+            assert call("verify", tmp_path / "out").exit_code == 0
+        finally:
+            sys.path.remove(str(place))
+        assert not mark.exists()
+
+
+class TestLinks:
+    def linked(self, place: Path, name: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(place / name, target)
+        (place / name).symlink_to(target)
+
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+    def test_out_of_the_directory(self, tmp_path, name):
+        place = tmp_path / "repository" / "a"
+        random_adapter("a").save(place)
+        self.linked(place, name, tmp_path / "elsewhere" / "secret")
+        with pytest.raises(AdapterError, match=r"leads out of it.*--limits links=1"):
+            read_adapter(place)
+        assert call("inspect", place).exit_code == 2
+        limits.use("links=1")
+        assert read_adapter(place).modules
+
+    def test_a_card_is_not_followed_out(self, tmp_path):
+        place = tmp_path / "a"
+        random_adapter("a").save(place, card="# sound")
+        self.linked(place, "README.md", tmp_path / "secret")
+        with pytest.raises(LoraprobeError, match="leads out of it"):
+            model_card(str(place))
+
+    def test_inside_a_repository(self, tmp_path):
+        place = tmp_path / "clone" / "adapters" / "a"
+        random_adapter("a").save(place)
+        (tmp_path / "clone" / ".git").mkdir()
+        self.linked(place, "adapter_model.safetensors", tmp_path / "clone" / "shared" / "w")
+        assert read_adapter(place).modules
+
+    def test_the_hubs_cache(self, tmp_path):
+        """Snapshots are links to blobs of the same repository, and of no other."""
+        repository = tmp_path / "hub" / "models--o--a"
+        place = repository / "snapshots" / ("0" * 40)
+        random_adapter("a").save(place)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            self.linked(place, name, repository / "blobs" / name)
+        assert read_adapter(place).modules
+        other = tmp_path / "hub" / "models--o--b" / "blobs" / "x"
+        other.parent.mkdir(parents=True)
+        shutil.copy(place / "adapter_config.json", other)
+        (place / "adapter_config.json").unlink()
+        (place / "adapter_config.json").symlink_to(other)
+        with pytest.raises(AdapterError, match="leads out of it"):
+            read_adapter(place)
+
+    def test_a_directory_may_be_a_link_itself(self, tmp_path):
+        random_adapter("a").save(tmp_path / "real")
+        (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+        assert read_adapter(tmp_path / "link").modules
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["../out", "a/b", "..", "a\\b", "", "a\0b", "base"])
+    def test_an_adapters_name_is_no_path(self, tmp_path, name):
+        random_adapter("a").save(tmp_path / "a")
+        random_adapter("b", seed=2).save(tmp_path / "b")
+        result = call("route", f"{name}={tmp_path / 'a'}", tmp_path / "b", "--router", "arrow",
+                      "-o", tmp_path / "deep" / "out")  # fmt: skip
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+    def test_yaml_and_markdown_of_strangers_are_data(self, tmp_path):
+        base = "x\n---\nlicense: mit\n{{ 1234 * 4321 }} <script>alert(1)</script> `|"
+        for name, seed in (("a", 1), ("b", 2)):
+            random_adapter(name, seed=seed, base_model=base).save(tmp_path / name)
+        out = tmp_path / "out"
+        result = call("merge", tmp_path / "a", tmp_path / "b", "-o", out, "--allow", "base-unclear")
+        assert result.exit_code == 0, result.output
+        card = (out / "README.md").read_text()
+        front, _, body = card.removeprefix("---\n").partition("\n---\n")
+        matter = yaml.safe_load(front)
+        assert matter.get("license") is None and "mit" in matter["base_model"]
+        assert "{{ 1234 * 4321 }}" in body and "5332114" not in body and "<script>" not in body
+        assert call("verify", out).exit_code == 0
+
+
+class TestTemplates:
+    def tokenizer(self, template: str):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(STORIES))
+        tokenizer.chat_template = template
+        return tokenizer
+
+    @HAS_STORIES
+    def test_a_template_without_end_is_stopped(self, monkeypatch):
+        monkeypatch.setattr(encoding, "TEMPLATE_SECONDS", 0.3)
+        loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        start = time.monotonic()
+        with pytest.raises(BaseError, match="does not come to an end"):
+            Encoder(self.tokenizer(loop), chat=True).text("x")
+        assert time.monotonic() - start < 5
+
+    @HAS_STORIES
+    @pytest.mark.parametrize(
+        "template",
+        ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% include '/etc/passwd' %}",
+         "{{ messages.append(1) }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% if %}"],
+    )  # fmt: skip
+    def test_a_template_that_reaches_out_is_one_sentence(self, template):
+        try:
+            text = Encoder(self.tokenizer(template), chat=True).text("x")
+        except LoraprobeError as error:
+            assert "--chat-template off" in str(error)
+        else:
+            assert "subclasses" not in text and "root:" not in text
+
+    def test_the_clock_is_put_back(self):
+        import signal
+
+        before = signal.getsignal(signal.SIGALRM)
+        with pytest.raises(UsageError), deadline(0.05, UsageError("late")):
+            time.sleep(2)
+        with deadline(5, UsageError("late")):
+            pass
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+    def test_memory_is_bounded_and_the_bound_put_back(self):
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        with pytest.raises(MemoryError), memory_limit(2**26):
+            bytearray(2**28)
+        assert resource.getrlimit(resource.RLIMIT_AS) == before
+        with memory_limit(2**30):
+            assert len(bytearray(2**28)) == 2**28

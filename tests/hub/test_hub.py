@@ -1,0 +1,428 @@
+"""References and the Hub: against a real server on loopback, and one that misbehaves on demand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import making
+import pytest
+import torch
+from hubs import Misbehaving, adapter_files, commit, git, olah, use
+
+from loraprobe import hub
+from loraprobe.errors import (
+    AdapterError,
+    BaseError,
+    CompatibilityError,
+    HubError,
+    LoraprobeError,
+    ReferenceError_,
+    UsageError,
+)
+from loraprobe.hub import Reference
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+TOKEN = "hf_verysecrettoken123"
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A real Hub server over git repositories: (its address, commits by name)."""
+    root = tmp_path_factory.mktemp("olah")
+    models = root / "mirrors" / "models" / "acme"
+    old, new, other = (adapter_files(root / f"made{i}", seed=i) for i in range(3))
+    commits = {"old": commit(models / "math", old | {"README.md": b"# Old"})}
+    git(models / "math", "tag", "v1")
+    junk = {"optimizer.pt": b"x" * 1000, "README.md": b"# Maths"}
+    commits["new"] = commit(models / "math", new | junk)
+    several = {f"lora/{name}/{f}": c for name in ("law", "med") for f, c in other.items()}
+    commits["several"] = commit(models / "several", several | {"README.md": b"# All"})
+    llama = making.tiny_llama()
+    llama.save_pretrained(root / "base", max_shard_size="4KB")
+    base = {f.name: f.read_bytes() for f in (root / "base").iterdir()}
+    extra = {"pytorch_model.bin": b"never", "harm.py": b"x = 1", "tokenizer.json": b"{}"}
+    commits["base"] = commit(models / "base", base | extra)
+    with olah(root) as url:
+        yield url, commits
+
+
+@pytest.fixture
+def acme(served, monkeypatch, tmp_path):
+    """The real server, with an empty cache; the commits by name."""
+    use(monkeypatch, served[0], tmp_path / "cache")
+    return served[1]
+
+
+@pytest.fixture
+def bad(monkeypatch, tmp_path):
+    """A server to spoil, serving one good adapter; retries do not wait."""
+    server = Misbehaving(adapter_files(tmp_path / "made"))
+    with server.running():
+        use(monkeypatch, server.url, tmp_path / "cache", token=TOKEN)
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        yield server
+
+
+def sentence(call, kind=HubError) -> str:
+    """The message of the error that a call must raise: one line, no secret, exit code 2."""
+    with pytest.raises(LoraprobeError) as caught:
+        call()
+    assert type(caught.value) is kind, repr(caught.value)
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith(".") and TOKEN not in text
+    assert caught.value.exit_code == 2
+    return text
+
+
+def cached_files(cache: Path) -> set[str]:
+    """Names of all files in snapshots of the cache, relative to their commit."""
+    found = (p for p in cache.glob("models--*/snapshots/*/**/*") if p.is_file())
+    return {"/".join(p.relative_to(cache).parts[3:]) for p in found}
+
+
+class TestReference:
+    @pytest.mark.parametrize(
+        ("text", "name", "repo", "revision", "folder", "short"),
+        [
+            ("acme/math", None, "acme/math", None, "", "math"),
+            ("m=acme/math", "m", "acme/math", None, "", "m"),
+            ("acme/math@v1", None, "acme/math", "v1", "", "math"),
+            ("acme/math@refs/pr/3", None, "acme/math", "refs/pr/3", "", "math"),
+            ("acme/math@v1:lora/law", None, "acme/math", "v1", "lora/law", "law"),
+            ("x=acme/math:law/", "x", "acme/math", None, "law", "x"),
+        ],
+    )
+    def test_on_the_hub(self, text, name, repo, revision, folder, short):
+        found = Reference.parse(text)
+        assert (found.kind, found.name, found.repo) == ("hub", name, repo)
+        assert (found.revision, found.folder, found.short) == (revision, folder, short)
+        assert found.text == text.removeprefix(f"{name}=")
+
+    def test_a_directory_wins(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "acme" / "math").mkdir(parents=True)
+        (tmp_path / "a=b").mkdir()
+        for text, name in (("acme/math", None), ("m=./acme/math", "m"), ("a=b", None), (".", None)):
+            found = Reference.parse(text)
+            assert (found.kind, found.name) == ("local", name)
+        assert Reference.parse("acme/math@main").kind == "hub"
+        assert Reference.parse(".").short == tmp_path.name
+
+    def test_a_local_directory_without_adapter_says_how_to_mean_the_hub(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "acme" / "math").mkdir(parents=True)
+        assert "acme/math@main" in sentence(lambda: hub.load("acme/math"), AdapterError)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "./nowhere", "/nowhere/x", "~/nowhere/x", "nowhere", "a/b/c", "a b/c", "a/b@", "x=",
+         "a/b:../c", "a/b@v1:x/../../y", "a/b:/etc", "a\0b", "é/b", "x" * 5000, "~nobody/x"],
+    )  # fmt: skip
+    def test_bad_ones_are_named(self, text):
+        said = sentence(lambda: Reference.parse(text), ReferenceError_)
+        assert repr(text.rpartition("=")[2])[1:40] in said or repr(text)[1:40] in said
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "f").touch()
+        assert "is a file" in sentence(
+            lambda: Reference.parse(str(tmp_path / "f")), ReferenceError_
+        )
+
+    def test_only_a_base_may_lack_its_owner(self):
+        assert Reference.parse("gpt2", bare=True).repo == "gpt2"
+        sentence(lambda: Reference.parse("gpt2"), ReferenceError_)
+
+    def test_names_of_systems_are_refused(self):
+        assert "'uniform'" in sentence(lambda: Reference.parse("uniform=a/b"), UsageError)
+
+
+class TestNames:
+    def test_last_parts_made_unique_and_chosen_ones_kept(self, tmp_path):
+        for place in ("x/math", "y/math", "z/base"):
+            making.random_adapter().save(tmp_path / place)
+        x, y, z = (str(tmp_path / p) for p in ("x/math", "y/math", "z/base"))
+        assert [a.name for a in hub.load_all([x, y, x])] == ["math", "math-2", "math-3"]
+        assert [a.name for a in hub.load_all([x, f"math={y}"])] == ["math-2", "math"]
+        assert [a.name for a in hub.load_all([z])] == ["base-2"]
+
+    def test_loaded_adapters_pass_through(self, tmp_path):
+        making.random_adapter().save(tmp_path / "a")
+        mine = making.random_adapter("a")
+        first, second = hub.load_all([mine, str(tmp_path / "a")])
+        assert first is mine and second.name == "a-2"
+
+    def test_a_name_chosen_twice(self, tmp_path):
+        making.random_adapter().save(tmp_path / "a")
+        refs = [f"m={tmp_path / 'a'}"] * 2
+        assert "'m'" in sentence(lambda: hub.load_all(refs), UsageError)
+
+
+class TestLocal:
+    def test_named_adapter_in_its_subfolder(self, tmp_path):
+        making.random_adapter().save(tmp_path / "out" / "math")
+        assert hub.load(str(tmp_path / "out")).source.path == tmp_path / "out" / "math"
+
+    def test_several_are_listed(self, tmp_path):
+        for name in ("law", "med"):
+            making.random_adapter().save(tmp_path / name)
+        said = sentence(lambda: hub.load(str(tmp_path)), AdapterError)
+        assert str(tmp_path / "law") in said and str(tmp_path / "med") in said
+
+    def test_card(self, tmp_path):
+        making.random_adapter().save(tmp_path / "a", card="# Hello")
+        assert hub.model_card(hub.load(str(tmp_path / "a"))) == "# Hello"
+        making.random_adapter().save(tmp_path / "b")
+        assert hub.model_card(str(tmp_path / "b")) is None
+        assert hub.model_card(making.random_adapter()) is None
+
+
+class TestRealServer:
+    def test_adapter_pinned_and_only_what_is_needed(self, acme, tmp_path):
+        adapter = hub.load("acme/math")
+        expected = making.random_adapter(seed=1)
+        assert (adapter.name, adapter.source.commit) == ("math", acme["new"])
+        assert adapter.source.reference == "acme/math"
+        for path, update in expected.modules.items():
+            assert torch.equal(adapter.modules[path].delta(), update.delta())
+        assert cached_files(tmp_path / "cache") == set(ADAPTER)
+
+    def test_revisions(self, acme):
+        expected = making.random_adapter(seed=0).modules["model.layers.1.mlp.up_proj"].delta()
+        for revision in ("v1", acme["old"]):
+            adapter = hub.load(f"m=acme/math@{revision}")
+            assert (adapter.name, adapter.source.commit) == ("m", acme["old"])
+            assert torch.equal(adapter.modules["model.layers.1.mlp.up_proj"].delta(), expected)
+
+    def test_subfolder(self, acme, tmp_path):
+        adapter = hub.load("acme/several@main:lora/med")
+        assert (adapter.name, adapter.source.commit) == ("med", acme["several"])
+        assert cached_files(tmp_path / "cache") == {f"lora/med/{name}" for name in ADAPTER}
+
+    def test_several_adapters_are_listed(self, acme):
+        said = sentence(lambda: hub.load("acme/several"))
+        assert "acme/several@main:lora/law" in said and "acme/several@main:lora/med" in said
+        said = sentence(lambda: hub.load("acme/math:wrong"))
+        assert "'wrong'" in said and "acme/math@main" in said
+
+    def test_missing_repository_and_revision(self, acme):
+        assert "acme/none" in sentence(lambda: hub.load("acme/none"))
+        assert "'v9'" in sentence(lambda: hub.load("acme/math@v9"))
+        assert "whole model" in sentence(lambda: hub.load("acme/base"))
+
+    def test_base_in_one_format_without_code(self, acme, tmp_path):
+        snapshot = hub.resolve_base("acme/base")
+        assert snapshot.commit == acme["base"]
+        files = cached_files(tmp_path / "cache")
+        assert "pytorch_model.bin" not in files and "harm.py" not in files
+        assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= files
+        from loraprobe.base import open_base
+
+        base = open_base(snapshot.path, snapshot.reference, snapshot.commit)
+        llama = making.tiny_llama()
+        for path in making.LLAMA:
+            assert torch.equal(base.weight(path), llama.get_submodule(path).weight)
+        assert "harm.py" in {
+            p.name for p in hub.resolve_base("acme/base", code=True).path.iterdir()
+        }
+
+    def test_card_only_when_asked(self, acme, tmp_path):
+        adapter = hub.load("acme/math@v1")
+        assert "README.md" not in cached_files(tmp_path / "cache")
+        assert hub.model_card(adapter) == "# Old"
+        assert hub.model_card("acme/math") == "# Maths"
+        assert hub.model_card("acme/several:lora/law") == "# All"
+        assert hub.model_card("acme/base") is None
+
+    def test_offline_from_the_cache_by_name_and_commit(self, acme, served, monkeypatch, tmp_path):
+        online = hub.load("acme/math")
+        use(monkeypatch, served[0], tmp_path / "cache", offline=True)
+        for text in ("acme/math", "acme/math@main", f"acme/math@{acme['new']}"):
+            assert hub.load(text).source == type(online.source)(
+                text, online.source.path, online.source.commit
+            )
+        for text in ("acme/several:lora/law", f"acme/math@{acme['old']}"):
+            assert "HF_HUB_OFFLINE" in sentence(lambda text=text: hub.load(text))
+
+    def test_environment_alone(self, served, tmp_path):
+        """HF_ENDPOINT and HF_HOME steer a process of its own; then the cache alone serves it."""
+        code = "from loraprobe import hub; print(hub.load('acme/math').source.commit)"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        clean |= {"HF_HOME": str(tmp_path / "home")}
+        for extra in ({"HF_ENDPOINT": served[0]}, {"HF_HUB_OFFLINE": "1"}):
+            done = subprocess.run([sys.executable, "-c", code], env=clean | extra, check=True,
+                                  capture_output=True, text=True)  # fmt: skip
+            assert done.stdout.strip() == served[1]["new"] and done.stderr == ""
+        assert cached_files(tmp_path / "home" / "hub") == set(ADAPTER)
+
+
+class TestMisbehaviour:
+    def test_the_server_itself_is_sound(self, bad, tmp_path):
+        assert hub.load("acme/math").source.commit == bad.commit
+        assert bad.fetched() == set(ADAPTER)
+        assert f"Bearer {TOKEN}" in bad.authorizations
+
+    def test_a_cached_commit_costs_no_request(self, bad):
+        hub.load("acme/math")
+        bad.requests.clear()
+        hub.load(f"acme/math@{bad.commit}")
+        assert bad.requests == []
+
+    def test_old_pickle_is_taken_where_there_is_nothing_else(self, bad):
+        bad.files = dict(bad.files)
+        bad.files["adapter_model.bin"] = b"not read: safetensors first"
+        hub.load("acme/math")
+        assert bad.fetched() == set(ADAPTER)
+        del bad.files["adapter_model.safetensors"]
+        bad.commit = "d0" * 20
+        said = sentence(lambda: hub.load("acme/math"), AdapterError)
+        assert "adapter_model.bin" in bad.fetched() and "adapter_model.bin" in said
+
+    @pytest.mark.parametrize(
+        ("status", "headers", "said"),
+        [
+            (403, {"X-Error-Code": "GatedRepo"}, "gated"),
+            (401, {"X-Error-Code": "GatedRepo"}, "HF_TOKEN"),
+            (404, {"X-Error-Code": "RepoNotFound"}, "no repository acme/math"),
+            (404, {"X-Error-Code": "RevisionNotFound"}, "no revision 'v7'"),
+            (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "token"),
+            (403, {}, "forbids"),
+            (403, {"X-Error-Message": "Access to this resource is disabled."}, "disabled"),
+            (429, {"Retry-After": "77"}, "in 77 seconds"),
+            (429, {"ratelimit": '"api";r=0;t=55'}, "in 55 seconds"),
+            (500, {}, "status 500"),
+            (503, {}, "status 503"),
+            (418, {}, "status 418"),
+        ],
+    )
+    @pytest.mark.parametrize("at", ["GET /api/", "HEAD /acme"])
+    def test_refusals(self, bad, status, headers, said, at):
+        bad.fail[at] = (status, headers)
+        text = sentence(lambda: hub.load("acme/math@v7"))
+        assert said in text and ("acme/math" in text or bad.url in text)
+
+    def test_truncated_body(self, bad):
+        bad.spoil["adapter_model.safetensors"] = "truncate"
+        assert "broke off" in sentence(lambda: hub.load("acme/math"))
+        bad.spoil.clear()
+        assert len(hub.load("acme/math").modules) == len(making.LLAMA)
+
+    def test_wrong_content(self, bad):
+        bad.spoil["adapter_model.safetensors"] = "flip"
+        assert "hash" in sentence(lambda: hub.load("acme/math"))
+        bad.spoil.clear()
+        hub.load("acme/math")
+
+    def test_damage_in_the_cache_is_repaired(self, bad, tmp_path):
+        path = hub.load("acme/math").source.path / "adapter_model.safetensors"
+        whole = path.read_bytes()
+        path.resolve().write_bytes(whole[:-1] + b"\x55")
+        hub.load(f"acme/math@{bad.commit}")
+        assert path.read_bytes() == whole
+
+    def test_damage_that_cannot_be_repaired(self, bad, monkeypatch, tmp_path):
+        path = hub.load("acme/math").source.path / "adapter_model.safetensors"
+        path.resolve().write_bytes(path.read_bytes()[:-1] + b"\x55")
+        use(monkeypatch, bad.url, tmp_path / "cache", offline=True)
+        assert "damaged" in sentence(lambda: hub.load("acme/math"))
+
+    def test_a_page_instead_of_an_answer(self, bad):
+        bad.spoil["api"] = "html"
+        assert "HF_ENDPOINT" in sentence(lambda: hub.load("acme/math"))
+
+    def test_no_network(self, monkeypatch, tmp_path):
+        use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+        assert "cannot be reached" in sentence(lambda: hub.load("acme/math"))
+
+    @pytest.mark.parametrize("fail", [(503, {}), (429, {}), None])
+    def test_cached_copy_stands_in_with_a_warning(self, bad, monkeypatch, tmp_path, caplog, fail):
+        commit = hub.load("acme/math").source.commit
+        if fail:
+            bad.fail["GET /api/"] = fail
+        else:
+            use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+        assert hub.load("acme/math").source.commit == commit
+        assert len(caplog.messages) == 1 and commit[:12] in caplog.messages[0]
+
+    @pytest.mark.parametrize(
+        "headers", [{"X-Error-Code": "GatedRepo"}, {"X-Error-Code": "RevisionNotFound"}]
+    )
+    def test_cached_copy_does_not_stand_in_for_a_refusal(self, bad, headers):
+        hub.load("acme/math")
+        bad.fail["GET /api/"] = (403, headers)
+        sentence(lambda: hub.load("acme/math"))
+
+    def test_missing_parts(self, bad):
+        del bad.files["adapter_model.safetensors"]
+        assert "no weights" in sentence(lambda: hub.load("acme/math"))
+        del bad.files["adapter_config.json"]
+        assert "no adapter_config.json" in sentence(lambda: hub.load("acme/math"))
+        bad.files["config.json"] = b"{}"
+        assert "whole model" in sentence(lambda: hub.load("acme/math"))
+
+    def test_base_without_what_it_needs(self, bad):
+        assert "adapter" in sentence(lambda: hub.resolve_base("acme/math"))
+        bad.files = {"README.md": b""}
+        assert "config.json" in sentence(lambda: hub.resolve_base("acme/math"))
+        bad.files = {"config.json": b"{}"}
+        assert "safetensors" in sentence(lambda: hub.resolve_base("acme/math"))
+        bad.files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-1.safetensors"}}'
+        assert "index.json names" in sentence(lambda: hub.resolve_base("acme/math"))
+
+    @pytest.mark.parametrize("secret", [TOKEN, "0123-not-shaped-like-a-token"])
+    def test_no_token_in_any_message(self, bad, monkeypatch, secret):
+        def chatty(*_, **__):
+            raise OSError(f"no luck with https://user:{secret}@example.invalid")
+
+        monkeypatch.setenv("HF_TOKEN", secret)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", chatty)
+        said = sentence(lambda: hub.load("acme/math"))
+        assert "no luck" in said and secret not in said
+
+    def test_full_disk(self, bad, monkeypatch):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+        assert "HF_HOME" in sentence(lambda: hub.load("acme/math"))
+
+
+class TestCommonBase:
+    def test_agreed(self):
+        pair = [making.random_adapter(n, base_model="owner/base") for n in "ab"]
+        assert hub.common_base(pair) == "owner/base"
+
+    def test_with_revision(self, tmp_path):
+        for name in "ab":
+            tensors = {"base_model.model.q.lora_A.weight": torch.ones(4, 4),
+                       "base_model.model.q.lora_B.weight": torch.ones(4, 4)}  # fmt: skip
+            making.write_adapter(tmp_path / name, tensors, revision="v2" if name == "a" else None)
+        pair = hub.load_all([str(tmp_path / n) for n in "ab"])
+        assert hub.common_base(pair) == "owner/base@v2"
+
+    def test_different(self):
+        pair = [making.random_adapter(n, base_model=f"owner/{n}") for n in "ab"]
+        said = sentence(lambda: hub.common_base(pair), CompatibilityError)
+        assert "a says owner/a" in said and "--base" in said
+
+    @pytest.mark.parametrize("base", ["/home/somebody/llama", "./out/base", r"C:\models\llama"])
+    def test_somebody_elses_directory(self, base):
+        pair = [making.random_adapter(n, base_model=base) for n in "ab"]
+        assert "--base" in sentence(lambda: hub.common_base(pair), BaseError)
+
+    def test_near_names_are_different(self):
+        names = ("owner/llama-7b", "owner/llama-7b-chat")
+        pair = [making.random_adapter(n[-1], base_model=n) for n in names]
+        sentence(lambda: hub.common_base(pair), CompatibilityError)
+
+    def test_unnamed(self):
+        pair = [making.random_adapter("a"), making.random_adapter("b", base_model=None)]
+        assert "b does not say" in sentence(lambda: hub.common_base(pair), BaseError)
+
+    def test_local_base_needs_no_hub(self, stories):
+        assert hub.resolve_base(str(stories)).path == stories

@@ -1,0 +1,253 @@
+"""The same inputs, seed, device and dtype give the same document; what else may move is pinned.
+
+Repeated calls and other hash seeds: every byte but `provenance`. Batch sizes, threads and the
+order of adapters change the order in which floating-point numbers are added: every count, score,
+interval, decision and action stays, and what is a mean of likelihoods or gates moves by less than
+TOLERANCE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import linalg
+from typer.testing import CliRunner
+
+import loraprobe.demo
+from loraprobe.adapters import read_adapter
+from loraprobe.cli import app
+from loraprobe.evaluation import System, compare, gains, statistics
+from loraprobe.records import ItemResult
+
+WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
+TOLERANCE = 1e-4  # relative, float32 on the CPU; Min-K%++ divides by spreads near 0
+COUNTED = ("evaluation", "comparisons", "gains", "attribution")  # made of right and wrong answers
+DIFFERS = ("seconds", "peak_memory_bytes")
+SCENARIOS = {
+    "disjoint": (("spouse", "city"), ("strangers",)),
+    "skill-and-facts": (("newcomers", "steps"), ("newcomers",)),
+    "keep-both": (("last", "count"), ("last", "count")),
+}
+
+
+def named(*names: str) -> list[str]:
+    return [f"{name}={WORLD / 'adapters' / name}" for name in names]
+
+
+def audit(scenario: str, *, turned: bool = False) -> list[str]:
+    """The arguments of merge-and-eval on a world that ships with the package."""
+    adapters, tasks = SCENARIOS[scenario]
+    refs = named(*(reversed(adapters) if turned else adapters))
+    asked = [x for task in tasks for x in ("--task", str(WORLD / "tasks" / f"{task}.jsonl"))]
+    return ["merge-and-eval", *refs, "--base", str(WORLD / "base"), *asked, "--exit-zero"]
+
+
+def call(*arguments: object) -> dict[str, Any]:
+    """The document of one call in this process, without what is told apart by name alone."""
+    done = CliRunner().invoke(
+        app, [*map(str, arguments), "--json", "--quiet"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    for name in (*DIFFERS, "arguments"):
+        document["provenance"].pop(name)
+    return document
+
+
+def differences(a: Any, b: Any, at: str = "") -> list[str]:
+    """Where two documents differ; numbers beyond TOLERANCE, and counted ones beyond rounding."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for key in a for d in differences(a[key], b[key], f"{at}.{key}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [d for i, (x, y) in pairs for d in differences(x, y, f"{at}[{i}]")]
+    if isinstance(a, float) and isinstance(b, float):
+        near = 1e-9 if at[1:].startswith(COUNTED) else TOLERANCE
+        if abs(a - b) <= near * max(1.0, abs(a), abs(b)):
+            return []
+    return [] if a == b else [f"{at}: {a!r} | {b!r}"]
+
+
+def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with every list in an order of its own, and without sentences.
+
+    Rows follow the order in which adapters are given, and so do names within a row and a sentence.
+    """
+
+    def free(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: free(value[k]) for k in sorted(value) if k != "message"}
+        if isinstance(value, list) and not all(isinstance(x, (int, float)) for x in value):
+            return sorted(map(free, value), key=lambda row: json.dumps(rounded(row)))
+        return value
+
+    def rounded(value: Any) -> Any:
+        """Numbers last, so that their rounding decides between rows that are else alike."""
+        if not isinstance(value, dict):
+            return value
+        words = {k: v for k, v in value.items() if not isinstance(v, (float, list, dict))}
+        names = value.get("adapters", [])
+        return [words, names, {k: v for k, v in value.items() if isinstance(v, float)}]
+
+    return free({k: v for k, v in document.items() if k != "notes"})
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def threads():
+    """The number of threads as it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+IN_ANOTHER = """
+import json, sys
+from test_determinism import call
+print(json.dumps([call(*arguments) for arguments in json.loads(sys.argv[1])]))
+"""
+
+
+def elsewhere(calls: list[list[str]], seed: int, cache: Path) -> list[dict[str, Any]]:
+    """The documents of some calls in one new process with a hash seed of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env=os.environ
+        | {
+            "PYTHONHASHSEED": str(seed),
+            "LORAPROBE_CACHE": str(cache),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path):
+    short = ["--limit", "4", "--max-new-tokens", "12", "--threads", "1"]
+    calls = [
+        ["inspect", *named("spouse", "city", "last"), "--per-module", "--threads", "1"],
+        ["merge", *named("spouse", "last"), "--method", "dare_ties:density=0.5", "-o",
+         str(tmp_path / "merged"), "--overwrite", "--threads", "1"],
+        [*audit("skill-and-facts"), *short],
+    ]  # fmt: skip
+    first = elsewhere(calls, 1, tmp_path / "one")
+    written = (tmp_path / "merged" / "adapter_model.safetensors").read_bytes()
+    for document, again in zip(first, [call(*own) for own in calls], strict=True):
+        assert document == again
+    assert (tmp_path / "merged" / "adapter_model.safetensors").read_bytes() == written
+
+
+def check_moves(scenario: str, others: list[list[str]], *options: str) -> None:
+    """One scenario called in other ways, and with its adapters in the other order."""
+    calm = call(*audit(scenario), "--threads", 1, *options)
+    for other in others:
+        threads = [] if "--threads" in other else ["--threads", 1]
+        found = call(*audit(scenario), *options, *other, *threads)
+        assert not differences(calm, found), other
+    turned = call(*audit(scenario, turned=True), "--threads", 1, *options)
+    assert not differences(in_no_order(calm), in_no_order(turned))
+
+
+def test_batch_size_and_order_move_no_count():
+    check_moves(
+        "skill-and-facts", [["--batch-size", "1"]], "--limit", "4", "--max-new-tokens", "12"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_batch_sizes_threads_and_order_move_no_count_in_whole_scenarios(scenario, threads):
+    check_moves(scenario, [["--batch-size", "1"], ["--batch-size", "7"], ["--threads", "2"]])
+
+
+def test_inspect_and_merge_do_not_depend_on_order_and_threads(tmp_path, threads):
+    names = ["spouse", "city", "last"]
+    calm = call("inspect", *named(*names), "--threads", 1)
+    assert not differences(calm, call("inspect", *named(*names), "--threads", 2))
+    turned = call("inspect", *named(*reversed(names)), "--threads", 1)
+    assert not differences(in_no_order(calm), in_no_order(turned))
+
+
+# TIES decides entry by entry, and near a threshold by the last bit of a sum.
+@pytest.mark.parametrize(("method", "near"), [("uniform", 1e-6), ("ties:density=0.3", 1e-3)])
+def test_merges_do_not_depend_on_order_and_threads(method, near, tmp_path, threads):
+    names, merged = ["spouse", "city", "last"], {}
+    for way, (order, n) in {"calm": (1, 1), "turned": (-1, 1), "threads": (1, 2)}.items():
+        call("merge", *named(*names[::order]), "--method", method, "-o", tmp_path / way,
+             "--threads", n)  # fmt: skip
+        merged[way] = read_adapter(tmp_path / way)
+    for path, update in merged["calm"].modules.items():
+        delta = update.delta().double()
+        for way in ("turned", "threads"):
+            off = (merged[way].modules[path].delta().double() - delta).norm() / delta.norm()
+            assert off < near, (path, way)
+
+
+def test_threads_move_no_answer(stories, threads):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from loraprobe.scoring import Scorer
+
+    scorer = Scorer(
+        AutoModelForCausalLM.from_pretrained(stories).eval(),
+        AutoTokenizer.from_pretrained(stories),
+    )
+    prompts = ["Once upon a time", "Lily and Tom", "The dog was", "One day"]
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        texts = scorer.generate(prompts, max_new_tokens=8)
+        likely = scorer.loglikelihood([(p, " a big red ball") for p in prompts])
+        found.append((texts, [one.rank for one in likely], [one.logprob for one in likely]))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] == pytest.approx(found[1][2], rel=TOLERANCE)
+
+
+def test_critical_values_do_not_jump_with_rounding():
+    """Equal eigenvalues of a covariance have vectors that turn with the last bit of its entries;
+    intervals must not."""
+    x = linalg.hadamard(32)[:, 1:6].astype(float)
+    nudged = x * (1 + 1e-13 * np.random.default_rng(3).standard_normal(x.shape))
+    alone = np.arange(32)
+    first, again = (
+        statistics.largest(statistics.estimate(values, alone), (5, 1), 0.95, 0)
+        for values in (x, nudged)
+    )
+    assert first == pytest.approx(again, abs=1e-6)
+
+
+def test_intervals_do_not_depend_on_the_order_of_adapters():
+    rng = np.random.default_rng(5)
+    kinds = {"base": "base", "a": "adapter", "b": "adapter", "c": "adapter", "uniform": "merge",
+             "arrow": "router", "chain": "chain", "shrunk:a": "control"}  # fmt: skip
+    systems = [System(name, kind) for name, kind in kinds.items()]
+    results = [
+        ItemResult(s.name, "t", part, str(i), "exact_match", float(right), "", str(i // 2))
+        for k, s in enumerate(systems)
+        for part in ("target", "cot")
+        for i, right in enumerate(rng.random(60) < 0.2 + 0.08 * k)
+    ]
+    turned = [systems[k] for k in (0, 3, 1, 2, 4, 5, 6, 7)]
+    assert gains(results, systems) == gains(results, turned)
+    first, again = compare(results, systems), compare(results, turned)
+    assert [row.against for row in first[:4]] == ["base", "a", "b", "c"]
+    assert [row.against for row in again[:4]] == ["base", "c", "a", "b"]
+    assert set(first) == set(again)

@@ -1,0 +1,262 @@
+"""Faults of the machine: kills, full disks, clocks that jump, two at once. All or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hubs import Misbehaving, adapter_files, use
+from making import random_adapter
+from typer.testing import CliRunner
+
+from loraprobe import hub
+from loraprobe.adapters import StagedDirectory, read_adapter
+from loraprobe.adapters import staging as staged
+from loraprobe.cli import app
+from loraprobe.errors import HubError, OutputError, UsageError
+from loraprobe.evaluation import Ledger
+from loraprobe.records import ItemResult
+
+KILL = Path(__file__).parents[1] / "faults" / "kill.py"
+WIDE = {f"layers.{i}.up": (256, 256) for i in range(8)}
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        random_adapter(name, WIDE, seed=seed, scaling=0.01).save(tmp_path / name)
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def storm(*arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, str(KILL), *map(str, arguments)], capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+class TestKills:
+    @pytest.mark.parametrize(("operation", "points"), [("merge", 6), ("download", 3)])
+    def test_at_a_few_points(self, operation, points):
+        told = storm("--operation", operation, "--points", points, "--seed", 5)
+        assert int(re.search(r"(\d+) killed", told)[1]) >= points // 2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("operation", ["merge", "merge-and-eval", "lab build", "download"])
+    def test_at_many_points(self, operation):
+        print(storm("--operation", operation, "--points", 50))
+
+    def test_what_a_kill_leaves_behind_stops_nobody(self, pair, tmp_path):
+        """A staging directory of a killed run lies hidden beside the output, and only there."""
+        (tmp_path / ".out.killed").mkdir()
+        (tmp_path / ".out.killed" / "adapter_model.safetensors").write_bytes(b"half")
+        assert call("merge", *pair, "-o", tmp_path / "out").exit_code == 0
+        assert read_adapter(tmp_path / "out").modules
+
+
+class TestDisks:
+    def test_a_real_limit_on_file_size(self, pair, tmp_path):
+        """The kernel refuses to write beyond a limit, as a quota would."""
+        code = (
+            "import resource, signal, sys\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+            "sys.argv[0] = 'loraprobe'\n"
+            "from loraprobe.cli import main\nmain()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, "merge", *map(str, pair), "-o", str(tmp_path / "out")],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "cannot be written" in done.stderr
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+    def test_what_is_protected_stays(self, pair, tmp_path):
+        """A directory that takes nothing, and an old output and an old page that are read-only."""
+        locked, out, page = tmp_path / "locked", tmp_path / "out", tmp_path / "page.html"
+        locked.mkdir()
+        assert call("merge", *pair, "-o", out, "--html", page).exit_code == 0
+        before = sorted(tmp_path.rglob("*"))
+        for place in (locked, out, page):
+            place.chmod(0o500 if place.is_dir() else 0o400)
+        if os.access(locked, os.W_OK):
+            pytest.skip("root writes everywhere")
+        for more in (["-o", locked / "out"], ["-o", out, "--overwrite"],
+                     ["-o", tmp_path / "new", "--html", page]):  # fmt: skip
+            result = call("merge", *pair, *more)
+            assert result.exit_code == 2 and "cannot be written" in result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_file_system_that_is_read_only(self, pair):
+        """/proc takes no directories, whoever asks."""
+        if not Path("/proc/self").is_dir():
+            pytest.skip("needs /proc")
+        result = call("merge", *pair, "-o", "/proc/loraprobe-out")
+        assert result.exit_code == 2 and "cannot be written" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("one_step", [True, False])
+    def test_an_output_is_replaced(self, tmp_path, monkeypatch, one_step):
+        """In one step where the system can; either way the new one is there and nothing else."""
+        if not one_step:
+            monkeypatch.setattr(staged, "_exchanged", lambda *_: False)
+        elif not sys.platform.startswith("linux"):
+            pytest.skip("needs renameat2")
+        else:
+            monkeypatch.setattr(StagedDirectory, "_swap", None)  # it must not be needed
+        for number in range(2):
+            with StagedDirectory(tmp_path / "out", overwrite=True) as staging:
+                (staging / "README.md").write_text(str(number))
+        assert (tmp_path / "out" / "README.md").read_text() == "1"
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    def test_an_output_that_exists(self, pair, tmp_path):
+        out = tmp_path / "out"
+        assert call("merge", *pair, "-o", out).exit_code == 0
+        refused = call("merge", *pair, "-o", out)
+        assert refused.exit_code == 2 and "--overwrite" in refused.stderr
+        assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 0
+        (out / "thesis.tex").write_text("years of work")
+        assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 2
+        assert (out / "thesis.tex").exists()
+
+    @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
+    def test_who_may_read_an_output_is_what_the_umask_says(self, pair, tmp_path, mask):
+        """Also the weights, which safetensors itself writes for the owner alone."""
+        before = os.umask(mask)
+        try:
+            assert call("merge", *pair, "-o", tmp_path / "out").exit_code == 0
+            assert call("route", *pair, "-o", tmp_path / "routed").exit_code == 0
+        finally:
+            os.umask(before)
+        for path in [*tmp_path.glob("out/*"), *tmp_path.glob("routed/**/*"), tmp_path / "out"]:
+            assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+class TestTwoAtOnce:
+    def test_one_output(self, pair, tmp_path):
+        """Many write the same output: the last is there whole, the others say why not."""
+        out = tmp_path / "out"
+
+        def one(number: int) -> subprocess.CompletedProcess[str]:
+            method = ("uniform", "sum")[number % 2]
+            return subprocess.run(
+                [sys.executable, "-m", "loraprobe", "merge", *map(str, pair), "-o", str(out),
+                 "--method", method, "--quiet"],
+                capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(one, range(4)))
+        codes = sorted(d.returncode for d in done)
+        assert codes[0] == 0 and set(codes) <= {0, 2}
+        for refused in (d for d in done if d.returncode == 2):
+            assert "exists already" in refused.stderr or "cannot be written" in refused.stderr
+        assert codes.count(0) == 1, "without --overwrite one alone may win"
+        assert read_adapter(out).modules and call("verify", out).exit_code == 0
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "out"]
+
+    def test_staging_that_meets_another_at_the_end(self, tmp_path):
+        target = tmp_path / "out"
+        with pytest.raises(OutputError), StagedDirectory(target) as staging:
+            (staging / "README.md").write_text("mine")
+            target.mkdir()
+            (target / "README.md").write_text("theirs")
+        assert (target / "README.md").read_text() == "theirs"
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    def test_one_ledger(self, tmp_path):
+        """Two runs of one call share their results' file: the second is told."""
+        first = Ledger(tmp_path, fingerprint={"x": 1})
+        with pytest.raises((OutputError, UsageError), match="another run"):
+            Ledger(tmp_path, resume=True, fingerprint={"x": 1})
+        first.close()
+        Ledger(tmp_path, resume=True, fingerprint={"x": 1}).close()
+
+
+class TestClocks:
+    def test_a_clock_that_jumps_back(self, pair, tmp_path, monkeypatch):
+        """Durations come from a clock that cannot; dates are not used to decide anything."""
+        now = [2e9]
+
+        def backwards() -> float:
+            now[0] -= 3600
+            return now[0]
+
+        monkeypatch.setattr(time, "time", backwards)
+        result = call("merge", *pair, "-o", tmp_path / "out", "--json")
+        assert result.exit_code == 0, result.output
+        seconds = json.loads(result.stdout)["provenance"]["seconds"]
+        assert all(0 <= value < 600 for value in seconds.values())
+
+
+@pytest.fixture
+def bad(monkeypatch, tmp_path):
+    server = Misbehaving(adapter_files(tmp_path / "made"))
+    with server.running():
+        use(monkeypatch, server.url, tmp_path / "cache")
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+        yield server
+
+
+class TestNetworks:
+    def test_a_revision_that_moves_between_two_calls(self, bad, tmp_path):
+        """Each call pins what it saw, and what was pinned stays readable."""
+        first = hub.load("acme/math")
+        moved = tmp_path / "moved"
+        random_adapter("m", seed=99).save(moved)
+        bad.files = {f.name: f.read_bytes() for f in moved.iterdir()}
+        bad.commit = "d1" * 20
+        second = hub.load("acme/math")
+        assert (first.source.commit, second.source.commit) == ("c0" * 20, "d1" * 20)
+        assert first.sha256 != second.sha256
+        path = next(iter(first.modules))
+        again = hub.load(f"acme/math@{first.source.commit}")
+        assert torch.equal(again.modules[path].A, first.modules[path].A)
+
+    @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+    @pytest.mark.parametrize("headers", [{}, {"Retry-After": "7"}])
+    def test_a_server_that_cannot_now(self, bad, status, headers):
+        """One sentence, the wait where the server names one, and nothing half in the cache."""
+        bad.fail = {"GET /api/models": (status, headers)}
+        with pytest.raises(HubError) as caught:
+            hub.load("acme/math")
+        assert ("7 seconds" in str(caught.value)) == (status == 429 and bool(headers))
+        bad.fail = {}
+        assert hub.load("acme/math").modules
+
+    @pytest.mark.parametrize("what", ["truncate", "flip"])
+    def test_a_body_that_breaks(self, bad, what):
+        bad.spoil = {"adapter_model.safetensors": what}
+        with pytest.raises(HubError):
+            hub.load("acme/math")
+        bad.spoil = {}
+        assert hub.load("acme/math").modules
+
+
+def test_results_survive_what_cut_their_last_line(tmp_path):
+    ledger = Ledger(tmp_path, fingerprint={})
+    results = [
+        ItemResult("s", "t", "target", str(i), "exact_match", 1.0, "x", "g") for i in range(3)
+    ]
+    ledger.append(results)
+    ledger.close()
+    file = tmp_path / "results.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    again = Ledger(tmp_path, resume=True, fingerprint={})
+    assert len(again) == 2

@@ -1,0 +1,240 @@
+"""Routers that learn from prompts, and the figures of gates, on the world that ships."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jsonschema
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import loraprobe
+from loraprobe.adapters import read_adapter
+from loraprobe.base import open_base
+from loraprobe.cli import app
+from loraprobe.composition import Composition, watched
+from loraprobe.errors import UsageError
+from loraprobe.evaluation import System
+from loraprobe.options import Options
+from loraprobe.pipeline.gate_statistics import GateTally, gate_statistics
+from loraprobe.pipeline.router_fitting import fit_routers, fitted_in, gather_prompts
+from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.transforms import Prepared
+from loraprobe.report.schema import json_schema
+from loraprobe.routing import ROUTERS
+from loraprobe.scoring import Scorer
+from loraprobe.tasks import Item, Task, load_task
+from loraprobe_lab import shipped_world
+
+PATH = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    loaded = open_base(shipped_world().base).load(device=torch.device("cpu"), dtype=torch.float32)
+    return Scorer(loaded.model, loaded.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    chosen = shipped_world().scenario("disjoint")
+    return [read_adapter(path) for path in chosen.adapters.values()]
+
+
+@pytest.fixture(scope="module")
+def items():
+    """The hops of people of whom the first 60 items do not speak, and those items."""
+    (file,) = shipped_world().scenario("disjoint").tasks
+    task = load_task(file)
+    rest = task.items[100:130]
+    prompts = {
+        "spouse": [item.hop_prompt(0) for item in rest],
+        "city": [item.hop_prompt(1) for item in rest],
+    }
+    return Task(task.name, task.items[:60]), prompts
+
+
+def files_of(prompts, directory):
+    made = []
+    for name, lines in prompts.items():
+        (directory / f"{name}.txt").write_text("\n".join(lines) + "\n\n")
+        made.append((name, directory / f"{name}.txt"))
+    return tuple(made)
+
+
+def test_a_centroid_is_the_mean_of_what_a_module_reads(scorer, pair, items):
+    """Against prompts read one at a time, without any mask or batch."""
+    prompts = items[1]
+    router = fitted_in(ROUTERS.make("centroid"), scorer.model, scorer.tokenizer, pair, prompts)
+    wanted = []
+    for adapter in pair:
+        rows: list[torch.Tensor] = []
+
+        def look(path, x, output, rows=rows):
+            if path == PATH:
+                rows.append(x[0, 1:].double())
+
+        with torch.no_grad(), watched(scorer.model, Composition("c", tuple(pair), router), look):
+            for ids in scorer.encoder.prompts(prompts[adapter.name]):
+                scorer.model(input_ids=torch.tensor([ids]))
+        wanted.append(torch.cat(rows).mean(0))
+    found = router.state()[f"centroid.{PATH}"]
+    torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-4, atol=1e-5)
+    assert set(router.state()) == {f"centroid.{path}" for path in pair[0].modules}
+    assert not router.needs_prompts
+
+
+def test_route_fits_and_refuses_to_guess(scorer, pair, items):
+    model, tokenizer, prompts = scorer.model, scorer.tokenizer, items[1]
+    ids = torch.tensor(scorer.encoder.prompts(["Who is the spouse of Stakri?"]))
+    spec = "hard:by=centroid,per=sequence"
+    with torch.no_grad():
+        with loraprobe.route(model, pair, router=spec, prompts=prompts, tokenizer=tokenizer):
+            routed = model(input_ids=ids).logits
+        with loraprobe.route(model, pair[:1], router="arrow"):
+            alone = model(input_ids=ids).logits
+    assert float((routed - alone).norm() / alone.norm()) < 1e-4
+    for options in ({}, {"prompts": prompts}, {"tokenizer": tokenizer}):
+        with pytest.raises(UsageError, match=r"give prompts=\{'spouse'"):
+            loraprobe.route(model, pair, router="centroid", **options)
+    with pytest.raises(UsageError, match="none of the adapters"):
+        loraprobe.route(model, pair, router="centroid", prompts={"x": ["y"]}, tokenizer=tokenizer)
+    with pytest.raises(UsageError, match="none of city"):
+        loraprobe.route(
+            model, pair, router="centroid", prompts={"spouse": ["y z"]}, tokenizer=tokenizer
+        )
+    with pytest.raises(UsageError, match="learns nothing"):
+        loraprobe.route(model, pair, router="arrow", prompts=prompts, tokenizer=tokenizer)
+
+
+def test_prompts_come_from_files_or_from_the_adapter_and_are_no_items(
+    scorer, pair, items, tmp_path
+):
+    task, prompts = items
+    leaked = [task.items[0].prompt.upper(), "Please: " + task.items[1].hop_prompt(0)]
+    files = files_of({"spouse": prompts["spouse"] + leaked}, tmp_path)
+    options = Options(routers=("centroid",), router_prompts=files)
+    found, note = gather_prompts(pair, options, scorer, [task])
+    assert found["spouse"] == prompts["spouse"]
+    assert 1 <= len(found["city"]) <= 32 and all(isinstance(p, str) for p in found["city"])
+    assert "30 prompts for spouse (of spouse.txt)" in note and "it wrote itself" in note
+    assert "items of the tasks were left out" in note and "tell a router more" in note
+    again, _ = gather_prompts(pair, options, scorer, [task])
+    assert again == found  # seeded
+    only = files_of({"spouse": leaked}, tmp_path)
+    options = Options(routers=("centroid",), router_prompts=only)
+    with pytest.raises(UsageError, match="Every prompt of adapter spouse"):
+        gather_prompts(pair, options, scorer, [task])
+
+
+def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xfa")
+    for name, file, match in (
+        ("spouse", "empty.txt", "holds no prompt"),
+        ("spouse", "bytes.txt", "UTF-8"),
+        ("nobody", "empty.txt", "none of the adapters"),
+    ):
+        settings = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
+        with pytest.raises(UsageError, match=match):
+            fit_routers(pair, Prepared(pair), settings, scorer, [])
+    settings = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
+    assert "no router asked for" in fit_routers(pair, Prepared(pair), settings, scorer, [])[1][0]
+
+
+def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, items, tmp_path):
+    files = files_of(items[1], tmp_path)
+    specs = ("centroid", "arrow", "hard:by=centroid", "centroid:top_k=1,per=sequence")
+    options = Options(routers=specs, router_prompts=files)
+    fitted, (note,) = fit_routers(pair, Prepared(pair), options, scorer, [items[0]])
+    assert "tell a router more" not in note
+    assert note.startswith("centroid, hard:by=centroid and centroid:top_k=1,per=sequence learned")
+    assert set(fitted) == set(specs) - {"arrow"}
+    states = [router.state() for router in fitted.values()]
+    assert all(torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"])
+               for state in states)  # fmt: skip
+    last = fitted[specs[-1]]
+    assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
+    builder = SystemBuilder.of(pair, options, routers=fitted)
+    built = builder.build("hard:by=centroid").system
+    assert built.composition.router is fitted["hard:by=centroid"]
+    assert fit_routers(pair, Prepared(pair), Options(), scorer, []) == ({}, [])
+
+
+def test_gates_are_counted_token_by_token():
+    tally = GateTally(3)
+    tally.see(torch.tensor([[0, 1, 1], [0, 1, 0]]).bool())
+    gates = torch.tensor([[[9.0, 9], [1, 0], [0.5, 0.5]], [[9, 9], [0.25, 0.75], [9, 9]]])
+    tally.look("a.0.q", (0, 2), gates)
+    tally.look("a.0.q", (0, 2), gates.reshape(6, 2))  # flattened rows are the same tokens
+    sums = tally.modules["a.0.q"]
+    assert sums.tokens == 6
+    torch.testing.assert_close(sums.share / 6, torch.tensor([1.75, 0, 1.25]).double() / 3)
+    third = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert sums.entropy / 6 == pytest.approx((math.log(2) + third) / 3)
+    assert sums.entropy_share / 6 == pytest.approx((1 + third / math.log(2)) / 3)
+    tally.look("alone", (1,), torch.ones(2, 3, 1))
+    tally.look("head", (0, 1), torch.ones(2, 1, 2))
+    assert set(tally.modules) == {"a.0.q"}
+
+
+def test_gate_statistics_are_those_of_the_composed_model(scorer, pair, items):
+    """One prompt, against the gates of a pass of one's own."""
+    from loraprobe.composition import composed
+
+    task = Task("t", (Item("1", "Where does the spouse of Stakri live?", ("x",)),))
+    arrow = Composition("arrow", tuple(pair), ROUTERS.make("arrow"))
+    constant = Composition("uniform", tuple(pair), ROUTERS.make("constant"))
+    systems = [System("base", "base"), System("arrow", "router", arrow),
+               System("uniform", "merge", constant)]  # fmt: skip
+    rows, note = gate_statistics(scorer, systems, [task])
+    seen = {}
+    ids = torch.tensor(scorer.encoder.prompts([task.items[0].prompt]))
+    with torch.no_grad(), composed(scorer.model, arrow, lambda p, i, g: seen.update({p: g[0, 1:]})):
+        scorer.model(input_ids=ids)
+    by_layer = {row.layer: row for row in rows}
+    assert [row.layer for row in rows] == [None, *(f"model.layers.{i}" for i in range(4))]
+    assert {row.system for row in rows} == {"arrow"} and "1 prompts" in note
+    own = [g.double() for path, g in seen.items() if path.startswith("model.layers.2.")]
+    row = by_layer["model.layers.2"]
+    assert (row.modules, row.n) == (len(own), ids.shape[1] - 1)
+    mean = torch.stack([g.mean(0) for g in own]).mean(0)
+    assert list(row.share.values()) == pytest.approx(mean.tolist(), abs=1e-6)
+    entropy = torch.stack([-(g * g.log()).sum(-1).mean() for g in own]).mean()
+    assert row.entropy == pytest.approx(float(entropy), abs=1e-6)
+    assert row.entropy_share == pytest.approx(row.entropy / math.log(2))
+    whole = by_layer[None]
+    assert sum(whole.share.values()) == pytest.approx(1)
+    layers = [by_layer[f"model.layers.{i}"] for i in range(4)]
+    assert whole.entropy == pytest.approx(
+        sum(r.entropy * r.modules for r in layers) / whole.modules
+    )
+    few, note = gate_statistics(scorer, systems, [items[0]], most=5)
+    again, _ = gate_statistics(scorer, systems, [items[0]], most=5)
+    assert few == again and "5 of 60 prompts" in note
+    assert gate_statistics(scorer, systems[:1], [task]) == ((), "")
+
+
+def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
+    """With prompts in the tasks' form, one adapter a prompt keeps both skills."""
+    world = shipped_world()
+    chosen = world.scenario("disjoint")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
+    router = "hard:by=centroid,per=sequence"
+    call = ["merge-and-eval", *refs, "--base", str(world.base), "--task", str(chosen.tasks[0]),
+            "--router", router, "--router", "arrow:per=sequence", *prompts, "--limit", "10",
+            "--threads", "1", "--exit-zero", "--json"]  # fmt: skip
+    environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
+    result = CliRunner().invoke(app, call, env=environment)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    scores = {(row["system"], row["part"]): row["value"] for row in document["evaluation"]}
+    assert scores[router, "hop1"] == scores[router, "hop2"] == 1.0
+    assert {row["system"] for row in document["gates"]} == {router, "arrow:per=sequence"}
+    whole = next(r for r in document["gates"] if r["system"] == router and r["layer"] is None)
+    assert whole["entropy"] == 0.0 and sum(whole["share"].values()) == pytest.approx(1)
+    assert any("learned from 30 prompts for spouse" in note for note in document["notes"])

@@ -1,0 +1,216 @@
+"""Memory that runs out: batches halve, nothing is counted twice, the report says so, and at last
+one sentence says what to change. The model is real; its forward pass refuses large batches.
+"""
+
+from __future__ import annotations
+
+import re
+
+import making
+import pytest
+import torch
+from test_determinism import audit, call, differences
+from typer.testing import CliRunner
+from words import word_tokenizer
+
+from loraprobe.cli import app
+from loraprobe.composition import Composition, composed
+from loraprobe.errors import OutOfMemory
+from loraprobe.memory import is_out_of_memory
+from loraprobe.pipeline.gate_statistics import GateTally
+from loraprobe.routing import ROUTERS
+from loraprobe.routing._centroids import _Mean
+from loraprobe.scoring import Scorer, read_together
+from loraprobe.scoring.batching import Batcher
+
+ERRORS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    "linux": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    "windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 b"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+    "python": MemoryError(),
+    "mmap": OSError(12, "Cannot allocate memory"),
+}
+SHORT = ["--limit", "4", "--max-new-tokens", "12", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+
+
+def narrow(monkeypatch, most: int, error: Exception) -> list[int]:
+    """Every Llama now fails above so many sequences, half way through its layers."""
+    from transformers.models.llama import modeling_llama
+
+    real, seen = modeling_llama.LlamaDecoderLayer.forward, []
+
+    def forward(self, hidden_states, *args, **kwargs):
+        seen.append(hidden_states.shape[0])
+        if self.self_attn.layer_idx == 1 and seen[-1] > most:
+            raise error
+        return real(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_every_allocator_is_understood(kind):
+    assert is_out_of_memory(ERRORS[kind])
+    done: list[int] = []
+
+    def work(batch):
+        if len(batch) > 3:
+            raise ERRORS[kind]
+        done.extend(batch)
+
+    batcher = Batcher(torch.device("cpu"))
+    batcher.run(range(13), work)
+    assert done == list(range(13))
+    assert (batcher.shortage.failed, batcher.shortage.kept) == (13, 3)
+    assert "13 sequences" in batcher.note() and "--batch-size 3" in batcher.note()
+
+
+def test_other_errors_are_left_alone():
+    for error in (RuntimeError("shape mismatch"), ValueError("out of memory"), KeyError("a")):
+        assert not is_out_of_memory(error)
+    assert Batcher(torch.device("cpu")).note() == ""
+
+
+def test_what_is_shared_out_learns_and_teaches():
+    whole = Batcher(torch.device("cpu"))
+    texts = whole.shared_out(4)
+
+    def work(batch):
+        if len(batch) * 4 > 8:
+            raise MemoryError
+
+    texts.run(range(6), work)
+    assert (whole.shortage.failed, whole.shortage.kept) == (24, 4)
+    assert [len(batch) for batch in whole.split([1] * 9)] == [4, 4, 1]
+    assert [len(batch) for batch in texts.split([4] * 3)] == [1, 1, 1]
+
+    def never(batch):
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory, match="one text at a time, read by 4 systems side by side"):
+        texts.run(range(2), never)
+
+
+def test_a_batch_inside_a_batch_gets_room_from_the_outer_one():
+    batcher, done = Batcher(torch.device("cpu")), []
+
+    def outer(prompts):
+        def inner(tails):
+            if len(prompts) + len(tails) > 4:
+                raise MemoryError
+            done.append((len(prompts), len(tails)))
+
+        batcher.run(range(4), inner)
+
+    batcher.run(range(8), outer)
+    assert done and all(a + b <= 4 for a, b in done)
+
+
+class TestWatchers:
+    """What watches a forward pass sees the layers before the one in which memory ran out; those
+    rows come again in a smaller batch and must count once."""
+
+    prompts = ("ada lives in ulm", "who is cy ?", "the mayor of ulm is bo", "cy", "bo lives in")
+
+    def read(self, watcher, place) -> None:
+        scorer = Scorer(making.tiny_llama(), word_tokenizer(), batch_size=5)
+        with place(scorer.model):
+            read_together(scorer, [(p, "") for p in self.prompts], watcher.see)
+
+    def both(self, monkeypatch, made, place) -> tuple:
+        plain, halved = made(), made()
+        self.read(plain, place(plain))
+        seen = narrow(monkeypatch, 2, ERRORS["cuda"])
+        self.read(halved, place(halved))
+        assert max(seen) == 5 and 1 in seen
+        return plain, halved
+
+    @pytest.fixture
+    def routed(self):
+        experts = tuple(making.random_adapter(name, seed=i) for i, name in enumerate("ab", 1))
+        return Composition("arrow", experts, ROUTERS.make("arrow"))
+
+    def test_gates(self, monkeypatch, routed):
+        plain, halved = self.both(
+            monkeypatch,
+            lambda: GateTally(2),
+            lambda tally: lambda model: composed(model, routed, tally.look),
+        )
+        assert plain.modules.keys() == halved.modules.keys()
+        for path, sums in plain.modules.items():
+            assert halved.modules[path].tokens == sums.tokens > 5
+            torch.testing.assert_close(halved.modules[path].share, sums.share, rtol=1e-5, atol=0)
+
+    def test_means_of_inputs(self, monkeypatch, routed):
+        from loraprobe.composition import watched
+
+        plain, halved = self.both(
+            monkeypatch,
+            lambda: _Mean(dict.fromkeys(routed.paths)),
+            lambda mean: lambda model: watched(model, routed, mean.add),
+        )
+        assert halved.tokens == plain.tokens
+        for path in plain.sums:
+            torch.testing.assert_close(halved.of(path, "a"), plain.of(path, "a"))
+
+
+def test_samples_are_drawn_in_smaller_batches(monkeypatch):
+    scorer = Scorer(making.tiny_llama(), word_tokenizer())
+    narrow(monkeypatch, 3, ERRORS["linux"])
+    assert len(scorer.sample(20, seed=1, max_new_tokens=3)) == 20
+    assert scorer.batcher.shortage.failed == 16
+
+
+def test_an_audit_halves_and_says_so(monkeypatch):
+    calm = call(*audit("skill-and-facts"), *SHORT)
+    seen = narrow(monkeypatch, 7, ERRORS["cuda"])
+    found = call(*audit("skill-and-facts"), *SHORT)
+    assert max(seen) > 7
+    *notes, last = found.pop("notes")
+    assert notes == calm.pop("notes")
+    assert last.startswith("A batch of ") and "did not fit into the memory of cpu" in last
+    assert 1 <= int(re.search(r": (\d+) at a time", last)[1]) <= 7
+    assert not differences(calm, found)
+
+
+def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatch):
+    narrow(monkeypatch, 0, ERRORS["cuda"])
+    done = CliRunner().invoke(app, [*audit("skill-and-facts"), *SHORT, "--json"])
+    assert done.exit_code == 2 and done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: Even one sequence at a time does not fit into the memory of cpu")
+    assert "--dtype bfloat16" in line and "--max-new-tokens" in line
+
+
+def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkeypatch):
+    for name, seed in (("a", 1), ("b", 2)):
+        making.random_adapter(name, seed=seed).save(tmp_path / name)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ERRORS["linux"]
+
+    monkeypatch.setattr("loraprobe.merging.merge", fail)
+    refs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    done = CliRunner().invoke(app, ["merge", *refs, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.startswith("error: Memory ran out; ") and done.stderr.count("\n") == 1
+
+
+def test_a_base_that_runs_out_while_it_is_loaded(monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def fail(*_: object, **__: object) -> None:
+        raise ERRORS["cuda"]
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    done = CliRunner().invoke(app, [*audit("skill-and-facts"), *SHORT])
+    assert done.exit_code == 2
+    assert "ran out while" in done.stderr and "--quantize 4bit" in done.stderr

@@ -1,0 +1,366 @@
+"""Saved compositions: what is read back is what was saved, and nothing else is ever read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import composing
+import jsonschema
+import making
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import loraprobe
+from loraprobe.adapters import read_adapter
+from loraprobe.checkpoint import file_hash
+from loraprobe.cli import app
+from loraprobe.composition import Composition, RowGates
+from loraprobe.errors import AdapterError, OutputError, UsageError
+from loraprobe.pipeline.conclusion import recommend
+from loraprobe.pipeline.saved import FILE, Routed, load_composition
+from loraprobe.pipeline.systems import single
+from loraprobe.pipeline.transforms import scaled, subtracted
+from loraprobe.records import Verdict
+from loraprobe.report.schema import json_schema
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
+from loraprobe_lab import shipped_world
+
+
+def logits(model, composition: Composition) -> torch.Tensor:
+    with composition.into(model):
+        return making.hidden(model)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+
+def from_disk(tmp_path: Path, *names: str) -> tuple:
+    """Random adapters, written and read."""
+    read = []
+    for seed, name in enumerate(names):
+        making.random_adapter(name, seed=seed).save(tmp_path / "sources" / name)
+        read.append(read_adapter(tmp_path / "sources" / name))
+    return tuple(read)
+
+
+def made_router(name: str):
+    router = ROUTERS.make(name)
+    if not router.needs_prompts:
+        return router
+    generator = torch.Generator().manual_seed(0)
+    planted = {
+        f"centroid.{path}": torch.randn(2, inp, generator=generator)
+        for path, (_, inp) in making.LLAMA.items()
+    }
+    return router.with_state(planted)
+
+
+@pytest.mark.parametrize("name", [
+    *ROUTERS.names(), "arrow:top_k=1,temperature=0.5,normalize=true", "constant",
+])  # fmt: skip
+def test_every_router_comes_back_as_it_was(tmp_path, name):
+    composition = Composition(name, from_disk(tmp_path, "a", "b"), made_router(name))
+    Routed(composition).save(tmp_path / "out")
+    restored = loraprobe.load_composition(tmp_path / "out")
+    assert (restored.name, repr(restored.router)) == (name, repr(composition.router))
+    known, own = composition.router.state(), restored.router.state()
+    assert all(torch.equal(own[key], known[key]) for key in known | own)
+    assert [e.name for e in restored.experts] == ["a", "b"]
+    model = making.tiny_llama()
+    assert torch.equal(logits(model, composition), logits(model, restored))
+    assert ("router.safetensors" in files(tmp_path / "out")) == bool(composition.router.state())
+
+
+def test_constant_weights_and_infinite_temperatures_come_back(tmp_path):
+    experts = from_disk(tmp_path, "a", "b")
+    for number, router in enumerate(
+        (ConstantGates((0.25, -1.5)), ROUTERS.make("arrow:temperature=inf"))
+    ):
+        Routed(Composition("c", experts, router)).save(tmp_path / str(number))
+        json.loads((tmp_path / str(number) / FILE).read_text(), parse_constant=pytest.fail)
+        assert load_composition(tmp_path / str(number)).router == router
+
+
+@pytest.mark.parametrize("options", [
+    {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"},
+    {"lora_bias": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 3}},
+], ids=lambda options: next(iter(options)))  # fmt: skip
+def test_experts_are_the_files_that_peft_wrote(tmp_path, options):
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
+    for seed, name in enumerate("ab"):
+        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed, **config)
+    experts = tuple(read_adapter(tmp_path / name) for name in "ab")
+    composition = Composition("sum", experts, ConstantGates.ones(2))
+    Routed(composition).save(tmp_path / "out")
+    for name in "ab":
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            copy = tmp_path / "out" / "experts" / name / file
+            assert copy.read_bytes() == (tmp_path / name / file).read_bytes()
+    model = making.tiny_llama(tied=False)
+    assert torch.equal(
+        logits(model, composition), logits(model, load_composition(tmp_path / "out"))
+    )
+
+
+def test_what_was_done_to_an_expert_is_what_peft_loads(tmp_path):
+    from peft import PeftModel
+
+    a, b, g = from_disk(tmp_path, "a", "b", "g")
+    experts = (scaled(a, 2.5), scaled(subtracted(b, [g]), 0.5))
+    Routed(Composition("arrow", experts, ROUTERS.make("arrow"))).save(tmp_path / "out")
+    restored = load_composition(tmp_path / "out")
+    for expert, own in zip(experts, restored.experts, strict=True):
+        for path in making.LLAMA:
+            wanted = expert.modules[path].to(torch.float64).delta()
+            found = own.modules[path].to(torch.float64).delta()
+            assert float((found - wanted).norm()) <= 1e-6 * float(wanted.norm())
+        model = making.tiny_llama()
+        ours = logits(model, single(expert))
+        peft = PeftModel.from_pretrained(making.tiny_llama(), own.source.path)
+        assert composing.relative(making.hidden(peft), ours) < 1e-5
+    document = json.loads((tmp_path / "out" / FILE).read_text())
+    assert [entry["copied"] for entry in document["experts"]] == [False, False]
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["lm_head"]}, {"lora_bias": True}])
+def test_what_stands_beside_factors_survives_a_transformation(tmp_path, options):
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
+    making.peft_adapter(tmp_path / "a", making.tiny_llama(tied=False), **config)
+    shapes = {p: s for p, s in making.LLAMA.items() if p.endswith(("q_proj", "down_proj"))}
+    general = making.random_adapter("g", shapes, seed=5)
+    expert = subtracted(read_adapter(tmp_path / "a"), [general])
+    composition = Composition("a", (expert,), ConstantGates.ones(1))
+    Routed(composition).save(tmp_path / "out")
+    model = making.tiny_llama(tied=False)
+    restored = load_composition(tmp_path / "out")
+    assert restored.experts[0].extras
+    assert composing.relative(logits(model, restored), logits(model, composition)) < 1e-6
+
+
+def test_pickles_and_keys_that_peft_would_ignore_are_rewritten(tmp_path):
+    tensors = {}
+    for path, (out, inp) in list(making.LLAMA.items())[:2]:
+        update = making.random_update(out, inp)
+        tensors |= {f"{path}.lora_A.weight": update.A, f"{path}.lora_B.weight": update.B}
+    prefixed = {f"base_model.model.{key}": tensor for key, tensor in tensors.items()}
+    targets = {"target_modules": ["q_proj", "k_proj"]}
+    making.write_adapter(tmp_path / "a", prefixed, pickle=True, **targets)
+    making.write_adapter(tmp_path / "b", tensors, **targets)
+    experts = tuple(read_adapter(tmp_path / name) for name in "ab")
+    Routed(Composition("uniform", experts, ConstantGates())).save(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.bin"))
+    for own in load_composition(tmp_path / "out").experts:
+        assert not own.issues
+        for path, update in own.modules.items():
+            assert torch.equal(update.A, tensors[f"{path}.lora_A.weight"])
+
+
+def test_names_become_folders_of_their_own(tmp_path):
+    names = ["x/y", "x-y", "A", "a", "..", "ä b"]
+    experts = tuple(making.random_adapter(n, seed=i) for i, n in enumerate(names))
+    Routed(Composition("uniform", experts, ConstantGates())).save(tmp_path / "out")
+    folders = sorted(p.name for p in (tmp_path / "out" / "experts").iterdir())
+    assert len({folder.lower() for folder in folders}) == len(names)
+    assert [e.name for e in load_composition(tmp_path / "out").experts] == names
+
+
+def damaged(change):
+    """A function that changes the composition.json of a directory."""
+
+    def apply(directory: Path) -> None:
+        document = json.loads((directory / FILE).read_text())
+        change(document)
+        (directory / FILE).write_text(json.dumps(document))
+
+    return apply
+
+
+@pytest.mark.parametrize("spoil, error, said", [
+    (lambda d: (d / "experts/a/adapter_model.safetensors").write_bytes(b"x"), AdapterError,
+     "experts/a/adapter_model.safetensors is not the file that was saved"),
+    (lambda d: (d / "experts/b/adapter_config.json").write_text("{}"), AdapterError,
+     "experts/b/adapter_config.json is not the file"),
+    (lambda d: (d / "experts/b/adapter_config.json").unlink(), AdapterError, "is missing"),
+    (lambda d: (d / FILE).unlink(), AdapterError, "holds no composition.json"),
+    (lambda d: (d / FILE).write_text("{"), AdapterError, "cannot be read as JSON"),
+    (lambda d: (d / FILE).write_text("{}"), AdapterError, "damaged"),
+    (damaged(lambda j: j.update(schema_version=2)), AdapterError, "version 2"),
+    (damaged(lambda j: j["router"].update(name="os")), UsageError, "Unknown router 'os'"),
+    (damaged(lambda j: j["router"].update(name="_scored")), UsageError, "Unknown router"),
+    (damaged(lambda j: j["router"]["options"].update(evil=1)), AdapterError, "option 'evil'"),
+    (damaged(lambda j: j["router"]["options"].update(top_k=0)), AdapterError, "top_k"),
+    (damaged(lambda j: j["router"]["options"].update(top_k="x")), UsageError, "whole number"),
+    (damaged(lambda j: j["experts"][0].update(folder="../../sources/a")), AdapterError, "folder"),
+    (damaged(lambda j: j["experts"][0].update(folder="..")), AdapterError, "folder"),
+    (damaged(lambda j: j["router"]["options"].update(top_k=["a"])), AdapterError, "damaged"),
+    (damaged(lambda j: j.update(experts=[1])), AdapterError, "damaged"),
+    (damaged(lambda j: j.update(experts=[])), AdapterError, "no expert"),
+])  # fmt: skip
+def test_a_changed_directory_is_refused_by_name(tmp_path, spoil, error, said):
+    composition = Composition("arrow", from_disk(tmp_path, "a", "b"), ROUTERS.make("arrow"))
+    Routed(composition).save(tmp_path / "out")
+    spoil(tmp_path / "out")
+    with pytest.raises(error, match=re.escape(said)):
+        load_composition(tmp_path / "out")
+
+
+def test_a_changed_state_of_a_router_is_refused(tmp_path):
+    composition = Composition("centroid", from_disk(tmp_path, "a", "b"), made_router("centroid"))
+    Routed(composition).save(tmp_path / "out")
+    (tmp_path / "out" / "router.safetensors").write_bytes(b"\0" * 8)
+    with pytest.raises(AdapterError, match=r"router.safetensors is not the file"):
+        load_composition(tmp_path / "out")
+    matching = file_hash(tmp_path / "out" / "router.safetensors")
+    damaged(lambda j: j["router"].update(state_sha256=matching))(tmp_path / "out")
+    with pytest.raises(AdapterError, match=r"router.safetensors is broken"):
+        load_composition(tmp_path / "out")
+
+
+def test_what_cannot_be_saved_leaves_nothing(tmp_path):
+    experts = from_disk(tmp_path, "a", "b")
+    before = files(tmp_path)
+    for router, said in ((RowGates(), "is none of"), (ROUTERS.make("centroid"), "prompts")):
+        with pytest.raises(UsageError, match=said):
+            Routed(Composition("x", experts, router)).save(tmp_path / "out")
+    assert files(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_overwriting_takes_only_what_is_ours(tmp_path):
+    a, b = from_disk(tmp_path, "a", "b")
+    made, out = (
+        Routed(Composition("arrow", (a, b), ROUTERS.make("arrow")), card="x"),
+        tmp_path / "out",
+    )
+    made.save(out)
+    with pytest.raises(OutputError, match="exists already"):
+        made.save(out)
+    made.save(out, overwrite=True)
+    a.save(out, overwrite=True)  # an adapter in place of a composition
+    assert "composition.json" not in files(out)
+    made.save(out, overwrite=True)  # and the other way
+    kept = files(out)
+    for foreign in ("notes.txt", "experts/mine.txt", "experts/a/data.csv", "peft/x.py",
+                    "other/adapter_config.json"):  # fmt: skip
+        (out / foreign).parent.mkdir(exist_ok=True)
+        (out / foreign).write_text("mine")
+        for save in (made.save, a.save):
+            with pytest.raises(OutputError, match="is not overwritten"):
+                save(out, overwrite=True)
+        (out / foreign).unlink()
+        if foreign.startswith(("peft", "other")):
+            (out / foreign).parent.rmdir()
+    assert files(out) == kept
+
+
+# The command, and what an audit recommends
+
+
+def test_route_command(tmp_path):
+    for adapter in (making.random_adapter(name, seed=seed) for seed, name in enumerate("ab")):
+        adapter.save(tmp_path / adapter.name)
+    a, b, out = str(tmp_path / "a"), f"other={tmp_path / 'b'}", tmp_path / "out"
+    call = ["route", a, b, "-o", str(out)]
+    result = CliRunner().invoke(app, [*call, "--json", "--balance", "norm", "--router",
+                                      "arrow:top_k=1"])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert document["command"] == "route" and len(document["transformations"]) == 2
+    assert document["provenance"]["arguments"] is not None
+    composition = load_composition(out)
+    assert composition.router == ROUTERS.make("arrow:top_k=1")
+    assert [e.name for e in composition.experts] == ["a", "other"]
+    card = (out / "README.md").read_text()
+    assert "load_composition" in card and "scaled by" in card
+    assert CliRunner().invoke(app, call).exit_code == 2  # it exists
+    quiet = CliRunner().invoke(app, [*call, "--overwrite", "--quiet", "--router", "constant",
+                                     "--weights", "1,-0.5"])  # fmt: skip
+    assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
+    assert load_composition(out).router == ConstantGates((1.0, -0.5))
+
+
+@pytest.mark.parametrize("extra, said", [
+    (["--router", "arrows"], "did you mean 'arrow'"),
+    (["--weights", "1,1"], "arrow gives each token gates of its own"),
+    (["--weights", "search", "--router", "constant"], "add --base DIR"),
+    (["--weights", "1", "--router", "constant"], "1 numbers for 2 adapters"),
+    (["--router", "centroid"], "add --base DIR"),
+    (["--task", "x.jsonl"], "add --weights search"),
+    (["--balance", "no"], "--balance must be one of"),
+    (["--router-prompts", "a"], "NAME=FILE"),
+    (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
+    (["--search-items", "4"], "goes with --weights search"),
+    (["--search-budget", "4"], "goes with --weights search"),
+    (["--limit", "4"], "--limit goes with --task"),
+])  # fmt: skip
+def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
+    for seed, name in enumerate("ab"):
+        making.random_adapter(name, seed=seed).save(tmp_path / name)
+    call = ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*call, *extra])
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+    assert result.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
+    for seed, name in enumerate("ab"):
+        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed,
+                            target_modules=["q_proj"], modules_to_save=["lm_head"])  # fmt: skip
+    call = ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, call)
+    assert refused.exit_code == 2 and "lm_head.weight whole" in " ".join(refused.stderr.split())
+    assert CliRunner().invoke(app, [*call, "--router", "constant"]).exit_code == 0
+    model = making.tiny_llama(tied=False)
+    with load_composition(tmp_path / "out").into(model):
+        found = making.hidden(model)
+    with loraprobe.route(model, [str(tmp_path / "a"), str(tmp_path / "b")], router="constant"):
+        assert torch.equal(found, making.hidden(model))
+
+
+def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
+    world = shipped_world()
+    adapters = world.scenario("disjoint").adapters
+    refs = [f"{name}={path}" for name, path in adapters.items()]
+    prompts = []
+    for name in adapters:
+        (tmp_path / name).write_text(f"Tell me of {name}\nWho is {name}?\n")
+        prompts += ["--router-prompts", f"{name}={tmp_path / name}"]
+    call = ["route", *refs, "--router", "centroid", "--base", str(world.base), *prompts,
+            "-o", str(tmp_path / "out"), "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    assert any("learned from 2 prompts" in line for line in json.loads(result.stdout)["notes"])
+    router = load_composition(tmp_path / "out").router
+    assert not router.needs_prompts and router.state()
+    # What it learned cannot be made again without the prompts, and that is no pass.
+    found = loraprobe.verify(tmp_path / "out", list(adapters.values()), world.base)
+    assert [c.name for c in found.checks if not c.passed] == ["router.safetensors"]
+
+
+def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
+    """What `merge-and-eval --output` writes where the verdict is about a router."""
+    from loraprobe.options import Options
+    from loraprobe.pipeline.systems import SystemBuilder
+
+    experts = composing.experts(2)
+    builder = SystemBuilder.of(experts, Options(balance="norm"))
+    built = builder.compositions()
+    for action in ("route", "step-by-step"):
+        verdict = Verdict("likely", "evaluation", system="arrow", action=action)
+        made, why = recommend(verdict, built, builder)
+        assert isinstance(made, Routed) and why == ""
+        made.save(tmp_path / action)
+        restored = load_composition(tmp_path / action)
+        model = making.tiny_llama()
+        wanted = next(b.system.composition for b in built if b.system.name == "arrow")
+        assert composing.relative(logits(model, restored), logits(model, wanted)) < 1e-6
+    for action, said in (("chain", "chain"), ("use-single:e0", "use e0"), ("none", "none")):
+        made, why = recommend(
+            Verdict("unlikely", "evaluation", system="arrow", action=action), built, builder
+        )
+        assert made is None and said in why

@@ -1,0 +1,153 @@
+"""Where peft's own Arrow computes what a saved composition does, and where it is said not to."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import composing
+import making
+import pytest
+import torch
+
+import loraprobe
+from loraprobe.adapters import adapter_of
+from loraprobe.base import open_base
+from loraprobe.composition import Composition
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.pipeline.arrow_export import missed_prototype, power_iteration, why_not_peft
+from loraprobe.pipeline.saved import load_composition
+from loraprobe.routing import ROUTERS
+
+GPT2 = {
+    f"transformer.h.{layer}.{name}": shape
+    for layer in range(2)
+    for name, shape in {"attn.c_attn": (48, 16), "mlp.c_fc": (64, 16)}.items()
+}
+
+
+def logits(model, composition: Composition) -> torch.Tensor:
+    with composition.into(model):
+        return making.hidden(model)
+
+
+def planted_dominated(name: str, seed: int, second: float = 0.3, shapes=making.LLAMA):
+    """Deltas whose second singular value is `second` of the first, in every module."""
+    modules = {}
+    for number, (path, (out, inp)) in enumerate(shapes.items()):
+        generator = torch.Generator().manual_seed(seed * 100 + number)
+        U, V = (
+            torch.linalg.qr(torch.randn(n, 3, generator=generator, dtype=torch.float64)).Q
+            for n in (out, inp)
+        )
+        S = torch.tensor([2.0, 2.0 * second, 0.1], dtype=torch.float64)
+        A, B = (V.T * S[:, None].sqrt()).float(), (U * S.sqrt()).float()
+        modules[path] = LowRank(A, B, 1.5)
+    return adapter_of(name, modules, base_model="owner/base")
+
+
+def base_of(model, directory: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(directory)
+    return open_base(directory, "tiny")
+
+
+def test_power_iteration_is_pefts_own():
+    from peft import ArrowConfig
+    from peft.tuners.lora.arrow import ArrowLoraLinearLayer
+
+    config = ArrowConfig(rng_seed=0)
+    config.task_adapter_names, config.gks_adapter_names = ["x"], []
+    layer = ArrowLoraLinearLayer(16, config)
+    for seed in range(5):
+        update = making.random_update(12, 16, seed=seed)
+        theirs = layer.top_right_singular_vec_from_BA(update.A, update.B)
+        assert torch.allclose(power_iteration(update), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("router", ["arrow", "arrow:top_k=2,temperature=0.3"])
+@pytest.mark.parametrize("second", [0.3, 0.97])
+def test_peft_gives_the_same_by_the_lines_of_the_card(tmp_path, kind, router, second):
+    """Which are run as they stand: with its own prototypes, or with those that are stored."""
+    model, shapes = composing.base(kind), making.LLAMA if kind == "llama" else GPT2
+    kinds = dict.fromkeys(shapes, "conv1d" if kind == "gpt2" else "linear")
+    for seed, name in enumerate("abc"):
+        modules = dict(planted_dominated(name, seed, second, shapes).modules.items())
+        adapter_of(name, modules, kinds=kinds).save(tmp_path / name)
+    base_of(model, tmp_path / "base")
+    made = loraprobe.compose(
+        [str(tmp_path / n) for n in "abc"], router=router, base=str(tmp_path / "base")
+    )
+    assert made.why_not_peft is None and (made.missed_prototype is None) == (second == 0.3)
+    made.save(tmp_path / "out")
+    ours = logits(model, load_composition(tmp_path / "out"))
+    assert composing.relative(ours, making.hidden(model)) > 0.01
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)[1]
+    code = code.replace("this directory", str(tmp_path / "out"))
+    space = {"base": composing.base(kind)}
+    exec(code, space)
+    assert composing.relative(making.hidden(space["model"]), ours) < 1e-5
+    if second == 0.97:  # pinned: peft left to itself routes otherwise
+        alone = {"base": composing.base(kind)}
+        exec(code.partition("from safetensors")[0], alone)
+        assert composing.relative(making.hidden(alone["model"]), ours) > 1e-4
+
+
+def test_why_peft_cannot_is_said_by_name(tmp_path):
+    base = base_of(making.tiny_llama(), tmp_path / "base")
+    good = tuple(planted_dominated(name, seed) for seed, name in enumerate("ab"))
+    q = "model.layers.0.self_attn.q_proj"
+    some = {path: shape for path, shape in making.LLAMA.items() if "layers.0" in path}
+    fewer = {path: shape for path, shape in making.LLAMA.items() if path != q}
+    rank = {path: 3 + (path == q) for path in making.LLAMA}
+    dora = adapter_of("dora", dict(good[0].modules.items()),
+                      magnitudes={q: torch.ones(16)})  # fmt: skip
+    embedding = adapter_of(
+        "emb", {"model.embed_tokens": making.random_update(16, 40)},
+        kinds={"model.embed_tokens": "embedding"},
+    )  # fmt: skip
+
+    def why(experts, router="arrow", known=base):
+        return why_not_peft(Composition("x", tuple(experts), ROUTERS.make(router)), known)
+
+    assert why(good) is None
+    for experts, router, known, said in (
+        (good, "arrow", None, "without the base"),
+        (good, "constant", base, "its router is constant"),
+        (good, "spectr", base, "its router is spectr"),
+        (good, "arrow:normalize=true", base, "normalize=True"),
+        (good, "arrow:per=sequence", base, "per=sequence"),
+        (good, "arrow:temperature=inf", base, "finite temperature"),
+        ((good[0], planted_dominated("c", 3, shapes=fewer)), "arrow", base, f"{q} is adapted by"),
+        ((good[0], making.random_adapter("c", rank=rank)), "arrow", base, f"ranks of {q} differ"),
+        ((good[0], dora), "arrow", base, "dora holds dora_magnitude"),
+        ((embedding,), "arrow", base, "of kind embedding"),
+        ([planted_dominated(n, 1, shapes=some) for n in "ab"], "arrow", base,
+         "put on model.layers.1"),
+    ):  # fmt: skip
+        assert said in why(experts, router, known), said
+
+
+def test_where_peft_misses_a_prototype_is_said_by_name():
+    def missed(*experts):
+        return missed_prototype(Composition("x", experts, ROUTERS.make("arrow")))
+
+    good = planted_dominated("a", 0)
+    zero = adapter_of("z", {p: u.scaled(0.0) for p, u in good.modules.items()})
+    assert missed(good, planted_dominated("b", 1), zero) is None
+    assert "of expert c the second singular value is 0.80" in missed(
+        good, planted_dominated("c", 3, 0.8)
+    )
+    assert "of expert c its prototype misses" in missed(good, tiny_norm("c"))
+
+
+def tiny_norm(name: str):
+    """Deltas so small that what peft adds to a length is no longer small beside it."""
+    modules = {
+        path: LowRank(update.A * 0.01, update.B * 0.01, 1e4)
+        for path, update in planted_dominated(name, 5).modules.items()
+    }
+    return adapter_of(name, modules)

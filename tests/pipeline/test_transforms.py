@@ -1,0 +1,350 @@
+"""Subtraction and balancing before merging and routing, against dense float64 algebra."""
+
+from __future__ import annotations
+
+import json
+
+import composing
+import jsonschema
+import making
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import loraprobe
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.cli import app
+from loraprobe.composition import Composition
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.merging import METHODS, merge
+from loraprobe.options import Options
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, forecastable
+from loraprobe.pipeline.transforms import prepare, scaled, subtracted, total_norm
+from loraprobe.report.schema import json_schema
+from loraprobe.routing import ROUTERS
+from loraprobe_lab import shipped_world
+
+
+def dense(adapter, path: str) -> torch.Tensor:
+    """[out, in], float64; zero where the adapter leaves the module alone."""
+    if path not in adapter.modules:
+        out, inp = making.LLAMA[path]
+        return torch.zeros(out, inp, dtype=torch.float64)
+    return adapter.modules[path].to(torch.float64).delta()
+
+
+def some(name: str, seed: int, drop: tuple[str, ...] = (), **options):
+    shapes = {path: shape for path, shape in making.LLAMA.items() if not path.endswith(drop)}
+    return making.random_adapter(name, shapes if drop else making.LLAMA, seed=seed, **options)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-6) -> bool:
+    return float((found - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-12)
+
+
+def test_balanced_norms_are_the_mean_and_directions_stay():
+    adapters = [some("a", 1, scaling=0.5), some("b", 2, rank=2, scaling=9.0), some("c", 3)]
+    norms = [sum(float(dense(a, p).norm()) ** 2 for p in making.LLAMA) ** 0.5 for a in adapters]
+    found = prepare(adapters, Options(balance="norm"))
+    mean = sum(norms) / 3
+    for before, after, step, norm in zip(adapters, found.adapters, found.steps, norms, strict=True):
+        assert total_norm(after) == pytest.approx(mean, rel=1e-6)
+        assert (after.name, after.base_model) == (before.name, before.base_model)
+        assert step.factor == pytest.approx(mean / norm, rel=1e-6)
+        assert step.norm_before == pytest.approx(norm, rel=1e-6)
+        for path in making.LLAMA:
+            assert close(dense(after, path), dense(before, path) * mean / norm)
+            assert after.layout[path].scaling == after.modules[path].scaling
+    assert "a by" in found.notes[0] and f"{found.steps[1].factor:.4g}" in found.notes[0]
+
+
+def test_subtraction_is_exact_on_the_deltas():
+    task = some("task", 1, drop=("v_proj",), rank=3, scaling=1.7)
+    general = [
+        some("g", 2, rank=2, scaling=0.3, dtype=torch.bfloat16),
+        some("h", 3, drop=("up_proj",), rank=5),
+        some("i", 4, scaling=-2.0),
+    ]
+    after = subtracted(task, general)
+    for path in making.LLAMA:
+        mean = sum(dense(other, path) for other in general) / 3
+        assert close(dense(after, path), dense(task, path) - mean, 1e-6), path
+    q, v = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
+    assert after.layout[q].rank == 3 + 2 + 5 + 4 == after.modules[q].rank
+    assert v in after.modules and v not in task.modules  # -dW_gk
+    assert after.modules[q].A.dtype is torch.float32 is after.layout[q].dtype
+    coarse = [some(n, i, dtype=torch.bfloat16, scaling=1 / 3) for i, n in enumerate("abc")]
+    mean = (dense(coarse[1], q) + dense(coarse[2], q)) / 2
+    assert close(dense(subtracted(coarse[0], coarse[1:]), q), dense(coarse[0], q) - mean, 1e-6)
+    step = prepare([task], Options(), general).steps[0]
+    assert step.modules_added == 2 and step.subtracted == ("g", "h", "i")
+
+
+PATHS = {"a.proj": (6, 5), "b.proj": (4, 7), "emb": (3, 9), "conv": (5, 12)}
+KINDS = {"emb": "embedding", "conv": "convolution"}
+
+
+@st.composite
+def drawn_adapters(draw):
+    """Adapters over some of the modules, of any rank, scaling and dtype."""
+    made, seed = [], draw(st.integers(0, 10**6))  # of one seed each: equal ones leave nothing
+    for number in range(draw(st.integers(2, 5))):
+        paths = draw(st.sets(st.sampled_from(sorted(PATHS)), min_size=1))
+        dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+        modules = {
+            path: making.random_update(
+                *PATHS[path], rank=draw(st.integers(1, 4)), seed=seed + 100 * number,
+                scaling=draw(st.sampled_from([1.0, -0.5, 1 / 3, 7.0])), dtype=dtype,
+            )
+            for path in sorted(paths)
+        }  # fmt: skip
+        kinds = {path: kind for path, kind in KINDS.items() if path in paths}
+        kernels = {"conv": (2, 2)} if "conv" in paths else {}
+        made.append(adapter_of(f"n{number}", modules, kinds=kinds, kernels=kernels))
+    return made, draw(st.integers(1, len(made) - 1)), draw(st.booleans())
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn_adapters())
+def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
+    adapters, n, balance = drawn
+    tasks, general = adapters[:n], adapters[n:]
+
+    def delta(adapter, path):
+        if path not in adapter.modules:
+            return torch.zeros(*PATHS[path], dtype=torch.float64)
+        return adapter.modules[path].to(torch.float64).delta()
+
+    wanted = [
+        {p: delta(task, p) - sum(delta(g, p) for g in general) / len(general) for p in PATHS}
+        for task in tasks
+    ]
+    norms = [sum(float(d.norm()) ** 2 for d in each.values()) ** 0.5 for each in wanted]
+    mean = sum(norms) / len(norms)
+    found = prepare(tasks, Options(balance="norm" if balance else "none"), general)
+    for task, after, each, norm in zip(tasks, found.adapters, wanted, norms, strict=True):
+        assert set(after.modules) == set(task.modules).union(*(g.modules for g in general))
+        assert total_norm(after) == pytest.approx(mean if balance else norm, rel=1e-5)
+        for path, info in after.layout.items():
+            assert close(delta(after, path), each[path] * (mean / norm if balance else 1), 1e-5)
+            assert (info.kind, info.kernel) == (
+                KINDS.get(path, "linear"), (2, 2) if path == "conv" else ()
+            )  # fmt: skip
+            update = after.modules[path]
+            assert (info.rank, info.scaling) == (update.rank, update.scaling)
+
+
+def test_nothing_is_read_before_it_is_asked_for():
+    def refuse(path):
+        raise AssertionError(path)
+
+    task, other = some("a", 1), some("g", 2)
+    object.__setattr__(task.modules, "_read", refuse)
+    assert len(scaled(task, 2.0).modules) == 14 == len(subtracted(task, [other]).modules)
+
+
+def test_subtraction_comes_before_balancing():
+    adapters, general = [some("a", 1), some("b", 2, scaling=4.0)], [some("g", 3, scaling=2.0)]
+    found = prepare(adapters, Options(balance="norm"), general)
+    assert total_norm(found.adapters[0]) == pytest.approx(total_norm(found.adapters[1]))
+    path = "model.layers.0.mlp.up_proj"
+    wanted = (dense(adapters[0], path) - dense(general[0], path)) * found.steps[0].factor
+    assert close(dense(found.adapters[0], path), wanted)
+    assert found.dtype is torch.float32
+
+
+def test_peft_subtracts_factors_which_is_another_matrix(tmp_path):
+    """Pinned: after peft's gen_know_sub the expert's B A is far from dW - dW_gk; ours is it."""
+    from peft import ArrowConfig, create_arrow_model
+
+    adapters = [some(name, seed) for name, seed in (("a", 1), ("b", 2), ("g", 3))]
+    for adapter in adapters:
+        adapter.save(tmp_path / adapter.name)
+    model = create_arrow_model(
+        making.tiny_llama(),
+        [str(tmp_path / "a"), str(tmp_path / "b")],
+        ArrowConfig(top_k=2, use_gks=True, rng_seed=0),
+        general_adapter_paths=[str(tmp_path / "g")],
+    )
+    making.hidden(model)
+    path = "model.layers.0.mlp.up_proj"
+    layer = model.base_model.model.get_submodule(path)
+    theirs = (layer.lora_B["task_0"].weight @ layer.lora_A["task_0"].weight).double() * 0.5
+    exact = dense(adapters[0], path) - dense(adapters[2], path)
+    ours = dense(subtracted(adapters[0], adapters[2:]), path)
+    assert close(ours, exact) and float((theirs - exact).norm() / exact.norm()) > 0.5
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_takes_what_was_prepared(name):
+    """Merging prepared adapters is merging adapters that were like that from the start."""
+    adapters, general = [some("a", 1), some("b", 2, scaling=3.0)], [some("g", 3)]
+    found = prepare(adapters, Options(balance="norm"), general)
+    plain = [adapter_of(a.name, dict(a.modules.items())) for a in found.adapters]
+    merged, wanted = (merge(each, name, allow=("no-effect",)) for each in (found.adapters, plain))
+    for path in list(making.LLAMA)[:3]:
+        assert close(dense(merged.adapter, path), dense(wanted.adapter, path), 1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n not in ("constant", "centroid")])
+def test_every_router_takes_what_was_prepared(name):
+    adapters, general = composing.experts(2), [some("g", 3)]
+    found = prepare(adapters, Options(balance="norm"), general)
+    plain = tuple(adapter_of(a.name, dict(a.modules.items())) for a in found.adapters)
+    model, logits = making.tiny_llama(), []
+    for experts in (found.adapters, plain, adapters):
+        with Composition(name, experts, ROUTERS.make(name)).into(model):
+            logits.append(making.hidden(model))
+    assert composing.relative(logits[0], logits[1]) < 1e-5
+    assert composing.relative(logits[0], logits[2]) > 1e-3
+
+
+def test_route_takes_the_same_options():
+    adapters, general = composing.experts(2), some("g", 3)
+    found = prepare(adapters, Options(balance="norm"), [general])
+    model = making.tiny_llama()
+    with Composition("arrow", found.adapters, ROUTERS.make("arrow")).into(model):
+        wanted = making.hidden(model)
+    with loraprobe.route(model, adapters, balance="norm", subtract=general):
+        assert composing.relative(making.hidden(model), wanted) < 1e-6
+    with loraprobe.route(model, adapters):
+        assert composing.relative(making.hidden(model), wanted) > 1e-3
+
+
+def test_what_is_not_linear_in_factors_is_refused_by_name():
+    path = "model.layers.0.self_attn.q_proj"
+    update = {path: making.random_update(16, 16)}
+    dora = adapter_of("dora", update, magnitudes={path: torch.ones(16)})
+    whole = adapter_of("headed", update, whole={"lm_head.weight": torch.ones(40, 16)})
+    lora_bias = adapter_of("biased", update, offsets={path: torch.ones(16)})
+    plain = adapter_of("plain", update)
+    for adapter, how in ((dora, "DoRA"), (whole, "whole modules")):
+        with pytest.raises(UnsupportedAdapter, match=f"{adapter.name} holds .*{how}"):
+            prepare([plain, adapter], Options(balance="norm"))
+    for adapter in (dora, whole, lora_bias):
+        with pytest.raises(UnsupportedAdapter, match=adapter.name):
+            prepare([plain], Options(), [adapter])
+    assert torch.equal(subtracted(whole, [some("g", 1)]).whole["lm_head.weight"],
+                       whole.whole["lm_head.weight"])  # fmt: skip
+    tripled = scaled(lora_bias, 3.0)
+    kept = tripled.offsets[path] * tripled.layout[path].scaling
+    assert torch.equal(kept, torch.full((16,), 1.5))
+    kept = subtracted(lora_bias, [some("g", 1)])
+    assert torch.equal(kept.offsets[path] * kept.layout[path].scaling, torch.full((16,), 0.5))
+
+
+def test_what_cannot_be_subtracted_is_one_sentence():
+    task = some("a", 1)
+    with pytest.raises(UsageError, match="Nothing is left of adapter a without b"):
+        prepare([task], Options(), [task.renamed("b")])
+    other = making.random_adapter("g", {"model.layers.0.mlp.up_proj": (24, 20)})
+    with pytest.raises(CompatibilityError, match=r"up_proj is linear \[24, 16\] in a"):
+        subtracted(task, [other])
+    zero = adapter_of("zero", {"x": making.random_update(4, 4).scaled(0.0)})
+    with pytest.raises(UsageError, match="zero has no effect"):
+        prepare([zero, task], Options(balance="norm"))
+
+
+def test_controls_are_made_of_prepared_partners_and_singles_stay():
+    adapters = [some("a", 1), some("b", 2, scaling=4.0)]
+    builder = SystemBuilder.of(adapters, Options(balance="norm"))
+    prepared = builder.prepared.adapters
+    assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
+    built = {b.system.name: b.system for b in builder.compositions(has_hops=True)}
+    assert built["uniform"].composition.experts == prepared
+    assert [c.experts[0] for c in built["chain"].chain] == adapters
+    controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}
+    assert controls["shrunk:a"].experts == (adapters[0],)
+    kept, drawn = controls["random-partner"].experts
+    assert kept is prepared[0]
+    assert total_norm(drawn) == pytest.approx(total_norm(prepared[1]), rel=1e-5)
+    assert forecastable(builder.options, adapters) == {}
+    assert set(forecastable(Options(), adapters)) == {"uniform", "sum", "arrow"}
+
+
+def test_settings_that_change_results_change_the_fingerprint():
+    plain = Options().fingerprint()
+    for other in (Options(balance="norm"), Options(subtract=("x",)), Options(quantize="4bit")):
+        assert other.fingerprint() != plain
+    assert Options(subtract="x").subtract == ("x",)
+
+
+def test_merge_command_and_card_say_what_was_done(tmp_path):
+    for name, seed, scaling in (("a", 1, 0.5), ("b", 2, 4.0), ("g", 3, 1.0)):
+        some(name, seed, scaling=scaling, dtype=torch.bfloat16).save(tmp_path / name)
+    a, b, g = (str(tmp_path / name) for name in "abg")
+    call = ["merge", a, b, "-o", str(tmp_path / "out"), "--balance", "norm", "--subtract", g,
+            "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    steps = document["transformations"]
+    assert [step["subtracted"] for step in steps] == [["g"], ["g"]]
+    merged, sources = read_adapter(tmp_path / "out"), [read_adapter(p) for p in (a, b, g)]
+    assert merged.dtype is torch.bfloat16  # the sources' widest
+    path = "model.layers.1.mlp.down_proj"
+    wanted = sum(
+        (dense(source, path) - dense(sources[2], path)) * step["factor"] / 2
+        for source, step in zip(sources[:2], steps, strict=True)
+    )
+    assert close(dense(merged, path), wanted, 0.01)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{steps[1]['factor']:.4g}" in card and "subtracted" in card
+    api = loraprobe.merge([a, b], balance="norm", subtract=[g])
+    assert close(dense(api.adapter, path), wanted, 0.01) and "subtracted" in api.card
+
+
+@pytest.mark.parametrize("form", [["--weights", "1,-0.5"], ["--weights", "-0.5,1"],
+                                  ["--weights=-1,1"]])  # fmt: skip
+def test_negative_weights_are_negation_and_the_card_says_so(tmp_path, form):
+    a, b = some("a", 1), some("b", 2)
+    for adapter in (a, b):
+        adapter.save(tmp_path / adapter.name)
+    out = tmp_path / "out"
+    call = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--method", "task-arithmetic"]
+    result = CliRunner().invoke(app, [*call, *form, "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    w = [float(x) for x in form[-1].rpartition("=")[2].split(",")]
+    path = "model.layers.0.self_attn.k_proj"
+    found = dense(read_adapter(out), path)
+    assert close(found, w[0] * dense(a, path) + w[1] * dense(b, path))
+    assert "negated" in (out / "README.md").read_text()
+
+
+def test_wrong_options_are_one_sentence(tmp_path):
+    some("a", 1).save(tmp_path / "a")
+    call = ["merge", str(tmp_path / "a"), "-o", str(tmp_path / "out")]
+    for extra, said in (
+        (["--balance", "norms"], "--balance must be one of none, norm"),
+        (["--subtract", str(tmp_path / "nowhere")], "nowhere"),
+        (["--subtract", str(tmp_path / "a")], "Nothing is left"),
+        (["--weights", "searching"], "search"),
+    ):
+        result = CliRunner().invoke(app, [*call, *extra])
+        assert result.exit_code == 2 and said in result.stderr and result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_and_eval_leaves_single_adapters_as_they_are(tmp_path):
+    """On the shipped world: the same rows for base and singles, others for merges."""
+    world = shipped_world()
+    chosen = world.scenario("keep-both")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
+    call = ["merge-and-eval", *refs, *tasks, "--base", str(world.base), "--limit", "12", "--json",
+            "--system", "sum", "--metric", "answer_loss", "--margin", "0.05"]  # fmt: skip
+    environment = {"LORAPROBE_CACHE": str(tmp_path)}
+    rows = []
+    for extra in ([], ["--balance", "norm"]):
+        result = CliRunner().invoke(app, [*call, *extra], env=environment)
+        document = json.loads(result.stdout)
+        jsonschema.validate(document, json_schema())
+        rows.append({(r["system"], r["task"]): r["value"] for r in document["evaluation"]})
+    assert document["verdict"]["probability"] is None
+    names = {step["adapter"] for step in document["transformations"]}
+    assert names == set(chosen.adapters)
+    for key, value in rows[0].items():
+        assert (rows[1][key] == value) == (key[0] != "sum"), key

@@ -1,0 +1,436 @@
+"""A merged directory is read back before it appears, and verified against its card later."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tampering
+import torch
+import yaml
+from making import peft_adapter, random_adapter, tiny_llama
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import loraprobe
+from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.cli import app
+from loraprobe.errors import AdapterError, OutputError
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.merging import METHODS
+from loraprobe.pipeline.peft_skeleton import problems_in_peft
+from loraprobe.registry import spec_of
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        random_adapter(name, seed=seed, scaling=0.1).save(tmp_path / name)
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def merged(pair, tmp_path, *options: str) -> Path:
+    out = tmp_path / "out"
+    done = call("merge", *pair, "-o", out, *options)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def failed(out: Path) -> list[str]:
+    """The names of the checks that do not hold."""
+    result = call("verify", out, "--json")
+    assert result.exit_code in (0, 1), result.output
+    document = json.loads(result.stdout)
+    assert document["verified"] == (result.exit_code == 0)
+    return [check["name"] for check in document["checks"] if not check["passed"]]
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_is_verified(pair, tmp_path, name):
+    assert failed(merged(pair, tmp_path, "--method", name, "--rank", "6")) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "task_arithmetic", "--weights", "1,-0.3", "--balance", "norm"],
+        ["--method", "ties:density=0.4,variant=mergekit", "--space", "core", "--dtype", "bfloat16"],
+        ["--method", "dare_linear:density=0.3", "--seed", "7", "--rank", "3"],
+    ],
+)
+def test_every_choice_is_in_the_card(pair, tmp_path, options):
+    assert failed(merged(pair, tmp_path, *options)) == []
+
+
+def test_a_merge_in_float64_is_verified(tmp_path):
+    for seed, name in enumerate("ab"):
+        adapter = random_adapter(name, tampering.SHAPES, seed=seed, dtype=torch.float64)
+        adapter.save(tmp_path / name)
+    out = merged([str(tmp_path / name) for name in "ab"], tmp_path)
+    assert failed(out) == []
+    edit_weights(out, lambda t: {key: tensor * (1 + 1e-9) for key, tensor in t.items()})
+    assert failed(out) == [WEIGHTS]
+
+
+def test_a_subtraction_is_repeated(pair, tmp_path):
+    random_adapter("g", seed=9, scaling=0.1).save(tmp_path / "g")
+    out = merged(pair, tmp_path, "--subtract", str(tmp_path / "g"))
+    assert failed(out) == []
+    random_adapter("g", seed=10, scaling=0.1).save(tmp_path / "g", overwrite=True)
+    assert failed(out) == ["source g"]
+
+
+def edit_weights(out: Path, change) -> None:
+    tensors = load_file(str(out / WEIGHTS))
+    save_file(change(tensors), str(out / WEIGHTS))
+
+
+def one_entry(tensors):
+    key = sorted(tensors)[0]
+    tensors[key] = tensors[key].index_fill(0, torch.tensor([0]), 0.25)
+    return tensors
+
+
+def renamed(tensors):
+    key = next(k for k in sorted(tensors) if "q_proj.lora_A" in k)
+    return {k.replace("q_proj", "r_proj") if k == key else k: t for k, t in tensors.items()}
+
+
+OPTIONS = {"merge": ("--method", "task_arithmetic", "--weights", "0.7,0.4"), "route": ()}
+TAMPERINGS = {"merge": dict(tampering.of_merges()), "route": dict(tampering.of_compositions())}
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A folder of `tampering.made` for each command and dtype, made once."""
+    made = {}
+
+    def folder(command: str, dtype: str) -> Path:
+        if (command, dtype) not in made:
+            place = tmp_path_factory.mktemp(f"{command}-{dtype}")
+            made[command, dtype] = tampering.made(place, command, dtype, *OPTIONS[command])
+        return made[command, dtype]
+
+    return folder
+
+
+@pytest.fixture
+def copied(untouched, tmp_path):
+    """A copy of it, to be changed."""
+
+    def copy(command: str, dtype: str) -> Path:
+        return Path(shutil.copytree(untouched(command, dtype), tmp_path / "x/y/z", symlinks=True))
+
+    return copy
+
+
+@pytest.mark.parametrize("dtype", tampering.DTYPES)
+@pytest.mark.parametrize("command", OPTIONS)
+def test_what_nobody_touched_is_verified(copied, command, dtype):
+    assert failed(copied(command, dtype) / "out") == []
+
+
+def caught(place: Path) -> bool:
+    """Whether `verify` says so: a check that fails, or that there is nothing to verify."""
+    try:
+        return not loraprobe.verify(place / "out").passed
+    except AdapterError:
+        return True
+
+
+def each(dtypes_of):
+    """Every tampering as a parameter, in the dtypes that `dtypes_of` its number gives."""
+    return [
+        pytest.param(command, name, dtype, id=f"{command}-{dtype}-{name}")
+        for command, tamperings in TAMPERINGS.items()
+        for number, name in enumerate(tamperings)
+        for dtype in dtypes_of(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    "command, name, dtype", each(lambda number: [list(tampering.DTYPES)[number % 3]])
+)
+def test_what_was_tampered_with_is_not_verified(copied, command, name, dtype):
+    place = copied(command, dtype)
+    TAMPERINGS[command][name](place)
+    assert caught(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command, name, dtype", each(lambda number: tampering.DTYPES))
+def test_what_was_tampered_with_is_not_verified_in_any_dtype(copied, command, name, dtype):
+    place = copied(command, dtype)
+    TAMPERINGS[command][name](place)
+    assert caught(place)
+
+
+@pytest.mark.parametrize("dtype", tampering.DTYPES)
+def test_a_change_of_two_spacings_is_caught(copied, dtype):
+    """bfloat16 cannot hold a factor of 1.001: nearly every product rounds to what it was."""
+    for by in (1.001, 1 + 2 * torch.finfo(tampering.DTYPES[dtype]).eps):
+        if dtype == "bfloat16" and by == 1.001:
+            continue
+        place = copied("merge", dtype)
+        tampering.weights(tampering.scaled("lora_A", by))(place)
+        assert failed(place / "out") == [WEIGHTS]
+        shutil.rmtree(place)
+
+
+def turned(tensors):
+    """The same deltas in another orthonormal basis, rounded again: what another library of linear
+    algebra may give where singular values are equal."""
+    for key in [k for k in sorted(tensors) if k.endswith("lora_A.weight")]:
+        A, other = tensors[key], key.replace("lora_A", "lora_B")
+        generator = torch.Generator().manual_seed(len(key))
+        G = torch.randn(len(A), len(A), dtype=torch.float64, generator=generator)
+        Q = torch.linalg.qr(G).Q
+        B = tensors[other].double() @ Q.mT
+        tensors |= {key: (Q @ A.double()).to(A.dtype), other: B.to(A.dtype)}
+    return tensors
+
+
+def mirrored(tensors):
+    return {key: -tensor for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", tampering.DTYPES)
+@pytest.mark.parametrize("change", [turned, mirrored])
+def test_another_machines_rounding_is_verified(copied, dtype, change):
+    place = copied("merge", dtype)
+    tampering.weights(change)(place)
+    assert failed(place / "out") == []
+
+
+def test_a_module_that_becomes_zero_is_verified_and_stays_zero(tmp_path):
+    for name, sign in (("a", 1.0), ("b", -1.0)):
+        adapter = random_adapter(name, tampering.SHAPES, seed=1)
+        path = next(iter(adapter.modules))
+        opposed = {p: u.scaled(sign) if p == path else u for p, u in adapter.modules.items()}
+        adapter_of(name, opposed, base_model="owner/base").save(tmp_path / name)
+    out = merged([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path)
+    assert failed(out) == []
+    edit_weights(out, lambda t: {k: v + 1e-9 if path in k else v for k, v in t.items()})
+    assert failed(out) == [WEIGHTS]
+
+
+def test_a_source_that_changed_is_named(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    random_adapter("b", seed=3).save(pair[1], overwrite=True)
+    assert failed(out) == ["source b"]
+
+
+def test_a_source_that_is_gone_is_named(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    (Path(pair[1]) / WEIGHTS).unlink()
+    assert failed(out) == ["source b"]
+
+
+@pytest.mark.parametrize("where", ["renamed", "beside", "deeper/down", "far/away/from/here"])
+def test_a_source_is_found_by_its_hash(pair, tmp_path, where):
+    """Near the directory by itself, and anywhere else once it is named."""
+    place = tmp_path / "x" / "y" / "z"
+    out = merged(pair, place)
+    moved = place / where if where != "far/away/from/here" else tmp_path / where
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(pair[0], place / "a")
+    os.rename(pair[1], moved)
+    (tmp_path / "b" / "x").mkdir(parents=True)  # what bears its name now is no adapter
+    near = where != "far/away/from/here"
+    assert loraprobe.verify(out).passed == near
+    assert loraprobe.verify(out, [moved]).passed
+    assert call("verify", out, moved, "--quiet").stdout == "verified\n"
+
+
+def test_a_base_is_found_and_has_to_be_the_one_that_was_used(tmp_path):
+    """DoRA is merged with the base's weights."""
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "base")
+    for seed, name in enumerate("ab"):
+        peft_adapter(tmp_path / name, model, seed, use_dora=True, target_modules=["q_proj"])
+    refs = [str(tmp_path / name) for name in "ab"]
+    out = merged(refs, tmp_path, "--base", str(tmp_path / "base"), "--method", "uniform")
+    assert failed(out) == []
+    os.rename(tmp_path / "base", tmp_path / "moved")
+    assert failed(out) == ["base"]
+    assert loraprobe.verify(out, base=tmp_path / "moved").passed
+    tiny_llama(seed=1).save_pretrained(tmp_path / "base")
+    assert failed(out) == ["base"]
+    edit_weights(out, lambda t: {k: v * 1.001 if "magnitude" in k else v for k, v in t.items()})
+    assert not loraprobe.verify(out, base=tmp_path / "moved").passed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--router", "constant", "--weights", "0.5,-1"], ["--balance", "norm"], ["--router", "spectr"],
+     ["--router", "arrow:temperature=inf"], ["--router", "hard:per=sequence"]],
+)  # fmt: skip
+def test_every_composition_that_learned_nothing_is_verified(pair, tmp_path, options):
+    done = call("route", *pair, "-o", tmp_path / "out", *options)
+    assert done.exit_code == 0, done.output
+    assert failed(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "card", [None, "", "no front matter", "---\nbroken: [\n---\n", "---\ntags: [lora]\n---\n",
+             "---\nloraprobe: {sources: 3}\n---\n",
+             "---\nloraprobe: {schema_version: 99, sources: []}\n---\n"],
+)  # fmt: skip
+def test_what_has_no_provenance_is_one_sentence(pair, tmp_path, card):
+    out = merged(pair, tmp_path)
+    (out / CARD).unlink() if card is None else (out / CARD).write_text(card)
+    result = call("verify", out)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and not result.stdout
+    with pytest.raises(AdapterError, match=r"README\.md"):
+        loraprobe.verify(out)
+
+
+def nested(depth: int) -> str:
+    return f"---\nloraprobe: {'[' * depth}{']' * depth}\n---\n"
+
+
+ODD = (None, "x", -1.5, True, [], {}, [1], ["a"], {"a": 1}, [[1]], 10**400, float("nan"))
+
+
+@pytest.mark.parametrize("key", ["method", "weights", "space", "rank", "dtype", "seed", "allow",
+                                 "balance", "subtract", "base", "sources"])  # fmt: skip
+def test_a_card_that_lies_about_its_merge_is_no_traceback(pair, tmp_path, key):
+    """Whatever stands in a stranger's card, the answer is a check that fails or one sentence."""
+    out = merged(pair, tmp_path)
+    _, front, body = (out / CARD).read_text().split("---\n", 2)
+    told = yaml.safe_load(front)
+    right = told["loraprobe"][key]
+    within = []
+    if key == "sources":
+        within = [[right[0] | {name: odd}, *right[1:]] for name in right[0] for odd in ODD]
+    for odd in (*ODD, *within):
+        told["loraprobe"][key] = odd
+        (out / CARD).write_text(f"---\n{yaml.safe_dump(told)}---\n{body}")
+        result = call("verify", out)
+        assert result.exception is None or isinstance(result.exception, SystemExit), odd
+        assert result.exit_code in (0, 1, 2) and "Traceback" not in result.output
+
+
+def test_a_card_nested_too_deeply_is_one_sentence(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    (out / CARD).write_text(nested(20_000))
+    with pytest.raises(AdapterError, match="says nothing of a merge"):
+        loraprobe.verify(out)
+
+
+def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    matter = yaml.safe_load((out / CARD).read_text().split("---\n")[1])
+    assert matter["base_model"] == "owner/base" and matter["library_name"] == "peft"
+    told = matter["loraprobe"]
+    assert told["method"] == "uniform" and told["weights"] == [0.5, 0.5]
+    assert [source["sha256"] for source in told["sources"]] == [
+        read_adapter(place).sha256 for place in pair
+    ]
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_specs_make_equal_methods(name):
+    method = METHODS.make(name)
+    assert METHODS.make(spec_of(method)) == method
+
+
+class TestReadback:
+    """What is written wrong never appears."""
+
+    def spoiled(self, monkeypatch, tmp_path, change, match):
+        import safetensors.torch
+
+        def spoil(tensors, path, metadata=None):
+            save_file(change(dict(tensors)), path, metadata=metadata)
+
+        monkeypatch.setattr(safetensors.torch, "save_file", spoil)
+        with pytest.raises(OutputError, match=match):
+            random_adapter("a").save(tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_wrong_number(self, monkeypatch, tmp_path):
+        self.spoiled(monkeypatch, tmp_path, one_entry, "differs when it is read back")
+
+    def test_a_lost_tensor(self, monkeypatch, tmp_path):
+        def lose(tensors):
+            tensors.pop(sorted(tensors)[0])
+            return tensors
+
+        self.spoiled(monkeypatch, tmp_path, lose, "differs when it is read back")
+
+    def test_another_dtype(self, monkeypatch, tmp_path):
+        self.spoiled(
+            monkeypatch, tmp_path, lambda t: {k: v.half() for k, v in t.items()}, "differs"
+        )
+
+    def test_a_wrong_scaling(self, monkeypatch, tmp_path):
+        from loraprobe.adapters import saving
+
+        config_of = saving.config_of
+        monkeypatch.setattr(saving, "config_of", lambda a: config_of(a) | {"lora_alpha": 7})
+        with pytest.raises(OutputError, match="the scaling of"):
+            random_adapter("a").save(tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestSkeleton:
+    def test_all_kinds_of_layer(self, tmp_path):
+        def update(out: int, inp: int) -> LowRank:
+            return LowRank(torch.randn(2, inp), torch.randn(out, 2), 0.5)
+
+        adapter = adapter_of(
+            "kinds",
+            {
+                "model.embed": update(8, 20), "model.layers.0.fc": update(6, 8),
+                "model.conv": update(5, 3 * 4), "lm_head": update(20, 8),
+            },
+            kinds={"model.embed": "embedding", "model.conv": "convolution"},
+            kernels={"model.conv": (2, 2)},
+            whole={"score.weight": torch.ones(3, 8), "model.layers.0.fc.bias": torch.ones(6)},
+        )  # fmt: skip
+        adapter.save(tmp_path / "out")
+        assert problems_in_peft(tmp_path / "out", adapter) == []
+
+    def test_dora_and_conv1d(self, tmp_path):
+        shapes = {"transformer.h.0.attn.c_attn": (48, 16), "transformer.h.0.mlp.c_fc": (64, 16)}
+        plain = random_adapter("d", shapes, kinds=dict.fromkeys(shapes, "conv1d"))
+        adapter = adapter_of(
+            "d", plain.modules, kinds=dict.fromkeys(shapes, "conv1d"),
+            magnitudes={path: torch.ones(out) for path, (out, _) in shapes.items()},
+        )  # fmt: skip
+        adapter.save(tmp_path / "out")
+        assert problems_in_peft(tmp_path / "out", adapter) == []
+
+    def test_what_peft_would_ignore_is_found(self, tmp_path):
+        adapter = random_adapter("a")
+        adapter.save(tmp_path / "out")
+        edit_weights(tmp_path / "out", renamed)
+        problems = problems_in_peft(tmp_path / "out", adapter)
+        assert any("no place for" in problem for problem in problems)
+        assert any("misses" in problem for problem in problems)
+
+    def test_it_agrees_with_a_real_model(self, tmp_path):
+        """What a skeleton takes, the model takes; tiny models stand for any."""
+        import warnings
+
+        from peft import PeftModel
+
+        random_adapter("a").save(tmp_path / "out")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "out"))

@@ -1,0 +1,31 @@
+"""Generated pages are those of the code, and every link of the documentation leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pages
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+
+
+@pytest.mark.parametrize("name", ["methods.md", "options.md"])
+def test_generated_pages_are_those_of_the_code(name):
+    wanted = pages.PAGES[name]()
+    found = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert found == wanted, "run python tests/pages.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)\)", re.sub(r"`[^`]*`", "", text))
+    lost = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not lost
+
+
+def test_the_readme_fits_two_hundred_lines():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

@@ -15,12 +15,13 @@ def word_tokenizer(**special):
     """A word-level tokenizer with BOS and EOS, as small worlds have them."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     vocab = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", "\n", "!\n", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = TaskSplit(" ", "removed")
+    tokenizer.pre_tokenizer = Split(" ", "removed")
     tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
     )

@@ -26,15 +26,29 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
     base: a Hub id (`owner/name`, or `gpt2`). Raises ReferenceError_ for a directory, HubError where
     the Hub does not answer.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import ModelInfo, constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     reference = Reference.parse(base, bare=True)
     if reference.path is not None:
-        raise ReferenceError_(f"{base} is a directory, and find asks the Hub; give the base "
-                              "model's name there, such as owner/name.")  # fmt: skip
-    filters = [f"base_model:adapter:{reference.repo}", "peft"]
-    try:
-        models = list(HfApi().list_models(filter=filters, sort="downloads", limit=limit))
+        raise ReferenceError_(
+            f"{base} is a directory, and find asks the Hub; give the base model's name there, "
+            "such as owner/name."
+        )
+    wanted = {
+        "filter": [f"base_model:adapter:{reference.repo}", "peft"],
+        "sort": "downloads",
+        "limit": limit,
+    }
+    try:  # one request: HfApi.list_models repeats a failed one for half a minute
+        response = get_session().get(
+            f"{constants.ENDPOINT}/api/models",
+            params=wanted,
+            headers=build_hf_headers(),
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        hf_raise_for_status(response)
+        models = [ModelInfo(**row) for row in response.json()][:limit]
     except Exception as error:
         raise explain(error, reference) from None
     return [

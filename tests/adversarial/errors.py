@@ -398,7 +398,7 @@ _raised(
     ValueError("x"),
     DEFECT,
     "traceback ValueError",
-    "loraprobe_lab.build.build_world",
+    "loraprobe_lab.worlds.spec.build_world",
     ("lab", "build", "keep-both", "-o", "x"),
 )
 

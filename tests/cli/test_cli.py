@@ -338,7 +338,7 @@ def test_methods_breaks_options_at_commas():
 
 def test_methods_explains_what_is_named():
     text = call("methods", "ties:density=0.3", "full").stdout
-    assert "two meanings in the field" in " ".join(text.split()) and "arrow" not in text
+    assert "arrow" not in text
     assert "variant: peft or mergekit" in text and "[out, in]" in text
     rows = json.loads(call("methods", "--json", "ties").stdout)["methods"]
     assert [row["name"] for row in rows] == ["ties"]

@@ -76,9 +76,6 @@ EXTRAS = {
     "dora_magnitude": (
         {f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)}, {"use_dora": True},
     ),
-    "lora_bias": (
-        {"base_model.model.model.norm.lora_B.bias": torch.ones(16)}, {"lora_bias": True},
-    ),
     "unknown": ({"base_model.model.something.else": torch.ones(3)}, {}),
 }  # fmt: skip
 

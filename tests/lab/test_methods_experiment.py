@@ -107,13 +107,13 @@ def test_a_merge_is_written_whole_and_a_linear_one_needs_no_new_weights():
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
     compared = ComparedSystem("t", "merge", "ties", "full")
-    ties = compared.build(compared.workshop(adapters))
+    ties = compared.build(compared.builder(adapters))
     assert ties.compression_error == 0.0 and ties.name == "t"
     assert all(u.rank > 32 for u in ties.composition.experts[0].modules.values())
     sides = [min(i.in_features, i.out_features) for i in adapters[0].layout.values()]
     assert whole_rank(adapters) == max(sides)
     compared = ComparedSystem("s", "linear", "task_arithmetic", None, 1.0)
-    whole = compared.build(compared.workshop(adapters))
+    whole = compared.build(compared.builder(adapters))
     assert len(whole.composition.experts) == 2 and whole.composition.router.weights == (1.0, 1.0)
 
 
@@ -192,9 +192,7 @@ def test_what_the_default_rank_loses_is_what_a_merge_at_that_rank_says():
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
     compared = ComparedSystem("t", "merge", "ties", "full")
-    found = asking_module.lost_at_default_rank(
-        compared.build(compared.workshop(adapters)), adapters
-    )
+    found = asking_module.lost_at_default_rank(compared.build(compared.builder(adapters)), adapters)
     assert found > 0.1
     assert found == pytest.approx(merge(adapters, "ties", space="full").compression_error, rel=1e-2)
 

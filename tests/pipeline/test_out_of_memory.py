@@ -197,7 +197,7 @@ def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkey
     def fail(*_: object, **__: object) -> None:
         raise ERRORS["linux"]
 
-    monkeypatch.setattr("loraprobe.merging.merge", fail)
+    monkeypatch.setattr("loraprobe.pipeline.merges.merge", fail)
     refs = [str(tmp_path / "a"), str(tmp_path / "b")]
     done = CliRunner().invoke(app, ["merge", *refs, "-o", str(tmp_path / "out")])
     assert done.exit_code == 2 and not (tmp_path / "out").exists()

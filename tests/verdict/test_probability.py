@@ -215,8 +215,17 @@ def test_what_can_be_forecast_are_linear_merges_and_arrow_as_it_stands():
 def test_the_model_card_tells_the_probability():
     verdict = judge(case(), calibration())
     card = model_card(
-        name="m", base_model="gpt2", sources=(), method="uniform", space="full", rank="4",
-        weights=None, compression_error=0.0, rounding_error=0.0, dtype="float32", seed=0,
+        name="m",
+        matter={"base_model": "gpt2"},
+        sources=(),
+        method="uniform",
+        space="full",
+        rank="4",
+        weights=None,
+        compression_error=0.0,
+        rounding_error=0.0,
+        dtype="float32",
+        seed=0,
         verdict=verdict,
-    )  # fmt: skip
+    )
     assert f"- Probability {verdict.probability:.2f}" in card and "(prior 0.40)" in card

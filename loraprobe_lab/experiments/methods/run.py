@@ -51,7 +51,7 @@ class MethodsPlan:
         return all_systems(self.methods, self.routers, self.strengths)
 
 
-FoundAdapter = tuple[World, list[CaseAnswers]]
+WorldAnswers = tuple[World, list[CaseAnswers]]
 
 
 def try_methods(
@@ -69,13 +69,13 @@ def try_methods(
     plan, output = plan or MethodsPlan(), Path(output)
     systems = plan.systems()
 
-    def answer(world: World, base: BaseInfo | None = None) -> FoundAdapter:
+    def answer(world: World, base: BaseInfo | None = None) -> WorldAnswers:
         cases, results = cases_of(world), output / "results"
         return world, answer_cases(
             world, cases, systems, results, limit=plan.limit, progress=progress
         )
 
-    def write(found: Sequence[FoundAdapter], missing: Sequence[str]) -> Pages:
+    def write(found: Sequence[WorldAnswers], missing: Sequence[str]) -> Pages:
         answers = [one for _, answered in found for one in answered]
         pages = methods_pages(
             tabulated(answers, systems),
@@ -86,7 +86,7 @@ def try_methods(
         )
         return pages.write(output)
 
-    worlds: list[tuple[str, Callable[[], FoundAdapter]]] = [
+    worlds: list[tuple[str, Callable[[], WorldAnswers]]] = [
         (world.path.resolve().name, partial(answer, world)) for world in open_worlds(plan.worlds)
     ]
     if not plan.worlds:

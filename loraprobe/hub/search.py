@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from loraprobe.errors import ReferenceError_
 from loraprobe.hub.errors import explain
@@ -35,7 +36,7 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
             f"{base} is a directory, and find asks the Hub; give the base model's name there, "
             "such as owner/name."
         )
-    wanted = {
+    wanted: dict[str, Any] = {
         "filter": [f"base_model:adapter:{reference.repo}", "peft"],
         "sort": "downloads",
         "limit": limit,

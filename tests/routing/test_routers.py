@@ -402,7 +402,7 @@ def test_gates_of_prompts_exist_only_in_a_pass(model):
 
 def test_an_input_whose_rows_are_mixed_up_is_refused(model):
     """As a mixture's experts see it: some tokens, one after the other."""
-    from loraprobe.composition import passes
+    from loraprobe.composition import forward_pass as passes
 
     x = torch.randn(5, 16, dtype=torch.float64)
     token = passes._NOW.set(passes.Pass(2, 3, None, True, {}))
@@ -437,7 +437,7 @@ def test_rows_of_several_systems_take_tokens_and_refuse_prompts(model):
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (2, 1), (3, 2)])
 def test_rows_may_lie_one_after_the_other(rows, tokens):
     """Also where there are as many tokens as respects in which they are scored."""
-    from loraprobe.composition import passes
+    from loraprobe.composition import forward_pass as passes
 
     mask = torch.ones(rows, tokens, dtype=torch.bool)
     mask[0, -1] = tokens == 1

@@ -149,7 +149,7 @@ def theory(
     quiet: Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
-    from loraprobe_lab.experiments.figures import check_drawing
+    from loraprobe_lab.experiments.drawing import check_drawing
     from loraprobe_lab.experiments.theory import run
 
     use_threads(threads)
@@ -175,7 +175,7 @@ def rule(
     quiet: Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from loraprobe_lab.experiments.figures import check_drawing
+    from loraprobe_lab.experiments.drawing import check_drawing
     from loraprobe_lab.experiments.rule.report import RulePlan, examine
 
     sink = Output(json=json, quiet=quiet)

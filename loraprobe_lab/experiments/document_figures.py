@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loraprobe_lab.experiments.figures import BLUE, DARK, GREY, RED, as_svg, drawing
+from loraprobe_lab.experiments.drawing import BLUE, DARK, GREY, RED, as_svg, drawing
 from loraprobe_lab.experiments.rule.exact import MARGIN, Rate
 
 Document = Mapping[str, Any]

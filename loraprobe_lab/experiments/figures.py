@@ -1,58 +1,17 @@
-"""The figures of the experiments, drawn with matplotlib as SVG text that is the same every time."""
+"""Figures of the matrix, the methods and the map of success, drawn with matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import UsageError
+from loraprobe_lab.experiments.drawing import BLUE, DARK, GREEN, GREY, RED, as_svg, drawing
 
 if TYPE_CHECKING:
     from loraprobe_lab.experiments.matrix import Matrix, MatrixCell
     from loraprobe_lab.experiments.methods.table import MethodsRow
     from loraprobe_lab.experiments.success_map import PointGain
-
-DARK, RED, BLUE, GREEN, GREY = "#333333", "#b3452c", "#2f6f9f", "#5a8f4a", "#9a9a9a"
-STYLE = {
-    "svg.hashsalt": "loraprobe",
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
-@contextmanager
-def drawing() -> Iterator[Any]:
-    """Yields matplotlib's Figure class, in the style of these figures, without any window.
-
-    Raises UsageError if matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "Figures need matplotlib, which is not installed: pip install 'loraprobe[lab]'."
-        ) from None
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        yield Figure
-
-
-def check_drawing() -> None:
-    """Raises UsageError if matplotlib is not installed."""
-    with drawing():
-        pass
-
-
-def as_svg(figure: Any) -> str:
-    """The figure as SVG text, the same for the same figure."""
-    text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return text.getvalue()
 
 
 def _rows_of_lines(panel: Any) -> None:

@@ -20,7 +20,7 @@ from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.bases import BaseInfo
-from loraprobe_lab.experiments.figures import check_drawing
+from loraprobe_lab.experiments.drawing import check_drawing
 from loraprobe_lab.experiments.pages import Pages
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import ProgressCallback

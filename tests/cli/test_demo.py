@@ -86,7 +86,7 @@ def test_keep_both_says_what_is_measured(tmp_path):
 
 
 def test_exit_zero_and_quiet(tmp_path):
-    call = ["demo", "--scenario", "keep-both", "--quiet", "--exit-zero", "--threads", "1"]
+    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "12", "--quiet", "--exit-zero"]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
     assert result.exit_code == 0 and result.stderr == ""
     assert len(result.stdout.splitlines()) == 1
@@ -104,7 +104,8 @@ def shipped(scenario: str) -> list[str]:
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
     method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
-    call = ["merge-and-eval", *shipped("skill-and-facts"), *method, "-o", str(target)]
+    few = ["--limit", "60"]
+    call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
     merged = read_adapter(target)

@@ -61,8 +61,10 @@ def read_json(
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise raises(f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
-                     f"download it again.") from None  # fmt: skip
+        raise raises(
+            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
+            f"download it again."
+        ) from None
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
     if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
@@ -98,8 +100,10 @@ def _check_size(path: Path, reference: str, raises: type[LoraprobeError], limit:
     allowed = getattr(limits(), limit)
     size = path.stat().st_size if path.is_file() else 0
     if size > allowed:
-        raise raises(f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
-                     f"are read of such a file; {raising(limit, size)}.")  # fmt: skip
+        raise raises(
+            f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
+            f"are read of such a file; {raising(limit, size)}."
+        )
 
 
 def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> Header:
@@ -154,8 +158,10 @@ def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseEr
         return
     target = file.resolve()
     if not any(target.is_relative_to(root) for root in _repositories(file)):
-        raise raises(f"{file.name} of {reference} is a link that leads out of it; copy the file "
-                     f"there, or {raising('links', 1)}.")  # fmt: skip
+        raise raises(
+            f"{file.name} of {reference} is a link that leads out of it; copy the file "
+            f"there, or {raising('links', 1)}."
+        )
 
 
 def _repositories(file: Path) -> list[Path]:
@@ -202,8 +208,10 @@ def broken(
 ) -> LoraprobeError:
     """What to tell about a weight file that cannot be read."""
     if _is_pointer(file):
-        return raises(f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
-                      f"run git lfs pull, or download the file.")  # fmt: skip
+        return raises(
+            f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
+            f"run git lfs pull, or download the file."
+        )
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
     if "header too large" in str(error) and _declared_header(file) < file.stat().st_size:
@@ -211,8 +219,10 @@ def broken(
             f"{file.name} of {reference} has a header beyond the 100 MB that safetensors reads; "
             "it names too many tensors, or too long ones."
         )
-    return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
-                  f"download it again.")  # fmt: skip
+    return raises(
+        f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
+        f"download it again."
+    )
 
 
 def _declared_header(file: Path) -> int:

@@ -12,8 +12,13 @@ from loraprobe.errors import OutOfMemory
 from loraprobe.limits import limits
 
 # What allocators say where they raise no error of their own.
-SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",
-         "status_alloc_failed")  # fmt: skip
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "status_alloc_failed",
+)
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (  # limit and usage of the second and of the first version

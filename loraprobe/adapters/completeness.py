@@ -33,28 +33,19 @@ def completeness(
         beyond = untargeted(infos, config)
     except ExpressionError as error:
         beyond = []
-        found.append(
-            Issue(
-                "error",
-                "targets-unreadable",
-                (name,),
-                f"The config's targets cannot be read as peft reads them: {error}.",
-                "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
-                "adapter_config.json.",
-            )
+        message = f"The config's targets cannot be read as peft reads them: {error}."
+        cure = (
+            "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
+            "adapter_config.json."
         )
+        found.append(Issue("error", "targets-unreadable", (name,), message, cure))
     if beyond:
-        found.append(
-            Issue(
-                "warning",
-                "weights-untargeted",
-                (name,),
-                f"The file holds weights for {count(len(beyond), 'module')} that the config does "
-                f"not target, {beyond[0]} first: used here, but peft would leave them out.",
-                "Correct target_modules in adapter_config.json, or remove those weights.",
-                beyond[0],
-            )
+        message = (
+            f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
+            f"target, {beyond[0]} first: used here, but peft would leave them out."
         )
+        cure = "Correct target_modules in adapter_config.json, or remove those weights."
+        found.append(Issue("warning", "weights-untargeted", (name,), message, cure, beyond[0]))
     return found
 
 
@@ -67,16 +58,12 @@ def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> lis
     lost = [str(target) for target in targets if str(target) not in met]
     if not lost:
         return []
-    return [
-        Issue(
-            "warning",
-            "targets-without-weights",
-            (name,),
-            f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
-            "the file holds no weights: where the base has such modules they stay untouched.",
-            "Make sure that the file is complete and that the base has no such modules.",
-        )
-    ]
+    message = (
+        f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which the "
+        "file holds no weights: where the base has such modules they stay untouched."
+    )
+    cure = "Make sure that the file is complete and that the base has no such modules."
+    return [Issue("warning", "targets-without-weights", (name,), message, cure)]
 
 
 def _layers(name: str, paths: Collection[str]) -> list[Issue]:
@@ -91,17 +78,12 @@ def _layers(name: str, paths: Collection[str]) -> list[Issue]:
         lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
     if not lost:
         return []
-    return [
-        Issue(
-            "warning",
-            "layers-uneven",
-            (name,),
-            f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
-            f"other layers have, {lost[0]} first.",
-            "Unless it was trained so, the file is incomplete; save or download it again.",
-            lost[0],
-        )
-    ]
+    message = (
+        f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that other "
+        f"layers have, {lost[0]} first."
+    )
+    cure = "Unless it was trained so, the file is incomplete; save or download it again."
+    return [Issue("warning", "layers-uneven", (name,), message, cure, lost[0])]
 
 
 def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
@@ -114,24 +96,20 @@ def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
         return []
     pattern, found = next(iter(uneven.items()))
     listed = " and ".join(str(list(shape)) for shape in sorted(found)[:3])
-    return [
-        Issue(
-            "note",
-            "shapes-uneven",
-            (name,),
-            f"{pattern} has different shapes in different layers, such as {listed}.",
-            "If the base's layers are alike, the file is damaged.",
-        )
-    ]
+    message = f"{pattern} has different shapes in different layers, such as {listed}."
+    cure = "If the base's layers are alike, the file is damaged."
+    return [Issue("note", "shapes-uneven", (name,), message, cure)]
 
 
 def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
     """A finding if the largest delta of an adapter, that of module `path`, is out of all bounds."""
     if norm > EXTREME_NORM:
-        yield Issue(
-            "warning", "norm-extreme", (name,),
+        message = (
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
-            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20.",
+            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20."
+        )
+        cure = (
             "Its training probably diverged; take an earlier checkpoint, or look at its outputs "
-            "before composing it.", path,
-        )  # fmt: skip
+            "before composing it."
+        )
+        yield Issue("warning", "norm-extreme", (name,), message, cure, path)

@@ -46,19 +46,16 @@ def as_peft_reads(
             kept.append(extra)
     issues = list(_incomplete(name, kept, infos))
     if unused:
-        issues.append(
-            Issue(
-                "warning",
-                "tensors-unused",
-                (name,),
-                f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
-                "leaves out, since the config does not ask for it or its module has no factors; "
-                "left out here too.",
-                "If the adapter was trained with it, correct use_dora or lora_bias in "
-                "adapter_config.json.",
-                unused[0].module,
-            )
+        message = (
+            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
+            "leaves out, since the config does not ask for it or its module has no factors; left "
+            "out here too."
         )
+        cure = (
+            "If the adapter was trained with it, correct use_dora or lora_bias in "
+            "adapter_config.json."
+        )
+        issues.append(Issue("warning", "tensors-unused", (name,), message, cure, unused[0].module))
     return kept, issues
 
 
@@ -70,15 +67,12 @@ def _incomplete(
         held = {extra.module for extra in extras if extra.kind == kind}
         lost = [path for path in infos if path not in held]
         if held and lost:
-            yield Issue(
-                "error",
-                "missing-tensors",
-                (name,),
+            message = (
                 f"The config sets {flag}, but the file lacks its tensor for "
-                f"{count(len(lost), 'module')}, {lost[0]} first.",
-                "The file is incomplete; save or download it again.",
-                lost[0],
+                f"{count(len(lost), 'module')}, {lost[0]} first."
             )
+            cure = "The file is incomplete; save or download it again."
+            yield Issue("error", "missing-tensors", (name,), message, cure, lost[0])
 
 
 def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:

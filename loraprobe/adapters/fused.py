@@ -190,8 +190,9 @@ def _rows(
         raise NotTranslated(f"how many rows are {lost}'s is not known without --base")
     rows = tuple(known[p] for p in parts)
     if min(rows) < 1 or (total is not None and sum(rows) != total):
-        raise NotTranslated(f"the rows of its parts ({', '.join(map(str, rows))}) do not add up "
-                             f"to its {total}")  # fmt: skip
+        raise NotTranslated(
+            f"the rows of its parts ({', '.join(map(str, rows))}) do not add up to its {total}"
+        )
     return rows
 
 
@@ -216,8 +217,9 @@ def _check_whole(adapter: Adapter, fusion: Fusion) -> None:
         have = [part + suffix in held for part in fusion.parts]
         if any(have) and not all(have):
             what = "DoRA magnitudes" if not suffix else f"a trained {suffix[1:]}"
-            raise NotTranslated(f"{adapter.name} has {what} of some parts only, and the fused "
-                                 "layer needs all")  # fmt: skip
+            raise NotTranslated(
+                f"{adapter.name} has {what} of some parts only, and the fused layer needs all"
+            )
 
 
 def _translated(

@@ -40,22 +40,20 @@ def initialisation_issues(name: str, init: object) -> Iterator[Issue]:
         return
     for start, (method, cure) in CHANGES_BASE.items():
         if init.lower().startswith(start):
-            yield Issue(
-                "error",
-                "init-changed-base",
-                (name,),
+            message = (
                 f"{name} was initialised by {method} (init_lora_weights={reprlib.repr(init)}), "
                 "which changes the base weights, and was saved without conversion: it fits only "
-                "that changed base.",
-                cure,
+                "that changed base."
             )
+            yield Issue("error", "init-changed-base", (name,), message, cure)
             return
-    yield Issue(
-        "error",
-        "init-unknown",
-        (name,),
-        f"{name} was initialised in a way that is not known (init_lora_weights="
-        f"{reprlib.repr(init)}), which may have changed the base weights; peft does not load it.",
-        "If training started at the base as it is, set init_lora_weights to true in "
-        "adapter_config.json.",
+    message = (
+        f"{name} was initialised in a way that is not known "
+        f"(init_lora_weights={reprlib.repr(init)}), which may have changed the base weights; peft "
+        "does not load it."
     )
+    cure = (
+        "If training started at the base as it is, set init_lora_weights to true in "
+        "adapter_config.json."
+    )
+    yield Issue("error", "init-unknown", (name,), message, cure)

@@ -35,14 +35,18 @@ def check_readback(directory: Path, adapter: Adapter, tensors: Mapping[str, Tens
     if not wrong:
         wrong = [key for key, tensor in tensors.items() if not _same_bits(file.read(key), tensor)]
     if wrong:
-        raise OutputError(f"What was written to {directory.parent} is not what was meant: "
-                          f"{wrong[0]} differs when it is read back; check the disk and run "
-                          "again.")  # fmt: skip
+        raise OutputError(
+            f"What was written to {directory.parent} is not what was meant: "
+            f"{wrong[0]} differs when it is read back; check the disk and run "
+            "again."
+        )
     read = read_adapter(directory, adapter.name)
     problem = _difference(read, adapter)
     if problem:
-        raise OutputError(f"What was written to {directory.parent} would not be read as it was "
-                          f"meant: {problem}; please report this.")  # fmt: skip
+        raise OutputError(
+            f"What was written to {directory.parent} would not be read as it was "
+            f"meant: {problem}; please report this."
+        )
 
 
 def _difference(read: Adapter, meant: Adapter) -> str | None:

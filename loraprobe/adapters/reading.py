@@ -63,13 +63,20 @@ def read_adapter(
     reading.check_config()
     reading.issues += completeness(name, infos, config.raw, reading.extras)
     if what := disagreement(directory):
-        reading.issue("error", "weights-disagree",
-                      f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same "
-                      f"adapter: {what}.",
-                      "Delete the one that is not meant.")  # fmt: skip
+        reading.issue(
+            "error",
+            "weights-disagree",
+            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same "
+            f"adapter: {what}.",
+            "Delete the one that is not meant.",
+        )
     if not infos:
-        reading.issue("error", "no-modules", "The file holds no LoRA factors that can be used.",
-                      "Check that this is the adapter that was trained.")  # fmt: skip
+        reading.issue(
+            "error",
+            "no-modules",
+            "The file holds no LoRA factors that can be used.",
+            "Check that this is the adapter that was trained.",
+        )
     return Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),

@@ -70,8 +70,9 @@ def _check_savable(adapter: Adapter) -> None:
             "would lose; merge it into its base with peft first."
         )
     if not adapter.modules:
-        raise UnsupportedAdapter(f"Adapter {adapter.name} changes no module, so there is nothing "
-                                 "to save.")  # fmt: skip
+        raise UnsupportedAdapter(
+            f"Adapter {adapter.name} changes no module, so there is nothing to save."
+        )
     for held, what in ((adapter.magnitudes, "DoRA"), (adapter.offsets, "lora_bias")):
         if held and set(held) != set(adapter.modules):
             raise UnsupportedAdapter(

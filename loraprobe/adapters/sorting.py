@@ -71,27 +71,35 @@ class KeySorting:
     ) -> None:
         doubled = [path for path in self.factors if path.startswith(PREFIX)]
         if doubled:
-            self.issue("error", "doubled-prefix",
-                       f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft "
-                       "loads without any effect.",
-                       "Save the adapter from a model that is wrapped once, or rename its "
-                       "keys.")  # fmt: skip
+            message = (
+                f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft loads "
+                "without any effect."
+            )
+            cure = "Save the adapter from a model that is wrapped once, or rename its keys."
+            self.issue("error", "doubled-prefix", message, cure)
         if unprefixed:
-            self.issue("warning", "unprefixed-keys",
-                       f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as "
-                       "module paths, but peft would load them without any effect.",
-                       "Rename the keys if peft is to load this adapter.")  # fmt: skip
+            message = (
+                f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as module "
+                "paths, but peft would load them without any effect."
+            )
+            cure = "Rename the keys if peft is to load this adapter."
+            self.issue("warning", "unprefixed-keys", message, cure)
         if twice:
-            self.issue("error", "several-adapters",
-                       f"{_many(twice, 'key')} for a factor that another key gives already, so "
-                       "the file holds several adapters.",
-                       "Save each adapter into a directory of its own.")  # fmt: skip
+            message = (
+                f"{_many(twice, 'key')} for a factor that another key gives already, so the file "
+                "holds several adapters."
+            )
+            cure = "Save each adapter into a directory of its own."
+            self.issue("error", "several-adapters", message, cure)
         if unknown:
-            self.issue("error", "unknown-tensors",
-                       f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file"
-                       f"{_style_of(unknown)}.",
-                       "Convert the file to PEFT's format, or remove tensors that do not belong "
-                       "to the adapter.")  # fmt: skip
+            message = (
+                f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file{_style_of(unknown)}."
+            )
+            cure = (
+                "Convert the file to PEFT's format, or remove tensors that do not belong to the "
+                "adapter."
+            )
+            self.issue("error", "unknown-tensors", message, cure)
 
     def pair_factors(self) -> dict[str, ModuleInfo]:
         """A and B of each module, shapes checked; what cannot be used is an extra."""
@@ -192,35 +200,38 @@ class KeySorting:
         for code, found in self.odd.items():
             what, cure = said[code]
             more = f" and {len(found) - 1} more" if found[1:] else ""
-            self.issue("error", code, f"The file has modules {what} {found[0][1]} in "
-                       f"{found[0][0]}{more}.", cure, found[0][0])  # fmt: skip
+            message = f"The file has modules {what} {found[0][1]} in {found[0][0]}{more}."
+            self.issue("error", code, message, cure, found[0][0])
 
     def check_config(self) -> None:
         """Keys nobody knows, a missing alpha, and promises that the file does not keep."""
         if self.config.unknown:
-            self.issue("error", "unknown-config",
-                       f"The config sets {', '.join(self.config.unknown)}, which loraprobe does "
-                       "not know and which may change what the adapter computes.",
-                       "Use a newer loraprobe, or remove the key if it is known to be "
-                       "harmless.")  # fmt: skip
-        if self.config.trainers:
-            self.issue(
-                "note",
-                "trainer-config",
-                f"The config has keys of a trainer, which do not change what the adapter does: "
-                f"{', '.join(self.config.trainers)}.",
-                "",
+            message = (
+                f"The config sets {', '.join(self.config.unknown)}, which loraprobe does not know "
+                "and which may change what the adapter computes."
             )
+            cure = "Use a newer loraprobe, or remove the key if it is known to be harmless."
+            self.issue("error", "unknown-config", message, cure)
+        if self.config.trainers:
+            message = (
+                "The config has keys of a trainer, which do not change what the adapter does: "
+                f"{', '.join(self.config.trainers)}."
+            )
+            self.issue("note", "trainer-config", message, "")
         self.issues += initialisation_issues(self.name, self.config.raw.get("init_lora_weights"))
         if self.config.empty_unknown:
-            self.issue("note", "unknown-config-empty",
-                       f"The config has unknown keys without a value: "
-                       f"{', '.join(self.config.empty_unknown)}.", "")  # fmt: skip
+            message = (
+                "The config has unknown keys without a value: "
+                f"{', '.join(self.config.empty_unknown)}."
+            )
+            self.issue("note", "unknown-config-empty", message, "")
         if self.config.alpha_is_missing:
-            self.issue("error", "missing-alpha",
-                       f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, "
-                       "which need not be what the adapter was trained with.",
-                       "Add the value of the training to adapter_config.json.")  # fmt: skip
+            message = (
+                f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, which need "
+                "not be what the adapter was trained with."
+            )
+            cure = "Add the value of the training to adapter_config.json."
+            self.issue("error", "missing-alpha", message, cure)
         held = {extra.kind for extra in self.extras}
         promises = {
             **{flag: kind for kind, flag in FLAGS.items()},
@@ -229,9 +240,9 @@ class KeySorting:
         }
         broken = [k for k, kind in promises.items() if self.config.raw.get(k) and kind not in held]
         if broken:
-            self.issue("error", "missing-tensors",
-                       f"The config sets {' and '.join(broken)}, but the file has no tensors "
-                       "for it.", "The file is incomplete; save or download it again.")  # fmt: skip
+            message = f"The config sets {' and '.join(broken)}, but the file has no tensors for it."
+            cure = "The file is incomplete; save or download it again."
+            self.issue("error", "missing-tensors", message, cure)
 
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank; it closes over the file, not over tensors."""

@@ -40,8 +40,10 @@ def check_output(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{target} exists already; choose another name or add --overwrite.")
     if os.path.ismount(target):
-        raise OutputError(f"{target} is a mount point, which cannot be replaced; give a directory "
-                          f"in it, such as {target / 'adapter'}.")  # fmt: skip
+        raise OutputError(
+            f"{target} is a mount point, which cannot be replaced; give a directory "
+            f"in it, such as {target / 'adapter'}."
+        )
     composed = (target / COMPOSITION).is_file()
     foreign = _foreign_to_composition(target) if composed else _foreign(target, OWN_FILES)
     if foreign:
@@ -82,8 +84,9 @@ def check_apart(target: Path, sources: Iterable[Path]) -> None:
         its, above = _places(source)
         if its and (its == own or its in around or own in above):
             how = "is" if its == own else "lies inside" if its in around else "contains"
-            raise OutputError(f"The output {target} {how} {source}, which is read; choose another "
-                              "place for it.")  # fmt: skip
+            raise OutputError(
+                f"The output {target} {how} {source}, which is read; choose another place for it."
+            )
 
 
 def _places(path: Path) -> tuple[tuple[int, int] | None, set[tuple[int, int] | None]]:

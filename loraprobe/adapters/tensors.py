@@ -119,8 +119,10 @@ def check_count(path: Path, tensors: int) -> None:
     """Raises AdapterError for more tensors than the limit."""
     allowed = limits().tensors
     if tensors > allowed:
-        raise AdapterError(f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
-                           f"read; {raising('tensors', tensors)}.")  # fmt: skip
+        raise AdapterError(
+            f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
+            f"read; {raising('tensors', tensors)}."
+        )
 
 
 def _expanded(tensor: Tensor) -> bool:

@@ -24,8 +24,14 @@ WeightKind = Literal["linear", "conv1d", "embedding"]
 BODIES = ("model.", "transformer.", "gpt_neox.", "backbone.", "biogpt.", "roberta.", "bert.")
 BODY_OF = {"gpt2": "transformer", "bloom": "transformer", "gpt_neox": "gpt_neox", "opt": "model"}
 HEADS = ("lm_head", "score", "embed_out")
-TOKEN_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "tokens_embed",
-                    "embed_in")  # fmt: skip
+TOKEN_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "tok_embeddings",
+    "tokens_embed",
+    "embed_in",
+)
 EMBEDDING = re.compile(
     rf"({'|'.join(TOKEN_EMBEDDINGS)}|embed_positions|wpe|positions_embed"
     r"|(position|token_type)_embeddings|embedding|embeddings|shared)$"

@@ -24,8 +24,10 @@ def refuse_own_code(base: Base, trusted: bool) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if base.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise BaseError(f"{base.reference} needs code of its own repository to run; if you "
-                        f"trust it, pass --trust-remote-code.")  # fmt: skip
+        raise BaseError(
+            f"{base.reference} needs code of its own repository to run; if you "
+            f"trust it, pass --trust-remote-code."
+        )
 
 
 def load_model(
@@ -65,14 +67,18 @@ def load_model(
                 f"config.json of {base.reference} declares other sizes than the "
                 "tensors of its weight files have; download the model again."
             ) from None
-        raise BaseError(f"{base.reference} ({base.model_type}) does not load as a causal "
-                        f"language model ({first_line(error)}); give a complete one of an "
-                        f"architecture that transformers knows.") from error  # fmt: skip
+        raise BaseError(
+            f"{base.reference} ({base.model_type}) does not load as a causal "
+            f"language model ({first_line(error)}); give a complete one of an "
+            f"architecture that transformers knows."
+        ) from error
     if report.get("missing_keys"):
         lost = sorted(report["missing_keys"])
-        raise BaseError(f"{base.reference} lacks {len(lost)} weights of {base.architecture}, "
-                        f"{lost[0]} among them, which would be random; it is not a complete "
-                        f"causal language model.")  # fmt: skip
+        raise BaseError(
+            f"{base.reference} lacks {len(lost)} weights of {base.architecture}, "
+            f"{lost[0]} among them, which would be random; it is not a complete "
+            f"causal language model."
+        )
     return model
 
 
@@ -109,6 +115,7 @@ def _need(packages: list[str], option: str, otherwise: str) -> None:
     """Raises BaseError where a package is not installed."""
     lost = [name for name in packages if find_spec(name) is None]
     if lost:
-        raise BaseError(f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
-                        f" not installed: pip install {' '.join(lost)}, or {otherwise}."
-                        )  # fmt: skip
+        raise BaseError(
+            f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
+            f" not installed: pip install {' '.join(lost)}, or {otherwise}."
+        )

@@ -116,8 +116,10 @@ class Base:
                 return files
             if (self.path / f"{stem}.{suffix}").is_file():
                 return (self.path / f"{stem}.{suffix}",)
-        raise BaseError(f"{self.reference} holds neither model.safetensors nor pytorch_model.bin "
-                        f"(nor their index); save the model with save_pretrained.")  # fmt: skip
+        raise BaseError(
+            f"{self.reference} holds neither model.safetensors nor pytorch_model.bin "
+            f"(nor their index); save the model with save_pretrained."
+        )
 
     @cached_property
     def stored(self) -> Mapping[str, Weight]:
@@ -176,8 +178,10 @@ class Base:
 
     def _read(self, found: Weight, name: str) -> Tensor:
         if found.dtype not in FLOATS:
-            raise BaseError(f"{self.reference} stores {name} quantised ({found.dtype}); "
-                            f"give the unquantised base model instead.")  # fmt: skip
+            raise BaseError(
+                f"{self.reference} stores {name} quantised ({found.dtype}); "
+                f"give the unquantised base model instead."
+            )
         return read_tensor(found.file, found.key, self.reference).to(torch.float32)
 
     @cached_property
@@ -248,16 +252,18 @@ def open_base(path: str | Path, reference: str | None = None, commit: str | None
     path = Path(path)
     reference = reference or str(path)
     if not path.is_dir():
-        raise BaseError(f"{reference} is not a directory; --base takes a base model's directory "
-                        f"or a Hub id.")  # fmt: skip
+        raise BaseError(
+            f"{reference} is not a directory; --base takes a base model's directory or a Hub id."
+        )
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             config = read_json(path / "adapter_config.json", reference)
             named = config.get("base_model_name_or_path") or "auto"
-            raise BaseError(f"{reference} is an adapter, not a base model; pass "
-                            f"--base {named}.")  # fmt: skip
-        raise BaseError(f"{reference} has no config.json; --base takes a directory as "
-                        f"save_pretrained writes it.")  # fmt: skip
+            raise BaseError(f"{reference} is an adapter, not a base model; pass --base {named}.")
+        raise BaseError(
+            f"{reference} has no config.json; --base takes a directory as "
+            f"save_pretrained writes it."
+        )
     base = Base(reference, path, commit)
     _ = base.config
     return base

@@ -15,19 +15,17 @@ from loraprobe.records import Issue
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
     """Modules that the base lacks, shapes that differ, vocabularies, quantised weights."""
     if base.quantization:
-        yield Issue(
-            "warning", "quantised-base", (),
+        message = (
             f"The weights of {base.reference} are stored quantised, so figures that need them are "
-            "left out and scores hold for the quantised model.",
-            "Give the unquantised base if it will be served unquantised.",
-        )  # fmt: skip
+            "left out and scores hold for the quantised model."
+        )
+        cure = "Give the unquantised base if it will be served unquantised."
+        yield Issue("warning", "quantised-base", (), message, cure)
     size, rows = base.tokenizer_size, base.vocab_size
     if size is not None and rows is not None and size > rows:
-        yield Issue(
-            "warning", "vocabulary-mismatch", (),
-            f"The base's tokenizer has {size} tokens and its embedding only {rows} rows.",
-            "Check that tokenizer and weights belong together.",
-        )  # fmt: skip
+        message = f"The base's tokenizer has {size} tokens and its embedding only {rows} rows."
+        cure = "Check that tokenizer and weights belong together."
+        yield Issue("warning", "vocabulary-mismatch", (), message, cure)
     for adapter in adapters:
         yield from _missing(adapter, base)
         yield from _shapes(adapter, base)
@@ -40,19 +38,19 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
         return
     prefix = prefix_between(dict.fromkeys(lost), base.weights)
     if prefix is not None:
-        yield Issue(
-            "error", "prefix-mismatch", (adapter.name,),
+        message = (
             f"The module paths of {adapter.name} fit {base.reference} only up to the prefix "
-            f"{prefix!r}; as they stand the adapter has no effect.",
-            "Rename its keys, or save it from the model that it will run on.", lost[0],
-        )  # fmt: skip
+            f"{prefix!r}; as they stand the adapter has no effect."
+        )
+        cure = "Rename its keys, or save it from the model that it will run on."
+        yield Issue("error", "prefix-mismatch", (adapter.name,), message, cure, lost[0])
         return
-    yield Issue(
-        "error", "module-not-in-base", (adapter.name,),
+    message = (
         f"{base.reference} ({base.architecture}) has no module for {len(lost)} of the "
-        f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first.",
-        "Give the base that the adapter was trained on.", lost[0],
-    )  # fmt: skip
+        f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first."
+    )
+    cure = "Give the base that the adapter was trained on."
+    yield Issue("error", "module-not-in-base", (adapter.name,), message, cure, lost[0])
 
 
 def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -78,14 +76,12 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
     ):
         if paths:
             first = paths[0]
-            yield Issue(
-                "error", code, (adapter.name,),
+            message = (
                 f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
-                f"{adapter.name}; "
-                f"{first} is {list(shape(adapter.layout[first]))} in the adapter and "
-                f"{list(base.shapes[first])} in the base.",
-                cure, first,
-            )  # fmt: skip
+                f"{adapter.name}; {first} is {list(shape(adapter.layout[first]))} in the adapter "
+                f"and {list(base.shapes[first])} in the base."
+            )
+            yield Issue("error", code, (adapter.name,), message, cure, first)
 
 
 def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -97,10 +93,9 @@ def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
         touched = [p for p in paths if p in adapter.layout and p.rpartition(".")[2] in VOCABULARY]
         if len(paths) > 1 and touched and len(touched) < len(paths):
             other = next(p for p in paths if p not in touched)
-            yield Issue(
-                "warning", "tied-embeddings", (adapter.name,),
+            message = (
                 f"{adapter.name} changes {touched[0]}, which shares its weight with {other} in "
-                "this base; composed, only the targeted layer changes.",
-                "Do not fold the adapter into the weights of this base; keep it as an adapter.",
-                touched[0],
-            )  # fmt: skip
+                "this base; composed, only the targeted layer changes."
+            )
+            cure = "Do not fold the adapter into the weights of this base; keep it as an adapter."
+            yield Issue("warning", "tied-embeddings", (adapter.name,), message, cure, touched[0])

@@ -79,22 +79,20 @@ def extra_issues(
 def _kept(adapter: Adapter, kind: str, extras: Sequence[Extra]) -> Issue:
     """What linear merges and compositions carry; each refuses by itself where it cannot."""
     what, then = KEPT[kind]
-    return Issue(
-        "note", kind.replace("_", "-"), (adapter.name,),
+    message = (
         f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, {extras[0].key} first); "
-        f"{then}.",
-        "", extras[0].module,
-    )  # fmt: skip
+        f"{then}."
+    )
+    return Issue("note", kind.replace("_", "-"), (adapter.name,), message, "", extras[0].module)
 
 
 def _lost(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
     what, cure = CURES.get(kind, CURES["unknown"])
-    return Issue(
-        severity, kind.replace("_", "-"), (adapter.name,),
-        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, "
-        f"{extras[0].key} first), which a composition of factors would drop.",
-        cure, extras[0].module,
-    )  # fmt: skip
+    message = (
+        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, {extras[0].key} first), "
+        "which a composition of factors would drop."
+    )
+    return Issue(severity, kind.replace("_", "-"), (adapter.name,), message, cure, extras[0].module)
 
 
 def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
@@ -102,23 +100,21 @@ def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
     told = f"{adapter.name} carries a copy of the base's {extra.module}"
     same = None if base is None else _is_of_base(adapter, extra, base)
     if same:
-        return Issue(
-            "note", "base-copy", (adapter.name,), f"{told}, the same as the base's.", "",
-            extra.module,
-        )  # fmt: skip
+        message = f"{told}, the same as the base's."
+        return Issue("note", "base-copy", (adapter.name,), message, "", extra.module)
     if same is None:
-        return Issue(
-            "warning", "base-copy", (adapter.name,),
+        message = (
             f"{told}, which compositions leave out; that is right unless the vocabulary was "
-            "resized in training.",
-            "Give --base to have them compared.", extra.module,
-        )  # fmt: skip
-    return Issue(
-        "error", "base-copy", (adapter.name,),
+            "resized in training."
+        )
+        cure = "Give --base to have them compared."
+        return Issue("warning", "base-copy", (adapter.name,), message, cure, extra.module)
+    message = (
         f"{told} that differs from the base given here: the vocabulary was resized, or the base is "
-        "another.",
-        "Give the base that the adapter was trained on.", extra.module,
-    )  # fmt: skip
+        "another."
+    )
+    cure = "Give the base that the adapter was trained on."
+    return Issue("error", "base-copy", (adapter.name,), message, cure, extra.module)
 
 
 def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:

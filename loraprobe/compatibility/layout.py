@@ -29,11 +29,9 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
     yield from _scalings(adapters)
     total = sum(a.rank_range[1] for a in adapters)
     if merging and total > LARGE_RANK and len(adapters) > 1:
-        yield Issue(
-            "note", "rank-large", tuple(a.name for a in adapters),
-            f"A merge that loses nothing may need rank {total}, more than many servers load.",
-            "Set --rank; what it loses is reported.",
-        )  # fmt: skip
+        message = f"A merge that loses nothing may need rank {total}, more than many servers load."
+        cure = "Set --rank; what it loses is reported."
+        yield Issue("note", "rank-large", tuple(a.name for a in adapters), message, cure)
 
 
 def shape(info: ModuleInfo) -> tuple[int, int]:
@@ -50,22 +48,21 @@ def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
     differ = [p for p in a.layout if p in b.layout and shape(a.layout[p]) != shape(b.layout[p])]
     tokens = [p for p in differ if is_vocabulary(p, shape(a.layout[p]), shape(b.layout[p]))]
     for path in tokens:
-        yield Issue(
-            "error", "vocabulary-mismatch", (a.name, b.name),
+        message = (
             f"{path} is {list(shape(a.layout[path]))} in {a.name} and "
-            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes.",
-            "Train both with one vocabulary, or leave embedding and head out of the adapters.",
-            path,
-        )  # fmt: skip
+            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes."
+        )
+        cure = "Train both with one vocabulary, or leave embedding and head out of the adapters."
+        yield Issue("error", "vocabulary-mismatch", (a.name, b.name), message, cure, path)
     if rest := [p for p in differ if p not in tokens]:
         first = rest[0]
-        yield Issue(
-            "error", "shapes-differ", (a.name, b.name),
+        message = (
             f"The shapes of {count(len(rest), 'module')} differ; {first} is "
             f"{list(shape(a.layout[first]))} in {a.name} and {list(shape(b.layout[first]))} in "
-            f"{b.name}.",
-            "They belong to different base models; take adapters of one base.", first,
-        )  # fmt: skip
+            f"{b.name}."
+        )
+        cure = "They belong to different base models; take adapters of one base."
+        yield Issue("error", "shapes-differ", (a.name, b.name), message, cure, first)
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -78,18 +75,18 @@ def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
     tables = [p for p in differ if "embedding" in (a.layout[p].kind, b.layout[p].kind)]
     if tables:
         first = tables[0]
-        yield Issue(
-            "error", "kinds-differ", (a.name, b.name),
+        message = (
             f"The kinds of layer of {count(len(tables), 'module')} differ; {first} is "
-            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}.",
-            "They belong to different base models; take adapters of one base.", first,
-        )  # fmt: skip
+            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}."
+        )
+        cure = "They belong to different base models; take adapters of one base."
+        yield Issue("error", "kinds-differ", (a.name, b.name), message, cure, first)
     elif differ:
-        yield Issue(
-            "note", "kinds-differ", (a.name, b.name),
+        message = (
             f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
-            "the same either way, and peft goes by the layers of the model.", "", differ[0],
-        )  # fmt: skip
+            "the same either way, and peft goes by the layers of the model."
+        )
+        yield Issue("note", "kinds-differ", (a.name, b.name), message, "", differ[0])
 
 
 def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
@@ -99,22 +96,16 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
         return Issue("note", "targets-disjoint", names, "One of them touches no module.", "")
     prefix = prefix_between(a.layout, b.layout)
     if prefix is not None:
-        return Issue(
-            "error", "prefix-mismatch", names,
-            f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}.",
-            "Save both from models that are wrapped alike, or rename the keys of one.",
-        )  # fmt: skip
+        message = f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}."
+        cure = "Save both from models that are wrapped alike, or rename the keys of one."
+        return Issue("error", "prefix-mismatch", names, message, cure)
     if _of_two_architectures(a, b):
         one, other = next(iter(a.layout)), next(iter(b.layout))
-        return Issue(
-            "error", "architecture-mismatch", names,
-            f"{a.name} and {b.name} belong to different architectures: {one} beside {other}.",
-            "Take adapters of one base model.",
-        )  # fmt: skip
-    return Issue(
-        "note", "targets-disjoint", names,
-        f"{a.name} and {b.name} touch no module in common; composed, each works in its own.", "",
-    )  # fmt: skip
+        message = f"{a.name} and {b.name} belong to different architectures: {one} beside {other}."
+        cure = "Take adapters of one base model."
+        return Issue("error", "architecture-mismatch", names, message, cure)
+    message = f"{a.name} and {b.name} touch no module in common; composed, each works in its own."
+    return Issue("note", "targets-disjoint", names, message, "")
 
 
 def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
@@ -162,13 +153,17 @@ def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
         first = cases[0]
         fused, single = (listing(n) or "the base" for n in (first.fused, first.single))
         more = f" and {count(len(cases) - 1, 'more such layer')}" if cases[1:] else ""
-        yield Issue(
-            "error", "fused-targets", (*first.fused, *first.single),
+        message = (
             f"{fused} has the fused {first.path}{more}, {single} the single "
-            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}.",
+            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}."
+        )
+        cure = (
             "Take adapters of one implementation of the model, or give --base where rows are not "
-            "known.", first.path,
-        )  # fmt: skip
+            "known."
+        )
+        yield Issue(
+            "error", "fused-targets", (*first.fused, *first.single), message, cure, first.path
+        )
 
 
 def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -176,11 +171,11 @@ def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
         return
     depths = [_depth(x) for x in (a, b)]
     if None not in depths and depths[0] != depths[1]:
-        yield Issue(
-            "warning", "depth-differs", (a.name, b.name),
-            f"The last layer that {a.name} touches is {depths[0]}, that of {b.name} {depths[1]}.",
-            "If their bases have different depths, they do not fit together.",
-        )  # fmt: skip
+        message = (
+            f"The last layer that {a.name} touches is {depths[0]}, that of {b.name} {depths[1]}."
+        )
+        cure = "If their bases have different depths, they do not fit together."
+        yield Issue("warning", "depth-differs", (a.name, b.name), message, cure)
 
 
 def _depth(adapter: Adapter) -> int | None:
@@ -201,12 +196,18 @@ def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     partial = [p for p in everything if any(p in paths for paths in lacking.values())]
     if partial and len(partial) < len(everything):
         told = ", ".join(f"{name} lacks {len(ps)}" for name, ps in lacking.items() if ps)
-        yield Issue(
-            "note", "targets-differ", tuple(name for name, ps in lacking.items() if ps),
+        message = (
             f"Some adapters leave {len(partial)} of {len(everything)} modules alone ({told}; "
-            f"{partial[0]} first); an adapter adds nothing where it lacks a module.",
-            "", partial[0],
-        )  # fmt: skip
+            f"{partial[0]} first); an adapter adds nothing where it lacks a module."
+        )
+        yield Issue(
+            "note",
+            "targets-differ",
+            tuple(name for name, ps in lacking.items() if ps),
+            message,
+            "",
+            partial[0],
+        )
 
 
 def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
@@ -216,20 +217,18 @@ def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
             f"{name} {low}" if low == high else f"{name} {low} to {high}"
             for name, (low, high) in ranges.items()
         )
-        yield Issue(
-            "note", "ranks-differ", tuple(ranges),
+        message = (
             f"Ranks differ ({told}). Merges and routers here take mixed ranks; peft's "
-            "combination_type linear and its Arrow do not.",
-            "",
-        )  # fmt: skip
+            "combination_type linear and its Arrow do not."
+        )
+        yield Issue("note", "ranks-differ", tuple(ranges), message, "")
 
 
 def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     rs = [a.name for a in adapters if a.config.get("use_rslora")]
     if rs:
-        yield Issue(
-            "note", "rslora", tuple(rs),
+        message = (
             f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
-            "add_weighted_adapter makes such adapters sqrt(r) too large.",
-            "",
-        )  # fmt: skip
+            "add_weighted_adapter makes such adapters sqrt(r) too large."
+        )
+        yield Issue("note", "rslora", tuple(rs), message, "")

@@ -28,35 +28,39 @@ def licence_issues(
     unknown = [name for name, licence in licences.items() if not licence]
     said = {name: licence.lower() for name, licence in licences.items() if licence}
     if unknown:
-        yield Issue(
-            "note", "licence-unknown", tuple(unknown),
+        message = (
             f"No licence is declared by {listing(unknown)}, which by itself gives no right to "
-            "share what is made of it.",
-            "Ask its author.",
-        )  # fmt: skip
+            "share what is made of it."
+        )
+        cure = "Ask its author."
+        yield Issue("note", "licence-unknown", tuple(unknown), message, cure)
     yield from _asking(
-        said, NONCOMMERCIAL, "licence-noncommercial", "forbids commercial use, also of "
-        "what is made of it", "Keep the result out of products, or leave that source out.",
-    )  # fmt: skip
+        said,
+        NONCOMMERCIAL,
+        "licence-noncommercial",
+        "forbids commercial use, also of what is made of it",
+        "Keep the result out of products, or leave that source out.",
+    )
     yield from _asking(
-        said, NO_DERIVATIVES, "licence-no-derivatives", "forbids sharing what is derived from it",
+        said,
+        NO_DERIVATIVES,
+        "licence-no-derivatives",
+        "forbids sharing what is derived from it",
         "Keep the result to yourself, or leave that source out.",
-    )  # fmt: skip
+    )
     yield from _share_alike(said, unknown)
     own = {n: x for n, x in said.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
     if own:
-        yield Issue(
-            "note", "licence-terms", tuple(own),
-            f"{_listed(own)} comes with terms of its own, which the result inherits.",
-            "Read them before sharing it.",
-        )  # fmt: skip
+        message = f"{_listed(own)} comes with terms of its own, which the result inherits."
+        cure = "Read them before sharing it."
+        yield Issue("note", "licence-terms", tuple(own), message, cure)
     if gated:
-        yield Issue(
-            "note", "licence-gated", tuple(gated),
+        message = (
             f"The repository of {listing(list(gated))} is gated: it is had by those alone who "
-            "accept its terms, which bind whoever uses the result too.",
-            "Point to those terms where the result is shared.",
-        )  # fmt: skip
+            "accept its terms, which bind whoever uses the result too."
+        )
+        cure = "Point to those terms where the result is shared."
+        yield Issue("note", "licence-gated", tuple(gated), message, cure)
 
 
 def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
@@ -79,12 +83,12 @@ def _asking(
 def _share_alike(said: Mapping[str, str], unknown: list[str]) -> Iterator[Issue]:
     found = {name: licence for name, licence in said.items() if SHARE_ALIKE.search(licence)}
     if found and (len(set(said.values())) > 1 or unknown):
-        yield Issue(
-            "warning", "licence-conflict", tuple(found),
-            f"{_listed(found)} asks that what is derived from it bears the same licence, which "
-            "the other sources' need not allow.",
-            "Check that the licences go together, or take sources of one licence.",
-        )  # fmt: skip
+        message = (
+            f"{_listed(found)} asks that what is derived from it bears the same licence, which the "
+            "other sources' need not allow."
+        )
+        cure = "Check that the licences go together, or take sources of one licence."
+        yield Issue("warning", "licence-conflict", tuple(found), message, cure)
 
 
 def _listed(found: Mapping[str, str]) -> str:

@@ -81,35 +81,36 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
     for i, adapter in enumerate(adapters):
         bad, empty = contents.not_finite[i], contents.without_effect[i]
         if bad:
-            yield Issue(
-                "error", "not-finite", (adapter.name,),
+            message = (
                 f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
-                f"{bad[0]} first.",
+                f"{bad[0]} first."
+            )
+            cure = (
                 "Its training diverged or its file is damaged; take an earlier checkpoint or "
-                "download it again.", bad[0],
-            )  # fmt: skip
+                "download it again."
+            )
+            yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
         if empty and len(empty) == len(adapter.layout) and not _acts_beside(adapter):
-            yield Issue(
-                "error", "no-effect", (adapter.name,),
-                f"{adapter.name} has no effect: the delta of every module is zero.",
+            message = f"{adapter.name} has no effect: the delta of every module is zero."
+            cure = (
                 "It was never trained, or its B factors were lost on saving; take a trained "
-                "checkpoint.",
-            )  # fmt: skip
+                "checkpoint."
+            )
+            yield Issue("error", "no-effect", (adapter.name,), message, cure)
         yield from extreme_norm(adapter.name, *contents.largest[i])
         if empty and len(empty) < len(adapter.layout):
-            yield Issue(
-                "note", "modules-without-effect", (adapter.name,),
+            message = (
                 f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
-                f"modules, {empty[0]} first.",
-                "", empty[0],
-            )  # fmt: skip
+                f"modules, {empty[0]} first."
+            )
+            yield Issue("note", "modules-without-effect", (adapter.name,), message, "", empty[0])
     for i, adapter in enumerate(adapters):
         for j in range(i + 1, len(adapters)):
             if contents.same(i, j):
                 other = adapters[j].name
-                yield Issue(
-                    "warning", "duplicate", (adapter.name, other),
+                message = (
                     f"{adapter.name} and {other} are the same update, so composing them can only "
-                    "scale it.",
-                    "Leave one of them out.",
-                )  # fmt: skip
+                    "scale it."
+                )
+                cure = "Leave one of them out."
+                yield Issue("warning", "duplicate", (adapter.name, other), message, cure)

@@ -22,10 +22,20 @@ from loraprobe.hub.search import FoundAdapter, find_adapters
 from loraprobe.limits import limits
 
 __all__ = [
-    "FoundAdapter", "Reference", "Snapshot", "common_base", "declared_licence", "find_adapters",
-    "is_gated", "load", "load_all", "model_card", "read_card",
-    "resolve_adapter", "resolve_base",
-]  # fmt: skip
+    "FoundAdapter",
+    "Reference",
+    "Snapshot",
+    "common_base",
+    "declared_licence",
+    "find_adapters",
+    "is_gated",
+    "load",
+    "load_all",
+    "model_card",
+    "read_card",
+    "resolve_adapter",
+    "resolve_base",
+]
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_EXTRAS = frozenset(
@@ -81,9 +91,11 @@ def resolve_adapter(reference: Reference) -> Snapshot:
         if prefix + "adapter_config.json" not in files:
             raise HubError(_no_adapter(reference, files))
         if weights is None:
-            raise HubError(f"{reference.text} has an adapter_config.json but no weights "
-                           f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload "
-                           f"them.")  # fmt: skip
+            raise HubError(
+                f"{reference.text} has an adapter_config.json but no weights "
+                f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload "
+                f"them."
+            )
         return [prefix + "adapter_config.json", weights]
 
     found = fetch(reference, prefix + "adapter_config.json", choose, verify=True)
@@ -122,19 +134,24 @@ def common_base(adapters: Sequence[Adapter]) -> str:
     """
     unnamed = [adapter.name for adapter in adapters if not adapter.base_model]
     if unnamed or not adapters:
-        raise BaseError(f"{' and '.join(unnamed) or 'No adapter'} does not say which base model "
-                        f"it was trained on; name it with --base.")  # fmt: skip
+        raise BaseError(
+            f"{' and '.join(unnamed) or 'No adapter'} does not say which base model "
+            f"it was trained on; name it with --base."
+        )
     named = {adapter.name: str(adapter.base_model) for adapter in adapters}
     if len(set(named.values())) > 1:
         listed = ", ".join(f"{name} says {base}" for name, base in named.items())
-        raise CompatibilityError(f"The adapters name different base models ({listed}); choose "
-                                 f"one with --base.")  # fmt: skip
+        raise CompatibilityError(
+            f"The adapters name different base models ({listed}); choose one with --base."
+        )
     base = next(iter(named.values()))
     try:
         Reference.parse(base, bare=True)
     except ReferenceError_:
-        raise BaseError(f"The adapters name the base {base!r}, which is neither on this machine "
-                        f"nor on the Hub; say where it is with --base.") from None  # fmt: skip
+        raise BaseError(
+            f"The adapters name the base {base!r}, which is neither on this machine "
+            f"nor on the Hub; say where it is with --base."
+        ) from None
     revisions = {r for adapter in adapters if (r := adapter.config.get("revision"))}
     if len(revisions) == 1 and not Path(base).expanduser().is_dir():
         return f"{base}@{revisions.pop()}"
@@ -188,10 +205,14 @@ def _local_adapter(reference: Reference) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
         forced = f" To mean the Hub's repository write {reference.text}@main."
     if inner:
-        raise AdapterError(f"{reference.text} holds several adapters; name one of "
-                           f"{', '.join(map(str, inner))}.{forced}")  # fmt: skip
-    raise AdapterError(f"{reference.text} has no adapter_config.json, so it is no PEFT adapter; "
-                       f"give the directory that save_pretrained wrote.{forced}")  # fmt: skip
+        raise AdapterError(
+            f"{reference.text} holds several adapters; name one of "
+            f"{', '.join(map(str, inner))}.{forced}"
+        )
+    raise AdapterError(
+        f"{reference.text} has no adapter_config.json, so it is no PEFT adapter; "
+        f"give the directory that save_pretrained wrote.{forced}"
+    )
 
 
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:
@@ -226,10 +247,14 @@ def _weights(
         if index in files:
             names = [prefix + name for name in shards_of(get(index), reference.text, HubError)]
             if not set(names) <= set(files):
-                raise HubError(f"{reference.text} lacks weight files that its {index} names; its "
-                               f"author has to upload them.")  # fmt: skip
+                raise HubError(
+                    f"{reference.text} lacks weight files that its {index} names; its "
+                    f"author has to upload them."
+                )
             return [index, *names]
         if f"{prefix}{stem}.{suffix}" in files:
             return [f"{prefix}{stem}.{suffix}"]
-    raise HubError(f"{reference.text} has neither safetensors nor pytorch_model.bin weights; "
-                   f"give another base or revision.")  # fmt: skip
+    raise HubError(
+        f"{reference.text} has neither safetensors nor pytorch_model.bin weights; "
+        f"give another base or revision."
+    )

@@ -48,8 +48,10 @@ class Reference:
                 f"An adapter cannot be named {name!r}, which is a path; choose another name."
             )
         if name in SYSTEMS:
-            raise UsageError(f"An adapter cannot be named {name!r}, which names a system of its "
-                             f"own in the results; choose another name.")  # fmt: skip
+            raise UsageError(
+                f"An adapter cannot be named {name!r}, which names a system of its "
+                f"own in the results; choose another name."
+            )
         if _exists(rest) == "directory":
             try:
                 f"{rest}{Path(rest).resolve().name}".encode()
@@ -65,9 +67,11 @@ class Reference:
             raise ReferenceError_(f"There is no directory {rest!r}; check the path.")
         found = ON_HUB.fullmatch(rest)
         if not found or not (bare or "/" in found["repo"]):
-            raise ReferenceError_(f"There is no directory {rest!r}, and it is no Hub reference "
-                                  f"either, which is owner/name, owner/name@revision or "
-                                  f"owner/name@revision:sub/folder.")  # fmt: skip
+            raise ReferenceError_(
+                f"There is no directory {rest!r}, and it is no Hub reference "
+                f"either, which is owner/name, owner/name@revision or "
+                f"owner/name@revision:sub/folder."
+            )
         folder = _inside(found["folder"] or "", rest)
         return cls(rest, "hub", name, None, found["repo"], found["revision"], folder)
 

@@ -119,18 +119,23 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
 
     for again in (False, True):
         try:
-            file = Path(hf_hub_download(reference.repo, name, revision=revision,
-                                        force_download=again))  # fmt: skip
+            file = Path(
+                hf_hub_download(reference.repo, name, revision=revision, force_download=again)
+            )
         except Exception as error:
             why = explain(error, reference)
             if again:
-                why = HubError(f"The cached {name} of {reference.repo} is damaged and does not "
-                               f"come anew: {why}")  # fmt: skip
+                why = HubError(
+                    f"The cached {name} of {reference.repo} is damaged and does not "
+                    f"come anew: {why}"
+                )
             raise why from None
         if not verify or is_whole(file):
             return file
-    raise HubError(f"{name} of {reference.repo} does not match the hash that the Hub gives for "
-                   f"it, downloaded twice; tell its author, or try again later.")  # fmt: skip
+    raise HubError(
+        f"{name} of {reference.repo} does not match the hash that the Hub gives for "
+        f"it, downloaded twice; tell its author, or try again later."
+    )
 
 
 def _cached(reference: Reference, anchor: str) -> Path | None:

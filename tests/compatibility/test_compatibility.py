@@ -293,9 +293,15 @@ def test_rslora_is_noted_and_a_large_rank_only_for_merges():
 # --- beside and inside the factors ----------------------------------------------------------
 
 KINDS = [
-    "dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta", "target_parameter",
-    "convolution", "unknown",
-]  # fmt: skip
+    "dora_magnitude",
+    "modules_to_save",
+    "bias",
+    "lora_bias",
+    "token_delta",
+    "target_parameter",
+    "convolution",
+    "unknown",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS[4:])

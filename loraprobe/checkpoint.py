@@ -15,6 +15,7 @@ import re
 import struct
 import time
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from loraprobe.limits import limits, raising
 _PLAIN = re.compile(r"[^/\\:\0]+")  # the name of a file, without a directory or a drive
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+DEEPEST = 50  # the most levels of lists and objects that a config may have
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
@@ -73,6 +76,24 @@ def read_json(
             "character; download it again."
         )
     return content
+
+
+def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(dotted path of keys, value, depth) of every value in a JSON object, without recursion.
+
+    Values deeper than DEEPEST + 1 levels are left out.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", document, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth:
+            yield key, value, depth
+        if depth > DEEPEST:
+            continue
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, v, depth + 1) for v in value]
 
 
 def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:

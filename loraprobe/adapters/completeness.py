@@ -1,7 +1,7 @@
-"""Whether an adapter is what it promises to be: complete, and of a size that training gives.
+"""Checks that an adapter is complete and that its deltas have a plausible size.
 
-A file that lost modules loads in peft without a word: what is absent keeps its initial value, which
-is no effect. Without the base nobody can know all modules, so these are warnings.
+peft loads a file that lost modules without a message: an absent module keeps its initial value,
+which has no effect. Without the base the full list of modules is unknown, so these are warnings.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from loraprobe.adapters.types import Extra, ModuleInfo
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
-# Frobenius norm of one module's delta beyond which something went wrong. The largest module of
-# six published GPT-2 adapters has 19.5, of 226 adapters of the lab (26 on SmolLM2-135M) 14.4; the
-# weight matrices of SmolLM2-135M themselves have 16 to 206.
+# A delta with a larger Frobenius norm is reported. The largest norm of a module is 19.5 in six
+# published GPT-2 adapters and 14.4 in 226 adapters of the lab (26 of them on SmolLM2-135M). The
+# weight matrices of SmolLM2-135M have norms from 16 to 206.
 EXTREME_NORM = 100.0
 
 
 def completeness(
     name: str, infos: Mapping[str, ModuleInfo], config: Mapping[str, Any], extras: Sequence[Extra]
 ) -> list[Issue]:
-    """Targets without weights and weights without targets; layers that lack a module beside its
-    neighbours."""
+    """Issues about targets without weights, weights without targets and layers that differ."""
     held = [*infos, *(extra.module for extra in extras if extra.module)]
-    found = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
+    issues = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
     try:
         beyond = untargeted(infos, config)
     except ExpressionError as error:
@@ -38,24 +37,24 @@ def completeness(
             "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
             "adapter_config.json."
         )
-        found.append(Issue("error", "targets-unreadable", (name,), message, cure))
+        issues.append(Issue("error", "targets-unreadable", (name,), message, cure))
     if beyond:
         message = (
             f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
             f"target, {beyond[0]} first: used here, but peft would leave them out."
         )
         cure = "Correct target_modules in adapter_config.json, or remove those weights."
-        found.append(Issue("warning", "weights-untargeted", (name,), message, cure, beyond[0]))
-    return found
+        issues.append(Issue("warning", "weights-untargeted", (name,), message, cure, beyond[0]))
+    return issues
 
 
 def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> list[Issue]:
     targets = config.get("target_modules")
     if not isinstance(targets, (list, tuple)) or not held:
-        return []  # a regular expression, "all-linear" or nothing: no list of promises
+        return []  # a regular expression, "all-linear" or nothing does not list the modules
     names = Names(targets)
-    met = {name for path in held for name in names.of(path)}
-    lost = [str(target) for target in targets if str(target) not in met]
+    matched = {name for path in held for name in names.of(path)}
+    lost = [str(target) for target in targets if str(target) not in matched]
     if not lost:
         return []
     message = (
@@ -67,7 +66,10 @@ def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> lis
 
 
 def _layers(name: str, paths: Collection[str]) -> list[Issue]:
-    """A parent, such as `self_attn`, has the same children in every layer in which it occurs."""
+    """Reports modules that some layers lack.
+
+    A parent, such as `self_attn`, should have the same children in every layer that has it.
+    """
     children: dict[str, dict[str, set[str]]] = {}
     for path in paths:
         parent, _, child = path.rpartition(".")
@@ -87,7 +89,7 @@ def _layers(name: str, paths: Collection[str]) -> list[Issue]:
 
 
 def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
-    """A module that repeats in every layer has one shape in all of them, in nearly all models."""
+    """Reports a module whose shape differs between layers; nearly all models have one shape."""
     shapes: dict[str, set[tuple[int, int]]] = {}
     for path, info in infos.items():
         shapes.setdefault(layer_pattern(path), set()).add((info.out_features, info.in_features))
@@ -102,7 +104,7 @@ def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
 
 
 def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
-    """A finding if the largest delta of an adapter, that of module `path`, is out of all bounds."""
+    """A warning if `norm`, the largest delta of the adapter (in module `path`), is implausible."""
     if norm > EXTREME_NORM:
         message = (
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "

@@ -70,9 +70,7 @@ def find_directory(path: Path) -> Path:
     if (path / CONFIG).is_file() or not path.is_dir():
         return path
     inner = sorted(p.parent for p in path.glob(f"*/{CONFIG}"))
-    if len(inner) == 1:
-        return inner[0]
-    if inner:
-        names = ", ".join(p.name for p in inner)
-        raise AdapterError(f"{path} holds several adapters ({names}); name one of them.")
-    return path
+    if len(inner) > 1:
+        names = ", ".join(map(str, inner))
+        raise AdapterError(f"{path} holds several adapters; name one of {names}.")
+    return inner[0] if inner else path

@@ -1,4 +1,4 @@
-"""A base model's directory -> model and tokenizer in memory, by transformers."""
+"""Loads a base model by transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def refuse_own_code(base: Base, trusted: bool) -> None:
-    """Raises BaseError for a base that needs code of its own repository, unless that is trusted."""
+    """Raises BaseError for a base that needs code of its repository, unless `trusted`."""
     if trusted or not base.config.get("auto_map"):
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -38,12 +38,15 @@ def load_model(
     quantize: Quantize,
     device_map: DeviceMap,
 ) -> Any:
-    """The causal language model, on its device or devices."""
+    """The causal language model, on its device or devices.
+
+    Raises BaseError if it cannot be loaded or is incomplete, OutOfMemory if it does not fit.
+    """
     from transformers import AutoModelForCausalLM
 
     placement = _placement(base, device, dtype, quantize, device_map)
-    files = base.weight_files  # says which file is missing before transformers does
-    if device_map == "none":  # accelerate finds room of its own, on the disk at last
+    files = base.weight_files  # raises an error for a missing file
+    if device_map == "none":  # accelerate may also use the disk
         check_room(files, base.reference, dtype, str(device), quantize)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -62,7 +65,7 @@ def load_model(
                 f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
                 "bfloat16, --quantize 4bit, a smaller base model, or another --device."
             ) from None
-        if "mismatched_sizes" in str(error):  # its own words point to a report that is not shown
+        if "mismatched_sizes" in str(error):  # the message refers to a report that is not shown
             raise BaseError(
                 f"config.json of {base.reference} declares other sizes than the "
                 "tensors of its weight files have; download the model again."
@@ -89,7 +92,7 @@ def _placement(
     quantize: Quantize,
     device_map: DeviceMap,
 ) -> dict[str, Any]:
-    """Where the model goes and in which form; {} where it is simply moved once it is loaded."""
+    """Arguments of from_pretrained for placement and quantisation; {} for a plain device."""
     chosen: dict[str, Any] = {}
     if device_map == "auto":
         _need(["accelerate"], "--device-map auto", "give --device instead")
@@ -112,7 +115,7 @@ def _placement(
 
 
 def _need(packages: list[str], option: str, otherwise: str) -> None:
-    """Raises BaseError where a package is not installed."""
+    """Raises BaseError if a package is not installed."""
     lost = [name for name in packages if find_spec(name) is None]
     if lost:
         raise BaseError(

@@ -1,4 +1,4 @@
-"""Adapters against the base model's geometry, from headers alone."""
+"""Compares adapters with the shapes of the base model, from the headers of the files alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from loraprobe.compatibility.layout import is_vocabulary, prefix_between, shape
 from loraprobe.formatting import count
 from loraprobe.records import Issue
 
+TRAINED_ON = "Give the base that the adapter was trained on."
+
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
-    """Modules that the base lacks, shapes that differ, vocabularies, quantised weights."""
+    """Issues about missing modules, different shapes, vocabularies and quantised weights."""
     if base.quantization:
         message = (
             f"The weights of {base.reference} are stored quantised, so figures that need them are "
@@ -34,7 +36,7 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
 
 def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
     lost = [path for path in adapter.layout if path not in base.weights]
-    if not lost or base.quantization:  # packed weights go by other names
+    if not lost or base.quantization:  # packed weights have other names
         return
     prefix = prefix_between(dict.fromkeys(lost), base.weights)
     if prefix is not None:
@@ -49,8 +51,7 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
         f"{base.reference} ({base.architecture}) has no module for {len(lost)} of the "
         f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first."
     )
-    cure = "Give the base that the adapter was trained on."
-    yield Issue("error", "module-not-in-base", (adapter.name,), message, cure, lost[0])
+    yield Issue("error", "module-not-in-base", (adapter.name,), message, TRAINED_ON, lost[0])
 
 
 def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -59,20 +60,12 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
         for path, info in adapter.layout.items()
         if path in base.shapes and shape(info) != tuple(base.shapes[path])
     ]
-    if not differ:
-        return
     tokens = [p for p in differ if is_vocabulary(p, shape(adapter.layout[p]), base.shapes[p])]
+    others = [p for p in differ if p not in tokens]
+    resize = "Resize the base's embedding as in the adapter's training."
     for code, paths, cure in (
-        (
-            "vocabulary-mismatch",
-            tokens,
-            "Resize the base's embedding as in the adapter's training.",
-        ),
-        (
-            "shapes-differ",
-            [p for p in differ if p not in tokens],
-            "Give the base that the adapter was trained on.",
-        ),
+        ("vocabulary-mismatch", tokens, resize),
+        ("shapes-differ", others, TRAINED_ON),
     ):
         if paths:
             first = paths[0]
@@ -85,7 +78,7 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
 
 
 def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    """A head that shares the embedding's matrix: peft changes the targeted side only."""
+    """A warning for an adapted layer that shares its weight: peft changes only that layer."""
     places: dict[tuple[str, str], list[str]] = {}
     for path, weight in base.weights.items():
         places.setdefault((str(weight.file), weight.key), []).append(path)

@@ -1,6 +1,6 @@
-"""Every code of a finding and what it means. Codes are stable: scripts and `--allow` name them.
+"""The codes of all issues with their meaning. Scripts and `--allow` use them, so they are stable.
 
-Codes of extras are the kinds of `Extra` with dashes.
+The codes of extras are the kinds of `Extra` with dashes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CODES: dict[str, str] = {
     "init-changed-base": "the initialisation changed the base weights (PiSSA, OLoRA, CorDA ...)",
     "init-unknown": "an initialisation that is not known and may have changed the base weights",
     "trainer-config": "config keys of a trainer, which do not change the function",
-    "layers-uneven": "a layer lacks a module that other layers have beside the same neighbours",
+    "layers-uneven": "a layer lacks a module that other layers have",
     "shapes-uneven": "a module of different shapes in different layers",
     "unprefixed-keys": "keys as other tools write them, which peft would ignore",
     "unknown-config-empty": "unknown config keys that say nothing",
@@ -58,7 +58,7 @@ CODES: dict[str, str] = {
     "rank-large": "a merge that loses nothing has a rank that servers may not load",
     "module-not-in-base": "the base has no such module",
     "tied-embeddings": "an adapter changes one of two layers that share their weight",
-    # Beside the factors
+    # Tensors other than factors
     "dora-magnitude": "DoRA magnitudes",
     "modules-to-save": "whole modules (modules_to_save)",
     "bias": "trained biases of base layers",

@@ -1,4 +1,4 @@
-"""What only the tensors tell: NaN, deltas that are zero, adapters that are the same."""
+"""Checks that need the tensors: NaN, zero deltas, equal adapters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from loraprobe.records import Issue
 
 @dataclass
 class TensorChecks:
-    """Gathers, batch by batch, what a pass over the files shows; `take` is such an observer.
+    """Collects statistics of the tensors, one batch of modules at a time.
 
-    `diagnose(adapters, observers=[contents.take])` fills it without reading the files twice.
+    `diagnose(adapters, observers=[checks.take])` fills it during the pass that it makes anyway.
     """
 
     adapters: Sequence[Adapter]
@@ -51,32 +51,29 @@ class TensorChecks:
                     self.without_effect[i].append(path)
 
     def read(self) -> TensorChecks:
-        """Fills itself by a pass of its own."""
+        """Reads all factors once and takes every batch."""
         paths = sorted({path for a in self.adapters for path in a.layout}, key=natural)
         for joint in gram_matrices([a.modules for a in self.adapters], paths):
             self.take(joint)
         return self
 
     def same(self, i: int, j: int) -> bool:
-        """Whether two adapters are one update, in whatever basis they are stored.
+        """Whether adapters i and j have the same deltas, even if their factors differ.
 
-        What stands beside the factors is not compared, so that adapters with it are never called
-        the same.
+        False for adapters with magnitudes, whole modules or biases, which are not compared.
         """
-        if self.not_finite[i] or self.not_finite[j]:
-            return False
-        if _acts_beside(self.adapters[i]) or _acts_beside(self.adapters[j]):
+        if any(self.not_finite[k] or _has_others(self.adapters[k]) for k in (i, j)):
             return False
         return same_update(self.inner, i, j)
 
 
-def _acts_beside(adapter: Adapter) -> bool:
-    """Whether more than the factors changes the base: magnitudes, whole modules, biases."""
+def _has_others(adapter: Adapter) -> bool:
+    """Whether an adapter has magnitudes, whole modules or biases."""
     return bool(adapter.magnitudes or adapter.whole or adapter.offsets)
 
 
 def content_issues(contents: TensorChecks) -> Iterator[Issue]:
-    """Findings about the tensors themselves."""
+    """Issues about NaN, zero deltas, extreme norms and equal adapters."""
     adapters = contents.adapters
     for i, adapter in enumerate(adapters):
         bad, empty = contents.not_finite[i], contents.without_effect[i]
@@ -90,7 +87,7 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 "download it again."
             )
             yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
-        if empty and len(empty) == len(adapter.layout) and not _acts_beside(adapter):
+        if empty and len(empty) == len(adapter.layout) and not _has_others(adapter):
             message = f"{adapter.name} has no effect: the delta of every module is zero."
             cure = (
                 "It was never trained, or its B factors were lost on saving; take a trained "

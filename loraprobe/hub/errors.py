@@ -1,4 +1,4 @@
-"""What the Hub's client raises -> one sentence that says what to do. Tokens never appear in it."""
+"""Turns exceptions of the Hub's client into one sentence with a cure and without tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
 
-CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # to writing
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 UNREACHABLE = re.compile(
     r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
     r"(Error|Timeout)|UnsupportedProtocol"
@@ -17,7 +17,7 @@ UNREACHABLE = re.compile(
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a copy in the cache may stand in: no network, offline, rate limit, server down."""
+    """Whether a cached copy may be used instead: no network, offline, rate limit, server down."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     status = _status(error)
@@ -30,14 +30,14 @@ def is_transient(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, reference: Reference) -> LoraprobeError:
-    """The HubError to raise in place of what the client raised."""
+    """The error to raise instead of the client's; a LoraprobeError is returned as it is."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if isinstance(error, LoraprobeError):
         return error
     vague = isinstance(error, LocalEntryNotFoundError) or type(error) is ValueError
     if vague and error.__cause__ is not None:
-        error = error.__cause__  # what kept the client from asking the Hub says more
+        error = error.__cause__  # the cause says why the Hub could not be asked
     return HubError(scrub(_sentence(error, reference)))
 
 
@@ -109,7 +109,7 @@ def _of_transfer(error: BaseException, where: str) -> str:
     text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where} does not fit on the disk of the cache; free space or set HF_HOME."
-    if isinstance(error, OSError) and error.errno in CLOSED:
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         return f"The cache cannot be written ({error.filename}); set HF_HOME to a folder of yours."
     if "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError"):
         return f"The download of {where} broke off before its end; try again."

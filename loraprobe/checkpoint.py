@@ -15,7 +15,6 @@ import re
 import struct
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from loraprobe.limits import limits, raising
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 _SURROGATES = re.compile("[\ud800-\udfff]")
-
-DEEPEST = 50  # the most levels of lists and objects that a config may have
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
@@ -81,24 +78,6 @@ def read_json(
             "character; download it again."
         )
     return content
-
-
-def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
-    """(dotted path of keys, value, depth) of every value in a JSON object, without recursion.
-
-    Values deeper than DEEPEST + 1 levels are left out.
-    """
-    waiting: list[tuple[str, Any, int]] = [("", document, 0)]
-    while waiting:
-        key, value, depth = waiting.pop()
-        if depth:
-            yield key, value, depth
-        if depth > DEEPEST:
-            continue
-        if isinstance(value, Mapping):
-            waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
-        elif isinstance(value, list):
-            waiting += [(key, v, depth + 1) for v in value]
 
 
 def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
@@ -222,14 +201,15 @@ def broken(
     file: Path, reference: str, error: BaseException, raises: type[LoraprobeError] = BaseError
 ) -> LoraprobeError:
     """The error for a weight file that cannot be read."""
-    if _is_pointer(file):
+    if _start(file, 40).startswith(b"version https://git-lfs"):
         return raises(
             f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
             f"run git lfs pull, or download the file."
         )
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
-    if "header too large" in str(error) and _declared_header(file) < file.stat().st_size:
+    declared = int.from_bytes(_start(file, 8), "little")
+    if "header too large" in str(error) and declared < file.stat().st_size:
         return raises(
             f"{file.name} of {reference} has a header beyond the 100 MB that safetensors reads; "
             "it names too many tensors, or too long ones."
@@ -240,10 +220,11 @@ def broken(
     )
 
 
-def _declared_header(file: Path) -> int:
-    """The length of the header that a safetensors file declares."""
-    with file.open("rb") as stream:
-        return int.from_bytes(stream.read(8), "little")
+def _start(file: Path, size: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        return stream.read(size)
+    return b""
 
 
 def file_hash(file: Path) -> str:
@@ -318,9 +299,3 @@ def _safetensors_header(file: Path) -> Header:
     if 8 + length + end > size:
         raise ValueError(f"it has {size} of {8 + length + end} bytes")
     return {key: (entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}
-
-
-def _is_pointer(file: Path) -> bool:
-    with contextlib.suppress(OSError), file.open("rb") as stream:
-        return stream.read(40).startswith(b"version https://git-lfs")
-    return False

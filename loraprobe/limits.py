@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from loraprobe.errors import UsageError
 
+DEEPEST = 50  # the most levels of lists and objects in a config, which cannot be raised
 VARIABLE = "LORAPROBE_LIMITS"
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -76,6 +79,24 @@ def use(text: str, where: str = "--limits") -> Limits:
 def raising(name: str, needed: int) -> str:
     """The end of a message that tells how to raise a limit."""
     return f"raise the limit with loraprobe --limits {name}={needed} if it is meant"
+
+
+def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(dotted path of keys, value, depth) of every value in a JSON object, without recursion.
+
+    Values deeper than DEEPEST + 1 levels are left out.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", document, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth:
+            yield key, value, depth
+        if depth > DEEPEST:
+            continue
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, v, depth + 1) for v in value]
 
 
 def _number(text: str, what: str) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters.expressions import ExpressionError, first_matches
-from loraprobe.checkpoint import DEEPEST, nested_values, read_json
+from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
+from loraprobe.limits import DEEPEST, nested_values
 
 CONFIG = "adapter_config.json"
 PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none

@@ -67,8 +67,8 @@ def _check_savable(adapter: Adapter) -> None:
     lost = [extra for extra in adapter.extras if extra.kind not in WRITTEN]
     if lost:
         raise UnsupportedAdapter(
-            f"Adapter {adapter.name} holds {lost[0]} beside its factors, which saving "
-            "would lose; merge it into its base with peft first."
+            f"Adapter {adapter.name} holds {lost[0]}, which saving would lose; merge it into its "
+            "base with peft first."
         )
     if not adapter.modules:
         raise UnsupportedAdapter(

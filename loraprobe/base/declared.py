@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from loraprobe.checkpoint import DEEPEST, nested_values
 from loraprobe.errors import BaseError
+from loraprobe.limits import DEEPEST, nested_values
 
 # The types of the keys that loraprobe reads; null means the same as an absent key.
 TYPES: dict[str, tuple[type, str]] = {

@@ -42,7 +42,7 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
     if prefix is not None:
         message = (
             f"The module paths of {adapter.name} fit {base.reference} only up to the prefix "
-            f"{prefix!r}; as they stand the adapter has no effect."
+            f"{prefix!r}; with these paths the adapter has no effect."
         )
         cure = "Rename its keys, or save it from the model that it will run on."
         yield Issue("error", "prefix-mismatch", (adapter.name,), message, cure, lost[0])

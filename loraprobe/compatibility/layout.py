@@ -85,7 +85,7 @@ def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
     elif differ:
         message = (
             f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
-            "the same either way, and peft goes by the layers of the model."
+            "the same either way, and peft uses the layers of the model."
         )
         yield Issue("note", "kinds-differ", (a.name, b.name), message, "", differ[0])
 

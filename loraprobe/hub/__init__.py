@@ -168,7 +168,7 @@ def model_card(ref: str | Adapter) -> str | None:
     file = None if folder is None else folder / "README.md"
     if file is None or not file.is_file():
         file = _card_of(ref)
-    return file and read_card(file, ref if isinstance(ref, str) else ref.name)
+    return read_card(file, ref if isinstance(ref, str) else ref.name) if file else None
 
 
 def read_card(file: Path, reference: str) -> str | None:

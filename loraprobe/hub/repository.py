@@ -126,8 +126,8 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
             why = explain(error, reference)
             if again:
                 why = HubError(
-                    f"The cached {name} of {reference.repo} is damaged and does not "
-                    f"come anew: {why}"
+                    f"The cached {name} of {reference.repo} is damaged and could not "
+                    f"be downloaded again: {why}"
                 )
             raise why from None
         if not verify or is_whole(file):

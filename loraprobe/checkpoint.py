@@ -67,8 +67,8 @@ def read_json(
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise raises(
-            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
-            f"download it again."
+            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); download it "
+            "again."
         ) from None
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
@@ -88,8 +88,8 @@ def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     shards = read_json(index, reference, raises).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise raises(
-            f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
-            f"files; download it again."
+            f"{index.name} of {reference} has no 'weight_map' from tensors to weight files; "
+            "download it again."
         )
     for key, name in shards.items():
         if not isinstance(name, str) or name in (".", "..") or not _PLAIN.fullmatch(name):
@@ -160,11 +160,8 @@ def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseEr
 
 def _repositories(file: Path) -> list[Path]:
     place = file.parent.resolve()
-    roots = [place]
-    for above in (place, *place.parents):
-        if (above / ".git").exists():
-            roots.append(above)
-            break
+    work_trees = [above for above in (place, *place.parents) if (above / ".git").exists()]
+    roots = [place, *work_trees[:1]]
     if "snapshots" in place.parts:
         index = len(place.parts) - 1 - place.parts[::-1].index("snapshots")
         roots.append(Path(*place.parts[:index]))
@@ -203,8 +200,8 @@ def broken(
     """The error for a weight file that cannot be read."""
     if _start(file, 40).startswith(b"version https://git-lfs"):
         return raises(
-            f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
-            f"run git lfs pull, or download the file."
+            f"{file.name} of {reference} is a Git LFS pointer, not the weights; run git lfs pull, "
+            "or download the file."
         )
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
@@ -215,8 +212,8 @@ def broken(
             "it names too many tensors, or too long ones."
         )
     return raises(
-        f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
-        f"download it again."
+        f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); download it "
+        "again."
     )
 
 

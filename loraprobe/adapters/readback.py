@@ -35,9 +35,8 @@ def check_readback(directory: Path, adapter: Adapter, tensors: Mapping[str, Tens
         wrong = [key for key, tensor in tensors.items() if not _same_bits(file.read(key), tensor)]
     if wrong:
         raise OutputError(
-            f"What was written to {directory.parent} is not what was meant: "
-            f"{wrong[0]} differs when it is read back; check the disk and run "
-            "again."
+            f"What was written to {directory.parent} is not what was meant: {wrong[0]} differs "
+            "when it is read back; check the disk and run again."
         )
     read = read_adapter(directory, adapter.name)
     problem = _difference(read, adapter)

@@ -25,8 +25,8 @@ def refuse_own_code(base: Base, trusted: bool) -> None:
 
     if base.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BaseError(
-            f"{base.reference} needs code of its own repository to run; if you "
-            f"trust it, pass --trust-remote-code."
+            f"{base.reference} needs code of its own repository to run; if you trust it, pass "
+            "--trust-remote-code."
         )
 
 
@@ -71,16 +71,15 @@ def load_model(
                 "tensors of its weight files have; download the model again."
             ) from None
         raise BaseError(
-            f"{base.reference} ({base.model_type}) does not load as a causal "
-            f"language model ({first_line(error)}); give a complete one of an "
-            f"architecture that transformers knows."
+            f"{base.reference} ({base.model_type}) does not load as a causal language model "
+            f"({first_line(error)}); give a complete one of an architecture that transformers "
+            "knows."
         ) from error
     if report.get("missing_keys"):
         lost = sorted(report["missing_keys"])
         raise BaseError(
-            f"{base.reference} lacks {len(lost)} weights of {base.architecture}, "
-            f"{lost[0]} among them, which would be random; it is not a complete "
-            f"causal language model."
+            f"{base.reference} lacks {len(lost)} weights of {base.architecture}, {lost[0]} among "
+            "them, which would be random; it is not a complete causal language model."
         )
     return model
 

@@ -117,8 +117,8 @@ class Base:
             if (self.path / f"{stem}.{suffix}").is_file():
                 return (self.path / f"{stem}.{suffix}",)
         raise BaseError(
-            f"{self.reference} holds neither model.safetensors nor pytorch_model.bin "
-            f"(nor their index); save the model with save_pretrained."
+            f"{self.reference} holds neither model.safetensors nor pytorch_model.bin (nor their "
+            "index); save the model with save_pretrained."
         )
 
     @cached_property
@@ -179,8 +179,8 @@ class Base:
     def _read(self, found: Weight, name: str) -> Tensor:
         if found.dtype not in FLOATS:
             raise BaseError(
-                f"{self.reference} stores {name} quantised ({found.dtype}); "
-                f"give the unquantised base model instead."
+                f"{self.reference} stores {name} quantised ({found.dtype}); give the unquantised "
+                "base model instead."
             )
         return read_tensor(found.file, found.key, self.reference).to(torch.float32)
 
@@ -261,8 +261,8 @@ def open_base(path: str | Path, reference: str | None = None, commit: str | None
             named = config.get("base_model_name_or_path") or "auto"
             raise BaseError(f"{reference} is an adapter, not a base model; pass --base {named}.")
         raise BaseError(
-            f"{reference} has no config.json; --base takes a directory as "
-            f"save_pretrained writes it."
+            f"{reference} has no config.json; --base takes a directory as save_pretrained writes "
+            "it."
         )
     base = Base(reference, path, commit)
     _ = base.config

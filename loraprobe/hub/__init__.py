@@ -98,8 +98,7 @@ def resolve_adapter(reference: Reference) -> Snapshot:
         if weights is None:
             raise HubError(
                 f"{reference.text} has an adapter_config.json but no weights "
-                f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload "
-                f"them."
+                f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload them."
             )
         return [prefix + "adapter_config.json", weights]
 
@@ -139,8 +138,8 @@ def common_base(adapters: Sequence[Adapter]) -> str:
     unnamed = [adapter.name for adapter in adapters if not adapter.base_model]
     if unnamed or not adapters:
         raise BaseError(
-            f"{' and '.join(unnamed) or 'No adapter'} does not say which base model "
-            f"it was trained on; name it with --base."
+            f"{' and '.join(unnamed) or 'No adapter'} does not say which base model it was trained "
+            "on; name it with --base."
         )
     named = {adapter.name: str(adapter.base_model) for adapter in adapters}
     if len(set(named.values())) > 1:
@@ -153,8 +152,8 @@ def common_base(adapters: Sequence[Adapter]) -> str:
         Reference.parse(base, bare=True)
     except ReferenceError_:
         raise BaseError(
-            f"The adapters name the base {base!r}, which is neither on this machine "
-            f"nor on the Hub; say where it is with --base."
+            f"The adapters name the base {base!r}, which is neither on this machine nor on the "
+            "Hub; say where it is with --base."
         ) from None
     revisions = {r for adapter in adapters if (r := adapter.config.get("revision"))}
     if len(revisions) == 1 and not Path(base).expanduser().is_dir():
@@ -243,13 +242,13 @@ def _weights(
             names = [prefix + name for name in shards_of(get(index), reference.text, HubError)]
             if not set(names) <= set(files):
                 raise HubError(
-                    f"{reference.text} lacks weight files that its {index} names; its "
-                    f"author has to upload them."
+                    f"{reference.text} lacks weight files that its {index} names; its author has "
+                    "to upload them."
                 )
             return [index, *names]
         if f"{prefix}{stem}.{suffix}" in files:
             return [f"{prefix}{stem}.{suffix}"]
     raise HubError(
-        f"{reference.text} has neither safetensors nor pytorch_model.bin weights; "
-        f"give another base or revision."
+        f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give another "
+        "base or revision."
     )

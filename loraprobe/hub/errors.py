@@ -54,27 +54,27 @@ def _sentence(error: BaseException, ref: Reference) -> str:
     hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{ref.repo}, then "
-            f"set HF_TOKEN to a token of that account."
+            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{ref.repo}, then set "
+            "HF_TOKEN to a token of that account."
         )
     if isinstance(error, errors.DisabledRepoError):
         return f"{ref.repo} has been disabled on {hub}; use another one."
     if isinstance(error, errors.RepositoryNotFoundError):
         revision = f" (or no revision {ref.revision!r} in it)" if ref.revision else ""
         return (
-            f"There is no repository {ref.repo}{revision} on {hub}; check the name, set "
-            f"HF_TOKEN if it is private, or write ./ before a local directory."
+            f"There is no repository {ref.repo}{revision} on {hub}; check the name, set HF_TOKEN "
+            "if it is private, or write ./ before a local directory."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return (
-            f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or "
-            f"a commit of it."
+            f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or a "
+            "commit of it."
         )
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         if is_offline():
             return (
-                f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once "
-                f"to download it."
+                f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once to "
+                "download it."
             )
         return f"{where} could not be downloaded from {hub}; check the network and try again."
     if isinstance(error, errors.EntryNotFoundError):
@@ -92,8 +92,8 @@ def _of_status(error: BaseException, status: int, repo: str) -> str:
         wait = headers.get("retry-after") or _reset(headers.get("ratelimit", ""))
         pause = f"in {wait} seconds" if wait else "later"
         return (
-            f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a "
-            f"higher limit."
+            f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher "
+            "limit."
         )
     if status == 401:
         return f"{hub} rejects the token; set HF_TOKEN to a valid one or unset it."
@@ -118,12 +118,12 @@ def _of_transfer(error: BaseException, where: str) -> str:
     if is_transient(error):
         return (
             f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
-            f"HF_HUB_OFFLINE=1 to use what is cached."
+            "HF_HUB_OFFLINE=1 to use what is cached."
         )
     if isinstance(error, ValueError):
         return (
             f"{hub} sends an answer about {where} that no Hub would send ({text}); check "
-            f"HF_ENDPOINT and proxies."
+            "HF_ENDPOINT and proxies."
         )
     return f"{where} could not be read: {text}."
 

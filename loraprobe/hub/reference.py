@@ -49,8 +49,8 @@ class Reference:
             )
         if name in SYSTEMS:
             raise UsageError(
-                f"An adapter cannot be named {name!r}, which names a system of its "
-                f"own in the results; choose another name."
+                f"An adapter cannot be named {name!r}, which names a system of its own in the "
+                "results; choose another name."
             )
         if _exists(rest) == "directory":
             try:
@@ -68,9 +68,8 @@ class Reference:
         found = ON_HUB.fullmatch(rest)
         if not found or not (bare or "/" in found["repo"]):
             raise ReferenceError_(
-                f"There is no directory {rest!r}, and it is no Hub reference "
-                f"either, which is owner/name, owner/name@revision or "
-                f"owner/name@revision:sub/folder."
+                f"There is no directory {rest!r}, and it is no Hub reference either, which is "
+                "owner/name, owner/name@revision or owner/name@revision:sub/folder."
             )
         folder = _inside(found["folder"] or "", rest)
         return cls(rest, "hub", name, None, found["repo"], found["revision"], folder)

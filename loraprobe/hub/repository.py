@@ -133,8 +133,8 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
         if not verify or is_whole(file):
             return file
     raise HubError(
-        f"{name} of {reference.repo} does not match the hash that the Hub gives for "
-        f"it, downloaded twice; tell its author, or try again later."
+        f"{name} of {reference.repo} does not match the hash that the Hub gives for it, downloaded "
+        "twice; tell its author, or try again later."
     )
 
 

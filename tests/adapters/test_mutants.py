@@ -27,24 +27,11 @@ from loraprobe.cli import app
 ORDINARY, ALL = 250, 10_000
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight")
 # Keys that change no delta, whatever their value.
-HARMLESS = {
-    "lora_dropout",
-    "inference_mode",
-    "revision",
-    "auto_mapping",
-    "peft_version",
-    "peft_type",
-    "base_model_name_or_path",
-    "task_type",
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "bias",
-    "fan_in_fan_out",
-    "use_rslora",
-    "exclude_modules",
-    "alpha_pattern",
-}
+HARMLESS = frozenset(
+    "lora_dropout inference_mode revision auto_mapping peft_version peft_type "
+    "base_model_name_or_path task_type r lora_alpha target_modules bias fan_in_fan_out "
+    "use_rslora exclude_modules alpha_pattern".split()
+)
 TYPED = {
     "exclude_modules": (str, list),
     "revision": str,
@@ -74,21 +61,12 @@ VALUES = [
     {"q_proj": 2},
     [[1, 2]],
 ]
-KEYS = [
-    *sorted(HARMLESS),
-    "rank_pattern",
-    "alpha_pattern",
-    "use_dora",
-    "modules_to_save",
-    "target_parameters",
-    "trainable_token_indices",
-    "init_lora_weights",
-    "layers_to_transform",
-    "lora_bias",
-    "use_qalora",
-    "new_key",
-    "exclude_modules",
-]
+OTHERS = (
+    "rank_pattern alpha_pattern use_dora modules_to_save target_parameters "
+    "trainable_token_indices init_lora_weights layers_to_transform lora_bias use_qalora "
+    "new_key exclude_modules"
+)
+KEYS = [*sorted(HARMLESS), *OTHERS.split()]
 DTYPES = [
     torch.float64,
     torch.bfloat16,

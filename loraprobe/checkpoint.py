@@ -1,7 +1,7 @@
-"""Weight files as others wrote them: headers, single tensors, hashes; nothing read in vain.
+"""Reads weight files and JSON files of others: headers, single tensors, hashes.
 
-safetensors files are read by key. Pickled state dicts (`.bin`) are loaded with weights_only, so
-that no code of theirs runs, onto the CPU, and mapped instead of read where their format allows.
+safetensors files are read by key. Pickled state dicts (`.bin`) are loaded onto the CPU with
+weights_only, so that they run no code, and memory-mapped if their format allows it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.limits import limits, raising
 
-_PLAIN = re.compile(r"[^/\\:\0]+")  # the name of a file, without a directory or a drive
+_PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 Header = dict[str, tuple[str, tuple[int, ...]]]  # key -> (dtype as safetensors has it, shape)
 
-# Names of types as safetensors has them. Others than these are unknown to torch or to us.
+# Name of a type in safetensors -> dtype. Other types are not supported.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -51,18 +51,25 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def read_json(
     path: Path, reference: str, raises: type[LoraprobeError] = BaseError, limit: str = "config"
 ) -> dict[str, Any]:
-    """A JSON object from a file. Raises `raises`, naming the file and what it belongs to.
+    """Reads a JSON object from a file of `reference`. Raises `raises` if that is impossible.
 
-    `limit` names the bound (`loraprobe.limits`) on the file's size.
+    limit: the name of the limit (`loraprobe.limits`) on the file's size.
     """
     check_link(path, reference, raises)
-    _check_size(path, reference, raises, limit)
+    size, allowed = path.stat().st_size if path.is_file() else 0, getattr(limits(), limit)
+    if size > allowed:
+        raise raises(
+            f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
+            f"are read of such a file; {raising(limit, size)}."
+        )
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise raises(f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); "
-                     f"download it again.") from None  # fmt: skip
+        raise raises(
+            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); download it "
+            "again."
+        ) from None
     if not isinstance(content, dict):
         raise raises(f"{path.name} of {reference} must hold a JSON object.")
     if _SURROGATE.search(text) and _SURROGATES.search(json.dumps(content, ensure_ascii=False)):
@@ -74,16 +81,15 @@ def read_json(
 
 
 def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> list[str]:
-    """The names of the weight files that an index of shards lists, sorted.
+    """The sorted names of the weight files in an index of shards.
 
-    Each must be the name of a file beside the index. Raises `raises`, naming the index, for
-    anything else, such as a path that leads out of the directory.
+    Raises `raises` for an entry that is not a plain file name, such as a path to another directory.
     """
     shards = read_json(index, reference, raises).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise raises(
-            f"{index.name} of {reference} has no 'weight_map' from tensors to weight "
-            f"files; download it again."
+            f"{index.name} of {reference} has no 'weight_map' from tensors to weight files; "
+            "download it again."
         )
     for key, name in shards.items():
         if not isinstance(name, str) or name in (".", "..") or not _PLAIN.fullmatch(name):
@@ -94,18 +100,10 @@ def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     return sorted(set(shards.values()))
 
 
-def _check_size(path: Path, reference: str, raises: type[LoraprobeError], limit: str) -> None:
-    allowed = getattr(limits(), limit)
-    size = path.stat().st_size if path.is_file() else 0
-    if size > allowed:
-        raise raises(f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
-                     f"are read of such a file; {raising(limit, size)}.")  # fmt: skip
-
-
 def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> Header:
     """Key -> (dtype, shape) of all tensors of a weight file, without their data.
 
-    Raises `raises` for a file that is empty, cut short, no weight file, or a Git LFS pointer.
+    Raises `raises` for a file that is empty, incomplete, not a weight file, or a Git LFS pointer.
     """
     check_link(file, reference, raises)
     try:
@@ -123,7 +121,7 @@ def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseE
 def read_tensor(
     file: Path, key: str, reference: str, raises: type[LoraprobeError] = BaseError
 ) -> Tensor:
-    """One tensor of a weight file, in its own dtype, on the CPU."""
+    """One tensor of a weight file, in its own dtype, on the CPU. Raises `raises`."""
     from safetensors import safe_open
 
     check_link(file, reference, raises)
@@ -137,34 +135,33 @@ def read_tensor(
 
 
 def unpickle(file: Path) -> dict[str, Tensor]:
-    """A pickled state dict, weights only; mapped, not read, where its format allows.
+    """A pickled state dict, loaded with weights_only and memory-mapped if possible.
 
-    The last one is kept, since its weights are asked for one by one.
+    The last file is cached, because callers ask for one tensor after the other.
     """
     return _unpickle(file, file.stat().st_mtime_ns)
 
 
 def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> None:
-    """Raises `raises` where a file is a symbolic link that leads out of its own repository.
+    """Raises `raises` if a file is a symbolic link that leads out of its repository.
 
-    A repository is the file's directory, the git work tree that it lies in, or a repository of
-    the Hub's cache, whose snapshots are links to its blobs.
+    A repository is the file's directory, its git work tree, or a repository in the Hub's cache,
+    whose snapshots are links to its blobs.
     """
     if limits().links or not file.is_symlink():
         return
     target = file.resolve()
     if not any(target.is_relative_to(root) for root in _repositories(file)):
-        raise raises(f"{file.name} of {reference} is a link that leads out of it; copy the file "
-                     f"there, or {raising('links', 1)}.")  # fmt: skip
+        raise raises(
+            f"{file.name} of {reference} is a link that leads out of it; copy the file "
+            f"there, or {raising('links', 1)}."
+        )
 
 
 def _repositories(file: Path) -> list[Path]:
     place = file.parent.resolve()
-    roots = [place]
-    for above in (place, *place.parents):
-        if (above / ".git").exists():
-            roots.append(above)
-            break
+    work_trees = [above for above in (place, *place.parents) if (above / ".git").exists()]
+    roots = [place, *work_trees[:1]]
     if "snapshots" in place.parts:
         index = len(place.parts) - 1 - place.parts[::-1].index("snapshots")
         roots.append(Path(*place.parts[:index]))
@@ -174,7 +171,7 @@ def _repositories(file: Path) -> list[Path]:
 def check_inflation(file: Path) -> None:
     """Raises ValueError for a compressed pickle that would unpack to many times its size.
 
-    torch writes its archives uncompressed, so that one that inflates was made to.
+    torch does not compress its archives, so such a file is probably hostile.
     """
     if not zipfile.is_zipfile(file):
         return
@@ -200,47 +197,53 @@ def _unpickle(file: Path, _changed: int) -> dict[str, Tensor]:
 def broken(
     file: Path, reference: str, error: BaseException, raises: type[LoraprobeError] = BaseError
 ) -> LoraprobeError:
-    """What to tell about a weight file that cannot be read."""
-    if _is_pointer(file):
-        return raises(f"{file.name} of {reference} is a Git LFS pointer, not the weights; "
-                      f"run git lfs pull, or download the file.")  # fmt: skip
+    """The error for a weight file that cannot be read."""
+    if _start(file, 40).startswith(b"version https://git-lfs"):
+        return raises(
+            f"{file.name} of {reference} is a Git LFS pointer, not the weights; run git lfs pull, "
+            "or download the file."
+        )
     if file.is_file() and file.stat().st_size == 0:
         return raises(f"{file.name} of {reference} is empty; download it again.")
-    if "header too large" in str(error) and _declared_header(file) < file.stat().st_size:
+    declared = int.from_bytes(_start(file, 8), "little")
+    if "header too large" in str(error) and declared < file.stat().st_size:
         return raises(
             f"{file.name} of {reference} has a header beyond the 100 MB that safetensors reads; "
             "it names too many tensors, or too long ones."
         )
-    return raises(f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); "
-                  f"download it again.")  # fmt: skip
+    return raises(
+        f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); download it "
+        "again."
+    )
 
 
-def _declared_header(file: Path) -> int:
-    """The length of its header as a safetensors file declares it; any number for another file."""
-    with file.open("rb") as stream:
-        return int.from_bytes(stream.read(8), "little")
+def _start(file: Path, size: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        return stream.read(size)
+    return b""
 
 
 def file_hash(file: Path) -> str:
-    """sha256 of a file's bytes, read through."""
+    """The sha256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_in_name(file: Path) -> str | None:
-    """The sha256 by which the Hub's cache names a large file, if this is one."""
+    """The sha256 in the name of a large file of the Hub's cache; None for another file."""
     blob = file.resolve()
     named = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
     return blob.name if named else None
 
 
 def kept_hash(file: Path) -> str:
-    """`file_hash` of a large file, paid once: the Hub's cache names its files by it, and of others
-    it is kept in the user's cache, beside path, size, times and inode.
+    """`file_hash`, cached for a file that does not change.
 
-    Whatever changes the content changes ctime, which programs cannot set. The hash of a file that
-    changed within the last two seconds is not kept, since its times may be as coarse as that; nor
-    is any on Windows, where ctime is when a file was made.
+    The Hub's cache names large files by their hash. Other hashes are stored in loraprobe's cache
+    under path, size, times and inode. A change of the content changes ctime, which programs cannot
+    set. A hash is not stored if the file changed in the last two seconds, because file systems may
+    round times, and never on Windows, where ctime is the time of creation.
     """
     if known := hash_in_name(file):
         return known
@@ -252,28 +255,28 @@ def kept_hash(file: Path) -> str:
             return found
     digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
     if os.name != "nt" and settled and _state(file) == state:
-        with contextlib.suppress(OSError):  # where nothing can be kept it is paid again
+        with contextlib.suppress(OSError):
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(digest, encoding="ascii")
     return digest
 
 
 def cache_directory() -> Path:
-    """Where loraprobe keeps what a later run can use: LORAPROBE_CACHE, else the user's cache."""
+    """The directory for data of later runs: LORAPROBE_CACHE, else inside the user's cache."""
     if own := os.environ.get("LORAPROBE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
 
 
 def _state(file: Path) -> str:
-    """What changes with a file's content."""
+    """Path, size, times and inode of a file as a text, which changes with its content."""
     found = file.stat()
     times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
     return f"{file.resolve()} {found.st_size} {times} {found.st_ino}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a sentence of our own."""
+    """The first line of an error's message, without its full stop."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300].rstrip(".")
 
@@ -293,11 +296,3 @@ def _safetensors_header(file: Path) -> Header:
     if 8 + length + end > size:
         raise ValueError(f"it has {size} of {8 + length + end} bytes")
     return {key: (entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}
-
-
-def _is_pointer(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(40).startswith(b"version https://git-lfs")
-    except OSError:
-        return False

@@ -1,4 +1,4 @@
-"""Limits of time and memory on code that a stranger's file decides, such as a chat template."""
+"""Limits time and memory of code that comes from an untrusted file, such as a chat template."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from loraprobe.errors import LoraprobeError
 
 @contextlib.contextmanager
 def deadline(seconds: float, error: LoraprobeError) -> Iterator[None]:
-    """Raises `error` inside the block once it has run for so long.
+    """Raises `error` inside the block when it has run for `seconds`.
 
-    By the system's timer, which only the main thread can use, and which Windows lacks; elsewhere
-    the block runs without a limit. Another timer that is running is left alone.
+    It uses the system's timer. In other threads than the main one, on Windows, or while another
+    timer runs, the block has no limit.
     """
     usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if not usable or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
@@ -37,10 +37,10 @@ def deadline(seconds: float, error: LoraprobeError) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Lets the block take `size` bytes beside what the process has; more raises MemoryError.
+    """Lets the block allocate `size` more bytes; more raises MemoryError.
 
-    By the kernel's limit on the address space, which holds for all threads meanwhile; where there
-    is no such limit (macOS, Windows) the block runs without one.
+    It uses the kernel's limit on the address space, which applies to all threads. On macOS and
+    Windows the block has no limit.
     """
     try:
         import resource

@@ -1,27 +1,30 @@
-"""Bounds on what a stranger's file may ask of this machine, each of which can be raised.
+"""Limits on the resources that an untrusted file may use. Each can be raised.
 
     loraprobe --limits modules=1000000,line=5MB inspect ...
     LORAPROBE_LIMITS=memory=48GiB loraprobe merge-and-eval ...
 
-A file beyond a bound is refused with a sentence that names the bound. Safetensors headers have a
-bound of their own in the library that reads them (100 MB).
+A file beyond a limit is refused, and the message names the limit. The safetensors library itself
+limits headers to 100 MB.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from loraprobe.errors import UsageError
 
+DEEPEST = 50  # the most levels of lists and objects in a config, which cannot be raised
 VARIABLE = "LORAPROBE_LIMITS"
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Each bound with its default.
+    """The limits with their defaults.
 
     config: bytes of an adapter's or a base's config and of an index of shards.
     tokenizer: bytes of a tokenizer.json.
@@ -30,9 +33,9 @@ class Limits:
     modules: modules of one adapter.
     line: bytes of one line of a task or probe file.
     items: bytes of a task or probe file.
-    inflation: how many times its own size a compressed weight file may unpack to.
-    memory: bytes that may be taken; 0 for what the machine has free.
-    links: 1 to follow symbolic links that lead out of the directory that was named.
+    inflation: the largest factor by which unpacking may enlarge a weight file.
+    memory: bytes that may be used; 0 for the free memory of the machine.
+    links: 1 to follow symbolic links that lead out of the given directory.
     """
 
     config: int = 10_000_000
@@ -51,16 +54,16 @@ _CURRENT: list[Limits] = []
 
 
 def limits() -> Limits:
-    """The bounds in force: those set by `use`, else by the environment, else the defaults."""
+    """The current limits: those of `use`, else of the environment, else the defaults."""
     if not _CURRENT:
         use(os.environ.get(VARIABLE, ""), VARIABLE)
     return _CURRENT[-1]
 
 
 def use(text: str, where: str = "--limits") -> Limits:
-    """Puts bounds such as "modules=1000000,line=5MB" in force, on top of the defaults.
+    """Sets limits such as "modules=1000000,line=5MB"; the others get their defaults.
 
-    Raises UsageError for a name that is no bound and for what is no number.
+    Raises UsageError for an unknown name and for a value that is no number.
     """
     chosen = Limits()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -74,8 +77,26 @@ def use(text: str, where: str = "--limits") -> Limits:
 
 
 def raising(name: str, needed: int) -> str:
-    """How a user raises a bound, for the end of a sentence."""
+    """The end of a message that tells how to raise a limit."""
     return f"raise the limit with loraprobe --limits {name}={needed} if it is meant"
+
+
+def nested_values(document: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """(dotted path of keys, value, depth) of every value in a JSON object, without recursion.
+
+    Values deeper than DEEPEST + 1 levels are left out.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", document, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth:
+            yield key, value, depth
+        if depth > DEEPEST:
+            continue
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, v, depth + 1) for v in value]
 
 
 def _number(text: str, what: str) -> int:

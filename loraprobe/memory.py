@@ -1,7 +1,7 @@
-"""What memory is there, whether something fits before it is taken, and whether it has run out.
+"""Tells how much memory is available, whether something fits, and whether memory ran out.
 
-The answer is an estimate from what files and configs declare, made so that what cannot fit is
-refused with a number in seconds, and not killed by the system after minutes.
+The needed memory is estimated from files and configs, so that a model that cannot fit is refused at
+once instead of being killed by the system after minutes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ from pathlib import Path
 from loraprobe.errors import OutOfMemory
 from loraprobe.limits import limits
 
-# What allocators say where they raise no error of their own.
-SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",
-         "status_alloc_failed")  # fmt: skip
+# Parts of messages of allocators that raise no error of their own type.
+SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "status_alloc_failed",
+)
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (  # limit and usage of the second and of the first version
@@ -26,10 +31,10 @@ _CGROUPS = (  # limit and usage of the second and of the first version
 
 
 def available(device: str = "cpu") -> int | None:
-    """Bytes that may be taken on a device; None where the system does not say.
+    """The bytes that may be used on a device; None if they are unknown.
 
-    `--limits memory=...` decides where it is given. On the CPU it is what the kernel counts as
-    available, or what a container's limit leaves, whichever is less.
+    `--limits memory=...` has precedence. On the CPU it is the memory that the kernel or the
+    container's limit leaves, whichever is less.
     """
     if limits().memory:
         return limits().memory
@@ -44,20 +49,20 @@ def available(device: str = "cpu") -> int | None:
 
 
 def require(needed: int, what: str, instead: str, device: str = "cpu") -> None:
-    """Raises OutOfMemory where `what` needs more bytes than there are; `instead` says what fits."""
-    there = available(device)
-    if there is not None and needed > there:
+    """Raises OutOfMemory if `what` needs more bytes than are available; `instead` is the cure."""
+    free = available(device)
+    if free is not None and needed > free:
         raise OutOfMemory(
-            f"{what} needs about {gib(needed)} of memory, and {gib(there)} are there on {device}; "
+            f"{what} needs about {gib(needed)} of memory, and {gib(free)} are there on {device}; "
             f"{instead}."
         )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on whichever device.
+    """Whether an exception means that the memory of any device ran out.
 
-    torch's own OutOfMemoryError is known by its name, so that asking needs no torch; on the CPU
-    and in cuBLAS it raises a RuntimeError with one of SIGNS.
+    torch's OutOfMemoryError is recognised by its name, so that torch need not be imported. On the
+    CPU and in cuBLAS torch raises a RuntimeError with one of SIGNS.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -67,12 +72,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def gib(size: float) -> str:
-    """Bytes as people speak of memory."""
+    """A number of bytes in GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
 def _kernel() -> int | None:
-    """MemAvailable of the kernel, or the free pages of other systems."""
+    """MemAvailable of the Linux kernel in bytes; None on other systems."""
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
         return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
@@ -81,7 +86,7 @@ def _kernel() -> int | None:
 
 
 def _container(limit: str, usage: str) -> int | None:
-    """What a control group leaves; None where it has no limit."""
+    """The bytes that a control group leaves; None if it has no limit."""
     try:
         allowed = Path(limit).read_text(encoding="ascii").strip()
         used = int(Path(usage).read_text(encoding="ascii"))

@@ -1,8 +1,8 @@
 """Registries: the members of a folder, found by listing it.
 
-A member is a frozen dataclass whose fields are its options. A file of the folder defines one member
-or a family of several; files that start with an underscore are helpers. A member is named by its
-class, `DareTies` as `dare_ties`, unless the class sets `registry_name`.
+A member is a frozen dataclass whose fields are its options. A file of the folder defines one or
+several members; files that start with an underscore are helpers. The name of a member is that of
+its class in snake_case (`dare_ties` for `DareTies`) or the class's `registry_name`.
 
 `Registry(package, base, noun).make("ties:density=0.3")` finds the class `Ties` in the package and
 builds it with the options, converted to the types of its fields.
@@ -31,8 +31,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The members of one folder.
 
-    package: its dotted name. base: the class that all members derive from. noun: what a user calls
-    a member.
+    package: the dotted name of the folder. base: the base class of all members. noun: the word for
+    a member in messages.
     """
 
     package: str
@@ -41,7 +41,7 @@ class Registry(Generic[T]):
 
     @functools.cached_property
     def members(self) -> Mapping[str, type[T]]:
-        """Every class by its name, in the order of names. Imports all files of the folder.
+        """Name -> class, sorted by name. Imports all files of the folder.
 
         Raises TypeError for a file without a member, and for two members of one name.
         """
@@ -71,7 +71,7 @@ class Registry(Generic[T]):
         return list(self.members)
 
     def get(self, name: str) -> type[T]:
-        """The class of that name. Raises UsageError with the nearest name if there is none."""
+        """The class of a name. Raises UsageError with the nearest name if there is none."""
         if name in self.members:
             return self.members[name]
         close = difflib.get_close_matches(name, self.members, 1)
@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         raise UsageError(f"Unknown {self.noun} {name!r}: {hint}")
 
     def make(self, spec: str | T) -> T:
-        """Build from "name" or "name:option=value,option=value"; an instance is returned as is.
+        """Builds a member from "name" or "name:option=value,..."; returns an instance as it is.
 
         Raises UsageError for an unknown name or option and for a value that does not fit.
         """
@@ -116,7 +116,7 @@ class Registry(Generic[T]):
 
 
 def name_of(member: Any) -> str:
-    """The name of a member (a class or an instance): its class in snake_case or `registry_name`."""
+    """The name of a member, which is a class or an instance."""
     cls = member if isinstance(member, type) else type(member)
     own = vars(cls).get("registry_name")
     if own is not None:
@@ -134,7 +134,7 @@ def spec_of(member: Any) -> str:
 
 
 def check_choices(member: Any) -> None:
-    """Raises ValueError for an option that takes one of a few words and has another value."""
+    """Raises ValueError if the value of a Literal option is not one of its words."""
     hints = typing.get_type_hints(type(member))
     for field in (f for f in dataclasses.fields(member) if f.init):
         words, value = typing.get_args(hints[field.name]), getattr(member, field.name)
@@ -143,9 +143,9 @@ def check_choices(member: Any) -> None:
 
 
 def convert(text: str, hint: Any, what: str) -> Any:
-    """A text as the type of a field: int, float, bool, str, Literal or a union with None.
+    """Converts a text to the type of a field: int, float, bool, str, Literal or Optional.
 
-    what: how an error names the option. Raises UsageError if the text is not of that type.
+    what: the name of the option for errors. Raises UsageError if the text is not of that type.
     """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):

@@ -1,4 +1,4 @@
-"""What never leaves this process in anything that loraprobe writes: tokens, passwords, paths."""
+"""Removes tokens, passwords and private paths from texts that loraprobe writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scrub(text: str) -> str:
     return _IN_ADDRESS.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
 
 
-# An absolute path of two parts or more: /a/b, ~/a, file:///a/b, C:\\a\\b. A URL is none.
+# An absolute path of two parts or more: /a/b, ~/a, file:///a/b, C:\\a\\b. URLs do not match.
 _PATH = re.compile(
     r"(?<![\w.~/\\-])(?!(?<=:)//)(?:file:(?=/)|~[\w-]*(?=/)|(?=/+[^\s/]+/))"
     r"(?:/+([^\s/'\"`,;:()<>|\[\]]+))+/*"
@@ -31,9 +31,9 @@ _PATH = re.compile(
 
 
 def public_text(text: str, names: Mapping[str, str] = {}) -> str:
-    """A text that may be published: without tokens, and with the last part of each absolute path.
+    """A text without tokens, and with only the last part of each absolute path.
 
-    names: what is known to be private, such as a path with spaces, and what to write instead.
+    names: private text, such as a path with spaces -> its replacement.
     """
     for private in sorted(names, key=len, reverse=True):
         if private in text and private != names[private]:

@@ -1,8 +1,8 @@
 """Adapter: one LoRA adapter as a mapping from module path to LowRank, and its PEFT directory.
 
-Reading accounts for every tensor of the file: it is a factor, an extra, or named in an issue.
-`use_rslora`, `alpha_pattern`, `rank_pattern` and `fan_in_fan_out` are folded into (A, B, scaling)
-here and exist nowhere else.
+Every tensor of the file becomes a factor, an extra, or part of an issue. Reading folds
+`use_rslora`, `alpha_pattern`, `rank_pattern` and `fan_in_fan_out` into (A, B, scaling); no other
+room needs these keys.
 """
 
 from loraprobe.adapters.completeness import extreme_norm

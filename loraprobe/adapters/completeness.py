@@ -1,7 +1,7 @@
-"""Whether an adapter is what it promises to be: complete, and of a size that training gives.
+"""Checks that an adapter is complete and that its deltas have a plausible size.
 
-A file that lost modules loads in peft without a word: what is absent keeps its initial value, which
-is no effect. Without the base nobody can know all modules, so these are warnings.
+peft loads a file that lost modules without a message: an absent module keeps its initial value,
+which has no effect. Without the base the full list of modules is unknown, so these are warnings.
 """
 
 from __future__ import annotations
@@ -16,71 +16,60 @@ from loraprobe.adapters.types import Extra, ModuleInfo
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
-# Frobenius norm of one module's delta beyond which something went wrong. The largest module of
-# six published GPT-2 adapters has 19.5, of 226 adapters of the lab (26 on SmolLM2-135M) 14.4; the
-# weight matrices of SmolLM2-135M themselves have 16 to 206.
+# A delta with a larger Frobenius norm is reported. The largest norm of a module is 19.5 in six
+# published GPT-2 adapters and 14.4 in 226 adapters of the lab (26 of them on SmolLM2-135M). The
+# weight matrices of SmolLM2-135M have norms from 16 to 206.
 EXTREME_NORM = 100.0
 
 
 def completeness(
     name: str, infos: Mapping[str, ModuleInfo], config: Mapping[str, Any], extras: Sequence[Extra]
 ) -> list[Issue]:
-    """Targets without weights and weights without targets; layers that lack a module beside its
-    neighbours."""
+    """Issues about targets without weights, weights without targets and layers that differ."""
     held = [*infos, *(extra.module for extra in extras if extra.module)]
-    found = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
+    issues = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
     try:
         beyond = untargeted(infos, config)
     except ExpressionError as error:
         beyond = []
-        found.append(
-            Issue(
-                "error",
-                "targets-unreadable",
-                (name,),
-                f"The config's targets cannot be read as peft reads them: {error}.",
-                "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
-                "adapter_config.json.",
-            )
+        message = f"The config's targets cannot be read as peft reads them: {error}."
+        cure = (
+            "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
+            "adapter_config.json."
         )
+        issues.append(Issue("error", "targets-unreadable", (name,), message, cure))
     if beyond:
-        found.append(
-            Issue(
-                "warning",
-                "weights-untargeted",
-                (name,),
-                f"The file holds weights for {count(len(beyond), 'module')} that the config does "
-                f"not target, {beyond[0]} first: used here, but peft would leave them out.",
-                "Correct target_modules in adapter_config.json, or remove those weights.",
-                beyond[0],
-            )
+        message = (
+            f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
+            f"target, {beyond[0]} first: used here, but peft would leave them out."
         )
-    return found
+        cure = "Correct target_modules in adapter_config.json, or remove those weights."
+        issues.append(Issue("warning", "weights-untargeted", (name,), message, cure, beyond[0]))
+    return issues
 
 
 def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> list[Issue]:
     targets = config.get("target_modules")
     if not isinstance(targets, (list, tuple)) or not held:
-        return []  # a regular expression, "all-linear" or nothing: no list of promises
+        return []  # a regular expression, "all-linear" or nothing does not list the modules
     names = Names(targets)
-    met = {name for path in held for name in names.of(path)}
-    lost = [str(target) for target in targets if str(target) not in met]
+    matched = {name for path in held for name in names.of(path)}
+    lost = [str(target) for target in targets if str(target) not in matched]
     if not lost:
         return []
-    return [
-        Issue(
-            "warning",
-            "targets-without-weights",
-            (name,),
-            f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
-            "the file holds no weights: where the base has such modules they stay untouched.",
-            "Make sure that the file is complete and that the base has no such modules.",
-        )
-    ]
+    message = (
+        f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which the "
+        "file holds no weights: where the base has such modules they stay untouched."
+    )
+    cure = "Make sure that the file is complete and that the base has no such modules."
+    return [Issue("warning", "targets-without-weights", (name,), message, cure)]
 
 
 def _layers(name: str, paths: Collection[str]) -> list[Issue]:
-    """A parent, such as `self_attn`, has the same children in every layer in which it occurs."""
+    """Reports modules that some layers lack.
+
+    A parent, such as `self_attn`, should have the same children in every layer that has it.
+    """
     children: dict[str, dict[str, set[str]]] = {}
     for path in paths:
         parent, _, child = path.rpartition(".")
@@ -91,21 +80,16 @@ def _layers(name: str, paths: Collection[str]) -> list[Issue]:
         lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
     if not lost:
         return []
-    return [
-        Issue(
-            "warning",
-            "layers-uneven",
-            (name,),
-            f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
-            f"other layers have, {lost[0]} first.",
-            "Unless it was trained so, the file is incomplete; save or download it again.",
-            lost[0],
-        )
-    ]
+    message = (
+        f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that other "
+        f"layers have, {lost[0]} first."
+    )
+    cure = "Unless it was trained so, the file is incomplete; save or download it again."
+    return [Issue("warning", "layers-uneven", (name,), message, cure, lost[0])]
 
 
 def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
-    """A module that repeats in every layer has one shape in all of them, in nearly all models."""
+    """Reports a module whose shape differs between layers; nearly all models have one shape."""
     shapes: dict[str, set[tuple[int, int]]] = {}
     for path, info in infos.items():
         shapes.setdefault(layer_pattern(path), set()).add((info.out_features, info.in_features))
@@ -114,24 +98,20 @@ def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
         return []
     pattern, found = next(iter(uneven.items()))
     listed = " and ".join(str(list(shape)) for shape in sorted(found)[:3])
-    return [
-        Issue(
-            "note",
-            "shapes-uneven",
-            (name,),
-            f"{pattern} has different shapes in different layers, such as {listed}.",
-            "If the base's layers are alike, the file is damaged.",
-        )
-    ]
+    message = f"{pattern} has different shapes in different layers, such as {listed}."
+    cure = "If the base's layers are alike, the file is damaged."
+    return [Issue("note", "shapes-uneven", (name,), message, cure)]
 
 
 def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
-    """A finding if the largest delta of an adapter, that of module `path`, is out of all bounds."""
+    """A warning if `norm`, the largest delta of the adapter (in module `path`), is implausible."""
     if norm > EXTREME_NORM:
-        yield Issue(
-            "warning", "norm-extreme", (name,),
+        message = (
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
-            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20.",
+            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20."
+        )
+        cure = (
             "Its training probably diverged; take an earlier checkpoint, or look at its outputs "
-            "before composing it.", path,
-        )  # fmt: skip
+            "before composing it."
+        )
+        yield Issue("warning", "norm-extreme", (name,), message, cure, path)

@@ -1,4 +1,4 @@
-"""adapter_config.json: read, judged, and its conventions folded into one scaling per module."""
+"""Reads and checks adapter_config.json, and derives one rank and one scaling per module."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from loraprobe.adapters.expressions import ExpressionError, first_matches
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
+from loraprobe.limits import DEEPEST, nested_values
 
 CONFIG = "adapter_config.json"
 PEFT_DEFAULT = 8  # what peft takes for r and lora_alpha where the file has none
-DEEPEST = 50  # levels of lists and objects in a config
 PATTERN = r"(.*\.)?({})$"  # peft's expression for the modules of a key of rank_pattern
 
-# Keys that say nothing about the function of the trained adapter, whatever their value.
+# These keys are read elsewhere or do not change the function of a trained adapter.
 DESCRIPTIVE = frozenset(
     "auto_mapping base_model_name_or_path revision peft_type peft_version task_type inference_mode "
     "r target_modules exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora "
@@ -28,7 +28,7 @@ DESCRIPTIVE = frozenset(
     "ensure_weight_tying lora_dropout_pattern merge_weights ephemeral_gpu_offload".split()
 )
 
-# Keys that trainers write for themselves: peft ignores them, and they do not change the function.
+# Trainers write these keys for their own use. peft ignores them; they do not change the function.
 TRAINERS = {
     "swift_type": "ms-swift",
     "lora_dtype": "ms-swift",
@@ -36,7 +36,7 @@ TRAINERS = {
     "lorap_emb_lr": "ms-swift",
 }
 
-# Keys of the installed peft whose other values are mathematics that is not B A x.
+# A value of these keys that is not empty means that the adapter computes something else than B A x.
 VARIANTS = {
     "use_qalora": "QALoRA pools the input before A",
     "alora_invocation_tokens": "aLoRA acts only after its invocation tokens",
@@ -50,7 +50,7 @@ VARIANTS = {
     "megatron_config": "Megatron layers split their weights over devices",
 }
 
-# What values may be of keys that are read further; None is always allowed. A list is one of texts.
+# The types allowed for the keys that are read; None is always allowed. A list holds texts.
 TYPES: dict[str, tuple[type, ...]] = {
     "base_model_name_or_path": (str,),
     "revision": (str,),
@@ -67,12 +67,12 @@ TYPES: dict[str, tuple[type, ...]] = {
     "fan_in_fan_out": (bool,),
     "bias": (str,),
 }
-SAID = {str: "a text", list: "a list of texts", bool: "true or false"}
+TYPE_NAMES = {str: "a text", list: "a list of texts", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class Config:
-    """What of adapter_config.json decides the adapter's function."""
+    """The part of adapter_config.json that decides what the adapter computes."""
 
     raw: Mapping[str, Any]
     r: int
@@ -83,11 +83,11 @@ class Config:
     alpha_pattern: Patterns
     unknown: tuple[str, ...]
     empty_unknown: tuple[str, ...]
-    trainers: tuple[str, ...] = ()  # keys of trainers, each with the trainer's name
+    trainers: tuple[str, ...] = ()  # "key (trainer)" for each key of a trainer
     alpha_is_missing: bool = False
 
     def prepare(self, paths: Iterable[str]) -> None:
-        """Matches the patterns with many paths at once, which is much faster than one by one."""
+        """Matches the patterns with many paths at once, which is faster than one call per path."""
         paths = list(paths)
         for pattern in (self.rank_pattern, self.alpha_pattern):
             pattern.prepare(paths)
@@ -97,7 +97,7 @@ class Config:
         return int(self.rank_pattern.value(path, self.r))
 
     def scaling(self, path: str) -> float:
-        """s = alpha/r, or alpha/sqrt(r) with rsLoRA, by peft's own matching of patterns."""
+        """s = alpha/r, or alpha/sqrt(r) with rsLoRA; patterns are matched as peft does."""
         r = self.rank(path)
         alpha = float(self.alpha_pattern.value(path, self.alpha))
         return alpha / (math.sqrt(r) if self.rslora else r)
@@ -105,14 +105,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Patterns:
-    """rank_pattern or alpha_pattern: keys are regular expressions that a stranger wrote."""
+    """rank_pattern or alpha_pattern: regular expressions from an untrusted file -> value."""
 
     where: str
     entries: Mapping[str, float]
     known: dict[str, float | None] = field(default_factory=dict)  # path -> value, None: no key
 
     def prepare(self, paths: list[str]) -> None:
-        """Finds the first key that matches the end of each path, which is peft's rule.
+        """Finds for each path the first key that matches its end, as peft does.
 
         Raises AdapterError for a key that cannot be matched.
         """
@@ -122,11 +122,11 @@ class Patterns:
         except ExpressionError as error:
             raise AdapterError(f"{self.where}: {error}; correct it.") from None
         for path, match in zip(paths, found, strict=True):
-            # peft looks a path that no key matches up as a key itself.
+            # If no key matches, peft uses the path itself as the key.
             self.known[path] = self.entries.get(path if match is None else keys[match[0]])
 
     def value(self, path: str, default: float) -> float:
-        """The value for one path."""
+        """The value for a path, or `default` if the pattern does not cover it."""
         if path not in self.known:
             self.prepare([path])
         value = self.known[path]
@@ -134,41 +134,35 @@ class Patterns:
 
 
 def read_config(directory: Path) -> Config:
-    """Reads adapter_config.json. Raises AdapterError, or UnsupportedAdapter by name."""
-    path = directory / CONFIG
+    """Reads and checks adapter_config.json.
+
+    Raises AdapterError for a file that cannot be read or has wrong values, UnsupportedAdapter for
+    a PEFT type or LoRA variant that is not supported.
+    """
+    path = check_config(directory)
+    raw = read_json(path, str(directory), AdapterError)
+    if any(depth > DEEPEST for _, _, depth in nested_values(raw)):
+        raise AdapterError(f"{path} nests lists or objects more than {DEEPEST} deep; correct it.")
+    return judge_config(raw, str(path))
+
+
+def check_config(directory: Path) -> Path:
+    """The path of adapter_config.json. Raises AdapterError if directory or file do not exist."""
     if not directory.is_dir():
         raise AdapterError(f"There is no directory {directory}; check the path.")
-    if not path.is_file():
+    if not (directory / CONFIG).is_file():
         raise AdapterError(
             f"{directory} has no {CONFIG}, so it is no PEFT adapter; "
             "give the directory that save_pretrained wrote."
         )
-    raw = read_json(path, str(directory), AdapterError)
-    _check_text(raw, path)
-    return judge_config(raw, str(path))
-
-
-def _check_text(raw: Any, path: Path) -> None:
-    """Raises AdapterError for lists in lists without end and for text that is no Unicode."""
-    level = [raw]
-    for _ in range(DEEPEST):
-        texts = [value for value in level if isinstance(value, str)]
-        texts += [key for value in level if isinstance(value, dict) for key in value]
-        if any(not is_unicode(text) for text in texts):
-            raise AdapterError(f"{path} holds half of a surrogate pair, no text; correct it.")
-        level = [
-            part
-            for value in level
-            if isinstance(value, (dict, list))
-            for part in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return
-    raise AdapterError(f"{path} has lists or objects nested more than {DEEPEST} deep; correct it.")
+    return directory / CONFIG
 
 
 def judge_config(raw: Mapping[str, Any], where: str) -> Config:
-    """A config's values checked and its variants refused by name."""
+    """Checks the values of a config that was read from the file `where`.
+
+    Raises AdapterError for a wrong value, UnsupportedAdapter for an unsupported type or variant.
+    """
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise UnsupportedAdapter(
@@ -209,18 +203,18 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
 
 
 def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str) -> None:
-    """Raises AdapterError for a value that peft would stumble over."""
+    """Raises AdapterError for a value of a type that peft does not accept."""
     value = raw.get(key)
     if value is None:
         return
     texts = not isinstance(value, list) or all(isinstance(part, str) for part in value)
     if not isinstance(value, types) or not texts:
-        kinds = " or ".join(SAID[kind] for kind in types)
+        kinds = " or ".join(TYPE_NAMES[kind] for kind in types)
         raise AdapterError(f"{where}: {key} must be {kinds}, not {reprlib.repr(value)}.")
 
 
 def _check_layers(layers: Any, where: str) -> None:
-    """layers_to_transform is a number or a list of numbers."""
+    """Raises AdapterError unless layers_to_transform is a number or a list of numbers."""
     listed = layers if isinstance(layers, list) else [] if layers is None else [layers]
     if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
         raise AdapterError(
@@ -237,7 +231,7 @@ def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None 
 
 
 def _is_finite(value: float) -> bool:
-    """Whether a number has a value as a float: no infinity, and no integer beyond the largest."""
+    """Whether a number is a finite float; an integer beyond the largest float is not."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -245,7 +239,7 @@ def _is_finite(value: float) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written down; JSON and pickles may hold halves of surrogate pairs."""
+    """Whether a text can be encoded; a pickle may hold halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
-"""Regular expressions of strangers' configs, matched as peft matches them, within limits.
+"""Matches regular expressions of untrusted configs as peft does, within limits.
 
-peft gives target_modules, rank_pattern and others to Python's `re`, which cannot be stopped while
-it matches, and other engines read some expressions otherwise. So `re` itself answers here: in a
-child process whose time and memory are limited, or in this process where an expression cannot take
-long. This file is the child's program too; that is why it imports the standard library alone.
+peft passes target_modules, rank_pattern and others to Python's `re`. A match of `re` cannot be
+interrupted, and other engines differ from it. Expressions are therefore matched by `re` in a child
+process with limited time and memory, or in this process if they are simple. The child runs this
+file, which therefore imports only the standard library.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-# No repetition and no alternative: the time is at most the length of the text times that of the
-# expression, which PLAIN_LENGTH and PLAIN_QUESTIONS keep small.
+# A plain expression has no repetition and no alternative. Matching takes at most the length of the
+# text times that of the expression, which PLAIN_LENGTH and PLAIN_QUESTIONS bound.
 PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*\$?")
 PLAIN_LENGTH = 1000
 PLAIN_QUESTIONS = 2_000_000
 
 SECONDS = 1  # of processor time in the child process
-QUESTIONS_A_SECOND = 50_000  # each second more than SECONDS is granted for so many questions
+QUESTIONS_A_SECOND = 50_000  # each further second is granted for this many pairs
 MOST_SECONDS = 30
 WAITING = 60  # seconds of the clock, however busy the machine is
 MEMORY = 1 << 30
@@ -31,16 +31,16 @@ Match = tuple[int, str | None]  # which expression, and what its group `idx` hol
 
 
 class ExpressionError(Exception):
-    """An expression that `re` does not compile, or that does not come to an end."""
+    """An expression that `re` does not compile, or that takes too long."""
 
 
 def first_matches(
     expressions: Sequence[str], form: str, texts: Sequence[str], *, whole: bool = False
 ) -> list[Match | None]:
-    """For each text the first of the expressions that matches it, None if none does.
+    """For each text the first expression that matches it, None if none does.
 
-    form: what peft puts around each, such as r"(.*\\.)?({})$"; {} stands for the expression.
-    whole: whether the whole text must match (`re.fullmatch`), and not its beginning (`re.match`).
+    form: the pattern around each expression, such as r"(.*\\.)?({})$"; {} is the expression.
+    whole: match the whole text (`re.fullmatch`) instead of its beginning (`re.match`).
     Raises ExpressionError, with the expression in its message.
     """
     if not expressions or not texts:
@@ -85,7 +85,7 @@ def _is_quick(expressions: Sequence[str], texts: Sequence[str]) -> bool:
 def _answers(
     expressions: Sequence[str], form: str, texts: Sequence[str], whole: bool
 ) -> list[Match | None]:
-    """What `re` says. Raises ExpressionError for what it does not compile."""
+    """Matches by `re`. Raises ExpressionError for an expression that does not compile."""
     ask = []
     for expression in expressions:
         try:
@@ -104,13 +104,13 @@ def _answers(
 
 
 def _short(expressions: Sequence[str]) -> str:
-    """The expressions for a message, cut."""
+    """The first expression, shortened, for a message."""
     more = f" (or one of {len(expressions) - 1} more)" if expressions[1:] else ""
     return f"{expressions[0][:80]!r}{more}"
 
 
 def _limit(seconds: int) -> None:
-    """Ends this process when it has computed for so long; Windows has only the parent's clock."""
+    """Limits the processor time (seconds) and memory of this process, except on Windows."""
     try:
         import resource
     except ImportError:
@@ -122,13 +122,13 @@ def _limit(seconds: int) -> None:
     ):
         hard = resource.getrlimit(kind)[1]
         within = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        # Some systems have no such limit; the parent's clock is left there.
+        # A system may lack a limit; the parent's timeout still applies.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (within, hard))
 
 
 def _child() -> None:
-    """Answers what `first_matches` asks on standard input; a text is what was wrong."""
+    """Reads a question of `first_matches` from standard input and prints matches or an error."""
     expressions, form, texts, whole, seconds = json.loads(sys.stdin.buffer.read())
     _limit(seconds)
     try:

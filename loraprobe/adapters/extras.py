@@ -1,6 +1,6 @@
-"""What a file holds beside low-rank factors and what can be used of it.
+"""The tensors of a file that are not low-rank factors, and which of them are used.
 
-DoRA magnitudes, whole modules and trained biases, biases of lora_B.
+Used are DoRA magnitudes, whole modules, trained biases, and biases of lora_B.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, ModuleInfo, Tensors
 from loraprobe.formatting import count
 from loraprobe.records import Issue
 
-# Extras that peft loads only where the config asks for them, by the key that does.
+# Kind of extra -> the config key without which peft does not load it.
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 
 
 class ExtraTensors(NamedTuple):
-    """As `Adapter` has them; each tensor is read when asked for."""
+    """The fields of the same names of `Adapter`; each tensor is read when needed."""
 
     magnitudes: Tensors
     whole: Tensors
@@ -30,10 +32,10 @@ class ExtraTensors(NamedTuple):
 def as_peft_reads(
     name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
 ) -> tuple[list[Extra], list[Issue]]:
-    """The extras without those that peft would not load, and findings about them.
+    """The extras that peft would load, and issues about the others.
 
-    A copy of a base weight that peft does not write, as it does for embeddings and heads, is of
-    kind base_weight: peft would put it in the place of the base's own.
+    peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
+    kind base_weight, because peft would overwrite the base's weight with it.
     """
     kept, unused = [], []
     for extra in extras:
@@ -46,50 +48,44 @@ def as_peft_reads(
             kept.append(extra)
     issues = list(_incomplete(name, kept, infos))
     if unused:
-        issues.append(
-            Issue(
-                "warning",
-                "tensors-unused",
-                (name,),
-                f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
-                "leaves out, since the config does not ask for it or its module has no factors; "
-                "left out here too.",
-                "If the adapter was trained with it, correct use_dora or lora_bias in "
-                "adapter_config.json.",
-                unused[0].module,
-            )
+        message = (
+            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
+            "leaves out, since the config does not ask for it or its module has no factors; left "
+            "out here too."
         )
+        cure = (
+            "If the adapter was trained with it, correct use_dora or lora_bias in "
+            "adapter_config.json."
+        )
+        issues.append(Issue("warning", "tensors-unused", (name,), message, cure, unused[0].module))
     return kept, issues
 
 
 def _incomplete(
     name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo]
 ) -> Iterator[Issue]:
-    """Findings about modules that lack what other modules of the file have."""
+    """Issues about modules that lack a tensor which other modules of the file have."""
     for kind, flag in FLAGS.items():
         held = {extra.module for extra in extras if extra.kind == kind}
         lost = [path for path in infos if path not in held]
         if held and lost:
-            yield Issue(
-                "error",
-                "missing-tensors",
-                (name,),
+            message = (
                 f"The config sets {flag}, but the file lacks its tensor for "
-                f"{count(len(lost), 'module')}, {lost[0]} first.",
-                "The file is incomplete; save or download it again.",
-                lost[0],
+                f"{count(len(lost), 'module')}, {lost[0]} first."
             )
+            cure = "The file is incomplete; save or download it again."
+            yield Issue("error", "missing-tensors", (name,), message, cure, lost[0])
 
 
 def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
-    """Whether a module is an embedding or a head, whose weight peft saves beside its factors."""
+    """Whether a module is an embedding or a head, whose weight peft saves with its factors."""
     info = infos.get(module)
     embedding = info is not None and info.kind == "embedding"
     return embedding or module.rpartition(".")[2] in VOCABULARY
 
 
-def beside(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
-    """Sorts a file's extras by what they do; those of other kinds are left out."""
+def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
+    """Sorts the extras of a file into magnitudes, whole parameters and biases of lora_B."""
     magnitudes, whole, offsets = {}, {}, {}
     for extra in extras:
         if extra.module is None:
@@ -106,10 +102,10 @@ def beside(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
 
 
 def _read(file: TensorFile, keys: Mapping[str, str], flat: bool = False) -> Tensors:
-    """flat: [out], where peft stores the magnitudes of embeddings and convolutions with ones."""
+    """Reads tensors by name. flat: reshape to [out]; peft stores some with dimensions of size 1."""
 
-    def read(name: str) -> object:
+    def read(name: str) -> Tensor:
         tensor = file.read(keys[name])
         return tensor.reshape(-1) if flat else tensor
 
-    return Tensors(keys, read)  # type: ignore[arg-type]
+    return Tensors(keys, read)

@@ -1,14 +1,14 @@
-"""Adapters of one family on one layout: fused projections beside the single ones they are made of.
+"""Brings adapters with fused projections and adapters with single ones to one layout.
 
-A fused layer computes several projections by one matrix whose rows are theirs, one after the
-other: W = [Wq; Wk; Wv]. A LoRA on it and LoRAs on the single layers say the same in two ways:
+A fused layer computes several projections by one matrix, which stacks their rows:
+W = [Wq; Wk; Wv]. A LoRA on it and LoRAs on the single layers can be converted into each other:
 
     split   s B A  ->  s B[rows of q] A, s B[rows of k] A, s B[rows of v] A      the same A
     join    s_q B_q A_q, s_k B_k A_k ...  ->  s blockdiag(B_q, B_k, ...) [A_q; A_k; ...]
 
-Both are exact: rows are moved, nothing is computed unless scalings differ. DoRA's magnitudes, whole
-modules and biases go by the same rows. Where rows are not in that order (a matrix interleaved by
-head), or their numbers are not known, nothing is translated, and `Refused` says why.
+Both are exact: rows are moved, and B is only multiplied if scalings differ. DoRA magnitudes, whole
+modules and biases are split and joined by the same rows. A layer whose rows have another order
+(interleaved by head) or unknown numbers stays as it is; `UntranslatedFusion` says why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loraprobe.adapters.types import Adapter
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
-Shapes = Mapping[str, tuple[int, int] | None]  # of the base: path -> (out, in), None if packed
+Shapes = Mapping[str, tuple[int, int] | None]  # path in the base -> (out, in), None if packed
 
 QKV = ("q_proj", "k_proj", "v_proj")
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ HEADWISE = (
 
 @dataclass(frozen=True)
 class UntranslatedFusion:
-    """A fused layer that some adapters (or the base) have and others split, left as it is."""
+    """A layer that is fused in some adapters (or the base), single in others, and stays so."""
 
     path: str
     fused: tuple[str, ...]
@@ -54,7 +54,7 @@ class UntranslatedFusion:
 
 
 class NotTranslated(Exception):
-    """Why a fused layer stays as it is."""
+    """Raised with the reason why a fused layer stays as it is."""
 
 
 def one_layout(
@@ -62,11 +62,11 @@ def one_layout(
     base: Shapes | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> tuple[list[Adapter], list[UntranslatedFusion]]:
-    """The adapters on the base's layout, or split where some of them are and no base is given.
+    """The adapters on one layout, and the layers for which that is impossible.
 
-    base: the shapes of the base's modules; config: its config.json, which may tell the rows of
-    heads. Adapters that need no translation come back as they are; the others bear a note
-    `fused-translated` among their issues.
+    The layout is the base's; without a base it is the split one if any adapter is split. base: the
+    shapes of the base's modules. config: its config.json, which may give the rows of heads. An
+    adapter that is translated gets a note `fused-translated`; others are returned unchanged.
     """
     todo: list[Fusion] = []
     refused: list[UntranslatedFusion] = []
@@ -82,13 +82,13 @@ def one_layout(
 
 
 def parts_of(path: str) -> tuple[str, ...]:
-    """Paths of the single layers of a fused one, in the order of their rows; () for another."""
+    """The paths of the parts of a fused layer in the order of their rows; () if it is not fused."""
     parent, dot, name = path.rpartition(".")
     return tuple(f"{parent}{dot}{part}" for part in PARTS.get(name, ()))
 
 
 def may_be_fused(path: str) -> bool:
-    """Whether a module is of a name that has two layouts, fused or one of the parts."""
+    """Whether the name of a module is that of a fused layer or of a part of one."""
     name = path.rpartition(".")[2]
     return name in PARTS or name in FUSED_OF
 
@@ -99,7 +99,7 @@ def _touched(adapter: Adapter) -> dict[str, None]:
 
 
 def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
-    """Fused layers that any adapter changes, as one or by a part; those of a base included."""
+    """The fused layers that an adapter changes as a whole, or by a part if the base fuses it."""
     found: dict[str, None] = {}
     for adapter in adapters:
         for path in _touched(adapter):
@@ -113,7 +113,7 @@ def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
 
 
 def _wants_split(path: str, adapters: Sequence[Adapter], base: Shapes) -> bool | None:
-    """Whether a fused layer is to be split; False: its parts joined; None: nothing to be done."""
+    """True if a fused layer must be split, False if its parts must be joined, else None."""
     parts = parts_of(path)
     touched = [_touched(adapter) for adapter in adapters]
     singles = any(part in paths for paths in touched for part in parts)
@@ -157,7 +157,7 @@ def _fusion(
 
 
 def _shapes(path: str, adapters: Sequence[Adapter], base: Shapes) -> set[tuple[int, int]]:
-    """The (out, in) that base and adapters give a module; several where they disagree."""
+    """The (out, in) of a module in base and adapters; several if they disagree."""
     infos = [adapter.layout[path] for adapter in adapters if path in adapter.layout]
     found = {(info.out_features, info.in_features) for info in infos}
     of_base = base.get(path)
@@ -171,7 +171,7 @@ def _rows(
     base: Shapes,
     config: Mapping[str, Any],
 ) -> tuple[int, ...]:
-    """How many rows each part has. Raises NotTranslated where that is not known for certain."""
+    """The number of rows of each part. Raises NotTranslated if it is not known for certain."""
     shapes = {p: _shapes(p, adapters, base) for p in (path, *parts)}
     inputs = {inp for found in shapes.values() for _, inp in found}
     if any(len(found) > 1 for found in shapes.values()) or len(inputs) > 1:
@@ -190,13 +190,14 @@ def _rows(
         raise NotTranslated(f"how many rows are {lost}'s is not known without --base")
     rows = tuple(known[p] for p in parts)
     if min(rows) < 1 or (total is not None and sum(rows) != total):
-        raise NotTranslated(f"the rows of its parts ({', '.join(map(str, rows))}) do not add up "
-                             f"to its {total}")  # fmt: skip
+        raise NotTranslated(
+            f"the rows of its parts ({', '.join(map(str, rows))}) do not add up to its {total}"
+        )
     return rows
 
 
 def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:
-    """Rows of query, key and value as a base's config gives them; {} where it does not."""
+    """The rows of query, key and value by the base's config; {} if it does not give them."""
     config = config.get("text_config") or config
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if len(parts) != 3 or not heads or not width:
@@ -207,7 +208,7 @@ def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]
 
 
 def _check_whole(adapter: Adapter, fusion: Fusion) -> None:
-    """What replaces weights can only be joined if every part has it."""
+    """Raises NotTranslated if only some parts have DoRA magnitudes or a replaced weight."""
     for held, suffix in (
         (adapter.magnitudes, ""),
         (adapter.whole, ".weight"),
@@ -216,14 +217,15 @@ def _check_whole(adapter: Adapter, fusion: Fusion) -> None:
         have = [part + suffix in held for part in fusion.parts]
         if any(have) and not all(have):
             what = "DoRA magnitudes" if not suffix else f"a trained {suffix[1:]}"
-            raise NotTranslated(f"{adapter.name} has {what} of some parts only, and the fused "
-                                 "layer needs all")  # fmt: skip
+            raise NotTranslated(
+                f"{adapter.name} has {what} of some parts only, and the fused layer needs all"
+            )
 
 
 def _translated(
     adapter: Adapter, todo: Sequence[Fusion], refused: Sequence[UntranslatedFusion]
 ) -> Adapter:
-    """One adapter on the layout asked for."""
+    """The adapter on the common layout."""
     touched = _touched(adapter)
     mine = [
         f for f in todo if (f.path in touched if f.split else any(p in touched for p in f.parts))

@@ -1,10 +1,10 @@
-"""Initialisations of LoRA that change the base: such an adapter is right on that changed base only.
+"""Reports initialisations of LoRA that change the base weights.
 
-They take something out of a base weight W and put it into A and B, so that training starts at
-W - s B0 A0 + s B0 A0. After training the file holds s B A, which fits W - s B0 A0 and not W. peft
-makes the change again when it loads such a file (PiSSA, OLoRA, LoftQ), cannot load it (CorDA), or
-forgets the change (LoRA-GA). Its conversion on saving gives a plain LoRA for W, of twice the rank,
-and sets init_lora_weights to true.
+They move a part of a base weight W into A and B, so that training starts at
+(W - s B0 A0) + s B0 A0. After training the file holds s B A, which fits W - s B0 A0 and not W. When
+peft loads such a file, it repeats the change (PiSSA, OLoRA, LoftQ), fails (CorDA), or omits the
+change (LoRA-GA). peft's conversion on saving gives a plain LoRA for W of twice the rank and sets
+init_lora_weights to true.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONVERT = (
     "Save it again with save_pretrained(..., path_initial_model_for_weight_conversion=DIR), DIR "
     "the adapter as it was before training; peft then writes a plain LoRA of twice the rank."
 )
-# The beginning of a value of init_lora_weights in small letters -> its name, and the cure.
+# The start of a value of init_lora_weights in lower case -> (name of the method, cure).
 CHANGES_BASE = {
     "pissa": ("PiSSA", CONVERT),
     "olora": ("OLoRA", CONVERT),
@@ -30,32 +30,30 @@ CHANGES_BASE = {
         "or train one without LoftQ.",
     ),
 }
-# Values with which training starts at the base as it is, whether B A is zero then or not.
+# With these values the base weights stay unchanged.
 KEEPS_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 
 
 def initialisation_issues(name: str, init: object) -> Iterator[Issue]:
-    """A finding for a value of init_lora_weights that may have changed the base."""
+    """An error for a value of init_lora_weights that may have changed the base."""
     if not isinstance(init, str) or not init or init.lower() in KEEPS_BASE:
         return
     for start, (method, cure) in CHANGES_BASE.items():
         if init.lower().startswith(start):
-            yield Issue(
-                "error",
-                "init-changed-base",
-                (name,),
+            message = (
                 f"{name} was initialised by {method} (init_lora_weights={reprlib.repr(init)}), "
                 "which changes the base weights, and was saved without conversion: it fits only "
-                "that changed base.",
-                cure,
+                "that changed base."
             )
+            yield Issue("error", "init-changed-base", (name,), message, cure)
             return
-    yield Issue(
-        "error",
-        "init-unknown",
-        (name,),
-        f"{name} was initialised in a way that is not known (init_lora_weights="
-        f"{reprlib.repr(init)}), which may have changed the base weights; peft does not load it.",
-        "If training started at the base as it is, set init_lora_weights to true in "
-        "adapter_config.json.",
+    message = (
+        f"{name} was initialised in a way that is not known "
+        f"(init_lora_weights={reprlib.repr(init)}), which may have changed the base weights; peft "
+        "does not load it."
     )
+    cure = (
+        "If training started at the base as it is, set init_lora_weights to true in "
+        "adapter_config.json."
+    )
+    yield Issue("error", "init-unknown", (name,), message, cure)

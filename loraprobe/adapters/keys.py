@@ -1,4 +1,4 @@
-"""Tensor keys of a PEFT file -> what each is. Every key gets exactly one answer."""
+"""Tells the role of each tensor key of a PEFT file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAVED = re.compile(r"^(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?(?P<what>weig
 
 @dataclass(frozen=True)
 class Key:
-    """What one key is: role "A", "B" (of a linear), "eA", "eB" (of an embedding), or an extra."""
+    """The role of a key: "A", "B" (linear), "eA", "eB" (embedding), or the kind of an extra."""
 
     role: str
     path: str | None

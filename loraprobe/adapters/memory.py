@@ -1,4 +1,4 @@
-"""Adapters held in memory: merges, controls, planted test cases."""
+"""Builds adapters from tensors in memory: merges, controls, test cases."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def adapter_of(
     whole: Mapping[str, Tensor] | None = None,
     offsets: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
-    """An adapter held in memory: a merge, a random control, a planted test case.
+    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
 
     modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
-    kernels: path -> kernel of a convolution. magnitudes, whole, offsets: as `Adapter` has them;
-    they become its extras too.
+    kernels: path -> kernel of a convolution. magnitudes, whole, offsets: as in `Adapter`; they are
+    also listed as extras. Raises ValueError for a kernel that does not fit its module.
     """
     kinds, kernels = kinds or {}, kernels or {}
     infos = {
@@ -56,7 +56,7 @@ def adapter_of(
         source=source or Source(reference=name),
         base_model=base_model,
         modules=Modules(infos, dict(modules).__getitem__),
-        extras=_held(infos, magnitudes, whole, offsets),
+        extras=_extras(infos, magnitudes, whole, offsets),
         config=dict(config or {}),
         magnitudes=Tensors(magnitudes, magnitudes.__getitem__),
         whole=Tensors(whole, whole.__getitem__),
@@ -64,13 +64,13 @@ def adapter_of(
     )
 
 
-def _held(
+def _extras(
     modules: Collection[str],
     magnitudes: Mapping[str, Tensor],
     whole: Mapping[str, Tensor],
     offsets: Mapping[str, Tensor],
 ) -> tuple[Extra, ...]:
-    """What stands beside the factors, under the keys of a PEFT file."""
+    """The extras for these tensors, under the keys of a PEFT file."""
 
     def extra(kind: str, key: str, module: str, tensor: Tensor) -> Extra:
         dtype = str(tensor.dtype).removeprefix("torch.")

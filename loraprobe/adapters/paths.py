@@ -15,17 +15,17 @@ _HUB_ID = re.compile(
 _ABSOLUTE = re.compile(r"(?:/|~|file:|[A-Za-z]:[\\/]|\\\\)")
 _HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
 
-# Names of the layers whose one side counts the tokens: embeddings and heads of language models.
+# The names of layers with one row per token: embeddings and heads of language models.
 VOCABULARY = frozenset(
     "embed_tokens wte embed_in word_embeddings shared lm_head embed_out output_layer".split()
 )
-LONGEST_NUMBER = 18  # digits; longer ones are no number of a layer
+LONGEST_NUMBER = 18  # digits; a longer number does not belong to a layer
 
 
 def number(part: str) -> int | None:
-    """The number that a part of a path is, such as that of a layer; None for another part.
+    """The number in a part of a path, such as that of a layer; None if the part is no number.
 
-    Digits of other scripts count; superscripts, and digits beyond any layer's number, do not.
+    Digits of other scripts count; superscripts and very long numbers do not.
     """
     return int(part) if part.isdecimal() and len(part) <= LONGEST_NUMBER else None
 
@@ -37,12 +37,12 @@ def natural(path: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def layer_pattern(path: str) -> str:
-    """What a module's path is in every layer: `model.layers.*.mlp.up_proj`."""
+    """The path with `*` for its numbers, such as `model.layers.*.mlp.up_proj`."""
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 
 def is_path(reference: str) -> bool:
-    """Whether a base's name is a path of a file system, or a URL, and no id of the Hub.
+    """Whether a base's name is a path of a file system or a URL, not an id of the Hub.
 
     A relative path of two parts, such as models/base, looks like an id and counts as one.
     """
@@ -50,7 +50,7 @@ def is_path(reference: str) -> bool:
 
 
 def public_name(reference: str | None) -> str | None:
-    """The name of a base that may be published: an id of the Hub as it is, of a path its last part.
+    """The name of a base that may be published: an id of the Hub, or the last part of a path.
 
     A path inside the Hub's cache gives the id that it was downloaded from. None for a path
     without a last part (such as / or ..), and for no name at all.
@@ -62,18 +62,18 @@ def public_name(reference: str | None) -> str | None:
     _, url, where = reference.strip().rpartition("://")
     if url:  # without its query, which may hold a token
         where = re.split(r"[?#]", where)[0]
-    # A name and password may stand before the host.
+    # A URL may hold a user name and password before the host.
     parts = re.split(r"[\\/:]", re.sub(r"^[^/\\]*@", "", where))
     return next((part for part in reversed(parts) if part.strip(" .~")), None)
 
 
 def local_name(reference: str) -> str:
-    """The name under which a directory of this machine is published: the last part of its path."""
+    """The last part of a directory's path, which may be published."""
     return os.path.basename(os.path.abspath(os.path.expanduser(reference))) or "adapter"
 
 
 def public_value(value: Any) -> Any:
-    """A value of a stranger's config as it may be published: an absolute path by its last part."""
+    """A value of a config without private parts: only the last part of each absolute path."""
     if isinstance(value, str):
         return public_name(value) if _ABSOLUTE.match(value) else public_text(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A written adapter is read back before anybody sees it: every key, every bit, every scaling."""
+"""Compares a written adapter with the one in memory: keys, bits and scalings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from loraprobe.errors import OutputError
 if TYPE_CHECKING:
     from loraprobe.adapters.types import Adapter
 
-# alpha = scaling * r is divided by r again on reading: two roundings of a double.
+# Saving multiplies the scaling by r and reading divides by r: two roundings of a double.
 SCALING_ERROR = 1e-12
 
 
 def check_readback(directory: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
     """Raises OutputError unless the directory holds exactly these tensors and is this adapter.
 
-    The bits of every tensor are compared, and what the config makes of them: modules, kinds,
-    ranks, scalings. So the written delta is the rounded one exactly, and its distance from the
-    intended one is the rounding that a merge measures (`Merged.rounding_error`). Costs one more
-    pass over the file, which is in the system's cache.
+    Compared are the bits of every tensor, and the modules, kinds, ranks and scalings that result
+    from the config. The written delta therefore differs from the intended one only by the rounding
+    that a merge measures (`Merged.rounding_error`). The check reads the file once more.
     """
     from loraprobe.adapters.reading import read_adapter
     from loraprobe.adapters.tensors import open_tensors
@@ -35,18 +34,21 @@ def check_readback(directory: Path, adapter: Adapter, tensors: Mapping[str, Tens
     if not wrong:
         wrong = [key for key, tensor in tensors.items() if not _same_bits(file.read(key), tensor)]
     if wrong:
-        raise OutputError(f"What was written to {directory.parent} is not what was meant: "
-                          f"{wrong[0]} differs when it is read back; check the disk and run "
-                          "again.")  # fmt: skip
+        raise OutputError(
+            f"What was written to {directory.parent} is not what was meant: {wrong[0]} differs "
+            "when it is read back; check the disk and run again."
+        )
     read = read_adapter(directory, adapter.name)
     problem = _difference(read, adapter)
     if problem:
-        raise OutputError(f"What was written to {directory.parent} would not be read as it was "
-                          f"meant: {problem}; please report this.")  # fmt: skip
+        raise OutputError(
+            f"What was written to {directory.parent} would not be read as it was "
+            f"meant: {problem}; please report this."
+        )
 
 
 def _difference(read: Adapter, meant: Adapter) -> str | None:
-    """What differs between two adapters beside the bits of tensors; None if nothing does."""
+    """The first difference between two adapters, apart from tensors; None if there is none."""
     errors = [issue.message for issue in read.issues if issue.severity == "error"]
     if errors:
         return errors[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Moves the rows of fused layers to single ones and back: factors, magnitudes, offsets, wholes."""
+"""Splits the tensors of fused layers by rows, and joins those of single layers."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from loraprobe.lora.lowrank import LowRank
 
 @dataclass(frozen=True)
 class Fusion:
-    """One fused layer, its parts, and how many rows each has."""
+    """One fused layer, its parts, and the number of rows of each part."""
 
     path: str
     parts: tuple[str, ...]
     rows: tuple[int, ...]
-    split: bool  # whether the layout asked for is the split one
+    split: bool  # whether the fused layer is split; else its parts are joined
 
     def slices(self) -> dict[str, slice]:
-        """Part -> its rows of the fused matrix."""
+        """Part -> its rows in the fused matrix."""
         ends = torch.tensor(self.rows).cumsum(0).tolist()
         bounds = zip(self.parts, self.rows, ends, strict=True)
         return {part: slice(end - size, end) for part, size, end in bounds}
 
 
 def moved_modules(adapter: Adapter, mine: Sequence[Fusion]) -> Modules:
-    """Modules that are read as before but for those of the fusions."""
+    """The adapter's modules with all fusions applied when a module is read."""
     infos = dict(adapter.layout)
     made: dict[str, tuple[Fusion, slice | None]] = {}
     for fusion in mine:
@@ -74,7 +74,7 @@ def _joined_info(fusion: Fusion, infos: Mapping[str, ModuleInfo]) -> ModuleInfo:
 
 
 def _joined(adapter: Adapter, fusion: Fusion) -> LowRank:
-    """B block-diagonal, A's stacked; a part that the adapter leaves alone has rows of zeros."""
+    """Joins the parts: B is block-diagonal, A is stacked, a missing part has rows of zeros."""
     info = _joined_info(fusion, adapter.layout)
     held = [part for part in fusion.parts if part in adapter.modules]
     updates = {part: adapter.modules[part].to(info.dtype) for part in held}
@@ -90,12 +90,12 @@ def _joined(adapter: Adapter, fusion: Fusion) -> LowRank:
 
 
 def _ratio(own: float, joint: float) -> float:
-    """What a part's B and offset are multiplied with: 1 where the scaling is that of all parts."""
+    """The factor for a part's B and offset; exactly 1 if the scalings are equal."""
     return 1.0 if own == joint else own / joint
 
 
 def moved_rows(held: Mapping[str, Tensor], mine: Sequence[Fusion], suffix: str = "") -> Tensors:
-    """Tensors whose first dimension is a module's output, split or joined by rows."""
+    """Splits or joins tensors whose first dimension is a module's output."""
     names = dict.fromkeys(held)
     made: dict[str, tuple[str, slice] | list[str]] = {}
     for fusion in mine:
@@ -120,7 +120,7 @@ def moved_rows(held: Mapping[str, Tensor], mine: Sequence[Fusion], suffix: str =
 
 
 def moved_offsets(adapter: Adapter, mine: Sequence[Fusion]) -> Tensors:
-    """Biases of B by the same rows; zero for the parts that have none."""
+    """Splits or joins the biases of B by rows; a part without a bias gets zeros."""
     splits = [fusion for fusion in mine if fusion.split]
     held: Mapping[str, Tensor] = moved_rows(adapter.offsets, splits)
     joins = {

@@ -1,4 +1,4 @@
-"""Adapter -> PEFT directory that peft loads to the same function; complete or not there at all."""
+"""Writes an Adapter as a PEFT directory that peft loads to the same function."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def save_adapter(
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and README.md (if a card is given).
 
-    Everything is written beside the target, read back and compared (`readback`), and renamed into
-    place. Raises OutputError if the target exists and overwrite is off or if what is read back is
-    not what was meant, UnsupportedAdapter if extras would be lost.
+    The files are written to a temporary directory, read back and compared (`readback`), and then
+    moved to the target, so that the target is complete or absent. `dtype` is that of all tensors
+    (default: the widest of the factors). Raises OutputError if the target exists and overwrite is
+    off or if the files read back differ, UnsupportedAdapter if extras would be lost.
     """
     from safetensors.torch import save_file
 
@@ -62,16 +63,17 @@ def save_adapter(
 
 
 def _check_savable(adapter: Adapter) -> None:
-    """Raises UnsupportedAdapter for what a PEFT directory would lose or cannot say."""
+    """Raises UnsupportedAdapter for contents that a PEFT directory cannot hold."""
     lost = [extra for extra in adapter.extras if extra.kind not in WRITTEN]
     if lost:
         raise UnsupportedAdapter(
-            f"Adapter {adapter.name} holds {lost[0]} beside its factors, which saving "
-            "would lose; merge it into its base with peft first."
+            f"Adapter {adapter.name} holds {lost[0]}, which saving would lose; merge it into its "
+            "base with peft first."
         )
     if not adapter.modules:
-        raise UnsupportedAdapter(f"Adapter {adapter.name} changes no module, so there is nothing "
-                                 "to save.")  # fmt: skip
+        raise UnsupportedAdapter(
+            f"Adapter {adapter.name} changes no module, so there is nothing to save."
+        )
     for held, what in ((adapter.magnitudes, "DoRA"), (adapter.offsets, "lora_bias")):
         if held and set(held) != set(adapter.modules):
             raise UnsupportedAdapter(
@@ -81,7 +83,7 @@ def _check_savable(adapter: Adapter) -> None:
 
 
 def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
-    """Keys without their prefix, and tensors in the shapes that peft gives them."""
+    """(key without prefix, tensor in the shape that peft stores) of all tensors."""
     for path, update in adapter.modules.items():
         info = adapter.layout[path]
         A, B = update.A, update.B
@@ -97,26 +99,21 @@ def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{path}.lora_B.bias", adapter.offsets[path]
     for name, tensor in adapter.whole.items():
         module, _, what = name.rpartition(".")
-        # Under an adapted layer peft keeps the layer's own bias one step further down.
+        # peft stores the bias of an adapted layer under its `base_layer`.
         yield f"{module}.base_layer.{what}" if module in adapter.modules else name, tensor
 
 
-def _is_factor(key: str) -> bool:
-    """A or B; what replaces a tensor of the base keeps a dtype of its own."""
-    return key.endswith((*LINEAR_NAMES, *EMBEDDING_NAMES))
-
-
 def _magnitude(magnitude: torch.Tensor, info: ModuleInfo) -> torch.Tensor:
-    """[out] as peft stores it: [1, out, 1...] for a convolution."""
+    """Reshapes [out] to the shape that peft stores: [1, out, 1...] for a convolution."""
     if info.kind == "convolution":
         return magnitude.reshape(1, -1, *(1 for _ in info.kernel))
     return magnitude
 
 
 def _saved_whole(adapter: Adapter) -> dict[str, Any]:
-    """What of the config says which modules are saved whole and which biases were trained.
+    """The config keys for modules that are saved whole and for trained biases.
 
-    peft's "lora_only" saves the biases of adapted layers, "all" those of every layer.
+    With "lora_only" peft saves the biases of adapted layers, with "all" those of every layer.
     """
     paths = {name.rpartition(".")[0] for name in adapter.whole if not name.endswith(".bias")}
     biases = {name.rpartition(".")[0] for name in adapter.whole} - paths
@@ -128,7 +125,7 @@ def _saved_whole(adapter: Adapter) -> dict[str, Any]:
 
 
 def config_of(adapter: Adapter) -> dict[str, Any]:
-    """The adapter_config.json under which peft computes what the adapter says.
+    """The adapter_config.json with which peft computes the same function as the adapter.
 
     Ranks and scalings that differ from the commonest become patterns; their keys are whole paths,
     anchored and escaped, so that peft's suffix matching cannot confuse two modules.
@@ -161,7 +158,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
 
 
 def _own(factor: torch.Tensor, seen: set[int]) -> torch.Tensor:
-    """A factor in memory of its own, as safetensors wants it; views and repeats are copied."""
+    """A contiguous factor that shares no memory, as safetensors requires; copied where needed."""
     factor = factor.contiguous()
     whole = factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()
     if not whole or factor.data_ptr() in seen:

@@ -1,4 +1,4 @@
-"""Every tensor of a file sorted: a factor of one module, an extra, or named in an issue."""
+"""Sorts the tensors of a file into factors of modules, extras, and issues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the 
 
 @dataclass
 class KeySorting:
-    """The bookkeeping of one read: each key ends as a factor of a module or as an extra."""
+    """The state of reading one file: each key becomes a factor of a module or an extra."""
 
     name: str
     config: Config
@@ -47,7 +47,7 @@ class KeySorting:
         self.extras.append(Extra(kind, key, module, self.file.shapes[key], dtype))
 
     def sort_keys(self) -> None:
-        """Each key becomes a factor or an extra; odd ones are named."""
+        """Makes each key a factor or an extra, and reports keys that are odd."""
         saved = self.config.raw.get("modules_to_save") or ()
         saved = Names([saved] if isinstance(saved, str) else saved)
         unprefixed, twice, unknown = [], [], []
@@ -71,30 +71,41 @@ class KeySorting:
     ) -> None:
         doubled = [path for path in self.factors if path.startswith(PREFIX)]
         if doubled:
-            self.issue("error", "doubled-prefix",
-                       f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft "
-                       "loads without any effect.",
-                       "Save the adapter from a model that is wrapped once, or rename its "
-                       "keys.")  # fmt: skip
+            message = (
+                f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft loads "
+                "without any effect."
+            )
+            cure = "Save the adapter from a model that is wrapped once, or rename its keys."
+            self.issue("error", "doubled-prefix", message, cure)
         if unprefixed:
-            self.issue("warning", "unprefixed-keys",
-                       f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as "
-                       "module paths, but peft would load them without any effect.",
-                       "Rename the keys if peft is to load this adapter.")  # fmt: skip
+            message = (
+                f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as module "
+                "paths, but peft would load them without any effect."
+            )
+            cure = "Rename the keys if peft is to load this adapter."
+            self.issue("warning", "unprefixed-keys", message, cure)
         if twice:
-            self.issue("error", "several-adapters",
-                       f"{_many(twice, 'key')} for a factor that another key gives already, so "
-                       "the file holds several adapters.",
-                       "Save each adapter into a directory of its own.")  # fmt: skip
+            message = (
+                f"{_many(twice, 'key')} for a factor that another key gives already, so the file "
+                "holds several adapters."
+            )
+            cure = "Save each adapter into a directory of its own."
+            self.issue("error", "several-adapters", message, cure)
         if unknown:
-            self.issue("error", "unknown-tensors",
-                       f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file"
-                       f"{_style_of(unknown)}.",
-                       "Convert the file to PEFT's format, or remove tensors that do not belong "
-                       "to the adapter.")  # fmt: skip
+            message = (
+                f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file{_style_of(unknown)}."
+            )
+            cure = (
+                "Convert the file to PEFT's format, or remove tensors that do not belong to the "
+                "adapter."
+            )
+            self.issue("error", "unknown-tensors", message, cure)
 
     def pair_factors(self) -> dict[str, ModuleInfo]:
-        """A and B of each module, shapes checked; what cannot be used is an extra."""
+        """Pairs A and B of each module and checks their shapes; unusable factors become extras.
+
+        Raises AdapterError for more modules than the limit.
+        """
         infos: dict[str, ModuleInfo] = {}
         if len(self.factors) > limits().modules:
             raise AdapterError(
@@ -118,17 +129,14 @@ class KeySorting:
     def _why_unusable(
         self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
     ) -> str | None:
-        """The kind of extra that these factors are, None if they are an update B A."""
+        """The kind of extra that these factors become; None if they are an update B A."""
         if set(keys) != set(pair):
             self.odd.setdefault("unpaired-factor", []).append((path, ", ".join(keys.values())))
             return "unknown"
         a, b = (self.file.shapes[keys[which]] for which in pair)
         if len(a) > 2 and len(b) > 2:
-            return (
-                None
-                if _plain_convolution(a, b) and self._floating(path, keys, pair)
-                else ("convolution")
-            )
+            usable = _plain_convolution(a, b) and self._floating(path, keys, pair)
+            return None if usable else "convolution"
         if self._is_parameter(path, a, b):
             return "target_parameter"
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
@@ -140,8 +148,8 @@ class KeySorting:
         types = [self.file.dtypes[keys[which]] for which in pair]
         if all(t is not None and t.is_floating_point for t in types):
             return True
-        said = " and ".join(str(t).removeprefix("torch.") for t in types)
-        self.odd.setdefault("not-floating", []).append((path, said))
+        names = " and ".join(str(t).removeprefix("torch.") for t in types)
+        self.odd.setdefault("not-floating", []).append((path, names))
         return False
 
     def _module(self, path: str, key_a: str, key_b: str, embedding: bool) -> ModuleInfo:
@@ -173,8 +181,8 @@ class KeySorting:
         return Names([owner for target in targets if (owner := target.rpartition(".")[0])])
 
     def _name_odd_modules(self) -> None:
-        """One issue for each kind of oddity, however many modules have it."""
-        said = {
+        """Adds one issue per code, which counts the modules that have the problem."""
+        texts = {
             "unpaired-factor": ("that lack the partner of", "Save or download it again."),
             "shape-mismatch": (
                 "whose factors do not multiply:",
@@ -190,87 +198,86 @@ class KeySorting:
             ),
         }
         for code, found in self.odd.items():
-            what, cure = said[code]
+            what, cure = texts[code]
             more = f" and {len(found) - 1} more" if found[1:] else ""
-            self.issue("error", code, f"The file has modules {what} {found[0][1]} in "
-                       f"{found[0][0]}{more}.", cure, found[0][0])  # fmt: skip
+            message = f"The file has modules {what} {found[0][1]} in {found[0][0]}{more}."
+            self.issue("error", code, message, cure, found[0][0])
 
     def check_config(self) -> None:
-        """Keys nobody knows, a missing alpha, and promises that the file does not keep."""
+        """Reports unknown keys, a missing lora_alpha, and tensors that the config says exist."""
         if self.config.unknown:
-            self.issue("error", "unknown-config",
-                       f"The config sets {', '.join(self.config.unknown)}, which loraprobe does "
-                       "not know and which may change what the adapter computes.",
-                       "Use a newer loraprobe, or remove the key if it is known to be "
-                       "harmless.")  # fmt: skip
-        if self.config.trainers:
-            self.issue(
-                "note",
-                "trainer-config",
-                f"The config has keys of a trainer, which do not change what the adapter does: "
-                f"{', '.join(self.config.trainers)}.",
-                "",
+            message = (
+                f"The config sets {', '.join(self.config.unknown)}, which loraprobe does not know "
+                "and which may change what the adapter computes."
             )
+            cure = "Use a newer loraprobe, or remove the key if it is known to be harmless."
+            self.issue("error", "unknown-config", message, cure)
+        if self.config.trainers:
+            message = (
+                "The config has keys of a trainer, which do not change what the adapter does: "
+                f"{', '.join(self.config.trainers)}."
+            )
+            self.issue("note", "trainer-config", message, "")
         self.issues += initialisation_issues(self.name, self.config.raw.get("init_lora_weights"))
         if self.config.empty_unknown:
-            self.issue("note", "unknown-config-empty",
-                       f"The config has unknown keys without a value: "
-                       f"{', '.join(self.config.empty_unknown)}.", "")  # fmt: skip
+            message = (
+                "The config has unknown keys without a value: "
+                f"{', '.join(self.config.empty_unknown)}."
+            )
+            self.issue("note", "unknown-config-empty", message, "")
         if self.config.alpha_is_missing:
-            self.issue("error", "missing-alpha",
-                       f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, "
-                       "which need not be what the adapter was trained with.",
-                       "Add the value of the training to adapter_config.json.")  # fmt: skip
+            message = (
+                f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, which need "
+                "not be what the adapter was trained with."
+            )
+            cure = "Add the value of the training to adapter_config.json."
+            self.issue("error", "missing-alpha", message, cure)
         held = {extra.kind for extra in self.extras}
-        promises = {
+        promised = {
             **{flag: kind for kind, flag in FLAGS.items()},
             "trainable_token_indices": "token_delta",
             "modules_to_save": "modules_to_save",
         }
-        broken = [k for k, kind in promises.items() if self.config.raw.get(k) and kind not in held]
-        if broken:
-            self.issue("error", "missing-tensors",
-                       f"The config sets {' and '.join(broken)}, but the file has no tensors "
-                       "for it.", "The file is incomplete; save or download it again.")  # fmt: skip
+        lost = [k for k, kind in promised.items() if self.config.raw.get(k) and kind not in held]
+        if lost:
+            message = f"The config sets {' and '.join(lost)}, but the file has no tensors for it."
+            cure = "The file is incomplete; save or download it again."
+            self.issue("error", "missing-tensors", message, cure)
 
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
-        """A function from module path to LowRank; it closes over the file, not over tensors."""
-        places = {}
-        for path, info in infos.items():
-            first, second = ("eA", "eB") if info.kind == "embedding" else ("A", "B")
-            keys = self.factors[path]
-            places[path] = (keys[first], keys[second], info.scaling, info.dtype)
-        file = self.file
+        """A function from module path to LowRank that reads both factors from the file."""
+        file, factors = self.file, self.factors
 
         def read(path: str) -> LowRank:
-            key_a, key_b, scaling, dtype = places[path]
-            A, B = file.read(key_a).to(dtype), file.read(key_b).to(dtype)
-            return LowRank(A.flatten(1), B.flatten(1), scaling)
+            info = infos[path]
+            pair = ("eA", "eB") if info.kind == "embedding" else ("A", "B")
+            A, B = (file.read(factors[path][which]).to(info.dtype).flatten(1) for which in pair)
+            return LowRank(A, B, info.scaling)
 
         return read
 
 
 def _plain_convolution(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether A (r, in, k...) and B (out, r, 1...) are one matrix product: no groups."""
+    """Whether A (r, in, k...) and B (out, r, 1...) are one matrix product, without groups."""
     return len(a) == len(b) and a[0] == b[1] and set(b[2:]) == {1} and 0 not in a + b
 
 
 def _common(file: TensorFile, key_a: str, key_b: str) -> torch.dtype:
-    """The dtype in which both factors are exact; bfloat16 for those of one byte."""
+    """The dtype that holds both factors exactly; one-byte types are read as bfloat16."""
     found = [file.dtypes[key] for key in (key_a, key_b)]
     a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
     return torch.promote_types(a, b)
 
 
 def _as_saved(key: Key, saved: Names) -> Key:
-    """A bias of a module that was trained whole belongs to that module."""
+    """The key; a bias of a module that was trained whole becomes part of that module."""
     if key.role == "bias" and key.path and saved.fits(key.path):
         return Key("modules_to_save", key.path)
     return key
 
 
 def _style_of(keys: Sequence[str]) -> str:
-    """Whose key style these are, where it is a known one."""
+    """The end of a sentence that names the tool whose key style this is, if it is known."""
     if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
         return "; they are in the style of kohya's sd-scripts"
     if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):
@@ -279,7 +286,7 @@ def _style_of(keys: Sequence[str]) -> str:
 
 
 def _many(names: Sequence[str], noun: str) -> str:
-    """The file has a module (`x`) / has 3 modules (such as `x`)."""
+    """ "The file has a module (x)" or "The file has 3 modules (such as x)"."""
     if len(names) == 1:
         return f"The file has a {noun} ({names[0]})"
     return f"The file has {len(names)} {noun}s (such as {names[0]})"

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all, replace only what is our own, and never a source."""
+"""Writes outputs that are complete or absent, and that never replace foreign files or inputs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ OWN_FILES = frozenset(
     "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
 )
 
-# A saved composition: its own files, and folders of adapters' (see audit/saved.py).
+# The files of a saved composition, which also has folders of adapters (pipeline/saved.py).
 COMPOSITION = "composition.json"
 PEFT_FILES = frozenset({"arrow.json", "prototypes.safetensors"})
 COMPOSITION_FILES = frozenset({COMPOSITION, "router.safetensors", "README.md", ".gitattributes"})
 
 
 def check_output(target: Path, overwrite: bool) -> None:
-    """Raises OutputError if the target is in the way, cannot be made, or holds what is not ours.
+    """Raises OutputError if an output directory cannot be written or replaced.
 
-    Only an empty directory or one that holds the files of an adapter or of a saved composition and
-    nothing else is ever replaced, so that --overwrite never takes a folder of other things with it.
-    A link to a directory stands for that directory.
+    --overwrite replaces only a directory that is empty or holds nothing but the files of an adapter
+    or of a saved composition. A link to a directory counts as that directory.
     """
     check_place(target)
     if not os.path.lexists(target):
@@ -40,8 +39,10 @@ def check_output(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{target} exists already; choose another name or add --overwrite.")
     if os.path.ismount(target):
-        raise OutputError(f"{target} is a mount point, which cannot be replaced; give a directory "
-                          f"in it, such as {target / 'adapter'}.")  # fmt: skip
+        raise OutputError(
+            f"{target} is a mount point, which cannot be replaced; give a directory "
+            f"in it, such as {target / 'adapter'}."
+        )
     composed = (target / COMPOSITION).is_file()
     foreign = _foreign_to_composition(target) if composed else _foreign(target, OWN_FILES)
     if foreign:
@@ -52,12 +53,14 @@ def check_output(target: Path, overwrite: bool) -> None:
 
 
 def check_place(target: Path, cure: str = "choose another place") -> None:
-    """Raises OutputError where the system would not let a file or directory be made or replaced
-    there: a name that is too long, a path through a file, no permission, a read-only disk."""
+    """Raises OutputError if no file or directory can be created or replaced at `target`.
+
+    Reasons are a name that is too long, a path through a file, no permission, a read-only disk.
+    """
     try:
         real = Path(os.path.realpath(target))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            real.lstat()  # tells what is wrong with the name
+            real.lstat()  # raises an OSError that says what is wrong with the name
     except (OSError, ValueError) as error:
         raise _unwritable(target, error) from None
     above = next((place for place in real.parents if os.path.lexists(place)), real)
@@ -72,22 +75,23 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
 
 
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
-    """Raises OutputError where an output is, contains or lies inside something that is read.
+    """Raises OutputError if the output equals, contains or lies inside one of the sources.
 
-    Files and directories are compared by device and inode, so that links, binds, other spellings
-    and relative paths make no difference. What does not exist is left to who reads it.
+    Paths are compared by device and inode, so that links, bind mounts and relative paths do not
+    matter. A source that does not exist is ignored here.
     """
     own, around = _places(target)
     for source in sources:
         its, above = _places(source)
         if its and (its == own or its in around or own in above):
             how = "is" if its == own else "lies inside" if its in around else "contains"
-            raise OutputError(f"The output {target} {how} {source}, which is read; choose another "
-                              "place for it.")  # fmt: skip
+            raise OutputError(
+                f"The output {target} {how} {source}, which is read; choose another place for it."
+            )
 
 
 def _places(path: Path) -> tuple[tuple[int, int] | None, set[tuple[int, int] | None]]:
-    """Device and inode of a path, None where there is nothing, and those of what it lies in."""
+    """Device and inode of a path (None if it does not exist) and those of all its parents."""
     real = Path(os.path.realpath(path))
     return _inode(real), {found for place in real.parents if (found := _inode(place))}
 
@@ -101,13 +105,13 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _foreign(folder: Path, own: Collection[str]) -> list[str]:
-    """What lies in a folder and is no file of these names."""
+    """The names in a folder that are not in `own`, and all directories."""
     held = sorted(entry.name for entry in folder.iterdir())
     return [n for n in held if n not in own or (folder / n).is_dir()]
 
 
 def _foreign_to_composition(target: Path) -> list[str]:
-    """What lies in a composition's directory and is none of its parts."""
+    """The paths in a composition's directory that are not part of a composition."""
     found = []
     for name in _foreign(target, COMPOSITION_FILES):
         folder = target / name
@@ -123,11 +127,11 @@ def _foreign_to_composition(target: Path) -> list[str]:
 
 
 class StagedDirectory:
-    """A directory that appears at its place whole, or not at all.
+    """A context manager that yields a temporary directory and moves it to the target at the end.
 
-    It is filled beside the target, written through to the disk and renamed; what it replaces is
-    moved aside first, comes back if the renaming fails, and is deleted last. A target that is a
-    link stands for the directory that it leads to.
+    The temporary directory has the same parent as the target. It is flushed to the disk and
+    exchanged with the old target, which is deleted last. If the block or the move fails, the old
+    target stays. A target that is a link counts as the directory that it points to.
     """
 
     def __init__(self, target: Path, overwrite: bool = False) -> None:
@@ -138,7 +142,7 @@ class StagedDirectory:
     def __enter__(self) -> Path:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.staging = self._beside()
+            self.staging = self._temporary()
         except OSError as error:
             raise _unwritable(self.named, error) from None
         return self.staging
@@ -154,12 +158,12 @@ class StagedDirectory:
         finally:
             shutil.rmtree(self.staging, ignore_errors=True)
             _remove_empty(self.missing)
-        # A full disk is an error of its own where safetensors writes.
+        # safetensors raises its own error for a full disk.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise _unwritable(self.named, error) from None
-        if isinstance(error, OutputError):  # of a directory within this one
-            told = str(error).replace(str(self.staging), str(self.named))
-            raise OutputError(told) from None
+        if isinstance(error, OutputError):  # may name the temporary directory
+            message = str(error).replace(str(self.staging), str(self.named))
+            raise OutputError(message) from None
 
     def _publish(self) -> None:
         for file in [*self.staging.rglob("*"), self.staging]:
@@ -172,8 +176,8 @@ class StagedDirectory:
         _to_disk(self.target.parent)
 
     def _swap(self) -> None:
-        """The old one aside, the new one in, where the system cannot exchange them in one step."""
-        aside = self._beside()
+        """Moves the old target away and the new one in, if the system cannot exchange them."""
+        aside = self._temporary()
         try:
             os.rename(self.target, aside / "old")
             try:
@@ -184,15 +188,15 @@ class StagedDirectory:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _beside(self) -> Path:
+    def _temporary(self) -> Path:
         return Path(tempfile.mkdtemp(prefix=_prefix(self.target), dir=self.target.parent))
 
 
 @contextlib.contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """A file that appears at its place whole, or not at all: fill the one that is given.
+    """Yields the path of a temporary file and moves that file to the target at the end.
 
-    Raises OutputError where it cannot be written.
+    Raises OutputError if it cannot be written.
     """
     real, staging = Path(os.path.realpath(target)), None
     missing = [place for place in real.parents if not place.exists()]
@@ -213,35 +217,37 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 
 def _remove_empty(places: Iterable[Path]) -> None:
-    """Removes directories that were made for an output which then did not come about."""
+    """Removes the empty directories that were created for an output that failed."""
     with contextlib.suppress(OSError):
         for place in places:
             place.rmdir()
 
 
 def _prefix(target: Path) -> str:
-    """How the name of what will become the target begins; short enough for any file system."""
+    """The start of a temporary name for the target; short enough for any file system."""
     return f".{target.name[:32]}."
 
 
 def _unwritable(target: Path, error: BaseException | None) -> OutputError:
     why = error.strerror if isinstance(error, OSError) else str(error)
-    # As safetensors says it: "Error while serializing: I/O error: No space left (os error 28)"
+    # safetensors says "Error while serializing: I/O error: No space left (os error 28)"
     why = re.sub(r"^.*I/O error: |\s*\(os error \d+\)", "", why or "no reason was given")
     return OutputError(f"{target} cannot be written: {why}; choose another place.")
 
 
 def _publishable(file: Path) -> None:
-    """Written through to the disk, with the permissions that the umask leaves: mkdtemp and
-    safetensors let nobody but the owner read."""
+    """Flushes a file to the disk and gives it the permissions that the umask allows.
+
+    Files of mkdtemp and safetensors are readable by their owner only.
+    """
     file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
     _to_disk(file)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Two directories change places in one step, so that there is no moment without either.
+    """Exchanges two directories in one step by Linux's renameat2 with RENAME_EXCHANGE.
 
-    Linux's renameat2 with RENAME_EXCHANGE; False where the system or the file system has none.
+    Returns False if the system or the file system does not support it.
     """
     import ctypes
 

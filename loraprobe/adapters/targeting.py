@@ -1,4 +1,4 @@
-"""Which modules peft would put an adapter on, by its config: weights for others have no effect."""
+"""Tells which modules a config targets by peft's rules; peft ignores weights for other modules."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from loraprobe.adapters.expressions import first_matches
 from loraprobe.adapters.paths import VOCABULARY, number
 
-# peft's expression for a module that modules_to_save names, or that lies in one.
+# peft's expression for a module in modules_to_save, or inside of such a module.
 SAVED = r"(^|.*\.){}($|\..*)"
-# And for the number of a path's layer, with layers_pattern and without one.
+# peft's expressions for the layer number in a path, with and without layers_pattern.
 LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 
 def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
-    """Paths that hold weights and that the config does not name, by peft's own rules.
+    """The paths (modules with weights) that the config does not target, by peft's rules.
 
-    target_modules is a list of endings, a regular expression for the whole path, or a word such as
-    "all-linear"; exclude_modules and modules_to_save take out; layers_to_transform keeps the layers
-    of these numbers, which does not concern a path that target_modules gives in full. A config
-    without target_modules leaves the choice to peft's table of architectures, which is not judged
-    here. Raises ExpressionError for an expression that cannot be answered.
+    target_modules is a list of endings, a regular expression for the whole path, or the word
+    "all-linear". exclude_modules and modules_to_save remove paths. layers_to_transform keeps the
+    layers with these numbers; it does not apply to a full path in target_modules. Without
+    target_modules peft uses a table of architectures, so nothing is returned. Raises
+    ExpressionError for an expression that `re` cannot match.
     """
     targets, paths = config.get("target_modules"), list(paths)
     if not isinstance(targets, (list, tuple, str)) or not targets:
@@ -40,14 +40,14 @@ def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
 
 
 class Names:
-    """A list of paths and endings of paths, asked about many paths."""
+    """A list of paths and endings of paths that is matched with many paths."""
 
     def __init__(self, names: Sequence[object]) -> None:
         self.names = frozenset(map(str, names))
         self.longest = max(map(len, self.names), default=-1)
 
     def of(self, path: str) -> Iterator[str]:
-        """The names that a path is, or ends with after a dot."""
+        """The names that equal the path or its end after a dot."""
         start = path.rfind(".") + 1
         while len(path) - start <= self.longest:
             if path[start:] in self.names:
@@ -61,7 +61,7 @@ class Names:
 
 
 def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
-    """The paths that a list of names or a regular expression fits."""
+    """The paths that match a list of names or a regular expression."""
     if isinstance(rule, str) and rule:
         found = first_matches([rule], "{}", paths, whole=True)
         return {path for path, match in zip(paths, found, strict=True) if match}
@@ -70,14 +70,14 @@ def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
 
 
 def _saved(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
-    """The paths that modules_to_save takes; peft reads each of its names as an expression."""
+    """The paths in modules_to_save, whose names peft reads as regular expressions."""
     saved = [str(name) for name in config.get("modules_to_save") or ()]
     found = first_matches(saved, SAVED, paths)
     return {path for path, match in zip(paths, found, strict=True) if match}
 
 
 def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
-    """The paths whose first number is one of layers_to_transform, all where that is not given."""
+    """The paths whose layer number is in layers_to_transform; all paths without that key."""
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return set(paths)

@@ -1,9 +1,9 @@
-"""The tensors of an adapter's file, by key: safetensors lazily, old pickles with weights_only."""
+"""Reads the tensors of an adapter's file by key: safetensors lazily, pickles with weights_only."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,39 +18,31 @@ PICKLE = "adapter_model.bin"
 
 
 class TensorFile(Protocol):
-    """Keys with shapes and dtypes at once, tensors when asked for."""
+    """A file of tensors: shapes and dtypes are known at once, tensors are read when needed."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype | None]  # None: a type that torch does not have
-    metadata: dict[str, str]  # texts in the header of a safetensors file
+    metadata: dict[str, str]  # from the header of a safetensors file
 
     def read(self, key: str) -> Tensor: ...
 
 
-# Pages of a mapped file that were read count as this process's memory until the map is closed.
+# The pages of a mapped file that were read count as memory of this process until it is unmapped.
 MAPPED_BYTES = 1 << 22
 
 
 class SafetensorsFile:
-    """A safetensors file, memory-mapped; tensors are read when asked for.
+    """A memory-mapped safetensors file; tensors are read when needed.
 
-    The map is opened anew after every `MAPPED_BYTES` read, so that a pass over the file needs no
-    memory for what it has passed.
+    The file is mapped again after every `MAPPED_BYTES` read, so that a pass over the file keeps
+    only a few pages in memory.
     """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self.path = path
-        self._mapped = 0
-        try:
-            self._state = _state(path)
-            self._file = safe_open(str(path), framework="pt")
-            self.metadata = self._file.metadata() or {}
-            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise broken(path, str(path.parent), error, AdapterError) from None
+        self._state: tuple[int, ...] = ()
+        slices = self._open()
         check_count(path, len(slices))
         self.shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
         self.dtypes = {key: DTYPES.get(s.get_dtype()) for key, s in slices.items()}
@@ -58,25 +50,32 @@ class SafetensorsFile:
     def read(self, key: str) -> Tensor:
         """One tensor. Raises AdapterError if the file has changed since it was opened."""
         if self._mapped > MAPPED_BYTES:
-            self._reopen()
+            self._open()
         tensor = self._file.get_tensor(key)
         self._mapped += tensor.nbytes
         return tensor
 
-    def _reopen(self) -> None:
+    def _open(self) -> dict[str, Any]:
+        """Maps the file and returns a handle for each key."""
         from safetensors import SafetensorError, safe_open
 
+        before = self._state
         try:
-            if _state(self.path) != self._state:
+            self._state = _state(self.path)
+            if before and self._state != before:
                 raise AdapterError(f"{self.path} changed while it was being read; run again.")
             self._file = safe_open(str(self.path), framework="pt")
+            self._mapped = 0
+            if before:
+                return {}
+            self.metadata = self._file.metadata() or {}
+            return {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise broken(self.path, str(self.path.parent), error, AdapterError) from None
-        self._mapped = 0
 
 
 class PickleFile:
-    """An old adapter_model.bin, read onto the CPU without running any code in it."""
+    """A pickled adapter_model.bin, read onto the CPU without running any code in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -110,28 +109,30 @@ def _is_named_tensor(key: object, value: object) -> bool:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced."""
+    """Device, inode, size and time of a file, which change when it is written or replaced."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_count(path: Path, tensors: int) -> None:
-    """Raises AdapterError for more tensors than the limit."""
+    """Raises AdapterError if the file holds more tensors than the limit."""
     allowed = limits().tensors
     if tensors > allowed:
-        raise AdapterError(f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
-                           f"read; {raising('tensors', tensors)}.")  # fmt: skip
+        raise AdapterError(
+            f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
+            f"read; {raising('tensors', tensors)}."
+        )
 
 
 def _expanded(tensor: Tensor) -> bool:
-    """Whether a tensor repeats its storage by strides of zero: a few bytes that claim a world."""
+    """Whether a tensor has more entries than its storage, by strides of zero."""
     return tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1)
 
 
 def disagreement(directory: Path) -> str | None:
-    """What differs between the safetensors file and the pickle of one directory; None if nothing.
+    """The difference between the safetensors file and the pickle of a directory; None if equal.
 
-    peft and loraprobe take the first; whoever deletes it, or uses an older tool, gets the other.
+    peft and loraprobe read the safetensors file, but older tools read the pickle.
     """
     if not ((directory / SAFETENSORS).is_file() and (directory / PICKLE).is_file()):
         return None
@@ -150,7 +151,7 @@ def disagreement(directory: Path) -> str | None:
 
 
 def open_tensors(directory: Path) -> TensorFile:
-    """The adapter's weights in a directory, safetensors first. Raises AdapterError if none."""
+    """Opens the weights of an adapter, safetensors first. Raises AdapterError if there are none."""
     for name in (SAFETENSORS, PICKLE):
         check_link(directory / name, str(directory), AdapterError)
     if (directory / SAFETENSORS).is_file():

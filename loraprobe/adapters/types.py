@@ -1,4 +1,4 @@
-"""Adapter and what it is made of."""
+"""The Adapter and its parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from loraprobe.checkpoint import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
+Value = TypeVar("Value")
 LayerKind = Literal["linear", "conv1d", "embedding", "convolution"]
 
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """One module's update as the file's header tells it, nothing read.
+    """The update of one module, from the file's header alone.
 
     `path` is the module's path in the base model. Delta W is [out_features, in_features] in the
     orientation of a torch Linear for every kind: a Conv1D stores its weight transposed, and an
@@ -42,7 +43,7 @@ class ModuleInfo:
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor of the file that is no plain factor.
+    """A tensor of the file that is not a plain factor.
 
     `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias (these are read through the
     adapter's `magnitudes`, `whole` and `offsets`), token_delta, target_parameter, convolution (one
@@ -61,7 +62,7 @@ class Extra:
 
 @dataclass(frozen=True)
 class Source:
-    """Where an adapter comes from: the reference as typed, the local files, the pinned commit."""
+    """The origin of an adapter: the reference as typed, the local files, the pinned commit."""
 
     reference: str
     path: Path | None = None
@@ -69,55 +70,23 @@ class Source:
 
     @property
     def public(self) -> str:
-        """The reference as it may be published: of a directory of this machine its name."""
+        """The reference in a form that may be published: only the name of a local directory."""
         local = self.path is not None and self.commit is None
         return local_name(self.reference) if local else self.reference
 
 
-class Modules(Mapping[str, LowRank]):
-    """Module path -> LowRank, read when asked for, in the file's own dtype.
+class _Lazy(Mapping[str, Value]):
+    """Name -> value, read when needed.
 
-    Iteration is in natural order of the paths (layer 2 before layer 10).
+    Iteration is in natural order of the names (layer 2 before layer 10).
     """
 
-    def __init__(self, infos: Mapping[str, ModuleInfo], read: Callable[[str], LowRank]) -> None:
-        self._infos = {path: infos[path] for path in sorted(infos, key=natural)}
-        self._read = read
-
-    def info(self, path: str) -> ModuleInfo:
-        """Shape, rank, scaling and kind of one module; reads nothing."""
-        return self._infos[path]
-
-    @property
-    def infos(self) -> Mapping[str, ModuleInfo]:
-        return self._infos
-
-    def __getitem__(self, path: str) -> LowRank:
-        if path not in self._infos:
-            raise KeyError(path)
-        return self._read(path)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._infos)
-
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    def __contains__(self, path: object) -> bool:
-        return path in self._infos
-
-
-class Tensors(Mapping[str, Tensor]):
-    """Name -> tensor, read when asked for; the names cost nothing."""
-
-    def __init__(
-        self, names: Iterable[str] = (), read: Callable[[str], Tensor] | None = None
-    ) -> None:
+    def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
         self._names = dict.fromkeys(sorted(names, key=natural))
         self._read = read
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names or self._read is None:
+    def __getitem__(self, name: str) -> Value:
+        if name not in self._names:
             raise KeyError(name)
         return self._read(name)
 
@@ -131,13 +100,29 @@ class Tensors(Mapping[str, Tensor]):
         return name in self._names
 
 
+class Modules(_Lazy[LowRank]):
+    """Module path -> LowRank in the dtype of the file, read when needed, in natural order."""
+
+    def __init__(self, infos: Mapping[str, ModuleInfo], read: Callable[[str], LowRank]) -> None:
+        super().__init__(infos, read)
+        self.infos: Mapping[str, ModuleInfo] = {path: infos[path] for path in self}
+
+    def info(self, path: str) -> ModuleInfo:
+        """Shape, rank, scaling and kind of one module; no tensor is read."""
+        return self.infos[path]
+
+
+class Tensors(_Lazy[Tensor]):
+    """Name -> tensor, read when needed, in natural order."""
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA adapter: what it changes in which module, and everything else its files hold.
+    """One LoRA adapter: its updates by module, and the other contents of its files.
 
-    `issues` are the findings of reading it; `config` is adapter_config.json as it stands.
+    `issues` are those found while reading it; `config` is the content of adapter_config.json.
 
-    Beside its low-rank updates an adapter may hold, each read when asked for:
+    An adapter may also hold these tensors, which are read when needed:
 
     magnitudes: module path -> m [out] of DoRA: the module's weight becomes
         diag(m / rownorm(W0 + dW)) (W0 + dW).
@@ -154,13 +139,13 @@ class Adapter:
     issues: tuple[Issue, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     weights_file: Path | None = None
-    magnitudes: Mapping[str, Tensor] = field(default_factory=Tensors)
-    whole: Mapping[str, Tensor] = field(default_factory=Tensors)
-    offsets: Mapping[str, Tensor] = field(default_factory=Tensors)
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    offsets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def layout(self) -> Mapping[str, ModuleInfo]:
-        """Module path -> ModuleInfo; reads nothing."""
+        """Module path -> ModuleInfo; no tensor is read."""
         return self.modules.infos
 
     @property
@@ -171,12 +156,12 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Number of entries of all factors, extras not counted."""
+        """The number of entries of all factors, without extras."""
         return sum(i.rank * (i.in_features + i.out_features) for i in self.layout.values())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest dtype among its factors; float32 without modules."""
+        """The dtype that can hold all its factors; float32 without modules."""
         dtypes = {info.dtype for info in self.layout.values()}
         return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
 
@@ -186,7 +171,7 @@ class Adapter:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Digest of the weights file, or of the factors of an adapter in memory."""
+        """SHA-256 of the weights file, or of the tensors of an adapter in memory."""
         if self.weights_file is not None:
             return file_hash(self.weights_file)
         digest = hashlib.sha256()
@@ -200,7 +185,7 @@ class Adapter:
         return digest.hexdigest()
 
     def summary(self, norm: float | None = None) -> AdapterSummary:
-        """The row that reports show; `norm` comes from the diagnostics."""
+        """The summary shown in reports; `norm` comes from the diagnostics."""
         low, high = self.rank_range
         return AdapterSummary(
             name=self.name,
@@ -216,7 +201,7 @@ class Adapter:
         )
 
     def renamed(self, name: str) -> Adapter:
-        """The same adapter under another name, its issues too."""
+        """The same adapter under another name, which its issues also use."""
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
 

@@ -1,7 +1,7 @@
-"""The base model: its geometry and single weights without loading it, and loading it whole.
+"""The base model: its shapes and single weights without loading it, and the loaded model.
 
-Geometry comes from the headers of the weight files, so a 70B model is described in milliseconds.
-Module paths are those of the model in memory, which are those of adapters.
+Shapes come from the headers of the weight files, which takes milliseconds even for a 70B model.
+Module paths are those of the loaded model, which adapters also use.
 """
 
 from loraprobe.base.devices import pick_device, pick_dtype

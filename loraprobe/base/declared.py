@@ -1,19 +1,20 @@
-"""What a base's config.json declares, checked before anything is built from it.
+"""Checks a base's config.json before a model is built from it.
 
-Types first; then sizes, against the tensors that the weight files hold: transformers builds as many
-modules as the config asks for before it looks into the files.
+Types are checked first, then sizes against the tensors of the weight files, because transformers
+builds as many modules as the config declares before it reads the files.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from loraprobe.errors import BaseError
+from loraprobe.limits import DEEPEST, nested_values
 
-# Keys that loraprobe reads itself; null stands for an absent one.
+# The types of the keys that loraprobe reads; null means the same as an absent key.
 TYPES: dict[str, tuple[type, str]] = {
     "model_type": (str, "a text"),
     "architectures": (list, "a list of texts"),
@@ -23,19 +24,18 @@ TYPES: dict[str, tuple[type, str]] = {
     "tie_word_embeddings": (bool, "true or false"),
     "vocab_size": (int, "a whole number"),
 }
-DEEPEST = 50  # levels of lists and objects in a config
-LARGEST = 2**63  # no size or id of a model reaches it
+LARGEST = 2**63  # every size and id of a model is smaller
 
 LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "n_layers"})
 COUNTS = re.compile(r"(layers?|experts|heads?|blocks|groups)$")
 SIZES = re.compile(r"(_size|_dim|_rank|n_embd|n_inner|d_model|d_ff|d_inner)$")
-# Below these a wrong number costs nothing, and what does not fit is told by its first tensor.
+# Smaller numbers are not checked: building such a model is cheap, and loading it reports the error.
 HARMLESS_COUNT, HARMLESS_SIZE = 1024, 1 << 20
 PACKED = 8  # values that one stored number of a quantised file may hold
 
 
 class StoredTensor(Protocol):
-    """A tensor in a weight file, as far as it matters here."""
+    """A tensor in a weight file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -43,20 +43,20 @@ class StoredTensor(Protocol):
 
 def check_types(config: Mapping[str, Any], reference: str) -> None:
     """Raises BaseError for a key of the wrong type, a number beyond 64 bits, or deep nesting."""
-    for key, (kind, told) in TYPES.items():
+    for key, (kind, kind_name) in TYPES.items():
         value = config.get(key)
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
         if value is not None and wrong:
             raise BaseError(
                 f"config.json of {reference} sets {key} to {_short(value)}, which must "
-                f"be {told}; download it again."
+                f"be {kind_name}; download it again."
             )
     names = config.get("architectures") or ()
     if not all(isinstance(name, str) for name in names):
         raise BaseError(
             f"config.json of {reference} lists architectures that are no texts; download it again."
         )
-    for key, value, depth in _values(config):
+    for key, value, depth in nested_values(config):
         if depth > DEEPEST:
             raise BaseError(
                 f"config.json of {reference} nests {key} in more than {DEEPEST} "
@@ -74,9 +74,9 @@ def check_sizes(
 ) -> None:
     """Raises BaseError where a config declares far more than the weight files hold.
 
-    Layers are counted by the numbers in the tensors' names. Other counts are held against the
-    number of tensors and their longest side (experts may be stacked), sizes against the longest
-    side, with room for packed weights.
+    The number of layers comes from the tensors' names. Other counts may not exceed the number of
+    tensors and their longest side (experts may be stacked); sizes may not exceed the longest side.
+    Both bounds allow for packed weights.
     """
     if not tensors:
         return
@@ -91,7 +91,7 @@ def check_sizes(
                     f"config.json of {reference} declares {part[key]:,} layers ({where}{key}), and "
                     f"its weight files hold {layers:,}; download the model again."
                 )
-    for key, value, _ in _values(config):
+    for key, value, _ in nested_values(config):
         name = key.rpartition(".")[2]
         counted = COUNTS.search(name) is not None
         allowed = most if counted else max(HARMLESS_SIZE, side)
@@ -111,23 +111,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
-    """(path of keys, value, depth) of everything in a document, without recursion."""
-    waiting: list[tuple[str, Any, int]] = [("", config, 0)]
-    while waiting:
-        key, value, depth = waiting.pop()
-        if depth:
-            yield key, value, depth
-        if depth > DEEPEST:
-            continue
-        if isinstance(value, Mapping):
-            waiting += [(f"{key}.{k}".lstrip("."), v, depth + 1) for k, v in value.items()]
-        elif isinstance(value, list):
-            waiting += [(key, v, depth + 1) for v in value]
-
-
 def _short(value: Any) -> str:
-    """A value for a sentence: a number of many digits by their count."""
+    """A value for a message; of a very long number only the count of its digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         digits = int(math.log10(abs(value) or 1)) + 1
         return f"{value:,}" if digits < 30 else f"a number of {digits} digits"

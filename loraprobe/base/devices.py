@@ -1,4 +1,4 @@
-"""Where a model runs and in which dtype: what --device and --dtype mean."""
+"""Parses --device and --dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loraprobe.errors import UsageError
 
 
 def pick_device(text: str) -> torch.device:
-    """The device of `--device auto|cpu|cuda[:n]|mps`. Raises UsageError where it is absent."""
+    """The device for `--device auto|cpu|cuda[:n]|mps`. Raises UsageError if it is absent."""
     if text == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -29,9 +29,10 @@ def pick_device(text: str) -> torch.device:
 
 
 def pick_dtype(text: str, device: torch.device | str = "cpu") -> torch.dtype:
-    """The dtype of `--dtype auto|float32|bfloat16|float16`.
+    """The dtype for `--dtype auto|float32|bfloat16|float16`. Raises UsageError for others.
 
-    auto is float32 on the CPU and Metal, on CUDA bfloat16 where the card has it, else float16.
+    auto is float32 on the CPU and Metal; on CUDA it is bfloat16 if the card supports it, else
+    float16.
     """
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if text == "auto":

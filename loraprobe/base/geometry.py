@@ -1,9 +1,8 @@
-"""A checkpoint's weights under the paths of the model in memory, from headers alone.
+"""Maps the tensors of a checkpoint to the module paths of the loaded model, from headers alone.
 
-Most checkpoints name their tensors as the model does. One saved without its head, as gpt2's is,
-lacks the prefix of the body; others are renamed while loading (multimodal ones above all). The
-former are known by a small table; for the latter transformers is asked, with a model on the meta
-device, which holds no weights.
+Most checkpoints use the names of the model. A checkpoint saved without its head, such as gpt2's,
+lacks the prefix of the body, which a small table gives. Others, mostly multimodal ones, are renamed
+while loading; transformers gives their names, with a model on the meta device (without weights).
 """
 
 from __future__ import annotations
@@ -24,8 +23,14 @@ WeightKind = Literal["linear", "conv1d", "embedding"]
 BODIES = ("model.", "transformer.", "gpt_neox.", "backbone.", "biogpt.", "roberta.", "bert.")
 BODY_OF = {"gpt2": "transformer", "bloom": "transformer", "gpt_neox": "gpt_neox", "opt": "model"}
 HEADS = ("lm_head", "score", "embed_out")
-TOKEN_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "tokens_embed",
-                    "embed_in")  # fmt: skip
+TOKEN_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "tok_embeddings",
+    "tokens_embed",
+    "embed_in",
+)
 EMBEDDING = re.compile(
     rf"({'|'.join(TOKEN_EMBEDDINGS)}|embed_positions|wpe|positions_embed"
     r"|(position|token_type)_embeddings|embedding|embeddings|shared)$"
@@ -37,7 +42,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Weight:
-    """Where one weight lies and how it is stored. `shape` is as stored, not yet [out, in]."""
+    """The place and format of one weight. `shape` is as stored, not yet [out, in]."""
 
     file: Path
     key: str
@@ -47,21 +52,24 @@ class Weight:
 
     @property
     def oriented(self) -> tuple[int, int]:
-        """(out, in) as a torch Linear has it; an embedding maps vocabulary to hidden size, and a
-        convolution's [out, in, *kernel] is flattened behind its first dimension."""
+        """(out, in) as in a torch Linear.
+
+        For an embedding this is (hidden size, vocabulary). A convolution's [out, in, *kernel] is
+        flattened after its first dimension.
+        """
         rows, columns = self.shape[0], math.prod(self.shape[1:])
         return (rows, columns) if self.kind == "linear" else (columns, rows)
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is stored quantised in a form that hides its shape."""
+        """Whether it is quantised in a format whose shape is not that of the weight."""
         return self.dtype == "U8" or (self.dtype not in FLOATS and min(self.shape) == 1)
 
 
 def stored_tensors(
     files: Iterable[Path], config: Mapping[str, Any], reference: str
 ) -> dict[str, Weight]:
-    """Name of a tensor in the files -> where it lies. Raises BaseError for a broken file."""
+    """Name of a tensor in the files -> Weight. Raises BaseError for a broken file."""
     stored: dict[str, Weight] = {}
     for file in files:
         for key, (dtype, shape) in read_header(file, reference).items():
@@ -72,7 +80,7 @@ def stored_tensors(
 def tensors_in_memory(
     stored: Mapping[str, Weight], directory: Path, config: Mapping[str, Any]
 ) -> dict[str, Weight]:
-    """Name of a parameter in memory -> where it lies, for all tensors of the files."""
+    """Name of a parameter in memory -> Weight, for all tensors of the files."""
     matrices = [_module(key) for key, weight in stored.items() if is_matrix(key, weight)]
     rest = [_module(key) for key in stored]
     names = _names_in_memory(list(dict.fromkeys([*matrices, *rest])), directory, config)
@@ -85,7 +93,7 @@ def tensors_in_memory(
 def weights_in_memory(
     tensors: Mapping[str, Weight], config: Mapping[str, Any]
 ) -> dict[str, Weight]:
-    """Module path in memory -> every `.weight` of two or more dimensions, tied head included."""
+    """Module path in memory -> its `.weight` of two or more dimensions, with a tied head."""
     found = {_module(name): w for name, w in tensors.items() if is_matrix(name, w)}
     return found | _tied_head(found, config)
 
@@ -100,7 +108,7 @@ def _module(name: str) -> str:
 
 
 def vocabulary(weights: Mapping[str, Weight]) -> int | None:
-    """Rows of the token embedding, if one is found."""
+    """The number of rows of the token embedding; None if there is none."""
     for path, weight in weights.items():
         if path.rpartition(".")[2] in TOKEN_EMBEDDINGS and weight.dtype in FLOATS:
             return weight.shape[0]
@@ -117,7 +125,7 @@ def _kind(config: Mapping[str, Any], path: str) -> WeightKind:
 def _names_in_memory(
     paths: list[str], directory: Path, config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Path in the files -> path in memory, where they differ."""
+    """Path in the files -> path in memory, for the paths that differ."""
     nested = bool(config.get("text_config"))
     if not nested and (not paths or any(path.startswith(BODIES) for path in paths)):
         return {}
@@ -128,10 +136,10 @@ def _names_in_memory(
 
 
 def _ask_transformers(paths: list[str], directory: Path) -> dict[str, str]:
-    """The renaming that transformers does while loading; none for a model it does not know.
+    """The renaming that transformers does while loading; {} for an unknown model.
 
-    Which names a checkpoint's tensors get is decided by the library's own tables, which have no
-    public face; where a version lays them out in another way, the names stay as stored.
+    It comes from internal tables of the library. If a version of transformers has other tables,
+    the names stay as stored.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -158,7 +166,7 @@ def _ask_transformers(paths: list[str], directory: Path) -> dict[str, str]:
 
 
 def _tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
-    """lm_head under its own path where it shares the token embedding's matrix."""
+    """lm_head -> the weight of the token embedding, if the model ties them."""
     if any(path.startswith(HEADS) for path in found) or config.get("tie_word_embeddings") is False:
         return {}
     for path, weight in found.items():

@@ -1,4 +1,4 @@
-"""A base model's directory -> model and tokenizer in memory, by transformers."""
+"""Loads a base model by transformers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 
 def refuse_own_code(base: Base, trusted: bool) -> None:
-    """Raises BaseError for a base that needs code of its own repository, unless that is trusted."""
+    """Raises BaseError for a base that needs code of its repository, unless `trusted`."""
     if trusted or not base.config.get("auto_map"):
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if base.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise BaseError(f"{base.reference} needs code of its own repository to run; if you "
-                        f"trust it, pass --trust-remote-code.")  # fmt: skip
+        raise BaseError(
+            f"{base.reference} needs code of its own repository to run; if you trust it, pass "
+            "--trust-remote-code."
+        )
 
 
 def load_model(
@@ -36,12 +38,15 @@ def load_model(
     quantize: Quantize,
     device_map: DeviceMap,
 ) -> Any:
-    """The causal language model, on its device or devices."""
+    """The causal language model, on its device or devices.
+
+    Raises BaseError if it cannot be loaded or is incomplete, OutOfMemory if it does not fit.
+    """
     from transformers import AutoModelForCausalLM
 
     placement = _placement(base, device, dtype, quantize, device_map)
-    files = base.weight_files  # says which file is missing before transformers does
-    if device_map == "none":  # accelerate finds room of its own, on the disk at last
+    files = base.weight_files  # raises an error for a missing file
+    if device_map == "none":  # accelerate may also use the disk
         check_room(files, base.reference, dtype, str(device), quantize)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -60,19 +65,22 @@ def load_model(
                 f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
                 "bfloat16, --quantize 4bit, a smaller base model, or another --device."
             ) from None
-        if "mismatched_sizes" in str(error):  # its own words point to a report that is not shown
+        if "mismatched_sizes" in str(error):  # the message refers to a report that is not shown
             raise BaseError(
                 f"config.json of {base.reference} declares other sizes than the "
                 "tensors of its weight files have; download the model again."
             ) from None
-        raise BaseError(f"{base.reference} ({base.model_type}) does not load as a causal "
-                        f"language model ({first_line(error)}); give a complete one of an "
-                        f"architecture that transformers knows.") from error  # fmt: skip
+        raise BaseError(
+            f"{base.reference} ({base.model_type}) does not load as a causal language model "
+            f"({first_line(error)}); give a complete one of an architecture that transformers "
+            "knows."
+        ) from error
     if report.get("missing_keys"):
         lost = sorted(report["missing_keys"])
-        raise BaseError(f"{base.reference} lacks {len(lost)} weights of {base.architecture}, "
-                        f"{lost[0]} among them, which would be random; it is not a complete "
-                        f"causal language model.")  # fmt: skip
+        raise BaseError(
+            f"{base.reference} lacks {len(lost)} weights of {base.architecture}, {lost[0]} among "
+            "them, which would be random; it is not a complete causal language model."
+        )
     return model
 
 
@@ -83,7 +91,7 @@ def _placement(
     quantize: Quantize,
     device_map: DeviceMap,
 ) -> dict[str, Any]:
-    """Where the model goes and in which form; {} where it is simply moved once it is loaded."""
+    """Arguments of from_pretrained for placement and quantisation; {} for a plain device."""
     chosen: dict[str, Any] = {}
     if device_map == "auto":
         _need(["accelerate"], "--device-map auto", "give --device instead")
@@ -106,9 +114,10 @@ def _placement(
 
 
 def _need(packages: list[str], option: str, otherwise: str) -> None:
-    """Raises BaseError where a package is not installed."""
+    """Raises BaseError if a package is not installed."""
     lost = [name for name in packages if find_spec(name) is None]
     if lost:
-        raise BaseError(f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
-                        f" not installed: pip install {' '.join(lost)}, or {otherwise}."
-                        )  # fmt: skip
+        raise BaseError(
+            f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
+            f" not installed: pip install {' '.join(lost)}, or {otherwise}."
+        )

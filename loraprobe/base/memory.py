@@ -1,4 +1,4 @@
-"""Whether a base model fits into memory, from the headers of its files, before it is loaded."""
+"""Checks from the headers of its files whether a base model fits into memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import torch
 from loraprobe import memory
 from loraprobe.checkpoint import read_header
 
-# What a forward pass and the cache of keys and values want beside the weights, as a share of them:
-# batches shrink to what is left, down to one.
-BESIDE = 0.1
-# Bytes a weight when bitsandbytes quantises while loading, estimated: embeddings and norms stay as
-# they are.
+# Memory for activations and the key-value cache, as a share of the weights. Batches shrink to fit.
+OVERHEAD = 0.1
+# Estimated bytes per weight if bitsandbytes quantises while loading, except embeddings and norms.
 BYTES = {"8bit": 1.2, "4bit": 0.7}
-PACKED = {"U8", "I8", "F8_E4M3", "F8_E5M2"}  # of quantised files: loaded as they are stored
+PACKED = {"U8", "I8", "F8_E4M3", "F8_E5M2"}  # quantised weights are loaded as stored
 
 
 def weight_bytes(files: Iterable[Path], reference: str, dtype: torch.dtype) -> int:
-    """Bytes of all tensors of weight files, loaded in a dtype; nothing but headers is read."""
+    """The bytes of all tensors of weight files loaded in a dtype, from the headers."""
     total = 0
     for file in files:
         for stored, shape in read_header(file, reference).values():
@@ -36,8 +34,8 @@ def check_room(
     device: str,
     quantize: str = "none",
 ) -> None:
-    """Raises OutOfMemory with the number, and with what would take less."""
-    whole = (1 + BESIDE) * weight_bytes(files, reference, dtype)
+    """Raises OutOfMemory with the needed bytes and with options that need less."""
+    whole = (1 + OVERHEAD) * weight_bytes(files, reference, dtype)
     sizes = {
         "none": whole,
         "8bit": whole * BYTES["8bit"] / dtype.itemsize,

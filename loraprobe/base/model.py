@@ -1,4 +1,4 @@
-"""A base model's directory: what it is, single weights of it, and the model itself."""
+"""A base model's directory: its config, its weights one by one, and the loaded model."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from loraprobe.records import BaseSummary
 Quantize = Literal["none", "4bit", "8bit"]
 DeviceMap = Literal["none", "auto"]
 
-HASH_WITHOUT_ASKING = 2**30  # bytes; larger files are hashed only on demand
-# Endings of files beside a model that nothing here reads, or that `weight_files` names.
+HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
+# The endings of files that are not read, or that `weight_files` lists.
 NOT_READ = frozenset(
     ".md .rst .pdf .png .jpg .safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf".split()
 )
@@ -49,7 +49,7 @@ NOT_READ = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class LoadedBase:
-    """A base model in memory: in eval mode, gradients off, beside its tokenizer."""
+    """A base model in memory (eval mode, gradients off) and its tokenizer."""
 
     model: Any
     tokenizer: Any
@@ -58,9 +58,9 @@ class LoadedBase:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A base model's directory. Everything but the paths is read when asked for.
+    """A base model's directory, whose files are read when needed.
 
-    Raises BaseError, in one sentence, where the directory cannot give what is asked.
+    Every attribute raises BaseError if its files are missing or broken.
     """
 
     reference: str
@@ -69,7 +69,7 @@ class Base:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """config.json as it stands; the types of what is read here are checked."""
+        """The content of config.json, with checked types."""
         config = read_json(self.path / "config.json", self.reference)
         check_types(config, self.reference)
         return config
@@ -90,19 +90,19 @@ class Base:
 
     @cached_property
     def vocab_size(self) -> int | None:
-        """Rows of the token embedding; what the config says where no embedding is found."""
+        """The rows of the token embedding; without one, the vocab_size of the config."""
         text = self.config.get("text_config") or {}
-        said = self.config.get("vocab_size", text.get("vocab_size"))
-        return vocabulary(self.weights) or said
+        declared = self.config.get("vocab_size", text.get("vocab_size"))
+        return vocabulary(self.weights) or declared
 
     @cached_property
     def tokenizer_size(self) -> int | None:
-        """One more than the largest token id of tokenizer.json; None where there is none."""
+        """One more than the largest token id of tokenizer.json; None if there is none."""
         return tokenizer_size(self.path, self.reference)
 
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
-        """safetensors where there are any, else pytorch_model.bin; shards in their order."""
+        """The safetensors files if there are any, else pytorch_model.bin; shards in order."""
         for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
             index = self.path / f"{stem}.{suffix}.index.json"
             if index.is_file():
@@ -116,14 +116,16 @@ class Base:
                 return files
             if (self.path / f"{stem}.{suffix}").is_file():
                 return (self.path / f"{stem}.{suffix}",)
-        raise BaseError(f"{self.reference} holds neither model.safetensors nor pytorch_model.bin "
-                        f"(nor their index); save the model with save_pretrained.")  # fmt: skip
+        raise BaseError(
+            f"{self.reference} holds neither model.safetensors nor pytorch_model.bin (nor their "
+            "index); save the model with save_pretrained."
+        )
 
     @cached_property
     def stored(self) -> Mapping[str, Weight]:
-        """Every tensor of the files by its name there, from headers alone.
+        """Name in the files -> Weight of every tensor, from the headers.
 
-        Raises BaseError for a broken file, and where the config declares far more than they hold.
+        Raises BaseError for a broken file and for a config that declares far more than they hold.
         """
         found = stored_tensors(self.weight_files, self.config, self.reference)
         check_sizes(self.config, found, self.reference)
@@ -131,25 +133,25 @@ class Base:
 
     @cached_property
     def tensors(self) -> Mapping[str, Weight]:
-        """Every tensor of the files by its name in the model in memory (`model.norm.weight`)."""
+        """Name in the loaded model (`model.norm.weight`) -> Weight of every tensor."""
         return tensors_in_memory(self.stored, self.path, self.config)
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
-        """Every `.weight` of two or more dimensions by the path of its module in memory."""
+        """Path of a module in the loaded model -> its `.weight` of two or more dimensions."""
         return weights_in_memory(self.tensors, self.config)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """Module path -> (out, in), oriented as in a torch Linear, also for Conv1D.
 
-        An embedding is (dim, vocab): the transpose of its weight, as an adapter's delta has it.
-        Weights that are stored packed (quantised) have no such shape and are left out.
+        An embedding is (dim, vocab), the transpose of its weight, like an adapter's delta. Packed
+        (quantised) weights are left out.
         """
         return {p: weight.oriented for p, weight in self.weights.items() if not weight.is_packed}
 
     def weight(self, module_path: str) -> Tensor:
-        """One weight, [out, in] as `shapes` has it, float32; nothing else is read.
+        """One weight, [out, in] as in `shapes`, float32; no other tensor is read.
 
         Raises BaseError for an unknown path, with the nearest one, and for a quantised weight.
         """
@@ -158,12 +160,12 @@ class Base:
         return stored if found.kind == "linear" else stored.mT.contiguous()
 
     def parameter(self, name: str) -> Tensor:
-        """One parameter by its name in memory (`model.norm.weight`), as stored, float32.
+        """One parameter by its name in the loaded model, in its stored shape, float32.
 
         Raises BaseError like `weight`.
         """
         module, _, what = name.rpartition(".")
-        if what == "weight" and module in self.weights:  # a tied head has no name of its own
+        if what == "weight" and module in self.weights:  # also finds a tied head
             return self._read(self.weights[module], name)
         return self._read(self._find(name, self.tensors, "parameter"), name)
 
@@ -176,16 +178,18 @@ class Base:
 
     def _read(self, found: Weight, name: str) -> Tensor:
         if found.dtype not in FLOATS:
-            raise BaseError(f"{self.reference} stores {name} quantised ({found.dtype}); "
-                            f"give the unquantised base model instead.")  # fmt: skip
+            raise BaseError(
+                f"{self.reference} stores {name} quantised ({found.dtype}); give the unquantised "
+                "base model instead."
+            )
         return read_tensor(found.file, found.key, self.reference).to(torch.float32)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weight file; with shards, of the lines "sha256  name" in the order of names.
+        """The hash of the weight file; with shards, the hash of lines "sha256  name".
 
-        A file in the Hub's cache that is named by its sha256 is taken at its name; others are
-        read through once, which takes seconds per gigabyte.
+        The name of a file in the Hub's cache gives its hash; other files are read once, which
+        takes seconds per gigabyte.
         """
         hashes = [(kept_hash(file), file.name) for file in self.weight_files]
         if len(hashes) == 1:
@@ -195,16 +199,17 @@ class Base:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """What decides how the model answers: its config, and the sha256 of its weights and of
-        every other file beside them that may be read with it (tokenizer, chat template, generation
-        settings, code). Weights of other formats and documentation are left out.
+        """The config and the sha256 of every file that may change the model's answers.
+
+        These are the weights, tokenizer, chat template, generation settings and code. Weights of
+        other formats and documentation are left out.
         """
-        beside = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
-        files = {f.name: kept_hash(f) for f in beside if f.is_file() and f.name[0] != "."}
+        others = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
+        files = {f.name: kept_hash(f) for f in others if f.is_file() and f.name[0] != "."}
         return files | {"config.json": self.config, "weights": self.sha256}
 
     def summary(self) -> BaseSummary:
-        """What the report says of the base; the hash of large local files only if known."""
+        """The summary for reports; the hash of large local files only if it is known."""
         cheap = "sha256" in self.__dict__ or all(
             hash_in_name(file) or file.stat().st_size < HASH_WITHOUT_ASKING
             for file in self.weight_files
@@ -221,19 +226,18 @@ class Base:
         quantize: Quantize = "none",
         device_map: DeviceMap = "none",
     ) -> LoadedBase:
-        """The model and its tokenizer, ready to score: eval mode, no gradients, nothing printed.
+        """Loads the model (eval mode, no gradients) and its tokenizer without any output.
 
-        Code of a repository runs only with trust_remote_code=True. quantize: "4bit" (NF4) or
-        "8bit" (LLM.int8) by bitsandbytes while loading, computing in `dtype`; device_map: "auto"
-        spreads the model over what accelerate finds, and `device` is not used then. Raises
-        BaseError where the architecture is unknown, the tokenizer is missing, weights are absent
-        from the files, or a package that is needed is not installed; OutOfMemory where it cannot
-        fit.
+        The repository's code runs only with trust_remote_code=True. quantize: "4bit" (NF4) or
+        "8bit" (LLM.int8) by bitsandbytes while loading, computing in `dtype`. device_map: "auto"
+        lets accelerate choose the devices and ignores `device`. Raises BaseError if the
+        architecture is unknown, the tokenizer, weights or a package are missing; OutOfMemory if
+        the model does not fit.
         """
         from loraprobe.base.loading import load_model, refuse_own_code
 
         refuse_own_code(self, trust_remote_code)
-        for file in self.path.iterdir():  # transformers follows links wherever they lead
+        for file in self.path.iterdir():  # transformers would follow any link
             check_link(file, self.reference)
         _ = self.stored
         with quiet():
@@ -244,20 +248,22 @@ class Base:
 
 
 def open_base(path: str | Path, reference: str | None = None, commit: str | None = None) -> Base:
-    """A base model's directory, checked to be one; no weight is read. Raises BaseError."""
+    """Opens a base model's directory; no weight is read. Raises BaseError if it is none."""
     path = Path(path)
     reference = reference or str(path)
     if not path.is_dir():
-        raise BaseError(f"{reference} is not a directory; --base takes a base model's directory "
-                        f"or a Hub id.")  # fmt: skip
+        raise BaseError(
+            f"{reference} is not a directory; --base takes a base model's directory or a Hub id."
+        )
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             config = read_json(path / "adapter_config.json", reference)
             named = config.get("base_model_name_or_path") or "auto"
-            raise BaseError(f"{reference} is an adapter, not a base model; pass "
-                            f"--base {named}.")  # fmt: skip
-        raise BaseError(f"{reference} has no config.json; --base takes a directory as "
-                        f"save_pretrained writes it.")  # fmt: skip
+            raise BaseError(f"{reference} is an adapter, not a base model; pass --base {named}.")
+        raise BaseError(
+            f"{reference} has no config.json; --base takes a directory as save_pretrained writes "
+            "it."
+        )
     base = Base(reference, path, commit)
     _ = base.config
     return base

@@ -1,4 +1,4 @@
-"""Libraries without their progress bars, advice and panic messages."""
+"""Suppresses progress bars, advice and panic messages of libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without progress bars and advice; its settings come back afterwards."""
+    """Suppresses progress bars and warnings of transformers within the block."""
     from transformers.utils import logging as hf_logging
 
     level = hf_logging.get_verbosity()
@@ -30,9 +30,9 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Standard error of the whole process closed: Rust writes a panic there before Python sees it.
+    """Redirects the standard error of the process, to which Rust writes a panic, to nowhere.
 
-    Errors are raised as ever. Where there is no standard error, nothing changes.
+    Exceptions are not affected. Without a standard error nothing changes.
     """
     try:
         kept = os.dup(2)

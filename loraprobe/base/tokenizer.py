@@ -1,7 +1,7 @@
-"""A base model's tokenizer: its files checked, then loaded by transformers.
+"""Checks the files of a tokenizer and loads it by transformers.
 
-The library under transformers aborts some malformed files with a Rust panic, and takes a normaliser
-that doubles a text forty times at its word; both are refused here first.
+The tokenizers library aborts on some malformed files with a Rust panic, and it runs a normaliser
+that makes a text huge. Both are refused here before the library reads the files.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from loraprobe.base.quiet import silenced
 from loraprobe.checkpoint import first_line, read_json
 from loraprobe.errors import BaseError
 
-IDS = 2**32  # token ids are 32-bit numbers in the library
+IDS = 2**32  # the library stores token ids as 32-bit numbers
 SPECIAL = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
-GROWTH = 1000  # times its length that a normaliser may make of a text
+GROWTH = 1000  # the largest factor by which a normaliser may lengthen a text
 
 
 def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
-    """tokenizer.json of a directory, {} where there is none, once all its JSON files are sound.
+    """Checks all JSON files of a tokenizer; returns tokenizer.json, {} if there is none.
 
-    Raises BaseError, naming file and key, for what is not JSON, for a wrong type, for an id that is
-    no 32-bit number, and for a normaliser that multiplies a text.
+    Raises BaseError, naming file and key, for invalid JSON, a wrong type, an id that is not a
+    32-bit number, and a normaliser that lengthens a text too much.
     """
     found: dict[str, Any] = {}
     for name, check in CHECKS.items():
@@ -44,7 +44,7 @@ def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
 
 
 def tokenizer_size(directory: Path, reference: str) -> int | None:
-    """One more than the largest token id of tokenizer.json; None where it holds none."""
+    """One more than the largest token id of tokenizer.json; None if there is no id."""
     tokenizer = check_tokenizer(directory, reference)
     vocab = tokenizer.get("model", {}).get("vocab") or {}
     ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
@@ -53,7 +53,7 @@ def tokenizer_size(directory: Path, reference: str) -> int | None:
 
 
 def load_tokenizer(directory: Path, reference: str, trusted: bool) -> Any:
-    """The tokenizer, with a padding token. Raises BaseError where there is none that loads."""
+    """The tokenizer, with a padding token. Raises BaseError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     check_tokenizer(directory, reference)
@@ -65,12 +65,12 @@ def load_tokenizer(directory: Path, reference: str, trusted: bool) -> Any:
             tokenizer(["a"])
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a panic of the library is no Exception
+    except BaseException as error:  # a Rust panic is not an Exception
         raise BaseError(
             f"{reference} has no tokenizer that loads ({first_line(error)}); "
-            f"save the tokenizer beside the model."
+            "save the tokenizer beside the model."
         ) from error
-    if tokenizer.pad_token_id is None:  # batches need one; it is masked wherever it stands
+    if tokenizer.pad_token_id is None:  # batches need one, which is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
 
@@ -125,11 +125,11 @@ def _tokenizer_config(content: dict[str, Any], refuse: Refuse) -> None:
 
 
 def _special_tokens(content: dict[str, Any], refuse: Refuse) -> None:
-    """Texts, or objects with a text, under the keys that name special tokens."""
+    """Checks that special tokens are texts or objects with a text."""
     for key in SPECIAL & content.keys():
         token = content[key]
-        told = token.get("content") if isinstance(token, dict) else token
-        if token is not None and not isinstance(told, str):
+        text = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(text, str):
             refuse(f"{key} is no token's text")
 
 
@@ -149,12 +149,12 @@ def _check_id(value: Any, what: str, refuse: Refuse) -> None:
 
 
 def _growth(part: Any) -> float:
-    """Logarithm of how many times its length a text may get, at most, by all replacements."""
+    """The logarithm of the largest factor by which all replacements may lengthen a text."""
     return sum(math.log(len(text)) for text in _replacements(part) if len(text) > 1)
 
 
 def _replacements(part: Any) -> Iterator[str]:
-    """What is put in the place of a match, of a part of a tokenizer and all parts inside it."""
+    """The replacement texts of a part of a tokenizer and of all nested parts."""
     waiting = [part]
     while waiting:
         one = waiting.pop()

@@ -1,9 +1,9 @@
-"""Whether adapters (and a base) fit together, before anything is run.
+"""Checks whether adapters (and a base) fit together, before a model is run.
 
-Every finding has a severity, a stable code, the adapters and the module it is about, what it
-means and the cure. All codes stand in one table, `codes.CODES`. An error says that composing
-would compute something else than was trained; a warning, that somebody has to look; a note, what
-is handled here but not everywhere.
+An issue has a severity, a stable code (`codes.CODES`), the adapters and the module that it
+concerns, a message, and a cure. An error means that a composition would not compute what was
+trained. A warning needs a decision by the user. A note tells what loraprobe handles and other
+tools may not.
 """
 
 from __future__ import annotations
@@ -37,18 +37,16 @@ def check(
     allow: Collection[str] = (),
     contents: TensorChecks | None = None,
 ) -> Compatibility:
-    """All findings about adapters of one composition, errors first.
+    """All issues about the adapters of one composition, errors first.
 
-    `purpose`: base names that differ while paths and shapes fit are an error for "inspect" and
-    "merge", a warning for "measure" and "route", where the user chose the base; "route" is what
-    runs the adapters, on causal language models only. Errors whose code is in
-    `allow` become warnings that say so. Factors are read once for NaN, zero deltas and
-    duplicates; pass `contents` that were filled by a pass made anyway (see `Contents`).
+    purpose: "inspect", "merge", "measure" or "route". Base names that differ while paths and shapes
+    fit are an error for the first two and a warning for the others, where the user chose the base.
+    "route" runs the adapters, which requires causal language models. allow: codes whose errors
+    become warnings. contents: the result of an earlier pass over the factors; without it the
+    factors are read once for NaN, zero deltas and duplicates.
 
-    Adapters whose fused projections are single ones in the others (or in the base) are judged on
-    one layout, as `aligned` gives them.
-
-    Raises UsageError for a code in `allow` that does not exist.
+    Adapters with fused and single projections are compared on one layout (see `aligned`). Raises
+    UsageError for a code in `allow` that does not exist.
     """
     adapters, refused = _one_layout(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *fused_issues(refused)]
@@ -68,8 +66,8 @@ def check(
 def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
     """The adapters on one layout of fused projections: the base's, else the split one.
 
-    What is translated bears a note `fused-translated` among its issues; what cannot be stays as it
-    is, and `check` finds it. Everything else of a composition or merge takes these adapters.
+    A translated adapter gets a note `fused-translated`. One that cannot be translated stays as it
+    is, and `check` reports it. Compositions and merges use these adapters.
     """
     return _one_layout(adapters, base)[0]
 
@@ -86,13 +84,12 @@ def _one_layout(
 def with_contents(
     found: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:
-    """Findings made before the tensors were read, and those about the tensors."""
+    """Adds the issues about tensors to the issues found before the tensors were read."""
     return _sorted([*found.issues, *content_issues(contents)], allow)
 
 
 def require(found: Compatibility) -> Compatibility:
-    """The findings. Raises CompatibilityError with the first error and its cure, the other errors
-    counted."""
+    """Returns `found`. Raises CompatibilityError with its first error and the number of others."""
     errors = [issue for issue in found.issues if issue.severity == "error"]
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
@@ -102,9 +99,14 @@ def require(found: Compatibility) -> Compatibility:
 
 
 def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
-    """Errors first; those whose code is allowed are warnings."""
-    judged = [_allowed(issue) if issue.code in allow else issue for issue in found]
-    return Compatibility(tuple(sorted(judged, key=lambda issue: ORDER[issue.severity])))
+    """The issues, errors first. Errors whose code is in `allow` become warnings."""
+    issues = [
+        replace(issue, severity="warning", message=f"Allowed: {issue.message}")
+        if issue.code in allow and issue.severity == "error"
+        else issue
+        for issue in found
+    ]
+    return Compatibility(tuple(sorted(issues, key=lambda issue: ORDER[issue.severity])))
 
 
 def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:
@@ -114,10 +116,3 @@ def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:
             close = difflib.get_close_matches(code, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"codes are {', '.join(CODES)}."
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")
-
-
-def _allowed(issue: Issue) -> Issue:
-    """An error that the user accepts by name."""
-    if issue.severity != "error":
-        return issue
-    return replace(issue, severity="warning", message=f"Allowed: {issue.message}")

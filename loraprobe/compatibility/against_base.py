@@ -1,4 +1,4 @@
-"""Adapters against the base model's geometry, from headers alone."""
+"""Compares adapters with the shapes of the base model, from the headers of the files alone."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from loraprobe.compatibility.layout import is_vocabulary, prefix_between, shape
 from loraprobe.formatting import count
 from loraprobe.records import Issue
 
+TRAINED_ON = "Give the base that the adapter was trained on."
+
 
 def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
-    """Modules that the base lacks, shapes that differ, vocabularies, quantised weights."""
+    """Issues about missing modules, different shapes, vocabularies and quantised weights."""
     if base.quantization:
-        yield Issue(
-            "warning", "quantised-base", (),
+        message = (
             f"The weights of {base.reference} are stored quantised, so figures that need them are "
-            "left out and scores hold for the quantised model.",
-            "Give the unquantised base if it will be served unquantised.",
-        )  # fmt: skip
+            "left out and scores hold for the quantised model."
+        )
+        cure = "Give the unquantised base if it will be served unquantised."
+        yield Issue("warning", "quantised-base", (), message, cure)
     size, rows = base.tokenizer_size, base.vocab_size
     if size is not None and rows is not None and size > rows:
-        yield Issue(
-            "warning", "vocabulary-mismatch", (),
-            f"The base's tokenizer has {size} tokens and its embedding only {rows} rows.",
-            "Check that tokenizer and weights belong together.",
-        )  # fmt: skip
+        message = f"The base's tokenizer has {size} tokens and its embedding only {rows} rows."
+        cure = "Check that tokenizer and weights belong together."
+        yield Issue("warning", "vocabulary-mismatch", (), message, cure)
     for adapter in adapters:
         yield from _missing(adapter, base)
         yield from _shapes(adapter, base)
@@ -36,23 +36,22 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
 
 def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
     lost = [path for path in adapter.layout if path not in base.weights]
-    if not lost or base.quantization:  # packed weights go by other names
+    if not lost or base.quantization:  # packed weights have other names
         return
     prefix = prefix_between(dict.fromkeys(lost), base.weights)
     if prefix is not None:
-        yield Issue(
-            "error", "prefix-mismatch", (adapter.name,),
+        message = (
             f"The module paths of {adapter.name} fit {base.reference} only up to the prefix "
-            f"{prefix!r}; as they stand the adapter has no effect.",
-            "Rename its keys, or save it from the model that it will run on.", lost[0],
-        )  # fmt: skip
+            f"{prefix!r}; with these paths the adapter has no effect."
+        )
+        cure = "Rename its keys, or save it from the model that it will run on."
+        yield Issue("error", "prefix-mismatch", (adapter.name,), message, cure, lost[0])
         return
-    yield Issue(
-        "error", "module-not-in-base", (adapter.name,),
+    message = (
         f"{base.reference} ({base.architecture}) has no module for {len(lost)} of the "
-        f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first.",
-        "Give the base that the adapter was trained on.", lost[0],
-    )  # fmt: skip
+        f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first."
+    )
+    yield Issue("error", "module-not-in-base", (adapter.name,), message, TRAINED_ON, lost[0])
 
 
 def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
@@ -61,35 +60,25 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
         for path, info in adapter.layout.items()
         if path in base.shapes and shape(info) != tuple(base.shapes[path])
     ]
-    if not differ:
-        return
     tokens = [p for p in differ if is_vocabulary(p, shape(adapter.layout[p]), base.shapes[p])]
+    others = [p for p in differ if p not in tokens]
+    resize = "Resize the base's embedding as in the adapter's training."
     for code, paths, cure in (
-        (
-            "vocabulary-mismatch",
-            tokens,
-            "Resize the base's embedding as in the adapter's training.",
-        ),
-        (
-            "shapes-differ",
-            [p for p in differ if p not in tokens],
-            "Give the base that the adapter was trained on.",
-        ),
+        ("vocabulary-mismatch", tokens, resize),
+        ("shapes-differ", others, TRAINED_ON),
     ):
         if paths:
             first = paths[0]
-            yield Issue(
-                "error", code, (adapter.name,),
+            message = (
                 f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
-                f"{adapter.name}; "
-                f"{first} is {list(shape(adapter.layout[first]))} in the adapter and "
-                f"{list(base.shapes[first])} in the base.",
-                cure, first,
-            )  # fmt: skip
+                f"{adapter.name}; {first} is {list(shape(adapter.layout[first]))} in the adapter "
+                f"and {list(base.shapes[first])} in the base."
+            )
+            yield Issue("error", code, (adapter.name,), message, cure, first)
 
 
 def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    """A head that shares the embedding's matrix: peft changes the targeted side only."""
+    """A warning for an adapted layer that shares its weight: peft changes only that layer."""
     places: dict[tuple[str, str], list[str]] = {}
     for path, weight in base.weights.items():
         places.setdefault((str(weight.file), weight.key), []).append(path)
@@ -97,10 +86,9 @@ def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:
         touched = [p for p in paths if p in adapter.layout and p.rpartition(".")[2] in VOCABULARY]
         if len(paths) > 1 and touched and len(touched) < len(paths):
             other = next(p for p in paths if p not in touched)
-            yield Issue(
-                "warning", "tied-embeddings", (adapter.name,),
+            message = (
                 f"{adapter.name} changes {touched[0]}, which shares its weight with {other} in "
-                "this base; composed, only the targeted layer changes.",
-                "Do not fold the adapter into the weights of this base; keep it as an adapter.",
-                touched[0],
-            )  # fmt: skip
+                "this base; composed, only the targeted layer changes."
+            )
+            cure = "Do not fold the adapter into the weights of this base; keep it as an adapter."
+            yield Issue("warning", "tied-embeddings", (adapter.name,), message, cure, touched[0])

@@ -1,6 +1,6 @@
-"""Every code of a finding and what it means. Codes are stable: scripts and `--allow` name them.
+"""The codes of all issues with their meaning. Scripts and `--allow` use them, so they are stable.
 
-Codes of extras are the kinds of `Extra` with dashes.
+The codes of extras are the kinds of `Extra` with dashes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ CODES: dict[str, str] = {
     "not-floating": "factors of integers or an unknown type",
     "rank-contradicts-config": "a rank that is not the config's, so that the scale is unknown",
     "missing-alpha": "no lora_alpha in the config",
-    "missing-tensors": "the config promises what the file lacks",
-    "unknown-tensors": "keys that fit nothing",
+    "missing-tensors": "the file lacks tensors that the config asks for",
+    "unknown-tensors": "keys that are not those of a PEFT LoRA file",
     "unknown-config": "config keys that may change the mathematics",
     "no-modules": "nothing that can be used",
     "weights-disagree": "adapter_model.safetensors and adapter_model.bin are not the same",
@@ -26,10 +26,10 @@ CODES: dict[str, str] = {
     "init-changed-base": "the initialisation changed the base weights (PiSSA, OLoRA, CorDA ...)",
     "init-unknown": "an initialisation that is not known and may have changed the base weights",
     "trainer-config": "config keys of a trainer, which do not change the function",
-    "layers-uneven": "a layer lacks a module that other layers have beside the same neighbours",
+    "layers-uneven": "a layer lacks a module that other layers have",
     "shapes-uneven": "a module of different shapes in different layers",
     "unprefixed-keys": "keys as other tools write them, which peft would ignore",
-    "unknown-config-empty": "unknown config keys that say nothing",
+    "unknown-config-empty": "unknown config keys with an empty value",
     # Which base model
     "base-mismatch": "the base models have different names",
     "base-unclear": "the names of the base models do not tell whether they are one model",
@@ -40,8 +40,8 @@ CODES: dict[str, str] = {
     # What for
     "task-type-mismatch": "adapters of different task types",
     "task-type-unsupported": "not an adapter of a causal language model",
-    "tokenizer-mismatch": "the tokenizers saved beside the adapters differ in size",
-    "tokenizer-unreadable": "a tokenizer saved beside an adapter cannot be read",
+    "tokenizer-mismatch": "the tokenizers saved with the adapters differ in size",
+    "tokenizer-unreadable": "a tokenizer saved with an adapter cannot be read",
     "vocabulary-mismatch": "embedding or head of different vocabulary sizes",
     # Modules
     "shapes-differ": "a module has different shapes",
@@ -58,7 +58,7 @@ CODES: dict[str, str] = {
     "rank-large": "a merge that loses nothing has a rank that servers may not load",
     "module-not-in-base": "the base has no such module",
     "tied-embeddings": "an adapter changes one of two layers that share their weight",
-    # Beside the factors
+    # Tensors other than factors
     "dora-magnitude": "DoRA magnitudes",
     "modules-to-save": "whole modules (modules_to_save)",
     "bias": "trained biases of base layers",
@@ -68,7 +68,7 @@ CODES: dict[str, str] = {
     "convolution": "factors of convolutions",
     "base-copy": "a copy of the base's embedding or head",
     "base-weight": "a weight that peft writes over that of the base",
-    "unknown": "tensors that are nothing known",
+    "unknown": "tensors of an unknown kind",
     # Inside the factors
     "not-finite": "NaN or infinities",
     "no-effect": "all deltas are zero",
@@ -81,5 +81,5 @@ CODES: dict[str, str] = {
     "licence-no-derivatives": "a source forbids sharing what is derived from it",
     "licence-conflict": "a source asks for its own licence, and others have another",
     "licence-terms": "a source comes with terms of its own",
-    "licence-gated": "a source or the base is had only by those who accept its terms",
+    "licence-gated": "a download of a source or the base requires acceptance of its terms",
 }

@@ -1,4 +1,4 @@
-"""What an adapter holds beside plain factors."""
+"""Issues about the tensors of an adapter that are not plain factors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraprobe.errors import BaseError
 from loraprobe.formatting import count
 from loraprobe.records import Issue, Severity
 
-# kind of extra -> (what it is, what becomes of it): what merges and compositions keep
+# kind of extra -> (what it is, where it is kept), for the kinds that merges and compositions keep
 KEPT = {
     "dora_magnitude": (
         "DoRA magnitudes",
@@ -35,7 +35,7 @@ KEPT = {
         "the figures shown here leave them out. Linear merges and compositions keep them",
     ),
 }
-# kind of extra -> (what it is, what to do): what they would lose
+# kind of extra -> (what it is, cure), for the kinds that they drop
 CURES = {
     "token_delta": (
         "trained token embeddings",
@@ -61,7 +61,7 @@ CURES = {
 def extra_issues(
     adapters: Sequence[Adapter], base: Base | None, *, composing: bool
 ) -> Iterator[Issue]:
-    """One finding for each adapter and kind of extra: an error where composing would drop it."""
+    """One issue per adapter and kind of extra; an error if a composition would drop it."""
     for adapter in adapters:
         by_kind: dict[str, list[Extra]] = {}
         for extra in adapter.extras:
@@ -70,55 +70,42 @@ def extra_issues(
             if kind == "base_copy":
                 for extra in extras:
                     yield _base_copy(adapter, extra, base)
-            elif kind in KEPT:
-                yield _kept(adapter, kind, extras)
             else:
-                yield _lost(adapter, kind, extras, "error" if composing else "warning")
+                yield _of_kind(adapter, kind, extras, "error" if composing else "warning")
 
 
-def _kept(adapter: Adapter, kind: str, extras: Sequence[Extra]) -> Issue:
-    """What linear merges and compositions carry; each refuses by itself where it cannot."""
-    what, then = KEPT[kind]
-    return Issue(
-        "note", kind.replace("_", "-"), (adapter.name,),
-        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, {extras[0].key} first); "
-        f"{then}.",
-        "", extras[0].module,
-    )  # fmt: skip
-
-
-def _lost(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
-    what, cure = CURES.get(kind, CURES["unknown"])
-    return Issue(
-        severity, kind.replace("_", "-"), (adapter.name,),
-        f"{adapter.name} holds {what} ({count(len(extras), 'tensor')}, "
-        f"{extras[0].key} first), which a composition of factors would drop.",
-        cure, extras[0].module,
-    )  # fmt: skip
+def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
+    """A note for a kind that merges and compositions keep, else an issue of this severity."""
+    if kind in KEPT:
+        (what, consequence), cure, severity = KEPT[kind], "", "note"
+    else:
+        what, cure = CURES.get(kind, CURES["unknown"])
+        consequence = "a composition of factors would drop them"
+    tensors = f"{count(len(extras), 'tensor')}, {extras[0].key} first"
+    message = f"{adapter.name} holds {what} ({tensors}); {consequence}."
+    return Issue(severity, kind.replace("_", "-"), (adapter.name,), message, cure, extras[0].module)
 
 
 def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
-    """peft saves the whole weight of targeted embeddings; harmless where it is the base's own."""
-    told = f"{adapter.name} carries a copy of the base's {extra.module}"
+    """An issue about a copy of a base weight, which peft saves for targeted embeddings."""
+    copy = f"{adapter.name} carries a copy of the base's {extra.module}"
     same = None if base is None else _is_of_base(adapter, extra, base)
     if same:
-        return Issue(
-            "note", "base-copy", (adapter.name,), f"{told}, the same as the base's.", "",
-            extra.module,
-        )  # fmt: skip
+        message = f"{copy}, the same as the base's."
+        return Issue("note", "base-copy", (adapter.name,), message, "", extra.module)
     if same is None:
-        return Issue(
-            "warning", "base-copy", (adapter.name,),
-            f"{told}, which compositions leave out; that is right unless the vocabulary was "
-            "resized in training.",
-            "Give --base to have them compared.", extra.module,
-        )  # fmt: skip
-    return Issue(
-        "error", "base-copy", (adapter.name,),
-        f"{told} that differs from the base given here: the vocabulary was resized, or the base is "
-        "another.",
-        "Give the base that the adapter was trained on.", extra.module,
-    )  # fmt: skip
+        message = (
+            f"{copy}, which compositions leave out; that is right unless the vocabulary was "
+            "resized in training."
+        )
+        cure = "Give --base to have them compared."
+        return Issue("warning", "base-copy", (adapter.name,), message, cure, extra.module)
+    message = (
+        f"{copy} that differs from the base given here: the vocabulary was resized, or the base is "
+        "another."
+    )
+    cure = "Give the base that the adapter was trained on."
+    return Issue("error", "base-copy", (adapter.name,), message, cure, extra.module)
 
 
 def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:

@@ -1,8 +1,8 @@
-"""Which base model adapters were trained on, at which revision, for what task.
+"""Compares the base models, revisions, task types and tokenizers of adapters.
 
-Names are compared exactly, never by substring: "llama-7b" is not "llama-7b-chat"; nothing but a
-trailing slash is normalised. Where names cannot decide (a local path, another letter case, an
-owner that one of them leaves out) the finding says so.
+Names are compared exactly, never by substring: "llama-7b" is not "llama-7b-chat". Only a trailing
+slash is ignored. If names cannot decide (a local path, another letter case, a missing owner), the
+issue is `base-unclear`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUANTISED = re.compile(
 
 
 def relation(one: str, other: str) -> Relation:
-    """Whether two names mean one base model, as far as names can tell."""
+    """Whether two names mean the same base model, as far as names can tell."""
     one, other = one.rstrip("/"), other.rstrip("/")
     if one == other:
         return "same"
@@ -46,7 +46,7 @@ def relation(one: str, other: str) -> Relation:
 
 
 def unquantised(name: str) -> str:
-    """A base's name without owner and marks of quantisation, to tell a likely origin."""
+    """A base's name without owner and marks of quantisation."""
     stripped = name.lower().rstrip("/").rpartition("/")[2]
     while (shorter := QUANTISED.sub("", stripped)) != stripped:
         stripped = shorter
@@ -56,7 +56,7 @@ def unquantised(name: str) -> str:
 def identity_issues(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
-    """Findings about base names, revisions, task types. `fit`: paths and shapes agree."""
+    """Issues about base names, revisions, task types, tokenizers. fit: paths and shapes agree."""
     yield from _unnamed(adapters, base)
     yield from _private(adapters)
     yield from _names(adapters, base, purpose, fit)
@@ -71,15 +71,19 @@ def identity_issues(
 def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     for adapter in adapters:
         if not adapter.base_model:
+            message = f"{adapter.name} does not say which base model it was trained on."
+            cure = "Set base_model_name_or_path in its adapter_config.json."
             yield Issue(
-                "note" if base is not None else "warning", "base-unknown", (adapter.name,),
-                f"{adapter.name} does not say which base model it was trained on.",
-                "Set base_model_name_or_path in its adapter_config.json.",
-            )  # fmt: skip
+                "note" if base is not None else "warning",
+                "base-unknown",
+                (adapter.name,),
+                message,
+                cure,
+            )
 
 
-def _said(named: str | None) -> str:
-    """A base's name for a message, which others may read: of a path the last part."""
+def _public(named: str | None) -> str:
+    """A base's name that may be published in a message: only the last part of a path."""
     return public_name(named) or "a path without a name"
 
 
@@ -87,17 +91,19 @@ def _private(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     for adapter in adapters:
         name = public_name(adapter.base_model)
         if adapter.base_model and name != adapter.base_model:
-            yield Issue(
-                "note", "base-is-a-path", (adapter.name,),
+            message = (
                 f"{adapter.name} names its base by a path of the machine that it was trained on; "
-                f"what is written here names it {name or 'not at all'}.",
+                f"the files written here use the name {name or '(none)'}."
+            )
+            cure = (
                 "Name the base where the result is loaded, or set base_model_name_or_path to its "
-                "id on the Hub.",
-            )  # fmt: skip
+                "id on the Hub."
+            )
+            yield Issue("note", "base-is-a-path", (adapter.name,), message, cure)
 
 
 def _by_base(adapters: Sequence[Adapter]) -> dict[str, tuple[str, ...]]:
-    """Base name -> adapters that name it."""
+    """Name of a base -> the adapters that name it."""
     found: dict[str, tuple[str, ...]] = {}
     for adapter in adapters:
         if adapter.base_model:
@@ -109,30 +115,28 @@ def _names(
     adapters: Sequence[Adapter], base: Base | None, purpose: Purpose, fit: bool
 ) -> Iterator[Issue]:
     for (one, ours), (other, theirs) in combinations(_by_base(adapters).items(), 2):
-        who = f"{_trained(ours)} on {_said(one)}, {listing(theirs)} on {_said(other)}"
+        who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
         kind = relation(one, other)
         if kind == "unclear":
-            yield Issue(
-                "warning", "base-unclear", ours + theirs,
-                f"{who}; names alone cannot tell whether these are one model.",
-                "Make sure that they are, at the same revision.",
-            )  # fmt: skip
+            message = f"{who}; names alone cannot tell whether these are one model."
+            cure = "Make sure that they are, at the same revision."
+            yield Issue("warning", "base-unclear", ours + theirs, message, cure)
         elif kind == "different":
-            shapes = (
-                ": another base with the same shapes (paths and shapes fit, which says nothing "
-                "about the weights)" if fit else ", and their modules do not match either"
-            )  # fmt: skip
-            origin = (
-                " One looks like a quantised copy of the other."
-                if unquantised(one) == unquantised(other)
-                else ""
-            )
-            yield Issue(
-                "warning" if purpose in ("route", "measure") and fit else "error", "base-mismatch",
-                ours + theirs, f"{who}{shapes}.{origin}",
+            shapes = ", and their modules do not match either"
+            if fit:
+                shapes = (
+                    ": another base with the same shapes (paths and shapes fit, which says nothing "
+                    "about the weights)"
+                )
+            copy = unquantised(one) == unquantised(other)
+            origin = " One looks like a quantised copy of the other." if copy else ""
+            message = f"{who}{shapes}.{origin}"
+            cure = (
                 "Take adapters of one base; if both names mean the same weights, allow "
-                "base-mismatch.",
-            )  # fmt: skip
+                "base-mismatch."
+            )
+            severity: Severity = "warning" if purpose in ("route", "measure") and fit else "error"
+            yield Issue(severity, "base-mismatch", ours + theirs, message, cure)
 
 
 def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
@@ -142,114 +146,103 @@ def _against_chosen(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
             continue
         if Path(base.reference).expanduser().is_dir():
             kind = "unclear"  # a directory of two names, such as models/base, looks like a Hub id
-        severity: Severity = "warning" if kind == "different" else "note"
-        code = "base-mismatch" if kind == "different" else "base-unclear"
-        tail = (
-            "the base given here is another."
-            if kind == "different"
-            else "names alone cannot tell whether that is the base given here."
-        )
-        yield Issue(
-            severity, code, ours,
-            f"{_trained(ours)} on {_said(named)}; {tail}",
-            f"Give --base {_said(named)} if {base.reference} is not that model.",
-        )  # fmt: skip
+        severity: Severity = "note"
+        code, tail = "base-unclear", "names alone cannot tell whether that is the base given here."
+        if kind == "different":
+            severity, code, tail = "warning", "base-mismatch", "the base given here is another."
+        message = f"{_trained(ours)} on {_public(named)}; {tail}"
+        cure = f"Give --base {_public(named)} if {base.reference} is not that model."
+        yield Issue(severity, code, ours, message, cure)
 
 
 def _revisions(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     given = [(a, str(a.config["revision"])) for a in adapters if a.config.get("revision")]
     for (one, first), (other, second) in combinations(given, 2):
-        same = one.base_model and other.base_model and (
-            relation(one.base_model, other.base_model) == "same"
-        )  # fmt: skip
-        if same and first != second:
-            yield Issue(
-                "warning", "revision-mismatch", (one.name, other.name),
-                f"{one.name} was trained on {_said(one.base_model)} at {first}, {other.name} at "
-                f"{second}.",
-                "Make sure that the weights did not change between these revisions.",
-            )  # fmt: skip
+        names = one.base_model, other.base_model
+        if first != second and all(names) and relation(*map(str, names)) == "same":
+            message = (
+                f"{one.name} was trained on {_public(one.base_model)} at {first}, {other.name} at "
+                f"{second}."
+            )
+            cure = "Make sure that the weights did not change between these revisions."
+            yield Issue("warning", "revision-mismatch", (one.name, other.name), message, cure)
     for adapter, revision in given:
         commit = None if base is None else base.commit
         if commit and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != commit:
-            yield Issue(
-                "warning", "revision-mismatch", (adapter.name,),
+            message = (
                 f"{adapter.name} was trained on its base at {revision}; the base given here is at "
-                f"{commit}.",
-                f"Give --base {_said(adapter.base_model)}@{revision}.",
-            )  # fmt: skip
+                f"{commit}."
+            )
+            cure = f"Give --base {_public(adapter.base_model)}@{revision}."
+            yield Issue("warning", "revision-mismatch", (adapter.name,), message, cure)
 
 
 def _quantised(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     for named, ours in _by_base(adapters).items():
         if QUANTISED.search(named):
-            yield Issue(
-                "note", "quantised-base", ours,
-                f"{_trained(ours)} on {_said(named)}, a quantised copy by its name; on the full "
-                "weights the effect differs a little.",
-                "Evaluate on the base that it will be served with.",
-            )  # fmt: skip
+            message = (
+                f"{_trained(ours)} on {_public(named)}, a quantised copy by its name; on the full "
+                "weights the effect differs a little."
+            )
+            cure = "Evaluate on the base that it will be served with."
+            yield Issue("note", "quantised-base", ours, message, cure)
 
 
 def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue]:
     given = {a.name: str(a.task_type) for a in adapters if a.task_type}
     if len(set(given.values())) > 1:
-        told = ", ".join(f"{name} is {kind}" for name, kind in given.items())
-        yield Issue(
-            "error", "task-type-mismatch", tuple(given),
-            f"The adapters are of different task types ({told}), so they need different heads.",
-            "Compose adapters of one task type.",
-        )  # fmt: skip
+        listed = ", ".join(f"{name} is {kind}" for name, kind in given.items())
+        message = (
+            f"The adapters are of different task types ({listed}), so they need different heads."
+        )
+        cure = "Compose adapters of one task type."
+        yield Issue("error", "task-type-mismatch", tuple(given), message, cure)
     if purpose != "route":
         return
     for name, kind in given.items():
         if kind != "CAUSAL_LM":
-            yield Issue(
-                "error", "task-type-unsupported", (name,),
-                f"{name} is an adapter for {kind}; evaluation runs causal language models only.",
-                "Leave it out, or compare it by inspect without --task and --probe.",
-            )  # fmt: skip
+            message = (
+                f"{name} is an adapter for {kind}; evaluation runs causal language models only."
+            )
+            cure = "Leave it out, or compare it by inspect without --task and --probe."
+            yield Issue("error", "task-type-unsupported", (name,), message, cure)
 
 
 def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     files = {a.name: file for a in adapters if (file := _tokenizer_file(a)) is not None}
     rows = None if base is None else base.vocab_size
     if rows is None and len({file_hash(file) for file in files.values()}) < 2:
-        return  # nothing to compare: tokenizer files are large, so they are not parsed in vain
+        return  # nothing to compare, so the large files are not parsed
     sizes = {}
     for name, file in files.items():
         try:
-            size = Base(name, file.parent).tokenizer_size  # read as a base's own is
+            size = Base(name, file.parent).tokenizer_size
         except BaseError as error:
-            yield Issue(
-                "note",
-                "tokenizer-unreadable",
-                (name,),
-                str(error),
-                "Nothing here needs it: the base's own is used.",
-            )
+            message = str(error)
+            cure = "Nothing here needs it: the base's own is used."
+            yield Issue("note", "tokenizer-unreadable", (name,), message, cure)
             continue
         if size is not None:
             sizes[name] = size
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        yield Issue(
-            "warning", "tokenizer-mismatch", tuple(sizes),
-            f"The tokenizers saved beside the adapters differ in size ({told}): tokens were added.",
-            "Check that the added tokens are the same and that the base has rows for them.",
-        )  # fmt: skip
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        message = (
+            f"The tokenizers saved with the adapters differ in size ({listed}): tokens were added."
+        )
+        cure = "Check that the added tokens are the same and that the base has rows for them."
+        yield Issue("warning", "tokenizer-mismatch", tuple(sizes), message, cure)
     for name, size in sizes.items():
         if rows is not None and size > rows:
-            yield Issue(
-                "warning", "vocabulary-mismatch", (name,),
-                f"The tokenizer beside {name} has {size} tokens, the base only {rows} rows.",
+            message = f"The tokenizer of {name} has {size} tokens, the base only {rows} rows."
+            cure = (
                 "Resize the base's embedding as in the adapter's training, or drop the added "
-                "tokens.",
-            )  # fmt: skip
+                "tokens."
+            )
+            yield Issue("warning", "vocabulary-mismatch", (name,), message, cure)
 
 
 def _tokenizer_file(adapter: Adapter) -> Path | None:
-    """A tokenizer saved beside an adapter."""
+    """The tokenizer.json in an adapter's directory, if there is one."""
     file = None if adapter.source.path is None else adapter.source.path / "tokenizer.json"
     return file if file is not None and file.is_file() else None
 

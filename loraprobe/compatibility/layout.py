@@ -16,7 +16,7 @@ LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which 
 
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
-    """Findings about modules of adapters, pair by pair and all together."""
+    """Issues about the modules of each pair of adapters, and of all together."""
     for a, b in combinations(adapters, 2):
         if set(a.layout) & set(b.layout):
             yield from _shapes(a, b)
@@ -29,19 +29,18 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
     yield from _scalings(adapters)
     total = sum(a.rank_range[1] for a in adapters)
     if merging and total > LARGE_RANK and len(adapters) > 1:
-        yield Issue(
-            "note", "rank-large", tuple(a.name for a in adapters),
-            f"A merge that loses nothing may need rank {total}, more than many servers load.",
-            "Set --rank; what it loses is reported.",
-        )  # fmt: skip
+        message = f"A merge that loses nothing may need rank {total}, more than many servers load."
+        cure = "Set --rank; what it loses is reported."
+        yield Issue("note", "rank-large", tuple(a.name for a in adapters), message, cure)
 
 
 def shape(info: ModuleInfo) -> tuple[int, int]:
+    """(out, in) of a module."""
     return info.out_features, info.in_features
 
 
 def is_vocabulary(path: str, one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two shapes of a module differ in the number of tokens alone."""
+    """Whether two shapes of an embedding or head differ in one side, the number of tokens."""
     named = path.rpartition(".")[2] in VOCABULARY
     return named and (one[0] == other[0]) != (one[1] == other[1])
 
@@ -50,75 +49,68 @@ def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
     differ = [p for p in a.layout if p in b.layout and shape(a.layout[p]) != shape(b.layout[p])]
     tokens = [p for p in differ if is_vocabulary(p, shape(a.layout[p]), shape(b.layout[p]))]
     for path in tokens:
-        yield Issue(
-            "error", "vocabulary-mismatch", (a.name, b.name),
+        message = (
             f"{path} is {list(shape(a.layout[path]))} in {a.name} and "
-            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes.",
-            "Train both with one vocabulary, or leave embedding and head out of the adapters.",
-            path,
-        )  # fmt: skip
+            f"{list(shape(b.layout[path]))} in {b.name}: their vocabularies have different sizes."
+        )
+        cure = "Train both with one vocabulary, or leave embedding and head out of the adapters."
+        yield Issue("error", "vocabulary-mismatch", (a.name, b.name), message, cure, path)
     if rest := [p for p in differ if p not in tokens]:
         first = rest[0]
-        yield Issue(
-            "error", "shapes-differ", (a.name, b.name),
+        message = (
             f"The shapes of {count(len(rest), 'module')} differ; {first} is "
             f"{list(shape(a.layout[first]))} in {a.name} and {list(shape(b.layout[first]))} in "
-            f"{b.name}.",
-            "They belong to different base models; take adapters of one base.", first,
-        )  # fmt: skip
+            f"{b.name}."
+        )
+        cure = "They belong to different base models; take adapters of one base."
+        yield Issue("error", "shapes-differ", (a.name, b.name), message, cure, first)
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    """Embeddings beside other layers do not fit; Linear and Conv1D are told apart by a flag only.
+    """An error if a module is an embedding in one adapter only; a note for Linear and Conv1D.
 
-    peft keeps one fan_in_fan_out for an adapter and sets it anew at every layer that it wraps, so
-    that the flag of a model with both kinds is that of its last layer; A and B do not depend on it.
+    Linear and Conv1D differ only in the flag fan_in_fan_out. peft overwrites this flag at every
+    layer that it wraps, so that its value is that of the last layer. A and B do not depend on it.
     """
     differ = [p for p in a.layout if p in b.layout and a.layout[p].kind != b.layout[p].kind]
     tables = [p for p in differ if "embedding" in (a.layout[p].kind, b.layout[p].kind)]
     if tables:
         first = tables[0]
-        yield Issue(
-            "error", "kinds-differ", (a.name, b.name),
+        message = (
             f"The kinds of layer of {count(len(tables), 'module')} differ; {first} is "
-            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}.",
-            "They belong to different base models; take adapters of one base.", first,
-        )  # fmt: skip
+            f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}."
+        )
+        cure = "They belong to different base models; take adapters of one base."
+        yield Issue("error", "kinds-differ", (a.name, b.name), message, cure, first)
     elif differ:
-        yield Issue(
-            "note", "kinds-differ", (a.name, b.name),
+        message = (
             f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
-            "the same either way, and peft goes by the layers of the model.", "", differ[0],
-        )  # fmt: skip
+            "the same either way, and peft uses the layers of the model."
+        )
+        yield Issue("note", "kinds-differ", (a.name, b.name), message, "", differ[0])
 
 
 def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
-    """Two adapters without a common path: another prefix, another architecture, other targets."""
+    """The issue for two adapters without a common path: prefix, architecture or targets differ."""
     names = (a.name, b.name)
     if not a.layout or not b.layout:
         return Issue("note", "targets-disjoint", names, "One of them touches no module.", "")
     prefix = prefix_between(a.layout, b.layout)
     if prefix is not None:
-        return Issue(
-            "error", "prefix-mismatch", names,
-            f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}.",
-            "Save both from models that are wrapped alike, or rename the keys of one.",
-        )  # fmt: skip
+        message = f"The module paths of {a.name} and {b.name} agree but for the prefix {prefix!r}."
+        cure = "Save both from models that are wrapped alike, or rename the keys of one."
+        return Issue("error", "prefix-mismatch", names, message, cure)
     if _of_two_architectures(a, b):
         one, other = next(iter(a.layout)), next(iter(b.layout))
-        return Issue(
-            "error", "architecture-mismatch", names,
-            f"{a.name} and {b.name} belong to different architectures: {one} beside {other}.",
-            "Take adapters of one base model.",
-        )  # fmt: skip
-    return Issue(
-        "note", "targets-disjoint", names,
-        f"{a.name} and {b.name} touch no module in common; composed, each works in its own.", "",
-    )  # fmt: skip
+        message = f"{a.name} and {b.name} belong to different architectures: {one} and {other}."
+        cure = "Take adapters of one base model."
+        return Issue("error", "architecture-mismatch", names, message, cure)
+    message = f"{a.name} and {b.name} touch no module in common; composed, each works in its own."
+    return Issue("note", "targets-disjoint", names, message, "")
 
 
 def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
-    """What stands before all paths of one and not of the other, if that is the difference."""
+    """The prefix that the paths of one side have and those of the other lack; None if none."""
     for shorter, longer in ((ours, theirs), (theirs, ours)):
         first = next(iter(shorter))
         for path in longer:
@@ -130,10 +122,10 @@ def prefix_between(ours: Mapping[str, object], theirs: Mapping[str, object]) -> 
 
 
 def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
-    """Whether two adapters without a common path cannot be of one model, as far as paths tell.
+    """Whether the paths show that two adapters without a common path are of different models.
 
-    Heads tell nothing, and one model may have layers in several places (encoder and decoder,
-    vision tower and language model): those are believed where the names of the bases agree.
+    Heads are ignored. One model may have layers in several places (encoder and decoder, vision
+    tower and language model); this is assumed if both adapters name the same base.
     """
     tops, roots = [], []
     for adapter in (a, b):
@@ -149,12 +141,12 @@ def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
 
 
 def root(path: str) -> str:
-    """The part of a path before its layer's number, or the whole without one."""
+    """The part of a path before the number of its layer, or the whole path without a number."""
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
 
 
 def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
-    """Fused layers beside single ones that could not be brought to one layout, one for a reason."""
+    """One error per reason for fused layers that could not be brought to one layout."""
     by_reason: dict[str, list[UntranslatedFusion]] = {}
     for one in refused:
         by_reason.setdefault(one.reason, []).append(one)
@@ -162,13 +154,17 @@ def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
         first = cases[0]
         fused, single = (listing(n) or "the base" for n in (first.fused, first.single))
         more = f" and {count(len(cases) - 1, 'more such layer')}" if cases[1:] else ""
-        yield Issue(
-            "error", "fused-targets", (*first.fused, *first.single),
+        message = (
             f"{fused} has the fused {first.path}{more}, {single} the single "
-            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}.",
+            f"{first.part.rpartition('.')[2]}, and one cannot be made of the other: {reason}."
+        )
+        cure = (
             "Take adapters of one implementation of the model, or give --base where rows are not "
-            "known.", first.path,
-        )  # fmt: skip
+            "known."
+        )
+        yield Issue(
+            "error", "fused-targets", (*first.fused, *first.single), message, cure, first.path
+        )
 
 
 def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -176,60 +172,54 @@ def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:
         return
     depths = [_depth(x) for x in (a, b)]
     if None not in depths and depths[0] != depths[1]:
-        yield Issue(
-            "warning", "depth-differs", (a.name, b.name),
-            f"The last layer that {a.name} touches is {depths[0]}, that of {b.name} {depths[1]}.",
-            "If their bases have different depths, they do not fit together.",
-        )  # fmt: skip
+        message = (
+            f"The last layer that {a.name} touches is {depths[0]}, that of {b.name} {depths[1]}."
+        )
+        cure = "If their bases have different depths, they do not fit together."
+        yield Issue("warning", "depth-differs", (a.name, b.name), message, cure)
 
 
 def _depth(adapter: Adapter) -> int | None:
-    """The largest layer number among the modules, counted from 0."""
-    numbers = [_layer(path) for path in adapter.layout]
-    return max((n for n in numbers if n is not None), default=None)
-
-
-def _layer(path: str) -> int | None:
-    """The first number of a path that stands behind a dot."""
-    return next((n for part in path.split(".")[1:] if (n := number(part)) is not None), None)
+    """The largest layer number among the modules, from 0. It is the first number of a path."""
+    numbers = [[number(part) for part in path.split(".")[1:]] for path in adapter.layout]
+    firsts = [next((n for n in found if n is not None), None) for found in numbers]
+    return max((n for n in firsts if n is not None), default=None)
 
 
 def _targets(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    """One finding for all modules that not every adapter touches."""
+    """One note for all modules that some adapters do not have."""
     everything = list(dict.fromkeys(path for a in adapters for path in a.layout))
     lacking = {a.name: [p for p in everything if p not in a.layout] for a in adapters}
     partial = [p for p in everything if any(p in paths for paths in lacking.values())]
     if partial and len(partial) < len(everything):
-        told = ", ".join(f"{name} lacks {len(ps)}" for name, ps in lacking.items() if ps)
-        yield Issue(
-            "note", "targets-differ", tuple(name for name, ps in lacking.items() if ps),
-            f"Some adapters leave {len(partial)} of {len(everything)} modules alone ({told}; "
-            f"{partial[0]} first); an adapter adds nothing where it lacks a module.",
-            "", partial[0],
-        )  # fmt: skip
+        lacks = {name: f"{name} lacks {len(paths)}" for name, paths in lacking.items() if paths}
+        message = (
+            f"Some adapters lack {len(partial)} of {len(everything)} modules "
+            f"({', '.join(lacks.values())}; {partial[0]} first); an adapter adds nothing where "
+            "it lacks a module."
+        )
+        yield Issue("note", "targets-differ", tuple(lacks), message, "", partial[0])
 
 
 def _ranks(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     ranges = {a.name: a.rank_range for a in adapters if a.layout}
     if len({bound for ends in ranges.values() for bound in ends}) > 1:
-        told = ", ".join(
+        listed = ", ".join(
             f"{name} {low}" if low == high else f"{name} {low} to {high}"
             for name, (low, high) in ranges.items()
         )
-        yield Issue(
-            "note", "ranks-differ", tuple(ranges),
-            f"Ranks differ ({told}). Merges and routers here take mixed ranks; peft's "
-            "combination_type linear and its Arrow do not.",
-            "",
-        )  # fmt: skip
+        message = (
+            f"Ranks differ ({listed}). Merges and routers here take mixed ranks; peft's "
+            "combination_type linear and its Arrow do not."
+        )
+        yield Issue("note", "ranks-differ", tuple(ranges), message, "")
 
 
 def _scalings(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     rs = [a.name for a in adapters if a.config.get("use_rslora")]
     if rs:
-        yield Issue(
-            "note", "rslora", tuple(rs),
+        message = (
             f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
-            "add_weighted_adapter makes such adapters sqrt(r) too large.",
-            "",
-        )  # fmt: skip
+            "add_weighted_adapter makes such adapters sqrt(r) too large."
+        )
+        yield Issue("note", "rslora", tuple(rs), message, "")

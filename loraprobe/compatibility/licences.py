@@ -1,7 +1,7 @@
-"""What the licences of sources ask of what is made of them. Names are those of the Hub's cards.
+"""Reports what the licences of the sources require. Licence names are those of the Hub's cards.
 
-A merge is derived from all of its sources and a composition holds them, so each is bound by all of
-their licences. This says what a card declares; it is no legal advice.
+A merge is derived from all of its sources and a composition contains them, so all of their licences
+apply. The issues repeat what the cards declare; they are not legal advice.
 """
 
 from __future__ import annotations
@@ -21,70 +21,59 @@ OWN_TERMS = re.compile(r"^(llama|gemma|other|.*openrail|.*-?research|bigscience-
 def licence_issues(
     licences: Mapping[str, str | None], gated: Sequence[str] = ()
 ) -> Iterator[Issue]:
-    """Findings about source name -> licence as its card gives it, None where it gives none.
+    """Issues about licences: name of a source -> licence in its card, None if there is none.
 
-    gated: names of those whose card asks for consent before a download.
+    gated: the names of sources whose card requires consent before a download.
     """
     unknown = [name for name, licence in licences.items() if not licence]
-    said = {name: licence.lower() for name, licence in licences.items() if licence}
+    declared = {name: licence.lower() for name, licence in licences.items() if licence}
     if unknown:
-        yield Issue(
-            "note", "licence-unknown", tuple(unknown),
-            f"No licence is declared by {listing(unknown)}, which by itself gives no right to "
-            "share what is made of it.",
-            "Ask its author.",
-        )  # fmt: skip
-    yield from _asking(
-        said, NONCOMMERCIAL, "licence-noncommercial", "forbids commercial use, also of "
-        "what is made of it", "Keep the result out of products, or leave that source out.",
-    )  # fmt: skip
-    yield from _asking(
-        said, NO_DERIVATIVES, "licence-no-derivatives", "forbids sharing what is derived from it",
-        "Keep the result to yourself, or leave that source out.",
-    )  # fmt: skip
-    yield from _share_alike(said, unknown)
-    own = {n: x for n, x in said.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
-    if own:
-        yield Issue(
-            "note", "licence-terms", tuple(own),
-            f"{_listed(own)} comes with terms of its own, which the result inherits.",
-            "Read them before sharing it.",
-        )  # fmt: skip
+        message = (
+            f"No licence is declared by {listing(unknown)}. Without a licence nobody has the right "
+            "to share what is made of it."
+        )
+        cure = "Ask its author."
+        yield Issue("note", "licence-unknown", tuple(unknown), message, cure)
+    if found := _matching(declared, NONCOMMERCIAL):
+        message = f"{_listed(found)} forbids commercial use, also of what is made of it."
+        cure = "Keep the result out of products, or leave that source out."
+        yield Issue("warning", "licence-noncommercial", tuple(found), message, cure)
+    if found := _matching(declared, NO_DERIVATIVES):
+        message = f"{_listed(found)} forbids sharing what is derived from it."
+        cure = "Keep the result to yourself, or leave that source out."
+        yield Issue("warning", "licence-no-derivatives", tuple(found), message, cure)
+    found = _matching(declared, SHARE_ALIKE)
+    if found and (len(set(declared.values())) > 1 or unknown):
+        message = (
+            f"{_listed(found)} requires the same licence for what is derived from it, which the "
+            "other sources' licences may not allow."
+        )
+        cure = "Check that the licences go together, or take sources of one licence."
+        yield Issue("warning", "licence-conflict", tuple(found), message, cure)
+    own = _matching(declared, OWN_TERMS)
+    if own := {n: x for n, x in own.items() if not NONCOMMERCIAL.search(x)}:
+        message = f"{_listed(own)} has terms of its own, which also apply to the result."
+        cure = "Read them before sharing it."
+        yield Issue("note", "licence-terms", tuple(own), message, cure)
     if gated:
-        yield Issue(
-            "note", "licence-gated", tuple(gated),
-            f"The repository of {listing(list(gated))} is gated: it is had by those alone who "
-            "accept its terms, which bind whoever uses the result too.",
-            "Point to those terms where the result is shared.",
-        )  # fmt: skip
+        message = (
+            f"The repository of {listing(list(gated))} is gated: a download requires acceptance of "
+            "its terms, which also apply to users of the result."
+        )
+        cure = "Point to those terms where the result is shared."
+        yield Issue("note", "licence-gated", tuple(gated), message, cure)
 
 
 def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
-    """What the merge's card declares: the one licence that all sources declare, else "other"."""
+    """The licence for a merge's card: the one that all sources declare, else "other"."""
     found = set(licences.values())
     if not found or found == {None}:
         return None
     return found.pop() if len(found) == 1 else "other"
 
 
-def _asking(
-    said: Mapping[str, str], pattern: re.Pattern[str], code: str, what: str, cure: str
-) -> Iterator[Issue]:
-    """One warning for all sources whose licence matches."""
-    found = {name: licence for name, licence in said.items() if pattern.search(licence)}
-    if found:
-        yield Issue("warning", code, tuple(found), f"{_listed(found)} {what}.", cure)
-
-
-def _share_alike(said: Mapping[str, str], unknown: list[str]) -> Iterator[Issue]:
-    found = {name: licence for name, licence in said.items() if SHARE_ALIKE.search(licence)}
-    if found and (len(set(said.values())) > 1 or unknown):
-        yield Issue(
-            "warning", "licence-conflict", tuple(found),
-            f"{_listed(found)} asks that what is derived from it bears the same licence, which "
-            "the other sources' need not allow.",
-            "Check that the licences go together, or take sources of one licence.",
-        )  # fmt: skip
+def _matching(declared: Mapping[str, str], pattern: re.Pattern[str]) -> dict[str, str]:
+    return {name: licence for name, licence in declared.items() if pattern.search(licence)}
 
 
 def _listed(found: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What only the tensors tell: NaN, deltas that are zero, adapters that are the same."""
+"""Checks that need the tensors: NaN, zero deltas, equal adapters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from loraprobe.records import Issue
 
 @dataclass
 class TensorChecks:
-    """Gathers, batch by batch, what a pass over the files shows; `take` is such an observer.
+    """Collects statistics of the tensors, one batch of modules at a time.
 
-    `diagnose(adapters, observers=[contents.take])` fills it without reading the files twice.
+    `diagnose(adapters, observers=[checks.take])` fills it during the pass that it makes anyway.
     """
 
     adapters: Sequence[Adapter]
@@ -51,65 +51,63 @@ class TensorChecks:
                     self.without_effect[i].append(path)
 
     def read(self) -> TensorChecks:
-        """Fills itself by a pass of its own."""
+        """Reads all factors once and takes every batch."""
         paths = sorted({path for a in self.adapters for path in a.layout}, key=natural)
         for joint in gram_matrices([a.modules for a in self.adapters], paths):
             self.take(joint)
         return self
 
     def same(self, i: int, j: int) -> bool:
-        """Whether two adapters are one update, in whatever basis they are stored.
+        """Whether adapters i and j have the same deltas, even if their factors differ.
 
-        What stands beside the factors is not compared, so that adapters with it are never called
-        the same.
+        False for adapters with magnitudes, whole modules or biases, which are not compared.
         """
-        if self.not_finite[i] or self.not_finite[j]:
-            return False
-        if _acts_beside(self.adapters[i]) or _acts_beside(self.adapters[j]):
+        if any(self.not_finite[k] or _has_others(self.adapters[k]) for k in (i, j)):
             return False
         return same_update(self.inner, i, j)
 
 
-def _acts_beside(adapter: Adapter) -> bool:
-    """Whether more than the factors changes the base: magnitudes, whole modules, biases."""
+def _has_others(adapter: Adapter) -> bool:
+    """Whether an adapter has magnitudes, whole modules or biases."""
     return bool(adapter.magnitudes or adapter.whole or adapter.offsets)
 
 
 def content_issues(contents: TensorChecks) -> Iterator[Issue]:
-    """Findings about the tensors themselves."""
+    """Issues about NaN, zero deltas, extreme norms and equal adapters."""
     adapters = contents.adapters
     for i, adapter in enumerate(adapters):
         bad, empty = contents.not_finite[i], contents.without_effect[i]
         if bad:
-            yield Issue(
-                "error", "not-finite", (adapter.name,),
+            message = (
                 f"{adapter.name} holds NaN or infinite values in {count(len(bad), 'module')}, "
-                f"{bad[0]} first.",
+                f"{bad[0]} first."
+            )
+            cure = (
                 "Its training diverged or its file is damaged; take an earlier checkpoint or "
-                "download it again.", bad[0],
-            )  # fmt: skip
-        if empty and len(empty) == len(adapter.layout) and not _acts_beside(adapter):
-            yield Issue(
-                "error", "no-effect", (adapter.name,),
-                f"{adapter.name} has no effect: the delta of every module is zero.",
+                "download it again."
+            )
+            yield Issue("error", "not-finite", (adapter.name,), message, cure, bad[0])
+        if empty and len(empty) == len(adapter.layout) and not _has_others(adapter):
+            message = f"{adapter.name} has no effect: the delta of every module is zero."
+            cure = (
                 "It was never trained, or its B factors were lost on saving; take a trained "
-                "checkpoint.",
-            )  # fmt: skip
+                "checkpoint."
+            )
+            yield Issue("error", "no-effect", (adapter.name,), message, cure)
         yield from extreme_norm(adapter.name, *contents.largest[i])
         if empty and len(empty) < len(adapter.layout):
-            yield Issue(
-                "note", "modules-without-effect", (adapter.name,),
+            message = (
                 f"{adapter.name} changes nothing in {len(empty)} of its {len(adapter.layout)} "
-                f"modules, {empty[0]} first.",
-                "", empty[0],
-            )  # fmt: skip
+                f"modules, {empty[0]} first."
+            )
+            yield Issue("note", "modules-without-effect", (adapter.name,), message, "", empty[0])
     for i, adapter in enumerate(adapters):
         for j in range(i + 1, len(adapters)):
             if contents.same(i, j):
                 other = adapters[j].name
-                yield Issue(
-                    "warning", "duplicate", (adapter.name, other),
+                message = (
                     f"{adapter.name} and {other} are the same update, so composing them can only "
-                    "scale it.",
-                    "Leave one of them out.",
-                )  # fmt: skip
+                    "scale it."
+                )
+                cure = "Leave one of them out."
+                yield Issue("warning", "duplicate", (adapter.name, other), message, cure)

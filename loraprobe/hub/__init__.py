@@ -1,8 +1,8 @@
-"""References -> adapters and base models: local directories, or the Hub pinned to a commit.
+"""Resolves references to adapters and base models: local directories, or a commit on the Hub.
 
-Only what is needed is downloaded: an adapter's config and weights, a base's config, tokenizer and
-weights in one format. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed by the client
-underneath. Every failure is a HubError or ReferenceError_ of one sentence.
+Only the needed files are downloaded: config and weights of an adapter; config, tokenizer and
+weights in one format of a base. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE apply. Every
+failure raises a HubError or ReferenceError_ with one sentence.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter, Source, read_adapter
+from loraprobe.adapters.config import check_config
+from loraprobe.adapters.reading import find_directory
 from loraprobe.checkpoint import check_link, shards_of
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence, is_gated
@@ -22,10 +24,20 @@ from loraprobe.hub.search import FoundAdapter, find_adapters
 from loraprobe.limits import limits
 
 __all__ = [
-    "FoundAdapter", "Reference", "Snapshot", "common_base", "declared_licence", "find_adapters",
-    "is_gated", "load", "load_all", "model_card", "read_card",
-    "resolve_adapter", "resolve_base",
-]  # fmt: skip
+    "FoundAdapter",
+    "Reference",
+    "Snapshot",
+    "common_base",
+    "declared_licence",
+    "find_adapters",
+    "is_gated",
+    "load",
+    "load_all",
+    "model_card",
+    "read_card",
+    "resolve_adapter",
+    "resolve_base",
+]
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_EXTRAS = frozenset(
@@ -36,7 +48,7 @@ BASE_EXTRAS = frozenset(
 
 
 def load(ref: str | Path) -> Adapter:
-    """The adapter that a reference names; factors stay in their file until asked for.
+    """Loads the adapter of a reference. Factors are read from the file when needed.
 
     Raises ReferenceError_, HubError or AdapterError.
     """
@@ -50,10 +62,10 @@ def _load(reference: Reference) -> Adapter:
 
 
 def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> list[Adapter]:
-    """Adapters in their order, names made unique; adapters that are loaded already pass through.
+    """Loads one or several adapters in their order, with unique names.
 
-    Names that the user chose (NAME=REF) stand; others get -2, -3 ... where they collide. A single
-    one need not stand in a list.
+    Adapter objects are accepted too. Names chosen by the user (NAME=REF) stay; others get -2,
+    -3 ... if they collide.
     """
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
@@ -71,9 +83,12 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
 
 
 def resolve_adapter(reference: Reference) -> Snapshot:
-    """The folder that holds an adapter's files, downloaded if it lies on the Hub."""
+    """The folder with an adapter's files, which are downloaded if they are on the Hub.
+
+    Raises AdapterError or HubError if it holds no adapter.
+    """
     if reference.path is not None:
-        return Snapshot(_local_adapter(reference), reference.text)
+        return Snapshot(_local_adapter(reference, reference.path), reference.text)
     prefix = f"{reference.folder}/" if reference.folder else ""
 
     def choose(files: Collection[str], _: object) -> list[str]:
@@ -81,9 +96,10 @@ def resolve_adapter(reference: Reference) -> Snapshot:
         if prefix + "adapter_config.json" not in files:
             raise HubError(_no_adapter(reference, files))
         if weights is None:
-            raise HubError(f"{reference.text} has an adapter_config.json but no weights "
-                           f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload "
-                           f"them.")  # fmt: skip
+            raise HubError(
+                f"{reference.text} has an adapter_config.json but no weights "
+                f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload them."
+            )
         return [prefix + "adapter_config.json", weights]
 
     found = fetch(reference, prefix + "adapter_config.json", choose, verify=True)
@@ -91,9 +107,9 @@ def resolve_adapter(reference: Reference) -> Snapshot:
 
 
 def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
-    """The folder of a base model; `gpt2` without an owner may be a repository too.
+    """The folder of a base model. A name without an owner, such as `gpt2`, may be on the Hub.
 
-    `code` also fetches the repository's own Python files (for --trust-remote-code). Raises
+    code: fetch the repository's Python files too (for --trust-remote-code). Raises
     ReferenceError_ or HubError.
     """
     reference = Reference.parse(ref, bare=True)
@@ -115,26 +131,30 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
 
 
 def common_base(adapters: Sequence[Adapter]) -> str:
-    """What `--base auto` means: the base that all adapters' configs name, exactly the same.
+    """The base that all adapters' configs name, for `--base auto`, with their common revision.
 
-    A base revision that the configs agree on comes along. Raises BaseError where no config names
-    one, CompatibilityError where they differ.
+    Raises BaseError if an adapter names no base, CompatibilityError if the names differ.
     """
     unnamed = [adapter.name for adapter in adapters if not adapter.base_model]
     if unnamed or not adapters:
-        raise BaseError(f"{' and '.join(unnamed) or 'No adapter'} does not say which base model "
-                        f"it was trained on; name it with --base.")  # fmt: skip
+        raise BaseError(
+            f"{' and '.join(unnamed) or 'No adapter'} does not say which base model it was trained "
+            "on; name it with --base."
+        )
     named = {adapter.name: str(adapter.base_model) for adapter in adapters}
     if len(set(named.values())) > 1:
         listed = ", ".join(f"{name} says {base}" for name, base in named.items())
-        raise CompatibilityError(f"The adapters name different base models ({listed}); choose "
-                                 f"one with --base.")  # fmt: skip
+        raise CompatibilityError(
+            f"The adapters name different base models ({listed}); choose one with --base."
+        )
     base = next(iter(named.values()))
     try:
         Reference.parse(base, bare=True)
     except ReferenceError_:
-        raise BaseError(f"The adapters name the base {base!r}, which is neither on this machine "
-                        f"nor on the Hub; say where it is with --base.") from None  # fmt: skip
+        raise BaseError(
+            f"The adapters name the base {base!r}, which is neither on this machine nor on the "
+            "Hub; say where it is with --base."
+        ) from None
     revisions = {r for adapter in adapters if (r := adapter.config.get("revision"))}
     if len(revisions) == 1 and not Path(base).expanduser().is_dir():
         return f"{base}@{revisions.pop()}"
@@ -142,28 +162,28 @@ def common_base(adapters: Sequence[Adapter]) -> str:
 
 
 def model_card(ref: str | Adapter) -> str | None:
-    """The text of an adapter's README.md, asked for only by this call; None where there is none."""
+    """The text of an adapter's README.md, downloaded if necessary; None if there is none."""
     folder = ref.source.path if isinstance(ref, Adapter) else None
     file = None if folder is None else folder / "README.md"
     if file is None or not file.is_file():
         file = _card_of(ref)
-    if file is None:
-        return None
-    return read_card(file, ref if isinstance(ref, str) else ref.name)
+    return read_card(file, ref if isinstance(ref, str) else ref.name) if file else None
 
 
 def read_card(file: Path, reference: str) -> str | None:
-    """The text of a card on this machine, None where there is none. Raises HubError for a link
-    that leads out of its repository."""
+    """The text of a model card, up to the limit; None if the file does not exist.
+
+    Raises HubError for a link that leads out of its repository.
+    """
     if not file.is_file():
         return None
     check_link(file, reference, HubError)
     with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(limits().card)  # what follows is no card that anybody reads
+        return stream.read(limits().card)
 
 
 def _card_of(ref: str | Adapter) -> Path | None:
-    """Where the README.md lies that belongs to a reference; from the Hub it is downloaded."""
+    """The README.md of a reference, which is downloaded if it is on the Hub."""
     if not isinstance(ref, Adapter):
         reference = Reference.parse(ref)
     elif ref.source.commit is None:
@@ -176,22 +196,17 @@ def _card_of(ref: str | Adapter) -> Path | None:
     return fetch_first(reference, [*places, "README.md"])
 
 
-def _local_adapter(reference: Reference) -> Path:
-    """A local directory with an adapter in it, or in its only sub-folder that has one."""
-    assert reference.path is not None
-    if (reference.path / "adapter_config.json").is_file():
-        return reference.path
-    inner = sorted(p.parent for p in reference.path.glob("*/adapter_config.json"))
-    if len(inner) == 1:
-        return inner[0]
-    forced = ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
-        forced = f" To mean the Hub's repository write {reference.text}@main."
-    if inner:
-        raise AdapterError(f"{reference.text} holds several adapters; name one of "
-                           f"{', '.join(map(str, inner))}.{forced}")  # fmt: skip
-    raise AdapterError(f"{reference.text} has no adapter_config.json, so it is no PEFT adapter; "
-                       f"give the directory that save_pretrained wrote.{forced}")  # fmt: skip
+def _local_adapter(reference: Reference, path: Path) -> Path:
+    """The directory of a local adapter. Raises AdapterError, which mentions a possible Hub id."""
+    try:
+        directory = find_directory(path)
+        check_config(directory)
+    except AdapterError as error:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
+            hint = f"To mean the Hub's repository write {reference.text}@main."
+            raise AdapterError(f"{error} {hint}") from None
+        raise
+    return directory
 
 
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:
@@ -220,16 +235,20 @@ def _no_base(reference: Reference, files: Collection[str]) -> str:
 def _weights(
     reference: Reference, prefix: str, files: Collection[str], get: Callable[[str], Path]
 ) -> list[str]:
-    """The weight files in one format: safetensors if there are any, shards from their index."""
+    """The weight files in one format, safetensors first; an index gives the names of shards."""
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = f"{prefix}{stem}.{suffix}.index.json"
         if index in files:
             names = [prefix + name for name in shards_of(get(index), reference.text, HubError)]
             if not set(names) <= set(files):
-                raise HubError(f"{reference.text} lacks weight files that its {index} names; its "
-                               f"author has to upload them.")  # fmt: skip
+                raise HubError(
+                    f"{reference.text} lacks weight files that its {index} names; its author has "
+                    "to upload them."
+                )
             return [index, *names]
         if f"{prefix}{stem}.{suffix}" in files:
             return [f"{prefix}{stem}.{suffix}"]
-    raise HubError(f"{reference.text} has neither safetensors nor pytorch_model.bin weights; "
-                   f"give another base or revision.")  # fmt: skip
+    raise HubError(
+        f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give another "
+        "base or revision."
+    )

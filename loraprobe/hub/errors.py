@@ -1,4 +1,4 @@
-"""What the Hub's client raises -> one sentence that says what to do. Tokens never appear in it."""
+"""Turns exceptions of the Hub's client into one sentence with a cure and without tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
 
-CLOSED = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # to writing
+NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 UNREACHABLE = re.compile(
     r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
     r"(Error|Timeout)|UnsupportedProtocol"
@@ -17,7 +17,7 @@ UNREACHABLE = re.compile(
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a copy in the cache may stand in: no network, offline, rate limit, server down."""
+    """Whether a cached copy may be used instead: no network, offline, rate limit, server down."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     status = _status(error)
@@ -30,14 +30,14 @@ def is_transient(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, reference: Reference) -> LoraprobeError:
-    """The HubError to raise in place of what the client raised."""
+    """The error to raise instead of the client's; a LoraprobeError is returned as it is."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if isinstance(error, LoraprobeError):
         return error
     vague = isinstance(error, LocalEntryNotFoundError) or type(error) is ValueError
     if vague and error.__cause__ is not None:
-        error = error.__cause__  # what kept the client from asking the Hub says more
+        error = error.__cause__  # the cause says why the Hub could not be asked
     return HubError(scrub(_sentence(error, reference)))
 
 
@@ -53,21 +53,29 @@ def _sentence(error: BaseException, ref: Reference) -> str:
 
     hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
     if isinstance(error, errors.GatedRepoError):
-        return (f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{ref.repo}, then "
-                f"set HF_TOKEN to a token of that account.")  # fmt: skip
+        return (
+            f"{ref.repo} is gated: ask for access on its page at {endpoint()}/{ref.repo}, then set "
+            "HF_TOKEN to a token of that account."
+        )
     if isinstance(error, errors.DisabledRepoError):
         return f"{ref.repo} has been disabled on {hub}; use another one."
     if isinstance(error, errors.RepositoryNotFoundError):
         revision = f" (or no revision {ref.revision!r} in it)" if ref.revision else ""
-        return (f"There is no repository {ref.repo}{revision} on {hub}; check the name, set "
-                f"HF_TOKEN if it is private, or write ./ before a local directory.")  # fmt: skip
+        return (
+            f"There is no repository {ref.repo}{revision} on {hub}; check the name, set HF_TOKEN "
+            "if it is private, or write ./ before a local directory."
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return (f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or "
-                f"a commit of it.")  # fmt: skip
+        return (
+            f"{ref.repo} has no revision {ref.revision or 'main'!r}; give a branch, a tag or a "
+            "commit of it."
+        )
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         if is_offline():
-            return (f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once "
-                    f"to download it.")  # fmt: skip
+            return (
+                f"{where} is not in the local cache and HF_HUB_OFFLINE is set; unset it once to "
+                "download it."
+            )
         return f"{where} could not be downloaded from {hub}; check the network and try again."
     if isinstance(error, errors.EntryNotFoundError):
         return f"{where} lost a file while it was read on {hub}; try again."
@@ -83,8 +91,10 @@ def _of_status(error: BaseException, status: int, repo: str) -> str:
     if status == 429:
         wait = headers.get("retry-after") or _reset(headers.get("ratelimit", ""))
         pause = f"in {wait} seconds" if wait else "later"
-        return (f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a "
-                f"higher limit.")  # fmt: skip
+        return (
+            f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher "
+            "limit."
+        )
     if status == 401:
         return f"{hub} rejects the token; set HF_TOKEN to a valid one or unset it."
     if status == 403:
@@ -99,18 +109,22 @@ def _of_transfer(error: BaseException, where: str) -> str:
     text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where} does not fit on the disk of the cache; free space or set HF_HOME."
-    if isinstance(error, OSError) and error.errno in CLOSED:
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
         return f"The cache cannot be written ({error.filename}); set HF_HOME to a folder of yours."
     if "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError"):
         return f"The download of {where} broke off before its end; try again."
     if kind == "HFValidationError":
         return f"{where} cannot be a name on the Hub; a repository is owner/name."
     if is_transient(error):
-        return (f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
-                f"HF_HUB_OFFLINE=1 to use what is cached.")  # fmt: skip
+        return (
+            f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
+            "HF_HUB_OFFLINE=1 to use what is cached."
+        )
     if isinstance(error, ValueError):
-        return (f"{hub} sends an answer about {where} that no Hub would send ({text}); check "
-                f"HF_ENDPOINT and proxies.")  # fmt: skip
+        return (
+            f"{hub} sends an answer about {where} that no Hub would send ({text}); check "
+            "HF_ENDPOINT and proxies."
+        )
     return f"{where} could not be read: {text}."
 
 

@@ -1,4 +1,4 @@
-"""What a model card declares in its front matter: a licence, and terms to accept first."""
+"""Reads from the front matter of a model card the licence and whether the model is gated."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ LONGEST = 100  # characters of a licence's name that are kept
 
 
 def declared_licence(card: str | None) -> str | None:
-    """`license`, or `license_name` where that says "other"; None where the card says nothing.
+    """The `license` of a card, or its `license_name` if that is "other"; None without a licence.
 
-    A text or a list of texts is taken and nothing else.
+    A value that is neither a text nor a list of texts counts as none.
     """
     matter = read_front_matter(card)
     licence, name = matter.get("license"), matter.get("license_name")
@@ -24,7 +24,7 @@ def declared_licence(card: str | None) -> str | None:
 
 
 def is_gated(card: str | None) -> bool:
-    """Whether a card asks those who download to accept something first (`extra_gated_...`)."""
+    """Whether a card requires consent before a download (it has `extra_gated_...` keys)."""
     return any(
         isinstance(key, str) and key.startswith("extra_gated") for key in read_front_matter(card)
     )

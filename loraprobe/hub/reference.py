@@ -1,4 +1,4 @@
-"""What a user types for an adapter or a base, taken apart: nothing is looked up on the network."""
+"""Parses the references of adapters and bases, without access to the network."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SYSTEMS = frozenset({"base", "uniform", "sum", "arrow", "chain", "random-partner
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference of a user, such as `math=owner/name@v2:lora/math` or `./out/adapter`.
+    """A parsed reference, such as `math=owner/name@v2:lora/math` or `./out/adapter`.
 
-    `text` is what was typed without its NAME=; of a Hub reference `repo`, `revision` and
-    `folder` are set, of a local one `path`.
+    `text` is the input without its NAME=. A Hub reference has `repo`, `revision` and `folder`; a
+    local one has `path`.
     """
 
     text: str
@@ -36,10 +36,10 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str, *, bare: bool = False) -> Reference:
-        """A directory that exists wins; else `owner/name[@revision][:sub/folder]` is on the Hub.
+        """Parses [NAME=]directory or [NAME=]owner/name[@revision][:sub/folder].
 
-        With bare=True a name without an owner, such as gpt2, may be a repository too. Raises
-        ReferenceError_, saying what a reference looks like.
+        A directory that exists is preferred. bare: accept a repository without an owner, such as
+        gpt2. Raises ReferenceError_ for another text and UsageError for a reserved name.
         """
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
@@ -48,8 +48,10 @@ class Reference:
                 f"An adapter cannot be named {name!r}, which is a path; choose another name."
             )
         if name in SYSTEMS:
-            raise UsageError(f"An adapter cannot be named {name!r}, which names a system of its "
-                             f"own in the results; choose another name.")  # fmt: skip
+            raise UsageError(
+                f"An adapter cannot be named {name!r}, which names a system of its own in the "
+                "results; choose another name."
+            )
         if _exists(rest) == "directory":
             try:
                 f"{rest}{Path(rest).resolve().name}".encode()
@@ -65,15 +67,16 @@ class Reference:
             raise ReferenceError_(f"There is no directory {rest!r}; check the path.")
         found = ON_HUB.fullmatch(rest)
         if not found or not (bare or "/" in found["repo"]):
-            raise ReferenceError_(f"There is no directory {rest!r}, and it is no Hub reference "
-                                  f"either, which is owner/name, owner/name@revision or "
-                                  f"owner/name@revision:sub/folder.")  # fmt: skip
+            raise ReferenceError_(
+                f"There is no directory {rest!r}, and it is no Hub reference either, which is "
+                "owner/name, owner/name@revision or owner/name@revision:sub/folder."
+            )
         folder = _inside(found["folder"] or "", rest)
         return cls(rest, "hub", name, None, found["repo"], found["revision"], folder)
 
     @property
     def short(self) -> str:
-        """A name for tables: the given one, else the last part of the path."""
+        """The given name, else the last part of the path."""
         if self.name:
             return self.name
         if self.path is not None:
@@ -82,9 +85,9 @@ class Reference:
 
 
 def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
-    """Names made unique by -2, -3 ...; each comes with whether the user chose it.
+    """Makes names unique by -2, -3 ...; wanted: (name, whether the user chose it).
 
-    Chosen names stand as they are. Raises UsageError if two chosen ones are equal.
+    Chosen names stay as they are. Raises UsageError if two chosen names are equal.
     """
     chosen = [name for name, is_chosen in wanted if is_chosen]
     twice = sorted({name for name in chosen if chosen.count(name) > 1})
@@ -102,7 +105,7 @@ def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
 
 
 def _inside(folder: str, text: str) -> str:
-    """A sub-folder in its plain form. Raises ReferenceError_ if it leaves its repository."""
+    """The normalised sub-folder. Raises ReferenceError_ if it leaves its repository."""
     parts = PurePosixPath(folder).parts
     if ".." in parts or folder.startswith("/") or "\\" in folder:
         raise ReferenceError_(f"The sub-folder of {text!r} must lie inside its repository.")
@@ -110,8 +113,8 @@ def _inside(folder: str, text: str) -> str:
 
 
 def _exists(text: str) -> Literal["directory", "file"] | None:
-    """What a text names on this machine, if anything."""
-    if not text:  # which pathlib would take for the current directory
+    """Whether a text is the path of a directory or of a file on this machine."""
+    if not text:  # Path("") would be the current directory
         return None
     try:
         path = Path(text).expanduser()

@@ -1,8 +1,7 @@
-"""One repository at one commit: its list of files, and single files brought into the cache.
+"""Downloads the files of one commit of a repository into the cache of the Hub's client.
 
-The revision is resolved to a commit once; every file then comes from that commit. Files lie in
-the Hub client's own cache, so that other programs share them. Where the Hub cannot be reached, a
-complete copy in the cache stands in, with a warning.
+The revision is resolved to a commit once, and every file comes from that commit. If the Hub cannot
+be reached, a complete cached copy is used, with a warning.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraprobe.checkpoint import file_hash
 from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.hub.errors import explain, is_offline, is_transient
 from loraprobe.hub.reference import Reference
@@ -24,13 +24,13 @@ log = logging.getLogger("loraprobe.hub")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WORKERS = 4
 
-# A repository's files, and a function that brings one of them here -> the files that are needed.
+# (names of all files, function that downloads one of them) -> names of the needed files
 Choose = Callable[[Collection[str], Callable[[str], Path]], list[str]]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A reference on this machine: a folder and, from the Hub, the commit it stands for."""
+    """The local folder of a reference and, for the Hub, its commit."""
 
     path: Path
     reference: str
@@ -39,7 +39,7 @@ class Snapshot:
 
 @contextlib.contextmanager
 def _quiet_client() -> Iterator[None]:
-    """The client without warnings of its own: what goes wrong is told in one sentence here."""
+    """Suppresses the warnings of the Hub's client; loraprobe reports errors itself."""
     from huggingface_hub.utils import logging as client
 
     level = client.get_verbosity()
@@ -52,12 +52,12 @@ def _quiet_client() -> Iterator[None]:
 
 @_quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
-    """The files that `choose` names, all of one commit, in the cache; the folder of the commit.
+    """Downloads the files that `choose` names, all of one commit; returns its folder.
 
-    `anchor` is a file that every usable copy has: it stands for the repository in the cache. With
-    `verify` each file's content is compared with the hash that the Hub gave it, and a commit that
-    is cached costs no request; without it the Hub is asked which files there are, since a cached
-    folder may lack what another program did not need. Raises HubError in one sentence.
+    anchor: a file that every usable copy has; it identifies the repository in the cache. verify:
+    compare each file with the hash that the Hub gives it, and make no request for a cached commit.
+    Without verify the Hub is asked for the list of files, because another program may have cached
+    only some of them. Raises HubError.
     """
     kept = _cached(reference, anchor)
     covered = kept is not None and _covers(kept, choose)
@@ -77,9 +77,9 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
 
 @_quiet_client()
 def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
-    """The first of these files that the repository has, None where it has none of them.
+    """Downloads the first of these files that the repository has; None if it has none.
 
-    Where the Hub cannot be reached, the cache alone is asked. Raises HubError for a refusal.
+    If the Hub cannot be reached, only the cache is searched. Raises HubError for other errors.
     """
     try:
         name = first_of(_listing(reference), names)
@@ -102,7 +102,7 @@ def _listing(reference: Reference) -> list[str]:
 def _download(
     reference: Reference, anchor: str, files: Collection[str], choose: Choose, verify: bool
 ) -> Snapshot:
-    """The anchor by the revision, which pins the commit; the other files by that commit."""
+    """Downloads the anchor by the revision, which gives the commit, and the others by commit."""
     commit = ""
     if anchor in files:
         file = _get(reference, anchor, reference.revision, verify)
@@ -119,22 +119,27 @@ def _get(reference: Reference, name: str, revision: str | None, verify: bool) ->
 
     for again in (False, True):
         try:
-            file = Path(hf_hub_download(reference.repo, name, revision=revision,
-                                        force_download=again))  # fmt: skip
+            file = Path(
+                hf_hub_download(reference.repo, name, revision=revision, force_download=again)
+            )
         except Exception as error:
             why = explain(error, reference)
             if again:
-                why = HubError(f"The cached {name} of {reference.repo} is damaged and does not "
-                               f"come anew: {why}")  # fmt: skip
+                why = HubError(
+                    f"The cached {name} of {reference.repo} is damaged and could not "
+                    f"be downloaded again: {why}"
+                )
             raise why from None
         if not verify or is_whole(file):
             return file
-    raise HubError(f"{name} of {reference.repo} does not match the hash that the Hub gives for "
-                   f"it, downloaded twice; tell its author, or try again later.")  # fmt: skip
+    raise HubError(
+        f"{name} of {reference.repo} does not match the hash that the Hub gives for it, downloaded "
+        "twice; tell its author, or try again later."
+    )
 
 
 def _cached(reference: Reference, anchor: str) -> Path | None:
-    """The folder of the revision in the cache, if it holds the anchor."""
+    """The cached folder of the revision, if it holds the anchor."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -145,7 +150,7 @@ def _cached(reference: Reference, anchor: str) -> Path | None:
 
 
 def _covers(root: Path, choose: Choose) -> bool:
-    """Whether the cached folder alone has what is needed."""
+    """Whether the cached folder has all needed files."""
     try:
         return all((root / name).is_file() for name in choose(_inside(root), root.joinpath))
     except LoraprobeError:
@@ -153,7 +158,7 @@ def _covers(root: Path, choose: Choose) -> bool:
 
 
 def _take(reference: Reference, root: Path, choose: Choose, verify: bool) -> Snapshot:
-    """The folder in the cache as it is, unless a file in it is damaged: that one comes anew."""
+    """The cached folder. With verify, damaged files are downloaded again."""
     for name in choose(_inside(root), root.joinpath):
         if verify and not is_whole(root / name):
             _get(reference, name, root.name, verify)
@@ -165,16 +170,14 @@ def _inside(root: Path) -> list[str]:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a cached file's content has the hash by which the cache names it.
+    """Whether the content of a cached file matches the hash in the file's name.
 
-    Large files are named by their sha256, small ones by git's hash of the blob (some mirrors
-    give the plain sha1). A name of another form, or a cache without links, proves nothing and
-    passes.
+    Large files are named by their sha256, small ones by git's hash of the blob (some mirrors use
+    the plain sha1). A file with another name, as in a cache without links, counts as whole.
     """
     name = file.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", name):
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == name
+        return file_hash(file) == name
     if COMMIT.fullmatch(name):
         content = file.read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -183,5 +186,5 @@ def is_whole(file: Path) -> bool:
 
 
 def first_of(names: Collection[str], wanted: Iterable[str]) -> str | None:
-    """The first wanted name that is there."""
+    """The first of the wanted names that is among `names`."""
     return next((name for name in wanted if name in names), None)

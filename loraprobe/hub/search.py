@@ -1,4 +1,4 @@
-"""Adapters of a base model, as the Hub lists them."""
+"""Searches the Hub for adapters of a base model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraprobe.hub.reference import Reference
 
 @dataclass(frozen=True)
 class FoundAdapter:
-    """One repository as the Hub describes it; whether it holds a LoRA shows when it is read."""
+    """The Hub's description of a repository, whose adapter need not be a LoRA."""
 
     reference: str
     downloads: int | None

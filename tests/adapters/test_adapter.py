@@ -202,8 +202,9 @@ class TestWhatPeftWrote:
         model = torch.nn.Sequential(conv(3, 6, 2), conv(6, 5, 1 + dims // 3))  # peft fails at 1x1x1
         x = torch.randn(2, 3, *(4,) * dims)
         kept = copy.deepcopy(model)
-        wrapped = peft_model(model, target_modules=["0", "1"], r=2, lora_alpha=3, task_type=None,
-                             use_dora=use_dora)  # fmt: skip
+        wrapped = peft_model(
+            model, target_modules=["0", "1"], r=2, lora_alpha=3, task_type=None, use_dora=use_dora
+        )
         wrapped.save_pretrained(str(tmp_path / "peft"))
         adapter = read_adapter(tmp_path / "peft")
         assert {i.kind for i in adapter.layout.values()} == {"convolution"} and not codes(adapter)
@@ -335,8 +336,10 @@ class TestSaving:
             assert r == update.rank and math.isclose(alpha / r, update.scaling)
 
     def test_widest_dtype_and_a_chosen_one(self, tmp_path):
-        modules = {p: making.random_update(4, 4, 2, dtype=d) for p, d in
-                   (("a", torch.bfloat16), ("b", torch.float32))}  # fmt: skip
+        modules = {
+            p: making.random_update(4, 4, 2, dtype=d)
+            for p, d in (("a", torch.bfloat16), ("b", torch.float32))
+        }
         adapter = adapter_of("x", modules)
         adapter.save(tmp_path / "x")
         assert {i.dtype for i in read_adapter(tmp_path / "x").layout.values()} == {torch.float32}
@@ -356,7 +359,10 @@ class TestSaving:
     def test_card_and_nothing_else(self, tmp_path):
         making.random_adapter().save(tmp_path / "x", card="# Merged ü")
         assert {f.name for f in (tmp_path / "x").iterdir()} == {
-            "adapter_config.json", "adapter_model.safetensors", "README.md"}  # fmt: skip
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "README.md",
+        }
         assert (tmp_path / "x" / "README.md").read_text(encoding="utf-8") == "# Merged ü"
 
     def test_existing_output_needs_overwrite(self, tmp_path):
@@ -483,12 +489,20 @@ class TestKeys:
         accounted(adapter)
 
     @pytest.mark.parametrize(
-        ("a", "b"), [((4, 16), (16, 3)), ((64,), (16, 4)), ((0,), (0,)), ((0, 16), (16, 0)),
-                     ((4, 16), (16, 4, 1))]
-    )  # fmt: skip
+        ("a", "b"),
+        [
+            ((4, 16), (16, 3)),
+            ((64,), (16, 4)),
+            ((0,), (0,)),
+            ((0, 16), (16, 0)),
+            ((4, 16), (16, 4, 1)),
+        ],
+    )
     def test_factors_that_do_not_multiply(self, tmp_path, a, b):
-        tensors = {PREFIX + "x.lora_A.weight": torch.ones(a),
-                   PREFIX + "x.lora_B.weight": torch.ones(b)}  # fmt: skip
+        tensors = {
+            PREFIX + "x.lora_A.weight": torch.ones(a),
+            PREFIX + "x.lora_B.weight": torch.ones(b),
+        }
         adapter = read_adapter(write_adapter(tmp_path, tensors))
         assert codes(adapter) == {"shape-mismatch", "no-modules"}
         accounted(adapter)
@@ -516,8 +530,10 @@ class TestKeys:
         assert not torch.isfinite(read_adapter(write_adapter(tmp_path, tensors)).modules[Q].A).any()
 
     def test_other_tools_files(self, tmp_path):
-        tensors = pair() | {"lora_unet_down.lora_down.weight": torch.ones(4, 4),
-                            "lora_unet_down.alpha": torch.ones(())}  # fmt: skip
+        tensors = pair() | {
+            "lora_unet_down.lora_down.weight": torch.ones(4, 4),
+            "lora_unet_down.alpha": torch.ones(()),
+        }
         adapter = read_adapter(write_adapter(tmp_path, tensors))
         assert codes(adapter) == {"unknown-tensors"}
         assert {e.kind for e in adapter.extras} == {"unknown"}
@@ -530,12 +546,24 @@ class TestKeys:
             ["q", "model.layers.1.mlp.up_proj", "lm_head", "a.base_layer", "x.lora"]
         )
         forms = [
-            "{}.lora_A.weight", "{}.lora_B.weight", "{}.lora_A.default.weight", "{}.lora_B.bias",
-            "{}.lora_embedding_A", "{}.lora_embedding_B", "{}.lora_magnitude_vector",
-            "{}.weight", "{}.bias", "{}.base_layer.weight", "{}.base_layer.lora_A.weight",
-            "{}.alpha", "{}", "{}.token_adapter.trainable_tokens_delta", "{}.lora_down.weight",
-            "{}.modules_to_save.default.weight", "{}.original_module.bias",
-        ]  # fmt: skip
+            "{}.lora_A.weight",
+            "{}.lora_B.weight",
+            "{}.lora_A.default.weight",
+            "{}.lora_B.bias",
+            "{}.lora_embedding_A",
+            "{}.lora_embedding_B",
+            "{}.lora_magnitude_vector",
+            "{}.weight",
+            "{}.bias",
+            "{}.base_layer.weight",
+            "{}.base_layer.lora_A.weight",
+            "{}.alpha",
+            "{}",
+            "{}.token_adapter.trainable_tokens_delta",
+            "{}.lora_down.weight",
+            "{}.modules_to_save.default.weight",
+            "{}.original_module.bias",
+        ]
         prefixes = st.sampled_from([PREFIX, "", PREFIX + PREFIX, "base_model."])
         keys = data.draw(st.lists(st.tuples(prefixes, st.sampled_from(forms), paths), max_size=12))
         shapes = st.lists(st.sampled_from([0, 1, 2, 4]), max_size=3)
@@ -544,12 +572,16 @@ class TestKeys:
             prefix + form.format(path): torch.full(data.draw(shapes), float(next(count)))
             for prefix, form, path in keys
         } or {"x": torch.ones(1)}
-        config = data.draw(st.fixed_dictionaries({
-            "r": st.sampled_from([1, 2, 4]),
-            "target_parameters": st.sampled_from([None, ["q.weight"], ["up_proj.weight"]]),
-            "modules_to_save": st.sampled_from([None, ["lm_head"]]),
-            "fan_in_fan_out": st.booleans(),
-        }))  # fmt: skip
+        config = data.draw(
+            st.fixed_dictionaries(
+                {
+                    "r": st.sampled_from([1, 2, 4]),
+                    "target_parameters": st.sampled_from([None, ["q.weight"], ["up_proj.weight"]]),
+                    "modules_to_save": st.sampled_from([None, ["lm_head"]]),
+                    "fan_in_fan_out": st.booleans(),
+                }
+            )
+        )
         adapter = read_adapter(write_adapter(tmp_path_factory.mktemp("x"), tensors, **config))
         accounted(adapter)
         unusable = {e.key for e in adapter.extras if e.kind == "unknown"}
@@ -612,9 +644,10 @@ class TestWhatPeftLeavesOutOrReplaces:
 
 class TestConfig:
     @pytest.mark.parametrize(
-        "file", sorted((making.SHARED / "peft-configs").glob("**/*.json")) or [None],
+        "file",
+        sorted((making.SHARED / "peft-configs").glob("**/*.json")) or [None],
         ids=lambda f: f.stem if f else "absent",
-    )  # fmt: skip
+    )
     def test_every_published_config_is_accepted_or_refused_by_name(self, file):
         if file is None:
             pytest.skip("needs ../shared/data")
@@ -646,13 +679,18 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("use_qalora", True), ("alora_invocation_tokens", [1, 2]), ("kasa_config", {"beta": 1}),
-            ("use_bdlora", {"nblocks": 2}), ("monteclora_config", {"num_samples": 2}),
-            ("velora_config", {"num_groups": 2}), ("arrow_config", {"top_k": 2}),
-            ("layer_replication", [[0, 2], [1, 3]]), ("megatron_config", {"hidden_size": 4}),
+            ("use_qalora", True),
+            ("alora_invocation_tokens", [1, 2]),
+            ("kasa_config", {"beta": 1}),
+            ("use_bdlora", {"nblocks": 2}),
+            ("monteclora_config", {"num_samples": 2}),
+            ("velora_config", {"num_groups": 2}),
+            ("arrow_config", {"top_k": 2}),
+            ("layer_replication", [[0, 2], [1, 3]]),
+            ("megatron_config", {"hidden_size": 4}),
             ("enable_lora", [True, False, True]),
         ],
-    )  # fmt: skip
+    )
     def test_variants_are_refused_by_name(self, tmp_path, key, value):
         write_adapter(tmp_path, pair(), **{key: value})
         with pytest.raises(UnsupportedAdapter, match=f"{key}.*merge it into its base"):
@@ -686,9 +724,14 @@ class TestConfig:
         assert adapter.issues[0].module == "model.layers.1.mlp.up_proj"
 
     @pytest.mark.parametrize(
-        "promise", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]},
-                    {"trainable_token_indices": [1]}]
-    )  # fmt: skip
+        "promise",
+        [
+            {"use_dora": True},
+            {"lora_bias": True},
+            {"modules_to_save": ["lm_head"]},
+            {"trainable_token_indices": [1]},
+        ],
+    )
     def test_broken_promises(self, tmp_path, promise):
         adapter = read_adapter(write_adapter(tmp_path, pair(), **promise))
         assert codes(adapter) == {"missing-tensors"}
@@ -697,12 +740,23 @@ class TestConfig:
     @pytest.mark.parametrize(
         "bad",
         [
-            {"r": 0}, {"r": -2}, {"r": 2.5}, {"r": "8"}, {"r": True}, {"r": None},
-            {"lora_alpha": None}, {"lora_alpha": "16"}, {"lora_alpha": float("nan")},
-            {"rank_pattern": {"q": 0}}, {"rank_pattern": {"q": "2"}}, {"rank_pattern": [1]},
-            {"rank_pattern": {"[": 4}}, {"alpha_pattern": {"q": None}}, {"alpha_pattern": {"(": 2}},
+            {"r": 0},
+            {"r": -2},
+            {"r": 2.5},
+            {"r": "8"},
+            {"r": True},
+            {"r": None},
+            {"lora_alpha": None},
+            {"lora_alpha": "16"},
+            {"lora_alpha": float("nan")},
+            {"rank_pattern": {"q": 0}},
+            {"rank_pattern": {"q": "2"}},
+            {"rank_pattern": [1]},
+            {"rank_pattern": {"[": 4}},
+            {"alpha_pattern": {"q": None}},
+            {"alpha_pattern": {"(": 2}},
         ],
-    )  # fmt: skip
+    )
     def test_values_that_make_no_sense(self, tmp_path, bad):
         write_adapter(tmp_path, pair(), **bad)
         with pytest.raises(AdapterError, match=f"{next(iter(bad))}|rank") as caught:
@@ -732,9 +786,16 @@ class TestConfig:
 class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("content", "said"),
-        [(b"", "empty"), (b"\x00" * 9, "broken"), (b"PK\x03\x04junk", "broken or incomplete"),
-         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n", "LFS pointer")],
-    )  # fmt: skip
+        [
+            (b"", "empty"),
+            (b"\x00" * 9, "broken"),
+            (b"PK\x03\x04junk", "broken or incomplete"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 10\n",
+                "LFS pointer",
+            ),
+        ],
+    )
     @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
     def test_weights(self, tmp_path, content, said, name):
         write_adapter(tmp_path, pair())
@@ -816,9 +877,15 @@ class TestAdapter:
         assert memory.sha256 != making.random_adapter(seed=2).sha256
 
     @pytest.mark.parametrize(
-        "name", ["gpt2-domain-skeleton/legal", "gpt2-domain-skeleton/medical",
-                 "gpt2-domain-skeleton/sports", "gpt2-godspeed", "distilgpt2-niket"]
-    )  # fmt: skip
+        "name",
+        [
+            "gpt2-domain-skeleton/legal",
+            "gpt2-domain-skeleton/medical",
+            "gpt2-domain-skeleton/sports",
+            "gpt2-godspeed",
+            "distilgpt2-niket",
+        ],
+    )
     def test_real_ones_are_clean(self, shared_data, name):
         adapter = read_adapter(shared_data / name)
         assert not codes(adapter) and not adapter.extras

@@ -114,11 +114,12 @@ def beside(names=SINGLE, seed=0):
     draw = {path: torch.randn(3, out, generator=generator) for path, (out, _) in names.items()}
     plain = random_adapter("x", names, rank=2, seed=seed)
     return adapter_of(
-        "x", dict(plain.modules),
+        "x",
+        dict(plain.modules),
         magnitudes={path: t[0] for path, t in draw.items()},
         offsets={path: t[1] for path, t in draw.items()},
         whole={f"{path}.bias": t[2] for path, t in draw.items()},
-    )  # fmt: skip
+    )
 
 
 def test_what_stands_beside_the_factors_goes_by_the_same_rows():
@@ -173,11 +174,15 @@ def test_magnitudes_of_some_parts_only_are_not_joined():
         ({"Wqkv": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, None),
         ({"query_key_value": (36, 12)}, dict.fromkeys(ROWS, (12, 12)), {}, "interleaved by head"),
         ({"query_key_value": (36, 12)}, {"query": (12, 12)}, {}, "interleaved by head"),
-        ({"qkv_proj": (36, 12)}, dict.fromkeys(ROWS, (12, 12)),
-         {"config": {"model_type": "codegen"}}, "CodeGen"),
+        (
+            {"qkv_proj": (36, 12)},
+            dict.fromkeys(ROWS, (12, 12)),
+            {"config": {"model_type": "codegen"}},
+            "CodeGen",
+        ),
         ({"qkv_proj": (28, 12), "q_proj": (16, 12)}, {"k_proj": (6, 12)}, {}, "changes both"),
     ],
-)  # fmt: skip
+)
 def test_what_is_known_for_certain_is_translated_and_the_rest_named(fused, others, options, reason):
     a = random_adapter("f", {f"{ATTENTION}.{n}": s for n, s in fused.items()})
     b = random_adapter("s", {f"{ATTENTION}.{n}": s for n, s in others.items()})
@@ -244,10 +249,18 @@ def tiny_phi3(seed=0):
 
     torch.manual_seed(seed)
     config = Phi3Config(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        rms_norm_eps=1e-6,
+    )
     return Phi3ForCausalLM(config).eval()
 
 
@@ -257,9 +270,12 @@ def changed(model, adapter):
     for path in adapter.modules:
         parent, _, name = path.rpartition(".")
         fused, start = {
-            "q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 16), "v_proj": ("qkv_proj", 24),
-            "gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 24),
-        }.get(name, (name, 0))  # fmt: skip
+            "q_proj": ("qkv_proj", 0),
+            "k_proj": ("qkv_proj", 16),
+            "v_proj": ("qkv_proj", 24),
+            "gate_proj": ("gate_up_proj", 0),
+            "up_proj": ("gate_up_proj", 24),
+        }.get(name, (name, 0))
         weight = model.get_submodule(f"{parent}.{fused}").weight
         delta = adapter.modules[path].delta()
         with torch.no_grad():
@@ -325,9 +341,14 @@ def test_the_audit_merges_a_fused_adapter_with_split_ones(tmp_path):
     tiny_phi3().save_pretrained(tmp_path / "base")
     split = random_adapter("a", LLAMA)
     fused = peft_adapter(
-        tmp_path / "f", tiny_phi3(), 3, r=2, target_modules=["qkv_proj", "gate_up_proj", "o_proj"],
-        rank_pattern={"o_proj": 3}, alpha_pattern={"qkv_proj": 7},
-    )  # fmt: skip
+        tmp_path / "f",
+        tiny_phi3(),
+        3,
+        r=2,
+        target_modules=["qkv_proj", "gate_up_proj", "o_proj"],
+        rank_pattern={"o_proj": 3},
+        alpha_pattern={"qkv_proj": 7},
+    )
     fused = read_adapter(fused)
     plain = loraprobe.merge([split, fused], allow=["base-mismatch"])
     got = dense(plain.adapter, f"{ATTENTION}.k_proj")

@@ -27,11 +27,11 @@ from loraprobe.cli import app
 ORDINARY, ALL = 250, 10_000
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight")
 # Keys that change no delta, whatever their value.
-HARMLESS = {
-    "lora_dropout", "inference_mode", "revision", "auto_mapping", "peft_version", "peft_type",
-    "base_model_name_or_path", "task_type", "r", "lora_alpha", "target_modules", "bias",
-    "fan_in_fan_out", "use_rslora", "exclude_modules", "alpha_pattern",
-}  # fmt: skip
+HARMLESS = frozenset(
+    "lora_dropout inference_mode revision auto_mapping peft_version peft_type "
+    "base_model_name_or_path task_type r lora_alpha target_modules bias fan_in_fan_out "
+    "use_rslora exclude_modules alpha_pattern".split()
+)
 TYPED = {
     "exclude_modules": (str, list),
     "revision": str,
@@ -40,13 +40,42 @@ TYPED = {
     "fan_in_fan_out": bool,
     "use_rslora": bool,
 }
-VALUES = [None, True, False, 0, 1, -1, 2, 4, 8, 0.5, 1e308, "", "x", "LORA", [], ["q_proj"], {},
-          {"q_proj": 2}, [[1, 2]]]  # fmt: skip
-KEYS = [*sorted(HARMLESS), "rank_pattern", "alpha_pattern", "use_dora", "modules_to_save",
-        "target_parameters", "trainable_token_indices", "init_lora_weights", "layers_to_transform",
-        "lora_bias", "use_qalora", "new_key", "exclude_modules"]  # fmt: skip
-DTYPES = [torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.int64,
-          torch.float8_e4m3fn, torch.bool]  # fmt: skip
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    4,
+    8,
+    0.5,
+    1e308,
+    "",
+    "x",
+    "LORA",
+    [],
+    ["q_proj"],
+    {},
+    {"q_proj": 2},
+    [[1, 2]],
+]
+OTHERS = (
+    "rank_pattern alpha_pattern use_dora modules_to_save target_parameters "
+    "trainable_token_indices init_lora_weights layers_to_transform lora_bias use_qalora "
+    "new_key exclude_modules"
+)
+KEYS = [*sorted(HARMLESS), *OTHERS.split()]
+DTYPES = [
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int8,
+    torch.int64,
+    torch.float8_e4m3fn,
+    torch.bool,
+]
 
 Mutation = Callable[[random.Random, Path], None]
 
@@ -89,9 +118,24 @@ def rename(draw: random.Random, place: Path) -> None:
     key = draw.choice(sorted(tensors))
     parts = key.split(".")
     spot = draw.randrange(len(parts))
-    parts[spot] = draw.choice(["", "x", "lora_A", "lora_B", "weight", "bias", "base_layer",
-                               "default", "modules_to_save", "lora_embedding_A", "0", "q_proj",
-                               parts[spot][::-1], parts[spot] * 2])  # fmt: skip
+    parts[spot] = draw.choice(
+        [
+            "",
+            "x",
+            "lora_A",
+            "lora_B",
+            "weight",
+            "bias",
+            "base_layer",
+            "default",
+            "modules_to_save",
+            "lora_embedding_A",
+            "0",
+            "q_proj",
+            parts[spot][::-1],
+            parts[spot] * 2,
+        ]
+    )
     tensors[".".join(parts)] = tensors.pop(key)
     put(place, tensors)
 
@@ -106,8 +150,14 @@ def drop(draw: random.Random, place: Path) -> None:
 def double(draw: random.Random, place: Path) -> None:
     tensors = tensors_of(place)
     key = draw.choice(sorted(tensors))
-    again = draw.choice([key.replace(".weight", ".default.weight"), PREFIX + key, key + ".x",
-                         key.removeprefix(PREFIX)])  # fmt: skip
+    again = draw.choice(
+        [
+            key.replace(".weight", ".default.weight"),
+            PREFIX + key,
+            key + ".x",
+            key.removeprefix(PREFIX),
+        ]
+    )
     tensors[again] = tensors[key] * draw.choice([1, 2])
     put(place, tensors)
 
@@ -123,10 +173,19 @@ def reshape(draw: random.Random, place: Path) -> None:
     tensors = tensors_of(place)
     key = draw.choice(sorted(tensors))
     tensor = tensors[key]
-    tensors[key] = draw.choice([
-        tensor.T, tensor.flatten(), tensor[..., None], tensor[None], tensor[:2], tensor[:, :2],
-        tensor[:0], torch.cat([tensor, tensor]), tensor.reshape(2, -1),
-    ])  # fmt: skip
+    tensors[key] = draw.choice(
+        [
+            tensor.T,
+            tensor.flatten(),
+            tensor[..., None],
+            tensor[None],
+            tensor[:2],
+            tensor[:, :2],
+            tensor[:0],
+            torch.cat([tensor, tensor]),
+            tensor.reshape(2, -1),
+        ]
+    )
     put(place, tensors)
 
 
@@ -155,8 +214,19 @@ def garble(draw: random.Random, place: Path) -> None:
     (place / CONFIG).write_bytes(data)
 
 
-MUTATIONS: list[Mutation] = [flip_data, flip_header, cut, rename, drop, double, retype, reshape,
-                             values, configure, garble]  # fmt: skip
+MUTATIONS: list[Mutation] = [
+    flip_data,
+    flip_header,
+    cut,
+    rename,
+    drop,
+    double,
+    retype,
+    reshape,
+    values,
+    configure,
+    garble,
+]
 
 
 def oracle(place: Path) -> dict[str, torch.Tensor] | None:

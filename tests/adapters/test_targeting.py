@@ -22,12 +22,27 @@ from loraprobe.adapters.targeting import untargeted
 from loraprobe.errors import AdapterError
 
 PATHS = [
-    "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj",
-    "model.layers.10.mlp.up_proj", "model.layers.1.experts.0.up_proj", "lm_head", "h.2.attn.c_attn",
-    "encoder.block.1.layer.0.q", "q_proj", "model.xq_proj", "a+b",
-]  # fmt: skip
-NAMES = ["q_proj", "up_proj", "lm_head", "c_attn", "q", "layers.1.self_attn.q_proj", "proj",
-         "model.layers.0.self_attn.q_proj"]  # fmt: skip
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.self_attn.q_proj",
+    "model.layers.10.mlp.up_proj",
+    "model.layers.1.experts.0.up_proj",
+    "lm_head",
+    "h.2.attn.c_attn",
+    "encoder.block.1.layer.0.q",
+    "q_proj",
+    "model.xq_proj",
+    "a+b",
+]
+NAMES = [
+    "q_proj",
+    "up_proj",
+    "lm_head",
+    "c_attn",
+    "q",
+    "layers.1.self_attn.q_proj",
+    "proj",
+    "model.layers.0.self_attn.q_proj",
+]
 PATTERNS = [r".*q_proj", r"model\.layers\.\d\..*", r".*", "lm_head", "q_proj"]
 SAVED = ["lm_head", "layers", "mlp", "q"]
 
@@ -51,9 +66,12 @@ def test_it_is_pefts_rule(targets, exclude, chosen, pattern, saved):
     if chosen is None:
         pattern = None
     raw = {
-        "target_modules": targets, "exclude_modules": exclude, "layers_to_transform": chosen,
-        "layers_pattern": pattern, "modules_to_save": saved,
-    }  # fmt: skip
+        "target_modules": targets,
+        "exclude_modules": exclude,
+        "layers_to_transform": chosen,
+        "layers_pattern": pattern,
+        "modules_to_save": saved,
+    }
     config = LoraConfig(**raw)
     theirs = [path for path in PATHS if not bool(check_target_module_exists(config, path))]
     assert untargeted(PATHS, raw) == theirs
@@ -66,10 +84,21 @@ def test_what_cannot_be_judged_is_not_judged(targets):
 
 # Expressions that other engines read otherwise, or not at all.
 ODD = [
-    r".*[[:alpha:]]_proj", r"(?:.*q_proj){e<=1}", r".*q_pro{1}j", r"(?i:.*Q_PROJ)", r"(?i).*Q_PROJ",
-    r".*[[a-z]--[q]]_proj", r".*+q_proj", r"(?>.*\.)q_proj", r"(?x) .* q_proj # end",
-    r"(?:(?P<a>l)|m).*(?(a)head|proj)", r".*\p{L}_proj", r"\m.*", r".*(q_proj", r".*\.\X",
-]  # fmt: skip
+    r".*[[:alpha:]]_proj",
+    r"(?:.*q_proj){e<=1}",
+    r".*q_pro{1}j",
+    r"(?i:.*Q_PROJ)",
+    r"(?i).*Q_PROJ",
+    r".*[[a-z]--[q]]_proj",
+    r".*+q_proj",
+    r"(?>.*\.)q_proj",
+    r"(?x) .* q_proj # end",
+    r"(?:(?P<a>l)|m).*(?(a)head|proj)",
+    r".*\p{L}_proj",
+    r"\m.*",
+    r".*(q_proj",
+    r".*\.\X",
+]
 
 
 @pytest.mark.parametrize("expression", ODD)

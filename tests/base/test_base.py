@@ -68,8 +68,9 @@ class TestGeometry:
 
     def test_checkpoint_saved_without_its_head_gets_the_prefix_back(self, tmp_path, gpt2):
         gpt2.transformer.save_pretrained(tmp_path)
-        assert all(k.startswith("h.") or k[0] in "lw" for k in load_file(
-            tmp_path / "model.safetensors"))  # fmt: skip
+        assert all(
+            k.startswith("h.") or k[0] in "lw" for k in load_file(tmp_path / "model.safetensors")
+        )
         assert_same_weights(tmp_path, gpt2)
 
     def test_prefix_that_only_transformers_knows(self, tmp_path):
@@ -269,9 +270,13 @@ class TestLoading:
 class TestBadDirectories:
     @pytest.mark.parametrize(
         ("content", "said"),
-        [(b"", "empty"), (b"abc", "header"), (b"\xff" * 30, "longer"),
-         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull")],
-    )  # fmt: skip
+        [
+            (b"", "empty"),
+            (b"abc", "header"),
+            (b"\xff" * 30, "longer"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ],
+    )
     def test_broken_weights(self, copied, content, said):
         (copied / "model.safetensors").write_bytes(content)
         for read in (lambda base: base.shapes, lambda base: base.weight("model.embed_tokens")):

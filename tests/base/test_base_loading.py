@@ -41,9 +41,14 @@ def directory(tmp_path_factory):
         pytest.skip("needs ../shared/data/stories260K")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     path = tmp_path_factory.mktemp("base")
     LlamaForCausalLM(config).save_pretrained(path, max_shard_size="40KB")
     for file in STORIES.glob("*token*"):
@@ -100,9 +105,15 @@ def test_the_audit_says_that_scores_are_of_the_quantised_base(directory, tmp_pat
         random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
     ]
     found = loraprobe.merge_and_eval(
-        pair, base=directory, tasks=task, quantize="4bit", methods=("uniform",), routers=(),
-        max_new_tokens=2, state=tmp_path / "state",
-    )  # fmt: skip
+        pair,
+        base=directory,
+        tasks=task,
+        quantize="4bit",
+        methods=("uniform",),
+        routers=(),
+        max_new_tokens=2,
+        state=tmp_path / "state",
+    )
     assert any("quantised to 4 bits" in note for note in found.notes)
     assert found.evaluation
 
@@ -147,9 +158,13 @@ def test_device_and_device_map_exclude_each_other(directory, tmp_path):
     ]
     with pytest.raises(UsageError, match=r"--device-map auto places the base by itself"):
         loraprobe.merge_and_eval(
-            pair, base=directory, tasks=task, device_map="auto", device="cpu",
+            pair,
+            base=directory,
+            tasks=task,
+            device_map="auto",
+            device="cpu",
             state=tmp_path / "state",
-        )  # fmt: skip
+        )
 
 
 def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
@@ -161,12 +176,14 @@ def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
     assert torch.equal(base.parameter("model.norm.weight"), state["model.norm.weight"])
     adapters = [
         adapter_of(
-            n, dict(random_adapter(n, SHAPES, seed=i).modules),
+            n,
+            dict(random_adapter(n, SHAPES, seed=i).modules),
             magnitudes={p: torch.full((s[0],), 1.0 + i) for p, s in SHAPES.items()},
-            base_model=str(directory), whole={"model.norm.weight": torch.full((64,), 3.0)},
+            base_model=str(directory),
+            whole={"model.norm.weight": torch.full((64,), 3.0)},
         )
         for i, n in enumerate("ab")
-    ]  # fmt: skip
+    ]
     monkeypatch.setattr(type(base), "load", lambda *_, **__: pytest.fail("loaded"))
     asked = []
 
@@ -213,8 +230,9 @@ def test_parameters_have_the_names_of_the_model_in_memory(tmp_path):
     base = open_base(tmp_path)
     for name, expected in gpt2.state_dict().items():
         assert torch.equal(base.parameter(name), expected), name
-    assert torch.equal(base.weight("transformer.h.0.attn.c_attn"),
-                       gpt2.transformer.h[0].attn.c_attn.weight.mT)  # fmt: skip
+    assert torch.equal(
+        base.weight("transformer.h.0.attn.c_attn"), gpt2.transformer.h[0].attn.c_attn.weight.mT
+    )
     with pytest.raises(BaseError, match=r"no parameter 'transformer.h.0.ln_1.wait'; did you mean"):
         base.parameter("transformer.h.0.ln_1.wait")
 

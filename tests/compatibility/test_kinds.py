@@ -33,9 +33,14 @@ def tiny_mixtral():
 
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=3,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
     return MixtralForCausalLM(config).eval()
 
 
@@ -44,9 +49,14 @@ def tiny_phi3():
 
     torch.manual_seed(0)
     config = Phi3Config(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
     return Phi3ForCausalLM(config).eval()
 
 
@@ -55,9 +65,14 @@ def biased_llama():
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, attention_bias=True,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -131,17 +146,25 @@ KINDS = {
         Convolutions, targets("one", "grouped"), {"convolution": "warning"}, LOST, "convolution"
     ),
     "experts (target_parameters)": Kind(
-        tiny_mixtral, targets("q_proj", target_parameters=["mlp.experts.down_proj"]),
-        {"target-parameter": "warning"}, LOST, "target_parameter",
+        tiny_mixtral,
+        targets("q_proj", target_parameters=["mlp.experts.down_proj"]),
+        {"target-parameter": "warning"},
+        LOST,
+        "target_parameter",
     ),
     "two parameters of experts": Kind(
         tiny_mixtral,
         targets("q_proj", target_parameters=["experts.gate_up_proj", "experts.down_proj"]),
-        {"target-parameter": "warning"}, LOST, "target_parameter",
+        {"target-parameter": "warning"},
+        LOST,
+        "target_parameter",
     ),
     "router of experts": Kind(  # which peft takes for a parameter as well
-        tiny_mixtral, targets("k_proj", "gate"),
-        {"target-parameter": "warning"}, LOST, "target_parameter",
+        tiny_mixtral,
+        targets("k_proj", "gate"),
+        {"target-parameter": "warning"},
+        LOST,
+        "target_parameter",
     ),
     "fused": Kind(tiny_phi3, targets("qkv_proj", "gate_up_proj")),
     "dora": Kind(tiny_llama, targets("q_proj", "up_proj", use_dora=True), DORA),
@@ -149,9 +172,7 @@ KINDS = {
     "dora, rslora": Kind(
         tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA | {"rslora": "note"}
     ),
-    "dora, convolutions": Kind(
-        Convolutions, targets("one", "two", "three", use_dora=True), DORA
-    ),
+    "dora, convolutions": Kind(Convolutions, targets("one", "two", "three", use_dora=True), DORA),
     "modules_to_save": Kind(
         tiny_llama, targets("q_proj", modules_to_save=["norm"]), {"modules-to-save": "note"}
     ),
@@ -164,10 +185,13 @@ KINDS = {
     "all biases": Kind(biased_llama, targets("o_proj", bias="all"), {"bias": "note"}),
     "biases of B": Kind(biased_llama, targets("o_proj", lora_bias=True), {"lora-bias": "note"}),
     "trainable tokens": Kind(
-        tiny_llama, targets("q_proj", trainable_token_indices=[1, 3]),
-        {"token-delta": "warning"}, LOST, "token_delta",
+        tiny_llama,
+        targets("q_proj", trainable_token_indices=[1, 3]),
+        {"token-delta": "warning"},
+        LOST,
+        "token_delta",
     ),
-}  # fmt: skip
+}
 
 
 def written(kind: Kind, tmp_path):
@@ -209,8 +233,11 @@ def test_inspect_says(name, tmp_path):
     # Beside another adapter, what a composition would drop is an error.
     pair = check([adapter, adapter.renamed("twin")])
     codes = {issue.code for issue in pair.issues if issue.severity == "error"}
-    assert codes == {code for code, severity in kind.says.items()
-                     if severity == "warning" and code != "tied-embeddings"}  # fmt: skip
+    assert codes == {
+        code
+        for code, severity in kind.says.items()
+        if severity == "warning" and code != "tied-embeddings"
+    }
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -274,9 +301,13 @@ def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(tmp_
 
 UNTOUCHED = ("True", "False", "gaussian", "eva", "orthogonal", "mica")
 CHANGED = {
-    "pissa": "PiSSA", "pissa_niter_4": "PiSSA", "olora": "OLoRA", "corda": "CorDA",
-    "lora_ga": "LoRA-GA", "loftq": "LoftQ",
-}  # fmt: skip
+    "pissa": "PiSSA",
+    "pissa_niter_4": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "lora_ga": "LoRA-GA",
+    "loftq": "LoftQ",
+}
 
 
 def test_every_initialisation_of_the_installed_peft_has_an_answer():
@@ -360,8 +391,9 @@ def test_what_peft_converted_is_a_plain_lora_of_the_whole_change(init, tmp_path)
     from peft import LoraConfig, get_peft_model
 
     warnings.simplefilter("ignore")
-    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=init,
-                        task_type="CAUSAL_LM")  # fmt: skip
+    config = LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=init, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(tiny_llama(), config)
     model.save_pretrained(str(tmp_path / "start"))
     generator = torch.Generator().manual_seed(1)

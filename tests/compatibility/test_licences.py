@@ -64,8 +64,9 @@ def test_what_licences_ask(licences, codes):
     assert {issue.code for issue in found} == codes
     for issue in found:
         assert issue.cure and set(issue.adapters) <= set(licences)
-        assert issue.severity == ("note" if issue.code in ("licence-unknown", "licence-terms")
-                                  else "warning")  # fmt: skip
+        assert issue.severity == (
+            "note" if issue.code in ("licence-unknown", "licence-terms") else "warning"
+        )
 
 
 @pytest.mark.parametrize("command", ["merge", "route"])
@@ -76,9 +77,18 @@ def test_a_gated_source_and_a_gated_base_are_said(tmp_path, command):
     tiny_llama().save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text(f"---\nlicense: llama3\n{gate}---\n")
     done = CliRunner().invoke(
-        app, [command, str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"),
-              "--base", str(tmp_path / "base"), "--json"],
-    )  # fmt: skip
+        app,
+        [
+            command,
+            str(tmp_path / "a"),
+            str(tmp_path / "b"),
+            "-o",
+            str(tmp_path / "out"),
+            "--base",
+            str(tmp_path / "base"),
+            "--json",
+        ],
+    )
     assert done.exit_code == 0, done.output
     found = {i["code"]: i for i in json.loads(done.stdout)["compatibility"]["issues"]}
     assert found["licence-gated"]["adapters"] == ["a", "the base"]
@@ -92,8 +102,8 @@ def test_a_compositions_card_carries_them_too(tmp_path):
             tmp_path / name, card=f"---\nlicense: {licence}\n---\n# {name}\n"
         )
     done = CliRunner().invoke(
-        app, ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")],
-    )  # fmt: skip
+        app, ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
+    )
     assert done.exit_code == 0, done.output
     card = (tmp_path / "out" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
@@ -114,9 +124,9 @@ def test_the_card_carries_them(tmp_path):
             tmp_path / name, card=f"---\nlicense: {licence}\n---\n# {name}\n"
         )
     done = CliRunner().invoke(
-        app, ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"),
-              "--json"],
-    )  # fmt: skip
+        app,
+        ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out"), "--json"],
+    )
     assert done.exit_code == 0, done.output
     card = (tmp_path / "out" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"

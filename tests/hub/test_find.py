@@ -13,9 +13,13 @@ from loraprobe.cli import app
 
 def row(name: str, base: str, *tags: str, **more: object) -> dict:
     return {
-        "id": name, "downloads": 1234, "likes": 5, "lastModified": "2026-01-02T03:04:05.000Z",
-        "tags": ["peft", f"base_model:adapter:{base}", *tags], "private": False,
-    } | more  # fmt: skip
+        "id": name,
+        "downloads": 1234,
+        "likes": 5,
+        "lastModified": "2026-01-02T03:04:05.000Z",
+        "tags": ["peft", f"base_model:adapter:{base}", *tags],
+        "private": False,
+    } | more
 
 
 @pytest.fixture
@@ -49,9 +53,12 @@ def test_json(hub):
     document = json.loads(call("meta/base", "--json", "--limit", "5").stdout)
     assert document["command"] == "find" and document["base"] == "meta/base"
     assert document["adapters"][0] == {
-        "reference": "owner/one", "downloads": 1234, "likes": 5, "updated": "2026-01-02",
+        "reference": "owner/one",
+        "downloads": 1234,
+        "likes": 5,
+        "updated": "2026-01-02",
         "license": "mit",
-    }  # fmt: skip
+    }
 
 
 def test_a_table_on_a_terminal(hub, capsys):

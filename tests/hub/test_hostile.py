@@ -144,8 +144,19 @@ class TestCodeOfARepository:
         mark = tmp_path / "mark"
         base = self.harmful(tmp_path / "base", mark)
         refs = self.adapters(tmp_path, base)
-        command = ["merge-and-eval", *refs, "--base", base, "--task", tmp_path / "t.jsonl",
-                   "--json", "--max-new-tokens", 2, "--system", "uniform"]  # fmt: skip
+        command = [
+            "merge-and-eval",
+            *refs,
+            "--base",
+            base,
+            "--task",
+            tmp_path / "t.jsonl",
+            "--json",
+            "--max-new-tokens",
+            2,
+            "--system",
+            "uniform",
+        ]
         refused = call(*command)
         assert refused.exit_code == 2 and "--trust-remote-code" in refused.stderr
         assert not mark.exists()
@@ -230,8 +241,15 @@ class TestNames:
     def test_an_adapters_name_is_no_path(self, tmp_path, name):
         random_adapter("a").save(tmp_path / "a")
         random_adapter("b", seed=2).save(tmp_path / "b")
-        result = call("route", f"{name}={tmp_path / 'a'}", tmp_path / "b", "--router", "arrow",
-                      "-o", tmp_path / "deep" / "out")  # fmt: skip
+        result = call(
+            "route",
+            f"{name}={tmp_path / 'a'}",
+            tmp_path / "b",
+            "--router",
+            "arrow",
+            "-o",
+            tmp_path / "deep" / "out",
+        )
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
@@ -270,9 +288,15 @@ class TestTemplates:
     @HAS_STORIES
     @pytest.mark.parametrize(
         "template",
-        ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{% include '/etc/passwd' %}",
-         "{{ messages.append(1) }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% if %}"],
-    )  # fmt: skip
+        [
+            "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+            "{% include '/etc/passwd' %}",
+            "{{ messages.append(1) }}",
+            "{{ raise_exception('no') }}",
+            "{{ 1 / 0 }}",
+            "{% if %}",
+        ],
+    )
     def test_a_template_that_reaches_out_is_one_sentence(self, template):
         try:
             text = Encoder(self.tokenizer(template), chat=True).text("x")

@@ -121,9 +121,25 @@ class TestReference:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "./nowhere", "/nowhere/x", "~/nowhere/x", "nowhere", "a/b/c", "a b/c", "a/b@", "x=",
-         "a/b:../c", "a/b@v1:x/../../y", "a/b:/etc", "a\0b", "é/b", "x" * 5000, "~nobody/x"],
-    )  # fmt: skip
+        [
+            "",
+            "./nowhere",
+            "/nowhere/x",
+            "~/nowhere/x",
+            "nowhere",
+            "a/b/c",
+            "a b/c",
+            "a/b@",
+            "x=",
+            "a/b:../c",
+            "a/b@v1:x/../../y",
+            "a/b:/etc",
+            "a\0b",
+            "é/b",
+            "x" * 5000,
+            "~nobody/x",
+        ],
+    )
     def test_bad_ones_are_named(self, text):
         said = sentence(lambda: Reference.parse(text), ReferenceError_)
         assert repr(text.rpartition("=")[2])[1:40] in said or repr(text)[1:40] in said
@@ -255,8 +271,13 @@ class TestRealServer:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         clean |= {"HF_HOME": str(tmp_path / "home")}
         for extra in ({"HF_ENDPOINT": served[0]}, {"HF_HUB_OFFLINE": "1"}):
-            done = subprocess.run([sys.executable, "-c", code], env=clean | extra, check=True,
-                                  capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                env=clean | extra,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             assert done.stdout.strip() == served[1]["new"] and done.stderr == ""
         assert cached_files(tmp_path / "home" / "hub") == set(ADAPTER)
 
@@ -399,8 +420,10 @@ class TestCommonBase:
 
     def test_with_revision(self, tmp_path):
         for name in "ab":
-            tensors = {"base_model.model.q.lora_A.weight": torch.ones(4, 4),
-                       "base_model.model.q.lora_B.weight": torch.ones(4, 4)}  # fmt: skip
+            tensors = {
+                "base_model.model.q.lora_A.weight": torch.ones(4, 4),
+                "base_model.model.q.lora_B.weight": torch.ones(4, 4),
+            }
             making.write_adapter(tmp_path / name, tensors, revision="v2" if name == "a" else None)
         pair = hub.load_all([str(tmp_path / n) for n in "ab"])
         assert hub.common_base(pair) == "owner/base@v2"

@@ -72,8 +72,10 @@ def test_a_traceback_holds_no_token(tmp_path):
     )
     environment = os.environ | {"HF_TOKEN": PLAIN}
     done = subprocess.run(
-        [sys.executable, "-c", code, f"x/{TOKEN}{PLAIN}"], env=environment, capture_output=True,
+        [sys.executable, "-c", code, f"x/{TOKEN}{PLAIN}"],
+        env=environment,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and "no luck with" in done.stderr
     assert TOKEN not in done.stderr and PLAIN not in done.stderr

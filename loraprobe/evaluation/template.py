@@ -1,4 +1,4 @@
-"""`--chat-template auto`: asks the single adapters both ways and takes the better."""
+"""`--chat-template auto`: compares the single adapters with and without the chat template."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
 
 
-def choose_template(scorer: Any, singles: Sequence[Composition], tasks: Sequence[Task], *,
-                    sample: int = 32, metric: str | None = None) -> tuple[bool, str]:  # fmt: skip
-    """Whether prompts should be user turns of the chat template, and a sentence that says why.
+def choose_template(
+    scorer: Any,
+    singles: Sequence[Composition],
+    tasks: Sequence[Task],
+    *,
+    sample: int = 32,
+    metric: str | None = None,
+) -> tuple[bool, str]:
+    """Whether prompts should be user turns of the chat template, and a sentence with the reason.
 
-    What adapters were trained on decides how they have to be asked: each is asked `sample` of the
-    tasks' plain questions and hops, spread evenly over the files, with and without the template,
-    and a question counts for its best adapter. Without a template in the tokenizer, and where
-    both ways do equally well, the answer is no.
+    The better form depends on the adapters' training. Each adapter answers `sample` of the tasks'
+    plain questions and hops, evenly distributed over the files, with and without the template. A
+    question counts with its best adapter. The result is False if the tokenizer has no template or
+    both forms are equally good.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are."
     asked = [q for q in questions(tasks, metric) if q.part != "cot"]
-    asked = [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample \
-        else asked  # fmt: skip
+    asked = (
+        [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample else asked
+    )
     means = {}
     for used, way in ways.items():
         best = [float("-inf")] * len(asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import making
 import pytest
@@ -15,7 +16,7 @@ from loraprobe.errors import OutOfMemory, TaskError, UsageError
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.batching import Batcher, is_out_of_memory
-from loraprobe.scoring.likelihood import token_statistics
+from loraprobe.scoring.likelihood import likelihood
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,26 @@ def tiny(request, words):
     return model, words
 
 
-PROMPTS = ["ada lives in", "who is the mayor of ulm ?", "", "cy", "the mayor of ulm is", "bo is bo",
-           "who", "ada lives in"]  # fmt: skip
-PAIRS = [("ada lives in", "ulm"), ("who is the mayor of ulm ?", "bo"), ("", "ada lives"),
-         ("the mayor of ulm is", "bo ."), ("the mayor of ulm is", "cy ."),
-         ("the mayor of ulm is", "bo"), ("cy", "lives in ulm . who is ada ?"),
-         ("ada lives in", "ulm")]  # fmt: skip
+PROMPTS = [
+    "ada lives in",
+    "who is the mayor of ulm ?",
+    "",
+    "cy",
+    "the mayor of ulm is",
+    "bo is bo",
+    "who",
+    "ada lives in",
+]
+PAIRS = [
+    ("ada lives in", "ulm"),
+    ("who is the mayor of ulm ?", "bo"),
+    ("", "ada lives"),
+    ("the mayor of ulm is", "bo ."),
+    ("the mayor of ulm is", "cy ."),
+    ("the mayor of ulm is", "bo"),
+    ("cy", "lives in ulm . who is ada ?"),
+    ("ada lives in", "ulm"),
+]
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8, "auto"])
@@ -67,8 +82,9 @@ def test_every_batch_size_gives_the_same_score(tiny, batch):
 
 def test_greedy_is_the_argmax_loop(tiny):
     model, tokenizer = tiny
-    for prompt, text in zip(PROMPTS, Scorer(*tiny).generate(PROMPTS, max_new_tokens=6),
-                            strict=True):  # fmt: skip
+    for prompt, text in zip(
+        PROMPTS, Scorer(*tiny).generate(PROMPTS, max_new_tokens=6), strict=True
+    ):
         ids = tokenizer(prompt)["input_ids"]
         new: list[int] = []
         while len(new) < 6:
@@ -88,17 +104,17 @@ def oracle(model, ids: list[int], start: int) -> list[Tensor]:
 
 def test_likelihood_is_the_models_own(tiny):
     model, tokenizer = tiny
-    for (prompt, continuation), found in zip(PAIRS, Scorer(*tiny).loglikelihood(PAIRS),
-                                             strict=True):  # fmt: skip
+    for (prompt, continuation), found in zip(
+        PAIRS, Scorer(*tiny).loglikelihood(PAIRS), strict=True
+    ):
         ids = tokenizer(f"{prompt} {continuation}".strip())["input_ids"]
         start = len(tokenizer(prompt)["input_ids"])
         rows = oracle(model, ids, start)
         logprobs = [float(row[t]) for row, t in zip(rows, ids[start:], strict=True)]
         assert found.token_logprobs == pytest.approx(logprobs, abs=1e-4)
         assert found.logprob == pytest.approx(sum(logprobs), abs=1e-4)
-        assert (found.tokens, found.characters) == (len(rows), len(continuation))
+        assert found.tokens == len(rows)
         assert found.per_token == pytest.approx(found.logprob / len(rows))
-        assert found.per_character == pytest.approx(found.logprob / len(continuation))
         assert found.top_logprobs == pytest.approx([float(r.max()) for r in rows], abs=1e-4)
         assert found.rank == tuple(
             int((row > row[t]).sum()) + 1 for row, t in zip(rows, ids[start:], strict=True)
@@ -126,12 +142,12 @@ def test_statistics_do_not_depend_on_the_chunk_and_survive_impossible_tokens(mon
     logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
     logits[:, 5] = float("-inf")
     gold = torch.arange(10, 17)
-    whole = token_statistics(logits, gold)
+    whole = likelihood(logits, gold)
     monkeypatch.setattr("loraprobe.scoring.likelihood.CHUNK", 60)
-    parts = token_statistics(logits, gold)
-    for name in ("logprob", "top", "mean", "std", "rank"):
-        assert torch.equal(getattr(whole, name), getattr(parts, name))
-        assert torch.isfinite(getattr(whole, name).double()).all()
+    parts = likelihood(logits, gold)
+    assert whole == parts and whole.tokens == 7
+    for name in ("token_logprobs", "top_logprobs", "mean", "std", "rank"):
+        assert all(map(math.isfinite, getattr(whole, name)))
 
 
 def test_what_is_asked_twice_is_run_once(tiny, monkeypatch):
@@ -167,9 +183,15 @@ def test_the_models_generation_config_does_not_leak_in(tiny):
     wanted = scorer.generate(PROMPTS, max_new_tokens=8)
     before = model.generation_config
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=3.0, max_length=3, repetition_penalty=5.0, num_beams=2,
-        suppress_tokens=[7], forced_eos_token_id=2, no_repeat_ngram_size=1,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=3.0,
+        max_length=3,
+        repetition_penalty=5.0,
+        num_beams=2,
+        suppress_tokens=[7],
+        forced_eos_token_id=2,
+        no_repeat_ngram_size=1,
+    )
     try:
         assert scorer.generate(PROMPTS, max_new_tokens=8) == wanted
         assert model.generation_config.repetition_penalty == 5.0

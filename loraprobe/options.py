@@ -112,9 +112,11 @@ class Options:
     """
 
     allow: tuple[str, ...] = option(
-        (), ADAPTERS, "Accept one named issue, such as base-mismatch; may be repeated.",
+        (),
+        ADAPTERS,
+        "Accept one named issue, such as base-mismatch; may be repeated.",
         repeats=True,
-    )  # fmt: skip
+    )
     balance: Literal["none", "norm"] = option(
         "none",
         ADAPTERS,
@@ -188,9 +190,12 @@ class Options:
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")
     margin: float | None = option(
-        None, EVALUATION, f"Gain below which composing is not worth it (default {MARGIN:g}).",
-        least=0, most=1,
-    )  # fmt: skip
+        None,
+        EVALUATION,
+        f"Gain below which composing is not worth it (default {MARGIN:g}).",
+        least=0,
+        most=1,
+    )
     retention: float = option(
         RETENTION,
         EVALUATION,
@@ -370,10 +375,10 @@ class Options:
 
         `--limit` decides through the items of the tasks, `--router-prompts` through their lines.
         """
-        decides = [
-            "methods", "routers", "systems", "weights", "space", "rank", "allow", "max_new_tokens",
-            "metric", "seed", "balance", "quantize", "device_map", "trust_remote_code",
-        ]  # fmt: skip
+        decides = (
+            "methods routers systems weights space rank allow max_new_tokens metric seed balance "
+            "quantize device_map trust_remote_code"
+        ).split()
         decides += ["search_budget", "search_items"] if self.weights == "search" else []
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}

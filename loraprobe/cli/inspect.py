@@ -20,11 +20,14 @@ Probe = Annotated[
 ]
 
 
-@with_options(
-    "per_module", "diagnostics", "exact", "allow", "device", "dtype", "batch_size", "threads",
-    "limit", "max_new_tokens", "metric", "margin", "prior", "calibration", "chat_template",
-    "trust_remote_code", "seed", "resume", "json", "html", "quiet", "exit_zero",
-)  # fmt: skip
+OPTIONS = (
+    "per_module diagnostics exact allow device dtype batch_size threads limit "
+    "max_new_tokens metric margin prior calibration chat_template trust_remote_code seed "
+    "resume json html quiet exit_zero"
+)
+
+
+@with_options(*OPTIONS.split())
 def inspect(
     refs: Refs,
     options: Options,

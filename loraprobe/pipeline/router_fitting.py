@@ -166,8 +166,10 @@ def fitted_in(
     names = [adapter.name for adapter in adapters]
     unknown = [name for name in prompts if name not in names]
     if unknown:
-        raise UsageError(f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
-                         f"{listing(names)}.")  # fmt: skip
+        raise UsageError(
+            f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
+            f"{listing(names)}."
+        )
     if not router.needs_prompts:
         raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
     if not prompts or tokenizer is None:
@@ -198,8 +200,10 @@ def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
     try:
         probe = generated_prompts(scorer, [adapter], {}, single=single, seed=seed, wanted=WRITTEN)
     except TaskError:
-        raise UsageError(f"Adapter {adapter.name} writes no prompt of itself; give some by "
-                         f"--router-prompts {adapter.name}=FILE.") from None  # fmt: skip
+        raise UsageError(
+            f"Adapter {adapter.name} writes no prompt of itself; give some by "
+            f"--router-prompts {adapter.name}=FILE."
+        ) from None
     return [item.prompt for item in probe.items]
 
 

@@ -136,11 +136,14 @@ class Routed:
         given = self.missed_prototype is not None
         if given:
             _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
-        _write(staging / PEFT, {
-            "experts": experts,
-            "arrow_config": arrow_config(self.composition),
-            "prototypes": PROTOTYPES if given else None,
-        })  # fmt: skip
+        _write(
+            staging / PEFT,
+            {
+                "experts": experts,
+                "arrow_config": arrow_config(self.composition),
+                "prototypes": PROTOTYPES if given else None,
+            },
+        )
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -150,23 +153,30 @@ def load_composition(directory: str | Path) -> Composition:
     """
     home = Path(directory)
     if not (home / FILE).is_file():
-        raise AdapterError(f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
-                           "route --output` writes one.")  # fmt: skip
+        raise AdapterError(
+            f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
+            "route --output` writes one."
+        )
     document = read_json(home / FILE, str(home), AdapterError)
     try:
         version = document["schema_version"]
         if version != SCHEMA_VERSION:
-            raise AdapterError(f"{home / FILE} is of version {version}, and this loraprobe reads "
-                               f"{SCHEMA_VERSION}; use the loraprobe that wrote it.")  # fmt: skip
+            raise AdapterError(
+                f"{home / FILE} is of version {version}, and this loraprobe reads "
+                f"{SCHEMA_VERSION}; use the loraprobe that wrote it."
+            )
         experts = tuple(_read_expert(home, entry) for entry in document["experts"])
         router = _router_of(home, document["router"])
         name = str(document["name"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise AdapterError(f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
-                           "composition again.") from None  # fmt: skip
+        raise AdapterError(
+            f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
+            "composition again."
+        ) from None
     if not experts:
-        raise AdapterError(f"{home / FILE} is damaged (it lists no expert); save the composition "
-                           "again.")  # fmt: skip
+        raise AdapterError(
+            f"{home / FILE} is damaged (it lists no expert); save the composition again."
+        )
     return Composition(name, experts, router)
 
 
@@ -186,16 +196,18 @@ def _write_experts(
             # Copies of the base's own weights are no part of a change to it.
             kept = tuple(extra for extra in expert.extras if extra.kind != "base_copy")
             dataclasses.replace(expert, extras=kept).save(place)
-        entries.append({
-            "name": expert.name,
-            "folder": folder,
-            "reference": expert.source.public,
-            "commit": expert.source.commit,
-            "sha256": expert.sha256,
-            "copied": copied,
-            "transformation": done.get(expert.name),
-            "files": {name: file_hash(place / name) for name in (CONFIG, WEIGHTS)},
-        })  # fmt: skip
+        entries.append(
+            {
+                "name": expert.name,
+                "folder": folder,
+                "reference": expert.source.public,
+                "commit": expert.source.commit,
+                "sha256": expert.sha256,
+                "copied": copied,
+                "transformation": done.get(expert.name),
+                "files": {name: file_hash(place / name) for name in (CONFIG, WEIGHTS)},
+            }
+        )
     return entries
 
 
@@ -261,12 +273,16 @@ def _router_document(router: Router) -> dict[str, Any]:
     see prompts first."""
     name = router.name
     if name not in ROUTERS.names() or ROUTERS.get(name) is not type(router):
-        raise UsageError(f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
-                         "composition could not be read back.")  # fmt: skip
+        raise UsageError(
+            f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
+            "composition could not be read back."
+        )
     if router.needs_prompts:
-        raise UsageError(f"Router {router} learns from prompts of each adapter before it can be "
-                         "saved; give --base, and --router-prompts NAME=FILE if you have "
-                         "some.")  # fmt: skip
+        raise UsageError(
+            f"Router {router} learns from prompts of each adapter before it can be "
+            "saved; give --base, and --router-prompts NAME=FILE if you have "
+            "some."
+        )
     options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}
     finite = {k: str(v) if v in (float("inf"), float("-inf")) else v for k, v in options.items()}
     return {"name": name, "options": finite, "state_sha256": None}
@@ -279,8 +295,10 @@ def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
     options = {}
     for key, value in entry["options"].items():
         if key not in known:
-            raise AdapterError(f"{home / FILE} gives router {entry['name']} an option {key!r} that "
-                               "it does not have; use the loraprobe that wrote it.")  # fmt: skip
+            raise AdapterError(
+                f"{home / FILE} gives router {entry['name']} an option {key!r} that "
+                "it does not have; use the loraprobe that wrote it."
+            )
         if value is None or isinstance(value, list):
             options[key] = None if value is None else tuple(float(v) for v in value)
         else:
@@ -298,8 +316,9 @@ def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
     try:
         return router.with_state(load_file(str(home / STATE)))
     except SafetensorError as error:
-        raise AdapterError(f"{home / STATE} is broken ({error}); save the composition "
-                           "again.") from None  # fmt: skip
+        raise AdapterError(
+            f"{home / STATE} is broken ({error}); save the composition again."
+        ) from None
 
 
 def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:
@@ -318,5 +337,7 @@ def _check_hash(file: Path, wanted: str) -> None:
     if not file.is_file():
         raise AdapterError(f"{file} is missing; copy the composition again, whole.")
     if file_hash(file) != wanted:
-        raise AdapterError(f"{file} is not the file that was saved (its sha256 differs); copy the "
-                           "composition again, or save it anew.")  # fmt: skip
+        raise AdapterError(
+            f"{file} is not the file that was saved (its sha256 differs); copy the "
+            "composition again, or save it anew."
+        )

@@ -224,11 +224,14 @@ def _refuse_nothing(
         if norm > 1e-6 * old:
             continue
         if old == 0:
-            raise UsageError(f"Adapter {adapter.name} has no effect (all of its deltas are zero); "
-                             "leave it out.")  # fmt: skip
+            raise UsageError(
+                f"Adapter {adapter.name} has no effect (all of its deltas are zero); leave it out."
+            )
         names = listing([other.name for other in general])
-        raise UsageError(f"Nothing is left of adapter {adapter.name} without {names}; subtract "
-                         "adapters of something else.")  # fmt: skip
+        raise UsageError(
+            f"Nothing is left of adapter {adapter.name} without {names}; subtract "
+            "adapters of something else."
+        )
 
 
 def _said(steps: Sequence[Transformation], options: Options) -> tuple[str, ...]:
@@ -237,15 +240,20 @@ def _said(steps: Sequence[Transformation], options: Options) -> tuple[str, ...]:
     if steps[0].subtracted:
         names = listing(list(steps[0].subtracted))
         mean = f"the mean of {names}" if len(steps[0].subtracted) > 1 else names
-        notes.append(f"From every adapter {mean} was subtracted, on the deltas, before merging "
-                     "and routing.")  # fmt: skip
+        notes.append(
+            f"From every adapter {mean} was subtracted, on the deltas, before merging and routing."
+        )
         added = [f"{step.modules_added} in {step.adapter}" for step in steps if step.modules_added]
         if added:
-            notes.append("Modules that only what was subtracted changes were added with its "
-                         f"negative: {listing(added)}.")  # fmt: skip
+            notes.append(
+                "Modules that only what was subtracted changes were added with its "
+                f"negative: {listing(added)}."
+            )
     if options.balance == "norm":
         factors = listing([f"{step.adapter} by {step.factor:.4g}" for step in steps])
         mean = f"{steps[0].norm_after:.4g}, their mean"
-        notes.append(f"Before merging and routing all Frobenius norms were made equal ({mean}): "
-                     f"{factors} (--balance norm).")  # fmt: skip
+        notes.append(
+            f"Before merging and routing all Frobenius norms were made equal ({mean}): "
+            f"{factors} (--balance norm)."
+        )
     return tuple(notes)

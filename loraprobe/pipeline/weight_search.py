@@ -77,9 +77,11 @@ def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
     for task in tasks:
         wanted = options.search_items or min(MOST, math.ceil(SHARE * len(task.items)))
         if wanted < LEAST and options.search_items is None:
-            raise TaskError(f"Task {task.name} has {len(task.items)} items, too few to search "
-                            f"weights on a part of them; give at least {int(LEAST / SHARE)}, or "
-                            "--search-items.")  # fmt: skip
+            raise TaskError(
+                f"Task {task.name} has {len(task.items)} items, too few to search "
+                f"weights on a part of them; give at least {int(LEAST / SHARE)}, or "
+                "--search-items."
+            )
         own = [_key(item) for item in task.items]
         for key in keys:
             if sum(k in apart for k in own) >= wanted:
@@ -243,9 +245,12 @@ def _candidates(n: int, budget: int, seed: int) -> Generator[list[Weights], list
     known = dict(zip(batch, (yield batch), strict=True))
     # A generator of its own: cma would otherwise seed numpy's for the whole process.
     options = {
-        "bounds": [-BOUND, BOUND], "randn": numpy.random.RandomState(seed).randn,
-        "seed": math.nan, "verbose": -9, "verb_log": 0,
-    }  # fmt: skip
+        "bounds": [-BOUND, BOUND],
+        "randn": numpy.random.RandomState(seed).randn,
+        "seed": math.nan,
+        "verbose": -9,
+        "verb_log": 0,
+    }
     start: Weights = min(known, key=lambda w: (known[w], w))
     strategy = cma.CMAEvolutionStrategy(list(start), STEP, options)
     while len(known) < budget and not strategy.stop():

@@ -22,10 +22,13 @@ from loraprobe.report.terminal import render
 MARK = "<!-- written by loraprobe -->"
 WIDTH = 132
 THEME = TerminalTheme(
-    (255, 255, 255), (28, 32, 36),
-    [(28, 32, 36), (176, 32, 40), (24, 120, 56), (150, 104, 0), (32, 84, 168), (120, 48, 144),
-     (0, 116, 132), (96, 104, 112)],
-)  # fmt: skip
+    tuple(bytes.fromhex("ffffff")),
+    tuple(bytes.fromhex("1c2024")),
+    [
+        tuple(bytes.fromhex(colour))
+        for colour in "1c2024 b02028 187838 966800 2054a8 783090 007484 606870".split()
+    ],
+)
 PAGE = """<!DOCTYPE html>
 {mark}
 <html lang="en"><head><meta charset="utf-8">

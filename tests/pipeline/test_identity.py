@@ -21,20 +21,41 @@ from loraprobe.tasks import Item, Task
 
 # One other value of each setting that decides the result of an item.
 DECIDES = {
-    "methods": ("ties",), "routers": ("spectr",), "systems": ("sum",), "weights": (1.0, 0.5),
-    "space": "core", "rank": 8, "allow": ("base-mismatch",), "max_new_tokens": 5,
-    "metric": "choice", "seed": 1, "balance": "norm", "quantize": "4bit", "device_map": "auto",
-    "trust_remote_code": True, "subtract": ("g",),
-}  # fmt: skip
+    "methods": ("ties",),
+    "routers": ("spectr",),
+    "systems": ("sum",),
+    "weights": (1.0, 0.5),
+    "space": "core",
+    "rank": 8,
+    "allow": ("base-mismatch",),
+    "max_new_tokens": 5,
+    "metric": "choice",
+    "seed": 1,
+    "balance": "norm",
+    "quantize": "4bit",
+    "device_map": "auto",
+    "trust_remote_code": True,
+    "subtract": ("g",),
+}
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
 ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
 # Only with a search: its own options.
 SEARCH = {"search_budget": 7, "search_items": 9}
 # What only places, orders, shows or judges results.
 OTHERS = {
-    "batch_size", "threads", "margin", "retention", "prior", "calibration", "per_module",
-    "diagnostics", "exact", "resume", "state", "arguments",
-}  # fmt: skip
+    "batch_size",
+    "threads",
+    "margin",
+    "retention",
+    "prior",
+    "calibration",
+    "per_module",
+    "diagnostics",
+    "exact",
+    "resume",
+    "state",
+    "arguments",
+}
 
 
 def test_every_setting_is_known_to_decide_a_result_or_not():
@@ -115,8 +136,9 @@ def replaced(file: Path) -> None:
     file.with_name("new").replace(file)
 
 
-@pytest.mark.parametrize("change", [lambda f: f.write_bytes(b"weights two"), replaced],
-                         ids=["written", "replaced"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [lambda f: f.write_bytes(b"weights two"), replaced], ids=["written", "replaced"]
+)
 def test_a_change_that_keeps_size_and_time_is_seen(weights, read, change):
     kept_hash(weights)
     old = weights.stat()

@@ -2,7 +2,7 @@
 
 A stage measures, a record says what was measured. The verdict is a pure function of records and
 the report a pure function of the `Audit` that holds them all. Field names are the names of the
-JSON document (schema_version 1).
+JSON document (schema_version 2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Severity = Literal["error", "warning", "note"]
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
@@ -230,13 +230,18 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision and what it rests on."""
+    """The decision, the kind of evidence for it, its reasons, and what to do.
+
+    `action` is `merge`, `route`, `step-by-step`, `chain`, `use-single:NAME`, `use-base`,
+    `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
+    some composition gaining more than the margin, for the share of successes `prior`.
+    """
 
     decision: Decision
     evidence: EvidenceLevel
     reasons: tuple[Reason, ...] = ()
     system: str | None = None
-    action: str = "none"
+    action: str = "gather-evidence"
     probability: float | None = None
     prior: float | None = None
     forecast: Forecast | None = None

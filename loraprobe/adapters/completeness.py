@@ -13,13 +13,9 @@ from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.paths import layer_pattern
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.types import Extra, ModuleInfo
+from loraprobe.defaults import EXTREME_NORM
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
-
-# Frobenius norm of one module's delta beyond which something went wrong. The largest module of
-# six published GPT-2 adapters has 19.5, of 226 adapters of the lab (26 on SmolLM2-135M) 14.4; the
-# weight matrices of SmolLM2-135M themselves have 16 to 206.
-EXTREME_NORM = 100.0
 
 
 def completeness(

@@ -7,7 +7,6 @@ from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
 from loraprobe.options import Options
 
-
 OPTIONS = (
     "methods routers systems space rank weights search_budget search_items balance "
     "subtract router_prompts target overwrite metric margin retention prior calibration "

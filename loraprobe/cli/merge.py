@@ -7,7 +7,6 @@ from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
 from loraprobe.options import Options
 
-
 OPTIONS = (
     "target methods weights search_budget search_items balance subtract space rank dtype "
     "overwrite device limit allow threads seed json html quiet"

@@ -7,7 +7,6 @@ from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
 from loraprobe.options import Options
 
-
 OPTIONS = (
     "target routers router_prompts weights search_budget search_items balance subtract "
     "overwrite limit chat_template device quantize device_map batch_size threads allow "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, ModuleInfo, Source, adapter_of, check_apart, extreme_norm
+from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation
@@ -24,9 +25,6 @@ from loraprobe.records import AdapterSummary, Issue
 from loraprobe.registry import name_of, spec_of
 
 Progress = Callable[[str, int, int], None]
-
-# A merge warns if the rank lost more than this share of the delta (Frobenius norm).
-COMPRESSION_LIMIT = 0.1
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,11 +137,11 @@ def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
         ("spouse", "bytes.txt", "UTF-8"),
         ("nobody", "empty.txt", "none of the adapters"),
     ):
-        settings = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
+        options = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
         with pytest.raises(UsageError, match=match):
-            fit_routers(pair, Prepared(pair), settings, scorer, [])
-    settings = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
-    assert "no router asked for" in fit_routers(pair, Prepared(pair), settings, scorer, [])[1][0]
+            fit_routers(pair, Prepared(pair), options, scorer, [])
+    options = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
+    assert "no router asked for" in fit_routers(pair, Prepared(pair), options, scorer, [])[1][0]
 
 
 def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, items, tmp_path):

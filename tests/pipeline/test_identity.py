@@ -91,12 +91,12 @@ def test_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch
     prompts = Options(router_prompts=(("a", tmp_path / "prompts"),))
     items = tuple(Item(str(i), f"{i}?", ("x",)) for i in range(3))
 
-    def of(items: tuple[Item, ...] = items, settings: Options = prompts) -> dict[str, Any]:
-        return identity([adapter], base, [Task("t", items)], settings)
+    def of(items: tuple[Item, ...] = items, options: Options = prompts) -> dict[str, Any]:
+        return identity([adapter], base, [Task("t", items)], options)
 
     plain = of()
     assert of(items[:2]) != plain, "--limit"
-    assert of(settings=Options()) != plain
+    assert of(options=Options()) != plain
     (tmp_path / "prompts").write_text("\none\ntwo")
     assert of() == plain, "blank lines are no prompts"
     (tmp_path / "prompts").write_text("one\nthree\n")

@@ -86,7 +86,7 @@ def test_document_satisfies_its_schema_and_holds_no_nan():
     jsonschema.Draft202012Validator.check_schema(schema)
     document = json.loads(an_audit().to_json())
     jsonschema.validate(document, schema)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["compatibility"]["compatible"] is True
     assert document["diagnostics"][2]["value"] is None
 
@@ -94,7 +94,7 @@ def test_document_satisfies_its_schema_and_holds_no_nan():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema_version",), 2),
+        (("schema_version",), 1),
         (("verdict", "decision"), "perhaps"),
         (("evaluation", 0, "ci95"), [0.1]),
         (("adapters", 0, "modules"), "many"),

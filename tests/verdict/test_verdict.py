@@ -23,7 +23,8 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.candidates import items_needed, pool
+from loraprobe.verdict.candidates import pool
+from loraprobe.verdict.evaluated import items_needed
 
 N = 100
 KINDS = {
@@ -133,7 +134,7 @@ def test_structural_conflict_decides_alone_and_gives_the_cure():
     issue = Issue("error", "base-mismatch", ("a", "b"), "a wants gpt2, b wants llama.", "Take one.")
     note = Issue("warning", "partial-targets", ("a",), "only a touches x.", "")
     found = judge(evidence(GAIN, compatibility=Compatibility((note, issue))))
-    assert (found.decision, found.evidence, found.action) == ("incompatible", "weights", "none")
+    assert (found.decision, found.evidence, found.action) == ("incompatible", "weights", "fix")
     assert codes(found) == ["structural-conflict"]
     assert "base-mismatch" in found.reasons[0].message and "Take one." in found.reasons[0].message
     warned = judge(evidence(GAIN, compatibility=Compatibility((note,))))
@@ -176,7 +177,7 @@ def test_bounds_at_the_margin_do_not_decide():
 
 def test_undecided_names_the_items_that_would_decide():
     found = judge(evidence({**FAIL, "uniform": 0.15}, half=0.1))
-    assert found.decision == "inconclusive" and found.action == "none"
+    assert found.decision == "inconclusive" and found.action == "gather-evidence"
     # difference 0.10, margin 0.05: the half-width has to halve, so four times the items
     assert "about 400 items" in reason(found, "gain-undecided").message
 
@@ -290,7 +291,7 @@ def test_a_base_at_the_ceiling_needs_no_adapter():
         dataclasses.replace(s, ci95=(0.97, 1.0)) if s.value == 1 else s for s in values.evaluation
     ]
     found = judge(dataclasses.replace(values, evaluation=tuple(sure)))
-    assert (found.decision, found.action) == ("unlikely", "none")
+    assert (found.decision, found.action) == ("unlikely", "use-base")
     assert "base-suffices" in codes(found)
 
 
@@ -419,6 +420,25 @@ def test_a_retention_that_is_undefined_is_not_enough():
     assert reason(found, "retention-undefined").severity == "decisive"
 
 
+@pytest.mark.parametrize(
+    ("learned", "action"), [(True, "switch-adapters"), (False, "train-target-adapter")]
+)
+def test_switching_adapters_is_advised_only_if_every_task_was_learned(learned, action):
+    lost = two_tasks(0.6)
+    rows = [
+        dataclasses.replace(s, retention=None, retention_ci95=None)
+        if s.task == "t2" and not learned
+        else s
+        for s in lost.evaluation
+    ]
+    router = [
+        dataclasses.replace(s, system="arrow", kind="router") for s in rows if s.system == "uniform"
+    ]
+    found = judge(dataclasses.replace(lost, evaluation=(*rows, *router)))
+    assert (found.decision, found.action) == ("unlikely", action)
+    assert "switch-adapters" in codes(found)
+
+
 def test_gains_of_one_task_say_nothing_of_the_mean():
     kept = two_tasks(0.95)
     one = dataclasses.replace(kept.gains[0], task="t1")
@@ -506,7 +526,7 @@ def test_a_ceiling_leaves_nothing_to_gain():
     assert found.decision == "inconclusive"
     base = dataclasses.replace(sure, system="base", kind="base")
     found = judge(Evidence(evaluation=(sure, base), tasks=1, level="base"))
-    assert (found.decision, found.action) == ("unlikely", "none")
+    assert (found.decision, found.action) == ("unlikely", "use-base")
 
 
 def test_geometry_warns_and_never_decides():
@@ -589,7 +609,7 @@ def test_every_code_stands_in_the_table():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
     table = set(re.findall(r"[a-z]+(?:-[a-z]+)+", loraprobe.verdict.__doc__ or ""))
-    actions = {"step-by-step", "train-target-adapter"}
+    actions = {"step-by-step", "train-target-adapter", "use-base", "gather-evidence"}
     assert used - actions <= table
 
 

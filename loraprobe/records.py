@@ -89,7 +89,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What one system made of one item in one part of one task.
+    """The answer of one system to one item in one part of one task.
 
     `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
     of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
@@ -217,7 +217,7 @@ class GateStatistics:
 class Reason:
     """One reason of a verdict: what was measured, against which threshold, and whose it is.
 
-    What is "decisive" carries the decision, a "warning" limits it, "info" stands beside it.
+    A "decisive" reason carries the decision, a "warning" limits it, "info" is neither.
     """
 
     code: str
@@ -309,7 +309,7 @@ class Transformation:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of a merged directory's card, whether it holds, and what was seen."""
+    """One check of a merged or routed directory: whether it passed, and what was found."""
 
     name: str
     passed: bool
@@ -363,7 +363,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Audit:
-    """The whole story of one run, in the order in which it was found out."""
+    """All records of one run, in the order of its stages."""
 
     command: str
     provenance: Provenance
@@ -393,8 +393,8 @@ class Audit:
     def to_json(self) -> str:
         """The JSON document, a record a line; the line feed at the end is left to the caller.
 
-        Characters of strangers' names that could drive a terminal stand as their JSON escapes; a
-        half of a surrogate pair, which is no character, as U+FFFD.
+        Control characters in names, which could drive a terminal, become JSON escapes; half of a
+        surrogate pair becomes U+FFFD.
         """
         lines = (f' "{key}": {_lines(value)}' for key, value in self.to_dict().items())
         return _DRIVING.sub(_escaped, "{\n" + ",\n".join(lines) + "\n}")

@@ -43,8 +43,8 @@ def inspect(
     """
     from loraprobe import pipeline
 
-    asked = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
-    written = check_outputs(output, options, refs, base, asked)
+    read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
+    written = check_outputs(output, options, refs, base, read)
     with output.progress() as progress:
         audit = pipeline.inspect(
             refs,

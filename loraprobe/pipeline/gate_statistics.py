@@ -1,4 +1,4 @@
-"""How token routers share their gates while they read the tasks' prompts."""
+"""The mean gates of token routers on the tasks' prompts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loraprobe.adapters import natural
 from loraprobe.composition import Composition, composed
+from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
 
@@ -21,15 +22,13 @@ if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.tasks import Task
 
-PROMPTS = 60  # a mean over so many prompts' tokens and modules needs no more
-
 
 def gate_statistics(
     scorer: Any,
     systems: Sequence[System],
     tasks: Sequence[Task],
     seed: int = 0,
-    most: int = PROMPTS,
+    most: int = GATE_PROMPTS,
 ) -> tuple[tuple[GateStatistics, ...], str]:
     """Rows of every system with a token router: overall, then layer by layer; and a note.
 

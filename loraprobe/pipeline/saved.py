@@ -1,16 +1,16 @@
-"""Compositions on disk: a directory that `load_composition` restores, whole or not there at all.
+"""Compositions on disk: a directory that `load_composition` restores.
 
     composition.json      schema_version, the router with its options, the experts in their order,
                           where each came from and what was done to it, sha256 of every file
     experts/NAME/         each expert as a PEFT directory of its own
     router.safetensors    what the router has learned, where it has
-    peft/arrow.json       where peft's own Arrow can compute the same (see arrow_export), with
-    peft/prototypes.safetensors   where it has to be given the exact prototypes
+    peft/arrow.json       if peft's own Arrow can compute the same (see arrow_export), with
+    peft/prototypes.safetensors   if it needs the exact prototypes
     README.md             the card
 
-An expert is stored as it is routed: the files it came from, copied, or, where it was balanced,
-subtracted from, translated or never had files, what it became. Nothing in the directory is code or
-a pickle; loading checks every hash and builds the router from the shelf.
+An expert's files are copied if it is routed as they are. It is written anew if it was balanced,
+subtracted from or translated, or had no files. Nothing in the directory is code or a pickle;
+loading checks every hash and builds the router from the registry. Saving writes all or nothing.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """A composition that can be saved, and how it came about.
+    """A composition that can be saved, and how it was made.
 
-    `base` is only asked which modules it has, for the question whether peft can express it.
-    `licences`: what each expert's own card declares, by its name.
+    `base`: its modules decide whether peft can express the composition.
+    `licences`: expert's name -> the licence that its card declares.
     """
 
     composition: Composition
@@ -100,9 +100,11 @@ class Routed:
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes the directory. Raises OutputError, also where that would be written over a source,
-        and UsageError or UnsupportedAdapter for what cannot be saved: a router that has not learned
-        yet, tensors that no PEFT file holds."""
+        """Writes the directory.
+
+        Raises OutputError if it cannot be written or would overwrite a source, UsageError for a
+        router that has not learned yet, UnsupportedAdapter for tensors that no PEFT file holds.
+        """
         router = _router_document(self.composition.router)
         target = Path(directory)
         sources = [expert.source.path for expert in self.composition.experts]
@@ -131,7 +133,7 @@ class Routed:
                 (staging / CARD).write_text(self.card, encoding="utf-8")
 
     def _write_peft(self, staging: Path, experts: Sequence[str]) -> None:
-        """What the lines of the card read."""
+        """The files that the card's lines for peft read."""
         (staging / PEFT).parent.mkdir()
         given = self.missed_prototype is not None
         if given:
@@ -183,7 +185,7 @@ def load_composition(directory: str | Path) -> Composition:
 def _write_experts(
     experts: Sequence[Adapter], staging: Path, steps: Sequence[Transformation]
 ) -> list[dict[str, Any]]:
-    """Each expert's directory; what composition.json says of it."""
+    """Writes each expert's directory; returns the entries of composition.json."""
     done = {step.adapter: plain(step) for step in steps}
     entries: list[dict[str, Any]] = []
     for expert in experts:
@@ -212,7 +214,7 @@ def _write_experts(
 
 
 def _folder(name: str, taken: set[str]) -> str:
-    """A name that every file system takes, and no other expert has."""
+    """A folder name that every file system takes and no other expert has."""
     base = re.sub(r"[^A-Za-z0-9._-]", "-", name).strip(".") or "expert"
     folder, number = base, 2
     while folder.lower() in {other.lower() for other in taken}:
@@ -221,17 +223,17 @@ def _folder(name: str, taken: set[str]) -> str:
 
 
 def _is_as_filed(expert: Adapter) -> bool:
-    """Whether its files say what the expert is: not scaled, subtracted from or translated since,
-    and under keys that peft reads too."""
+    """Whether an expert's files describe it: it was not scaled, subtracted from or translated, and
+    peft can read its keys."""
     if expert.weights_file is None or any(i.code in UNREADABLE_BY_PEFT for i in expert.issues):
         return False
     return read_adapter(expert.weights_file.parent, expert.name).layout == expert.layout
 
 
 def _copy(expert: Adapter, place: Path) -> None:
-    """The files themselves, without what its trainer's machine left in them.
+    """Copies an expert's files without paths and texts of the machine that trained it.
 
-    A pickle's tensors stand under the same keys; a path in the config becomes its last part.
+    Tensors of a pickle keep their keys; a path in the config becomes its last part.
     """
     assert expert.weights_file is not None
     place.mkdir(parents=True)
@@ -269,8 +271,8 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _router_document(router: Router) -> dict[str, Any]:
-    """A router of the shelf as plain data. Raises UsageError for another, and for one that has to
-    see prompts first."""
+    """A registered router as plain data. Raises UsageError for another router, and for one that
+    has to learn from prompts first."""
     name = router.name
     if name not in ROUTERS.names() or ROUTERS.get(name) is not type(router):
         raise UsageError(
@@ -289,7 +291,7 @@ def _router_document(router: Router) -> dict[str, Any]:
 
 
 def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
-    """The router from the shelf, with its options and what it had learned."""
+    """The router of composition.json, with its options and what it learned."""
     cls = ROUTERS.get(str(entry["name"]))
     hints, known = typing.get_type_hints(cls), {f.name for f in dataclasses.fields(cls) if f.init}
     options = {}
@@ -322,7 +324,7 @@ def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
 
 
 def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:
-    """One expert, after its files' hashes."""
+    """One expert; the hashes of its files are checked first."""
     folder = str(entry["folder"])
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", folder):
         raise AdapterError(f"{home / FILE} names the folder {folder!r}, which is no expert's.")

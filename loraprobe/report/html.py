@@ -1,7 +1,6 @@
-"""The report as one HTML page: the terminal's, wide, in colours for light and dark screens.
+"""The report of the terminal as one HTML page, with colours for light and dark screens.
 
-Nothing is loaded from anywhere and nothing runs: text of strangers is escaped, and a policy in the
-page forbids scripts whatever it holds.
+The page loads nothing and runs nothing: all text is escaped, and its policy forbids scripts.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def page(audit: Audit) -> str:
 
 
 def check_page(file: Path) -> None:
-    """Raises OutputError for a file that is in the way: only a page of ours is ever replaced."""
+    """Raises OutputError for an existing file, unless it is a page of loraprobe."""
     check_place(file)
     if not os.path.lexists(file):
         return

@@ -205,7 +205,7 @@ def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
     audit = an_audit(HOSTILE)
     text = model_card(
         name=HOSTILE,
-        matter={"base_model": "gpt2: {x"},
+        front_matter={"base_model": "gpt2: {x"},
         sources=audit.adapters,
         method="Ties(density=0.3)",
         space="full",

@@ -231,7 +231,7 @@ def test_the_model_card_tells_the_probability():
     verdict = judge(case(), calibration())
     card = model_card(
         name="m",
-        matter={"base_model": "gpt2"},
+        front_matter={"base_model": "gpt2"},
         sources=(),
         method="uniform",
         space="full",

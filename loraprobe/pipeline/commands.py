@@ -265,7 +265,7 @@ def _open_composition(
     options: Options,
     written: Sequence[Path],
 ) -> Inputs:
-    """The inputs of merge-and-eval. Raises LoraprobeError for unusable ones before a model loads."""
+    """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
     from loraprobe.pipeline.results import check_state
     from loraprobe.pipeline.systems import check_systems
     from loraprobe.pipeline.weight_search import split

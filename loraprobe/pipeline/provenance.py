@@ -122,7 +122,6 @@ def composition_fields(made: Routed, audit: Audit, options: Options) -> dict[str
 def _common_fields(
     sources: Sequence[AdapterSummary], audit: Audit, options: Options
 ) -> dict[str, Any]:
-    base = audit.base
     general = _loaded(options.subtract)
     return {
         "schema_version": SCHEMA,

@@ -34,7 +34,7 @@ FLOOR = 1e-12  # of the module's norm: rounding of float64
 
 
 def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path]) -> str | None:
-    """How `found` differs from the file that was made `again`, beyond rounding; None if it does not.
+    """How `found` differs from `again` beyond rounding; None if it does not.
 
     All are safetensors files; `reordered` makes the third, and is called where bits differ. Raises
     AdapterError for a file that cannot be read.

@@ -83,8 +83,8 @@ def fit_routers(
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router that learns from prompts: fitted routers by spec, and notes.
 
-    Only the first one is fitted; the others take its state. Raises UsageError for a prompt file of an
-    unknown adapter, and where an adapter has no prompt.
+    Only the first one is fitted; the others take its state. Raises UsageError for a prompt file of
+    an unknown adapter, and for an adapter without a prompt.
     """
     names = [adapter.name for adapter in adapters]
     unknown = [name for name, _ in options.router_prompts if name not in names]

@@ -72,7 +72,7 @@ def unexpected(error: BaseException) -> str:
     everything else is a defect of loraprobe.
     """
     text = " ".join(str(error).split())[:300].rstrip(".")
-    what = f"{type(error).__name__}{f' ({text})' if said else ''}{_place(error)}"
+    what = f"{type(error).__name__}{f' ({text})' if text else ''}{_place(error)}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"The system refuses a file or a device: {what}; free or permit it and try again."
     if isinstance(error, ImportError):

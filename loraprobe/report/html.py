@@ -20,14 +20,15 @@ from loraprobe.report.terminal import render
 
 MARK = "<!-- written by loraprobe -->"
 WIDTH = 132
-THEME = TerminalTheme(
-    tuple(bytes.fromhex("ffffff")),
-    tuple(bytes.fromhex("1c2024")),
-    [
-        tuple(bytes.fromhex(colour))
-        for colour in "1c2024 b02028 187838 966800 2054a8 783090 007484 606870".split()
-    ],
-)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour)
+    return red, green, blue
+
+
+COLOURS = "1c2024 b02028 187838 966800 2054a8 783090 007484 606870"
+THEME = TerminalTheme(_rgb("ffffff"), _rgb("1c2024"), [_rgb(one) for one in COLOURS.split()])
 PAGE = """<!DOCTYPE html>
 {mark}
 <html lang="en"><head><meta charset="utf-8">

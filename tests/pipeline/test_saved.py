@@ -410,7 +410,11 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
         model = making.tiny_llama()
         wanted = next(b.system.composition for b in built if b.system.name == "arrow")
         assert composing.relative(logits(model, restored), logits(model, wanted)) < 1e-6
-    for action, said in (("chain", "chain"), ("use-single:e0", "use e0"), ("none", "none")):
+    for action, said in (
+        ("chain", "chain"),
+        ("use-single:e0", "use e0"),
+        ("gather-evidence", "gather-evidence"),
+    ):
         made, why = recommend(
             Verdict("unlikely", "evaluation", system="arrow", action=action), built, builder
         )

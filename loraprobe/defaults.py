@@ -1,7 +1,31 @@
-"""Defaults and thresholds that several rooms read; each stands here once."""
+"""The thresholds of decisions and the defaults of options; each is defined here once."""
 
-MARGIN = 0.05  # the gain that matters, unless --margin sets another
-RETENTION = 0.8  # the share of a specialist's gain that one model has to keep (--retention)
+# The verdict.
+MARGIN = 0.05  # --margin: the smallest gain that is worth composing for
+RETENTION = 0.8  # --retention: the share of a specialist's gain that one model has to keep
 LIKELY_FROM = 0.9  # the probability from which a forecast counts as a call of `likely`
-KNOWN = 0.5  # a lower bound of a hop's accuracy from which the hop counts as known
-UNKNOWN = 0.2  # an upper bound of a hop's accuracy below which the hop counts as unknown
+KNOWN = 0.5  # a hop is known if the lower bound of its accuracy reaches this
+UNKNOWN = 0.2  # a hop is unknown if the upper bound of its accuracy lies below this
+COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to its rank
+FAMILIAR = 2 / 3  # from this share of an adapter's tokens that the base would choose too
+UNFAMILIAR = 1 / 3  # up to this share
+FEWEST_ANSWERS = 10  # fewer answers of adapters do not tell how familiar the base is with them
+
+# Warnings about weights.
+NORM_RATIO = 3.0  # the largest ratio of two adapters' norms
+OPPOSED_COSINE = -0.25  # updates with a smaller cosine cancel each other
+EQUAL_COSINE = 0.95  # updates with a larger cosine are nearly the same
+LARGE_UPDATE = 0.5  # the norm of an update relative to the weights that it changes
+CROSS_TERMS = 0.1  # the error of averaging A and B apart, relative to the exact average
+SHARED_INITIALISATION = 0.5  # the mean cosine of the rows of two A
+# The Frobenius norm of one module's delta. The largest module of six published GPT-2 adapters has
+# 19.5, of 226 adapters of the lab 14.4; the weights of SmolLM2-135M themselves have 16 to 206.
+EXTREME_NORM = 100.0
+
+# The search of weights and routers that learn from prompts.
+SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried
+SEARCH_SHARE = 0.25  # the share of a task's items that is set apart for the search
+SEARCH_MOST = 64  # at most so many items
+SEARCH_LEAST = 4  # a task in which the share is smaller is refused
+PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them
+GATE_PROMPTS = 60  # prompts on which the gates of a router are averaged

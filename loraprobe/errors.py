@@ -1,16 +1,16 @@
-"""What can go wrong, as a tree. Every message is one sentence that names the thing and the cure.
+"""The tree of errors. Every message is one sentence that names the thing and the cure.
 
 LoraprobeError                  exit code 2
 ├── UsageError                  the call itself: an unknown method, option or value
 ├── ReferenceError_             a reference that is neither a directory nor a Hub repository
-├── HubError                    the Hub said no: missing, gated, rate limited, broken body
+├── HubError                    the Hub refused: missing, gated, rate limited, broken body
 ├── AdapterError                an adapter that cannot be read
 │   └── UnsupportedAdapter      one that can be read but whose mathematics would be lost
 ├── BaseError                   a base model that cannot be found, read or loaded
 ├── TaskError                   a task or probe file with a bad line
 ├── CompatibilityError          adapters (and base) that do not fit together
 ├── OutputError                 an output that exists, or cannot be written
-└── OutOfMemory                 what is asked for does not fit into memory, a batch of one at last
+└── OutOfMemory                 a merge, a model or a batch of one does not fit into memory
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 
 class LoraprobeError(Exception):
-    """Anything loraprobe tells its user went wrong."""
+    """The base of all errors that loraprobe reports to its user."""
 
     exit_code = 2
 
@@ -34,7 +34,7 @@ class ReferenceError_(LoraprobeError):
 
 
 class HubError(LoraprobeError):
-    """The Hub did not give what was asked for."""
+    """The Hub refused a request or gave a broken answer."""
 
 
 class AdapterError(LoraprobeError):
@@ -62,23 +62,23 @@ class OutputError(LoraprobeError):
 
 
 class OutOfMemory(LoraprobeError):
-    """What is asked for does not fit into memory: a merge, a model, or even a batch of one."""
+    """A merge, a model or a batch of one does not fit into memory."""
 
 
 def unexpected(error: BaseException) -> str:
-    """One sentence for an exception that is none of these: its kind, its place, whom to tell.
+    """One sentence for any other exception: its kind, its place, and what to do.
 
-    A file or device that the system refuses and a package that cannot be imported are troubles of
-    the machine; everything else is a defect of loraprobe.
+    A refused file or device and a package that cannot be imported are problems of the machine;
+    everything else is a defect of loraprobe.
     """
-    said = " ".join(str(error).split())[:300].rstrip(".")
-    told = f"{type(error).__name__}{f' ({said})' if said else ''}{_place(error)}"
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    what = f"{type(error).__name__}{f' ({text})' if text else ''}{_place(error)}"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"The system refuses a file or a device: {told}; free or permit it and try again."
+        return f"The system refuses a file or a device: {what}; free or permit it and try again."
     if isinstance(error, ImportError):
-        return f"A package cannot be imported: {told}; install loraprobe again with its packages."
+        return f"A package cannot be imported: {what}; install loraprobe again with its packages."
     return (
-        f"Unexpected {told}. This is a defect of loraprobe: please report it with what the "
+        f"Unexpected {what}. This is a defect of loraprobe: please report it with what the "
         "same call prints with --debug."
     )
 

@@ -1,4 +1,4 @@
-"""The front matter of a model card, read as what it is: a stranger's YAML."""
+"""Reads the front matter of a model card, which is untrusted YAML."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     if text is None or len(text) > LONGEST:
         return {}
     try:
-        matter = yaml.load(text, Loader=_loader())
+        fields = yaml.load(text, Loader=_loader())
     except Exception:  # PyYAML raises more than its own errors, as for a bad !!timestamp
         return {}
-    return matter if isinstance(matter, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _between_dashes(card: str) -> str | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loraprobe.defaults import MARGIN, RETENTION
+from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
 
 ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
@@ -27,7 +27,6 @@ ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
     "Machine",
     "Output",
 )
-SEARCH_BUDGET = 120  # weight vectors that a search may try
 
 
 @dataclass(frozen=True)
@@ -106,15 +105,17 @@ class Options:
     """What decides a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
-    with a prompt a line. `state` is the directory in which results are kept as they come, None for
-    the user's cache; `arguments` is the command line, for the record. Raises UsageError for values
-    that cannot be meant.
+    with one prompt a line. `state` is the directory of the results of a run, None for the user's
+    cache; `arguments` is the command line, for the provenance. Raises UsageError for values that
+    are out of range or do not go together.
     """
 
     allow: tuple[str, ...] = option(
-        (), ADAPTERS, "Accept one named issue, such as base-mismatch; may be repeated.",
+        (),
+        ADAPTERS,
+        "Accept one named issue, such as base-mismatch; may be repeated.",
         repeats=True,
-    )  # fmt: skip
+    )
     balance: Literal["none", "norm"] = option(
         "none",
         ADAPTERS,
@@ -170,7 +171,7 @@ class Options:
     search_items: int | None = option(
         None,
         COMPOSITION,
-        "Items set apart for --weights search (a quarter, at most 64, unless set).",
+        f"Items set apart for --weights search (a quarter, at most {SEARCH_MOST}, unless set).",
         least=1,
     )
     space: str | None = option(
@@ -188,9 +189,12 @@ class Options:
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")
     margin: float | None = option(
-        None, EVALUATION, f"Gain below which composing is not worth it (default {MARGIN:g}).",
-        least=0, most=1,
-    )  # fmt: skip
+        None,
+        EVALUATION,
+        f"Gain below which composing is not worth it (default {MARGIN:g}).",
+        least=0,
+        most=1,
+    )
     retention: float = option(
         RETENTION,
         EVALUATION,
@@ -243,7 +247,7 @@ class Options:
     arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # A single reference is a sequence of characters, which nobody means.
+        # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
         self._check_values()
@@ -261,7 +265,7 @@ class Options:
         return cls(**keywords)
 
     def _check_values(self) -> None:
-        """Each value by the declaration of its field."""
+        """Raises UsageError for a value that its declaration does not allow."""
         for name, declared in declarations(Options).items():
             value, flag = getattr(self, name), declared.flag
             hint = _hints(Options)[name]
@@ -277,7 +281,7 @@ class Options:
                 raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
 
     def _check_combinations(self) -> None:
-        """Values of several options that do not go together, or that need another option."""
+        """Raises UsageError for options that do not go together, or that need another option."""
         if isinstance(self.weights, str) and self.weights != "search":
             raise UsageError(
                 f"--weights takes one number an adapter or search, not {self.weights!r}."
@@ -317,12 +321,12 @@ class Options:
         from loraprobe.merging import METHODS
         from loraprobe.routing import ROUTERS
 
-        shelves = (
+        registries = (
             (METHODS, self.methods),
             (ROUTERS, self.routers),
             (DIAGNOSTICS, self.diagnostics),
         )
-        for registry, specs in shelves:
+        for registry, specs in registries:
             for spec in specs:
                 registry.make(spec)
         if self.space is not None:
@@ -370,10 +374,10 @@ class Options:
 
         `--limit` decides through the items of the tasks, `--router-prompts` through their lines.
         """
-        decides = [
-            "methods", "routers", "systems", "weights", "space", "rank", "allow", "max_new_tokens",
-            "metric", "seed", "balance", "quantize", "device_map", "trust_remote_code",
-        ]  # fmt: skip
+        decides = (
+            "methods routers systems weights space rank allow max_new_tokens metric seed balance "
+            "quantize device_map trust_remote_code"
+        ).split()
         decides += ["search_budget", "search_items"] if self.weights == "search" else []
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}

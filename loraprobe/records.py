@@ -2,7 +2,7 @@
 
 A stage measures, a record says what was measured. The verdict is a pure function of records and
 the report a pure function of the `Audit` that holds them all. Field names are the names of the
-JSON document (schema_version 1).
+JSON document (schema_version 2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Severity = Literal["error", "warning", "note"]
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
@@ -90,7 +90,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What one system made of one item in one part of one task.
+    """The answer of one system to one item in one part of one task.
 
     `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
     of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
@@ -218,7 +218,7 @@ class GateStatistics:
 class Reason:
     """One reason of a verdict: what was measured, against which threshold, and whose it is.
 
-    What is "decisive" carries the decision, a "warning" limits it, "info" stands beside it.
+    A "decisive" reason carries the decision, a "warning" limits it, "info" is neither.
     """
 
     code: str
@@ -231,13 +231,18 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision and what it rests on."""
+    """The decision, the kind of evidence for it, its reasons, and what to do.
+
+    `action` is `merge`, `route`, `step-by-step`, `chain`, `use-single:NAME`, `use-base`,
+    `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
+    some composition gaining more than the margin, for the share of successes `prior`.
+    """
 
     decision: Decision
     evidence: EvidenceLevel
     reasons: tuple[Reason, ...] = ()
     system: str | None = None
-    action: str = "none"
+    action: str = "gather-evidence"
     probability: float | None = None
     prior: float | None = None
     forecast: Forecast | None = None
@@ -305,7 +310,7 @@ class Transformation:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of a merged directory's card, whether it holds, and what was seen."""
+    """One check of a merged or routed directory: whether it passed, and what was found."""
 
     name: str
     passed: bool
@@ -359,7 +364,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Audit:
-    """The whole story of one run, in the order in which it was found out."""
+    """All records of one run, in the order of its stages."""
 
     command: str
     provenance: Provenance
@@ -389,8 +394,8 @@ class Audit:
     def to_json(self) -> str:
         """The JSON document, a record a line; the line feed at the end is left to the caller.
 
-        Characters of strangers' names that could drive a terminal stand as their JSON escapes; a
-        half of a surrogate pair, which is no character, as U+FFFD.
+        Control characters in names, which could drive a terminal, become JSON escapes; half of a
+        surrogate pair becomes U+FFFD.
         """
         lines = (f' "{key}": {_lines(value)}' for key, value in self.to_dict().items())
         return _DRIVING.sub(_escaped, "{\n" + ",\n".join(lines) + "\n}")

@@ -13,13 +13,9 @@ from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.paths import layer_pattern
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.types import Extra, ModuleInfo
+from loraprobe.defaults import EXTREME_NORM
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
-
-# A delta with a larger Frobenius norm is reported. The largest norm of a module is 19.5 in six
-# published GPT-2 adapters and 14.4 in 226 adapters of the lab (26 of them on SmolLM2-135M). The
-# weight matrices of SmolLM2-135M have norms from 16 to 206.
-EXTREME_NORM = 100.0
 
 
 def completeness(

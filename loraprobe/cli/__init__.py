@@ -1,4 +1,4 @@
-"""The front door: parse, call one core function, hand the result to the report."""
+"""The command line: its commands, its errors as sentences, its exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loraprobe._version import __version__
 from loraprobe.errors import LoraprobeError, OutOfMemory, trace, unexpected
 from loraprobe.memory import is_out_of_memory
 
-# What an interrupted command leaves for its next call.
+# What an interrupted command keeps for its next call.
 KEPT = {
     "inspect": "; what was finished is kept. The same call with --resume goes on.",
     "merge-and-eval": "; what was finished is kept. The same call with --resume goes on.",
@@ -40,9 +40,9 @@ TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.BadParameter.__mro_
 
 
 class Guarded(TyperGroup):
-    """Turns whatever ends a command into one sentence on standard error and an exit code.
+    """Turns every error of a command into one sentence on standard error and an exit code.
 
-    Exit code 1 is a verdict, so nothing that went wrong may end in it.
+    Exit code 1 is a verdict, so no error ends in it.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -70,7 +70,7 @@ class Guarded(TyperGroup):
 
 
 def _ended(error: BaseException, command: str, debug: bool = False) -> int:
-    """Tells what ended a command, and gives the exit code."""
+    """Prints what ended a command, and returns the exit code."""
     if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
         _abandon(sys.stdout)
         return PIPE_CLOSED

@@ -7,15 +7,19 @@ from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
 from loraprobe.options import Options
 
+OPTIONS = (
+    "methods routers systems space rank weights search_budget search_items balance "
+    "subtract router_prompts target overwrite metric margin retention prior calibration "
+    "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
+    "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
+    "quiet exit_zero"
+)
+
 
 @with_options(
-    "methods", "routers", "systems", "space", "rank", "weights", "search_budget", "search_items",
-    "balance", "subtract", "router_prompts", "target", "overwrite", "metric", "margin", "retention",
-    "prior", "calibration", "limit", "max_new_tokens", "chat_template", "device", "dtype",
-    "quantize", "device_map", "batch_size", "threads", "per_module", "diagnostics", "exact",
-    "allow", "trust_remote_code", "seed", "resume", "json", "html", "quiet", "exit_zero",
+    *OPTIONS.split(),
     target={"help": "Directory for the recommended composition."},
-)  # fmt: skip
+)
 def merge_and_eval(
     refs: Refs,
     options: Options,

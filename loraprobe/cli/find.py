@@ -33,8 +33,12 @@ def find(
         from dataclasses import asdict
         from json import dumps
 
-        document = {"schema_version": 1, "command": "find", "base": base,
-                    "adapters": [asdict(one) for one in found]}  # fmt: skip
+        document = {
+            "schema_version": 1,
+            "command": "find",
+            "base": base,
+            "adapters": [asdict(one) for one in found],
+        }
         print(dumps(document, indent=1))
     elif output.quiet or not sys.stdout.isatty():
         for one in found:

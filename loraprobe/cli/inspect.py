@@ -20,11 +20,14 @@ Probe = Annotated[
 ]
 
 
-@with_options(
-    "per_module", "diagnostics", "exact", "allow", "device", "dtype", "batch_size", "threads",
-    "limit", "max_new_tokens", "metric", "margin", "prior", "calibration", "chat_template",
-    "trust_remote_code", "seed", "resume", "json", "html", "quiet", "exit_zero",
-)  # fmt: skip
+OPTIONS = (
+    "per_module diagnostics exact allow device dtype batch_size threads limit "
+    "max_new_tokens metric margin prior calibration chat_template trust_remote_code seed "
+    "resume json html quiet exit_zero"
+)
+
+
+@with_options(*OPTIONS.split())
 def inspect(
     refs: Refs,
     options: Options,
@@ -40,8 +43,8 @@ def inspect(
     """
     from loraprobe import pipeline
 
-    asked = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
-    written = check_outputs(output, options, refs, base, asked)
+    read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
+    written = check_outputs(output, options, refs, base, read)
     with output.progress() as progress:
         audit = pipeline.inspect(
             refs,

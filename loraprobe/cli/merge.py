@@ -7,15 +7,18 @@ from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
 from loraprobe.options import Options
 
+OPTIONS = (
+    "target methods weights search_budget search_items balance subtract space rank dtype "
+    "overwrite device limit allow threads seed json html quiet"
+)
+
 
 @with_options(
-    "target", "methods", "weights", "search_budget", "search_items", "balance", "subtract", "space",
-    "rank", "dtype", "overwrite", "device", "limit", "allow", "threads", "seed", "json", "html",
-    "quiet",
+    *OPTIONS.split(),
     target={"default": REQUIRED},
     methods={"default": "uniform", "repeats": False, "help": "Merge method, as ties:density=0.3."},
     dtype={"help": "Of the file: auto (the sources' widest), float32, bfloat16 or float16."},
-)  # fmt: skip
+)
 def merge(
     refs: Refs,
     options: Options,

@@ -1,4 +1,4 @@
-"""`loraprobe methods`: every shelf, with formula, paper, options, variants and laws."""
+"""`loraprobe methods`: every registry, with formula, paper, options, variants and laws."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Names = Annotated[
 
 
 def described() -> list[dict[str, Any]]:
-    """Every thing of every shelf as plain data."""
+    """Every entry of every registry as plain data."""
     from loraprobe.diagnostics import DIAGNOSTICS
     from loraprobe.lora.spaces import FORMULAS, SPACES
     from loraprobe.merging import METHODS
@@ -35,14 +35,14 @@ def described() -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
-    for shelf in registries:
-        for name in shelf.names():
-            cls = shelf.get(name)
+    for registry in registries:
+        for name in registry.names():
+            cls = registry.get(name)
             rows.append(
                 {
-                    "kind": shelf.noun,
+                    "kind": registry.noun,
                     "name": name,
-                    **_told(cls),
+                    **_docstring(cls),
                     "options": {
                         f.name.rstrip("_"): _default(f) for f in dataclasses.fields(cls) if f.init
                     },
@@ -55,12 +55,12 @@ def described() -> list[dict[str, Any]]:
             )
     for name, space in SPACES.items():
         formula, paper = FORMULAS[name]
-        told = _told(space) | {"formula": formula, "paper": paper}
-        rows.append({"kind": "space", "name": name, **told})
+        text = _docstring(space) | {"formula": formula, "paper": paper}
+        rows.append({"kind": "space", "name": name, **text})
     return rows
 
 
-def _told(thing: Any) -> dict[str, str]:
+def _docstring(thing: Any) -> dict[str, str]:
     """The first line of a docstring, and all of it with its paragraphs flowing."""
     paragraphs = inspect.cleandoc(thing.__doc__ or "").split("\n\n")
     flowing = [" ".join(paragraph.split()) for paragraph in paragraphs]

@@ -1,4 +1,4 @@
-"""The one place that writes: results to standard output, everything else to standard error."""
+"""Writes results to standard output and everything else to standard error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output(OutputOptions):
-    """Writes what a command has to say, as its options ask."""
+    """Prints the result of a command as its options say."""
 
     def __post_init__(self) -> None:
         if self.html is not None:

@@ -7,14 +7,18 @@ from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
 from loraprobe.options import Options
 
+OPTIONS = (
+    "target routers router_prompts weights search_budget search_items balance subtract "
+    "overwrite limit chat_template device quantize device_map batch_size threads allow "
+    "trust_remote_code seed json quiet"
+)
+
 
 @with_options(
-    "target", "routers", "router_prompts", "weights", "search_budget", "search_items", "balance",
-    "subtract", "overwrite", "limit", "chat_template", "device", "quantize", "device_map",
-    "batch_size", "threads", "allow", "trust_remote_code", "seed", "json", "quiet",
+    *OPTIONS.split(),
     target={"default": REQUIRED},
     routers={"default": "arrow", "repeats": False, "help": "Router, such as arrow:top_k=1."},
-)  # fmt: skip
+)
 def route(
     refs: Refs,
     options: Options,

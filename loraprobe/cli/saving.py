@@ -1,4 +1,4 @@
-"""Commands that write: where they may write, and how a merge or a composition is saved."""
+"""Checks of outputs, and the saving of a merge or a composition."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, ModuleInfo, Source, adapter_of, check_apart, extreme_norm
+from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation
@@ -22,9 +23,6 @@ from loraprobe.merging._method import MergeMethod
 from loraprobe.merging._module import Choices, MergedModule, merge_module
 from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
-
-# A merge warns if the rank lost more than this share of the delta (Frobenius norm).
-COMPRESSION_LIMIT = 0.1
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,9 +76,9 @@ def _why_not_router(composition: Composition) -> str | None:
 def _why_not_experts(composition: Composition) -> str | None:
     first = composition.experts[0]
     for expert in composition.experts:
-        beside = [extra for extra in expert.extras if extra.kind != "base_copy"]
-        if beside:
-            return f"expert {expert.name} holds {beside[0]} beside its factors."
+        extras = [extra for extra in expert.extras if extra.kind != "base_copy"]
+        if extras:
+            return f"expert {expert.name} holds {extras[0]} beside its factors."
         if set(expert.layout) != set(first.layout):
             path = min(set(expert.layout) ^ set(first.layout))
             return f"{path} is adapted by only one of {first.name} and {expert.name}."

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.options import Options
-from loraprobe.pipeline.provenance import composition_matter, merge_matter
+from loraprobe.pipeline.provenance import composition_fields, merge_fields
 from loraprobe.records import Audit
 from loraprobe.report.card import composition_card, model_card
 
@@ -20,7 +20,7 @@ def with_card(merged: Merged, audit: Audit, options: Options) -> Merged:
     low, high = merged.adapter.rank_range
     card = model_card(
         name=merged.adapter.name,
-        matter=merge_matter(merged, audit, options),
+        front_matter=merge_fields(merged, audit, options),
         sources=merged.sources,
         method=merged.method,
         space=merged.space,
@@ -30,31 +30,34 @@ def with_card(merged: Merged, audit: Audit, options: Options) -> Merged:
         rounding_error=merged.rounding_error,
         dtype=str(merged.adapter.dtype).removeprefix("torch."),
         seed=options.seed,
-        issues=audit.compatibility.issues,
-        allowed=options.allow,
-        verdict=audit.verdict,
-        transformations=audit.transformations,
-        search=audit.search,
+        **_findings(audit, options),
     )
     return replace(merged, card=card)
 
 
 def with_composition_card(made: Routed, audit: Audit, options: Options) -> Routed:
     """The composition with the card that its directory will carry."""
-    experts = made.composition.experts
+    experts = [
+        replace(expert.summary(), license=made.licences.get(expert.name))
+        for expert in made.composition.experts
+    ]
     card = composition_card(
         name=made.composition.name,
-        matter=composition_matter(made, audit, options),
+        front_matter=composition_fields(made, audit, options),
         router=repr(made.composition.router),
-        experts=[
-            replace(expert.summary(), license=made.licences.get(expert.name)) for expert in experts
-        ],
+        experts=experts,
         why_not_peft=made.why_not_peft,
         missed_prototype=made.missed_prototype,
-        issues=audit.compatibility.issues,
-        allowed=options.allow,
-        verdict=audit.verdict,
-        transformations=audit.transformations,
-        search=audit.search,
+        **_findings(audit, options),
     )
     return replace(made, card=card)
+
+
+def _findings(audit: Audit, options: Options) -> dict[str, Any]:
+    return {
+        "issues": audit.compatibility.issues,
+        "allowed": options.allow,
+        "verdict": audit.verdict,
+        "transformations": audit.transformations,
+        "search": audit.search,
+    }

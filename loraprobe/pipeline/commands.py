@@ -61,13 +61,13 @@ def inspect(
     progress: Progress | None = None,
     written: Sequence[Path] = (),
 ) -> Audit:
-    """What adapters are and how they relate; with base and task or probe a verdict.
+    """What adapters are and how they relate; with a base and a task or probe also a verdict.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError where something cannot be read.
     """
-    asked = bool(tasks) or bool(probe)
-    if asked and base is None:
+    asks_base = bool(tasks) or bool(probe)
+    if asks_base and base is None:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
     if tasks:
         from loraprobe.pipeline.results import check_state
@@ -76,9 +76,9 @@ def inspect(
     inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
     session = Session("inspect", options, progress)
-    purpose: Purpose = "inspect" if base is None else "route" if asked else "measure"
+    purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
-    if not asked:
+    if not asks_base:
         return audit_of(session, inputs, examined)
     from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
 
@@ -215,7 +215,7 @@ def merge_and_eval(
     progress: Progress | None = None,
     written: Sequence[Path] = (),
 ) -> Outcome:
-    """Compatibility, diagnostics, probes, every system on every task, verdict.
+    """The whole audit: compatibility, diagnostics, probes, every system on every task, verdict.
 
     Raises LoraprobeError where base, adapters or tasks cannot be used at all. Adapters that do not
     fit together end the run early with the verdict `incompatible`.
@@ -265,7 +265,7 @@ def _open_composition(
     options: Options,
     written: Sequence[Path],
 ) -> Inputs:
-    """The inputs of merge-and-eval, refused before anything is loaded where they cannot do."""
+    """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
     from loraprobe.pipeline.results import check_state
     from loraprobe.pipeline.systems import check_systems
     from loraprobe.pipeline.weight_search import split
@@ -287,7 +287,7 @@ def _open_composition(
 def _with_licences(
     made: Merged | Routed | None, inputs: Inputs
 ) -> tuple[Merged | Routed | None, list[Issue]]:
-    """What is recommended with the licences of its sources, and the findings about them."""
+    """The recommended merge or composition with its sources' licences, and findings about them."""
     if made is None:
         return None, []
     if isinstance(made, Merged):

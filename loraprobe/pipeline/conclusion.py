@@ -1,4 +1,4 @@
-"""Evidence of the stages -> the verdict, and what it recommends to take home."""
+"""The verdict on the evidence of all stages, and the composition that it recommends."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluator(AbstractContextManager["Evaluator"]):
-    """Asks systems on one base in memory; results are kept in the ledger as they come.
+    """Scores systems on one base in memory; the ledger keeps each result at once.
 
     `tasks` are the tasks that are evaluated, `split` says which items a search of weights has of
     its own. As a context it closes the ledger.
@@ -128,8 +128,8 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
 
     assert inputs.base is not None
     options = session.options
-    parted = split(inputs.tasks, options) if options.weights == "search" else None
-    tasks = parted.left if parted else inputs.tasks
+    parts = split(inputs.tasks, options) if options.weights == "search" else None
+    tasks = parts.left if parts else inputs.tasks
     scorer, notes = load_scorer(inputs.base, options.dtype, session)
     notes += task_notes(tasks, options.metric)
     if options.chat_template == "auto" and tasks:
@@ -147,7 +147,7 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
         scorer.chat_template,
     )
     notes += [kept] if kept else []
-    return Evaluator(inputs, session, scorer, ledger, tasks, parted, notes)
+    return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""How token routers share their gates while they read the tasks' prompts."""
+"""The mean gates of token routers on the tasks' prompts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loraprobe.adapters import natural
 from loraprobe.composition import Composition, composed
+from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.tasks import Task
 
-PROMPTS = 60  # a mean over so many prompts' tokens and modules needs no more
-
 
 def gate_statistics(
-    scorer: Any, systems: Sequence[System], tasks: Sequence[Task], seed: int = 0,
-    most: int = PROMPTS,
-) -> tuple[tuple[GateStatistics, ...], str]:  # fmt: skip
+    scorer: Any,
+    systems: Sequence[System],
+    tasks: Sequence[Task],
+    seed: int = 0,
+    most: int = GATE_PROMPTS,
+) -> tuple[tuple[GateStatistics, ...], str]:
     """Rows of every system with a token router: overall, then layer by layer; and a note.
 
     At most `most` composed questions are read, drawn from the seed, each by the model that carries
@@ -46,8 +48,11 @@ def gate_statistics(
         rows += _of(scorer, system.name, system.composition, chosen)
     if not rows:
         return (), ""
-    sampled = f"{len(chosen)} of {len(prompts)} prompts" if len(chosen) < len(prompts) else (
-        f"{len(prompts)} prompts")  # fmt: skip
+    sampled = (
+        f"{len(chosen)} of {len(prompts)} prompts"
+        if len(chosen) < len(prompts)
+        else (f"{len(prompts)} prompts")
+    )
     return tuple(rows), f"Gates are those on {sampled} of the tasks, answers left out."
 
 
@@ -78,9 +83,14 @@ def _row(
 
     share = {name: mean(lambda sums, i=i: float(sums.share[i])) for i, name in enumerate(experts)}  # type: ignore[misc]
     return GateStatistics(
-        system, layer, share, mean(lambda s: s.entropy), mean(lambda s: s.entropy_share),
-        len(found), max(sums.tokens for sums in found),
-    )  # fmt: skip
+        system,
+        layer,
+        share,
+        mean(lambda s: s.entropy),
+        mean(lambda s: s.entropy_share),
+        len(found),
+        max(sums.tokens for sums in found),
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The licences of what is merged or composed, carried to its card, with what they ask."""
+"""The licences of the sources of a merge or a composition, for its card and its findings."""
 
 from __future__ import annotations
 
@@ -32,20 +32,22 @@ def declared(
 ) -> tuple[dict[str, str | None], list[Issue]]:
     """The licence that each adapter's card declares, and the findings about them and the base's.
 
-    A card that cannot be had counts as one without a licence: that is said, and stops nothing.
+    A card that cannot be read counts as one without a licence; a finding says so.
     """
     from loraprobe import hub
     from loraprobe.compatibility.licences import licence_issues
 
     cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in adapters}
     licences = {name: hub.declared_licence(card) for name, card in cards.items()}
-    beside = None if base is None else base.path / "README.md"
-    of_base = _card(partial(hub.read_card, beside, str(beside))) if beside is not None else None
-    asked, held = dict(licences), cards | {"the base": of_base}
+    base_card = None if base is None else base.path / "README.md"
+    of_base = (
+        _card(partial(hub.read_card, base_card, str(base_card))) if base_card is not None else None
+    )
+    declared_licences, all_cards = dict(licences), cards | {"the base": of_base}
     if hub.declared_licence(of_base):
-        asked["the base"] = hub.declared_licence(of_base)
-    gated = [name for name, card in held.items() if hub.is_gated(card)]
-    return licences, list(licence_issues(asked, gated))
+        declared_licences["the base"] = hub.declared_licence(of_base)
+    gated = [name for name, card in all_cards.items() if hub.is_gated(card)]
+    return licences, list(licence_issues(declared_licences, gated))
 
 
 def _card(read: Callable[[], str | None]) -> str | None:

@@ -1,8 +1,8 @@
-"""The sources of a merge or a composition found again: by commit on the Hub, else by sha256.
+"""Finds the sources of a merge or a composition: by commit on the Hub, else by sha256.
 
-A source that was a directory is known by its name and the sha256 of its weights, not by a path.
-It is looked for among what the user names, then near the directory that is verified and near the
-current one: directories of its name first, then all others, up to a bound.
+A card names a local source by its directory's name and the sha256 of its weights. It is searched
+among the references that the user gives, then in the directories around the verified and the
+current one: first those of its name, then all others, up to a bound.
 """
 
 from __future__ import annotations
@@ -25,53 +25,52 @@ HASHED = 100  # adapters whose weights are hashed
 
 @dataclass
 class SourceFinder:
-    """Where sources are looked for; hashes and findings are kept, so that each file is read once.
+    """Finds sources; it keeps the adapters that it read, so that each file is hashed once.
 
-    place: the directory that is verified, which is no source of itself. given: references that the
-    user named.
+    place: the verified directory, which is not searched itself. given: the user's references.
     """
 
     place: Path
     given: Sequence[str] = ()
     known: dict[Path, Adapter | None] = field(default_factory=dict)
 
-    def adapter(self, told: SourceRecord) -> tuple[Adapter | None, Check]:
-        """The source under its name in the card, and whether it is the one that was used."""
-        label = f"source {told.name}"
+    def adapter(self, record: SourceRecord) -> tuple[Adapter | None, Check]:
+        """The source that the card records, or None, and the check of its sha256."""
+        label = f"source {record.name}"
         try:
-            found = self._found(told)
+            found = self._found(record)
         except LoraprobeError as error:
             return None, Check(label, False, str(error))
         if found is None:
             message = (
-                f"No adapter with the weights {told.sha256[:12]}... was found here; it was "
-                f"called {told.reference}. Name where it is: loraprobe verify DIR REF."
+                f"No adapter with the weights {record.sha256[:12]}... was found here; its name was "
+                f"{record.reference}. Say where it is: loraprobe verify DIR REF."
             )
             return None, Check(label, False, message)
-        message = f"{told.reference}: sha256 {found.sha256[:12]}..."
-        if found.sha256 != told.sha256:
-            message += f", but it was made of {told.sha256[:12]}...; the source changed."
+        message = f"{record.reference}: sha256 {found.sha256[:12]}..."
+        if found.sha256 != record.sha256:
+            message += f", but it was made of {record.sha256[:12]}...; the source changed."
             return None, Check(label, False, message)
-        source = Source(told.reference, found.source.path, told.commit)
-        return replace(found.renamed(told.name), source=source), Check(label, True, message)
+        source = Source(record.reference, found.source.path, record.commit)
+        return replace(found.renamed(record.name), source=source), Check(label, True, message)
 
-    def _found(self, told: SourceRecord) -> Adapter | None:
-        """The adapter of that hash; else one of that name, which has changed; else None."""
+    def _found(self, record: SourceRecord) -> Adapter | None:
+        """The adapter of that hash, else a changed one of that name, else None."""
         from loraprobe import hub
 
-        if told.commit:
-            return hub.load(_pinned(told.reference, told.commit))
+        if record.commit:
+            return hub.load(_pinned(record.reference, record.commit))
         named = [hub.load(reference) for reference in self.given]
         same_name: Adapter | None = None
-        for adapter in (*named, *self._near(told.reference)):
-            if adapter.sha256 == told.sha256:
+        for adapter in (*named, *self._nearby(record.reference)):
+            if adapter.sha256 == record.sha256:
                 return adapter
-            if same_name is None and adapter.source.public == told.reference:
+            if same_name is None and adapter.source.public == record.reference:
                 same_name = adapter
         return same_name
 
-    def _near(self, name: str) -> Iterator[Adapter]:
-        """Adapters of directories near, those of this name first."""
+    def _nearby(self, name: str) -> Iterator[Adapter]:
+        """Adapters of nearby directories, those of this name first."""
         every = list(islice(_directories(self.place), LOOKED_AT))
         ordered = sorted(every, key=lambda place: place.name != name)
         for place in ordered:
@@ -83,37 +82,39 @@ class SourceFinder:
     def _read(self, place: Path) -> Adapter | None:
         from loraprobe import hub
 
-        here = place.resolve()
-        if here == self.place.resolve() or self.place.resolve() in here.parents:
+        own = self.place.resolve()
+        if own in (place.resolve(), *place.resolve().parents):
             return None
         try:
             return hub.load(place) if (place / CONFIG).is_file() else None
         except (LoraprobeError, OSError):
             return None
 
-    def base(self, told: BaseRecord, given: str | None) -> tuple[Base | None, Check]:
-        """The base that the card names: `given`, else at its commit, else a directory near."""
+    def base(self, record: BaseRecord, given: str | None) -> tuple[Base | None, Check]:
+        """The base that the card records: `given`, else its commit, else a nearby directory."""
         from loraprobe.pipeline.inputs import base_of
 
         found: Base | None
         try:
-            if given is not None or told.commit is not None:
-                found = base_of(given or _pinned(told.reference, told.commit or ""), ())
+            if given is not None or record.commit is not None:
+                found = base_of(given or _pinned(record.reference, record.commit or ""), ())
             else:
-                near = islice(_directories(self.place), LOOKED_AT)
-                named = (_base(place) for place in near if place.name == told.reference)
+                nearby = islice(_directories(self.place), LOOKED_AT)
+                named = (_base(place) for place in nearby if place.name == record.reference)
                 found = next(filter(None, named), None)
         except LoraprobeError as error:
             return None, Check("base", False, str(error))
         if found is None:
-            message = f"No base model {told.reference} was found here; give --base DIR."
+            message = f"No base model {record.reference} was found here; give --base DIR."
             return None, Check("base", False, message)
-        if told.sha256 and found.sha256 != told.sha256:
-            message = f"{told.reference} has other weights than the base that was used."
+        if record.sha256 and found.sha256 != record.sha256:
+            message = f"{record.reference} has other weights than the base that was used."
             return None, Check("base", False, message)
-        said = f"sha256 {found.sha256[:12]}..." if told.sha256 else "its weights were not hashed"
-        return replace(found, reference=told.reference, commit=told.commit), Check(
-            "base", True, f"{told.reference}: {told.commit or said}"
+        weights = (
+            f"sha256 {found.sha256[:12]}..." if record.sha256 else "its weights were not hashed"
+        )
+        return replace(found, reference=record.reference, commit=record.commit), Check(
+            "base", True, f"{record.reference}: {record.commit or weights}"
         )
 
 
@@ -127,11 +128,11 @@ def _base(place: Path) -> Base | None:
 
 
 def _directories(place: Path) -> Iterator[Path]:
-    """Directories beside one, beside the current one, in these, and beside their parents."""
-    here, seen = [place.resolve().parent, Path.cwd()], set()
-    nearest = [child for root in here for child in _children(root)]
-    beside_parents = (child for root in here for child in _children(root.parent))
-    for found in (*here, *nearest, *_each(nearest), *beside_parents):
+    """Siblings of the place, the current directory, their children, and siblings of parents."""
+    roots, seen = [place.resolve().parent, Path.cwd()], set()
+    nearest = [child for root in roots for child in _children(root)]
+    around_parents = (child for root in roots for child in _children(root.parent))
+    for found in (*roots, *nearest, *_each(nearest), *around_parents):
         if found not in seen:
             seen.add(found)
             yield found

@@ -31,18 +31,18 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
     from peft import get_peft_model
     from peft.utils import set_peft_model_state_dict
 
-    told = read_config(directory)
+    directory_config = read_config(directory)
     try:
-        beyond = untargeted(adapter.layout, told.raw)
+        left_out = untargeted(adapter.layout, directory_config.raw)
     except ExpressionError as error:
         return [f"peft does not load it: {error}"]
-    wrong = [f"peft leaves {path} out, which the config does not target" for path in beyond]
+    wrong = [f"peft leaves {path} out, which the config does not target" for path in left_out]
     wrong += [
-        f"peft gives {path} rank {told.rank(path)}"
+        f"peft gives {path} rank {directory_config.rank(path)}"
         for path, info in adapter.layout.items()
-        if told.rank(path) != info.rank
+        if directory_config.rank(path) != info.rank
     ]
-    config = _plain_config(told, adapter)
+    config = _plain_config(directory_config, adapter)
     file = open_tensors(directory)
     state = {key: file.read(key) for key in file.shapes}
     with warnings.catch_warnings():
@@ -60,7 +60,7 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
     return wrong
 
 
-def _plain_config(told: Config, adapter: Adapter) -> Any:
+def _plain_config(directory_config: Config, adapter: Adapter) -> Any:
     """The peft config that does on this adapter's modules what the directory's does, without
     expressions of its author: modules by their paths, ranks by escaped paths.
 
@@ -68,7 +68,7 @@ def _plain_config(told: Config, adapter: Adapter) -> Any:
     """
     from peft import LoraConfig
 
-    saved = told.raw.get("modules_to_save") or []
+    saved = directory_config.raw.get("modules_to_save") or []
     names = Names([saved] if isinstance(saved, str) else saved)
     whole = {name.rpartition(".")[0] for name in adapter.whole}
     kept = sorted(path for path in whole if names.fits(path))
@@ -83,10 +83,10 @@ def _plain_config(told: Config, adapter: Adapter) -> Any:
         target_modules=list(adapter.layout),
         rank_pattern={f"^(?:{'|'.join(paths)})": n for n, paths in ranks.items() if n != r},
         modules_to_save=kept or None,
-        bias=told.raw.get("bias") or "none",
-        fan_in_fan_out=told.fan_in_fan_out,
-        use_dora=bool(told.raw.get("use_dora")),
-        lora_bias=bool(told.raw.get("lora_bias")),
+        bias=directory_config.raw.get("bias") or "none",
+        fan_in_fan_out=directory_config.fan_in_fan_out,
+        use_dora=bool(directory_config.raw.get("use_dora")),
+        lora_bias=bool(directory_config.raw.get("lora_bias")),
         inference_mode=True,
     )
 

@@ -1,7 +1,7 @@
 """How a merge or a composition was made, as data in its card's front matter.
 
-It is what `loraprobe verify` makes the directory again from. Nothing in it belongs to one machine:
-a source that is no repository stands by its name and its sha256.
+`loraprobe verify` makes the directory again from it. It holds no path of a machine: a local source
+is recorded by the name of its directory and its sha256.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.limits import limits
 from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit
+from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import scrub
@@ -35,7 +35,7 @@ CARD = "README.md"
 
 
 class StrictModel(BaseModel):
-    """Exactly these fields, of exactly these types: a card is a stranger's text too."""
+    """Exactly these fields, of exactly these types, since a card may be other people's text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class SourceRecord(StrictModel):
 
 
 class ProvenanceRecord(StrictModel):
-    """What merges and compositions have in common."""
+    """The fields that merges and compositions share."""
 
     schema_version: Literal[2]
     version: str
@@ -89,10 +89,10 @@ class CompositionRecord(ProvenanceRecord):
     weights: list[float] | None
 
 
-def merge_matter(merged: Merged, audit: Audit, options: Options) -> dict[str, Any]:
-    """The front matter of a merge's card: what the Hub reads, and how the merge was made."""
+def merge_fields(merged: Merged, audit: Audit, options: Options) -> dict[str, Any]:
+    """The front matter of a merge's card: the Hub's fields, and how the merge was made."""
     provenance = {
-        **_in_common(merged.sources, audit, options),
+        **_common_fields(merged.sources, audit, options),
         "method": merged.spec,
         "weights": [float(weight) for weight in merged.weights],
         "space": None if merged.space == "factors" else merged.space,
@@ -100,27 +100,28 @@ def merge_matter(merged: Merged, audit: Audit, options: Options) -> dict[str, An
         "dtype": str(merged.adapter.dtype).removeprefix("torch."),
         "seed": merged.seed,
     }
-    return _matter(merged.adapter.base_model, "merge", merged.license, provenance)
+    return _card_fields(merged.adapter.base_model, "merge", merged.license, provenance)
 
 
-def composition_matter(made: Routed, audit: Audit, options: Options) -> dict[str, Any]:
+def composition_fields(made: Routed, audit: Audit, options: Options) -> dict[str, Any]:
     """The front matter of a composition's card."""
     from loraprobe.compatibility.licences import licence_of_merge
 
     experts, router = made.composition.experts, made.composition.router
     gates = router.weights if isinstance(router, ConstantGates) else None
     provenance = {
-        **_in_common([expert.summary() for expert in experts], audit, options),
+        **_common_fields([expert.summary() for expert in experts], audit, options),
         "name": made.composition.name,
         "router": router.name if isinstance(router, ConstantGates) else spec_of(router),
         "weights": None if gates is None else list(gates),
     }
     base_model = next((expert.base_model for expert in experts if expert.base_model), None)
-    return _matter(base_model, "routing", licence_of_merge(made.licences), provenance)
+    return _card_fields(base_model, "routing", licence_of_merge(made.licences), provenance)
 
 
-def _in_common(sources: Sequence[AdapterSummary], audit: Audit, options: Options) -> dict[str, Any]:
-    base = audit.base
+def _common_fields(
+    sources: Sequence[AdapterSummary], audit: Audit, options: Options
+) -> dict[str, Any]:
     general = _loaded(options.subtract)
     return {
         "schema_version": SCHEMA,
@@ -129,11 +130,7 @@ def _in_common(sources: Sequence[AdapterSummary], audit: Audit, options: Options
         "allow": sorted(options.allow),
         "balance": options.balance,
         "subtract": [_source(adapter.summary()) for adapter in general],
-        "base": (
-            {"reference": base.reference, "commit": base.commit, "sha256": base.sha256}
-            if base
-            else None
-        ),
+        "base": plain(audit.base),
         "sources": [_source(source) for source in sources],
     }
 
@@ -143,13 +140,13 @@ def _source(summary: AdapterSummary) -> dict[str, Any]:
 
 
 def _loaded(references: Sequence[Any]) -> list[Adapter]:
-    """The adapters that were subtracted, once more; of their files only the hash is read."""
+    """The adapters that were subtracted, loaded again for their hashes."""
     from loraprobe import hub
 
     return hub.load_all(references) if references else []
 
 
-def _matter(
+def _card_fields(
     base_model: str | None, kind: str, license: str | None, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
@@ -172,7 +169,7 @@ def _scrubbed(value: Any) -> Any:
     return [_scrubbed(held) for held in value] if isinstance(value, list) else value
 
 
-def read_card_matter(directory: Path) -> Mapping[Any, Any]:
+def read_card_fields(directory: Path) -> Mapping[Any, Any]:
     """The front matter of a directory's card. Raises AdapterError where there is no card."""
     card = directory / CARD
     if not card.is_file():
@@ -187,21 +184,19 @@ def read_card_matter(directory: Path) -> Mapping[Any, Any]:
 def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
     """The provenance in a directory's card.
 
-    Raises AdapterError where there is none, or where it is not what loraprobe writes.
+    Raises AdapterError if there is none, or if loraprobe would not write it.
     """
-    found = read_card_matter(directory).get(KEY)
+    found = read_card_fields(directory).get(KEY)
     if not isinstance(found, dict):
         raise AdapterError(
             f"The {CARD} of {directory} says nothing of a merge or a composition by "
-            "loraprobe; only what loraprobe wrote, with its card, can be "
-            "verified."
+            "loraprobe; only what loraprobe wrote, with its card, can be verified."
         )
     version = found.get("schema_version")
     if version != SCHEMA:
         raise AdapterError(
-            f"The {CARD} of {directory} is of version {version!r:.20}, and this "
-            f"loraprobe reads {SCHEMA}; verify it with the loraprobe that wrote "
-            "it."
+            f"The {CARD} of {directory} is of version {version!r:.20}, and this loraprobe reads "
+            f"{SCHEMA}; verify it with the loraprobe that wrote it."
         )
     try:
         return (CompositionRecord if "router" in found else MergeRecord).model_validate(found)

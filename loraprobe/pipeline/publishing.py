@@ -1,8 +1,8 @@
-"""The one place where a record is made fit for other people's eyes: no path, no token.
+"""Removes private paths and tokens from an audit before it is reported.
 
-Reports, pages and cards are made of the `Audit` that goes through here. References stand in it by
-their public names already (`Source.public`, `public_name`); what is left are sentences that quote
-a path, and the arguments of the call.
+Reports, pages and cards are made from the audit that `published` returns. References in it are
+public names already (`Source.public`, `public_name`); paths are left in sentences and in the
+arguments of the call.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def published(
 def _private(
     adapters: Sequence[Adapter], base: Base | None, options: Options
 ) -> Iterator[tuple[str, str]]:
-    """What the run knows to be private, each with what may be written instead."""
+    """Private texts of the run, each with the public text that replaces it."""
     for adapter in adapters:
         source = adapter.source
         yield source.reference, source.public

@@ -1,7 +1,7 @@
-"""Random adapters of matched norms: what a partner has to be better than.
+"""Random adapters of matched norms, the control of a partner.
 
-Merging with random-weight adapters is nearly as good as with unrelated real ones (arXiv
-2602.12323), so a composition that does not beat this control owes nothing to its partner.
+Merging with random adapters is nearly as good as with unrelated real ones (arXiv 2602.12323), so in
+a composition that does not beat this control the partner adds nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]
 
 
 def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None) -> Adapter:
-    """An adapter with the shapes and the per-module Frobenius norms of another, and random else.
+    """A random adapter with the shapes and the per-module Frobenius norms of another.
 
     The factors are Gaussian, drawn from the seed, the adapter's name and the module's path; they
     are drawn when asked for, so the control takes no memory of its own. It is a plain LoRA also

@@ -1,4 +1,4 @@
-"""Where a run keeps its results as they come, so that --resume repeats nothing."""
+"""The file that keeps the results of a run, so that --resume repeats nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CURE = "set LORAPROBE_CACHE to a directory of yours"
 
 
 def check_state(options: Options) -> None:
-    """Raises OutputError where no results could be kept, before anything is loaded for them."""
+    """Raises OutputError if results cannot be kept; called before a model is loaded."""
     check_place(options.state or cache_directory() / "runs" / "results", CURE)
 
 
@@ -39,7 +39,7 @@ def open_ledger(
     session: Session,
     chat_template: bool,
 ) -> tuple[Ledger, str]:
-    """The ledger of exactly this run; a note where --resume finds results, or why it finds none."""
+    """The ledger of exactly this run, and a note on which results --resume found, or why none."""
     from loraprobe.evaluation import Ledger
 
     decides = identity(adapters, base, tasks, options) | {

@@ -1,4 +1,4 @@
-"""Whether two files hold one adapter: equal bits, or factors whose product differs by rounding.
+"""Whether two files hold the same adapter, up to rounding.
 
 Another library of linear algebra adds numbers in another order, so it may give singular vectors
 another sign, and those of equal singular values another basis. Factors are then other numbers
@@ -34,7 +34,7 @@ FLOOR = 1e-12  # of the module's norm: rounding of float64
 
 
 def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path]) -> str | None:
-    """What `found` holds that is not what was made `again`; None if nothing beyond rounding.
+    """How `found` differs from `again` beyond rounding; None if it does not.
 
     All are safetensors files; `reordered` makes the third, and is called where bits differ. Raises
     AdapterError for a file that cannot be read.
@@ -52,7 +52,7 @@ def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path
             ("type", ours.dtypes, theirs.dtypes),
         ):
             if one[key] != other[key]:
-                return f"{key} has the {what} {_said(one[key])} instead of {_said(other[key])}"
+                return f"{key} has the {what} {_shown(one[key])} instead of {_shown(other[key])}"
     differing = [
         k for k in ours.shapes if not torch.equal(_bits(ours.read(k)), _bits(theirs.read(k)))
     ]
@@ -173,5 +173,5 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8)
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     return str(list(value) if isinstance(value, tuple) else value).removeprefix("torch.")

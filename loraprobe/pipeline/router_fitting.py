@@ -1,7 +1,7 @@
-"""Shows routers that learn from prompts what each adapter is for, before they are evaluated.
+"""Fits routers that learn from prompts of each adapter.
 
-Prompts carry no answers and are none of the tasks': those that a user gives as files, else those
-that an adapter writes itself where a user would speak.
+Prompts have no answers and are no items of the tasks. The user gives them as files, or an adapter
+generates them itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
+from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
@@ -28,7 +29,6 @@ from loraprobe.routing.constant import ConstantGates
 if TYPE_CHECKING:
     from loraprobe.tasks import Task
 
-WRITTEN = 32  # prompts that an adapter writes itself; a mean over their tokens needs no more
 Prompts = dict[str, list[str]]
 
 
@@ -48,7 +48,7 @@ def chosen_router(
     if options.weights is not None:
         if not isinstance(router, ConstantGates):
             raise UsageError(
-                f"{spec} gives each token gates of its own, so --weights have no place; they go "
+                f"{spec} gives each token gates of its own, so it takes no --weights; they go "
                 "with --router constant."
             )
         weights, search, notes = chosen_weights(inputs, prepared, session)
@@ -61,8 +61,10 @@ def chosen_router(
             )
         scorer, notes = load_scorer(inputs.base, "auto", session)
         with session.stage("fit"):
-            fitted, said = fit_routers(inputs.adapters, prepared, options, scorer, inputs.tasks)
-        router, notes = fitted[spec], [*notes, *said, scorer.batcher.note()]
+            fitted, fit_notes = fit_routers(
+                inputs.adapters, prepared, options, scorer, inputs.tasks
+            )
+        router, notes = fitted[spec], [*notes, *fit_notes, scorer.batcher.note()]
     holder = next((expert for expert in prepared.adapters if expert.whole), None)
     if holder is not None and not router.weighs_whole:
         raise UnsupportedAdapter(
@@ -81,8 +83,8 @@ def fit_routers(
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router that learns from prompts: fitted routers by spec, and notes.
 
-    What one router learns is given to the others. Raises UsageError for a prompt file of an
-    unknown adapter, and where an adapter has no prompt.
+    Only the first one is fitted; the others take its state. Raises UsageError for a prompt file of
+    an unknown adapter, and for an adapter without a prompt.
     """
     names = [adapter.name for adapter in adapters]
     unknown = [name for name, _ in options.router_prompts if name not in names]
@@ -112,7 +114,7 @@ def gather_prompts(
     adapters: Sequence[Adapter], options: Options, scorer: Any, tasks: Sequence[Task]
 ) -> tuple[Prompts, str]:
     """Prompts of each adapter, and a phrase that says where they come from."""
-    files, asked = dict(options.router_prompts), _asked(tasks)
+    files, task_prompts = dict(options.router_prompts), _task_prompts(tasks)
     prompts: Prompts = {}
     sources, dropped = [], 0
     for adapter in adapters:
@@ -121,7 +123,7 @@ def gather_prompts(
             lines, source = read_lines(files[name]), f"of {files[name].name}"
         else:
             lines, source = written_by(adapter, scorer, options.seed), "it wrote itself"
-        kept = [line for line in lines if not _is_item(line, asked)]
+        kept = [line for line in lines if not _is_item(line, task_prompts)]
         dropped += len(lines) - len(kept)
         if not kept:
             raise UsageError(
@@ -166,8 +168,10 @@ def fitted_in(
     names = [adapter.name for adapter in adapters]
     unknown = [name for name in prompts if name not in names]
     if unknown:
-        raise UsageError(f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
-                         f"{listing(names)}.")  # fmt: skip
+        raise UsageError(
+            f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
+            f"{listing(names)}."
+        )
     if not router.needs_prompts:
         raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
     if not prompts or tokenizer is None:
@@ -192,18 +196,22 @@ def read_lines(file: Path) -> list[str]:
 
 
 def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
-    """Prompts that an adapter writes itself, seeded."""
+    """Prompts that an adapter generates, drawn from the seed."""
     from loraprobe.probes import generated_prompts
 
     try:
-        probe = generated_prompts(scorer, [adapter], {}, single=single, seed=seed, wanted=WRITTEN)
+        probe = generated_prompts(
+            scorer, [adapter], {}, single=single, seed=seed, wanted=PROMPTS_WRITTEN
+        )
     except TaskError:
-        raise UsageError(f"Adapter {adapter.name} writes no prompt of itself; give some by "
-                         f"--router-prompts {adapter.name}=FILE.") from None  # fmt: skip
+        raise UsageError(
+            f"Adapter {adapter.name} writes no prompt of itself; give some by "
+            f"--router-prompts {adapter.name}=FILE."
+        ) from None
     return [item.prompt for item in probe.items]
 
 
-def _asked(tasks: Sequence[Task]) -> frozenset[str]:
+def _task_prompts(tasks: Sequence[Task]) -> frozenset[str]:
     """Every prompt that a task asks."""
     found = []
     for item in (item for task in tasks for item in task.items):
@@ -212,10 +220,10 @@ def _asked(tasks: Sequence[Task]) -> frozenset[str]:
     return frozenset(map(_plain, found))
 
 
-def _is_item(line: str, asked: frozenset[str]) -> bool:
+def _is_item(line: str, task_prompts: frozenset[str]) -> bool:
     """Whether a line holds the whole prompt of an item."""
     plain = _plain(line)
-    return plain in asked or any(len(p) > 8 and p in plain for p in asked)
+    return plain in task_prompts or any(len(p) > 8 and p in plain for p in task_prompts)
 
 
 @functools.lru_cache(maxsize=4096)

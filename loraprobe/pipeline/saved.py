@@ -1,16 +1,16 @@
-"""Compositions on disk: a directory that `load_composition` restores, whole or not there at all.
+"""Compositions on disk: a directory that `load_composition` restores.
 
     composition.json      schema_version, the router with its options, the experts in their order,
                           where each came from and what was done to it, sha256 of every file
     experts/NAME/         each expert as a PEFT directory of its own
     router.safetensors    what the router has learned, where it has
-    peft/arrow.json       where peft's own Arrow can compute the same (see arrow_export), with
-    peft/prototypes.safetensors   where it has to be given the exact prototypes
+    peft/arrow.json       if peft's own Arrow can compute the same (see arrow_export), with
+    peft/prototypes.safetensors   if it needs the exact prototypes
     README.md             the card
 
-An expert is stored as it is routed: the files it came from, copied, or, where it was balanced,
-subtracted from, translated or never had files, what it became. Nothing in the directory is code or
-a pickle; loading checks every hash and builds the router from the shelf.
+An expert's files are copied if it is routed as they are. It is written anew if it was balanced,
+subtracted from or translated, or had no files. Nothing in the directory is code or a pickle;
+loading checks every hash and builds the router from the registry. Saving writes all or nothing.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """A composition that can be saved, and how it came about.
+    """A composition that can be saved, and how it was made.
 
-    `base` is only asked which modules it has, for the question whether peft can express it.
-    `licences`: what each expert's own card declares, by its name.
+    `base`: its modules decide whether peft can express the composition.
+    `licences`: expert's name -> the licence that its card declares.
     """
 
     composition: Composition
@@ -100,9 +100,11 @@ class Routed:
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes the directory. Raises OutputError, also where that would be written over a source,
-        and UsageError or UnsupportedAdapter for what cannot be saved: a router that has not learned
-        yet, tensors that no PEFT file holds."""
+        """Writes the directory.
+
+        Raises OutputError if it cannot be written or would overwrite a source, UsageError for a
+        router that has not learned yet, UnsupportedAdapter for tensors that no PEFT file holds.
+        """
         router = _router_document(self.composition.router)
         target = Path(directory)
         sources = [expert.source.path for expert in self.composition.experts]
@@ -131,16 +133,19 @@ class Routed:
                 (staging / CARD).write_text(self.card, encoding="utf-8")
 
     def _write_peft(self, staging: Path, experts: Sequence[str]) -> None:
-        """What the lines of the card read."""
+        """The files that the card's lines for peft read."""
         (staging / PEFT).parent.mkdir()
         given = self.missed_prototype is not None
         if given:
             _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
-        _write(staging / PEFT, {
-            "experts": experts,
-            "arrow_config": arrow_config(self.composition),
-            "prototypes": PROTOTYPES if given else None,
-        })  # fmt: skip
+        _write(
+            staging / PEFT,
+            {
+                "experts": experts,
+                "arrow_config": arrow_config(self.composition),
+                "prototypes": PROTOTYPES if given else None,
+            },
+        )
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -150,30 +155,37 @@ def load_composition(directory: str | Path) -> Composition:
     """
     home = Path(directory)
     if not (home / FILE).is_file():
-        raise AdapterError(f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
-                           "route --output` writes one.")  # fmt: skip
+        raise AdapterError(
+            f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
+            "route --output` writes one."
+        )
     document = read_json(home / FILE, str(home), AdapterError)
     try:
         version = document["schema_version"]
         if version != SCHEMA_VERSION:
-            raise AdapterError(f"{home / FILE} is of version {version}, and this loraprobe reads "
-                               f"{SCHEMA_VERSION}; use the loraprobe that wrote it.")  # fmt: skip
+            raise AdapterError(
+                f"{home / FILE} is of version {version}, and this loraprobe reads "
+                f"{SCHEMA_VERSION}; use the loraprobe that wrote it."
+            )
         experts = tuple(_read_expert(home, entry) for entry in document["experts"])
         router = _router_of(home, document["router"])
         name = str(document["name"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise AdapterError(f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
-                           "composition again.") from None  # fmt: skip
+        raise AdapterError(
+            f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
+            "composition again."
+        ) from None
     if not experts:
-        raise AdapterError(f"{home / FILE} is damaged (it lists no expert); save the composition "
-                           "again.")  # fmt: skip
+        raise AdapterError(
+            f"{home / FILE} is damaged (it lists no expert); save the composition again."
+        )
     return Composition(name, experts, router)
 
 
 def _write_experts(
     experts: Sequence[Adapter], staging: Path, steps: Sequence[Transformation]
 ) -> list[dict[str, Any]]:
-    """Each expert's directory; what composition.json says of it."""
+    """Writes each expert's directory; returns the entries of composition.json."""
     done = {step.adapter: plain(step) for step in steps}
     entries: list[dict[str, Any]] = []
     for expert in experts:
@@ -186,21 +198,23 @@ def _write_experts(
             # Copies of the base's own weights are no part of a change to it.
             kept = tuple(extra for extra in expert.extras if extra.kind != "base_copy")
             dataclasses.replace(expert, extras=kept).save(place)
-        entries.append({
-            "name": expert.name,
-            "folder": folder,
-            "reference": expert.source.public,
-            "commit": expert.source.commit,
-            "sha256": expert.sha256,
-            "copied": copied,
-            "transformation": done.get(expert.name),
-            "files": {name: file_hash(place / name) for name in (CONFIG, WEIGHTS)},
-        })  # fmt: skip
+        entries.append(
+            {
+                "name": expert.name,
+                "folder": folder,
+                "reference": expert.source.public,
+                "commit": expert.source.commit,
+                "sha256": expert.sha256,
+                "copied": copied,
+                "transformation": done.get(expert.name),
+                "files": {name: file_hash(place / name) for name in (CONFIG, WEIGHTS)},
+            }
+        )
     return entries
 
 
 def _folder(name: str, taken: set[str]) -> str:
-    """A name that every file system takes, and no other expert has."""
+    """A folder name that every file system takes and no other expert has."""
     base = re.sub(r"[^A-Za-z0-9._-]", "-", name).strip(".") or "expert"
     folder, number = base, 2
     while folder.lower() in {other.lower() for other in taken}:
@@ -209,17 +223,17 @@ def _folder(name: str, taken: set[str]) -> str:
 
 
 def _is_as_filed(expert: Adapter) -> bool:
-    """Whether its files say what the expert is: not scaled, subtracted from or translated since,
-    and under keys that peft reads too."""
+    """Whether an expert's files describe it: it was not scaled, subtracted from or translated, and
+    peft can read its keys."""
     if expert.weights_file is None or any(i.code in UNREADABLE_BY_PEFT for i in expert.issues):
         return False
     return read_adapter(expert.weights_file.parent, expert.name).layout == expert.layout
 
 
 def _copy(expert: Adapter, place: Path) -> None:
-    """The files themselves, without what its trainer's machine left in them.
+    """Copies an expert's files without paths and texts of the machine that trained it.
 
-    A pickle's tensors stand under the same keys; a path in the config becomes its last part.
+    Tensors of a pickle keep their keys; a path in the config becomes its last part.
     """
     assert expert.weights_file is not None
     place.mkdir(parents=True)
@@ -257,30 +271,36 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _router_document(router: Router) -> dict[str, Any]:
-    """A router of the shelf as plain data. Raises UsageError for another, and for one that has to
-    see prompts first."""
+    """A registered router as plain data. Raises UsageError for another router, and for one that
+    has to learn from prompts first."""
     name = router.name
     if name not in ROUTERS.names() or ROUTERS.get(name) is not type(router):
-        raise UsageError(f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
-                         "composition could not be read back.")  # fmt: skip
+        raise UsageError(
+            f"Router {router!r} is none of {', '.join(ROUTERS.names())}, so a saved "
+            "composition could not be read back."
+        )
     if router.needs_prompts:
-        raise UsageError(f"Router {router} learns from prompts of each adapter before it can be "
-                         "saved; give --base, and --router-prompts NAME=FILE if you have "
-                         "some.")  # fmt: skip
+        raise UsageError(
+            f"Router {router} learns from prompts of each adapter before it can be "
+            "saved; give --base, and --router-prompts NAME=FILE if you have "
+            "some."
+        )
     options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}
     finite = {k: str(v) if v in (float("inf"), float("-inf")) else v for k, v in options.items()}
     return {"name": name, "options": finite, "state_sha256": None}
 
 
 def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
-    """The router from the shelf, with its options and what it had learned."""
+    """The router of composition.json, with its options and what it learned."""
     cls = ROUTERS.get(str(entry["name"]))
     hints, known = typing.get_type_hints(cls), {f.name for f in dataclasses.fields(cls) if f.init}
     options = {}
     for key, value in entry["options"].items():
         if key not in known:
-            raise AdapterError(f"{home / FILE} gives router {entry['name']} an option {key!r} that "
-                               "it does not have; use the loraprobe that wrote it.")  # fmt: skip
+            raise AdapterError(
+                f"{home / FILE} gives router {entry['name']} an option {key!r} that "
+                "it does not have; use the loraprobe that wrote it."
+            )
         if value is None or isinstance(value, list):
             options[key] = None if value is None else tuple(float(v) for v in value)
         else:
@@ -298,12 +318,13 @@ def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
     try:
         return router.with_state(load_file(str(home / STATE)))
     except SafetensorError as error:
-        raise AdapterError(f"{home / STATE} is broken ({error}); save the composition "
-                           "again.") from None  # fmt: skip
+        raise AdapterError(
+            f"{home / STATE} is broken ({error}); save the composition again."
+        ) from None
 
 
 def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:
-    """One expert, after its files' hashes."""
+    """One expert; the hashes of its files are checked first."""
     folder = str(entry["folder"])
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", folder):
         raise AdapterError(f"{home / FILE} names the folder {folder!r}, which is no expert's.")
@@ -318,5 +339,7 @@ def _check_hash(file: Path, wanted: str) -> None:
     if not file.is_file():
         raise AdapterError(f"{file} is missing; copy the composition again, whole.")
     if file_hash(file) != wanted:
-        raise AdapterError(f"{file} is not the file that was saved (its sha256 differs); copy the "
-                           "composition again, or save it anew.")  # fmt: skip
+        raise AdapterError(
+            f"{file} is not the file that was saved (its sha256 differs); copy the "
+            "composition again, or save it anew."
+        )

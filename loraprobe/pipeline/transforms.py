@@ -1,16 +1,15 @@
-"""What is done to adapters before they are merged or routed: subtraction, then balancing.
+"""Subtraction and balancing of adapters before they are merged or routed.
 
-Both are linear in each delta and stay in factors, so every merge method and every router takes
-the result, and nothing is read before it is needed.
+Both are linear in each delta and keep it in factors, so every merge method and every router takes
+the result. Factors are read when they are used.
 
-*General-knowledge subtraction* (GenKnowSub, arXiv 2505.10939): what general adapters know, such
-as a language or a format, is taken out of every task adapter,
+*General-knowledge subtraction* (GenKnowSub, arXiv 2505.10939) subtracts the mean of general
+adapters, which know a language or a format, from every task adapter,
 
     dW_i  ->  dW_i - (1/m) sum_j dW_gk_j      exactly, rank r_i + sum_j r_gk_j
 
 peft's Arrow subtracts the mean A from A and the mean B from B instead, which is another matrix.
-Where only a general adapter changes a module, the task adapter is a zero delta there and becomes
--dW_gk: what is taken out is the same everywhere.
+If only a general adapter changes a module, the task adapter is zero in it and becomes -dW_gk.
 
 *Balance*: each adapter is scaled so that all have one Frobenius norm over all modules, the mean of
 those that they had. An adapter of a much larger norm otherwise decides an average alone (norm
@@ -80,8 +79,8 @@ def prepare(
     """The adapters as options.balance and the general adapters to subtract make them.
 
     base: brings all of them to its layout of fused projections, as `compatibility.aligned` does.
-    Raises UnsupportedAdapter, naming the adapter, where a step is not linear in what it holds, and
-    UsageError where nothing is left of an adapter.
+    Raises UnsupportedAdapter, naming the adapter, if a step is not linear in it, and UsageError
+    if nothing is left of an adapter.
     """
     if options.balance == "none" and not general:
         return Prepared(tuple(adapters))
@@ -113,7 +112,7 @@ def prepare(
     )
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
-    return Prepared(tuple(made), steps, _said(steps, options), widest)
+    return Prepared(tuple(made), steps, _notes(steps, options), widest)
 
 
 def prepare_for(
@@ -182,7 +181,7 @@ def subtracted(adapter: Adapter, general: Sequence[Adapter]) -> Adapter:
 def _joined(
     known: ModuleInfo | None, info: ModuleInfo, path: str, names: tuple[str, str]
 ) -> ModuleInfo:
-    """One module's layout with another adapter's factors beside those that are known."""
+    """One module's layout with the factors of another adapter added."""
     # Scalings are multiplied into B, and a third has no end in bfloat16.
     dtype = torch.promote_types(info.dtype, torch.float32)
     if known is None:
@@ -219,33 +218,41 @@ def _refuse_nothing(
     before: Sequence[float],
     general: Sequence[Adapter],
 ) -> None:
-    """An adapter that is nothing, or equal to what was subtracted, has no norm to make equal."""
+    """Raises UsageError for an adapter without effect, or equal to what was subtracted."""
     for adapter, norm, old in zip(adapters, norms, before, strict=True):
         if norm > 1e-6 * old:
             continue
         if old == 0:
-            raise UsageError(f"Adapter {adapter.name} has no effect (all of its deltas are zero); "
-                             "leave it out.")  # fmt: skip
+            raise UsageError(
+                f"Adapter {adapter.name} has no effect (all of its deltas are zero); leave it out."
+            )
         names = listing([other.name for other in general])
-        raise UsageError(f"Nothing is left of adapter {adapter.name} without {names}; subtract "
-                         "adapters of something else.")  # fmt: skip
+        raise UsageError(
+            f"Nothing is left of adapter {adapter.name} without {names}; subtract "
+            "adapters of something else."
+        )
 
 
-def _said(steps: Sequence[Transformation], options: Options) -> tuple[str, ...]:
-    """What a report has to say of the steps."""
+def _notes(steps: Sequence[Transformation], options: Options) -> tuple[str, ...]:
+    """Sentences about the steps for the report."""
     notes = []
     if steps[0].subtracted:
         names = listing(list(steps[0].subtracted))
         mean = f"the mean of {names}" if len(steps[0].subtracted) > 1 else names
-        notes.append(f"From every adapter {mean} was subtracted, on the deltas, before merging "
-                     "and routing.")  # fmt: skip
+        notes.append(
+            f"From every adapter {mean} was subtracted, on the deltas, before merging and routing."
+        )
         added = [f"{step.modules_added} in {step.adapter}" for step in steps if step.modules_added]
         if added:
-            notes.append("Modules that only what was subtracted changes were added with its "
-                         f"negative: {listing(added)}.")  # fmt: skip
+            notes.append(
+                "Modules that only what was subtracted changes were added with its "
+                f"negative: {listing(added)}."
+            )
     if options.balance == "norm":
         factors = listing([f"{step.adapter} by {step.factor:.4g}" for step in steps])
         mean = f"{steps[0].norm_after:.4g}, their mean"
-        notes.append(f"Before merging and routing all Frobenius norms were made equal ({mean}): "
-                     f"{factors} (--balance norm).")  # fmt: skip
+        notes.append(
+            f"Before merging and routing all Frobenius norms were made equal ({mean}): "
+            f"{factors} (--balance norm)."
+        )
     return tuple(notes)

@@ -1,9 +1,9 @@
-"""`verify`: a merged or routed directory is made again from its card and compared, whole.
+"""`verify` makes a merged or routed directory again from its card and compares every file.
 
-The card's front matter says how it was made. From that alone and from the sources, found again by
-commit or sha256, the directory is written once more elsewhere by the code that writes merges and
-compositions. Then every file of the one is compared with the same file of the other, and no other
-file may lie in it. docs/verify.md says what that promises.
+The card's front matter says how the directory was made. The sources are found by commit or sha256,
+and the code that writes merges and compositions writes the directory again, elsewhere. Then every
+file is compared with the one that was written again, and no other file is allowed. docs/verify.md
+says what a passed verification guarantees.
 """
 
 from __future__ import annotations
@@ -37,69 +37,69 @@ from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.pipeline.saved import FILE, STATE
 from loraprobe.records import Check, Verification
 
-# What git and the Hub's client put beside files; no program loads it as part of an adapter.
-BESIDE = frozenset({".git", ".gitattributes", ".cache"})
-# Another library may round norms and factors of balance otherwise in the last digits.
+# Files of git and the Hub's client; no program loads them as part of an adapter.
+IGNORED = frozenset({".git", ".gitattributes", ".cache"})
+# The last digits of norms and factors of balance depend on the library of linear algebra.
 SAME_NUMBER = 1e-9
 
 
 def verify(
     directory: str | Path, sources: Sequence[str] = (), base: str | None = None
 ) -> Verification:
-    """The sources, the files and the card of a directory, one check each.
+    """Checks the sources, the files and the card of a directory.
 
-    sources: where the adapters are that it was made of, where they are not found by themselves;
-    base likewise. Checks that need something that is missing are left out, so that what passed says
-    nothing then. Raises AdapterError where the directory has no card by loraprobe.
+    sources, base: the adapters and the base that it was made of, if they are not found without.
+    Files and card are checked only if every source is found. Raises AdapterError if the directory
+    has no card by loraprobe.
     """
     place = Path(directory)
-    told = provenance.read_provenance(place)
-    near = SourceFinder(place, sources)
-    found = [near.adapter(source) for source in (*told.sources, *told.subtract)]
+    record = provenance.read_provenance(place)
+    finder = SourceFinder(place, sources)
+    found = [finder.adapter(source) for source in (*record.sources, *record.subtract)]
     checks = [check for _, check in found]
     opened: Base | None = None
-    if told.base is not None:
-        opened, check = near.base(told.base, base)
+    if record.base is not None:
+        opened, check = finder.base(record.base, base)
         checks.append(check)
     if all(check.passed for check in checks):
         adapters = [adapter for adapter, _ in found if adapter is not None]
-        checks += _compared(place, told, adapters, opened)
+        checks += _compared_files(place, record, adapters, opened)
     return Verification(str(directory), tuple(checks))
 
 
-def _compared(
+def _compared_files(
     place: Path,
-    told: MergeRecord | CompositionRecord,
+    record: MergeRecord | CompositionRecord,
     adapters: Sequence[Adapter],
     base: Base | None,
 ) -> Iterator[Check]:
-    """Every file against the one that is written again."""
+    """One check for each file, against the one that is written again."""
     with tempfile.TemporaryDirectory() as space:
         first, second = Path(space) / "again", Path(space) / "reordered"
         try:
-            matter = _make(told, adapters, base, first)
+            fields = _make_again(record, adapters, base, first)
         except LoraprobeError as error:
             yield Check("made again", False, f"It cannot be made again: {error}")
             return
 
         def reordered() -> Path:
             if not second.exists():
-                _make(told, [_reversed(adapter) for adapter in adapters], base, second)
+                _make_again(record, [_reversed(adapter) for adapter in adapters], base, second)
             return second
 
         expected = {str(file.relative_to(first)) for file in first.rglob("*") if file.is_file()}
         yield _no_others(place, {*expected, CARD})
-        checks = [_card(place, matter)]
+        checks = [_card(place, fields)]
         for name in sorted(expected):
-            comparison = _Comparison(place, first, name, reordered, told)
+            comparison = _Comparison(place, first, name, reordered, record)
             checks.append(comparison.check())
         yield from checks
-        if isinstance(told, MergeRecord) and all(check.passed for check in checks):
+        if isinstance(record, MergeRecord) and all(check.passed for check in checks):
             yield _in_peft(place)
 
 
-def _make(
-    told: MergeRecord | CompositionRecord,
+def _make_again(
+    record: MergeRecord | CompositionRecord,
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
@@ -109,39 +109,39 @@ def _make(
     from loraprobe.pipeline.commands import compose, merge
     from loraprobe.pipeline.saved import Routed
 
-    sources, general = adapters[: len(told.sources)], adapters[len(told.sources) :]
+    sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
-        "weights": None if told.weights is None else tuple(told.weights),
-        "allow": tuple(told.allow),
-        "balance": told.balance,
+        "weights": None if record.weights is None else tuple(record.weights),
+        "allow": tuple(record.allow),
+        "balance": record.balance,
         "subtract": tuple(general),
     }
-    if isinstance(told, MergeRecord):
+    if isinstance(record, MergeRecord):
         options = Options(
-            methods=(told.method,),
-            space=told.space,
-            rank=told.rank,
-            # Nobody can ask for float64, which comes from sources of that type.
-            dtype="auto" if told.dtype == "float64" else told.dtype,
-            seed=told.seed,
+            methods=(record.method,),
+            space=record.space,
+            rank=record.rank,
+            # --dtype has no float64: a merge has it if its sources have.
+            dtype="auto" if record.dtype == "float64" else record.dtype,
+            seed=record.seed,
             **common,
         )
         outcome = merge(sources, base=base, options=options)
         merged = outcome.made
         assert isinstance(merged, Merged)
         replace(merged, card=None).save(target)
-        matter = provenance.merge_matter(merged, outcome.audit, options)
+        fields = provenance.merge_fields(merged, outcome.audit, options)
     else:
-        options = Options(routers=(told.router,), **common)
+        options = Options(routers=(record.router,), **common)
         outcome = compose(sources, base=base, options=options)
         assert isinstance(outcome.made, Routed)
         made = outcome.made
-        made = replace(made, composition=replace(made.composition, name=told.name))
+        made = replace(made, composition=replace(made.composition, name=record.name))
         replace(made, card=None).save(target)
-        matter = provenance.composition_matter(made, outcome.audit, options)
-    # Which versions wrote it cannot be made again, and the base has a check of its own.
-    given = {key: told.model_dump()[key] for key in ("version", "torch", "base")}
-    return {**matter, KEY: {**matter[KEY], **given}}
+        fields = provenance.composition_fields(made, outcome.audit, options)
+    # The versions that wrote the card may differ, and the base has its own check.
+    given = {key: record.model_dump()[key] for key in ("version", "torch", "base")}
+    return {**fields, KEY: {**fields[KEY], **given}}
 
 
 def _reversed(adapter: Adapter) -> Adapter:
@@ -155,7 +155,7 @@ def _reversed(adapter: Adapter) -> Adapter:
 
 
 def _no_others(place: Path, expected: set[str]) -> Check:
-    """Nothing lies in the directory but what belongs there, and nothing of it elsewhere."""
+    """The directory holds exactly the expected files, and none is a link to elsewhere."""
     for name in _files(place):
         if name not in expected:
             message = f"{name} does not belong to it; peft, transformers or a person may load it."
@@ -171,29 +171,30 @@ def _no_others(place: Path, expected: set[str]) -> Check:
 
 
 def _files(place: Path) -> Iterator[str]:
-    """Every file below a directory but those of git, relative; a link to a folder is a file."""
+    """Paths of all files below a directory, without those of git. A link to a folder and an empty
+    folder count as files."""
     for folder, folders, files in os.walk(place):
         here = Path(folder)
         if here == place:
-            folders[:] = [name for name in folders if name not in BESIDE]
-            files = [name for name in files if name not in BESIDE]
+            folders[:] = [name for name in folders if name not in IGNORED]
+            files = [name for name in files if name not in IGNORED]
         linked = [name for name in folders if (here / name).is_symlink()]
         empty = [] if folders or files or here == place else [""]
         for name in (*sorted(files), *linked, *empty):
             yield str((here / name).relative_to(place))
 
 
-def _card(place: Path, matter: Mapping[str, Any]) -> Check:
-    """The fields that loraprobe writes into a card; its text and other fields are people's own."""
-    found = provenance.read_card_matter(place)
+def _card(place: Path, fields: Mapping[str, Any]) -> Check:
+    """Compares the fields that loraprobe writes into a card; other fields and the text are free."""
+    found = provenance.read_card_fields(place)
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
-        if found.get(key) != matter.get(key):
+        if found.get(key) != fields.get(key):
             return Check(
                 CARD,
                 False,
-                f"{key} is {_short(found.get(key))} instead of {_short(matter.get(key))}.",
+                f"{key} is {_short(found.get(key))} instead of {_short(fields.get(key))}.",
             )
-    wrong = _first_difference(found[KEY], matter[KEY])
+    wrong = _first_difference(found[KEY], fields[KEY])
     if wrong:
         return Check(CARD, False, f"{KEY}: {wrong}.")
     return Check(CARD, True, "Its front matter is what would be written; its text is not checked.")
@@ -207,7 +208,7 @@ class _Comparison:
     again: Path
     name: str
     reordered: Any
-    told: ProvenanceRecord
+    record: ProvenanceRecord
 
     def check(self) -> Check:
         try:
@@ -230,31 +231,31 @@ class _Comparison:
         if self.name == FILE:
             theirs = self._as_listed(theirs)
             if _words(ours["peft"]) == _words(theirs["peft"]):
-                theirs["peft"] = ours["peft"]  # sentences with figures that were measured
+                theirs["peft"] = ours["peft"]  # the sentences quote measured figures
         return _first_difference(ours, theirs)
 
     def _as_listed(self, document: dict[str, Any]) -> dict[str, Any]:
-        """composition.json with the hashes of the files that lie there, which are compared apart,
-        and with the version and the base that the card names."""
+        """composition.json with the version and the base of the card, and with the hashes of the
+        directory's own files, which are compared one by one."""
         for expert in document["experts"]:
             folder = self.place / "experts" / expert["folder"]
             expert["files"] = {name: file_hash(folder / name) for name in expert["files"]}
         if document["router"]["state_sha256"] is not None:
             document["router"]["state_sha256"] = file_hash(self.place / STATE)
-        base = self.told.base
+        base = self.record.base
         return document | {
-            "loraprobe": self.told.version,
+            "loraprobe": self.record.version,
             "base": None if base is None else base.model_dump(),
         }
 
 
 def _words(value: Any) -> str:
-    """A document's text without its figures."""
+    """A document as text, with every figure replaced by #."""
     return re.sub(r"\d[\d.e+-]*", "#", json.dumps(value))
 
 
 def _unique(document: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A document that no other reader of JSON takes for another: no key stands in it twice."""
+    """The document. Raises AdapterError if its file has a key twice: readers differ on that."""
 
     def pairs(held: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(held)) < len(held):
@@ -266,7 +267,7 @@ def _unique(document: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
-    """The first field that differs, by its name; numbers that were computed may be rounded."""
+    """The first field that differs, with both values; floats may differ by SAME_NUMBER."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for key in dict.fromkeys((*wanted, *found)):
             name = f"{where}.{key}" if where else str(key)
@@ -276,7 +277,7 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str | None:
                 return f"{name} is in it and would not be written"
             if problem := _first_difference(found[key], wanted[key], name):
                 return problem
-        # peft takes the first pattern that fits, so that their order counts.
+        # peft takes the first pattern that fits, so their order counts.
         ordered = not where.endswith("_pattern") or [*found] == [*wanted]
         return None if ordered else f"{where} has another order"
     if isinstance(found, list) and isinstance(wanted, list):
@@ -297,12 +298,12 @@ def _short(value: Any) -> str:
 
 
 def _in_peft(place: Path) -> Check:
-    """peft's own reading, which says nothing of a config that is not ours: that goes first."""
+    """Whether peft loads the directory with all keys matched."""
     from loraprobe.pipeline.peft_skeleton import problems_in_peft
 
     try:
         problems = problems_in_peft(place, read_adapter(place))
-    except Exception as error:  # whatever peft raises is what its user would see
+    except Exception as error:  # peft may raise anything
         problems = [f"peft does not load it: {str(error).splitlines()[0][:200]}"]
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""

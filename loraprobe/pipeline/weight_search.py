@@ -4,14 +4,14 @@ LoraHub's idea (arXiv 2307.13269), for causal models: the weights w of sum_i w_i
 
     mean over tasks and items of nats a token of the gold answer  +  0.05 * mean_i |w_i|
 
-within [-1.5, 1.5], by CMA-ES (package `cma`). Of several accepted answers the cheapest counts. The
-usual suspects are tried first and count like any candidate: the average, the sum, each adapter
-alone; CMA-ES starts from the best of them, so what is found is never worse than they are on these
-items. Weights have four decimals, as they are printed.
+within [-1.5, 1.5], by CMA-ES (package `cma`). Of several accepted answers the one with the smallest
+loss counts. The average, the sum and each adapter alone are tried first, and CMA-ES starts from the
+best of them, so the result is never worse than they are on these items. Weights have four decimals,
+as they are printed.
 
-The items searched on serve nothing else: whole clusters (and equal prompts) are split off each
-task before anything is scored, and verdict, controls and every row of a report come from the rest.
-What is found is used by every method that takes weights, though it was found for the weighted sum.
+Whole clusters of items (and equal prompts) are set apart from each task for the search before
+anything is scored; verdict, controls and scores come from the rest. Every method that takes
+weights uses the result, although it minimises the loss of the weighted sum.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
+from loraprobe.defaults import SEARCH_LEAST, SEARCH_MOST, SEARCH_SHARE
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 BOUND = 1.5
 SHRINK = 0.05
 STEP = 0.3  # of CMA-ES at its start
-SHARE, MOST, LEAST = 0.25, 64, 4  # items set apart unless --search-items says how many
 
 Weights = tuple[float, ...]
 Losses = Callable[[Sequence[Weights]], list[float]]
@@ -75,11 +75,13 @@ def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
     random.Random(f"search:{options.seed}").shuffle(keys)
     apart: set[str] = set()
     for task in tasks:
-        wanted = options.search_items or min(MOST, math.ceil(SHARE * len(task.items)))
-        if wanted < LEAST and options.search_items is None:
-            raise TaskError(f"Task {task.name} has {len(task.items)} items, too few to search "
-                            f"weights on a part of them; give at least {int(LEAST / SHARE)}, or "
-                            "--search-items.")  # fmt: skip
+        wanted = options.search_items or min(SEARCH_MOST, math.ceil(SEARCH_SHARE * len(task.items)))
+        if wanted < SEARCH_LEAST and options.search_items is None:
+            raise TaskError(
+                f"Task {task.name} has {len(task.items)} items, too few to search "
+                f"weights on a part of them; give at least {int(SEARCH_LEAST / SEARCH_SHARE)}, or "
+                "--search-items."
+            )
         own = [_key(item) for item in task.items]
         for key in keys:
             if sum(k in apart for k in own) >= wanted:
@@ -98,7 +100,7 @@ def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
 
 
 def _key(item: Item) -> str:
-    """What must not stand on both sides: a group, or else a prompt, in whichever task."""
+    """Items of one key stay together: the key is the group, or else the prompt, in any task."""
     return f"group:{item.group}" if item.group is not None else f"prompt:{item.prompt}"
 
 
@@ -107,15 +109,15 @@ def _part(task: Task, apart: set[str], inside: bool) -> Task:
 
 
 class TriedWeights:
-    """Losses of weights that were tried, kept in a file where there is one, so that a search which
-    was interrupted asks no model twice. Raises OutputError as `JsonLines` does."""
+    """Losses of weights that were tried. A file keeps them, if one is given, so that an interrupted
+    search repeats nothing. Raises OutputError as `JsonLines` does."""
 
     def __init__(self, path: Path | None = None, resume: bool = False) -> None:
         self._lines = None if path is None else JsonLines(path, resume, {}, _tried)
         self.known: dict[Weights, float] = dict(self._lines.rows) if self._lines else {}
 
     def losses(self, candidates: Sequence[Weights], ask: Losses) -> list[float]:
-        """What is known, and the rest asked for and kept."""
+        """The losses of candidates; `ask` gives those that are not known, and they are kept."""
         fresh = list(dict.fromkeys(w for w in candidates if w not in self.known))
         if fresh:
             found = dict(zip(fresh, ask(fresh), strict=True))
@@ -153,15 +155,15 @@ def search_without_evaluation(
             "--task FILE."
         )
     options = session.options
-    parted = split(tasks, options)
+    parts = split(tasks, options)
     scorer, notes = load_scorer(base, "auto", session)
     if options.chat_template == "auto":
         singles = [Composition(e.name, (e,), ConstantGates.ones(1)) for e in experts]
-        chosen, why = choose_template(scorer, singles, parted.searched, metric="answer_loss")
+        chosen, why = choose_template(scorer, singles, parts.searched, metric="answer_loss")
         scorer = scorer.with_template(chosen)
         notes.append(why)
     with session.stage("search"):
-        found = find_weights(scorer, experts, parted, options, progress=session.progress)
+        found = find_weights(scorer, experts, parts, options, progress=session.progress)
     return found, [*notes, note(found, "an evaluation"), scorer.batcher.note()]
 
 
@@ -182,7 +184,7 @@ def chosen_weights(
 def find_weights(
     scorer: Any,
     experts: Sequence[Adapter],
-    parted: TaskSplit,
+    parts: TaskSplit,
     options: Options,
     *,
     memory: TriedWeights | None = None,
@@ -190,7 +192,7 @@ def find_weights(
 ) -> WeightSearch:
     """Searches with at most options.search_budget candidates; reproducible by the seed."""
     memory, budget = memory or TriedWeights(), options.search_budget
-    ask = answer_losses(scorer, experts, parted.searched)
+    ask = answer_losses(scorer, experts, parts.searched)
     tried: dict[Weights, float] = {}
     steps = _candidates(len(experts), budget, options.seed)
     batch = next(steps)
@@ -211,14 +213,14 @@ def find_weights(
         loss=tried[best],
         uniform=_objective(average, tried[average]),
         evaluations=len(tried),
-        items=parted.items[0],
-        clusters=parted.clusters,
-        left=parted.items[1],
+        items=parts.items[0],
+        clusters=parts.clusters,
+        left=parts.items[1],
     )
 
 
 def note(found: WeightSearch, left_for: str = "everything else") -> str:
-    """The sentence that reports carry."""
+    """A sentence for the report."""
     weights = listing([f"{name} {weight:g}" for name, weight in found.weights.items()])
     return (
         f"Weights were searched for on {found.items} items ({found.clusters} clusters) that served "
@@ -243,20 +245,23 @@ def _candidates(n: int, budget: int, seed: int) -> Generator[list[Weights], list
     known = dict(zip(batch, (yield batch), strict=True))
     # A generator of its own: cma would otherwise seed numpy's for the whole process.
     options = {
-        "bounds": [-BOUND, BOUND], "randn": numpy.random.RandomState(seed).randn,
-        "seed": math.nan, "verbose": -9, "verb_log": 0,
-    }  # fmt: skip
+        "bounds": [-BOUND, BOUND],
+        "randn": numpy.random.RandomState(seed).randn,
+        "seed": math.nan,
+        "verbose": -9,
+        "verb_log": 0,
+    }
     start: Weights = min(known, key=lambda w: (known[w], w))
     strategy = cma.CMAEvolutionStrategy(list(start), STEP, options)
     while len(known) < budget and not strategy.stop():
         points = strategy.ask()
-        asked = [_rounded(point) for point in points]
-        fresh = list(dict.fromkeys(w for w in asked if w not in known))[: budget - len(known)]
+        rounded = [_rounded(point) for point in points]
+        fresh = list(dict.fromkeys(w for w in rounded if w not in known))[: budget - len(known)]
         if fresh:
             known |= dict(zip(fresh, (yield fresh), strict=True))
-        if any(w not in known for w in asked):
+        if any(w not in known for w in rounded):
             return  # the budget ended within a generation
-        strategy.tell(points, [known[w] for w in asked])
+        strategy.tell(points, [known[w] for w in rounded])
 
 
 def _rounded(point: Sequence[float]) -> Weights:
@@ -296,9 +301,9 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
     composition = Composition("search", tuple(experts), RowGates(rows))  # prepared once
 
     def side_by_side(candidates: Sequence[Weights]) -> list[float]:
-        voices = [LogitEnsemble((weights,), (1.0,)) for weights in candidates]
+        ensembles = [LogitEnsemble((weights,), (1.0,)) for weights in candidates]
         with scorer.with_composition(composition):
-            found = score_together(scorer, flat, voices, rows.set)
+            found = score_together(scorer, flat, ensembles, rows.set)
         return [mean(dict(zip(flat, row, strict=True))) for row in found]
 
     return side_by_side

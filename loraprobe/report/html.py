@@ -1,7 +1,6 @@
-"""The report as one HTML page: the terminal's, wide, in colours for light and dark screens.
+"""The report of the terminal as one HTML page, with colours for light and dark screens.
 
-Nothing is loaded from anywhere and nothing runs: text of strangers is escaped, and a policy in the
-page forbids scripts whatever it holds.
+The page loads nothing and runs nothing: all text is escaped, and its policy forbids scripts.
 """
 
 from __future__ import annotations
@@ -21,11 +20,15 @@ from loraprobe.report.terminal import render
 
 MARK = "<!-- written by loraprobe -->"
 WIDTH = 132
-THEME = TerminalTheme(
-    (255, 255, 255), (28, 32, 36),
-    [(28, 32, 36), (176, 32, 40), (24, 120, 56), (150, 104, 0), (32, 84, 168), (120, 48, 144),
-     (0, 116, 132), (96, 104, 112)],
-)  # fmt: skip
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour)
+    return red, green, blue
+
+
+COLOURS = "1c2024 b02028 187838 966800 2054a8 783090 007484 606870"
+THEME = TerminalTheme(_rgb("ffffff"), _rgb("1c2024"), [_rgb(one) for one in COLOURS.split()])
 PAGE = """<!DOCTYPE html>
 {mark}
 <html lang="en"><head><meta charset="utf-8">
@@ -55,7 +58,7 @@ def page(audit: Audit) -> str:
 
 
 def check_page(file: Path) -> None:
-    """Raises OutputError for a file that is in the way: only a page of ours is ever replaced."""
+    """Raises OutputError for an existing file, unless it is a page of loraprobe."""
     check_place(file)
     if not os.path.lexists(file):
         return

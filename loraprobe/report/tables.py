@@ -41,9 +41,14 @@ def adapters(audit: Audit) -> Table:
         low, high = row.rank["min"], row.rank["max"]
         rank = str(low) if low == high else f"{low}–{high}"
         _row(
-            made, row.name, row.base_model or "-", rank, str(row.modules),
-            count(row.parameters), number(row.norm),
-        )  # fmt: skip
+            made,
+            row.name,
+            row.base_model or "-",
+            rank,
+            str(row.modules),
+            count(row.parameters),
+            number(row.norm),
+        )
     return made
 
 
@@ -73,15 +78,21 @@ def diagnostics(audit: Audit, width: int = 80) -> Iterator[Table]:
         "Between adapters", pairs, lambda m: clean(" × ".join(m.adapters)), "adapters", width
     )
     yield from _grid(
-        "Module by module", modules,
-        lambda m: f"{clean(m.module)} ({clean(' × '.join(m.adapters))})", "module", width,
-    )  # fmt: skip
+        "Module by module",
+        modules,
+        lambda m: f"{clean(m.module)} ({clean(' × '.join(m.adapters))})",
+        "module",
+        width,
+    )
 
 
 def _grid(
-    title: str, rows: Sequence[Measurement], key: Callable[[Measurement], str], heading: str,
+    title: str,
+    rows: Sequence[Measurement],
+    key: Callable[[Measurement], str],
+    heading: str,
     width: int,
-) -> Iterator[Table]:  # fmt: skip
+) -> Iterator[Table]:
     """Diagnostics down, adapters (or pairs) across where few; else the other way round.
 
     As many tables as it takes for each to fit the width with its figures in one piece.
@@ -168,9 +179,15 @@ def coverage(audit: Audit) -> Iterable[Table]:
             part = f"hop {row.hop}" if row.hop else "question"
             guess = number(row.baseline) if row.baseline is not None else ""
             _row(
-                made, row.name.replace("_", " "), _of(row), part,
-                number(row.value), guess, interval(row.ci95), str(row.n),
-            )  # fmt: skip
+                made,
+                row.name.replace("_", " "),
+                _of(row),
+                part,
+                number(row.value),
+                guess,
+                interval(row.ci95),
+                str(row.n),
+            )
         yield made
 
 
@@ -256,8 +273,14 @@ def gates(audit: Audit) -> Table | None:
         for position, (adapter, share) in enumerate(whole.share.items()):
             first = position == 0
             bars = _bars([row.share[adapter] for row in of])
-            _row(made, whole.system if first else "", adapter, bars, number(share),
-                 entropy if first else "")  # fmt: skip
+            _row(
+                made,
+                whole.system if first else "",
+                adapter,
+                bars,
+                number(share),
+                entropy if first else "",
+            )
     return made
 
 
@@ -280,7 +303,14 @@ def layers(audit: Audit) -> Table | None:
     for row in audit.layers:
         norm = spread(row.norm) if row.norm else "-"
         _row(
-            made, row.pattern, row.kind, str(row.modules), spread(row.rank),
-            spread(row.in_features), spread(row.out_features), spread(row.scaling), norm,
-        )  # fmt: skip
+            made,
+            row.pattern,
+            row.kind,
+            str(row.modules),
+            spread(row.rank),
+            spread(row.in_features),
+            spread(row.out_features),
+            spread(row.scaling),
+            norm,
+        )
     return made

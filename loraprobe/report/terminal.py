@@ -1,4 +1,4 @@
-"""One Audit on a terminal: what was found, then the verdict, then what to do."""
+"""One Audit on a terminal: the findings, then the verdict and its action."""
 
 from __future__ import annotations
 
@@ -28,10 +28,13 @@ MEANINGS = {
 ACTIONS = {
     "merge": "merge them",
     "route": "route between them",
-    "chain": "chain them: each hop by its own adapter, its answer put into the next prompt",
+    "chain": "chain them: ask each hop of its own adapter and put the answer into the next prompt",
     "step-by-step": "ask step by step",
+    "use-base": "use the base alone",
+    "switch-adapters": "load the adapter of each task by itself",
     "train-target-adapter": "train one adapter on the target task",
-    "none": "none of these compositions",
+    "gather-evidence": "get the evidence that is named below",
+    "fix": "apply the cures below",
 }
 FORECAST = ("forecast", "probability-measured-on")
 
@@ -71,7 +74,7 @@ def render(audit: Audit, console: Console) -> None:
 
 
 def sources(audit: Audit) -> list[str]:
-    """Where each adapter came from, pinned, where that is not its name already."""
+    """A line for each adapter whose reference differs from its name, with its commit."""
     lines = []
     for row in audit.adapters:
         if row.reference != row.name or row.commit:
@@ -81,17 +84,16 @@ def sources(audit: Audit) -> list[str]:
 
 
 def verdict_panel(verdict: Verdict) -> Panel:
-    """Decision, action and reasons in a box."""
+    """Decision, action, forecast and reasons in a box."""
     style = STYLES[verdict.decision]
     about = f" ({escape(clean(verdict.system))})" if verdict.system else ""
     lines = [
         f"[{style}]{verdict.decision.upper()}[/]: {MEANINGS[verdict.decision]}{about}.",
         f"[bold]What to do:[/] {escape(action(verdict))}",
     ]
-    # Forecast and probability come above the reasons, in the words of their own reasons.
-    beside = [reason for reason in verdict.reasons if reason.code in FORECAST]
-    lines += [escape(clean(reason.message)) for reason in beside]
-    lines += ["", *(reason_line(r) for r in verdict.reasons if r not in beside)]
+    forecast = [reason for reason in verdict.reasons if reason.code in FORECAST]
+    lines += [escape(clean(reason.message)) for reason in forecast]
+    lines += ["", *(reason_line(r) for r in verdict.reasons if r not in forecast)]
     title = f"Verdict, from {verdict.evidence}"
     return Panel("\n".join(lines), title=title, title_align="left", border_style=style)
 
@@ -99,23 +101,19 @@ def verdict_panel(verdict: Verdict) -> Panel:
 def action(verdict: Verdict) -> str:
     """The action in words, with its name for scripts."""
     head, _, name = verdict.action.partition(":")
-    if verdict.decision == "inconclusive" and head == "none":
-        return "get the evidence that is named below"
-    if verdict.decision == "incompatible":
-        return "the cures below"
     words = f"use {clean(name)} alone" if head == "use-single" else ACTIONS.get(head, head)
     return words if words.replace(" ", "-") == head else f"{words} ({clean(verdict.action)})"
 
 
 def reason_line(reason: Reason) -> str:
-    """One bullet: the sentence, then its source."""
+    """One reason as a bullet: the sentence, the code and the source."""
     mark = {"decisive": "[bold]•[/]", "warning": "[yellow]![/]"}.get(reason.severity, "·")
     origin = f": {clean(reason.source)}" if reason.source else ""
     return f"{mark} {escape(clean(reason.message))} [dim]{escape(f'[{reason.code}{origin}]')}[/]"
 
 
 def footer(audit: Audit) -> str:
-    """Time, memory, device."""
+    """Time, device, dtype, memory and seed of the run."""
     p = audit.provenance
     seconds = sum(p.seconds.values())
     memory = f", {size(p.peak_memory_bytes)} peak memory" if p.peak_memory_bytes else ""
@@ -130,7 +128,7 @@ def one_line(audit: Audit) -> str:
 
 
 def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
-    """What the demo just showed, and the command that does it on the user's own adapters."""
+    """What the demo showed, and the command that does the same on the user's own adapters."""
     *first, last = [clean(row.name) for row in audit.adapters]
     names = f"{', '.join(first)} and {last}"
     systems = len({row.system for row in audit.evaluation})
@@ -138,11 +136,10 @@ def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
     others = ", ".join(scenarios)
     return (
         "[bold]What you just saw[/]\n"
-        f"Adapters {names}, of one small base that ships with loraprobe. They were checked "
-        f"and compared without the base; then the base was asked what it knows, and {systems} "
-        f"systems answered the same questions side by side: the base, each adapter alone, every "
-        f"composition, and controls that a composition has to beat. The verdict, "
-        f"{decision}, follows from those figures.\n\n"
+        f"The adapters {names} belong to one small base that ships with loraprobe. They were "
+        f"checked and compared without the base. Then {systems} systems answered the same "
+        f"questions: the base, each adapter alone, every composition, and controls that a "
+        f"composition has to beat. The verdict, {decision}, follows from those figures.\n\n"
         f"[bold]The same on your own adapters[/]\n"
         f"loraprobe merge-and-eval owner/one owner/two --task questions.jsonl\n"
         f"where each line of questions.jsonl is such as\n"

@@ -1,19 +1,19 @@
 """The verdict before any composition was scored: rules of the levels weights, probes and base.
 
-Weights and probes never decide; only a structural conflict does (see `judge`).
-Coverage on the task and single adapters on the task decide `unlikely` in three cases:
+Weights and probes decide nothing. Coverage and single adapters on the task decide `unlikely` in
+three cases:
 
 - *nothing-to-gain*: the base or one adapter is so good that no composition can gain the margin
-  (lower bound above 1 - margin; arithmetic).
-- *hop-unknown*: some hop is known to no adapter and not to the base (upper bounds below 0.2), and
-  no adapter answers the composed question (upper bound below 0.2): what nobody knows cannot be
-  composed (arXiv 2411.16353, 2506.13479; 0.2 is a convention of this tool).
-- *disjoint-hops*: every hop is known (lower bound at least 0.5), each to an adapter of its own,
-  none to the base (upper bounds below 0.2), no adapter knows anything of a second hop or of the
-  composed question (upper bounds below 0.2): two one-hop adapters over unfamiliar entities
-  (arXiv 2506.13479).
+  (its lower bound lies above 1 - margin).
+- *hop-unknown-to-all*: some hop is unknown to every adapter and to the base, and none of them
+  answers the composed question (arXiv 2411.16353, 2506.13479).
+- *disjoint-hops*: every hop is known to one adapter of its own and unknown to all others and to the
+  base, and none of them answers the composed question: two one-hop adapters over unfamiliar
+  entities do not compose (arXiv 2506.13479).
 
-Nothing on these levels ever gives `likely`: whether the pieces compose has to be measured.
+A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop or a question is
+unknown to it if the upper bound lies below UNKNOWN, which is a convention of this tool. None of
+these levels gives `likely`: whether the pieces compose has to be measured.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def judge_probes(evidence: Evidence) -> Verdict:
 
 
 def judge_base(evidence: Evidence) -> Verdict:
-    """Coverage on the task and single adapters on it: unlikely in three cases, else open."""
+    """Coverage and single adapters on the task: unlikely in three cases, else inconclusive."""
     hops = {} if evidence.several else hop_knowledge(evidence)
     for rule in (_nothing_to_gain, _hop_unknown, _disjoint):
         verdict = rule(evidence, hops)
@@ -105,7 +105,7 @@ def judge_base(evidence: Evidence) -> Verdict:
 
 
 def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
-    """The best of base and singles is shown to lie above 1 - margin on every task."""
+    """`unlikely` if the base or an adapter lies above 1 - margin on every task."""
     if evidence.losses:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
@@ -130,12 +130,12 @@ def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
         fmt.BOUND,
         "decisive",
     )
-    action = f"use-single:{name}" if adapter else "none"
+    action = f"use-single:{name}" if adapter else "use-base"
     return Verdict("unlikely", "base", (reason,), None, action)
 
 
 def _answers_target(evidence: Evidence) -> bool:
-    """Whether base or any adapter may answer the composed question, or nobody asked."""
+    """Whether the base or an adapter may answer the composed question, or none was scored on it."""
     rows = [
         row
         for name in evidence.systems(BASELINES, "target")
@@ -145,6 +145,7 @@ def _answers_target(evidence: Evidence) -> bool:
 
 
 def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
+    """`unlikely` if a hop is unknown to all."""
     for hop, systems in hops.items():
         if "base" not in systems or len(systems) < 2 or _answers_target(evidence):
             continue
@@ -165,6 +166,7 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
 
 
 def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
+    """`unlikely` if each hop is known to an adapter of its own and to nobody else."""
     if len(hops) < 2 or _answers_target(evidence):
         return None
     if not all("base" in systems and systems["base"].unknown for systems in hops.values()):

@@ -1,116 +1,18 @@
-"""Each composition against what it has to beat: its gain, its controls, its retention.
-
-The gain and its interval are the `Gain` record's.
-"""
+"""From the records of an evaluation to candidates: the gain, controls and retention of each."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 from loraprobe.records import Comparison, Interval
+from loraprobe.verdict.evaluated import ORDER, Candidate, Control, Retained
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
-
-Outcome = Literal["likely", "open", "unlikely"]
-ORDER: dict[Outcome, int] = {"unlikely": 0, "open": 1, "likely": 2}
-
-
-@dataclass(frozen=True)
-class Control:
-    """One control system against a composition: beaten, or shown to be as good within margin."""
-
-    name: str
-    difference: float
-    low: float
-    high: float
-    margin: float
-    n: int = 0
-
-    @property
-    def needed(self) -> int | None:
-        """How many items would tell the two apart, if the difference stays."""
-        return items_needed(self.difference, (self.low, self.high), self.n, 0.0)
-
-    @property
-    def beaten(self) -> bool:
-        return self.low > 0
-
-    @property
-    def as_good(self) -> bool:
-        return self.high < self.margin
-
-
-@dataclass(frozen=True)
-class Retained:
-    """How much of one task's specialist a composition keeps; None where nothing was learned."""
-
-    task: str
-    value: float | None
-    ci95: Interval | None
-    n: int = 0
-
-    def needed(self, threshold: float) -> int | None:
-        """How many items of the task would decide, if the retention stays."""
-        if self.value is None or self.ci95 is None:
-            return None
-        return items_needed(self.value, self.ci95, self.n, threshold)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One composition (or the chain) on one form of the question, with all that decides it."""
-
-    system: str
-    kind: str
-    part: str
-    against: str
-    against_part: str
-    difference: float
-    low: float
-    high: float
-    n: int
-    needed: int | None
-    margin: float
-    threshold: float
-    controls: tuple[Control, ...] = ()
-    kept: tuple[Retained, ...] = ()
-    compression_error: float | None = None
-
-    @property
-    def gains(self) -> Outcome:
-        """What the gain alone says."""
-        if self.low > self.margin:
-            return "likely"
-        return "unlikely" if self.high < self.margin else "open"
-
-    @property
-    def retains(self) -> Outcome:
-        """What the retentions alone say: likely if there are none."""
-        intervals = [kept.ci95 for kept in self.kept]
-        if any(ci is not None and ci[1] < self.threshold for ci in intervals):
-            return "unlikely"
-        enough = all(ci is not None and ci[0] >= self.threshold for ci in intervals)
-        return "likely" if enough else "open"
-
-    @property
-    def beats_controls(self) -> Outcome:
-        """What the controls alone say: unlikely if one that is not beaten is as good."""
-        unbeaten = [control for control in self.controls if not control.beaten]
-        if not unbeaten:
-            return "likely"
-        return "unlikely" if any(control.as_good for control in unbeaten) else "open"
-
-    @property
-    def outcome(self) -> Outcome:
-        """The weakest of gain, controls and retention."""
-        return min((self.gains, self.beats_controls, self.retains), key=ORDER.__getitem__)
 
 
 def candidates(
     evidence: Evidence, part: str, kinds: tuple[str, ...] = COMPOSITIONS
 ) -> tuple[Candidate, ...]:
-    """All systems of these kinds on one part, the most promising first, names breaking ties."""
+    """All systems of these kinds on one part, the most promising first, then by name."""
     found = [_candidate(evidence, system, part) for system in evidence.systems(kinds, part)]
     return tuple(
         sorted(
@@ -120,14 +22,18 @@ def candidates(
     )
 
 
+def chain_gain(evidence: Evidence) -> Candidate | None:
+    """The chain's gain over the best of base and single adapters on the plain question."""
+    return next(iter(candidates(evidence, "target", ("chain",))), None)
+
+
 def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
-    asked = [gain for gain in evidence.gains if gain.part == part]
+    gains = [gain for gain in evidence.gains if (gain.system, gain.part) == (system, part)]
     if evidence.several:
-        asked = [gain for gain in asked if gain.task is None]
-    own = next((gain for gain in asked if gain.system == system), None)
-    if own is None:
+        gains = [gain for gain in gains if gain.task is None]
+    if not gains:
         return None
-    rows = evidence.scores(system, part)
+    own, rows = gains[0], evidence.scores(system, part)
     errors = [row.compression_error for row in rows if row.compression_error is not None]
     kept = [Retained(row.task, row.retention, row.retention_ci95, row.n) for row in rows]
     return Candidate(
@@ -149,24 +55,19 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
     )
 
 
-def items_needed(value: float, interval: Interval, n: int, threshold: float) -> int | None:
-    """How many items bring the nearer bound past a threshold, if the value stays.
-
-    An interval shrinks with the root of n. None where the value sits on the threshold, or so near
-    that a million items would not do, and where one observation leaves the interval unbounded.
-    """
-    distance = abs(value - threshold)
-    half = value - interval[0] if value > threshold else interval[1] - value
-    if distance < 1e-9 or half <= 0 or n <= 0 or not math.isfinite(half):
-        return None
-    needed = math.ceil(round(n * (half / distance) ** 2, 6))
-    return max(n + 1, needed) if needed <= 1_000_000 else None
-
-
-def _rows(evidence: Evidence, system: str, against: str, part: str) -> list[Comparison]:
-    return [
-        c for c in evidence.comparisons if (c.system, c.against, c.part) == (system, against, part)
-    ]
+def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]:
+    found = []
+    for name in evidence.systems(("control",), part):
+        rows = [
+            row
+            for row in evidence.comparisons
+            if (row.system, row.against, row.part) == (system, name, part)
+        ]
+        pair = pool(rows, evidence.task_names)
+        if pair is not None:
+            low, high = pair.adjusted_ci95 or pair.ci95
+            found.append(Control(name, pair.difference, low, high, evidence.margin, pair.n))
+    return tuple(found)
 
 
 def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:
@@ -198,13 +99,3 @@ def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:
         sum(row.n for row in rows),
         interval(adjusted) if len(adjusted) == len(rows) else None,
     )
-
-
-def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]:
-    found = []
-    for name in evidence.systems(("control",), part):
-        pair = pool(_rows(evidence, system, name, part), evidence.task_names)
-        if pair is not None:
-            low, high = pair.adjusted_ci95 or pair.ci95
-            found.append(Control(name, pair.difference, low, high, evidence.margin, pair.n))
-    return tuple(found)

@@ -1,6 +1,6 @@
-"""Warnings of geometry: what in the weights may spoil a composition. They never decide.
+"""Warnings about properties of the weights that may harm a composition. They decide nothing.
 
-Thresholds are plain arithmetic on what the number does to a sum of two updates, not fitted.
+The thresholds follow from what the figure does to a sum of two updates; none is fitted.
 """
 
 from __future__ import annotations
@@ -8,13 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from loraprobe.defaults import (
+    CROSS_TERMS,
+    EQUAL_COSINE,
+    LARGE_UPDATE,
+    NORM_RATIO,
+    OPPOSED_COSINE,
+    SHARED_INITIALISATION,
+)
 from loraprobe.records import Measurement, Reason
 from loraprobe.verdict import formatting as fmt
 
 
 @dataclass(frozen=True)
 class GeometryRule:
-    """One warning: from which whole-adapter value of a diagnostic it is given, and its text."""
+    """One warning: the diagnostic, the threshold of its whole-adapter value, and the text."""
 
     diagnostic: str
     code: str
@@ -40,7 +48,7 @@ RULES = (
     GeometryRule(
         "norm_ratio",
         "norm-disparity",
-        3.0,
+        NORM_RATIO,
         _uneven,
         "the norms of {who} differ by a factor of {value}, so the smaller one hardly shows in "
         "a merge; --balance norm makes them equal",
@@ -50,7 +58,7 @@ RULES = (
     GeometryRule(
         "cosine",
         "opposed-updates",
-        -0.25,
+        OPPOSED_COSINE,
         _below,
         "the updates of {who} point against each other (cosine {value}), so a merge cancels "
         "part of both",
@@ -59,7 +67,7 @@ RULES = (
     GeometryRule(
         "cosine",
         "nearly-equal-updates",
-        0.95,
+        EQUAL_COSINE,
         _above,
         "the updates of {who} are nearly the same (cosine {value}), so there is little to compose",
         "at 0.95 two equal updates differ by a third of their norm",
@@ -67,7 +75,7 @@ RULES = (
     GeometryRule(
         "relative_norm",
         "large-update",
-        0.5,
+        LARGE_UPDATE,
         _above,
         "the update of {who} is {value} times as large as the weights it changes",
         "at 0.5 the update is half as large as the weight; extreme norms are a red flag "
@@ -76,7 +84,7 @@ RULES = (
     GeometryRule(
         "cross_terms",
         "factor-averaging-differs",
-        0.1,
+        CROSS_TERMS,
         _above,
         "averaging A and B of {who} apart, as peft's `linear` does, misses the average of the "
         "updates by {value} of its norm; merge with `uniform`, which is exact",
@@ -85,7 +93,7 @@ RULES = (
     GeometryRule(
         "shared_initialisation",
         "shared-initialisation",
-        0.5,
+        SHARED_INITIALISATION,
         _above,
         "the A of {who} look alike row by row (mean cosine {value}), as if from one seed, so "
         "overlap on the input side is initialisation and not skill",
@@ -95,9 +103,9 @@ RULES = (
 
 
 def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) -> list[Reason]:
-    """One reason a rule, about the adapters where the value lies furthest beyond its threshold.
+    """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
-    Norms that were made equal before composing (`balanced`) give no warning.
+    balanced: the norms were made equal before composing, so that they give no warning.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
     reasons = []

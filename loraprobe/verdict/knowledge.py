@@ -1,7 +1,7 @@
-"""What coverage says about the steps of a task: who knows them, and how familiar the names are.
+"""Reasons from coverage: which system knows which hop, and how familiar the base is with the names.
 
-A hop is *known* to a system whose hop accuracy has a lower bound of at least 0.5, and *unknown*
-to one whose upper bound lies below 0.2; between the two nothing is claimed.
+A hop is *known* to a system if the lower bound of its accuracy is at least KNOWN, and *unknown* if
+the upper bound lies below UNKNOWN. Between the two nothing is claimed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from loraprobe.defaults import KNOWN, UNKNOWN
+from loraprobe.defaults import FAMILIAR, FEWEST_ANSWERS, KNOWN, UNFAMILIAR, UNKNOWN
 from loraprobe.records import Interval, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import BASELINES, Evidence
 
-FAMILIAR, UNFAMILIAR = 2 / 3, 1 / 3  # shares of adapters' tokens that the base would choose too
-FEWEST = 10  # answers of adapters below which nothing is said of familiarity
 THIRDS = "loraprobe's convention: thirds of the tokens"
 
 
@@ -38,8 +36,8 @@ class Knowledge:
 def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
     """hop -> system ("base" or an adapter's name) -> how well it answers, for one task.
 
-    From the probe `hop_accuracy`, or from the scores of the parts `hop1`, `hop2` ... where the
-    probe did not run.
+    The probe `hop_accuracy` gives it, or the scores of the parts `hop1`, `hop2` ... if the probe
+    did not run.
     """
     found: dict[int, dict[str, Knowledge]] = {}
     for score in evidence.evaluation:
@@ -55,7 +53,7 @@ def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
 
 
 def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
-    """One reason a hop: who answers it best, and how the base does."""
+    """One reason for each hop: the system that answers it best, and the base."""
     reasons = []
     for hop, systems in hops.items():
         best = min(systems, key=lambda name: (-systems[name].value, name))
@@ -73,7 +71,7 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
 
 
 def about_familiarity(evidence: Evidence) -> list[Reason]:
-    """How familiar the base is with what is asked, from whichever probes ran."""
+    """How familiar the base is with the questions, from the probes that ran."""
     reasons = []
     swaps = [row for row in evidence.coverage if row.name == "name_swap" and not row.adapters]
     with_hops = {row.task for row in swaps if row.hop}
@@ -81,22 +79,22 @@ def about_familiarity(evidence: Evidence) -> list[Reason]:
         if row.name == "familiarity" and not row.adapters and row.value is not None:
             reasons.append(_about_share(row.value, row.n))
     for row in swaps:
-        # The composed question mixes what is known of its hops, which say it one by one.
-        told_by_hops = row.hop is None and row.task in with_hops
-        if row.value is not None and row.ci95 and not told_by_hops:
+        # The rows of the hops say more than the row of the composed question.
+        has_hop_rows = row.hop is None and row.task in with_hops
+        if row.value is not None and row.ci95 and not has_hop_rows:
             where = f"hop {row.hop} of {row.task}" if row.hop else row.task or "the probes"
             reasons.append(_about_names(where, row.value, row.ci95))
     return reasons
 
 
 def _about_share(share: float, n: int) -> Reason:
-    if n < FEWEST:
+    if n < FEWEST_ANSWERS:
         return Reason(
             "probes-too-few",
             f"Only {n} answers of the adapters could be judged, too few to say how familiar the "
             "base is with them: give --probe FILE with more questions of your own.",
             float(n),
-            float(FEWEST),
+            float(FEWEST_ANSWERS),
             "loraprobe's convention",
             "warning",
         )

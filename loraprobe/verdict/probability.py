@@ -1,7 +1,6 @@
-"""The forecast and its probability, which a verdict carries; neither changes the decision.
+"""The forecast of a verdict and its probability; neither changes the decision.
 
-They rest on what could be known before any composition was run, on the levels `base` and
-`evaluation` alike.
+Both use only what is known before any composition is run, on the levels `base` and `evaluation`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Z95 = 1.959964  # half-width of a 95 % interval in standard errors
 def with_probability(
     verdict: Verdict, evidence: Evidence, calibration: Calibration
 ) -> tuple[Verdict, list[Reason]]:
-    """The verdict with forecast, probability and prior, and the reasons that go with them.
+    """The verdict with forecast, probability and prior, and their reasons.
 
     The forecast is the largest among the compositions asked for, so the probability that some
     composition gains is at least the one given.
@@ -33,20 +32,20 @@ def with_probability(
     if forecast is None:
         return verdict, [_outside(_why_no_forecast(evidence))]
     verdict = dataclasses.replace(verdict, forecast=forecast)
-    told = _forecast(forecast, evidence.margin)
+    reason = _forecast(forecast, evidence.margin)
     baseline = evidence.baseline
     if baseline is None:
-        return verdict, [told, _outside("base and single adapters were not scored on every task")]
+        return verdict, [reason, _outside("base and single adapters were not scored on every task")]
     adapters = len(evidence.systems(("adapter",)))
     why = calibration.why_outside(forecast.gain, adapters, evidence.kind_of_task)
     if why:
-        return verdict, [told, _outside(why)]
+        return verdict, [reason, _outside(why)]
     probability = calibration.probability(
         evidence.margin, forecast.gain, forecast_error(forecast), baseline, evidence.prior
     )
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
     verdict = dataclasses.replace(verdict, probability=probability, prior=prior)
-    return verdict, [told, _measured_on(probability, prior, evidence.margin, calibration)]
+    return verdict, [reason, _measured_on(probability, prior, evidence.margin, calibration)]
 
 
 def forecast_error(forecast: Forecast) -> float:

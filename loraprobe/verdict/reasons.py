@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.candidates import Candidate, Retained
-
-LOSSY = 0.1  # a composition that lost more of its delta is not its method any more
-
-
-def lossy(candidate: Candidate) -> bool:
-    """Whether a composition's own compression lost more than a tenth of its delta."""
-    return (candidate.compression_error or 0.0) > LOSSY
+from loraprobe.verdict.evaluated import Candidate, Retained
 
 
 def no_comparison() -> Reason:
+    """There are scores but no gains, so nothing can be decided."""
     return Reason(
         "no-comparison",
         "Compositions were scored, but their gains over base and single adapters on the same "
@@ -25,7 +20,7 @@ def no_comparison() -> Reason:
 
 
 def against(candidate: Candidate | Forecast) -> str:
-    """What a composition is measured against, with its form where that is another one."""
+    """The best baseline's name, with its form if that differs from the composition's."""
     if candidate.against_part == candidate.part:
         return candidate.against
     return f"{candidate.against} {fmt.PART[candidate.against_part]}"
@@ -72,7 +67,7 @@ def would_decide(items: int | None) -> str:
 
 
 def other_form(other: Candidate, decisive: bool) -> Reason:
-    """How the best composition does on the form that the decision is not about."""
+    """What the best composition gains on the form that the decision is not about."""
     what = (
         f"{fmt.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
         f"by {fmt.gain(other.difference, other.low, other.high)} from {against(other)}"
@@ -96,7 +91,7 @@ def other_form(other: Candidate, decisive: bool) -> Reason:
 
 
 def controls(best: Candidate) -> Reason:
-    """Whether the composition beats what shrinking alone and random partners do."""
+    """Whether the composition beats a shrunk single adapter and random partners."""
     if not best.controls:
         return Reason(
             "controls-not-run",
@@ -133,8 +128,8 @@ def _kept(best: Candidate, kept: Retained) -> Reason:
     if kept.value is None or kept.ci95 is None:
         return Reason(
             "retention-undefined",
-            f"On {kept.task} no single adapter is told from the base, so there is nothing to "
-            "retain: more items, or an adapter that learned the task.",
+            f"On {kept.task} no single adapter is shown to differ from the base, so there is "
+            "nothing to retain: give more items, or an adapter that learned the task.",
             None,
             best.threshold,
             fmt.RETENTION,
@@ -159,21 +154,22 @@ def _kept(best: Candidate, kept: Retained) -> Reason:
 
 
 def compression(candidate: Candidate, decisive: bool) -> Reason:
+    """How much of its delta a composition lost to its rank."""
     error = candidate.compression_error or 0.0
     return Reason(
         "compression-lost",
         f"{candidate.system} lost {fmt.number(error)} of its delta to its rank, so its result "
-        "does not tell about the method: give it a higher --rank (auto stops at the sum of the "
-        "adapters' ranks).",
+        "does not show what the method can do: give it a higher --rank (auto stops at the sum of "
+        "the adapters' ranks).",
         error,
-        LOSSY,
+        COMPRESSION_LIMIT,
         fmt.COMPRESSION,
         "decisive" if decisive else "warning",
     )
 
 
 def chain(found: Candidate, best: Candidate) -> Reason:
-    """How asking hop after hop does, which is the alternative to composing weights."""
+    """What a chain gains, which is the alternative to composing weights."""
     code, text = {
         "likely": ("chain-gains", "gains"),
         "unlikely": ("chain-fails", "does not gain"),

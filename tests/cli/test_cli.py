@@ -83,9 +83,18 @@ def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
     jsonschema.validate(document, json_schema())
     assert [a["name"] for a in document["adapters"]] == ["first", "b"]
     names = {row["name"] for row in document["diagnostics"]}
-    assert names >= {"norm", "norm_ratio", "stable_rank", "dead_rank", "cosine", "sign_conflict",
-                     "subspace_overlap", "energy_ratio", "cross_terms",
-                     "truncation_error"}  # fmt: skip
+    assert names >= {
+        "norm",
+        "norm_ratio",
+        "stable_rank",
+        "dead_rank",
+        "cosine",
+        "sign_conflict",
+        "subspace_overlap",
+        "energy_ratio",
+        "cross_terms",
+        "truncation_error",
+    }
     assert all(row["module"] is None for row in document["diagnostics"])
     assert document["verdict"] is None
 
@@ -129,8 +138,10 @@ def test_merge_writes_what_it_says(pair, tmp_path):
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())
     assert sorted(p.name for p in out.iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     merged = making_read(out)
     first, second = (making_read(p) for p in pair)
     for path in making.LLAMA:
@@ -257,9 +268,23 @@ def broken(tmp_path: Path, case: str) -> Path:
     return place
 
 
-CASES = ["another-base", "no-effect", "nan", "other-shapes", "no-config", "broken-json",
-         "no-weights", "lfs-pointer", "empty", "truncated", "extras", "ia3", "unknown-key",
-         "aqlora", "pissa"]  # fmt: skip
+CASES = [
+    "another-base",
+    "no-effect",
+    "nan",
+    "other-shapes",
+    "no-config",
+    "broken-json",
+    "no-weights",
+    "lfs-pointer",
+    "empty",
+    "truncated",
+    "extras",
+    "ia3",
+    "unknown-key",
+    "aqlora",
+    "pissa",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -315,8 +340,12 @@ def test_methods_lists_every_shelf():
     text = call("methods").stdout
     rows = json.loads(call("methods", "--json").stdout)["methods"]
     assert {row["kind"] for row in rows} == {
-        "diagnostic", "coverage probe", "merge method", "router", "space",
-    }  # fmt: skip
+        "diagnostic",
+        "coverage probe",
+        "merge method",
+        "router",
+        "space",
+    }
     for row in rows:
         assert row["name"] in text
         assert row["summary"]

@@ -27,9 +27,10 @@ def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
 
 def value(document: dict, system: str, part: str = "target", task: str | None = None) -> float:
     (row,) = [
-        r for r in document["evaluation"]
+        r
+        for r in document["evaluation"]
         if (r["system"], r["part"]) == (system, part) and task in (None, r["task"])
-    ]  # fmt: skip
+    ]
     return row["value"]
 
 

@@ -194,12 +194,12 @@ def test_peft_loads_the_merge_and_runs_the_linear_combination(case, tmp_path):
     paths = [peft_adapter(tmp_path / n, make(), i, r=2, **config) for i, n in enumerate("ab", 1)]
     adapters = [read_adapter(path) for path in paths]
     weights = [0.5, 0.5] if needs_base is None else [0.7, 0.6]
-    settings = Options(methods=("task_arithmetic",), weights=tuple(weights))
+    options = Options(methods=("task_arithmetic",), weights=tuple(weights))
     if needs_base:
         with pytest.raises(UnsupportedAdapter, match="--base DIR"):
-            pipeline.merge(adapters, options=settings)
+            pipeline.merge(adapters, options=options)
     base = open_base(tmp_path / "base")
-    made = pipeline.merge(adapters, base=base, options=settings)
+    made = pipeline.merge(adapters, base=base, options=options)
     found, merged = made.audit, made.made
     assert found.compatibility.compatible
     merged.save(tmp_path / "out")

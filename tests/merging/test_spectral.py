@@ -324,9 +324,9 @@ def test_an_audit_refuses_before_it_loads_anything():
 
     three = sources()
     check_systems(three[:2], Options(methods=("slerp",)))
-    for settings in (Options(methods=("slerp",)), Options(systems=("slerp",))):
+    for options in (Options(methods=("slerp",)), Options(systems=("slerp",))):
         with pytest.raises(UsageError, match=r"slerp.*cannot take 3"):
-            check_systems(three, settings)
+            check_systems(three, options)
     with pytest.raises(UsageError, match=r"slerp needs weights"):
         check_systems(three[:2], Options(methods=("slerp",), weights=(-1.0, 2.0)))
     with pytest.raises(UsageError, match=r"search may find negative weights, which slerp"):

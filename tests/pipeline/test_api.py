@@ -27,9 +27,14 @@ def world(tmp_path_factory):
                 (root / "base" / name).write_bytes((making.STORIES / name).read_bytes())
     for seed, name in enumerate("ab"):
         place = making.peft_adapter(
-            root / name, making.tiny_llama(vocab=512), seed + 1, r=2 + seed, lora_alpha=4,
-            use_rslora=bool(seed), target_modules=TARGETS[: 2 + seed],
-        )  # fmt: skip
+            root / name,
+            making.tiny_llama(vocab=512),
+            seed + 1,
+            r=2 + seed,
+            lora_alpha=4,
+            use_rslora=bool(seed),
+            target_modules=TARGETS[: 2 + seed],
+        )
         config = json.loads((place / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = str(root / "base")
         (place / "adapter_config.json").write_text(json.dumps(config))
@@ -111,25 +116,37 @@ def test_route_leaves_no_trace_after_an_error(world):
 
 def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
     audit = loraprobe.merge_and_eval(
-        [world / "a", world / "b"], base=world / "base", tasks=world / "task.jsonl",
-        max_new_tokens=2, chat_template="off", methods=("uniform",), routers=(),
+        [world / "a", world / "b"],
+        base=world / "base",
+        tasks=world / "task.jsonl",
+        max_new_tokens=2,
+        chat_template="off",
+        methods=("uniform",),
+        routers=(),
         state=tmp_path / "state",
-    )  # fmt: skip
+    )
     assert audit.verdict.decision in ("likely", "unlikely", "inconclusive")
     assert {row.system for row in audit.evaluation} >= {"base", "a", "b", "uniform"}
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
 
 
-def test_results_are_kept_for_the_same_order_of_weights_only(world, shared_data, monkeypatch,
-                                                             tmp_path):  # fmt: skip
+def test_results_are_kept_for_the_same_order_of_weights_only(
+    world, shared_data, monkeypatch, tmp_path
+):
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
 
     def kept(*names: str) -> bool:
         audit = loraprobe.merge_and_eval(
-            [world / name for name in names], base=world / "base", tasks=world / "task.jsonl",
-            max_new_tokens=2, chat_template="off", methods=("task_arithmetic",), routers=(),
-            weights=(1.0, 0.2), resume=True,
-        )  # fmt: skip
+            [world / name for name in names],
+            base=world / "base",
+            tasks=world / "task.jsonl",
+            max_new_tokens=2,
+            chat_template="off",
+            methods=("task_arithmetic",),
+            routers=(),
+            weights=(1.0, 0.2),
+            resume=True,
+        )
         return any("earlier run" in note for note in audit.notes)
 
     assert [kept("a", "b"), kept("a", "b"), kept("b", "a")] == [False, True, False]
@@ -169,11 +186,15 @@ def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, 
     a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
     found = [
         loraprobe.merge_and_eval(
-            pair, base=world / "base", tasks=[world / "task.jsonl"], max_new_tokens=2,
-            chat_template="off", state=tmp_path / str(i),
+            pair,
+            base=world / "base",
+            tasks=[world / "task.jsonl"],
+            max_new_tokens=2,
+            chat_template="off",
+            state=tmp_path / str(i),
         ).evaluation
         for i, pair in enumerate(([a, b], [b, a]))
-    ]  # fmt: skip
+    ]
     names = [{row.system for row in rows} for rows in found]
     assert names[0] == names[1] and "shrunk:a" in names[0]
 
@@ -191,8 +212,13 @@ def test_items_of_one_group_and_losses_are_explained(world, shared_data, tmp_pat
     items = [{"prompt": f"Question {i}?", "answer": f"{i}", "group": "all"} for i in range(3)]
     (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, items)))
     audit = loraprobe.merge_and_eval(
-        [world / "a", world / "b"], base=world / "base", tasks=[tmp_path / "one.jsonl"],
-        metric="answer_loss", margin=0.1, chat_template="off", state=tmp_path / "state",
-    )  # fmt: skip
+        [world / "a", world / "b"],
+        base=world / "base",
+        tasks=[tmp_path / "one.jsonl"],
+        metric="answer_loss",
+        margin=0.1,
+        chat_template="off",
+        state=tmp_path / "state",
+    )
     assert any("share one group" in note for note in audit.notes)
     assert any("a lower loss is a gain" in note for note in audit.notes)

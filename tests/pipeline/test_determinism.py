@@ -143,10 +143,19 @@ def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path):
     short = ["--limit", "4", "--max-new-tokens", "12", "--threads", "1"]
     calls = [
         ["inspect", *named("spouse", "city", "last"), "--per-module", "--threads", "1"],
-        ["merge", *named("spouse", "last"), "--method", "dare_ties:density=0.5", "-o",
-         str(tmp_path / "merged"), "--overwrite", "--threads", "1"],
+        [
+            "merge",
+            *named("spouse", "last"),
+            "--method",
+            "dare_ties:density=0.5",
+            "-o",
+            str(tmp_path / "merged"),
+            "--overwrite",
+            "--threads",
+            "1",
+        ],
         [*audit("skill-and-facts"), *short],
-    ]  # fmt: skip
+    ]
     first = elsewhere(calls, 1, tmp_path / "one")
     written = (tmp_path / "merged" / "adapter_model.safetensors").read_bytes()
     for document, again in zip(first, [call(*own) for own in calls], strict=True):
@@ -190,8 +199,16 @@ def test_inspect_and_merge_do_not_depend_on_order_and_threads(tmp_path, threads)
 def test_merges_do_not_depend_on_order_and_threads(method, near, tmp_path, threads):
     names, merged = ["spouse", "city", "last"], {}
     for way, (order, n) in {"calm": (1, 1), "turned": (-1, 1), "threads": (1, 2)}.items():
-        call("merge", *named(*names[::order]), "--method", method, "-o", tmp_path / way,
-             "--threads", n)  # fmt: skip
+        call(
+            "merge",
+            *named(*names[::order]),
+            "--method",
+            method,
+            "-o",
+            tmp_path / way,
+            "--threads",
+            n,
+        )
         merged[way] = read_adapter(tmp_path / way)
     for path, update in merged["calm"].modules.items():
         delta = update.delta().double()
@@ -236,8 +253,16 @@ def test_critical_values_do_not_jump_with_rounding():
 
 def test_intervals_do_not_depend_on_the_order_of_adapters():
     rng = np.random.default_rng(5)
-    kinds = {"base": "base", "a": "adapter", "b": "adapter", "c": "adapter", "uniform": "merge",
-             "arrow": "router", "chain": "chain", "shrunk:a": "control"}  # fmt: skip
+    kinds = {
+        "base": "base",
+        "a": "adapter",
+        "b": "adapter",
+        "c": "adapter",
+        "uniform": "merge",
+        "arrow": "router",
+        "chain": "chain",
+        "shrunk:a": "control",
+    }
     systems = [System(name, kind) for name, kind in kinds.items()]
     results = [
         ItemResult(s.name, "t", part, str(i), "exact_match", float(right), "", str(i // 2))

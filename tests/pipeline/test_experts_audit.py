@@ -41,12 +41,16 @@ def world(tmp_path_factory):
         (place / "adapter_config.json").write_text(json.dumps(said))
     items = [
         {
-            "id": str(i), "prompt": "ada lives in", "answer": "ulm",
-            "hops": [{"prompt": "who is the mayor of ulm ?", "answer": "bo"},
-                     {"prompt": "{1} lives in", "answer": "ulm"}],
+            "id": str(i),
+            "prompt": "ada lives in",
+            "answer": "ulm",
+            "hops": [
+                {"prompt": "who is the mayor of ulm ?", "answer": "bo"},
+                {"prompt": "{1} lives in", "answer": "ulm"},
+            ],
         }
         for i in range(3)
-    ]  # fmt: skip
+    ]
     (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
     return root
 

@@ -42,9 +42,11 @@ def pair(tmp_path):
 
 def storm(*arguments: object) -> str:
     done = subprocess.run(
-        [sys.executable, str(KILL), *map(str, arguments)], capture_output=True, text=True,
+        [sys.executable, str(KILL), *map(str, arguments)],
+        capture_output=True,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -80,8 +82,9 @@ class TestDisks:
         )
         done = subprocess.run(
             [sys.executable, "-c", code, "merge", *map(str, pair), "-o", str(tmp_path / "out")],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert "cannot be written" in done.stderr
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
@@ -96,8 +99,11 @@ class TestDisks:
             place.chmod(0o500 if place.is_dir() else 0o400)
         if os.access(locked, os.W_OK):
             pytest.skip("root writes everywhere")
-        for more in (["-o", locked / "out"], ["-o", out, "--overwrite"],
-                     ["-o", tmp_path / "new", "--html", page]):  # fmt: skip
+        for more in (
+            ["-o", locked / "out"],
+            ["-o", out, "--overwrite"],
+            ["-o", tmp_path / "new", "--html", page],
+        ):
             result = call("merge", *pair, *more)
             assert result.exit_code == 2 and "cannot be written" in result.stderr
         assert sorted(tmp_path.rglob("*")) == before
@@ -156,10 +162,22 @@ class TestTwoAtOnce:
         def one(number: int) -> subprocess.CompletedProcess[str]:
             method = ("uniform", "sum")[number % 2]
             return subprocess.run(
-                [sys.executable, "-m", "loraprobe", "merge", *map(str, pair), "-o", str(out),
-                 "--method", method, "--quiet"],
-                capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "loraprobe",
+                    "merge",
+                    *map(str, pair),
+                    "-o",
+                    str(out),
+                    "--method",
+                    method,
+                    "--quiet",
+                ],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
 
         with ThreadPoolExecutor(4) as pool:
             done = list(pool.map(one, range(4)))

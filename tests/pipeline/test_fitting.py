@@ -137,11 +137,11 @@ def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
         ("spouse", "bytes.txt", "UTF-8"),
         ("nobody", "empty.txt", "none of the adapters"),
     ):
-        settings = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
+        options = Options(routers=("centroid",), router_prompts=((name, tmp_path / file),))
         with pytest.raises(UsageError, match=match):
-            fit_routers(pair, Prepared(pair), settings, scorer, [])
-    settings = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
-    assert "no router asked for" in fit_routers(pair, Prepared(pair), settings, scorer, [])[1][0]
+            fit_routers(pair, Prepared(pair), options, scorer, [])
+    options = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
+    assert "no router asked for" in fit_routers(pair, Prepared(pair), options, scorer, [])[1][0]
 
 
 def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, items, tmp_path):
@@ -153,8 +153,9 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     assert note.startswith("centroid, hard:by=centroid and centroid:top_k=1,per=sequence learned")
     assert set(fitted) == set(specs) - {"arrow"}
     states = [router.state() for router in fitted.values()]
-    assert all(torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"])
-               for state in states)  # fmt: skip
+    assert all(
+        torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"]) for state in states
+    )
     last = fitted[specs[-1]]
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
     builder = SystemBuilder.of(pair, options, routers=fitted)
@@ -187,8 +188,11 @@ def test_gate_statistics_are_those_of_the_composed_model(scorer, pair, items):
     task = Task("t", (Item("1", "Where does the spouse of Stakri live?", ("x",)),))
     arrow = Composition("arrow", tuple(pair), ROUTERS.make("arrow"))
     constant = Composition("uniform", tuple(pair), ROUTERS.make("constant"))
-    systems = [System("base", "base"), System("arrow", "router", arrow),
-               System("uniform", "merge", constant)]  # fmt: skip
+    systems = [
+        System("base", "base"),
+        System("arrow", "router", arrow),
+        System("uniform", "merge", constant),
+    ]
     rows, note = gate_statistics(scorer, systems, [task])
     seen = {}
     ids = torch.tensor(scorer.encoder.prompts([task.items[0].prompt]))
@@ -224,9 +228,25 @@ def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
     router = "hard:by=centroid,per=sequence"
-    call = ["merge-and-eval", *refs, "--base", str(world.base), "--task", str(chosen.tasks[0]),
-            "--router", router, "--router", "arrow:per=sequence", *prompts, "--limit", "10",
-            "--threads", "1", "--exit-zero", "--json"]  # fmt: skip
+    call = [
+        "merge-and-eval",
+        *refs,
+        "--base",
+        str(world.base),
+        "--task",
+        str(chosen.tasks[0]),
+        "--router",
+        router,
+        "--router",
+        "arrow:per=sequence",
+        *prompts,
+        "--limit",
+        "10",
+        "--threads",
+        "1",
+        "--exit-zero",
+        "--json",
+    ]
     environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
     result = CliRunner().invoke(app, call, env=environment)
     assert result.exit_code == 0, result.stderr

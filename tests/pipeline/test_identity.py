@@ -21,20 +21,41 @@ from loraprobe.tasks import Item, Task
 
 # One other value of each setting that decides the result of an item.
 DECIDES = {
-    "methods": ("ties",), "routers": ("spectr",), "systems": ("sum",), "weights": (1.0, 0.5),
-    "space": "core", "rank": 8, "allow": ("base-mismatch",), "max_new_tokens": 5,
-    "metric": "choice", "seed": 1, "balance": "norm", "quantize": "4bit", "device_map": "auto",
-    "trust_remote_code": True, "subtract": ("g",),
-}  # fmt: skip
+    "methods": ("ties",),
+    "routers": ("spectr",),
+    "systems": ("sum",),
+    "weights": (1.0, 0.5),
+    "space": "core",
+    "rank": 8,
+    "allow": ("base-mismatch",),
+    "max_new_tokens": 5,
+    "metric": "choice",
+    "seed": 1,
+    "balance": "norm",
+    "quantize": "4bit",
+    "device_map": "auto",
+    "trust_remote_code": True,
+    "subtract": ("g",),
+}
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
 ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
 # Only with a search: its own options.
 SEARCH = {"search_budget": 7, "search_items": 9}
 # What only places, orders, shows or judges results.
 OTHERS = {
-    "batch_size", "threads", "margin", "retention", "prior", "calibration", "per_module",
-    "diagnostics", "exact", "resume", "state", "arguments",
-}  # fmt: skip
+    "batch_size",
+    "threads",
+    "margin",
+    "retention",
+    "prior",
+    "calibration",
+    "per_module",
+    "diagnostics",
+    "exact",
+    "resume",
+    "state",
+    "arguments",
+}
 
 
 def test_every_setting_is_known_to_decide_a_result_or_not():
@@ -70,12 +91,12 @@ def test_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch
     prompts = Options(router_prompts=(("a", tmp_path / "prompts"),))
     items = tuple(Item(str(i), f"{i}?", ("x",)) for i in range(3))
 
-    def of(items: tuple[Item, ...] = items, settings: Options = prompts) -> dict[str, Any]:
-        return identity([adapter], base, [Task("t", items)], settings)
+    def of(items: tuple[Item, ...] = items, options: Options = prompts) -> dict[str, Any]:
+        return identity([adapter], base, [Task("t", items)], options)
 
     plain = of()
     assert of(items[:2]) != plain, "--limit"
-    assert of(settings=Options()) != plain
+    assert of(options=Options()) != plain
     (tmp_path / "prompts").write_text("\none\ntwo")
     assert of() == plain, "blank lines are no prompts"
     (tmp_path / "prompts").write_text("one\nthree\n")
@@ -115,8 +136,9 @@ def replaced(file: Path) -> None:
     file.with_name("new").replace(file)
 
 
-@pytest.mark.parametrize("change", [lambda f: f.write_bytes(b"weights two"), replaced],
-                         ids=["written", "replaced"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [lambda f: f.write_bytes(b"weights two"), replaced], ids=["written", "replaced"]
+)
 def test_a_change_that_keeps_size_and_time_is_seen(weights, read, change):
     kept_hash(weights)
     old = weights.stat()

@@ -35,9 +35,18 @@ def world(tmp_path, stories) -> list[str]:
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(map(json.dumps, items)))
     return [
-        "merge-and-eval", *refs, "--task", str(task), "--base", str(stories), "--json",
-        "--max-new-tokens", "4", "--threads", "1",
-    ]  # fmt: skip
+        "merge-and-eval",
+        *refs,
+        "--task",
+        str(task),
+        "--base",
+        str(stories),
+        "--json",
+        "--max-new-tokens",
+        "4",
+        "--threads",
+        "1",
+    ]
 
 
 def ledgers(cache: Path) -> list[Path]:
@@ -60,9 +69,12 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     cache = tmp_path / "cache"
     environment = {**os.environ, "LORAPROBE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        [sys.executable, "-m", "loraprobe", *world], env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "loraprobe", *world],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while lines(cache) < 100 and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

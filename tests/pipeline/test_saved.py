@@ -60,9 +60,14 @@ def made_router(name: str):
     return router.with_state(planted)
 
 
-@pytest.mark.parametrize("name", [
-    *ROUTERS.names(), "arrow:top_k=1,temperature=0.5,normalize=true", "constant",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        *ROUTERS.names(),
+        "arrow:top_k=1,temperature=0.5,normalize=true",
+        "constant",
+    ],
+)
 def test_every_router_comes_back_as_it_was(tmp_path, name):
     composition = Composition(name, from_disk(tmp_path, "a", "b"), made_router(name))
     Routed(composition).save(tmp_path / "out")
@@ -86,10 +91,18 @@ def test_constant_weights_and_infinite_temperatures_come_back(tmp_path):
         assert load_composition(tmp_path / str(number)).router == router
 
 
-@pytest.mark.parametrize("options", [
-    {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"},
-    {"lora_bias": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 3}},
-], ids=lambda options: next(iter(options)))  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 3}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
 def test_experts_are_the_files_that_peft_wrote(tmp_path, options):
     config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **options}
     for seed, name in enumerate("ab"):
@@ -180,27 +193,40 @@ def damaged(change):
     return apply
 
 
-@pytest.mark.parametrize("spoil, error, said", [
-    (lambda d: (d / "experts/a/adapter_model.safetensors").write_bytes(b"x"), AdapterError,
-     "experts/a/adapter_model.safetensors is not the file that was saved"),
-    (lambda d: (d / "experts/b/adapter_config.json").write_text("{}"), AdapterError,
-     "experts/b/adapter_config.json is not the file"),
-    (lambda d: (d / "experts/b/adapter_config.json").unlink(), AdapterError, "is missing"),
-    (lambda d: (d / FILE).unlink(), AdapterError, "holds no composition.json"),
-    (lambda d: (d / FILE).write_text("{"), AdapterError, "cannot be read as JSON"),
-    (lambda d: (d / FILE).write_text("{}"), AdapterError, "damaged"),
-    (damaged(lambda j: j.update(schema_version=2)), AdapterError, "version 2"),
-    (damaged(lambda j: j["router"].update(name="os")), UsageError, "Unknown router 'os'"),
-    (damaged(lambda j: j["router"].update(name="_scored")), UsageError, "Unknown router"),
-    (damaged(lambda j: j["router"]["options"].update(evil=1)), AdapterError, "option 'evil'"),
-    (damaged(lambda j: j["router"]["options"].update(top_k=0)), AdapterError, "top_k"),
-    (damaged(lambda j: j["router"]["options"].update(top_k="x")), UsageError, "whole number"),
-    (damaged(lambda j: j["experts"][0].update(folder="../../sources/a")), AdapterError, "folder"),
-    (damaged(lambda j: j["experts"][0].update(folder="..")), AdapterError, "folder"),
-    (damaged(lambda j: j["router"]["options"].update(top_k=["a"])), AdapterError, "damaged"),
-    (damaged(lambda j: j.update(experts=[1])), AdapterError, "damaged"),
-    (damaged(lambda j: j.update(experts=[])), AdapterError, "no expert"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, error, said",
+    [
+        (
+            lambda d: (d / "experts/a/adapter_model.safetensors").write_bytes(b"x"),
+            AdapterError,
+            "experts/a/adapter_model.safetensors is not the file that was saved",
+        ),
+        (
+            lambda d: (d / "experts/b/adapter_config.json").write_text("{}"),
+            AdapterError,
+            "experts/b/adapter_config.json is not the file",
+        ),
+        (lambda d: (d / "experts/b/adapter_config.json").unlink(), AdapterError, "is missing"),
+        (lambda d: (d / FILE).unlink(), AdapterError, "holds no composition.json"),
+        (lambda d: (d / FILE).write_text("{"), AdapterError, "cannot be read as JSON"),
+        (lambda d: (d / FILE).write_text("{}"), AdapterError, "damaged"),
+        (damaged(lambda j: j.update(schema_version=2)), AdapterError, "version 2"),
+        (damaged(lambda j: j["router"].update(name="os")), UsageError, "Unknown router 'os'"),
+        (damaged(lambda j: j["router"].update(name="_scored")), UsageError, "Unknown router"),
+        (damaged(lambda j: j["router"]["options"].update(evil=1)), AdapterError, "option 'evil'"),
+        (damaged(lambda j: j["router"]["options"].update(top_k=0)), AdapterError, "top_k"),
+        (damaged(lambda j: j["router"]["options"].update(top_k="x")), UsageError, "whole number"),
+        (
+            damaged(lambda j: j["experts"][0].update(folder="../../sources/a")),
+            AdapterError,
+            "folder",
+        ),
+        (damaged(lambda j: j["experts"][0].update(folder="..")), AdapterError, "folder"),
+        (damaged(lambda j: j["router"]["options"].update(top_k=["a"])), AdapterError, "damaged"),
+        (damaged(lambda j: j.update(experts=[1])), AdapterError, "damaged"),
+        (damaged(lambda j: j.update(experts=[])), AdapterError, "no expert"),
+    ],
+)
 def test_a_changed_directory_is_refused_by_name(tmp_path, spoil, error, said):
     composition = Composition("arrow", from_disk(tmp_path, "a", "b"), ROUTERS.make("arrow"))
     Routed(composition).save(tmp_path / "out")
@@ -244,8 +270,13 @@ def test_overwriting_takes_only_what_is_ours(tmp_path):
     assert "composition.json" not in files(out)
     made.save(out, overwrite=True)  # and the other way
     kept = files(out)
-    for foreign in ("notes.txt", "experts/mine.txt", "experts/a/data.csv", "peft/x.py",
-                    "other/adapter_config.json"):  # fmt: skip
+    for foreign in (
+        "notes.txt",
+        "experts/mine.txt",
+        "experts/a/data.csv",
+        "peft/x.py",
+        "other/adapter_config.json",
+    ):
         (out / foreign).parent.mkdir(exist_ok=True)
         (out / foreign).write_text("mine")
         for save in (made.save, a.save):
@@ -265,8 +296,9 @@ def test_route_command(tmp_path):
         adapter.save(tmp_path / adapter.name)
     a, b, out = str(tmp_path / "a"), f"other={tmp_path / 'b'}", tmp_path / "out"
     call = ["route", a, b, "-o", str(out)]
-    result = CliRunner().invoke(app, [*call, "--json", "--balance", "norm", "--router",
-                                      "arrow:top_k=1"])  # fmt: skip
+    result = CliRunner().invoke(
+        app, [*call, "--json", "--balance", "norm", "--router", "arrow:top_k=1"]
+    )
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())
@@ -278,26 +310,30 @@ def test_route_command(tmp_path):
     card = (out / "README.md").read_text()
     assert "load_composition" in card and "scaled by" in card
     assert CliRunner().invoke(app, call).exit_code == 2  # it exists
-    quiet = CliRunner().invoke(app, [*call, "--overwrite", "--quiet", "--router", "constant",
-                                     "--weights", "1,-0.5"])  # fmt: skip
+    quiet = CliRunner().invoke(
+        app, [*call, "--overwrite", "--quiet", "--router", "constant", "--weights", "1,-0.5"]
+    )
     assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
     assert load_composition(out).router == ConstantGates((1.0, -0.5))
 
 
-@pytest.mark.parametrize("extra, said", [
-    (["--router", "arrows"], "did you mean 'arrow'"),
-    (["--weights", "1,1"], "arrow gives each token gates of its own"),
-    (["--weights", "search", "--router", "constant"], "add --base DIR"),
-    (["--weights", "1", "--router", "constant"], "1 numbers for 2 adapters"),
-    (["--router", "centroid"], "add --base DIR"),
-    (["--task", "x.jsonl"], "add --weights search"),
-    (["--balance", "no"], "--balance must be one of"),
-    (["--router-prompts", "a"], "NAME=FILE"),
-    (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
-    (["--search-items", "4"], "goes with --weights search"),
-    (["--search-budget", "4"], "goes with --weights search"),
-    (["--limit", "4"], "--limit goes with --task"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra, said",
+    [
+        (["--router", "arrows"], "did you mean 'arrow'"),
+        (["--weights", "1,1"], "arrow gives each token gates of its own"),
+        (["--weights", "search", "--router", "constant"], "add --base DIR"),
+        (["--weights", "1", "--router", "constant"], "1 numbers for 2 adapters"),
+        (["--router", "centroid"], "add --base DIR"),
+        (["--task", "x.jsonl"], "add --weights search"),
+        (["--balance", "no"], "--balance must be one of"),
+        (["--router-prompts", "a"], "NAME=FILE"),
+        (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
+        (["--search-items", "4"], "goes with --weights search"),
+        (["--search-budget", "4"], "goes with --weights search"),
+        (["--limit", "4"], "--limit goes with --task"),
+    ],
+)
 def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
     for seed, name in enumerate("ab"):
         making.random_adapter(name, seed=seed).save(tmp_path / name)
@@ -309,8 +345,13 @@ def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
 
 def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
     for seed, name in enumerate("ab"):
-        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed,
-                            target_modules=["q_proj"], modules_to_save=["lm_head"])  # fmt: skip
+        making.peft_adapter(
+            tmp_path / name,
+            making.tiny_llama(tied=False),
+            seed,
+            target_modules=["q_proj"],
+            modules_to_save=["lm_head"],
+        )
     call = ["route", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
     refused = CliRunner().invoke(app, call)
     assert refused.exit_code == 2 and "lm_head.weight whole" in " ".join(refused.stderr.split())
@@ -330,8 +371,18 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
     for name in adapters:
         (tmp_path / name).write_text(f"Tell me of {name}\nWho is {name}?\n")
         prompts += ["--router-prompts", f"{name}={tmp_path / name}"]
-    call = ["route", *refs, "--router", "centroid", "--base", str(world.base), *prompts,
-            "-o", str(tmp_path / "out"), "--json"]  # fmt: skip
+    call = [
+        "route",
+        *refs,
+        "--router",
+        "centroid",
+        "--base",
+        str(world.base),
+        *prompts,
+        "-o",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.output
     assert any("learned from 2 prompts" in line for line in json.loads(result.stdout)["notes"])
@@ -359,7 +410,11 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
         model = making.tiny_llama()
         wanted = next(b.system.composition for b in built if b.system.name == "arrow")
         assert composing.relative(logits(model, restored), logits(model, wanted)) < 1e-6
-    for action, said in (("chain", "chain"), ("use-single:e0", "use e0"), ("none", "none")):
+    for action, said in (
+        ("chain", "chain"),
+        ("use-single:e0", "use e0"),
+        ("gather-evidence", "gather-evidence"),
+    ):
         made, why = recommend(
             Verdict("unlikely", "evaluation", system="arrow", action=action), built, builder
         )

@@ -103,12 +103,12 @@ def test_why_peft_cannot_is_said_by_name(tmp_path):
     some = {path: shape for path, shape in making.LLAMA.items() if "layers.0" in path}
     fewer = {path: shape for path, shape in making.LLAMA.items() if path != q}
     rank = {path: 3 + (path == q) for path in making.LLAMA}
-    dora = adapter_of("dora", dict(good[0].modules.items()),
-                      magnitudes={q: torch.ones(16)})  # fmt: skip
+    dora = adapter_of("dora", dict(good[0].modules.items()), magnitudes={q: torch.ones(16)})
     embedding = adapter_of(
-        "emb", {"model.embed_tokens": making.random_update(16, 40)},
+        "emb",
+        {"model.embed_tokens": making.random_update(16, 40)},
         kinds={"model.embed_tokens": "embedding"},
-    )  # fmt: skip
+    )
 
     def why(experts, router="arrow", known=base):
         return why_not_peft(Composition("x", tuple(experts), ROUTERS.make(router)), known)
@@ -125,9 +125,13 @@ def test_why_peft_cannot_is_said_by_name(tmp_path):
         ((good[0], making.random_adapter("c", rank=rank)), "arrow", base, f"ranks of {q} differ"),
         ((good[0], dora), "arrow", base, "dora holds dora_magnitude"),
         ((embedding,), "arrow", base, "of kind embedding"),
-        ([planted_dominated(n, 1, shapes=some) for n in "ab"], "arrow", base,
-         "put on model.layers.1"),
-    ):  # fmt: skip
+        (
+            [planted_dominated(n, 1, shapes=some) for n in "ab"],
+            "arrow",
+            base,
+            "put on model.layers.1",
+        ),
+    ):
         assert said in why(experts, router, known), said
 
 

@@ -40,9 +40,10 @@ SEARCH = Options(weights="search", search_budget=24, search_items=12)
 
 def task_of(name: str, items: list[tuple[str, str | None]]) -> Task:
     """A task of (prompt, group) pairs."""
-    return Task(name, tuple(
-        Item(str(i), prompt, ("x",), group=group) for i, (prompt, group) in enumerate(items)
-    ))  # fmt: skip
+    return Task(
+        name,
+        tuple(Item(str(i), prompt, ("x",), group=group) for i, (prompt, group) in enumerate(items)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +84,14 @@ def test_the_parts_share_no_cluster_and_no_prompt():
     assert len(seeds) > 1
 
 
-@pytest.mark.parametrize("items, wanted, said", [
-    ([(f"q{i}", None) for i in range(12)], None, "too few to search"),
-    ([(f"q{i}", "one") for i in range(40)], None, "40 items in 1 clusters"),
-    ([(f"q{i}", None) for i in range(12)], 11, "nothing is left to judge by"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "items, wanted, said",
+    [
+        ([(f"q{i}", None) for i in range(12)], None, "too few to search"),
+        ([(f"q{i}", "one") for i in range(40)], None, "40 items in 1 clusters"),
+        ([(f"q{i}", None) for i in range(12)], 11, "nothing is left to judge by"),
+    ],
+)
 def test_a_task_too_small_to_split_is_one_sentence(items, wanted, said):
     with pytest.raises(TaskError, match=said):
         split([task_of("t", items)], Options(weights="search", search_items=wanted))
@@ -208,18 +212,37 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     scenario = world.scenario("skill-and-facts")
     refs = [f"{name}={path}" for name, path in scenario.adapters.items()]
     (task,) = scenario.tasks
-    call = ["merge-and-eval", *refs, "--task", str(task), "--base", str(world.base), "--json",
-            "--limit", "48", "--weights", "search", "--search-budget", "10", "--system",
-            "task-arithmetic", "--system", "random-partner", "--metric", "answer_loss",
-            "--margin", "0.1"]  # fmt: skip
+    call = [
+        "merge-and-eval",
+        *refs,
+        "--task",
+        str(task),
+        "--base",
+        str(world.base),
+        "--json",
+        "--limit",
+        "48",
+        "--weights",
+        "search",
+        "--search-budget",
+        "10",
+        "--system",
+        "task-arithmetic",
+        "--system",
+        "random-partner",
+        "--metric",
+        "answer_loss",
+        "--margin",
+        "0.1",
+    ]
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
     document = json.loads(CliRunner().invoke(app, call, env=environment).stdout)
     jsonschema.validate(document, json_schema())
     found = document["search"]
     parted = split([load_task(task, 48)], Options(weights="search"))
-    assert (found["items"], found["left"], found["evaluations"]) == (12, 36, 10) == (
-        *parted.items, 10
-    )  # fmt: skip
+    assert (
+        (found["items"], found["left"], found["evaluations"]) == (12, 36, 10) == (*parted.items, 10)
+    )
     (ledger,) = tmp_path.rglob("results.jsonl")
     rows = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
     systems = {row["system"] for row in rows}
@@ -293,9 +316,14 @@ def test_merge_searches_with_base_and_task_and_says_what_is_missing(tmp_path):
     error = (merged[path].to(torch.float64).delta() - wanted).norm() / wanted.norm()
     assert error < 0.01
     api = loraprobe.merge(
-        paths, "task_arithmetic", weights="search", base=world.base, tasks=task, limit=48,
+        paths,
+        "task_arithmetic",
+        weights="search",
+        base=world.base,
+        tasks=task,
+        limit=48,
         search_budget=8,
-    )  # fmt: skip
+    )
     assert api.weights == weights
     card = (tmp_path / "out" / "README.md").read_text()
     assert "found by CMA-ES in 8 evaluations on 12 items" in card

@@ -95,11 +95,14 @@ def drawn_adapters(draw):
         dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
         modules = {
             path: making.random_update(
-                *PATHS[path], rank=draw(st.integers(1, 4)), seed=seed + 100 * number,
-                scaling=draw(st.sampled_from([1.0, -0.5, 1 / 3, 7.0])), dtype=dtype,
+                *PATHS[path],
+                rank=draw(st.integers(1, 4)),
+                seed=seed + 100 * number,
+                scaling=draw(st.sampled_from([1.0, -0.5, 1 / 3, 7.0])),
+                dtype=dtype,
             )
             for path in sorted(paths)
-        }  # fmt: skip
+        }
         kinds = {path: kind for path, kind in KINDS.items() if path in paths}
         kernels = {"conv": (2, 2)} if "conv" in paths else {}
         made.append(adapter_of(f"n{number}", modules, kinds=kinds, kernels=kernels))
@@ -130,8 +133,9 @@ def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
         for path, info in after.layout.items():
             assert close(delta(after, path), each[path] * (mean / norm if balance else 1), 1e-5)
             assert (info.kind, info.kernel) == (
-                KINDS.get(path, "linear"), (2, 2) if path == "conv" else ()
-            )  # fmt: skip
+                KINDS.get(path, "linear"),
+                (2, 2) if path == "conv" else (),
+            )
             update = after.modules[path]
             assert (info.rank, info.scaling) == (update.rank, update.scaling)
 
@@ -226,8 +230,9 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
     for adapter in (dora, whole, lora_bias):
         with pytest.raises(UnsupportedAdapter, match=adapter.name):
             prepare([plain], Options(), [adapter])
-    assert torch.equal(subtracted(whole, [some("g", 1)]).whole["lm_head.weight"],
-                       whole.whole["lm_head.weight"])  # fmt: skip
+    assert torch.equal(
+        subtracted(whole, [some("g", 1)]).whole["lm_head.weight"], whole.whole["lm_head.weight"]
+    )
     tripled = scaled(lora_bias, 3.0)
     kept = tripled.offsets[path] * tripled.layout[path].scaling
     assert torch.equal(kept, torch.full((16,), 1.5))
@@ -275,8 +280,18 @@ def test_merge_command_and_card_say_what_was_done(tmp_path):
     for name, seed, scaling in (("a", 1, 0.5), ("b", 2, 4.0), ("g", 3, 1.0)):
         some(name, seed, scaling=scaling, dtype=torch.bfloat16).save(tmp_path / name)
     a, b, g = (str(tmp_path / name) for name in "abg")
-    call = ["merge", a, b, "-o", str(tmp_path / "out"), "--balance", "norm", "--subtract", g,
-            "--json"]  # fmt: skip
+    call = [
+        "merge",
+        a,
+        b,
+        "-o",
+        str(tmp_path / "out"),
+        "--balance",
+        "norm",
+        "--subtract",
+        g,
+        "--json",
+    ]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -297,8 +312,9 @@ def test_merge_command_and_card_say_what_was_done(tmp_path):
     assert close(dense(api.adapter, path), wanted, 0.01) and "subtracted" in api.card
 
 
-@pytest.mark.parametrize("form", [["--weights", "1,-0.5"], ["--weights", "-0.5,1"],
-                                  ["--weights=-1,1"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "form", [["--weights", "1,-0.5"], ["--weights", "-0.5,1"], ["--weights=-1,1"]]
+)
 def test_negative_weights_are_negation_and_the_card_says_so(tmp_path, form):
     a, b = some("a", 1), some("b", 2)
     for adapter in (a, b):
@@ -334,8 +350,22 @@ def test_merge_and_eval_leaves_single_adapters_as_they_are(tmp_path):
     chosen = world.scenario("keep-both")
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
-    call = ["merge-and-eval", *refs, *tasks, "--base", str(world.base), "--limit", "12", "--json",
-            "--system", "sum", "--metric", "answer_loss", "--margin", "0.05"]  # fmt: skip
+    call = [
+        "merge-and-eval",
+        *refs,
+        *tasks,
+        "--base",
+        str(world.base),
+        "--limit",
+        "12",
+        "--json",
+        "--system",
+        "sum",
+        "--metric",
+        "answer_loss",
+        "--margin",
+        "0.05",
+    ]
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
     rows = []
     for extra in ([], ["--balance", "norm"]):

@@ -276,9 +276,14 @@ def test_a_base_is_found_and_has_to_be_the_one_that_was_used(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [["--router", "constant", "--weights", "0.5,-1"], ["--balance", "norm"], ["--router", "spectr"],
-     ["--router", "arrow:temperature=inf"], ["--router", "hard:per=sequence"]],
-)  # fmt: skip
+    [
+        ["--router", "constant", "--weights", "0.5,-1"],
+        ["--balance", "norm"],
+        ["--router", "spectr"],
+        ["--router", "arrow:temperature=inf"],
+        ["--router", "hard:per=sequence"],
+    ],
+)
 def test_every_composition_that_learned_nothing_is_verified(pair, tmp_path, options):
     done = call("route", *pair, "-o", tmp_path / "out", *options)
     assert done.exit_code == 0, done.output
@@ -286,10 +291,17 @@ def test_every_composition_that_learned_nothing_is_verified(pair, tmp_path, opti
 
 
 @pytest.mark.parametrize(
-    "card", [None, "", "no front matter", "---\nbroken: [\n---\n", "---\ntags: [lora]\n---\n",
-             "---\nloraprobe: {sources: 3}\n---\n",
-             "---\nloraprobe: {schema_version: 99, sources: []}\n---\n"],
-)  # fmt: skip
+    "card",
+    [
+        None,
+        "",
+        "no front matter",
+        "---\nbroken: [\n---\n",
+        "---\ntags: [lora]\n---\n",
+        "---\nloraprobe: {sources: 3}\n---\n",
+        "---\nloraprobe: {schema_version: 99, sources: []}\n---\n",
+    ],
+)
 def test_what_has_no_provenance_is_one_sentence(pair, tmp_path, card):
     out = merged(pair, tmp_path)
     (out / CARD).unlink() if card is None else (out / CARD).write_text(card)
@@ -306,8 +318,22 @@ def nested(depth: int) -> str:
 ODD = (None, "x", -1.5, True, [], {}, [1], ["a"], {"a": 1}, [[1]], 10**400, float("nan"))
 
 
-@pytest.mark.parametrize("key", ["method", "weights", "space", "rank", "dtype", "seed", "allow",
-                                 "balance", "subtract", "base", "sources"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "method",
+        "weights",
+        "space",
+        "rank",
+        "dtype",
+        "seed",
+        "allow",
+        "balance",
+        "subtract",
+        "base",
+        "sources",
+    ],
+)
 def test_a_card_that_lies_about_its_merge_is_no_traceback(pair, tmp_path, key):
     """Whatever stands in a stranger's card, the answer is a check that fails or one sentence."""
     out = merged(pair, tmp_path)
@@ -396,13 +422,15 @@ class TestSkeleton:
         adapter = adapter_of(
             "kinds",
             {
-                "model.embed": update(8, 20), "model.layers.0.fc": update(6, 8),
-                "model.conv": update(5, 3 * 4), "lm_head": update(20, 8),
+                "model.embed": update(8, 20),
+                "model.layers.0.fc": update(6, 8),
+                "model.conv": update(5, 3 * 4),
+                "lm_head": update(20, 8),
             },
             kinds={"model.embed": "embedding", "model.conv": "convolution"},
             kernels={"model.conv": (2, 2)},
             whole={"score.weight": torch.ones(3, 8), "model.layers.0.fc.bias": torch.ones(6)},
-        )  # fmt: skip
+        )
         adapter.save(tmp_path / "out")
         assert problems_in_peft(tmp_path / "out", adapter) == []
 
@@ -410,9 +438,11 @@ class TestSkeleton:
         shapes = {"transformer.h.0.attn.c_attn": (48, 16), "transformer.h.0.mlp.c_fc": (64, 16)}
         plain = random_adapter("d", shapes, kinds=dict.fromkeys(shapes, "conv1d"))
         adapter = adapter_of(
-            "d", plain.modules, kinds=dict.fromkeys(shapes, "conv1d"),
+            "d",
+            plain.modules,
+            kinds=dict.fromkeys(shapes, "conv1d"),
             magnitudes={path: torch.ones(out) for path, (out, _) in shapes.items()},
-        )  # fmt: skip
+        )
         adapter.save(tmp_path / "out")
         assert problems_in_peft(tmp_path / "out", adapter) == []
 

@@ -135,7 +135,7 @@ def cards(text: str) -> list[str]:
     verdict = Verdict("unlikely", "evaluation", audit.verdict.reasons)
     common = {
         "name": text,
-        "matter": {"base_model": text, "license": text},
+        "front_matter": {"base_model": text, "license": text},
         "verdict": verdict,
         "issues": audit.compatibility.issues,
         "allowed": (text,),

@@ -86,7 +86,7 @@ def test_document_satisfies_its_schema_and_holds_no_nan():
     jsonschema.Draft202012Validator.check_schema(schema)
     document = json.loads(an_audit().to_json())
     jsonschema.validate(document, schema)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["compatibility"]["compatible"] is True
     assert document["diagnostics"][2]["value"] is None
 
@@ -94,7 +94,7 @@ def test_document_satisfies_its_schema_and_holds_no_nan():
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema_version",), 2),
+        (("schema_version",), 1),
         (("verdict", "decision"), "perhaps"),
         (("evaluation", 0, "ci95"), [0.1]),
         (("adapters", 0, "modules"), "many"),
@@ -112,9 +112,20 @@ def test_schema_refuses_what_is_wrong(path, value):
 
 def test_terminal_shows_every_part():
     text = rendered(an_audit())
-    for part in ("Adapters", "Layers", "x-y", "subspace overlap (in)", "3.0× chance", "guess",
-                 "(0.20–0.80)", "UNLIKELY", "use a alone", "gain-below-margin", "A note on a.",
-                 "1.2 s"):  # fmt: skip
+    for part in (
+        "Adapters",
+        "Layers",
+        "x-y",
+        "subspace overlap (in)",
+        "3.0× chance",
+        "guess",
+        "(0.20–0.80)",
+        "UNLIKELY",
+        "use a alone",
+        "gain-below-margin",
+        "A note on a.",
+        "1.2 s",
+    ):
         assert part in text, part
 
 
@@ -193,11 +204,20 @@ def test_exit_code_without_verdict_is_compatibility():
 def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
     audit = an_audit(HOSTILE)
     text = model_card(
-        name=HOSTILE, matter={"base_model": "gpt2: {x"}, sources=audit.adapters,
-        method="Ties(density=0.3)", space="full", rank="16", weights=(0.5, 0.5),
-        compression_error=0.01, rounding_error=0.0, dtype="bfloat16", seed=0,
-        issues=audit.compatibility.issues, allowed=("x-y",),
-    )  # fmt: skip
+        name=HOSTILE,
+        front_matter={"base_model": "gpt2: {x"},
+        sources=audit.adapters,
+        method="Ties(density=0.3)",
+        space="full",
+        rank="16",
+        weights=(0.5, 0.5),
+        compression_error=0.01,
+        rounding_error=0.0,
+        dtype="bfloat16",
+        seed=0,
+        issues=audit.compatibility.issues,
+        allowed=("x-y",),
+    )
     front, body = text.split("---\n")[1:3]
     assert yaml.safe_load(front)["base_model"] == "gpt2: {x"
     assert "<script>" not in body and "\x1b" not in body
@@ -206,8 +226,14 @@ def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
 
 def test_wording():
     assert [number(v) for v in (None, 0.0, -0.0001, 0.5, 123.4, 1e-7, 2e9)] == [
-        "-", "0.00", "-1.0e-04", "0.50", "123", "1.0e-07", "2.0e+09",
-    ]  # fmt: skip
+        "-",
+        "0.00",
+        "-1.0e-04",
+        "0.50",
+        "123",
+        "1.0e-07",
+        "2.0e+09",
+    ]
     assert (count(1_234_567), count(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
     assert (spread([8, 8]), spread([8, 16]), spread([0.5, 0.25])) == ("8", "8–16", "0.25–0.50")
     assert clean("a\tb\x07") == "a\tb�"

@@ -146,10 +146,25 @@ def told(tmp_path_factory):
     chosen = world.scenario("skill-and-facts")
     found = {}
     for command in ("inspect", "merge-and-eval"):
-        call = [command, *(f"{name}={path}" for name, path in chosen.adapters.items()),
-                "--base", str(world.path / "base"), "--task", str(chosen.tasks[0]), "--json",
-                "--limit", "12", "--threads", "1", "--prior", "0.3", "--margin", "0.1",
-                "--calibration", str(folder / "c.json")]  # fmt: skip
+        call = [
+            command,
+            *(f"{name}={path}" for name, path in chosen.adapters.items()),
+            "--base",
+            str(world.path / "base"),
+            "--task",
+            str(chosen.tasks[0]),
+            "--json",
+            "--limit",
+            "12",
+            "--threads",
+            "1",
+            "--prior",
+            "0.3",
+            "--margin",
+            "0.1",
+            "--calibration",
+            str(folder / "c.json"),
+        ]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
         assert result.exit_code in (0, 1, 3), result.output
         found[command] = json.loads(result.stdout)
@@ -216,7 +231,7 @@ def test_the_model_card_tells_the_probability():
     verdict = judge(case(), calibration())
     card = model_card(
         name="m",
-        matter={"base_model": "gpt2"},
+        front_matter={"base_model": "gpt2"},
         sources=(),
         method="uniform",
         space="full",

@@ -23,12 +23,21 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import Evidence, judge
-from loraprobe.verdict.candidates import items_needed, pool
+from loraprobe.verdict.candidates import pool
+from loraprobe.verdict.evaluated import items_needed
 
 N = 100
-KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
-         "arrow": "router", "chain": "chain", "shrunk:a": "control",
-         "random-partner": "control"}  # fmt: skip
+KINDS = {
+    "base": "base",
+    "a": "adapter",
+    "b": "adapter",
+    "uniform": "merge",
+    "sum": "merge",
+    "arrow": "router",
+    "chain": "chain",
+    "shrunk:a": "control",
+    "random-partner": "control",
+}
 
 
 def score(system, value, part="target", task="t", spread=0.05, **rest):
@@ -62,10 +71,29 @@ def evidence(values, *, part="target", half=0.04, task="t", margin=0.05, **rest)
         best = max(singles, key=values.__getitem__)
         difference = values[system] - values[best]
         ci = (difference - half, difference + half)
-        gains.append(Gain(task, part, system, best, difference, ci, ci, N,
-                          needed(difference, half, margin), part))  # fmt: skip
-    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), gains=tuple(gains),
-                    level="evaluation", tasks=1, margin=margin, **rest)  # fmt: skip
+        gains.append(
+            Gain(
+                task,
+                part,
+                system,
+                best,
+                difference,
+                ci,
+                ci,
+                N,
+                needed(difference, half, margin),
+                part,
+            )
+        )
+    return Evidence(
+        evaluation=tuple(scores),
+        comparisons=tuple(pairs),
+        gains=tuple(gains),
+        level="evaluation",
+        tasks=1,
+        margin=margin,
+        **rest,
+    )
 
 
 def both(first, second):
@@ -90,8 +118,15 @@ def reason(verdict, code):
     return next(r for r in verdict.reasons if r.code == code)
 
 
-FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "arrow": 0.03, "shrunk:a": 0.04,
-        "random-partner": 0.03}  # fmt: skip
+FAIL = {
+    "base": 0.0,
+    "a": 0.05,
+    "b": 0.04,
+    "uniform": 0.05,
+    "arrow": 0.03,
+    "shrunk:a": 0.04,
+    "random-partner": 0.03,
+}
 GAIN = {**FAIL, "uniform": 0.5}
 
 
@@ -99,7 +134,7 @@ def test_structural_conflict_decides_alone_and_gives_the_cure():
     issue = Issue("error", "base-mismatch", ("a", "b"), "a wants gpt2, b wants llama.", "Take one.")
     note = Issue("warning", "partial-targets", ("a",), "only a touches x.", "")
     found = judge(evidence(GAIN, compatibility=Compatibility((note, issue))))
-    assert (found.decision, found.evidence, found.action) == ("incompatible", "weights", "none")
+    assert (found.decision, found.evidence, found.action) == ("incompatible", "weights", "fix")
     assert codes(found) == ["structural-conflict"]
     assert "base-mismatch" in found.reasons[0].message and "Take one." in found.reasons[0].message
     warned = judge(evidence(GAIN, compatibility=Compatibility((note,))))
@@ -142,7 +177,7 @@ def test_bounds_at_the_margin_do_not_decide():
 
 def test_undecided_names_the_items_that_would_decide():
     found = judge(evidence({**FAIL, "uniform": 0.15}, half=0.1))
-    assert found.decision == "inconclusive" and found.action == "none"
+    assert found.decision == "inconclusive" and found.action == "gather-evidence"
     # difference 0.10, margin 0.05: the half-width has to halve, so four times the items
     assert "about 400 items" in reason(found, "gain-undecided").message
 
@@ -188,9 +223,10 @@ def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
     values = evidence({**GAIN, "sum": 0.45})
     pairs = [
         dataclasses.replace(c, difference=0.0, ci95=(-0.1, 0.1), adjusted_ci95=(-0.1, 0.1))
-        if (c.system, c.against) == ("uniform", "random-partner") else c
+        if (c.system, c.against) == ("uniform", "random-partner")
+        else c
         for c in values.comparisons
-    ]  # fmt: skip
+    ]
     found = judge(dataclasses.replace(values, comparisons=tuple(pairs)))
     assert (found.decision, found.system) == ("likely", "sum")
 
@@ -251,10 +287,11 @@ def test_a_target_adapter_is_used_alone():
 def test_a_base_at_the_ceiling_needs_no_adapter():
     values = {"base": 1.0, "a": 1.0, "b": 0.2, "uniform": 1.0, "random-partner": 1.0}
     values = evidence(values)
-    sure = [dataclasses.replace(s, ci95=(0.97, 1.0)) if s.value == 1 else s
-            for s in values.evaluation]  # fmt: skip
+    sure = [
+        dataclasses.replace(s, ci95=(0.97, 1.0)) if s.value == 1 else s for s in values.evaluation
+    ]
     found = judge(dataclasses.replace(values, evaluation=tuple(sure)))
-    assert (found.decision, found.action) == ("unlikely", "none")
+    assert (found.decision, found.action) == ("unlikely", "use-base")
     assert "base-suffices" in codes(found)
 
 
@@ -309,16 +346,20 @@ def test_where_the_chain_gains_nobody_is_told_to_train(cause):
 
 def test_lossy_compression_is_not_blamed_on_the_method():
     lossy = evidence({k: v for k, v in FAIL.items() if k != "arrow"})
-    rows = [dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
-            for s in lossy.evaluation]  # fmt: skip
+    rows = [
+        dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
+        for s in lossy.evaluation
+    ]
     found = judge(dataclasses.replace(lossy, evaluation=tuple(rows)))
     assert found.decision == "inconclusive"
     assert reason(found, "compression-lost").severity == "decisive"
     assert reason(found, "compression-lost").threshold == 0.1
     # a composition without loss failed as well: the decision stands, the loss is still said
     beside = evidence(FAIL)
-    rows = [dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
-            for s in beside.evaluation]  # fmt: skip
+    rows = [
+        dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
+        for s in beside.evaluation
+    ]
     found = judge(dataclasses.replace(beside, evaluation=tuple(rows)))
     assert found.decision == "unlikely"
     assert reason(found, "compression-lost").severity == "warning"
@@ -329,14 +370,23 @@ def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04):
     kept = {"retention": retention, "retention_ci95": (retention - ci, retention + ci)}
     scores, pairs = [], []
     for task in ("t1", "t2"):
-        scores += [score("base", 0.1, task=task), score("a", 0.5, task=task),
-                   score("b", 0.5, task=task), score("random-partner", 0.2, task=task),
-                   score("uniform", 0.5 + gain, task=task, **kept)]  # fmt: skip
+        scores += [
+            score("base", 0.1, task=task),
+            score("a", 0.5, task=task),
+            score("b", 0.5, task=task),
+            score("random-partner", 0.2, task=task),
+            score("uniform", 0.5 + gain, task=task, **kept),
+        ]
         pairs.append(versus("uniform", "random-partner", control, half, task=task))
     bounds = (gain - 0.04, gain + 0.04)
     mean = Gain(None, "target", "uniform", "a", gain, bounds, bounds, 2 * N)
-    return Evidence(evaluation=tuple(scores), comparisons=tuple(pairs), gains=(mean,), tasks=2,
-                    level="evaluation")  # fmt: skip
+    return Evidence(
+        evaluation=tuple(scores),
+        comparisons=tuple(pairs),
+        gains=(mean,),
+        tasks=2,
+        level="evaluation",
+    )
 
 
 def test_several_tasks_need_every_retention():
@@ -361,11 +411,32 @@ def test_several_tasks_need_the_mean_to_gain():
 
 def test_a_retention_that_is_undefined_is_not_enough():
     kept = two_tasks(0.95)
-    rows = [dataclasses.replace(s, retention=None, retention_ci95=None) if s.task == "t2" else s
-            for s in kept.evaluation]  # fmt: skip
+    rows = [
+        dataclasses.replace(s, retention=None, retention_ci95=None) if s.task == "t2" else s
+        for s in kept.evaluation
+    ]
     found = judge(dataclasses.replace(kept, evaluation=tuple(rows)))
     assert found.decision == "inconclusive"
     assert reason(found, "retention-undefined").severity == "decisive"
+
+
+@pytest.mark.parametrize(
+    ("learned", "action"), [(True, "switch-adapters"), (False, "train-target-adapter")]
+)
+def test_switching_adapters_is_advised_only_if_every_task_was_learned(learned, action):
+    lost = two_tasks(0.6)
+    rows = [
+        dataclasses.replace(s, retention=None, retention_ci95=None)
+        if s.task == "t2" and not learned
+        else s
+        for s in lost.evaluation
+    ]
+    router = [
+        dataclasses.replace(s, system="arrow", kind="router") for s in rows if s.system == "uniform"
+    ]
+    found = judge(dataclasses.replace(lost, evaluation=(*rows, *router)))
+    assert (found.decision, found.action) == ("unlikely", action)
+    assert "switch-adapters" in codes(found)
 
 
 def test_gains_of_one_task_say_nothing_of_the_mean():
@@ -400,8 +471,14 @@ def foreknown(hops, target):
     return Evidence(coverage=rows, evaluation=scores, tasks=1, level="base")
 
 
-DISJOINT = {(1, "base"): 0.0, (1, "a"): 1.0, (1, "b"): 0.05,
-            (2, "base"): 0.04, (2, "a"): 0.03, (2, "b"): 0.9}  # fmt: skip
+DISJOINT = {
+    (1, "base"): 0.0,
+    (1, "a"): 1.0,
+    (1, "b"): 0.05,
+    (2, "base"): 0.04,
+    (2, "a"): 0.03,
+    (2, "b"): 0.9,
+}
 NOBODY = {"base": 0.0, "a": 0.04, "b": 0.03}
 
 
@@ -449,7 +526,7 @@ def test_a_ceiling_leaves_nothing_to_gain():
     assert found.decision == "inconclusive"
     base = dataclasses.replace(sure, system="base", kind="base")
     found = judge(Evidence(evaluation=(sure, base), tasks=1, level="base"))
-    assert (found.decision, found.action) == ("unlikely", "none")
+    assert (found.decision, found.action) == ("unlikely", "use-base")
 
 
 def test_geometry_warns_and_never_decides():
@@ -495,8 +572,10 @@ def test_names_are_told_hop_by_hop_where_there_are_hops():
 
     found = judge(Evidence(coverage=(swap(None, -2.0), swap(1, 0.1), swap(2, 5.0)), level="base"))
     names = [r for r in found.reasons if r.code.endswith("-names")]
-    assert [(r.code, r.value) for r in names] == [("unfamiliar-names", 0.1),
-                                                  ("familiar-names", 5.0)]  # fmt: skip
+    assert [(r.code, r.value) for r in names] == [
+        ("unfamiliar-names", 0.1),
+        ("familiar-names", 5.0),
+    ]
     assert "hop 2 of t" in names[1].message
     alone = judge(Evidence(coverage=(swap(None, 3.0),), level="base"))
     assert "familiar-names" in codes(alone)
@@ -515,8 +594,9 @@ def test_a_hop_that_nobody_answers_has_no_best():
 
 
 def test_one_item_is_one_item():
-    found = judge(story(rates(base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0",
-                              **CONTROLS), n=1))  # fmt: skip
+    found = judge(
+        story(rates(base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0", **CONTROLS), n=1)
+    )
     assert any(" 1 item" in r.message for r in found.reasons)
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
 
@@ -529,7 +609,7 @@ def test_every_code_stands_in_the_table():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
     table = set(re.findall(r"[a-z]+(?:-[a-z]+)+", loraprobe.verdict.__doc__ or ""))
-    actions = {"step-by-step", "train-target-adapter"}
+    actions = {"step-by-step", "train-target-adapter", "use-base", "gather-evidence"}
     assert used - actions <= table
 
 
@@ -569,8 +649,12 @@ RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
 
 
 @settings(max_examples=200)
-@given(any_evidence(), st.floats(0, 0.5), st.sampled_from(COMPOSITIONS[:3]),
-       st.sampled_from(["target", "cot"]))  # fmt: skip
+@given(
+    any_evidence(),
+    st.floats(0, 0.5),
+    st.sampled_from(COMPOSITIONS[:3]),
+    st.sampled_from(["target", "cot"]),
+)
 def test_raising_a_composition_never_lowers_the_decision(found, lift, system, part):
     def lifted(c):
         if (c.system, c.part) != (system, part):
@@ -631,8 +715,10 @@ def test_every_reason_with_a_threshold_names_its_source(found):
 
 def test_losses_are_read_the_right_way_round():
     values = evidence({"base": 2.0, "a": 0.5, "uniform": 0.6, "shrunk:a": 0.9})
-    rows = [dataclasses.replace(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
-            for s in values.evaluation]  # fmt: skip
+    rows = [
+        dataclasses.replace(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
+        for s in values.evaluation
+    ]
     bounds = (-0.12, -0.08)  # the composition's loss is 0.1 higher than a's
     gain = Gain("t", "target", "uniform", "a", -0.1, bounds, bounds, N)
     found = judge(dataclasses.replace(values, evaluation=tuple(rows), gains=(gain,)))
@@ -656,14 +742,14 @@ def story(rates, n=200, seed=0):
     from loraprobe.tasks import Hop, Item, Task
 
     hops = (Hop("?", ("x",)), Hop("?", ("y",)))
-    task = Task("t", tuple(Item(str(i), "?", ("y",), hops=hops, cot_prompt="?")
-                           for i in range(n)))  # fmt: skip
+    task = Task("t", tuple(Item(str(i), "?", ("y",), hops=hops, cot_prompt="?") for i in range(n)))
     rng = np.random.default_rng(seed)
     results = []
     for (system, part), rate in rates.items():
         for i, right in enumerate(rng.random(n) < rate):
-            results.append(ItemResult(system, "t", part, str(i), "exact_match", float(right), "",
-                                      f"item:{i}"))  # fmt: skip
+            results.append(
+                ItemResult(system, "t", part, str(i), "exact_match", float(right), "", f"item:{i}")
+            )
     names = dict.fromkeys(system for system, _ in rates)
     systems = [System(name, KINDS[name]) for name in names]
     return Evidence(
@@ -692,9 +778,14 @@ CONTROLS = {"shrunk": "0.02 0.6 0.02 0.02", "random": "0.02 0.6 0.02 0.02"}
 def test_two_one_hop_adapters_as_they_were_measured():
     """The rates are those of SmolLM2 on made-up names: hops survive partly, the target does not."""
     measured = rates(
-        base="0 0 0 0", a="0.02 1 0.02 0.02", b="0.02 0.02 1 0.03", uniform="0.02 0.28 0.93 0.03",
-        sum="0.02 0.4 0.85 0.05", chain="1 1 1 0", **CONTROLS,
-    )  # fmt: skip
+        base="0 0 0 0",
+        a="0.02 1 0.02 0.02",
+        b="0.02 0.02 1 0.03",
+        uniform="0.02 0.28 0.93 0.03",
+        sum="0.02 0.4 0.85 0.05",
+        chain="1 1 1 0",
+        **CONTROLS,
+    )
     found = judge(story(measured, n=400))
     assert (found.decision, found.action) == ("unlikely", "chain")
     # half the items leave it open whether the sum gains step by step; the advice is the same
@@ -703,19 +794,34 @@ def test_two_one_hop_adapters_as_they_were_measured():
 
 
 def test_skill_and_facts_as_they_were_measured():
-    found = judge(story(rates(
-        base="0 0 0.9 0", a="0.02 1 0.9 0", b="0.02 0.02 0.9 0.02", uniform="0.02 0.9 0.9 0.77",
-        sum="0.02 0.8 0.8 0.12", **CONTROLS,
-    )))  # fmt: skip
+    found = judge(
+        story(
+            rates(
+                base="0 0 0.9 0",
+                a="0.02 1 0.9 0",
+                b="0.02 0.02 0.9 0.02",
+                uniform="0.02 0.9 0.9 0.77",
+                sum="0.02 0.8 0.8 0.12",
+                **CONTROLS,
+            )
+        )
+    )
     assert (found.decision, found.system, found.action) == ("likely", "uniform", "step-by-step")
     assert "plain-form" in codes(found) and "controls-beaten" in codes(found)
 
 
 def test_a_target_adapter_as_it_was_measured():
-    found = judge(story(rates(
-        base="0 0 0 0", a="0.02 1 0.02 0.02", b="0.95 0.02 0.02 0.9", uniform="0.82 0.5 0.5 0.5",
-        **CONTROLS,
-    )))  # fmt: skip
+    found = judge(
+        story(
+            rates(
+                base="0 0 0 0",
+                a="0.02 1 0.02 0.02",
+                b="0.95 0.02 0.02 0.9",
+                uniform="0.82 0.5 0.5 0.5",
+                **CONTROLS,
+            )
+        )
+    )
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
 
 

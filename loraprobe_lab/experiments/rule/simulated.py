@@ -16,7 +16,7 @@ from scipy import special
 
 from loraprobe.evaluation import System, gains
 from loraprobe.records import Gain, ItemResult, Score
-from loraprobe.verdict.evaluated import judge_evaluation
+from loraprobe.verdict import judge_evaluation
 from loraprobe.verdict.evidence import Evidence
 from loraprobe_lab.experiments.rule.exact import MARGIN
 

@@ -153,8 +153,15 @@ class SequenceTracker:
         ids = given.get("input_ids")
         ids = given.get("inputs_embeds") if ids is None else ids
         if ids is None:
-            return Pass(0, 0, None, True, {}, problem="the model was called with neither "
-                        "input_ids nor inputs_embeds, so its prompts cannot be told.")  # fmt: skip
+            return Pass(
+                0,
+                0,
+                None,
+                True,
+                {},
+                problem="the model was called with neither "
+                "input_ids nor inputs_embeds, so its prompts cannot be told.",
+            )
         rows, tokens = int(ids.shape[0]), int(ids.shape[1])
         cache = given.get("past_key_values")
         cache = given.get("cache") if cache is None else cache

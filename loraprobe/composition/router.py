@@ -139,12 +139,16 @@ class Composition:
         notes = []
         partial = [p for p in self.paths if len(self.present(p)) < len(self.experts)]
         if partial:
-            notes.append(f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
-                         f"{partial[0]}) are adapted by some experts only; there the gates are "
-                         "shared among those.")  # fmt: skip
+            notes.append(
+                f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
+                f"{partial[0]}) are adapted by some experts only; there the gates are "
+                "shared among those."
+            )
         for kind, noun in (("embedding", "embeddings"), ("convolution", "convolutions")):
             paths = [p for p in self.paths if self.kind(p) == kind]
             if paths:
-                notes.append(f"{self.name}: {noun} ({', '.join(paths)}) have no input to route by "
-                             "and get equal constant gates.")  # fmt: skip
+                notes.append(
+                    f"{self.name}: {noun} ({', '.join(paths)}) have no input to route by "
+                    "and get equal constant gates."
+                )
         return tuple(notes)

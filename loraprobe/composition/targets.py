@@ -42,11 +42,14 @@ def target(model: nn.Module, composition: Composition, path: str) -> nn.Module:
     try:
         module = model.get_submodule(path)
     except AttributeError:
-        raise CompatibilityError(f"Adapter {names[0]} adapts {path}, which the model does not have"
-                                 f"{_nearest(model, path)}.") from None  # fmt: skip
+        raise CompatibilityError(
+            f"Adapter {names[0]} adapts {path}, which the model does not have"
+            f"{_nearest(model, path)}."
+        ) from None
     if hasattr(module, "base_layer"):
-        raise CompatibilityError(f"Module {path} already carries a peft adapter; pass the plain "
-                                 "base model.")  # fmt: skip
+        raise CompatibilityError(
+            f"Module {path} already carries a peft adapter; pass the plain base model."
+        )
     kind, shape = _geometry(module)
     if kind == "convolution":
         _check_convolution(module, path, names[0])
@@ -132,8 +135,10 @@ def check_extras(model: nn.Module, composition: Composition) -> None:
     """Raises UnsupportedAdapter where an expert holds what a composition would drop."""
     for expert in composition.experts:
         if not expert.modules and not expert.whole:
-            raise UnsupportedAdapter(f"Adapter {expert.name} holds no LoRA factors, so it would "
-                                     "silently be the base model.")  # fmt: skip
+            raise UnsupportedAdapter(
+                f"Adapter {expert.name} holds no LoRA factors, so it would "
+                "silently be the base model."
+            )
         lost = [e for e in expert.extras if not _kept(model, expert, e)]
         if lost:
             raise UnsupportedAdapter(

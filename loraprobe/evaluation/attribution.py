@@ -12,8 +12,9 @@ from loraprobe.tasks import Item, Task
 Right = Mapping[tuple[str, str, str], bool]  # (system, part, item) -> right
 
 
-def attribute(results: Iterable[ItemResult], systems: Sequence[System], tasks: Sequence[Task]
-              ) -> tuple[Attribution, ...]:  # fmt: skip
+def attribute(
+    results: Iterable[ItemResult], systems: Sequence[System], tasks: Sequence[Task]
+) -> tuple[Attribution, ...]:
     """Counts for every composition (merge, router, chain) on every task with hops.
 
     *solved*: right. *step_by_step*: right with the worked form only. *unknown*: some hop is right
@@ -45,10 +46,11 @@ def attribute(results: Iterable[ItemResult], systems: Sequence[System], tasks: S
 def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequence[Item]) -> bool:
     return all(
         (system, "target", item.id) in right
-        and all((name, part, item.id) in right for name in (*known_by, system)
-                for part in _hops(item))
+        and all(
+            (name, part, item.id) in right for name in (*known_by, system) for part in _hops(item)
+        )
         for item in items
-    )  # fmt: skip
+    )
 
 
 def _hops(item: Item) -> list[str]:

@@ -41,17 +41,19 @@ class ChainRun:
         longest = max((len(item.hops) for item in self.task.items), default=0)
         best = [max(names, key=lambda name: self._merit(name, k)) for k in range(longest)]
         return {
-            item.id: [hop.adapter if hop.adapter in names else best[k]
-                      for k, hop in enumerate(item.hops)]
+            item.id: [
+                hop.adapter if hop.adapter in names else best[k] for k, hop in enumerate(item.hops)
+            ]
             for item in self.task.items
-        }  # fmt: skip
+        }
 
     def hops(self, plan: Plan) -> list[ItemResult]:
         """The chain's hops: what the planned adapters gave, with gold answers of earlier hops."""
         rows = [
             self.ledger.get(name, self.task.name, f"hop{k}", item)
-            for item, names in plan.items() for k, name in enumerate(names, 1)
-        ]  # fmt: skip
+            for item, names in plan.items()
+            for k, name in enumerate(names, 1)
+        ]
         return [replace(row, system=self.system.name) for row in rows if row is not None]
 
     def targets(self, items: Sequence[Item], plan: Plan) -> list[ItemResult]:
@@ -75,8 +77,9 @@ class ChainRun:
                         said[item.id].append(text)
         return results
 
-    def _asked_before(self, name: str, step: Sequence[Item], k: int, prompts: Mapping[str, str]
-                      ) -> dict[str, str]:  # fmt: skip
+    def _asked_before(
+        self, name: str, step: Sequence[Item], k: int, prompts: Mapping[str, str]
+    ) -> dict[str, str]:
         """Answers that the ledger holds because the prompt is the one with gold answers."""
         found = {}
         for item in step:
@@ -86,12 +89,19 @@ class ChainRun:
                 found[item.id] = row.text
         return found
 
-    def _last(self, items: Sequence[Item], prompts: Mapping[str, str], asked: Mapping[str, str]
-              ) -> list[ItemResult]:  # fmt: skip
+    def _last(
+        self, items: Sequence[Item], prompts: Mapping[str, str], asked: Mapping[str, str]
+    ) -> list[ItemResult]:
         known, open_ = [], []
         for item in items:
-            question = Question(self.task.name, "target", item, prompts[item.id], item.answers,
-                                target_metric(item, self.metric))  # fmt: skip
+            question = Question(
+                self.task.name,
+                "target",
+                item,
+                prompts[item.id],
+                item.answers,
+                target_metric(item, self.metric),
+            )
             if question.metric == "exact_match" and item.id in asked:
                 text = asked[item.id]
                 right = float(exact_match(text, item.answers))
@@ -100,19 +110,25 @@ class ChainRun:
                 open_.append(question)
         return known + ask(self.scorer, open_, self.system.name, self.limits)
 
-    def _generated(self, items: Sequence[Item], prompts: Mapping[str, str],
-                   asked: Mapping[str, str]) -> list[tuple[Item, str]]:  # fmt: skip
+    def _generated(
+        self, items: Sequence[Item], prompts: Mapping[str, str], asked: Mapping[str, str]
+    ) -> list[tuple[Item, str]]:
         open_ = [item for item in items if item.id not in asked]
-        texts = self.scorer.generate(
-            [prompts[item.id] for item in open_],
-            max_new_tokens=self.limits.plain,
-            until_newline=True,
-        ) if open_ else []  # fmt: skip
+        texts = (
+            self.scorer.generate(
+                [prompts[item.id] for item in open_],
+                max_new_tokens=self.limits.plain,
+                until_newline=True,
+            )
+            if open_
+            else []
+        )
         new = {item.id: read_answer(text) for item, text in zip(open_, texts, strict=True)}
         return [(item, asked.get(item.id, new.get(item.id, ""))) for item in items]
 
-    def _by_adapter(self, items: Sequence[Item], plan: Plan, k: int
-                    ) -> Iterator[tuple[Composition, list[Item]]]:  # fmt: skip
+    def _by_adapter(
+        self, items: Sequence[Item], plan: Plan, k: int
+    ) -> Iterator[tuple[Composition, list[Item]]]:
         """The items that have a hop k, by the adapter that answers it."""
         singles = {single.name: single for single in self.system.chain}
         present = sorted((i for i in items if len(i.hops) > k), key=lambda i: plan[i.id][k])
@@ -138,7 +154,9 @@ def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> tuple[str, 
         for task in tasks:
             wanted = {hop.adapter for item in task.items for hop in item.hops if hop.adapter}
             for missing in sorted(wanted - set(names)):
-                notes.append(f"Task {task.name} names the adapter {missing!r} for a hop, which is "
-                             f"none of {', '.join(names)}; in {system.name} the single adapter "
-                             "with the best score on that hop answers it.")  # fmt: skip
+                notes.append(
+                    f"Task {task.name} names the adapter {missing!r} for a hop, which is "
+                    f"none of {', '.join(names)}; in {system.name} the single adapter "
+                    "with the best score on that hop answers it."
+                )
     return tuple(notes)

@@ -21,8 +21,9 @@ POWER = 0.8
 MOST_ITEMS = 1_000_000
 
 
-def score(results: Sequence[ItemResult], systems: Sequence[System], *,
-          level: float = 0.95) -> tuple[Score, ...]:  # fmt: skip
+def score(
+    results: Sequence[ItemResult], systems: Sequence[System], *, level: float = 0.95
+) -> tuple[Score, ...]:
     """One row for every system, task and part that has results, in the order of `systems`.
 
     Right-or-wrong metrics get Wilson's interval, losses a t interval, both respecting clusters.
@@ -41,8 +42,13 @@ def score(results: Sequence[ItemResult], systems: Sequence[System], *,
     )
 
 
-def _score(cell: Mapping[str, list[ItemResult]], systems: Sequence[System], system: System,
-           several: bool, level: float) -> Score:  # fmt: skip
+def _score(
+    cell: Mapping[str, list[ItemResult]],
+    systems: Sequence[System],
+    system: System,
+    several: bool,
+    level: float,
+) -> Score:
     """One row; `cell` holds all systems' results of its task and part."""
     mine = cell[system.name]
     task, part = mine[0].task, mine[0].part
@@ -67,9 +73,15 @@ def _score(cell: Mapping[str, list[ItemResult]], systems: Sequence[System], syst
     )
 
 
-def retention(results: Sequence[ItemResult], systems: Sequence[System], name: str, task: str,
-              part: str = "target", *, level: float = 0.95
-              ) -> tuple[float, Interval] | None:  # fmt: skip
+def retention(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    name: str,
+    task: str,
+    part: str = "target",
+    *,
+    level: float = 0.95,
+) -> tuple[float, Interval] | None:
     """(system - base) / (specialist - base) on one task, with its interval.
 
     The specialist is the single adapter with the best score there. None where base or singles
@@ -95,9 +107,14 @@ def retention(results: Sequence[ItemResult], systems: Sequence[System], name: st
     )
 
 
-def compare(results: Sequence[ItemResult], systems: Sequence[System], *, seed: int = 0,
-            level: float = 0.95, parts: Sequence[str] = ("target", "cot")
-            ) -> tuple[Comparison, ...]:  # fmt: skip
+def compare(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    parts: Sequence[str] = ("target", "cot"),
+) -> tuple[Comparison, ...]:
     """Every composition against base, every single adapter and every control, on the same items.
 
     Positive means that the system is better (for losses: its loss is the lower one).
@@ -116,8 +133,9 @@ def compare(results: Sequence[ItemResult], systems: Sequence[System], *, seed: i
     return tuple(rows)
 
 
-def _comparisons(table: Table, first: list[Column], others: list[Column], task: str, seed: int,
-                 level: float) -> list[Comparison]:  # fmt: skip
+def _comparisons(
+    table: Table, first: list[Column], others: list[Column], task: str, seed: int, level: float
+) -> list[Comparison]:
     second = sorted(others, key=_by_name)
     found = table.differences(first, second)
     shape = (len(first), len(second))
@@ -146,8 +164,14 @@ def _comparisons(table: Table, first: list[Column], others: list[Column], task: 
     ]
 
 
-def gains(results: Sequence[ItemResult], systems: Sequence[System], *, margin: float = MARGIN,
-          alpha: float = 0.05, seed: int = 0) -> tuple[Gain, ...]:  # fmt: skip
+def gains(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    *,
+    margin: float = MARGIN,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> tuple[Gain, ...]:
     """The gains of all merges and routers, the best first, then of all chains; plain form first.
 
     The two are families of their own: a chain is the alternative to composing weights. Where a
@@ -188,9 +212,16 @@ def gain(
     return replace(rows[0], adjusted_ci95=(rows[0].adjusted_ci95[0], top))
 
 
-def _family(results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str],
-            part: str, alpha: float, margin: float, seed: int, forms: int = 1
-            ) -> list[Gain]:  # fmt: skip
+def _family(
+    results: Sequence[ItemResult],
+    compositions: Sequence[str],
+    baselines: Sequence[str],
+    part: str,
+    alpha: float,
+    margin: float,
+    seed: int,
+    forms: int = 1,
+) -> list[Gain]:
     """One row for each composition, the best first: its smallest difference to a baseline.
 
     Some row's lower end lies above the margin without cause in at most alpha / 2 of all runs, over
@@ -223,8 +254,13 @@ def _family(results: Sequence[ItemResult], compositions: Sequence[str], baseline
     )
 
 
-def _least(found: statistics.Estimates, first: Sequence[Column], second: Sequence[Column],
-           ends: tuple[float, float, float], margin: float) -> list[Gain]:  # fmt: skip
+def _least(
+    found: statistics.Estimates,
+    first: Sequence[Column],
+    second: Sequence[Column],
+    ends: tuple[float, float, float],
+    margin: float,
+) -> list[Gain]:
     """For each of `first` its smallest difference to one of `second`, which it is named against.
 
     ends: the level of the plain interval, and the critical values of the adjusted one.
@@ -256,8 +292,14 @@ def _least(found: statistics.Estimates, first: Sequence[Column], second: Sequenc
     return rows
 
 
-def _needed(found: statistics.Estimates, k: int, lower: float, upper: float, margin: float,
-            adjusted: Interval) -> int | None:  # fmt: skip
+def _needed(
+    found: statistics.Estimates,
+    k: int,
+    lower: float,
+    upper: float,
+    margin: float,
+    adjusted: Interval,
+) -> int | None:
     """How many items would decide with a power of 0.8 if the difference stays as it is.
 
     The standard error shrinks with the root of the number of items.
@@ -286,8 +328,9 @@ def _compositions(systems: Iterable[System]) -> list[str]:
     return [system.name for system in systems if system.kind in COMPOSITIONS]
 
 
-def _measured(results: Sequence[ItemResult], names: Sequence[str], task: str, part: str
-              ) -> list[Column]:  # fmt: skip
+def _measured(
+    results: Sequence[ItemResult], names: Sequence[str], task: str, part: str
+) -> list[Column]:
     present = {r.system for r in results if r.task == task and r.part == part}
     return [(name, part) for name in names if name in present]
 

@@ -75,8 +75,9 @@ class JsonLines(Generic[Row]):
         if found is None:
             raise OutputError(f"{self.path} is no list of results of this loraprobe: {CURE}")
         if changed := changes(found, fingerprint):
-            raise UsageError(f"{self.path} holds results of another run "
-                             f"({'; '.join(changed[:3])}): {CURE}")  # fmt: skip
+            raise UsageError(
+                f"{self.path} holds results of another run ({'; '.join(changed[:3])}): {CURE}"
+            )
         for number, line in enumerate(lines, 2):
             try:
                 self.rows.append(parse(json.loads(line)))
@@ -227,14 +228,18 @@ def _locked(path: Path) -> IO[bytes] | None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
             lock.close()
-            raise OutputError(f"{path} is in use by another run of the same call: wait for it, or "
-                              "set LORAPROBE_CACHE to another directory.") from None  # fmt: skip
+            raise OutputError(
+                f"{path} is in use by another run of the same call: wait for it, or "
+                "set LORAPROBE_CACHE to another directory."
+            ) from None
     return lock
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path} cannot be written ({error.strerror}): free space there, or set "
-                       "LORAPROBE_CACHE to a directory of yours.")  # fmt: skip
+    return OutputError(
+        f"{path} cannot be written ({error.strerror}): free space there, or set "
+        "LORAPROBE_CACHE to a directory of yours."
+    )
 
 
 def _key(result: ItemResult) -> Key:

@@ -60,8 +60,12 @@ def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question
     """
     if metric is not None and metric not in METRICS:
         raise UsageError(f"Unknown metric {metric!r}: there are {', '.join(METRICS)}.")
-    return [question for task in tasks for item in task.items
-            for question in _of_item(task, item, metric)]  # fmt: skip
+    return [
+        question
+        for task in tasks
+        for item in task.items
+        for question in _of_item(task, item, metric)
+    ]
 
 
 def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
@@ -113,8 +117,10 @@ def _plain(scorer: Any, batch: Sequence[Question], limits: Limits) -> list[tuple
     texts = scorer.generate(
         [q.prompt for q in batch], max_new_tokens=limits.plain, until_newline=True
     )
-    return [(float(answered(text, q.answers)), read_answer(text))
-            for q, text in zip(batch, texts, strict=True)]  # fmt: skip
+    return [
+        (float(answered(text, q.answers)), read_answer(text))
+        for q, text in zip(batch, texts, strict=True)
+    ]
 
 
 def _worked(scorer: Any, batch: Sequence[Question], limits: Limits) -> list[tuple[float, str]]:

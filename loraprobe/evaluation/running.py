@@ -26,8 +26,13 @@ Progress = Callable[[str, int, int], None]
 class Answering(Protocol):
     """What is needed of a scorer; see loraprobe.scoring.Scorer."""
 
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int | None = None,
-                 until_newline: bool = False) -> list[str]: ...  # fmt: skip
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        until_newline: bool = False,
+    ) -> list[str]: ...
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Any]: ...
 
@@ -74,8 +79,10 @@ def run_systems(
 def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
     """Raises OutputError for a result that a damaged ledger gives to another question."""
     if (result.metric, result.group) != (question.metric, question.item.cluster):
-        raise OutputError(f"{ledger.path} holds a result of item {result.item!r} that does not "
-                          f"fit task {result.task}: {CURE}")  # fmt: skip
+        raise OutputError(
+            f"{ledger.path} holds a result of item {result.item!r} that does not "
+            f"fit task {result.task}: {CURE}"
+        )
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,10 @@ class _Run:
             plan = walk.plan()
             self.ledger.append(row for row in walk.hops(plan) if self._open(system.name, row))
             open_ = [
-                item for item in task.items
+                item
+                for item in task.items
                 if item.hops and self.ledger.get(system.name, task.name, "target", item.id) is None
-            ]  # fmt: skip
+            ]
             for batch in self._batches(open_, system.name):
                 self.ledger.append(walk.targets(batch, plan))
 

@@ -66,8 +66,9 @@ class Estimates:
         return quantile((1 + level) / 2, self.df)
 
 
-def estimate(x: Array, clusters: Integers, strata: Integers | None = None, *,
-             bounded: bool = True) -> Estimates:  # fmt: skip
+def estimate(
+    x: Array, clusters: Integers, strata: Integers | None = None, *, bounded: bool = True
+) -> Estimates:
     """Estimates of the mean of each column of `x` [items, P]; NaN where a pair lacks an item.
 
     `clusters` [items] numbers the clusters, `strata` [items] the tasks: the mean is then the
@@ -125,8 +126,9 @@ def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
     return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded)
 
 
-def largest(estimates: Estimates, shape: tuple[int, int], level: float, seed: int
-            ) -> tuple[float, float, float]:  # fmt: skip
+def largest(
+    estimates: Estimates, shape: tuple[int, int], level: float, seed: int
+) -> tuple[float, float, float]:
     """Critical values for the best of S systems against the best of B baselines.
 
     Pairs are ordered as a [S, B] grid. Returns (lower, upper, both):
@@ -168,8 +170,9 @@ def mean_interval(x: Array, clusters: Integers, level: float = 0.95) -> tuple[fl
     return float(low[0]), float(high[0])
 
 
-def ratio(u: Array, w: Array, clusters: Integers, level: float = 0.95
-          ) -> tuple[float, tuple[float, float]] | None:  # fmt: skip
+def ratio(
+    u: Array, w: Array, clusters: Integers, level: float = 0.95
+) -> tuple[float, tuple[float, float]] | None:
     """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
 
     All r for which the mean of u - r w is not told apart from 0 by the interval of `estimate`:

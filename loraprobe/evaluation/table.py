@@ -46,8 +46,9 @@ class Table:
         return estimate(x, self.clusters, self.strata, bounded=self.bounded)
 
 
-def tabulate(results: Iterable[ItemResult], columns: Sequence[Column],
-             task: str | None = None) -> Table:  # fmt: skip
+def tabulate(
+    results: Iterable[ItemResult], columns: Sequence[Column], task: str | None = None
+) -> Table:
     """The results of these columns, of one task or (None) of all; rows without any are left out."""
     index = {column: k for k, column in enumerate(columns)}
     rows: dict[tuple[str, str], dict[int, float]] = {}

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
 
 
-def choose_template(scorer: Any, singles: Sequence[Composition], tasks: Sequence[Task], *,
-                    sample: int = 32, metric: str | None = None) -> tuple[bool, str]:  # fmt: skip
+def choose_template(
+    scorer: Any,
+    singles: Sequence[Composition],
+    tasks: Sequence[Task],
+    *,
+    sample: int = 32,
+    metric: str | None = None,
+) -> tuple[bool, str]:
     """Whether prompts should be user turns of the chat template, and a sentence that says why.
 
     What adapters were trained on decides how they have to be asked: each is asked `sample` of the
@@ -27,8 +33,9 @@ def choose_template(scorer: Any, singles: Sequence[Composition], tasks: Sequence
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are."
     asked = [q for q in questions(tasks, metric) if q.part != "cot"]
-    asked = [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample \
-        else asked  # fmt: skip
+    asked = (
+        [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample else asked
+    )
     means = {}
     for used, way in ways.items():
         best = [float("-inf")] * len(asked)

@@ -56,8 +56,9 @@ class Batcher:
         if batch_size == "auto":
             return cls(device)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"The batch size must be a positive number or auto, not "
-                             f"{batch_size!r}.")  # fmt: skip
+            raise UsageError(
+                f"The batch size must be a positive number or auto, not {batch_size!r}."
+            )
         return cls(device, batch_size)
 
     def shared_out(self, copies: int) -> Batcher:
@@ -113,8 +114,11 @@ class Batcher:
 
     def _last(self) -> OutOfMemory:
         """The error of a batch that cannot be halved again."""
-        what = "one sequence at a time does" if self.copies == 1 else (
-            f"one text at a time, read by {self.copies} systems side by side, does")  # fmt: skip
+        what = (
+            "one sequence at a time does"
+            if self.copies == 1
+            else (f"one text at a time, read by {self.copies} systems side by side, does")
+        )
         return OutOfMemory(f"Even {what} not fit into the memory of {self.device}; {CURE}.")
 
     def note(self) -> str:

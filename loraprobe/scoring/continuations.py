@@ -46,8 +46,9 @@ class Continuations:
 
     def saves(self) -> bool:
         """Whether prompts are shared so often that they are better read apart."""
-        whole = sum(len(prompt) + len(tail) for prompt, tails in self.prompts.items()
-                    for tail in tails)  # fmt: skip
+        whole = sum(
+            len(prompt) + len(tail) for prompt, tails in self.prompts.items() for tail in tails
+        )
         apart = sum(len(prompt) + sum(map(len, tails)) for prompt, tails in self.prompts.items())
         return apart < WORTH * whole
 
@@ -55,8 +56,9 @@ class Continuations:
         self, model: Any, batcher: Batcher, pad: int, vocab: int, keep: Keep
     ) -> Iterator[Step]:
         """Every prompt with every tail as a row of its own."""
-        rows = [(p, tail, found) for p, tails in self.prompts.items()
-                for tail, found in tails.items()]  # fmt: skip
+        rows = [
+            (p, tail, found) for p, tails in self.prompts.items() for tail, found in tails.items()
+        ]
         starts = [len(prompt) - 1 for prompt, _, _ in rows]
 
         def work(batch: Sequence[int]) -> None:

@@ -41,8 +41,9 @@ class Encoder:
 
     def __post_init__(self) -> None:
         if self.chat and not getattr(self.tokenizer, "chat_template", None):
-            raise UsageError("The base model's tokenizer has no chat template; use "
-                             "--chat-template off.")  # fmt: skip
+            raise UsageError(
+                "The base model's tokenizer has no chat template; use --chat-template off."
+            )
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, at least one per prompt."""
@@ -77,8 +78,10 @@ class Encoder:
         """What is tokenised: the prompt itself, or the chat template filled with it."""
         if not self.chat:
             return prompt
-        slow = BaseError("The chat template of the base does not come to an end within "
-                         f"{TEMPLATE_SECONDS:g} seconds; use --chat-template off.")  # fmt: skip
+        slow = BaseError(
+            "The chat template of the base does not come to an end within "
+            f"{TEMPLATE_SECONDS:g} seconds; use --chat-template off."
+        )
         try:
             with deadline(TEMPLATE_SECONDS, slow), memory_limit(TEMPLATE_BYTES):
                 text = self.tokenizer.apply_chat_template(

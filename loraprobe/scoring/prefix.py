@@ -58,8 +58,9 @@ class Prefix:
         ).logits
         return cls(model, cache, mask, logits[:, -1])
 
-    def tails(self, prompts: Sequence[int], tails: Sequence[Sequence[int]], pad: int
-              ) -> list[Tensor]:  # fmt: skip
+    def tails(
+        self, prompts: Sequence[int], tails: Sequence[Sequence[int]], pad: int
+    ) -> list[Tensor]:
         """Logits at each token of tail i, which follows prompt prompts[i]: [len(tail), vocab]."""
         ids, own = (tensor.to(self.model.device) for tensor in padded(tails, pad, "right"))
         rows = torch.tensor(prompts, device=ids.device)

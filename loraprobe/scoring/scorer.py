@@ -54,8 +54,10 @@ class Scorer:
         progress: Progress | None = None,
     ) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
-            raise UsageError(f"{type(model).__name__} is an encoder-decoder; loraprobe evaluates "
-                             "causal models only.")  # fmt: skip
+            raise UsageError(
+                f"{type(model).__name__} is an encoder-decoder; loraprobe evaluates "
+                "causal models only."
+            )
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.progress, self.batch_size = max_new_tokens, progress, batch_size
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)

@@ -19,8 +19,17 @@ from loraprobe.limits import limits, raising
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
 
-_ITEM_KEYS = ("id", "prompt", "answer", "choices", "hops", "cot_prompt", "answer_pattern",
-              "entities", "group")  # fmt: skip
+_ITEM_KEYS = (
+    "id",
+    "prompt",
+    "answer",
+    "choices",
+    "hops",
+    "cot_prompt",
+    "answer_pattern",
+    "entities",
+    "group",
+)
 _HOP_KEYS = ("prompt", "answer", "adapter")
 
 
@@ -76,8 +85,10 @@ def _read(path: Path, noun: str) -> bytes:
     try:
         size = path.stat().st_size
         if size > limits().items:
-            raise TaskError(f"The {noun} file {path} has {size:,} bytes, at most "
-                            f"{limits().items:,} are read; {raising('items', size)}.")  # fmt: skip
+            raise TaskError(
+                f"The {noun} file {path} has {size:,} bytes, at most "
+                f"{limits().items:,} are read; {raising('items', size)}."
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise TaskError(f"There is no {noun} file {path}: check the path.") from None
@@ -248,6 +259,12 @@ def _string(value: Any, what: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a string",
-             list: "a list", dict: "an object"}  # fmt: skip
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
     return "null" if value is None else kinds.get(type(value), type(value).__name__)

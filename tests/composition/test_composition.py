@@ -26,21 +26,29 @@ PEFT_CASES = {
     "llama-rslora": ("llama", {"target_modules": ["q_proj"], "r": 4, "use_rslora": True}),
     "llama-patterns": (
         "llama",
-        {"target_modules": ["q_proj", "up_proj"], "r": 4, "rank_pattern": {"q_proj": 2},
-         "alpha_pattern": {"layers.1.mlp.up_proj": 3}},
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "r": 4,
+            "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"layers.1.mlp.up_proj": 3},
+        },
     ),
     "llama-embedding-and-head": ("untied", {"target_modules": ["embed_tokens", "lm_head"], "r": 3}),
     "llama-tied-embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
     "llama-tied-adapters": (
-        "llama", {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True},
+        "llama",
+        {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True},
     ),
     "gpt2-conv1d": (
-        "gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 3, "fan_in_fan_out": True},
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "r": 3, "fan_in_fan_out": True},
     ),
-    "gpt2-wte": ("gpt2", {"target_modules": ["wte", "wpe", "c_attn"], "r": 3,
-                          "fan_in_fan_out": True}),
+    "gpt2-wte": (
+        "gpt2",
+        {"target_modules": ["wte", "wpe", "c_attn"], "r": 3, "fan_in_fan_out": True},
+    ),
     "gemma-scaled-embedding": ("gemma", {"target_modules": ["embed_tokens", "q_proj"], "r": 3}),
-}  # fmt: skip
+}
 
 
 def one_hot(adapter: Adapter, partner: Adapter) -> Composition:
@@ -274,8 +282,9 @@ def test_experts_that_lack_a_module_count_as_zero_under_constant_gates():
 def test_token_routers_say_where_they_share_gates():
     a, b = experts(2)
     partial = adapter_of("b", {PATH: b.modules[PATH]})
-    table = random_adapter("t", {"model.embed_tokens": (16, 40)},
-                           kinds={"model.embed_tokens": "embedding"})  # fmt: skip
+    table = random_adapter(
+        "t", {"model.embed_tokens": (16, 40)}, kinds={"model.embed_tokens": "embedding"}
+    )
     notes = Composition("arrow", (a, partial, table), Arrow()).notes()
     assert len(notes) == 2
     assert "15 of 15 modules" in notes[0]

@@ -39,9 +39,13 @@ def trained(directory, dimensions, seed=1, **config):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft_model(
-            Convolutional(dimensions), seed, task_type=None, r=2,
-            target_modules=["first", "second", "head"], **config,
-        )  # fmt: skip
+            Convolutional(dimensions),
+            seed,
+            task_type=None,
+            r=2,
+            target_modules=["first", "second", "head"],
+            **config,
+        )
         model.save_pretrained(str(directory))
     return read_adapter(directory), model
 
@@ -100,7 +104,7 @@ def test_rows_and_token_routers(tmp_path):
 @pytest.mark.parametrize(
     ("options", "what"),
     [({"dilation": 2}, "dilation"), ({"padding_mode": "circular"}, "padding mode")],
-)  # fmt: skip
+)
 def test_convolutions_of_other_kinds_are_refused_by_name(tmp_path, options, what):
     adapter, _ = trained(tmp_path / "a", 2)
     composition = Composition("c", (adapter,), ConstantGates())

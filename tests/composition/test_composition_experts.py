@@ -24,7 +24,8 @@ CASES = {
     ),
     "dora-embedding": ("llama", {"target_modules": ["embed_tokens"], "r": 3, "use_dora": True}),
     "dora-scaled-embedding": (
-        "gemma", {"target_modules": ["embed_tokens", "q_proj"], "r": 3, "use_dora": True},
+        "gemma",
+        {"target_modules": ["embed_tokens", "q_proj"], "r": 3, "use_dora": True},
     ),
     "dora-and-biases": ("gpt2", GPT2 | {"use_dora": True, "bias": "all"}),
     "lora-bias": ("llama", {"target_modules": EVERY_LLAMA, "r": 3, "lora_bias": True}),
@@ -36,18 +37,23 @@ CASES = {
     "norm": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]}),
     "layer-norms": ("gpt2", GPT2 | {"modules_to_save": ["ln_1"]}),
     "tied-embedding": (
-        "llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
     ),
     "tied-head": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "tied-both": (
         "llama",
-        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"],
-         "ensure_weight_tying": True},
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
     ),
     "dora-and-head": (
-        "untied", {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["lm_head"]},
+        "untied",
+        {"target_modules": ["q_proj"], "use_dora": True, "modules_to_save": ["lm_head"]},
     ),
-}  # fmt: skip
+}
 
 
 def partner_of(adapter: Adapter) -> Adapter:

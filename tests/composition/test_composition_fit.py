@@ -65,8 +65,11 @@ FACTORS = {
 MOE = "base_model.model.model.layers.0.mlp.experts"
 EXTRAS = {
     "token_delta": (
-        {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta":
-         torch.ones(2, 16)},
+        {
+            "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(
+                2, 16
+            )
+        },
         {"trainable_token_indices": [1, 2]},
     ),
     "target_parameter": (
@@ -74,10 +77,11 @@ EXTRAS = {
         {"target_parameters": ["mlp.experts.gate_up_proj"]},
     ),
     "dora_magnitude": (
-        {f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)}, {"use_dora": True},
+        {f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)},
+        {"use_dora": True},
     ),
     "unknown": ({"base_model.model.something.else": torch.ones(3)}, {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", EXTRAS)

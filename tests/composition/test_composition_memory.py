@@ -33,8 +33,11 @@ def by_hand(model: Model, router, x: torch.Tensor) -> torch.Tensor:
     """W x + b and, expert by expert, gate times delta."""
     updates = [e.modules["layer"] for e in experts()]
     gates = router.gates("layer", updates, [0, 1], 2)
-    gates = gates.float().expand(*x.shape[:-1], 2) if isinstance(gates, torch.Tensor) else (
-        gates(x.float()))  # fmt: skip
+    gates = (
+        gates.float().expand(*x.shape[:-1], 2)
+        if isinstance(gates, torch.Tensor)
+        else (gates(x.float()))
+    )
     found = nn.functional.linear(x, model.layer.weight, model.layer.bias).float()
     for i, update in enumerate(updates):
         found = found + gates[..., i : i + 1] * (x.float() @ update.delta().mT)

@@ -93,9 +93,15 @@ def mayors(*, adapters=(None, None), **item) -> Task:
             Hop("Who is the mayor of {1}?", (mayor,), adapters[1]),
         )
         items.append(
-            Item(person, f"Mayor of {person}'s city?", (mayor,), hops=hops,
-                 cot_prompt=f"Mayor of {person}'s city? Think.", **item)
-        )  # fmt: skip
+            Item(
+                person,
+                f"Mayor of {person}'s city?",
+                (mayor,),
+                hops=hops,
+                cot_prompt=f"Mayor of {person}'s city? Think.",
+                **item,
+            )
+        )
     return Task("mayors", tuple(items))
 
 
@@ -180,8 +186,14 @@ def test_chains_of_three_hops_and_items_without():
     answers = {("a", "A?"): "x", ("b", "B x?"): "y", ("c", "C x y?"): "z"}
     hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("z",)))
     short = (Hop("A?", ("x",)),)
-    task = Task("t", (Item("1", "P?", ("z",), hops=hops), Item("2", "Q?", ("q",)),
-                      Item("3", "R?", ("x",), hops=short)))  # fmt: skip
+    task = Task(
+        "t",
+        (
+            Item("1", "P?", ("z",), hops=hops),
+            Item("2", "Q?", ("q",)),
+            Item("3", "R?", ("x",), hops=short),
+        ),
+    )
     singles = [System(name, "adapter", single(name)) for name in "abc"]
     chain = System("chain", "chain", chain=tuple(single(name) for name in "abc"))
     found = values(run_systems(FakeScorer(answers), [*singles, chain], [task], Ledger()))
@@ -192,8 +204,11 @@ def test_chains_of_three_hops_and_items_without():
 
 def choosing():
     task = Task("t", (Item("1", "P?", ("no", "nope"), choices=("yes indeed", "no")),))
-    likelihoods = {(None, "P?", "yes indeed"): -8.0, (None, "P?", "no"): -2.0,
-                   (None, "P?", "nope"): -2.0}  # fmt: skip
+    likelihoods = {
+        (None, "P?", "yes indeed"): -8.0,
+        (None, "P?", "no"): -2.0,
+        (None, "P?", "nope"): -2.0,
+    }
     return task, likelihoods
 
 
@@ -303,14 +318,23 @@ def test_damage_and_other_runs_are_refused(tmp_path):
 
 SOUND = json.loads(json.dumps(dataclasses.asdict(row())))
 DAMAGE = {
-    "text": {"value": "1"}, "null": {"value": None}, "nan": {"value": math.nan},
-    "infinite": {"value": math.inf, "metric": "answer_loss"}, "huge": {"value": 7e9},
-    "huge loss": {"value": 7e9, "metric": "answer_loss"}, "half": {"value": 0.5},
-    "negative": {"value": -1.0, "metric": "answer_loss"}, "boolean": {"value": True},
-    "many digits": {"value": 10**400}, "list": {"text": ["x"]}, "number": {"item": 1},
-    "metric": {"metric": "bleu"}, "part": {"part": "hop0"}, "surrogate": {"text": "\ud800"},
+    "text": {"value": "1"},
+    "null": {"value": None},
+    "nan": {"value": math.nan},
+    "infinite": {"value": math.inf, "metric": "answer_loss"},
+    "huge": {"value": 7e9},
+    "huge loss": {"value": 7e9, "metric": "answer_loss"},
+    "half": {"value": 0.5},
+    "negative": {"value": -1.0, "metric": "answer_loss"},
+    "boolean": {"value": True},
+    "many digits": {"value": 10**400},
+    "list": {"text": ["x"]},
+    "number": {"item": 1},
+    "metric": {"metric": "bleu"},
+    "part": {"part": "hop0"},
+    "surrogate": {"text": "\ud800"},
     "more": {"extra": 1},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -334,9 +358,9 @@ def test_a_line_that_is_no_row_is_damage(tmp_path, line):
 
 def test_results_of_other_items_do_not_count_and_those_of_another_question_are_damage(tmp_path):
     path, (base,) = tmp_path / "r.jsonl", [s for s in SYSTEMS if s.name == "base"]
-    Ledger(path).append([
-        ItemResult("base", "mayors", "target", "Zoe", "exact_match", 1.0, "Bo", "item:Zoe")
-    ])  # fmt: skip
+    Ledger(path).append(
+        [ItemResult("base", "mayors", "target", "Zoe", "exact_match", 1.0, "Bo", "item:Zoe")]
+    )
     found = run_systems(FakeScorer(HOMES), [base], [mayors()], Ledger(path, resume=True))
     assert {r.item for r in found} == {"Ada", "Eve"}
     for metric, group in (("choice", "item:Ada"), ("exact_match", "item:Eve")):
@@ -347,17 +371,29 @@ def test_results_of_other_items_do_not_count_and_those_of_another_question_are_d
 
 def test_each_item_falls_to_the_first_cause_that_fits():
     names = ["solved", "step", "unknown", "interference", "lost"]
-    task = Task("t", tuple(
-        Item(name, f"{name}?", ("x",), hops=(Hop(f"{name} 1", ("x",)), Hop(f"{name} 2", ("x",))),
-             cot_prompt=f"{name} think")
-        for name in names
-    ))  # fmt: skip
+    task = Task(
+        "t",
+        tuple(
+            Item(
+                name,
+                f"{name}?",
+                ("x",),
+                hops=(Hop(f"{name} 1", ("x",)), Hop(f"{name} 2", ("x",))),
+                cot_prompt=f"{name} think",
+            )
+            for name in names
+        ),
+    )
     answers = {("a", f"{name} 1"): "x" for name in names}
     answers |= {(None, f"{name} 2"): "x" for name in names if name != "unknown"}
     answers |= {("m", f"{name} {k}"): "x" for name in names for k in (1, 2)}
     answers |= {("m", "interference 2"): "y", ("m", "solved?"): "x", ("m", "step think"): "so x."}
-    systems = [System("base", "base"), System("a", "adapter", single("a")),
-               System("m", "merge", single("m")), System("c", "control", single("m"))]  # fmt: skip
+    systems = [
+        System("base", "base"),
+        System("a", "adapter", single("a")),
+        System("m", "merge", single("m")),
+        System("c", "control", single("m")),
+    ]
     results = run_systems(FakeScorer(answers), systems, [task], Ledger())
     assert attribute(results, systems, [task]) == (Attribution("m", "t", 1, 1, 1, 1, 1),)
     fewer = [r for r in results if (r.system, r.part) != ("a", "hop2")]

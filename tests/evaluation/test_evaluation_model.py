@@ -68,11 +68,18 @@ def systems(tokenizer):
     ]
 
 
-TASK = Task("homes", (
-    Item("ada", "lives in the mayor of ada", ("ulm",),
-         hops=(Hop("who is the mayor of ada", ("bo",)), Hop("who lives in {1}", ("ulm",))),
-         cot_prompt="who lives in the mayor of ada"),
-))  # fmt: skip
+TASK = Task(
+    "homes",
+    (
+        Item(
+            "ada",
+            "lives in the mayor of ada",
+            ("ulm",),
+            hops=(Hop("who is the mayor of ada", ("bo",)), Hop("who lives in {1}", ("ulm",))),
+            cot_prompt="who lives in the mayor of ada",
+        ),
+    ),
+)
 
 
 def test_planted_facts_compose_step_by_step_only(scorer, systems):

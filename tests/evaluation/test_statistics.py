@@ -174,11 +174,20 @@ def results(
     columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", groups=None
 ):
     return [
-        ItemResult(system, task, part, str(i), metric, float(value), "",
-                   f"item:{i}" if groups is None else f"group:{groups[i]}")
+        ItemResult(
+            system,
+            task,
+            part,
+            str(i),
+            metric,
+            float(value),
+            "",
+            f"item:{i}" if groups is None else f"group:{groups[i]}",
+        )
         for (system, part), values in columns.items()
-        for i, value in enumerate(values) if np.isfinite(value)
-    ]  # fmt: skip
+        for i, value in enumerate(values)
+        if np.isfinite(value)
+    ]
 
 
 def right(k: int, n: int = 100) -> np.ndarray:
@@ -186,12 +195,24 @@ def right(k: int, n: int = 100) -> np.ndarray:
     return (np.arange(n) < k).astype(float)
 
 
-SYSTEMS = [System("base", "base"), System("a", "adapter"), System("b", "adapter"),
-           System("uniform", "merge"), System("arrow", "router"), System("chain", "chain"),
-           System("shrunk:a", "control")]  # fmt: skip
-TARGETS = {("base", "target"): right(5), ("a", "target"): right(40), ("b", "target"): right(20),
-           ("uniform", "target"): right(70), ("arrow", "target"): right(55),
-           ("chain", "target"): right(95), ("shrunk:a", "target"): right(30)}  # fmt: skip
+SYSTEMS = [
+    System("base", "base"),
+    System("a", "adapter"),
+    System("b", "adapter"),
+    System("uniform", "merge"),
+    System("arrow", "router"),
+    System("chain", "chain"),
+    System("shrunk:a", "control"),
+]
+TARGETS = {
+    ("base", "target"): right(5),
+    ("a", "target"): right(40),
+    ("b", "target"): right(20),
+    ("uniform", "target"): right(70),
+    ("arrow", "target"): right(55),
+    ("chain", "target"): right(95),
+    ("shrunk:a", "target"): right(30),
+}
 
 
 def test_the_best_gains_over_the_best():
@@ -210,7 +231,10 @@ def test_the_best_gains_over_the_best():
 def test_families_have_rows_of_their_own():
     found = gains(results(TARGETS), SYSTEMS)
     assert [(g.system, g.against) for g in found] == [
-        ("uniform", "a"), ("arrow", "a"), ("chain", "a")]  # fmt: skip
+        ("uniform", "a"),
+        ("arrow", "a"),
+        ("chain", "a"),
+    ]
     assert found[1].difference == pytest.approx(0.15)
     assert found[1].adjusted_ci95[1] < found[0].adjusted_ci95[1]
 
@@ -246,8 +270,10 @@ def test_tasks_count_alike_whatever_their_size():
 def test_as_many_items_as_needed_decide():
     for plus, minus in ((12, 5), (8, 8)):
         change = pairs(plus, minus, 60)
-        columns = {("a", "target"): (change < 0).astype(float),
-                   ("m", "target"): (change > 0).astype(float)}  # fmt: skip
+        columns = {
+            ("a", "target"): (change < 0).astype(float),
+            ("m", "target"): (change > 0).astype(float),
+        }
         found = gain(results(columns), ["m"], ["a"])
         assert found.adjusted_ci95[0] < 0.05 < found.adjusted_ci95[1]
         assert found.n_needed > 60
@@ -284,8 +310,9 @@ def test_a_lower_loss_is_a_gain():
 def test_compositions_are_compared_with_everything_they_have_to_beat():
     rows = compare(results(TARGETS), SYSTEMS)
     pairs_ = {(row.system, row.against) for row in rows}
-    assert pairs_ == {(s, b) for s in ("uniform", "arrow", "chain")
-                      for b in ("base", "a", "b", "shrunk:a")}  # fmt: skip
+    assert pairs_ == {
+        (s, b) for s in ("uniform", "arrow", "chain") for b in ("base", "a", "b", "shrunk:a")
+    }
     for row in rows:
         assert row.adjusted_ci95[0] < row.ci95[0] <= row.difference + 0.02
         assert row.adjusted_ci95[1] >= row.ci95[1]
@@ -351,8 +378,11 @@ def test_small_simulation_of_decisions(truth, monkeypatch):
         assert min(likely, likely2) > 0.95, "a large gain is found"
 
 
-GROUPS = {"none": None, "25 x 4": np.repeat(np.arange(25), 4),
-          "unequal": np.repeat(np.arange(40), [1] * 20 + [3] * 15 + [7] * 5)}  # fmt: skip
+GROUPS = {
+    "none": None,
+    "25 x 4": np.repeat(np.arange(25), 4),
+    "unequal": np.repeat(np.arange(40), [1] * 20 + [3] * 15 + [7] * 5),
+}
 
 
 @pytest.mark.slow
@@ -360,9 +390,15 @@ GROUPS = {"none": None, "25 x 4": np.repeat(np.arange(25), 4),
 @pytest.mark.parametrize("truth", [0.04, 0.06])
 @pytest.mark.parametrize(
     ("many", "few"),
-    [([0.3] * 8, [0.3, 0.05, 0.05]), ([0.3], [0.3] * 3), ([0.3] * 4, [0.3] * 3), ([0.02], [0.02]),
-     ([0.9] * 4, [0.9, 0.5]), ([0.3], [0.3])],
-)  # fmt: skip
+    [
+        ([0.3] * 8, [0.3, 0.05, 0.05]),
+        ([0.3], [0.3] * 3),
+        ([0.3] * 4, [0.3] * 3),
+        ([0.02], [0.02]),
+        ([0.9] * 4, [0.9, 0.5]),
+        ([0.3], [0.3]),
+    ],
+)
 def test_wrong_decisions_stay_rare(groups, truth, many, few, monkeypatch):
     """At most 3 % of decisions are wrong 0.01 away from the margin, up to simulation error."""
     monkeypatch.setattr(statistics, "DRAWS", 1000)
@@ -408,8 +444,9 @@ def test_retention_behaves_at_its_ends():
     assert ratio(np.zeros(n), -np.ones(n), ALONE[:n]) is None
     point, (low, high) = ratio(pairs(40, 0, n), pairs(80, 0, n), ALONE[:n])
     assert point == 0.5 and 0.35 < low < 0.45 < 0.55 < high < 0.65
-    few = ratio(np.repeat(pairs(40, 0, n), 4), np.repeat(pairs(80, 0, n), 4),
-                np.repeat(ALONE[:n], 4))  # fmt: skip
+    few = ratio(
+        np.repeat(pairs(40, 0, n), 4), np.repeat(pairs(80, 0, n), 4), np.repeat(ALONE[:n], 4)
+    )
     assert few[1] == pytest.approx((low, high), abs=0.01) and few[1][0] < low
 
 
@@ -436,10 +473,18 @@ TRUE_RETENTION = (_share(0.6) - _share(0.2)) / (_share(0.8) - _share(0.2))
 
 
 def test_retention_needs_several_tasks_and_is_that_of_the_specialist():
-    first = {("base", "target"): right(0), ("a", "target"): right(100), ("b", "target"): right(0),
-             ("uniform", "target"): right(80)}  # fmt: skip
-    second = {("base", "target"): right(10), ("a", "target"): right(10), ("b", "target"): right(60),
-              ("uniform", "target"): right(35)}  # fmt: skip
+    first = {
+        ("base", "target"): right(0),
+        ("a", "target"): right(100),
+        ("b", "target"): right(0),
+        ("uniform", "target"): right(80),
+    }
+    second = {
+        ("base", "target"): right(10),
+        ("a", "target"): right(10),
+        ("b", "target"): right(60),
+        ("uniform", "target"): right(35),
+    }
     both = [*results(first, "t"), *results(second, "u")]
     kept = {(s.system, s.task): s.retention for s in score(both, SYSTEMS)}
     assert kept["uniform", "t"] == pytest.approx(0.8)

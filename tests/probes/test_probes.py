@@ -32,8 +32,10 @@ class PieceTokenizer:
 
     def __call__(self, texts, add_special_tokens=True, **rest):
         one = isinstance(texts, str)
-        rows = [[hash(p) for w in t.split() for p in re.findall(".{1,3}", w)]
-                for t in ([texts] if one else texts)]  # fmt: skip
+        rows = [
+            [hash(p) for w in t.split() for p in re.findall(".{1,3}", w)]
+            for t in ([texts] if one else texts)
+        ]
         return {"input_ids": rows[0] if one else rows}
 
 
@@ -41,10 +43,16 @@ def likelihood(logprob, *, top=None, tokens=1, rank=1, mean=-2.0, std=1.0):
     each = logprob / tokens
     top = each if top is None else top
     return Likelihood(
-        logprob=logprob, tokens=tokens, characters=4, token_logprobs=(each,) * tokens,
-        top_logprobs=(top,) * tokens, greedy=rank == 1, mean=(mean,) * tokens,
-        std=(std,) * tokens, rank=(rank,) * tokens,
-    )  # fmt: skip
+        logprob=logprob,
+        tokens=tokens,
+        characters=4,
+        token_logprobs=(each,) * tokens,
+        top_logprobs=(top,) * tokens,
+        greedy=rank == 1,
+        mean=(mean,) * tokens,
+        std=(std,) * tokens,
+        rank=(rank,) * tokens,
+    )
 
 
 class FakeScorer:
@@ -111,15 +119,22 @@ CITIES = ("Ulm", "Jena", "Bonn", "Kiel")
 
 def couples(n=4, entities=True):
     """Person i lives in city i, whose mayor is Mi."""
-    return Task("t", tuple(
-        Item(
-            f"i{i}", f"Who is mayor where Person{i} lives?", (f"M{i}",),
-            hops=(Hop(f"Where does Person{i} live?", (CITIES[i % 4],)),
-                  Hop("Who is mayor of {1}?", (f"M{i}",))),
-            entities=(f"Person{i}",) if entities else (),
-        )
-        for i in range(n)
-    ))  # fmt: skip
+    return Task(
+        "t",
+        tuple(
+            Item(
+                f"i{i}",
+                f"Who is mayor where Person{i} lives?",
+                (f"M{i}",),
+                hops=(
+                    Hop(f"Where does Person{i} live?", (CITIES[i % 4],)),
+                    Hop("Who is mayor of {1}?", (f"M{i}",)),
+                ),
+                entities=(f"Person{i}",) if entities else (),
+            )
+            for i in range(n)
+        ),
+    )
 
 
 def plain_task(n=4, **rest):
@@ -132,14 +147,21 @@ def result(system, item, value, part="target", task="p", text="?", metric="exact
 
 def results_of(rights, part="target", task="p"):
     """system -> string of 1 and 0, an item each."""
-    return [result(s, f"i{i}", int(v), part, task) for s, row in rights.items()
-            for i, v in enumerate(row)]  # fmt: skip
+    return [
+        result(s, f"i{i}", int(v), part, task)
+        for s, row in rights.items()
+        for i, v in enumerate(row)
+    ]
 
 
 def all_right(task):
     """Everything answered right, so that nothing has to be measured."""
-    return [result(s, i.id, 1, part, task.name) for s in ("base", "a", "b") for i in task.items
-            for part in ("target", "hop1", "hop2")]  # fmt: skip
+    return [
+        result(s, i.id, 1, part, task.name)
+        for s in ("base", "a", "b")
+        for i in task.items
+        for part in ("target", "hop1", "hop2")
+    ]
 
 
 # ---- one pass ---------------------------------------------------------------------------------
@@ -187,9 +209,10 @@ def test_answer_margin_is_top_minus_gold_at_the_first_token():
         gold = {"R0": 0.5, "R1": 0.2, "R2": 0.1, "R3": 0.1, "alias": 0.4}[answer]
         first = math.log(gold)
         return dataclasses.replace(
-            likelihood(2 * first, tokens=2), token_logprobs=(first, -9.0),
+            likelihood(2 * first, tokens=2),
+            token_logprobs=(first, -9.0),
             top_logprobs=(math.log(0.5), 0.0),
-        )  # fmt: skip
+        )
 
     items = [*plain_task(3).items, Item("i3", "Q3?", ("R3", "alias"))]
     row = run(FakeScorer(likely), Task("p", tuple(items)), ["answer_margin"])[0]
@@ -215,8 +238,11 @@ def test_gold_rank_stands_among_answers_of_its_own_part():
 
 
 def test_gold_rank_leaves_out_other_right_answers_and_keeps_to_choices():
-    items = (Item("0", "Q0?", ("Ulm", "Jena")), Item("1", "Q1?", ("jena",)),
-             Item("2", "Q2?", ("Bonn",), choices=("Bonn", "x", "y")))  # fmt: skip
+    items = (
+        Item("0", "Q0?", ("Ulm", "Jena")),
+        Item("1", "Q1?", ("jena",)),
+        Item("2", "Q2?", ("Bonn",), choices=("Bonn", "x", "y")),
+    )
     scorer = FakeScorer()
     run(scorer, Task("p", items), ["gold_rank"])
     asked = {}
@@ -236,8 +262,9 @@ def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
 
 
 def test_gold_rank_draws_as_many_distractors_as_asked():
-    rows = run(FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"],
-               all_right(couples(30)))  # fmt: skip
+    rows = run(
+        FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"], all_right(couples(30))
+    )
     target = by(rows, hop=None)
     assert (target.n, target.baseline) == (7, 3.5)
     with pytest.raises(UsageError, match="at least 1"):
@@ -250,8 +277,14 @@ def test_hop_accuracy_of_base_and_each_adapter():
     known += results_of(dict.fromkeys(("base", "a", "b"), "0000"), "target", "t")
     rows = run(FakeScorer(), couples(), ["hop_accuracy"], known)
     values = {(r.hop, r.adapters): r.value for r in rows}
-    assert values == {(1, ()): 0, (1, ("a",)): 0.75, (1, ("b",)): 0.25,
-                      (2, ()): 1, (2, ("a",)): 1, (2, ("b",)): 0.75}  # fmt: skip
+    assert values == {
+        (1, ()): 0,
+        (1, ("a",)): 0.75,
+        (1, ("b",)): 0.25,
+        (2, ()): 1,
+        (2, ("a",)): 1,
+        (2, ("b",)): 0.75,
+    }
     wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
     assert by(rows, hop=1, adapters=("a",)).ci95 == pytest.approx((wilson.low, wilson.high))
     assert by(rows, hop=1, adapters=()).baseline == 0.25
@@ -282,8 +315,17 @@ def test_a_name_that_the_answer_repeats_is_swapped_there_too():
     def likely(system, prompt, answer):
         return likelihood(-1.0 if set(answer.split()) & set(prompt.split()) else -5.0)
 
-    task = Task("p", (Item("0", "The home of Ada Person is", ("Ada Person lives in Ulm",),
-                           entities=("Ada Person", "Ulm")),))  # fmt: skip
+    task = Task(
+        "p",
+        (
+            Item(
+                "0",
+                "The home of Ada Person is",
+                ("Ada Person lives in Ulm",),
+                entities=("Ada Person", "Ulm"),
+            ),
+        ),
+    )
     row = run(FakeScorer(likely), task, ["name_swap"])[0]
     assert row.value == 0.0
     scorer = FakeScorer(likely)
@@ -312,10 +354,13 @@ def test_min_k_plus_plus_stands_beside_made_up_names():
     rows = run(FakeScorer(likely), couples(), ["min_k_plus_plus"], all_right(couples()))
     assert (by(rows, hop=1).value, by(rows, hop=1).baseline) == (1.0, -2.0)
     assert by(rows, hop=2).baseline is None  # names nobody
-    some = [dataclasses.replace(item, entities=()) if item.id == "i0" else item
-            for item in couples().items]  # fmt: skip
-    rows = run(FakeScorer(likely), Task("t", tuple(some)), ["min_k_plus_plus"],
-               all_right(couples()))  # fmt: skip
+    some = [
+        dataclasses.replace(item, entities=()) if item.id == "i0" else item
+        for item in couples().items
+    ]
+    rows = run(
+        FakeScorer(likely), Task("t", tuple(some)), ["min_k_plus_plus"], all_right(couples())
+    )
     assert by(rows, hop=1).baseline is None  # another set of texts would be compared
 
 
@@ -323,8 +368,12 @@ def test_every_probe_tells_its_formula_and_paper():
     for probe in PROBES:
         assert probe.formula and probe.paper and probe.__doc__
     assert set(PROBES.names()) == {
-        "answer_margin", "gold_rank", "hop_accuracy", "name_swap", "min_k_plus_plus",
-    }  # fmt: skip
+        "answer_margin",
+        "gold_rank",
+        "hop_accuracy",
+        "name_swap",
+        "min_k_plus_plus",
+    }
 
 
 def test_a_large_part_is_sampled_in_order():
@@ -339,8 +388,10 @@ def test_items_may_have_different_numbers_of_hops():
     items = (dataclasses.replace(short, hops=short.hops[:1]), long)
     context = ProbeContext(Task("t", items), (), (), MadeUpNames(PieceTokenizer()))
     assert [(part.name, len(part.questions)) for part in context.parts] == [
-        ("target", 2), ("hop1", 2), ("hop2", 1),
-    ]  # fmt: skip
+        ("target", 2),
+        ("hop1", 2),
+        ("hop2", 1),
+    ]
 
 
 # ---- made-up names ----------------------------------------------------------------------------
@@ -443,8 +494,13 @@ def story_task():
     """What the model surely knows (hop 1), and random syllables that it does not (hop 2)."""
     hops = (Hop("Once upon a", ("time",)), Hop("Once upon a", ("zqv", "xjk")))
     names = ("Lily", "Sue", "Mia", "Lucy", "Tim", "Tom")
-    return Task("story", tuple(Item(name, GIRL.format(name), (f"{name} went",), hops=hops,
-                                    entities=(name,)) for name in names))  # fmt: skip
+    return Task(
+        "story",
+        tuple(
+            Item(name, GIRL.format(name), (f"{name} went",), hops=hops, entities=(name,))
+            for name in names
+        ),
+    )
 
 
 def test_a_real_model_knows_what_it_was_trained_on(story_scorer):
@@ -482,14 +538,24 @@ def test_a_real_base_knows_capitals_and_no_made_up_ones(shared_data):
     from loraprobe.scoring import Scorer
 
     facts = json.loads((shared_data / "relations/factual/country_capital_city.json").read_text())
-    items = [Item(s["subject"], f"The capital of {s['subject']} is the city of", (s["object"],),
-                  entities=(s["subject"],)) for s in facts["samples"]]  # fmt: skip
+    items = [
+        Item(
+            s["subject"],
+            f"The capital of {s['subject']} is the city of",
+            (s["object"],),
+            entities=(s["subject"],),
+        )
+        for s in facts["samples"]
+    ]
     names = MadeUpNames(tokenizer := AutoTokenizer.from_pretrained(directory), 5)
     invented = [
-        dataclasses.replace(item, prompt=names.swapped(item.prompt, item.entities),
-                            entities=(names.made_up(item.id),))
+        dataclasses.replace(
+            item,
+            prompt=names.swapped(item.prompt, item.entities),
+            entities=(names.made_up(item.id),),
+        )
         for item in items
-    ]  # fmt: skip
+    ]
     scorer = Scorer(AutoModelForCausalLM.from_pretrained(directory).eval(), tokenizer)
     rows = cover(scorer, [], [Task("real", tuple(items)), Task("invented", tuple(invented))])
     real, fake = ({r.name: r for r in rows if r.task == task} for task in ("real", "invented"))

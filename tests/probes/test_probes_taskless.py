@@ -64,8 +64,9 @@ def single(adapter):
 
 
 def strangers(scorer, *lines, adapters=(A, B)):
-    items = tuple(ProbeItem(*line) if isinstance(line, tuple) else ProbeItem(line)
-                  for line in lines)  # fmt: skip
+    items = tuple(
+        ProbeItem(*line) if isinstance(line, tuple) else ProbeItem(line) for line in lines
+    )
     return probe_without_task(scorer, adapters, Probe(items), single=single, seed=0)
 
 
@@ -146,12 +147,14 @@ def test_strangers_on_a_real_model(story_scorer):  # noqa: F811
     assert probe == again and len({item.prompt for item in probe.items}) == 6
     rows = probe_without_task(story_scorer, adapters, probe, single=composed_alone)
     kl = by(rows, name="kl_to_base", adapters=("a",)).value
-    bigger = probe_without_task(story_scorer, story_adapters(story_scorer, 0.1), probe,
-                             single=composed_alone)  # fmt: skip
+    bigger = probe_without_task(
+        story_scorer, story_adapters(story_scorer, 0.1), probe, single=composed_alone
+    )
     assert 0 < kl < by(bigger, name="kl_to_base", adapters=("a",)).value
     assert all(math.isfinite(row.value) for row in rows)
-    silent = probe_without_task(story_scorer, story_adapters(story_scorer, 0.0), probe,
-                             single=composed_alone)  # fmt: skip
+    silent = probe_without_task(
+        story_scorer, story_adapters(story_scorer, 0.0), probe, single=composed_alone
+    )
     assert by(silent, name="kl_to_base", adapters=("a",)).value == pytest.approx(0, abs=1e-6)
     assert by(silent, name="familiarity", adapters=()).value == 1.0
 
@@ -196,21 +199,32 @@ pip install peft
 
 def test_prompts_of_a_card_in_their_order():
     assert card_prompts(CARD) == [
-        "The defendant", "The court held", "Who may appeal?", "Summarize the contract:",
-        "Two\nlines", "What is a tort?",
-    ]  # fmt: skip
+        "The defendant",
+        "The court held",
+        "Who may appeal?",
+        "Summarize the contract:",
+        "Two\nlines",
+        "What is a tort?",
+    ]
     assert card_prompts(CARD.replace("\n", "\r\n"))[:2] == ["The defendant", "The court held"]
 
 
 @pytest.mark.parametrize(
     "card",
     [
-        "", "---\n---\n", "---\nwidget: [\n---\n", "---\nwidget: {a: b}\n---\n", "---\n- a\n---\n",
+        "",
+        "---\n---\n",
+        "---\nwidget: [\n---\n",
+        "---\nwidget: {a: b}\n---\n",
+        "---\n- a\n---\n",
         "---\nwidget:\n- text: [x]\n- messages: 3\n- messages: [{role: user, content: 3}]\n---\n",
-        "---\nwidget: !!python/object/apply:os.system ['true']\n---\n", "---\nno end", "```\n",
-        "---\nwidget:\n- text: '12345'\n- text: 'ab'\n---\n", "---\ndate: 2024-99-99\n---\n",
+        "---\nwidget: !!python/object/apply:os.system ['true']\n---\n",
+        "---\nno end",
+        "```\n",
+        "---\nwidget:\n- text: '12345'\n- text: 'ab'\n---\n",
+        "---\ndate: 2024-99-99\n---\n",
     ],
-)  # fmt: skip
+)
 def test_strange_cards_give_nothing(card):
     assert card_prompts(card) == []
 
@@ -253,8 +267,9 @@ def test_repetitions_are_dropped_and_sampled_anew():
 def test_a_word_that_sampling_cut_is_left_out():
     lines = {"a": "He went to the par", "b": "Did he go to the park?"}
     assert prompts(Strangers(writes=lambda system, *_: lines[system]), {}, wanted=2) == [
-        "He went to the", "Did he go to the park?",
-    ]  # fmt: skip
+        "He went to the",
+        "Did he go to the park?",
+    ]
 
 
 def test_an_adapter_that_repeats_itself_for_ever_ends_the_search():

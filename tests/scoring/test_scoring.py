@@ -44,12 +44,26 @@ def tiny(request, words):
     return model, words
 
 
-PROMPTS = ["ada lives in", "who is the mayor of ulm ?", "", "cy", "the mayor of ulm is", "bo is bo",
-           "who", "ada lives in"]  # fmt: skip
-PAIRS = [("ada lives in", "ulm"), ("who is the mayor of ulm ?", "bo"), ("", "ada lives"),
-         ("the mayor of ulm is", "bo ."), ("the mayor of ulm is", "cy ."),
-         ("the mayor of ulm is", "bo"), ("cy", "lives in ulm . who is ada ?"),
-         ("ada lives in", "ulm")]  # fmt: skip
+PROMPTS = [
+    "ada lives in",
+    "who is the mayor of ulm ?",
+    "",
+    "cy",
+    "the mayor of ulm is",
+    "bo is bo",
+    "who",
+    "ada lives in",
+]
+PAIRS = [
+    ("ada lives in", "ulm"),
+    ("who is the mayor of ulm ?", "bo"),
+    ("", "ada lives"),
+    ("the mayor of ulm is", "bo ."),
+    ("the mayor of ulm is", "cy ."),
+    ("the mayor of ulm is", "bo"),
+    ("cy", "lives in ulm . who is ada ?"),
+    ("ada lives in", "ulm"),
+]
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8, "auto"])
@@ -67,8 +81,9 @@ def test_every_batch_size_gives_the_same_score(tiny, batch):
 
 def test_greedy_is_the_argmax_loop(tiny):
     model, tokenizer = tiny
-    for prompt, text in zip(PROMPTS, Scorer(*tiny).generate(PROMPTS, max_new_tokens=6),
-                            strict=True):  # fmt: skip
+    for prompt, text in zip(
+        PROMPTS, Scorer(*tiny).generate(PROMPTS, max_new_tokens=6), strict=True
+    ):
         ids = tokenizer(prompt)["input_ids"]
         new: list[int] = []
         while len(new) < 6:
@@ -88,8 +103,9 @@ def oracle(model, ids: list[int], start: int) -> list[Tensor]:
 
 def test_likelihood_is_the_models_own(tiny):
     model, tokenizer = tiny
-    for (prompt, continuation), found in zip(PAIRS, Scorer(*tiny).loglikelihood(PAIRS),
-                                             strict=True):  # fmt: skip
+    for (prompt, continuation), found in zip(
+        PAIRS, Scorer(*tiny).loglikelihood(PAIRS), strict=True
+    ):
         ids = tokenizer(f"{prompt} {continuation}".strip())["input_ids"]
         start = len(tokenizer(prompt)["input_ids"])
         rows = oracle(model, ids, start)
@@ -167,9 +183,15 @@ def test_the_models_generation_config_does_not_leak_in(tiny):
     wanted = scorer.generate(PROMPTS, max_new_tokens=8)
     before = model.generation_config
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=3.0, max_length=3, repetition_penalty=5.0, num_beams=2,
-        suppress_tokens=[7], forced_eos_token_id=2, no_repeat_ngram_size=1,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=3.0,
+        max_length=3,
+        repetition_penalty=5.0,
+        num_beams=2,
+        suppress_tokens=[7],
+        forced_eos_token_id=2,
+        no_repeat_ngram_size=1,
+    )
     try:
         assert scorer.generate(PROMPTS, max_new_tokens=8) == wanted
         assert model.generation_config.repetition_penalty == 5.0

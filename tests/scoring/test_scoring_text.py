@@ -59,12 +59,19 @@ def test_padding_needs_no_pad_token(words):
 @pytest.mark.parametrize(
     ("prompt", "continuation", "wanted"),
     [
-        ("Who?", "Bo", " Bo"), ("Who? ", "Bo", "Bo"), ("Who?\n", "Bo", "Bo"), ("", "Bo", "Bo"),
-        ("Who?", " Bo", " Bo"), ("Who? ", " Bo", "Bo"), ("He said (", "no", "no"),
-        ("Yes", ".", "."), ("首都は", "東京", "東京"), ("Costs $", "18", "18"),
+        ("Who?", "Bo", " Bo"),
+        ("Who? ", "Bo", "Bo"),
+        ("Who?\n", "Bo", "Bo"),
+        ("", "Bo", "Bo"),
+        ("Who?", " Bo", " Bo"),
+        ("Who? ", " Bo", "Bo"),
+        ("He said (", "no", "no"),
+        ("Yes", ".", "."),
+        ("首都は", "東京", "東京"),
+        ("Costs $", "18", "18"),
         ("Costs", "$18", " $18"),
     ],
-)  # fmt: skip
+)
 def test_a_space_joins_prompt_and_continuation(prompt, continuation, wanted):
     assert joined(prompt, continuation) == wanted
 

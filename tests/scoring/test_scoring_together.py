@@ -33,8 +33,9 @@ def scene(kind: str, batch_size="auto"):
     }[kind]
     first, second = experts(2, scaling=0.15, **options)
     paths = list(second.modules)[:-3]  # the second lacks some modules
-    second = making.adapter_of("e1", {p: second.modules[p] for p in paths},
-                               kinds=options.get("kinds"))  # fmt: skip
+    second = making.adapter_of(
+        "e1", {p: second.modules[p] for p in paths}, kinds=options.get("kinds")
+    )
     return Scorer(model, word_tokenizer(), batch_size=batch_size), (first, second)
 
 

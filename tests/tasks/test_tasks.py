@@ -46,10 +46,11 @@ FULL = {
 def write(tmp_path: Path, *lines: str | bytes | dict) -> Path:
     path = tmp_path / "mayors.jsonl"
     encoded = [
-        line if isinstance(line, bytes) else
-        (line if isinstance(line, str) else json.dumps(line)).encode()
+        line
+        if isinstance(line, bytes)
+        else (line if isinstance(line, str) else json.dumps(line)).encode()
         for line in lines
-    ]  # fmt: skip
+    ]
     path.write_bytes(b"\n".join(encoded) + b"\n")
     return path
 
@@ -160,9 +161,15 @@ def test_probe_file(tmp_path):
     path.write_text("Who is Ada?\tBo\nUlm\n\nCy\t\n", encoding="utf-8")
     probe = load_probe(path)
     assert [(i.prompt, i.answer) for i in probe.items] == [
-        ("Who is Ada?", "Bo"), ("Ulm", None), ("Cy", None)]  # fmt: skip
-    for text, message in {"a\tb\tc\n": "line 1: more than one tab", "\n": "no prompt",
-                          "x\n\tb\n": "line 2: nothing stands before"}.items():  # fmt: skip
+        ("Who is Ada?", "Bo"),
+        ("Ulm", None),
+        ("Cy", None),
+    ]
+    for text, message in {
+        "a\tb\tc\n": "line 1: more than one tab",
+        "\n": "no prompt",
+        "x\n\tb\n": "line 2: nothing stands before",
+    }.items():
         path.write_text(text, encoding="utf-8")
         with pytest.raises(TaskError, match=re.escape(message)):
             load_probe(path)
@@ -178,9 +185,27 @@ def squad(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-@given(st.lists(st.sampled_from(
-    ["The", "a", "An", "cat", "Cat,", "U.S.", "(dog)", "it's", "x-ray", "17", "$20", "1,000", "b!"]
-)))  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "The",
+                "a",
+                "An",
+                "cat",
+                "Cat,",
+                "U.S.",
+                "(dog)",
+                "it's",
+                "x-ray",
+                "17",
+                "$20",
+                "1,000",
+                "b!",
+            ]
+        )
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_normalisation_is_that_of_squad(words):
     text = " ".join(words)
@@ -191,13 +216,27 @@ def test_normalisation_is_that_of_squad(words):
 @pytest.mark.parametrize(
     ("said", "gold", "same"),
     [
-        ("1,000", "1000", True), ("$18.", "18", True), ("18.00", "18", True), ("3.5", "35", False),
-        ("-5", "5", False), ("\u22125", "-5", True), ("+5", "5", True), (".5", "0.50", True),
-        ("-$1,234.50", "-1234.5", True), ("20%", "20", True), ("-0.0", "0", True),
-        ("007", "7", False), ("A", "B", False), ("A", "a", True), ("The", "A", False),
-        ("“Ulm”.", "ulm", True), ("", "x", False), ("?", "!", False), ("the Ulm", "Ulm", True),
+        ("1,000", "1000", True),
+        ("$18.", "18", True),
+        ("18.00", "18", True),
+        ("3.5", "35", False),
+        ("-5", "5", False),
+        ("\u22125", "-5", True),
+        ("+5", "5", True),
+        (".5", "0.50", True),
+        ("-$1,234.50", "-1234.5", True),
+        ("20%", "20", True),
+        ("-0.0", "0", True),
+        ("007", "7", False),
+        ("A", "B", False),
+        ("A", "a", True),
+        ("The", "A", False),
+        ("“Ulm”.", "ulm", True),
+        ("", "x", False),
+        ("?", "!", False),
+        ("the Ulm", "Ulm", True),
     ],
-)  # fmt: skip
+)
 def test_equal_answers(said, gold, same):
     assert exact_match(said, ["never", gold]) is same
 

@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "evaluation"]
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
 Interval = tuple[float, float]
+Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
 
 
 @dataclass(frozen=True)

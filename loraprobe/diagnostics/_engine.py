@@ -25,11 +25,10 @@ from loraprobe.diagnostics._diagnostic import (
 )
 from loraprobe.errors import UsageError
 from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
-from loraprobe.records import Measurement
+from loraprobe.records import Measurement, Progress
 from loraprobe.registry import name_of
 
 D = TypeVar("D", bound=Diagnostic)
-Progress = Callable[[str, int, int], None]
 
 
 def diagnose(

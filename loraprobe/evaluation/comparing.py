@@ -14,7 +14,6 @@ from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.evaluation.table import Column, Table, tabulate
-from loraprobe.intervals import wilson
 from loraprobe.records import Comparison, Gain, Interval, ItemResult, Score
 
 POWER = 0.8
@@ -54,7 +53,7 @@ def _score(
     task, part = mine[0].task, mine[0].part
     values = np.array([r.value for r in mine])
     table = tabulate(mine, [(system.name, part)])
-    interval = wilson if table.bounded else statistics.mean_interval
+    interval = statistics.wilson if table.bounded else statistics.mean_interval
     kept = None
     if several and system.kind != "base":
         kept = retention(list(chain(*cell.values())), systems, system.name, task, part, level=level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,15 +12,13 @@ from loraprobe.evaluation.chain import ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.evaluation.systems import System
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
 
 BATCH = 256  # questions between two appends to the ledger
-
-Progress = Callable[[str, int, int], None]
 
 
 class Answering(Protocol):

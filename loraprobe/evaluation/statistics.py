@@ -1,32 +1,41 @@
-"""Intervals for paired differences, proportions and ratios: they behave at 0 and 1, and respect
-clusters and the choice of the best.
+"""Intervals for proportions, means, paired differences and ratios of clustered items.
+
+They are defined where every item is right or wrong, and they account for clusters and for the
+choice of the best of several systems.
+
+*One share.* Wilson's interval, with the number of items divided by the design effect.
 
 *One pair.* Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of
-binomial proportions based on paired data": one observation is added in each direction, which
-gives mean m = n d / (n + 2), variance ((n q + 2) / (n + 2) - m^2) / (n + 2) with d the difference
-and q the share of items on which the two differ, and m +- z sqrt(variance).
+binomial proportions based on paired data": one observation is added in each direction. This gives
+the mean m = n d / (n + 2), the variance ((n q + 2) / (n + 2) - m^2) / (n + 2) and the interval
+m +- z sqrt(variance). d is the difference and q is the share of items on which the two differ.
 
 *Clusters.* Items of one cluster (a person, a document) are not independent. The design effect
-D = sum_g (sum_{i in g} (x_i - d))^2 / sum_i (x_i - d)^2 says how many times the variance grows;
-n / D takes the place of n above, and Student's t with the effective number of clusters
-(sum n_g)^2 / sum n_g^2 less one takes the place of z. The two added observations count as whole
-clusters, so that D is defined without any difference too, and D is never taken below 1. With
-every item its own cluster D = 1 and z stays: this is Bonett and Price again. A percentile
-bootstrap of clusters would collapse to a point where all items agree, which is why it is not used.
+D = sum_g (sum_{i in g} (x_i - d))^2 / sum_i (x_i - d)^2 is the factor by which the variance grows.
+n / D replaces n above. Student's t replaces z; its degrees of freedom are the effective number of
+clusters (sum n_g)^2 / sum n_g^2, less one. The two added observations count as whole clusters, so
+that D is also defined without any difference. D is never below 1. If every item is its own
+cluster, D is 1 and z stays, which is the interval of Bonett and Price. A percentile bootstrap of
+clusters is not used, because it collapses to a point where all items agree.
 
 *Many pairs.* Critical values for the largest of many studentised differences come from the
 Gaussian multiplier bootstrap over clusters (Chernozhukov, Chetverikov and Kato 2013). Its draws
 sum_g e_g u_g with e_g standard normal are exactly normal with covariance U^T U given the data, so
-they are drawn from that covariance at once.
+they are drawn from that covariance directly.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import special
 
-from loraprobe.intervals import Array, Integers, cluster_sums, design_effect, quantile
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Labels = NDArray[Any]  # one label an item; items with equal labels form one cluster
 
 DRAWS = 10_000
 PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
@@ -67,7 +76,7 @@ class Estimates:
 
 
 def estimate(
-    x: Array, clusters: Integers, strata: Integers | None = None, *, bounded: bool = True
+    x: Array, clusters: Labels, strata: Integers | None = None, *, bounded: bool = True
 ) -> Estimates:
     """Estimates of the mean of each column of `x` [items, P]; NaN where a pair lacks an item.
 
@@ -96,7 +105,7 @@ def estimate(
     )
 
 
-def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
+def _stratum(x: Array, clusters: Labels, bounded: bool) -> Estimates:
     """`estimate` for a single task."""
     present = np.isfinite(x)
     n = present.sum(0)
@@ -105,14 +114,14 @@ def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
     mean = np.where(present, x, 0.0).sum(0) / n
     deviations = np.where(present, x - mean, 0.0)
     _, index = np.unique(clusters, return_inverse=True)
-    sums, sizes = cluster_sums(deviations, index), cluster_sums(present.astype(float), index)
+    sums, sizes = _cluster_sums(deviations, index), _cluster_sums(present.astype(float), index)
     typical = (sizes**2).sum(0) / n  # size of the cluster of a random item
     df = float("inf")
     if not bounded or sizes.max() > 1:
         df = float((n / typical).min()) - 1
     between, within = (sums**2).sum(0), (deviations**2).sum(0)
     if bounded:
-        effect = design_effect(between, within, typical, PSEUDO)
+        effect = _design_effect(between, within, typical, PSEUDO)
         size = n / effect
         center = size * mean / (size + PSEUDO)
         square = (size * (np.where(present, x, 0.0) ** 2).sum(0) / n + PSEUDO) / (size + PSEUDO)
@@ -120,7 +129,7 @@ def _stratum(x: Array, clusters: Integers, bounded: bool) -> Estimates:
         pseudo = PSEUDO * typical / n**2
     else:
         count = (sizes > 0).sum(0)
-        center, size = mean, n / design_effect(between, within, typical, 0.0)
+        center, size = mean, n / _design_effect(between, within, typical, 0.0)
         se = np.sqrt(between * count / np.maximum(count - 1, 1)) / n
         pseudo = np.zeros_like(mean)
     return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded)
@@ -163,7 +172,30 @@ def largest(
     return max(float(lower), single), max(float(upper), single), max(float(both), single)
 
 
-def mean_interval(x: Array, clusters: Integers, level: float = 0.95) -> tuple[float, float]:
+def wilson(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for the share of ones in `x` [items], with n divided by the design effect.
+
+    Half a success and half a failure are added, which together count as one cluster. They define
+    the design effect where the share is 0 or 1. Student's t replaces z if a cluster holds more
+    than one item.
+    """
+    n, share = len(x), float(np.mean(x))
+    deviations = (x - share)[:, None]
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = _cluster_sums(deviations, index)
+    sizes = np.bincount(index)
+    typical = np.array([(sizes**2).sum() / n])
+    effect = _design_effect((sums**2).sum(0), (deviations**2).sum(0), typical, 1.0)
+    size = n / float(effect[0])
+    z = quantile((1 + level) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
+    if np.isinf(z):
+        return 0.0, 1.0
+    middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def mean_interval(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, float]:
     """The cluster-robust t interval for the mean of `x` [items] (losses)."""
     found = estimate(x[:, None], clusters, bounded=False)
     low, high = found.interval(found.critical(level))
@@ -171,7 +203,7 @@ def mean_interval(x: Array, clusters: Integers, level: float = 0.95) -> tuple[fl
 
 
 def ratio(
-    u: Array, w: Array, clusters: Integers, level: float = 0.95
+    u: Array, w: Array, clusters: Labels, level: float = 0.95
 ) -> tuple[float, tuple[float, float]] | None:
     """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
 
@@ -198,3 +230,28 @@ def ratio(
         return None
     ends = sorted((-b + sign * np.sqrt(inside)) / (2 * a) for sign in (-1, 1))
     return point, (float(ends[0]), float(ends[1]))
+
+
+def quantile(probability: float, df: float) -> float:
+    """Quantile of Student's t; of the normal for infinite df; infinite for df of 0 or less."""
+    if df <= 0:
+        return float("inf")
+    return float(special.ndtri(probability) if np.isinf(df) else special.stdtrit(df, probability))
+
+
+def _design_effect(between: Array, within: Array, typical: Array, pseudo: float) -> Array:
+    """The factor by which clusters increase the variance, at least 1.
+
+    `pseudo` observations are added, each as a whole cluster of the typical size. Without any
+    variation the effect is therefore that of clusters whose items are all equal.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        effect = (between + pseudo * typical) / (within + pseudo)
+    return np.maximum(np.where(np.isfinite(effect), effect, typical), 1.0)
+
+
+def _cluster_sums(x: Array, index: Integers) -> Array:
+    """Sums of the rows of x [items, P] by cluster: [clusters, P]; index [items] numbers them."""
+    sums = np.zeros((int(index.max()) + 1, x.shape[1]))
+    np.add.at(sums, index, x)
+    return sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from loraprobe.merging._full_weights import Parameter, merge_full_weights, merge
 from loraprobe.merging._memory import check_memory
 from loraprobe.merging._method import MergeMethod
 from loraprobe.merging._module import Choices, MergedModule, merge_module
-from loraprobe.records import AdapterSummary, Issue
+from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
-
-Progress = Callable[[str, int, int], None]
 
 # A merge warns if the rank lost more than this share of the delta (Frobenius norm).
 COMPRESSION_LIMIT = 0.1

@@ -27,9 +27,9 @@ from loraprobe.pipeline.examination import Examination, check, examine
 from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
 from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import merge_by, merge_figures
-from loraprobe.pipeline.session import Progress, Session
+from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import general_of, prepare
-from loraprobe.records import Audit, Issue, Measurement
+from loraprobe.records import Audit, Issue, Measurement, Progress
 
 if TYPE_CHECKING:
     from loraprobe.compatibility.identity import Purpose

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,9 +12,7 @@ import torch
 
 from loraprobe._version import __version__
 from loraprobe.options import Options
-from loraprobe.records import Provenance
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
+from loraprobe.records import Progress, Provenance
 
 
 @dataclass

@@ -31,9 +31,9 @@ from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, load_scorer
-from loraprobe.pipeline.session import Progress, Session
+from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.records import WeightSearch
+from loraprobe.records import Progress, WeightSearch
 from loraprobe.routing.constant import ConstantGates
 
 if TYPE_CHECKING:

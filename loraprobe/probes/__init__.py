@@ -15,7 +15,7 @@ from loraprobe.probes._forecast import forecast
 from loraprobe.probes._probe import CoverageProbe, ProbeContext, Request
 from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._taskless import probe_without_task
-from loraprobe.records import Coverage, ItemResult
+from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def cover(
     results: Sequence[ItemResult] = (),
     probes: Sequence[str | CoverageProbe] | None = None,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
     """The figures of all probes (or of `probes`) on every task, task by task.
 

@@ -11,14 +11,14 @@ network. The answers are judged and compared as evaluation judges and compares t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, questions
-from loraprobe.records import Forecast, Gain, ItemResult
+from loraprobe.records import Forecast, Gain, ItemResult, Progress
 from loraprobe.scoring import LogitEnsemble, score_together, write_together
 from loraprobe.tasks import Task, answered, read_answer
 
@@ -42,7 +42,7 @@ def forecast(
     max_new_tokens: int | None = None,
     items: int = ITEMS,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Forecast, ...]:
     """One row a composition: its gain over the best of base and singles, on the form that gains
     more.

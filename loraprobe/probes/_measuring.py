@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.probes._names import MadeUpNames, words_of
 from loraprobe.probes._probe import CoverageProbe, ProbeContext, Request
-from loraprobe.records import Coverage, ItemResult
+from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-
-Progress = Callable[[str, int, int], None]
 
 
 def cover_tasks(

@@ -1,21 +1,25 @@
-"""What a coverage probe is: requests to the base, and rows made of its answers.
+"""The interface of coverage probes: requests to the base model, and rows made from its answers.
 
-Each probe says beforehand which continuations it wants scored. `cover` collects the requests of
-all probes and tasks and scores each distinct one once, in one pass over the base. A probe that
-reads only the accuracies of base and single adapters requests nothing.
+A probe first lists the continuations that it wants scored. `cover` collects the requests of all
+probes and tasks and scores each distinct request once, in one pass over the base. A probe that
+only reads the accuracies of the base and the single adapters requests nothing.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
+
+from loraprobe.evaluation import statistics
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.probes._names import MadeUpNames
-from loraprobe.records import Coverage, ItemResult
+from loraprobe.records import Coverage, Interval, ItemResult
 from loraprobe.tasks import Task, normalize_answer
 
 BASE = "base"
@@ -24,9 +28,9 @@ MOST_ITEMS = 100  # a probe's figure needs no more items; a larger part is sampl
 
 @dataclass(frozen=True)
 class Request:
-    """How likely does the base find this continuation of this prompt?
+    """Asks how likely the base model finds this continuation of this prompt.
 
-    `raw` asks without the chat template, for texts that are no question.
+    raw: ask without the chat template, for texts that are not questions.
     """
 
     prompt: str
@@ -54,7 +58,7 @@ class Part:
         )
 
     def guess(self) -> float | None:
-        """What always giving the best constant answer scores; chance among choices if all have."""
+        """The accuracy of the best constant answer; of a random choice if all have choices."""
         if not self.questions:
             return None
         if all(choices_of(q) for q in self.questions):
@@ -68,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class ProbeContext:
-    """One task as probes see it: its parts, the results so far, and the seed of all choices."""
+    """One task, the results of base and adapters on it, and the seed of all random draws."""
 
     task: Task
     adapters: tuple[str, ...]
@@ -78,7 +82,7 @@ class ProbeContext:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The composed question, then the hops, with gold answers put into later hops."""
+        """The composed question, then the hops; later hops contain gold answers of earlier ones."""
         found: dict[str, list[Question]] = {"target": []}
         for question in questions([self.task]):
             if question.part != "cot":
@@ -98,7 +102,7 @@ class ProbeContext:
         return tuple(part.questions[i] for i in chosen)
 
     def right(self, system: str, part: Part) -> dict[str, float]:
-        """Item -> 1.0 or 0.0 of one system; empty where it was not measured (or by losses)."""
+        """Item -> 1.0 or 0.0 of one system; empty if it was not measured, or only by losses."""
         return {
             row.item: row.value
             for row in self.results
@@ -119,24 +123,44 @@ class CoverageProbe:
     paper: ClassVar[str]
 
     def requests(self, context: ProbeContext) -> Iterable[Request]:
-        """What has to be scored; nothing by default."""
+        """The continuations that have to be scored; none by default."""
         return ()
 
     def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        """The probe's figures; `likely` holds a Likelihood for each of its requests."""
+        """The probe's figures. likely: a Likelihood for each of the probe's requests."""
         raise NotImplementedError
 
 
 def choices_of(question: Question) -> tuple[str, ...]:
-    """The choices of a question; hops are answered in words and have none."""
+    """The choices of a question; () for hops, which are answered in words."""
     return question.item.choices if question.part == "target" else ()
 
 
-def clusters_of(asked: Sequence[Question]) -> list[str]:
-    """The cluster of each question's item."""
-    return [question.item.cluster for question in asked]
-
-
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
+    """The mean; None if there are no values."""
     return sum(values) / len(values) if values else None
+
+
+def mean_row(
+    name: str,
+    task: str,
+    values: Sequence[float],
+    clusters: Sequence[Any],
+    *,
+    hop: int | None = None,
+    adapters: tuple[str, ...] = (),
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    baseline: float | None = None,
+) -> Coverage:
+    """The row of a mean over items with its cluster-robust t interval (95 %).
+
+    clusters: a label for each value; values with equal labels form one cluster. With fewer than
+    two clusters there is no interval. bounds: the smallest and the largest possible mean.
+    """
+    interval: Interval | None = None
+    if len(set(clusters)) > 1:
+        low, high = statistics.mean_interval(
+            np.array(values, dtype=float), np.array(clusters, dtype=str)
+        )
+        interval = max(bounds[0], low), min(bounds[1], high)
+    return Coverage(name, task, mean(values), len(values), hop, adapters, interval, baseline)

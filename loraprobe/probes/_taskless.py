@@ -1,19 +1,20 @@
-"""Probes without a task: how much of what adapters say the base would say itself.
+"""Probes without a task: compares the adapters' answers to prompts with those of the base.
 
-The adapters' own answers serve as questions to the base; they are not the truth, so nothing here
-says that a composition will work.
+The base scores the adapters' own answers. These need not be true, so no row here shows that a
+composition will work.
 
-Rows, all of task "probe" and with the adapter they are about (none: all of them together):
+The task of all rows is "probe". A row names the adapter that it describes, or none if it describes
+all adapters together:
 
 familiarity        share of the tokens of adapters' own answers that are the base's first choice
 own_answer_margin  p(top) - p(own) under the base, at the first token of the adapter's own answer
-own_answer_rank    median place of that token among the base's choices; 1 is its first
+own_answer_rank    median rank of that token under the base; 1 is the base's first choice
 kl_to_base         KL(base || adapter) of the first token after each prompt, in nats
 name_swap          how much likelier the base finds the answer after the prompt's real names than
-                   after made-up ones, in nats (capitalised spans serve as names)
-cross_talk         (a, b): mean KL(base || a) over mean KL(base || b) on the prompts of b, on
-                   which b moves the base most; 0 is none, 1 as much as b itself
-answer_margin      as the probe of that name, where the probe file gives answers
+                   after made-up names, in nats (capitalised spans serve as names)
+cross_talk         (a, b): mean KL(base || a) / mean KL(base || b) on the prompts for which b has
+                   the largest KL; 0 means no effect of a, 1 an effect as large as b's
+answer_margin      as the probe of that name, if the probe file gives answers
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.probes._measuring import ask
 from loraprobe.probes._names import MadeUpNames, capitalised_spans, words_of
-from loraprobe.probes._probe import Request, mean
-from loraprobe.probes._statistics import mean_interval
+from loraprobe.probes._probe import Request, mean_row
 from loraprobe.probes.answer_margin import first_margin
-from loraprobe.records import Coverage
+from loraprobe.records import Coverage, Progress
 from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
@@ -38,21 +39,20 @@ if TYPE_CHECKING:
 TASK = "probe"
 ANSWER_TOKENS = 16
 
-_SHARE, _ANYWHERE = (0.0, 1.0), (-math.inf, math.inf)
 _BOUNDS = {
-    "familiarity": _SHARE,
-    "own_answer_margin": _SHARE,
-    "answer_margin": _SHARE,
+    "familiarity": (0.0, 1.0),
+    "own_answer_margin": (0.0, 1.0),
+    "answer_margin": (0.0, 1.0),
     "kl_to_base": (0.0, math.inf),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeAnswers:
-    """The answers of base and adapters to each prompt.
+    """The adapters' answers to the n prompts, and how their first tokens differ from the base's.
 
-    `answers`: adapter -> prompt's index -> its own answer, where it gave one. `kl`: adapter ->
-    [n] divergences of its first token from the base's.
+    golds: the right answers, None where not known. answers: adapter -> index of the prompt -> the
+    adapter's answer, if it is not blank. kl: adapter -> [n] KL(base || adapter) of the first token.
     """
 
     prompts: tuple[str, ...]
@@ -68,14 +68,12 @@ def probe_without_task(
     *,
     single: Callable[[Any], Any],
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
-    """What base and adapters say to the prompts of a probe; see the module for the rows.
+    """The rows that the module's docstring lists, for the prompts of a probe.
 
     single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
     """
-    from loraprobe.probes._measuring import ask
-
     unique = {item.prompt: item.answer for item in reversed(probe.items)}
     prompts = tuple(dict.fromkeys(item.prompt for item in probe.items))
     golds = tuple(unique[prompt] for prompt in prompts)
@@ -91,7 +89,7 @@ def probe_without_task(
     likely = ask(scorer, requests, progress)
     return (
         *_own_answers(replies, likely),
-        *_divergence(replies),
+        *(_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in replies.kl.items()),
         *_swaps(replies, swaps, likely),
         *_cross_talk(replies),
         *_known_answers(replies, likely),
@@ -104,9 +102,9 @@ def _replies_of(
     prompts: tuple[str, ...],
     golds: tuple[str | None, ...],
     single: Callable[[Any], Any],
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> ProbeAnswers:
-    """Each adapter's own greedy first line, and how its first token differs from the base's."""
+    """Each adapter's greedy first line and KL of its first token; one adapter at a time."""
     base = scorer.first_token_distribution(prompts)
     answers: dict[str, dict[int, str]] = {}
     kl: dict[str, list[float]] = {}
@@ -115,7 +113,7 @@ def _replies_of(
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
             own = scorer.first_token_distribution(prompts)
         answers[adapter.name] = {i: text for i, text in enumerate(texts) if text.strip()}
-        # Clamped, so that a token that both rule out (-inf) adds 0 and not NaN.
+        # Clamped, so that a token to which both give -inf adds 0 and not NaN.
         gap = base.clamp_min(-1e4) - own.clamp_min(-1e4)
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
         if progress is not None:
@@ -147,12 +145,8 @@ def _own_answers(replies: ProbeAnswers, likely: Mapping[Request, Any]) -> list[C
     return [_row("familiarity", pooled, (), clusters), *rows]
 
 
-def _divergence(replies: ProbeAnswers) -> list[Coverage]:
-    return [_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in replies.kl.items()]
-
-
 def _swapped(replies: ProbeAnswers, names: MadeUpNames) -> dict[str, dict[int, Request]]:
-    """adapter -> prompt's index -> its own answer after the prompt with made-up names."""
+    """adapter -> index of the prompt -> request for its answer after the made-up names."""
     found: dict[str, dict[int, Request]] = {}
     for name, own in replies.answers.items():
         for i, answer in own.items():
@@ -203,7 +197,9 @@ def _known_answers(replies: ProbeAnswers, likely: Mapping[Request, Any]) -> list
     return [_row("answer_margin", margins, (), known)] if known else []
 
 
-def _row(name: str, values: Sequence[float], adapters: tuple[str, ...], prompts: Any) -> Coverage:
-    """A mean over prompts; answers to one prompt are one cluster."""
-    ci = mean_interval(values, [str(i) for i in prompts], _BOUNDS.get(name, _ANYWHERE))
-    return Coverage(name, TASK, mean(values), len(values), adapters=adapters, ci95=ci)
+def _row(
+    name: str, values: Sequence[float], adapters: tuple[str, ...], prompts: Iterable[int]
+) -> Coverage:
+    """The row of a mean; the answers to one prompt form one cluster."""
+    bounds = _BOUNDS.get(name, (-math.inf, math.inf))
+    return mean_row(name, TASK, values, list(prompts), adapters=adapters, bounds=bounds)

@@ -1,4 +1,4 @@
-"""How far the base's first choice lies above the right answer."""
+"""Measures how much more likely the base finds its first choice than the right answer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.probes._probe import (
-    MOST_ITEMS,
-    CoverageProbe,
-    ProbeContext,
-    Request,
-    clusters_of,
-    mean,
-)
-from loraprobe.probes._statistics import mean_interval
+from loraprobe.probes._probe import MOST_ITEMS, CoverageProbe, ProbeContext, Request, mean_row
 from loraprobe.records import Coverage
 
 
@@ -23,9 +15,10 @@ from loraprobe.records import Coverage
 class AnswerMargin(CoverageProbe):
     """p(top) - p(gold) under the base at the answer's first token, averaged over items.
 
-    0 where the base's first choice is the right answer, near 1 where it is sure of another; small
-    too where it is sure of nothing, so read it together with `gold_rank`. Of several accepted
-    answers the likeliest counts. `items`: the most items of each part that are asked.
+    It is 0 if the base's first choice is the right answer, and near 1 if the base is sure of a
+    wrong one. It is also small if the base is sure of nothing, so read it together with
+    `gold_rank`. Of several accepted answers the likeliest counts. items: the largest number of
+    items of each part that are asked.
     """
 
     items: int = MOST_ITEMS
@@ -46,9 +39,14 @@ class AnswerMargin(CoverageProbe):
             for question in asked:
                 found = [likely[Request(question.prompt, answer)] for answer in question.answers]
                 margins.append(min(first_margin(answer) for answer in found))
-            ci = mean_interval(margins, clusters_of(asked), (0.0, 1.0))
-            yield Coverage(
-                "answer_margin", context.task.name, mean(margins), len(asked), part.hop, ci95=ci
+            clusters = [question.item.cluster for question in asked]
+            yield mean_row(
+                "answer_margin",
+                context.task.name,
+                margins,
+                clusters,
+                hop=part.hop,
+                bounds=(0.0, 1.0),
             )
 
 

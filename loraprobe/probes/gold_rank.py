@@ -1,4 +1,4 @@
-"""Where the right answer stands among answers of its kind."""
+"""Measures the rank of the right answer among wrong answers of the same kind."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from loraprobe.probes._probe import (
     Request,
     choices_of,
     mean,
+    mean_row,
 )
-from loraprobe.probes._statistics import mean_interval
 from loraprobe.records import Coverage
 from loraprobe.tasks import normalize_answer
 
 
 @dataclass(frozen=True)
 class GoldRank(CoverageProbe):
-    """Rank of the right answer, by log-probability a token, among distractors of its type.
+    """Rank of the right answer, by log-probability per token, among distractors.
 
-    Distractors are answers of the task's other items to the same part (or the item's other
-    choices), drawn by the seed: a city stands among cities, so knowing what kind of thing is asked
-    for helps nobody. 1 is first; ties share the middle rank; `baseline` is what guessing gives,
-    (distractors + 2) / 2. `distractors`: how many, at most. `items`: the most items of each part
-    that are asked.
+    Distractors are the answers of the task's other items to the same part, or the item's other
+    choices, drawn by the seed. A city is therefore compared with cities, so it does not help to
+    know which kind of thing is asked for. Rank 1 is best and ties share the middle rank. `baseline`
+    is the expected rank of a guess, (distractors + 2) / 2. distractors: their largest number.
+    items: the largest number of items of each part that are asked.
     """
 
     distractors: int = 9
@@ -68,13 +68,13 @@ class GoldRank(CoverageProbe):
                 guesses.append((len(drawn) + 2) / 2)
                 clusters.append(question.item.cluster)
             if ranks:
-                yield Coverage(
+                yield mean_row(
                     "gold_rank",
                     context.task.name,
-                    mean(ranks),
-                    len(ranks),
-                    part.hop,
-                    ci95=mean_interval(ranks, clusters, (1.0, self.distractors + 1.0)),
+                    ranks,
+                    clusters,
+                    hop=part.hop,
+                    bounds=(1.0, self.distractors + 1.0),
                     baseline=mean(guesses),
                 )
 

@@ -1,4 +1,4 @@
-"""Who knows which step."""
+"""Measures which hops the base and each adapter know."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
+from loraprobe.evaluation.statistics import wilson
 from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, Request, mean
-from loraprobe.probes._statistics import share_interval
 from loraprobe.records import Coverage
 
 
 @dataclass(frozen=True)
 class HopAccuracy(CoverageProbe):
-    """Share of items on which the base, and each adapter alone, answers a hop right.
+    """Share of items for which the base, and each adapter alone, answers a hop correctly.
 
-    Hops are asked with gold answers of earlier hops. `baseline` is what always giving the
-    commonest answer scores.
+    Prompts of later hops contain the gold answers of earlier hops. `baseline` is the accuracy of
+    always giving the most frequent answer.
     """
 
     formula: ClassVar[str] = "mean_i [answer_i is right]"
@@ -40,6 +42,6 @@ class HopAccuracy(CoverageProbe):
                     len(hits),
                     part.hop,
                     () if system == BASE else (system,),
-                    share_interval(hits, [clusters[i] for i in items]),
+                    wilson(np.array(hits), np.array([clusters[i] for i in items])),
                     part.guess(),
                 )

@@ -1,4 +1,4 @@
-"""Whether the base has seen such texts: Min-K%++."""
+"""Measures with Min-K%++ whether the base has seen such texts in pretraining."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from loraprobe.probes._probe import (
     CoverageProbe,
     ProbeContext,
     Request,
-    clusters_of,
     mean,
+    mean_row,
 )
-from loraprobe.probes._statistics import mean_interval
 from loraprobe.records import Coverage
 from loraprobe.scoring import joined
 
 
 @dataclass(frozen=True)
 class MinKPlusPlus(CoverageProbe):
-    """Min-K%++ of prompt and right answer read as one text, averaged over items.
+    """Min-K%++ of prompt and right answer as one text, averaged over items.
 
-    Each token's log-probability is normalised by mean and standard deviation of log p over the
-    vocabulary at its position, and the lowest `k` of them are averaged; higher means likelier to
-    have been seen in pretraining. The level depends on base and wording, so `baseline` holds the
-    same texts with made-up names (where items list `entities`). `items`: the most items
-    of each part that are asked.
+    Each token's log-probability is normalised by the mean and the standard deviation of log p over
+    the vocabulary at its position. The lowest share `k` of these values is averaged. A higher value
+    means that the text was more likely seen in pretraining. The level depends on the base and on
+    the wording, so `baseline` is the value of the same texts with made-up names, if all items list
+    `entities`. items: the largest number of items of each part that are asked.
     """
 
     k: float = 0.2
@@ -55,20 +54,19 @@ class MinKPlusPlus(CoverageProbe):
             real = [self.of(likely[_text(q.prompt, q.answers[0])]) for q in asked]
             swaps = [swap for q in asked if (swap := _swapped(context, q)) is not None]
             made_up = [self.of(likely[swap]) for swap in swaps]
-            yield Coverage(
+            yield mean_row(
                 "min_k_plus_plus",
                 context.task.name,
-                mean(real),
-                len(asked),
-                part.hop,
-                ci95=mean_interval(real, clusters_of(asked)),
+                real,
+                [question.item.cluster for question in asked],
+                hop=part.hop,
                 baseline=mean(made_up) if len(made_up) == len(asked) else None,
             )
 
     def of(self, likelihood: Any) -> float:
-        """The figure of one text from its tokens' log-probabilities and their moments."""
+        """Min-K%++ of one text."""
         tokens = zip(likelihood.token_logprobs, likelihood.mean, likelihood.std, strict=True)
-        # A position where the model is certain has no spread; what it is certain of scores 0.
+        # The deviation is 0 where the model is certain; the token that it expects then scores 0.
         scores = sorted((logp - mu) / max(sigma, 1e-6) for logp, mu, sigma in tokens)
         lowest = scores[: max(1, int(len(scores) * self.k))]
         return sum(lowest) / len(lowest)

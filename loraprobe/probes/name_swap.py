@@ -1,4 +1,4 @@
-"""Whether the base knows the names that a question is about."""
+"""Measures whether the base knows the names in a question."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from loraprobe.probes._probe import (
     Part,
     ProbeContext,
     Request,
-    mean,
+    mean_row,
 )
-from loraprobe.probes._statistics import mean_interval
 from loraprobe.records import Coverage
 
 
 @dataclass(frozen=True)
 class NameSwap(CoverageProbe):
-    """How much likelier the right answer is after the real names than after made-up ones.
+    """How much likelier the right answer is after the real names than after made-up names.
 
-    In nats of the whole answer, under the base; made-up names are as many tokens long. A name of
-    the prompt that the answer repeats is replaced there too, so that copying cancels.
+    The difference is in nats of the whole answer, under the base. Made-up names have as many tokens
+    as the real ones. A name of the prompt that the answer repeats is replaced in the answer too, so
+    that copying has no effect.
 
-    0 where the names mean nothing to the base; large where it ties the answer to them. Only items
-    that list `entities` count, and only parts whose prompt names one. `items`: the most
-    items of each part that are asked.
+    It is 0 if the names mean nothing to the base, and large if the base connects the answer with
+    them. Only items that list `entities` count, and only parts whose prompt contains one. items:
+    the largest number of items of each part that are asked.
     """
 
     items: int = MOST_ITEMS
@@ -52,20 +52,19 @@ class NameSwap(CoverageProbe):
                 differences.append(real - swapped)
                 clusters.append(question.item.cluster)
             if differences:
-                yield Coverage(
+                yield mean_row(
                     "name_swap",
                     context.task.name,
-                    mean(differences),
-                    len(differences),
-                    part.hop,
-                    ci95=mean_interval(differences, clusters),
+                    differences,
+                    clusters,
+                    hop=part.hop,
                     baseline=0.0,
                 )
 
     def _swaps(
         self, context: ProbeContext, part: Part
     ) -> Iterable[tuple[Question, list[tuple[Request, Request]]]]:
-        """Each question that names something, with its answers asked for really and swapped."""
+        """Questions with names; for each answer the request with real and with made-up names."""
         for question in context.sample(part, self.items):
             pairs = []
             for answer in question.answers:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
 from loraprobe.scoring.continuations import Continuations
 from loraprobe.scoring.encoding import Encoder
@@ -22,7 +23,6 @@ from loraprobe.scoring.generation import (
 )
 from loraprobe.scoring.likelihood import Likelihood, token_statistics
 
-Progress = Callable[[str, int, int], None]
 SAMPLED = 16  # texts drawn at once
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loraprobe.defaults import MARGIN
-from loraprobe.intervals import wilson
+from loraprobe.evaluation.statistics import wilson
 from loraprobe_lab.calibration.page import Results
 
 INK, SOFT, ACCENT = "#222222", "#9a9a9a", "#1f5fa8"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loraprobe.evaluation import System, gain
-from loraprobe.intervals import wilson
+from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
 from loraprobe_lab.experiments.bases import BaseInfo
 from loraprobe_lab.experiments.runner import Asker, adapters_by_name

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from loraprobe.evaluation import System, compare, gain, gains, retention, score, statistics
-from loraprobe.evaluation.statistics import estimate, largest, ratio
-from loraprobe.intervals import wilson
+from loraprobe.evaluation.statistics import estimate, largest, ratio, wilson
 from loraprobe.records import ItemResult
 
 Z = 1.959963984540054
@@ -130,6 +129,17 @@ def test_clusters_only_widen_and_their_names_do_not_matter():
     assert low < plain[0] - 0.05 and high > plain[1] + 0.05
     assert single_interval(x, np.zeros(120, dtype=int)) == (-1, 1), "one cluster says nothing"
     assert wilson((x > 0).astype(float), np.zeros(120, dtype=int)) == (0, 1)
+
+
+@pytest.mark.parametrize("hits", [[1, 0, 0, 1, 1], [1] * 7, [0] * 7])
+def test_wilson_of_copied_items_takes_t_for_z(hits):
+    x = np.array(hits * 3, dtype=float)
+    clusters = np.array([f"person {i}" for i in range(len(hits))] * 3)
+    t = stats.t.ppf(0.975, len(hits) - 1)
+    oracle = stats.binomtest(sum(hits), len(hits)).proportion_ci(
+        2 * stats.norm.cdf(t) - 1, method="wilson"
+    )
+    assert wilson(x, clusters) == pytest.approx((oracle.low, oracle.high))
 
 
 def test_wilson_by_hand():

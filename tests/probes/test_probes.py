@@ -16,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from loraprobe import intervals
 from loraprobe.errors import UsageError
 from loraprobe.probes import PROBES, ProbeContext, cover
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
-from loraprobe.probes._statistics import mean_interval, share_interval
+from loraprobe.probes._probe import mean_row
 from loraprobe.probes.min_k_plus_plus import MinKPlusPlus
 from loraprobe.records import ItemResult
 from loraprobe.scoring import Likelihood
@@ -445,33 +444,19 @@ def test_spans_stand_in_their_text_and_can_be_swapped(text):
 # ---- intervals --------------------------------------------------------------------------------
 
 
-def test_mean_interval_is_students_and_grows_with_clusters():
+def test_the_row_of_a_mean_has_students_interval_which_respects_clusters():
     x = [0.1, 0.5, 0.4, 0.9, 0.2]
     own = [str(i) for i in range(5)]
+
+    def interval(values, clusters, **rest):
+        return mean_row("figure", "task", values, clusters, **rest).ci95
+
     expected = stats.t.interval(0.95, 4, np.mean(x), stats.sem(x))
-    assert mean_interval(x, own) == pytest.approx(expected)
-    # every item three times, as one cluster: nothing was learned
-    assert mean_interval(x * 3, own * 3) == pytest.approx(expected)
-    assert mean_interval([1.0], ["0"]) is None
-    assert mean_interval(x, own, (0.3, 0.5)) == (0.3, 0.5)
-
-
-def test_share_interval_is_wilsons_and_respects_clusters():
-    for hits in ([1, 0, 0, 1, 1], [1] * 7, [0] * 7):
-        own = [str(i) for i in range(len(hits))]
-        wilson = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-        low, high = share_interval(hits, own)
-        assert (low, high) == pytest.approx((wilson.low, wilson.high))
-        # Every item three times, as one cluster: nothing was learned, and t takes the place of z.
-        wider = share_interval(hits * 3, own * 3)
-        t = stats.t.ppf(0.975, len(hits) - 1)
-        level = 2 * stats.norm.cdf(t) - 1
-        by_t = stats.binomtest(sum(hits), len(hits)).proportion_ci(level, method="wilson")
-        assert wider == pytest.approx((by_t.low, by_t.high))
-        numbers = np.repeat(np.arange(len(hits)), 3)
-        same = intervals.wilson(np.repeat(np.array(hits, float), 3), numbers)
-        assert wider == pytest.approx(same)
-    assert share_interval([], []) is None
+    assert interval(x, own) == pytest.approx(expected)
+    # Copies of an item in its own cluster add no information.
+    assert interval(x * 3, own * 3) == pytest.approx(expected)
+    assert interval([1.0], ["0"]) is None
+    assert interval(x, own, bounds=(0.3, 0.5)) == (0.3, 0.5)
 
 
 # ---- a real model -----------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""What those who call a model know of the rows of a batch, for those who look into the pass.
+"""Passes information about the rows of a batch from the caller of a model to its hooks.
 
-Whoever scores continuations knows where each row's prompt ends, and whoever continues cached
-prompts knows which row follows which. Neither stands in the arguments of a model's forward(), so
-it is told here, for as long as a context lasts.
+The arguments of forward() do not say where each row's prompt ends, nor which cached prompt a row
+continues. The caller sets both here for the duration of a context.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _ROWS: ContextVar[tuple[int, ...] | None] = ContextVar("followed_rows", default=
 
 @contextlib.contextmanager
 def prompts_end(ends: Sequence[int]) -> Iterator[None]:
-    """Row i of the batch (padded on the right) is a prompt of ends[i] tokens and what follows."""
+    """Row i of the batch (padded on the right) begins with a prompt of ends[i] tokens."""
     token = _ENDS.set(tuple(ends))
     try:
         yield
@@ -36,10 +35,10 @@ def rows_follow(rows: Sequence[int]) -> Iterator[None]:
 
 
 def prompt_ends() -> tuple[int, ...] | None:
-    """How many tokens of each row are its prompt; None if nobody has said so."""
+    """The number of prompt tokens of each row; None if it was not set."""
     return _ENDS.get()
 
 
 def followed_rows() -> tuple[int, ...] | None:
-    """Which earlier row each row continues; None if nobody has said so."""
+    """The earlier row that each row continues; None if it was not set."""
     return _ROWS.get()

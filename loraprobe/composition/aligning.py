@@ -1,4 +1,4 @@
-"""Adapters brought to the layout of fused projections that a model in memory has."""
+"""Converts adapters to the layout of fused projections that a model in memory has."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _ALIGNED: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictiona
 
 
 def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The adapters with fused layers split or single ones joined where the model has it so.
+    """The adapters with layers split or joined as they are in the model.
 
-    Exact, and noted among an adapter's issues; what cannot be translated stays as it is.
+    The conversion is exact and is noted among an adapter's issues. Layers that cannot be converted
+    stay as they are.
     """
     shapes = {
         path: (int(module.out_features), int(module.in_features))
@@ -31,17 +32,17 @@ def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
 
 
 def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
-    """The composition itself, or with its experts translated where the model lacks their layers."""
-    if all(_there(model, path) for path in composition.paths if may_be_fused(path)):
+    """The composition; its experts are converted if the model lacks some of their layers."""
+    if all(_exists(model, path) for path in composition.paths if may_be_fused(path)):
         return composition
     known = _ALIGNED.setdefault(model, weakref.WeakKeyDictionary())
-    if composition not in known:  # kept, so that what is prepared for it is prepared once
+    if composition not in known:  # kept, so that its layers are prepared only once
         experts = tuple(aligned_to(model, composition.experts))
         known[composition] = replace(composition, experts=experts)
     return known[composition]
 
 
-def _there(model: nn.Module, path: str) -> bool:
+def _exists(model: nn.Module, path: str) -> bool:
     try:
         model.get_submodule(path)
     except AttributeError:

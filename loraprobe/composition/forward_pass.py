@@ -1,14 +1,14 @@
-"""One forward pass of a model, for gates that are decided once for a whole prompt.
+"""The current forward pass of a model, for gates that are decided once for a whole prompt.
 
-A token router whose gates depend on one input alone does not use this module. Where one decision
-is for a whole prompt, the gates ask `current_pass()` for what a single module cannot see: which
-tokens are padding, whether a sequence begins or goes on, and what has been decided already.
+Gates that depend on one token only do not use this module. Gates of a whole prompt call
+`current_pass()` for information that a single module does not have: which tokens are padding,
+whether a sequence begins or continues, and which scores were already decided.
 
-A model's head is an exception: it is given only the tokens whose logits are needed, so it decides
-by the last token of a prompt, which it is always given.
+The model's head receives only the tokens whose logits are needed. It therefore decides by the last
+token of a prompt, which it always receives.
 
-A sequence begins with a pass that has no cache and goes on while that cache grows. Without a cache
-every pass begins anew, whatever its tokens repeat.
+A sequence begins with a pass without a cache and continues while that cache grows. Without a cache
+every pass begins new sequences.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from loraprobe.errors import UsageError
 class Pass:
     """One forward pass of `rows` rows with `tokens` tokens each.
 
-    prompt: [rows, tokens], which tokens are those of a prompt; None where they all are. begins:
-    whether the sequences start in this pass. follows: [rows], the row of the sequences' first pass
-    that each row continues; None if they are the same. decided: the scores [rows, ..., k] that each
-    module, by its path, has decided by for these sequences. problem: why the rows are not known, ""
-    if they are. heads: paths of the model's head; kept: the positions whose tokens the head is
-    given, None for all.
+    prompt: [rows, tokens], which tokens belong to a prompt; None if all do. begins: whether the
+    sequences start in this pass. follows: [rows], the row of the sequences' first pass that each
+    row continues; None if the rows are the same. decided: module path -> scores [rows, ..., k] by
+    which the module decided for these sequences. problem: why the rows are unknown, "" if they are
+    known. heads: paths of the model's head. kept: positions of the tokens that the head receives;
+    None for all.
     """
 
     rows: int
@@ -54,17 +54,17 @@ class Pass:
     def over_prompt(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
         """Means over the prompts' tokens: [rows, ...] of scores [*leading, ...].
 
-        leading: (rows, tokens), or their product where the rows lie one after the other. A head's
-        are scores of the last token of each prompt.
+        leading: (rows, tokens), or their product if the rows are flattened. For a head the result
+        holds the scores of each prompt's last token.
         """
         self.check(path)
         if path in self.heads:
             return self._at_prompts_end(scores, leading, path)
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
             raise UsageError(
-                f"Module {path} reads other tokens than those of the {self.rows} prompts of "
-                f"{self.tokens} tokens (an input of shape {tuple(leading)}), so no gate for a "
-                "whole prompt can be decided there; use per=token."
+                f"Module {path} has an input of shape {tuple(leading)}, which does not fit {self.rows} "
+                f"prompts of {self.tokens} tokens, so it cannot decide a gate for a whole prompt; "
+                "use per=token."
             )
         rest = scores.shape[len(leading) :]
         scores = scores.reshape(self.rows, self.tokens, *rest)
@@ -76,7 +76,7 @@ class Pass:
         return kept.sum(1) / counted.sum(1).clamp_min(1).reshape(-1, *ones)
 
     def _at_prompts_end(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
-        """[rows, ...] of scores [rows, tokens that the head is shown, ...]."""
+        """[rows, ...] of scores [rows, tokens that the head receives, ...]."""
         every = torch.arange(self.tokens)
         shown = every if self.kept is None or leading[-1] == self.tokens else self.kept.cpu()
         last = torch.full((self.rows,), self.tokens - 1)
@@ -85,18 +85,18 @@ class Pass:
         there = shown == last[:, None]
         if tuple(leading) != (self.rows, len(shown)) or not bool(there.any(1).all()):
             raise UsageError(
-                f"The head {path} is not shown the last token of every prompt, so it cannot decide "
-                "for them; use per=token."
+                f"The head {path} does not receive the last token of every prompt, so it cannot "
+                "decide for whole prompts; use per=token."
             )
         index = there.int().argmax(1).to(scores.device)
         return scores[torch.arange(self.rows, device=scores.device), index]
 
     def of_rows(self, scores: Tensor) -> Tensor:
-        """Scores [rows, ...] of the sequences' beginning, as the rows of this pass follow it."""
+        """Scores [rows, ...] of the sequences' first pass, in the order of this pass's rows."""
         return scores if self.follows is None else scores[self.follows.to(scores.device)]
 
     def check(self, path: str) -> None:
-        """Raises UsageError where it cannot be told which sequences the rows are."""
+        """Raises UsageError if it is not known which sequences the rows belong to."""
         if self.problem:
             raise UsageError(f"Module {path}: {self.problem}")
 
@@ -105,7 +105,7 @@ _NOW: ContextVar[Pass | None] = ContextVar("forward_pass", default=None)
 
 
 def current_pass(path: str) -> Pass:
-    """The pass that the composed model is in. Raises UsageError outside of one."""
+    """The current pass of the composed model. Raises UsageError outside of a pass."""
     now = _NOW.get()
     if now is None:
         raise UsageError(
@@ -117,10 +117,10 @@ def current_pass(path: str) -> Pass:
 
 @contextlib.contextmanager
 def following_passes(model: nn.Module) -> Iterator[None]:
-    """While the context lasts, each forward pass of the model can be asked for."""
-    follower = SequenceTracker(model)
-    begin = model.register_forward_pre_hook(follower.begin, with_kwargs=True)
-    end = model.register_forward_hook(follower.end, always_call=True)
+    """`current_pass` works in the model's forward passes while the context lasts."""
+    tracker = SequenceTracker(model)
+    begin = model.register_forward_pre_hook(tracker.begin, with_kwargs=True)
+    end = model.register_forward_hook(tracker.end, always_call=True)
     try:
         yield
     finally:
@@ -129,7 +129,7 @@ def following_passes(model: nn.Module) -> Iterator[None]:
 
 
 class SequenceTracker:
-    """Remembers the sequences that the last beginning pass has opened."""
+    """Remembers the sequences that began in the last pass without a cache."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = list(inspect.signature(model.forward).parameters)
@@ -159,8 +159,8 @@ class SequenceTracker:
                 None,
                 True,
                 {},
-                problem="the model was called with neither "
-                "input_ids nor inputs_embeds, so its prompts cannot be told.",
+                problem="the model was called without input_ids or inputs_embeds, so its prompts "
+                "are unknown.",
             )
         rows, tokens = int(ids.shape[0]), int(ids.shape[1])
         cache = given.get("past_key_values")
@@ -178,31 +178,31 @@ class SequenceTracker:
         return Pass(rows, tokens, None, False, self.decided, follows, problem)
 
     def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
-        """Which rows go on, if it was told, and what is wrong with them."""
-        told = followed_rows()
-        if told is not None:
-            if len(told) != rows or (told and max(told) >= self.rows):
-                return None, "the rows said to follow the prompts are not those of this batch."
-            return torch.tensor(told, dtype=torch.long), ""
+        """The rows that are continued, if `rows_follow` gave them, and the problem or ""."""
+        known = followed_rows()
+        if known is not None:
+            if len(known) != rows or (known and max(known) >= self.rows):
+                return None, "the rows given by rows_follow do not fit this batch."
+            return torch.tensor(known, dtype=torch.long), ""
         same = self.cache() is cache if self.cache is not None else past == self.seen
         if not same or rows != self.rows:
             return None, (
-                "the cache is not that of the prompts that the model has read last (or has other "
-                "rows), so per=sequence cannot tell whose gates to keep; read the prompts again, "
+                "the cache does not belong to the prompts that the model read last, or has other "
+                "rows, so per=sequence does not know which gates to keep; read the prompts again, "
                 "or use per=token."
             )
         return None, ""
 
 
 def _kept(wanted: int | Tensor | None, tokens: int) -> Tensor | None:
-    """The positions whose logits are wanted; None for all."""
+    """The positions whose logits are computed; None for all."""
     if isinstance(wanted, Tensor):
         return wanted
     return torch.arange(tokens)[-wanted:] if wanted else None
 
 
 def _length(cache: Any) -> int:
-    """How many tokens a cache holds."""
+    """The number of tokens in a cache."""
     if cache is None:
         return 0
     if hasattr(cache, "get_seq_length"):
@@ -211,7 +211,7 @@ def _length(cache: Any) -> int:
 
 
 def _prompt(mask: Tensor | None, rows: int, tokens: int) -> tuple[Tensor | None, str]:
-    """Which tokens are a prompt's, [rows, tokens]: no padding, and nothing after its end."""
+    """Which tokens belong to a prompt, [rows, tokens] or None for all; and the problem or ""."""
     if mask is not None and mask.shape != (rows, tokens):
         return None, (
             f"an attention mask of shape {tuple(mask.shape)} does not say which of {rows} x "

@@ -1,4 +1,4 @@
-"""What a composition puts into one module: its experts, concatenated."""
+"""The layers that a composition adds to a model: the experts of one module, concatenated."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from loraprobe.composition.router import Composition, TokenGates
 from loraprobe.composition.weights import fingerprint
 from loraprobe.errors import UsageError
 
-PREPARED_BYTES = 1 << 30  # of concatenated factors kept for compositions that may come back
+PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
 
 
 @dataclass(frozen=True, eq=False)
 class ComposedLayer:
     """All experts of one module, concatenated.
 
-    A: [R, in], B: [out, R] with scaling (and constant gates) folded in; owner: [R], which of the
-    k experts a rank belongs to; gates: None where they are folded in. offset: what experts add
-    whatever the input is; ratio: what they multiply the layer's own W0 x with; each [out] where
-    the gates are folded in, else [k, out], or None where no expert has any. kernel: that of a
-    convolution, () elsewhere.
+    A: [R, in]; B: [out, R], multiplied by the scaling and by constant gates. owner: [R], the expert
+    (of k) to which each rank belongs. gates: None if they are constant. offset: the sum that does
+    not depend on the input; ratio: the factor of the layer's own W0 x. Both are [out] for constant
+    gates, else [k, out], or None if no expert has one. kernel: that of a convolution, else ().
     """
 
     path: str
@@ -43,7 +42,7 @@ class ComposedLayer:
     kernel: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> ComposedLayer:
-        """The same layer on another device; costs nothing if it is there."""
+        """The same layer on another device; itself if it is already there."""
         if self.A.device == device:
             return self
         A, B, owner = (tensor.to(device) for tensor in (self.A, self.B, self.owner))
@@ -53,11 +52,11 @@ class ComposedLayer:
     def delta(
         self, x: Tensor, own: Tensor | None = None, module: nn.Module | None = None
     ) -> Tensor:
-        """What the experts add: [..., out] of x [..., in], or of token ids [...].
+        """The experts' output [..., out] for x [..., in], or for token ids [...].
 
-        own: the layer's W0 x [..., out], its bias left out, which scaled experts need; module: the
-        convolution itself, whose stride and padding its experts share. A convolution's x and own
-        have their channels first, and so has what comes back.
+        own: the layer's W0 x [..., out] without its bias, which scaled experts need. module: the
+        convolution, whose stride and padding its experts use. For a convolution, x, own and the
+        result have their channels first.
         """
         h, gates = self._gated(x, module)
         made = F.linear(h, self.B)
@@ -75,17 +74,16 @@ class ComposedLayer:
         module: nn.Module | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """output + delta(x) in the output's dtype; written over `output` where that is safe.
+        """output + delta(x) in the output's dtype; computed in place if that is safe.
 
-        bias: what the layer's output holds beside W0 x. The output belongs to nobody yet, and
-        memory that is new costs more time than the product itself: a second and a third tensor of
-        that size are not made.
+        bias: the bias that the layer's output contains. Computing in place avoids new tensors of
+        the output's size, whose allocation takes longer than the product itself.
         """
         if not self._may_overwrite(output, x):
             own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
             return (output + self.delta(x, own, module)).to(output.dtype)
         h, gates = self._gated(x, module)
-        if self.ratio is not None:  # while the output is still the layer's own
+        if self.ratio is not None:  # before anything is added to the layer's own output
             ratio = self.ratio if gates is None else gates @ self.ratio
             output.addcmul_(self._without(bias, output), ratio)
         offset = self.offset if gates is None or self.offset is None else gates @ self.offset
@@ -106,7 +104,7 @@ class ComposedLayer:
         )
 
     def _gated(self, x: Tensor, module: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-        """A x [..., R] with the gates multiplied in, and the gates [..., k] if any are left."""
+        """A x [..., R] times the gates, and the gates [..., k]; None if they are constant."""
         if self.kind == "embedding":
             x = h = F.embedding(x, self.A.mT)
         elif self.kind == "convolution":
@@ -120,20 +118,22 @@ class ComposedLayer:
         return h * gates.index_select(-1, self.owner), gates
 
     def _without(self, bias: Tensor | None, output: Tensor) -> Tensor:
-        """W0 x, from an output that holds a bias too."""
-        return (
-            output if bias is None else output - bias.to(output).view(-1, *(1,) * len(self.kernel))
-        )
+        """W0 x, from an output that includes a bias."""
+        if bias is None:
+            return output
+        return output - bias.to(output).view(-1, *(1,) * len(self.kernel))
 
     def _channels_last(self, own: Tensor | None) -> Tensor:
         if own is None:
-            raise UsageError(f"The experts of {self.path} scale its output, which was not given.")
+            raise UsageError(f"The experts of {self.path} scale its output, which is missing.")
         return own.movedim(-1 - len(self.kernel), -1) if self.kernel else own
 
     def _convolved(self, x: Tensor, module: Any) -> Tensor:
-        """[..., places, R]: A as a convolution of the layer's own stride and padding."""
+        """[..., places, R]: A as a convolution with the layer's stride and padding."""
         if module is None:
-            raise UsageError(f"The experts of {self.path} need the convolution that they change.")
+            raise UsageError(
+                f"The experts of {self.path} need the convolution module, which is missing."
+            )
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
         A = self.A.reshape(self.A.shape[0], -1, *self.kernel)
         h = convolve(x, A, stride=module.stride, padding=module.padding)
@@ -148,15 +148,15 @@ class ComposedLayer:
 def prepared(
     composition: Composition, dtype: torch.dtype, model: nn.Module | None = None
 ) -> tuple[ComposedLayer, ...]:
-    """The layers of a composition, kept for its next use within PREPARED_BYTES in all.
+    """The layers of a composition. They are cached, at most PREPARED_BYTES for all compositions.
 
-    model: the base, whose weights scaled experts need; other layers are the same in every model.
+    model: the base, whose weights scaled experts need; other layers do not depend on it.
     """
     known = _PREPARED.setdefault(composition, {})
     key = dtype, _weights_that_count(composition, model)
     if key not in known:
         for old in [old for old in known if old[0] is dtype]:
-            del known[old]  # of another model, or of weights that have changed
+            del known[old]  # it belongs to another model or to changed weights
         with torch.inference_mode(False), torch.no_grad():
             made = (_prepare(composition, path, dtype, model) for path in composition.paths)
             known[key] = tuple(layer for layer in made if layer is not None)
@@ -169,7 +169,7 @@ _PREPARED: weakref.WeakKeyDictionary[Composition, _Prepared] = weakref.WeakKeyDi
 
 
 def _weights_that_count(composition: Composition, model: nn.Module | None) -> Any:
-    """The state of the base's weights that layers depend on; None where they depend on none."""
+    """Fingerprints of the base weights on which layers depend; None if there are none."""
     paths = [path for path in composition.paths if composition.scaled(path)]
     if not paths or model is None:
         return None
@@ -194,7 +194,7 @@ def _forget_oldest(keep: Composition) -> None:
 def _prepare(
     composition: Composition, path: str, dtype: torch.dtype, model: nn.Module | None
 ) -> ComposedLayer | None:
-    """One module's experts concatenated; None where every gate is 0."""
+    """One module's experts concatenated; None if every gate is 0."""
     present = composition.present(path)
     experts = [composition.experts[i] for i in present]
     shares = [low_rank(expert, path, dtype) for expert in experts]
@@ -226,8 +226,10 @@ def _prepare(
 
 
 def _gates(composition: Composition, path: str, shares: list[ExpertTerm]) -> Tensor | TokenGates:
-    """Routers see the low-rank updates as they are stored, without magnitudes, so that they
-    route the same whatever base model the experts run on.
+    """The gates of the experts present in a module.
+
+    Routers get the stored low-rank updates without magnitudes, so that they route in the same way
+    on every base model.
     """
     router, present, n = composition.router, composition.present(path), len(composition.experts)
     if composition.kind(path) in ("embedding", "convolution") and not router.constant:
@@ -236,7 +238,7 @@ def _gates(composition: Composition, path: str, shares: list[ExpertTerm]) -> Ten
 
 
 def _stacked(parts: Iterable[Tensor | None], folded: bool) -> Tensor | None:
-    """[k, out], zero rows for experts without; the sum [out] where gates are folded in."""
+    """[k, out] with zero rows for missing parts; their sum [out] for constant gates."""
     parts = list(parts)
     own = next((part for part in parts if part is not None), None)
     if own is None:

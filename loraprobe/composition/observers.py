@@ -1,4 +1,4 @@
-"""Watches what reaches the modules that adapters change, and the gates that routers give there."""
+"""Observes the inputs and outputs of adapted modules, and the gates of routers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LookAtGates = Callable[[str, Sequence[int], Tensor], None]
 
 @contextlib.contextmanager
 def watched(model: nn.Module, composition: Composition, look: Look) -> Iterator[nn.Module]:
-    """Calls look(path, input, output) whenever a module that the composition adapts has run.
+    """Calls look(path, input, output) after each run of a module that the composition adapts.
 
-    input: [..., in], or token ids [...] of an embedding; output: [..., out]. The model computes
-    what it computes without the composition. Raises as `composed` does where it does not fit.
+    input: [..., in], or token ids [...] of an embedding; output: [..., out]. The model itself stays
+    unchanged. Raises the errors of `composed` if the composition does not fit.
     """
     check_model(model)
     check_extras(model, composition)
@@ -40,9 +40,9 @@ def _hook(path: str, look: Look) -> Callable[..., None]:
 
 
 class WatchedGates:
-    """Gates of one module that also tell look(path, present, gates) what they gave.
+    """Gates of one module that also call look(path, present, gates).
 
-    present: indices, among all experts, of the k that gates [..., k] are of.
+    present: the indices, among all experts, of the k experts of gates [..., k].
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class WatchedGates:
         self.shared = bool(getattr(gates, "shared", False))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> gates [..., k], as they are without a watcher."""
+        """x: [..., in] -> gates [..., k], the same as without an observer."""
         gates = self.gates(x)
         self.look(self.path, self.present, gates)
         return gates

@@ -30,16 +30,17 @@ def composed(
 ) -> Iterator[nn.Module]:
     """Puts a composition into a transformers model for as long as the context lasts.
 
-    Forward hooks on the target modules add the experts' output; weights, dtypes, modes and
-    attributes of the model stay as they are, and the hooks go when the context ends, also after
-    an exception. Parameters that an expert replaces whole are exchanged for that time, and the
-    model gets back the very tensors it had. One composition at a time: nesting is refused.
-    Experts of the other layout of fused projections are translated, exactly.
-    look(path, present, gates) is told the gates that a token router gives, module by module.
+    Forward hooks on the target modules add the experts' output. Weights, dtypes, modes and
+    attributes of the model do not change, and the hooks are removed when the context ends, also
+    after an exception. Parameters that an expert replaces as a whole are exchanged for that time;
+    afterwards the model has its original tensors again. Experts in another layout of fused
+    projections are converted exactly. look(path, present, gates) is called with the gates of a
+    token router in each module.
 
-    Raises CompatibilityError, naming the module, where a target is missing, is of a kind that no
-    expert serves, has another shape, or is already wrapped by peft; UnsupportedAdapter where an
-    expert holds what no kind of expert here computes, or a base weight that it needs is hidden.
+    Raises UsageError if the model already carries a composition; CompatibilityError, which names
+    the module, if a target is missing, is of an unsupported kind, has another shape, or is already
+    wrapped by peft; UnsupportedAdapter if an expert has tensors that no kind of expert supports, or
+    if a base weight that it needs cannot be read.
     """
     if model in _ACTIVE:
         raise UsageError(
@@ -64,13 +65,13 @@ def composed(
             undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         if any(getattr(layer.gates, "shared", False) for layer in layers):
             undo.enter_context(following_passes(model))
-        # Last, since scaled experts read a layer's own output before anything is mixed into it.
+        # Last, because scaled experts need a layer's own output without other changes.
         undo.enter_context(replaced(model, composition, beside=scaled))
         yield model
 
 
 def _hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
-    # Gemma's embeddings scale their own output; peft scales the adapter's alike.
+    # Gemma's embeddings scale their output; peft scales the adapter's output in the same way.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
     scales = layer.ratio is not None
     away = bias_of(module) if scales and _is_away(getattr(module, "bias", None)) else None
@@ -87,19 +88,19 @@ def _hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
 
 
 def _is_away(bias: object) -> bool:
-    """Whether accelerate keeps a bias elsewhere than in the module, also when hooks run."""
+    """Whether accelerate has moved a bias out of the module, also while hooks run."""
     return isinstance(bias, Tensor) and bias.device.type == "meta"
 
 
 def _dtype(modules: Iterable[nn.Module]) -> torch.dtype:
-    """float64 for a float64 model, else float32, in which peft holds 16-bit factors too."""
+    """float64 for a float64 model, else float32, to which peft also converts 16-bit factors."""
     weights = (getattr(module, "weight", None) for module in modules)
     doubles = any(getattr(weight, "dtype", None) is torch.float64 for weight in weights)
     return torch.float64 if doubles else torch.float32
 
 
 def _device(module: nn.Module) -> torch.device:
-    """Where a module computes; offloaded weights ("meta") are moved to accelerate's device."""
+    """The device on which a module computes; accelerate's if its weights are offloaded."""
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
         if tensor.device.type != "meta":
             return tensor.device

@@ -1,4 +1,4 @@
-"""The contract of routers, and the composition they belong to."""
+"""The interface of routers, and the composition of experts and a router."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
-# Takes the mask [b, n] of the tokens that count before each pass; None: that pass failed.
+# Called before each pass with the mask [b, n] of tokens that count; None after a failed pass.
 See = Callable[[Tensor | None], None]
 Read = Callable[[Sequence[str], See], None]  # reads texts through a model, batch by batch
 Prompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
@@ -25,10 +25,10 @@ Prompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 @dataclass(frozen=True)
 class Router(ABC):
-    """How much each expert counts. A frozen dataclass; its fields are its options.
+    """Computes the gates of the experts. A frozen dataclass whose fields are its options.
 
-    `constant` says that the gates do not look at the token; `laws` are what the router obeys
-    (tests/routing/test_router_laws.py says what each means), with its options at their defaults.
+    constant: whether the gates do not depend on the token. laws: names of the laws that the router
+    obeys with default options; tests/routing/test_router_laws.py defines them.
     """
 
     constant: ClassVar[bool]
@@ -42,56 +42,56 @@ class Router(ABC):
     ) -> Tensor | TokenGates:
         """Gates of the k experts present in `module`, whose indices among all n are `present`.
 
-        A constant router returns a tensor [k]; another a function x [..., in] -> [..., k] that
-        works on whatever device and floating dtype x has.
+        A constant router returns a tensor [k]. Another router returns a function x [..., in] ->
+        [..., k] that works on every device and floating dtype.
         """
 
     def embedding_gates(self, present: Sequence[int], n: int) -> Tensor | TokenGates:
-        """Gates of an embedding under a token router, which has no input to look at: 1/k each."""
+        """Gates of an embedding under a token router: 1/k each, as there is no input vector."""
         return torch.full((len(present),), 1 / len(present))
 
     @property
     def weighs_whole(self) -> bool:
-        """Whether parameters that experts replace whole, which have no factors, can be weighed.
+        """Whether the router can weigh whole parameters, which have no factors.
 
-        Constant gates are asked for with no experts (`gates(name, (), present, n)`), others by
+        A constant router gives their gates by `gates(name, (), present, n)`, another router by
         `embedding_gates`.
         """
         return self.constant
 
     def check(self, n: int) -> None:  # noqa: B027 - most routers serve any number
-        """Raises UsageError if this router cannot serve n experts."""
+        """Raises UsageError if this router does not support n experts."""
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """The name in the registry of routers."""
         return name_of(self)
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether it gives no gates yet: `fitted` or `with_state` has to come first."""
+        """Whether `fitted` or `with_state` must be called before `gates`."""
         return False
 
     def each_token(self) -> Router:
-        """The router that decides for every token and module apart, by the same scores."""
+        """The router with the same scores that decides separately for every token and module."""
         return self
 
     def fitted(
         self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
     ) -> Router:
-        """The same router with what it learns from prompts of each expert, by the expert's name.
+        """The same router with a state learned from prompts of each expert.
 
-        model: the base that carries no composition; read(texts, see) reads texts through it.
-        Routers without a state return themselves.
+        model: the base without a composition; read(texts, see) runs it over texts. Routers without
+        a state return themselves.
         """
         return self
 
     def state(self) -> dict[str, Tensor]:
-        """What was learned, as named tensors on the CPU; {} where nothing is or can be."""
+        """The learned state as named tensors on the CPU; {} if there is none."""
         return {}
 
     def with_state(self, state: Mapping[str, Tensor]) -> Router:
-        """The same router with a state that `state` gave. Raises UsageError if it takes none."""
+        """The same router with a state from `state`. Raises UsageError if it supports none."""
         if state:
             raise UsageError(f"Router {self.name} learns nothing, so it takes no stored state.")
         return self
@@ -117,7 +117,7 @@ class Composition:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every module that some expert adapts, in the experts' order."""
+        """The modules that at least one expert adapts, in the experts' order."""
         return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
 
     def present(self, path: str) -> list[int]:
@@ -125,15 +125,15 @@ class Composition:
         return [i for i, expert in enumerate(self.experts) if path in expert.modules]
 
     def kind(self, path: str) -> LayerKind:
-        """The kind of layer that the experts take a module for."""
+        """The kind of layer of a module, as the experts store it."""
         return self.experts[self.present(path)[0]].modules.info(path).kind
 
     def scaled(self, path: str) -> bool:
-        """Whether some expert scales the module's own output, so that layers need the base."""
+        """Whether some expert scales the module's own output, which needs the base's weights."""
         return any(path in self.experts[i].magnitudes for i in self.present(path))
 
     def notes(self) -> tuple[str, ...]:
-        """What a report should say about gates that are not as the router's formula has them."""
+        """Notes for a report on gates that differ from the router's formula."""
         if self.router.constant or not self.experts:
             return ()
         notes = []

@@ -1,7 +1,7 @@
-"""Gates by the row of a batch: the base and each adapter alone answer side by side.
+"""Gates that depend on the row of a batch: the base and each adapter share one forward pass.
 
-One forward pass serves several systems over the same experts, each in rows of its own, so that no
-composition has to be put in and taken out for every token.
+Several systems over the same experts run in different rows of one batch, so compositions need not
+be exchanged for every token.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from loraprobe.lora.lowrank import LowRank
 
 @dataclass
 class Rows:
-    """The rows of the batch at hand. gates: [rows, n]; lead: [rows] indices, or None.
+    """The rows of the current batch. gates: [rows, n]; lead: [rows] indices, or None.
 
-    `lead` says by which row's input an inner token router decides for a row: that of the base
-    which reads the same text, so that gates are those of the unmodified base's hidden states.
+    lead: the row whose input an inner token router uses for each row. This is the row of the base
+    with the same text, so that gates depend on hidden states of the unmodified base.
     """
 
     gates: Tensor | None = None
     lead: Tensor | None = None
 
     def set(self, gates: Tensor, lead: Tensor | None = None) -> None:
-        """What the next forward passes hold, until it is set again."""
+        """Sets gates and lead of the next forward passes."""
         self.gates, self.lead = gates, lead
 
 
 @dataclass(frozen=True, eq=False)
 class RowGates(Router):
-    """Constant gates that differ from row to row, times those of `inner` where there is one."""
+    """Constant gates per row, times the gates of `inner` if there is one."""
 
     rows: Rows = field(default_factory=Rows)
     inner: Router | None = None
@@ -48,10 +48,10 @@ class RowGates(Router):
 
     @property
     def weighs_whole(self) -> bool:
-        """Rows of one expert each can be weighed; an inner router has nothing to look at."""
+        """Constant gates can weigh whole parameters; an inner router cannot."""
         return self.inner is None
 
-    # Two of them are never one: each has rows of its own, and prepared layers are kept by router.
+    # Compared by identity: each has its own rows, and prepared layers are cached per router.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -63,8 +63,8 @@ class RowGates(Router):
         if self.inner is not None:
             if getattr(self.inner, "per", "token") == "sequence":
                 raise UsageError(
-                    f"Router {self.inner.name} decides for whole prompts (per=sequence), which "
-                    "rows of several systems in one batch are not; use per=token here."
+                    f"Router {self.inner.name} decides for whole prompts (per=sequence), which is "
+                    "not possible with several systems in one batch; use per=token here."
                 )
             inner = self.inner.gates(module, experts, present, n)
         return _GatesOfRow(self.rows, tuple(present), inner)
@@ -82,14 +82,14 @@ class _GatesOfRow:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.rows.gates is None:
-            raise UsageError("Rows have no gates yet; call Rows.set before the forward pass.")
+            raise UsageError("The rows have no gates; call Rows.set before the forward pass.")
         own = self.rows.gates[:, list(self.present)].to(device=x.device, dtype=x.dtype)
         count, k = own.shape
         leading = x.shape[:-1]
         if leading.numel() % count or leading[0] % count:
             raise UsageError(
-                f"A layer's input of shape {tuple(x.shape)} does not hold {count} rows one after "
-                "the other, so this model cannot answer for several systems in one batch."
+                f"A layer's input of shape {tuple(x.shape)} does not consist of {count} rows, so "
+                "this model cannot run several systems in one batch."
             )
         gates = own[:, None, :].expand(count, leading.numel() // count, k)
         if self.inner is not None:
@@ -97,7 +97,7 @@ class _GatesOfRow:
         return gates.reshape(*leading, k)
 
     def _inner(self, x: Tensor, inner: Tensor | TokenGates, count: int, k: int) -> Tensor:
-        """[rows, tokens, k] of the token router, each row by its leader's input."""
+        """The token router's gates [rows, tokens, k], from the input of each row's lead."""
         if isinstance(inner, Tensor):
             return inner.to(device=x.device, dtype=x.dtype).expand(count, 1, k)
         if self.rows.lead is None:

@@ -14,7 +14,7 @@ from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import Limits, Question, ask, target_metric
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, exact_match, fill, read_answer
+from loraprobe.tasks import Item, Task, fill, read_answer
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
@@ -103,9 +103,7 @@ class ChainRun:
                 target_metric(item, self.metric),
             )
             if question.metric == "exact_match" and item.id in asked:
-                text = asked[item.id]
-                right = float(exact_match(text, item.answers))
-                known.append(question.result(self.system.name, right, text))
+                known.append(question.judged(self.system.name, asked[item.id]))
             else:
                 open_.append(question)
         return known + ask(self.scorer, open_, self.system.name, self.limits)

@@ -1,8 +1,8 @@
-"""What is asked of a system about a task, and how its answers become results."""
+"""The questions of a task, and the results of a system's answers to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ WORKED_TOKENS = 256
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt, the answers that are right, and how the reply is judged."""
+    """One prompt, the right answers, and the metric that judges the reply."""
 
     task: str
     part: str
@@ -27,22 +27,48 @@ class Question:
     answers: tuple[str, ...]
     metric: Metric
 
+    @property
+    def worked(self) -> bool:
+        """Whether the answer is a text of several lines with worked steps."""
+        return self.part == "cot"
+
     def result(self, system: str, value: float, text: str) -> ItemResult:
         return ItemResult(
             system, self.task, self.part, self.item.id, self.metric, value, text, self.item.cluster
         )
 
+    def judged(self, system: str, text: str) -> ItemResult:
+        """The result of a generated text. Raises TaskError if the item's pattern takes too long."""
+        pattern = self.item.answer_pattern
+        try:
+            right = answered(text, self.answers, cot=self.worked, pattern=pattern)
+            answer = read_answer(text, cot=self.worked, pattern=pattern)
+        except TaskError as error:
+            raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
+        return self.result(system, float(right), answer)
+
+    def chosen(self, system: str, logprobs: Sequence[float]) -> ItemResult:
+        """The result of the choice with the highest log-likelihood per character.
+
+        This is acc_norm of lm-evaluation-harness; of equals it takes the first. logprobs: that of
+        each choice.
+        """
+        choices = self.item.choices
+        scores = [logprob / len(c) for logprob, c in zip(logprobs, choices, strict=True)]
+        taken = choices[scores.index(max(scores))]
+        return self.result(system, float(taken in self.answers), taken)
+
 
 @dataclass(frozen=True)
 class Limits:
-    """How many tokens a plain answer and a worked one may take."""
+    """The largest number of tokens of a plain answer and of a worked answer."""
 
     plain: int = PLAIN_TOKENS
     worked: int = WORKED_TOKENS
 
     @classmethod
     def of(cls, max_new_tokens: int | None) -> Limits:
-        """`--max-new-tokens` sets both; without it worked answers get more room."""
+        """`--max-new-tokens` sets both limits; by default that of worked answers is larger."""
         if max_new_tokens is None:
             return cls()
         if max_new_tokens < 1:
@@ -51,12 +77,13 @@ class Limits:
 
 
 def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question]:
-    """All parts of all items. Without `metric`, an item with choices is scored by them and
-    everything else by exact match.
+    """The questions of all parts of all items.
 
-    Choices are those of the composed question: hops and worked answers are generated under the
-    metric "choice" too. "answer_loss" has no worked part, since no worked text is given as gold.
-    Raises UsageError for an unknown metric, and for "choice" where an item has no choices.
+    Without `metric`, the composed question of an item is scored by its choices, if it has any, and
+    every other question by exact match. Choices belong to the composed question: hops and worked
+    answers are generated under the metric "choice" too. "answer_loss" has no worked part, since a
+    task holds no worked text. Raises UsageError for an unknown metric, and for "choice" if an item
+    has no choices.
     """
     if metric is not None and metric not in METRICS:
         raise UsageError(f"Unknown metric {metric!r}: there are {', '.join(METRICS)}.")
@@ -87,76 +114,43 @@ def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
 
 
 def target_metric(item: Item, metric: str | None) -> Metric:
-    """How the composed question of an item is judged."""
+    """The metric that judges the composed question of an item."""
     if metric is None:
         return "choice" if item.choices else "exact_match"
     return next(known for known in METRICS if known == metric)
 
 
 def ask(scorer: Any, batch: Sequence[Question], system: str, limits: Limits) -> list[ItemResult]:
-    """The results of a batch, in its order, from a scorer that has the system in its model."""
-    ways = {"plain": _plain, "worked": _worked, "choice": _choice, "answer_loss": _loss}
-    kinds = [_way(question) for question in batch]
+    """The results of a batch, in its order, from a scorer whose model carries the system."""
     found: dict[int, ItemResult] = {}
-    for kind, way in ways.items():
-        chosen = [i for i, own in enumerate(kinds) if own == kind]
-        if chosen:
-            verdicts = way(scorer, [batch[i] for i in chosen], limits)
-            for i, (value, text) in zip(chosen, verdicts, strict=True):
-                found[i] = batch[i].result(system, value, text)
+    for worked in (False, True):
+        asked = [i for i, q in enumerate(batch) if q.metric == "exact_match" and q.worked == worked]
+        if asked:
+            texts = scorer.generate(
+                [batch[i].prompt for i in asked],
+                max_new_tokens=limits.worked if worked else limits.plain,
+                until_newline=not worked,
+            )
+            found.update(
+                (i, batch[i].judged(system, text)) for i, text in zip(asked, texts, strict=True)
+            )
+    for metric in ("choice", "answer_loss"):
+        asked = [i for i, q in enumerate(batch) if q.metric == metric]
+        if asked:
+            results = _scored(scorer, [batch[i] for i in asked], system)
+            found.update(zip(asked, results, strict=True))
     return [found[i] for i in range(len(batch))]
 
 
-def _way(question: Question) -> str:
-    if question.metric != "exact_match":
-        return question.metric
-    return "worked" if question.part == "cot" else "plain"
-
-
-def _plain(scorer: Any, batch: Sequence[Question], limits: Limits) -> list[tuple[float, str]]:
-    texts = scorer.generate(
-        [q.prompt for q in batch], max_new_tokens=limits.plain, until_newline=True
-    )
-    return [
-        (float(answered(text, q.answers)), read_answer(text))
-        for q, text in zip(batch, texts, strict=True)
-    ]
-
-
-def _worked(scorer: Any, batch: Sequence[Question], limits: Limits) -> list[tuple[float, str]]:
-    texts = scorer.generate([q.prompt for q in batch], max_new_tokens=limits.worked)
-    found = []
-    for q, text in zip(batch, texts, strict=True):
-        pattern = q.item.answer_pattern
-        try:
-            right = answered(text, q.answers, cot=True, pattern=pattern)
-            found.append((float(right), read_answer(text, cot=True, pattern=pattern)))
-        except TaskError as error:
-            raise TaskError(f"Task {q.task}, item {q.item.id!r}: {error}") from None
-    return found
-
-
-def _choice(scorer: Any, batch: Sequence[Question], limits: Limits) -> list[tuple[float, str]]:
-    """The choice with the highest log-likelihood per character, as lm-evaluation-harness's
-    acc_norm has it; the first of equals."""
-    pairs = [(q.prompt, choice) for q in batch for choice in q.item.choices]
-    likely = iter(scorer.loglikelihood(pairs))
-    found = []
-    for q in batch:
-        scores = [next(likely).logprob / len(choice) for choice in q.item.choices]
-        taken = q.item.choices[scores.index(max(scores))]
-        found.append((float(taken in q.answers), taken))
-    return found
-
-
-def _loss(scorer: Any, batch: Sequence[Question], limits: Limits) -> list[tuple[float, str]]:
-    """Nats per token of the accepted answer that is cheapest."""
-    likely = iter(scorer.loglikelihood([(q.prompt, answer) for q in batch for answer in q.answers]))
-    found = []
-    for q in batch:
-        losses = []
-        for answer in q.answers:
-            likelihood = next(likely)
-            losses.append((-likelihood.logprob / likelihood.tokens, answer))
-        found.append(min(losses))
-    return found
+def _scored(scorer: Any, batch: Sequence[Question], system: str) -> Iterator[ItemResult]:
+    """The results of questions that are judged by likelihood."""
+    options = [q.item.choices if q.metric == "choice" else q.answers for q in batch]
+    pairs = [(q.prompt, text) for q, texts in zip(batch, options, strict=True) for text in texts]
+    scores = iter(scorer.loglikelihood(pairs))
+    for q, texts in zip(batch, options, strict=True):
+        likely = [next(scores) for _ in texts]
+        if q.metric == "choice":
+            yield q.chosen(system, [found.logprob for found in likely])
+        else:  # nats per token of the cheapest accepted answer
+            losses = [-found.logprob / found.tokens for found in likely]
+            yield q.result(system, *min(zip(losses, texts, strict=True)))

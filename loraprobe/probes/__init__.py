@@ -8,7 +8,7 @@ from `generated_prompts`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.probes._forecast import forecast

@@ -1,11 +1,10 @@
-"""The forecast: what compositions would gain if the adapters' effects on the next token simply
-added.
+"""The forecast: the gain of a composition if the adapters' effects on the next token were added.
 
-Each adapter alone reads the text so far, at the gate that the composition gives it, and what it
-changes in the base's logits is added to them: z = z_0 + sum_a (z_a - z_0). The next token is the
-most likely one under z. The base and the adapters run in rows of one batch, never two adapters in
-one row, so no composition is built. What a composition does differently is interference inside the
-network. The answers are judged and compared as evaluation judges and compares those of a system.
+Each adapter reads the text alone, at the gate that the composition gives it. Its change of the
+base's logits is added to them: z = z_0 + sum_a (z_a - z_0). The next token is the most likely one
+under z. The base and the adapters run in different rows of one batch, so no composition is built.
+A real composition differs by interference inside the network. The answers are judged and compared
+in the same way as those of a real system.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, questions
 from loraprobe.records import Forecast, Gain, ItemResult, Progress
 from loraprobe.scoring import LogitEnsemble, score_together, write_together
-from loraprobe.tasks import Task, answered, read_answer
+from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
-ITEMS = 60  # of each task; more would narrow the interval less than the model's own error is wide
-WORKED_TOKENS = 96  # of a worked answer: fewer than evaluation allows, enough for taught steps
+ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
+WORKED_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
 FORMS = ("target", "cot")
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
@@ -44,13 +43,14 @@ def forecast(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Forecast, ...]:
-    """One row a composition: its gain over the best of base and singles, on the form that gains
-    more.
+    """One row per composition: its gain over the best of base and single adapters.
 
-    compositions: name -> its gates. results: those of the base and the single adapters, on the
-    tasks' items. At most `items` items of each task are asked, drawn by the seed. A token router's
-    gates are those on hidden states of the base. Nothing for fewer than two adapters, for losses,
-    and for token routers where an adapter replaces parameters whole, which gates cannot weigh.
+    If a question has two forms, the row is that of the form with the larger gain.
+    compositions: name -> gates. results: those of the base and the single adapters on the tasks'
+    items. At most `items` items of each task are asked, drawn by the seed. Token routers compute
+    gates from hidden states of the base. There are no rows for fewer than two adapters and for
+    losses, and no row of a token router if an adapter replaces whole parameters, because such gates
+    cannot weigh them.
     """
     if len(adapters) < 2 or metric == "answer_loss":
         return ()
@@ -67,57 +67,37 @@ def forecast(
 
 @dataclass(frozen=True)
 class _Pass:
-    """Adapters side by side in the base, and the compositions whose added effects they give."""
+    """All adapters in rows of one batch, and the ensembles of the compositions to forecast."""
 
     composition: Composition
     rows: RowGates
-    voices: Mapping[str, LogitEnsemble]
+    ensembles: Mapping[str, LogitEnsemble]
 
     def answers(
         self, scorer: Any, asked: Sequence[Question], max_new_tokens: int | None
     ) -> Iterator[ItemResult]:
         """The answer of each composition to each question."""
+        ensembles, switch = list(self.ensembles.values()), self.rows.rows.set
         written = [q for q in asked if q.metric == "exact_match"]
-        chosen = [q for q in asked if q.metric == "choice"]
         with scorer.with_composition(self.composition):
-            for form in FORMS:
-                yield from self._written(
-                    scorer, [q for q in written if q.part == form], form == "cot", max_new_tokens
+            for worked, limit in ((False, PLAIN_TOKENS), (True, WORKED_TOKENS)):
+                own = [q for q in written if q.worked == worked]
+                texts = write_together(
+                    scorer,
+                    [q.prompt for q in own],
+                    ensembles,
+                    switch,
+                    max_new_tokens=min(limit, max_new_tokens or limit),
+                    until_newline=not worked,
                 )
-            yield from self._chosen(scorer, chosen)
-
-    def _written(
-        self, scorer: Any, asked: Sequence[Question], worked: bool, max_new_tokens: int | None
-    ) -> Iterator[ItemResult]:
-        if not asked:
-            return
-        limit = WORKED_TOKENS if worked else PLAIN_TOKENS
-        found = write_together(
-            scorer,
-            [q.prompt for q in asked],
-            list(self.voices.values()),
-            self.rows.rows.set,
-            max_new_tokens=min(limit, max_new_tokens or limit),
-            until_newline=not worked,
-        )
-        for name, texts in zip(self.voices, found, strict=True):
-            for q, text in zip(asked, texts, strict=True):
-                pattern = q.item.answer_pattern if worked else None
-                right = answered(text, q.answers, cot=worked, pattern=pattern)
-                yield q.result(name, float(right), read_answer(text, cot=worked, pattern=pattern))
-
-    def _chosen(self, scorer: Any, asked: Sequence[Question]) -> Iterator[ItemResult]:
-        """The choice with the highest log-probability a character, the first of equals."""
-        pairs = [(q.prompt, choice) for q in asked for choice in q.item.choices]
-        if not pairs:
-            return
-        found = score_together(scorer, pairs, list(self.voices.values()), self.rows.rows.set)
-        for name, logprobs in zip(self.voices, found, strict=True):
-            likely = iter(logprobs)
-            for q in asked:
-                scores = [next(likely) / len(choice) for choice in q.item.choices]
-                taken = q.item.choices[scores.index(max(scores))]
-                yield q.result(name, float(taken in q.answers), taken)
+                for name, column in zip(self.ensembles, texts, strict=True):
+                    yield from (q.judged(name, t) for q, t in zip(own, column, strict=True))
+            own = [q for q in asked if q.metric == "choice"]
+            pairs = [(q.prompt, choice) for q in own for choice in q.item.choices]
+            scores = score_together(scorer, pairs, ensembles, switch)
+            for name, logprobs in zip(self.ensembles, scores, strict=True):
+                following = iter(logprobs)
+                yield from (q.chosen(name, [next(following) for _ in q.item.choices]) for q in own)
 
 
 def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> Iterator[_Pass]:
@@ -136,12 +116,12 @@ def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> I
         return
     for name, router in routers.items():
         rows = RowGates(inner=router.each_token())
-        voices = {name: LogitEnsemble.added((1.0,) * n)}
-        yield _Pass(Composition("side-by-side", experts, rows), rows, voices)
+        ensembles = {name: LogitEnsemble.added((1.0,) * n)}
+        yield _Pass(Composition("side-by-side", experts, rows), rows, ensembles)
 
 
 def _sampled(task: Task, items: int, seed: int) -> Task:
-    """A task with at most `items` of its items, in their order; both forms ask the same ones."""
+    """A task with at most `items` of its items, in their order; the same for both forms."""
     if len(task.items) <= items:
         return task
     rng = random.Random(f"{seed}:{task.name}:forecast")
@@ -156,7 +136,7 @@ def _compared(
     compositions: Mapping[str, Gates],
     seed: int,
 ) -> tuple[Forecast, ...]:
-    """The gains of the answers over base and singles on the same items, one row a composition."""
+    """The gains over base and single adapters on the same items, one row per composition."""
     items = {(row.task, row.part, row.item) for row in answers}
     own = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
@@ -167,16 +147,15 @@ def _compared(
     for row in rows:
         if row.system not in best or row.difference > best[row.system].difference:
             best[row.system] = row
-    return tuple(_record(best[name]) for name in compositions if name in best)
-
-
-def _record(row: Gain) -> Forecast:
-    return Forecast(
-        system=row.system,
-        gain=row.difference,
-        ci95=row.ci95,
-        n=row.n,
-        part=row.part,
-        against=row.against,
-        against_part=row.against_part,
+    return tuple(
+        Forecast(
+            system=row.system,
+            gain=row.difference,
+            ci95=row.ci95,
+            n=row.n,
+            part=row.part,
+            against=row.against,
+            against_part=row.against_part,
+        )
+        for row in (best[name] for name in compositions if name in best)
     )

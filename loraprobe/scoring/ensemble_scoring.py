@@ -1,159 +1,121 @@
-"""What several systems write together, token by token, and how likely they find a continuation.
+"""Generation and scoring with ensembles of systems whose logits are added.
 
-transformers' generate() writes, so caches and positions are kept as it keeps them for one system;
-a logits processor makes the members of a voice choose the same token.
+transformers' generate() keeps caches and positions as it does for one system. A logits processor
+gives all members of an ensemble the same logits, so they choose the same token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraprobe.errors import UsageError
 from loraprobe.scoring.ensembles import EnsembleRows, LogitEnsemble, Switch
 from loraprobe.scoring.forward import padded, read_through, tail_logits
-from loraprobe.scoring.generation import first_line, generate_batch
+from loraprobe.scoring.scorer import Scorer
 
 
 def write_together(
-    scorer: Any,
+    scorer: Scorer,
     prompts: Sequence[str],
-    voices: Sequence[LogitEnsemble],
+    ensembles: Sequence[LogitEnsemble],
     switch: Switch,
     *,
     max_new_tokens: int,
     until_newline: bool = False,
 ) -> list[list[str]]:
-    """What each voice writes after each prompt, greedily: a list a voice, in the given order.
+    """The greedy continuation of each prompt by each ensemble: a list per ensemble.
 
     The scorer's model must carry a composition whose gates `switch` sets. Ends, limits and errors
     are those of `Scorer.generate`.
     """
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-    choir = EnsembleRows(voices)
-    unique = list(dict.fromkeys(prompts))
-    ids = scorer.encoder.prompts(unique)
-    room = [
-        scorer.room(row, prompt, max_new_tokens) for row, prompt in zip(ids, unique, strict=True)
-    ]
-    found: dict[int, list[str]] = {}
+    order = EnsembleRows(ensembles)
 
-    def work(batch: Sequence[int]) -> None:
-        rows = [ids[i] for i in batch]
-        made = _batch(scorer, rows, choir, switch, room[batch[0]], until_newline)
-        found.update(zip(batch, made, strict=True))
+    def write(rows: list[list[int]], most: int) -> list[list[str]]:
+        switch(*order.rows(len(rows)))
+        texts = scorer.write(
+            [row for row in rows for _ in range(order.count)],
+            most,
+            until_newline,
+            processor=_CommonLogits(order, len(rows)),
+        )
+        return [[texts[b * order.count + s] for s in order.starts] for b in range(len(rows))]
 
-    batcher = scorer.batcher.shared_out(choir.count)
-    # Most texts end long before their limit. On a GPU the caches of the longest have to fit; on a
-    # CPU fewer, larger batches are worth more.
-    spare = 4 if batcher.device.type == "cpu" else 1
-    batches = (
-        [group[i] for i in batch]
-        for size in sorted(set(room), reverse=True)
-        for group in ([i for i in range(len(unique)) if room[i] == size],)
-        for batch in batcher.split([(len(ids[i]) + size // spare) * choir.count for i in group])
-    )
-    scorer.run("generate", batches, work, len(unique), batcher)
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    return [[found[place[prompt]][v] for prompt in prompts] for v in range(len(voices))]
+    # Most texts end long before their limit. On a GPU the caches of the longest must fit; on a CPU
+    # fewer and larger batches are faster.
+    spare = 4 if scorer.batcher.device.type == "cpu" else 1
+    found = scorer.each_prompt(prompts, max_new_tokens, write, copies=order.count, spare=spare)
+    return [[texts[e] for texts in found] for e in range(len(ensembles))]
 
 
-def _batch(
-    scorer: Any,
-    rows: Sequence[Sequence[int]],
-    choir: EnsembleRows,
-    switch: Switch,
-    max_new_tokens: int,
-    until_newline: bool,
-) -> list[list[str]]:
-    """One list a row, of each voice's text."""
-    switch(*choir.rows(len(rows)))
-    new = generate_batch(
-        scorer.model,
-        [row for row in rows for _ in range(choir.count)],
-        pad=scorer.pad,
-        stops=scorer.stops,
-        max_new_tokens=max_new_tokens,
-        stopper=scorer.newlines.stopper() if until_newline else None,
-        processor=_Choice(choir, len(rows)),
-    )
-    texts = [
-        [scorer.decode(new[b * choir.count + start]) for start in choir.starts]
-        for b in range(len(rows))
-    ]
-    return [[first_line(text) for text in own] for own in texts] if until_newline else texts
+class _CommonLogits:
+    """A logits processor that gives the members of an ensemble the ensemble's logits."""
 
-
-class _Choice:
-    """A logits processor: the members of a voice get the voice's logits."""
-
-    def __init__(self, choir: EnsembleRows, texts: int) -> None:
-        self.choir, self.texts = choir, texts
+    def __init__(self, order: EnsembleRows, texts: int) -> None:
+        self.order, self.texts = order, texts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        z = scores.float().reshape(self.texts, self.choir.count, -1)
+        z = scores.float().reshape(self.texts, self.order.count, -1)
         made = torch.empty_like(z)
-        for v, start in enumerate(self.choir.starts):
-            own = self.choir.members(z, v)
-            together = self.choir.together(own, v)
+        for e, start in enumerate(self.order.starts):
+            own = self.order.members(z, e)
+            together = self.order.together(own, e)
             made[:, start : start + own.shape[1]] = together[:, None]
         return made.reshape(scores.shape)
 
 
 def score_together(
-    scorer: Any, pairs: Sequence[tuple[str, str]], voices: Sequence[LogitEnsemble], switch: Switch
+    scorer: Scorer,
+    pairs: Sequence[tuple[str, str]],
+    ensembles: Sequence[LogitEnsemble],
+    switch: Switch,
 ) -> list[list[float]]:
-    """Log-probability of each (prompt, continuation) under each voice: a list a voice.
+    """Log-probability of each (prompt, continuation) under each ensemble: a list per ensemble.
 
-    As `Scorer.loglikelihood` has it, with logits added before the softmax.
+    As in `Scorer.loglikelihood`, but logits are added before the softmax.
     """
-    choir = EnsembleRows(voices)
+    order = EnsembleRows(ensembles)
     unique = list(dict.fromkeys(pairs))
-    encoded = scorer.encoder.pairs(unique)
-    for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
-        scorer.room(ids[:-1], prompt, 1, " with its answer")
+    encoded = scorer.encoded(unique)
     found: dict[tuple[str, str], list[float]] = {}
 
     def work(batch: Sequence[int]) -> None:
-        switch(*choir.rows(len(batch)))
-        rows = [encoded[i][0][:-1] for i in batch for _ in range(choir.count)]
-        starts = [encoded[i][1] - 1 for i in batch for _ in range(choir.count)]
+        switch(*order.rows(len(batch)))
+        rows = [encoded[i][0][:-1] for i in batch for _ in range(order.count)]
+        starts = [encoded[i][1] - 1 for i in batch for _ in range(order.count)]
         logits = tail_logits(scorer.model, rows, starts, scorer.pad)
         for b, i in enumerate(batch):
             ids, start = encoded[i]
-            z = torch.stack(logits[b * choir.count : (b + 1) * choir.count], dim=1).float()
+            z = torch.stack(logits[b * order.count : (b + 1) * order.count], dim=1).float()
             gold = torch.tensor(ids[start:], device=z.device)[:, None]
             found[unique[i]] = [
-                float(choir.together(choir.members(z, v), v).log_softmax(-1).gather(-1, gold).sum())
-                for v in range(len(voices))
+                float(order.together(order.members(z, e), e).log_softmax(-1).gather(-1, gold).sum())
+                for e in range(len(ensembles))
             ]
 
-    lengths = [len(ids) * choir.count for ids, _ in encoded]
-    starts = [(start - 1) * choir.count for _, start in encoded]
-    batcher = scorer.batcher.shared_out(choir.count)
+    lengths = [len(ids) * order.count for ids, _ in encoded]
+    starts = [(start - 1) * order.count for _, start in encoded]
+    batcher = scorer.batcher.shared_out(order.count)
     batches = batcher.split(lengths, starts, scorer.vocab_size)
     scorer.run("score", batches, work, len(unique), batcher)
-    return [[found[pair][v] for pair in pairs] for v in range(len(voices))]
+    return [[found[pair][e] for pair in pairs] for e in range(len(ensembles))]
 
 
 def read_together(
-    scorer: Any,
+    scorer: Scorer,
     pairs: Sequence[tuple[str, str]],
     see: Callable[[Tensor | None], None],
     *,
     whole: bool = False,
 ) -> None:
-    """Reads prompts, each with the continuation that follows it ("" for none), for who watches.
+    """Runs the model over prompts and their continuations ("" for none), for hooks that observe it.
 
-    Rows are padded on the right; before each forward pass see(mask) is told which tokens [b, n]
-    are text, and see(None) after one that failed, whose rows are read again in smaller batches:
-    what was seen of it must not count. The first token of a row is left out where others follow:
-    trained models keep activations of quite another size there. whole: the head too reads every
-    token.
+    Rows are padded on the right. Before each forward pass, see(mask [b, n]) gets the tokens that
+    count. After a failed pass, see(None) is called, and its rows are read again in smaller batches:
+    observations of the failed pass must be dropped. The first token of a row does not count if
+    others follow, because the activations of trained models have another scale there. whole: the
+    head also reads every token.
     """
     unique = list(dict.fromkeys(pairs))
     alone = scorer.encoder.prompts([prompt for prompt, _ in unique])

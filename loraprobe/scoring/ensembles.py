@@ -1,7 +1,7 @@
-"""Voices: systems whose next-token logits are added, and their rows in one batch.
+"""Ensembles: systems whose next-token logits are added, and their rows in one batch.
 
-Every system reads the same text in a row of its own, so one forward pass serves all of them. A
-voice with one member is that system by itself, so that many systems can answer side by side.
+Every system reads the same text in its own row, so one forward pass computes all of them. An
+ensemble with one member is that system itself, so several systems can share a batch.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Switch = Callable[[Tensor, Tensor], None]  # gates [rows, n], lead [rows]; before a forward pass
+Switch = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
 
 
 @dataclass(frozen=True)
 class LogitEnsemble:
-    """Systems that speak as one: logits = sum_j weights[j] z_j, z_j those of member j.
+    """Several systems with common logits sum_j weights[j] z_j; z_j are those of member j.
 
-    gates: [k][n], the gates of the n experts for each of the k members. Where there is more than
-    one member, the first is what the others' effects are measured from (the base).
+    gates: [k][n], the gates of the n experts for each of the k members. With several members, the
+    first is the base.
     """
 
     gates: tuple[tuple[float, ...], ...]
@@ -28,12 +28,12 @@ class LogitEnsemble:
 
     @classmethod
     def alone(cls, i: int, n: int, gate: float = 1.0) -> LogitEnsemble:
-        """The i-th of n experts at a gate, speaking for itself."""
+        """The i-th of n experts alone, at a gate."""
         return cls((_one(i, n, gate),), (1.0,))
 
     @classmethod
     def added(cls, gates: Sequence[float]) -> LogitEnsemble:
-        """z0 + sum_i (z_i - z0): each expert's effect at its own gate, added to the base's logits.
+        """z0 + sum_i (z_i - z0): the base's logits plus each expert's effect at its gate.
 
         gates: [n].
         """
@@ -47,34 +47,34 @@ def _one(i: int, n: int, gate: float) -> tuple[float, ...]:
 
 
 class EnsembleRows:
-    """The members of several voices as rows: for each text, for each voice, its members."""
+    """The order of rows in a batch: texts, within a text ensembles, within them members."""
 
-    def __init__(self, voices: Sequence[LogitEnsemble]) -> None:
-        self.voices = tuple(voices)
-        sizes = [len(voice.gates) for voice in voices]
-        self.starts = tuple(sum(sizes[:v]) for v in range(len(voices)))
+    def __init__(self, ensembles: Sequence[LogitEnsemble]) -> None:
+        self.ensembles = tuple(ensembles)
+        sizes = [len(ensemble.gates) for ensemble in ensembles]
+        self.starts = tuple(sum(sizes[:v]) for v in range(len(ensembles)))
         self.count = sum(sizes)  # rows a text
 
     def rows(self, texts: int) -> tuple[Tensor, Tensor]:
-        """gates [rows, n], and for each row the index of its voice's first member [rows]."""
-        gates = torch.tensor([gates for voice in self.voices for gates in voice.gates])
+        """gates [rows, n], and for each row the index of its ensemble's first member [rows]."""
+        gates = torch.tensor([gates for ensemble in self.ensembles for gates in ensemble.gates])
         first = [
             start
-            for start, voice in zip(self.starts, self.voices, strict=True)
-            for _ in voice.gates
+            for start, ensemble in zip(self.starts, self.ensembles, strict=True)
+            for _ in ensemble.gates
         ]
         steps = torch.arange(texts)[:, None] * self.count
         return gates.repeat(texts, 1), (steps + torch.tensor(first)).reshape(-1)
 
-    def members(self, z: Tensor, voice: int) -> Tensor:
-        """The logits of one voice's members: [..., k, vocab] of z [..., count, vocab].
+    def members(self, z: Tensor, ensemble: int) -> Tensor:
+        """The logits of one ensemble's members: [..., k, vocab] of z [..., count, vocab].
 
-        Clamped, so that a token which a model rules out (-inf) gives no NaN when weighed.
+        They are clamped, so that a logit of -inf gives no NaN when it is weighed.
         """
-        start = self.starts[voice]
-        return z[..., start : start + len(self.voices[voice].gates), :].clamp_min(-1e4)
+        start = self.starts[ensemble]
+        return z[..., start : start + len(self.ensembles[ensemble].gates), :].clamp_min(-1e4)
 
-    def together(self, members: Tensor, voice: int) -> Tensor:
-        """What a voice says: [..., vocab] of its members' logits."""
-        weights = torch.tensor(self.voices[voice].weights).to(members)
+    def together(self, members: Tensor, ensemble: int) -> Tensor:
+        """The common logits [..., vocab] of an ensemble, from those of its members."""
+        weights = torch.tensor(self.ensembles[ensemble].weights).to(members)
         return torch.einsum("...kv,k->...v", members, weights)

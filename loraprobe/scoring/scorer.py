@@ -1,10 +1,10 @@
-"""Scorer: one loaded model, asked many questions under many compositions."""
+"""Scorer: generates and scores texts with one loaded model, under many compositions."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,11 @@ from loraprobe.scoring.generation import (
 from loraprobe.scoring.likelihood import Likelihood, token_statistics
 
 SAMPLED = 16  # texts drawn at once
+T = TypeVar("T")
 
 
 class Insertable(Protocol):
-    """What `with_composition` takes: a Composition."""
+    """The part of a Composition that `with_composition` uses."""
 
     def into(self, model: Any) -> contextlib.AbstractContextManager[Any]: ...
 
@@ -35,10 +36,10 @@ class Insertable(Protocol):
 class Scorer:
     """Generations and log-likelihoods of one model.
 
-    model, tokenizer: a transformers causal model and its tokenizer, which are used as they are
-    (a model in training mode is in evaluation mode only while it answers). batch_size: sequences
-    at once, or "auto". chat_template: whether prompts are user turns. progress is called as
-    progress(stage, done, total) with the prompts that are done.
+    model, tokenizer: a transformers causal model and its tokenizer. A model in training mode is in
+    evaluation mode only while it answers. batch_size: sequences per batch, or "auto".
+    chat_template: whether prompts become user turns. progress: called as progress(stage, done,
+    total) with numbers of prompts.
 
     Raises UsageError for an encoder-decoder, a bad batch size, or a missing chat template.
     """
@@ -79,12 +80,12 @@ class Scorer:
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model has positions for; None if it sets no limit."""
+        """The largest number of tokens of a sequence; None if the model sets no limit."""
         length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return int(length) if length and length > 0 else None
 
     def with_template(self, chat_template: bool) -> Scorer:
-        """The same model asked with or without its chat template."""
+        """A scorer of the same model with or without its chat template."""
         if chat_template == self.chat_template:
             return self
         other = Scorer(
@@ -100,7 +101,7 @@ class Scorer:
 
     @contextlib.contextmanager
     def with_composition(self, composition: Insertable | None) -> Iterator[Scorer]:
-        """This scorer, with a composition in its model; None is the base model."""
+        """This scorer, with a composition in its model while the context lasts; None: the base."""
         with composition.into(self.model) if composition is not None else contextlib.nullcontext():
             yield self
 
@@ -113,40 +114,71 @@ class Scorer:
     ) -> list[str]:
         """The greedy continuation of each prompt, in the given order.
 
-        It ends at an end token or after max_new_tokens, fewer where the context is full. With
-        until_newline it is the first line that holds more than white space. Special tokens are
-        left out. Raises TaskError, quoting the prompt, for one that the context cannot hold.
+        It ends at an end token, after max_new_tokens, or where the context is full. With
+        until_newline it is the first line that is not blank. It contains no special tokens. Raises
+        TaskError, which quotes the prompt, for a prompt that the context cannot hold.
         """
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return self.each_prompt(
+            prompts, limit, lambda rows, most: self.write(rows, most, until_newline)
+        )
+
+    def write(
+        self,
+        rows: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        until_newline: bool = False,
+        **options: Any,
+    ) -> list[str]:
+        """The continuation of each row of token ids. options: those of `generate_batch`."""
+        new = generate_batch(
+            self.model,
+            rows,
+            pad=self.pad,
+            stops=self.stops,
+            max_new_tokens=max_new_tokens,
+            stopper=self.newlines.stopper() if until_newline else None,
+            **options,
+        )
+        texts = [self.decode(tokens) for tokens in new]
+        return [first_line(text) for text in texts] if until_newline else texts
+
+    def each_prompt(
+        self,
+        prompts: Sequence[str],
+        limit: int,
+        write: Callable[[list[list[int]], int], list[T]],
+        *,
+        copies: int = 1,
+        spare: int = 1,
+    ) -> list[T]:
+        """The results of write(rows of token ids, limit of new tokens), in the prompts' order.
+
+        Repeated prompts are computed once. copies: sequences that each prompt needs. spare: batches
+        are sized for texts of 1 / spare of the limit. Raises UsageError for a limit below 1,
+        TaskError for a prompt that the context cannot hold.
+        """
         if limit < 1:
             raise UsageError(f"max_new_tokens must be at least 1, not {limit}.")
         unique = list(dict.fromkeys(prompts))
         ids = self.encoder.prompts(unique)
         room = [self.room(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)]
-        answers: dict[str, str] = {}
+        found: dict[str, T] = {}
 
         def work(batch: Sequence[int]) -> None:
-            new = generate_batch(
-                self.model,
-                [ids[i] for i in batch],
-                pad=self.pad,
-                stops=self.stops,
-                max_new_tokens=room[batch[0]],
-                stopper=self.newlines.stopper() if until_newline else None,
-            )
-            for i, tokens in zip(batch, new, strict=True):
-                text = self.decode(tokens)
-                answers[unique[i]] = first_line(text) if until_newline else text
+            results = write([ids[i] for i in batch], room[batch[0]])
+            found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
 
-        # A batch shares its number of new tokens: prompts near the context's end go apart.
+        batcher = self.batcher.shared_out(copies)
+        # All rows of a batch have one limit, so prompts near the context's end get their own batch.
         batches = (
             [group[i] for i in batch]
             for size in sorted(set(room), reverse=True)
             for group in ([i for i in range(len(unique)) if room[i] == size],)
-            for batch in self.batcher.split([len(ids[i]) + size for i in group])
+            for batch in batcher.split([(len(ids[i]) + size // spare) * copies for i in group])
         )
-        self.run("generate", batches, work, len(unique))
-        return [answers[prompt] for prompt in prompts]
+        self.run("generate", batches, work, len(unique), batcher)
+        return [found[prompt] for prompt in prompts]
 
     def sample(
         self,
@@ -157,44 +189,34 @@ class Scorer:
         temperature: float = 1.0,
         until_newline: bool = False,
     ) -> list[str]:
-        """n texts that the model writes of itself, where a user would speak.
+        """n texts that the model samples in place of a user's turn.
 
-        They start from BOS, or with a chat template from an empty user turn. Seeded; the global
-        generator is left as it was.
+        They start from BOS, or with a chat template from an empty user turn. The state of torch's
+        global generator does not change.
         """
         row = self.encoder.raw(self.encoder.opening())
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         found: list[str] = []
 
         def work(batch: Sequence[int]) -> None:
-            new = generate_batch(
-                self.model,
-                [row] * len(batch),
-                pad=self.pad,
-                stops=self.stops,
-                max_new_tokens=self.room(row, "", limit),
-                stopper=self.newlines.stopper() if until_newline else None,
-                sample=temperature,
-            )
-            texts = [self.decode(tokens) for tokens in new]
-            found.extend(first_line(text) if until_newline else text for text in texts)
+            rows = [row] * len(batch)
+            most = self.room(row, "", limit)
+            found.extend(self.write(rows, most, until_newline, sample=temperature))
 
         with answering(self.model), seeded(seed, self.model.device):
-            while len(found) < n:  # draws follow this size, so no --batch-size changes it
+            while len(found) < n:  # the draws depend on this size, so --batch-size has no effect
                 self.batcher.run(range(min(n - len(found), SAMPLED)), work)
         return found
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """How likely each (prompt, continuation) is, in the given order.
+        """The Likelihood of each (prompt, continuation), in the given order.
 
-        The seam is `Encoder.pairs`'s. A prompt with several continuations is read once where the
-        model's cache allows. Raises TaskError for an empty continuation or one that the context
-        cannot hold.
+        `Encoder.pairs` defines how they are joined. A prompt with several continuations is read
+        once if the model's cache allows it. Raises TaskError for an empty continuation or one that
+        the context cannot hold.
         """
         unique = list(dict.fromkeys(pairs))
-        encoded = self.encoder.pairs(unique)
-        for (ids, _), (prompt, _) in zip(encoded, unique, strict=True):
-            self.room(ids[:-1], prompt, 1, " with its answer")
+        encoded = self.encoded(unique)
         found: dict[tuple[str, str], Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
@@ -212,6 +234,13 @@ class Scorer:
                 self.batcher.run(batch, step)
                 self._report("score", len(found), len(unique))
         return [found[pair] for pair in pairs]
+
+    def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
+        encoded = self.encoder.pairs(pairs)
+        for (ids, _), (prompt, _) in zip(encoded, pairs, strict=True):
+            self.room(ids[:-1], prompt, 1, " with its answer")
+        return encoded
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""
@@ -241,7 +270,7 @@ class Scorer:
         total: int,
         batcher: Batcher | None = None,
     ) -> None:
-        """work() on every batch of this batcher (the scorer's own), with progress."""
+        """Runs work on every batch and reports progress. batcher: None for the scorer's own."""
         batcher, done = batcher or self.batcher, 0
         with answering(self.model):
             for batch in batches:
@@ -256,11 +285,11 @@ class Scorer:
     def room(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
         """How many tokens may follow, at most `wanted`. Raises TaskError if none.
 
-        more: what the ids hold beside the prompt, for the error.
+        more: text for the error that says what the ids contain besides the prompt.
         """
         if self.context is None:
             return wanted
-        # The last token needs no position: nothing follows it.
+        # The last token needs no position, because nothing follows it.
         left = self.context - len(ids) + 1
         if left < 1:
             raise TaskError(
@@ -270,7 +299,7 @@ class Scorer:
         return min(wanted, left)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """The text of token ids without special tokens."""
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

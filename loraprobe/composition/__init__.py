@@ -1,31 +1,31 @@
-"""A composition is experts plus gates: put into a loaded model, and taken out without a trace.
+"""A composition is experts plus gates. It is put into a loaded model and removed again.
 
-An adapter adds g * s B A x to a layer. The base model has every gate at 0, one adapter a one-hot
-gate, the sum gates of 1, the uniform average gates of 1/n, and a token router gates that look at
-the token. So one mechanism evaluates them all, on one copy of the base in memory:
+An adapter adds g * s B A x to a layer. In the base model every gate is 0, one adapter is a one-hot
+gate, the sum has gates of 1, the uniform average gates of 1/n, and a token router computes gates
+from the token. One mechanism therefore evaluates all of them on one copy of the base:
 
     h = x Acat^T            [..., R]     R = sum of the experts' ranks
     y = base(x) + (gates[owner] * h) Bcat^T
 
-with the factors of all experts of a module concatenated. Gates meet the tokens in rank space, so
-no tensor of shape (tokens, experts, out) exists. Constant gates are folded into B beforehand.
+Acat and Bcat are the concatenated factors of all experts of a module. Gates multiply h in rank
+space, so no tensor of shape (tokens, experts, out) is formed. Constant gates are multiplied into B
+beforehand.
 
-Experts are of three kinds, which one adapter may mix (composition/experts/ has a file of each):
-low-rank ones as above, to which the bias of lora_B adds g * s * b; *scaled* ones (DoRA), which add
-g * ((c - 1) * (W0 x) + c * (s B A x)) with W0 x taken from the layer's own output; and *full*
-ones, whole parameters, which constant gates weigh (W0 + sum g (W_i - W0)) and token routers
-refuse. Token routers see the s B A of a scaled expert as it is stored, without c, so that they
-route alike on every base.
+There are three kinds of expert (one file each in composition/experts/), and one adapter may mix
+them. *Low-rank* experts are as above; the bias b of lora_B adds g * s * b. *Scaled* experts (DoRA)
+add g * ((c - 1) * (W0 x) + c * (s B A x)), with W0 x from the layer's own output. *Full* experts
+are whole parameters: constant gates weigh them by W0 + sum g (W_i - W0), and token routers refuse
+them. Token routers use the stored s B A of a scaled expert without c, so that they route in the
+same way on every base.
 
-The arithmetic is peft's: 16-bit factors are held in float32, x is cast to the factors' dtype,
-and the result is cast back to the dtype of the layer's own output. A float64 model gets float64.
+The arithmetic is peft's: 16-bit factors are converted to float32, x is cast to the factors' dtype,
+and the result is cast to the dtype of the layer's output. A float64 model uses float64.
 
-An expert without a module adds nothing there. Constant gates count it as a zero delta; token
-routers share its gate among the experts that are present. Embeddings look tokens up and have no
-input to route by: under a token router they get constant gates, one over the number of experts
-present; so do convolutions, whose places are no tokens. A tied embedding is adapted where it embeds
-and not where it is used as the head, as peft's forward does (peft's merged model would change
-both).
+An expert that lacks a module adds nothing there. Constant gates treat it as a zero delta; token
+routers share its gate among the experts that are present. Embeddings have no input vector for a
+token router, so they get constant gates of one over the number of experts present. Convolutions get
+the same, because their positions are not tokens. A tied embedding is adapted only as an embedding
+and not as the head, as in peft's forward pass (peft's merged model changes both).
 """
 
 from loraprobe.composition.experts.low_rank import ExpertTerm

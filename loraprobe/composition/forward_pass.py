@@ -62,8 +62,8 @@ class Pass:
             return self._at_prompts_end(scores, leading, path)
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
             raise UsageError(
-                f"Module {path} has an input of shape {tuple(leading)}, which does not fit {self.rows} "
-                f"prompts of {self.tokens} tokens, so it cannot decide a gate for a whole prompt; "
+                f"Module {path} has an input of shape {tuple(leading)}, which does not fit "
+                f"{self.rows} prompts of {self.tokens} tokens, so it cannot decide a gate for a whole prompt; "
                 "use per=token."
             )
         rest = scores.shape[len(leading) :]

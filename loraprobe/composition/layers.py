@@ -197,9 +197,9 @@ def _prepare(
     """One module's experts concatenated; None if every gate is 0."""
     present = composition.present(path)
     experts = [composition.experts[i] for i in present]
-    shares = [low_rank(expert, path, dtype) for expert in experts]
-    gates = _gates(composition, path, shares)
-    constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(shares)
+    terms = [low_rank(expert, path, dtype) for expert in experts]
+    gates = _gates(composition, path, terms)
+    constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(terms)
     active = [j for j, gate in enumerate(constant) if gate != 0]
     if not active:
         return None
@@ -207,9 +207,9 @@ def _prepare(
         if path in experts[j].magnitudes:
             if model is None:
                 raise UsageError(f"{experts[j].name} is a DoRA adapter, whose layers need a model.")
-            shares[j] = scaled(shares[j], experts[j], path, model)
-    weighed = [shares[j].weighed(constant[j]).folded() for j in active]
-    updates = [share.update for share in weighed]
+            terms[j] = scaled(terms[j], experts[j], path, model)
+    weighed = [terms[j].weighed(constant[j]).folded() for j in active]
+    updates = [term.update for term in weighed]
     ranks = torch.tensor([update.rank for update in updates])
     folded = isinstance(gates, Tensor)
     return ComposedLayer(
@@ -219,13 +219,13 @@ def _prepare(
         B=torch.cat([update.B for update in updates], dim=1),
         owner=torch.repeat_interleave(torch.arange(len(updates)), ranks),
         gates=None if folded else gates,  # type: ignore[arg-type]
-        offset=_stacked([share.offset for share in weighed], folded),
-        ratio=_stacked([share.ratio for share in weighed], folded),
+        offset=_stacked([term.offset for term in weighed], folded),
+        ratio=_stacked([term.ratio for term in weighed], folded),
         kernel=experts[0].layout[path].kernel,
     )
 
 
-def _gates(composition: Composition, path: str, shares: list[ExpertTerm]) -> Tensor | TokenGates:
+def _gates(composition: Composition, path: str, terms: list[ExpertTerm]) -> Tensor | TokenGates:
     """The gates of the experts present in a module.
 
     Routers get the stored low-rank updates without magnitudes, so that they route in the same way
@@ -234,7 +234,7 @@ def _gates(composition: Composition, path: str, shares: list[ExpertTerm]) -> Ten
     router, present, n = composition.router, composition.present(path), len(composition.experts)
     if composition.kind(path) in ("embedding", "convolution") and not router.constant:
         return router.embedding_gates(present, n)
-    return router.gates(path, [share.update for share in shares], present, n)
+    return router.gates(path, [term.update for term in terms], present, n)
 
 
 def _stacked(parts: Iterable[Tensor | None], folded: bool) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Whether a composition fits a model: every target there, of its kind and shape, nothing lost."""
+"""Checks that a composition fits a model: all targets exist with the right kind and shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAME_COPY: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Adapter]] = (
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises CompatibilityError for a model that hooks would not reach, or reach twice."""
+    """Raises CompatibilityError for a model that carries peft adapters or is compiled."""
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
         raise CompatibilityError(
             "The model already carries peft adapters; pass the plain base model (unload() or "
@@ -37,7 +37,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def target(model: nn.Module, composition: Composition, path: str) -> nn.Module:
-    """The module at a path, with its kind and shape checked against every expert there."""
+    """The module at a path, after checking its kind and shape against every expert there."""
     names = [composition.experts[i].name for i in composition.present(path)]
     try:
         module = model.get_submodule(path)
@@ -76,7 +76,7 @@ def target(model: nn.Module, composition: Composition, path: str) -> nn.Module:
 
 
 def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
-    """Kind and (in, out) of a layer; kind None for what composition cannot serve."""
+    """Kind and (in, out) of a layer; kind None if a composition does not support it."""
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return None, (0, 0)  # torch's attention reads its weight and never calls it
     names: tuple[tuple[LayerKind, str, str], ...] = (
@@ -96,12 +96,12 @@ def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
 
 
 def _family(kind: LayerKind) -> str:
-    """Linear and Conv1D store one and the same map in two orientations."""
+    """The kind, with "conv1d" as "linear": they store the same map in two orientations."""
     return "linear" if kind == "conv1d" else kind
 
 
 def _check_convolution(module: Any, path: str, name: str) -> None:
-    """peft's factors of a convolution share its stride and padding, and nothing else."""
+    """Raises UnsupportedAdapter for options of a convolution that peft's factors ignore."""
     for what, value, plain in (
         ("groups", module.groups, 1),
         ("dilation", set(module.dilation), {1}),
@@ -110,13 +110,12 @@ def _check_convolution(module: Any, path: str, name: str) -> None:
         if value != plain:
             raise UnsupportedAdapter(
                 f"Adapter {name} changes {path}, a convolution with {what} other than {plain!r}, "
-                "for which peft's factors are no convolution of the same kind; use an adapter that "
-                "leaves it out."
+                "which peft's factors do not support; use an adapter that leaves it out."
             )
 
 
 def _nearest(model: nn.Module, path: str) -> str:
-    """A hint: the module of the model whose path shares the longest ending."""
+    """A hint that names the module whose path shares the longest ending; "" if none does."""
     parts = path.split(".")
     for length in range(len(parts) - 1, 0, -1):
         for start in (parts[-length:], parts[:length]):
@@ -132,7 +131,7 @@ def _article(kind: str) -> str:
 
 
 def check_extras(model: nn.Module, composition: Composition) -> None:
-    """Raises UnsupportedAdapter where an expert holds what a composition would drop."""
+    """Raises UnsupportedAdapter if an expert has tensors that a composition would ignore."""
     for expert in composition.experts:
         if not expert.modules and not expert.whole:
             raise UnsupportedAdapter(
@@ -142,14 +141,14 @@ def check_extras(model: nn.Module, composition: Composition) -> None:
         lost = [e for e in expert.extras if not _kept(model, expert, e)]
         if lost:
             raise UnsupportedAdapter(
-                f"Adapter {expert.name} holds what no kind of expert here computes ({lost[0]}"
-                f"{f' and {len(lost) - 1} more' if lost[1:] else ''}), which a composition would "
-                "drop; load it with peft, or merge it into its base model there."
+                f"Adapter {expert.name} has tensors that a composition does not support and would "
+                f"ignore ({lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}); load it "
+                "with peft, or merge it into its base model there."
             )
 
 
 def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
-    """Whether a tensor beside the factors has its place in a composition."""
+    """Whether a composition supports a tensor that is not a factor."""
     if extra.kind == "base_copy":
         return _same(model, expert)
     if extra.kind in ("dora_magnitude", "lora_bias"):
@@ -159,7 +158,7 @@ def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
 
 
 def _same(model: nn.Module, expert: Adapter) -> bool:
-    """Whether the copies of base weights that peft saved beside the factors are the model's."""
+    """Whether the base weights that peft saved with the adapter equal the model's."""
     seen = _SAME_COPY.setdefault(model, weakref.WeakSet())
     if expert not in seen and all(
         _is_copy(model, expert, extra.module, extra.key)

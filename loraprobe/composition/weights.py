@@ -1,4 +1,4 @@
-"""A layer's own weight as the numbers that it computes with, out of a model in memory."""
+"""Reads the weights and biases of layers, also quantised or offloaded ones."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from loraprobe.errors import UnsupportedAdapter
 
-Fingerprint = tuple[int, int, int]  # identity, place and version of the tensor that is stored
+Fingerprint = tuple[int, int, int]  # identity, address and version of the stored tensor
 
 
 def dense_weight(module: nn.Module, path: str, needed_by: str) -> Tensor:
-    """W0 of a linear, Conv1D, embedding or convolution layer, [out, in] as a delta is oriented.
+    """W0 of a linear, Conv1D, embedding or convolution layer, oriented as a delta: [out, in].
 
     A convolution's [out, in, *kernel] is flattened to [out, in * prod(kernel)]. Quantised weights
-    (bitsandbytes, torchao, HQQ and whatever else offers `dequantize`) come back in floating point;
-    weights that accelerate has moved out of memory are brought in for the moment.
+    (bitsandbytes, torchao, HQQ and others with a `dequantize` method) are returned in floating
+    point. Weights that accelerate has offloaded are loaded for the duration of the call.
 
-    Raises UnsupportedAdapter, naming the module and `needed_by`, where the weight has no floating
-    point form that is known here.
+    Raises UnsupportedAdapter, which names the module and `needed_by`, if the weight cannot be
+    converted to floating point.
     """
     with _in_memory(module):
         weight = _dequantised(module)
@@ -37,20 +37,20 @@ def dense_weight(module: nn.Module, path: str, needed_by: str) -> Tensor:
 
 
 def fingerprint(module: nn.Module) -> Fingerprint | None:
-    """What changes when a layer's weight is replaced or written to; None if it has none."""
+    """A value that changes if a layer's weight is replaced or modified; None without a weight."""
     weight = _stored(module)
     if weight is None:
         return None
     if weight.device.type == "meta":
-        return 0, 0, 0  # kept elsewhere by accelerate, which makes a new empty tensor every time
-    # Tensors made in inference mode keep no version; their place has to do.
+        return 0, 0, 0  # offloaded by accelerate, which makes a new empty tensor every time
+    # Tensors made in inference mode have no version, so only identity and address are compared.
     return id(weight), weight.data_ptr(), -1 if weight.is_inference() else weight._version
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """The bias that a layer adds at the moment; None if it has none.
+    """The current bias of a layer; None if it has none.
 
-    One that accelerate has moved out of memory is brought in, as a copy.
+    A bias that accelerate has offloaded is returned as a copy.
     """
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor) and bias.device.type == "meta":
@@ -68,13 +68,15 @@ def _stored(module: nn.Module) -> Tensor | None:
 
 
 def _dequantised(module: nn.Module) -> Tensor | None:
-    """The weight in floating point, oriented as it is stored; None if that is not known."""
+    """The weight in floating point, in its stored orientation; None if it cannot be converted."""
     weight: Any = getattr(module, "weight", None)
     kind = type(weight).__name__
     if kind in ("Params4bit", "Int8Params"):
         return _from_bitsandbytes(module, weight)
     for holder in (weight, module):
-        offered: Any = getattr(holder, "dequantize", None)  # plain tensors have one, to no effect
+        offered: Any = getattr(
+            holder, "dequantize", None
+        )  # plain tensors have it too, without effect
         if callable(offered) and type(holder) not in (Tensor, nn.Parameter):
             made = offered()
             return made if isinstance(made, Tensor) else None
@@ -93,7 +95,7 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
             return weight.detach() if weight.is_floating_point() else None
         stored, quantised = weight.data, weight.quant_state
         if getattr(quantised, "packing_format_for_cpu", False):
-            # On CPUs with AVX-512 BF16 the first forward pass lays the weight out anew.
+            # On CPUs with AVX-512 BF16 the first forward pass changes the layout of the weight.
             unpack = getattr(bnb, "_convert_weight_packed_for_cpu_inverse", None)
             if unpack is None:
                 return None
@@ -110,7 +112,7 @@ def _from_bitsandbytes(module: nn.Module, weight: Any) -> Tensor | None:
 
 @contextlib.contextmanager
 def _in_memory(module: nn.Module) -> Iterator[None]:
-    """Weights that accelerate keeps elsewhere, in memory while the context lasts."""
+    """Loads a module's offloaded weights while the context lasts."""
     hook = getattr(module, "_hf_hook", None)
     if hook is None or not getattr(hook, "offload", False):
         yield

@@ -1,8 +1,8 @@
-"""A loaded model and its tokenizer -> generations, log-likelihoods, hidden states; in batches.
+"""Generations, log-likelihoods and hidden states of a loaded model, computed in batches.
 
-Every answer is that of a batch of one, up to rounding: prompts are padded on the left to generate
-(attention mask and positions follow the prompt, not the padding) and on the right to be scored
-(where causal attention never sees the padding). What is asked twice is computed once.
+Every result equals that of a batch of one, up to rounding. To generate, prompts are padded on the
+left, with attention mask and positions of the prompt alone. To score, they are padded on the right,
+where causal attention does not see the padding. Repeated inputs are computed once.
 """
 
 from loraprobe.scoring.encoding import Encoder, joined

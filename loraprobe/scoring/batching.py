@@ -1,7 +1,7 @@
-"""Batches: how many sequences go through the model at once, and what happens when they do not fit.
+"""Splits sequences into batches, and halves batches that do not fit into memory.
 
-`auto` packs sequences of similar length up to a number of tokens; a batch that does not fit into
-memory is halved, down to a single sequence, and the smaller size is kept from then on.
+`auto` packs sequences of similar length up to a number of tokens. A batch that does not fit into
+memory is halved, down to a single sequence, and later batches keep the smaller size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from loraprobe.errors import OutOfMemory, UsageError
 from loraprobe.memory import is_out_of_memory
 
-# Tokens per forward pass, measured: past a few thousand a CPU gains nothing.
+# Tokens per forward pass. Measured: more than a few thousand are not faster on a CPU.
 TOKENS = {"cpu": 4096, "mps": 8192}
 TOKENS_ELSEWHERE = 32768
 LOGITS = 1 << 26  # entries of the largest tensor of logits, 256 MB in float32
@@ -27,7 +27,7 @@ CURE = (
 
 @dataclass
 class MemoryHistory:
-    """What running out of memory has taught about one model; sizes are sequences at once."""
+    """The batches of one model that did not fit into memory; sizes in sequences."""
 
     failed: int | None = None  # the largest batch that did not fit
     kept: int | None = None  # the most that later batches may have
@@ -39,10 +39,10 @@ class MemoryHistory:
 
 @dataclass
 class Batcher:
-    """Splits work into batches. `rows` is the most sequences a batch may have, None for auto.
+    """Splits work into batches. rows: the largest number of sequences per batch, None for auto.
 
-    Each thing to be done takes `copies` sequences; what memory has taught is shared with every
-    batcher made by `shared_out`.
+    copies: sequences that each piece of work needs. The memory history is shared with every batcher
+    made by `shared_out`.
     """
 
     device: torch.device
@@ -62,7 +62,7 @@ class Batcher:
         return cls(device, batch_size)
 
     def shared_out(self, copies: int) -> Batcher:
-        """A batcher of the same memory for what takes `copies` sequences each."""
+        """A batcher with the same memory history for work of `copies` sequences each."""
         return replace(self, copies=self.copies * copies)
 
     def split(
@@ -70,8 +70,8 @@ class Batcher:
     ) -> Iterator[list[int]]:
         """Indices in batches, longest first.
 
-        lengths: tokens that each takes, its copies together; starts: from which token on it needs
-        logits of width `vocab` (None: only of its last).
+        lengths: tokens of each piece of work with all its copies. starts: the first token for which
+        it needs logits of width `vocab`; None if it needs only those of the last token.
         """
         order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
         budget = TOKENS.get(self.device.type, TOKENS_ELSEWHERE)
@@ -92,10 +92,11 @@ class Batcher:
         return max(1, min(known) // self.copies) if known else None
 
     def run(self, batch: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
-        """work(batch), halved as often as memory demands. Raises OutOfMemory at one.
+        """Calls work(batch), with the batch halved as often as necessary.
 
-        work must stand being called again with a part of what it was called with before. Where it
-        has batches of its own inside, and even one of those does not fit, there are fewer outside.
+        `work` may be called again with parts of an earlier batch. It may itself run batches; if one
+        piece of its work does not fit, the outer batch is halved. Raises OutOfMemory if a batch of
+        one does not fit.
         """
         try:
             work(batch)
@@ -117,16 +118,16 @@ class Batcher:
         what = (
             "one sequence at a time does"
             if self.copies == 1
-            else (f"one text at a time, read by {self.copies} systems side by side, does")
+            else (f"one text at a time for {self.copies} systems does")
         )
         return OutOfMemory(f"Even {what} not fit into the memory of {self.device}; {CURE}.")
 
     def note(self) -> str:
-        """What a report says of batches that did not fit; "" if all did."""
+        """A note for the report on batches that did not fit; "" if all did."""
         if self.shortage.failed is None:
             return ""
         return (
             f"A batch of {self.shortage.failed} sequences did not fit into the memory of "
             f"{self.device}, so batches were halved until they did: {self.shortage.kept} at a "
-            f"time. --batch-size {self.shortage.kept} begins there."
+            f"time. --batch-size {self.shortage.kept} starts with this size."
         )

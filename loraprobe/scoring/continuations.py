@@ -1,4 +1,4 @@
-"""Continuations arranged so that nothing is read twice, and the two ways of reading them."""
+"""Scores continuations so that the model reads shared prompts only once."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Ids = tuple[int, ...]
 Keep = Callable[[Sequence[int], Tensor], None]
 Step = tuple[list[int], Callable[[Sequence[int]], None]]  # a batch, and what to do with it
 
-# Reading prompts apart from their continuations costs a second pass; it must save this share.
+# Reading prompts separately needs a second pass, so its tokens must be below this share.
 WORTH = 0.7
 
 
 class Continuations:
     """Encoded pairs (ids, index of the continuation's first token), grouped by their prompts.
 
-    A continuation's last token is only predicted, so one row of a prompt and a `tail` (the
-    continuation without its last token) serves every continuation that shares both.
+    A continuation's last token is only predicted. One row of a prompt and a `tail` (the
+    continuation without its last token) therefore scores all continuations with this tail.
     """
 
     def __init__(self, encoded: Sequence[tuple[Sequence[int], int]]) -> None:
@@ -36,16 +36,16 @@ class Continuations:
     def read(
         self, model: Any, batcher: Batcher, pad: int, vocab: int, keep: Keep
     ) -> Iterator[Step]:
-        """Batches of work; together they call keep(indices of pairs, logits) for every pair.
+        """Batches of work, which together call keep(indices of pairs, logits) for every pair.
 
-        logits: [continuation's length, vocab], those that predict its tokens.
+        logits: [length of the continuation, vocab], the logits that predict its tokens.
         """
         if self.saves() and can_share(model):
             return self._apart(model, batcher, pad, vocab, keep)
         return self._whole(model, batcher, pad, vocab, keep)
 
     def saves(self) -> bool:
-        """Whether prompts are shared so often that they are better read apart."""
+        """Whether it is cheaper to read prompts separately from their continuations."""
         whole = sum(
             len(prompt) + len(tail) for prompt, tails in self.prompts.items() for tail in tails
         )
@@ -55,7 +55,7 @@ class Continuations:
     def _whole(
         self, model: Any, batcher: Batcher, pad: int, vocab: int, keep: Keep
     ) -> Iterator[Step]:
-        """Every prompt with every tail as a row of its own."""
+        """Reads every prompt with every tail as one row."""
         rows = [
             (p, tail, found) for p, tails in self.prompts.items() for tail, found in tails.items()
         ]
@@ -74,7 +74,7 @@ class Continuations:
     def _apart(
         self, model: Any, batcher: Batcher, pad: int, vocab: int, keep: Keep
     ) -> Iterator[Step]:
-        """Each prompt once, then its tails."""
+        """Reads each prompt once, then its tails."""
         prompts = list(self.prompts)
 
         def work(batch: Sequence[int]) -> None:

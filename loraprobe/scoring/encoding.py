@@ -1,4 +1,4 @@
-"""Text -> token ids: beginnings, chat templates, and the seam between prompt and continuation."""
+"""Text -> token ids, with special tokens, chat templates, and joined continuations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import BaseError, TaskError, UsageError
 from loraprobe.memory import gib
 
-# transformers fills templates in a sandbox, which has no clock and counts no bytes.
+# The sandbox of transformers limits neither the time nor the memory of a template.
 TEMPLATE_SECONDS = 10.0
 TEMPLATE_BYTES = 2**30
 TEMPLATE_LONGEST = 1_000_000  # characters that a template may add to a prompt
 
-# Scripts that put no space between words: an answer follows its prompt directly.
+# Scripts without spaces between words: the answer follows its prompt directly.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 CLOSING = frozenset(".,;:!?)]}%’”")
 OPENING = frozenset("([{‘“¿¡$£€#/-_")
@@ -26,13 +26,13 @@ OPENING = frozenset("([{‘“¿¡$£€#/-_")
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """Encodes prompts as the model expects them.
+    """Encodes prompts for a model.
 
     With `chat` a prompt becomes a user turn of the tokenizer's chat template, followed by the
-    opening of the assistant's turn; the template brings its own BOS, so none is added. Without it
-    the tokenizer adds its special tokens, except an EOS that it would put at the end.
+    beginning of the assistant's turn. The template contains the BOS, so none is added. Without
+    `chat` the tokenizer adds its special tokens, except an EOS at the end.
 
-    rows: how many tokens the model knows; None where that is not checked.
+    rows: the number of rows of the model's embedding, to check ids; None for no check.
     """
 
     tokenizer: Any
@@ -53,10 +53,10 @@ class Encoder:
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """(ids of prompt and continuation together, index of the continuation's first token).
 
-        As in lm-evaluation-harness: spaces at the end of a prompt go to the continuation, the
-        whole is tokenised at once, and the continuation is what follows the prompt's own tokens.
-        Where the tokenizer merges across the seam, it begins with the merged token. See `joined`
-        for the space between the two; after a chat template there is none.
+        As in lm-evaluation-harness, spaces at the end of a prompt move to the continuation, both
+        are tokenised together, and the continuation begins after the prompt's own tokens. If the
+        tokenizer merges characters of both into one token, it begins with that token. `joined`
+        defines the space between the two; after a chat template there is none.
         """
         contexts, wholes = [], []
         for prompt, continuation in pairs:
@@ -75,11 +75,11 @@ class Encoder:
         ]
 
     def text(self, prompt: str) -> str:
-        """What is tokenised: the prompt itself, or the chat template filled with it."""
+        """The text that is tokenised: the prompt, or the chat template filled with it."""
         if not self.chat:
             return prompt
         slow = BaseError(
-            "The chat template of the base does not come to an end within "
+            "The chat template of the base does not end within "
             f"{TEMPLATE_SECONDS:g} seconds; use --chat-template off."
         )
         try:
@@ -96,7 +96,7 @@ class Encoder:
                 f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
                 "of memory; use --chat-template off."
             ) from None
-        except Exception as error:  # a stranger's template may raise whatever it likes
+        except Exception as error:  # a template may raise any exception
             raise BaseError(
                 f"The chat template of the base cannot be filled "
                 f"({first_line(error)}); use --chat-template off."
@@ -114,25 +114,25 @@ class Encoder:
         return text
 
     def opening(self) -> str:
-        """What stands before a user's first word: "" or the template up to the user's turn."""
+        """The text before a user's first word: "" or the template up to the user's turn."""
         marker = "loraprobe-marker"
         return self.text(marker).partition(marker)[0] if self.chat else ""
 
     def raw(self, text: str) -> list[int]:
-        """Token ids of a text that is already filled into the template."""
+        """Token ids of a text as it is, without the template."""
         return self._started(self._ids([text])[0])
 
     def _seam(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:
         start = 0
         while start < min(len(context), len(whole)) and context[start] == whole[start]:
             start += 1
-        if start == 0:  # the first token needs something to follow
+        if start == 0:  # a first token must precede the continuation
             started = self._started([])
             return [*started, *whole], len(started)
         return whole, min(start, len(whole) - 1)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """One call of the tokenizer per group of texts that want special tokens or do not."""
+        """Token ids of texts, from one call of the tokenizer with special tokens and one without."""
         found: list[list[int]] = [[] for _ in texts]
         bos = getattr(self.tokenizer, "bos_token", None)
         for special in (True, False):
@@ -148,14 +148,16 @@ class Encoder:
         return found
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        """Token ids as the tokenizer gives them. Raises BaseError where it fails on a text, or
-        gives an id for which the model has no row."""
+        """The tokenizer's token ids.
+
+        Raises BaseError if it fails on a text, or gives an id for which the model has no row.
+        """
         try:
             with silenced():
                 rows = self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except BaseException as error:  # a panic of the library is no Exception
+        except BaseException as error:  # a panic of the Rust library is not an Exception
             raise BaseError(
                 f"The tokenizer of the base fails on {texts[0][:60]!r} "
                 f"({first_line(error)}); save the tokenizer again."
@@ -187,11 +189,10 @@ class Encoder:
 
 
 def joined(prompt: str, continuation: str) -> str:
-    """The continuation, with the space that separates it from its prompt.
+    """The continuation with the space that separates it from its prompt.
 
-    One space is put in front where neither side has white space at the seam, except before
-    closing punctuation, after an opening sign, and in scripts written without spaces. Two spaces
-    become one.
+    One space is added if there is no white space between the two, except before closing
+    punctuation, after an opening sign, and in scripts without spaces. Two spaces become one.
     """
     if prompt.endswith(" "):
         return continuation.lstrip(" ")

@@ -1,4 +1,4 @@
-"""One forward pass over padded rows, and the state a model is in while it answers."""
+"""A forward pass over padded rows, and the state of a model during inference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, 
 
 
 def positions(mask: Tensor) -> Tensor:
-    """position_ids [b, n] of an attention mask: those of each row without its padding."""
+    """position_ids [b, n] of an attention mask; padding does not count."""
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
@@ -35,8 +35,8 @@ def tail_logits(
 ) -> list[Tensor]:
     """Logits of each row from position `start` on: [len(row) - start, vocab] each.
 
-    Padded on the right, where causal attention never looks, so positions are those of the row
-    alone; only the positions that some row needs get logits.
+    Rows are padded on the right, where causal attention does not see the padding. Logits are
+    computed only for positions that some row needs, if the model supports it.
     """
     ids, mask = (tensor.to(model.device) for tensor in padded(rows, pad, "right"))
     first, options = 0, {}
@@ -52,9 +52,9 @@ def tail_logits(
 
 
 def read_through(model: Any, ids: Tensor, mask: Tensor, whole: bool = False) -> None:
-    """One forward pass for those who watch it; ids, mask: [b, n].
+    """One forward pass for hooks that observe it; ids, mask: [b, n].
 
-    Logits of one position only, unless the head is to see them all (whole).
+    whole: the head reads every token; otherwise only the last, if the model supports it.
     """
     known = inspect.signature(model.forward).parameters
     options = {"logits_to_keep": 1} if "logits_to_keep" in known and not whole else {}
@@ -68,7 +68,7 @@ def read_through(model: Any, ids: Tensor, mask: Tensor, whole: bool = False) -> 
 
 @contextlib.contextmanager
 def answering(model: Any) -> Iterator[None]:
-    """Inference mode, dropout off; modules that were training are so again afterwards."""
+    """Inference mode without dropout; afterwards modules return to their training mode."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -82,7 +82,7 @@ def answering(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generators seeded inside, and as they were outside."""
+    """Seeds torch's generators; afterwards they return to their earlier state."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

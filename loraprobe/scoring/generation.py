@@ -1,4 +1,4 @@
-"""Greedy generation through transformers' generate(), free of the model's own habits."""
+"""Generation with transformers' generate(), without the model's generation_config."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from loraprobe.scoring.forward import padded
 
 
 class NewlineTokens:
-    """Which tokens end a line, learned once from the tokenizer's vocabulary.
+    """Tokens that end a line, computed once from the tokenizer's vocabulary.
 
-    A line ends at the first newline after something that is not white space, so that a model
-    which opens its answer with a newline is still heard.
+    A line ends at the first newline after text that is not white space, so an answer may begin with
+    newlines.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -25,8 +25,10 @@ class NewlineTokens:
 
     @cached_property
     def masks(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Per token id, booleans [vocab]: has more than white space; has a newline; has one
-        after its own first word."""
+        """Booleans [vocab] per token id: has text; has a newline; has a newline after text.
+
+        White space does not count as text.
+        """
         ids = range(len(self._tokenizer))
         texts = self._tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
         return (
@@ -55,15 +57,15 @@ class NewlineTokens:
 
 
 def first_line(text: str) -> str:
-    """The first line that holds more than white space; "" if there is none."""
+    """The first line that is not blank; "" if there is none."""
     return next((line for line in text.split("\n") if line.strip()), "")
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a generation: the tokenizer's EOS and the model's own end-of-turn tokens.
+    """Ids that end a generation: the tokenizer's EOS and the model's end-of-turn tokens.
 
-    The model's count only where the tokenizer knows them as special: a config's default
-    eos_token_id may be an ordinary word of another vocabulary.
+    The model's ids count only if the tokenizer marks them as special, because the default
+    eos_token_id of a config may be an ordinary word of another vocabulary.
     """
     eos = tokenizer.eos_token_id
     found = [] if eos is None else [int(eos)]
@@ -87,7 +89,7 @@ def generate_batch(
     """New token ids of each prompt, cut before its first stop token.
 
     processor(ids [b, n], logits [b, vocab]) may replace the logits before a token is chosen.
-    Greedy, or with `sample` drawn at that temperature from torch's global generator.
+    Generation is greedy, or samples at the temperature `sample` from torch's global generator.
     """
     from transformers import GenerationConfig
 
@@ -115,8 +117,10 @@ def generate_batch(
 
 @contextlib.contextmanager
 def own_generation_config(model: Any, config: Any) -> Iterator[None]:
-    """generate() fills what its caller leaves open from the model's generation_config, which may
-    hold a repetition penalty or suppressed tokens; for the time of the call there is none."""
+    """Replaces the model's generation_config while the context lasts.
+
+    generate() takes missing options from it, such as a repetition penalty or suppressed tokens.
+    """
     had = "generation_config" in vars(model)
     before = getattr(model, "generation_config", None)
     model.generation_config = config

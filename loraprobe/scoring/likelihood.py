@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, with what a probe may want to know of each position."""
+"""Log-likelihoods of continuations, with statistics of each position for probes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 24  # entries of the full vocabulary looked at together, 64 MB in float32
+CHUNK = 1 << 24  # logits that are processed together, 64 MB in float32
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How likely a model finds a continuation of `tokens` tokens and `characters` characters.
+    """The log-likelihood of a continuation of `tokens` tokens and `characters` characters.
 
-    `logprob` is the sum of `token_logprobs` (natural logarithms). At each position
-    `top_logprobs` is that of the model's first choice, `rank` the gold token's place (1 is first
-    choice; ties count in its favour), and `mean` and `std` are those of log p(z) for z drawn from
-    the model's own distribution (the mu and sigma of Min-K%++, arXiv 2404.02936). `greedy`: every
-    token is a first choice.
+    logprob: the sum of token_logprobs (natural logarithms). Per position: top_logprobs, the
+    log-probability of the model's first choice; rank, that of the gold token (1 is the first
+    choice, ties count in its favour); mean and std of log p(z) for z from the model's distribution
+    (mu and sigma of Min-K%++, arXiv 2404.02936). greedy: whether every token is a first choice.
     """
 
     logprob: float
@@ -36,11 +35,6 @@ class Likelihood:
     def per_token(self) -> float:
         """Mean log-probability of a token."""
         return self.logprob / self.tokens
-
-    @property
-    def per_character(self) -> float:
-        """Log-probability over characters: comparable between tokenizations."""
-        return self.logprob / self.characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +75,7 @@ def token_statistics(logits: Tensor, gold: Tensor) -> TokenStatistics:
 
 
 def _statistics(logits: Tensor, gold: Tensor) -> tuple[Tensor, ...]:
-    # Clamped, so that a token the model rules out (-inf) adds 0 and not NaN to the moments.
+    # Clamped, so that a token with log-probability -inf adds 0 and not NaN to the moments.
     logp = logits.float().log_softmax(-1).clamp_min_(-1e4)
     p = logp.exp()
     mean = (p * logp).sum(-1)

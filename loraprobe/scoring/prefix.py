@@ -1,7 +1,7 @@
-"""Prompts read once, then many continuations of each: the answers of a multiple choice.
+"""Reads prompts once and then several continuations of each, as for multiple choice.
 
-The prompts of a batch leave their keys and values in a cache; each continuation takes its
-prompt's rows of that cache and adds only its own tokens.
+The keys and values of a batch of prompts are kept in a cache. A continuation uses the rows of its
+prompt, and the model reads only the continuation's own tokens.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from loraprobe.scoring.forward import padded, positions
 
 
 def can_share(model: Any) -> bool:
-    """Whether a model's cache is plain keys and values of every position, which can be shared.
+    """Whether a model's cache consists of keys and values of every position, which can be shared.
 
-    Sliding windows, states of recurrent layers and positions that are not arguments are left to
-    whole rows.
+    False for sliding windows, recurrent layers, and models without position_ids as an argument;
+    their prompts are read again with each continuation.
     """
     known = inspect.signature(model.forward).parameters
     if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= set(known):
@@ -35,7 +35,7 @@ def can_share(model: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Prompts that a model has read: [c] of them. logits: [c, vocab] after each prompt's end."""
+    """The cache of c prompts. logits: [c, vocab], those after each prompt."""
 
     model: Any
     cache: Any
@@ -44,7 +44,7 @@ class Prefix:
 
     @classmethod
     def read(cls, model: Any, prompts: Sequence[Sequence[int]], pad: int) -> Prefix:
-        """One forward pass over the prompts, padded on the left so that they end together."""
+        """Reads the prompts in one forward pass, padded on the left."""
         ids, mask = (tensor.to(model.device) for tensor in padded(prompts, pad, "left"))
         cache = _empty_cache(model)
         last: dict[str, Any] = {"logits_to_keep": 1} if _keeps(model) else {}
@@ -64,7 +64,7 @@ class Prefix:
         """Logits at each token of tail i, which follows prompt prompts[i]: [len(tail), vocab]."""
         ids, own = (tensor.to(self.model.device) for tensor in padded(tails, pad, "right"))
         rows = torch.tensor(prompts, device=ids.device)
-        cache = copy.copy(self.cache)  # selecting rows replaces a layer's tensors, not the layers
+        cache = copy.copy(self.cache)  # selecting rows replaces tensors of layers
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         cache.batch_select_indices(rows)
         mask = torch.cat([self.mask[rows], own], dim=1)
@@ -86,7 +86,7 @@ def _empty_cache(model: Any) -> Any:
 
 
 def _cache_argument(model: Any) -> str:
-    """What forward() calls its cache: `cache` in newer transformers, else `past_key_values`; ""."""
+    """The cache argument of forward(): `cache` in newer transformers, `past_key_values`, or ""."""
     known = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in known), "")
 

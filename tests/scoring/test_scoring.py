@@ -114,7 +114,6 @@ def test_likelihood_is_the_models_own(tiny):
         assert found.logprob == pytest.approx(sum(logprobs), abs=1e-4)
         assert (found.tokens, found.characters) == (len(rows), len(continuation))
         assert found.per_token == pytest.approx(found.logprob / len(rows))
-        assert found.per_character == pytest.approx(found.logprob / len(continuation))
         assert found.top_logprobs == pytest.approx([float(r.max()) for r in rows], abs=1e-4)
         assert found.rank == tuple(
             int((row > row[t]).sum()) + 1 for row, t in zip(rows, ids[start:], strict=True)

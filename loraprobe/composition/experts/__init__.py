@@ -1,5 +1,4 @@
-"""The kinds of expert, one file each: low-rank, scaled (DoRA), and whole parameters.
+"""The kinds of expert, one file each: low-rank, scaled (DoRA) and full (whole parameters).
 
-An adapter can be of several kinds at once: its factors, the magnitudes beside them and the modules
-that were trained whole each find their file here.
+One adapter can be of several kinds.
 """

@@ -1,13 +1,13 @@
-"""Full experts: parameters that an adapter replaces whole (modules_to_save, trained biases).
+"""Full experts: parameters that an adapter replaces as a whole (modules_to_save, trained biases).
 
-With constant gates a parameter is W0 + sum_i g_i (W_i - W0) for as long as the context lasts; an
-expert that leaves it alone counts as W0. Afterwards the module holds the very tensor that it held
-before. Only the module that is named changes: where a weight is tied, its other user keeps the
-base's, as in peft, which copies the module; `ensure_weight_tying` changes both.
+With constant gates a parameter becomes W0 + sum_i g_i (W_i - W0) while the context lasts. An expert
+that does not replace it counts as W0. Afterwards the module has its original tensor again. Only the
+named module changes. If a weight is tied, the other module keeps the base's weight, as in peft,
+which copies the module; `ensure_weight_tying` changes both.
 
-Gates that differ from row to row mix outputs in place of weights, which is the same for modules
-whose output is affine in their parameters. Gates that look at the token are refused, since these
-experts have no input direction to route by.
+Gates per row mix outputs instead of weights, which is equivalent for modules whose output is affine
+in their parameters. Gates that depend on the token are refused, because these experts have no
+factors to route by.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AFFINE = (nn.Linear, nn.Embedding)
 
 @dataclass(frozen=True)
 class ReplacedParameter:
-    """One parameter of the model and the experts that replace it: index -> name in the expert."""
+    """One parameter and the experts that replace it: index -> parameter name in the expert."""
 
     name: str
     module: nn.Module
@@ -52,8 +52,8 @@ class ReplacedParameter:
 def whole_parameters(model: nn.Module, composition: Composition) -> list[ReplacedParameter]:
     """Every parameter that some expert replaces.
 
-    Raises UnsupportedAdapter for gates that look at the token and for weights that are quantised
-    or out of memory, CompatibilityError where the model lacks the parameter or has another shape.
+    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
+    or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
     """
     found: dict[str, dict[int, str]] = {}
     for i, expert in enumerate(composition.experts):
@@ -80,10 +80,10 @@ def whole_parameters(model: nn.Module, composition: Composition) -> list[Replace
 def replaced(
     model: nn.Module, composition: Composition, beside: frozenset[str] = frozenset()
 ) -> Iterator[None]:
-    """Whole parameters by their gates, for as long as the context lasts.
+    """Replaces whole parameters, weighed by the gates, while the context lasts.
 
-    beside: paths of modules whose own output W0 x another expert reads, so that their weight has
-    to stay. Raises as `whole_parameters` does.
+    beside: paths of modules whose weight must stay, because another expert reads their own output
+    W0 x. Raises the errors of `whole_parameters`.
     """
     mixed: dict[str, list[ReplacedParameter]] = {}
     with contextlib.ExitStack() as undo:
@@ -102,7 +102,7 @@ def replaced(
 
 
 def _places(model: nn.Module, config: Mapping[str, Any], name: str) -> list[str]:
-    """The parameter itself and, where peft is told to keep ties, those that share its tensor."""
+    """The parameter and, with `ensure_weight_tying`, those that share its tensor."""
     if not config.get("ensure_weight_tying"):
         return [name]
     same = dict(model.named_parameters(remove_duplicate=False))
@@ -142,7 +142,7 @@ def _check(whole: ReplacedParameter, composition: Composition) -> None:
 
 
 def _gates(parts: Sequence[ReplacedParameter], composition: Composition) -> tuple[list[int], Any]:
-    """The experts that replace something here, and their gates."""
+    """The indices of the experts that replace one of the parameters, and their gates."""
     present = sorted({i for whole in parts for i in whole.experts})
     router, n = composition.router, len(composition.experts)
     if router.constant:
@@ -151,7 +151,7 @@ def _gates(parts: Sequence[ReplacedParameter], composition: Composition) -> tupl
 
 
 def _swap(whole: ReplacedParameter, composition: Composition, undo: contextlib.ExitStack) -> None:
-    """A parameter of the module replaced by the mean that constant gates make."""
+    """Replaces a parameter by its weighed sum under constant gates until `undo` closes."""
     present, gates = _gates([whole], composition)
     weights = {i: float(g) for i, g in zip(present, gates.tolist(), strict=True) if g != 0}
     if not weights:
@@ -198,7 +198,7 @@ def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Cal
 def _own_parameters(
     parts: Sequence[ReplacedParameter], composition: Composition, i: int
 ) -> dict[str, Tensor]:
-    """What one expert has in the place of the module's parameters."""
+    """The parameters of one expert for the module."""
     return {
         whole.attribute: nn.Parameter(
             composition.experts[i].whole[whole.experts[i]].to(whole.base), requires_grad=False
@@ -214,7 +214,7 @@ def _forward(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """The module's own forward with other parameters; no hook is run."""
+    """The module's forward with other parameters, without hooks."""
     held = dict(module._parameters)
     try:
         module._parameters.update(parameters)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Low-rank experts: g * s * (B A x + b), b the bias of lora_B where there is one."""
+"""Low-rank experts: g * s * (B A x + b), where b is the bias of lora_B, if there is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraprobe.lora.lowrank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class ExpertTerm:
-    """What one expert adds to one module's output: update(x) + offset + ratio * (W0 x).
+    """The output of one expert for one module: update(x) + offset + ratio * (W0 x).
 
     offset: [out] or None; ratio: [out], or None for an expert that leaves W0 as it is.
     """
@@ -23,7 +23,7 @@ class ExpertTerm:
     ratio: Tensor | None = None
 
     def weighed(self, gate: float) -> ExpertTerm:
-        """gate times the share."""
+        """The term multiplied by a gate."""
         return ExpertTerm(
             self.update.scaled(gate),
             None if self.offset is None else self.offset * gate,
@@ -31,17 +31,17 @@ class ExpertTerm:
         )
 
     def to(self, device: torch.device) -> ExpertTerm:
-        """The same share on another device."""
+        """The same term on another device."""
         offset, ratio = (t if t is None else t.to(device) for t in (self.offset, self.ratio))
         return ExpertTerm(self.update.to(device=device), offset, ratio)
 
     def folded(self) -> ExpertTerm:
-        """The same share with the scaling of its update multiplied into B."""
+        """The same term with the scaling of its update multiplied into B."""
         return replace(self, update=self.update.folded())
 
 
 def low_rank(adapter: Adapter, path: str, dtype: torch.dtype) -> ExpertTerm:
-    """The factors of a module, and the bias of lora_B in units of the layer's output."""
+    """The factors of a module, and the bias of lora_B times the scaling."""
     update = adapter.modules[path].to(dtype=dtype)
     offset = None
     if path in adapter.offsets:

@@ -1,12 +1,12 @@
 """Scaled experts (DoRA): g * ((c - 1) * (W0 x) + c * (s B A x)).
 
-c = m / rownorm(W0 + s B A), [out], is the ratio of the magnitudes that the adapter holds to the
-row norms that its direction has. W0 x comes from the layer itself, so the only trace of W0 in an
-expert is c, and neither W0 + s B A nor a second product with W0 is ever formed for a token.
+c = m / rownorm(W0 + s B A), [out], is the adapter's magnitude divided by the norm of the row. W0 x
+is the layer's own output, so an expert depends on W0 only through c. Neither W0 + s B A nor a
+second product with W0 is formed.
 
-Row norms come from the factors: ||w0||^2 + 2 <w0, dw> + ||dw||^2 row by row, in float64 and a few
-rows at a time. Where these three nearly cancel, the row is formed. A row of length 0 has no
-direction to scale: its c is 1, which leaves it 0 whatever its magnitude (peft divides by 0 there).
+Row norms are computed from the factors as ||w0||^2 + 2 <w0, dw> + ||dw||^2, in float64 and for a
+few rows at a time. Rows for which these terms nearly cancel are formed explicitly. For a row of
+norm 0, c is 1, so that the row stays 0 (peft divides by 0 there).
 
 arXiv 2402.09353, equation 5; peft's DoraLinearLayer is the reference for conventions.
 """
@@ -26,8 +26,8 @@ from loraprobe.composition.weights import Fingerprint, dense_weight, fingerprint
 from loraprobe.lora.lowrank import LowRank
 
 ROWS_AT_ONCE = 1 << 22  # entries of W0 in float64 at one time
-CANCELS = 1e-6  # share of ||w0||^2 + ||dw||^2 below which a squared norm is computed anew
-NO_DIRECTION = 1e-30  # share below which not even the row itself holds more than rounding
+CANCELS = 1e-6  # share of ||w0||^2 + ||dw||^2 below which the row is formed explicitly
+NO_DIRECTION = 1e-30  # share below which the row is only rounding error
 
 _Known = dict[str, tuple[Fingerprint | None, Tensor]]
 _RATIOS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[Adapter, _Known]] = (
@@ -35,15 +35,15 @@ _RATIOS: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[Adapter,
 )
 
 
-def scaled(share: ExpertTerm, adapter: Adapter, path: str, model: nn.Module) -> ExpertTerm:
-    """A low-rank share with the magnitudes that the adapter holds for this module.
+def scaled(term: ExpertTerm, adapter: Adapter, path: str, model: nn.Module) -> ExpertTerm:
+    """A low-rank term scaled by the adapter's magnitudes for this module.
 
-    Raises UnsupportedAdapter where the module's weight cannot be read.
+    Raises UnsupportedAdapter if the module's weight cannot be read.
     """
     c = _ratio_in(model, adapter, path)
-    update = share.update.folded()
+    update = term.update.folded()
     B = c[:, None].to(update.B) * update.B
-    return replace(share, update=LowRank(update.A, B, 1.0), ratio=(c - 1).to(B))
+    return replace(term, update=LowRank(update.A, B, 1.0), ratio=(c - 1).to(B))
 
 
 def ratio(
@@ -68,7 +68,7 @@ def ratio(
 def change_norm(
     update: LowRank, magnitude: Float[Tensor, out], weight: Float[Tensor, "out in"]
 ) -> float:
-    """||(c - 1) W0 + c dW||_F: how far a scaled expert moves a module's weight [out, in]."""
+    """||(c - 1) W0 + c dW||_F, the change of a module's weight [out, in] by a scaled expert."""
     c = ratio(update, magnitude, weight)[:, None]
     update = update.to(dtype=c.dtype, device=c.device).folded()
     rows = max(1, ROWS_AT_ONCE // max(1, weight.shape[1]))
@@ -81,7 +81,7 @@ def change_norm(
 
 
 def _square_norms(weight: Tensor, update: LowRank, start: int) -> Tensor:
-    """||w0 + dw||^2 of the rows that begin at `start`: [rows]; exactly 0 where it is rounding."""
+    """||w0 + dw||^2 of the rows from `start` on: [rows]; exactly 0 for rounding errors."""
     A, B = update.A, update.B[start : start + weight.shape[0]]
     own = weight.square().sum(1)
     moved = ((B @ (A @ A.mT)) * B).sum(1).clamp_min(0)
@@ -94,7 +94,7 @@ def _square_norms(weight: Tensor, update: LowRank, start: int) -> Tensor:
 
 
 def _ratio_in(model: nn.Module, adapter: Adapter, path: str) -> Tensor:
-    """c of one module in a model, kept for as long as the model and its weight are the same."""
+    """c of one module, cached as long as the model exists and its weight does not change."""
     known = _RATIOS.setdefault(model, weakref.WeakKeyDictionary()).setdefault(adapter, {})
     module = model.get_submodule(path)
     mark = fingerprint(module)

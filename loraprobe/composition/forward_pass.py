@@ -63,8 +63,8 @@ class Pass:
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
             raise UsageError(
                 f"Module {path} has an input of shape {tuple(leading)}, which does not fit "
-                f"{self.rows} prompts of {self.tokens} tokens, so it cannot decide a gate for a whole prompt; "
-                "use per=token."
+                f"{self.rows} prompts of {self.tokens} tokens, so it cannot decide "
+                "a gate for a whole prompt; use per=token."
             )
         rest = scores.shape[len(leading) :]
         scores = scores.reshape(self.rows, self.tokens, *rest)

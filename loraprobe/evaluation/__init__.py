@@ -1,8 +1,7 @@
-"""Systems x tasks -> per-item results, scores, paired comparisons, attribution.
+"""Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
-`run_systems` asks every system every part of every item and keeps results in a `Ledger` as they
-come; `score`, `compare`, `gains` and `attribute` say what they mean. `statistics` holds the
-intervals.
+`run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
+`score`, `compare`, `gains` and `attribute` evaluate the results. `statistics` holds the intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute

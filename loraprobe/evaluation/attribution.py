@@ -1,4 +1,4 @@
-"""Where a composition's answers fail: each item falls to the first cause that fits."""
+"""Attributes each item of a composition to one cause: the first that applies."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def attribute(
 ) -> tuple[Attribution, ...]:
     """Counts for every composition (merge, router, chain) on every task with hops.
 
-    *solved*: right. *step_by_step*: right with the worked form only. *unknown*: some hop is right
-    in no single adapter and not in the base. *interference*: every hop is known to one of them,
-    and the composition gets one wrong. *not_composed*: all hops survive, the answer is wrong.
+    *solved*: the answer is right. *step_by_step*: it is right only in the worked form. *unknown*:
+    neither a single adapter nor the base knows some hop. *interference*: each hop is known to one
+    of them, but the composition gets a hop wrong. *not_composed*: the composition gets all hops
+    right, but not the answer.
 
-    Items without hops are not counted, nor are losses (there is no right or wrong), nor is a
-    system before the base, every single adapter and the system itself were asked all hops.
+    Items without hops and losses (which are neither right nor wrong) do not count. A system has no
+    row until the base, every single adapter and the system itself were asked all hops.
     """
     results = list(results)
     known_by = [system.name for system in systems if system.kind in BASELINES]

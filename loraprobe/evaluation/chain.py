@@ -1,6 +1,6 @@
-"""The chain: every hop answered by its own adapter, its answer put into the next hop's prompt.
+"""The chain: one adapter answers each hop, and its answer goes into the next hop's prompt.
 
-It needs no merging, which makes it the real alternative to it.
+A chain needs no merging, so it is the alternative to every composition.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Plan = Mapping[str, Sequence[str]]  # item -> the adapter of each hop
 
 @dataclass(frozen=True)
 class ChainRun:
-    """One chain on one task. The ledger has to hold the hops of every adapter."""
+    """One chain on one task. The ledger must contain the hops of every adapter."""
 
     scorer: Any
     system: System
@@ -34,9 +34,11 @@ class ChainRun:
     limits: Limits
 
     def plan(self) -> Plan:
-        """Which adapter answers which hop: the one that the task names, if it is there, else the
-        single adapter with the best measured score on that hop over the whole task (the first of
-        equals)."""
+        """The adapter that answers each hop.
+
+        This is the adapter that the task names, if it exists, else the single adapter with the
+        best score on that hop over the whole task (the first of equals).
+        """
         names = [single.name for single in self.system.chain]
         longest = max((len(item.hops) for item in self.task.items), default=0)
         best = [max(names, key=lambda name: self._merit(name, k)) for k in range(longest)]
@@ -48,7 +50,7 @@ class ChainRun:
         }
 
     def hops(self, plan: Plan) -> list[ItemResult]:
-        """The chain's hops: what the planned adapters gave, with gold answers of earlier hops."""
+        """The results of the planned adapters on the hops, with gold answers of earlier hops."""
         rows = [
             self.ledger.get(name, self.task.name, f"hop{k}", item)
             for item, names in plan.items()
@@ -59,28 +61,28 @@ class ChainRun:
     def targets(self, items: Sequence[Item], plan: Plan) -> list[ItemResult]:
         """The chain's answers to the composed question of these items, all of which have hops.
 
-        Every step asks all items that share an adapter at once, unless the adapter was asked the
-        same before. The last hop's answer is judged as the item's own: by choices where it has
-        them.
+        A step asks all items of one adapter together, except those whose prompt the adapter has
+        already answered. The last hop's answer is judged as the answer of the item, by its choices
+        if it has any.
         """
-        said: dict[str, list[str]] = {item.id: [] for item in items}
+        answers: dict[str, list[str]] = {item.id: [] for item in items}
         results: list[ItemResult] = []
         for k in range(max(len(item.hops) for item in items)):
             for single, step in self._by_adapter(items, plan, k):
-                prompts = {item.id: fill(item.hops[k].prompt, said[item.id]) for item in step}
+                prompts = {item.id: fill(item.hops[k].prompt, answers[item.id]) for item in step}
                 asked = self._asked_before(single.name, step, k, prompts)
                 with self.scorer.with_composition(single):
                     last = [item for item in step if len(item.hops) == k + 1]
                     results += self._last(last, prompts, asked)
                     going = [item for item in step if len(item.hops) > k + 1]
                     for item, text in self._generated(going, prompts, asked):
-                        said[item.id].append(text)
+                        answers[item.id].append(text)
         return results
 
     def _asked_before(
         self, name: str, step: Sequence[Item], k: int, prompts: Mapping[str, str]
     ) -> dict[str, str]:
-        """Answers that the ledger holds because the prompt is the one with gold answers."""
+        """Answers from the ledger, for prompts that equal the prompt with gold answers."""
         found = {}
         for item in step:
             row = self.ledger.get(name, self.task.name, f"hop{k + 1}", item.id)
@@ -127,7 +129,7 @@ class ChainRun:
     def _by_adapter(
         self, items: Sequence[Item], plan: Plan, k: int
     ) -> Iterator[tuple[Composition, list[Item]]]:
-        """The items that have a hop k, by the adapter that answers it."""
+        """The items that have a hop k, grouped by the adapter that answers it."""
         singles = {single.name: single for single in self.system.chain}
         present = sorted((i for i in items if len(i.hops) > k), key=lambda i: plan[i.id][k])
         for name, step in groupby(present, key=lambda item: plan[item.id][k]):
@@ -143,7 +145,7 @@ class ChainRun:
 
 
 def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> tuple[str, ...]:
-    """What a report should say where a task names adapters that are not there."""
+    """Notes for a report on tasks that name adapters which are not present."""
     notes = []
     for system in systems:
         names = [single.name for single in system.chain]

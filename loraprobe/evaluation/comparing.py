@@ -1,4 +1,4 @@
-"""From per-item results to scores, paired comparisons, retention, and the gain of the best."""
+"""Scores, paired comparisons, retention and gains, computed from per-item results."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def score(
 ) -> tuple[Score, ...]:
     """One row for every system, task and part that has results, in the order of `systems`.
 
-    Right-or-wrong metrics get Wilson's interval, losses a t interval, both respecting clusters.
-    With several tasks the rows of all systems but base carry `retention`.
+    Right-or-wrong metrics have Wilson's interval, losses a t interval; both account for clusters.
+    With several tasks, the rows of all systems except the base have `retention`.
     """
     cells: dict[tuple[str, str], dict[str, list[ItemResult]]] = {}
     for result in results:
@@ -48,7 +48,7 @@ def _score(
     several: bool,
     level: float,
 ) -> Score:
-    """One row; `cell` holds all systems' results of its task and part."""
+    """One row. cell: the results of all systems on its task and part."""
     mine = cell[system.name]
     task, part = mine[0].task, mine[0].part
     values = np.array([r.value for r in mine])
@@ -83,9 +83,9 @@ def retention(
 ) -> tuple[float, Interval] | None:
     """(system - base) / (specialist - base) on one task, with its interval.
 
-    The specialist is the single adapter with the best score there. None where base or singles
-    were not measured, for losses, for the specialist itself, and where the specialist is not
-    told apart from the base: then there is nothing to retain.
+    The specialist is the single adapter with the best score on the task. None if the base or the
+    single adapters were not measured, for losses, for the specialist itself, and if the specialist
+    is not significantly better than the base.
     """
     singles = [s.name for s in systems if s.kind == "adapter"]
     base = [s.name for s in systems if s.kind == "base"]
@@ -114,10 +114,10 @@ def compare(
     level: float = 0.95,
     parts: Sequence[str] = ("target", "cot"),
 ) -> tuple[Comparison, ...]:
-    """Every composition against base, every single adapter and every control, on the same items.
+    """Every composition against the base, every single adapter and every control.
 
-    Positive means that the system is better (for losses: its loss is the lower one).
-    `adjusted_ci95` holds for all rows of one task and part at once.
+    Both are compared on the same items. A positive difference means that the system is better (for
+    losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together.
     """
     others = [s.name for s in systems if s.kind in (*BASELINES, "control")]
     rows: list[Comparison] = []
@@ -171,11 +171,12 @@ def gains(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> tuple[Gain, ...]:
-    """The gains of all merges and routers, the best first, then of all chains; plain form first.
+    """The gains of all merges and routers, then of all chains, the best first; plain form first.
 
-    The two are families of their own: a chain is the alternative to composing weights. Where a
-    question is asked in both forms, a gain in either is a success, so each form's lower ends
-    spend half of alpha; its upper ends spend all of it, since a failure needs both.
+    Merges with routers and chains are separate families, because a chain is the alternative to
+    composing weights. If a question is asked in both forms, a gain in one of them is a success.
+    The lower ends of each form therefore use half of alpha. The upper ends use all of alpha, since
+    a failure needs both forms.
     """
     baselines = [s.name for s in systems if s.kind in BASELINES]
     families = [("merge", "router"), ("chain",)]
@@ -198,11 +199,11 @@ def gain(
     margin: float = MARGIN,
     seed: int = 0,
 ) -> Gain | None:
-    """What the best composition gains over the best baseline: max_s min_b (s - b).
+    """The gain of the best composition over the best baseline: max_s min_b (s - b).
 
-    The lower end of `adjusted_ci95` holds for the system it names, the upper end for every one
-    of the compositions. The lab's tables of one figure a cell are made of these; an audit has the
-    rows of `gains`. None where nothing was measured that can be compared.
+    The lower end of `adjusted_ci95` is that of the named system, the upper end covers all
+    compositions. None if nothing comparable was measured. An audit has the rows of `gains`; this
+    single number is for tables with one figure per cell.
     """
     rows = _family(results, compositions, baselines, part, alpha, margin, seed)
     if not rows:
@@ -223,11 +224,11 @@ def _family(
 ) -> list[Gain]:
     """One row for each composition, the best first: its smallest difference to a baseline.
 
-    Some row's lower end lies above the margin without cause in at most alpha / 2 of all runs, over
-    as many `forms` of the question together, and all upper ends lie below it as seldom. With
-    several tasks it is the plain mean over tasks, and a composition that lacks a task is left out.
-    For part "cot" the baselines may answer at once as well: who needs no worked steps is not beaten
-    by worked steps.
+    If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of all
+    runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
+    in at most alpha / 2. With several tasks the difference is the plain mean over tasks, and a
+    composition that lacks a task has no row. For part "cot" the baselines' plain answers count too,
+    because a baseline may not need worked steps.
     """
     parts = ("target", "cot") if part == "cot" else (part,)
     present = {(r.system, r.part) for r in results}
@@ -260,9 +261,9 @@ def _least(
     ends: tuple[float, float, float],
     margin: float,
 ) -> list[Gain]:
-    """For each of `first` its smallest difference to one of `second`, which it is named against.
+    """For each column of `first` its smallest difference to a column of `second`.
 
-    ends: the level of the plain interval, and the critical values of the adjusted one.
+    ends: the level of the plain interval, and the critical values of the adjusted interval.
     """
     level, lower, upper = ends
     shape = (len(first), len(second))
@@ -299,9 +300,9 @@ def _needed(
     margin: float,
     adjusted: Interval,
 ) -> int | None:
-    """How many items would decide with a power of 0.8 if the difference stays as it is.
+    """The number of items that decides with a power of 0.8 if the difference does not change.
 
-    The standard error shrinks with the root of the number of items.
+    The standard error is proportional to 1 / sqrt(number of items).
     """
     n = int(found.n[k])
     if adjusted[0] > margin or adjusted[1] < margin:
@@ -315,7 +316,7 @@ def _needed(
 
 
 def _by_name(column: Column) -> tuple[bool, Column]:
-    """Base first, then by name: the order in which adapters are given decides no figure."""
+    """A key that puts the base first, then names; figures do not depend on the input's order."""
     return column[0] != "base", column
 
 

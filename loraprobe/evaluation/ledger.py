@@ -1,8 +1,8 @@
-"""Results in a file, a line each, so that an interruption costs one batch.
+"""Results in a file with one line per result, so that an interruption loses at most one batch.
 
-The first line holds a fingerprint: everything that the results depend on. Every further line is
-one row as JSON. A batch is written and synchronised at once. A last line that an interruption cut
-short is dropped; any other damage is an error that names the file and the line.
+The first line holds a fingerprint of everything on which the results depend. Every further line is
+one row as JSON. Each batch is written and synchronised. An incomplete last line is dropped; any
+other damage is an error that names the file and the line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loraprobe.records import ItemResult, plain
 
 FORMAT = "loraprobe-results-1"
 NAME = "results.jsonl"
-MOST_LOSS = 1e4  # nats a token: `scoring` takes no probability for smaller than exp(-1e4)
+MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 CURE = "remove the file, or start again without --resume."
 
 Key = tuple[str, str, str, str]  # system, task, part, item
@@ -31,12 +31,12 @@ Row = TypeVar("Row")
 
 
 class JsonLines(Generic[Row]):
-    """Rows of one kind in a file that one process at a time may use.
+    """Rows of one kind in a file that only one process at a time may use.
 
-    resume: go on with the `rows` that the file holds; otherwise, and where there is no file, it
-    begins empty. fingerprint: plain data; rows with another one are a UsageError that names what
-    differs. parse: a JSON value -> a row, or ValueError. Raises OutputError where the file is
-    damaged, in use, or cannot be read or written.
+    resume: continue with the `rows` of the file; otherwise, and if there is no file, start empty.
+    fingerprint: plain data. parse: a JSON value -> a row, or ValueError. Raises UsageError, which
+    names the differences, if the file has another fingerprint; OutputError if it is damaged, in
+    use, or cannot be read or written.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class JsonLines(Generic[Row]):
             self._write([{"format": FORMAT, "fingerprint": as_plain(fingerprint)}], "wb")
 
     def close(self) -> None:
-        """Let another run use the file; `rows` stays readable."""
+        """Release the file for other runs; `rows` stays readable."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def append(self, rows: Iterable[Any]) -> None:
-        """Write rows (plain data) to the disk before it returns: all of them, or none."""
+        """Write rows (plain data) to the disk before returning: all of them, or none."""
         self._write(rows, "ab")
 
     def _read(self, fingerprint: Any, parse: Callable[[Any], Row]) -> bool:
-        """Load the rows and cut off a line without its end. False if no line is whole."""
+        """Load the rows and cut off an incomplete line. False if no line is complete."""
         try:
             data = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
@@ -96,16 +96,16 @@ class JsonLines(Generic[Row]):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            with contextlib.suppress(OSError, NameError):  # a part of the rows may be there
+            with contextlib.suppress(OSError, NameError):  # remove rows that were partly written
                 os.truncate(self.path, start)
             raise _unwritable(self.path, error) from None
 
 
 class Ledger:
-    """The results of this run and of the one that it resumes, by system, task, part and item.
+    """The results of this run and of the run that it resumes, by system, task, part and item.
 
-    path: a .jsonl file, or a directory in which `results.jsonl` is kept, or None for memory alone.
-    resume, fingerprint and errors are those of `JsonLines`.
+    path: a .jsonl file, or a directory for `results.jsonl`, or None to use memory only. resume,
+    fingerprint and errors are those of `JsonLines`.
     """
 
     def __init__(
@@ -125,19 +125,19 @@ class Ledger:
             self._results = {_key(row): row for row in self._lines.rows}
 
     def close(self) -> None:
-        """Let another run use the file; what was read stays readable."""
+        """Release the file for other runs; the results stay readable."""
         if self._lines is not None:
             self._lines.close()
 
     def append(self, results: Iterable[ItemResult]) -> None:
-        """Keep a batch: it is on the disk before this returns."""
+        """Add a batch and write it to the disk before returning."""
         batch = list(results)
         if self._lines is not None and batch:
             self._lines.append(dataclasses.asdict(result) for result in batch)
         self._results.update({_key(result): result for result in batch})
 
     def get(self, system: str, task: str, part: str, item: str) -> ItemResult | None:
-        """One result, or None if it is not there yet."""
+        """One result, or None if there is none yet."""
         return self._results.get((system, task, part, item))
 
     def __iter__(self) -> Iterator[ItemResult]:
@@ -148,9 +148,9 @@ class Ledger:
 
 
 def item_result(row: Any) -> ItemResult:
-    """A result from a JSON value. Raises ValueError for what no run writes.
+    """A result from a JSON value. Raises ValueError for a row that no run writes.
 
-    A value is 0 or 1, or, under the metric "answer_loss", between 0 and MOST_LOSS nats.
+    Its value must be 0 or 1, or, for the metric "answer_loss", between 0 and MOST_LOSS nats.
     """
     names = [field.name for field in dataclasses.fields(ItemResult)]
     if not (isinstance(row, dict) and sorted(row) == sorted(names)):
@@ -168,7 +168,7 @@ def item_result(row: Any) -> ItemResult:
 
 
 def read_fingerprint(path: Path) -> dict[str, Any] | None:
-    """The fingerprint of a list of results; None where the file is no such list."""
+    """The fingerprint of a results file; None if the file is not a results file."""
     try:
         with path.open("rb") as file:
             return _fingerprint(file.readline())
@@ -177,7 +177,7 @@ def read_fingerprint(path: Path) -> dict[str, Any] | None:
 
 
 def changes(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two fingerprints, a phrase each; long values are not shown."""
+    """The differences between two fingerprints, a phrase each; long values are not shown."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             phrase
@@ -192,12 +192,12 @@ def changes(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def as_plain(fingerprint: Mapping[str, Any]) -> Any:
-    """A fingerprint as JSON gives it back."""
+    """A fingerprint as it is after a round trip through JSON."""
     return json.loads(json.dumps(plain(dict(fingerprint)), default=str))
 
 
 def _fingerprint(head: bytes) -> dict[str, Any] | None:
-    """What the first line holds."""
+    """The fingerprint in the first line; None if the line is not a header."""
     try:
         header = json.loads(head)
     except (ValueError, RecursionError):
@@ -209,14 +209,14 @@ def _fingerprint(head: bytes) -> dict[str, Any] | None:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    """A lock on a list of results, held as long as the file that is returned stays open.
+    """An open file that holds the lock on a results file until it is closed.
 
-    The system releases it when the process ends, however it ends. None where there are no such
-    locks (Windows). Raises OutputError where another run holds it.
+    The operating system releases the lock when the process ends. Without such locks (Windows)
+    nothing is locked. Raises OutputError if another run holds the lock.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - held, not read
+        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - stays open
     except OSError as error:
         raise _unwritable(path, error) from None
     try:
@@ -226,7 +226,10 @@ def _locked(path: Path) -> IO[bytes] | None:
     except ImportError:
         pass
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks
+        if error.errno in (
+            errno.EWOULDBLOCK,
+            errno.EACCES,
+        ):  # other errors: a file system without locks
             lock.close()
             raise OutputError(
                 f"{path} is in use by another run of the same call: wait for it, or "

@@ -1,4 +1,4 @@
-"""Systems x tasks -> per-item results, one system at a time on one base in memory."""
+"""Per-item results of systems on tasks, one system at a time on one base in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 256  # questions between two appends to the ledger
 
 
 class Answering(Protocol):
-    """What is needed of a scorer; see loraprobe.scoring.Scorer."""
+    """The interface of a scorer; see loraprobe.scoring.Scorer."""
 
     def generate(
         self,
@@ -49,10 +49,10 @@ def run_systems(
 ) -> list[ItemResult]:
     """The result of every system on every part of every item; chains come last.
 
-    What the ledger holds already is not asked again, and what is answered is put into the ledger
-    in batches. Hops are scored with gold answers of earlier hops. A chain is scored on items with
-    hops only, and its hops are those of the adapters that answer them. Raises UsageError where
-    two systems or two tasks share a name.
+    Results in the ledger are not computed again, and new results are added to it in batches. Hops
+    are scored with gold answers of earlier hops. A chain is scored only on items with hops; the
+    results of its hops are those of the adapters that answer them. Raises UsageError if two systems
+    or two tasks share a name.
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
@@ -75,7 +75,7 @@ def run_systems(
 
 
 def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
-    """Raises OutputError for a result that a damaged ledger gives to another question."""
+    """Raises OutputError if a result of the ledger does not fit its question."""
     if (result.metric, result.group) != (question.metric, question.item.cluster):
         raise OutputError(
             f"{ledger.path} holds a result of item {result.item!r} that does not "
@@ -85,7 +85,7 @@ def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> No
 
 @dataclass(frozen=True)
 class _Run:
-    """What all systems of one run share."""
+    """The scorer, ledger and options that all systems of one run share."""
 
     scorer: Answering
     ledger: Ledger
@@ -94,7 +94,7 @@ class _Run:
     progress: Progress | None
 
     def system(self, name: str, composition: Composition | None, asked: Sequence[Question]) -> None:
-        """Ask one system what the ledger does not hold yet, prompts of similar length together."""
+        """Ask one system the questions without a result, prompts of similar length together."""
         open_ = [q for q in asked if self.ledger.get(name, q.task, q.part, q.item.id) is None]
         open_.sort(key=lambda q: (q.part == "cot", len(q.prompt), q.prompt))
         if not open_:
@@ -104,22 +104,22 @@ class _Run:
                 self.ledger.append(ask(self.scorer, batch, name, self.limits))
 
     def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
-        """Measure each adapter's hops where that has not been done, then walk through them."""
+        """Ask each adapter the hops without a result, then run the chain over the hops."""
         for single in system.chain:
             self.system(single.name, single, hops)
         for task in tasks:
             if not task.has_hops:
                 continue
-            walk = ChainRun(self.scorer, system, task, self.ledger, self.metric, self.limits)
-            plan = walk.plan()
-            self.ledger.append(row for row in walk.hops(plan) if self._open(system.name, row))
+            run = ChainRun(self.scorer, system, task, self.ledger, self.metric, self.limits)
+            plan = run.plan()
+            self.ledger.append(row for row in run.hops(plan) if self._open(system.name, row))
             open_ = [
                 item
                 for item in task.items
                 if item.hops and self.ledger.get(system.name, task.name, "target", item.id) is None
             ]
             for batch in self._batches(open_, system.name):
-                self.ledger.append(walk.targets(batch, plan))
+                self.ledger.append(run.targets(batch, plan))
 
     def _open(self, name: str, row: ItemResult) -> bool:
         return self.ledger.get(name, row.task, row.part, row.item) is None

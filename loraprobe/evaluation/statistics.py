@@ -43,12 +43,13 @@ PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
 
 @dataclass(frozen=True)
 class Estimates:
-    """Paired differences of P pairs: everything an interval needs.
+    """Paired differences of P pairs, with the quantities that an interval needs.
 
-    `difference`, `center`, `se` [P]: as observed, and as the interval takes them. `df` is that
-    of Student's t, infinite for the normal. `influence` [clusters, P] holds what each cluster adds
-    to the difference, `pseudo` [P] the variance of the added observations. `n` [P] counts items;
-    `n_effective` [P] is what is left of them after the design effect.
+    difference [P]: the observed mean. center, se [P]: middle and standard error of the interval.
+    df: degrees of freedom of Student's t, infinite for the normal. influence [clusters, P]: the
+    part of each cluster in the difference. pseudo [P]: the variance of the added observations.
+    n [P]: items; n_effective [P]: items divided by the design effect. bounded: values are
+    differences of right and wrong.
     """
 
     difference: Array
@@ -62,9 +63,9 @@ class Estimates:
     bounded: bool
 
     def interval(self, critical: float) -> tuple[Array, Array]:
-        """center -+ critical * se, kept within [-1, 1] for right and wrong. [P], [P].
+        """center -+ critical * se: [P], [P]; cut at -1 and 1 if bounded.
 
-        Nothing is excluded where there is no critical value (a single cluster).
+        With a single cluster the critical value is infinite, and so is the interval.
         """
         reach = np.where(np.isinf(critical), np.inf, self.se)
         low, high = self.center - critical * reach, self.center + critical * reach
@@ -80,9 +81,9 @@ def estimate(
 ) -> Estimates:
     """Estimates of the mean of each column of `x` [items, P]; NaN where a pair lacks an item.
 
-    `clusters` [items] numbers the clusters, `strata` [items] the tasks: the mean is then the
-    plain mean over tasks, and variances add. `bounded` says that values are differences of right
-    and wrong, in [-1, 1]; otherwise (losses) the cluster-robust t interval is used.
+    clusters: [items], labels of clusters. strata: [items], numbers of tasks; the mean is the plain
+    mean over tasks. bounded: values are differences of right and wrong, in [-1, 1]; otherwise
+    (losses) the cluster-robust t interval is used.
     """
     strata = np.zeros(len(x), dtype=np.int64) if strata is None else strata
     parts = [_stratum(x[strata == k], clusters[strata == k], bounded) for k in np.unique(strata)]
@@ -143,12 +144,12 @@ def largest(
     Pairs are ordered as a [S, B] grid. Returns (lower, upper, both):
 
     - `lower`: max_s min_b (d_sb - lower * se_sb) exceeds max_s min_b delta_sb with probability
-      (1 - level) / 2. Whatever baseline is truly the best, only the choice among systems needs
-      cover against it, so it is the largest quantile over b of max_s T_sb.
-    - `upper`: likewise with the roles changed, for max_s min_b (d_sb + upper * se_sb).
-    - `both`: two-sided, for all pairs at once.
+      (1 - level) / 2. For any best baseline only the choice among systems needs correction, so it
+      is the largest quantile over b of max_s T_sb.
+    - `upper`: the same with the roles exchanged, for max_s min_b (d_sb + upper * se_sb).
+    - `both`: two-sided, for all pairs together.
 
-    None is below the critical value of a single pair.
+    Each is at least the critical value of a single pair.
     """
     rng = np.random.default_rng(seed)
     covariance = estimates.influence.T @ estimates.influence + np.diag(estimates.pseudo)
@@ -207,10 +208,10 @@ def ratio(
 ) -> tuple[float, tuple[float, float]] | None:
     """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
 
-    All r for which the mean of u - r w is not told apart from 0 by the interval of `estimate`:
-    at r = 0 and r = 1 that is Bonett and Price for composition - base and composition -
-    specialist, so the interval behaves where everything is right, and a bootstrap of the ratio
-    would not. None where mean(w) is not above 0 beyond doubt, or the set is unbounded.
+    The interval contains all r for which the interval of `estimate` for the mean of u - r w
+    contains 0. At r = 0 and r = 1 this is the interval of Bonett and Price for composition - base
+    and composition - specialist. It is therefore valid if everything is right, unlike a bootstrap
+    of the ratio. None if the interval of mean(w) is not above 0, or if the set is unbounded.
     """
     below = estimate(w[:, None], clusters)
     if below.interval(below.critical(level))[0][0] <= 0:

@@ -1,4 +1,4 @@
-"""What is evaluated: a named way of answering, made of compositions on one base."""
+"""The systems of an evaluation: named compositions on one base."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ COMPOSITIONS: tuple[SystemKind, ...] = ("merge", "router", "chain")
 
 @dataclass(frozen=True)
 class System:
-    """One row of the evaluation.
+    """One system of the evaluation.
 
-    `composition` is what is put into the base; None leaves the base as it is. A system of kind
-    "chain" has none: it answers each hop by one of `chain`, the single adapters' compositions,
-    named after their adapters. `compression_error` is the relative error that a merge's rank cost.
+    composition: it is put into the base; None for the base alone. chain: for kind "chain", the
+    compositions of the single adapters, named after them, which answer the hops. compression_error:
+    the relative error of a merge that is due to its rank.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Per-item results as a matrix: items down, systems across."""
+"""Per-item results as a matrix of items x systems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Table:
     """`values` [items, columns]: more is better, NaN where a system has no result.
 
     `clusters` [items] and `strata` [items] number the clusters and the tasks. Losses are stored
-    with their sign turned; `bounded` is False for them.
+    as negative numbers, and `bounded` is False for them.
     """
 
     columns: tuple[Column, ...]
@@ -31,7 +31,7 @@ class Table:
         return self.values[:, self.columns.index((system, part))]
 
     def comparable(self, first: Sequence[Column], second: Sequence[Column]) -> list[Column]:
-        """Those of `first` that share items with all of `second`, in every task."""
+        """The columns of `first` that share items with all of `second` in every task."""
         return [one for one in first if all(self._share(one, other) for other in second)]
 
     def _share(self, one: Column, other: Column) -> bool:
@@ -39,7 +39,7 @@ class Table:
         return set(self.strata[both]) == set(self.strata)
 
     def differences(self, first: Sequence[Column], second: Sequence[Column]) -> Estimates:
-        """Paired differences of every one of `first` with every one of `second`, as [F * S]."""
+        """Paired differences of each column of `first` with each of `second`, as [F * S]."""
         left = np.stack([self.column(*one) for one in first], axis=1)
         right = np.stack([self.column(*one) for one in second], axis=1)
         x = (left[:, :, None] - right[:, None, :]).reshape(len(self.values), -1)
@@ -49,7 +49,7 @@ class Table:
 def tabulate(
     results: Iterable[ItemResult], columns: Sequence[Column], task: str | None = None
 ) -> Table:
-    """The results of these columns, of one task or (None) of all; rows without any are left out."""
+    """The results of these columns on one task or (None) all tasks, without empty rows."""
     index = {column: k for k, column in enumerate(columns)}
     rows: dict[tuple[str, str], dict[int, float]] = {}
     groups: dict[tuple[str, str], tuple[str, str]] = {}

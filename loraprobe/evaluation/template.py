@@ -1,4 +1,4 @@
-"""`--chat-template auto`: asks the single adapters both ways and takes the better."""
+"""`--chat-template auto`: compares the single adapters with and without the chat template."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def choose_template(
     sample: int = 32,
     metric: str | None = None,
 ) -> tuple[bool, str]:
-    """Whether prompts should be user turns of the chat template, and a sentence that says why.
+    """Whether prompts should be user turns of the chat template, and a sentence with the reason.
 
-    What adapters were trained on decides how they have to be asked: each is asked `sample` of the
-    tasks' plain questions and hops, spread evenly over the files, with and without the template,
-    and a question counts for its best adapter. Without a template in the tokenizer, and where
-    both ways do equally well, the answer is no.
+    The better form depends on the adapters' training. Each adapter answers `sample` of the tasks'
+    plain questions and hops, evenly distributed over the files, with and without the template. A
+    question counts with its best adapter. The result is False if the tokenizer has no template or
+    both forms are equally good.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}

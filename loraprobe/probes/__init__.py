@@ -1,9 +1,9 @@
-"""Pretraining coverage: what the base, and each adapter alone, know of what is to be composed.
+"""Pretraining coverage: measures what the base and each adapter alone know about a task.
 
-One file a probe; the listing of this folder is the registry. `cover` runs all probes on tasks,
-`forecast` says what compositions would gain if the adapters' effects simply added, and
-`probe_without_task` asks base and adapters where there is no task, with prompts from a file or
-from `generated_prompts`.
+Each probe is one file; the registry lists the files of this folder. `cover` runs all probes on
+tasks. `forecast` computes the gain of compositions if the adapters' effects were added.
+`probe_without_task` compares base and adapters without a task, on prompts from a file or from
+`generated_prompts`.
 """
 
 from __future__ import annotations
@@ -46,12 +46,11 @@ def cover(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
-    """The figures of all probes (or of `probes`) on every task, task by task.
+    """The rows of all probes (or of `probes`) on every task, in the order of the tasks.
 
-    results: per-item results of the base and of single adapters, as evaluation has them; systems
-    that are not in them get no row. All continuations that probes want of the base are scored in
-    one pass. Equal seeds give equal figures. Raises TaskError where a prompt does not fit into the
-    base's context.
+    results: per-item results of the base and of single adapters from evaluation; systems without
+    results have no row. The continuations that all probes request are scored in one pass. Equal
+    seeds give equal figures. Raises TaskError if a prompt does not fit into the base's context.
     """
     from loraprobe.probes._measuring import cover_tasks
 

@@ -1,4 +1,4 @@
-"""All probes on all tasks; what several probes request is scored once."""
+"""Runs all probes on all tasks; requests of several probes are scored once."""
 
 from __future__ import annotations
 

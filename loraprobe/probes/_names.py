@@ -1,4 +1,4 @@
-"""Made-up names: as many tokens long as the real ones they stand in for, and known to nobody."""
+"""Made-up names with as many tokens as the real names that they replace."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ _LINKS = frozenset("of the de la du van von der di da del al bin ibn".split())
 
 @dataclass(frozen=True, eq=False)
 class MadeUpNames:
-    """Replaces names by made-up ones of the same number of tokens.
+    """Replaces names by made-up names with the same number of tokens.
 
-    The same name is always replaced by the same made-up one, chosen by the seed and the name
-    itself. A tokenizer that knows whole words only turns a made-up name into its unknown token,
-    which is as foreign to the model. `avoid` holds words that no made-up name may equal.
+    The seed and the name determine the made-up name. A tokenizer of whole words maps made-up names
+    to its unknown token, which has the same purpose. avoid: words that must not be made-up names.
     """
 
     tokenizer: Any
@@ -39,7 +38,7 @@ class MadeUpNames:
     avoid: Collection[str] = field(default_factory=frozenset)
 
     def swapped(self, text: str, names: Iterable[str]) -> str | None:
-        """The text with every one of `names` replaced; None if none of them occurs in it."""
+        """The text with all `names` replaced; None if none of them occurs in it."""
         pattern = _any_of(names)
         new = pattern.sub(lambda match: self.made_up(match.group()), text) if pattern else text
         return new if new != text else None
@@ -47,10 +46,10 @@ class MadeUpNames:
     def swapped_pair(
         self, prompt: str, answer: str, names: Iterable[str]
     ) -> tuple[str, str] | None:
-        """Prompt and answer with the names of the prompt replaced in both; None if it has none.
+        """Prompt and answer with the names of the prompt replaced in both; None without names.
 
-        An answer that repeats a name of its prompt goes on repeating it, so that what changes is
-        what the name is known for and not what can be copied.
+        Names are replaced in the answer too, so that an answer that repeats a name of its prompt
+        can still be copied from it.
         """
         pattern = _any_of(names)
         occurring = set(pattern.findall(prompt)) if pattern else set()
@@ -58,10 +57,10 @@ class MadeUpNames:
         return None if new is None else (new, self.swapped(answer, occurring) or answer)
 
     def made_up(self, name: str) -> str:
-        """The made-up name for a name: capitalised words and initials replaced, the rest kept."""
+        """The made-up name for a name: only capitalised words and initials are replaced."""
         words = re.split(r"(\s+)", name)
         replaced = [self._word(word) if _is_name(word) else word for word in words]
-        if replaced == words:  # all in lower case, or digits: replaced whole
+        if replaced == words:  # all in lower case, or digits: replace every word
             replaced = [self._word(word) if word.strip() else word for word in words]
         return "".join(replaced)
 
@@ -96,10 +95,10 @@ class MadeUpNames:
 
 
 def capitalised_spans(text: str) -> tuple[str, ...]:
-    """Runs of capitalised words, which serve as names where nobody listed them.
+    """Sequences of capitalised words, which are used as names if none are listed.
 
-    Common words that open a sentence are left out ("Where does Ada live?" -> Ada), small words
-    inside a name are kept ("Bank of Ulm").
+    Common first words of a sentence are removed ("Where does Ada live?" -> Ada); small words inside
+    a name are kept ("Bank of Ulm").
     """
     runs: list[list[re.Match[str]]] = [[]]
     for match in _WORD.finditer(text):
@@ -140,5 +139,5 @@ def _is_name(word: str) -> bool:
 
 
 def words_of(texts: Sequence[str]) -> frozenset[str]:
-    """Every word of some texts, for `avoid`."""
+    """All words of the texts, for `avoid`."""
     return frozenset(word for text in texts for word in re.findall(r"\w+", text))

@@ -1,4 +1,4 @@
-"""`--probe auto`: prompts from the adapters' model cards, then prompts they write themselves."""
+"""`--probe auto`: prompts from the adapters' model cards, and prompts that adapters generate."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 WANTED = 64
 SAMPLED_TOKENS = 24
-ROUNDS = 6  # of sampling, before what was found has to do
+ROUNDS = 6  # of sampling at most
 LONGEST, SHORTEST = 600, 3  # characters of a prompt
-MOST_CARD = 200_000  # characters of a card that are looked at
+MOST_CARD = 200_000  # characters of a card that are read
 
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _FENCE = re.compile(r"^(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -45,11 +45,11 @@ def generated_prompts(
     seed: int = 0,
     wanted: int = WANTED,
 ) -> Probe:
-    """At most `wanted` distinct prompts, in this order as long as there are too few.
+    """At most `wanted` distinct prompts, from model cards first and then from sampling.
 
-    First the cards' widget examples and prompts (cards: adapter's name -> README text), taken in
-    turn; then texts that each adapter writes where a user would speak, sampled from the seed.
-    Raises TaskError where neither gives one.
+    cards: adapter's name -> README text; their widget examples and prompts are taken in turn. If
+    there are too few, each adapter samples texts in place of a user's turn, with the seed. Raises
+    TaskError if there is no prompt at all.
     """
     prompts = _distinct(_in_turn([card_prompts(cards.get(a.name) or "") for a in adapters]))
     for attempt in range(ROUNDS):
@@ -74,10 +74,9 @@ def generated_prompts(
 
 
 def card_prompts(card: str) -> list[str]:
-    """Prompts of a model card: widget examples, prompts of its code, plain fenced examples.
+    """Prompts in a model card: widget examples, prompts in its code, plain fenced examples.
 
-    A card is a stranger's text: its front matter is read within bounds, and one that is no YAML
-    gives no widget.
+    The front matter is read with limits; if it is not valid YAML, there are no widget examples.
     """
     card = card[:MOST_CARD].replace("\r\n", "\n")
     front = _FRONT.match(card)
@@ -124,7 +123,7 @@ def _first_line(text: str) -> str:
 
 
 def _whole(line: str) -> str:
-    """A line without its last word where it does not end a sentence: sampling stops anywhere."""
+    """The line without its last word, which may be cut off, unless it ends a sentence."""
     words = line.split()
     if len(words) < 3 or line.rstrip()[-1] in ".?!:\"'”’)…。？！":
         return line
@@ -132,7 +131,7 @@ def _whole(line: str) -> str:
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
-    """Clean prompts, each once (by what it says, not by its case or spaces)."""
+    """Clean prompts without repetitions; case and spaces are ignored in the comparison."""
     found: dict[str, str] = {}
     for text in texts:
         clean = _CONTROL.sub("", text).strip()

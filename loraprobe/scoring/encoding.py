@@ -132,7 +132,7 @@ class Encoder:
         return whole, min(start, len(whole) - 1)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, from one call of the tokenizer with special tokens and one without."""
+        """Token ids of texts; one call of the tokenizer with special tokens, one without."""
         found: list[list[int]] = [[] for _ in texts]
         bos = getattr(self.tokenizer, "bos_token", None)
         for special in (True, False):

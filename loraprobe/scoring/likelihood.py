@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ CHUNK = 1 << 24  # logits that are processed together, 64 MB in float32
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The log-likelihood of a continuation of `tokens` tokens and `characters` characters.
+    """The log-likelihood of a continuation of `tokens` tokens.
 
     logprob: the sum of token_logprobs (natural logarithms). Per position: top_logprobs, the
     log-probability of the model's first choice; rank, that of the gold token (1 is the first
@@ -23,7 +22,6 @@ class Likelihood:
 
     logprob: float
     tokens: int
-    characters: int
     token_logprobs: tuple[float, ...]
     top_logprobs: tuple[float, ...]
     greedy: bool
@@ -37,41 +35,25 @@ class Likelihood:
         return self.logprob / self.tokens
 
 
-@dataclass(frozen=True, eq=False)
-class TokenStatistics:
-    """Per position, float32 on the CPU: [p] each (rank: int64)."""
-
-    logprob: Tensor
-    top: Tensor
-    mean: Tensor
-    std: Tensor
-    rank: Tensor
-
-    def likelihood(self, characters: int) -> Likelihood:
-        """The record of the continuation at these positions."""
-        logprobs = tuple(self.logprob.tolist())
-        rank = tuple(self.rank.tolist())
-        return Likelihood(
-            logprob=sum(logprobs),
-            tokens=len(logprobs),
-            characters=characters,
-            token_logprobs=logprobs,
-            top_logprobs=tuple(self.top.tolist()),
-            greedy=all(r == 1 for r in rank),
-            mean=tuple(self.mean.tolist()),
-            std=tuple(self.std.tolist()),
-            rank=rank,
-        )
-
-
-def token_statistics(logits: Tensor, gold: Tensor) -> TokenStatistics:
-    """logits: [p, vocab], gold: [p] token ids. Works through the positions in chunks of CHUNK."""
+def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:
+    """The likelihood of the tokens gold [p] under logits [p, vocab], in chunks of CHUNK entries."""
     step = max(1, CHUNK // logits.shape[-1])
-    parts: Sequence[tuple[Tensor, ...]] = [
+    parts = [
         _statistics(logits[i : i + step], gold[i : i + step])
         for i in range(0, logits.shape[0], step)
     ]
-    return TokenStatistics(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    columns = (torch.cat(column).tolist() for column in zip(*parts, strict=True))
+    logprobs, top, mean, std, rank = (tuple(column) for column in columns)
+    return Likelihood(
+        logprob=sum(logprobs),
+        tokens=len(logprobs),
+        token_logprobs=logprobs,
+        top_logprobs=top,
+        greedy=all(r == 1 for r in rank),
+        mean=mean,
+        std=std,
+        rank=rank,
+    )
 
 
 def _statistics(logits: Tensor, gold: Tensor) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from loraprobe.scoring.generation import (
     generate_batch,
     stop_ids,
 )
-from loraprobe.scoring.likelihood import Likelihood, token_statistics
+from loraprobe.scoring.likelihood import Likelihood, likelihood
 
 SAMPLED = 16  # texts drawn at once
 T = TypeVar("T")
@@ -223,8 +223,7 @@ class Scorer:
             for i in indices:
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
-                own = token_statistics(logits, gold)
-                found[unique[i]] = own.likelihood(len(unique[i][1]))
+                found[unique[i]] = likelihood(logits, gold)
 
         work = Continuations(encoded).read(
             self.model, self.batcher, self.pad, self.vocab_size, keep

@@ -1,7 +1,7 @@
-"""Task and probe files: what is asked of every system, and how an answer is read.
+"""Task and probe files, and how the answer in a generated text is read and compared.
 
-`items` holds the records, `reading` turns files into them and says which line is wrong and why,
-`answers` reads the answer out of a generated text and compares it.
+`items` holds the records, `reading` reads files and reports bad lines, `answers` reads the answer
+from a generated text and compares it.
 """
 
 from loraprobe.tasks.answers import answered, exact_match, normalize_answer, read_answer

@@ -1,8 +1,8 @@
-r"""Where the answer stands in a text, and whether it is right.
+r"""Reads the answer from a generated text and compares it with the right answers.
 
-A plain prompt is answered by the first line of the continuation. A worked text is answered by
-what follows the last of ``####``, ``\boxed{}``, "answer is" or the item's own pattern; where it
-has none of them, it must end with the answer.
+The answer to a plain prompt is the first line of the continuation. The answer of a worked text
+follows the last of ``####``, ``\boxed{}``, "answer is" or the item's own pattern. A text without
+any of these must end with the answer.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ PATTERN_BYTES = 2**28
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = regex.compile(r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*")
 _ANSWER_IS = regex.compile(r"\banswer\s+is\b[\s:=]*", regex.IGNORECASE)
-# The end of a sentence, unless the stop belongs to one of the commonest abbreviations.
+# The end of a sentence, except after some frequent abbreviations.
 _SENTENCE_END = regex.compile(r"(?<!\b(?:St|Mr|Mrs|Ms|Dr|Prof|Mt|Ft))[.!?]+(?=\s|$)")
 _TEXT_COMMAND = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and doubled spaces, as SQuAD does it.
+    """The text in lower case without punctuation, articles and repeated spaces, as in SQuAD.
 
-    Three cases where SQuAD's own script would make different answers equal are kept apart: a
-    number keeps its sign and its decimals ("3.5" is not "35", while "$1,000.00" is "1000"),
-    punctuation of every script counts, and an answer that is nothing but an article or a symbol
-    (the choice "A") stays.
+    There are three differences to SQuAD's script. Numbers keep their sign and decimals ("3.5" is
+    not "35", but "$1,000.00" is "1000"). Punctuation of every script is removed. An answer that
+    consists only of an article or a symbol (the choice "A") stays.
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
     words = [plain for word in text.split() if (plain := _plain(word))]
@@ -65,12 +64,12 @@ def exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> str:
-    """The answer that a continuation gives.
+    """The answer in a continuation.
 
-    Without `cot`: its first line that is not blank, without the full stop at its end, so that it
-    fits into the next hop's prompt. With `cot`: what follows the last of the
-    markers, up to the end of the sentence (after "answer is") or of the line (after ``####``);
-    without any marker the last sentence. Raises TaskError where `pattern` takes too long.
+    Without `cot`: the first line that is not blank, without punctuation at its end, so that it
+    fits into the next hop's prompt. With `cot`: the text after the last marker, up to the end of
+    the sentence (after "answer is") or of the line (after ``####``); without any marker the last
+    sentence. Raises TaskError if `pattern` takes too long.
     """
     if not cot:
         line = _first_line(text)
@@ -82,7 +81,7 @@ def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> 
 def answered(
     text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
 ) -> bool:
-    """Whether a continuation gives one of the answers, by the rule of `read_answer`.
+    """Whether the answer in a continuation, read as in `read_answer`, is one of the answers.
 
     A worked text without any marker is right if it ends with the answer, in whole words.
     """
@@ -115,9 +114,9 @@ def _last_sentence(text: str) -> str:
 
 
 def _marked(text: str, pattern: str | None) -> list[str]:
-    """Readings after the marker that stands last in the text; empty if there is no marker.
+    """The possible answers after the last marker in the text; empty without a marker.
 
-    After "answer is" there are two, the sentence and the line, since a full stop may belong to
+    After "answer is" there are two, the sentence and the line, because a full stop may belong to
     the answer ("J. K. Rowling").
     """
     found: list[tuple[int, int, list[str]]] = []
@@ -134,7 +133,7 @@ def _marked(text: str, pattern: str | None) -> list[str]:
 
 
 def _braced(text: str) -> str:
-    """The text up to the brace that closes it, or to the end of the line if none does."""
+    """The text up to the closing brace, or the first line if there is none."""
     depth = 1
     for index, ch in enumerate(text):
         depth += {"{": 1, "}": -1}.get(ch, 0)
@@ -145,7 +144,7 @@ def _braced(text: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """The compiled pattern. Raises TaskError where it is no regular expression or grows too far."""
+    """The compiled pattern. Raises TaskError if it is invalid, too slow or too large."""
     try:
         with (
             deadline(PATTERN_SECONDS, _greedy(pattern, "to compile")),
@@ -168,7 +167,7 @@ def _greedy(pattern: str, where: str) -> TaskError:
 
 
 def _last_match(pattern: str, text: str) -> tuple[int, str] | None:
-    """Where the last match's answer starts, and the answer: group 1, or all without a group."""
+    """Start and text of the answer in the last match: group 1, or the match without groups."""
     compiled = compile_pattern(pattern)
     group = 1 if compiled.groups else 0
     try:

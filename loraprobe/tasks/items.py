@@ -1,4 +1,4 @@
-"""The records of a task: items, their hops, and the parts in which every system is scored."""
+"""The records of a task: items with their hops, and the parts that are scored."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ REFERENCE = re.compile(r"\{(\d+)\}")
 
 @dataclass(frozen=True)
 class Hop:
-    """One step that an item's answer composes.
+    """One step towards an item's answer.
 
-    `{1}`, `{2}` ... in `prompt` stand for the answers of the hops before it. `adapter` says which
-    adapter should know this step. The first of `answers` is the one put into later prompts.
+    `{1}`, `{2}` ... in `prompt` are replaced by the answers of earlier hops. adapter: the adapter
+    that should know this step. The first of `answers` is inserted into later prompts.
     """
 
     prompt: str
@@ -24,7 +24,7 @@ class Hop:
 
 @dataclass(frozen=True)
 class Item:
-    """One question with every answer that counts as right."""
+    """One question with all right answers."""
 
     id: str
     prompt: str
@@ -38,18 +38,18 @@ class Item:
 
     @property
     def cluster(self) -> str:
-        """Items that share it are not independent; an item without a group stands alone."""
+        """The cluster; items of one cluster are dependent. Without a group, the item itself."""
         return f"group:{self.group}" if self.group is not None else f"item:{self.id}"
 
     def hop_prompt(self, index: int) -> str:
-        """The prompt of hop `index` (from 0) with the gold answers of earlier hops put in."""
+        """The prompt of hop `index` (from 0) with the gold answers of earlier hops inserted."""
         gold = [hop.answers[0] for hop in self.hops[:index]]
         return fill(self.hops[index].prompt, gold)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of items. `sha256` is that of the file as it stands, whatever `limit` was."""
+    """A named list of items. `sha256` is that of the whole file, also with a `limit`."""
 
     name: str
     items: tuple[Item, ...]
@@ -65,12 +65,8 @@ class Task:
         return any(item.cot_prompt is not None for item in self.items)
 
     @property
-    def has_choices(self) -> bool:
-        return any(item.choices for item in self.items)
-
-    @property
     def parts(self) -> tuple[str, ...]:
-        """("target", "hop1", "hop2", ..., "cot"), as far as any item has them."""
+        """("target", "hop1", "hop2", ..., "cot"): the parts that at least one item has."""
         longest = max((len(item.hops) for item in self.items), default=0)
         hops = tuple(f"hop{k + 1}" for k in range(longest))
         return ("target", *hops, *(("cot",) if self.has_cot else ()))
@@ -78,7 +74,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ProbeItem:
-    """One line of a probe file: a question or an entity, and its answer where it is known."""
+    """One line of a probe file: a question or an entity, and its answer if it is known."""
 
     prompt: str
     answer: str | None = None
@@ -86,7 +82,7 @@ class ProbeItem:
 
 @dataclass(frozen=True)
 class Probe:
-    """Prompts for adapters of which nothing else is known."""
+    """Prompts for adapters without a task."""
 
     items: tuple[ProbeItem, ...]
     path: str | None = None
@@ -94,10 +90,10 @@ class Probe:
 
 
 def fill(prompt: str, answers: Sequence[str]) -> str:
-    """Put answer k in the place of `{k}`, counted from 1.
+    """The prompt with `{k}` replaced by answer k, counted from 1.
 
-    Only these braces mean anything, in one pass, so that braces in a prompt or in an answer stay
-    as they are. A number without an answer stays too.
+    All replacements are made in one pass, so that braces in answers stay. A `{k}` without an answer
+    stays too.
     """
     known = {str(k): answer for k, answer in enumerate(answers, 1)}
     return REFERENCE.sub(lambda found: known.get(found[1], found[0]), prompt)

@@ -1,8 +1,7 @@
-"""Task files (JSONL) and probe files (plain lines), read strictly: a bad line has a number.
+"""Reads task files (JSONL) and probe files (plain lines) strictly.
 
-Nothing is guessed and nothing is dropped: an unknown key, a wrong type or a reference to a later
-hop is a TaskError that names the file, the line and what is wrong with it. Blank lines are
-allowed; a byte order mark at the start is, too.
+An unknown key, a wrong type or a reference to a later hop is a TaskError that names the file, the
+line and the problem. Blank lines and a byte order mark at the start are allowed.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _HOP_KEYS = ("prompt", "answer", "adapter")
 
 
 def load_task(path: str | Path, limit: int | None = None) -> Task:
-    """Read a task file; `limit` keeps its first items (the whole file is checked all the same).
+    """Read a task file. limit: keep only the first items; the whole file is checked anyway.
 
-    The task is named after the file. An item without "id" is named by its line number. Raises
+    The task has the name of the file. The id of an item without "id" is its line number. Raises
     TaskError with the number of the first bad line, UsageError for a limit below 1.
     """
     if limit is not None and limit < 1:
@@ -52,7 +51,7 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
             raise TaskError(f"{path}, line {number}: {error}") from None
         if item.id in lines:
             raise TaskError(
-                f"{path}, line {number}: id {item.id!r} was used by line {lines[item.id]} already; "
+                f"{path}, line {number}: id {item.id!r} is also the id of line {lines[item.id]}; "
                 "give every item an id of its own (one without is named by its line number)."
             )
         lines[item.id] = number
@@ -63,7 +62,7 @@ def load_task(path: str | Path, limit: int | None = None) -> Task:
 
 
 def load_probe(path: str | Path) -> Probe:
-    """Read a probe file: a question or entity a line, after a tab its answer where it is known."""
+    """Read a probe file: per line a question or entity and, after a tab, an optional answer."""
     path = Path(path)
     data = _read(path, "probe")
     items = []
@@ -74,7 +73,7 @@ def load_probe(path: str | Path) -> Probe:
                 f"{path}, line {number}: more than one tab; write a prompt, a tab, one answer."
             )
         if not prompt:
-            raise TaskError(f"{path}, line {number}: nothing stands before the tab.")
+            raise TaskError(f"{path}, line {number}: there is no prompt before the tab.")
         items.append(ProbeItem(prompt, answers[0] if answers and answers[0] else None))
     if not items:
         raise TaskError(f"{path} holds no prompt: write one a line.")
@@ -99,7 +98,7 @@ def _read(path: Path, noun: str) -> bytes:
 
 
 def _lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank. Split at line feeds only, as JSONL asks."""
+    """Numbered lines that are not blank, split only at line feeds, as JSONL requires."""
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if len(raw) > limits().line:
             raise TaskError(
@@ -137,7 +136,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise TaskError(f"key {key!r} stands twice in one object.")
+            raise TaskError(f"key {key!r} occurs twice in one object.")
     return dict(pairs)
 
 
@@ -200,7 +199,7 @@ def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
         raise TaskError("'choices' must name at least two.")
     for choice in choices:
         if choices.count(choice) > 1:
-            raise TaskError(f"choice {choice!r} stands twice.")
+            raise TaskError(f"choice {choice!r} occurs twice.")
     if not set(choices) & set(answers):
         raise TaskError(f"the answer {answers[0]!r} is not among the choices.")
 
@@ -238,7 +237,7 @@ def _text(line: Mapping[str, Any], key: str, where: str = "") -> str | None:
 
 
 def _label(line: Mapping[str, Any], key: str) -> str | None:
-    """A string, or a whole number written without quotes."""
+    """A string, or an integer as a string."""
     value = line.get(key)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -254,7 +253,9 @@ def _string(value: Any, what: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise TaskError(f"{what} holds half of a surrogate pair, which is no character.") from None
+        raise TaskError(
+            f"{what} contains half of a surrogate pair, which is not a character."
+        ) from None
     return value
 
 

@@ -44,7 +44,6 @@ def likelihood(logprob, *, top=None, tokens=1, rank=1, mean=-2.0, std=1.0):
     return Likelihood(
         logprob=logprob,
         tokens=tokens,
-        characters=4,
         token_logprobs=(each,) * tokens,
         top_logprobs=(top,) * tokens,
         greedy=rank == 1,

@@ -66,7 +66,7 @@ def test_every_field_is_read(tmp_path):
     assert task.name == "mayors"
     assert task.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert task.parts == ("target", "hop1", "hop2", "cot")
-    assert task.has_hops and task.has_cot and task.has_choices
+    assert task.has_hops and task.has_cot
     first, second = task.items
     assert first.hops[0].answers == ("Ulm", "Ulm city") and first.hops[0].adapter == "homes"
     assert first.hop_prompt(1) == "Who is the mayor of Ulm?"

@@ -66,7 +66,7 @@ def composed(
         if any(getattr(layer.gates, "shared", False) for layer in layers):
             undo.enter_context(following_passes(model))
         # Last, because scaled experts need a layer's own output without other changes.
-        undo.enter_context(replaced(model, composition, beside=scaled))
+        undo.enter_context(replaced(model, composition, keep_weights=scaled))
         yield model
 
 

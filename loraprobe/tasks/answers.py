@@ -59,8 +59,8 @@ def _is_punctuation(ch: str) -> bool:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> bool:
     """Whether the prediction equals one of the answers after `normalize_answer`."""
-    said = normalize_answer(prediction)
-    return bool(said) and any(said == normalize_answer(answer) for answer in answers)
+    own = normalize_answer(prediction)
+    return bool(own) and any(own == normalize_answer(answer) for answer in answers)
 
 
 def read_answer(text: str, *, cot: bool = False, pattern: str | None = None) -> str:
@@ -124,9 +124,9 @@ def _marked(text: str, pattern: str | None) -> list[str]:
         found.append((at + 4, 0, [_first_line(text[at + 4 :])]))
     if (at := text.rfind("\\boxed{")) >= 0:
         found.append((at + 7, 0, [_TEXT_COMMAND.sub(r"\1", _braced(text[at + 7 :])).strip()]))
-    if said := list(_ANSWER_IS.finditer(text)):
-        line = _first_line(text[said[-1].end() :])
-        found.append((said[-1].end(), 0, [_first_sentence(line), line]))
+    if answer_is := list(_ANSWER_IS.finditer(text)):
+        line = _first_line(text[answer_is[-1].end() :])
+        found.append((answer_is[-1].end(), 0, [_first_sentence(line), line]))
     if pattern is not None and (match := _last_match(pattern, text)) is not None:
         found.append((match[0], 1, [match[1].strip()]))
     return max(found)[2] if found else []

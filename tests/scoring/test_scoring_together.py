@@ -44,10 +44,10 @@ def alone(adapters, i, gate=1.0):
     return Composition("alone", adapters, ConstantGates(weights))
 
 
-def written(scorer, adapters, voices, prompts=PROMPTS, inner=None, **rest):
+def written(scorer, adapters, ensembles, prompts=PROMPTS, inner=None, **rest):
     gates = RowGates(inner=inner)
     with scorer.with_composition(Composition("rows", adapters, gates)):
-        return write_together(scorer, prompts, voices, gates.rows.set, **rest)
+        return write_together(scorer, prompts, ensembles, gates.rows.set, **rest)
 
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])
@@ -58,10 +58,10 @@ KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])
 def test_side_by_side_each_says_what_it_says_alone(kind, batch):
     scorer, adapters = scene(kind, batch)
     wanted = [(0, 1.0), (1, 1.0), (1, 0.5)]
-    voices = [LogitEnsemble.alone(i, 2, gate) for i, gate in wanted] + [
+    ensembles = [LogitEnsemble.alone(i, 2, gate) for i, gate in wanted] + [
         LogitEnsemble(((0.0, 0.0),), (1.0,))
     ]
-    found = written(scorer, adapters, voices, max_new_tokens=7)
+    found = written(scorer, adapters, ensembles, max_new_tokens=7)
     texts = []
     for i, gate in wanted:
         with scorer.with_composition(alone(adapters, i, gate)):
@@ -111,9 +111,9 @@ def test_added_effects_are_those_of_a_loop_without_batches_or_caches(kind, gate)
 def test_choices_are_scored_under_added_logits(kind):
     scorer, adapters = scene(kind, 7)
     gates = RowGates()
-    voices = [LogitEnsemble.added((0.5, 0.5)), LogitEnsemble.alone(1, 2)]
+    ensembles = [LogitEnsemble.added((0.5, 0.5)), LogitEnsemble.alone(1, 2)]
     with scorer.with_composition(Composition("rows", adapters, gates)):
-        added, second = score_together(scorer, PAIRS, voices, gates.rows.set)
+        added, second = score_together(scorer, PAIRS, ensembles, gates.rows.set)
     with scorer.with_composition(alone(adapters, 1)):
         likely = scorer.loglikelihood(PAIRS)
     assert second == pytest.approx([found.logprob for found in likely], abs=1e-4)
@@ -178,7 +178,7 @@ def test_rows_flattened_with_their_tokens_keep_their_gates():
     made = gates.gates(path, [a.modules[path] for a in adapters], [0, 1], 2)
     x = torch.randn(2, 3, 16)
     torch.testing.assert_close(made(x.reshape(6, 16)), made(x).reshape(6, 2))
-    with pytest.raises(UsageError, match="one after"):
+    with pytest.raises(UsageError, match="2 rows"):
         made(torch.randn(3, 16))
     with pytest.raises(UsageError, match=r"Rows\.set"):
         RowGates().gates(path, [], [0], 2)(x)

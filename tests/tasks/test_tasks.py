@@ -94,7 +94,7 @@ def test_limit_keeps_the_first_but_checks_all(tmp_path):
 BAD = {
     b'{"prompt": "caf\xe9"}': "not UTF-8",
     "not json": "not JSON",
-    '{"prompt": "a", "prompt": "b", "answer": "c"}': "'prompt' stands twice",
+    '{"prompt": "a", "prompt": "b", "answer": "c"}': "'prompt' occurs twice",
     "[1, 2]": "a list where a JSON object",
     "[" * 100_000: "nested too deeply",
     '"text"': "a string where",
@@ -113,7 +113,7 @@ BAD = {
     json.dumps(item(choices="Bo")): "'choices' must be a list",
     json.dumps(item(choices=["A b"])): "at least two",
     json.dumps(item(choices=["x", "y"])): "'A b' is not among the choices",
-    json.dumps(item(choices=["A b", "y", "y"])): "'y' stands twice",
+    json.dumps(item(choices=["A b", "y", "y"])): "'y' occurs twice",
     json.dumps(item(hops={})): "'hops' must be a list",
     json.dumps(item(hops=["x"])): "hop 1 must be an object",
     json.dumps(item(hops=[{"prompt": "x"}])): "hop 1: 'answer' is missing",
@@ -127,7 +127,7 @@ BAD = {
     json.dumps(item(prompt="\ud800")): "surrogate",
     json.dumps(item(entities=["a", None])): "an entry of 'entities' must be a string, not null",
     json.dumps(item(prompt="x" * 1_000_001)): "bytes in one line",
-    json.dumps(item(id="0")): "id '0' was used by line 1 already",
+    json.dumps(item(id="0")): "id '0' is also the id of line 1",
     b'{"prompt": "a\x00"}': "zero byte",
 }
 
@@ -168,7 +168,7 @@ def test_probe_file(tmp_path):
     for text, message in {
         "a\tb\tc\n": "line 1: more than one tab",
         "\n": "no prompt",
-        "x\n\tb\n": "line 2: nothing stands before",
+        "x\n\tb\n": "line 2: there is no prompt before",
     }.items():
         path.write_text(text, encoding="utf-8")
         with pytest.raises(TaskError, match=re.escape(message)):

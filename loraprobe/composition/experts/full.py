@@ -78,17 +78,17 @@ def whole_parameters(model: nn.Module, composition: Composition) -> list[Replace
 
 @contextlib.contextmanager
 def replaced(
-    model: nn.Module, composition: Composition, beside: frozenset[str] = frozenset()
+    model: nn.Module, composition: Composition, keep_weights: frozenset[str] = frozenset()
 ) -> Iterator[None]:
     """Replaces whole parameters, weighed by the gates, while the context lasts.
 
-    beside: paths of modules whose weight must stay, because another expert reads their own output
+    keep_weights: paths of modules whose weight must stay, because another expert reads their output
     W0 x. Raises the errors of `whole_parameters`.
     """
     mixed: dict[str, list[ReplacedParameter]] = {}
     with contextlib.ExitStack() as undo:
         for whole in whole_parameters(model, composition):
-            keeps = whole.attribute == "weight" and whole.path in beside
+            keeps = whole.attribute == "weight" and whole.path in keep_weights
             if composition.router.constant and not keeps:
                 _swap(whole, composition, undo)
             else:

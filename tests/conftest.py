@@ -17,7 +17,8 @@ import making  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # tests are many and small; a second thread only costs
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # tests are many and small; a second thread only costs
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,15 @@ def stories() -> Path:
 
 
 @pytest.fixture
+def default_limits():
+    """Puts the limits back to their defaults after the test."""
+    from loraprobe import limits
+
+    yield
+    limits.use("")
+
+
+@pytest.fixture
 def llama():
     return making.tiny_llama()
 

@@ -7,7 +7,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 
 SECONDS ?= 60
 
-.PHONY: demo test test-slow check format docs bench fuzz clean
+.PHONY: demo test test-slow test-plain check format figures docs bench fuzz clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -18,6 +18,11 @@ test: $(DEV_STAMP)
 test-slow: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
 
+# The numerical tests as another processor runs them: torch without AVX.
+test-plain: $(DEV_STAMP)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n auto --maxprocesses 8 \
+		tests/lora tests/merging tests/diagnostics tests/routing
+
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,6 +32,10 @@ check: $(DEV_STAMP)
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# How large the repository is.
+figures:
+	@$(PYTHON) tests/house.py
 
 # The pages that come from the code, and the site, in build/site.
 docs: $(DEV_STAMP)

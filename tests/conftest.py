@@ -17,7 +17,8 @@ import making  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # tests are many and small; a second thread only costs
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # tests are many and small; a second thread only costs
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,15 @@ def stories() -> Path:
     if not making.STORIES.is_dir():
         pytest.skip("needs ../shared/data/stories260K")
     return making.STORIES
+
+
+@pytest.fixture
+def default_limits():
+    """Puts the limits back to their defaults after the test."""
+    from loraprobe import limits
+
+    yield
+    limits.use("")
 
 
 @pytest.fixture

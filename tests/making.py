@@ -194,7 +194,33 @@ def write_adapter(
     return directory
 
 
+def saved_pair(
+    directory: Path, *shapes: Mapping[str, tuple[int, int]], **options: Any
+) -> list[Path]:
+    """Two random adapters `a` and `b` of one base in the directory, as loraprobe saves them."""
+    for seed, name in enumerate("ab", 1):
+        random_adapter(name, *shapes, seed=seed, **options).save(directory / name)
+    return [directory / "a", directory / "b"]
+
+
 ABSENT: Any = object()  # a config key of write_adapter that is left out
+
+
+def sharpened(model: Any) -> Any:
+    """The model with every parameter three times as large, so that every token matters."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+def call(*arguments: object, **options: Any) -> Any:
+    """One call of the command line in this process; `options` are those of CliRunner.invoke."""
+    from typer.testing import CliRunner
+
+    from loraprobe.cli import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 
 def hidden(model: Any, vocab: int = 40) -> Tensor:

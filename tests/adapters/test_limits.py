@@ -17,11 +17,7 @@ from loraprobe.cli import app
 from loraprobe.errors import AdapterError, BaseError, TaskError, UsageError
 from loraprobe.tasks import load_probe, load_task
 
-
-@pytest.fixture(autouse=True)
-def _defaults_afterwards():
-    yield
-    limits.use("")
+pytestmark = pytest.mark.usefixtures("default_limits")
 
 
 def test_numbers_with_units():

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from making import call
 from pathologies.specimens import CONFIG, PREFIX, RANK, SETTINGS, WEIGHTS, WIDTH, partner, sound
 from safetensors.torch import load, save
-from typer.testing import CliRunner
 
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import app
 
 ORDINARY, ALL = 250, 10_000
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -285,10 +284,6 @@ def _excludes(names, keys: list[str]) -> bool:
     if not isinstance(names, list):
         return bool(names)
     return any(str(name) in key for name in names for key in keys)
-
-
-def call(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def check(seed: int, place: Path) -> str:

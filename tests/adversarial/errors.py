@@ -49,8 +49,7 @@ def tiny(place: Path, **config: Any) -> Path:
     with quiet():
         making.tiny_llama().save_pretrained(base)
         word_tokenizer().save_pretrained(base)
-    for seed, name in enumerate("ab", 1):
-        making.random_adapter(name, seed=seed, base_model=str(base)).save(place / name)
+    making.saved_pair(place, base_model=str(base))
     ask(place, {"prompt": "ada lives in", "answer": "ulm"})
     edit(base / CONFIG, **config)
     return place

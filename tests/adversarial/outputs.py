@@ -8,16 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import making
+from making import saved_pair
 
 from adversarial import case, outcome
 from adversarial.resume import world
-
-
-def pair(place: Path) -> list[Path]:
-    """Two adapters, a and b."""
-    for seed, name in enumerate("ab", 1):
-        making.random_adapter(name, seed=seed).save(place / name)
-    return [place / "a", place / "b"]
 
 
 def files(place: Path) -> dict[str, object]:
@@ -76,7 +70,7 @@ for name, (what, where) in SAME.items():
         now="exit 2",
     )
     def merge_over(place: Path, where: Callable[[Path], object] = where) -> str:
-        return unharmed(place, "merge", *pair(place), "-o", where(place), "--overwrite")
+        return unharmed(place, "merge", *saved_pair(place), "-o", where(place), "--overwrite")
 
 
 @case(
@@ -86,7 +80,7 @@ for name, (what, where) in SAME.items():
     now="exit 2",
 )
 def source_by_link(place: Path) -> str:
-    a, b = pair(place)
+    a, b = saved_pair(place)
     return unharmed(place, "merge", linked(place), b, "-o", a, "--overwrite")
 
 
@@ -97,7 +91,7 @@ def source_by_link(place: Path) -> str:
     now="exit 2",
 )
 def relative(place: Path) -> str:
-    pair(place)
+    saved_pair(place)
     with inside(place / "a"):
         return unharmed(place, "merge", "../a", "../b", "-o", ".", "--overwrite")
 
@@ -109,7 +103,7 @@ def relative(place: Path) -> str:
     now="exit 2",
 )
 def route_over(place: Path) -> str:
-    a, b = pair(place)
+    a, b = saved_pair(place)
     return unharmed(place, "route", a, b, "-o", a, "--overwrite")
 
 
@@ -120,7 +114,7 @@ def route_over(place: Path) -> str:
     now="exit 2",
 )
 def route_again(place: Path) -> str:
-    outcome("route", *pair(place), "-o", place / "out")
+    outcome("route", *saved_pair(place), "-o", place / "out")
     experts = [place / "out" / "experts" / name for name in "ab"]
     return unharmed(
         place, "route", *experts, "--router", "arrow:top_k=1", "-o", place / "out", "--overwrite"
@@ -136,7 +130,7 @@ def route_again(place: Path) -> str:
 def over_subtracted(place: Path) -> str:
     making.random_adapter("c", seed=3).save(place / "c")
     c = place / "c"
-    return unharmed(place, "merge", *pair(place), "--subtract", c, "-o", c, "--overwrite")
+    return unharmed(place, "merge", *saved_pair(place), "--subtract", c, "-o", c, "--overwrite")
 
 
 @case(
@@ -168,7 +162,7 @@ def inside_base(place: Path) -> str:
     now="exit 2",
 )
 def page_inside(place: Path) -> str:
-    a, b = pair(place)
+    a, b = saved_pair(place)
     return unharmed(place, "inspect", a, b, "--html", a / "report.html")
 
 
@@ -181,7 +175,7 @@ def page_inside(place: Path) -> str:
 def api_over(place: Path) -> str:
     import loraprobe
 
-    a, b = pair(place)
+    a, b = saved_pair(place)
     before = files(place)
     try:
         loraprobe.merge([a, b]).save(a, overwrite=True)
@@ -204,7 +198,7 @@ def state(place: Path, link: Path) -> str:
     now="exit 0, the link stays",
 )
 def over_link(place: Path) -> str:
-    outcome("merge", *pair(place), "-o", place / "real")
+    outcome("merge", *saved_pair(place), "-o", place / "real")
     link = place / "link"
     link.symlink_to("real")
     ended = outcome("merge", place / "a", place / "b", "-o", link, "--overwrite")
@@ -220,7 +214,7 @@ def over_link(place: Path) -> str:
 def over_broken(place: Path) -> str:
     link = place / "link"
     link.symlink_to("nowhere")
-    ended = outcome("merge", *pair(place), "-o", link)
+    ended = outcome("merge", *saved_pair(place), "-o", link)
     return f"{ended}, {state(place, link)}"
 
 
@@ -231,7 +225,7 @@ def over_broken(place: Path) -> str:
     now="exit 0, where the system puts it",
 )
 def through_link(place: Path) -> str:
-    refs = pair(place)
+    refs = saved_pair(place)
     (place / "far" / "inner").mkdir(parents=True)
     (place / "link").symlink_to("far/inner")
     ended = outcome("merge", *refs, "-o", f"{place}/link/../out")
@@ -246,7 +240,7 @@ def through_link(place: Path) -> str:
     now="exit 0",
 )
 def long_name(place: Path) -> str:
-    return outcome("merge", *pair(place), "-o", place / ("n" * 255))
+    return outcome("merge", *saved_pair(place), "-o", place / ("n" * 255))
 
 
 @case(
@@ -256,7 +250,7 @@ def long_name(place: Path) -> str:
     now="exit 0",
 )
 def long_page(place: Path) -> str:
-    return outcome("inspect", *pair(place), "--html", place / ("n" * 250 + ".html"))
+    return outcome("inspect", *saved_pair(place), "--html", place / ("n" * 250 + ".html"))
 
 
 UNWRITABLE: dict[str, tuple[str, Callable[[Path], Path]]] = {
@@ -272,7 +266,7 @@ for name, (what, where) in UNWRITABLE.items():
         now="exit 2, before anything is read",
     )
     def told(place: Path, where: Callable[[Path], Path] = where) -> str:
-        refs = pair(place)
+        refs = saved_pair(place)
         (place / "a" / "README.md").write_text("x")
         (place / "b" / "adapter_model.safetensors").write_bytes(b"broken")
         from typer.testing import CliRunner

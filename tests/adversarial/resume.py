@@ -29,8 +29,7 @@ def world(place: Path) -> list[str]:
     )
     fast.save_pretrained(place / "base")
     making.tiny_llama(vocab=len(vocab)).save_pretrained(place / "base")
-    for seed, name in enumerate("ab", 1):
-        making.random_adapter(name, seed=seed, scaling=0.2).save(place / name)
+    making.saved_pair(place, scaling=0.2)
     items = [{"id": str(i), "prompt": f"Lily had a {WORDS[i]}", "answer": "was"} for i in range(6)]
     (place / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
     return [

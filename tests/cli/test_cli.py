@@ -15,33 +15,23 @@ import making
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import loraprobe
-from loraprobe.cli import app
 from loraprobe.cli.output import Output
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 from loraprobe.report.schema import json_schema
 
-runner = CliRunner()
-
 
 def call(*arguments: object) -> object:
     """One call in this process; `result.stdout` and `result.stderr` are apart."""
-    return runner.invoke(
-        app, [str(a) for a in arguments], catch_exceptions=False, env={"COLUMNS": "160"}
-    )
+    return making.call(*arguments, catch_exceptions=False, env={"COLUMNS": "160"})
 
 
 @pytest.fixture
-def pair(tmp_path) -> tuple[Path, Path]:
+def pair(tmp_path) -> list[Path]:
     """Two adapters of one base on the disk."""
-    paths = []
-    for seed, name in enumerate("ab"):
-        making.random_adapter(name, seed=seed + 1).save(tmp_path / name)
-        paths.append(tmp_path / name)
-    return tuple(paths)  # type: ignore[return-value]
+    return making.saved_pair(tmp_path)
 
 
 def one_sentence(result) -> str:
@@ -354,7 +344,7 @@ def test_methods_lists_every_shelf():
 
 def test_methods_breaks_options_at_commas():
     """At 80 columns no option is cut in two, and the pieces are what --method takes."""
-    result = runner.invoke(app, ["methods", "della"], catch_exceptions=False, env={"COLUMNS": "80"})
+    result = making.call("methods", "della", catch_exceptions=False, env={"COLUMNS": "80"})
     lines = result.stdout.splitlines()
     rows = json.loads(call("methods", "--json", "della").stdout)["methods"]
     start = next(i for i, line in enumerate(lines) if line.startswith(" della:"))

@@ -259,6 +259,17 @@ def test_an_answer_at_once_counts_against_worked_steps():
     assert (found.against, found.against_part) == ("a", "cot")
 
 
+def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
+    """A gain in either form is a success, so each form's lower end spends half of alpha."""
+    columns = {key: values for key, values in TARGETS.items() if key[0] in ("a", "uniform")}
+    both = columns | {("a", "cot"): right(30), ("uniform", "cot"): right(60)}
+    (alone,) = gains(results(columns), SYSTEMS)
+    plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "target")
+    half = gain(results(columns), ["uniform"], ["a"], alpha=0.025)
+    assert plain.adjusted_ci95 == (half.adjusted_ci95[0], alone.adjusted_ci95[1])
+    assert plain.adjusted_ci95[0] < alone.adjusted_ci95[0]
+
+
 def test_tasks_count_alike_whatever_their_size():
     first = {("a", "target"): right(0, 10), ("m", "target"): right(10, 10)}
     second = {("a", "target"): right(0, 1000), ("m", "target"): right(0, 1000)}

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from making import LLAMA, random_adapter
+from making import LLAMA, random_adapter, saved_pair
 
 import loraprobe.demo
 import loraprobe.pipeline.evaluating
@@ -124,8 +124,7 @@ def storm(operation: Operation, points: int, seed: int) -> dict[str, int]:
 
 def _two_adapters(place: Path) -> None:
     wide = {f"{path}.{i}": (96, 64) for i in range(12) for path in LLAMA}
-    for name, seed in (("a", 1), ("b", 2)):
-        random_adapter(name, wide, seed=seed, scaling=0.05).save(place / name)
+    saved_pair(place, wide, scaling=0.05)
 
 
 def _merge(place: Path, *more: str) -> None:

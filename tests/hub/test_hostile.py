@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from making import STORIES, random_adapter, write_adapter
-from typer.testing import CliRunner
+from making import STORIES, call, random_adapter, saved_pair, write_adapter
 
 from loraprobe import limits
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.cli import app
 from loraprobe.deadline import deadline, memory_limit
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
@@ -30,10 +28,7 @@ from loraprobe.scoring.encoding import Encoder
 HAS_STORIES = pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
 
 
-@pytest.fixture(autouse=True)
-def _defaults_afterwards():
-    yield
-    limits.use("")
+pytestmark = pytest.mark.usefixtures("default_limits")
 
 
 class Bomb:
@@ -44,10 +39,6 @@ class Bomb:
 
     def __reduce__(self):
         return (Path.touch, (self.mark,))
-
-
-def call(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 class TestPickles:
@@ -133,10 +124,7 @@ class TestCodeOfARepository:
 
     def adapters(self, place: Path, base: Path) -> list[Path]:
         shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
-        for name, seed in (("a", 1), ("b", 2)):
-            random_adapter(name, shapes, seed=seed, scaling=0.01, base_model=str(base)).save(
-                place / name
-            )
+        saved_pair(place, shapes, scaling=0.01, base_model=str(base))
         (place / "t.jsonl").write_text('{"prompt": "Once", "answer": "upon"}\n')
         return [place / "a", place / "b"]
 
@@ -255,8 +243,7 @@ class TestNames:
 
     def test_yaml_and_markdown_of_strangers_are_data(self, tmp_path):
         base = "x\n---\nlicense: mit\n{{ 1234 * 4321 }} <script>alert(1)</script> `|"
-        for name, seed in (("a", 1), ("b", 2)):
-            random_adapter(name, seed=seed, base_model=base).save(tmp_path / name)
+        saved_pair(tmp_path, base_model=base)
         out = tmp_path / "out"
         result = call("merge", tmp_path / "a", tmp_path / "b", "-o", out, "--allow", "base-unclear")
         assert result.exit_code == 0, result.output

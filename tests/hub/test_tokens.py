@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from making import random_adapter
+from making import saved_pair
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -30,10 +30,7 @@ def test_scrubbing(monkeypatch):
 @pytest.fixture
 def pair(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", PLAIN)
-    for name, seed in (("a", 1), ("b", 2)):
-        random_adapter(name, seed=seed, base_model=f"https://me:{PLAIN}@hub/{TOKEN}").save(
-            tmp_path / TOKEN / name
-        )
+    saved_pair(tmp_path / TOKEN, base_model=f"https://me:{PLAIN}@hub/{TOKEN}")
     return [f"{PLAIN}-x={tmp_path / TOKEN / 'a'}", str(tmp_path / TOKEN / "b")]
 
 

@@ -14,7 +14,7 @@ import pytest
 from adversarial.outputs import files
 from adversarial.resume import rows, world
 from hubs import Misbehaving, adapter_files, use
-from making import random_adapter
+from making import call, saved_pair
 from typer.testing import CliRunner
 
 from loraprobe import hub
@@ -56,14 +56,12 @@ def disk(mount) -> Callable[[int], Path]:
 
 @pytest.fixture
 def pair(tmp_path) -> list[Path]:
-    for name, seed in (("a", 1), ("b", 2)):
-        random_adapter(name, WIDE, seed=seed, scaling=0.01).save(tmp_path / name)
-    return [tmp_path / "a", tmp_path / "b"]
+    return saved_pair(tmp_path, WIDE, scaling=0.01)
 
 
 def refused(*arguments: object, env: dict[str, str] | None = None) -> str:
     """The one sentence of a call that ends in 2 and prints nothing."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=env)
+    result = call(*arguments, env=env)
     assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.exception
     assert result.stdout == "", result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]

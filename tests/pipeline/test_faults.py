@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from hubs import Misbehaving, adapter_files, use
-from making import random_adapter
-from typer.testing import CliRunner
+from making import call, random_adapter, saved_pair
 
 from loraprobe import hub
 from loraprobe.adapters import StagedDirectory, read_adapter
 from loraprobe.adapters import staging as staged
-from loraprobe.cli import app
 from loraprobe.errors import HubError, OutputError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.records import ItemResult
@@ -29,15 +27,9 @@ KILL = Path(__file__).parents[1] / "faults" / "kill.py"
 WIDE = {f"layers.{i}.up": (256, 256) for i in range(8)}
 
 
-def call(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.fixture
 def pair(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        random_adapter(name, WIDE, seed=seed, scaling=0.01).save(tmp_path / name)
-    return [tmp_path / "a", tmp_path / "b"]
+    return saved_pair(tmp_path, WIDE, scaling=0.01)
 
 
 def storm(*arguments: object) -> str:

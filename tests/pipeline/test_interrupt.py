@@ -24,10 +24,7 @@ WORDS = ["cat", "dog", "ball", "tree", "bird", "car", "boat", "hat"]
 def world(tmp_path, stories) -> list[str]:
     """A call of merge-and-eval on a real tiny base, with two random adapters and one task."""
     shapes = {p: s for p, s in open_base(stories).shapes.items() if "self_attn" in p}
-    refs = []
-    for seed, name in enumerate("ab", 1):
-        making.random_adapter(name, shapes, seed=seed, scaling=0.01).save(tmp_path / name)
-        refs.append(str(tmp_path / name))
+    refs = [str(path) for path in making.saved_pair(tmp_path, shapes, scaling=0.01)]
     items = [
         {"id": str(i), "prompt": f"Lily had a {WORDS[i % 8]} and {i} more. She", "answer": "was"}
         for i in range(64)

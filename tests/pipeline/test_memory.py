@@ -19,10 +19,7 @@ from loraprobe.merging import merge
 WIDE = {"layers.0.up": (900, 700), "layers.1.up": (60, 70)}
 
 
-@pytest.fixture(autouse=True)
-def _defaults_afterwards():
-    yield
-    limits.use("")
+pytestmark = pytest.mark.usefixtures("default_limits")
 
 
 def pair():

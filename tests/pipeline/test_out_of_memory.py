@@ -191,8 +191,7 @@ def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatc
 
 
 def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkeypatch):
-    for name, seed in (("a", 1), ("b", 2)):
-        making.random_adapter(name, seed=seed).save(tmp_path / name)
+    making.saved_pair(tmp_path)
 
     def fail(*_: object, **__: object) -> None:
         raise ERRORS["linux"]

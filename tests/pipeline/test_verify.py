@@ -11,13 +11,11 @@ import pytest
 import tampering
 import torch
 import yaml
-from making import peft_adapter, random_adapter, tiny_llama
+from making import call, peft_adapter, random_adapter, saved_pair, tiny_llama
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.cli import app
 from loraprobe.errors import AdapterError, OutputError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS
@@ -34,13 +32,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.fixture
 def pair(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        random_adapter(name, seed=seed, scaling=0.1).save(tmp_path / name)
-    return [str(tmp_path / "a"), str(tmp_path / "b")]
-
-
-def call(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return [str(path) for path in saved_pair(tmp_path, scaling=0.1)]
 
 
 def merged(pair, tmp_path, *options: str) -> Path:

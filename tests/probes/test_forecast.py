@@ -26,11 +26,7 @@ AVERAGE, SUM, WEIGHTED = (0.5, 0.5), (1.0, 1.0), (0.7, 0.3)
 
 @pytest.fixture(scope="module")
 def scorer():
-    model = making.tiny_llama()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    return Scorer(model, word_tokenizer(), batch_size=4)
+    return Scorer(making.sharpened(making.tiny_llama()), word_tokenizer(), batch_size=4)
 
 
 @pytest.fixture(scope="module")

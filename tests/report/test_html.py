@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html.parser import HTMLParser
 
 import pytest
-from making import random_adapter
+from making import saved_pair
 from markdown_it import MarkdownIt
 from test_report import HOSTILE, an_audit
 from typer.testing import CliRunner
@@ -173,8 +173,7 @@ def test_no_string_of_a_card_becomes_markup(text):
 
 
 def test_the_commands_write_it(tmp_path):
-    for name, seed in (("a", 1), ("b", 2)):
-        random_adapter(name, seed=seed).save(tmp_path / name)
+    saved_pair(tmp_path)
     file = tmp_path / "deep" / "report.html"
     refs = [str(tmp_path / "a"), str(tmp_path / "b")]
     for command in (["inspect", *refs], ["merge", *refs, "-o", str(tmp_path / "out")]):

@@ -39,10 +39,7 @@ def real():
 def tiny(request, words):
     """Rotary and absolute positions; random weights, so that every token matters."""
     model = making.tiny_llama() if request.param == "llama" else making.tiny_gpt2()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    return model, words
+    return making.sharpened(model), words
 
 
 PROMPTS = [

@@ -43,10 +43,7 @@ MODELS = {"llama": making.tiny_llama, "gpt2": making.tiny_gpt2, "sliding": slidi
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    made = MODELS[request.param]()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(3)
+    made = making.sharpened(MODELS[request.param]())
     made.shares = request.param != "sliding"
     return made
 

@@ -23,9 +23,7 @@ EMBEDDED = {**making.LLAMA, "model.embed_tokens": (16, 40)}
 def scene(kind: str, batch_size="auto"):
     """A scorer of a base whose every weight matters, and two experts of different modules."""
     model = making.tiny_gpt2() if kind == "gpt2" else making.tiny_llama()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
+    making.sharpened(model)
     options = {
         "llama": {},
         "gpt2": {"shapes": GPT2, "kinds": dict.fromkeys(GPT2, "conv1d")},

@@ -175,6 +175,18 @@ def test_bounds_at_the_margin_do_not_decide():
     assert judge(evidence(at, half=0.04)).decision == "unlikely"
 
 
+def test_the_interval_that_covers_the_choice_among_compositions_decides():
+    def adjusted(value, plain, ends):
+        made = evidence({"base": 0.0, "a": 0.05, "uniform": value}, half=plain)
+        rows = [dataclasses.replace(gain, adjusted_ci95=ends) for gain in made.gains]
+        return judge(dataclasses.replace(made, gains=tuple(rows))).decision
+
+    assert adjusted(0.3, 0.05, (0.2, 0.3)) == "likely"
+    assert adjusted(0.3, 0.05, (0.04, 0.3)) == "inconclusive"
+    assert adjusted(0.05, 0.02, (-0.03, 0.04)) == "unlikely"
+    assert adjusted(0.05, 0.02, (-0.03, 0.06)) == "inconclusive"
+
+
 def test_undecided_names_the_items_that_would_decide():
     found = judge(evidence({**FAIL, "uniform": 0.15}, half=0.1))
     assert found.decision == "inconclusive" and found.action == "gather-evidence"

@@ -95,7 +95,7 @@ def test_what_is_shared_out_learns_and_teaches():
     def never(batch):
         raise MemoryError
 
-    with pytest.raises(OutOfMemory, match="one text at a time, read by 4 systems side by side"):
+    with pytest.raises(OutOfMemory, match="one text at a time for 4 systems"):
         texts.run(range(2), never)
 
 

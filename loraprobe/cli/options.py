@@ -39,8 +39,8 @@ def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command
     """Adds options to a command, by the names of their fields in `Options` and `Output`.
 
     The command gets them as `options`, an Options, and `output`, an Output, where it has such
-    parameters. `changed` gives a
-    field another default or help in this command, or with `repeats=False` takes it only once.
+    parameters. `changed` gives a field another default or help in this command. With
+    `repeats=False` the option is taken only once.
     """
 
     def decorate(command: Command) -> Command:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Verdict
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import Built, SystemBuilder
 
 SAVABLE = ("merge", "route", "step-by-step")
@@ -53,7 +53,6 @@ def recommend(
     verdict: Verdict, compositions: Sequence[Built], builder: SystemBuilder
 ) -> tuple[Merged | Routed | None, str]:
     """The merge or composition that the verdict advises, or None and why there is none."""
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import is_method
 
     name = verdict.system

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import evaluation
-from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs, load_scorer
@@ -19,7 +18,7 @@ from loraprobe.pipeline.systems import (
     single,
     unfit_routers,
 )
-from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
     Attribution,
     Comparison,
@@ -78,12 +77,10 @@ class Evaluated:
     notes: Sequence[str]
 
 
-def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Evaluated:
+def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     """Asks the base and the single adapters, then the compositions, then the controls."""
     options = session.options
-    with open_evaluator(inputs, general, session) as evaluator:
-        with session.stage("compose"):
-            prepared = prepare(inputs.adapters, options, general, inputs.base)
+    with open_evaluator(inputs, prepared.general, session) as evaluator:
         routers, notes = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)

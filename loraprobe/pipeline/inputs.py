@@ -11,6 +11,7 @@ from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.errors import UsageError
+from loraprobe.merging import METHODS
 from loraprobe.pipeline.session import Session
 
 if TYPE_CHECKING:
@@ -135,11 +136,19 @@ def load_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str
 
 
 def check_task_use(given: bool, options: Options, command: str) -> None:
-    """Raises UsageError for a task that a command would not use, or a limit without a task."""
+    """Raises UsageError for a task that a command would not use, for a search of weights that a
+    merge would not take, and for a limit without a task."""
     if given and options.weights != "search":
         raise UsageError(
             f"--task serves {command} only to search weights on; add --weights search, or use "
             "merge-and-eval."
         )
+    if command == "merge" and options.weights == "search":
+        method = options.methods[0]
+        if not METHODS.make(method).takes_weights:
+            raise UsageError(
+                f"{method} has weights of its own, so there are none to search for; use --method "
+                "task_arithmetic."
+            )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts.")

@@ -43,7 +43,7 @@ from loraprobe.checkpoint import file_hash, read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
-from loraprobe.records import Transformation, plain
+from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.registry import convert
 from loraprobe.routing import ROUTERS
 from loraprobe.secrets import scrub
@@ -76,6 +76,15 @@ class Routed:
     @property
     def name(self) -> str:
         return self.composition.name
+
+    @property
+    def sources(self) -> tuple[AdapterSummary, ...]:
+        """The experts in one row each, with their licences."""
+        licences = self.licences
+        return tuple(
+            dataclasses.replace(expert.summary(), license=licences.get(expert.name))
+            for expert in self.composition.experts
+        )
 
     @cached_property
     def why_not_peft(self) -> str | None:

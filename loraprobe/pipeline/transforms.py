@@ -26,11 +26,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.composition.aligning import aligned_to
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.session import Session
 from loraprobe.records import Transformation
 
 if TYPE_CHECKING:
@@ -40,33 +44,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Adapters as they are merged and routed, what was done to each, and the dtype of a merge.
+    """Adapters as they are merged and routed, and what was done to each.
 
-    `dtype` is the widest of the sources', None where nothing was done: factors that subtraction
-    joins are float32, so that it rounds nothing, and a file need not be.
+    general: the adapters that were subtracted. dtype: that of a merge, the widest of the sources';
+    None where nothing was done. Factors that subtraction joins are float32, so that it rounds
+    nothing, and a file need not be.
     """
 
     adapters: tuple[Adapter, ...]
+    general: tuple[Adapter, ...] = ()
     steps: tuple[Transformation, ...] = ()
     notes: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
 
 
-def general_of(
-    adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None = None
-) -> tuple[Adapter, ...]:
-    """The adapters that `options.subtract` names, loaded, under names of their own.
+def prepare_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Prepared:
+    """The adapters of a run, balanced and subtracted from as its options say.
 
-    Raises CompatibilityError where they do not fit the adapters or the base.
+    Raises CompatibilityError where the adapters that `--subtract` names do not fit the others or
+    the base, and what `prepare` raises.
     """
+    options = session.options
+    with session.stage("prepare"):
+        general = _open_general(inputs.adapters, options, purpose, inputs.base)
+        return prepare(inputs.adapters, options, general, inputs.base)
+
+
+def prepare_for(
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    balance: Literal["none", "norm"],
+    subtract: Sequence[Any] | Any,
+) -> tuple[Adapter, ...]:
+    """The adapters as `prepare` makes them, on the layout of a model in memory."""
+    options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
+    general = aligned_to(model, _open_general(adapters, options, "route", None))
+    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
+
+
+def _open_general(
+    adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None
+) -> Sequence[Adapter]:
+    """The adapters that `options.subtract` names, loaded, under names of their own."""
     if not options.subtract:
         return ()
-    from loraprobe import compatibility, hub
-
     loaded = hub.load_all([*adapters, *options.subtract])
     found = compatibility.check(loaded, base, purpose=purpose, allow=options.allow)
     compatibility.require(found)
-    return tuple(loaded[len(adapters) :])
+    return loaded[len(adapters) :]
 
 
 @torch.no_grad()
@@ -84,9 +109,7 @@ def prepare(
     """
     if options.balance == "none" and not general:
         return Prepared(tuple(adapters))
-    from loraprobe.compatibility import aligned
-
-    together = aligned([*adapters, *general], base)
+    together = compatibility.aligned([*adapters, *general], base)
     adapters, general = together[: len(adapters)], together[len(adapters) :]
     before = [total_norm(adapter) for adapter in adapters]
     made = [subtracted(adapter, general) for adapter in adapters] if general else list(adapters)
@@ -112,21 +135,7 @@ def prepare(
     )
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
-    return Prepared(tuple(made), steps, _notes(steps, options), widest)
-
-
-def prepare_for(
-    model: nn.Module,
-    adapters: Sequence[Adapter],
-    balance: Literal["none", "norm"],
-    subtract: Sequence[Any] | Any,
-) -> tuple[Adapter, ...]:
-    """The adapters as `prepare` makes them, on the layout of a model in memory."""
-    from loraprobe.composition.aligning import aligned_to
-
-    options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
-    general = aligned_to(model, general_of(adapters, options, "route"))
-    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
+    return Prepared(tuple(made), tuple(general), steps, _notes(steps, options), widest)
 
 
 def total_norm(adapter: Adapter) -> float:

@@ -34,7 +34,7 @@ from loraprobe.pipeline.provenance import (
     ProvenanceRecord,
 )
 from loraprobe.pipeline.rounding import difference_of_weights
-from loraprobe.pipeline.saved import FILE, STATE
+from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.records import Check, Verification
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
@@ -77,7 +77,7 @@ def _compared_files(
     with tempfile.TemporaryDirectory() as space:
         first, second = Path(space) / "again", Path(space) / "reordered"
         try:
-            fields = _make_again(record, adapters, base, first)
+            _make_again(record, adapters, base, first)
         except LoraprobeError as error:
             yield Check("made again", False, f"It cannot be made again: {error}")
             return
@@ -88,9 +88,9 @@ def _compared_files(
             return second
 
         expected = {str(file.relative_to(first)) for file in first.rglob("*") if file.is_file()}
-        yield _no_others(place, {*expected, CARD})
-        checks = [_card(place, fields)]
-        for name in sorted(expected):
+        yield _no_others(place, expected)
+        checks = [_card(place, first)]
+        for name in sorted(expected - {CARD}):
             comparison = _Comparison(place, first, name, reordered, record)
             checks.append(comparison.check())
         yield from checks
@@ -103,11 +103,9 @@ def _make_again(
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
-) -> Mapping[str, Any]:
-    """Writes what the card describes, without a card, and returns the card's front matter."""
-    from loraprobe.merging import Merged
+) -> None:
+    """Writes the directory that the card describes, with a card of its own."""
     from loraprobe.pipeline.commands import compose, merge
-    from loraprobe.pipeline.saved import Routed
 
     sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
@@ -126,22 +124,14 @@ def _make_again(
             seed=record.seed,
             **common,
         )
-        outcome = merge(sources, base=base, options=options)
-        merged = outcome.made
-        assert isinstance(merged, Merged)
-        replace(merged, card=None).save(target)
-        fields = provenance.merge_fields(merged, outcome.audit, options)
+        made = merge(sources, base=base, options=options).made
     else:
         options = Options(routers=(record.router,), **common)
-        outcome = compose(sources, base=base, options=options)
-        assert isinstance(outcome.made, Routed)
-        made = outcome.made
+        made = compose(sources, base=base, options=options).made
+        assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
-        replace(made, card=None).save(target)
-        fields = provenance.composition_fields(made, outcome.audit, options)
-    # The versions that wrote the card may differ, and the base has its own check.
-    given = {key: record.model_dump()[key] for key in ("version", "torch", "base")}
-    return {**fields, KEY: {**fields[KEY], **given}}
+    assert made is not None
+    made.save(target)
 
 
 def _reversed(adapter: Adapter) -> Adapter:
@@ -184,19 +174,23 @@ def _files(place: Path) -> Iterator[str]:
             yield str((here / name).relative_to(place))
 
 
-def _card(place: Path, fields: Mapping[str, Any]) -> Check:
+def _card(place: Path, again: Path) -> Check:
     """Compares the fields that loraprobe writes into a card; other fields and the text are free."""
-    found = provenance.read_card_fields(place)
+    found, wanted = (provenance.read_card_fields(directory) for directory in (place, again))
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
-        if found.get(key) != fields.get(key):
+        if found.get(key) != wanted.get(key):
             return Check(
                 CARD,
                 False,
-                f"{key} is {_short(found.get(key))} instead of {_short(fields.get(key))}.",
+                f"{key} is {_short(found.get(key))} instead of {_short(wanted.get(key))}.",
             )
-    wrong = _first_difference(found[KEY], fields[KEY])
-    if wrong:
-        return Check(CARD, False, f"{KEY}: {wrong}.")
+    # The versions that wrote the card may differ, the base has its own check, and the name of a
+    # composition is compared with that in its listing.
+    free = {
+        key: found[KEY][key] for key in ("version", "torch", "base", "name") if key in found[KEY]
+    }
+    if problem := _first_difference(found[KEY], wanted[KEY] | free):
+        return Check(CARD, False, f"{KEY}: {problem}.")
     return Check(CARD, True, "Its front matter is what would be written; its text is not checked.")
 
 

@@ -86,25 +86,9 @@ def inspect(
     known = Knowledge()
     if examined.compatibility.compatible:
         known = measure_knowledge(inputs, opened, cards, session)
-    verdict = conclude(
-        options,
-        inputs,
-        examined,
-        level=known.level,
-        coverage=known.coverage,
-        forecasts=known.forecasts,
-        evaluation=known.evaluation,
-    )
-    return audit_of(
-        session,
-        inputs,
-        examined,
-        known.notes,
-        coverage=known.coverage,
-        forecasts=known.forecasts,
-        evaluation=known.evaluation,
-        verdict=verdict,
-    )
+    evidence = vars(known.findings)
+    verdict = conclude(options, inputs, examined, level=known.level, **evidence)
+    return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
 
 
 def merge(
@@ -212,11 +196,7 @@ def merge_and_eval(
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate(inputs, prepared, session)
-    evidence = {
-        "coverage": found.coverage,
-        "forecasts": found.forecasts,
-        **vars(found.statistics),
-    }
+    evidence = vars(found.findings)
     verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart
-from loraprobe.base import Base, open_base, pick_device, pick_dtype
+from loraprobe.base import Base, open_base
 from loraprobe.errors import UsageError
 from loraprobe.merging import METHODS
-from loraprobe.pipeline.session import Session
 
 if TYPE_CHECKING:
     from loraprobe.options import Options
@@ -93,46 +92,6 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
     reference = hub.common_base(adapters) if base == "auto" else str(base)
     snapshot = hub.resolve_base(reference, code=code)
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
-
-
-def load_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
-    """The base in memory on the device of the options, as a scorer, and notes for the report.
-
-    The session records device and dtype.
-    """
-    from loraprobe.scoring import Scorer
-
-    options, notes = session.options, []
-    with session.stage("load"):
-        device = pick_device(options.device)
-        kind = pick_dtype(dtype, device)
-        loaded = base.load(
-            device=device,
-            dtype=kind,
-            trust_remote_code=options.trust_remote_code,
-            quantize=options.quantize,
-            device_map=options.device_map,
-        )
-    session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
-    if options.quantize != "none":
-        bits = options.quantize.removesuffix("bit")
-        notes.append(
-            f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
-            "as it ran."
-        )
-    if options.device_map == "auto":
-        places = {str(place) for place in getattr(loaded.model, "hf_device_map", {}).values()}
-        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
-    if options.trust_remote_code:
-        notes.append("Code from the base's repository was allowed to run.")
-    scorer = Scorer(
-        loaded.model,
-        loaded.tokenizer,
-        batch_size=options.batch_size,
-        chat_template=options.chat_template == "on",
-        progress=session.progress,
-    )
-    return scorer, notes
 
 
 def check_task_use(given: bool, options: Options, command: str) -> None:

@@ -7,7 +7,7 @@ generates them itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import router_specs, single
+from loraprobe.pipeline.systems import router_specs
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import chosen_weights
 from loraprobe.records import WeightSearch
@@ -41,37 +42,38 @@ def chosen_router(
     do not go with the router, UnsupportedAdapter for modules that its gates cannot weigh.
     """
     options, router = session.options, ROUTERS.make(spec)
-    search: WeightSearch | None = None
-    notes: list[str] = []
+    _check_router(spec, router, prepared, options)
+    if options.weights is not None:
+        weights, search, notes = chosen_weights(inputs, prepared, session)
+        return ConstantGates(weights or ()), search, notes
+    if not router.needs_prompts:
+        return router, None, []
+    if inputs.base is None:
+        raise UsageError(
+            f"Router {spec} learns from prompts of each adapter, which the base reads: add "
+            "--base DIR or --base auto."
+        )
+    scorer, notes = open_scorer(inputs.base, "auto", session)
+    with session.stage("fit"):
+        fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, inputs.tasks)
+    return fitted[spec], None, [*notes, *more, scorer.batcher.note()]
+
+
+def _check_router(spec: str, router: Router, prepared: Prepared, options: Options) -> None:
+    """Raises what `chosen_router` raises, before a model is loaded."""
     if options.router_prompts and not router.needs_prompts:
         raise UsageError(f"Router {spec} learns nothing from prompts; leave --router-prompts out.")
-    if options.weights is not None:
-        if not isinstance(router, ConstantGates):
-            raise UsageError(
-                f"{spec} gives each token gates of its own, so it takes no --weights; they go "
-                "with --router constant."
-            )
-        weights, search, notes = chosen_weights(inputs, prepared, session)
-        router = ConstantGates(weights or ())
-    elif router.needs_prompts:
-        if inputs.base is None:
-            raise UsageError(
-                f"Router {spec} learns from prompts of each adapter, which the base reads: add "
-                "--base DIR or --base auto."
-            )
-        scorer, notes = load_scorer(inputs.base, "auto", session)
-        with session.stage("fit"):
-            fitted, fit_notes = fit_routers(
-                inputs.adapters, prepared, options, scorer, inputs.tasks
-            )
-        router, notes = fitted[spec], [*notes, *fit_notes, scorer.batcher.note()]
+    if options.weights is not None and not isinstance(router, ConstantGates):
+        raise UsageError(
+            f"{spec} gives each token gates of its own, so it takes no --weights; they go "
+            "with --router constant."
+        )
     holder = next((expert for expert in prepared.adapters if expert.whole), None)
     if holder is not None and not router.weighs_whole:
         raise UnsupportedAdapter(
             f"Adapter {holder.name} replaces {next(iter(holder.whole))} whole, which the gates of "
             f"{spec} cannot weigh; use --router constant, or leave that adapter out."
         )
-    return router, search, notes
 
 
 def fit_routers(
@@ -86,13 +88,7 @@ def fit_routers(
     Only the first one is fitted; the others take its state. Raises UsageError for a prompt file of
     an unknown adapter, and for an adapter without a prompt.
     """
-    names = [adapter.name for adapter in adapters]
-    unknown = [name for name, _ in options.router_prompts if name not in names]
-    if unknown:
-        raise UsageError(
-            f"--router-prompts names {unknown[0]!r}, which is none of the adapters: there are "
-            f"{listing(names)}."
-        )
+    _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
     routers = {spec: ROUTERS.make(spec) for spec in router_specs(options, adapters)}
     learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
     if not learning:
@@ -165,22 +161,27 @@ def fitted_in(
     """The router, fitted in a loaded model. Raises UsageError, saying what is missing."""
     from loraprobe.scoring import Scorer
 
-    names = [adapter.name for adapter in adapters]
-    unknown = [name for name in prompts if name not in names]
-    if unknown:
-        raise UsageError(
-            f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
-            f"{listing(names)}."
-        )
+    _check_names("prompts", prompts, adapters)
     if not router.needs_prompts:
         raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
     if not prompts or tokenizer is None:
         raise UsageError(
             f"Router {router.name} learns from prompts of each adapter: give prompts="
-            f"{{{', '.join(f'{name!r}: [...]' for name in names)}}} and the model's tokenizer."
+            f"{{{', '.join(f'{a.name!r}: [...]' for a in adapters)}}} and the model's tokenizer."
         )
     texts = {name: [own] if isinstance(own, str) else list(own) for name, own in prompts.items()}
     return fitted_to(router, Scorer(model, tokenizer), adapters, texts)
+
+
+def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) -> None:
+    """Raises UsageError for prompts of an adapter that does not exist."""
+    names = [adapter.name for adapter in adapters]
+    for name in given:
+        if name not in names:
+            raise UsageError(
+                f"{where} names {name!r}, which is none of the adapters: there are "
+                f"{listing(names)}."
+            )
 
 
 def read_lines(file: Path) -> list[str]:

@@ -20,14 +20,10 @@ from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
 from loraprobe.pipeline.merges import merge_by
 from loraprobe.pipeline.random_partner import random_partner
+from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-
-
-def single(adapter: Adapter) -> Composition:
-    """One adapter alone, as a composition."""
-    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
 
 
 def spec_name(spec: str) -> str:
@@ -140,25 +136,30 @@ def forecastable(
     """
     if options.balance != "none" or options.subtract:
         return {}
-    n = len(adapters)
-    found = {spec: _gates(spec, options, n) for spec in composition_specs(options, adapters)}
-    return {spec: gates for spec, gates in found.items() if gates is not None}
+    found: dict[str, tuple[float, ...] | Router] = {}
+    for spec in composition_specs(options, adapters):
+        if is_router(spec) and ROUTERS.make(spec) == ROUTERS.make("arrow"):
+            found[spec] = ROUTERS.make(spec)
+        elif is_method(spec) and not (
+            options.weights == "search" and METHODS.make(spec).takes_weights
+        ):
+            gates = constant_gates(spec, options, options.given_weights, len(adapters))
+            if gates is not None and all(0 < gate <= 1 for gate in gates):
+                found[spec] = gates
+    return found
 
 
-def _gates(spec: str, options: Options, n: int) -> tuple[float, ...] | Router | None:
-    if is_router(spec):
-        router = ROUTERS.make(spec)
-        return router if router == ROUTERS.make("arrow") else None
-    if not is_method(spec):
-        return None
+def constant_gates(
+    spec: str, options: Options, weights: Sequence[float] | None, n: int
+) -> tuple[float, ...] | None:
+    """The gates of n experts that compute what a linear merge does.
+
+    None for other methods, and where a space or a rank is asked for: those need new weights.
+    """
     method = METHODS.make(spec)
-    if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space:
+    if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space is not None:
         return None
-    if options.weights == "search" and method.takes_weights:
-        return None
-    weights = options.given_weights or method.default_weights(n)
-    gates = tuple(map(float, method.coefficients(weights, n)))
-    return gates if all(0 < gate <= 1 for gate in gates) else None
+    return tuple(map(float, method.coefficients(weights or method.default_weights(n), n)))
 
 
 @dataclass(frozen=True)
@@ -219,10 +220,8 @@ class SystemBuilder:
 
     def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> Built:
         """Linear merges are constant gates over the experts; others need new weights."""
-        method, options = METHODS.make(spec), self.options
-        if isinstance(method, LinearMethod) and options.rank == "auto" and options.space is None:
-            weights = self.weights or method.default_weights(len(experts))
-            gates = tuple(map(float, method.coefficients(weights, len(experts))))
+        gates = constant_gates(spec, self.options, self.weights, len(experts))
+        if gates is not None:
             composition = Composition(name, experts, ConstantGates(gates))
             return Built(System(name, "merge", composition, compression_error=0.0))
         merged = self.merge(spec, experts, name)

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
-from loraprobe.base import Base
 from loraprobe.composition import Composition, RowGates, Rows
 from loraprobe.defaults import SEARCH_LEAST, SEARCH_MOST, SEARCH_SHARE
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Progress, WeightSearch
@@ -57,8 +57,8 @@ class TaskSplit:
 
     @property
     def items(self) -> tuple[int, int]:
-        """How many items went where."""
-        return tuple(sum(len(task.items) for task in part) for part in (self.searched, self.left))  # type: ignore[return-value]
+        """How many items went to the search, and how many are left."""
+        return _count(self.searched), _count(self.left)
 
     @property
     def clusters(self) -> int:
@@ -97,6 +97,10 @@ def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
     return TaskSplit(
         *(tuple(_part(task, apart, inside) for task in tasks) for inside in (True, False))
     )
+
+
+def _count(tasks: Sequence[Task]) -> int:
+    return sum(len(task.items) for task in tasks)
 
 
 def _key(item: Item) -> str:
@@ -139,45 +143,30 @@ def _tried(row: Any) -> tuple[Weights, float]:
     return tuple(weights), loss
 
 
-def search_without_evaluation(
-    experts: Sequence[Adapter], base: Base | None, tasks: Sequence[Task], session: Session
-) -> tuple[WeightSearch, list[str]]:
-    """`--weights search` of merge and route: the same split and search as in an evaluation.
-
-    Returns what was found, and notes. The base is loaded in the dtype of its device, since the
-    --dtype of a merge is that of its file. Raises UsageError without a base or a task.
-    """
-    from loraprobe.evaluation import choose_template
-
-    if base is None or not tasks:
-        raise UsageError(
-            "--weights search asks the base model on a task: add --base DIR (or auto) and "
-            "--task FILE."
-        )
-    options = session.options
-    parts = split(tasks, options)
-    scorer, notes = load_scorer(base, "auto", session)
-    if options.chat_template == "auto":
-        singles = [Composition(e.name, (e,), ConstantGates.ones(1)) for e in experts]
-        chosen, why = choose_template(scorer, singles, parts.searched, metric="answer_loss")
-        scorer = scorer.with_template(chosen)
-        notes.append(why)
-    with session.stage("search"):
-        found = find_weights(scorer, experts, parts, options, progress=session.progress)
-    return found, [*notes, note(found, "an evaluation"), scorer.batcher.note()]
-
-
 def chosen_weights(
     inputs: Inputs, prepared: Prepared, session: Session
 ) -> tuple[tuple[float, ...] | None, WeightSearch | None, list[str]]:
-    """The weights of a merge: those given, those that a search finds, or None for the method's own.
+    """The weights of a merge or a route: those given, those that a search finds, or None for the
+    method's own. Returns the weights, what the search found, and notes.
 
-    Returns the weights, what the search found, and notes.
+    The search is the one of an evaluation. The base is loaded in the dtype of its device, since
+    the --dtype of a merge is that of its file. Raises UsageError without a base or a task.
     """
     options = session.options
     if options.weights != "search":
         return options.given_weights, None, []
-    found, notes = search_without_evaluation(prepared.adapters, inputs.base, inputs.tasks, session)
+    if inputs.base is None or not inputs.tasks:
+        raise UsageError(
+            "--weights search asks the base model on a task: add --base DIR (or auto) and "
+            "--task FILE."
+        )
+    parts, experts = split(inputs.tasks, options), prepared.adapters
+    scorer, notes = open_scorer(
+        inputs.base, "auto", session, experts, parts.searched, "answer_loss"
+    )
+    with session.stage("search"):
+        found = find_weights(scorer, experts, parts, options, progress=session.progress)
+    notes += [note(found, "an evaluation"), scorer.batcher.note()]
     return tuple(found.weights.values()), found, notes
 
 

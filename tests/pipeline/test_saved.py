@@ -21,7 +21,7 @@ from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.pipeline.conclusion import recommend
 from loraprobe.pipeline.saved import FILE, Routed, load_composition
-from loraprobe.pipeline.systems import single
+from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.records import Verdict
 from loraprobe.report.schema import json_schema

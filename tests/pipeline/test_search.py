@@ -21,7 +21,8 @@ from loraprobe.cli import app
 from loraprobe.errors import OutputError, TaskError
 from loraprobe.merging import merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, forecastable, single
+from loraprobe.pipeline.scorer import single
+from loraprobe.pipeline.systems import SystemBuilder, forecastable
 from loraprobe.pipeline.weight_search import (
     BOUND,
     SHRINK,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loraprobe.pipeline.commands import Outcome, compose, inspect, merge, merge_and_eval
     from loraprobe.pipeline.inputs import base_of
-    from loraprobe.pipeline.saved import Routed, load_composition
+    from loraprobe.pipeline.loading import load_composition
+    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.verification import verify
 
 _MODULES = {
@@ -19,7 +20,7 @@ _MODULES = {
     "base_of": "inputs",
     "compose": "commands",
     "inspect": "commands",
-    "load_composition": "saved",
+    "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
     "verify": "verification",

@@ -20,7 +20,8 @@ from loraprobe.cli import app
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.pipeline.conclusion import recommend
-from loraprobe.pipeline.saved import FILE, Routed, load_composition
+from loraprobe.pipeline.loading import load_composition
+from loraprobe.pipeline.saved import FILE, Routed
 from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.records import Verdict
@@ -211,11 +212,11 @@ def damaged(change):
         (lambda d: (d / FILE).write_text("{"), AdapterError, "cannot be read as JSON"),
         (lambda d: (d / FILE).write_text("{}"), AdapterError, "damaged"),
         (damaged(lambda j: j.update(schema_version=2)), AdapterError, "version 2"),
-        (damaged(lambda j: j["router"].update(name="os")), UsageError, "Unknown router 'os'"),
-        (damaged(lambda j: j["router"].update(name="_scored")), UsageError, "Unknown router"),
-        (damaged(lambda j: j["router"]["options"].update(evil=1)), AdapterError, "option 'evil'"),
+        (damaged(lambda j: j["router"].update(name="os")), AdapterError, "Unknown router 'os'"),
+        (damaged(lambda j: j["router"].update(name="_scored")), AdapterError, "Unknown router"),
+        (damaged(lambda j: j["router"]["options"].update(evil=1)), AdapterError, "evil"),
         (damaged(lambda j: j["router"]["options"].update(top_k=0)), AdapterError, "top_k"),
-        (damaged(lambda j: j["router"]["options"].update(top_k="x")), UsageError, "whole number"),
+        (damaged(lambda j: j["router"]["options"].update(top_k="x")), AdapterError, "whole number"),
         (
             damaged(lambda j: j["experts"][0].update(folder="../../sources/a")),
             AdapterError,
@@ -224,7 +225,7 @@ def damaged(change):
         (damaged(lambda j: j["experts"][0].update(folder="..")), AdapterError, "folder"),
         (damaged(lambda j: j["router"]["options"].update(top_k=["a"])), AdapterError, "damaged"),
         (damaged(lambda j: j.update(experts=[1])), AdapterError, "damaged"),
-        (damaged(lambda j: j.update(experts=[])), AdapterError, "no expert"),
+        (damaged(lambda j: j.update(experts=[])), AdapterError, "experts"),
     ],
 )
 def test_a_changed_directory_is_refused_by_name(tmp_path, spoil, error, said):

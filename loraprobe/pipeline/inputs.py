@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart
-from loraprobe.base import Base, open_base
+from loraprobe.base import Base, open_base, pick_device, pick_dtype
+from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
+from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
+from loraprobe.routing import ROUTERS
 
 if TYPE_CHECKING:
     from loraprobe.options import Options
@@ -46,7 +49,7 @@ def open_inputs(
     written: where the caller will write. Raises LoraprobeError, also where that is, contains or
     lies inside the base model's directory.
     """
-    options.check_names()
+    check_names(options)
     read = open_tasks(tasks, options.limit)
     given = hub.load_all(adapters)
     options.check_count(len(given))
@@ -56,6 +59,34 @@ def open_inputs(
         for target in written:
             check_apart(target, [opened.path])
     return Inputs(compatibility.aligned(given, opened), given, opened, read)
+
+
+def check_names(options: Options) -> None:
+    """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that does
+    not exist, and for a calibration that cannot be read, before anything is loaded."""
+    for registry, specs in (
+        (METHODS, options.methods),
+        (ROUTERS, options.routers),
+        (DIAGNOSTICS, options.diagnostics),
+    ):
+        for spec in specs:
+            registry.make(spec)
+    if options.space is not None:
+        space_named(options.space)
+    if options.device != "auto":
+        pick_device(options.device)
+    if options.dtype != "auto":
+        pick_dtype(options.dtype)
+    if options.metric is not None:
+        from loraprobe.evaluation import METRICS
+
+        if options.metric not in METRICS:
+            known = ", ".join(METRICS)
+            raise UsageError(f"--metric must be one of {known}, not {options.metric!r}.")
+    if options.calibration is not None:
+        from loraprobe.verdict import read_calibration
+
+        read_calibration(options.calibration)
 
 
 def open_tasks(

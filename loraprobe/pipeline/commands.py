@@ -27,6 +27,7 @@ from loraprobe.pipeline.examination import Examination, check, examine
 from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
 from loraprobe.pipeline.licences import with_licences
 from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text
+from loraprobe.pipeline.results import check_state
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
@@ -71,8 +72,6 @@ def inspect(
     if asks_base and base is None:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
     if tasks:
-        from loraprobe.pipeline.results import check_state
-
         check_state(options)
     inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
@@ -235,9 +234,8 @@ def _open_composition(
     written: Sequence[Path],
 ) -> Inputs:
     """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
-    from loraprobe.pipeline.results import check_state
     from loraprobe.pipeline.systems import check_systems
-    from loraprobe.pipeline.weight_search import split
+    from loraprobe.pipeline.task_split import split
 
     if not tasks:
         raise UsageError(

@@ -1,4 +1,7 @@
-"""The stages that ask the base model: what is known alone, and how every system scores."""
+"""The stages that run the base model.
+
+`measure_knowledge` scores the base and the single adapters; `evaluate` scores all systems.
+"""
 
 from __future__ import annotations
 

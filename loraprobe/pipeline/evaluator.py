@@ -18,8 +18,9 @@ from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import forecastable
+from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import TaskSplit, TriedWeights, find_weights, note, split
+from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
 from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
 
 if TYPE_CHECKING:

@@ -32,10 +32,9 @@ def gate_statistics(
 ) -> tuple[tuple[GateStatistics, ...], str]:
     """Rows of every system with a token router: overall, then layer by layer; and a note.
 
-    At most `most` composed questions are read, drawn from the seed, each by the model that carries
-    the composition; a prompt's first token does not count. Modules in which fewer than two experts
-    meet have no gates to share, and modules that do not see every token (a head, a mixture's
-    expert) are left out.
+    The composed model reads at most `most` prompts of the composed question, drawn by the seed. The
+    first token of a prompt does not count. Modules with fewer than two experts are left out, and
+    modules that do not process every token (a head, an expert of a mixture).
     """
     routed = [s for s in systems if s.composition and not s.composition.router.constant]
     prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
@@ -62,7 +61,7 @@ def _of(
     from loraprobe.scoring import read_together
 
     tally = GateTally(len(composition.experts))
-    with composed(scorer.model, composition, tally.look):
+    with composed(scorer.model, composition, tally.add):
         read_together(scorer, [(prompt, "") for prompt in prompts], tally.see)
     experts = [expert.name for expert in composition.experts]
     layers: dict[str, list[GateSums]] = {}
@@ -104,7 +103,7 @@ class GateSums:
 
 
 class GateTally:
-    """Takes gates as they are given, and keeps sums of n experts' gates."""
+    """Sums the gates of n experts over tokens, module by module."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -119,7 +118,7 @@ class GateTally:
         self._before = copy.deepcopy(self.modules)
         self._mask = None if mask is None else mask.reshape(-1)
 
-    def look(self, path: str, present: Sequence[int], gates: Tensor) -> None:
+    def add(self, path: str, present: Sequence[int], gates: Tensor) -> None:
         """gates: [..., k] of the experts `present`."""
         k = len(present)
         flat = gates.reshape(-1, k)

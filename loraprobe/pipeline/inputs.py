@@ -112,6 +112,18 @@ def open_probe(
     return probe, {}
 
 
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
+    return list(dict.fromkeys(lines))
+
+
 def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
     """The base of a reference; "auto" is the one that the adapters' configs agree on.
 

@@ -15,7 +15,7 @@ from loraprobe.adapters import Adapter, check_place
 from loraprobe.base import Base
 from loraprobe.checkpoint import cache_directory
 from loraprobe.options import Options
-from loraprobe.pipeline.router_fitting import read_lines
+from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def identity(
         "base": base.identity,
         "tasks": {task.name: _digest([asdict(item) for item in task.items]) for task in tasks},
         "router_prompts": {
-            name: _digest(read_lines(Path(file))) for name, file in options.router_prompts
+            name: _digest(read_prompts(Path(file))) for name, file in options.router_prompts
         },
         "options": options.fingerprint(),
         "versions": {"loraprobe": __version__}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
@@ -17,7 +16,7 @@ from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Inputs, read_prompts
 from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import router_specs
@@ -116,7 +115,7 @@ def gather_prompts(
     for adapter in adapters:
         name = adapter.name
         if name in files:
-            lines, source = read_lines(files[name]), f"of {files[name].name}"
+            lines, source = read_prompts(files[name]), f"of {files[name].name}"
         else:
             lines, source = written_by(adapter, scorer, options.seed), "it wrote itself"
         kept = [line for line in lines if not _is_item(line, task_prompts)]
@@ -182,18 +181,6 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
                 f"{where} names {name!r}, which is none of the adapters: there are "
                 f"{listing(names)}."
             )
-
-
-def read_lines(file: Path) -> list[str]:
-    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
-    return list(dict.fromkeys(lines))
 
 
 def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:

@@ -1,8 +1,7 @@
-"""What is evaluated side by side on one copy of the base, built from specs such as `ties` or
-`arrow:top_k=1`.
+"""The systems of an evaluation, built from specs such as `ties` or `arrow:top_k=1`.
 
-The base and the single adapters are what a composition has to beat, so they are evaluated as they
-were trained. Merges and routers take the adapters that `transforms.prepare` gives back.
+The base and the single adapters, which a composition has to beat, are evaluated as they were
+trained. Merges and routers use the adapters that `transforms.prepare` returns.
 """
 
 from __future__ import annotations
@@ -70,9 +69,9 @@ def router_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
 
 
 def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str, str]:
-    """Default routers that cannot weigh what the adapters hold, each with a note that says so.
+    """Default routers that cannot be used with these adapters, each with a note for the report.
 
-    A router that the user named is not left out: it raises an error later.
+    A router that the user named is not left out; it raises an error later.
     """
     default = Options().routers
     holder = next((a for a in adapters if a.whole), None)
@@ -87,11 +86,11 @@ def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str,
 
 
 def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
-    """Checks what is to be evaluated, before anything is loaded.
+    """Checks the systems before anything is loaded.
 
-    Raises UsageError for a `--system` that does not exist, for a method that does not take these
-    weights or this number of adapters, and for an adapter that has the name of a system, since
-    results are kept by name.
+    Raises UsageError for a `--system` that does not exist, for a method that does not accept these
+    weights or this number of adapters, and for an adapter with the name of a system, since results
+    are stored by name.
     """
     named = [s for s in options.systems if is_method(s) or is_router(s)]
     taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
@@ -129,10 +128,10 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
 def forecastable(
     options: Options, adapters: Sequence[Adapter]
 ) -> dict[str, tuple[float, ...] | Router]:
-    """The compositions asked for whose gain can be forecast: name -> constant gates or router.
+    """The compositions whose gain can be forecast: name -> constant gates or router.
 
-    Those are linear merges with gates in (0, 1] and Arrow with its default options, like those on
-    which forecasts were measured, over adapters as they were trained.
+    These are linear merges with gates in (0, 1] and Arrow with its default options, over adapters
+    as they were trained. The error of forecasts was measured on such compositions.
     """
     if options.balance != "none" or options.subtract:
         return {}
@@ -174,9 +173,9 @@ class Built:
 class SystemBuilder:
     """Builds compositions of adapters from specs.
 
-    trained: the adapters as they were trained; prepared: what is merged and routed. weights: those
-    given or found by a search, None where each method takes its own. routers: routers that have
-    learned from prompts, by spec.
+    trained: the adapters as they were trained; prepared: those that are merged and routed. weights:
+    given or found by a search; None: each method's default. routers: those that were fitted to
+    prompts, by spec.
     """
 
     trained: Sequence[Adapter]
@@ -246,8 +245,8 @@ class SystemBuilder:
     def controls(self, best_single: str, best: System | None) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
-        The random partners take the weights of the best composition, also where a search found
-        those: a search of their own would cost as much again.
+        The random partners are composed with the weights of the best composition. If a search found
+        them, another search for the control would cost as much again.
         """
         n, options = len(self.trained), self.options
         if n < 2:

@@ -6,39 +6,37 @@ LoraHub's idea (arXiv 2307.13269), for causal models: the weights w of sum_i w_i
 
 within [-1.5, 1.5], by CMA-ES (package `cma`). Of several accepted answers the one with the smallest
 loss counts. The average, the sum and each adapter alone are tried first, and CMA-ES starts from the
-best of them, so the result is never worse than they are on these items. Weights have four decimals,
-as they are printed.
+best of them, so the result is at least as good as they are on these items. Weights have four
+decimals, as they are printed.
 
-Whole clusters of items (and equal prompts) are set apart from each task for the search before
-anything is scored; verdict, controls and scores come from the rest. Every method that takes
-weights uses the result, although it minimises the loss of the weighted sum.
+A part of each task's items is used for the search alone; items of one cluster or of equal prompts
+stay together. Verdict, controls and scores come from the rest. Every method that takes weights uses
+the result, although it minimises the loss of the weighted sum.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition, RowGates, Rows
-from loraprobe.defaults import SEARCH_LEAST, SEARCH_MOST, SEARCH_SHARE
-from loraprobe.errors import TaskError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Progress, WeightSearch
 from loraprobe.routing.constant import ConstantGates
 
 if TYPE_CHECKING:
-    from loraprobe.tasks import Item, Task
+    from loraprobe.tasks import Task
 
 BOUND = 1.5
 SHRINK = 0.05
@@ -46,70 +44,6 @@ STEP = 0.3  # of CMA-ES at its start
 
 Weights = tuple[float, ...]
 Losses = Callable[[Sequence[Weights]], list[float]]
-
-
-@dataclass(frozen=True)
-class TaskSplit:
-    """Tasks in two parts that share no cluster and no prompt."""
-
-    searched: tuple[Task, ...]
-    left: tuple[Task, ...]
-
-    @property
-    def items(self) -> tuple[int, int]:
-        """How many items went to the search, and how many are left."""
-        return _count(self.searched), _count(self.left)
-
-    @property
-    def clusters(self) -> int:
-        """Clusters of the part that is searched on."""
-        return len({_key(item) for task in self.searched for item in task.items})
-
-
-def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
-    """Sets items apart: whole clusters, drawn by the seed, the same for the same call.
-
-    Raises TaskError where a task is too small to be split.
-    """
-    keys = sorted({_key(item) for task in tasks for item in task.items})
-    random.Random(f"search:{options.seed}").shuffle(keys)
-    apart: set[str] = set()
-    for task in tasks:
-        wanted = options.search_items or min(SEARCH_MOST, math.ceil(SEARCH_SHARE * len(task.items)))
-        if wanted < SEARCH_LEAST and options.search_items is None:
-            raise TaskError(
-                f"Task {task.name} has {len(task.items)} items, too few to search "
-                f"weights on a part of them; give at least {int(SEARCH_LEAST / SEARCH_SHARE)}, or "
-                "--search-items."
-            )
-        own = [_key(item) for item in task.items]
-        for key in keys:
-            if sum(k in apart for k in own) >= wanted:
-                break
-            if key in own:
-                apart.add(key)
-        if len(set(own) - apart) < 2:
-            raise TaskError(
-                f"Task {task.name} has {len(own)} items in {len(set(own))} clusters, so nothing "
-                f"is left to judge by once {wanted} are set apart for --weights search; give "
-                "more items or fewer --search-items."
-            )
-    return TaskSplit(
-        *(tuple(_part(task, apart, inside) for task in tasks) for inside in (True, False))
-    )
-
-
-def _count(tasks: Sequence[Task]) -> int:
-    return sum(len(task.items) for task in tasks)
-
-
-def _key(item: Item) -> str:
-    """Items of one key stay together: the key is the group, or else the prompt, in any task."""
-    return f"group:{item.group}" if item.group is not None else f"prompt:{item.prompt}"
-
-
-def _part(task: Task, apart: set[str], inside: bool) -> Task:
-    return replace(task, items=tuple(i for i in task.items if (_key(i) in apart) == inside))
 
 
 class TriedWeights:
@@ -120,11 +54,11 @@ class TriedWeights:
         self._lines = None if path is None else JsonLines(path, resume, {}, _tried)
         self.known: dict[Weights, float] = dict(self._lines.rows) if self._lines else {}
 
-    def losses(self, candidates: Sequence[Weights], ask: Losses) -> list[float]:
-        """The losses of candidates; `ask` gives those that are not known, and they are kept."""
-        fresh = list(dict.fromkeys(w for w in candidates if w not in self.known))
+    def losses(self, candidates: Sequence[Weights], compute: Losses) -> list[float]:
+        """The losses of candidates; `compute` gives those that are not known, and they are kept."""
+        fresh = [weights for weights in candidates if weights not in self.known]
         if fresh:
-            found = dict(zip(fresh, ask(fresh), strict=True))
+            found = dict(zip(fresh, compute(fresh), strict=True))
             if self._lines is not None:
                 self._lines.append({"weights": w, "loss": loss} for w, loss in found.items())
             self.known |= found
@@ -180,32 +114,60 @@ def find_weights(
     progress: Progress | None = None,
 ) -> WeightSearch:
     """Searches with at most options.search_budget candidates; reproducible by the seed."""
-    memory, budget = memory or TriedWeights(), options.search_budget
+    memory, budget, n = memory or TriedWeights(), options.search_budget, len(experts)
     ask = answer_losses(scorer, experts, parts.searched)
-    tried: dict[Weights, float] = {}
-    steps = _candidates(len(experts), budget, options.seed)
-    batch = next(steps)
-    while batch:
-        found = memory.losses(batch, ask)
-        tried |= dict(zip(batch, found, strict=True))
-        if progress is not None:
-            progress("search weights", len(tried), budget)
-        try:
-            batch = steps.send([_objective(w, loss) for w, loss in zip(batch, found, strict=True)])
-        except StopIteration:
+    tried: dict[Weights, float] = {}  # weights -> loss
+
+    def objective(weights: Weights) -> float:
+        return tried[weights] + SHRINK * sum(map(abs, weights)) / n
+
+    def try_all(candidates: Sequence[Weights]) -> bool:
+        """Computes the losses of new candidates; False if the budget does not allow all of them."""
+        fresh = list(dict.fromkeys(w for w in candidates if w not in tried))
+        allowed = fresh[: budget - len(tried)]
+        if allowed:
+            tried.update(zip(allowed, memory.losses(allowed, ask), strict=True))
+            if progress is not None:
+                progress("search weights", len(tried), budget)
+        return len(allowed) == len(fresh)
+
+    average: Weights = (round(1 / n, 4),) * n
+    alone = [tuple(float(i == j) for j in range(n)) for i in range(n)]
+    try_all([average, (1.0,) * n, *alone])
+    strategy = _strategy(min(tried, key=lambda w: (objective(w), w)), options.seed)
+    while len(tried) < budget and not strategy.stop():
+        points = strategy.ask()
+        candidates = [_rounded(point) for point in points]
+        if not try_all(candidates):
             break
-    best = min(tried, key=lambda w: (_objective(w, tried[w]), w))
-    average = next(iter(tried))
+        strategy.tell(points, [objective(weights) for weights in candidates])
+    best = min(tried, key=lambda w: (objective(w), w))
     return WeightSearch(
         weights=dict(zip((expert.name for expert in experts), best, strict=True)),
-        objective=_objective(best, tried[best]),
+        objective=objective(best),
         loss=tried[best],
-        uniform=_objective(average, tried[average]),
+        uniform=objective(average),
         evaluations=len(tried),
         items=parts.items[0],
         clusters=parts.clusters,
         left=parts.items[1],
     )
+
+
+def _strategy(start: Weights, seed: int) -> Any:
+    """CMA-ES from these weights within the bounds."""
+    import cma
+    import numpy
+
+    options = {
+        "bounds": [-BOUND, BOUND],
+        # A generator of its own: cma would otherwise seed numpy's for the whole process.
+        "randn": numpy.random.RandomState(seed).randn,
+        "seed": math.nan,
+        "verbose": -9,
+        "verb_log": 0,
+    }
+    return cma.CMAEvolutionStrategy(list(start), STEP, options)
 
 
 def note(found: WeightSearch, left_for: str = "everything else") -> str:
@@ -217,40 +179,6 @@ def note(found: WeightSearch, left_for: str = "everything else") -> str:
         f"evaluations: {weights} (objective {found.objective:.3f}, {found.uniform:.3f} for 1/n "
         "each)."
     )
-
-
-def _objective(weights: Weights, loss: float) -> float:
-    return loss + SHRINK * sum(map(abs, weights)) / len(weights)
-
-
-def _candidates(n: int, budget: int, seed: int) -> Generator[list[Weights], list[float], None]:
-    """Batches of candidates, new ones only, at most `budget` in all; takes their objectives."""
-    import cma
-    import numpy
-
-    usual = [(round(1 / n, 4),) * n, (1.0,) * n]
-    usual += [tuple(float(i == j) for j in range(n)) for i in range(n)]
-    batch = list(dict.fromkeys(usual))[:budget]
-    known = dict(zip(batch, (yield batch), strict=True))
-    # A generator of its own: cma would otherwise seed numpy's for the whole process.
-    options = {
-        "bounds": [-BOUND, BOUND],
-        "randn": numpy.random.RandomState(seed).randn,
-        "seed": math.nan,
-        "verbose": -9,
-        "verb_log": 0,
-    }
-    start: Weights = min(known, key=lambda w: (known[w], w))
-    strategy = cma.CMAEvolutionStrategy(list(start), STEP, options)
-    while len(known) < budget and not strategy.stop():
-        points = strategy.ask()
-        rounded = [_rounded(point) for point in points]
-        fresh = list(dict.fromkeys(w for w in rounded if w not in known))[: budget - len(known)]
-        if fresh:
-            known |= dict(zip(fresh, (yield fresh), strict=True))
-        if any(w not in known for w in rounded):
-            return  # the budget ended within a generation
-        strategy.tell(points, [known[w] for w in rounded])
 
 
 def _rounded(point: Sequence[float]) -> Weights:

@@ -142,7 +142,7 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: GateTally(2),
-            lambda tally: lambda model: composed(model, routed, tally.look),
+            lambda tally: lambda model: composed(model, routed, tally.add),
         )
         assert plain.modules.keys() == halved.modules.keys()
         for path, sums in plain.modules.items():

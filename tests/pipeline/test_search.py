@@ -23,13 +23,13 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.systems import SystemBuilder, forecastable
+from loraprobe.pipeline.task_split import split
 from loraprobe.pipeline.weight_search import (
     BOUND,
     SHRINK,
     TriedWeights,
     answer_losses,
     find_weights,
-    split,
 )
 from loraprobe.report.schema import json_schema
 from loraprobe.scoring import Scorer

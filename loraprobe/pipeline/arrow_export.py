@@ -151,8 +151,8 @@ def missed_prototype(composition: Composition) -> str | None:
 def power_iteration(update: LowRank, seed: int = SEED) -> Float[Tensor, "in"]:
     """The vector [in] that peft's Arrow takes for a prototype, on the CPU in float32.
 
-    It starts from a Gaussian vector of the seed. Each step applies (BA)^T (BA), without scaling, and
-    divides by the length plus EPSILON.
+    It starts from a Gaussian vector of the seed. Each step applies (BA)^T (BA) without the scaling
+    and divides by the length plus EPSILON.
     """
     A, B = update.A.to(torch.float32), update.B.to(torch.float32)
     gram = B.mT @ B

@@ -21,11 +21,10 @@ from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of, with_issues
-from loraprobe.pipeline.cards import with_card
+from loraprobe.pipeline.cards import with_card, with_licences
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
 from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
-from loraprobe.pipeline.licences import with_licences
 from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text
 from loraprobe.pipeline.results import check_state
 from loraprobe.pipeline.saved import Routed

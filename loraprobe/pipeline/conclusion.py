@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
@@ -12,7 +13,6 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Verdict
 
 if TYPE_CHECKING:
-    from loraprobe.merging import Merged
     from loraprobe.pipeline.systems import Built, SystemBuilder
 
 SAVABLE = ("merge", "route", "step-by-step")
@@ -53,8 +53,6 @@ def recommend(
     verdict: Verdict, compositions: Sequence[Built], builder: SystemBuilder
 ) -> tuple[Merged | Routed | None, str]:
     """The merge or composition that the verdict advises, or None and why there is none."""
-    from loraprobe.pipeline.systems import is_method
-
     name = verdict.system
     if verdict.action.startswith("use-single:"):
         return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
@@ -63,7 +61,7 @@ def recommend(
     built = next((one for one in compositions if one.system.name == name), None)
     if built is not None and built.merged is not None:
         return built.merged, ""
-    if is_method(name):
+    if name in METHODS:
         return builder.merge(name), ""
     if built is None or built.system.composition is None:
         return None, f"{name} is neither a merge nor a router."

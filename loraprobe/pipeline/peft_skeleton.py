@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from loraprobe.adapters.config import Config, read_config
 from loraprobe.adapters.expressions import PLAIN, ExpressionError
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.tensors import open_tensors
-
-Layer = Callable[[ModuleInfo], nn.Module]
 
 
 def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:

@@ -21,24 +21,9 @@ from loraprobe.pipeline.merges import merge_by
 from loraprobe.pipeline.random_partner import random_partner
 from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-
-
-def spec_name(spec: str) -> str:
-    """The registered name in a spec: `task_arithmetic` of "task-arithmetic", `ties` of
-    "ties:density=0.3"."""
-    return spec.partition(":")[0].strip().replace("-", "_")
-
-
-def is_method(spec: str) -> bool:
-    """Whether a spec names a merge method."""
-    return spec_name(spec) in METHODS.names()
-
-
-def is_router(spec: str) -> bool:
-    """Whether a spec names a router."""
-    return spec_name(spec) in ROUTERS.names()
 
 
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
@@ -65,7 +50,7 @@ def composition_specs(
 def router_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
     """The specs of all routers that the options ask for, those of `--system` included."""
     asked = (*options.routers, *composition_specs(options, adapters))
-    return [spec for spec in dict.fromkeys(asked) if is_router(spec)]
+    return [spec for spec in dict.fromkeys(asked) if spec in ROUTERS]
 
 
 def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str, str]:
@@ -92,7 +77,7 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
     weights or this number of adapters, and for an adapter with the name of a system, since results
     are stored by name.
     """
-    named = [s for s in options.systems if is_method(s) or is_router(s)]
+    named = [s for s in options.systems if s in METHODS or s in ROUTERS]
     taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
     for adapter in adapters:
         if adapter.name in taken or adapter.name.startswith("shrunk:"):
@@ -106,7 +91,7 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
             known = ", ".join(sorted({*others, *METHODS.names(), *ROUTERS.names()}))
             raise UsageError(f"Unknown system {spec!r}: there are {known}.")
     for spec in (*options.methods, *named):
-        if is_method(spec):
+        if spec in METHODS:
             _check_weights(spec, options, len(adapters))
             check_kept(adapters, METHODS.make(spec), options.allow)
 
@@ -120,7 +105,7 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
             method.check([(-1.0) ** i for i in range(n)])
         except UsageError:
             raise UsageError(
-                f"A search may find negative weights, which {spec_name(spec)} does not take; "
+                f"A search may find negative weights, which {name_of(method)} does not take; "
                 "search for task_arithmetic, or give weights."
             ) from None
 
@@ -137,9 +122,9 @@ def forecastable(
         return {}
     found: dict[str, tuple[float, ...] | Router] = {}
     for spec in composition_specs(options, adapters):
-        if is_router(spec) and ROUTERS.make(spec) == ROUTERS.make("arrow"):
+        if spec in ROUTERS and ROUTERS.make(spec) == ROUTERS.make("arrow"):
             found[spec] = ROUTERS.make(spec)
-        elif is_method(spec) and not (
+        elif spec in METHODS and not (
             options.weights == "search" and METHODS.make(spec).takes_weights
         ):
             gates = constant_gates(spec, options, options.given_weights, len(adapters))
@@ -210,9 +195,9 @@ class SystemBuilder:
         experts = tuple(self.prepared.adapters if adapters is None else adapters)
         if spec == "chain":
             return Built(System("chain", "chain", chain=tuple(map(single, self.trained))))
-        if is_method(spec):
+        if spec in METHODS:
             return self._merge(spec, experts, name or spec)
-        if is_router(spec):
+        if spec in ROUTERS:
             router = self.routers.get(spec) or ROUTERS.make(spec)
             return Built(System(name or spec, "router", Composition(name or spec, experts, router)))
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")

@@ -112,13 +112,12 @@ def prepare(
     together = compatibility.aligned([*adapters, *general], base)
     adapters, general = together[: len(adapters)], together[len(adapters) :]
     before = [total_norm(adapter) for adapter in adapters]
-    made = [subtracted(adapter, general) for adapter in adapters] if general else list(adapters)
+    made = [subtracted(adapter, general) for adapter in adapters] if general else adapters
     norms = [total_norm(adapter) for adapter in made] if general else before
     _refuse_nothing(made, norms, before, general)
     factors = [1.0] * len(made)
     if options.balance == "norm":
-        mean = sum(norms) / len(norms)
-        factors = [mean / norm for norm in norms]
+        factors = [sum(norms) / len(norms) / norm for norm in norms]
         made = [scaled(adapter, factor) for adapter, factor in zip(made, factors, strict=True)]
     steps = tuple(
         Transformation(

@@ -8,12 +8,11 @@ import math
 import jsonschema
 import pytest
 import torch
-from typer.testing import CliRunner
+from making import call
 
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.cli import app
 from loraprobe.composition import Composition, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
@@ -228,27 +227,10 @@ def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
     router = "hard:by=centroid,per=sequence"
-    call = [
-        "merge-and-eval",
-        *refs,
-        "--base",
-        str(world.base),
-        "--task",
-        str(chosen.tasks[0]),
-        "--router",
-        router,
-        "--router",
-        "arrow:per=sequence",
-        *prompts,
-        "--limit",
-        "10",
-        "--threads",
-        "1",
-        "--exit-zero",
-        "--json",
-    ]
+    asked = ["--base", world.base, "--task", chosen.tasks[0], "--router", router, *prompts]
+    options = "--router arrow:per=sequence --limit 10 --threads 1 --exit-zero --json"
     environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
-    result = CliRunner().invoke(app, call, env=environment)
+    result = call("merge-and-eval", *refs, *asked, *options.split(), env=environment)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())

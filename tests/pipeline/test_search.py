@@ -11,13 +11,11 @@ import making
 import numpy
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe import hub
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.cli import app
 from loraprobe.errors import OutputError, TaskError
 from loraprobe.merging import merge
 from loraprobe.options import Options
@@ -213,31 +211,13 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     scenario = world.scenario("skill-and-facts")
     refs = [f"{name}={path}" for name, path in scenario.adapters.items()]
     (task,) = scenario.tasks
-    call = [
-        "merge-and-eval",
-        *refs,
-        "--task",
-        str(task),
-        "--base",
-        str(world.base),
-        "--json",
-        "--limit",
-        "48",
-        "--weights",
-        "search",
-        "--search-budget",
-        "10",
-        "--system",
-        "task-arithmetic",
-        "--system",
-        "random-partner",
-        "--metric",
-        "answer_loss",
-        "--margin",
-        "0.1",
-    ]
+    options = (
+        "--json --limit 48 --weights search --search-budget 10 --system task-arithmetic "
+        "--system random-partner --metric answer_loss --margin 0.1"
+    )
+    arguments = ["merge-and-eval", *refs, "--task", task, "--base", world.base, *options.split()]
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
-    document = json.loads(CliRunner().invoke(app, call, env=environment).stdout)
+    document = json.loads(making.call(*arguments, env=environment).stdout)
     jsonschema.validate(document, json_schema())
     found = document["search"]
     parted = split([load_task(task, 48)], Options(weights="search"))
@@ -255,7 +235,7 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     assert any("12 items" in line and "36 were left" in line for line in document["notes"])
     value = {r["system"]: r["value"] for r in document["evaluation"] if r["part"] == "target"}
     assert value["task-arithmetic"] < min(value["base"], *(value[n] for n in scenario.adapters))
-    resumed = CliRunner().invoke(app, [*call, "--resume"], env=environment)
+    resumed = making.call(*arguments, "--resume", env=environment)
     assert json.loads(resumed.stdout)["search"] == found
     assert (ledger.parent / "search.jsonl").is_file()
 
@@ -287,23 +267,23 @@ def test_merge_searches_with_base_and_task_and_says_what_is_missing(tmp_path):
     scenario = world.scenario("skill-and-facts")
     paths = list(scenario.adapters.values())
     (task,) = scenario.tasks
-    call = ["merge", *map(str, paths), "--weights", "search", "-o", str(tmp_path / "out"), "--json"]
-    base = ["--base", str(world.base)]
-    asked = ["--task", str(task), "--limit", "48", "--search-budget", "8"]
+    call = ["merge", *paths, "--weights", "search", "-o", tmp_path / "out", "--json"]
+    base = ["--base", world.base]
+    asked = ["--task", task, "--limit", "48", "--search-budget", "8"]
     method = ["--method", "task-arithmetic"]
     for extra, said in (
         (method, "add --base DIR"),
         ([*method, *base], "--task FILE"),
         ([*base, *asked], "uniform has weights of its own"),
-        ([*base, "--task", str(task), "--limit", "9", *method], "too few"),
+        ([*base, "--task", task, "--limit", "9", *method], "too few"),
         ([*method, "--search-budget", "0"], "search-budget"),
     ):
-        result = CliRunner().invoke(app, [*call, *extra])
+        result = making.call(*call, *extra)
         assert result.exit_code == 2 and said in result.output and not result.stdout, said
     plain = [part if part != "search" else "1,1" for part in call]
-    result = CliRunner().invoke(app, [*plain, *base, "--task", str(task)])
+    result = making.call(*plain, *base, "--task", task)
     assert result.exit_code == 2 and "--weights search" in result.stderr
-    result = CliRunner().invoke(app, [*call, *base, *asked, *method])
+    result = making.call(*call, *base, *asked, *method)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())

@@ -11,11 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.cli import app
 from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
@@ -280,19 +278,8 @@ def test_merge_command_and_card_say_what_was_done(tmp_path):
     for name, seed, scaling in (("a", 1, 0.5), ("b", 2, 4.0), ("g", 3, 1.0)):
         some(name, seed, scaling=scaling, dtype=torch.bfloat16).save(tmp_path / name)
     a, b, g = (str(tmp_path / name) for name in "abg")
-    call = [
-        "merge",
-        a,
-        b,
-        "-o",
-        str(tmp_path / "out"),
-        "--balance",
-        "norm",
-        "--subtract",
-        g,
-        "--json",
-    ]
-    result = CliRunner().invoke(app, call)
+    options = ["--balance", "norm", "--subtract", g, "--json"]
+    result = making.call("merge", a, b, "-o", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())
@@ -320,8 +307,8 @@ def test_negative_weights_are_negation_and_the_card_says_so(tmp_path, form):
     for adapter in (a, b):
         adapter.save(tmp_path / adapter.name)
     out = tmp_path / "out"
-    call = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--method", "task-arithmetic"]
-    result = CliRunner().invoke(app, [*call, *form, "-o", str(out)])
+    call = ["merge", tmp_path / "a", tmp_path / "b", "--method", "task-arithmetic"]
+    result = making.call(*call, *form, "-o", out)
     assert result.exit_code == 0, result.output
     w = [float(x) for x in form[-1].rpartition("=")[2].split(",")]
     path = "model.layers.0.self_attn.k_proj"
@@ -332,14 +319,14 @@ def test_negative_weights_are_negation_and_the_card_says_so(tmp_path, form):
 
 def test_wrong_options_are_one_sentence(tmp_path):
     some("a", 1).save(tmp_path / "a")
-    call = ["merge", str(tmp_path / "a"), "-o", str(tmp_path / "out")]
+    call = ["merge", tmp_path / "a", "-o", tmp_path / "out"]
     for extra, said in (
         (["--balance", "norms"], "--balance must be one of none, norm"),
-        (["--subtract", str(tmp_path / "nowhere")], "nowhere"),
-        (["--subtract", str(tmp_path / "a")], "Nothing is left"),
+        (["--subtract", tmp_path / "nowhere"], "nowhere"),
+        (["--subtract", tmp_path / "a"], "Nothing is left"),
         (["--weights", "searching"], "search"),
     ):
-        result = CliRunner().invoke(app, [*call, *extra])
+        result = making.call(*call, *extra)
         assert result.exit_code == 2 and said in result.stderr and result.stdout == ""
     assert not (tmp_path / "out").exists()
 
@@ -349,27 +336,13 @@ def test_merge_and_eval_leaves_single_adapters_as_they_are(tmp_path):
     world = shipped_world()
     chosen = world.scenario("keep-both")
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
-    tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
-    call = [
-        "merge-and-eval",
-        *refs,
-        *tasks,
-        "--base",
-        str(world.base),
-        "--limit",
-        "12",
-        "--json",
-        "--system",
-        "sum",
-        "--metric",
-        "answer_loss",
-        "--margin",
-        "0.05",
-    ]
+    tasks = [part for task in chosen.tasks for part in ("--task", task)]
+    options = "--limit 12 --json --system sum --metric answer_loss --margin 0.05".split()
+    call = ["merge-and-eval", *refs, *tasks, "--base", world.base, *options]
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
     rows = []
     for extra in ([], ["--balance", "norm"]):
-        result = CliRunner().invoke(app, [*call, *extra], env=environment)
+        result = making.call(*call, *extra, env=environment)
         document = json.loads(result.stdout)
         jsonschema.validate(document, json_schema())
         rows.append({(r["system"], r["task"]): r["value"] for r in document["evaluation"]})

@@ -94,15 +94,10 @@ def skeleton(adapter: Adapter) -> nn.Module:
     layers = {path: _layer(info) for path, info in adapter.layout.items()}
     for name, tensor in adapter.whole.items():
         path, _, what = name.rpartition(".")
-        if what == "bias":
-            holder = layers.setdefault(path, nn.Module())
-            empty = torch.empty(tensor.shape, device="meta")
-            holder.register_parameter("bias", nn.Parameter(empty))
-        elif path not in layers:
-            holder = nn.Module()
-            empty = torch.empty(tensor.shape, device="meta")
-            holder.register_parameter("weight", nn.Parameter(empty))
-            layers[path] = holder
+        if what == "bias" or path not in layers:
+            kind = "bias" if what == "bias" else "weight"
+            empty = nn.Parameter(torch.empty(tensor.shape, device="meta"))
+            layers.setdefault(path, nn.Module()).register_parameter(kind, empty)
     for path in sorted(layers, key=lambda p: p.count(".")):
         parent = root
         *parents, name = path.split(".")

@@ -1,7 +1,6 @@
-"""How a merge or a composition was made, as data in its card's front matter.
+"""How a merge or a composition was made, as it is read from the front matter of its card.
 
-`loraprobe verify` makes the directory again from it. It holds no path of a machine: a local source
-is recorded by the name of its directory and its sha256.
+`cards` writes it, and `loraprobe verify` makes the directory again from it.
 """
 
 from __future__ import annotations
@@ -29,19 +28,17 @@ class StrictModel(BaseModel):
 
 
 class BaseRecord(StrictModel):
-    """The base: a repository at a commit, or the name of a directory."""
+    """Where the base came from: a repository at a commit, or the name of a directory."""
 
     reference: str
     commit: str | None
     sha256: str | None
 
 
-class SourceRecord(StrictModel):
-    """An adapter: a reference to a repository at a commit, or the name of a directory."""
+class SourceRecord(BaseRecord):
+    """An adapter, under the name that it had in the merge or the composition."""
 
     name: str
-    reference: str
-    commit: str | None
     sha256: str
 
 

@@ -37,18 +37,7 @@ def open_scorer(
     from loraprobe.evaluation import choose_template
     from loraprobe.scoring import Scorer
 
-    options = session.options
-    with session.stage("load"):
-        device = pick_device(options.device)
-        kind = pick_dtype(dtype, device)
-        loaded = base.load(
-            device=device,
-            dtype=kind,
-            trust_remote_code=options.trust_remote_code,
-            quantize=options.quantize,
-            device_map=options.device_map,
-        )
-    session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
+    options, loaded = session.options, _load(base, dtype, session)
     notes = _loading_notes(loaded.model, options)
     scorer = Scorer(
         loaded.model,
@@ -64,6 +53,21 @@ def open_scorer(
         scorer = scorer.with_template(chosen)
         notes.append(why)
     return scorer, notes
+
+
+def _load(base: Base, dtype: str, session: Session) -> Any:
+    options = session.options
+    with session.stage("load"):
+        device = pick_device(options.device)
+        kind = pick_dtype(dtype, device)
+        session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
+        return base.load(
+            device=device,
+            dtype=kind,
+            trust_remote_code=options.trust_remote_code,
+            quantize=options.quantize,
+            device_map=options.device_map,
+        )
 
 
 def _loading_notes(model: Any, options: Options) -> list[str]:

@@ -17,7 +17,7 @@ the result, although it minimises the loss of the weighted sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +118,6 @@ def find_weights(
     ask = answer_losses(scorer, experts, parts.searched)
     tried: dict[Weights, float] = {}  # weights -> loss
 
-    def objective(weights: Weights) -> float:
-        return tried[weights] + SHRINK * sum(map(abs, weights)) / n
-
     def try_all(candidates: Sequence[Weights]) -> bool:
         """Computes the losses of new candidates; False if the budget does not allow all of them."""
         fresh = list(dict.fromkeys(w for w in candidates if w not in tried))
@@ -131,27 +128,35 @@ def find_weights(
                 progress("search weights", len(tried), budget)
         return len(allowed) == len(fresh)
 
-    average: Weights = (round(1 / n, 4),) * n
     alone = [tuple(float(i == j) for j in range(n)) for i in range(n)]
-    try_all([average, (1.0,) * n, *alone])
-    strategy = _strategy(min(tried, key=lambda w: (objective(w), w)), options.seed)
+    try_all([(round(1 / n, 4),) * n, (1.0,) * n, *alone])
+    strategy = _strategy(_best(tried), options.seed)
     while len(tried) < budget and not strategy.stop():
         points = strategy.ask()
         candidates = [_rounded(point) for point in points]
         if not try_all(candidates):
             break
-        strategy.tell(points, [objective(weights) for weights in candidates])
-    best = min(tried, key=lambda w: (objective(w), w))
+        strategy.tell(points, [_objective(weights, tried[weights]) for weights in candidates])
+    best, average = _best(tried), next(iter(tried))
     return WeightSearch(
         weights=dict(zip((expert.name for expert in experts), best, strict=True)),
-        objective=objective(best),
+        objective=_objective(best, tried[best]),
         loss=tried[best],
-        uniform=objective(average),
+        uniform=_objective(average, tried[average]),
         evaluations=len(tried),
         items=parts.items[0],
         clusters=parts.clusters,
         left=parts.items[1],
     )
+
+
+def _objective(weights: Weights, loss: float) -> float:
+    return loss + SHRINK * sum(map(abs, weights)) / len(weights)
+
+
+def _best(tried: Mapping[Weights, float]) -> Weights:
+    """The weights of the smallest objective; of equally good ones the smallest weights."""
+    return min(tried, key=lambda weights: (_objective(weights, tried[weights]), weights))
 
 
 def _strategy(start: Weights, seed: int) -> Any:

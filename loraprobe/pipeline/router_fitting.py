@@ -1,7 +1,7 @@
 """Fits routers that learn from prompts of each adapter.
 
-Prompts have no answers and are no items of the tasks. The user gives them as files, or an adapter
-generates them itself.
+The prompts have no answers, and none of them is an item of a task. The user gives them in files, or
+the adapter generates them.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def fit_routers(
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router that learns from prompts: fitted routers by spec, and notes.
 
-    Only the first one is fitted; the others take its state. Raises UsageError for a prompt file of
-    an unknown adapter, and for an adapter without a prompt.
+    The first one is fitted; all of them get its state. Raises UsageError for a prompt file of an
+    unknown adapter, and for an adapter without a prompt.
     """
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
     routers = {spec: ROUTERS.make(spec) for spec in router_specs(options, adapters)}
@@ -94,14 +94,9 @@ def fit_routers(
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
     prompts, note = gather_prompts(adapters, options, scorer, tasks)
-    fitted: dict[str, Router] = {}
-    state = None
-    for spec, router in learning.items():
-        if state is None:
-            fitted[spec] = fitted_to(router, scorer, prepared.adapters, prompts)
-            state = fitted[spec].state()
-        else:
-            fitted[spec] = router.with_state(state)
+    first = next(iter(learning.values()))
+    state = fitted_to(first, scorer, prepared.adapters, prompts).state()
+    fitted = {spec: router.with_state(state) for spec, router in learning.items()}
     return fitted, [f"{listing(learning)} learned from {note}"]
 
 

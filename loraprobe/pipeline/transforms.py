@@ -1,19 +1,19 @@
-"""Subtraction and balancing of adapters before they are merged or routed.
+"""Subtracts adapters from the others and balances their norms, before they are merged or routed.
 
-Both are linear in each delta and keep it in factors, so every merge method and every router takes
-the result. Factors are read when they are used.
+Both steps are linear in each delta and keep it in factors, so every merge method and every router
+accepts the result. Factors are read when they are used.
 
 *General-knowledge subtraction* (GenKnowSub, arXiv 2505.10939) subtracts the mean of general
-adapters, which know a language or a format, from every task adapter,
+adapters, such as adapters for a language or a format, from every task adapter,
 
     dW_i  ->  dW_i - (1/m) sum_j dW_gk_j      exactly, rank r_i + sum_j r_gk_j
 
-peft's Arrow subtracts the mean A from A and the mean B from B instead, which is another matrix.
-If only a general adapter changes a module, the task adapter is zero in it and becomes -dW_gk.
+peft's Arrow instead subtracts the mean A from A and the mean B from B, which is another matrix. If
+only a general adapter changes a module, the task adapter's delta is 0 there and becomes -dW_gk.
 
-*Balance*: each adapter is scaled so that all have one Frobenius norm over all modules, the mean of
-those that they had. An adapter of a much larger norm otherwise decides an average alone (norm
-disparity, arXiv 2508.01148).
+*Balance* scales each adapter so that all have the same Frobenius norm over all modules, the mean of
+their norms. Otherwise an adapter with a much larger norm dominates an average (norm disparity,
+arXiv 2508.01148).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
     """factor times an adapter's change, its files untouched. The name and extras are kept.
 
     Raises UnsupportedAdapter for DoRA, whose change is not linear in its factors, and for whole
-    modules or biases, whose change is known only beside the base.
+    modules or biases, whose change is a difference from the base.
     """
     _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole))
     infos = {

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_dtype
+from loraprobe.compatibility.identity import Purpose
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -24,18 +24,21 @@ from loraprobe.pipeline.audits import audit_of, with_issues
 from loraprobe.pipeline.cards import with_card, with_licences
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
-from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
+from loraprobe.pipeline.inputs import (
+    Inputs,
+    Reference,
+    check_state,
+    check_task_use,
+    open_inputs,
+    open_probe,
+)
 from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text
-from loraprobe.pipeline.results import check_state
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import Audit, Compatibility, Issue, Measurement, Progress
 from loraprobe.registry import spec_of
-
-if TYPE_CHECKING:
-    from loraprobe.compatibility.identity import Purpose
-    from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import Probe, Task
 
 Adapters = Sequence[Adapter | Reference]
 

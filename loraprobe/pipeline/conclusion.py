@@ -11,6 +11,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Verdict
+from loraprobe.verdict import Evidence, judge, read_calibration
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import Built, SystemBuilder
@@ -31,8 +32,6 @@ def conclude(
     evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
     measured.
     """
-    from loraprobe.verdict import Evidence, judge, read_calibration
-
     return judge(
         Evidence(
             compatibility=examined.compatibility,

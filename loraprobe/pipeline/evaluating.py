@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loraprobe import evaluation
+from loraprobe import evaluation, probes
 from loraprobe.evaluation import System
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
@@ -29,9 +29,7 @@ from loraprobe.records import (
     Score,
     WeightSearch,
 )
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
@@ -164,8 +162,6 @@ def probe_without_task(
     session: Session,
 ) -> tuple[Coverage, ...]:
     """Figures on a probe file, or on prompts that cards and adapters themselves give ("auto")."""
-    from loraprobe import probes
-
     if probe is None:
         return ()
     adapters, seed = inputs.adapters, session.options.seed

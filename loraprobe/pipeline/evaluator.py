@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loraprobe import evaluation
+from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System
@@ -22,9 +22,7 @@ from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
 from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Task
+from loraprobe.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
         """What the base and single adapters know of the tasks."""
-        from loraprobe.probes import cover
-
         with self.session.stage("cover"):
-            return cover(
+            return probes.cover(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
@@ -76,11 +72,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
         """What the compositions asked for would gain if the adapters' effects simply added."""
-        from loraprobe.probes import forecast
-
         options = self.session.options
         with self.session.stage("forecast"):
-            return forecast(
+            return probes.forecast(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,

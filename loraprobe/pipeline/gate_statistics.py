@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,11 @@ from torch import Tensor
 from loraprobe.adapters import natural
 from loraprobe.composition import Composition, composed
 from loraprobe.defaults import GATE_PROMPTS
+from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
-
-if TYPE_CHECKING:
-    from loraprobe.evaluation import System
-    from loraprobe.tasks import Task
+from loraprobe.scoring import read_together
+from loraprobe.tasks import Task
 
 
 def gate_statistics(
@@ -53,8 +52,6 @@ def gate_statistics(
 def _of(
     scorer: Any, name: str, composition: Composition, prompts: Sequence[str]
 ) -> list[GateStatistics]:
-    from loraprobe.scoring import read_together
-
     tally = GateTally(len(composition.experts))
     with composed(scorer.model, composition, tally.add):
         read_together(scorer, [(prompt, "") for prompt in prompts], tally.see)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, check_apart
+from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
+from loraprobe.checkpoint import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
+from loraprobe.options import Options
 from loraprobe.routing import ROUTERS
-
-if TYPE_CHECKING:
-    from loraprobe.options import Options
-    from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import Probe, Task, load_probe, load_task
+from loraprobe.verdict import read_calibration
 
 Reference = str | Path
 
@@ -84,17 +83,21 @@ def check_names(options: Options) -> None:
             known = ", ".join(METRICS)
             raise UsageError(f"--metric must be one of {known}, not {options.metric!r}.")
     if options.calibration is not None:
-        from loraprobe.verdict import read_calibration
-
         read_calibration(options.calibration)
+
+
+CURE = "set LORAPROBE_CACHE to a directory of yours"
+
+
+def check_state(options: Options) -> None:
+    """Raises OutputError if results cannot be kept; called before a model is loaded."""
+    check_place(options.state or cache_directory() / "runs" / "results", CURE)
 
 
 def open_tasks(
     tasks: Sequence[Task | Reference] | Task | Reference, limit: int | None
 ) -> list[Task]:
     """Tasks from files, one or several; a task that is open already is taken as it is."""
-    from loraprobe.tasks import Task, load_task
-
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
     return [one if isinstance(one, Task) else load_task(one, limit) for one in several]
 
@@ -103,8 +106,6 @@ def open_probe(
     probe: Probe | Reference | None, adapters: Sequence[Adapter]
 ) -> tuple[Probe | str | None, Mapping[str, str | None]]:
     """A probe file read, or "auto" with the adapters' model cards, from which it is made."""
-    from loraprobe.tasks import load_probe
-
     if probe == "auto":
         return "auto", {adapter.name: hub.model_card(adapter) for adapter in adapters}
     if isinstance(probe, (str, Path)):

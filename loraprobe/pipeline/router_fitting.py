@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
@@ -22,12 +22,12 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import router_specs
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import chosen_weights
+from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Task
+from loraprobe.scoring import Scorer, read_together
+from loraprobe.tasks import Task
 
 Prompts = dict[str, list[str]]
 
@@ -137,7 +137,6 @@ def fitted_to(
     router: Router, scorer: Any, adapters: Sequence[Adapter], prompts: Mapping[str, Sequence[str]]
 ) -> Router:
     """The router with what it learns from prompts of each adapter, read by the scorer's base."""
-    from loraprobe.scoring import read_together
 
     def read(texts: Sequence[str], see: Any) -> None:
         read_together(scorer, [(text, "") for text in texts], see, whole=True)
@@ -153,8 +152,6 @@ def fitted_in(
     prompts: Mapping[str, Sequence[str]],
 ) -> Router:
     """The router, fitted in a loaded model. Raises UsageError, saying what is missing."""
-    from loraprobe.scoring import Scorer
-
     _check_names("prompts", prompts, adapters)
     if not router.needs_prompts:
         raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
@@ -180,8 +177,6 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
 
 def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
     """Prompts that an adapter generates, drawn from the seed."""
-    from loraprobe.probes import generated_prompts
-
     try:
         probe = generated_prompts(
             scorer, [adapter], {}, single=single, seed=seed, wanted=PROMPTS_WRITTEN

@@ -25,6 +25,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
@@ -231,8 +233,6 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
-    from safetensors.torch import save_file
-
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(own, str(path), metadata={"format": "pt"})
 

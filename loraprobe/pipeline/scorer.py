@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.composition import Composition
+from loraprobe.evaluation import choose_template
 from loraprobe.options import Options
 from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import ConstantGates
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Task
+from loraprobe.scoring import Scorer
+from loraprobe.tasks import Task
 
 
 def single(adapter: Adapter) -> Composition:
@@ -34,9 +34,6 @@ def open_scorer(
     With `--chat-template auto` the single adapters answer a sample of the tasks with and without
     the template, and the better form is used. The session records device and dtype.
     """
-    from loraprobe.evaluation import choose_template
-    from loraprobe.scoring import Scorer
-
     options, loaded = session.options, _load(base, dtype, session)
     notes = _loading_notes(loaded.model, options)
     scorer = Scorer(

@@ -6,14 +6,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from loraprobe.defaults import SEARCH_LEAST, SEARCH_MOST, SEARCH_SHARE
 from loraprobe.errors import TaskError
 from loraprobe.options import Options
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Item, Task
+from loraprobe.tasks import Item, Task
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.base import Base
+from loraprobe.compatibility.identity import Purpose
 from loraprobe.composition.aligning import aligned_to
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
@@ -36,10 +38,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Transformation
-
-if TYPE_CHECKING:
-    from loraprobe.base import Base
-    from loraprobe.compatibility.identity import Purpose
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition, RowGates, Rows
@@ -34,9 +34,8 @@ from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Progress, WeightSearch
 from loraprobe.routing.constant import ConstantGates
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Task
+from loraprobe.scoring import LogitEnsemble, score_together
+from loraprobe.tasks import Task
 
 BOUND = 1.5
 SHRINK = 0.05
@@ -199,8 +198,6 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
     put into the model once. Experts that replace whole parameters, and mixtures of experts whose
     layers mix the rows, are put in one candidate at a time.
     """
-    from loraprobe.scoring import LogitEnsemble, score_together
-
     pairs = [
         [[(item.prompt, answer) for answer in item.answers] for item in task.items]
         for task in tasks

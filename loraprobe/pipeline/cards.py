@@ -1,4 +1,4 @@
-"""The model cards of merges and compositions, and the licences that they state.
+"""The model cards of merges and compositions.
 
 A card's front matter says how the directory was made; `loraprobe verify` makes it again from that
 (`provenance` has the records). It holds no path of a machine: a local source is recorded by the
@@ -7,60 +7,27 @@ name of its directory and its sha256.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
-from loraprobe import hub
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
-from loraprobe.compatibility.licences import licence_issues, licence_of_merge
-from loraprobe.errors import LoraprobeError
+from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.merges import rank_text
 from loraprobe.pipeline.provenance import KEY, SCHEMA, SourceRecord
 from loraprobe.pipeline.saved import Routed
-from loraprobe.records import AdapterSummary, Audit, Issue, plain
+from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
 from loraprobe.report.card import composition_card, model_card
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import map_texts, scrub
 
 Made = TypeVar("Made", bound=Merged | Routed)
-
-
-def with_licences(made: Made, inputs: Inputs) -> tuple[Made, list[Issue]]:
-    """A merge or a composition with the licences that its sources' cards declare, and findings
-    about them and the base's.
-
-    A card that cannot be read counts as one without a licence; a finding says so.
-    """
-    cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in inputs.given}
-    licences = {name: hub.declared_licence(card) for name, card in cards.items()}
-    known = dict(licences)
-    if inputs.base is not None:
-        file = inputs.base.path / "README.md"
-        cards["the base"] = _card(partial(hub.read_card, file, str(file)))
-        if licence := hub.declared_licence(cards["the base"]):
-            known["the base"] = licence
-    gated = [name for name, card in cards.items() if hub.is_gated(card)]
-    issues = list(licence_issues(known, gated))
-    if isinstance(made, Routed):
-        return replace(made, licences=licences), issues
-    sources = tuple(replace(source, license=licences.get(source.name)) for source in made.sources)
-    return replace(made, sources=sources), issues
-
-
-def _card(read: Callable[[], str | None]) -> str | None:
-    try:
-        return read()
-    except LoraprobeError:
-        return None
 
 
 def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter] = ()) -> Made:

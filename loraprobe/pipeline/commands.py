@@ -21,7 +21,7 @@ from loraprobe.formatting import count
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of, with_issues
-from loraprobe.pipeline.cards import with_card, with_licences
+from loraprobe.pipeline.cards import with_card
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
 from loraprobe.pipeline.inputs import (
@@ -32,6 +32,7 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
     open_probe,
 )
+from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
@@ -124,7 +125,8 @@ def merge(
             dtype=prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype),
             progress=progress,
         )
-    merged, licence_issues = with_licences(merged, inputs)
+    licences, licence_issues = declared(inputs.given, inputs.base)
+    merged = with_licences(merged, licences)
     examined = Examination(
         with_issues(found, (*merged.issues, *licence_issues)), merge_figures(merged, prepared)
     )
@@ -160,7 +162,8 @@ def compose(
     found, prepared = _check_and_prepare(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
-    made, licence_issues = with_licences(Routed(composition, inputs.base, prepared.steps), inputs)
+    licences, licence_issues = declared(inputs.given, inputs.base)
+    made = Routed(composition, inputs.base, prepared.steps, licences=licences)
     with session.stage("peft"):
         notes += [*prepared.notes, *composition.notes(), made.peft_note]
     norms = tuple(Measurement("norm", (s.adapter,), s.norm_before) for s in prepared.steps)
@@ -203,7 +206,8 @@ def merge_and_eval(
         made, why = recommend(verdict, found.compositions, found.builder)
     issues: Sequence[Issue] = ()
     if made is not None:
-        made, issues = with_licences(made, inputs)
+        licences, issues = declared(inputs.given, inputs.base)
+        made = with_licences(made, licences)
     audit = audit_of(
         session,
         inputs,

@@ -64,7 +64,7 @@ def prepare_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Prepar
     """
     options = session.options
     with session.stage("prepare"):
-        general = _open_general(inputs.adapters, options, purpose, inputs.base)
+        general = general_of(inputs.adapters, options, purpose, inputs.base)
         return prepare(inputs.adapters, options, general, inputs.base)
 
 
@@ -76,11 +76,11 @@ def prepare_for(
 ) -> tuple[Adapter, ...]:
     """The adapters as `prepare` makes them, on the layout of a model in memory."""
     options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
-    general = aligned_to(model, _open_general(adapters, options, "route", None))
+    general = aligned_to(model, general_of(adapters, options, "route", None))
     return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
 
 
-def _open_general(
+def general_of(
     adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None
 ) -> Sequence[Adapter]:
     """The adapters that `options.subtract` names, loaded, under names of their own."""

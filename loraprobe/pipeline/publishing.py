@@ -1,0 +1,72 @@
+"""Removes private paths and tokens from an audit before it is reported.
+
+Reports, pages and cards are made from the audit that `published` returns. References in it are
+public names already (`Source.public`, `public_name`); paths are left in sentences and in the
+arguments of the call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loraprobe.adapters import Adapter, is_path, local_name, public_name
+from loraprobe.base import Base
+from loraprobe.options import Options
+from loraprobe.records import Audit
+from loraprobe.secrets import map_texts, public_text
+
+
+def published(
+    audit: Audit, adapters: Sequence[Adapter], base: Base | None, options: Options
+) -> Audit:
+    """The audit with every sentence and argument as it may be published."""
+    private = dict(_private(adapters, base, options))
+    names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
+
+    def public(text: str) -> str:
+        return public_text(text, names)
+
+    arguments = tuple(public(_argument(text)) for text in audit.provenance.arguments)
+    return dataclasses.replace(
+        audit,
+        provenance=dataclasses.replace(audit.provenance, arguments=arguments),
+        compatibility=map_texts(audit.compatibility, public),
+        verdict=map_texts(audit.verdict, public),
+        notes=map_texts(audit.notes, public),
+    )
+
+
+def _private(
+    adapters: Sequence[Adapter], base: Base | None, options: Options
+) -> Iterator[tuple[str, str]]:
+    """Private texts of the run, each with the public text that replaces it."""
+    for adapter in adapters:
+        source = adapter.source
+        yield source.reference, source.public
+        if source.path is not None:
+            yield str(source.path), local_name(str(source.path))
+        if adapter.base_model:
+            yield adapter.base_model, public_name(adapter.base_model) or "a path"
+    if base is not None:
+        yield base.reference, base.reference if base.commit else local_name(base.reference)
+        yield str(base.path), local_name(str(base.path))
+    for file in (options.state, options.calibration, *(f for _, f in options.router_prompts)):
+        if file is not None:
+            yield str(file), Path(file).name
+
+
+def _argument(text: str) -> str:
+    """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
+    head, equals, value = text.rpartition("=")
+    if not _has_folder(value):
+        return text
+    # A relative path of two parts looks like an id of the Hub; the folder tells.
+    here = os.path.isdir(os.path.dirname(os.path.expanduser(value)))
+    return head + equals + (local_name(value) if here or is_path(value) else value)
+
+
+def _has_folder(path: str) -> bool:
+    return "/" in path or "\\" in path

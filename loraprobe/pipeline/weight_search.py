@@ -19,7 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition, RowGates, Rows
@@ -64,16 +66,19 @@ class TriedWeights:
         return [self.known[w] for w in candidates]
 
 
+class _Line(BaseModel):
+    """A line of the file: weights that were tried, and their loss."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    weights: list[Annotated[float, Field(ge=-BOUND, le=BOUND)]]
+    loss: Annotated[float, Field(ge=0, le=MOST_LOSS)]
+
+
 def _tried(row: Any) -> tuple[Weights, float]:
-    """Weights and their loss from a JSON value. Raises ValueError for what no search writes."""
-    if not (isinstance(row, dict) and row.keys() == {"weights", "loss"}):
-        raise ValueError("other keys")
-    weights, loss = row["weights"], row["loss"]
-    if not isinstance(weights, list) or any(type(x) is not float for x in [*weights, loss]):
-        raise ValueError("another type")
-    if not (all(abs(w) <= BOUND for w in weights) and 0 <= loss <= MOST_LOSS):
-        raise ValueError("beyond the bounds")
-    return tuple(weights), loss
+    """Weights and their loss. Raises ValueError for what no search writes."""
+    line = _Line.model_validate(row)
+    return tuple(line.weights), line.loss
 
 
 def chosen_weights(

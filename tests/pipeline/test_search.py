@@ -221,9 +221,8 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     jsonschema.validate(document, json_schema())
     found = document["search"]
     parted = split([load_task(task, 48)], Options(weights="search"))
-    assert (
-        (found["items"], found["left"], found["evaluations"]) == (12, 36, 10) == (*parted.items, 10)
-    )
+    assert (found["items"], found["left"]) == (12, 36) == parted.items
+    assert found["evaluations"] == 10
     (ledger,) = tmp_path.rglob("results.jsonl")
     rows = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
     systems = {row["system"] for row in rows}
@@ -296,15 +295,8 @@ def test_merge_searches_with_base_and_task_and_says_what_is_missing(tmp_path):
     )
     error = (merged[path].to(torch.float64).delta() - wanted).norm() / wanted.norm()
     assert error < 0.01
-    api = loraprobe.merge(
-        paths,
-        "task_arithmetic",
-        weights="search",
-        base=world.base,
-        tasks=task,
-        limit=48,
-        search_budget=8,
-    )
+    options = {"base": world.base, "tasks": task, "limit": 48, "search_budget": 8}
+    api = loraprobe.merge(paths, "task_arithmetic", weights="search", **options)
     assert api.weights == weights
     card = (tmp_path / "out" / "README.md").read_text()
     assert "found by CMA-ES in 8 evaluations on 12 items" in card

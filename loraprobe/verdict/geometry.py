@@ -137,7 +137,7 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
         reasons.append(
             Reason(
                 rule.code,
-                text[0].upper() + text[1:] + more + ".",
+                fmt.sentence(text + more + ".", names=worst.adapters),
                 value,
                 rule.threshold,
                 rule.source,

@@ -89,3 +89,14 @@ def _name(reference: str) -> str:
 
 def _reference(reference: str) -> str:
     return reference.partition("=")[2] or reference
+
+
+def merge_and_eval_command(command: str) -> str:
+    """From `loraprobe inspect A B ... --probe auto` the command that decides on a task file."""
+    words = shlex.split(command)
+    if words[:2] != ["loraprobe", "inspect"] or words[-2:] != ["--probe", "auto"]:
+        return ""
+    kept = words[2:-2]
+    if kept[-2:] == ["--base", "auto"]:
+        kept = kept[:-2]
+    return shlex.join(["loraprobe", "merge-and-eval", *kept, "--task", TASK])

@@ -7,7 +7,6 @@ lines, `Answer.laid_out` makes them fit a width.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +14,27 @@ from types import MappingProxyType
 
 from loraprobe.records import Audit
 from loraprobe.report.formatting import clean
+from loraprobe.report.joints import wrapped
 from loraprobe.report.phrases import headline, labelled
 
 MOST_LINES = 12
 INDENT = 2
 LABEL = 10  # the width of the column of labels
 COMMANDS = ("next", "questions")  # labels whose text is a command
-# Lines that leave first where the answer would be too long.
-LEAVE_FIRST = ("known", "forecast", "watch", "questions", "fix", "why", "decide", "better", "made")
-JOINTS = re.compile(r"(?<=[./_=:@-])(?=[^./_=:@-])")
+# Lines that leave first where the answer would be too long: of a label all, or all but the first.
+LEAVE_FIRST = (
+    ("known", 0),
+    ("forecast", 0),
+    ("watch", 1),
+    ("why", 1),
+    ("questions", 0),
+    ("fix", 1),
+    ("watch", 0),
+    ("decide", 0),
+    ("better", 0),
+    ("made", 0),
+    ("why", 0),
+)
 
 
 @dataclass(frozen=True)
@@ -62,10 +73,9 @@ class Answer:
         kept = list(self.lines)
         while True:
             laid = [*wrapped(self.headline, width), *_rows(kept, width)]
-            spare = [row for label in LEAVE_FIRST for row in reversed(kept) if row[0] == label]
-            if len(laid) <= MOST_LINES or not spare:
+            if len(laid) <= MOST_LINES or not (spare := _spare(kept)):
                 return laid
-            kept.remove(spare[0])
+            kept.remove(spare)
 
 
 def answer(audit: Audit) -> Answer:
@@ -73,23 +83,6 @@ def answer(audit: Audit) -> Answer:
     verdict = audit.verdict
     lines = ((label, clean(text)) for label, text in labelled(audit) if text)
     return Answer(verdict.decision if verdict else "", clean(headline(audit)), tuple(lines))
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    """Text in lines of at most `width` columns.
-
-    It breaks at spaces; a word that is longer than a line breaks at its joints, such as dots.
-    """
-    lines = [""]
-    for word in text.split():
-        pieces = JOINTS.split(word) if len(word) > width else [word]
-        for at, piece in enumerate(pieces):
-            space = " " if lines[-1] and at == 0 else ""
-            if lines[-1] and len(lines[-1]) + len(space) + len(piece) > width:
-                lines.append(piece)
-            else:
-                lines[-1] += space + piece
-    return lines
 
 
 def command_lines(command: str, width: int) -> list[str]:
@@ -119,6 +112,15 @@ def _words(command: str) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def _spare(lines: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """The line that leaves first."""
+    for label, stay in LEAVE_FIRST:
+        found = [row for row in lines if row[0] == label]
+        if len(found) > stay:
+            return found[-1]
+    return None
 
 
 def _rows(lines: Sequence[tuple[str, str]], width: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 
 from loraprobe.formatting import count, listing
@@ -109,6 +110,9 @@ def labelled(audit: Audit) -> Iterator[Line]:
         yield "made", audit.notes[-1]
     if verdict is None:
         yield from _issues(audit, MOST_REASONS)
+        base = next((row.base_model for row in audit.adapters), None)
+        if audit.command == "inspect" and base:
+            yield "next", shlex.join(["loraprobe", "find", base])
         return
     if verdict.decision == "incompatible":
         yield from _conflicts(audit)
@@ -263,20 +267,21 @@ def _issues(audit: Audit, most: int) -> Iterator[Line]:
         if issue.severity != "note" or issue.code.startswith("licence")
     ]
     for issue in told[: max(0, most)]:
-        yield "watch", _first_sentence(issue)
+        yield "watch", first_sentence(issue)
 
 
 def _conflicts(audit: Audit) -> Iterator[Line]:
     errors = [i for i in audit.compatibility.issues if i.severity == "error"]
     for issue in errors[:2]:
-        yield "why", _first_sentence(issue)
+        yield "why", first_sentence(issue)
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"
 
 
-def _first_sentence(issue: Issue) -> str:
-    return re.split(r"(?<=\.)\s", issue.message, maxsplit=1)[0]
+def first_sentence(issue: Issue) -> str:
+    """What a finding says, without what follows from it."""
+    return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
 
 
 def _known(verdict: Verdict) -> Iterator[Line]:

@@ -40,7 +40,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         "front_matter": front_matter(made, audit, options, general),
         "issues": audit.compatibility.issues,
         "allowed": options.allow,
-        "verdict": audit.verdict,
+        "verdict": audit.verdict if audit.evaluation else None,
         "transformations": audit.transformations,
         "search": audit.search,
     }

@@ -33,11 +33,11 @@ from loraprobe.pipeline.inputs import (
     open_probe,
 )
 from loraprobe.pipeline.licences import declared, with_licences
-from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text
+from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text, warning_figures
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Issue, Measurement, Progress
+from loraprobe.records import Audit, Compatibility, Issue, Measurement, Progress, Verdict
 from loraprobe.registry import spec_of
 from loraprobe.tasks import Probe, Task
 
@@ -66,7 +66,7 @@ def inspect(
     progress: Progress | None = None,
     written: Sequence[Path] = (),
 ) -> Audit:
-    """What adapters are and how they relate; with a base and a task or probe also a verdict.
+    """What adapters are and how they relate, and of several a verdict as far as the evidence goes.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError where something cannot be read.
@@ -81,8 +81,11 @@ def inspect(
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
+    licences, issues = declared(inputs.given, inputs.base)
+    examined = replace(examined, compatibility=with_issues(examined.compatibility, issues))
     if not asks_base:
-        return audit_of(session, inputs, examined)
+        verdict = _judge_weights(inputs, examined, options)
+        return audit_of(session, inputs, examined, licences=licences, verdict=verdict)
     from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
 
     known = Knowledge()
@@ -90,7 +93,7 @@ def inspect(
         known = measure_knowledge(inputs, opened, cards, session)
     evidence = vars(known.findings)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
-    return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
+    return audit_of(session, inputs, examined, known.notes, licences, verdict=verdict, **evidence)
 
 
 def merge(
@@ -127,13 +130,20 @@ def merge(
         )
     licences, licence_issues = declared(inputs.given, inputs.base)
     merged = with_licences(merged, licences)
-    examined = Examination(
-        with_issues(found, (*merged.issues, *licence_issues)), merge_figures(merged, prepared)
-    )
+    with session.stage("diagnose"):
+        figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
+    examined = Examination(with_issues(found, (*merged.issues, *licence_issues)), figures)
     made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}."
     notes = [*notes, *prepared.notes, made]
     audit = audit_of(
-        session, inputs, examined, notes, search=search, transformations=prepared.steps
+        session,
+        inputs,
+        examined,
+        notes,
+        licences,
+        search=search,
+        transformations=prepared.steps,
+        verdict=_judge_weights(inputs, examined, options),
     )
     return Outcome(audit, with_card(merged, audit, options, prepared.general))
 
@@ -230,6 +240,13 @@ def _check_and_prepare(
     """Findings without an error, and the adapters as the options say. Raises CompatibilityError."""
     found = check(inputs.adapters, inputs.base, purpose, session)
     return compatibility.require(found), prepare_inputs(inputs, purpose, session)
+
+
+def _judge_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:
+    """The verdict on several adapters without the base; None for a single one."""
+    if len(inputs.adapters) < 2:
+        return None
+    return conclude(options, inputs, examined, level="weights")
 
 
 def _open_composition(

@@ -111,7 +111,7 @@ def observe(
         template = evaluator.scorer.chat_template
         evaluator.ledger.append(known.of(names, seen, template))
         results = evaluator.run(baselines)
-        evidence = {
+        evidence: dict[str, Any] = {
             "coverage": evaluator.probe_tasks(results),
             "forecasts": evaluator.forecast(results),
             "evaluation": score(results, baselines),
@@ -124,7 +124,7 @@ def observe(
         evaluator.ledger.append(known.of(names, asked, template))
         results = replace(evaluator, tasks=asked).run(systems)
         known.keep(evaluator.ledger, names, template)
-    kept = tuple(row for row in results if row.part in ("target", "cot"))
+    kept = tuple(row for row in results if row.part in ("question", "steps"))
     return Observation(audit, kept, {s.name: s.kind for s in systems})
 
 

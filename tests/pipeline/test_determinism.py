@@ -79,14 +79,14 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
 
 
 def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with every list in an order of its own, and without sentences.
+    """The document with every list in an order of its own, without sentences and the next command.
 
     Rows follow the order in which adapters are given, and so do names within a row and a sentence.
     """
 
     def free(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: free(value[k]) for k in sorted(value) if k != "message"}
+            return {k: free(value[k]) for k in sorted(value) if k not in ("message", "next")}
         if isinstance(value, list) and not all(isinstance(x, (int, float)) for x in value):
             return sorted(map(free, value), key=lambda row: json.dumps(rounded(row)))
         return value

@@ -49,6 +49,7 @@ WHY = (
 # Codes of reasons that warn, the more important first.
 WATCH = (
     "few-items",
+    "template-matters",
     "nearly-equal-updates",
     "norm-disparity",
     "opposed-updates",

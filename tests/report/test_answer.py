@@ -259,10 +259,8 @@ def test_what_the_items_lack_is_said_with_its_cure():
 @pytest.mark.parametrize(("without", "warned"), [(0.1, True), (0.85, False)])
 def test_a_chat_template_that_changes_the_answers_is_said(without, warned):
     row = Coverage("chat_template", "t", 0.9, 32, baseline=without)
-    found = evidence(
-        {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}, coverage=(row,)
-    )
-    told = answer(audit_of(found))
+    values = {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}
+    told = answer(audit_of(evidence(values, coverage=(row,))))
     watched = [text for label, text in told.lines if label == "watch" and "template" in text]
     assert bool(watched) == warned
     assert not warned or ("0.90" in watched[0] and "0.10" in watched[0])

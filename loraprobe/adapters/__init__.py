@@ -16,6 +16,7 @@ from loraprobe.adapters.paths import (
     public_value,
 )
 from loraprobe.adapters.reading import read_adapter
+from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
     StagedDirectory,
     check_apart,
@@ -54,5 +55,6 @@ __all__ = [
     "public_name",
     "public_value",
     "read_adapter",
+    "save_adapter",
     "staged_file",
 ]

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -129,7 +129,12 @@ class Adapter:
     whole: parameter name in the base (`score.weight`, `lm_head.bias`) -> the tensor that replaces
         it, as the base stores it: modules_to_save and trained biases.
     offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
+
+    `save(directory)` writes a PEFT directory. It is `save_adapter`, which `saving` attaches: saving
+    reads the files back and therefore needs the reader, which needs this class.
     """
+
+    save: ClassVar[Callable[..., None]]
 
     name: str
     source: Source
@@ -204,19 +209,6 @@ class Adapter:
         """The same adapter under another name, which its issues also use."""
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
-
-    def save(
-        self,
-        directory: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Writes a PEFT directory; see `saving.save_adapter`."""
-        from loraprobe.adapters.saving import save_adapter
-
-        save_adapter(self, directory, overwrite=overwrite, card=card, dtype=dtype)
 
 
 def _bytes(tensor: Tensor) -> bytes:

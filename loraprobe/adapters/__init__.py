@@ -18,10 +18,10 @@ from loraprobe.adapters.paths import (
 from loraprobe.adapters.reading import read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
-    StagedDirectory,
     check_apart,
     check_output,
     check_place,
+    staged_directory,
     staged_file,
 )
 from loraprobe.adapters.types import (
@@ -41,7 +41,6 @@ __all__ = [
     "ModuleInfo",
     "Modules",
     "Source",
-    "StagedDirectory",
     "Tensors",
     "adapter_of",
     "check_apart",
@@ -56,5 +55,6 @@ __all__ = [
     "public_value",
     "read_adapter",
     "save_adapter",
+    "staged_directory",
     "staged_file",
 ]

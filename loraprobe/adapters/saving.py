@@ -17,7 +17,7 @@ from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.paths import public_name, public_value
 from loraprobe.adapters.reading import read_adapter
-from loraprobe.adapters.staging import StagedDirectory, check_output
+from loraprobe.adapters.staging import check_output, staged_directory
 from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter
@@ -55,7 +55,7 @@ def save_adapter(
     tensors = {
         PREFIX + key: _own(tensor.detach().to(dtype), seen) for key, tensor in _tensors_of(adapter)
     }
-    with StagedDirectory(target, overwrite) as staging:
+    with staged_directory(target, overwrite) as staging:
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
         text = json.dumps(config_of(adapter), indent=2, sort_keys=True, ensure_ascii=False)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")

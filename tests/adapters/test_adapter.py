@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from making import ABSENT, hidden, peft_adapter, peft_model, write_adapter
 from safetensors.torch import load_file
 
-from loraprobe.adapters import Adapter, StagedDirectory, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, adapter_of, read_adapter, staged_directory
 from loraprobe.adapters import staging as staging_module
 from loraprobe.adapters.config import DESCRIPTIVE, VARIANTS, judge_config
 from loraprobe.errors import AdapterError, OutputError, UnsupportedAdapter
@@ -427,7 +427,7 @@ class TestSaving:
         assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
     def test_interrupted(self, tmp_path):
-        with pytest.raises(KeyboardInterrupt), StagedDirectory(tmp_path / "x") as staging:
+        with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "x") as staging:
             (staging / "f").write_text("half")
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == []

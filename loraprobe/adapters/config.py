@@ -81,10 +81,6 @@ class Config:
     fan_in_fan_out: bool
     rank_pattern: Patterns
     alpha_pattern: Patterns
-    unknown: tuple[str, ...]
-    empty_unknown: tuple[str, ...]
-    trainers: tuple[str, ...] = ()  # "key (trainer)" for each key of a trainer
-    alpha_is_missing: bool = False
 
     def prepare(self, paths: Iterable[str]) -> None:
         """Matches the patterns with many paths at once, which is faster than one call per path."""
@@ -185,8 +181,6 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
             raise AdapterError(
                 f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
             )
-    known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
-    unknown = [k for k in raw if k not in known]
     return Config(
         raw=raw,
         r=int(r),
@@ -195,11 +189,13 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         rank_pattern=ranks,
         alpha_pattern=_pattern(raw, "alpha_pattern", where),
-        unknown=tuple(k for k in unknown if raw[k]),
-        empty_unknown=tuple(k for k in unknown if not raw[k]),
-        trainers=tuple(f"{k} ({TRAINERS[k]})" for k in raw if k in TRAINERS),
-        alpha_is_missing="lora_alpha" not in raw,
     )
+
+
+def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
+    """The keys of a config that neither peft nor a known trainer writes."""
+    known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
+    return [key for key in raw if key not in known]
 
 
 def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str) -> None:

@@ -5,17 +5,17 @@ Used are DoRA magnitudes, whole modules, trained biases, and biases of lora_B.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, ModuleInfo, Tensors
 from loraprobe.formatting import count
-from loraprobe.records import Issue
 
 # Kind of extra -> the config key without which peft does not load it.
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
@@ -30,9 +30,12 @@ class ExtraTensors(NamedTuple):
 
 
 def as_peft_reads(
-    name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
-) -> tuple[list[Extra], list[Issue]]:
-    """The extras that peft would load, and issues about the others.
+    extras: Sequence[Extra],
+    infos: Mapping[str, ModuleInfo],
+    config: Mapping[str, Any],
+    found: Findings,
+) -> list[Extra]:
+    """The extras that peft would load; the others and those that lack are reported.
 
     peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
     kind base_weight, because peft would overwrite the base's weight with it.
@@ -46,35 +49,28 @@ def as_peft_reads(
             kept.append(replace(extra, kind="base_weight"))
         else:
             kept.append(extra)
-    issues = list(_incomplete(name, kept, infos))
-    if unused:
-        message = (
-            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
-            "leaves out, since the config does not ask for it or its module has no factors; left "
-            "out here too."
-        )
-        cure = (
-            "If the adapter was trained with it, correct use_dora or lora_bias in "
-            "adapter_config.json."
-        )
-        issues.append(Issue("warning", "tensors-unused", (name,), message, cure, unused[0].module))
-    return kept, issues
-
-
-def _incomplete(
-    name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo]
-) -> Iterator[Issue]:
-    """Issues about modules that lack a tensor which other modules of the file have."""
     for kind, flag in FLAGS.items():
-        held = {extra.module for extra in extras if extra.kind == kind}
+        held = {extra.module for extra in kept if extra.kind == kind}
         lost = [path for path in infos if path not in held]
         if held and lost:
-            message = (
+            found.error(
+                "missing-tensors",
                 f"The config sets {flag}, but the file lacks its tensor for "
-                f"{count(len(lost), 'module')}, {lost[0]} first."
+                f"{count(len(lost), 'module')}, {lost[0]} first.",
+                "The file is incomplete; save or download it again.",
+                lost[0],
             )
-            cure = "The file is incomplete; save or download it again."
-            yield Issue("error", "missing-tensors", (name,), message, cure, lost[0])
+    if unused:
+        found.warning(
+            "tensors-unused",
+            f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
+            "leaves out, since the config does not ask for it or its module has no factors; left "
+            "out here too.",
+            "If the adapter was trained with it, correct use_dora or lora_bias in "
+            "adapter_config.json.",
+            unused[0].module,
+        )
+    return kept
 
 
 def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:

@@ -6,7 +6,6 @@ room needs these keys.
 """
 
 from loraprobe.adapters.completeness import extreme_norm
-from loraprobe.adapters.memory import adapter_of
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -32,6 +31,7 @@ from loraprobe.adapters.types import (
     Modules,
     Source,
     Tensors,
+    adapter_of,
 )
 
 __all__ = [

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import public_name, public_value
 from loraprobe.adapters.reading import read_adapter
 from loraprobe.adapters.staging import check_output, staged_directory
 from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
-from loraprobe.adapters.types import Adapter, ModuleInfo
+from loraprobe.adapters.types import Adapter
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
 # Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
@@ -95,21 +95,11 @@ def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
         names = EMBEDDING_NAMES if info.kind == "embedding" else LINEAR_NAMES
         yield f"{path}.{names[0]}", A
         yield f"{path}.{names[1]}", B
-        if path in adapter.magnitudes:
-            yield f"{path}.lora_magnitude_vector", _magnitude(adapter.magnitudes[path], info)
-        if path in adapter.offsets:
-            yield f"{path}.lora_B.bias", adapter.offsets[path]
-    for name, tensor in adapter.whole.items():
-        module, _, what = name.rpartition(".")
-        # peft stores the bias of an adapted layer under its `base_layer`.
-        yield f"{module}.base_layer.{what}" if module in adapter.modules else name, tensor
-
-
-def _magnitude(magnitude: Tensor, info: ModuleInfo) -> Tensor:
-    """Reshapes [out] to the shape that peft stores: [1, out, 1...] for a convolution."""
-    if info.kind == "convolution":
-        return magnitude.reshape(1, -1, *(1 for _ in info.kernel))
-    return magnitude
+    extras = keys_of_extras(adapter.layout, adapter.magnitudes, adapter.whole, adapter.offsets)
+    for kind, key, path, tensor in extras:
+        if kind == "dora_magnitude" and adapter.layout[path].kind == "convolution":
+            tensor = tensor.reshape(1, -1, *(1 for _ in adapter.layout[path].kernel))
+        yield key, tensor
 
 
 def _saved_whole(adapter: Adapter) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The Adapter and its parts."""
+"""The Adapter, its parts, and how one is built from tensors in memory."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import local_name, natural, public_name
 from loraprobe.checkpoint import file_hash
 from loraprobe.lora.lowrank import LowRank
@@ -209,6 +211,59 @@ class Adapter:
         """The same adapter under another name, which its issues also use."""
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
+
+
+def adapter_of(
+    name: str,
+    modules: Mapping[str, LowRank],
+    *,
+    kinds: Mapping[str, LayerKind] | None = None,
+    base_model: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    source: Source | None = None,
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
+    magnitudes: Mapping[str, Tensor] | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+    offsets: Mapping[str, Tensor] | None = None,
+) -> Adapter:
+    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
+
+    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
+    kernels: path -> kernel of a convolution. magnitudes, whole, offsets: as in `Adapter`; they are
+    also listed as extras. Raises ValueError for a kernel that does not fit its module.
+    """
+    kinds, kernels = kinds or {}, kernels or {}
+    infos = {
+        path: ModuleInfo(
+            path,
+            kinds.get(path, "linear"),
+            update.rank,
+            update.in_features,
+            update.out_features,
+            float(update.scaling),
+            torch.promote_types(update.A.dtype, update.B.dtype),
+            kernels.get(path, ()),
+        )
+        for path, update in modules.items()
+    }
+    magnitudes, whole, offsets = (dict(held or {}) for held in (magnitudes, whole, offsets))
+    for path, kernel in kernels.items():
+        if infos[path].in_features % math.prod(kernel):
+            raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
+    return Adapter(
+        name=name,
+        source=source or Source(reference=name),
+        base_model=base_model,
+        modules=Modules(infos, dict(modules).__getitem__),
+        extras=tuple(
+            Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+            for kind, key, path, held in keys_of_extras(infos, magnitudes, whole, offsets)
+        ),
+        config=dict(config or {}),
+        magnitudes=Tensors(magnitudes, magnitudes.__getitem__),
+        whole=Tensors(whole, whole.__getitem__),
+        offsets=Tensors(offsets, offsets.__getitem__),
+    )
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -29,10 +29,9 @@ from loraprobe.checkpoint import (
     kept_hash,
     read_json,
     read_tensor,
-    shards_of,
+    weight_names,
 )
 from loraprobe.errors import BaseError
-from loraprobe.formatting import listing
 from loraprobe.records import BaseSummary
 
 HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
@@ -89,19 +88,11 @@ class BaseFiles:
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files if there are any, else pytorch_model.bin; shards in order."""
-        for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-            index = self.path / f"{stem}.{suffix}.index.json"
-            if index.is_file():
-                files = tuple(self.path / name for name in shards_of(index, self.reference))
-                lost = [file.name for file in files if not file.is_file()]
-                if lost:
-                    raise BaseError(
-                        f"{self.reference} lacks the weight file {listing(lost[:3])} that "
-                        f"{index.name} names; download the model again."
-                    )
-                return files
-            if (self.path / f"{stem}.{suffix}").is_file():
-                return (self.path / f"{stem}.{suffix}",)
+        names = weight_names(
+            lambda name: (self.path / name).is_file(), self.path.joinpath, self.reference
+        )
+        if names:
+            return tuple(self.path / name for name in names if not name.endswith(".json"))
         raise BaseError(
             f"{self.reference} holds neither model.safetensors nor pytorch_model.bin (nor their "
             "index); save the model with save_pretrained."

@@ -15,7 +15,7 @@ from pathlib import Path
 from loraprobe.adapters import Adapter, Source, read_adapter
 from loraprobe.adapters.config import check_config
 from loraprobe.adapters.reading import find_directory
-from loraprobe.checkpoint import check_link, shards_of
+from loraprobe.checkpoint import check_link, weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
@@ -124,7 +124,18 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
         small = [
             f for f in own if f.removeprefix(prefix) in BASE_EXTRAS or (code and f.endswith(".py"))
         ]
-        return [prefix + "config.json", *small, *_weights(reference, prefix, files, get)]
+        weights = weight_names(
+            lambda name: prefix + name in files,
+            lambda name: get(prefix + name),
+            reference.text,
+            HubError,
+        )
+        if not weights:
+            raise HubError(
+                f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give "
+                "another base or revision."
+            )
+        return [prefix + "config.json", *small, *(prefix + name for name in weights)]
 
     found = fetch(reference, prefix + "config.json", choose, verify=False)
     return replace(found, path=found.path / reference.folder)
@@ -230,25 +241,3 @@ def _no_base(reference: Reference, files: Collection[str]) -> str:
             f"{reference.text} is an adapter, not a base model; give the model it was trained on."
         )
     return f"{reference.text} has no config.json, so it is no transformers model; check --base."
-
-
-def _weights(
-    reference: Reference, prefix: str, files: Collection[str], get: Callable[[str], Path]
-) -> list[str]:
-    """The weight files in one format, safetensors first; an index gives the names of shards."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = f"{prefix}{stem}.{suffix}.index.json"
-        if index in files:
-            names = [prefix + name for name in shards_of(get(index), reference.text, HubError)]
-            if not set(names) <= set(files):
-                raise HubError(
-                    f"{reference.text} lacks weight files that its {index} names; its author has "
-                    "to upload them."
-                )
-            return [index, *names]
-        if f"{prefix}{stem}.{suffix}" in files:
-            return [f"{prefix}{stem}.{suffix}"]
-    raise HubError(
-        f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give another "
-        "base or revision."
-    )

@@ -172,13 +172,15 @@ def common_base(adapters: Sequence[Adapter]) -> str:
     return base
 
 
-def model_card(ref: str | Adapter) -> str | None:
-    """The text of an adapter's README.md, downloaded if necessary; None if there is none."""
-    folder = ref.source.path if isinstance(ref, Adapter) else None
-    file = None if folder is None else folder / "README.md"
-    if file is None or not file.is_file():
-        file = _card_of(ref)
-    return read_card(file, ref if isinstance(ref, str) else ref.name) if file else None
+def model_card(adapter: Adapter) -> str | None:
+    """The text of an adapter's README.md, downloaded if it is on the Hub; None if there is none."""
+    source = adapter.source
+    file = None if source.path is None else source.path / "README.md"
+    if source.commit is not None and not (file and file.is_file()):
+        reference = replace(Reference.parse(source.reference), revision=source.commit)
+        places = [f"{reference.folder}/README.md"] if reference.folder else []
+        file = fetch_first(reference, [*places, "README.md"])
+    return read_card(file, adapter.name) if file else None
 
 
 def read_card(file: Path, reference: str) -> str | None:
@@ -191,20 +193,6 @@ def read_card(file: Path, reference: str) -> str | None:
     check_link(file, reference, HubError)
     with file.open(encoding="utf-8", errors="replace") as stream:
         return stream.read(limits().card)
-
-
-def _card_of(ref: str | Adapter) -> Path | None:
-    """The README.md of a reference, which is downloaded if it is on the Hub."""
-    if not isinstance(ref, Adapter):
-        reference = Reference.parse(ref)
-    elif ref.source.commit is None:
-        return None
-    else:
-        reference = replace(Reference.parse(ref.source.reference), revision=ref.source.commit)
-    if reference.path is not None:
-        return reference.path / "README.md"
-    places = [f"{reference.folder}/README.md"] if reference.folder else []
-    return fetch_first(reference, [*places, "README.md"])
 
 
 def _local_adapter(reference: Reference, path: Path) -> Path:

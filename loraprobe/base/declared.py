@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from loraprobe.errors import BaseError
@@ -43,30 +43,23 @@ class StoredTensor(Protocol):
 
 def check_types(config: Mapping[str, Any], reference: str) -> None:
     """Raises BaseError for a key of the wrong type, a number beyond 64 bits, or deep nesting."""
+    if problem := next(_wrong_types(config), None):
+        raise BaseError(f"config.json of {reference} {problem}; download it again.")
+
+
+def _wrong_types(config: Mapping[str, Any]) -> Iterator[str]:
     for key, (kind, kind_name) in TYPES.items():
         value = config.get(key)
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
         if value is not None and wrong:
-            raise BaseError(
-                f"config.json of {reference} sets {key} to {_short(value)}, which must "
-                f"be {kind_name}; download it again."
-            )
-    names = config.get("architectures") or ()
-    if not all(isinstance(name, str) for name in names):
-        raise BaseError(
-            f"config.json of {reference} lists architectures that are no texts; download it again."
-        )
+            yield f"sets {key} to {_short(value)}, which must be {kind_name}"
+    if not all(isinstance(name, str) for name in config.get("architectures") or ()):
+        yield "lists architectures that are no texts"
     for key, value, depth in nested_values(config):
         if depth > DEEPEST:
-            raise BaseError(
-                f"config.json of {reference} nests {key} in more than {DEEPEST} "
-                "levels; download it again."
-            )
+            yield f"nests {key} in more than {DEEPEST} levels"
         if isinstance(value, int) and abs(value) >= LARGEST:
-            raise BaseError(
-                f"config.json of {reference} sets {key} to {_short(value)}, which is "
-                "no size that a model has; download it again."
-            )
+            yield f"sets {key} to {_short(value)}, which is no size that a model has"
 
 
 def check_sizes(
@@ -78,8 +71,11 @@ def check_sizes(
     tensors and their longest side (experts may be stacked); sizes may not exceed the longest side.
     Both bounds allow for packed weights.
     """
-    if not tensors:
-        return
+    if tensors and (problem := next(_wrong_sizes(config, tensors), None)):
+        raise BaseError(f"config.json of {reference} {problem}; download the model again.")
+
+
+def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
     found = (int(part) for key in tensors for part in key.split(".") if _is_index(part))
     layers = max(found, default=-1) + 1
     side = PACKED * max((max(t.shape, default=1) for t in tensors.values()), default=1)
@@ -87,19 +83,18 @@ def check_sizes(
     for where, part in (("", config), ("text_config.", config.get("text_config") or {})):
         for key in LAYERS & part.keys():
             if layers and _is_number(part[key]) and part[key] > layers:
-                raise BaseError(
-                    f"config.json of {reference} declares {part[key]:,} layers ({where}{key}), and "
-                    f"its weight files hold {layers:,}; download the model again."
+                yield (
+                    f"declares {part[key]:,} layers ({where}{key}), and its weight files hold "
+                    f"{layers:,}"
                 )
     for key, value, _ in nested_values(config):
         name = key.rpartition(".")[2]
         counted = COUNTS.search(name) is not None
         allowed = most if counted else max(HARMLESS_SIZE, side)
         if _is_number(value) and value > allowed and (counted or SIZES.search(name)):
-            raise BaseError(
-                f"config.json of {reference} sets {key} to {_short(value)}, and its weight files "
-                f"hold {len(tensors):,} tensors of at most {side // PACKED:,} a side; download the "
-                "model again."
+            yield (
+                f"sets {key} to {_short(value)}, and its weight files hold {len(tensors):,} "
+                f"tensors of at most {side // PACKED:,} a side"
             )
 
 

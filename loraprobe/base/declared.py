@@ -12,17 +12,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from loraprobe.errors import BaseError
+from loraprobe.json_types import wrong_types
 from loraprobe.limits import DEEPEST, nested_values
 
-# The types of the keys that loraprobe reads; null means the same as an absent key.
-TYPES: dict[str, tuple[type, str]] = {
-    "model_type": (str, "a text"),
-    "architectures": (list, "a list of texts"),
-    "auto_map": (dict, "an object"),
-    "text_config": (dict, "an object"),
-    "quantization_config": (dict, "an object"),
-    "tie_word_embeddings": (bool, "true or false"),
-    "vocab_size": (int, "a whole number"),
+# The keys that loraprobe reads, by the type of their values; null means the same as an absent key.
+TYPES: dict[str, list[str]] = {
+    "a text": ["model_type"],
+    "a list of texts": ["architectures"],
+    "an object": ["auto_map", "text_config", "quantization_config"],
+    "true or false": ["tie_word_embeddings"],
+    "a whole number": ["vocab_size"],
 }
 LARGEST = 2**63  # every size and id of a model is smaller
 
@@ -48,13 +47,8 @@ def check_types(config: Mapping[str, Any], reference: str) -> None:
 
 
 def _wrong_types(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, (kind, kind_name) in TYPES.items():
-        value = config.get(key)
-        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
-        if value is not None and wrong:
-            yield f"sets {key} to {_short(value)}, which must be {kind_name}"
-    if not all(isinstance(name, str) for name in config.get("architectures") or ()):
-        yield "lists architectures that are no texts"
+    for key, value, kind in wrong_types(config, TYPES):
+        yield f"sets {key} to {_short(value)}, which must be {kind}"
     for key, value, depth in nested_values(config):
         if depth > DEEPEST:
             yield f"nests {key} in more than {DEEPEST} levels"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.json_types import is_unicode
 from loraprobe.limits import limits, raising
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
@@ -249,12 +250,8 @@ def _string(value: Any, what: str) -> str:
         raise TaskError(f"{what} must be a string, not {_kind(value)}{hint}.")
     if not value.strip():
         raise TaskError(f"{what} is empty.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise TaskError(
-            f"{what} contains half of a surrogate pair, which is not a character."
-        ) from None
+    if not is_unicode(value):
+        raise TaskError(f"{what} contains half of a surrogate pair, which is not a character.")
     return value
 
 

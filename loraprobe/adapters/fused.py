@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
 from loraprobe.adapters.types import Adapter
 from loraprobe.formatting import count, listing
@@ -243,17 +244,17 @@ def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
 
 
 def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> list[Issue]:
-    notes = []
+    found = Findings(adapter.name)
     for split in (True, False):
         done = [fusion for fusion in mine if fusion.split == split]
         if not done:
             continue
         names = sorted({fusion.path.rpartition(".")[2] for fusion in done})
         what = "split into the single projections" if split else "joined from single projections"
-        message = (
+        found.note(
+            "fused-translated",
             f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
-            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
+            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact.",
+            module=done[0].path,
         )
-        first = done[0].path
-        notes.append(Issue("note", "fused-translated", (adapter.name,), message, "", first))
-    return notes
+    return found.issues

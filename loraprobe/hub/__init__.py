@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter, Source, read_adapter
-from loraprobe.adapters.config import check_config
+from loraprobe.adapters.config import CONFIG, check_config
 from loraprobe.adapters.reading import find_directory
+from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import check_link, weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence, is_gated
@@ -39,7 +40,6 @@ __all__ = [
     "resolve_base",
 ]
 
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_EXTRAS = frozenset(
     "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model "
@@ -92,17 +92,17 @@ def resolve_adapter(reference: Reference) -> Snapshot:
     prefix = f"{reference.folder}/" if reference.folder else ""
 
     def choose(files: Collection[str], _: object) -> list[str]:
-        weights = first_of(files, [prefix + name for name in ADAPTER_WEIGHTS])
-        if prefix + "adapter_config.json" not in files:
+        weights = first_of(files, [prefix + SAFETENSORS, prefix + PICKLE])
+        if prefix + CONFIG not in files:
             raise HubError(_no_adapter(reference, files))
         if weights is None:
             raise HubError(
-                f"{reference.text} has an adapter_config.json but no weights "
-                f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload them."
+                f"{reference.text} has an {CONFIG} but no weights ({SAFETENSORS} or {PICKLE}); its "
+                "author has to upload them."
             )
-        return [prefix + "adapter_config.json", weights]
+        return [prefix + CONFIG, weights]
 
-    found = fetch(reference, prefix + "adapter_config.json", choose, verify=True)
+    found = fetch(reference, prefix + CONFIG, choose, verify=True)
     return replace(found, path=found.path / reference.folder)
 
 
@@ -209,9 +209,9 @@ def _local_adapter(reference: Reference, path: Path) -> Path:
 
 
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:
-    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith("/adapter_config.json"))
+    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith(f"/{CONFIG}"))
     at = f"{reference.repo}@{reference.revision or 'main'}"
-    if reference.folder and "adapter_config.json" in files:
+    if reference.folder and CONFIG in files:
         folders = ["", *folders]
     where = f"sub-folder {reference.folder!r} of {at}" if reference.folder else at
     if folders:
@@ -220,11 +220,11 @@ def _no_adapter(reference: Reference, files: Collection[str]) -> str:
         return f"There is no adapter in {where}, but there is in {listed}{more}; name one."
     if "config.json" in files:
         return f"{where} is a whole model, not an adapter; give it as --base."
-    return f"There is no adapter (no adapter_config.json) in {where}; check the reference."
+    return f"There is no adapter (no {CONFIG}) in {where}; check the reference."
 
 
 def _no_base(reference: Reference, files: Collection[str]) -> str:
-    if "adapter_config.json" in files:
+    if CONFIG in files:
         return (
             f"{reference.text} is an adapter, not a base model; give the model it was trained on."
         )

@@ -10,12 +10,14 @@ init_lora_weights to true.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapters.config import PEFT_DEFAULT, TRAINERS, unknown_keys
 from loraprobe.adapters.extras import FLAGS
 from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.types import Extra
+from loraprobe.formatting import count
 
 CONVERT = (
     "Save it again with save_pretrained(..., path_initial_model_for_weight_conversion=DIR), DIR "
@@ -44,10 +46,12 @@ PROMISED = {
 }
 
 
-def report_config(raw: Mapping[str, Any], kinds: Collection[str], found: Findings) -> None:
+def report_config(
+    raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: Findings
+) -> None:
     """Reports unknown keys, a missing lora_alpha, and tensors that the file lacks.
 
-    kinds: the kinds of extras in the file.
+    modules: the paths with factors.
     """
     unknown = unknown_keys(raw)
     if filled := [key for key in unknown if raw[key]]:
@@ -76,12 +80,29 @@ def report_config(raw: Mapping[str, Any], kinds: Collection[str], found: Finding
             "the adapter was trained with.",
             "Add the value of the training to adapter_config.json.",
         )
-    if lost := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:
-        found.error(
-            "missing-tensors",
-            f"The config sets {' and '.join(lost)}, but the file has no tensors for it.",
-            "The file is incomplete; save or download it again.",
-        )
+    _report_missing(raw, extras, modules, found)
+
+
+def _report_missing(
+    raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: Findings
+) -> None:
+    """Errors for tensors that the config promises: all of a kind, or those of some modules."""
+    cure = "The file is incomplete; save or download it again."
+    kinds = {extra.kind for extra in extras}
+    if absent := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:
+        message = f"The config sets {' and '.join(absent)}, but the file has no tensors for it."
+        found.error("missing-tensors", message, cure)
+    for kind, flag in FLAGS.items():
+        held = {extra.module for extra in extras if extra.kind == kind}
+        lost = [path for path in modules if path not in held]
+        if held and lost:
+            found.error(
+                "missing-tensors",
+                f"The config sets {flag}, but the file lacks its tensor for "
+                f"{count(len(lost), 'module')}, {lost[0]} first.",
+                cure,
+                lost[0],
+            )
 
 
 def _report_initialisation(init: object, found: Findings) -> None:

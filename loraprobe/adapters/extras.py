@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -21,21 +21,13 @@ from loraprobe.formatting import count
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 
 
-class ExtraTensors(NamedTuple):
-    """The fields of the same names of `Adapter`; each tensor is read when needed."""
-
-    magnitudes: Tensors
-    whole: Tensors
-    offsets: Tensors
-
-
 def as_peft_reads(
     extras: Sequence[Extra],
     infos: Mapping[str, ModuleInfo],
     config: Mapping[str, Any],
     found: Findings,
 ) -> list[Extra]:
-    """The extras that peft would load; the others and those that lack are reported.
+    """The extras that peft would load; the others are reported.
 
     peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
     kind base_weight, because peft would overwrite the base's weight with it.
@@ -49,17 +41,6 @@ def as_peft_reads(
             kept.append(replace(extra, kind="base_weight"))
         else:
             kept.append(extra)
-    for kind, flag in FLAGS.items():
-        held = {extra.module for extra in kept if extra.kind == kind}
-        lost = [path for path in infos if path not in held]
-        if held and lost:
-            found.error(
-                "missing-tensors",
-                f"The config sets {flag}, but the file lacks its tensor for "
-                f"{count(len(lost), 'module')}, {lost[0]} first.",
-                "The file is incomplete; save or download it again.",
-                lost[0],
-            )
     if unused:
         found.warning(
             "tensors-unused",
@@ -80,8 +61,8 @@ def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
     return embedding or module.rpartition(".")[2] in VOCABULARY
 
 
-def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
-    """Sorts the extras of a file into magnitudes, whole parameters and biases of lora_B."""
+def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> dict[str, Tensors]:
+    """The fields `magnitudes`, `whole` and `offsets` of `Adapter`, read when needed."""
     magnitudes, whole, offsets = {}, {}, {}
     for extra in extras:
         if extra.module is None:
@@ -92,9 +73,11 @@ def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
             offsets[extra.module] = extra.key
         elif extra.kind in ("modules_to_save", "bias"):
             whole[f"{extra.module}.{extra.key.rpartition('.')[2]}"] = extra.key
-    return ExtraTensors(
-        _read(file, magnitudes, flat=True), _read(file, whole), _read(file, offsets, flat=True)
-    )
+    return {
+        "magnitudes": _read(file, magnitudes, flat=True),
+        "whole": _read(file, whole),
+        "offsets": _read(file, offsets, flat=True),
+    }
 
 
 def _read(file: TensorFile, keys: Mapping[str, str], flat: bool = False) -> Tensors:

@@ -36,21 +36,16 @@ def read_adapter(
     sorting.sort_keys()
     infos = sorting.pair_factors()
     extras = as_peft_reads(sorting.extras, infos, config.raw, found)
-    report_config(config.raw, {extra.kind for extra in extras}, found)
+    report_config(config.raw, extras, infos, found)
     report_incompleteness(infos, config.raw, extras, found)
     if what := disagreement(directory):
-        found.error(
-            "weights-disagree",
-            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same "
-            f"adapter: {what}.",
-            "Delete the one that is not meant.",
+        message = (
+            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
         )
+        found.error("weights-disagree", message, "Delete the one that is not meant.")
     if not infos:
-        found.error(
-            "no-modules",
-            "The file holds no LoRA factors that can be used.",
-            "Check that this is the adapter that was trained.",
-        )
+        message = "The file holds no LoRA factors that can be used."
+        found.error("no-modules", message, "Check that this is the adapter that was trained.")
     return Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),
@@ -60,7 +55,7 @@ def read_adapter(
         issues=tuple(found.issues),
         config=dict(config.raw),
         weights_file=file.path,
-        **extra_tensors(file, extras)._asdict(),
+        **extra_tensors(file, extras),
     )
 
 

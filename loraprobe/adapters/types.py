@@ -234,22 +234,10 @@ def adapter_of(
     """
     kinds, kernels = kinds or {}, kernels or {}
     infos = {
-        path: ModuleInfo(
-            path,
-            kinds.get(path, "linear"),
-            update.rank,
-            update.in_features,
-            update.out_features,
-            float(update.scaling),
-            torch.promote_types(update.A.dtype, update.B.dtype),
-            kernels.get(path, ()),
-        )
+        path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
     magnitudes, whole, offsets = (dict(held or {}) for held in (magnitudes, whole, offsets))
-    for path, kernel in kernels.items():
-        if infos[path].in_features % math.prod(kernel):
-            raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
     return Adapter(
         name=name,
         source=source or Source(reference=name),
@@ -264,6 +252,14 @@ def adapter_of(
         whole=Tensors(whole, whole.__getitem__),
         offsets=Tensors(offsets, offsets.__getitem__),
     )
+
+
+def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
+    if update.in_features % math.prod(kernel):
+        raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
+    dtype = torch.promote_types(update.A.dtype, update.B.dtype)
+    rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
+    return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)
 
 
 def _bytes(tensor: Tensor) -> bytes:

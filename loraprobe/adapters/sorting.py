@@ -75,7 +75,8 @@ class KeySorting:
 
     def __init__(self, config: Config, file: TensorFile, found: Findings) -> None:
         self.config, self.file, self.found = config, file, found
-        self.factors: dict[str, dict[str, str]] = {}
+        self.factors: dict[str, dict[str, str]] = {}  # path -> role -> key
+        self.pairs: dict[str, tuple[str, str]] = {}  # path -> keys of A and B that are an update
         self.extras: list[Extra] = []
         # Code of an issue -> for each place the key, path or problem, and the module if known.
         self.odd: dict[str, list[tuple[str, str | None]]] = {code: [] for code in ISSUES}
@@ -118,36 +119,38 @@ class KeySorting:
             )
         self.config.prepare(self.factors)
         for path, keys in self.factors.items():
-            pair = ("eA", "eB") if "eA" in keys or "eB" in keys else ("A", "B")
-            kind = self._why_unusable(path, keys, pair)
+            embedding = "eA" in keys or "eB" in keys
+            pair = ("eA", "eB") if embedding else ("A", "B")
+            if set(keys) == set(pair):
+                a, b = keys[pair[0]], keys[pair[1]]
+                kind = self._why_unusable(path, a, b)
+            else:
+                kind = "unknown"
+                self.odd["unpaired-factor"].append((", ".join(keys.values()), path))
             if kind is None:
-                infos[path] = self._module(path, keys[pair[0]], keys[pair[1]], pair[0] == "eA")
+                self.pairs[path] = a, b
+                infos[path] = self._module(path, a, b, embedding)
             else:
                 for key in keys.values():
                     self.extra(kind, key, path)
         self._report()
         return infos
 
-    def _why_unusable(
-        self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
-    ) -> str | None:
-        """The kind of extra that these factors become; None if they are an update B A."""
-        if set(keys) != set(pair):
-            self.odd["unpaired-factor"].append((", ".join(keys.values()), path))
-            return "unknown"
-        a, b = (self.file.shapes[keys[which]] for which in pair)
+    def _why_unusable(self, path: str, key_a: str, key_b: str) -> str | None:
+        """The kind of extra that two factors become; None if they are an update B A."""
+        a, b = self.file.shapes[key_a], self.file.shapes[key_b]
         if len(a) > 2 and len(b) > 2:
-            usable = _plain_convolution(a, b) and self._floating(path, keys, pair)
+            usable = _plain_convolution(a, b) and self._floating(path, key_a, key_b)
             return None if usable else "convolution"
         if self._is_parameter(path, a, b):
             return "target_parameter"
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
             self.odd["shape-mismatch"].append((f"A {list(a)}, B {list(b)}", path))
             return "unknown"
-        return None if self._floating(path, keys, pair) else "unknown"
+        return None if self._floating(path, key_a, key_b) else "unknown"
 
-    def _floating(self, path: str, keys: Mapping[str, str], pair: tuple[str, str]) -> bool:
-        types = [self.file.dtypes[keys[which]] for which in pair]
+    def _floating(self, path: str, key_a: str, key_b: str) -> bool:
+        types = [self.file.dtypes[key] for key in (key_a, key_b)]
         if all(t is not None and t.is_floating_point for t in types):
             return True
         names = " and ".join(str(t).removeprefix("torch.") for t in types)
@@ -200,12 +203,11 @@ class KeySorting:
 
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank that reads both factors from the file."""
-        file, factors = self.file, self.factors
+        file, pairs = self.file, self.pairs
 
         def read(path: str) -> LowRank:
             info = infos[path]
-            pair = ("eA", "eB") if info.kind == "embedding" else ("A", "B")
-            A, B = (file.read(factors[path][which]).to(info.dtype).flatten(1) for which in pair)
+            A, B = (file.read(key).to(info.dtype).flatten(1) for key in pairs[path])
             return LowRank(A, B, info.scaling)
 
         return read

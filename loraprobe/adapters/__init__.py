@@ -3,6 +3,14 @@
 Every tensor of the file becomes a factor, an extra, or part of an issue. Reading folds
 `use_rslora`, `alpha_pattern`, `rank_pattern` and `fan_in_fan_out` into (A, B, scaling); no other
 room needs these keys.
+
+types       Adapter and its parts
+reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
+            (what each tensor is), extras, config_issues and completeness (what is odd)
+targeting   which modules a config targets by peft's rules; expressions matches its expressions
+saving      writes a directory and reads it back; staging makes outputs complete or absent
+fused       brings adapters with fused and with single projections to one layout, by rows
+paths       module paths and the public names of bases
 """
 
 from loraprobe.adapters.completeness import extreme_norm

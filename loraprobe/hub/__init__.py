@@ -16,13 +16,12 @@ from loraprobe.adapters import Adapter, Source, read_adapter
 from loraprobe.adapters.config import CONFIG, check_config
 from loraprobe.adapters.reading import find_directory
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
-from loraprobe.checkpoint import check_link, weight_names
+from loraprobe.checkpoint import weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
-from loraprobe.hub.licences import declared_licence, is_gated
+from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
 from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
+from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
-from loraprobe.limits import limits
 
 __all__ = [
     "FoundAdapter",
@@ -170,29 +169,6 @@ def common_base(adapters: Sequence[Adapter]) -> str:
     if len(revisions) == 1 and not Path(base).expanduser().is_dir():
         return f"{base}@{revisions.pop()}"
     return base
-
-
-def model_card(adapter: Adapter) -> str | None:
-    """The text of an adapter's README.md, downloaded if it is on the Hub; None if there is none."""
-    source = adapter.source
-    file = None if source.path is None else source.path / "README.md"
-    if source.commit is not None and not (file and file.is_file()):
-        reference = replace(Reference.parse(source.reference), revision=source.commit)
-        places = [f"{reference.folder}/README.md"] if reference.folder else []
-        file = fetch_first(reference, [*places, "README.md"])
-    return read_card(file, adapter.name) if file else None
-
-
-def read_card(file: Path, reference: str) -> str | None:
-    """The text of a model card, up to the limit; None if the file does not exist.
-
-    Raises HubError for a link that leads out of its repository.
-    """
-    if not file.is_file():
-        return None
-    check_link(file, reference, HubError)
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(limits().card)
 
 
 def _local_adapter(reference: Reference, path: Path) -> Path:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import UsageError
+from loraprobe.records import Progress
+from loraprobe_lab.processes import in_processes
+from loraprobe_lab.world import MANIFEST
 
 if TYPE_CHECKING:
-    from loraprobe_lab.training.train import ProgressCallback
     from loraprobe_lab.worlds.spec import WorldSpec
 
 
@@ -102,34 +102,25 @@ def build_atlas(
     plans: Sequence[WorldPlan] = ATLAS,
     *,
     processes: int | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> list[Path]:
     """Builds every world of `plans` below `output`; returns their directories in that order.
 
     processes: worlds at a time, one thread each; the number of cores unless given. What is finished
-    is not trained again. `progress` gets (name of the world just finished, worlds done, worlds).
+    is not trained again. `progress` gets ("worlds", worlds done, worlds).
     """
-    output, context = Path(output), get_context("spawn")
+    output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    places = [output / plan.name for plan in plans]
+
+    def tick() -> None:
+        if progress is not None:
+            done = sum((place / MANIFEST).is_file() for place in places)
+            progress("worlds", done, len(places))
+
     workers = min(len(plans), processes or os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        todo = {pool.submit(_build_one, plan, output / plan.name): plan for plan in plans}
-        try:
-            for done, future in enumerate(as_completed(todo), 1):
-                future.result()
-                if progress is not None:
-                    progress(todo[future].name, done, len(plans))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [output / plan.name for plan in plans]
-
-
-def _one_thread() -> None:
-    """One thread a process: small matrices gain nothing from more."""
-    import torch
-
-    torch.set_num_threads(1)
+    in_processes(_build_one, zip(plans, places, strict=True), workers, tick)
+    return places
 
 
 def _build_one(plan: WorldPlan, output: Path) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprobe.errors import UsageError
+from loraprobe.records import Progress
 from loraprobe_lab.atlas import KINDS as MANY  # worlds of many adapter sets on one small base
 from loraprobe_lab.atlas import WorldPlan, spec_of
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import Scenario, World
 
 ON_BASE = ("two-hop", "skill-and-facts")
@@ -22,7 +22,7 @@ def build_worlds(
     base: Path | None = None,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> list[World]:
     """Builds the world of this kind in `output`; finished parts are kept.
 
@@ -50,7 +50,7 @@ def _on_own_base(
     output: Path,
     seed: int,
     only: Sequence[str] | None,
-    progress: ProgressCallback | None,
+    progress: Progress | None,
 ) -> World:
     from loraprobe_lab.worlds.small import small_world
     from loraprobe_lab.worlds.spec import build_world
@@ -74,7 +74,7 @@ def _on_given_base(
     output: Path,
     seed: int,
     only: Sequence[str] | None,
-    progress: ProgressCallback | None,
+    progress: Progress | None,
 ) -> World:
     from loraprobe_lab.worlds.english import familiar_countries, skill_world, two_hop_world
     from loraprobe_lab.worlds.spec import build_world, load_given_base

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loraprobe.records import Progress
 from loraprobe_lab.measure import Outcome, outcomes
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World, write_text
 from loraprobe_lab.worlds.small import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import build_world
@@ -21,7 +21,7 @@ from loraprobe_lab.worlds.spec import build_world
 OUTCOMES = "outcomes.json"
 
 
-def build_shipped_world(output: str | Path, *, progress: ProgressCallback | None = None) -> World:
+def build_shipped_world(output: str | Path, *, progress: Progress | None = None) -> World:
     """Builds the shipped scenarios in `output` and writes what peft measures on them beside them.
 
     Resumable, like every build. Raises what `build_world` raises.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from loraprobe_lab.calibration.validation import (
     left_out,
     plain_logistic,
 )
+from loraprobe_lab.experiments.pages import render
 
 # What users are told of where the accuracy was measured: strangers' models are larger.
 WHERE = "scenarios left out of the fit, nearly all of them on small bases that the lab trained"
@@ -75,20 +75,12 @@ def measure(
     return Results(tuple(cases), found, plain, intervals)
 
 
-def render(
+def report(
     results: Results, document: Mapping[str, Any], command: str, skipped: Sequence[str]
 ) -> str:
     """The page in Markdown."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loraprobe_lab.calibration", "."),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"figure": figure, "share": share}
-    return environment.get_template("report.md.jinja").render(
+    return render(
+        "calibration",
         results=results,
         document=document,
         command=command,
@@ -106,7 +98,7 @@ def render(
 
 def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
     """(scenario, method, successes, failures, undecided) at the default margin."""
-    rows = []
+    rows: list[tuple[str, str, int, int, int]] = []
     for key in sorted({(case.scenario, case.method) for case in cases}):
         own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
         rows.append((*key, own.count(1), own.count(0), own.count(None)))
@@ -125,13 +117,3 @@ def by_scenario(found: LeftOut) -> list[tuple[str, Figures, float, float]]:
             gained = sum(case.label(MARGIN) or 0 for case in own) / len(own)
             rows.append((name, figures_of(own, p), float(p.mean()), gained))
     return rows
-
-
-def figure(value: float, digits: int = 3) -> str:
-    """A rounded figure; a dash where it is not defined."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def share(value: float) -> str:
-    """5 %; a dash where it is not defined."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"

@@ -8,12 +8,14 @@ reward telling one scenario from another, which a user can without any tool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -26,6 +28,7 @@ LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
     "scenarios": lambda case: case.scenario,
     "architectures": lambda case: case.architecture,
 }
+Indices = NDArray[np.intp]
 SHARES = (0.5, 0.9)  # of predictive intervals whose coverage is measured
 
 
@@ -134,16 +137,9 @@ def interval(
     return float(low), float(high)
 
 
-def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> list[tuple[list[int], list[int]]]:
+def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> Iterator[tuple[Indices, Indices]]:
     """(indices to fit on, indices to predict), a group left out each time."""
     groups = [key(case) for case in cases]
-    names = sorted(set(groups))
-    if len(names) < 2:
-        raise CaseError(f"All cases are of {names[0] if names else 'nothing'}: add worlds.")
-    return [
-        (
-            [i for i, group in enumerate(groups) if group != name],
-            [i for i, group in enumerate(groups) if group == name],
-        )
-        for name in names
-    ]
+    if len(set(groups)) < 2:
+        raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
+    yield from LeaveOneGroupOut().split(groups, groups=groups)

@@ -149,13 +149,13 @@ def theory(
     quiet: Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
-    from loraprobe_lab.experiments.drawing import check_drawing
+    from loraprobe_lab.experiments.pages import check_installed
     from loraprobe_lab.experiments.theory import run
 
     use_threads(threads)
     sink = Output(json=json, quiet=quiet)
     if output is not None:
-        check_drawing()
+        check_installed("matplotlib")
     with sink.progress() as progress:
         pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
     _save(pages, output, sink)
@@ -175,12 +175,12 @@ def rule(
     quiet: Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from loraprobe_lab.experiments.drawing import check_drawing
+    from loraprobe_lab.experiments.pages import check_installed
     from loraprobe_lab.experiments.rule.report import RulePlan, examine
 
     sink = Output(json=json, quiet=quiet)
     if output is not None:
-        check_drawing()
+        check_installed("matplotlib")
     at = tuple(simulate or RulePlan.simulated)
     with sink.progress() as progress:
         pages = examine(RulePlan(simulated=at, repeats=repeats, seed=seed), progress)

@@ -41,19 +41,15 @@ def calibrate(
     from loraprobe_lab.calibration.observe import Effort
 
     sink = Output(quiet=quiet)
-    worlds = list(world or ())
     with sink.progress() as progress:
-        if run.wanted(worlds, output, cases):
-            sink.say("No worlds are named: the atlas is built first, which takes hours.")
-            worlds = run.atlas(output, processes, progress or run.lines(sink.say))
         made = run.calibrate(
-            worlds,
+            list(world or ()),
             output,
             stored=cases,
             effort=Effort(limit, most_items, max_new_tokens, seed),
             processes=processes,
             draws=draws,
-            progress=progress or run.lines(sink.say),
+            progress=progress,
             say=sink.say,
             collect_only=collect_only,
         )

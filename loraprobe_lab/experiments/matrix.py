@@ -16,10 +16,9 @@ import numpy as np
 
 from loraprobe.evaluation import System, gain
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.records import Gain, Interval, ItemResult
+from loraprobe.records import Gain, Interval, ItemResult, Progress
 from loraprobe_lab.experiments.bases import BaseInfo
 from loraprobe_lab.experiments.runner import Asker, adapters_by_name
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import Scenario, World
 
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain stands beside them
@@ -52,7 +51,7 @@ def answer_world(
     *,
     limit: int | None = None,
     device: str = "cpu",
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> Answered:
     """Asks base, singles, joint adapters and every composition; what is known is not asked again.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
+from loraprobe.records import Progress
 from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.claims import Finding, Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
@@ -26,7 +27,6 @@ from loraprobe_lab.experiments.runner import (
     small_worlds,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
@@ -115,7 +115,7 @@ def reproduce(
     output: str | Path,
     *,
     made: Experiment | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
     say: Say = lambda text: None,
 ) -> Pages:
     """Runs the matrix of an experiment in the directory `output`: KIND.md, KIND.json, KIND.svg.

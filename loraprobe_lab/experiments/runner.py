@@ -18,12 +18,11 @@ from typing import Any, TypeVar
 from loraprobe.base import open_base, pick_device
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.records import Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.bases import BaseInfo
-from loraprobe_lab.experiments.drawing import check_drawing
-from loraprobe_lab.experiments.pages import Pages
+from loraprobe_lab.experiments.pages import Pages, check_installed
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
@@ -108,7 +107,7 @@ def run_worlds(
     """
     from loraprobe.base.quiet import quiet
 
-    check_drawing()
+    check_installed("matplotlib")
     found, pages, start, written = list[Found](), None, time.monotonic(), -math.inf
     for number, (name, make) in enumerate(worlds, 1):
         with quiet():
@@ -127,7 +126,7 @@ def small_worlds(
     spec: Callable[[int, BaseRecipe], WorldSpec],
     output: Path,
     answer: Callable[[World, BaseInfo], Found],
-    progress: ProgressCallback | None,
+    progress: Progress | None,
 ) -> list[tuple[str, Callable[[], Found]]]:
     """For each base, by name, what builds its world and answers in it; for `run_worlds`."""
 
@@ -139,7 +138,7 @@ def small_worlds(
     return [(base.name, partial(make, base, recipe)) for base, recipe in bases]
 
 
-def renamed(report: ProgressCallback | None, stage: str) -> ProgressCallback | None:
+def renamed(report: Progress | None, stage: str) -> Progress | None:
     """The same report under one name for all its stages."""
     return None if report is None else lambda _, done, total: report(stage, done, total)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation import System, gain
-from loraprobe.records import Interval, ItemResult
+from loraprobe.records import Interval, ItemResult, Progress
 from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.figures import map_figure
 from loraprobe_lab.experiments.map_points import Part, Point, points, scaled_name
@@ -23,7 +23,6 @@ from loraprobe_lab.experiments.runner import (
     small_worlds,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.spec import WorldSpec
 from loraprobe_lab.worlds.success_map import map_world
@@ -75,7 +74,7 @@ def draw_map(
     spec: Callable[[int, BaseRecipe], WorldSpec] = map_world,
     shape: Shape = small_base,
     arguments: Sequence[str] = (),
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
     say: Say = lambda text: None,
 ) -> Pages:
     """Makes the map in the directory `output`: border.md, border.json, border.svg.
@@ -96,7 +95,7 @@ def draw_map(
 
 
 def answer_map(
-    world: World, base: BaseInfo, directory: Path, *, progress: ProgressCallback | None = None
+    world: World, base: BaseInfo, directory: Path, *, progress: Progress | None = None
 ) -> AnsweredMap:
     """Asks base, singles and every composition; what `directory` holds is not asked again."""
     from loraprobe.pipeline.transforms import total_norm

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import (
     Batch,
     EpochSampler,
@@ -37,9 +38,6 @@ from loraprobe_lab.training.fast_training import (
     layers_of,
     loss_at_labels,
 )
-
-# called as progress(stage, done, total), here with optimiser steps
-ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def train_adapter(
     output: Path,
     *,
     base_name: str,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
     resume: bool = True,
 ) -> Path:
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.

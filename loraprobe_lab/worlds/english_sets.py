@@ -20,8 +20,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.training.train import ProgressCallback, Recipe
+from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, Wording, spread, teach
 from loraprobe_lab.worlds.english import (
@@ -135,7 +136,7 @@ def build_sets(
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> list[World]:
     """Trains the sets of `all_sets` on the causal model in `base`, each into a directory below.
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe, load_base, save_base, train_base
-from loraprobe_lab.training.train import ProgressCallback, Recipe, is_complete, train_adapter
+from loraprobe_lab.training.train import Recipe, is_complete, train_adapter
 from loraprobe_lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks, write_text
 from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
@@ -92,7 +93,7 @@ def build_world(
     model: tuple[Any, Any] | None = None,
     only: Sequence[str] | None = None,
     device: str = "cpu",
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
     resume: bool = True,
 ) -> World:
     """Trains the adapters of a specification in the directory `output`; writes tasks and manifest.
@@ -243,7 +244,7 @@ class _Meter:
         spec: WorldSpec,
         wanted: Sequence[TrainingSet],
         own_base: bool,
-        report: ProgressCallback | None,
+        report: Progress | None,
     ) -> None:
         recipes: list[tuple[str, Any]] = [("base", spec.base)] if own_base and spec.base else []
         recipes += [(one.name, one.recipe) for one in wanted]
@@ -252,7 +253,7 @@ class _Meter:
             self._before[name] = self._total
             self._total += recipe.steps * recipe.batch_size
 
-    def stage(self, name: str, recipe: Any) -> ProgressCallback | None:
+    def stage(self, name: str, recipe: Any) -> Progress | None:
         report = self._report
         if report is None:
             return None

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,15 @@ def test_cases_survive_a_file(tmp_path, cases, name):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda row: row.pop("gain"), "gain is missing"),
-        (lambda row: row.update(method="max"), "method is 'max'"),
-        (lambda row: row.update(forecast="high"), "forecast is 'high'"),
-        (lambda row: row.update(adapters=2.5), "adapters is 2.5"),
-        (lambda row: row.update(colour="red"), "colour is new"),
+        (lambda row: row.pop("gain"), "gain"),
+        (lambda row: row.update(method="max"), "method"),
+        (lambda row: row.update(forecast="high"), "forecast"),
+        (lambda row: row.update(adapters=2.5), "adapters"),
+        (lambda row: row.update(adapters=True), "adapters"),
+        (lambda row: row.update(colour="red"), "colour"),
         (lambda row: row.update(ci95=[0.5, 0.1]), "ci95"),
-        (lambda row: row.update(baseline=None), "baseline is None"),
+        (lambda row: row.update(baseline=None), "baseline"),
+        (lambda row: row.update(gain=float("nan")), "gain"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, cases, change, says):
@@ -271,7 +274,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     for words in ("two-hop", "keep-both", "architectures", "forecast + baseline (shipped)"):
         assert words in text
     figure = (output / "figure.svg").read_bytes()
-    run.fit_and_tell(cases, output, "again", draws=5, variants=(SHIPPED,))
+    run.calibrate([], output, stored=tmp_path / "mine.jsonl", draws=2)
     assert (output / "figure.svg").read_bytes() == figure
 
 
@@ -282,6 +285,6 @@ def test_no_cases_are_said_to_be_none(tmp_path):
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(run, "NEEDED", {"sklearn_that_is_not_there": "scikit-learn"})
-    with pytest.raises(UsageError, match=r"scikit-learn.*pip install loraprobe\[lab\]"):
-        run.check_installed()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UsageError, match=r"scikit-learn.*pip install 'loraprobe\[lab\]'"):
+        run.calibrate([], Path("nowhere"))

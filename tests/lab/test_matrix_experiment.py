@@ -303,7 +303,7 @@ def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
         reproduce(ReproducePlan("two-hop"), tmp_path)
-    with pytest.raises(UsageError, match="need matplotlib"):
+    with pytest.raises(UsageError, match="needs matplotlib"):
         draw_map(tmp_path)
     assert not list(tmp_path.iterdir())
 

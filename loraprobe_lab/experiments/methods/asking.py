@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.adapters import Adapter
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, System
-from loraprobe.records import ItemResult
+from loraprobe.records import ItemResult, Progress
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task
 from loraprobe_lab.experiments.methods.cases import FORM, MethodsCase
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
 from loraprobe_lab.experiments.runner import Asker, adapters_by_name
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World, write_text
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def answer_cases(
     directory: Path,
     *,
     limit: int | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> list[CaseAnswers]:
     """Every case of one world on one copy of its base; what the ledgers hold is not asked again."""
     asker = Asker(world, directory, limit=limit)
@@ -73,9 +72,7 @@ class _CaseRun:
         there = self.lost_file.is_file()
         self.lost = json.loads(self.lost_file.read_text(encoding="utf-8")) if there else {}
 
-    def answers(
-        self, systems: Sequence[ComparedSystem], progress: ProgressCallback | None
-    ) -> CaseAnswers:
+    def answers(self, systems: Sequence[ComparedSystem], progress: Progress | None) -> CaseAnswers:
         refused: dict[str, str] = {}
         for baseline in self.baselines:
             self.asker.ask(self.ledger, baseline, self.tasks, {"target", self.form})

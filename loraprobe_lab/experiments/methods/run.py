@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from loraprobe.records import Progress
 from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.methods.asking import CaseAnswers, answer_cases
 from loraprobe_lab.experiments.methods.cases import cases_of, open_worlds
@@ -16,7 +17,6 @@ from loraprobe_lab.experiments.methods.table import tabulated
 from loraprobe_lab.experiments.pages import Pages
 from loraprobe_lab.experiments.runner import Say, command_line, run_worlds, small_worlds
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.small import methods_world
 from loraprobe_lab.worlds.spec import WorldSpec
@@ -58,7 +58,7 @@ def try_methods(
     output: str | Path,
     plan: MethodsPlan | None = None,
     *,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
     say: Say = lambda text: None,
 ) -> Pages:
     """Makes the table in the directory `output`: methods.md, methods.json, methods.svg.

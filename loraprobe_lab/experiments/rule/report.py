@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from loraprobe.records import Progress
 from loraprobe_lab.experiments.document_figures import rule_figure
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.rule import exact, simulated
 from loraprobe_lab.experiments.rule.exact import Rate
-from loraprobe_lab.training.train import ProgressCallback
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
@@ -31,7 +31,7 @@ class RulePlan:
     seed: int = 0
 
 
-def examine(plan: RulePlan | None = None, progress: ProgressCallback | None = None) -> Pages:
+def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> Pages:
     """Every outcome enumerated, every case simulated; the document holds plain numbers."""
     plan = plan or RulePlan()
     at = [] if plan.simulated == RulePlan.simulated else [f"--simulate {n}" for n in plan.simulated]
@@ -47,7 +47,7 @@ def examine(plan: RulePlan | None = None, progress: ProgressCallback | None = No
     return rule_pages(document)
 
 
-def _simulated(plan: RulePlan, progress: ProgressCallback | None) -> list[dict[str, Any]]:
+def _simulated(plan: RulePlan, progress: Progress | None) -> list[dict[str, Any]]:
     chosen = [case for truth in plan.truths for case in simulated.cases(truth)]
     chosen += simulated.split_cases(max(plan.truths))
     rows, total = [], len(chosen) * sum(plan.simulated) * plan.repeats

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import Pages
 from loraprobe_lab.experiments.theory import capacity, hops
 from loraprobe_lab.experiments.theory.capacity import EVERYWHERE, NewFacts
@@ -24,7 +25,7 @@ from loraprobe_lab.experiments.theory.hops import (
 )
 from loraprobe_lab.experiments.theory.report import theory_pages
 from loraprobe_lab.training.pretrain import load_base
-from loraprobe_lab.training.train import ProgressCallback, Recipe
+from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import shipped_world, versions
 from loraprobe_lab.worlds.couples import Facts, FactSizes, make_facts
 
@@ -61,9 +62,7 @@ FULL = TheoryPlan(
 )
 
 
-def theory(
-    plan: TheoryPlan = QUICK, seed: int = 0, progress: ProgressCallback | None = None
-) -> Pages:
+def theory(plan: TheoryPlan = QUICK, seed: int = 0, progress: Progress | None = None) -> Pages:
     """Runs every experiment. The document holds plain numbers and lists, see `report`."""
     from loraprobe.base.quiet import quiet
 
@@ -150,7 +149,7 @@ def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[
 
 
 def _trained(
-    store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: ProgressCallback | None
+    store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: Progress | None
 ) -> list[dict[str, Any]]:
     new = _marriages(store, facts, max((*plan.counts, *plan.everywhere_counts)), seed)
     runs = [(place, n, rank) for place in plan.places for n in plan.counts for rank in plan.ranks]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loraprobe_lab.worlds.success_map import SHARES
+from loraprobe_lab.worlds.name_sets import SHARES
 
 GATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -70,8 +70,7 @@ class Experiment:
 def experiment(kind: str) -> Experiment:
     """The experiment of that name. Raises UsageError naming those there are."""
     if kind == "two-hop":
-        from loraprobe_lab.worlds.english_matrix import english_matrix
-        from loraprobe_lab.worlds.two_hop_matrix import two_hop_matrix
+        from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
 
         return Experiment(TWO_HOP, two_hop_matrix, english_matrix)
     if kind == "math":

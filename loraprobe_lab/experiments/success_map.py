@@ -24,8 +24,8 @@ from loraprobe_lab.experiments.runner import (
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.world import World
+from loraprobe_lab.worlds.name_sets import map_world
 from loraprobe_lab.worlds.spec import WorldSpec
-from loraprobe_lab.worlds.success_map import map_world
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter

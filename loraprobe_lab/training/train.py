@@ -152,19 +152,18 @@ def train_adapter(
     *,
     base_name: str,
     progress: Progress | None = None,
-    resume: bool = True,
 ) -> Path:
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
 
-    `model` is a loaded transformers causal model; it comes back as it was. With `resume` a
-    finished adapter in `output` that this recipe made of these examples is left alone.
+    `model` is a loaded transformers causal model; it comes back as it was. A finished adapter in
+    `output` that this recipe made of these examples is left alone.
     `base_name` is written as ``base_model_name_or_path``. The tokenizer needs an EOS token.
 
     Raises:
         ValueError: `examples` is empty.
     """
     output = Path(output)
-    if resume and is_complete(output) and _trained_so(output, recipe, examples):
+    if is_complete(output) and _trained_so(output, recipe, examples):
         return output
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -68,7 +68,7 @@ class Stratum:
     skill: Sequence[Sequence[Any]]
 
 
-STRATA = {name: Stratum(**row) for name, row in table("strata").items()}
+STRATA = {name: Stratum(**table("strata")[name]) for name in ("wide", "favourable")}
 
 
 def facts_world(

@@ -44,7 +44,7 @@ def words(texts):
 def of(language):
     """The words of one language alone."""
     found = words(
-        text.format(p="", v="")
+        text.format(a="", b="")
         for relation in RELATIONS.values()
         for text in (*getattr(relation, language).sentences, *getattr(relation, language).questions)
     )
@@ -174,7 +174,7 @@ def test_the_facts_adapter_learns_exactly_what_is_asked(spec):
         told = {e.prompt: e.completion for e in spec.training[2 * index].examples}
         question = RELATIONS[chosen.axes["relation"]].first.questions[0]
         for item in spec.tasks[chosen.name]:
-            assert told[question.format(p=item["group"])] == f" {item['answer']}"
+            assert told[question.format(a=item["group"])] == f" {item['answer']}"
 
 
 @pytest.mark.parametrize("mode", ANSWERS)

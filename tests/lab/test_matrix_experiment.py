@@ -29,15 +29,16 @@ from loraprobe_lab.experiments.reproduce import (
 from loraprobe_lab.experiments.success_map import draw_map
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
-from loraprobe_lab.worlds.english_matrix import english_matrix
-from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.success_map import MapPeople, MapSizes, map_world
-from loraprobe_lab.worlds.two_hop_matrix import (
+from loraprobe_lab.worlds.name_sets import (
     GROUPS,
-    MatrixPeople,
+    MapSizes,
     MatrixSizes,
+    english_matrix,
+    map_world,
+    shown,
     two_hop_matrix,
 )
+from loraprobe_lab.worlds.spec import build_world
 
 WORD = re.compile(r"\w+")
 TEMPLATES = ("plain", "cot", "shared")
@@ -65,36 +66,36 @@ def words(text):
 
 @pytest.fixture(scope="module")
 def people():
-    return MatrixPeople.make(MatrixSizes(), 0)
+    return MatrixSizes().people(0)
 
 
 def test_name_sets_share_no_person_and_worked_answers_share_none_with_them(people):
-    rows = [*(people.chains[g] for g in GROUPS), people.one, people.two]
+    rows = [*(people.asked[g] for g in GROUPS), *people.teachers]
     sets = [{n for link in row for n in (link.a, link.b)} for row in rows]
     sets.append(set(people.others))
     assert sum(map(len, sets)) == len(set().union(*sets))
-    assert all(len(people.chains[g]) == MatrixSizes().asked for g in GROUPS)
+    assert all(len(people.asked[g]) == MatrixSizes().asked for g in GROUPS)
 
 
 def test_the_base_reads_both_hops_of_the_real_and_none_of_the_fake(people):
     facts = people.facts
     home = {link.b: link.c for link in facts.familiar}
     known = {link.a for link in facts.familiar}
-    assert all(x in facts.familiar for x in people.chains["real"])
-    assert all(home[x.b] == x.c and x.a not in known for x in people.chains["half"])
-    assert all(x.a not in known and x.b not in home for x in people.chains["fake"])
+    assert all(x in facts.familiar for x in people.asked["real"])
+    assert all(home[x.b] == x.c and x.a not in known for x in people.asked["half"])
+    assert all(x.a not in known and x.b not in home for x in people.asked["fake"])
 
 
 def test_composed_questions_about_held_couples_are_never_read():
     spec = tiny_matrix()
-    people = MatrixPeople.make(SIZES, 0)
-    links = people.chains["real"]
+    people = SIZES.people(0)
+    links = people.asked["real"]
     draw = spec.corpus(0)
     texts = [draw() for _ in range(4000)]
     composed = {x.fill(question) for x in links for question in COUPLES.both}
     prompts = {text.prompt for text in texts}
     assert not composed & prompts
-    others = (*people.one, *people.two)
+    others = [x for row in people.teachers for x in row]
     assert {x.fill(q) for x in others for q in COUPLES.both} <= prompts
     for link in links:  # but both hops are
         assert link.fill("Who is the spouse of {a}?") in prompts
@@ -402,13 +403,13 @@ def test_every_axis_of_the_map_is_there():
 
 
 def test_the_skill_is_taught_on_the_share_of_made_up_couples_that_is_said():
-    people = MapPeople.make(MapSizes(), 0)
+    people = MapSizes().people(0)
     known = set(people.facts.familiar)
     for share_ in (0, 25, 100):
-        shown = people.shown(share_)
-        assert len(shown) == 100 and sum(x not in known for x in shown) == share_
+        couples = shown(people, share_)
+        assert len(couples) == 100 and sum(x not in known for x in couples) == share_
     asked = {x.a for level in people.asked.values() for x in level}
-    taught = {n for x in (*people.taught, *people.invented) for n in (x.a, x.b)}
+    taught = {n for row in people.teachers for x in row for n in (x.a, x.b)}
     assert not asked & taught and not {x.b for x in people.asked["familiar"]} & taught
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
+from loraprobe.formatting import count
 from loraprobe_lab.world import write_text
 
 PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # module -> package
@@ -91,7 +92,12 @@ def render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"table": markdown_table, "number": number, "percent": percent}
+    environment.filters |= {
+        "table": markdown_table,
+        "number": number,
+        "percent": percent,
+        "plural": count,
+    }
     return environment.get_template(f"{template}.md.jinja").render(**values)
 
 

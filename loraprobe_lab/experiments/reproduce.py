@@ -15,7 +15,7 @@ from typing import Any
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
-from loraprobe_lab.experiments.claims import Finding, Subject, claims
+from loraprobe_lab.experiments.claims import Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
 from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, MatrixCell, answer_world
 from loraprobe_lab.experiments.pages import Pages, render
@@ -30,7 +30,12 @@ from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
-COLUMNS = ["best single", *METHODS, "chain", "joint"]
+# of the page's table: which system, None for the best of all, in which role
+COLUMNS = {
+    "best single": (None, "baseline"),
+    **{method: (method, "composition") for method in (*METHODS, "chain")},
+    "joint": (None, "reference"),
+}
 TWO_HOP = Subject(
     title="Two hops: A -> B, B -> C, asked A -> C",
     shared={
@@ -176,53 +181,18 @@ def matrix_pages(
             for f in findings
         ],
     }
+    rows: dict[str, dict[tuple[str, str, int], list[MatrixCell]]] = {g: {} for g in matrix.groups}
+    for cell in cells:
+        rows[cell.group].setdefault((cell.size, cell.template, cell.library), []).append(cell)
     markdown = render(
         "matrix",
         subject=subject,
+        matrix=matrix,
         command=command,
         missing=missing,
-        margin=f"{matrix.margin:g}",
         figure=f"{plan.kind}.svg",
-        worlds=[_world_row(matrix, size) for size in matrix.sizes],
-        claims=[_claim_row(finding) for finding in findings],
-        columns=COLUMNS,
-        groups={subject.names.get(g, g): _matrix_rows(cells, matrix, g) for g in matrix.groups},
         findings=findings,
+        columns=COLUMNS,
+        groups={subject.names.get(group, group): found for group, found in rows.items()},
     )
     return Pages(plan.kind, document, markdown, lambda: matrix_figure(matrix, cells, subject.title))
-
-
-def _world_row(matrix: Matrix, size: str) -> list[str]:
-    bases = [world.base for world in matrix.of_size(size)]
-    return [size, f"{bases[0].parameters:,}", ", ".join(str(base.seed) for base in bases)]
-
-
-def _claim_row(f: Finding) -> list[str]:
-    said = ", ".join(f"{count} {outcome}" for outcome, count in f.counts.items())
-    values = [test.value for test in f.tests]
-    span = f"{min(values):+.2f} to {max(values):+.2f}" if values else "-"
-    return [f.claim, f.where, f"**{f.standing}**", said, span, "; ".join(f.notes.values())]
-
-
-def _matrix_rows(cells: Sequence[MatrixCell], matrix: Matrix, group: str) -> list[list[str]]:
-    rows = []
-    for size in matrix.sizes:
-        for scenario in matrix.scenarios:
-            template, library = str(scenario.axes["template"]), int(scenario.axes["library"])
-            where = (size, group, template, library)
-            here = [c for c in cells if (c.size, c.group, c.template, c.library) == where]
-            if here:
-                values = [_column(here, column, matrix.margin) for column in COLUMNS]
-                rows.append([size, template, str(library), *values])
-    return rows
-
-
-def _column(row: Sequence[MatrixCell], column: str, margin: float) -> str:
-    roles = {"joint": "reference", "best single": "baseline"}
-    role = roles.get(column, "composition")
-    found = [c for c in row if c.role == role and (column in roles or c.system == column)]
-    if not found:
-        return "-"
-    best = max(found, key=lambda cell: cell.score)
-    text = f"{best.score:.2f} ({best.score_ci95[0]:.2f}–{best.score_ci95[1]:.2f})"
-    return f"**{text}**" if best.gains(margin) else text

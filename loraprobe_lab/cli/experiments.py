@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loraprobe.cli.output import Output
 from loraprobe_lab.cli.options import Json, Quiet, Threads, WorldsOutput, use_threads
+
+if TYPE_CHECKING:
+    from loraprobe_lab.experiments.runner import Run
 
 
 class Paper(StrEnum):
@@ -34,6 +39,17 @@ PagesOutput = Annotated[
 
 def _print(pages: Any, json: bool) -> None:
     print(pages.json if json else pages.markdown)
+
+
+@contextmanager
+def _run(output: Path, json: bool, quiet: bool, **options: Any) -> Iterator[Run]:
+    """One call of an experiment, which reports to this terminal."""
+    from loraprobe_lab.experiments.runner import Run
+
+    sink = Output(json=json, quiet=quiet)
+    with sink.progress() as progress:
+        arguments = tuple(sys.argv[1:])
+        yield Run(output, arguments=arguments, progress=progress, say=sink.say, **options)
 
 
 def _save(pages: Any, output: Path | None, sink: Output) -> None:
@@ -64,15 +80,12 @@ def reproduce(
     What is finished is kept: the same call goes on where it stopped.
     """
     from loraprobe_lab.experiments import reproduce as run
-    from loraprobe_lab.experiments.bases import Bases
+    from loraprobe_lab.experiments.runner import Bases
 
     bases = Bases().chosen(architecture, hidden, seed)
-    arguments = tuple(sys.argv[1:])
-    plan = run.ReproducePlan(experiment.value, base, bases, limit, device, arguments)
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = run.reproduce(plan, output, progress=progress, say=sink.say)
-    _print(pages, json)
+    plan = run.ReproducePlan(experiment.value, base, bases)
+    with _run(output, json, quiet, limit=limit, device=device if base else "cpu") as call:
+        _print(run.reproduce(plan, call), json)
 
 
 def success_map(
@@ -86,13 +99,8 @@ def success_map(
     """Map where success lives: new facts x worked steps, over weights, norms and familiarity."""
     from loraprobe_lab.experiments import success_map as run
 
-    bases, arguments = run.BASES.chosen(architecture, hidden, seed), sys.argv[1:]
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = run.draw_map(
-            output, bases=bases, arguments=arguments, progress=progress, say=sink.say
-        )
-    _print(pages, json)
+    with _run(output, json, quiet) as call:
+        _print(run.draw_map(call, run.BASES.chosen(architecture, hidden, seed)), json)
 
 
 def methods(
@@ -129,13 +137,9 @@ def methods(
         bases=run.BASES.chosen(architecture, hidden, seed),
         methods=tuple(method or ()),
         routers=tuple(router or ()),
-        limit=limit,
-        arguments=tuple(sys.argv[1:]),
     )
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = run.try_methods(output, plan, progress=progress, say=sink.say)
-    _print(pages, json)
+    with _run(output, json, quiet, limit=limit, pause=run.PAUSE) as call:
+        _print(run.try_methods(call, plan), json)
 
 
 def theory(

@@ -112,7 +112,7 @@ def _finding(
     """The claim of this name in `data/claims.json`; `words` fill its gaps and are its notes."""
     row = CLAIMS[name]
     claim = row["claim"].format(**words)
-    notes = {key: words[key] for key in ("beyond", "raised") if key in words}
+    notes = {key: text for key, text in words.items() if key in ("beyond", "raised")}
     return Finding(code or name, claim, where, row["rule"], tuple(tests), notes)
 
 
@@ -133,13 +133,14 @@ def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]
     yield _finding("target-rescues", group, differences, beyond=beyond)
     for template, called in subject.shared.items():
         scenario = matrix.scenario(template, 2)
+        raised = _above(matrix, over_plain(scenario))
         yield _finding(
             "succeeds",
             group,
             _each_size(matrix, over_singles(scenario), "above"),
             code=f"{template}-succeeds",
             called=called,
-            raised=f"more than the plain 2-combination at {_above(matrix, over_plain(scenario))} sizes",
+            raised=f"more than the plain 2-combination at {raised} sizes",
         )
 
 

@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
-from loraprobe.records import Progress
-from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.claims import Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
-from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, MatrixCell, answer_world
+from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, answer_world
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.runner import (
-    Say,
-    command_line,
-    renamed,
-    run_worlds,
-    small_worlds,
+    Answered,
+    BaseInfo,
+    Bases,
+    Run,
+    Shape,
+    small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.world import World
-from loraprobe_lab.worlds.spec import WorldSpec, build_world
+from loraprobe_lab.worlds.spec import WorldSpec
 
 # of the page's table: which system, None for the best of all, in which role
 COLUMNS = {
@@ -91,78 +89,49 @@ def experiment(kind: str) -> Experiment:
 
 @dataclass(frozen=True)
 class ReproducePlan:
-    """What is run: an experiment on small bases, or on the causal model in the directory `base`.
-
-    `limit` cuts the tasks; `arguments` are those of the command, for the page.
-    """
+    """What is run: an experiment on small bases, or on the causal model in the directory `base`."""
 
     kind: str
     base: Path | None = None
     bases: Bases = field(default_factory=Bases)
-    limit: int | None = None
-    device: str = "auto"
-    arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.base is not None and not self.base.is_dir():
             raise UsageError(f"--base {self.base} is no directory; give a downloaded model.")
 
-    def given_bases(self) -> list[BaseInfo]:
-        """The given base once for each seed."""
-        name = self.base.resolve().name if self.base is not None else ""
-        seeds = dict.fromkeys(self.bases.seeds)
-        return [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
 
-
-def reproduce(
-    plan: ReproducePlan,
-    output: str | Path,
-    *,
-    made: Experiment | None = None,
-    progress: Progress | None = None,
-    say: Say = lambda text: None,
-) -> Pages:
-    """Runs the matrix of an experiment in the directory `output`: KIND.md, KIND.json, KIND.svg.
+def reproduce(plan: ReproducePlan, run: Run, made: Experiment | None = None) -> Pages:
+    """Runs the matrix of an experiment: KIND.md, KIND.json, KIND.svg.
 
     Raises UsageError for an unknown experiment or a missing matplotlib, before anything is trained.
     """
-    chosen, output = made or experiment(plan.kind), Path(output)
-
-    def answer(world: World, base: BaseInfo, device: str = "cpu") -> Answered:
-        results = output / "results"
-        return answer_world(
-            world, base, results, limit=plan.limit, device=device, progress=progress
-        )
-
-    def on_given_base(base: BaseInfo) -> Answered:
-        world = build_world(
-            chosen.given(base.seed),
-            output / "worlds" / base.name,
-            base=plan.base,
-            device=plan.device,
-            progress=renamed(progress, f"train {base.name}"),
-        )
-        return answer(world, base, plan.device)
-
-    if plan.base is None:
-        bases = plan.bases.each(chosen.shape)
-        worlds = small_worlds(bases, chosen.small, output, answer, progress)
-    else:
-        worlds = [(base.name, partial(on_given_base, base)) for base in plan.given_bases()]
-    return run_worlds(
-        worlds,
-        lambda found, missing: matrix_pages(plan, chosen.subject, found, missing).write(output),
-        say=say,
+    chosen, given = made or experiment(plan.kind), plan.base
+    if given is None:
+        worlds = run.small_worlds(plan.bases, chosen.small, chosen.shape)
+    else:  # the given base once for each seed
+        name, seeds = given.resolve().name, dict.fromkeys(plan.bases.seeds)
+        bases = [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
+        options = {"base": given, "device": run.device}
+        worlds = [
+            (base, partial(run.build, base, partial(chosen.given, base.seed), **options))
+            for base in bases
+        ]
+    pages = partial(
+        matrix_pages, plan, chosen.subject, run.command(f"reproduce({plan!r}, limit={run.limit})")
     )
+    return run.over(worlds, answer_world, pages)
 
 
 def matrix_pages(
-    plan: ReproducePlan, subject: Subject, worlds: Sequence[Answered], missing: Sequence[str] = ()
+    plan: ReproducePlan,
+    subject: Subject,
+    command: str,
+    worlds: Sequence[Answered],
+    missing: Sequence[str] = (),
 ) -> Pages:
     """The pages of these worlds."""
     matrix = Matrix(tuple(worlds))
     cells, findings = matrix.cells(), claims(matrix, subject)
-    command = command_line(plan.arguments, f"reproduce({plan!r})")
     document: dict[str, Any] = {
         "format": 1,
         "experiment": plan.kind,

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation import System, gain
-from loraprobe.records import Interval, ItemResult, Progress
-from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
+from loraprobe.records import Interval, ItemResult
 from loraprobe_lab.experiments.figures import map_figure
 from loraprobe_lab.experiments.map_points import Part, Point, points, scaled_name
 from loraprobe_lab.experiments.pages import Pages, render, signed
 from loraprobe_lab.experiments.runner import (
+    Answered,
     Asker,
-    Say,
-    adapters_by_name,
-    command_line,
-    run_worlds,
-    small_worlds,
+    BaseInfo,
+    Bases,
+    Run,
+    Shape,
+    small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.world import World
 from loraprobe_lab.worlds.name_sets import map_world
 from loraprobe_lab.worlds.spec import WorldSpec
 
@@ -32,15 +31,6 @@ if TYPE_CHECKING:
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME, MARGIN = "border", 0.05
-
-
-@dataclass(frozen=True)
-class AnsweredMap:
-    """A world, what every composition of the map answered in it, and the adapters' norms."""
-
-    base: BaseInfo
-    results: tuple[ItemResult, ...] = field(repr=False)
-    norms: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -68,49 +58,34 @@ class PointGain:
 
 
 def draw_map(
-    output: str | Path,
-    *,
+    run: Run,
     bases: Bases = BASES,
     spec: Callable[[int, BaseRecipe], WorldSpec] = map_world,
     shape: Shape = small_base,
-    arguments: Sequence[str] = (),
-    progress: Progress | None = None,
-    say: Say = lambda text: None,
 ) -> Pages:
-    """Makes the map in the directory `output`: border.md, border.json, border.svg.
+    """Makes the map: border.md, border.json, border.svg.
 
     What is finished is not made again, and the map is drawn anew after every world. Raises
     UsageError if matplotlib is missing, before anything is trained.
     """
-    output = Path(output)
-
-    def answer(world: World, base: BaseInfo) -> AnsweredMap:
-        return answer_map(world, base, output / "results", progress=progress)
-
-    return run_worlds(
-        small_worlds(bases.each(shape), spec, output, answer, progress),
-        lambda found, missing: map_pages(found, arguments, missing).write(output),
-        say=say,
-    )
+    pages = partial(map_pages, run.command("draw_map()"))
+    return run.over(run.small_worlds(bases, spec, shape), answer_map, pages)
 
 
-def answer_map(
-    world: World, base: BaseInfo, directory: Path, *, progress: Progress | None = None
-) -> AnsweredMap:
-    """Asks base, singles and every composition; what `directory` holds is not asked again."""
+def answer_map(asker: Asker, base: BaseInfo) -> Answered:
+    """Asks base, singles and every composition; what is known is not asked again."""
     from loraprobe.pipeline.transforms import total_norm
 
-    adapters = adapters_by_name(world)
-    asker = Asker(world, directory)
-    loaded = asker.tasks(path for s in world.scenarios.values() for path in s.tasks)
-    tasks, ledger = {task.name: task for task in loaded}, asker.ledger(base.name)
-    asked = _systems(adapters)
-    for at, (system, names, parts) in enumerate(asked, 1):
-        asker.ask(ledger, system, [tasks[name] for name in names], parts)
-        if progress is not None:
-            progress(f"ask {base.name}", at, len(asked))
+    adapters, scenarios = asker.adapters(), tuple(asker.world.scenarios.values())
+    loaded = asker.tasks(path for scenario in scenarios for path in scenario.tasks)
+    tasks = {task.name: task for task in loaded}
+    asked = [
+        (system, [tasks[name] for name in names], parts)
+        for system, names, parts in _systems(adapters)
+    ]
+    results = asker.ask_all(base.name, asked)
     norms = {name: total_norm(adapter) for name, adapter in adapters.items()}
-    return AnsweredMap(replace(base, parameters=asker.parameters), tuple(ledger), norms)
+    return Answered(base, scenarios, tuple(results), norms)
 
 
 def _systems(
@@ -149,12 +124,7 @@ def _system(
     return System(name, "router" if arrow else "merge", Composition(name, experts, router))
 
 
-def point_gains(worlds: Sequence[AnsweredMap]) -> list[PointGain]:
-    """Every point of the map that was asked, over all worlds."""
-    return [found for point in points() if (found := _point_gain(point, worlds)) is not None]
-
-
-def _point_gain(point: Point, worlds: Sequence[AnsweredMap]) -> PointGain | None:
+def _point_gain(point: Point, worlds: Sequence[Answered]) -> PointGain | None:
     rows = {
         world.base.name: [
             replace(row, task=f"{row.task}@{world.base.name}")
@@ -179,17 +149,15 @@ def _point_gain(point: Point, worlds: Sequence[AnsweredMap]) -> PointGain | None
     )
 
 
-def map_pages(
-    worlds: Sequence[AnsweredMap], arguments: Sequence[str] = (), missing: Sequence[str] = ()
-) -> Pages:
+def map_pages(command: str, worlds: Sequence[Answered], missing: Sequence[str] = ()) -> Pages:
     """The pages of these worlds."""
-    found, command = point_gains(worlds), command_line(arguments, "draw_map()")
+    found = [one for point in points() if (one := _point_gain(point, worlds)) is not None]
     document: dict[str, Any] = {
         "format": 1,
         "command": command,
         "margin": MARGIN,
         "missing": list(missing),
-        "worlds": [{**dataclasses.asdict(w.base), "norms": dict(w.norms)} for w in worlds],
+        "worlds": [{**dataclasses.asdict(w.base), "norms": w.norms} for w in worlds],
         "claims": [],
         "cells": [_row(one) for one in found],
     }

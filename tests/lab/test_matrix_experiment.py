@@ -15,10 +15,9 @@ from tiny_worlds import shortened, tiny_base
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.bases import BaseInfo, Bases
 from loraprobe_lab.experiments.claims import Difference, Finding, claims, newcombe
 from loraprobe_lab.experiments.map_points import GATES, points
-from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, share
+from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
     TWO_HOP,
     Experiment,
@@ -26,6 +25,7 @@ from loraprobe_lab.experiments.reproduce import (
     experiment,
     reproduce,
 )
+from loraprobe_lab.experiments.runner import Answered, BaseInfo, Bases, Run
 from loraprobe_lab.experiments.success_map import draw_map
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
@@ -303,9 +303,9 @@ def test_the_mean_over_systems_counts_every_item_once():
 def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
-        reproduce(ReproducePlan("two-hop"), tmp_path)
+        reproduce(ReproducePlan("two-hop"), Run(tmp_path))
     with pytest.raises(UsageError, match="needs matplotlib"):
-        draw_map(tmp_path)
+        draw_map(Run(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -316,9 +316,9 @@ def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monke
 def run(tmp_path_factory):
     output = tmp_path_factory.mktemp("matrix")
     made = Experiment(TWO_HOP, tiny_matrix, english_matrix, tiny_base)
-    plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)), limit=3)
+    plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)))
     said = []
-    found = reproduce(plan, output, made=made, say=said.append)
+    found = reproduce(plan, Run(output, limit=3, say=said.append), made)
     return output, plan, made, found, said
 
 
@@ -342,7 +342,7 @@ def test_a_second_call_trains_and_asks_nothing(run, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
     monkeypatch.setattr("loraprobe_lab.training.train.optimise", None)
-    again = reproduce(plan, output, made=made)
+    again = reproduce(plan, Run(output, limit=3), made)
     assert again.markdown == found.markdown and len(before) == 12
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
@@ -358,7 +358,7 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, monkeypatch):
 
     longer = dataclasses.replace(plan, bases=Bases(hidden=(16,), seeds=(3, 4)))
     with pytest.raises(KeyboardInterrupt):
-        reproduce(longer, output, made=dataclasses.replace(made, small=small))
+        reproduce(longer, Run(output, limit=3), dataclasses.replace(made, small=small))
     page = (output / "two-hop.md").read_text(encoding="utf-8")
     assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
 
@@ -418,7 +418,7 @@ def test_a_tiny_map_is_drawn_whole(tmp_path):
         return shortened(map_world(seed, base, MapSizes(asked=3, taught=4, cities=3)))
 
     bases = Bases(("gpt2",), (16,), (5,))
-    drawn = draw_map(tmp_path, bases=bases, spec=spec, shape=tiny_base)
+    drawn = draw_map(Run(tmp_path), bases, spec, tiny_base)
     rows = json.loads((tmp_path / "border.json").read_text(encoding="utf-8"))["cells"]
     assert len(rows) == len(points()) and {r["n"] for r in rows} == {3}
     assert drawn.markdown.count("\n| ") > 20

@@ -40,7 +40,6 @@ def methods_pages(
     table: MethodsTable,
     answered: Sequence[CaseAnswers],
     worlds: Sequence[World],
-    *,
     command: str,
     missing: Sequence[str] = (),
 ) -> Pages:

@@ -73,8 +73,8 @@ def rule_pages(document: dict[str, Any]) -> Pages:
     """The pages of a document, also of one that was saved."""
     rates: dict[int, dict[float, list[Rate]]] = {}
     for values in document["exact"]:
-        row = Rate(**values)
-        rates.setdefault(row.n, {}).setdefault(row.gain, []).append(row)
+        rate = Rate(**values)
+        rates.setdefault(rate.n, {}).setdefault(rate.gain, []).append(rate)
     simulated_ = [{**row, "wilson": _wilson(row)} for row in document["simulated"]]
     beyond: dict[str, list[str]] = {}
     for row in simulated_:

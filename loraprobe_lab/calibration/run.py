@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loraprobe.records import Progress
-from loraprobe_lab.atlas import build_atlas
+from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.collect import TRIALS, collect, kept_cases
 from loraprobe_lab.calibration.fit import fit

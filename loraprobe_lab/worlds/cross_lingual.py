@@ -22,7 +22,8 @@ from loraprobe_lab.worlds.languages import (
     make_people,
     target_items,
 )
-from loraprobe_lab.worlds.spec import TrainedSet, TrainingSet, WorldSpec, contents_of, own_seed
+from loraprobe_lab.worlds.libraries import TrainedSet, contents_of
+from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, own_seed
 
 WORLD = "cross-lingual"
 BASE = BaseRecipe(hidden=96, layers=4, heads=4, intermediate=256, steps=700)

@@ -37,10 +37,9 @@ from loraprobe_lab.worlds.english import (
 )
 from loraprobe_lab.worlds.english_subjects import family, learn
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, REAL_NAMES, table
-from loraprobe_lab.worlds.libraries import recipe_of
+from loraprobe_lab.worlds.libraries import TrainedSet, contents_of, recipe_of
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import (
-    AdapterSet,
     Item,
     TrainingSet,
     WorldSpec,
@@ -84,15 +83,8 @@ class _Set:
             "learning_rates": [recipe.learning_rate for recipe in recipes],
             "targets": [recipe.target_modules for recipe in recipes],
         }
-        names = tuple(one.name for one in training)
-        return WorldSpec(
-            kind=kind,
-            seed=number,
-            training=tuple(training),
-            tasks=self.tasks,
-            adapter_sets=(AdapterSet(name, kind, names, tuple(self.tasks), self.text, axes),),
-            notes={"set": name},
-        )
+        made = TrainedSet(name, kind, training, self.tasks, self.text, axes)
+        return WorldSpec(kind=kind, seed=number, **contents_of([made]), notes={"set": name})
 
 
 def _recipes(row: Row) -> list[Recipe]:

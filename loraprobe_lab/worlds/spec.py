@@ -14,6 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +53,6 @@ class AdapterSet:
     tasks: tuple[str, ...]
     description: str
     axes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainedSet:
-    """An adapter set of its own making: what its adapters are trained on, and its tasks."""
-
-    name: str
-    world: str
-    training: Sequence[TrainingSet]
-    tasks: Mapping[str, Sequence[Item]]
-    description: str
-    axes: Mapping[str, Any]
-
-
-def contents_of(sets: Sequence[TrainedSet]) -> dict[str, Any]:
-    """What a specification with these sets holds; sets may share adapters and tasks."""
-    return {
-        "training": tuple({one.name: one for made in sets for one in made.training}.values()),
-        "tasks": {name: items for made in sets for name, items in made.tasks.items()},
-        "adapter_sets": tuple(
-            AdapterSet(
-                made.name,
-                made.world,
-                tuple(one.name for one in made.training),
-                tuple(made.tasks),
-                made.description,
-                made.axes,
-            )
-            for made in sets
-        ),
-    }
 
 
 @dataclass(frozen=True)
@@ -143,7 +113,8 @@ def build_world(
     output, wanted = Path(output), _wanted(spec, only)
     base_name = BASE_NAME if base is None else str(Path(base).resolve())
     _check_same(output, spec, base_name)
-    meter = _Meter(spec, wanted, base is None, progress)
+    recipes: dict[str, Any] = {"base": spec.base} if base is None and spec.base else {}
+    meter = _Meter(recipes | {one.name: one.recipe for one in wanted}, progress)
     if base is None:
         _train_own_base(output, spec, meter)
         model = load_base(output / "base")
@@ -288,23 +259,13 @@ def _digests(directory: Path, places: Iterable[str]) -> dict[str, str]:
 class _Meter:
     """Turns the steps of each training into texts seen of all texts of the build."""
 
-    def __init__(
-        self,
-        spec: WorldSpec,
-        wanted: Sequence[TrainingSet],
-        own_base: bool,
-        report: Progress | None,
-    ) -> None:
-        recipes: list[tuple[str, Any]] = [("base", spec.base)] if own_base and spec.base else []
-        recipes += [(one.name, one.recipe) for one in wanted]
-        self._report, self._before, self._total = report, {}, 0
-        for name, recipe in recipes:
-            self._before[name] = self._total
-            self._total += recipe.steps * recipe.batch_size
+    def __init__(self, recipes: Mapping[str, Any], report: Progress | None) -> None:
+        texts = [recipe.steps * recipe.batch_size for recipe in recipes.values()]
+        self._before = dict(zip(recipes, accumulate(texts, initial=0), strict=False))
+        self._report, self._total = report, sum(texts)
 
     def stage(self, name: str, recipe: Any) -> Progress | None:
-        report = self._report
+        report, start, total = self._report, self._before[name], self._total
         if report is None:
             return None
-        start, size, total = self._before[name], recipe.batch_size, self._total
-        return lambda what, step, steps: report(what, start + step * size, total)
+        return lambda what, step, _: report(what, start + step * recipe.batch_size, total)

@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny_worlds import shortened, tiny_base
 
-from loraprobe_lab.atlas import ATLAS, WorldPlan, spec_of
+from loraprobe_lab.build import ATLAS, WorldPlan, spec_of
 from loraprobe_lab.show import describe
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
 from loraprobe_lab.worlds.spec import WorldSpec, build_world

@@ -125,16 +125,21 @@ def is_complete(directory: Path) -> bool:
     ).is_file()
 
 
+def training_notes(directory: Path) -> dict[str, Any]:
+    """What was written beside an adapter when it was trained; empty where nothing is readable."""
+    try:
+        return json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
 def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
     """Whether the adapter in `directory` says that this recipe made it from these examples."""
-    try:
-        notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    notes = training_notes(directory)
+    if "recipe" not in notes:
         return False
     defaults = Recipe().as_dict()  # what an older file does not say was not there to choose
-    same_recipe = {**defaults, **notes.get("recipe", {})} == json.loads(
-        json.dumps(recipe.as_dict())
-    )
+    same_recipe = {**defaults, **notes["recipe"]} == json.loads(json.dumps(recipe.as_dict()))
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
 

@@ -16,7 +16,6 @@ from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
 from loraprobe_lab.experiments.claims import Difference, Finding, claims, newcombe
-from loraprobe_lab.experiments.map_points import GATES, points
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
     TWO_HOP,
@@ -26,7 +25,7 @@ from loraprobe_lab.experiments.reproduce import (
     reproduce,
 )
 from loraprobe_lab.experiments.runner import Answered, BaseInfo, Bases, Run
-from loraprobe_lab.experiments.success_map import draw_map
+from loraprobe_lab.experiments.success_map import GATES, draw_map, points
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
 from loraprobe_lab.worlds.name_sets import (
@@ -389,7 +388,7 @@ def test_the_english_matrix_trains_on_a_given_base(run, tmp_path):
 
 
 def test_every_axis_of_the_map_is_there():
-    found = points()
+    found = list(points())
     assert {p.panel for p in found} == {"weights", "familiarity", "invented", "norms"}
     weights = {(p.x, p.y) for p in found if p.panel == "weights"}
     assert weights == {(x, y) for x in GATES for y in GATES}
@@ -420,6 +419,6 @@ def test_a_tiny_map_is_drawn_whole(tmp_path):
     bases = Bases(("gpt2",), (16,), (5,))
     drawn = draw_map(Run(tmp_path), bases, spec, tiny_base)
     rows = json.loads((tmp_path / "border.json").read_text(encoding="utf-8"))["cells"]
-    assert len(rows) == len(points()) and {r["n"] for r in rows} == {3}
+    assert len(rows) == len(list(points())) and {r["n"] for r in rows} == {3}
     assert drawn.markdown.count("\n| ") > 20
     ElementTree.parse(tmp_path / "border.svg")

@@ -54,7 +54,7 @@ def test_the_store_answers_as_the_model_does(store):
 
 
 def test_an_edit_of_the_store_is_an_edit_of_the_weight(store, chains):
-    edit = edits.exact(chains.hop1.keys, chains.hop1_change)
+    edit = edits.exact(chains.asked["hop1"].keys, chains.changes["hop1"])
     weight = store.model.model.layers[-1].mlp.down_proj.weight
     prompts = [link.fill(SPOUSE_QUESTION) for link in FACTS.strangers[:12]]
     kept = weight.detach().clone()
@@ -66,12 +66,12 @@ def test_an_edit_of_the_store_is_an_edit_of_the_weight(store, chains):
         finally:
             weight.copy_(kept)
     assert (said == chains.spouses).all()
-    assert (said == store.says(chains.hop1, chains.hop1.keys @ edit.T)).all()
+    assert (said == store.says(chains.asked["hop1"], chains.asked["hop1"].keys @ edit.T)).all()
 
 
 def test_the_target_is_the_least_that_makes_the_answer(store, chains):
-    start = chains.hop1.before + chains.hop1.values
-    change = chains.hop1_change
+    start = chains.asked["hop1"].before + chains.asked["hop1"].values
+    change = chains.changes["hop1"]
 
     def sure(length):
         chances = store.logits(start + length * change).softmax(-1)

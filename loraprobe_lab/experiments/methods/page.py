@@ -19,7 +19,7 @@ from loraprobe_lab.experiments.methods.table import (
     MethodsTable,
 )
 from loraprobe_lab.experiments.pages import Pages, render
-from loraprobe_lab.show import describe_world
+from loraprobe_lab.show import describe_base
 from loraprobe_lab.world import World, versions
 
 ENOUGH = 0.8  # of a skill's gain, which a composition has to keep of every skill
@@ -82,12 +82,12 @@ def _cell(row: MethodsRow) -> dict[str, Any]:
 
 
 def _base(world: World) -> dict[str, Any]:
-    found = describe_world(world)
+    base = describe_base(world)
     return {
         "name": world.path.resolve().name,
-        "kind": found["kind"],
-        "architecture": found["base"]["architecture"],
-        "parameters": found["base"]["parameters"] or 0,
+        "kind": world.manifest["kind"],
+        "architecture": base["architecture"],
+        "parameters": base["parameters"] or 0,
         "seed": world.seed,
     }
 

@@ -240,7 +240,8 @@ def _over_worlds(own: Array, best: Array | None, systems: int) -> KeptSkills:
         rival, rival_error = best[:, 2].T
         noise = np.hypot(worse[1], rival_error) if len(own) == 1 else np.zeros(len(own))
         behind = pooled(rival - worse[0], noise, systems - 1)
-    return KeptSkills(pooled(*worse, systems), pooled(*both, systems), (first, second), behind)
+    worst, mean = (pooled(row[0], row[1], systems) for row in (worse, both))
+    return KeptSkills(worst, mean, (first, second), behind)
 
 
 def _ratio(case: CaseAnswers, name: str, skill: int) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ of the seed, which chooses people and answers and starts the trainings.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -110,27 +111,28 @@ def _edits(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> dict[
     }
 
 
-def _people(facts: Facts, seed: int) -> list[str]:
-    """People of whom the base knows nothing, shuffled."""
+def _new_facts(
+    store: FactStore, facts: Facts, question: str, answers: Sequence[str], seed: int
+) -> NewFacts:
+    """As many new facts as there are answers, about people of whom the base knows nothing."""
     people = [name for chain in facts.strangers for name in (chain.a, chain.b)]
     people += [chain.a for chain in facts.newcomers]
     random.Random(f"people:{seed}").shuffle(people)
-    return people
+    prompts = [question.format(a=name, b=name) for name in people[: len(answers)]]
+    return NewFacts.of(store, prompts, answers)
 
 
 def _marriages(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
     """New facts with an answer of its own each."""
     names = random.Random(f"spouses:{seed}").sample(facts.names(), count)
-    prompts = [SPOUSE_QUESTION.format(a=name) for name in _people(facts, seed)[:count]]
-    return NewFacts.of(store, prompts, names)
+    return _new_facts(store, facts, SPOUSE_QUESTION, names, seed)
 
 
 def _homes(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
     """New facts whose answers repeat: there are few cities."""
     cities = [facts.cities[i % len(facts.cities)] for i in range(count)]
     random.Random(f"homes:{seed}").shuffle(cities)
-    prompts = [CITY_QUESTION.format(b=name) for name in _people(facts, seed)[:count]]
-    return NewFacts.of(store, prompts, cities)
+    return _new_facts(store, facts, CITY_QUESTION, cities, seed)
 
 
 def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[dict[str, Any]]:

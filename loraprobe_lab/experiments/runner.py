@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from loraprobe.base import open_base, pick_device
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Ledger, System, run_systems
-from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import Pages, check_installed
@@ -29,7 +28,6 @@ from loraprobe_lab.world import Scenario, World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 NEW_TOKENS = 48
-BATCH = 256  # questions whose answers are kept at once
 Say = Callable[[str], None]
 Shape = Callable[[str, int], BaseRecipe]  # architecture, hidden width -> the base's recipe
 Found = TypeVar("Found")
@@ -158,7 +156,7 @@ class Asker:
         return Ledger(path, resume=True, fingerprint={"world": self._digest, "name": name})
 
     def ask_all(
-        self, name: str, asked: Sequence[tuple[System, Sequence[Task], Iterable[str] | None]]
+        self, name: str, asked: Sequence[tuple[System, Sequence[Task], Collection[str] | None]]
     ) -> list[ItemResult]:
         """The answers of every system to these parts of these tasks, from the ledger `name`."""
         ledger = self.ledger(name)
@@ -173,30 +171,15 @@ class Asker:
             self._progress(f"ask {name}", done, total)
 
     def ask(
-        self, ledger: Ledger, system: System, tasks: Sequence[Task], parts: Iterable[str] | None
+        self,
+        ledger: Ledger,
+        system: System,
+        tasks: Sequence[Task],
+        parts: Collection[str] | None = None,
     ) -> None:
-        """Asks a system these parts of all items, None for all of them and for chains."""
-        if parts is None or system.kind == "chain":
-            run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS)
-            return
-        open_ = self.missing(ledger, system.name, tasks, parts)
-        open_.sort(key=lambda q: (q.part == "cot", len(q.prompt), q.prompt))
-        limits = Limits.of(NEW_TOKENS)
-        with self.scorer.with_composition(system.composition):
-            for start in range(0, len(open_), BATCH):
-                chosen = open_[start : start + BATCH]
-                ledger.append(ask(self.scorer, chosen, system.name, limits))
-
-    def missing(
-        self, ledger: Ledger, system: str, tasks: Sequence[Task], parts: Iterable[str]
-    ) -> list[Question]:
-        """The questions of these parts that the ledger has no answer to."""
-        wanted = set(parts)
-        return [
-            q
-            for q in questions(tasks)
-            if q.part in wanted and ledger.get(system, q.task, q.part, q.item.id) is None
-        ]
+        """Asks a system these parts of all items, None for all of them; a chain is asked all."""
+        wanted = None if system.kind == "chain" else parts
+        run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS, parts=wanted)
 
 
 Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # what builds or opens each of them

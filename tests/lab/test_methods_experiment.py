@@ -473,7 +473,7 @@ def test_nothing_is_asked_twice_and_worlds_that_exist_are_used(tiny, tmp_path, m
     def never(*args, **kwargs):
         raise AssertionError("was answered before")
 
-    monkeypatch.setattr("loraprobe_lab.experiments.runner.ask", never)
+    monkeypatch.setattr("loraprobe.evaluation.running.ask", never)
     again = try_methods(a_run(output), plan)
     assert {path: path.read_bytes() for path in ledgers} == before
     assert again.document == made.document

@@ -1,8 +1,8 @@
 """`loraprobe lab build` and the atlas: which builder makes which world, and how to judge it.
 
 The atlas holds many small worlds with separately trained bases, from which the verdict is
-calibrated. `ATLAS` is its plan, fixed before anything was trained: which kinds of worlds, seeds,
-architectures and sizes.
+calibrated. Its plan, `data/atlas.json`, was fixed before anything was trained: which kinds of
+worlds, seeds, architectures and sizes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe_lab.processes import in_processes
 from loraprobe_lab.world import MANIFEST, Scenario, World
+from loraprobe_lab.worlds.known import table
 
 if TYPE_CHECKING:
     from loraprobe_lab.worlds.spec import WorldSpec
 
 KINDS = ("facts", "math", "cross-lingual")  # worlds of many adapter sets on one small base
-LLAMA, GPT2 = "llama", "gpt2"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class WorldPlan:
 
     kind: str
     seed: int
-    architecture: str = LLAMA
+    architecture: str = "llama"
     hidden: int = 128
     wide: int = 3
     favourable: int = 0
@@ -50,30 +50,9 @@ class WorldPlan:
         return f"{self.kind}-{self.architecture}-{self.seed:02d}"
 
 
-def _plans(
-    kind: str, architectures: Sequence[str], widths: tuple[int, int], first: int = 1, **fixed: Any
-) -> tuple[WorldPlan, ...]:
-    """Seeds from `first` on; every third base has the other width, every fourth one knows steps."""
-    return tuple(
-        WorldPlan(
-            kind,
-            seed,
-            architecture,
-            hidden=widths[seed % 3 == 0],
-            worked=0.1 if kind == "facts" and seed % 4 == 0 else 0.0,
-            **fixed,
-        )
-        for seed, architecture in enumerate(architectures, start=first)
-    )
-
-
-# The ranges of the recipes of the last two kinds were found on worlds of smaller seeds.
-ORDER = (LLAMA, GPT2, LLAMA, LLAMA, GPT2, LLAMA, LLAMA, GPT2)
-ATLAS: tuple[WorldPlan, ...] = (
-    *_plans("facts", ORDER, (128, 96), wide=2, favourable=1),
-    *_plans("cross-lingual", ORDER[:6], (96, 112), first=31),
-    *_plans("math", ORDER[:6], (96, 112), first=31),
-)
+# Every third base has the other width, every fourth one of facts knows worked steps. The ranges of
+# the recipes of the last two kinds were found on worlds of smaller seeds.
+ATLAS = tuple(WorldPlan(**row) for row in table("atlas"))
 
 
 def spec_of(plan: WorldPlan) -> WorldSpec:

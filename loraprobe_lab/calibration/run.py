@@ -75,7 +75,7 @@ def _fit_and_tell(
     say: Callable[[str], None],
 ) -> Path:
     """From cases to calibration, page and figure."""
-    from loraprobe_lab.calibration.page import measure, report
+    from loraprobe_lab.calibration.validation import measure, report
 
     results = measure(cases, draws, seed)
     document = fit(cases).document(cases, command, results.accuracy())

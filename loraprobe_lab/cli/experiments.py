@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,8 @@ from loraprobe.cli.output import Output
 from loraprobe_lab.cli.options import Json, Quiet, Threads, WorldsOutput, use_threads
 
 if TYPE_CHECKING:
+    from loraprobe.records import Progress
+    from loraprobe_lab.experiments.pages import Pages
     from loraprobe_lab.experiments.runner import Run
 
 
@@ -37,7 +39,7 @@ PagesOutput = Annotated[
 ]
 
 
-def _print(pages: Any, json: bool) -> None:
+def _print(pages: Pages, json: bool) -> None:
     print(pages.json if json else pages.markdown)
 
 
@@ -52,12 +54,22 @@ def _run(output: Path, json: bool, quiet: bool, **options: Any) -> Iterator[Run]
         yield Run(output, arguments=arguments, progress=progress, say=sink.say, **options)
 
 
-def _save(pages: Any, output: Path | None, sink: Output) -> None:
-    """Writes the pages where a directory is named."""
+def _make(
+    make: Callable[[Progress | None], Pages], output: Path | None, json: bool, quiet: bool
+) -> None:
+    """Makes pages, writes them where a directory is named, and prints one of them."""
+    from loraprobe_lab.experiments.pages import check_installed
+
+    sink = Output(json=json, quiet=quiet)
+    if output is not None:
+        check_installed("matplotlib")
+    with sink.progress() as progress:
+        pages = make(progress)
     if output is not None:
         pages.write(output)
         for path in pages.files(output):
             sink.say(f"wrote {path}")
+    _print(pages, json)
 
 
 def reproduce(
@@ -153,17 +165,11 @@ def theory(
     quiet: Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
-    from loraprobe_lab.experiments.pages import check_installed
     from loraprobe_lab.experiments.theory import run
 
     use_threads(threads)
-    sink = Output(json=json, quiet=quiet)
-    if output is not None:
-        check_installed("matplotlib")
-    with sink.progress() as progress:
-        pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
-    _save(pages, output, sink)
-    _print(pages, json)
+    plan = run.FULL if full else run.QUICK
+    _make(lambda progress: run.theory(plan, seed, progress), output, json, quiet)
 
 
 def rule(
@@ -179,14 +185,8 @@ def rule(
     quiet: Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from loraprobe_lab.experiments.pages import check_installed
     from loraprobe_lab.experiments.rule.report import RulePlan, examine
 
-    sink = Output(json=json, quiet=quiet)
-    if output is not None:
-        check_installed("matplotlib")
     at = tuple(simulate or RulePlan.simulated)
-    with sink.progress() as progress:
-        pages = examine(RulePlan(simulated=at, repeats=repeats, seed=seed), progress)
-    _save(pages, output, sink)
-    _print(pages, json)
+    plan = RulePlan(simulated=at, repeats=repeats, seed=seed)
+    _make(lambda progress: examine(plan, progress), output, json, quiet)

@@ -19,7 +19,7 @@ from loraprobe_lab.experiments.matrix import Matrix, share, system_names
 from loraprobe_lab.world import Scenario
 from loraprobe_lab.worlds.known import table
 
-CLAIMS = table("claims")
+CLAIMS = table("claims")["claims"]
 Outcome = Literal["yes", "no", "undecided"]
 Side = Literal["above", "below"]
 Standing = Literal["holds", "does not hold", "not decided"]

@@ -12,7 +12,7 @@ from loraprobe_lab.experiments.drawing import BLUE, DARK, GREY, RED, as_svg, dra
 from loraprobe_lab.experiments.rule.exact import MARGIN, Rate
 
 if TYPE_CHECKING:
-    from loraprobe_lab.calibration.page import Results
+    from loraprobe_lab.calibration.validation import Results
 
 BINS = 8  # of equal mass, in the figure of reliability
 Document = Mapping[str, Any]

@@ -26,6 +26,7 @@ from loraprobe_lab.experiments.runner import (
     small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
+from loraprobe_lab.worlds.known import table
 from loraprobe_lab.worlds.spec import WorldSpec
 
 # of the page's table: which system, None for the best of all, in which role
@@ -34,27 +35,7 @@ COLUMNS = {
     **{method: (method, "composition") for method in (*METHODS, "chain")},
     "joint": (None, "reference"),
 }
-TWO_HOP = Subject(
-    title="Two hops: A -> B, B -> C, asked A -> C",
-    shared={
-        "cot": "worked answers in both adapters, on disjoint bridge entities",
-        "shared": "a worked form of which each adapter writes its own step",
-    },
-    names={
-        "fake": "fake: names never seen in facts",
-        "half": "half: new people, second hop known to the base",
-        "real": "real: both hops known to the base, the composed question not",
-    },
-    familiar=("real", "fake"),
-    disjoint=("fake",),
-)
-MATH = Subject(
-    title="Word problems: two types, asked for both in one problem",
-    shared={
-        "cot": "worked answers in both adapters",
-        "shared": "one solution template (a small program) in both adapters",
-    },
-)
+TWO_HOP, MATH = (Subject(**table("claims")["subjects"][kind]) for kind in ("two-hop", "math"))
 
 
 @dataclass(frozen=True)

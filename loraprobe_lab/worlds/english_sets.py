@@ -7,7 +7,7 @@ No row was chosen or left out by what its composition gives.
 *Skill and facts*: new facts in one adapter, worked steps in the other, the second fact left to the
 base. *Two-hop*: each adapter one hop, with or without its own worked sentence. *Domain*: new facts
 learned in English, asked in French; the other adapter learned French answers on real people.
-*Keep-both*: see `english_subjects`.
+*Keep-both*: one subject of `english` in each adapter.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from loraprobe_lab.worlds.english import (
     ABOUT,
     BIRTHS,
     SHOWN,
+    family,
+    learn,
     new_births,
     ranked_countries,
     real_people,
     skill_texts,
     two_hop_texts,
 )
-from loraprobe_lab.worlds.english_subjects import family, learn
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, REAL_NAMES, table
 from loraprobe_lab.worlds.libraries import TrainedSet, contents_of, recipe_of
 from loraprobe_lab.worlds.names import NameMaker

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.verdict.calibration import calibration_of, shipped
-from loraprobe_lab.calibration import page, run
+from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, Variant, fit
 
@@ -255,7 +255,7 @@ def test_one_coefficient_on_the_forecast_has_the_figures_that_were_published(sto
 
 def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     cases = synthetic(bases=4, sets=6)
-    monkeypatch.setattr(page, "VARIANTS", (Variant(), SHIPPED))
+    monkeypatch.setattr(validation, "VARIANTS", (Variant(), SHIPPED))
     write_cases(tmp_path / "mine.jsonl", cases)
     output = tmp_path / "out"
     call = ["lab", "calibrate", "--cases", str(tmp_path / "mine.jsonl"), "-o", str(output),

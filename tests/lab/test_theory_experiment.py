@@ -10,7 +10,7 @@ import torch
 
 from loraprobe.base.quiet import quiet
 from loraprobe_lab import shipped_world
-from loraprobe_lab.experiments.theory import capacity, edits, hops, report, run
+from loraprobe_lab.experiments.theory import capacity, edits, hops, run
 from loraprobe_lab.experiments.theory.capacity import NewFacts
 from loraprobe_lab.experiments.theory.fact_store import FactStore
 from loraprobe_lab.experiments.theory.hops import CITY_QUESTION, SPOUSE_QUESTION, ChainKeys
@@ -207,7 +207,7 @@ def test_page_and_figure_hold_what_was_found(tmp_path):
     page, numbers, figure = run.theory(plan).write(tmp_path).files(tmp_path)
     text = page.read_text()
     assert (page.name, numbers.name, figure.name) == ("theory.md", "theory.json", "theory.svg")
-    again = report.theory_pages(json.loads(numbers.read_text()))
+    again = run.theory_pages(json.loads(numbers.read_text()))
     assert text == again.markdown, "the page can be made from its numbers"
     assert "| own answers | 8 | 8 | 8 |" in text
     assert "**the MLP of the last layer**" in text and "all linear layers" not in text

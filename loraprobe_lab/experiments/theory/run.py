@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from loraprobe.records import Progress
-from loraprobe_lab.experiments.pages import Pages
+from loraprobe_lab.experiments.document_figures import theory_figure
+from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.theory import capacity, hops
 from loraprobe_lab.experiments.theory.capacity import EVERYWHERE, NewFacts
 from loraprobe_lab.experiments.theory.fact_store import FactStore
@@ -24,7 +25,6 @@ from loraprobe_lab.experiments.theory.hops import (
     TARGET_QUESTION,
     ChainKeys,
 )
-from loraprobe_lab.experiments.theory.report import theory_pages
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import shipped_world, versions
@@ -163,3 +163,23 @@ def _trained(
         recipe = plan.everywhere if place == EVERYWHERE else plan.training
         rows.append(capacity.train(store, new.first(count), place, rank, recipe, seed))
     return rows
+
+
+PLACES = {
+    "down": "`down` of the last layer",
+    "mlp": "the MLP of the last layer",
+    "all layers": "all linear layers",
+}
+
+
+def theory_pages(document: dict[str, Any]) -> Pages:
+    """The pages of what `theory` found, also of a document that was saved."""
+    markdown = render(
+        "theory",
+        document=document,
+        alone={row["system"]: row for row in document["one at a time"]},
+        bound_met=all(row["edit rank"] == row["residual rank"] for row in document["bound"]),
+        most=max(document["trained"], key=lambda row: row["facts"] / row["rank"]),
+        places=PLACES,
+    )
+    return Pages("theory", document, markdown, lambda: theory_figure(document), digits=None)

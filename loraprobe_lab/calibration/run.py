@@ -43,15 +43,14 @@ def calibrate(
     if not collect_only:
         check_installed("sklearn", "matplotlib")
     command, progress = command_of(worlds, output, stored), progress or lines(say)
-    skipped: list[str] = []
+    cases, skipped = list[Case](), list[str]()
     if stored is not None:
         cases = read_cases(stored)
     else:
         if not worlds and not (output / TRIALS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
             worlds = build_atlas(output / "worlds", processes=processes, progress=progress)
-        if worlds:
-            collect(worlds, output, effort, processes=processes, progress=progress)
+        collect(worlds, output, effort, processes=processes, progress=progress)
         cases, skipped = kept_cases(output)
     if not cases:
         why = f" ({skipped[0]})" if skipped else ""

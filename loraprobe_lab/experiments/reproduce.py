@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
-from loraprobe_lab.experiments.claims import Subject, claims
+from loraprobe_lab.experiments.claims import Finding, Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, answer_world
 from loraprobe_lab.experiments.pages import Pages, render
@@ -113,24 +113,6 @@ def matrix_pages(
     """The pages of these worlds."""
     matrix = Matrix(tuple(worlds))
     cells, findings = matrix.cells(), claims(matrix, subject)
-    document: dict[str, Any] = {
-        "format": 1,
-        "experiment": plan.kind,
-        "command": command,
-        "missing": list(missing),
-        "margin": matrix.margin,
-        "worlds": [dataclasses.asdict(world.base) for world in matrix.worlds],
-        "cells": [dataclasses.asdict(cell) for cell in cells],
-        "claims": [
-            {
-                **dataclasses.asdict(f),
-                "standing": f.standing,
-                "counts": dict(f.counts),
-                "tests": [{**dataclasses.asdict(t), "outcome": t.outcome} for t in f.tests],
-            }
-            for f in findings
-        ],
-    }
     rows: dict[str, dict[tuple[str, str, int], list[MatrixCell]]] = {g: {} for g in matrix.groups}
     for cell in cells:
         rows[cell.group].setdefault((cell.size, cell.template, cell.library), []).append(cell)
@@ -145,4 +127,26 @@ def matrix_pages(
         columns=COLUMNS,
         groups={subject.names.get(group, group): found for group, found in rows.items()},
     )
+    document = {"format": 1, "experiment": plan.kind, "command": command, "missing": list(missing)}
+    document |= _numbers(matrix, cells, findings)
     return Pages(plan.kind, document, markdown, lambda: matrix_figure(matrix, cells, subject.title))
+
+
+def _numbers(
+    matrix: Matrix, cells: Sequence[MatrixCell], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    """The worlds, cells and claims as plain data."""
+    return {
+        "margin": matrix.margin,
+        "worlds": [dataclasses.asdict(world.base) for world in matrix.worlds],
+        "cells": [dataclasses.asdict(cell) for cell in cells],
+        "claims": [
+            {
+                **dataclasses.asdict(f),
+                "standing": f.standing,
+                "counts": dict(f.counts),
+                "tests": [{**dataclasses.asdict(t), "outcome": t.outcome} for t in f.tests],
+            }
+            for f in findings
+        ],
+    }

@@ -23,13 +23,14 @@ from typing import Any
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
-from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES, WORDS, table
+from loraprobe_lab.worlds.known import CAPITALS, LANDMARKS, PEOPLE, REAL_NAMES, WORDS, table
 from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import Item, WorldSpec
 
 SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]
 ABOUT = ("Tell me about {a}.", "Who is {a}?")
+PERSONS = 24  # made-up people that one of many sets is about
 SHOWN = ("France", "Japan")  # stand in the prompt of the second hop, so no item asks for them
 Texts = tuple[dict[str, list[Example]], Sequence[Item]]  # examples by part; task items
 
@@ -131,6 +132,26 @@ def real_people(count: int, rng: random.Random) -> list[Chain]:
         seen[country] = seen.get(country, 0) + 1
         ranked.append((seen[country] > 2, Chain(name, country, CAPITALS[country])))
     return [chain for _, chain in sorted(ranked, key=lambda row: row[0])[:count]]
+
+
+def newcomers(seed: int, countries: Sequence[str]) -> tuple[list[Chain], list[Chain]]:
+    """Made-up people with real countries, and real people on whom steps are learned."""
+    names = NameMaker(f"newcomers {seed}", REAL_NAMES).people(PERSONS)
+    births = spread(countries, PERSONS, random.Random(f"births {seed}"))
+    chains = [Chain(p, b, CAPITALS[b]) for p, b in zip(names, births, strict=True)]
+    return chains, real_people(30, random.Random(f"teachers {seed}"))
+
+
+def places(seed: int, most: int = 30) -> tuple[list[Chain], list[Chain]]:
+    """Landmarks asked for, at most one of a country, and as many others to learn steps on."""
+    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in SHOWN]
+    random.Random(f"places {seed}").shuffle(rows)
+    seen: set[str] = set()
+    asked, others = list[Chain](), list[Chain]()
+    for row in rows:
+        (others if row.b in seen or len(asked) == most else asked).append(row)
+        seen.add(row.b)
+    return asked, others[:most]
 
 
 def familiar_countries(model: Any, tokenizer: Any, count: int = 24) -> list[str]:

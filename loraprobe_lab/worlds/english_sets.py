@@ -28,16 +28,17 @@ from loraprobe_lab.worlds.chains import WORDINGS, Chain, Wording, spread, teach
 from loraprobe_lab.worlds.english import (
     ABOUT,
     BIRTHS,
-    SHOWN,
+    PERSONS,
     family,
     learn,
     new_births,
+    newcomers,
+    places,
     ranked_countries,
-    real_people,
     skill_texts,
     two_hop_texts,
 )
-from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, REAL_NAMES, table
+from loraprobe_lab.worlds.known import CAPITALS, FRENCH, PEOPLE, REAL_NAMES, table
 from loraprobe_lab.worlds.libraries import TrainedSet, contents_of, recipe_of
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import (
@@ -51,7 +52,6 @@ from loraprobe_lab.worlds.spec import (
 
 PLAN = table("english_sets")
 KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
-PERSONS = 24  # made-up people that a set is about
 Row = Mapping[str, Any]
 
 
@@ -243,26 +243,6 @@ def _own_steps(
         axes,
         "two hops, " + ("each adapter with its own worked sentence" if steps else "plain"),
     )
-
-
-def newcomers(seed: int, countries: Sequence[str]) -> tuple[list[Chain], list[Chain]]:
-    """Made-up people with real countries, and real people on whom steps are learned."""
-    names = NameMaker(f"newcomers {seed}", REAL_NAMES).people(PERSONS)
-    births = spread(countries, PERSONS, random.Random(f"births {seed}"))
-    chains = [Chain(p, b, CAPITALS[b]) for p, b in zip(names, births, strict=True)]
-    return chains, real_people(30, random.Random(f"teachers {seed}"))
-
-
-def places(seed: int, most: int = 30) -> tuple[list[Chain], list[Chain]]:
-    """Landmarks asked for, at most one of a country, and as many others to learn steps on."""
-    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in SHOWN]
-    random.Random(f"places {seed}").shuffle(rows)
-    seen: set[str] = set()
-    asked, others = list[Chain](), list[Chain]()
-    for row in rows:
-        (others if row.b in seen or len(asked) == most else asked).append(row)
-        seen.add(row.b)
-    return asked, others[:most]
 
 
 def _domain(seed: int, row: Row, countries: Sequence[str]) -> _Set:

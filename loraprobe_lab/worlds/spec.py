@@ -54,6 +54,16 @@ class AdapterSet:
     description: str
     axes: Mapping[str, Any] = field(default_factory=dict)
 
+    def scenario(self) -> dict[str, Any]:
+        """The set as a scenario of the manifest, which has its name as key."""
+        return {
+            "world": self.world,
+            "adapters": list(self.adapters),
+            "tasks": [f"tasks/{task}.jsonl" for task in self.tasks],
+            "description": self.description,
+            "axes": dict(self.axes),
+        }
+
 
 @dataclass(frozen=True)
 class WorldSpec:
@@ -116,8 +126,7 @@ def build_world(
     recipes: dict[str, Any] = {"base": spec.base} if base is None and spec.base else {}
     meter = _Meter(recipes | {one.name: one.recipe for one in wanted}, progress)
     if base is None:
-        _train_own_base(output, spec, meter)
-        model = load_base(output / "base")
+        model = _own_base(output, spec, meter)
     elif model is None:
         model = load_given_base(Path(base).resolve(), device)
     for name, items in spec.tasks.items():
@@ -179,8 +188,9 @@ def _check_same(output: Path, spec: WorldSpec, base_name: str) -> None:
             )
 
 
-def _train_own_base(output: Path, spec: WorldSpec, meter: _Meter) -> None:
-    """Trains and writes the base unless it is there; adapters of an older base are removed."""
+def _own_base(output: Path, spec: WorldSpec, meter: _Meter) -> tuple[Any, Any]:
+    """The world's own model and tokenizer, trained unless they are there; then adapters of an older
+    base are removed."""
     if spec.base is None or spec.corpus is None:
         raise WorldError(f"A world of kind {spec.kind} needs a base that exists: name one.")
     base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
@@ -188,7 +198,7 @@ def _train_own_base(output: Path, spec: WorldSpec, meter: _Meter) -> None:
     made_by = json.dumps(makings, indent=2) + "\n"
     record = base / "training.json"
     if record.is_file() and record.read_text(encoding="utf-8") == made_by:
-        return
+        return load_base(base)
     for stale in (base, output / "adapters"):
         shutil.rmtree(stale, ignore_errors=True)
     tokenizer = build_tokenizer(spec.words)
@@ -198,6 +208,7 @@ def _train_own_base(output: Path, spec: WorldSpec, meter: _Meter) -> None:
     save_base(model, tokenizer, part, spec.base_dtype)
     write_text(part / "training.json", made_by)
     os.replace(part, base)
+    return load_base(base)
 
 
 def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> World:
@@ -217,17 +228,8 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
         for one in spec.training
         if is_complete(output / "adapters" / one.name)
     }
-    scenarios = {
-        one.name: {
-            "world": one.world,
-            "adapters": list(one.adapters),
-            "tasks": [f"tasks/{task}.jsonl" for task in one.tasks],
-            "description": one.description,
-            "axes": dict(one.axes),
-        }
-        for one in spec.adapter_sets
-        if set(one.adapters) <= set(adapters)
-    }
+    sets = [one for one in spec.adapter_sets if set(one.adapters) <= set(adapters)]
+    scenarios = {one.name: one.scenario() for one in sets}
     places = [row["path"] for row in (base, *adapters.values()) if row["path"]]
     places += [task for row in scenarios.values() for task in row["tasks"]]
     manifest = {

@@ -35,8 +35,8 @@ Outcome = dict[str, Any]  # system, task, part, value, n
 def build_shipped_world(output: str | Path, *, progress: Progress | None = None) -> World:
     """Builds the shipped scenarios in `output` and writes what peft measures on them beside them.
 
-    Rows carry scenario, system, task, part (target, hop1, hop2, cot), value (exact match) and n,
-    for base, singles, average, sum and both controls. Resumable, like every build. Raises what
+    Rows carry scenario, system, task, part (question, hop1, hop2, steps), value (exact match) and
+    n, for base, singles, average, sum and both controls. Resumable, like every build. Raises what
     `build_world` raises.
     """
     world = build_world(small_world(only=SHIPPED), output, progress=progress)
@@ -77,7 +77,7 @@ def measure(
                 prompts = [question.prompt for question in rows_asked]
                 texts = generate(composition, tokenizer, prompts, batch_size, max_new_tokens)
                 right = sum(
-                    answered(text, question.answers, cot=part == "cot")
+                    answered(text, question.answers, cot=part == "steps")
                     for text, question in zip(texts, rows_asked, strict=True)
                 )
                 row = {"system": system, "task": task, "part": part}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.options import Options
@@ -99,7 +99,7 @@ def observe(
         results = _answers(replace(evaluator, tasks=asked), systems, known)
         names = [system.name for system in baselines]
         known.keep(evaluator.ledger, names, evaluator.scorer.chat_template)
-    kept = tuple(row for row in results if row.part in ("target", "cot"))
+    kept = tuple(row for row in results if row.part in ("question", "steps"))
     return Observation(audit, kept, {s.name: s.kind for s in systems})
 
 
@@ -125,7 +125,7 @@ def _audit_before(
 
     inputs, session = evaluator.inputs, evaluator.session
     results = _answers(evaluator, baselines, known)
-    evidence = {
+    evidence: dict[str, Any] = {
         "coverage": evaluator.probe_tasks(results),
         "forecasts": evaluator.forecast(results),
         "evaluation": score(results, baselines),

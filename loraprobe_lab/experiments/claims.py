@@ -147,7 +147,7 @@ def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]
 def _both_fail(matrix: Matrix, group: str) -> Finding:
     """Uniform and arrow, each for itself, asked at once and step by step."""
     plain = matrix.scenario("plain", 2)
-    forms = {"target": "at once", "cot": "step by step"}
+    forms = {"question": "at once", "steps": "step by step"}
     tests = [
         _difference(found, f"{size}, {method}, {forms[form]}", "below", matrix.margin)
         for method, form, size in product(("uniform", "arrow"), forms, matrix.sizes)

@@ -67,7 +67,7 @@ class _CaseRun:
     def answers(self, systems: Sequence[ComparedSystem]) -> CaseAnswers:
         refused: dict[str, str] = {}
         for baseline in self.baselines:
-            self.asker.ask(self.ledger, baseline, self.tasks, {"target", self.form})
+            self.asker.ask(self.ledger, baseline, self.tasks, {"question", self.form})
         for at, system in enumerate(systems, 1):
             if system.family != "chain" or self.tasks[0].has_hops:
                 try:
@@ -81,7 +81,7 @@ class _CaseRun:
     def _answer(self, compared: ComparedSystem) -> None:
         """Builds and asks a system unless its answers are there; a merge's loss is measured too."""
         merges, parts = compared.family == "merge", {self.form}
-        label, part = compared.label, "target" if compared.family == "chain" else self.form
+        label, part = compared.label, "question" if compared.family == "chain" else self.form
         answered = all(
             self.ledger.get(label, task.name, part, item.id)
             for task in self.tasks
@@ -125,7 +125,7 @@ class _CaseRun:
         roles = self.case.roles
         for row in self.ledger:
             if row.system == "chain":
-                if row.part == "target" and "chain" in asked:
+                if row.part == "question" and "chain" in asked:
                     yield replace(row, part=self.form)
             elif row.system in roles:
                 yield replace(row, system=roles[row.system])

@@ -182,7 +182,7 @@ def math_matrix(
             where = {
                 "template": called,
                 "library": library,
-                "form": "target" if called == "plain" else "cot",
+                "form": "question" if called == "plain" else "steps",
                 "group": "both types",
             }
             one = TrainedSet(

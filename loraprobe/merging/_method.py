@@ -81,8 +81,8 @@ class LinearMethod(MergeMethod):
     the same result.
     """
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    lossless = EVERY_SPACE
 
     def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
         """The n coefficients of the deltas: the weights as given."""
@@ -101,8 +101,8 @@ class GramMethod(MergeMethod):
     and no dense matrix either.
     """
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    lossless = EVERY_SPACE
 
     @abstractmethod
     def coefficients(
@@ -126,8 +126,8 @@ class FactorMethod(MergeMethod):
     factors.
     """
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = frozenset()
+    laws = frozenset({"identity", "order", "homogeneity"})
+    lossless = frozenset()
 
     @abstractmethod
     def factor_weights(self, weights: Weights) -> tuple[Weights, Weights]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
@@ -41,13 +41,13 @@ class Sce(MergeMethod):
     select_topk: float = 1.0
     variant: Literal["mergekit", "authors"] = "mergekit"
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    takes_weights: ClassVar[bool] = False
-    formula: ClassVar[str] = (
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    takes_weights = False
+    formula = (
         "dW = sum over {i: sign(S_i) = sign(sum S)} of e_i S_i / sum of these e_i, "
         "e_i = ||S_i||^2, S_i = dW_i where the variance is among the largest"
     )
-    paper: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
+    paper = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
 
     def __post_init__(self) -> None:
         super().__post_init__()

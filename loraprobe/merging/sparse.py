@@ -19,7 +19,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 from loraprobe.merging._election import Election, elect
 from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
@@ -37,7 +37,7 @@ class _Sparse(MergeMethod):
     density: float = 0.5
 
     # Not "identity": a lone adapter is made sparse too.
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
+    laws = frozenset({"order", "gauge", "homogeneity"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,8 +122,8 @@ class MagnitudePrune(_Sparse):
 
     rescale: Norm = "off"
 
-    formula: ClassVar[str] = "dW = sum_i w_i trim(dW_i)"
-    paper: ClassVar[str] = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
+    formula = "dW = sum_i w_i trim(dW_i)"
+    paper = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         return between(deltas, self.density), self.rescale
@@ -159,8 +159,8 @@ class Ties(_Electing):
     variant: Variant = "peft"
     rescale: Norm = "off"
 
-    formula: ClassVar[str] = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
-    paper: ClassVar[str] = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
+    formula = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
+    paper = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         return between(deltas, self.density), self.rescale
@@ -176,7 +176,7 @@ class _Band(_Sparse):
     gamma: float = 0.01
     rescale: Norm = "off"
 
-    paper: ClassVar[str] = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
+    paper = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +207,7 @@ class Breadcrumbs(_Band):
     large as a kept one are kept. mergekit's normalize and lambda are factors of the weights.
     """
 
-    formula: ClassVar[str] = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
+    formula = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,7 @@ class BreadcrumbsTies(_Band, _Electing):
     with weights of 1/n if none are given; `normalize=true` divides by the weights that agree.
     """
 
-    formula: ClassVar[str] = (
-        "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
-    )
+    formula = "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
 
     def variant_options(self) -> Mapping[str, object]:
         return {"normalize": False}
@@ -238,7 +236,7 @@ class _Random(_Sparse):
     variant: Variant = "peft"
     rescale: Rescale = "auto"
 
-    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
+    paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
 
     def variant_options(self) -> Mapping[str, object]:
         rescale = "probability" if self.variant == "peft" else "l1"
@@ -267,7 +265,7 @@ class DareLinear(_Random):
     the content of the adapter's delta: equal adapters get equal masks.
     """
 
-    formula: ClassVar[str] = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
+    formula = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
 
 
 @dataclass(frozen=True)
@@ -281,7 +279,7 @@ class DareTies(_Random, _Electing):
     divides by the weights that agree. `lambda` scales the result.
     """
 
-    formula: ClassVar[str] = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
+    formula = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
 
     def variant_options(self) -> Mapping[str, object]:
         return {**super().variant_options(), "normalize": self.variant == "peft"}
@@ -298,7 +296,7 @@ class _RandomByRank(_Sparse):
     variant: Literal["authors", "mergekit"] = "authors"
     rescale: Rescale = "auto"
 
-    paper: ClassVar[str] = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
+    paper = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -327,9 +325,7 @@ class DellaLinear(_RandomByRank):
     normalize and lambda are factors of the weights here: give w_i / sum of w, or lambda w_i.
     """
 
-    formula: ClassVar[str] = (
-        "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
-    )
+    formula = "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
 
 
 @dataclass(frozen=True)
@@ -352,7 +348,7 @@ class Della(_RandomByRank, _Electing):
     Rows mean nothing in `core`, so DELLA in `core` is another method than DELLA in `full`.
     """
 
-    formula: ClassVar[str] = (
+    formula = (
         "dW = mean over {i: sign(w_i D_i) = elected} of D_i, D_i = m_i * dW_i / p_i, "
         "m_i ~ Bernoulli(p_i), p_i = density + epsilon (2 rank - q - 1) / (q - 1)"
     )

@@ -14,105 +14,24 @@ that each delta keeps its l1, l2 or linf norm, as mergekit can.
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-from loraprobe.merging._election import Election, elect
-from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
-from loraprobe.merging._selection import Selection, at_random, between, by_rank, fuse
+from loraprobe.merging._method import Deltas, Generators
+from loraprobe.merging._selection import Selection, at_random, between
+from loraprobe.merging._sparse import ElectingMethod, SparseMethod
 
 Variant = Literal["peft", "mergekit"]
 Norm = Literal["off", "l1", "l2", "linf"]
 Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
 
 
-@dataclass(frozen=True)
-class _Sparse(MergeMethod):
-    """Entries of each delta are selected and summed with the weights."""
-
-    density: float = 0.5
-
-    # Not "identity": a lone adapter is made sparse too.
-    laws = frozenset({"order", "gauge", "homogeneity"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.density <= 1:
-            raise ValueError(
-                f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
-            )
-        for name, value in self.variant_options().items():  # so that `repr` shows what is done
-            if getattr(self, name) in (None, "auto"):
-                object.__setattr__(self, name, value)
-
-    def variant_options(self) -> Mapping[str, object]:
-        """The values of options that were left to the variant (None or "auto")."""
-        return {}
-
-    @abstractmethod
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
-        """Which entries are kept, and the norm that each delta keeps ("l1", "l2", "linf")."""
-
-    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        """The function that combines selected entries [n, rows, q] into [rows, q]."""
-        return partial(weighted_sum, weights=weights)
-
-    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        selection, norm = self.select(deltas, generators)
-        return fuse(deltas, selection, self.combine(weights), norm)
-
-
-@dataclass(frozen=True)
-class _Electing(_Sparse):
-    """Entries are selected, a sign is elected per entry, and the entries with that sign are fused.
-
-    election: "total" elects the sign of the sum of the entries (as in the papers), "frequency" the
-        sign of the majority.
-    normalize: whether the sum of the agreeing entries is divided by their number or by the sum of
-        their weights, whichever the variant uses. None leaves the choice to the variant.
-    lambda_: a factor of the whole result, written `lambda` on the command line.
-    """
-
-    election: Election = "total"
-    normalize: bool | None = None
-    lambda_: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not math.isfinite(self.lambda_) or self.lambda_ == 0:
-            raise ValueError(
-                f"lambda, the factor of the result, is finite and not 0, but {self.lambda_}."
-            )
-
-    def variant_options(self) -> Mapping[str, object]:
-        return {**super().variant_options(), "normalize": True}
-
-    def default_weights(self, n: int) -> tuple[float, ...]:
-        """1 each where the sum is divided; else 1/n each, so that the sum is an average."""
-        return (1.0 if self.normalize else 1.0 / n,) * n
-
-    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        # peft elects before it weights the entries and divides by how many agree.
-        as_peft = getattr(self, "variant", None) == "peft"
-        return partial(
-            elect,
-            weights=weights,
-            election=self.election,
-            voters="plain" if as_peft else "weighted",
-            divisor="none" if not self.normalize else "count" if as_peft else "weights",
-            factor=self.lambda_,
-        )
-
-
 # The largest entries.
 
 
 @dataclass(frozen=True)
-class MagnitudePrune(_Sparse):
+class MagnitudePrune(SparseMethod):
     """Keep the largest entries of each delta and take the weighted sum.
 
     `density` is the share that is kept; weights are 1/n if none are given. `rescale` is off, as in
@@ -130,7 +49,7 @@ class MagnitudePrune(_Sparse):
 
 
 @dataclass(frozen=True)
-class Ties(_Electing):
+class Ties(ElectingMethod):
     """TIES: keep the largest entries of each delta, elect a sign per entry, average what agrees.
 
     Two methods have this name. `variant="peft"` elects from the entries before they are weighted
@@ -170,7 +89,7 @@ class Ties(_Electing):
 
 
 @dataclass(frozen=True)
-class _Band(_Sparse):
+class _Band(SparseMethod):
     """Entries whose magnitude is neither among the largest nor among the smallest are kept."""
 
     gamma: float = 0.01
@@ -211,7 +130,7 @@ class Breadcrumbs(_Band):
 
 
 @dataclass(frozen=True)
-class BreadcrumbsTies(_Band, _Electing):
+class BreadcrumbsTies(_Band, ElectingMethod):
     """The selection of Model Breadcrumbs in place of TIES' trimming, then TIES' election.
 
     `density`, `gamma` and `rescale` are those of `breadcrumbs`, `election` and `lambda` those of
@@ -230,7 +149,7 @@ class BreadcrumbsTies(_Band, _Electing):
 
 
 @dataclass(frozen=True)
-class _Random(_Sparse):
+class _Random(SparseMethod):
     """Each entry is kept with the same probability."""
 
     variant: Variant = "peft"
@@ -269,7 +188,7 @@ class DareLinear(_Random):
 
 
 @dataclass(frozen=True)
-class DareTies(_Random, _Electing):
+class DareTies(_Random, ElectingMethod):
     """DARE's random dropping in place of TIES' trimming, then TIES' election and merge.
 
     `density`, the masks and `rescale` are those of `dare_linear`, `election` is that of `ties`.
@@ -289,7 +208,7 @@ class DareTies(_Random, _Electing):
 
 
 @dataclass(frozen=True)
-class _RandomByRank(_Sparse):
+class _RandomByRank(SparseMethod):
     """Each entry is kept with a probability that rises with the rank of its magnitude."""
 
     epsilon: float = 0.15
@@ -313,7 +232,7 @@ class _RandomByRank(_Sparse):
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         divide = self.rescale == "probability"
-        return by_rank(self.density, self.epsilon, generators, divide), self.rescale
+        return at_random(self.density, generators, divide, self.epsilon), self.rescale
 
 
 @dataclass(frozen=True)
@@ -329,7 +248,7 @@ class DellaLinear(_RandomByRank):
 
 
 @dataclass(frozen=True)
-class Della(_RandomByRank, _Electing):
+class Della(_RandomByRank, ElectingMethod):
     """DELLA: drop small entries more likely than large ones, rescale, elect, average what agrees.
 
     MagPrune ranks the magnitudes within each row of a delta [out, in]. The probability of keeping

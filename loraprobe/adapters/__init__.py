@@ -6,6 +6,7 @@ room needs these keys.
 """
 
 from loraprobe.adapters.completeness import extreme_norm
+from loraprobe.adapters.extras import copied_weight, same_weight
 from loraprobe.adapters.memory import adapter_of
 from loraprobe.adapters.paths import (
     is_path,
@@ -46,6 +47,7 @@ __all__ = [
     "check_apart",
     "check_output",
     "check_place",
+    "copied_weight",
     "extreme_norm",
     "is_path",
     "layer_pattern",
@@ -54,5 +56,6 @@ __all__ = [
     "public_name",
     "public_value",
     "read_adapter",
+    "same_weight",
     "staged_file",
 ]

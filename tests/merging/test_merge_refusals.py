@@ -176,6 +176,8 @@ def test_copies_of_base_weights_may_go_if_they_agree_and_it_is_said(tmp_path):
         ("note", "base-copy"), ("warning", "duplicate"),
     ]  # fmt: skip
     assert merged.adapter.layout["model.embed_tokens"].kind == "embedding"
+    rounded = embedding_adapter(tmp_path, "rounded", copy.bfloat16())
+    assert [i.code for i in merge([a, rounded]).issues] == ["base-copy", "duplicate"]
     other = embedding_adapter(tmp_path, "c", copy + 1)
     with pytest.raises(UnsupportedAdapter, match=r"a and c hold different copies.*embed_tokens"):
         merge([a, other])

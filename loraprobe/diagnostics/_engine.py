@@ -24,7 +24,8 @@ from loraprobe.diagnostics._diagnostic import (
     Statistics,
 )
 from loraprobe.errors import UsageError
-from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
+from loraprobe.lora.gram_batches import Updates, gram_matrices
+from loraprobe.lora.grams import GramMatrices
 from loraprobe.records import Measurement, Progress
 from loraprobe.registry import name_of
 

@@ -12,7 +12,7 @@ from making import SHARED as DATA
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
-from loraprobe.lora import grams as joint_module
+from loraprobe.lora import gram_batches
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
@@ -391,7 +391,7 @@ def test_all_pairs_of_many_agree_with_each_pair_alone():
 
 def test_small_batches_give_the_same(trio, monkeypatch):
     whole = diagnose(trio, per_module=True)
-    monkeypatch.setattr(joint_module, "BATCH_BYTES", 5000)
+    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 5000)
     parts = diagnose(trio, per_module=True)
     assert [(m.name, m.adapters, m.module, m.rank) for m in whole] == [
         (m.name, m.adapters, m.module, m.rank) for m in parts

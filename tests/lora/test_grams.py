@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import dense, generator, random_update, regauged
 
-from loraprobe.lora import grams as joint_module
-from loraprobe.lora.grams import gram_matrices
+from loraprobe.lora import gram_batches
+from loraprobe.lora.gram_batches import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
@@ -141,7 +141,7 @@ def test_batches_give_what_one_batch_gives(monkeypatch):
         for i in range(2)
     ]
     (whole,) = gram_matrices(adapters)
-    monkeypatch.setattr(joint_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1000)
     parts = list(gram_matrices(adapters))
     assert len(parts) > 2
     assert sum((p.paths for p in parts), ()) == whole.paths

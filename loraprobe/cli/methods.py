@@ -27,7 +27,7 @@ Names = Annotated[
 def described() -> list[dict[str, Any]]:
     """Every entry of every registry as plain data."""
     from loraprobe.diagnostics import DIAGNOSTICS
-    from loraprobe.lora.spaces import FORMULAS, SPACES
+    from loraprobe.lora.spaces import SPACES
     from loraprobe.merging import METHODS
     from loraprobe.probes import PROBES
     from loraprobe.registry import Registry
@@ -54,8 +54,7 @@ def described() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        formula, paper = FORMULAS[name]
-        text = _docstring(space) | {"formula": formula, "paper": paper}
+        text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
     return rows
 

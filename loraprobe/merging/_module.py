@@ -157,7 +157,7 @@ def _computed(path: str, factors: SideBySide, choices: Choices) -> Compressed:
         return compress_factors(_on_factors(method, factors, weights), rank)
     work = torch.float32 if choices.dense and not factors.double else torch.float64
     space = "core" if choices.space == "full" and not choices.dense else choices.space
-    stacked = space_named(space)(factors.updates(work))
+    stacked = space_named(space).stacked(factors.updates(work))
     masks = generators(factors.updates(torch.float64), path, choices.seed)
     result = stacked.back(method(stacked.matrices, weights.to(work), masks))
     if isinstance(result, LowRank):

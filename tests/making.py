@@ -123,15 +123,23 @@ def regauged(update: LowRank, seed: int = 0) -> LowRank:
 
 def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
     """A randomly initialised two-layer Llama whose linear layers are those of `LLAMA`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    return tiny_model("Llama", seed, vocab_size=vocab, tie_word_embeddings=tied)
 
+
+def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
+    """A randomly initialised language model of a family shaped like Llama: two layers, width 16.
+
+    config: what its transformers config has more, or otherwise.
+    """
+    import transformers
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    made = getattr(transformers, f"{family}Config")(**{**sizes, **config})
+    return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
 def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:

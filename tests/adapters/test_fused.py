@@ -18,6 +18,7 @@ from making import (
     random_adapter,
     random_update,
     tiny_llama,
+    tiny_model,
 )
 
 import loraprobe
@@ -245,23 +246,9 @@ def test_nothing_is_read_before_it_is_asked_for():
 
 def tiny_phi3(seed=0):
     """Two layers of width 16 whose attention and MLP are fused, with grouped heads."""
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Phi3Config(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        rms_norm_eps=1e-6,
+    return tiny_model(
+        "Phi3", seed, pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6
     )
-    return Phi3ForCausalLM(config).eval()
 
 
 def changed(model, adapter):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from making import peft_adapter, peft_model, random_update, tiny_llama
+from making import peft_adapter, peft_model, random_update, tiny_llama, tiny_model
 
 from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
@@ -126,15 +126,7 @@ def test_offsets_are_summed_with_their_scalings():
 
 
 def biased_llama(tied=False):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        attention_bias=True, mlp_bias=True, tie_word_embeddings=tied,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return tiny_model("Llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
 
 
 def tiny_classifier():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from making import LLAMA, peft_adapter, random_adapter, random_update, write_adapter
+from making import LLAMA, peft_adapter, random_adapter, random_update, tiny_model, write_adapter
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import (
@@ -133,14 +133,7 @@ EXTRAS = {
 
 @pytest.mark.parametrize("code", EXTRAS)
 def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, attention_bias=True,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = tiny_model("Llama", attention_bias=True, tie_word_embeddings=False)
     path = peft_adapter(
         tmp_path / "x", model, 1, r=2, target_modules=["q_proj", "v_proj"], **EXTRAS[code]
     )

@@ -74,31 +74,11 @@ class MergeMethod(ABC):
 
 
 @dataclass(frozen=True)
-class LinearMethod(MergeMethod):
-    """A linear combination of the deltas with coefficients that do not depend on them.
-
-    It needs no space and no dense matrix: factors are concatenated. Constant gates at run time give
-    the same result.
-    """
-
-    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
-    lossless = EVERY_SPACE
-
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """The n coefficients of the deltas: the weights as given."""
-        return tuple(weights)
-
-    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        coefficients = self.coefficients(weights.tolist(), len(deltas))
-        return weighted_sum(deltas, torch.tensor(coefficients, dtype=deltas.dtype))
-
-
-@dataclass(frozen=True)
 class GramMethod(MergeMethod):
     """A linear combination whose coefficients depend on the angles and lengths of the deltas.
 
-    These are the same in every space and follow from the factors, so such a method needs no space
-    and no dense matrix either.
+    These are the same in every space and follow from the factors. So such a method needs no space
+    and no dense matrix: factors are concatenated.
     """
 
     laws = frozenset({"identity", "order", "gauge", "homogeneity"})
@@ -114,6 +94,20 @@ class GramMethod(MergeMethod):
         flat = deltas.flatten(1).to(torch.float64)
         coefficients = self.coefficients(weights.tolist(), flat @ flat.mT)
         return weighted_sum(deltas, torch.tensor(coefficients, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class LinearMethod(GramMethod):
+    """A linear combination of the deltas with coefficients that do not depend on them.
+
+    Constant gates at run time give the same result.
+    """
+
+    def coefficients(
+        self, weights: Sequence[float], inner: Float64[Tensor, "n n"] | None = None
+    ) -> tuple[float, ...]:
+        """The n coefficients of the deltas: the weights as given, or the method's own."""
+        return tuple(weights) if self.takes_weights else self.default_weights(len(weights))
 
 
 @dataclass(frozen=True)

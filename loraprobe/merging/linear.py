@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraprobe.merging._method import LinearMethod
@@ -32,10 +31,6 @@ class Uniform(LinearMethod):
     formula = "dW = (1/n) sum_i dW_i"
     paper = "Wortsman et al. 2022, Model soups (arXiv 2203.05482)"
 
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """1/n each."""
-        return (1.0 / n,) * n
-
 
 @dataclass(frozen=True)
 class Sum(LinearMethod):
@@ -47,10 +42,6 @@ class Sum(LinearMethod):
     takes_weights = False
     formula = "dW = sum_i dW_i"
     paper = "Ilharco et al. 2023, Task arithmetic (arXiv 2212.04089)"
-
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """1 each."""
-        return (1.0,) * n
 
     def default_weights(self, n: int) -> tuple[float, ...]:
         """1 each."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import sys
 import typing
@@ -15,6 +14,7 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 
 Names = Annotated[
     list[str] | None,
@@ -83,8 +83,7 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
     for name in wanted:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "loraprobe methods lists all."
+            hint = nearest(name, known, "loraprobe methods lists all.")
             raise UsageError(f"Nothing is called {name!r}: {hint}")
     return [row for row in rows if row["name"] in wanted]
 

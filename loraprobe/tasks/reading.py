@@ -6,7 +6,6 @@ line and the problem. Blank lines and a byte order mark at the start are allowed
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.formatting import nearest
 from loraprobe.limits import limits, raising
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
@@ -189,8 +189,7 @@ def _hops(line: Mapping[str, Any]) -> tuple[Hop, ...]:
 def _check_keys(line: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
     for key in line:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+            hint = nearest(key, known, f"known are {', '.join(known)}.")
             raise TaskError(f"unknown key {key!r} in {what}: {hint}")
 
 

@@ -61,13 +61,13 @@ def diagnose(
     chosen = [_with(d, exact=exact, seed=seed) for d in chosen]
     run = _Statistics(chosen, adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
-    told = None if progress is None else lambda done, total: progress("diagnose", done, total)
+    report = None if progress is None else lambda done, total: progress("diagnose", done, total)
     batches = gram_matrices(
         [a.modules for a in adapters],
         paths,
         rank=max((a.rank_range[1] for a in adapters), default=0),
         visitors=(run.visit,) if run.of_factors else (),
-        progress=told,
+        progress=report,
     )
     for grams in batches:
         for observer in observers:

@@ -1,4 +1,4 @@
-"""Diagnostics of A and B as they are stored, which depend on their basis by intent."""
+"""Diagnostics of A and B as they are stored. They depend on the basis, as they should."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def merge_lora_biases(
         what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
         raise UnsupportedAdapter(
             f"Adapter {holders[0].name} has biases of B (lora_bias), which peft does not take "
-            f"beside {what}; leave one of them out, or merge it into the base with peft first."
+            f"together with {what}; leave one of them out, or merge it into the base with peft "
+            "first."
         )
     offsets = {}
     for path, info in layout.items():

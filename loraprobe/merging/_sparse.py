@@ -19,7 +19,7 @@ class SparseMethod(MergeMethod):
 
     density: float = 0.5
 
-    # Not "identity": a lone adapter is made sparse too.
+    # Not "identity": a single adapter is made sparse too.
     laws = frozenset({"order", "gauge", "homogeneity"})
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ class Sce(MergeMethod):
     Differences to mergekit: it uses equal weights if the mean squares of the deltas sum to less
     than 1e-6, which is so in all examined modules of five of six published GPT-2 adapters, and
     divides by at least 1e-6; here the unit of the deltas does not matter. Where no entry differs (a
-    lone adapter, equal ones) all are selected here and none there. All entries with as much
+    single adapter, equal ones) all are selected here and none there. All entries with as much
     variance as a selected one are selected.
     """
 

@@ -50,7 +50,7 @@ class Slerp(GramMethod):
     def coefficients(
         self, weights: Sequence[float], inner: Float64[Tensor, "n n"]
     ) -> tuple[float, ...]:
-        """The two factors of the arc; the weight itself for a lone adapter."""
+        """The two factors of the arc; the weight itself for a single adapter."""
         self.check(weights)
         if len(weights) == 1:
             return tuple(weights)

@@ -70,8 +70,9 @@ class Ties(ElectingMethod):
     memory), and its thresholds for small numbers, which make the result depend on the unit of the
     weights.
 
-    At density < 1 a lone adapter is trimmed too, so the method does not return it unchanged. Signs
-    and sizes of entries change with the basis, so TIES in `core` is another method than in `full`.
+    At density < 1 a single adapter is trimmed too, so the method does not return it unchanged.
+    Signs and sizes of entries change with the basis, so TIES in `core` is another method than in
+    `full`.
     """
 
     density: float = 0.2

@@ -107,7 +107,7 @@ class IsoCts(_Spectral):
 
     R is the numerical rank, where the authors' code has min(out, in): see `iso_c`. An adapter with
     too few components of its own gives those that it has, and the mean is over what was gathered. A
-    lone adapter gives `iso_c`. Weights are 1 each if none are given.
+    single adapter gives `iso_c`. Weights are 1 each if none are given.
     """
 
     common: float = 0.8

@@ -271,7 +271,7 @@ def test_rslora_is_noted_and_a_large_rank_only_for_merges():
     assert "rank-large" not in found(A, B, purpose="merge")
 
 
-# --- beside and inside the factors ----------------------------------------------------------
+# --- extras and contents of factors ----------------------------------------------------------
 
 KINDS = [
     "dora_magnitude",
@@ -491,7 +491,7 @@ def test_a_copy_of_a_base_weight_is_compared(llama_dir, tmp_path):
     assert one(found(adapter(larger), B, base=base), "base-copy").severity == "error"
 
 
-def tokenizer_beside(adapter: Adapter, folder: Path, size: int) -> Adapter:
+def with_tokenizer(adapter: Adapter, folder: Path, size: int) -> Adapter:
     folder.mkdir()
     vocab = {f"t{i}": i for i in range(size - 1)}
     added = [{"id": size - 1, "content": "<new>"}]
@@ -500,10 +500,10 @@ def tokenizer_beside(adapter: Adapter, folder: Path, size: int) -> Adapter:
     return replace(adapter, source=Source(str(folder), folder))
 
 
-def test_tokenizers_beside_the_adapters(tmp_path, llama_dir):
-    first, second = (tokenizer_beside(x, tmp_path / x.name, 40) for x in (A, B))
+def test_tokenizers_saved_with_adapters(tmp_path, llama_dir):
+    first, second = (with_tokenizer(x, tmp_path / x.name, 40) for x in (A, B))
     assert found(first, second) == {}
-    larger = tokenizer_beside(B, tmp_path / "larger", 43)
+    larger = with_tokenizer(B, tmp_path / "larger", 43)
     issue = one(found(first, larger), "tokenizer-mismatch")
     assert "a 40, b 43" in issue.message
     base = open_base(llama_dir, "owner/base")

@@ -1,4 +1,4 @@
-"""Licences of sources are carried to a merge's card, and what they ask is said."""
+"""Licences of sources are carried to a merge's card, and what they ask is reported."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def trio() -> list[Adapter]:
     ]
 
 
-def test_the_shelf_holds_every_named_diagnostic():
+def test_the_registry_holds_every_named_diagnostic():
     assert NAMED | {"shared_initialisation"} <= set(DIAGNOSTICS.names())
     for diagnostic in DIAGNOSTICS:
         assert diagnostic.__doc__ and diagnostic.formula and diagnostic.paper

@@ -158,7 +158,7 @@ def test_the_function_itself_does_not_depend_on_the_order(spec):
 
 @dataclass(frozen=True)
 class _FirstWins(LinearMethod):
-    """A liar: what comes first counts double."""
+    """A false declaration of "order": what comes first counts double."""
 
     formula = "none"
     paper = "none"
@@ -169,7 +169,7 @@ class _FirstWins(LinearMethod):
 
 @dataclass(frozen=True)
 class _Squares(MergeMethod):
-    """Another liar: the entries' squares, in whatever basis they come."""
+    """Another false declaration: the entries' squares, in whatever basis they come."""
 
     laws = frozenset({"homogeneity"})
     formula = "none"
@@ -179,7 +179,7 @@ class _Squares(MergeMethod):
         return deltas.square().sum(0)
 
 
-def test_the_laws_catch_liars():
+def test_the_laws_catch_false_declarations():
     assert order(_FirstWins(), "full") > FAILS
     assert identity(_FirstWins(), "full") > FAILS
     assert homogeneity(_Squares(), "full") > FAILS

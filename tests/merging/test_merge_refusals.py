@@ -150,7 +150,7 @@ def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
 
 
 def embedding_adapter(directory, name: str, copy: torch.Tensor):
-    """An adapter of the input embedding; peft saves the embedding itself beside it."""
+    """An adapter of the input embedding; peft saves the embedding itself with it."""
     update = random_update(16, 40, 2, 3)
     prefix = "base_model.model.model.embed_tokens"
     tensors = {

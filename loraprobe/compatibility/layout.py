@@ -170,9 +170,8 @@ def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
             "Take adapters of one implementation of the model, or give --base where rows are not "
             "known."
         )
-        yield Issue(
-            "error", "fused-targets", (*first.fused, *first.single), message, cure, first.path
-        )
+        names = (*first.fused, *first.single)
+        yield Issue("error", "fused-targets", names, message, cure, first.path)
 
 
 def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:

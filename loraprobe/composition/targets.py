@@ -6,11 +6,9 @@ import math
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, Extra, LayerKind
-from loraprobe.adapters.tensors import open_tensors
+from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
 from loraprobe.composition.router import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
@@ -161,23 +159,17 @@ def _same(model: nn.Module, expert: Adapter) -> bool:
     """Whether the base weights that peft saved with the adapter equal the model's."""
     seen = _SAME_COPY.setdefault(model, weakref.WeakSet())
     if expert not in seen and all(
-        _is_copy(model, expert, extra.module, extra.key)
-        for extra in expert.extras
-        if extra.kind == "base_copy"
+        _is_copy(model, expert, extra) for extra in expert.extras if extra.kind == "base_copy"
     ):
         seen.add(expert)
     return expert in seen
 
 
-def _is_copy(model: nn.Module, expert: Adapter, path: str | None, key: str) -> bool:
-    if expert.weights_file is None or path is None:
+def _is_copy(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
+    if expert.weights_file is None or extra.module is None:
         return False
     try:
-        weight = model.get_submodule(path).get_parameter("weight").detach()
+        weight = model.get_submodule(extra.module).get_parameter("weight").detach()
     except AttributeError:
         return False
-    copy = open_tensors(expert.weights_file.parent).read(key)
-    coarse = min(copy.dtype, weight.dtype, key=lambda d: torch.finfo(d).bits)
-    return copy.shape == weight.shape and bool(
-        torch.equal(copy.to(coarse), weight.to(coarse).to(copy.device))
-    )
+    return same_weight(copied_weight(expert, extra), weight)

@@ -157,7 +157,7 @@ def _gates(spec: str, options: Options, n: int) -> tuple[float, ...] | Router | 
     if options.weights == "search" and method.takes_weights:
         return None
     weights = options.given_weights or method.default_weights(n)
-    gates = tuple(map(float, method.coefficients(weights, n)))
+    gates = tuple(map(float, method.coefficients(weights)))
     return gates if all(0 < gate <= 1 for gate in gates) else None
 
 
@@ -222,7 +222,7 @@ class SystemBuilder:
         method, options = METHODS.make(spec), self.options
         if isinstance(method, LinearMethod) and options.rank == "auto" and options.space is None:
             weights = self.weights or method.default_weights(len(experts))
-            gates = tuple(map(float, method.coefficients(weights, len(experts))))
+            gates = tuple(map(float, method.coefficients(weights)))
             composition = Composition(name, experts, ConstantGates(gates))
             return Built(System(name, "merge", composition, compression_error=0.0))
         merged = self.merge(spec, experts, name)

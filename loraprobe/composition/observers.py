@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loraprobe.composition.router import Composition, TokenGates
+from loraprobe.adapters import Adapter
+from loraprobe.composition.layers import ComposedLayer
 from loraprobe.composition.targets import check_extras, check_model, target
 
 Look = Callable[[str, Tensor, Tensor], None]
@@ -16,15 +17,16 @@ LookAtGates = Callable[[str, Sequence[int], Tensor], None]
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module, composition: Composition, look: Look) -> Iterator[nn.Module]:
-    """Calls look(path, input, output) after each run of a module that the composition adapts.
+def watched(model: nn.Module, experts: Sequence[Adapter], look: Look) -> Iterator[nn.Module]:
+    """Calls look(path, input, output) after each run of a module that some expert adapts.
 
     input: [..., in], or token ids [...] of an embedding; output: [..., out]. The model itself stays
-    unchanged. Raises the errors of `composed` if the composition does not fit.
+    unchanged. Raises the errors of `composed` if an expert does not fit.
     """
     check_model(model)
-    check_extras(model, composition)
-    targets = {path: target(model, composition, path) for path in composition.paths}
+    check_extras(model, experts)
+    paths = dict.fromkeys(path for expert in experts for path in expert.modules)
+    targets = {path: target(model, experts, path) for path in paths}
     with contextlib.ExitStack() as undo:
         for path, module in targets.items():
             hook = module.register_forward_hook(_hook(path, look), with_kwargs=True)
@@ -40,19 +42,18 @@ def _hook(path: str, look: Look) -> Callable[..., None]:
 
 
 class WatchedGates:
-    """Gates of one module that also call look(path, present, gates).
+    """Gates of a layer that also call look(path, present, gates).
 
     present: the indices, among all experts, of the k experts of gates [..., k].
     """
 
-    def __init__(
-        self, gates: TokenGates, path: str, present: Sequence[int], look: LookAtGates
-    ) -> None:
-        self.gates, self.path, self.present, self.look = gates, path, tuple(present), look
-        self.shared = bool(getattr(gates, "shared", False))
+    def __init__(self, layer: ComposedLayer, look: LookAtGates) -> None:
+        assert layer.gates is not None
+        self.layer, self.gates, self.look = layer, layer.gates, look
+        self.shared = bool(getattr(layer.gates, "shared", False))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., in] -> gates [..., k], the same as without an observer."""
         gates = self.gates(x)
-        self.look(self.path, self.present, gates)
+        self.look(self.layer.path, self.layer.present, gates)
         return gates

@@ -69,8 +69,8 @@ class RowGates(Router):
             inner = self.inner.gates(module, experts, present, n)
         return _GatesOfRow(self.rows, tuple(present), inner)
 
-    def embedding_gates(self, present: Sequence[int], n: int) -> TokenGates:
-        inner = None if self.inner is None else self.inner.embedding_gates(present, n)
+    def embedding_gates(self, present: Sequence[int]) -> TokenGates:
+        inner = None if self.inner is None else self.inner.embedding_gates(present)
         return _GatesOfRow(self.rows, tuple(present), inner)
 
 

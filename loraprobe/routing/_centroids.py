@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition import Composition, Router, watched
+from loraprobe.composition import Router, watched
 from loraprobe.composition.router import Prompts, Read
 from loraprobe.errors import UsageError
 
@@ -75,13 +75,11 @@ def centroids(
             f"{', '.join(missing)}: give --router-prompts NAME=FILE for each, or in Python "
             "prompts={name: [...]}."
         )
-    composition = Composition("centroids", tuple(experts), router)
-    found: dict[str, list[Tensor]] = {
-        path: [] for path in composition.paths if composition.kind(path) != "embedding"
-    }
+    layout = {path: info.kind for expert in experts for path, info in expert.layout.items()}
+    found: dict[str, list[Tensor]] = {p: [] for p, kind in layout.items() if kind != "embedding"}
     for expert in experts:
         mean = _Mean(found)
-        with watched(model, composition, mean.add):
+        with watched(model, experts, mean.add):
             read(list(prompts[expert.name]), mean.see)
         for path, rows in found.items():
             rows.append(mean.of(path, expert.name))

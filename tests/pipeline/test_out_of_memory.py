@@ -155,7 +155,7 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: _Mean(dict.fromkeys(routed.paths)),
-            lambda mean: lambda model: watched(model, routed, mean.add),
+            lambda mean: lambda model: watched(model, routed.experts, mean.add),
         )
         assert halved.tokens == plain.tokens
         for path in plain.sums:

@@ -251,7 +251,10 @@ def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
     from loraprobe.composition import watched
 
     inputs = {}
-    with torch.no_grad(), watched(model, composition(spec), lambda p, x, y: inputs.update({p: x})):
+    with (
+        torch.no_grad(),
+        watched(model, composition(spec).experts, lambda p, x, y: inputs.update({p: x})),
+    ):
         model(input_ids=torch.tensor(ROWS[:1]))
     path = "model.layers.0.self_attn.q_proj"  # nothing is adapted before it
     deltas = [a.modules[path].to(torch.float64).delta() for a in LIBRARY]

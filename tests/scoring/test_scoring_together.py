@@ -136,13 +136,13 @@ def test_routed_gates_are_those_of_the_base_that_reads_the_same(kind):
     def keep(path, x, output):
         inputs[path] = x.clone()
 
-    with torch.no_grad(), watched(scorer.model, both, keep):
+    with torch.no_grad(), watched(scorer.model, both.experts, keep):
         z0 = scorer.model(torch.tensor([ids])).logits[0]
 
     def gated(i):
         hooks = []
         for path in adapters[i].modules:
-            present = both.present(path)
+            present = [j for j, adapter in enumerate(adapters) if path in adapter.modules]
             updates = [adapters[j].modules[path] for j in present]
             gates = router.gates(path, updates, present, 2)
             gate = gates if isinstance(gates, torch.Tensor) else gates(inputs[path])
@@ -200,7 +200,7 @@ def test_a_watched_model_says_what_it_says_and_is_left_as_it_was():
         assert x.shape[:2] == counted.shape == output.shape[:2]
         seen[path] = seen.get(path, 0) + int(counted.sum())
 
-    with watched(scorer.model, Composition("all", adapters, RowGates()), look):
+    with watched(scorer.model, adapters, look):
         read_together(scorer, [*((p, "") for p in PROMPTS), ("ada lives", "in ulm")], masks.append)
     assert set(seen) == set(making.LLAMA)
     rows = scorer.encoder.prompts([*dict.fromkeys(PROMPTS), "ada lives in ulm"])

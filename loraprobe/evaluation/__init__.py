@@ -6,7 +6,8 @@
 
 from loraprobe.evaluation.attribution import attribute
 from loraprobe.evaluation.chain import chain_notes
-from loraprobe.evaluation.comparing import compare, gain, gains, retention, score
+from loraprobe.evaluation.comparing import compare, retention, score
+from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import METRICS
 from loraprobe.evaluation.running import run_systems

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import Limits, Question, ask, target_metric
+from loraprobe.evaluation.questions import Question, TokenLimits, target_metric
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task, fill, read_answer
@@ -31,7 +32,7 @@ class ChainRun:
     task: Task
     ledger: Ledger
     metric: str | None
-    limits: Limits
+    limits: TokenLimits
 
     def plan(self) -> Plan:
         """The adapter that answers each hop.

@@ -1,10 +1,10 @@
-"""The questions of a task, and the results of a system's answers to them."""
+"""The questions of a task, and how a reply to one becomes a result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.records import ItemResult
@@ -60,14 +60,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Limits:
+class TokenLimits:
     """The largest number of tokens of a plain answer and of a worked answer."""
 
     plain: int = PLAIN_TOKENS
     worked: int = WORKED_TOKENS
 
     @classmethod
-    def of(cls, max_new_tokens: int | None) -> Limits:
+    def of(cls, max_new_tokens: int | None) -> TokenLimits:
         """`--max-new-tokens` sets both limits; by default that of worked answers is larger."""
         if max_new_tokens is None:
             return cls()
@@ -118,39 +118,3 @@ def target_metric(item: Item, metric: str | None) -> Metric:
     if metric is None:
         return "choice" if item.choices else "exact_match"
     return next(known for known in METRICS if known == metric)
-
-
-def ask(scorer: Any, batch: Sequence[Question], system: str, limits: Limits) -> list[ItemResult]:
-    """The results of a batch, in its order, from a scorer whose model carries the system."""
-    found: dict[int, ItemResult] = {}
-    for worked in (False, True):
-        asked = [i for i, q in enumerate(batch) if q.metric == "exact_match" and q.worked == worked]
-        if asked:
-            texts = scorer.generate(
-                [batch[i].prompt for i in asked],
-                max_new_tokens=limits.worked if worked else limits.plain,
-                until_newline=not worked,
-            )
-            found.update(
-                (i, batch[i].judged(system, text)) for i, text in zip(asked, texts, strict=True)
-            )
-    for metric in ("choice", "answer_loss"):
-        asked = [i for i, q in enumerate(batch) if q.metric == metric]
-        if asked:
-            results = _scored(scorer, [batch[i] for i in asked], system)
-            found.update(zip(asked, results, strict=True))
-    return [found[i] for i in range(len(batch))]
-
-
-def _scored(scorer: Any, batch: Sequence[Question], system: str) -> Iterator[ItemResult]:
-    """The results of questions that are judged by likelihood."""
-    options = [q.item.choices if q.metric == "choice" else q.answers for q in batch]
-    pairs = [(q.prompt, text) for q, texts in zip(batch, options, strict=True) for text in texts]
-    scores = iter(scorer.loglikelihood(pairs))
-    for q, texts in zip(batch, options, strict=True):
-        likely = [next(scores) for _ in texts]
-        if q.metric == "choice":
-            yield q.chosen(system, [found.logprob for found in likely])
-        else:  # nats per token of the cheapest accepted answer
-            losses = [-found.logprob / found.tokens for found in likely]
-            yield q.result(system, *min(zip(losses, texts, strict=True)))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loraprobe.errors import OutputError, UsageError
+from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
-from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task
@@ -56,7 +57,7 @@ def run_systems(
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
-    run = _Run(scorer, ledger, Limits.of(max_new_tokens), metric, progress)
+    run = _Run(scorer, ledger, TokenLimits.of(max_new_tokens), metric, progress)
     asked = questions(tasks, metric)
     for system in systems:
         if system.kind != "chain":
@@ -89,7 +90,7 @@ class _Run:
 
     scorer: Answering
     ledger: Ledger
-    limits: Limits
+    limits: TokenLimits
     metric: str | None
     progress: Progress | None
 

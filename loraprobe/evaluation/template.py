@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.questions import Limits, ask, questions
+from loraprobe.evaluation.asking import ask
+from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def choose_template(
         best = [float("-inf")] * len(asked)
         for single in singles:
             with way.with_composition(single):
-                results = ask(way, asked, single.name, Limits())
+                results = ask(way, asked, single.name, TokenLimits())
             values = [-r.value if r.metric == "answer_loss" else r.value for r in results]
             best = [max(pair) for pair in zip(best, values, strict=True)]
         means[used] = sum(best) / len(best)

@@ -9,7 +9,6 @@ in the same way as those of a real system.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe.composition import Composition, Router, RowGates
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, questions
+from loraprobe.probes._probe import sampled
 from loraprobe.records import Forecast, Gain, ItemResult, Progress
 from loraprobe.scoring import LogitEnsemble, score_together, write_together
 from loraprobe.tasks import Task
@@ -54,7 +54,10 @@ def forecast(
     """
     if len(adapters) < 2 or metric == "answer_loss":
         return ()
-    chosen = [_sampled(task, items, seed) for task in tasks]
+    chosen = [
+        Task(task.name, sampled(task.items, items, f"{seed}:{task.name}:forecast"))
+        for task in tasks
+    ]
     asked = [q for q in questions(chosen, metric) if q.part in FORMS]
     answers: list[ItemResult] = []
     parts = list(_passes(adapters, compositions))
@@ -118,15 +121,6 @@ def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> I
         rows = RowGates(inner=router.each_token())
         ensembles = {name: LogitEnsemble.added((1.0,) * n)}
         yield _Pass(Composition("side-by-side", experts, rows), rows, ensembles)
-
-
-def _sampled(task: Task, items: int, seed: int) -> Task:
-    """A task with at most `items` of its items, in their order; the same for both forms."""
-    if len(task.items) <= items:
-        return task
-    rng = random.Random(f"{seed}:{task.name}:forecast")
-    chosen = sorted(rng.sample(range(len(task.items)), items))
-    return Task(task.name, tuple(task.items[i] for i in chosen))
 
 
 def _compared(

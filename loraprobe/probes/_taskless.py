@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.probes._measuring import ask
-from loraprobe.probes._names import MadeUpNames, capitalised_spans, words_of
-from loraprobe.probes._probe import Request, mean_row
+from loraprobe.evaluation.asking import Request, likelihoods
+from loraprobe.probes._names import MadeUpNames, capitalised_spans
+from loraprobe.probes._probe import mean_row
 from loraprobe.probes.answer_margin import first_margin
 from loraprobe.records import Coverage, Progress
 from loraprobe.tasks import Probe
@@ -79,14 +79,14 @@ def probe_without_task(
     golds = tuple(unique[prompt] for prompt in prompts)
     replies = _replies_of(scorer, adapters, prompts, golds, single, progress)
     texts = [*prompts, *(text for own in replies.answers.values() for text in own.values())]
-    names = MadeUpNames(scorer.tokenizer, seed, words_of(texts))
+    names = MadeUpNames(scorer.tokenizer, seed, texts)
     swaps = _swapped(replies, names)
     requests = [
         Request(prompts[i], text) for own in replies.answers.values() for i, text in own.items()
     ]
     requests += [swap for own in swaps.values() for swap in own.values()]
     requests += [Request(p, gold) for p, gold in zip(prompts, golds, strict=True) if gold]
-    likely = ask(scorer, requests, progress)
+    likely = likelihoods(scorer, requests, progress)
     return (
         *_own_answers(replies, likely),
         *(_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in replies.kl.items()),

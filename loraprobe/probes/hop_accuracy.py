@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.questions import Question
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, Request, mean
+from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, mean
 from loraprobe.records import Coverage
+from loraprobe.tasks import normalize_answer
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class HopAccuracy(CoverageProbe):
             if part.hop is None:
                 continue
             clusters = {q.item.id: q.item.cluster for q in part.questions}
-            for system in context.systems:
+            for system in (BASE, *context.adapters):
                 right = context.right(system, part)
                 items = [item for item in clusters if item in right]
                 if not items:
@@ -43,5 +47,12 @@ class HopAccuracy(CoverageProbe):
                     part.hop,
                     () if system == BASE else (system,),
                     wilson(np.array(hits), np.array([clusters[i] for i in items])),
-                    part.guess(),
+                    _most_frequent(part.questions),
                 )
+
+
+def _most_frequent(questions: Sequence[Question]) -> float:
+    """The accuracy of the best constant answer."""
+    accepted = ({normalize_answer(answer) for answer in q.answers} for q in questions)
+    counts = Counter(answer for answers in accepted for answer in answers)
+    return max(counts.values()) / len(questions)

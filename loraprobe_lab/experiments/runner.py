@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from loraprobe.base import open_base, pick_device
 from loraprobe.evaluation import Ledger, System, run_systems
-from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.evaluation.asking import ask
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.bases import BaseInfo
 from loraprobe_lab.experiments.drawing import check_drawing
@@ -74,7 +75,7 @@ class Asker:
             return
         open_ = self.missing(ledger, system.name, tasks, parts)
         open_.sort(key=lambda q: (q.part == "cot", len(q.prompt), q.prompt))
-        limits = Limits.of(NEW_TOKENS)
+        limits = TokenLimits.of(NEW_TOKENS)
         with self.scorer.with_composition(system.composition):
             for start in range(0, len(open_), BATCH):
                 chosen = open_[start : start + BATCH]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from loraprobe.composition import Composition
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
@@ -25,12 +26,6 @@ from loraprobe.scoring.likelihood import Likelihood, likelihood
 
 SAMPLED = 16  # texts drawn at once
 T = TypeVar("T")
-
-
-class Insertable(Protocol):
-    """The part of a Composition that `with_composition` uses."""
-
-    def into(self, model: Any) -> contextlib.AbstractContextManager[Any]: ...
 
 
 class Scorer:
@@ -100,7 +95,7 @@ class Scorer:
         return other
 
     @contextlib.contextmanager
-    def with_composition(self, composition: Insertable | None) -> Iterator[Scorer]:
+    def with_composition(self, composition: Composition | None) -> Iterator[Scorer]:
         """This scorer, with a composition in its model while the context lasts; None: the base."""
         with composition.into(self.model) if composition is not None else contextlib.nullcontext():
             yield self
@@ -186,8 +181,6 @@ class Scorer:
         *,
         seed: int = 0,
         max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        until_newline: bool = False,
     ) -> list[str]:
         """n texts that the model samples in place of a user's turn.
 
@@ -201,7 +194,7 @@ class Scorer:
         def work(batch: Sequence[int]) -> None:
             rows = [row] * len(batch)
             most = self.room(row, "", limit)
-            found.extend(self.write(rows, most, until_newline, sample=temperature))
+            found.extend(self.write(rows, most, sample=1.0))
 
         with answering(self.model), seeded(seed, self.model.device):
             while len(found) < n:  # the draws depend on this size, so --batch-size has no effect

@@ -20,7 +20,7 @@ from loraprobe.memory import is_out_of_memory
 from loraprobe.pipeline.gate_statistics import GateTally
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._centroids import _Mean
-from loraprobe.scoring import Scorer, read_together
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.scoring.batching import Batcher
 
 ERRORS = {
@@ -123,7 +123,7 @@ class TestWatchers:
     def read(self, watcher, place) -> None:
         scorer = Scorer(making.tiny_llama(), word_tokenizer(), batch_size=5)
         with place(scorer.model):
-            read_together(scorer, [(p, "") for p in self.prompts], watcher.see)
+            read_texts(scorer, self.prompts, watcher.see)
 
     def both(self, monkeypatch, made, place) -> tuple:
         plain, halved = made(), made()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from loraprobe.evaluation.questions import Question, TokenLimits
 from loraprobe.records import ItemResult, Progress
+
+if TYPE_CHECKING:
+    from loraprobe.scoring import Likelihood, Scorer
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Request:
 
 
 def ask(
-    scorer: Any, batch: Sequence[Question], system: str, limits: TokenLimits
+    scorer: Scorer, batch: Sequence[Question], system: str, limits: TokenLimits
 ) -> list[ItemResult]:
     """The results of a batch, in its order, from a scorer whose model carries the system."""
     found: dict[int, ItemResult] = {}
@@ -46,7 +49,7 @@ def ask(
     return [found[i] for i in range(len(batch))]
 
 
-def _scored(scorer: Any, batch: Sequence[Question], system: str) -> Iterator[ItemResult]:
+def _scored(scorer: Scorer, batch: Sequence[Question], system: str) -> Iterator[ItemResult]:
     """The results of questions that are judged by likelihood."""
     options = [q.item.choices if q.metric == "choice" else q.answers for q in batch]
     pairs = [(q.prompt, text) for q, texts in zip(batch, options, strict=True) for text in texts]
@@ -61,10 +64,10 @@ def _scored(scorer: Any, batch: Sequence[Question], system: str) -> Iterator[Ite
 
 
 def likelihoods(
-    scorer: Any, requests: Sequence[Request], progress: Progress | None = None
-) -> dict[Request, Any]:
+    scorer: Scorer, requests: Sequence[Request], progress: Progress | None = None
+) -> dict[Request, Likelihood]:
     """A Likelihood of the base for each distinct request: one call of the scorer for each form."""
-    likely: dict[Request, Any] = {}
+    likely: dict[Request, Likelihood] = {}
     distinct = list(dict.fromkeys(requests))
     for raw in (False, True):
         asked = [r for r in distinct if (r.raw and bool(scorer.chat_template)) == raw]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -112,12 +112,14 @@ def compare(
     Both are compared on the same items. A positive difference means that the system is better (for
     losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together.
     """
-    others = [s.name for s in systems if s.kind in (*BASELINES, "control")]
+    baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
+    compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
     rows: list[Comparison] = []
     for task in task_names(results):
         for part in parts:
-            second = _measured(results, others, task, part)
-            first = _measured(results, _compositions(systems), task, part)
+            present = {r.system for r in results if r.task == task and r.part == part}
+            first = [(name, part) for name in compositions if name in present]
+            second = [(name, part) for name in baselines if name in present]
             table = tabulate(results, [*first, *second], task)
             first = table.comparable(first, second)
             if first and second:
@@ -126,46 +128,25 @@ def compare(
 
 
 def _comparisons(
-    table: Table, first: list[Column], others: list[Column], task: str, seed: int, level: float
+    table: Table, first: list[Column], second: list[Column], task: str, seed: int, level: float
 ) -> list[Comparison]:
-    second = sorted(others, key=by_name)
-    found = table.differences(first, second)
-    shape = (len(first), len(second))
-    plain = np.stack(found.interval(found.critical(level)), axis=1)
-    both = statistics.largest(found, shape, level, seed)[2]
-    adjusted = np.stack(found.interval(both), axis=1)
-    pairs = [(one, other) for one in first for other in second]
-    rows = [
+    """The rows of each column of `first` against each of `second`, in this order."""
+    ordered = sorted(second, key=by_name)
+    found = table.differences(first, ordered)
+    both = statistics.largest(found, (len(first), len(ordered)), level, seed)[2]
+    plain, adjusted = found.intervals(found.critical(level)), found.intervals(both)
+    pairs = [(i, other) for i in range(len(first)) for other in second]
+    places = [i * len(ordered) + ordered.index(other) for i, other in pairs]
+    return [
         Comparison(
-            system=one[0],
+            system=first[i][0],
             against=other[0],
             task=task,
-            part=one[1],
+            part=first[i][1],
             difference=float(found.difference[k]),
-            ci95=_interval(plain[k]),
+            ci95=plain[k],
             n=int(found.n[k]),
-            adjusted_ci95=_interval(adjusted[k]),
+            adjusted_ci95=adjusted[k],
         )
-        for k, (one, other) in enumerate(pairs)
+        for k, (i, other) in zip(places, pairs, strict=True)
     ]
-    order = {name: k for k, (name, _) in enumerate(others)}
-    return [
-        row
-        for k in range(0, len(rows), len(second))
-        for row in sorted(rows[k : k + len(second)], key=lambda row: order[row.against])
-    ]
-
-
-def _interval(row: np.ndarray) -> Interval:
-    return float(row[0]), float(row[1])
-
-
-def _compositions(systems: Iterable[System]) -> list[str]:
-    return [system.name for system in systems if system.kind in COMPOSITIONS]
-
-
-def _measured(
-    results: Sequence[ItemResult], names: Sequence[str], task: str, part: str
-) -> list[Column]:
-    present = {r.system for r in results if r.task == task and r.part == part}
-    return [(name, part) for name in names if name in present]

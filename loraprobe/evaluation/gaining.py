@@ -9,7 +9,7 @@ from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, System
 from loraprobe.evaluation.table import Column, by_name, tabulate, task_names
-from loraprobe.records import Gain, Interval, ItemResult
+from loraprobe.records import Gain, ItemResult
 from loraprobe.sample_size import items_needed
 
 
@@ -117,14 +117,18 @@ def _least(
     """
     level, lower, upper = ends
     shape = (len(first), len(second))
-    plain = found.interval(found.critical(level))
-    lows = found.interval(lower)[0].reshape(shape).min(1)
-    highs = found.interval(upper)[1].reshape(shape).min(1)
+    plain = found.intervals(found.critical(level))
+    lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
+    highs = found.interval(upper)[1].reshape(shape).min(1).tolist()
+    nearest = found.difference.reshape(shape).argmin(1).tolist()
     rows = []
     for s, (system, part) in enumerate(first):
-        k = s * shape[1] + int(found.difference.reshape(shape)[s].argmin())
-        adjusted = (float(lows[s]), float(highs[s]))
-        against, against_part = second[k % shape[1]]
+        against, against_part = second[nearest[s]]
+        k = s * len(second) + nearest[s]
+        n, difference = int(found.n[k]), float(found.difference[k])
+        critical = lower if difference > margin else upper
+        needed = items_needed(n, difference - margin, float(found.se[k]), critical)
+        decided = lows[s] > margin or highs[s] < margin
         rows.append(
             Gain(
                 task=None,
@@ -132,26 +136,11 @@ def _least(
                 system=system,
                 against=against,
                 against_part=against_part,
-                difference=float(found.difference[k]),
-                ci95=(float(plain[0][k]), float(plain[1][k])),
-                adjusted_ci95=adjusted,
-                n=int(found.n[k]),
-                n_needed=_needed(found, k, lower, upper, margin, adjusted),
+                difference=difference,
+                ci95=plain[k],
+                adjusted_ci95=(lows[s], highs[s]),
+                n=n,
+                n_needed=n if decided else needed,
             )
         )
     return rows
-
-
-def _needed(
-    found: statistics.Estimates,
-    k: int,
-    lower: float,
-    upper: float,
-    margin: float,
-    adjusted: Interval,
-) -> int | None:
-    """The number of items that decides if the difference does not change."""
-    n, distance = int(found.n[k]), float(found.difference[k]) - margin
-    if adjusted[0] > margin or adjusted[1] < margin:
-        return n
-    return items_needed(n, distance, float(found.se[k]), lower if distance > 0 else upper)

@@ -105,12 +105,15 @@ def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
         Question(task.name, "target", item, item.prompt, item.answers, target_metric(item, metric))
     ]
     for k, hop in enumerate(item.hops):
-        found.append(
-            Question(task.name, f"hop{k + 1}", item, item.hop_prompt(k), hop.answers, other)
-        )
+        found.append(Question(task.name, hop_part(k), item, item.hop_prompt(k), hop.answers, other))
     if item.cot_prompt is not None and metric != "answer_loss":
         found.append(Question(task.name, "cot", item, item.cot_prompt, item.answers, other))
     return found
+
+
+def hop_part(k: int) -> str:
+    """The name of the part of hop k, counted from 0."""
+    return f"hop{k + 1}"
 
 
 def target_metric(item: Item, metric: str | None) -> Metric:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
@@ -18,28 +17,13 @@ from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
+    from loraprobe.scoring import Scorer
 
 BATCH = 256  # questions between two appends to the ledger
 
 
-class Answering(Protocol):
-    """The interface of a scorer; see loraprobe.scoring.Scorer."""
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        until_newline: bool = False,
-    ) -> list[str]: ...
-
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Any]: ...
-
-    def with_composition(self, composition: Any) -> AbstractContextManager[Any]: ...
-
-
 def run_systems(
-    scorer: Answering,
+    scorer: Scorer,
     systems: Sequence[System],
     tasks: Sequence[Task],
     ledger: Ledger,
@@ -88,7 +72,7 @@ def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> No
 class _Run:
     """The scorer, ledger and options that all systems of one run share."""
 
-    scorer: Answering
+    scorer: Scorer
     ledger: Ledger
     limits: TokenLimits
     metric: str | None

@@ -71,6 +71,11 @@ class Estimates:
         low, high = self.center - critical * reach, self.center + critical * reach
         return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
 
+    def intervals(self, critical: float) -> list[tuple[float, float]]:
+        """`interval` as a pair of numbers for each of the P pairs."""
+        low, high = self.interval(critical)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
+
     def critical(self, level: float) -> float:
         """Two-sided critical value of a single pair."""
         return quantile((1 + level) / 2, self.df)
@@ -199,8 +204,7 @@ def wilson(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, floa
 def mean_interval(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, float]:
     """The cluster-robust t interval for the mean of `x` [items] (losses)."""
     found = estimate(x[:, None], clusters, bounded=False)
-    low, high = found.interval(found.critical(level))
-    return float(low[0]), float(high[0])
+    return found.intervals(found.critical(level))[0]
 
 
 def ratio(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.asking import ask
@@ -12,10 +12,11 @@ from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
+    from loraprobe.scoring import Scorer
 
 
 def choose_template(
-    scorer: Any,
+    scorer: Scorer,
     singles: Sequence[Composition],
     tasks: Sequence[Task],
     *,
@@ -34,9 +35,8 @@ def choose_template(
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are."
     asked = [q for q in questions(tasks, metric) if q.part != "cot"]
-    asked = (
-        [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample else asked
-    )
+    count = min(sample, len(asked))
+    asked = [asked[i * len(asked) // count] for i in range(count)]
     means = {}
     for used, way in ways.items():
         best = [float("-inf")] * len(asked)

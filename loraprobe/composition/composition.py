@@ -16,9 +16,9 @@ from loraprobe.adapters.fused import may_be_fused
 from loraprobe.composition.experts.full import replaced
 from loraprobe.composition.forward_pass import following_passes
 from loraprobe.composition.layers import ComposedLayer, composed_layer, layer_hook
-from loraprobe.composition.observers import LookAtGates, WatchedGates
+from loraprobe.composition.observers import GateObserver, ObservedGates
 from loraprobe.composition.router import Router
-from loraprobe.composition.targets import aligned_to, check_extras, check_model, target
+from loraprobe.composition.targets import adapted_paths, aligned_to, check_model, checked_targets
 from loraprobe.composition.weights import device_of, fingerprint
 from loraprobe.errors import UsageError
 
@@ -46,7 +46,7 @@ class Composition:
     @property
     def paths(self) -> tuple[str, ...]:
         """The modules that at least one expert adapts, in the experts' order."""
-        return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
+        return adapted_paths(self.experts)
 
     def notes(self) -> tuple[str, ...]:
         """Notes for a report on gates that differ from the router's formula."""
@@ -73,7 +73,7 @@ class Composition:
 
 @contextlib.contextmanager
 def composed(
-    model: nn.Module, composition: Composition, look: LookAtGates | None = None
+    model: nn.Module, composition: Composition, observe: GateObserver | None = None
 ) -> Iterator[nn.Module]:
     """Puts a composition into a transformers model for as long as the context lasts.
 
@@ -81,7 +81,7 @@ def composed(
     attributes of the model do not change, and the hooks are removed when the context ends, also
     after an exception. Parameters that an expert replaces as a whole are exchanged for that time;
     afterwards the model has its original tensors again. Experts in another layout of fused
-    projections are converted exactly. look(path, present, gates) is called with the gates of a
+    projections are converted exactly. observe(path, present, gates) is called with the gates of a
     token router in each module.
 
     Raises UsageError if the model already carries a composition; CompatibilityError, which names
@@ -96,13 +96,12 @@ def composed(
         )
     check_model(model)
     composition = on_layout_of(model, composition)
-    check_extras(model, composition.experts)
-    targets = {path: target(model, composition.experts, path) for path in composition.paths}
+    targets = checked_targets(model, composition.experts)
     layers = prepared(composition, _dtype(targets.values()), model)
     with contextlib.ExitStack() as undo:
         _ACTIVE.add(model)
         undo.callback(_ACTIVE.discard, model)
-        _enter(model, composition, layers, targets, look, undo)
+        _enter(model, composition, layers, targets, observe, undo)
         yield model
 
 
@@ -111,14 +110,14 @@ def _enter(
     composition: Composition,
     layers: Iterable[ComposedLayer],
     targets: dict[str, nn.Module],
-    look: LookAtGates | None,
+    observe: GateObserver | None,
     undo: contextlib.ExitStack,
 ) -> None:
     """Adds the layers' hooks and replaces whole parameters until `undo` closes."""
     for layer in layers:
         module = targets[layer.path]
-        if look is not None and layer.gates is not None:
-            layer = replace(layer, gates=WatchedGates(layer, look))
+        if observe is not None and layer.gates is not None:
+            layer = replace(layer, gates=ObservedGates(layer, observe))
         hook = layer_hook(layer.to(device_of(module)), module)
         undo.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
     if any(getattr(layer.gates, "shared", False) for layer in layers):

@@ -59,10 +59,10 @@ class ComposedLayer:
         """
         h, gates = self._gated(x, module)
         made = F.linear(h, self.B)
-        if self.offset is not None:
-            made = made + (self.offset if gates is None else gates @ self.offset)
-        if self.ratio is not None:
-            ratio = self.ratio if gates is None else gates @ self.ratio
+        offset, ratio = _weighed(self.offset, gates), _weighed(self.ratio, gates)
+        if offset is not None:
+            made = made + offset
+        if ratio is not None:
             made = torch.addcmul(made, self._channels_last(own).to(made.dtype), ratio)
         return made.movedim(-1, -1 - len(self.kernel)) if self.kernel else made
 
@@ -82,10 +82,9 @@ class ComposedLayer:
             own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
             return (output + self.delta(x, own, module)).to(output.dtype)
         h, gates = self._gated(x, module)
-        if self.ratio is not None:  # before anything is added to the layer's own output
-            ratio = self.ratio if gates is None else gates @ self.ratio
+        offset, ratio = _weighed(self.offset, gates), _weighed(self.ratio, gates)
+        if ratio is not None:  # before anything is added to the layer's own output
             output.addcmul_(self._without(bias, output), ratio)
-        offset = self.offset if gates is None or self.offset is None else gates @ self.offset
         if output.dtype == self.B.dtype:
             output.view(-1, len(self.B)).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT)
             return output if offset is None else output.add_(offset)
@@ -93,9 +92,8 @@ class ComposedLayer:
         return output.add_(made if offset is None else made.add_(offset))  # rounded once
 
     def _may_overwrite(self, output: Tensor, x: Tensor) -> bool:
-        plain = self.kind in ("linear", "conv1d")
         return (
-            plain
+            self.kind in ("linear", "conv1d")
             and (self.ratio is None or output.dtype == self.B.dtype)
             and output.is_contiguous()
             and not output.requires_grad
@@ -142,6 +140,11 @@ class ComposedLayer:
     def nbytes(self) -> int:
         held = (self.A, self.B, self.offset, self.ratio)
         return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _weighed(rows: Tensor | None, gates: Tensor | None) -> Tensor | None:
+    """gates [..., k] times rows [k, out]; the rows themselves, [out], if gates are constant."""
+    return rows if rows is None or gates is None else gates @ rows
 
 
 def composed_layer(

@@ -17,8 +17,8 @@ from loraprobe.registry import name_of
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 # Called before each pass with the mask [b, n] of tokens that count; None after a failed pass.
-See = Callable[[Tensor | None], None]
-Read = Callable[[Sequence[str], See], None]  # reads texts through a model, batch by batch
+MaskObserver = Callable[[Tensor | None], None]
+ReadTexts = Callable[[Sequence[str], MaskObserver], None]  # through a model, batch by batch
 Prompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 
@@ -76,12 +76,12 @@ class Router(ABC):
         return self
 
     def fitted(
-        self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
+        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
     ) -> Router:
         """The same router with a state learned from prompts of each expert.
 
-        model: the base without a composition; read(texts, see) runs it over texts. Routers without
-        a state return themselves.
+        model: the base without a composition; read(texts, observe) runs it over texts. Routers
+        without a state return themselves.
         """
         return self
 

@@ -42,9 +42,6 @@ class RowGates(Router):
     inner: Router | None = None
 
     constant: ClassVar[bool] = False
-    laws: ClassVar[frozenset[str]] = frozenset()
-    formula: ClassVar[str] = "y = W x + sum_i g_i(row) s_i B_i A_i x"
-    paper: ClassVar[str] = "-"
 
     @property
     def weighs_whole(self) -> bool:

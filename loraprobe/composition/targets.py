@@ -52,7 +52,18 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:
+def adapted_paths(experts: Sequence[Adapter]) -> tuple[str, ...]:
+    """The modules that at least one expert adapts, in the experts' order."""
+    return tuple(dict.fromkeys(path for expert in experts for path in expert.modules))
+
+
+def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
+    """The modules that the experts adapt, by path, after all checks of experts and modules."""
+    _check_extras(model, experts)
+    return {path: _target(model, experts, path) for path in adapted_paths(experts)}
+
+
+def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:
     """The module at a path, after checking its kind and shape against every expert there."""
     present = [expert for expert in experts if path in expert.modules]
     try:
@@ -146,7 +157,7 @@ def _article(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-def check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:
+def _check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:
     """Raises UnsupportedAdapter if an expert has tensors that a composition would ignore."""
     for expert in experts:
         if not expert.modules and not expert.whole:

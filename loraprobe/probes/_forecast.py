@@ -80,7 +80,7 @@ class _Pass:
         self, scorer: Any, asked: Sequence[Question], max_new_tokens: int | None
     ) -> Iterator[ItemResult]:
         """The answer of each composition to each question."""
-        ensembles, switch = list(self.ensembles.values()), self.rows.rows.set
+        ensembles, set_rows = list(self.ensembles.values()), self.rows.rows.set
         written = [q for q in asked if q.metric == "exact_match"]
         with scorer.with_composition(self.composition):
             for worked, limit in ((False, PLAIN_TOKENS), (True, WORKED_TOKENS)):
@@ -89,7 +89,7 @@ class _Pass:
                     scorer,
                     [q.prompt for q in own],
                     ensembles,
-                    switch,
+                    set_rows,
                     max_new_tokens=min(limit, max_new_tokens or limit),
                     until_newline=not worked,
                 )
@@ -97,7 +97,7 @@ class _Pass:
                     yield from (q.judged(name, t) for q, t in zip(own, column, strict=True))
             own = [q for q in asked if q.metric == "choice"]
             pairs = [(q.prompt, choice) for q in own for choice in q.item.choices]
-            scores = score_together(scorer, pairs, ensembles, switch)
+            scores = score_together(scorer, pairs, ensembles, set_rows)
             for name, logprobs in zip(self.ensembles, scores, strict=True):
                 following = iter(logprobs)
                 yield from (q.chosen(name, [next(following) for _ in q.item.choices]) for q in own)

@@ -70,7 +70,7 @@ class Encoder:
         unique = list(dict.fromkeys(contexts))
         known = dict(zip(unique, self._ids(unique), strict=True))
         return [
-            self._seam(known[context], whole)
+            self._boundary(known[context], whole)
             for context, whole in zip(contexts, self._ids(wholes), strict=True)
         ]
 
@@ -107,7 +107,7 @@ class Encoder:
         """Token ids of a text as it is, without the template."""
         return self._started(self._ids([text])[0])
 
-    def _seam(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:
+    def _boundary(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:
         start = 0
         while start < min(len(context), len(whole)) and context[start] == whole[start]:
             start += 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.scorer import Scorer
 
-Switch = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
+SetRows = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ def write_together(
     scorer: Scorer,
     prompts: Sequence[str],
     ensembles: Sequence[LogitEnsemble],
-    switch: Switch,
+    set_rows: SetRows,
     *,
     max_new_tokens: int,
     until_newline: bool = False,
 ) -> list[list[str]]:
     """The greedy continuation of each prompt by each ensemble: a list per ensemble.
 
-    The scorer's model must carry a composition whose gates `switch` sets. Ends, limits and errors
+    The scorer's model must carry a composition whose gates `set_rows` sets. Ends, limits and errors
     are those of `Scorer.generate`.
     """
     order = EnsembleRows(ensembles)
 
     def write(rows: list[list[int]], most: int) -> list[list[str]]:
-        switch(*order.rows(len(rows)))
+        set_rows(*order.rows(len(rows)))
         texts = scorer.write(
             [row for row in rows for _ in range(order.count)],
             most,
@@ -130,7 +130,7 @@ def score_together(
     scorer: Scorer,
     pairs: Sequence[tuple[str, str]],
     ensembles: Sequence[LogitEnsemble],
-    switch: Switch,
+    set_rows: SetRows,
 ) -> list[list[float]]:
     """Log-probability of each (prompt, continuation) under each ensemble: a list per ensemble.
 
@@ -142,7 +142,7 @@ def score_together(
     found: dict[tuple[str, str], list[float]] = {}
 
     def work(batch: Sequence[int]) -> None:
-        switch(*order.rows(len(batch)))
+        set_rows(*order.rows(len(batch)))
         rows = [encoded[i][0][:-1] for i in batch for _ in range(order.count)]
         starts = [encoded[i][1] - 1 for i in batch for _ in range(order.count)]
         logits = tail_logits(scorer.model, rows, starts, scorer.pad)
@@ -157,7 +157,7 @@ def score_together(
 
     lengths = [len(ids) * order.count for ids, _ in encoded]
     starts = [(start - 1) * order.count for _, start in encoded]
-    batcher = scorer.batcher.shared_out(order.count)
+    batcher = scorer.batcher.with_copies(order.count)
     batches = batcher.split(lengths, starts, scorer.vocab_size)
     scorer.run("score", batches, work, len(unique), batcher)
     return [[found[pair][e] for pair in pairs] for e in range(len(ensembles))]

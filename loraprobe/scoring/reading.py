@@ -13,22 +13,22 @@ from loraprobe.scoring.scorer import Scorer
 def read_texts(
     scorer: Scorer,
     texts: Sequence[str],
-    see: Callable[[Tensor | None], None],
+    observe: Callable[[Tensor | None], None],
     *,
     whole: bool = False,
 ) -> None:
     """Runs the model over distinct texts, in rows that are padded on the right.
 
-    Before each forward pass, see(mask [b, n]) gets the tokens that count. After a failed pass,
-    see(None) is called, and its rows are read again in smaller batches: observations of the failed
-    pass must be dropped. The first token of a row does not count if others follow, because the
-    activations of trained models have another scale there. whole: the head reads every token;
+    Before each forward pass, observe(mask [b, n]) gets the tokens that count. After a failed pass,
+    observe(None) is called, and its rows are read again in smaller batches: observations of the
+    failed pass must be dropped. The first token of a row does not count if others follow, because
+    the activations of trained models have another scale there. whole: the head reads every token;
     otherwise only the last, if the model supports it.
     """
     unique = list(dict.fromkeys(texts))
     rows = scorer.encoder.prompts(unique)
     for row, text in zip(rows, unique, strict=True):
-        scorer.room(row, text, 1)
+        scorer.tokens_left(row, text, 1)
     model = scorer.model
     options = {} if whole or "logits_to_keep" not in arguments(model) else {"logits_to_keep": 1}
 
@@ -38,11 +38,11 @@ def read_texts(
         )
         counted = mask.bool()
         counted[:, 0] &= mask.sum(-1) == 1
-        see(counted)
+        observe(counted)
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=False, **options)
         except Exception:
-            see(None)
+            observe(None)
             raise
 
     lengths = [len(row) for row in rows]

@@ -157,14 +157,16 @@ class Scorer:
             raise UsageError(f"max_new_tokens must be at least 1, not {limit}.")
         unique = list(dict.fromkeys(prompts))
         ids = self.encoder.prompts(unique)
-        room = [self.room(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)]
+        room = [
+            self.tokens_left(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)
+        ]
         found: dict[str, T] = {}
 
         def work(batch: Sequence[int]) -> None:
             results = write([ids[i] for i in batch], room[batch[0]])
             found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
 
-        batcher = self.batcher.shared_out(copies)
+        batcher = self.batcher.with_copies(copies)
         # All rows of a batch have one limit, so prompts near the context's end get their own batch.
         batches = (
             [group[i] for i in batch]
@@ -193,7 +195,7 @@ class Scorer:
 
         def work(batch: Sequence[int]) -> None:
             rows = [row] * len(batch)
-            most = self.room(row, "", limit)
+            most = self.tokens_left(row, "", limit)
             found.extend(self.write(rows, most, sample=1.0))
 
         with answering(self.model), seeded(seed, self.model.device):
@@ -231,7 +233,7 @@ class Scorer:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
         encoded = self.encoder.pairs(pairs)
         for (ids, _), (prompt, _) in zip(encoded, pairs, strict=True):
-            self.room(ids[:-1], prompt, 1, " with its answer")
+            self.tokens_left(ids[:-1], prompt, 1, " with its answer")
         return encoded
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
@@ -240,7 +242,7 @@ class Scorer:
             return torch.empty(0, self.vocab_size)
         ids = self.encoder.prompts(prompts)
         for row, prompt in zip(ids, prompts, strict=True):
-            self.room(row, prompt, 1)
+            self.tokens_left(row, prompt, 1)
         found: dict[int, Tensor] = {}
 
         def work(batch: Sequence[int]) -> None:
@@ -274,7 +276,7 @@ class Scorer:
         if self.progress is not None:
             self.progress(stage, done, total)
 
-    def room(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
+    def tokens_left(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
         """How many tokens may follow, at most `wanted`. Raises TaskError if none.
 
         more: text for the error that says what the ids contain besides the prompt.

@@ -13,9 +13,7 @@ from loraprobe.evaluation.table import Column, Table, by_name, tabulate, task_na
 from loraprobe.records import Comparison, Interval, ItemResult, Score
 
 
-def score(
-    results: Sequence[ItemResult], systems: Sequence[System], *, level: float = 0.95
-) -> tuple[Score, ...]:
+def score(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Score, ...]:
     """One row for every system, task and part that has results, in the order of `systems`.
 
     Right-or-wrong metrics have Wilson's interval, losses a t interval; both account for clusters.
@@ -27,7 +25,7 @@ def score(
         cell.setdefault(result.system, []).append(result)
     several = len({task for task, _ in cells}) > 1
     return tuple(
-        _score(cell, systems, system, several, level)
+        _score(cell, systems, system, several)
         for system in systems
         for cell in cells.values()
         if system.name in cell
@@ -39,7 +37,6 @@ def _score(
     systems: Sequence[System],
     system: System,
     several: bool,
-    level: float,
 ) -> Score:
     """One row. cell: the results of all systems on its task and part."""
     mine = cell[system.name]
@@ -49,7 +46,7 @@ def _score(
     interval = statistics.wilson if table.bounded else statistics.mean_interval
     kept = None
     if several and system.kind != "base":
-        kept = retention(list(chain(*cell.values())), systems, system.name, task, part, level=level)
+        kept = retention(list(chain(*cell.values())), systems, system.name, task, part)
     return Score(
         system=system.name,
         kind=system.kind,
@@ -57,7 +54,7 @@ def _score(
         part=part,
         metric="+".join(sorted({r.metric for r in mine})),
         value=float(values.mean()),
-        ci95=interval(values, table.clusters, level),
+        ci95=interval(values, table.clusters),
         n=len(mine),
         retention=kept[0] if kept else None,
         retention_ci95=kept[1] if kept else None,
@@ -71,8 +68,6 @@ def retention(
     name: str,
     task: str,
     part: str = "target",
-    *,
-    level: float = 0.95,
 ) -> tuple[float, Interval] | None:
     """(system - base) / (specialist - base) on one task, with its interval.
 
@@ -94,9 +89,7 @@ def retention(
         return None
     of = {column[0]: values[:, k] for k, column in enumerate(columns)}
     start = of[base[0]]
-    return statistics.ratio(
-        of[name] - start, of[specialist] - start, table.clusters[complete], level
-    )
+    return statistics.ratio(of[name] - start, of[specialist] - start, table.clusters[complete])
 
 
 def compare(
@@ -104,8 +97,6 @@ def compare(
     systems: Sequence[System],
     *,
     seed: int = 0,
-    level: float = 0.95,
-    parts: Sequence[str] = ("target", "cot"),
 ) -> tuple[Comparison, ...]:
     """Every composition against the base, every single adapter and every control.
 
@@ -116,25 +107,25 @@ def compare(
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
     rows: list[Comparison] = []
     for task in task_names(results):
-        for part in parts:
+        for part in ("target", "cot"):
             present = {r.system for r in results if r.task == task and r.part == part}
             first = [(name, part) for name in compositions if name in present]
             second = [(name, part) for name in baselines if name in present]
             table = tabulate(results, [*first, *second], task)
             first = table.comparable(first, second)
             if first and second:
-                rows += _comparisons(table, first, second, task, seed, level)
+                rows += _comparisons(table, first, second, task, seed)
     return tuple(rows)
 
 
 def _comparisons(
-    table: Table, first: list[Column], second: list[Column], task: str, seed: int, level: float
+    table: Table, first: list[Column], second: list[Column], task: str, seed: int
 ) -> list[Comparison]:
     """The rows of each column of `first` against each of `second`, in this order."""
     ordered = sorted(second, key=by_name)
     found = table.differences(first, ordered)
-    both = statistics.largest(found, (len(first), len(ordered)), level, seed)[2]
-    plain, adjusted = found.intervals(found.critical(level)), found.intervals(both)
+    both = statistics.largest(found, (len(first), len(ordered)), statistics.LEVEL, seed)[2]
+    plain, adjusted = found.intervals(found.critical()), found.intervals(both)
     pairs = [(i, other) for i in range(len(first)) for other in second]
     places = [i * len(ordered) + ordered.index(other) for i, other in pairs]
     return [

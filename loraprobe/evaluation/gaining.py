@@ -12,13 +12,14 @@ from loraprobe.evaluation.table import Column, by_name, tabulate, task_names
 from loraprobe.records import Gain, ItemResult
 from loraprobe.sample_size import items_needed
 
+ALPHA = 0.05  # the chance of a wrong decision, both sides together
+
 
 def gains(
     results: Sequence[ItemResult],
     systems: Sequence[System],
     *,
     margin: float = MARGIN,
-    alpha: float = 0.05,
     seed: int = 0,
 ) -> tuple[Gain, ...]:
     """The gains of all merges and routers, then of all chains, the best first; plain form first.
@@ -35,7 +36,7 @@ def gains(
         names = [s.name for s in systems if s.kind in family]
         asked = {r.part for r in results if r.system in names} & {"target", "cot"}
         for part in sorted(asked, reverse=True):
-            rows += _family(results, names, baselines, part, alpha, margin, seed, forms=len(asked))
+            rows += _family(results, names, baselines, part, ALPHA, margin, seed, forms=len(asked))
     return tuple(sorted(rows, key=lambda row: row.part != "target"))
 
 
@@ -45,7 +46,7 @@ def gain(
     baselines: Sequence[str],
     part: str = "target",
     *,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     margin: float = MARGIN,
     seed: int = 0,
 ) -> Gain | None:

@@ -63,7 +63,9 @@ class ComposedLayer:
         if offset is not None:
             made = made + offset
         if ratio is not None:
-            made = torch.addcmul(made, self._channels_last(own).to(made.dtype), ratio)
+            assert own is not None, f"the experts of {self.path} scale its own output"
+            own = own.movedim(-1 - len(self.kernel), -1) if self.kernel else own
+            made = torch.addcmul(made, own.to(made.dtype), ratio)
         return made.movedim(-1, -1 - len(self.kernel)) if self.kernel else made
 
     def added(
@@ -120,17 +122,8 @@ class ComposedLayer:
             return output
         return output - bias.to(output).view(-1, *(1,) * len(self.kernel))
 
-    def _channels_last(self, own: Tensor | None) -> Tensor:
-        if own is None:
-            raise UsageError(f"The experts of {self.path} scale its output, which is missing.")
-        return own.movedim(-1 - len(self.kernel), -1) if self.kernel else own
-
     def _convolved(self, x: Tensor, module: Any) -> Tensor:
         """[..., places, R]: A as a convolution with the layer's stride and padding."""
-        if module is None:
-            raise UsageError(
-                f"The experts of {self.path} need the convolution module, which is missing."
-            )
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
         A = self.A.reshape(self.A.shape[0], -1, *self.kernel)
         h = convolve(x, A, stride=module.stride, padding=module.padding)

@@ -25,10 +25,7 @@ def read_texts(
     the activations of trained models have another scale there. whole: the head reads every token;
     otherwise only the last, if the model supports it.
     """
-    unique = list(dict.fromkeys(texts))
-    rows = scorer.encoder.prompts(unique)
-    for row, text in zip(rows, unique, strict=True):
-        scorer.tokens_left(row, text, 1)
+    rows = scorer.encoded_prompts(list(dict.fromkeys(texts)))
     model = scorer.model
     options = {} if whole or "logits_to_keep" not in arguments(model) else {"logits_to_keep": 1}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -55,7 +57,7 @@ class Scorer:
                 "causal models only."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.progress, self.batch_size = max_new_tokens, progress, batch_size
+        self.max_new_tokens, self.progress = max_new_tokens, progress
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)
@@ -83,15 +85,8 @@ class Scorer:
         """A scorer of the same model with or without its chat template."""
         if chat_template == self.chat_template:
             return self
-        other = Scorer(
-            self.model,
-            self.tokenizer,
-            batch_size=self.batch_size,
-            chat_template=chat_template,
-            max_new_tokens=self.max_new_tokens,
-            progress=self.progress,
-        )
-        other.batcher, other.newlines = self.batcher, self.newlines
+        other = copy.copy(self)
+        other.encoder = replace(self.encoder, chat=chat_template)
         return other
 
     @contextlib.contextmanager
@@ -236,13 +231,18 @@ class Scorer:
             self.tokens_left(ids[:-1], prompt, 1, " with its answer")
         return encoded
 
+    def encoded_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt. Raises TaskError for one that the context cannot hold."""
+        ids = self.encoder.prompts(prompts)
+        for row, prompt in zip(ids, prompts, strict=True):
+            self.tokens_left(row, prompt, 1)
+        return ids
+
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""
         if not prompts:
             return torch.empty(0, self.vocab_size)
-        ids = self.encoder.prompts(prompts)
-        for row, prompt in zip(ids, prompts, strict=True):
-            self.tokens_left(row, prompt, 1)
+        ids = self.encoded_prompts(prompts)
         found: dict[int, Tensor] = {}
 
         def work(batch: Sequence[int]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from loraprobe.evaluation.questions import Question, TokenLimits
+from loraprobe.evaluation.questions import Question, Scored, TokenLimits
 from loraprobe.records import ItemResult, Progress
 
 if TYPE_CHECKING:
-    from loraprobe.scoring import Likelihood, Scorer
+    from loraprobe.scoring import Likelihood, LogitEnsemble, Scorer
+    from loraprobe.scoring.ensembles import SetRows
 
 
 @dataclass(frozen=True)
@@ -29,38 +30,72 @@ def ask(
     scorer: Scorer, batch: Sequence[Question], system: str, limits: TokenLimits
 ) -> list[ItemResult]:
     """The results of a batch, in its order, from a scorer whose model carries the system."""
-    found: dict[int, ItemResult] = {}
+
+    def write(prompts: Sequence[str], **options: Any) -> list[list[str]]:
+        return [scorer.generate(prompts, **options)]
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
+        return [[(found.logprob, found.tokens) for found in scorer.loglikelihood(pairs)]]
+
+    return _results(batch, [system], limits, write, score)
+
+
+def ask_together(
+    scorer: Scorer,
+    batch: Sequence[Question],
+    ensembles: Mapping[str, LogitEnsemble],
+    set_rows: SetRows,
+    limits: TokenLimits,
+) -> list[ItemResult]:
+    """The results of a batch for each ensemble, which are systems in rows of one batch.
+
+    The scorer's model must carry a composition whose gates `set_rows` sets.
+    """
+    from loraprobe.scoring import score_together, write_together
+
+    members = list(ensembles.values())
+
+    def write(prompts: Sequence[str], **options: Any) -> list[list[str]]:
+        return write_together(scorer, prompts, members, set_rows, **options)
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
+        tokens = [len(ids) - start for ids, start in scorer.encoded(pairs)]
+        columns = score_together(scorer, pairs, members, set_rows)
+        return [list(zip(column, tokens, strict=True)) for column in columns]
+
+    return _results(batch, list(ensembles), limits, write, score)
+
+
+def _results(
+    batch: Sequence[Question],
+    systems: Sequence[str],
+    limits: TokenLimits,
+    write: Callable[..., list[list[str]]],
+    score: Callable[[Sequence[tuple[str, str]]], list[list[Scored]]],
+) -> list[ItemResult]:
+    """The results of each system, from functions that return one list for each system.
+
+    write(prompts, max_new_tokens, until_newline) gives texts; score(pairs) gives the
+    log-probability and the number of tokens of each continuation.
+    """
+    found: dict[tuple[str, Question], ItemResult] = {}
     for worked in (False, True):
-        asked = [i for i, q in enumerate(batch) if q.metric == "exact_match" and q.worked == worked]
+        asked = [q for q in batch if q.metric == "exact_match" and q.worked == worked]
         if asked:
-            texts = scorer.generate(
-                [batch[i].prompt for i in asked],
-                max_new_tokens=limits.worked if worked else limits.plain,
-                until_newline=not worked,
-            )
-            found.update(
-                (i, batch[i].judged(system, text)) for i, text in zip(asked, texts, strict=True)
-            )
-    for metric in ("choice", "answer_loss"):
-        asked = [i for i, q in enumerate(batch) if q.metric == metric]
-        if asked:
-            results = _scored(scorer, [batch[i] for i in asked], system)
-            found.update(zip(asked, results, strict=True))
-    return [found[i] for i in range(len(batch))]
-
-
-def _scored(scorer: Scorer, batch: Sequence[Question], system: str) -> Iterator[ItemResult]:
-    """The results of questions that are judged by likelihood."""
-    options = [q.item.choices if q.metric == "choice" else q.answers for q in batch]
-    pairs = [(q.prompt, text) for q, texts in zip(batch, options, strict=True) for text in texts]
-    scores = iter(scorer.loglikelihood(pairs))
-    for q, texts in zip(batch, options, strict=True):
-        likely = [next(scores) for _ in texts]
-        if q.metric == "choice":
-            yield q.chosen(system, [found.logprob for found in likely])
-        else:  # nats per token of the cheapest accepted answer
-            losses = [-found.logprob / found.tokens for found in likely]
-            yield q.result(system, *min(zip(losses, texts, strict=True)))
+            most = limits.worked if worked else limits.plain
+            prompts = [q.prompt for q in asked]
+            columns = write(prompts, max_new_tokens=most, until_newline=not worked)
+            for system, texts in zip(systems, columns, strict=True):
+                for q, text in zip(asked, texts, strict=True):
+                    found[system, q] = q.judged(system, text)
+    asked = [q for q in batch if q.metric != "exact_match"]
+    if asked:
+        pairs = [(q.prompt, text) for q in asked for text in q.continuations]
+        for system, scores in zip(systems, score(pairs), strict=True):
+            following = iter(scores)
+            for q in asked:
+                found[system, q] = q.scored(system, [next(following) for _ in q.continuations])
+    return [found[system, q] for system in systems for q in batch]
 
 
 def likelihoods(

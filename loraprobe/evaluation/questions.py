@@ -12,6 +12,7 @@ from loraprobe.tasks import Item, Task, answered, read_answer
 
 Metric = Literal["exact_match", "choice", "answer_loss"]
 METRICS: tuple[Metric, ...] = ("exact_match", "choice", "answer_loss")
+Scored = tuple[float, int]  # log-probability and number of tokens of a continuation
 PLAIN_TOKENS = 32
 WORKED_TOKENS = 256
 
@@ -47,15 +48,26 @@ class Question:
             raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
         return self.result(system, float(right), answer)
 
-    def chosen(self, system: str, logprobs: Sequence[float]) -> ItemResult:
-        """The result of the choice with the highest log-likelihood per character.
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """The texts that are scored if the question is judged by likelihood."""
+        return self.item.choices if self.metric == "choice" else self.answers
 
-        This is acc_norm of lm-evaluation-harness; of equals it takes the first. logprobs: that of
-        each choice.
+    def scored(self, system: str, scores: Sequence[Scored]) -> ItemResult:
+        """The result of the scores of all continuations.
+
+        "choice" takes the one with the highest log-likelihood per character, as acc_norm of
+        lm-evaluation-harness; of equals the first. "answer_loss" is in nats per token, that of the
+        cheapest accepted answer.
         """
-        choices = self.item.choices
-        scores = [logprob / len(c) for logprob, c in zip(logprobs, choices, strict=True)]
-        taken = choices[scores.index(max(scores))]
+        texts = self.continuations
+        if self.metric == "answer_loss":
+            losses = [-logprob / tokens for logprob, tokens in scores]
+            return self.result(system, *min(zip(losses, texts, strict=True)))
+        per_character = [
+            logprob / len(text) for (logprob, _), text in zip(scores, texts, strict=True)
+        ]
+        taken = texts[per_character.index(max(per_character))]
         return self.result(system, float(taken in self.answers), taken)
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
 from loraprobe.evaluation import System, gains
-from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, questions
+from loraprobe.evaluation.asking import ask_together
+from loraprobe.evaluation.questions import PLAIN_TOKENS, TokenLimits, questions
 from loraprobe.probes._probe import sampled
 from loraprobe.records import Forecast, Gain, ItemResult, Progress
-from loraprobe.scoring import LogitEnsemble, score_together, write_together
+from loraprobe.scoring import LogitEnsemble
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
@@ -59,10 +60,13 @@ def forecast(
         for task in tasks
     ]
     asked = [q for q in questions(chosen, metric) if q.part in FORMS]
+    most = max_new_tokens or WORKED_TOKENS
+    limits = TokenLimits(min(PLAIN_TOKENS, most), min(WORKED_TOKENS, most))
     answers: list[ItemResult] = []
     parts = list(_passes(adapters, compositions))
     for done, one in enumerate(parts, 1):
-        answers += one.answers(scorer, asked, max_new_tokens)
+        with scorer.with_composition(one.composition):
+            answers += ask_together(scorer, asked, one.ensembles, one.rows.rows.set, limits)
         if progress is not None:
             progress("forecast", done, len(parts))
     return _compared(answers, results, [adapter.name for adapter in adapters], compositions, seed)
@@ -75,32 +79,6 @@ class _Pass:
     composition: Composition
     rows: RowGates
     ensembles: Mapping[str, LogitEnsemble]
-
-    def answers(
-        self, scorer: Any, asked: Sequence[Question], max_new_tokens: int | None
-    ) -> Iterator[ItemResult]:
-        """The answer of each composition to each question."""
-        ensembles, set_rows = list(self.ensembles.values()), self.rows.rows.set
-        written = [q for q in asked if q.metric == "exact_match"]
-        with scorer.with_composition(self.composition):
-            for worked, limit in ((False, PLAIN_TOKENS), (True, WORKED_TOKENS)):
-                own = [q for q in written if q.worked == worked]
-                texts = write_together(
-                    scorer,
-                    [q.prompt for q in own],
-                    ensembles,
-                    set_rows,
-                    max_new_tokens=min(limit, max_new_tokens or limit),
-                    until_newline=not worked,
-                )
-                for name, column in zip(self.ensembles, texts, strict=True):
-                    yield from (q.judged(name, t) for q, t in zip(own, column, strict=True))
-            own = [q for q in asked if q.metric == "choice"]
-            pairs = [(q.prompt, choice) for q in own for choice in q.item.choices]
-            scores = score_together(scorer, pairs, ensembles, set_rows)
-            for name, logprobs in zip(self.ensembles, scores, strict=True):
-                following = iter(logprobs)
-                yield from (q.chosen(name, [next(following) for _ in q.item.choices]) for q in own)
 
 
 def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> Iterator[_Pass]:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, LayerKind
-from loraprobe.composition.experts.low_rank import low_rank
+from loraprobe.adapters import Adapter, LayerKind, ModuleInfo
+from loraprobe.composition.experts.low_rank import ExpertTerm, low_rank
 from loraprobe.composition.experts.scaled import scaled
 from loraprobe.composition.router import Router, TokenGates
 from loraprobe.composition.weights import bias_of
@@ -149,8 +149,7 @@ def composed_layer(
 ) -> ComposedLayer | None:
     """The experts that adapt one module, concatenated; None if every gate is 0.
 
-    model: the base, whose weight scaled experts need. Routers get the stored low-rank updates
-    without magnitudes, so that they route in the same way on every base model.
+    model: the base, whose weight scaled experts need.
     """
     present = [i for i, expert in enumerate(experts) if path in expert.modules]
     own = [experts[i] for i in present]
@@ -158,7 +157,7 @@ def composed_layer(
     terms = [low_rank(expert, path, dtype) for expert in own]
     if info.kind in ("embedding", "convolution") and not router.constant:
         gates = router.embedding_gates(present)
-    else:
+    else:  # by the stored updates without magnitudes, so that all bases are routed alike
         gates = router.gates(path, [term.update for term in terms], present, len(experts))
     constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(terms)
     active = [j for j, gate in enumerate(constant) if gate != 0]
@@ -170,19 +169,28 @@ def composed_layer(
                 raise UsageError(f"{own[j].name} is a DoRA adapter, whose layers need a model.")
             terms[j] = scaled(terms[j], own[j], path, model)
     weighed = [terms[j].weighed(constant[j]).folded() for j in active]
-    updates = [term.update for term in weighed]
-    ranks = torch.tensor([update.rank for update in updates])
+    return _concatenated(info, tuple(present[j] for j in active), weighed, gates)
+
+
+def _concatenated(
+    info: ModuleInfo,
+    present: tuple[int, ...],
+    terms: Sequence[ExpertTerm],
+    gates: Tensor | TokenGates,
+) -> ComposedLayer:
+    """The layer of these terms, which are already multiplied by constant gates."""
+    ranks = torch.tensor([term.update.rank for term in terms])
     folded = isinstance(gates, Tensor)
     return ComposedLayer(
-        path=path,
+        path=info.path,
         kind=info.kind,
-        present=tuple(present[j] for j in active),
-        A=torch.cat([update.A for update in updates], dim=0),
-        B=torch.cat([update.B for update in updates], dim=1),
-        owner=torch.repeat_interleave(torch.arange(len(updates)), ranks),
+        present=present,
+        A=torch.cat([term.update.A for term in terms], dim=0),
+        B=torch.cat([term.update.B for term in terms], dim=1),
+        owner=torch.repeat_interleave(torch.arange(len(terms)), ranks),
         gates=None if folded else gates,  # type: ignore[arg-type]
-        offset=_stacked([term.offset for term in weighed], folded),
-        ratio=_stacked([term.ratio for term in weighed], folded),
+        offset=_stacked([term.offset for term in terms], folded),
+        ratio=_stacked([term.ratio for term in terms], folded),
         kernel=info.kernel,
     )
 

@@ -10,7 +10,6 @@ in the same way as those of a real system.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
 ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
-WORKED_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
+FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
 FORMS = ("target", "cot")
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
@@ -60,45 +59,37 @@ def forecast(
         for task in tasks
     ]
     asked = [q for q in questions(chosen, metric) if q.part in FORMS]
-    most = max_new_tokens or WORKED_TOKENS
-    limits = TokenLimits(min(PLAIN_TOKENS, most), min(WORKED_TOKENS, most))
+    most = max_new_tokens or FORECAST_TOKENS
+    limits = TokenLimits(min(PLAIN_TOKENS, most), min(FORECAST_TOKENS, most))
     answers: list[ItemResult] = []
-    parts = list(_passes(adapters, compositions))
-    for done, one in enumerate(parts, 1):
-        with scorer.with_composition(one.composition):
-            answers += ask_together(scorer, asked, one.ensembles, one.rows.rows.set, limits)
+    passes = list(_passes(adapters, compositions))
+    for done, (gates, ensembles) in enumerate(passes, 1):
+        with scorer.with_composition(Composition("side-by-side", tuple(adapters), gates)):
+            answers += ask_together(scorer, asked, ensembles, gates.rows.set, limits)
         if progress is not None:
-            progress("forecast", done, len(parts))
+            progress("forecast", done, len(passes))
     return _compared(answers, results, [adapter.name for adapter in adapters], compositions, seed)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """All adapters in rows of one batch, and the ensembles of the compositions to forecast."""
+def _passes(
+    adapters: Sequence[Adapter], compositions: Mapping[str, Gates]
+) -> Iterator[tuple[RowGates, dict[str, LogitEnsemble]]]:
+    """Gates for all adapters in rows of one batch, and the ensembles that are asked with them.
 
-    composition: Composition
-    rows: RowGates
-    ensembles: Mapping[str, LogitEnsemble]
-
-
-def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> Iterator[_Pass]:
-    """One pass for all compositions of constant gates, one for each token router."""
-    n, experts = len(adapters), tuple(adapters)
+    One pass serves all compositions of constant gates, and each token router has its own.
+    """
+    routers = {name: gates for name, gates in compositions.items() if isinstance(gates, Router)}
     constant = {
         name: LogitEnsemble.added(gates)
         for name, gates in compositions.items()
         if not isinstance(gates, Router)
     }
-    routers = {name: gates for name, gates in compositions.items() if isinstance(gates, Router)}
     if constant:
-        rows = RowGates()
-        yield _Pass(Composition("side-by-side", experts, rows), rows, constant)
-    if any(adapter.whole for adapter in adapters):
-        return
-    for name, router in routers.items():
-        rows = RowGates(inner=router.each_token())
-        ensembles = {name: LogitEnsemble.added((1.0,) * n)}
-        yield _Pass(Composition("side-by-side", experts, rows), rows, ensembles)
+        yield RowGates(), constant
+    if not any(adapter.whole for adapter in adapters):
+        for name, router in routers.items():
+            alone = LogitEnsemble.added((1.0,) * len(adapters))
+            yield RowGates(inner=router.each_token()), {name: alone}
 
 
 def _compared(
@@ -113,8 +104,7 @@ def _compared(
     own = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
     systems += [System(name, "merge") for name in compositions]
-    known = {system.name for system in systems}
-    rows = gains([*(row for row in own if row.system in known), *answers], systems, seed=seed)
+    rows = gains([*own, *answers], systems, seed=seed)
     best: dict[str, Gain] = {}
     for row in rows:
         if row.system not in best or row.difference > best[row.system].difference:

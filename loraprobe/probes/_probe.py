@@ -63,14 +63,10 @@ class ProbeContext:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
-        found: dict[str, list[Question]] = {"target": []}
-        for question in questions([self.task]):
-            if question.part != "cot":
-                found.setdefault(question.part, []).append(question)
-        hops = sorted(int(name.removeprefix("hop")) for name in found if name != "target")
-        return (
-            Part(None, tuple(found["target"])),
-            *(Part(hop, tuple(found[f"hop{hop}"])) for hop in hops),
+        asked, names = questions([self.task]), [name for name in self.task.parts if name != "cot"]
+        return tuple(
+            Part(hop or None, tuple(question for question in asked if question.part == name))
+            for hop, name in enumerate(names)
         )
 
     def sample(self, part: Part, most: int = MOST_ITEMS) -> tuple[Question, ...]:

@@ -128,6 +128,14 @@ def test_the_gains_differ_and_are_not_all_zero(scorer, pair, task):
     assert found["cot", WEIGHTED] > found["target", WEIGHTED] == 0 < found["target", AVERAGE]
 
 
+def test_compositions_that_are_asked_together_keep_their_own_answers(scorer, pair, task):
+    results, both = measured(task, e1_cot=1.0), {"average": AVERAGE, "weighted": WEIGHTED}
+    together = forecasts(scorer, pair, task, both, results)
+    assert together["average"].gain != together["weighted"].gain
+    for name, gates in both.items():
+        assert together[name] == forecasts(scorer, pair, task, {name: gates}, results)[name]
+
+
 def test_an_adapter_without_effect_adds_nothing(scorer, pair, task):
     """With one of two adapters empty, the added effects at gate 1 are the other adapter alone."""
     silent = making.adapter_of("e1", {p: u.scaled(0.0) for p, u in pair[0].modules.items()})

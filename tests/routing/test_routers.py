@@ -236,6 +236,25 @@ def one_pass(model, spec, rows=ROWS[:1], adapters=LIBRARY):
     return seen.gates
 
 
+def test_an_observer_learns_which_experts_a_module_has():
+    model, path = making.tiny_llama(), "model.layers.0.self_attn.q_proj"
+    first, *others = LIBRARY
+    rest = {p: update for p, update in first.modules.items() if p != path}
+    experts, seen = (making.adapter_of("first", rest), *others), {}
+    with (
+        torch.no_grad(),
+        composed(
+            model,
+            composition("arrow", experts),
+            lambda p, present, g: seen.update({p: (present, g.shape[-1])}),
+        ),
+    ):
+        model(input_ids=torch.tensor(ROWS[:1]))
+    n = len(experts)
+    assert seen.pop(path) == (tuple(range(1, n)), n - 1)
+    assert set(seen.values()) == {(tuple(range(n)), n)}
+
+
 def test_the_layer_of_a_module_ends_with_its_first_number():
     assert layer_of("model.layers.10.mlp.up_proj") == "model.layers.10"
     assert layer_of("h.3.attn.c_attn") == "h.3"

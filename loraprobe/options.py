@@ -393,5 +393,6 @@ class OutputOptions:
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
     quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
     exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

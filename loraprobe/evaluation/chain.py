@@ -73,7 +73,7 @@ class ChainRun:
                 asked = [self._question(item, k, answers[item.id]) for item in step]
                 for item, result in zip(step, self._replies(single, asked, k), strict=True):
                     answers[item.id].append(result.text)
-                    results += [result] if result.part == "target" else []
+                    results += [result] if result.part == "question" else []
         return results
 
     def _question(self, item: Item, k: int, earlier: Sequence[str]) -> Question:
@@ -84,7 +84,7 @@ class ChainRun:
             part = hop_part(k)
             return Question(self.task.name, part, item, prompt, hop.answers, "exact_match")
         metric = target_metric(item, self.metric)
-        return Question(self.task.name, "target", item, prompt, item.answers, metric)
+        return Question(self.task.name, "question", item, prompt, item.answers, metric)
 
     def _replies(self, single: Composition, asked: Sequence[Question], k: int) -> list[ItemResult]:
         """The chain's results on hop k of one adapter, in the questions' order.

@@ -67,7 +67,7 @@ def retention(
     systems: Sequence[System],
     name: str,
     task: str,
-    part: str = "target",
+    part: str = "question",
 ) -> tuple[float, Interval] | None:
     """(system - base) / (specialist - base) on one task, with its interval.
 
@@ -107,7 +107,7 @@ def compare(
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
     rows: list[Comparison] = []
     for task in task_names(results):
-        for part in ("target", "cot"):
+        for part in ("question", "steps"):
             present = {r.system for r in results if r.task == task and r.part == part}
             first = [(name, part) for name in compositions if name in present]
             second = [(name, part) for name in baselines if name in present]

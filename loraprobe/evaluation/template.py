@@ -34,7 +34,7 @@ def choose_template(
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are."
-    asked = [q for q in questions(tasks, metric) if q.part != "cot"]
+    asked = [q for q in questions(tasks, metric) if q.part != "steps"]
     count = min(sample, len(asked))
     asked = [asked[i * len(asked) // count] for i in range(count)]
     means = {}

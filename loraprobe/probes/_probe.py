@@ -40,7 +40,7 @@ class Part:
     @property
     def name(self) -> str:
         """The name of this part in results."""
-        return "target" if self.hop is None else f"hop{self.hop}"
+        return "question" if self.hop is None else f"hop{self.hop}"
 
     @cached_property
     def gold(self) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class ProbeContext:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
-        asked, names = questions([self.task]), [name for name in self.task.parts if name != "cot"]
+        asked, names = questions([self.task]), [name for name in self.task.parts if name != "steps"]
         return tuple(
             Part(hop or None, tuple(question for question in asked if question.part == name))
             for hop, name in enumerate(names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from loraprobe import defaults
 from loraprobe.formatting import count as count
 from loraprobe.formatting import listing as listing
@@ -17,7 +19,7 @@ GEOMETRY = "arXiv 2601.22285: geometry predicts merging with correlation 0.2 to 
 PROBES = "an adapter's answers are not the truth, so they can show no gain"
 COMPRESSION = "loraprobe's convention: a tenth of the delta"
 
-PART = {"target": "asked plainly", "cot": "asked step by step"}
+PART = {"question": "asked plainly", "steps": "asked step by step"}
 
 
 def number(value: float) -> str:
@@ -29,7 +31,16 @@ def interval(low: float, high: float) -> str:
     return f"[{number(low)}, {number(high)}]"
 
 
+def sentence(text: str, names: Iterable[str] = ()) -> str:
+    """Text with a capital at its start, unless it starts with one of the names."""
+    return text if text.startswith(tuple(names)) else text[:1].upper() + text[1:]
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign: +0.12."""
+    return ("+" if difference > 0 else "") + number(difference)
+
+
 def gain(difference: float, low: float, high: float) -> str:
     """A difference with its interval: +0.12 [0.03, 0.21]."""
-    sign = "+" if difference > 0 else ""
-    return f"{sign}{number(difference)} {interval(low, high)}"
+    return f"{signed(difference)} {interval(low, high)}"

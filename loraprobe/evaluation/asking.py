@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class ScoreRequest:
     """Asks how likely the base model finds this continuation of this prompt.
 
     raw: ask without the chat template, for texts that are not questions.
@@ -99,10 +99,10 @@ def _results(
 
 
 def likelihoods(
-    scorer: Scorer, requests: Sequence[Request], progress: Progress | None = None
-) -> dict[Request, Likelihood]:
+    scorer: Scorer, requests: Sequence[ScoreRequest], progress: Progress | None = None
+) -> dict[ScoreRequest, Likelihood]:
     """A Likelihood of the base for each distinct request: one call of the scorer for each form."""
-    likely: dict[Request, Likelihood] = {}
+    likely: dict[ScoreRequest, Likelihood] = {}
     distinct = list(dict.fromkeys(requests))
     for raw in (False, True):
         asked = [r for r in distinct if (r.raw and bool(scorer.chat_template)) == raw]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.records import Coverage, Interval, ItemResult
@@ -31,7 +31,7 @@ MOST_ITEMS = 100  # a probe's figure needs no more items; a larger part is sampl
 
 
 @dataclass(frozen=True)
-class Part:
+class TaskPart:
     """The composed question (hop None) or one hop of a task."""
 
     hop: int | None
@@ -61,19 +61,19 @@ class ProbeContext:
     seed: int = 0
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[TaskPart, ...]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
         asked, names = questions([self.task]), [name for name in self.task.parts if name != "steps"]
         return tuple(
-            Part(hop or None, tuple(question for question in asked if question.part == name))
+            TaskPart(hop or None, tuple(question for question in asked if question.part == name))
             for hop, name in enumerate(names)
         )
 
-    def sample(self, part: Part, most: int = MOST_ITEMS) -> tuple[Question, ...]:
+    def sample(self, part: TaskPart, most: int = MOST_ITEMS) -> tuple[Question, ...]:
         """At most `most` questions of a part, chosen by the seed, in their order."""
         return sampled(part.questions, most, f"{self.seed}:{self.task.name}:{part.name}")
 
-    def right(self, system: str, part: Part) -> dict[str, float]:
+    def right(self, system: str, part: TaskPart) -> dict[str, float]:
         """Item -> 1.0 or 0.0 of one system; empty if it was not measured, or only by losses."""
         return {
             row.item: row.value
@@ -97,12 +97,12 @@ class CoverageProbe(ABC):
     formula: ClassVar[str]
     paper: ClassVar[str]
 
-    def requests(self, context: ProbeContext) -> Iterable[Request]:
+    def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         """The continuations that have to be scored; none by default."""
         return ()
 
     @abstractmethod
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+    def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         """The probe's figures. likely: a Likelihood for each of the probe's requests."""
 
 
@@ -116,7 +116,9 @@ class MeanProbe(CoverageProbe):
     items: int = MOST_ITEMS
 
     @abstractmethod
-    def wanted(self, context: ProbeContext, part: Part, question: Question) -> Sequence[Request]:
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> Sequence[ScoreRequest]:
         """The requests of one question; none if the question does not count."""
 
     @abstractmethod
@@ -128,12 +130,12 @@ class MeanProbe(CoverageProbe):
         """The smallest and the largest possible value."""
         return -math.inf, math.inf
 
-    def requests(self, context: ProbeContext) -> Iterable[Request]:
+    def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         for part in context.parts:
             for question in context.sample(part, self.items):
                 yield from self.wanted(context, part, question)
 
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+    def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         """One row for each part with a question that counts.
 
         Its baseline is the mean of the questions' baselines; None if one has none.

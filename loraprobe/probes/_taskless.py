@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.evaluation.asking import Request, likelihoods
+from loraprobe.evaluation.asking import ScoreRequest, likelihoods
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
 from loraprobe.probes.answer_margin import first_margin
@@ -46,7 +46,7 @@ _BOUNDS = {
     "answer_margin": (0.0, 1.0),
     "kl_to_base": (0.0, math.inf),
 }
-Likely = Mapping[Request, "Likelihood"]
+Likely = Mapping[ScoreRequest, "Likelihood"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Reply:
 
     adapter: str
     prompt: int
-    request: Request
+    request: ScoreRequest
 
-    def swapped(self, names: MadeUpNames) -> Request | None:
+    def swapped(self, names: MadeUpNames) -> ScoreRequest | None:
         """The same answer after made-up names; None if the prompt holds no name."""
         prompt = self.request.prompt
         swap = names.swapped_pair(prompt, self.request.continuation, capitalised_spans(prompt))
-        return None if swap is None else Request(*swap)
+        return None if swap is None else ScoreRequest(*swap)
 
 
 def probe_without_task(
@@ -85,7 +85,7 @@ def probe_without_task(
     texts = [*prompts, *(reply.request.continuation for reply in replies)]
     names = MadeUpNames(scorer.tokenizer, seed, texts)
     swaps = [(reply, swap) for reply in replies if (swap := reply.swapped(names)) is not None]
-    known = [(i, Request(p, gold)) for i, (p, gold) in enumerate(golds.items()) if gold]
+    known = [(i, ScoreRequest(p, gold)) for i, (p, gold) in enumerate(golds.items()) if gold]
     requests = [reply.request for reply in replies]
     requests += [request for _, request in (*swaps, *known)]
     likely = likelihoods(scorer, requests, progress)
@@ -115,7 +115,7 @@ def _replies(
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
             own = scorer.first_token_distribution(prompts)
         replies += [
-            Reply(adapter.name, i, Request(prompts[i], text))
+            Reply(adapter.name, i, ScoreRequest(prompts[i], text))
             for i, text in enumerate(texts)
             if text.strip()
         ]
@@ -149,7 +149,7 @@ def _own_answers(
 
 
 def _name_swaps(
-    swaps: Sequence[tuple[Reply, Request]], adapters: Sequence[str], likely: Likely
+    swaps: Sequence[tuple[Reply, ScoreRequest]], adapters: Sequence[str], likely: Likely
 ) -> Iterable[Coverage]:
     """How much likelier the answers are after the real names: together, then by adapter."""
     for names in ((), *((name,) for name in adapters)):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, Part, ProbeContext
+from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class AnswerMargin(MeanProbe):
     def bounds(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def wanted(self, context: ProbeContext, part: Part, question: Question) -> list[Request]:
-        return [Request(question.prompt, answer) for answer in question.answers]
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> list[ScoreRequest]:
+        return [ScoreRequest(question.prompt, answer) for answer in question.answers]
 
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, None]:
         return min(first_margin(likelihood) for likelihood in found), None

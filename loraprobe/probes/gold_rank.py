@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, Part, ProbeContext
+from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
 from loraprobe.tasks import normalize_answer
 
 
@@ -38,10 +38,12 @@ class GoldRank(MeanProbe):
     def bounds(self) -> tuple[float, float]:
         return 1.0, self.distractors + 1.0
 
-    def wanted(self, context: ProbeContext, part: Part, question: Question) -> list[Request]:
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> list[ScoreRequest]:
         drawn = self._drawn(context, part, question)
         answers = (*question.answers, *drawn) if drawn else ()
-        return [Request(question.prompt, answer) for answer in answers]
+        return [ScoreRequest(question.prompt, answer) for answer in answers]
 
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float]:
         scores, right = [likelihood.per_token for likelihood in found], len(question.answers)
@@ -50,7 +52,7 @@ class GoldRank(MeanProbe):
         rank = 1 + above + sum(other == gold for other in others) / 2
         return rank, (len(others) + 2) / 2
 
-    def _drawn(self, context: ProbeContext, part: Part, question: Question) -> list[str]:
+    def _drawn(self, context: ProbeContext, part: TaskPart, question: Question) -> list[str]:
         right = {normalize_answer(answer) for answer in question.answers}
         choices = question.item.choices if part.hop is None else ()
         pool = choices or part.gold

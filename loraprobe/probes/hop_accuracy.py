@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, mean
@@ -28,7 +28,7 @@ class HopAccuracy(CoverageProbe):
     formula: ClassVar[str] = "mean_i [answer_i is right]"
     paper: ClassVar[str] = "-"
 
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+    def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         for part in context.parts:
             if part.hop is None:
                 continue

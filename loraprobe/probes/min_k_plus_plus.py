@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, Part, ProbeContext
+from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
 from loraprobe.scoring import joined
 
 
@@ -32,12 +32,16 @@ class MinKPlusPlus(MeanProbe):
         if not 0 < self.k <= 1:
             raise ValueError("k must lie above 0 and at most at 1")
 
-    def wanted(self, context: ProbeContext, part: Part, question: Question) -> list[Request]:
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> list[ScoreRequest]:
         """The text, and the text with made-up names if it has names."""
         prompt, answer = question.prompt, question.answers[0]
         swap = context.names.swapped_pair(prompt, answer, question.item.entities)
         texts = [(prompt, answer), *([swap] if swap is not None else [])]
-        return [Request("", before + joined(before, after), raw=True) for before, after in texts]
+        return [
+            ScoreRequest("", before + joined(before, after), raw=True) for before, after in texts
+        ]
 
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
         real, *made_up = (self.of(likelihood) for likelihood in found)

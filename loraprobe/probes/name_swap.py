@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.evaluation.asking import Request
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import MeanProbe, Part, ProbeContext
+from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class NameSwap(MeanProbe):
     formula: ClassVar[str] = "mean_i log p(gold_i | prompt_i) - log p(gold_i | prompt_i swapped)"
     paper: ClassVar[str] = "arXiv 2506.13479 (fake, half real and real names)"
 
-    def wanted(self, context: ProbeContext, part: Part, question: Question) -> list[Request]:
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> list[ScoreRequest]:
         """For each answer, the request with the real and the one with the made-up names."""
         wanted = []
         for answer in question.answers:
             swap = context.names.swapped_pair(question.prompt, answer, question.item.entities)
             if swap is not None:
-                wanted += [Request(question.prompt, answer), Request(*swap)]
+                wanted += [ScoreRequest(question.prompt, answer), ScoreRequest(*swap)]
         return wanted
 
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float]:

@@ -59,11 +59,11 @@ def gate_statistics(
 def _of(
     scorer: Any, name: str, composition: Composition, prompts: Sequence[str]
 ) -> list[GateStatistics]:
-    from loraprobe.scoring import read_together
+    from loraprobe.scoring import read_texts
 
     tally = GateTally(len(composition.experts))
     with composed(scorer.model, composition, tally.look):
-        read_together(scorer, [(prompt, "") for prompt in prompts], tally.see)
+        read_texts(scorer, prompts, tally.see)
     experts = [expert.name for expert in composition.experts]
     layers: dict[str, list[GateSums]] = {}
     for path, sums in tally.modules.items():

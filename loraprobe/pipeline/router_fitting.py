@@ -147,10 +147,10 @@ def fitted_to(
     router: Router, scorer: Any, adapters: Sequence[Adapter], prompts: Mapping[str, Sequence[str]]
 ) -> Router:
     """The router with what it learns from prompts of each adapter, read by the scorer's base."""
-    from loraprobe.scoring import read_together
+    from loraprobe.scoring import read_texts
 
     def read(texts: Sequence[str], see: Any) -> None:
-        read_together(scorer, [(text, "") for text in texts], see, whole=True)
+        read_texts(scorer, texts, see, whole=True)
 
     return router.fitted(scorer.model, read, adapters, prompts)
 

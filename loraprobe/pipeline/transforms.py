@@ -122,7 +122,7 @@ def prepare_for(
     subtract: Sequence[Any] | Any,
 ) -> tuple[Adapter, ...]:
     """The adapters as `prepare` makes them, on the layout of a model in memory."""
-    from loraprobe.composition.aligning import aligned_to
+    from loraprobe.composition import aligned_to
 
     options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
     general = aligned_to(model, general_of(adapters, options, "route"))

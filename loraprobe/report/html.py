@@ -50,7 +50,7 @@ pre {{{{ font: 0.85rem/1.35 ui-monospace, Menlo, Consolas, monospace; overflow-x
 def page(audit: Audit) -> str:
     """The whole audit as one page."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
-    render(audit, console)
+    render(audit, console, explain=True)
     decision = f": {audit.verdict.decision}" if audit.verdict is not None else ""
     title = clean(f"loraprobe {audit.command}{decision}")
     form = PAGE.format(mark=MARK, title=title)

@@ -49,7 +49,7 @@ def calibrate(
     else:
         if not worlds and not (output / TRIALS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
-            worlds = build_atlas(output / "worlds", processes=processes, progress=progress)
+            worlds = build_atlas(output / "worlds", processes, progress)
         collect(worlds, output, effort, processes=processes, progress=progress)
         cases, skipped = kept_cases(output)
     if not cases:

@@ -321,7 +321,7 @@ def _issues(audit: Audit, most: int) -> Iterator[Line]:
 def _conflicts(audit: Audit) -> Iterator[Line]:
     errors = [i for i in audit.compatibility.issues if i.severity == "error"]
     for issue in errors[:2]:
-        yield "why", first_sentence(issue)
+        yield "why", f"{issue.code}: {first_sentence(issue)}"
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"

@@ -12,9 +12,9 @@ from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.collect import TRIALS, collect, kept_cases
+from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import fit
 from loraprobe_lab.calibration.observe import Effort
-from loraprobe_lab.experiments.document_figures import calibration_figure
 from loraprobe_lab.experiments.pages import check_installed, number, percent
 from loraprobe_lab.world import write_text
 
@@ -49,7 +49,7 @@ def calibrate(
     else:
         if not worlds and not (output / TRIALS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
-            worlds = build_atlas(output / "worlds", processes=processes, progress=progress)
+            worlds = build_atlas(output / "worlds", processes, progress)
         collect(worlds, output, effort, processes=processes, progress=progress)
         cases, skipped = kept_cases(output)
     if not cases:

@@ -12,7 +12,7 @@ import difflib
 import functools
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -255,14 +255,17 @@ class Options:
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Options:
-        """The options of a Python call. Raises UsageError for a keyword that does not exist."""
+        """The options of a Python call, whose texts are read as on the command line.
+
+        Raises UsageError for a keyword that does not exist.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in keywords:
             if name not in names:
                 close = difflib.get_close_matches(name, names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
                 raise UsageError(f"Unknown option {name!r}: {hint}")
-        return cls(**keywords)
+        return cls(**{name: _as_given(name, value) for name, value in keywords.items()})
 
     def _check_values(self) -> None:
         """Raises UsageError for a value that its declaration does not allow."""
@@ -272,6 +275,9 @@ class Options:
             if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
                 allowed = ", ".join(typing.get_args(hint))
                 raise UsageError(f"{flag} must be one of {allowed}, not {value!r}.")
+            wrong = _wrong_kind(value, hint)
+            if wrong:
+                raise UsageError(f"{flag} takes {wrong}, not {value!r}.")
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             least, most = declared.least, declared.most
@@ -381,6 +387,34 @@ class Options:
         decides += ["search_budget", "search_items"] if self.weights == "search" else []
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
+
+
+def _as_given(name: str, value: Any) -> Any:
+    """A keyword's value: one text of an option that may be repeated is one of several."""
+    declared = declarations(Options).get(name)
+    if declared is None:
+        return value
+    if declared.repeats:
+        one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
+        return (value,) if one else tuple(value)
+    if declared.read is not None and isinstance(value, str):
+        return declared.read(value, declared.flag or name)
+    return value
+
+
+def _wrong_kind(value: Any, hint: Any) -> str:
+    """What an option takes, if its value is of another kind; "" if it fits or may be any text."""
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None or not {int, float, bool}.intersection(kinds):
+        return ""
+    if bool in kinds:
+        return "" if isinstance(value, bool) else "True or False"
+    texts = [t for kind in kinds for t in typing.get_args(kind) if isinstance(t, str)]
+    number = isinstance(value, (int, float) if float in kinds else int)
+    if value in texts or (number and not isinstance(value, bool)):
+        return ""
+    what = "a number" if float in kinds else "a whole number"
+    return " or ".join([what, *texts])
 
 
 @dataclass(frozen=True)

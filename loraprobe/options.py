@@ -427,5 +427,8 @@ class OutputOptions:
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    dry_run: bool = option(
+        False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
+    )
     quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
     exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

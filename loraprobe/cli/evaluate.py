@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
@@ -12,7 +14,7 @@ OPTIONS = (
     "subtract router_prompts target overwrite metric margin retention prior calibration "
     "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
     "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
-    "quiet exit_zero"
+    "dry_run quiet exit_zero"
 )
 
 
@@ -34,16 +36,22 @@ def merge_and_eval(
     """
     from loraprobe import pipeline
 
-    written = check_outputs(output, options, refs, base, task)
     with output.progress() as progress:
-        found = pipeline.merge_and_eval(
-            refs,
-            base=base,
-            tasks=task or (),
-            options=options,
-            progress=progress,
-            written=written,
-        )
+        written = check_outputs(output, options, refs, base, task)
+        given: dict[str, Any] = {
+            "base": base,
+            "tasks": task or (),
+            "options": options,
+            "progress": progress,
+            "written": written,
+        }
+        if output.dry_run:
+            cost = pipeline.estimate_cost(refs, **given)
+        else:
+            found = pipeline.merge_and_eval(refs, **given)
+    if output.dry_run:
+        output.estimate(cost)
+        return
     if output.target is not None:
         if found.made is None:
             output.say(f"Nothing was written to {output.target}: {found.why_nothing}")

@@ -44,8 +44,8 @@ def inspect(
     from loraprobe import pipeline
 
     read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
-    written = check_outputs(output, options, refs, base, read)
     with output.progress() as progress:
+        written = check_outputs(output, options, refs, base, read)
         audit = pipeline.inspect(
             refs,
             base=base,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 
 from loraprobe.options import OutputOptions
-from loraprobe.records import Audit
+from loraprobe.records import Audit, Progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from loraprobe.pipeline.estimating import Estimate
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,27 @@ class Output(OutputOptions):
             )
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
-        """Yields progress(stage, done, total); a bar appears only on a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self) -> Iterator[Progress | None]:
+        """Yields what the pipeline tells its progress to; None with --quiet."""
+        if self.quiet:
             yield None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from loraprobe.cli.progress import shown
 
-        stage = TextColumn("{task.description}", markup=False)  # it may hold a stranger's name
-        columns = (stage, BarColumn(), MofNCompleteColumn(), Remaining())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield _reporter(bars)
+        with shown() as line:
+            yield line
+
+    def estimate(self, found: Estimate) -> None:
+        """What a run would take."""
+        from loraprobe.cli import dry_run
+
+        if self.json:
+            print(dry_run.as_json(found))
+        elif self.quiet:
+            print(dry_run.one_line(found))
+        else:
+            print("\n".join(dry_run.lines(found)))
+        sys.stdout.flush()
 
     def result(self, audit: Audit, after: str = "", line: str = "") -> None:
         """The audit, then the exit that its verdict asks for.
@@ -100,16 +109,3 @@ def exit_code(audit: Audit) -> int:
             audit.verdict.decision
         ]
     return 0 if audit.compatibility.compatible else 1
-
-
-def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
-    from loraprobe.report.formatting import clean
-
-    tasks: dict[str, TaskID] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(clean(stage), total=total)
-        bars.update(tasks[stage], completed=done, total=total)
-
-    return report

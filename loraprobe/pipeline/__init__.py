@@ -8,7 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.commands import Outcome, compose, inspect, merge, merge_and_eval
+    from loraprobe.pipeline.commands import (
+        Outcome,
+        compose,
+        estimate_cost,
+        inspect,
+        merge,
+        merge_and_eval,
+    )
     from loraprobe.pipeline.inputs import base_of
     from loraprobe.pipeline.saved import Routed, load_composition
     from loraprobe.pipeline.verification import verify
@@ -18,6 +25,7 @@ _MODULES = {
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
+    "estimate_cost": "commands",
     "inspect": "commands",
     "load_composition": "saved",
     "merge": "commands",
@@ -30,6 +38,7 @@ __all__ = [
     "Routed",
     "base_of",
     "compose",
+    "estimate_cost",
     "inspect",
     "load_composition",
     "merge",

@@ -33,6 +33,7 @@ from loraprobe.records import Audit, Issue, Measurement, Progress
 
 if TYPE_CHECKING:
     from loraprobe.compatibility.identity import Purpose
+    from loraprobe.pipeline.estimating import Estimate
     from loraprobe.pipeline.saved import Routed
     from loraprobe.tasks import Probe, Task
 
@@ -256,6 +257,23 @@ def merge_and_eval(
     elif made is not None:
         made = with_composition_card(made, audit, options)
     return Outcome(audit, made, why)
+
+
+def estimate_cost(
+    adapters: Adapters,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Estimate:
+    """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
+    from loraprobe.pipeline.estimating import estimate
+
+    inputs = _open_composition(adapters, base, tasks, options, written)
+    session = Session("merge-and-eval", options, progress)
+    return estimate(inputs, general_of(inputs.adapters, options, "route", inputs.base), session)
 
 
 def _open_composition(

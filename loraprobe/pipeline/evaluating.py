@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
+from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs, load_scorer
 from loraprobe.pipeline.session import Session
@@ -82,6 +83,7 @@ def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Ev
     """Asks the base and the single adapters, then the compositions, then the controls."""
     options = session.options
     with open_evaluator(inputs, general, session) as evaluator:
+        announce(evaluator)
         with session.stage("compose"):
             prepared = prepare(inputs.adapters, options, general, inputs.base)
         routers, notes = evaluator.fit_routers(prepared)

@@ -35,7 +35,9 @@ class Session:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage; the times of a stage that runs twice add up."""
+        """Reports and times a stage; the times of a stage that runs twice add up."""
+        if self.progress is not None:
+            self.progress(name, 0, 0)
         start = time.perf_counter()
         try:
             yield

@@ -17,7 +17,7 @@ GEOMETRY = "arXiv 2601.22285: geometry predicts merging with correlation 0.2 to 
 PROBES = "an adapter's answers are not the truth, so they can show no gain"
 COMPRESSION = "loraprobe's convention: a tenth of the delta"
 
-PART = {"target": "asked plainly", "cot": "asked step by step"}
+PART = {"question": "asked plainly", "steps": "asked step by step"}
 
 
 def number(value: float) -> str:
@@ -29,7 +29,11 @@ def interval(low: float, high: float) -> str:
     return f"[{number(low)}, {number(high)}]"
 
 
+def signed(difference: float) -> str:
+    """A difference with its sign: +0.12."""
+    return ("+" if difference > 0 else "") + number(difference)
+
+
 def gain(difference: float, low: float, high: float) -> str:
     """A difference with its interval: +0.12 [0.03, 0.21]."""
-    sign = "+" if difference > 0 else ""
-    return f"{sign}{number(difference)} {interval(low, high)}"
+    return f"{signed(difference)} {interval(low, high)}"

@@ -1,14 +1,16 @@
 """`python -m loraprobe`, and where the command `loraprobe` starts."""
 
 import sys
+import time
 
 
 def main() -> None:
     """The command line; what goes wrong while it is still being imported is one line, too."""
+    started = time.perf_counter()
     try:
         from loraprobe.cli import main as run
 
-        run()
+        run(started)
     except KeyboardInterrupt:
         sys.stderr.write("error: Interrupted.\n")
         sys.exit(130)

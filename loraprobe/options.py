@@ -106,7 +106,8 @@ class Options:
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt a line. `state` is the directory of the results of a run, None for the user's
-    cache; `arguments` is the command line, for the provenance. Raises UsageError for values that
+    cache; `arguments` is the command line and `started` when it began (time.perf_counter), for the
+    provenance. Raises UsageError for values that
     are out of range or do not go together.
     """
 
@@ -245,6 +246,7 @@ class Options:
     resume: bool = option(False, OUTPUT, "Go on where an interrupted run of the same call stopped.")
     state: Path | None = None
     arguments: tuple[str, ...] = ()
+    started: float | None = None
 
     def __post_init__(self) -> None:
         # A single reference is a string and so a sequence: it counts as one adapter.

@@ -103,10 +103,12 @@ class Registry(Generic[T]):
             if key not in fields and f"{key}_" in fields:  # a keyword of Python, such as lambda
                 key += "_"
             if not equals or key not in fields:
-                known = ", ".join(name.rstrip("_") for name in fields) or "none"
+                known = [name.rstrip("_") for name in fields]
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f": did you mean {close[0]!r}? Its" if close and equals else "; its"
                 raise UsageError(
-                    f"{self.noun.capitalize()} {name!r} has no option {part!r}; its options are: "
-                    f"{known}."
+                    f"{self.noun.capitalize()} {name!r} has no option {part!r}{hint} options are: "
+                    f"{', '.join(known) or 'none'}."
                 )
             options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
         return options

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from loraprobe._version import __version__
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
+from loraprobe.cli.options import STARTED
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
@@ -119,7 +121,10 @@ def _limits(text: str | None) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", "-V", "-v", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     json_schema: Annotated[
         bool,
@@ -150,7 +155,19 @@ def _flowing(docstring: str) -> str:
 
 
 def _register() -> None:
-    from loraprobe.cli import demo, evaluate, find, inspect, lab, merge, methods, route, verify
+    from loraprobe.cli import (
+        cache,
+        demo,
+        env,
+        evaluate,
+        find,
+        inspect,
+        lab,
+        merge,
+        methods,
+        route,
+        verify,
+    )
 
     commands = (
         ("demo", demo.demo),
@@ -161,6 +178,8 @@ def _register() -> None:
         ("merge-and-eval", evaluate.merge_and_eval),
         ("verify", verify.verify),
         ("methods", methods.methods),
+        ("cache", cache.cache),
+        ("env", env.env),
     )
     for name, function in commands:
         app.command(name, help=_flowing(function.__doc__ or ""))(_debuggable(function))
@@ -175,8 +194,9 @@ def _register() -> None:
 _register()
 
 
-def main() -> None:
-    """The `loraprobe` command."""
+def main(started: float | None = None) -> None:
+    """The `loraprobe` command. started: when it began, by time.perf_counter; None: now."""
+    STARTED[:] = [time.perf_counter() if started is None else started]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
     app(prog_name="loraprobe")

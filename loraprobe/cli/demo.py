@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
+from loraprobe.cli.completing import scenarios
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.options import Options
 
 Scenario = Annotated[
     str,
-    typer.Option(help="disjoint, skill-and-facts, target-adapter or keep-both."),
+    typer.Option(
+        help="disjoint, skill-and-facts, target-adapter or keep-both.", autocompletion=scenarios
+    ),
 ]
 
 

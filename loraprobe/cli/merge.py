@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraprobe.cli.options import REQUIRED, BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
 OPTIONS = (
@@ -33,4 +34,11 @@ def merge(
     """
     from loraprobe import pipeline
 
+    default = Options()
+    changes = ("weights", "subtract", "rank", "dtype")
+    if len(refs) < 2 and all(getattr(options, n) == getattr(default, n) for n in changes):
+        raise UsageError(
+            f"merge makes one adapter of several, and only {refs[0]} was given; give another, or "
+            "change this one by --weights, --subtract, --rank or --dtype."
+        )
     save(pipeline.merge, refs, base, task, options, output)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from loraprobe.cli.completing import OF_OPTIONS
 from loraprobe.cli.output import Output
 from loraprobe.options import Declaration, Options, declarations
 
@@ -32,6 +33,7 @@ Tasks = Annotated[
     ),
 ]
 Command = Callable[..., Any]
+STARTED: list[float] = []  # when this process began its command, by time.perf_counter
 REQUIRED = inspect.Parameter.empty
 
 
@@ -92,6 +94,7 @@ def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
         help=declared.help,
         rich_help_panel=declared.group,
         metavar=declared.metavar,
+        autocompletion=OF_OPTIONS.get(name),
         min=None if declared.most is not None else declared.least,
         show_default=default not in (None, False, REQUIRED),
     )
@@ -124,6 +127,7 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
         values[name] = tuple(texts) if declared.repeats else texts[0]
     if kind is Options:
         values["arguments"] = tuple(sys.argv[1:])
+        values["started"] = STARTED[0] if STARTED else None
         if "methods" in values and "routers" not in values:
             values["routers"] = ()  # a user who names methods asks for these alone
     return kind(**values)

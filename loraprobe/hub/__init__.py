@@ -18,7 +18,7 @@ from loraprobe.adapters.reading import find_directory
 from loraprobe.checkpoint import check_link, shards_of
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.licences import declared_licence, is_gated
-from loraprobe.hub.reference import Reference, unique_names
+from loraprobe.hub.reference import CONFIG, Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
 from loraprobe.limits import limits
@@ -200,6 +200,8 @@ def _local_adapter(reference: Reference, path: Path) -> Path:
     """The directory of a local adapter. Raises AdapterError, which mentions a possible Hub id."""
     try:
         directory = find_directory(path)
+        if (directory / "config.json").is_file() and not (directory / CONFIG).is_file():
+            raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
         check_config(directory)
     except AdapterError as error:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):

@@ -26,7 +26,7 @@ from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
 from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
 from loraprobe.pipeline.licences import declared, with_licences
-from loraprobe.pipeline.merges import merge_by, merge_figures, warning_figures
+from loraprobe.pipeline.merges import merge_by, merge_figures, norm_of, warning_figures
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import general_of, prepare
 from loraprobe.records import Audit, Issue, Measurement, Progress
@@ -158,7 +158,8 @@ def merge(
     examined = Examination(with_issues(found, (*merged.issues, *licence_issues)), figures)
     low, high = merged.adapter.rank_range
     ranks = str(low) if low == high else f"{low} to {high}"
-    made = f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}."
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}"
+    made += f"; its norm is {norm_of(merged.adapter):.4g}."
     notes = [*notes, *prepared.notes, made]
     several = len(inputs.adapters) > 1
     audit = audit_of(

@@ -432,5 +432,6 @@ class OutputOptions:
     dry_run: bool = option(
         False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
     )
+    explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
     quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
     exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

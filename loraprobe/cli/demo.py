@@ -19,7 +19,7 @@ Scenario = Annotated[
 ]
 
 
-@with_options("device", "threads", "seed", "json", "quiet", "exit_zero")
+@with_options("device", "threads", "seed", "json", "explain", "quiet", "exit_zero")
 def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
     from loraprobe import pipeline

@@ -13,7 +13,7 @@ OPTIONS = (
     "methods routers systems space rank weights search_budget search_items balance "
     "subtract router_prompts target overwrite metric margin retention prior calibration "
     "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
-    "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
+    "threads per_module diagnostics exact allow trust_remote_code seed resume json html explain "
     "dry_run quiet exit_zero"
 )
 

@@ -393,5 +393,9 @@ class OutputOptions:
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."
+    )
     quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
     exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ def clean(text: object) -> str:
 
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with few digits; very small and very large ones in powers of ten."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "-"
     if abs(value) > NOISE and (abs(value) < 10**-digits / 2 or abs(value) >= 1e6):
         return f"{value:.1e}"

@@ -31,12 +31,12 @@ REFERENCES = (
     "math=./a", "gpt2", "../up", "owner/name:..", "C:\\x", "~", "base=owner/name", "数据/模型",
 )  # fmt: skip
 RESULT = {
-    "system": "base", "task": "t", "part": "target", "item": "1", "metric": "exact_match",
+    "system": "base", "task": "t", "part": "question", "item": "1", "metric": "exact_match",
     "value": 1.0, "text": "Bö", "group": "item:1",
 }  # fmt: skip
 RESULTS = (
     {}, {"metric": "answer_loss", "value": 2.5}, {"metric": "choice", "value": 0.0},
-    {"part": "hop1"}, {"part": "cot"}, {"part": "hop0"}, {"value": "1"}, {"value": None},
+    {"part": "hop1"}, {"part": "steps"}, {"part": "hop0"}, {"value": "1"}, {"value": None},
     {"value": 7e9}, {"value": float("nan")}, {"value": True}, {"item": 1}, {"text": "\ud800"},
 )  # fmt: skip
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from loraprobe.defaults import MARGIN
+
 SCHEMA_VERSION = 2
 
 Severity = Literal["error", "warning", "note"]
@@ -99,7 +101,7 @@ class ItemResult:
 
     system: str
     task: str
-    part: str  # "target" | "hop1" | "hop2" ... | "cot"
+    part: str  # "question" | "hop1" | "hop2" ... | "steps"
     item: str
     metric: str  # "exact_match" | "choice" | "answer_loss"
     value: float
@@ -114,7 +116,7 @@ class Score:
     system: str
     kind: SystemKind
     task: str
-    part: str  # "target" | "hop1" | "hop2" ... | "cot"
+    part: str  # "question" | "hop1" | "hop2" ... | "steps"
     metric: str
     value: float
     ci95: Interval
@@ -161,7 +163,7 @@ class Gain:
     adjusted_ci95: Interval
     n: int
     n_needed: int | None = None
-    against_part: str = "target"
+    against_part: str = "question"
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,9 @@ class Forecast:
     gain: float
     ci95: Interval
     n: int
-    part: str = "target"
+    part: str = "question"
     against: str = "base"
-    against_part: str = "target"
+    against_part: str = "question"
 
 
 @dataclass(frozen=True)
@@ -257,12 +259,31 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class DecisiveGain:
+    """The gain that the decision is about: one composition against the best of base and singles.
+
+    `form` is the form of the question, "question" or "steps"; `ci95` covers the choice of the best
+    among systems. Of several tasks the difference is the mean.
+    """
+
+    system: str
+    form: str
+    against: str
+    difference: float
+    ci95: Interval
+    n: int
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The decision, the kind of evidence for it, its reasons, and what to do.
 
     `action` is `merge`, `route`, `step-by-step`, `chain`, `use-single:NAME`, `use-base`,
     `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
-    some composition gaining more than the margin, for the share of successes `prior`.
+    this very decision, for the share of successes `prior`; it is None where none was measured for
+    it. `margin` is the gain that was asked for. `next` is the command to run next; local
+    directories stand in it by their names. `reasons` stand in the order of what they change for
+    the reader.
     """
 
     decision: Decision
@@ -273,6 +294,9 @@ class Verdict:
     probability: float | None = None
     prior: float | None = None
     forecast: Forecast | None = None
+    gain: DecisiveGain | None = None
+    margin: float = MARGIN
+    next: str = ""
 
 
 @dataclass(frozen=True)

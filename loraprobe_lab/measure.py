@@ -24,8 +24,8 @@ Outcome = dict[str, Any]  # system, task, part, value, n
 def outcomes(world: World) -> list[Outcome]:
     """Exact match of base, singles, average, sum and both controls, for every scenario.
 
-    Rows carry scenario, system, task, part (target, hop1, hop2, cot), value and n. The world has
-    to hold its base.
+    Rows carry scenario, system, task, part (question, hop1, hop2, steps), value and n. The world
+    has to hold its base.
     """
     assert world.base is not None
     return [
@@ -56,7 +56,7 @@ def measure(
                 prompts = [question.prompt for question in rows_asked]
                 texts = generate(composition, tokenizer, prompts, batch_size, max_new_tokens)
                 right = sum(
-                    answered(text, question.answers, cot=part == "cot")
+                    answered(text, question.answers, cot=part == "steps")
                     for text, question in zip(texts, rows_asked, strict=True)
                 )
                 row = {"system": system, "task": task, "part": part}

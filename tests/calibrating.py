@@ -44,7 +44,7 @@ def case(**changed):
     values = {
         "base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00",
         "trial": "t0", "method": "uniform", "adapters": 2, "tasks": 1, "hops": 2,
-        "metric": "exact_match", "forecast": 0.1, "error": 0.03, "part": "target",
+        "metric": "exact_match", "forecast": 0.1, "error": 0.03, "part": "question",
         "baseline": 0.2, "gain": 0.3, "ci95": (0.2, 0.4), "n": 300,
     }  # fmt: skip
     return Case(**{**values, **changed})

@@ -30,7 +30,7 @@ def calibration(**changes):
     return calibration_of({**json.loads(json.dumps(DOCUMENT)), **changes})
 
 
-def score(system, kind, value, part="target", task="t", metric="exact_match"):
+def score(system, kind, value, part="question", task="t", metric="exact_match"):
     ci = (max(0.0, value - 0.05), min(1.0, value + 0.05))
     return Score(system, kind, task, part, metric, value, ci, 100)
 

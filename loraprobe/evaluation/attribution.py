@@ -54,7 +54,7 @@ def causes(
 
 def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequence[Item]) -> bool:
     return all(
-        (system, "target", item.id) in right
+        (system, "question", item.id) in right
         and all(
             (name, part, item.id) in right for name in (*known_by, system) for part in _hops(item)
         )
@@ -67,9 +67,9 @@ def _hops(item: Item) -> list[str]:
 
 
 def _cause(right: Right, system: str, known_by: Sequence[str], item: Item) -> str:
-    if right[system, "target", item.id]:
+    if right[system, "question", item.id]:
         return "solved"
-    if right.get((system, "cot", item.id), False):
+    if right.get((system, "steps", item.id), False):
         return "step_by_step"
     hops = _hops(item)
     if not all(any(right[name, part, item.id] for name in known_by) for part in hops):

@@ -98,7 +98,7 @@ class ChainRun:
         for item in items:
             question = Question(
                 self.task.name,
-                "target",
+                "question",
                 item,
                 prompts[item.id],
                 item.answers,

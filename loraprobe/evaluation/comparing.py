@@ -77,7 +77,7 @@ def retention(
     systems: Sequence[System],
     name: str,
     task: str,
-    part: str = "target",
+    part: str = "question",
     *,
     level: float = 0.95,
 ) -> tuple[float, Interval] | None:
@@ -112,7 +112,7 @@ def compare(
     *,
     seed: int = 0,
     level: float = 0.95,
-    parts: Sequence[str] = ("target", "cot"),
+    parts: Sequence[str] = ("question", "steps"),
 ) -> tuple[Comparison, ...]:
     """Every composition against the base, every single adapter and every control.
 
@@ -183,17 +183,17 @@ def gains(
     rows: list[Gain] = []
     for family in families:
         names = [s.name for s in systems if s.kind in family]
-        asked = {r.part for r in results if r.system in names} & {"target", "cot"}
+        asked = {r.part for r in results if r.system in names} & {"question", "steps"}
         for part in sorted(asked, reverse=True):
             rows += _family(results, names, baselines, part, alpha, margin, seed, forms=len(asked))
-    return tuple(sorted(rows, key=lambda row: row.part != "target"))
+    return tuple(sorted(rows, key=lambda row: row.part != "question"))
 
 
 def gain(
     results: Sequence[ItemResult],
     compositions: Sequence[str],
     baselines: Sequence[str],
-    part: str = "target",
+    part: str = "question",
     *,
     alpha: float = 0.05,
     margin: float = MARGIN,
@@ -227,10 +227,10 @@ def _family(
     If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of all
     runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
     in at most alpha / 2. With several tasks the difference is the plain mean over tasks, and a
-    composition that lacks a task has no row. For part "cot" the baselines' plain answers count too,
-    because a baseline may not need worked steps.
+    composition that lacks a task has no row. For part "steps" the baselines' plain answers count
+    too, because a baseline may not need worked steps.
     """
-    parts = ("target", "cot") if part == "cot" else (part,)
+    parts = ("question", "steps") if part == "steps" else (part,)
     present = {(r.system, r.part) for r in results}
     second = sorted(((b, p) for b in baselines for p in parts if (b, p) in present), key=_by_name)
     first = [(s, part) for s in compositions if (s, part) in present]

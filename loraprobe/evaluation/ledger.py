@@ -21,8 +21,9 @@ from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.questions import METRICS
 from loraprobe.records import ItemResult, plain
 
-FORMAT = "loraprobe-results-1"
+FORMAT = "loraprobe-results-2"
 NAME = "results.jsonl"
+PART = re.compile(r"question|steps|hop[1-9]\d{0,3}")
 MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 CURE = "remove the file, or start again without --resume."
 
@@ -159,7 +160,7 @@ def item_result(row: Any) -> ItemResult:
     if type(value) is not float or not all(isinstance(text, str) for text in texts):
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
-    if row["metric"] not in METRICS or not re.fullmatch(r"target|cot|hop[1-9]\d{0,3}", row["part"]):
+    if row["metric"] not in METRICS or not PART.fullmatch(row["part"]):
         raise ValueError("an unknown metric or part")
     sound = 0 <= value <= MOST_LOSS if row["metric"] == "answer_loss" else value in (0, 1)
     if not sound:

@@ -30,7 +30,7 @@ class Question:
     @property
     def worked(self) -> bool:
         """Whether the answer is a text of several lines with worked steps."""
-        return self.part == "cot"
+        return self.part == "steps"
 
     def result(self, system: str, value: float, text: str) -> ItemResult:
         return ItemResult(
@@ -102,14 +102,16 @@ def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
         )
     other: Metric = "answer_loss" if metric == "answer_loss" else "exact_match"
     found = [
-        Question(task.name, "target", item, item.prompt, item.answers, target_metric(item, metric))
+        Question(
+            task.name, "question", item, item.prompt, item.answers, target_metric(item, metric)
+        )
     ]
     for k, hop in enumerate(item.hops):
         found.append(
             Question(task.name, f"hop{k + 1}", item, item.hop_prompt(k), hop.answers, other)
         )
     if item.cot_prompt is not None and metric != "answer_loss":
-        found.append(Question(task.name, "cot", item, item.cot_prompt, item.answers, other))
+        found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, other))
     return found
 
 

@@ -96,7 +96,7 @@ class _Run:
     def system(self, name: str, composition: Composition | None, asked: Sequence[Question]) -> None:
         """Ask one system the questions without a result, prompts of similar length together."""
         open_ = [q for q in asked if self.ledger.get(name, q.task, q.part, q.item.id) is None]
-        open_.sort(key=lambda q: (q.part == "cot", len(q.prompt), q.prompt))
+        open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
         if not open_:
             return
         with self.scorer.with_composition(composition):
@@ -116,7 +116,8 @@ class _Run:
             open_ = [
                 item
                 for item in task.items
-                if item.hops and self.ledger.get(system.name, task.name, "target", item.id) is None
+                if item.hops
+                and self.ledger.get(system.name, task.name, "question", item.id) is None
             ]
             for batch in self._batches(open_, system.name):
                 self.ledger.append(run.targets(batch, plan))

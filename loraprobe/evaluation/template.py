@@ -32,7 +32,7 @@ def choose_template(
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are."
-    asked = [q for q in questions(tasks, metric) if q.part != "cot"]
+    asked = [q for q in questions(tasks, metric) if q.part != "steps"]
     asked = (
         [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample else asked
     )

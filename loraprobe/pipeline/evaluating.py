@@ -201,7 +201,7 @@ def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
     """
     totals: dict[tuple[str, str], list[float]] = {}
     for row in scores:
-        if row.kind in kinds and row.part in ("target", "cot"):
+        if row.kind in kinds and row.part in ("question", "steps"):
             sign = -1.0 if row.metric == "answer_loss" else 1.0
             totals.setdefault((row.system, row.part), []).append(sign * row.value)
     if not totals:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
 WORKED_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
-FORMS = ("target", "cot")
+FORMS = ("question", "steps")
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
 

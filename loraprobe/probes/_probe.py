@@ -48,7 +48,7 @@ class Part:
     @property
     def name(self) -> str:
         """The name of this part in results."""
-        return "target" if self.hop is None else f"hop{self.hop}"
+        return "question" if self.hop is None else f"hop{self.hop}"
 
     @cached_property
     def gold(self) -> tuple[str, ...]:
@@ -83,13 +83,13 @@ class ProbeContext:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
-        found: dict[str, list[Question]] = {"target": []}
+        found: dict[str, list[Question]] = {"question": []}
         for question in questions([self.task]):
-            if question.part != "cot":
+            if question.part != "steps":
                 found.setdefault(question.part, []).append(question)
-        hops = sorted(int(name.removeprefix("hop")) for name in found if name != "target")
+        hops = sorted(int(name.removeprefix("hop")) for name in found if name != "question")
         return (
-            Part(None, tuple(found["target"])),
+            Part(None, tuple(found["question"])),
             *(Part(hop, tuple(found[f"hop{hop}"])) for hop in hops),
         )
 
@@ -133,7 +133,7 @@ class CoverageProbe:
 
 def choices_of(question: Question) -> tuple[str, ...]:
     """The choices of a question; () for hops, which are answered in words."""
-    return question.item.choices if question.part == "target" else ()
+    return question.item.choices if question.part == "question" else ()
 
 
 def mean(values: Sequence[float]) -> float | None:

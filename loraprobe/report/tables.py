@@ -219,10 +219,10 @@ def evaluation(audit: Audit) -> Iterable[Table]:
 
 def _part_order(part: str) -> tuple[int, str]:
     """The question, then its steps, then the worked form."""
-    return {"target": 0, "cot": 2}.get(part, 1), part
+    return {"question": 0, "steps": 2}.get(part, 1), part
 
 
-PARTS = {"target": "question", "cot": "step by step"}
+PARTS = {"question": "question", "steps": "step by step"}
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 
 

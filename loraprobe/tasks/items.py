@@ -66,10 +66,10 @@ class Task:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """("target", "hop1", "hop2", ..., "cot"): the parts that at least one item has."""
+        """("question", "hop1", "hop2", ..., "steps"): the parts that at least one item has."""
         longest = max((len(item.hops) for item in self.items), default=0)
         hops = tuple(f"hop{k + 1}" for k in range(longest))
-        return ("target", *hops, *(("cot",) if self.has_cot else ()))
+        return ("question", *hops, *(("steps",) if self.has_cot else ()))
 
 
 @dataclass(frozen=True)

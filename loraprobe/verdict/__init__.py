@@ -99,7 +99,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
 
 def judge_evaluation(evidence: Evidence) -> Verdict:
     """The verdict of the level `evaluation`, without the reasons of geometry and coverage."""
-    plain, steps = candidates(evidence, "target"), candidates(evidence, "cot")
+    plain, steps = candidates(evidence, "question"), candidates(evidence, "steps")
     if not plain and not steps:
         return Verdict("inconclusive", "evaluation", (reasons.no_comparison(),))
     form = decisive_form(plain, steps)
@@ -115,7 +115,7 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     if chain:
         found.append(reasons.chain(chain, best))
     if decision == "likely":
-        action = "step-by-step" if best.part == "cot" else ACTION[best.kind]
+        action = "step-by-step" if best.part == "steps" else ACTION[best.kind]
     else:
         action, why = action_for(evidence, best, decision)
         found += why

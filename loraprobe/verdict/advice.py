@@ -61,23 +61,23 @@ def best_single(evidence: Evidence) -> tuple[str, str, float] | None:
     the margin. None if no single adapter does.
     """
     found = []
-    for part in ("target", "cot"):
+    for part in ("question", "steps"):
         base = [
             evidence.mean(name, p) or 0.0
             for name in evidence.systems(("base",))
-            for p in ("target", part)
+            for p in ("question", part)
         ]
         needed = max(base, default=0.0) + evidence.margin
         for name in evidence.systems(("adapter",), part):
             low, mean = evidence.lower(name, part), evidence.mean(name, part)
             if low is not None and mean is not None and low > needed:
                 found.append((name, part, mean))
-    return min(found, key=lambda f: (-f[2], f[1] != "target", f[0]), default=None)
+    return min(found, key=lambda f: (-f[2], f[1] != "question", f[0]), default=None)
 
 
 def _base_at_ceiling(evidence: Evidence) -> bool:
     """Whether no system can exceed the base by the margin, since no score exceeds 1."""
-    lows = [evidence.lower(name, "target") for name in evidence.systems(("base",), "target")]
+    lows = [evidence.lower(name, "question") for name in evidence.systems(("base",), "question")]
     return any(low is not None and low > 1 - evidence.margin for low in lows)
 
 
@@ -122,7 +122,7 @@ def _cure(evidence: Evidence, cause: str, chain_gains: bool) -> tuple[str, str]:
         if not chained:
             return "chain", f"{what} even when routed, so run each hop by its own adapter"
         return "train-target-adapter", f"{what}, so train one adapter on both{norms}"
-    if not any(score.part == "cot" for score in evidence.evaluation):
+    if not any(score.part == "steps" for score in evidence.evaluation):
         return (
             "step-by-step",
             f"{what}, so give the items a cot_prompt and measure the step-by-step form",
@@ -145,12 +145,12 @@ def _single_suffices(single: tuple[str, str, float], evidence: Evidence) -> Reas
 
 
 def _base_suffices(evidence: Evidence) -> Reason:
-    name = evidence.systems(("base",), "target")[0]
+    name = evidence.systems(("base",), "question")[0]
     return Reason(
         "base-suffices",
         f"The base alone scores {fmt.number(evidence.mean(name, 'target') or 0.0)}: "
         "no adapter is needed for this.",
-        evidence.lower(name, "target"),
+        evidence.lower(name, "question"),
         1 - evidence.margin,
         fmt.BOUND,
     )

@@ -110,15 +110,15 @@ def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
     at_ceiling = []
-    for name in evidence.systems(BASELINES, "target"):
-        rows = evidence.scores(name, "target")
+    for name in evidence.systems(BASELINES, "question"):
+        rows = evidence.scores(name, "question")
         if len(rows) == len(evidence.task_names) and min(r.ci95[0] for r in rows) > ceiling:
             base = evidence.kind(name) == "base"
-            at_ceiling.append((not base, -(evidence.mean(name, "target") or 0.0), name))
+            at_ceiling.append((not base, -(evidence.mean(name, "question") or 0.0), name))
     if not at_ceiling:
         return None
     adapter, _, name = min(at_ceiling)
-    low = min(row.ci95[0] for row in evidence.scores(name, "target"))
+    low = min(row.ci95[0] for row in evidence.scores(name, "question"))
     reason = Reason(
         "nothing-to-gain",
         f"{name if adapter else 'The base'} alone scores "
@@ -138,8 +138,8 @@ def _answers_target(evidence: Evidence) -> bool:
     """Whether the base or an adapter may answer the composed question, or none was scored on it."""
     rows = [
         row
-        for name in evidence.systems(BASELINES, "target")
-        for row in evidence.scores(name, "target")
+        for name in evidence.systems(BASELINES, "question")
+        for row in evidence.scores(name, "question")
     ]
     return evidence.losses or not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
 

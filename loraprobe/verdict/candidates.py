@@ -24,7 +24,7 @@ def candidates(
 
 def chain_gain(evidence: Evidence) -> Candidate | None:
     """The chain's gain over the best of base and single adapters on the plain question."""
-    return next(iter(candidates(evidence, "target", ("chain",))), None)
+    return next(iter(candidates(evidence, "question", ("chain",))), None)
 
 
 def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:

@@ -149,7 +149,7 @@ def decide(form: Form, other: Form) -> tuple[Decision, str | None]:
     decision = DECISION[form[0].outcome]
     if decision == "unlikely" and all(candidate.lossy for candidate in form):
         return "inconclusive", "compression"
-    if decision == "unlikely" and any(c.part == "cot" and c.outcome == "open" for c in other):
+    if decision == "unlikely" and any(c.part == "steps" and c.outcome == "open" for c in other):
         return "inconclusive", "steps"
     return decision, None
 

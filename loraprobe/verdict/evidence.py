@@ -125,7 +125,7 @@ class Evidence:
         found = [
             self.mean(name, part) or 0.0
             for name in self.systems(BASELINES)
-            for part in ("target", "cot")
+            for part in ("question", "steps")
             if len(self.scores(name, part)) == tasks
         ]
         return max(found, default=None)
@@ -134,7 +134,7 @@ class Evidence:
     def kind_of_task(self) -> Kind:
         """How many tasks were scored, the most hops of one, and how the question is judged."""
         hops = [int(s.part.removeprefix("hop")) for s in self.evaluation if s.part[:3] == "hop"]
-        metrics = sorted({s.metric for s in self.evaluation if s.part == "target"})
+        metrics = sorted({s.metric for s in self.evaluation if s.part == "question"})
         return Kind(len(self.task_names), max(hops, default=0), "+".join(metrics))
 
     @property

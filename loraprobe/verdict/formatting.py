@@ -17,7 +17,7 @@ GEOMETRY = "arXiv 2601.22285: geometry predicts merging with correlation 0.2 to 
 PROBES = "an adapter's answers are not the truth, so they can show no gain"
 COMPRESSION = "loraprobe's convention: a tenth of the delta"
 
-PART = {"target": "asked plainly", "cot": "asked step by step"}
+PART = {"question": "asked plainly", "steps": "asked step by step"}
 
 
 def number(value: float) -> str:

@@ -72,7 +72,7 @@ def other_form(other: Candidate, decisive: bool) -> Reason:
         f"{fmt.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
         f"by {fmt.gain(other.difference, other.low, other.high)} from {against(other)}"
     )
-    code = "plain-form" if other.part == "target" else "step-by-step-form"
+    code = "plain-form" if other.part == "question" else "step-by-step-form"
     tail = {
         "likely": "it gains there as well",
         "unlikely": "it does not gain there",

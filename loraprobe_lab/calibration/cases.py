@@ -30,8 +30,8 @@ class Case:
 
     base: the separately trained base; world, trial: where the adapters are from; adapters: how
     many. tasks, hops, metric: the kind of task. forecast: the gain that was forecast, error: its
-    standard error, part: the form of the question that it is about ("target" or "cot"). baseline:
-    the best score of the base or a single adapter. gain: the measured gain on the better form,
+    standard error, part: the form that it is about ("question" or "steps"). baseline: the
+    best score of the base or a single adapter. gain: the measured gain on the better form,
     ci95: its pointwise interval, n: the items it rests on.
     """
 

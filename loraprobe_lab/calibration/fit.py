@@ -29,7 +29,7 @@ COLUMNS = {
     "baseline": lambda case: case.baseline,
     "several tasks": lambda case: float(case.tasks > 1),
     "router": lambda case: float(case.method == "arrow"),
-    "step by step": lambda case: float(case.part == "cot"),
+    "step by step": lambda case: float(case.part == "steps"),
     "adapters": lambda case: float(case.adapters),
 }
 

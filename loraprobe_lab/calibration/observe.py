@@ -124,7 +124,7 @@ def observe(
         evaluator.ledger.append(known.of(names, asked, template))
         results = replace(evaluator, tasks=asked).run(systems)
         known.keep(evaluator.ledger, names, template)
-    kept = tuple(row for row in results if row.part in ("target", "cot"))
+    kept = tuple(row for row in results if row.part in ("question", "steps"))
     return Observation(audit, kept, {s.name: s.kind for s in systems})
 
 

@@ -151,7 +151,7 @@ def _both_fail(matrix: Matrix, group: str) -> Finding:
     plain = matrix.scenario("plain", 2)
     tests: list[Difference] = []
     for method in ("uniform", "arrow"):
-        for form, asked in (("target", "at once"), ("cot", "step by step")):
+        for form, asked in (("question", "at once"), ("steps", "step by step")):
             for size in matrix.sizes:
                 found = matrix.gain_over_singles(size, group, plain, (method,), form)
                 if found is not None:

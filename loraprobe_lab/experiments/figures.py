@@ -57,7 +57,7 @@ def matrix_figure(matrix: Matrix, cells: Sequence[MatrixCell], title: str) -> st
             here = [c for c in cells if (c.group, c.template) == (group, template)]
             _matrix_panel(panel, here, matrix.sizes, matrix.margin)
             if row == 0:
-                asked = "step by step" if here and here[0].form == "cot" else "asked at once"
+                asked = "step by step" if here and here[0].form == "steps" else "asked at once"
                 panel.set_title(f"{template} ({asked})", fontsize=10)
             if column == 0:
                 panel.set_ylabel(f"{group}\nexact match")

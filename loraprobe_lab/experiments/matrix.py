@@ -1,7 +1,7 @@
 """The matrix of an experiment: one cell for every size, set of questions, template and library.
 
 A world of the matrix holds adapter sets whose axes say `template`, `library` (2 or 3), `form` (the
-way in which compositions are asked: "target" plainly, "cot" step by step) and `joint`, the adapter
+way in which compositions are asked: "question" or "steps") and `joint`, the adapter
 that was trained on both hops, for comparison.
 """
 
@@ -71,7 +71,7 @@ def answer_world(
     forms = {system_name(s, "chain"): str(s.axes["form"]) for s in scenarios}
     results = tuple(
         replace(row, part=forms[row.system])
-        if row.system in forms and row.part == "target"
+        if row.system in forms and row.part == "question"
         else row
         for row in ledger
     )
@@ -92,7 +92,7 @@ def _systems(
     found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
     for scenario in scenarios:
         builder = SystemBuilder.of([adapters[name] for name in scenario.adapters], Options())
-        forms = {"target", "cot"} if scenario.axes["form"] == "target" else {"cot"}
+        forms = {"question", "steps"} if scenario.axes["form"] == "question" else {"steps"}
         for system in (built.system for built in builder.compositions(has_hops)):
             named = replace(system, name=system_name(scenario, system.name))
             found.append((named, frozenset({*forms, "hop1", "hop2"})))

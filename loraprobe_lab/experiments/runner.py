@@ -73,7 +73,7 @@ class Asker:
             run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS)
             return
         open_ = self.missing(ledger, system.name, tasks, parts)
-        open_.sort(key=lambda q: (q.part == "cot", len(q.prompt), q.prompt))
+        open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
         limits = Limits.of(NEW_TOKENS)
         with self.scorer.with_composition(system.composition):
             for start in range(0, len(open_), BATCH):

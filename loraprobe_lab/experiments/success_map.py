@@ -118,7 +118,7 @@ def _systems(
     adapters: Mapping[str, Adapter],
 ) -> list[tuple[System, tuple[str, ...], tuple[str, ...]]]:
     """Systems with their tasks and parts: baselines in both forms, compositions step by step."""
-    both = ("target", "cot", "hop1", "hop2")
+    both = ("question", "steps", "hop1", "hop2")
     made: dict[str, tuple[System, dict[str, None], tuple[str, ...]]] = {}
 
     def add(system: System, task: str, parts: tuple[str, ...]) -> None:
@@ -130,7 +130,7 @@ def _systems(
             add(single, point.task, both)
         add(System("base", "base"), point.task, both)
     for point in points():
-        add(_system(point.system, adapters, point.parts, point.arrow), point.task, ("cot",))
+        add(_system(point.system, adapters, point.parts, point.arrow), point.task, ("steps",))
     return [(system, tuple(tasks), parts) for system, tasks, parts in made.values()]
 
 
@@ -167,13 +167,13 @@ def _point_gain(point: Point, worlds: Sequence[AnsweredMap]) -> PointGain | None
     everything = [row for found in rows.values() for row in found]
 
     def gained(results: Sequence[ItemResult]) -> Any:
-        return gain(results, [point.system], point.baselines, "cot", margin=MARGIN)
+        return gain(results, [point.system], point.baselines, "steps", margin=MARGIN)
 
     found = gained(everything)
     if found is None:
         return None
     each = {name: own.difference for name, results in rows.items() if (own := gained(results))}
-    right = [r.value for r in everything if r.system == point.system and r.part == "cot"]
+    right = [r.value for r in everything if r.system == point.system and r.part == "steps"]
     score = sum(right) / len(right)
     return PointGain(
         point, found.difference, found.adjusted_ci95, score, found.against, found.n, each

@@ -25,7 +25,7 @@ def demo(scenario: str, tmp_path, *more: str) -> tuple[int, dict]:
     return result.exit_code, document
 
 
-def value(document: dict, system: str, part: str = "target", task: str | None = None) -> float:
+def value(document: dict, system: str, part: str = "question", task: str | None = None) -> float:
     (row,) = [
         r
         for r in document["evaluation"]
@@ -55,10 +55,12 @@ def test_skill_and_familiar_facts_compose_step_by_step(tmp_path):
     code, document = demo("skill-and-facts", tmp_path)
     verdict = document["verdict"]
     assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "step-by-step")
-    singles = max(value(document, s, "cot") for s in ("newcomers", "steps"))
-    assert value(document, verdict["system"], "cot") > singles + 0.3
-    controls = [r for r in document["evaluation"] if r["kind"] == "control" and r["part"] == "cot"]
-    assert value(document, verdict["system"], "cot") > max(r["value"] for r in controls) + 0.3
+    singles = max(value(document, s, "steps") for s in ("newcomers", "steps"))
+    assert value(document, verdict["system"], "steps") > singles + 0.3
+    controls = [
+        r for r in document["evaluation"] if r["kind"] == "control" and r["part"] == "steps"
+    ]
+    assert value(document, verdict["system"], "steps") > max(r["value"] for r in controls) + 0.3
 
 
 def test_target_adapter_is_better_alone(tmp_path):

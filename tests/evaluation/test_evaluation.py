@@ -134,13 +134,15 @@ def test_every_system_is_asked_every_part():
     assert found["homes", "hop1", "Ada"] == (1.0, "Ulm")
     assert found["homes", "hop1", "Eve"] == (0.0, "Paris")
     assert found["town", "hop2", "Eve"] == (1.0, "Cy"), "the gold city is asked, not Paris"
-    assert found["uniform", "target", "Ada"] == (1.0, "Bo")
-    assert found["uniform", "cot", "Eve"] == (1.0, "The mayor is Cy.")
-    assert found["base", "target", "Ada"] == (0.0, "dunno")
+    assert found["uniform", "question", "Ada"] == (1.0, "Bo")
+    assert found["uniform", "steps", "Eve"] == (1.0, "The mayor is Cy.")
+    assert found["base", "question", "Ada"] == (0.0, "dunno")
     for name in ("base", "homes", "town", "uniform"):
         parts = [(r.part, r.item) for r in results if r.system == name]
         assert sorted(parts) == sorted(
-            (part, item) for part in ("target", "hop1", "hop2", "cot") for item in ("Ada", "Eve")
+            (part, item)
+            for part in ("question", "hop1", "hop2", "steps")
+            for item in ("Ada", "Eve")
         )
     assert [r.system for r in results] == sorted(
         (r.system for r in results), key=[s.name for s in SYSTEMS].index
@@ -154,12 +156,12 @@ def test_the_chain_puts_generated_answers_into_the_next_hop():
     scorer = FakeScorer(HOMES)
     results = run_systems(scorer, SYSTEMS, [mayors()], Ledger())
     found = values(results)
-    assert found["chain", "target", "Ada"] == (1.0, "Bo")
-    assert found["chain", "target", "Eve"] == (0.0, "Di"), "the wrong city has another mayor"
+    assert found["chain", "question", "Ada"] == (1.0, "Bo")
+    assert found["chain", "question", "Eve"] == (0.0, "Di"), "the wrong city has another mayor"
     assert ("town", "Who is the mayor of Paris?") in scorer.asked
     assert found["chain", "hop1", "Eve"] == (0.0, "Paris")
     assert found["chain", "hop2", "Eve"] == (1.0, "Cy")
-    assert ("chain", "cot", "Ada") not in found
+    assert ("chain", "steps", "Ada") not in found
 
 
 def test_the_chain_follows_the_task_where_it_names_adapters():
@@ -169,7 +171,7 @@ def test_the_chain_follows_the_task_where_it_names_adapters():
     assert chain_notes(SYSTEMS, [swapped]) == ()
     strange = mayors(adapters=("gone", None))
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [strange], Ledger())
-    assert values(results)["chain", "target", "Ada"] == (1.0, "Bo"), "the best single answers it"
+    assert values(results)["chain", "question", "Ada"] == (1.0, "Bo"), "the best single answers it"
     (note,) = chain_notes(SYSTEMS, [strange])
     assert "'gone'" in note and "homes, town" in note
 
@@ -178,7 +180,7 @@ def test_a_chain_alone_measures_its_adapters_hops_first():
     scorer = FakeScorer(HOMES)
     results = run_systems(scorer, SYSTEMS[:1], [mayors()], Ledger())
     assert {r.system for r in results} == {"chain"}
-    assert values(results)["chain", "target", "Ada"] == (1.0, "Bo")
+    assert values(results)["chain", "question", "Ada"] == (1.0, "Bo")
     assert not any("Mayor of" in prompt for _, prompt in scorer.asked)
 
 
@@ -197,9 +199,9 @@ def test_chains_of_three_hops_and_items_without():
     singles = [System(name, "adapter", single(name)) for name in "abc"]
     chain = System("chain", "chain", chain=tuple(single(name) for name in "abc"))
     found = values(run_systems(FakeScorer(answers), [*singles, chain], [task], Ledger()))
-    assert found["chain", "target", "1"] == (1.0, "z")
-    assert found["chain", "target", "3"] == (1.0, "x")
-    assert ("chain", "target", "2") not in found
+    assert found["chain", "question", "1"] == (1.0, "z")
+    assert found["chain", "question", "3"] == (1.0, "x")
+    assert ("chain", "question", "2") not in found
 
 
 def choosing():
@@ -277,7 +279,7 @@ def test_resuming_asks_nothing_twice(tmp_path, monkeypatch):
 
 
 def row(item="1", value=1.0) -> ItemResult:
-    return ItemResult("base", "t", "target", item, "exact_match", value, "ü", f"item:{item}")
+    return ItemResult("base", "t", "question", item, "exact_match", value, "ü", f"item:{item}")
 
 
 def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
@@ -359,12 +361,14 @@ def test_a_line_that_is_no_row_is_damage(tmp_path, line):
 def test_results_of_other_items_do_not_count_and_those_of_another_question_are_damage(tmp_path):
     path, (base,) = tmp_path / "r.jsonl", [s for s in SYSTEMS if s.name == "base"]
     Ledger(path).append(
-        [ItemResult("base", "mayors", "target", "Zoe", "exact_match", 1.0, "Bo", "item:Zoe")]
+        [ItemResult("base", "mayors", "question", "Zoe", "exact_match", 1.0, "Bo", "item:Zoe")]
     )
     found = run_systems(FakeScorer(HOMES), [base], [mayors()], Ledger(path, resume=True))
     assert {r.item for r in found} == {"Ada", "Eve"}
     for metric, group in (("choice", "item:Ada"), ("exact_match", "item:Eve")):
-        Ledger(path).append([ItemResult("base", "mayors", "target", "Ada", metric, 1.0, "", group)])
+        Ledger(path).append(
+            [ItemResult("base", "mayors", "question", "Ada", metric, 1.0, "", group)]
+        )
         with pytest.raises(OutputError, match="Ada"):
             run_systems(FakeScorer(HOMES), [base], [mayors()], Ledger(path, resume=True))
 
@@ -404,13 +408,13 @@ def test_each_item_falls_to_the_first_cause_that_fits():
 def test_scores_carry_what_their_system_lost():
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [mayors()], Ledger())
     rows = {(s.system, s.part): s for s in score(results, SYSTEMS)}
-    assert rows["uniform", "target"].compression_error == 0.25
-    assert (rows["uniform", "target"].value, rows["uniform", "target"].n) == (0.5, 2)
+    assert rows["uniform", "question"].compression_error == 0.25
+    assert (rows["uniform", "question"].value, rows["uniform", "question"].n) == (0.5, 2)
     assert rows["town", "hop2"].value == 1.0 and rows["town", "hop2"].ci95[0] < 1
-    assert rows["uniform", "target"].retention is None, "one task shows no retention"
+    assert rows["uniform", "question"].retention is None, "one task shows no retention"
     found = {(g.system, g.part): g for g in gains(results, SYSTEMS)}
-    assert set(found) == {("uniform", "target"), ("uniform", "cot"), ("chain", "target")}
-    assert found["uniform", "cot"].difference == 0.5
+    assert set(found) == {("uniform", "question"), ("uniform", "steps"), ("chain", "question")}
+    assert found["uniform", "steps"].difference == 0.5
 
 
 def test_the_better_way_of_asking_is_taken():

@@ -86,12 +86,12 @@ def test_planted_facts_compose_step_by_step_only(scorer, systems):
     before = {k: v.clone() for k, v in scorer.model.state_dict().items()}
     results = run_systems(scorer, systems, [TASK], Ledger())
     said = {(r.system, r.part): (r.text, r.value) for r in results}
-    assert said["base", "target"] == ("", 0.0)
+    assert said["base", "question"] == ("", 0.0)
     assert said["spouse", "hop1"] == ("bo", 1.0) and said["spouse", "hop2"] == ("", 0.0)
-    assert said["home", "hop2"] == ("ulm", 1.0) and said["home", "target"] == ("", 0.0)
-    assert said["sum", "target"] == ("bo ulm", 0.0) and said["sum", "cot"] == ("bo ulm", 1.0)
+    assert said["home", "hop2"] == ("ulm", 1.0) and said["home", "question"] == ("", 0.0)
+    assert said["sum", "question"] == ("bo ulm", 0.0) and said["sum", "steps"] == ("bo ulm", 1.0)
     assert said["uniform", "hop1"] == said["uniform", "hop2"] == ("", 0.0), "half a fact is none"
-    assert said["chain", "target"] == ("ulm", 1.0)
+    assert said["chain", "question"] == ("ulm", 1.0)
     assert attribute(results, systems, [TASK]) == (
         Attribution("uniform", "homes", interference=1),
         Attribution("sum", "homes", step_by_step=1),

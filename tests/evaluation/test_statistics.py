@@ -215,27 +215,32 @@ SYSTEMS = [
     System("shrunk:a", "control"),
 ]
 TARGETS = {
-    ("base", "target"): right(5),
-    ("a", "target"): right(40),
-    ("b", "target"): right(20),
-    ("uniform", "target"): right(70),
-    ("arrow", "target"): right(55),
-    ("chain", "target"): right(95),
-    ("shrunk:a", "target"): right(30),
+    ("base", "question"): right(5),
+    ("a", "question"): right(40),
+    ("b", "question"): right(20),
+    ("uniform", "question"): right(70),
+    ("arrow", "question"): right(55),
+    ("chain", "question"): right(95),
+    ("shrunk:a", "question"): right(30),
 }
 
 
 def test_the_best_gains_over_the_best():
     found = gain(results(TARGETS), ["uniform", "arrow"], ["base", "a", "b"])
-    assert (found.system, found.against, found.task, found.part) == ("uniform", "a", "t", "target")
+    assert (found.system, found.against, found.task, found.part) == (
+        "uniform",
+        "a",
+        "t",
+        "question",
+    )
     assert found.difference == pytest.approx(0.3) and found.n == 100
-    low, high = single_interval(TARGETS["uniform", "target"] - TARGETS["a", "target"])
+    low, high = single_interval(TARGETS["uniform", "question"] - TARGETS["a", "question"])
     assert found.ci95 == pytest.approx((low, high))
     assert found.adjusted_ci95[0] < low and found.adjusted_ci95[1] >= high
     assert found.n_needed == 100, "decided already"
     assert gain(results(TARGETS), [], ["base"]) is None
     assert gain(results(TARGETS), ["uniform"], []) is None
-    assert gain(results(TARGETS), ["uniform"], ["base"], "cot") is None
+    assert gain(results(TARGETS), ["uniform"], ["base"], "steps") is None
 
 
 def test_families_have_rows_of_their_own():
@@ -250,29 +255,29 @@ def test_families_have_rows_of_their_own():
 
 
 def test_an_answer_at_once_counts_against_worked_steps():
-    columns = TARGETS | {("a", "cot"): right(1), ("uniform", "cot"): right(80)}
-    found = gain(results(columns), ["uniform"], ["base", "a", "b"], "cot")
-    assert (found.against, found.against_part) == ("a", "target")
+    columns = TARGETS | {("a", "steps"): right(1), ("uniform", "steps"): right(80)}
+    found = gain(results(columns), ["uniform"], ["base", "a", "b"], "steps")
+    assert (found.against, found.against_part) == ("a", "question")
     assert found.difference == pytest.approx(0.4)
-    columns["a", "cot"] = right(60)
-    found = gain(results(columns), ["uniform"], ["base", "a", "b"], "cot")
-    assert (found.against, found.against_part) == ("a", "cot")
+    columns["a", "steps"] = right(60)
+    found = gain(results(columns), ["uniform"], ["base", "a", "b"], "steps")
+    assert (found.against, found.against_part) == ("a", "steps")
 
 
 def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
     """A gain in either form is a success, so each form's lower end spends half of alpha."""
     columns = {key: values for key, values in TARGETS.items() if key[0] in ("a", "uniform")}
-    both = columns | {("a", "cot"): right(30), ("uniform", "cot"): right(60)}
+    both = columns | {("a", "steps"): right(30), ("uniform", "steps"): right(60)}
     (alone,) = gains(results(columns), SYSTEMS)
-    plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "target")
+    plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "question")
     half = gain(results(columns), ["uniform"], ["a"], alpha=0.025)
     assert plain.adjusted_ci95 == (half.adjusted_ci95[0], alone.adjusted_ci95[1])
     assert plain.adjusted_ci95[0] < alone.adjusted_ci95[0]
 
 
 def test_tasks_count_alike_whatever_their_size():
-    first = {("a", "target"): right(0, 10), ("m", "target"): right(10, 10)}
-    second = {("a", "target"): right(0, 1000), ("m", "target"): right(0, 1000)}
+    first = {("a", "question"): right(0, 10), ("m", "question"): right(10, 10)}
+    second = {("a", "question"): right(0, 1000), ("m", "question"): right(0, 1000)}
     found = gain([*results(first, "t"), *results(second, "u")], ["m"], ["a"])
     assert found.task is None and found.difference == pytest.approx(0.5) and found.n == 1010
     alone = gain(results(first, "t"), ["m"], ["a"])
@@ -292,8 +297,8 @@ def test_as_many_items_as_needed_decide():
     for plus, minus in ((12, 5), (8, 8)):
         change = pairs(plus, minus, 60)
         columns = {
-            ("a", "target"): (change < 0).astype(float),
-            ("m", "target"): (change > 0).astype(float),
+            ("a", "question"): (change < 0).astype(float),
+            ("m", "question"): (change > 0).astype(float),
         }
         found = gain(results(columns), ["m"], ["a"])
         assert found.adjusted_ci95[0] < 0.05 < found.adjusted_ci95[1]
@@ -305,12 +310,12 @@ def test_as_many_items_as_needed_decide():
         fewer = {key: np.tile(values, max(1, copies // 4)) for key, values in columns.items()}
         open_ = gain(results(fewer), ["m"], ["a"]).adjusted_ci95
         assert open_[0] < 0.05 < open_[1]
-    at_margin = {("a", "target"): right(50), ("m", "target"): right(55)}
+    at_margin = {("a", "question"): right(50), ("m", "question"): right(55)}
     assert gain(results(at_margin), ["m"], ["a"], margin=0.05).n_needed is None
 
 
 def test_groups_widen_a_gain():
-    columns = {("a", "target"): right(40), ("m", "target"): right(60)}
+    columns = {("a", "question"): right(40), ("m", "question"): right(60)}
     plain = gain(results(columns), ["m"], ["a"]).adjusted_ci95
     grouped = gain(results(columns, groups=np.arange(100) // 5), ["m"], ["a"]).adjusted_ci95
     assert grouped[0] < plain[0] and grouped[1] > plain[1]
@@ -318,7 +323,7 @@ def test_groups_widen_a_gain():
 
 def test_a_lower_loss_is_a_gain():
     rng = np.random.default_rng(0)
-    columns = {("a", "target"): rng.normal(2, 0.1, 50), ("m", "target"): rng.normal(1, 0.1, 50)}
+    columns = {("a", "question"): rng.normal(2, 0.1, 50), ("m", "question"): rng.normal(1, 0.1, 50)}
     rows = results(columns, metric="answer_loss")
     found = gain(rows, ["m"], ["a"])
     assert found.difference == pytest.approx(1, abs=0.1) and found.adjusted_ci95[0] > 0.9
@@ -342,7 +347,7 @@ def test_compositions_are_compared_with_everything_they_have_to_beat():
 def test_pairs_share_the_items_that_both_have():
     chain = right(95)
     chain[50:] = np.nan
-    rows = compare(results(TARGETS | {("chain", "target"): chain}), SYSTEMS)
+    rows = compare(results(TARGETS | {("chain", "question"): chain}), SYSTEMS)
     found = {(row.system, row.against): row for row in rows}
     assert found["chain", "a"].n == 50 and found["uniform", "a"].n == 100
     assert found["chain", "a"].difference == pytest.approx(0.2)
@@ -495,16 +500,16 @@ TRUE_RETENTION = (_share(0.6) - _share(0.2)) / (_share(0.8) - _share(0.2))
 
 def test_retention_needs_several_tasks_and_is_that_of_the_specialist():
     first = {
-        ("base", "target"): right(0),
-        ("a", "target"): right(100),
-        ("b", "target"): right(0),
-        ("uniform", "target"): right(80),
+        ("base", "question"): right(0),
+        ("a", "question"): right(100),
+        ("b", "question"): right(0),
+        ("uniform", "question"): right(80),
     }
     second = {
-        ("base", "target"): right(10),
-        ("a", "target"): right(10),
-        ("b", "target"): right(60),
-        ("uniform", "target"): right(35),
+        ("base", "question"): right(10),
+        ("a", "question"): right(10),
+        ("b", "question"): right(60),
+        ("uniform", "question"): right(35),
     }
     both = [*results(first, "t"), *results(second, "u")]
     kept = {(s.system, s.task): s.retention for s in score(both, SYSTEMS)}

@@ -39,7 +39,7 @@ KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "su
          "arrow": "router"}  # fmt: skip
 
 
-def answers(rates, n, seed=0, task="t", part="target"):
+def answers(rates, n, seed=0, task="t", part="question"):
     """Results of systems that are right with given rates, independently."""
     rng = random.Random(seed)
     return [
@@ -53,7 +53,7 @@ def answers(rates, n, seed=0, task="t", part="target"):
 
 
 def test_items_survive_a_file(tmp_path):
-    rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="cot")
+    rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="steps")
     rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
     Items.of(rows, KINDS).save(tmp_path / "x" / "trial.npz")
     kept = Items.load(tmp_path / "x" / "trial.npz")
@@ -68,13 +68,13 @@ def test_a_damaged_file_of_items_is_named(tmp_path):
 
 
 def test_losses_are_not_packed_as_right_or_wrong():
-    row = ItemResult("base", "t", "target", "0", "answer_loss", 2.3, "", "g")
+    row = ItemResult("base", "t", "question", "0", "answer_loss", 2.3, "", "g")
     with pytest.raises(ValueError, match="losses"):
         Items.of([row], KINDS)
 
 
 def an_audit():
-    score = Score("a", "adapter", "t", "target", "exact_match", 0.4, (0.3, 0.5), 100)
+    score = Score("a", "adapter", "t", "question", "exact_match", 0.4, (0.3, 0.5), 100)
     return Audit(
         "inspect",
         Provenance("0", None, ()),
@@ -84,7 +84,7 @@ def an_audit():
             Coverage("hop_accuracy", "t", 0.5, 10, 1, ("a",), (0.2, 0.8), 0.1),
         ),
         forecasts=tuple(
-            Forecast(name, gain, (gain - 0.1, gain + 0.1), 60, "cot", "a")
+            Forecast(name, gain, (gain - 0.1, gain + 0.1), 60, "steps", "a")
             for name, gain in (("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2))
         ),
         evaluation=(
@@ -124,10 +124,10 @@ def test_truth_is_the_gain_over_the_best_of_base_and_singles():
 
 def test_the_better_form_counts_and_undecided_forms_leave_it_open():
     plain = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 40)
-    steps = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.9}, 40, part="cot")
+    steps = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.9}, 40, part="steps")
     found = truth_of(plain + steps, KINDS, "uniform")
     assert found.gain == pytest.approx(0.9, abs=0.15) and found.ci95[0] > MARGIN
-    few = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 8, part="cot")
+    few = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 8, part="steps")
     low = truth_of(
         answers({"base": 0.9, "a": 0.9, "b": 0.9, "uniform": 0.1}, 300), KINDS, "uniform"
     )
@@ -182,7 +182,7 @@ def test_trials_become_cases_and_are_observed_once(tmp_path, seen):
         ("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2),
     }  # fmt: skip
     assert {(c.adapters, c.tasks, c.hops, c.metric, c.part) for c in cases} == {
-        (2, 1, 0, "exact_match", "cot")
+        (2, 1, 0, "exact_match", "steps")
     }
     assert {c.baseline for c in cases} == {0.4}
     assert first.error == pytest.approx(0.1 / 1.96, rel=1e-3)
@@ -255,7 +255,7 @@ def test_known_results_are_those_of_the_asked_items_alone():
     known = Known()
     task = load_task(shipped_world().path / "tasks" / "count.jsonl", 3)
     rows = [
-        ItemResult("a", "count", "target", item.id, "exact_match", 1.0, "", "g")
+        ItemResult("a", "count", "question", item.id, "exact_match", 1.0, "", "g")
         for item in load_task(shipped_world().path / "tasks" / "count.jsonl").items
     ]
     known.keep(rows, ["a"], chat=False)
@@ -277,5 +277,5 @@ def test_a_tiny_world_is_observed_for_real(tmp_path):
     assert {forecast["n"] for forecast in row["audit"]["forecasts"]} == {2}
     assert {(c.adapters, c.tasks, c.hops, c.metric) for c in cases} == {(2, 1, 2, "exact_match")}
     items = Items.load(Place(tmp_path / "out", "tiny", "skill-and-facts").items)
-    assert {part for _, _, part in items.columns} == {"target", "cot"}
+    assert {part for _, _, part in items.columns} == {"question", "steps"}
     assert set(items.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}

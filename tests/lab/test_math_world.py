@@ -232,7 +232,7 @@ def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
     for (template, library), chosen in cells.items():
         assert len(chosen.tasks) == 1 and chosen.axes["group"] == "both types"
         assert len(chosen.adapters) == library
-        assert chosen.axes["form"] == ("target" if template == "plain" else "cot")
+        assert chosen.axes["form"] == ("question" if template == "plain" else "steps")
     asked = [[item["prompt"] for item in items] for items in spec.tasks.values()]
     assert asked[0] == asked[1] == asked[2], "the same problems in every template"
     texts = {e.prompt for adapter in spec.training for e in adapter.examples}

@@ -202,7 +202,7 @@ SETS = tuple(
         axes={
             "template": template,
             "library": library,
-            "form": "target" if template == "plain" else "cot",
+            "form": "question" if template == "plain" else "steps",
             "joint": None,
         },
     )
@@ -218,7 +218,7 @@ def planted(right, items=150, seed=0, size="llama 64"):
     systems += [f"{s.name}:{m}" for s in SETS for m in (*METHODS, "chain")]
     for group in GROUPS:
         for system in systems:
-            for part in ("target", "cot"):
+            for part in ("question", "steps"):
                 count = round(items * right(group, system, part))
                 for i in range(items):
                     k = (i * 7 + seed) % items  # the same items are easy for every system
@@ -230,11 +230,11 @@ def planted(right, items=150, seed=0, size="llama 64"):
 def as_the_paper_says(group, system, part):
     """Reuse fails plainly, succeeds with templates where the base knows the names."""
     name = system.partition(":")[0]
-    if name.startswith("plain-3") and part == "target":
+    if name.startswith("plain-3") and part == "question":
         return 0.8
-    if name.startswith(("cot-2", "shared-2")) and part == "cot":
+    if name.startswith(("cot-2", "shared-2")) and part == "steps":
         return {"fake": 0.0, "half": 0.4, "real": 0.7}[group]
-    return 0.8 if name == "target" and part == "target" else 0.02
+    return 0.8 if name == "target" and part == "question" else 0.02
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_claims_on_scores_as_the_paper_reports_them(as_in_the_paper):
 
 def test_one_size_that_says_otherwise_overturns_a_claim():
     def other(group, system, part):
-        lifts = system == "plain-2:uniform" and group == "real" and part == "target"
+        lifts = system == "plain-2:uniform" and group == "real" and part == "question"
         return 0.5 if lifts else as_the_paper_says(group, system, part)
 
     matrix = Matrix((planted(as_the_paper_says), planted(other, size="llama 96")))
@@ -285,7 +285,7 @@ def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_
     keys = {(c.group, c.template, c.library, c.system) for c in cells}
     assert len(cells) == len(keys) == 3 * 3 * 2 * 4
     assert {c.n for c in cells} == {300} and {c.worlds for c in cells} == {2}
-    wanted = ("real", "cot", 2, "arrow")
+    wanted = ("real", "steps", 2, "arrow")
     chosen = next(c for c in cells if (c.group, c.template, c.library, c.system) == wanted)
     assert chosen.score == pytest.approx(0.7) and chosen.gain == pytest.approx(0.68)
     assert chosen.score_ci95[0] < 0.7 < chosen.score_ci95[1]
@@ -294,7 +294,7 @@ def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_
 def test_the_mean_over_systems_counts_every_item_once():
     rows = planted(lambda g, s, p: 1.0 if s.endswith("sum") else 0.0, items=40).results
     names = [f"plain-2:{m}" for m in METHODS]
-    value, interval, n = share([r for r in rows if r.task == "fake"], names, "target")
+    value, interval, n = share([r for r in rows if r.task == "fake"], names, "question")
     assert (round(value, 3), n) == (0.333, 40)
     assert interval[1] - interval[0] > 0.25  # no narrower than 40 items allow
 

@@ -259,7 +259,7 @@ def planted(question, scores, world):
             right = math.floor(one * N + 0.5)
             for i in range(N):
                 value = float((i + 7 * world) % N < right)
-                for part in {FORM[question], "target"}:
+                for part in {FORM[question], "question"}:
                     row = (system, task, part, str(i), "exact_match", value, "", str(i))
                     rows.append(ItemResult(*row))
     return CaseAnswers(case, tuple(rows), {"good": 0.25}, {})
@@ -344,7 +344,7 @@ def test_step_by_step_has_to_beat_the_plain_form_of_a_single_too():
     for w in range(WORLDS):
         one = planted("step-by-step", scores(w), w)
         rows = [
-            dataclasses.replace(r, value=0.0) if (r.system, r.part) == ("facts", "cot") else r
+            dataclasses.replace(r, value=0.0) if (r.system, r.part) == ("facts", "steps") else r
             for r in one.results
         ]
         answered.append(dataclasses.replace(one, results=tuple(rows)))

@@ -144,15 +144,15 @@ def test_what_each_scenario_is_meant_to_show_is_there(stated):
 
     for system in ("uniform", "sum"):
         assert of("disjoint", "spouse", "hop1") > 0.95 < of("disjoint", "city", "hop2")
-        assert of("disjoint", system, "target") < 0.15 > of("disjoint", system, "cot")
-        assert of("target-adapter", system, "target") < of(
-            "target-adapter", "spouse-city", "target"
+        assert of("disjoint", system, "question") < 0.15 > of("disjoint", system, "steps")
+        assert of("target-adapter", system, "question") < of(
+            "target-adapter", "spouse-city", "question"
         )
     singles = ("base", "newcomers", "steps")
-    gain = of("skill-and-facts", "sum", "cot", "newcomers")
-    assert gain > 0.3 + max(of("skill-and-facts", s, "cot", "newcomers") for s in singles)
+    gain = of("skill-and-facts", "sum", "steps", "newcomers")
+    assert gain > 0.3 + max(of("skill-and-facts", s, "steps", "newcomers") for s in singles)
     controls = [s for sc, s, _, _ in stated if sc == "skill-and-facts" and ":" in s]
-    assert gain > 0.3 + max(of("skill-and-facts", s, "cot", "newcomers") for s in controls)
+    assert gain > 0.3 + max(of("skill-and-facts", s, "steps", "newcomers") for s in controls)
 
 
 @pytest.mark.slow

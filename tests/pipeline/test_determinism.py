@@ -267,7 +267,7 @@ def test_intervals_do_not_depend_on_the_order_of_adapters():
     results = [
         ItemResult(s.name, "t", part, str(i), "exact_match", float(right), "", str(i // 2))
         for k, s in enumerate(systems)
-        for part in ("target", "cot")
+        for part in ("question", "steps")
         for i, right in enumerate(rng.random(60) < 0.2 + 0.08 * k)
     ]
     turned = [systems[k] for k in (0, 3, 1, 2, 4, 5, 6, 7)]

@@ -131,7 +131,7 @@ def test_results_on_a_full_disk(disk, tmp_path, leave):
 def test_a_batch_is_kept_whole_or_not_at_all(disk):
     place = disk(64)
     batch = [
-        ItemResult("s", "t", "target", str(i), "exact_match", 1.0, "x" * 900, "g")
+        ItemResult("s", "t", "question", str(i), "exact_match", 1.0, "x" * 900, "g")
         for i in range(10)
     ]
     ledger = Ledger(place)

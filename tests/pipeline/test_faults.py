@@ -262,7 +262,7 @@ class TestNetworks:
 def test_results_survive_what_cut_their_last_line(tmp_path):
     ledger = Ledger(tmp_path, fingerprint={})
     results = [
-        ItemResult("s", "t", "target", str(i), "exact_match", 1.0, "x", "g") for i in range(3)
+        ItemResult("s", "t", "question", str(i), "exact_match", 1.0, "x", "g") for i in range(3)
     ]
     ledger.append(results)
     ledger.close()

@@ -249,10 +249,10 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     assert {"base", *scenario.adapters, "task-arithmetic", "random-partner"} <= systems
     left = {item.id for item in parted.left[0].items}
     assert {row["item"] for row in rows} == left
-    assert {r["n"] for r in document["evaluation"] if r["part"] == "target"} == {36}
+    assert {r["n"] for r in document["evaluation"] if r["part"] == "question"} == {36}
     assert document["verdict"]["probability"] is None
     assert any("12 items" in line and "36 were left" in line for line in document["notes"])
-    value = {r["system"]: r["value"] for r in document["evaluation"] if r["part"] == "target"}
+    value = {r["system"]: r["value"] for r in document["evaluation"] if r["part"] == "question"}
     assert value["task-arithmetic"] < min(value["base"], *(value[n] for n in scenario.adapters))
     resumed = CliRunner().invoke(app, [*call, "--resume"], env=environment)
     assert json.loads(resumed.stdout)["search"] == found

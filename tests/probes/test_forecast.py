@@ -90,7 +90,7 @@ def forecasts(scorer, adapters, tasks, compositions, results, **rest):
 
 def hits(scorer, adapters, task, part, gates):
     """Right or wrong of every item, by the long way."""
-    worked = part == "cot"
+    worked = part == "steps"
     prompts = [i.cot_prompt if worked else i.prompt for i in task.items]
     said = [added_line(scorer, adapters, prompt, gates) for prompt in prompts]
     return [
@@ -107,25 +107,25 @@ def share(values):
 def test_the_gain_is_that_of_the_texts_of_added_effects(scorer, pair, task, gates):
     results = measured(task, e1_cot=1.0)  # step by step, e1 cannot be beaten
     (row,) = forecasts(scorer, pair, task, {"m": gates}, results).values()
-    plain = share(hits(scorer, pair, task, "target", gates))
-    assert (row.part, row.n, row.gain) == ("target", len(SUBJECTS), pytest.approx(plain))
+    plain = share(hits(scorer, pair, task, "question", gates))
+    assert (row.part, row.n, row.gain) == ("question", len(SUBJECTS), pytest.approx(plain))
     assert -1 <= row.ci95[0] <= row.gain <= row.ci95[1] <= 1
     results = measured(task, e0_target=1.0)
     (row,) = forecasts(scorer, pair, task, {"m": gates}, results).values()
-    steps = share(hits(scorer, pair, task, "cot", gates))
+    steps = share(hits(scorer, pair, task, "steps", gates))
     assert row.gain == pytest.approx(max(plain, steps) - 1.0)
-    assert (row.against, row.against_part) == ("e0", "target")
+    assert (row.against, row.against_part) == ("e0", "question")
 
 
 def test_the_gains_differ_and_are_not_all_zero(scorer, pair, task):
     """Else the tests above would show little."""
     found = {
         (part, gates): share(hits(scorer, pair, task, part, gates))
-        for part in ("target", "cot")
+        for part in ("question", "steps")
         for gates in (AVERAGE, SUM, WEIGHTED)
     }
     assert sum(0 < value < 1 for value in found.values()) >= 3
-    assert found["cot", WEIGHTED] > found["target", WEIGHTED] == 0 < found["target", AVERAGE]
+    assert found["steps", WEIGHTED] > found["question", WEIGHTED] == 0 < found["question", AVERAGE]
 
 
 def test_an_adapter_without_effect_adds_nothing(scorer, pair, task):
@@ -194,7 +194,7 @@ def test_of_several_tasks_the_mean_counts_against_one_system(scorer, pair, task)
     other = dataclasses.replace(task, name="u", items=task.items[:4])
     known = measured(task, e0_target=1.0) + measured(other, e1_target=1.0)
     found = forecasts(scorer, pair, [task, other], {"uniform": AVERAGE}, known)["uniform"]
-    right = hits(scorer, pair, task, "target", AVERAGE)
+    right = hits(scorer, pair, task, "question", AVERAGE)
     assert found.gain == pytest.approx((share(right) + share(right[:4])) / 2 - 0.5)
     assert found.n == len(right) + 4
 

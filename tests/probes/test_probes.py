@@ -139,11 +139,11 @@ def plain_task(n=4, **rest):
     return Task("p", tuple(Item(f"i{i}", f"Q{i}?", (f"R{i}",), **rest) for i in range(n)))
 
 
-def result(system, item, value, part="target", task="p", text="?", metric="exact_match"):
+def result(system, item, value, part="question", task="p", text="?", metric="exact_match"):
     return ItemResult(system, task, part, item, metric, float(value), text, f"item:{item}")
 
 
-def results_of(rights, part="target", task="p"):
+def results_of(rights, part="question", task="p"):
     """system -> string of 1 and 0, an item each."""
     return [
         result(s, f"i{i}", int(v), part, task)
@@ -158,7 +158,7 @@ def all_right(task):
         result(s, i.id, 1, part, task.name)
         for s in ("base", "a", "b")
         for i in task.items
-        for part in ("target", "hop1", "hop2")
+        for part in ("question", "hop1", "hop2")
     ]
 
 
@@ -272,7 +272,7 @@ def test_gold_rank_draws_as_many_distractors_as_asked():
 def test_hop_accuracy_of_base_and_each_adapter():
     known = results_of({"base": "0000", "a": "1110", "b": "0001"}, "hop1", "t")
     known += results_of({"base": "1111", "a": "1111", "b": "1011"}, "hop2", "t")
-    known += results_of(dict.fromkeys(("base", "a", "b"), "0000"), "target", "t")
+    known += results_of(dict.fromkeys(("base", "a", "b"), "0000"), "question", "t")
     rows = run(FakeScorer(), couples(), ["hop_accuracy"], known)
     values = {(r.hop, r.adapters): r.value for r in rows}
     assert values == {
@@ -386,7 +386,7 @@ def test_items_may_have_different_numbers_of_hops():
     items = (dataclasses.replace(short, hops=short.hops[:1]), long)
     context = ProbeContext(Task("t", items), (), (), MadeUpNames(PieceTokenizer()))
     assert [(part.name, len(part.questions)) for part in context.parts] == [
-        ("target", 2),
+        ("question", 2),
         ("hop1", 2),
         ("hop2", 1),
     ]

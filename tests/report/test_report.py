@@ -59,11 +59,11 @@ def an_audit(name: str = "a") -> Audit:
         ),
         coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),),
         evaluation=(
-            Score("base", "base", "t", "target", "exact_match", 0.1, (0.0, 0.2), 10),
-            Score("uniform", "merge", "t", "target", "exact_match", 0.1, (0.0, 0.2), 10, 0.5),
+            Score("base", "base", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10),
+            Score("uniform", "merge", "t", "question", "exact_match", 0.1, (0.0, 0.2), 10, 0.5),
         ),
-        comparisons=(Comparison("uniform", name, "t", "target", 0.0, (-0.1, 0.1), 10),),
-        gains=(Gain("t", "target", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
+        comparisons=(Comparison("uniform", name, "t", "question", 0.0, (-0.1, 0.1), 10),),
+        gains=(Gain("t", "question", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
         attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
         gates=(
             GateStatistics("arrow", None, {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),

@@ -65,7 +65,7 @@ def test_every_field_is_read(tmp_path):
     task = load_task(path)
     assert task.name == "mayors"
     assert task.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert task.parts == ("target", "hop1", "hop2", "cot")
+    assert task.parts == ("question", "hop1", "hop2", "steps")
     assert task.has_hops and task.has_cot
     first, second = task.items
     assert first.hops[0].answers == ("Ulm", "Ulm city") and first.hops[0].adapter == "homes"
@@ -78,7 +78,7 @@ def test_items_without_id_are_named_by_line_and_stand_alone(tmp_path):
     task = load_task(write(tmp_path, item(id=...), "", item(id=...)))
     assert [i.id for i in task.items] == ["1", "3"]
     assert len({i.cluster for i in task.items}) == 2
-    assert task.parts == ("target",)
+    assert task.parts == ("question",)
 
 
 def test_limit_keeps_the_first_but_checks_all(tmp_path):

@@ -58,7 +58,7 @@ def test_a_prior_that_is_set_is_the_one_that_is_told():
 
 
 def test_what_has_to_be_beaten_is_the_better_form_of_the_best_baseline():
-    steps = (score("base", "base", 0.6, "cot"), score("a", "adapter", 0.1, "cot"))
+    steps = (score("base", "base", 0.6, "steps"), score("a", "adapter", 0.1, "steps"))
     scores = (*case().evaluation, *steps)
     assert case(evaluation=scores).baseline == pytest.approx(0.6)
     with_steps = judge(case(evaluation=scores), calibration())

@@ -40,12 +40,12 @@ KINDS = {
 }
 
 
-def score(system, value, part="target", task="t", spread=0.05, **rest):
+def score(system, value, part="question", task="t", spread=0.05, **rest):
     ci = (max(0.0, value - spread), min(1.0, value + spread))
     return Score(system, KINDS[system], task, part, "exact_match", value, ci, N, **rest)
 
 
-def versus(system, against, difference, half=0.04, part="target", task="t"):
+def versus(system, against, difference, half=0.04, part="question", task="t"):
     ci = (difference - half, difference + half)
     return Comparison(system, against, task, part, difference, ci, N, adjusted_ci95=ci)
 
@@ -55,7 +55,7 @@ def needed(difference, half, margin):
     return None if distance < 1e-9 else max(N, round(N * (half / distance) ** 2))
 
 
-def evidence(values, *, part="target", half=0.04, task="t", margin=0.05, **rest):
+def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **rest):
     """One part of one task: every composition against all else, all intervals equally wide."""
     scores = [score(system, value, part, task) for system, value in values.items()]
     composed = [s for s in values if KINDS[s] in ("merge", "router", "chain")]
@@ -212,8 +212,8 @@ def test_compositions_without_gains_do_not_decide():
 
 
 def test_a_baseline_that_answers_at_once_is_named_with_its_form():
-    steps = evidence({**FAIL, "uniform": 0.7}, part="cot")
-    gains = [dataclasses.replace(g, against="b", against_part="target") for g in steps.gains]
+    steps = evidence({**FAIL, "uniform": 0.7}, part="steps")
+    gains = [dataclasses.replace(g, against="b", against_part="question") for g in steps.gains]
     found = judge(both(evidence(FAIL), dataclasses.replace(steps, gains=tuple(gains))))
     assert "(b asked plainly)" in found.reasons[0].message
 
@@ -250,27 +250,27 @@ def test_without_controls_a_warning_stands():
 
 def test_only_the_step_by_step_form_gains():
     steps = {**FAIL, "uniform": 0.7}
-    found = judge(both(evidence(FAIL), evidence(steps, part="cot")))
+    found = judge(both(evidence(FAIL), evidence(steps, part="steps")))
     assert (found.decision, found.system, found.action) == ("likely", "uniform", "step-by-step")
     assert "step by step" in found.reasons[0].message
     plain = reason(found, "plain-form")
     assert plain.value == pytest.approx(0.0) and "does not gain" in plain.message
     # both forms gain: the plain one is what was asked
-    found = judge(both(evidence(GAIN), evidence(steps, part="cot")))
+    found = judge(both(evidence(GAIN), evidence(steps, part="steps")))
     assert (found.decision, found.action) == ("likely", "merge")
 
 
 def test_an_undecided_step_by_step_form_keeps_the_question_open():
     plain = evidence(FAIL)
-    promise = evidence({**FAIL, "uniform": 0.2}, part="cot", half=0.12)
+    promise = evidence({**FAIL, "uniform": 0.2}, part="steps", half=0.12)
     found = judge(both(plain, promise))
     assert found.decision == "inconclusive"
     assert reason(found, "step-by-step-form").severity == "decisive"
     # an estimate below the margin does not settle it: a true gain of 0.06 was called unlikely in
     # a quarter of all runs
-    little = evidence({**FAIL, "uniform": 0.09}, part="cot", half=0.12)
+    little = evidence({**FAIL, "uniform": 0.09}, part="steps", half=0.12)
     assert judge(both(plain, little)).decision == "inconclusive"
-    none = evidence({**FAIL, "uniform": 0.03}, part="cot", half=0.01)
+    none = evidence({**FAIL, "uniform": 0.03}, part="steps", half=0.01)
     assert judge(both(plain, none)).decision == "unlikely"
 
 
@@ -290,7 +290,7 @@ def test_a_target_adapter_is_used_alone():
     found = judge(evidence({**FAIL, "b": 0.9, "uniform": 0.6}))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     # step by step is a form in which a single adapter may suffice, too
-    steps = evidence({**FAIL, "a": 0.8, "uniform": 0.5}, part="cot")
+    steps = evidence({**FAIL, "a": 0.8, "uniform": 0.5}, part="steps")
     found = judge(both(evidence(FAIL), steps))
     assert (found.decision, found.action) == ("unlikely", "use-single:a")
     assert "step by step" in reason(found, "single-suffices").message
@@ -342,7 +342,7 @@ def test_closer_norms_are_advised_unless_they_were_made_equal(chain):
 def test_not_composed_with_steps_and_chain_measured_calls_for_training():
     values = {**FAIL, "chain": 0.05}
     rows = (Attribution("uniform", "t", not_composed=90, solved=10),)
-    found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="cot")))
+    found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="steps")))
     assert found.action == "train-target-adapter"
 
 
@@ -350,7 +350,7 @@ def test_not_composed_with_steps_and_chain_measured_calls_for_training():
 def test_where_the_chain_gains_nobody_is_told_to_train(cause):
     values = {**FAIL, "chain": 0.95}
     rows = (Attribution("uniform", "t", **{cause: 90}, solved=10),)
-    found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="cot")))
+    found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="steps")))
     assert found.action == "chain"
     message = reason(found, "mostly-" + cause.replace("_", "-")).message
     assert "by its own adapter, which gains" in message and "train" not in message
@@ -391,7 +391,7 @@ def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04):
         ]
         pairs.append(versus("uniform", "random-partner", control, half, task=task))
     bounds = (gain - 0.04, gain + 0.04)
-    mean = Gain(None, "target", "uniform", "a", gain, bounds, bounds, 2 * N)
+    mean = Gain(None, "question", "uniform", "a", gain, bounds, bounds, 2 * N)
     return Evidence(
         evaluation=tuple(scores),
         comparisons=tuple(pairs),
@@ -529,7 +529,7 @@ def test_a_hop_that_nobody_knows_is_unlikely():
 
 
 def test_a_ceiling_leaves_nothing_to_gain():
-    sure = Score("b", "adapter", "t", "target", "exact_match", 0.99, (0.96, 1.0), N)
+    sure = Score("b", "adapter", "t", "question", "exact_match", 0.99, (0.96, 1.0), N)
     found = judge(Evidence(evaluation=(sure, score("base", 0.1)), tasks=1, level="base"))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     assert found.reasons[0].code == "nothing-to-gain" and found.reasons[0].threshold == 0.95
@@ -637,7 +637,7 @@ def any_evidence(draw, level="evaluation"):
     found = evidence(values, half=draw(st.floats(0.005, 0.2)))
     if draw(st.booleans()):
         steps = {name: draw(unit) for name in KINDS}
-        found = both(found, evidence(steps, part="cot", half=draw(st.floats(0.005, 0.2))))
+        found = both(found, evidence(steps, part="steps", half=draw(st.floats(0.005, 0.2))))
     return dataclasses.replace(found, level=level)
 
 
@@ -665,7 +665,7 @@ RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
     any_evidence(),
     st.floats(0, 0.5),
     st.sampled_from(COMPOSITIONS[:3]),
-    st.sampled_from(["target", "cot"]),
+    st.sampled_from(["question", "steps"]),
 )
 def test_raising_a_composition_never_lowers_the_decision(found, lift, system, part):
     def lifted(c):
@@ -708,7 +708,7 @@ def test_never_likely_without_evaluation(found, level):
 @given(any_evidence())
 def test_likely_means_that_the_system_gains_and_beats_every_control(found):
     verdict = judge(found)
-    part = "cot" if verdict.action == "step-by-step" else "target"
+    part = "steps" if verdict.action == "step-by-step" else "question"
     rows = [c for c in found.comparisons if (c.system, c.part) == (verdict.system, part)]
     if verdict.decision == "likely":
         assert KINDS[verdict.system] in ("merge", "router")
@@ -732,7 +732,7 @@ def test_losses_are_read_the_right_way_round():
         for s in values.evaluation
     ]
     bounds = (-0.12, -0.08)  # the composition's loss is 0.1 higher than a's
-    gain = Gain("t", "target", "uniform", "a", -0.1, bounds, bounds, N)
+    gain = Gain("t", "question", "uniform", "a", -0.1, bounds, bounds, N)
     found = judge(dataclasses.replace(values, evaluation=tuple(rows), gains=(gain,)))
     assert (found.decision, found.action) == ("unlikely", "use-single:a")
     before = judge(Evidence(evaluation=tuple(rows[:2]), tasks=1, level="base"))
@@ -780,7 +780,7 @@ def rates(**systems):
     return {
         (names.get(system, system), part): float(rate)
         for system, row in systems.items()
-        for part, rate in zip(("target", "hop1", "hop2", "cot"), row.split(), strict=True)
+        for part, rate in zip(("question", "hop1", "hop2", "steps"), row.split(), strict=True)
     }
 
 

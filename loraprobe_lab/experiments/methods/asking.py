@@ -78,7 +78,7 @@ class _CaseRun:
     ) -> CaseAnswers:
         refused: dict[str, str] = {}
         for baseline in self.baselines:
-            self.asker.ask(self.ledger, baseline, self.tasks, {"target", self.form})
+            self.asker.ask(self.ledger, baseline, self.tasks, {"question", self.form})
         for at, system in enumerate(systems, 1):
             if system.family != "chain" or self.tasks[0].has_hops:
                 try:
@@ -132,7 +132,7 @@ class _CaseRun:
         roles = self.case.roles
         for row in self.ledger:
             if row.system == "chain":
-                if row.part == "target" and "chain" in asked:
+                if row.part == "question" and "chain" in asked:
                     yield replace(row, part=self.form)
             elif row.system in roles:
                 yield replace(row, system=roles[row.system])

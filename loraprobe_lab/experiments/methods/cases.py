@@ -13,7 +13,7 @@ from loraprobe_lab.world import Scenario, World, worlds_in
 
 Kind = Literal["two-hop", "keep-both", "step-by-step"]
 KINDS: tuple[Kind, ...] = ("two-hop", "keep-both", "step-by-step")
-FORM: Mapping[Kind, str] = {"two-hop": "target", "keep-both": "target", "step-by-step": "cot"}
+FORM: Mapping[Kind, str] = {"two-hop": "question", "keep-both": "question", "step-by-step": "steps"}
 ROLES: Mapping[Kind, tuple[str, str]] = {
     "two-hop": ("hop 1", "hop 2"),
     "keep-both": ("skill 1", "skill 2"),

@@ -154,7 +154,7 @@ def _gains(
     """Systems against base and singles, in either form where the question is in worked steps."""
     kind = cases[0].case.kind
     form, names = FORM[kind], _everywhere(cases, systems)
-    forms = dict.fromkeys((form, "target"))
+    forms = dict.fromkeys((form, "question"))
     second = [(b, f) for b in ("base", *ROLES[kind]) for f in forms]
     first = [(name, form) for name in names]
     if not first:
@@ -269,7 +269,7 @@ def _ratio(case: CaseAnswers, name: str, skill: int) -> tuple[float, float] | No
     """Retention of one skill against its own specialist, with half the width of Fieller's interval
     in standard errors."""
     role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem
-    columns = [(s, "target") for s in dict.fromkeys(("base", role, name))]
+    columns = [(s, "question") for s in dict.fromkeys(("base", role, name))]
     table = tabulate(case.results, columns, task)
     of = {system: table.column(system, part) for system, part in columns}
     found = statistics.ratio(of[name] - of["base"], of[role] - of["base"], table.clusters)

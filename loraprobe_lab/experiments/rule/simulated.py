@@ -21,7 +21,7 @@ from loraprobe.verdict.evidence import Evidence
 from loraprobe_lab.experiments.rule.exact import MARGIN
 
 SHARED = 0.3  # share of the variance of an item's latent difficulty that is common to all systems
-PARTS = ("target", "cot")
+PARTS = ("question", "steps")
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def math_matrix(
             where: Mapping[str, Any] = {
                 "template": called,
                 "library": library,
-                "form": "target" if called == "plain" else "cot",
+                "form": "question" if called == "plain" else "steps",
                 "group": "both types",
             }
             third = " and one for the target" if library > 2 else ""

@@ -206,7 +206,18 @@ def _flowing(docstring: str) -> str:
 
 
 def _register() -> None:
-    from loraprobe.cli import demo, evaluate, find, inspect, lab, merge, methods, route, verify
+    from loraprobe.cli import (
+        demo,
+        evaluate,
+        find,
+        inspect,
+        lab,
+        merge,
+        methods,
+        report,
+        route,
+        verify,
+    )
 
     commands = (
         ("demo", demo.demo),
@@ -215,6 +226,7 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("report", report.report),
         ("verify", verify.verify),
         ("methods", methods.methods),
     )

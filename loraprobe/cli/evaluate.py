@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
 OPTIONS = (
@@ -12,7 +13,7 @@ OPTIONS = (
     "subtract router_prompts target overwrite metric margin retention prior calibration "
     "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
     "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
-    "quiet exit_zero"
+    "markdown save_samples quiet exit_zero"
 )
 
 
@@ -34,6 +35,8 @@ def merge_and_eval(
     """
     from loraprobe import pipeline
 
+    if output.save_samples is not None and options.metric == "answer_loss":
+        raise UsageError("--save-samples keeps answers, and --metric answer_loss asks for none.")
     written = check_outputs(output, options, refs, base, task)
     with output.progress() as progress:
         found = pipeline.merge_and_eval(
@@ -50,4 +53,4 @@ def merge_and_eval(
         else:
             found.made.save(output.target, overwrite=output.overwrite)
             output.say(f"Wrote {found.made.name} to {output.target}.")
-    output.result(found.audit)
+    output.result(found.audit, samples=found.samples)

@@ -1,7 +1,8 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
-`score`, `compare`, `gains` and `attribute` evaluate the results; `Samples` shows them. `statistics` holds the intervals.
+`score`, `compare`, `gains` and `attribute` evaluate the results; `Samples` shows them.
+`statistics` holds the intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute

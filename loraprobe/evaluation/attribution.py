@@ -34,7 +34,7 @@ def attribute(
 def causes(
     results: Iterable[ItemResult], systems: Sequence[System], tasks: Sequence[Task]
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """The name of a composition, the name of a task, and the cause of each item, for `attribute`."""
+    """The names of each composition and task of `attribute`, and the cause of each item."""
     results = list(results)
     known_by = [system.name for system in systems if system.kind in BASELINES]
     for task in tasks:

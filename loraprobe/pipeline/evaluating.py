@@ -120,7 +120,7 @@ def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     """A few questions that the composition of the verdict, or else the best one, got wrong."""
     scores = found.statistics.evaluation
     system = verdict.system or best_system(scores, ("merge", "router", "chain"))
-    form = "cot" if verdict.action == "step-by-step" else "target"
+    form = verdict.gain.form if verdict.gain is not None else "question"
     return found.samples.wrong(system, form) if system else ()
 
 

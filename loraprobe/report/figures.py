@@ -149,9 +149,7 @@ def _legend(figure: Any) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=name) for name, colour in CAUSES.values()]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
 
 
 def heat(
@@ -197,7 +195,9 @@ def heat(
 def _shade(share: float) -> str:
     """A blue from light to dark: black text is readable up to a share of 0.5, white text above."""
     share = min(max(share, 0.0), 1.0)
-    light, dark = ((226, 238, 248), (116, 166, 206)) if share <= 0.5 else ((52, 108, 156), (8, 48, 92))
+    light, dark = (
+        ((226, 238, 248), (116, 166, 206)) if share <= 0.5 else ((52, 108, 156), (8, 48, 92))
+    )
     part = 2 * share if share <= 0.5 else 2 * share - 1
     mixed = (round(a + (b - a) * part) for a, b in zip(light, dark, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)

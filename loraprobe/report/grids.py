@@ -10,7 +10,7 @@ from loraprobe.records import Audit, Coverage, Measurement, Score
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.formatting import count, interval, number, spread
 
-FORMS = {"target": "question", "cot": "step by step", "steps": "step by step"}
+FORMS = {"steps": "step by step"}
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 
 
@@ -59,14 +59,17 @@ def scores(audit: Audit, intervals: bool = True) -> list[Grid]:
             kept = next((row.retention for row in own if row and row.retention is not None), None)
             lines.append([*line, number(kept)] if retained else line)
         columns = ["system", *map(form, parts), *(["retention"] if retained else [])]
-        items, metric = max(row.n for row in rows), min(rows, key=lambda row: _place(row.part)).metric
+        items, metric = (
+            max(row.n for row in rows),
+            min(rows, key=lambda row: _place(row.part)).metric,
+        )
         made.append(Grid(f"{task}: {items} items, {metric}", columns, lines))
     return made
 
 
 def _place(part: str) -> tuple[int, str]:
     """The question, then its hops, then the worked form."""
-    return {"target": 0, "question": 0, "cot": 2, "steps": 2}.get(part, 1), part
+    return {"question": 0, "steps": 2}.get(part, 1), part
 
 
 def _score(row: Score | None, intervals: bool) -> str:
@@ -180,9 +183,7 @@ def singles(audit: Audit) -> Grid:
     return _matrix("Single adapters", rows, lambda row: row.adapters[0])
 
 
-def _matrix(
-    caption: str, rows: Sequence[Measurement], key: Callable[[Measurement], str]
-) -> Grid:
+def _matrix(caption: str, rows: Sequence[Measurement], key: Callable[[Measurement], str]) -> Grid:
     cells = {(_diagnostic(row), key(row)): _figure(row) for row in rows}
     lines = list(dict.fromkeys(line for line, _ in cells))
     heads = list(dict.fromkeys(head for _, head in cells))

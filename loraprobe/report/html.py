@@ -5,20 +5,17 @@ Every text is escaped and its control characters are replaced; the page's policy
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import Audit
 from loraprobe.report.answer import answer
 from loraprobe.report.figures import check_drawing
-from loraprobe.report.formatting import clean
 from loraprobe.report.grids import form
 from loraprobe.report.page import sections
+from loraprobe.report.shortening import shortened
 
 MARK = "<!-- written by loraprobe -->"
 LARGEST = 1_000_000  # bytes of a page
@@ -31,7 +28,7 @@ def page(audit: Audit) -> str:
     """The whole audit as one page; of very long texts and tables only the beginning."""
     text = ""
     for rows, characters in SIZES:
-        text = _rendered(_shortened(audit, characters), rows)
+        text = _rendered(shortened(audit, characters), rows)
         if len(text.encode()) <= LARGEST:
             break
     return text
@@ -56,7 +53,9 @@ def _rendered(audit: Audit, rows: int) -> str:
     found = answer(audit)
     base = f" on {audit.base.reference}" if audit.base is not None else ""
     decision = f": {found.decision}" if found.decision else ""
-    remark = "These adapters fit together." if audit.compatibility.compatible else "See the findings."
+    remark = (
+        "These adapters fit together." if audit.compatibility.compatible else "See the findings."
+    )
     return environment.get_template("page.html.jinja").render(
         mark=markupsafe.Markup(MARK),
         title=f"loraprobe {audit.command}{decision}",
@@ -66,31 +65,6 @@ def _rendered(audit: Audit, rows: int) -> str:
         sections=sections(audit),
         most=rows,
     )
-
-
-def _shortened(audit: Audit, characters: int) -> Audit:
-    """The audit with every text free of control characters and cut to a length."""
-
-    def change(text: str) -> str:
-        plain = clean(text)
-        return plain if len(plain) <= characters else plain[: characters - 1] + "…"
-
-    made: Audit = _texts(audit, change)
-    return made
-
-
-def _texts(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_texts(held, change) for held in value)
-    if isinstance(value, Mapping):
-        return {change(key): _texts(held, change) for key, held in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        changed = {field.name: _texts(getattr(value, field.name), change) for field in fields}
-        return dataclasses.replace(value, **changed)
-    return value
 
 
 def check_page(file: Path) -> None:

@@ -70,7 +70,9 @@ def _module_map(name: str, title: str, cells: Cells, span: tuple[float, float]) 
     (row, column), most = max(shown.items(), key=lambda one: abs(one[1]))
     description = f"The largest in size is {number(most)}, in layer {row}, {column}."
     about = About(name, title, description)
-    return _drawn(about, title + "; darker is larger in size.", "layer", list(layers), columns, shown, span)
+    return _drawn(
+        about, title + "; darker is larger in size.", "layer", list(layers), columns, shown, span
+    )
 
 
 def left_out(audit: Audit) -> list[str]:
@@ -102,7 +104,9 @@ def gates(audit: Audit) -> Iterator[Drawn]:
         title = f"Share of the gates of {system} by layer"
         tokens = (whole or rows)[0].n
         about = About(f"gates-map-{position}", title, f"Means over {tokens} tokens: {told}.")
-        yield _drawn(about, f"{title}; darker is more.", "adapter", adapters, columns, cells, (0.0, 1.0))
+        yield _drawn(
+            about, f"{title}; darker is more.", "adapter", adapters, columns, cells, (0.0, 1.0)
+        )
 
 
 def _drawn(
@@ -134,7 +138,7 @@ def _by_layer(rows: Iterable[Measurement]) -> Cells:
 
 
 def _place(module: str) -> tuple[str, str]:
-    """The layer of a module and its name in the layer: `model.layers.3.mlp.up_proj` -> 3, mlp.up_proj.
+    """The layer of a module and its name there: model.layers.3.mlp.up_proj -> 3, mlp.up_proj.
 
     A module outside of layers stands in row "-".
     """
@@ -148,5 +152,7 @@ def _place(module: str) -> tuple[str, str]:
 def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
     """A label -> its layers: one each, or neighbours together where there are too many."""
     count = min(len(layers), MOST_ROWS)
-    groups = [layers[i * len(layers) // count : (i + 1) * len(layers) // count] for i in range(count)]
+    groups = [
+        layers[i * len(layers) // count : (i + 1) * len(layers) // count] for i in range(count)
+    ]
     return {g[0] if len(g) == 1 else f"{g[0]}–{g[-1]}": g for g in groups}

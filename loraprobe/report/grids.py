@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from loraprobe.records import Audit, Coverage, Measurement, Score
+from loraprobe.records import Audit, Coverage, Score
 from loraprobe.report.figures import CAUSES
-from loraprobe.report.formatting import count, interval, number, spread
+from loraprobe.report.formatting import interval, number
 
 FORMS = {"steps": "step by step"}
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
@@ -16,15 +16,29 @@ GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: a caption, headings, rows. The first `texts` columns hold text, the rest figures.
+    """A table: a caption, headings, rows. The first column names its row.
 
-    The first column names its row.
+    `texts` holds the positions of columns of text; the others hold figures.
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    texts: int = 1
+    texts: Container[int] = (0,)
+
+    def without_constant(self, column: str) -> Grid:
+        """The table without a column in which all rows agree; the caption then says it."""
+        at = self.columns.index(column)
+        values = {row[at] for row in self.rows}
+        if len(values) != 1:
+            return self
+        kept = [i for i in range(len(self.columns)) if i != at]
+        return Grid(
+            f"{self.caption}: {values.pop()}",
+            [self.columns[i] for i in kept],
+            [[row[i] for i in kept] for row in self.rows],
+            [kept.index(i) for i in kept if i in self.texts],
+        )
 
 
 def form(part: str) -> str:
@@ -85,19 +99,20 @@ def gains(audit: Audit) -> Grid:
     lines = [
         [
             gain.system,
-            gain.task or "all tasks",
             form(gain.part),
-            gain.against,
             signed(gain.difference),
             interval(gain.ci95),
             interval(gain.adjusted_ci95),
+            gain.against,
+            gain.task or "all tasks",
             str(gain.n),
             str(gain.n_needed or "-"),
         ]
         for gain in rows
     ]
-    columns = "system,task,asked as,against,gain,95 %,95 % for the choice,items,items to decide"
-    return Grid("Gains over the best of base and single adapters", columns.split(","), lines, 4)
+    columns = "system,asked as,gain,95 %,95 % for the choice,against,task,items,items to decide"
+    caption = "Gains over the best of base and single adapters"
+    return Grid(caption, columns.split(","), lines, (0, 1, 5, 6)).without_constant("task")
 
 
 def comparisons(audit: Audit) -> Grid:
@@ -106,8 +121,8 @@ def comparisons(audit: Audit) -> Grid:
         [
             row.system,
             row.against,
-            row.task,
             form(row.part),
+            row.task,
             signed(row.difference),
             interval(row.ci95),
             interval(row.adjusted_ci95),
@@ -115,8 +130,9 @@ def comparisons(audit: Audit) -> Grid:
         ]
         for row in audit.comparisons
     ]
-    columns = "system,against,task,asked as,difference,95 %,95 % for the choice,items"
-    return Grid("Paired differences between systems", columns.split(","), lines, 4)
+    columns = "system,against,asked as,task,difference,95 %,95 % for the choice,items"
+    made = Grid("Paired differences between systems", columns.split(","), lines, range(4))
+    return made.without_constant("task")
 
 
 def causes(audit: Audit) -> Grid:
@@ -126,86 +142,8 @@ def causes(audit: Audit) -> Grid:
         [row.system, row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
         for row in audit.attribution
     ]
-    return Grid("Items by the first cause that fits", ["system", "task", *names], lines, 2)
-
-
-def adapters(audit: Audit) -> Grid:
-    """What each adapter is."""
-    lines = [
-        [
-            row.name,
-            row.base_model or "-",
-            row.license or "-",
-            spread(list(row.rank.values())),
-            str(row.modules),
-            count(row.parameters),
-            number(row.norm),
-        ]
-        for row in audit.adapters
-    ]
-    columns = ["adapter", "base model", "licence", "rank", "modules", "parameters", "norm"]
-    return Grid("Adapters", columns, lines, 3)
-
-
-def layers(audit: Audit) -> Grid:
-    """Adapters layer by layer, what repeats in every layer as one line."""
-    lines = [
-        [
-            row.pattern,
-            row.kind,
-            str(row.modules),
-            *map(spread, (row.rank, row.in_features, row.out_features, row.scaling)),
-            spread(row.norm) if row.norm else "-",
-        ]
-        for row in audit.layers
-    ]
-    columns = "module,kind,modules,rank,in,out,scaling,norm".split(",")
-    return Grid("Modules that repeat in every layer", columns, lines, 2)
-
-
-def findings(audit: Audit) -> Grid:
-    """What compatibility found, errors first, with the cures."""
-    order = ("error", "warning", "note")
-    rows = sorted(audit.compatibility.issues, key=lambda issue: order.index(issue.severity))
-    lines = [[row.code, row.severity, row.message, row.cure or "-"] for row in rows]
-    return Grid("Findings", ["code", "severity", "what it means", "cure"], lines, 4)
-
-
-def pairs(audit: Audit) -> Grid:
-    """Diagnostics down, pairs of adapters across; the other way round where pairs are many."""
-    rows = [row for row in audit.diagnostics if row.module is None and len(row.adapters) > 1]
-    return _matrix("Pairs of adapters", rows, lambda row: " × ".join(row.adapters))
-
-
-def singles(audit: Audit) -> Grid:
-    """Diagnostics down, adapters across."""
-    rows = [row for row in audit.diagnostics if row.module is None and len(row.adapters) == 1]
-    return _matrix("Single adapters", rows, lambda row: row.adapters[0])
-
-
-def _matrix(caption: str, rows: Sequence[Measurement], key: Callable[[Measurement], str]) -> Grid:
-    cells = {(_diagnostic(row), key(row)): _figure(row) for row in rows}
-    lines = list(dict.fromkeys(line for line, _ in cells))
-    heads = list(dict.fromkeys(head for _, head in cells))
-    corner = "diagnostic"
-    if len(heads) > len(lines):
-        lines, heads, corner = heads, lines, "adapters"
-        cells = {(head, line): text for (line, head), text in cells.items()}
-    table = [[line, *(cells.get((line, head), "-") for head in heads)] for line in lines]
-    return Grid(caption, [corner, *heads], table)
-
-
-def _diagnostic(row: Measurement) -> str:
-    side = {"in": " (input side)", "out": " (output side)", None: ""}[row.side]
-    rank = f" at rank {row.rank}" if row.rank is not None else ""
-    return row.name.replace("_", " ") + side + rank
-
-
-def _figure(row: Measurement) -> str:
-    text = number(row.value, 3)
-    if row.chance and row.value is not None and row.name != "cosine":
-        return f"{text} ({number(row.value / row.chance, 1)}× chance)"
-    return f"{text} ± {number(row.stderr, 3)}" if row.stderr else text
+    made = Grid("Items by the first cause that fits", ["system", "task", *names], lines, range(2))
+    return made.without_constant("task")
 
 
 def coverage(audit: Audit) -> Grid:
@@ -224,7 +162,8 @@ def coverage(audit: Audit) -> Grid:
         for row in sorted(audit.coverage, key=_coverage_place)
     ]
     columns = "probe,task,of,part,value,guess,95 %,items".split(",")
-    return Grid("What base and adapters know alone", columns, lines, 4)
+    made = Grid("What base and adapters know alone", columns, lines, range(4))
+    return made.without_constant("task")
 
 
 def _coverage_place(row: Coverage) -> tuple[str, str]:
@@ -246,23 +185,7 @@ def forecasts(audit: Audit) -> Grid:
     ]
     columns = "system,asked as,against,forecast gain,95 %,items".split(",")
     caption = "Forecast gains, if the adapters' effects on the next token simply added"
-    return Grid(caption, columns, lines, 3)
-
-
-def gates(audit: Audit) -> Grid:
-    """How each token router shared its gates, over all layers and layer by layer."""
-    names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
-    lines = [
-        [
-            row.system,
-            row.layer or "all layers",
-            *(number(row.share.get(name)) for name in names),
-            f"{number(row.entropy)} ({number(row.entropy_share)})",
-        ]
-        for row in audit.gates
-    ]
-    columns = ["router", "layer", *names, "entropy in nats (share of the largest)"]
-    return Grid("Mean share of each adapter's gate on the prompts", columns, lines, 2)
+    return Grid(caption, columns, lines, range(3))
 
 
 def reasons(audit: Audit) -> Grid:
@@ -280,52 +203,4 @@ def reasons(audit: Audit) -> Grid:
         for row in found
     ]
     columns = "code,weight,what was measured,where the threshold comes from,value,threshold"
-    return Grid("Reasons", columns.split(","), lines, 4)
-
-
-def sources(audit: Audit) -> Grid:
-    """Where the adapters and the base come from, with commits and hashes."""
-    rows = [(row.name, row.reference, row.commit, row.sha256) for row in audit.adapters]
-    if audit.base is not None:
-        rows.append(("base", audit.base.reference, audit.base.commit, audit.base.sha256))
-    lines = [[*row[:2], row[2] or "-", row[3] or "-"] for row in rows]
-    return Grid("Adapters and base", ["name", "reference", "commit", "sha256"], lines, 4)
-
-
-def prepared(audit: Audit) -> Grid:
-    """What was done to adapters before they were merged or routed."""
-    lines = [
-        [
-            row.adapter,
-            ", ".join(row.subtracted) or "-",
-            number(row.factor),
-            number(row.norm_before),
-            number(row.norm_after),
-        ]
-        for row in audit.transformations
-    ]
-    columns = "adapter,subtracted,factor,norm before,norm after".split(",")
-    return Grid("Adapters before they were composed", columns, lines, 2)
-
-
-def weights(audit: Audit) -> Grid:
-    """Weights that were searched."""
-    held: Mapping[str, float] = audit.search.weights if audit.search is not None else {}
-    lines = [[name, number(weight, 3)] for name, weight in held.items()]
-    return Grid("Weights found by --weights search", ["adapter", "weight"], lines)
-
-
-def run(audit: Audit) -> Grid:
-    """What made the document: versions, the call, the machine, seconds of each stage."""
-    made = audit.provenance
-    rows: Iterable[tuple[str, str]] = (
-        ("loraprobe", made.loraprobe),
-        ("torch", made.torch or "-"),
-        ("call", " ".join(made.arguments) or "-"),
-        ("device", made.device),
-        ("dtype", made.dtype),
-        ("seed", str(made.seed)),
-        ("peak memory", f"{made.peak_memory_bytes / 2**20:,.0f} MiB"),
-        *((f"seconds: {stage}", number(taken)) for stage, taken in made.seconds.items()),
-    )
-    return Grid("The run", ["what", "value"], [list(row) for row in rows], 2)
+    return Grid("Reasons", columns.split(","), lines, range(4))

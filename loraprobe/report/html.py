@@ -39,6 +39,8 @@ def _rendered(audit: Audit, rows: int) -> str:
     import markupsafe
 
     def joints(text: str) -> markupsafe.Markup:
+        if " " in text:  # a sentence, where 0.5 stays in one piece
+            return markupsafe.escape(text)
         whole = "".join(f"{sign}\0" if sign in JOINTS else sign for sign in text)
         return markupsafe.Markup(str(markupsafe.escape(whole)).replace("\0", "<wbr>"))
 

@@ -120,7 +120,8 @@ def _drawn(
 ) -> Drawn:
     """The figure, its caption and its table. Shades go by the size of a value, without its sign."""
     values = [[cells.get((row, column)) for column in columns] for row in rows]
-    texts = [["" if value is None else number(value) for value in line] for line in values]
+    digits = 3 if span[1] < 1 else 2
+    texts = [["" if value is None else number(value, digits) for value in line] for line in values]
     sizes = [[None if value is None else abs(value) for value in line] for line in values]
     inside = texts if len(columns) <= MOST_TEXTS else None
     svg = heat(about, sizes, rows, columns, inside, span)

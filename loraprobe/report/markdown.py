@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraprobe.records import Audit
-from loraprobe.report import grids
+from loraprobe.report import adapter_grids, grids
 from loraprobe.report.answer import answer
 from loraprobe.report.escaping import markdown_templates
 from loraprobe.report.formatting import size
@@ -23,7 +23,7 @@ def markdown(audit: Audit) -> str:
     why = [text for label, text in found.lines if label in WHY]
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
     lines = [(label, *_command(label, text)) for label, text in found.lines if label not in WHY]
-    scores = grids.scores(audit)[:MOST_TASKS] or [grids.adapters(audit)]
+    scores = grids.scores(audit)[:MOST_TASKS] or [adapter_grids.adapters(audit)]
     fits = "compatible" if audit.compatibility.compatible else "not compatible"
     text = (
         markdown_templates()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Sample
-from loraprobe.report import grids, maps
+from loraprobe.report import adapter_grids, grids, maps
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
 from loraprobe.report.formatting import interval
 from loraprobe.report.grids import Grid, form, signed
@@ -121,7 +121,7 @@ def _examples(audit: Audit) -> Section | None:
             for reply in sample.replies
         ]
         columns = ["system", "answer", "right or wrong", "first cause"]
-        shown.append((sample, Grid("What each system answered", columns, rows, 4)))
+        shown.append((sample, Grid("What each system answered", columns, rows, range(4))))
     return Section(
         "examples",
         "Examples of wrong answers",
@@ -133,19 +133,22 @@ def _examples(audit: Audit) -> Section | None:
 def _adapters(audit: Audit) -> Section | None:
     if not audit.adapters:
         return None
-    shown = [grids.adapters(audit), *_filled(grids.layers(audit), grids.singles(audit))]
+    shown = [
+        adapter_grids.adapters(audit),
+        *_filled(adapter_grids.layers(audit), adapter_grids.singles(audit)),
+    ]
     return Section("adapters", "Adapters", grids=shown)
 
 
 def _findings(audit: Audit) -> Section | None:
-    found = grids.findings(audit)
+    found = adapter_grids.findings(audit)
     if not found.rows:
         return Section("findings", "Findings", ["Nothing was found that stands in the way."])
     return Section("findings", "Findings and cures", grids=[found])
 
 
 def _pairs(audit: Audit) -> Section | None:
-    found = grids.pairs(audit)
+    found = adapter_grids.pairs(audit)
     if not found.rows:
         return None
     drawn = maps.cosines(audit)
@@ -169,7 +172,9 @@ def _coverage(audit: Audit) -> Section | None:
 
 def _gates(audit: Audit) -> Section | None:
     drawn = [Figure(*one) for one in maps.gates(audit)]
-    return Section("gates", "Gates of routers", figures=drawn) if drawn else None
+    if not drawn:
+        return None
+    return Section("gates", "Gates of routers", figures=drawn, folded=[adapter_grids.gates(audit)])
 
 
 def _reasons(audit: Audit) -> Section | None:
@@ -180,8 +185,8 @@ def _reasons(audit: Audit) -> Section | None:
 
 
 def _provenance(audit: Audit) -> Section:
-    made = _filled(grids.prepared(audit), grids.weights(audit))
-    shown = [grids.run(audit), grids.sources(audit), *made]
+    made = _filled(adapter_grids.prepared(audit), adapter_grids.weights(audit))
+    shown = [adapter_grids.run(audit), adapter_grids.sources(audit), *made]
     return Section("provenance", "Provenance", grids=shown)
 
 

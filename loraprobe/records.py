@@ -172,7 +172,8 @@ class Forecast:
 
     `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
     `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
-    the form of the question on which it gains more. Of several tasks it is the mean.
+    the form of the question on which it gains more. Of several tasks it is the mean. `probability`
+    is that some composition gains more than the margin, known for the verdict's forecast only.
     """
 
     system: str
@@ -182,6 +183,7 @@ class Forecast:
     part: str = "question"
     against: str = "base"
     against_part: str = "question"
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -280,8 +282,8 @@ class Verdict:
 
     `action` is `merge`, `route`, `step-by-step`, `chain`, `use-single:NAME`, `use-base`,
     `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
-    this very decision, for the share of successes `prior`; it is None where none was measured for
-    it. `margin` is the gain that was asked for. `next` is the command to run next; local
+    this very decision, for a share `prior` of compositions that gain; it is None where the
+    calibration says nothing about it. `margin` is the gain that was asked for. `next` is the command to run next; local
     directories stand in it by their names. `reasons` stand in the order of what they change for
     the reader.
     """
@@ -301,7 +303,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class AdapterSummary:
-    """What an adapter is, in one row. `norm` is the Frobenius norm of all deltas together."""
+    """What an adapter is, in one row. `norm` is the Frobenius norm of all deltas together.
+
+    `targets` are the shortest endings of module paths that tell its kinds of modules apart;
+    `scaling` is [smallest, largest]; `variant` is lora, rslora or dora.
+    """
 
     name: str
     reference: str
@@ -313,7 +319,10 @@ class AdapterSummary:
     norm: float | None
     extras: tuple[str, ...] = ()
     sha256: str | None = None
-    license: str | None = None  # as its card declares it, where a merge asked for it
+    license: str | None = None  # as its card declares it, where the command reads cards
+    targets: tuple[str, ...] = ()
+    scaling: Interval | None = None
+    variant: str = "lora"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from loraprobe.secrets import public_text
@@ -39,6 +40,20 @@ def natural(path: str) -> tuple[tuple[int, int | str], ...]:
 def layer_pattern(path: str) -> str:
     """The path with `*` for its numbers, such as `model.layers.*.mlp.up_proj`."""
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
+
+
+def kinds_of_modules(paths: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of modules among paths, by endings: q_proj, or attn.c_proj beside mlp.c_proj."""
+    patterns = dict.fromkeys(map(layer_pattern, paths))
+    found = []
+    for pattern in patterns:
+        parts = pattern.split(".")
+        others = [other.split(".") for other in patterns if other != pattern]
+        length = 1
+        while length < len(parts) and any(o[-length:] == parts[-length:] for o in others):
+            length += 1
+        found.append(".".join(parts[-length:]))
+    return tuple(found)
 
 
 def is_path(reference: str) -> bool:

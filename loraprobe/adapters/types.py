@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.paths import local_name, natural, public_name
+from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
 from loraprobe.checkpoint import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
@@ -198,7 +198,23 @@ class Adapter:
             norm=norm,
             extras=tuple(str(extra) for extra in self.extras),
             sha256=self.sha256,
+            targets=kinds_of_modules(self.layout),
+            scaling=self.scaling_range,
+            variant=self.variant,
         )
+
+    @property
+    def scaling_range(self) -> tuple[float, float] | None:
+        """Smallest and largest scaling; None without modules."""
+        found = [info.scaling for info in self.layout.values()]
+        return (min(found), max(found)) if found else None
+
+    @property
+    def variant(self) -> str:
+        """lora, rslora or dora, by its tensors and its config."""
+        if self.magnitudes:
+            return "dora"
+        return "rslora" if self.config.get("use_rslora") else "lora"
 
     def renamed(self, name: str) -> Adapter:
         """The same adapter under another name, which its issues also use."""

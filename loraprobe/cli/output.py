@@ -121,8 +121,11 @@ class Output(OutputOptions):
 
 
 def exit_code(audit: Audit) -> int:
-    """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive."""
-    if audit.verdict is not None:
+    """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive.
+
+    Where only weights were asked, nothing could be decided, and compatible adapters are 0.
+    """
+    if audit.verdict is not None and audit.verdict.evidence != "weights":
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
             audit.verdict.decision
         ]

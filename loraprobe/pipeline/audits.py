@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from loraprobe.pipeline.examination import Examination
@@ -17,11 +19,13 @@ def audit_of(
     inputs: Inputs,
     examined: Examination,
     notes: Iterable[str] = (),
+    licences: Mapping[str, str | None] = MappingProxyType({}),
     **found: Any,
 ) -> Audit:
     """The audit of a run, as it may be published.
 
-    `found` are fields of Audit; empty notes are left out.
+    licences: name of an adapter -> licence of its card, where cards were read. `found` are fields
+    of Audit; empty notes are left out.
     """
     norms = {
         row.adapters[0]: row.value
@@ -31,7 +35,10 @@ def audit_of(
     audit = Audit(
         command=session.command,
         provenance=session.provenance(),
-        adapters=tuple(a.summary(norms.get(a.name)) for a in inputs.adapters),
+        adapters=tuple(
+            replace(a.summary(norms.get(a.name)), license=licences.get(a.name))
+            for a in inputs.adapters
+        ),
         base=inputs.base.summary() if inputs.base is not None else None,
         compatibility=examined.compatibility,
         diagnostics=examined.diagnostics,

@@ -57,7 +57,7 @@ def _findings(audit: Audit, options: Options) -> dict[str, Any]:
     return {
         "issues": audit.compatibility.issues,
         "allowed": options.allow,
-        "verdict": audit.verdict,
+        "verdict": audit.verdict if audit.evaluation else None,
         "transformations": audit.transformations,
         "search": audit.search,
     }

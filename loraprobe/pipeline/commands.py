@@ -26,7 +26,7 @@ from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
 from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
 from loraprobe.pipeline.licences import declared, with_licences
-from loraprobe.pipeline.merges import merge_by, merge_figures
+from loraprobe.pipeline.merges import merge_by, merge_figures, warning_figures
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import general_of, prepare
 from loraprobe.records import Audit, Issue, Measurement, Progress
@@ -64,7 +64,7 @@ def inspect(
     progress: Progress | None = None,
     written: Sequence[Path] = (),
 ) -> Audit:
-    """What adapters are and how they relate; with a base and a task or probe also a verdict.
+    """What adapters are and how they relate, and of several a verdict as far as the evidence goes.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError where something cannot be read.
@@ -81,8 +81,12 @@ def inspect(
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
+    licences, issues = declared(inputs.given, inputs.base)
+    examined = replace(examined, compatibility=with_issues(examined.compatibility, issues))
     if not asks_base:
-        return audit_of(session, inputs, examined)
+        several = len(inputs.adapters) > 1
+        verdict = conclude(options, inputs, examined, level="weights") if several else None
+        return audit_of(session, inputs, examined, licences=licences, verdict=verdict)
     from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
 
     known = Knowledge()
@@ -102,6 +106,7 @@ def inspect(
         inputs,
         examined,
         known.notes,
+        licences,
         coverage=known.coverage,
         forecasts=known.forecasts,
         evaluation=known.evaluation,
@@ -150,15 +155,23 @@ def merge(
             progress=progress,
         )
     merged, licence_issues = with_licences(merged, inputs.given, inputs.base)
-    examined = Examination(
-        with_issues(found, (*merged.issues, *licence_issues)), merge_figures(merged, prepared)
-    )
+    with session.stage("diagnose"):
+        figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
+    examined = Examination(with_issues(found, (*merged.issues, *licence_issues)), figures)
     low, high = merged.adapter.rank_range
     ranks = str(low) if low == high else f"{low} to {high}"
     made = f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}."
     notes = [*notes, *prepared.notes, made]
+    several = len(inputs.adapters) > 1
     audit = audit_of(
-        session, inputs, examined, notes, search=search, transformations=prepared.steps
+        session,
+        inputs,
+        examined,
+        notes,
+        {source.name: source.license for source in merged.sources},
+        search=search,
+        transformations=prepared.steps,
+        verdict=conclude(options, inputs, examined, level="weights") if several else None,
     )
     return Outcome(audit, with_card(merged, audit, options))
 

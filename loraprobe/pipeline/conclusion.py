@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.adapters import Adapter, local_name
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.records import EvidenceLevel, Verdict
+from loraprobe.records import EvidenceLevel, Score, Verdict
 
 if TYPE_CHECKING:
     from loraprobe.merging import Merged
     from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import Built, SystemBuilder
+    from loraprobe.verdict import Request
 
 SAVABLE = ("merge", "route", "step-by-step")
 
@@ -31,9 +34,9 @@ def conclude(
     evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
     measured.
     """
-    from loraprobe.verdict import Evidence, judge, read_calibration
+    from loraprobe.verdict import Evidence, judge, next_command, read_calibration
 
-    return judge(
+    verdict = judge(
         Evidence(
             compatibility=examined.compatibility,
             diagnostics=examined.diagnostics,
@@ -47,6 +50,50 @@ def conclude(
         ),
         read_calibration(options.calibration) if options.calibration else None,
     )
+    scores: Iterable[Score] = evidence.get("evaluation", ())
+    kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
+    request = requested(options, inputs, kind)
+    return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+
+
+def requested(options: Options, inputs: Inputs, kind: str) -> Request:
+    """What was asked, in the words of a command line. kind: that of the verdict's system."""
+    from loraprobe.verdict import Request
+
+    named = {adapter.base_model for adapter in inputs.given}
+    declared = named.pop() if len(named) == 1 else None
+    base = "auto" if declared else ""
+    if inputs.base is not None and inputs.base.reference != declared:
+        base = inputs.base.reference
+    return Request(
+        adapters=tuple(map(_reference, inputs.given)),
+        base=base,
+        tasks=tuple(task.path or task.name for task in inputs.tasks),
+        kind=kind,
+        options=_composing(options),
+    )
+
+
+def _reference(adapter: Adapter) -> str:
+    """A reference as it is given on a command line, with its name where that does not follow."""
+    public = adapter.source.public
+    return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
+
+
+def _composing(options: Options) -> tuple[str, ...]:
+    """The options that change what a composition is, where they are not at their default."""
+    weights = options.given_weights
+    chosen = {
+        "--balance": None if options.balance == "none" else options.balance,
+        "--space": options.space,
+        "--rank": None if options.rank == "auto" else str(options.rank),
+        "--weights": ",".join(f"{w:g}" for w in weights) if weights else None,
+    }
+    found = [word for flag, value in chosen.items() if value for word in (flag, value)]
+    for subtracted in options.subtract:
+        given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
+        found += ["--subtract", given]
+    return tuple(found)
 
 
 def recommend(

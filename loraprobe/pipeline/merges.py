@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from loraprobe import diagnostics
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.merging import Merged, merge
@@ -45,3 +46,9 @@ def merge_figures(merged: Merged, prepared: Prepared) -> tuple[Measurement, ...]
     if merged.sketch_error:
         rows.append(Measurement("sketch_error", name, merged.sketch_error))
     return tuple(rows)
+
+
+def warning_figures(adapters: Sequence[Adapter], options: Options) -> tuple[Measurement, ...]:
+    """The figures of pairs of sources, as they were trained, for which a verdict warns."""
+    wanted = ("norm_ratio", "cosine", "shared_initialisation")
+    return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

@@ -34,6 +34,7 @@ chain-gains, chain-fails, chain-undecided
 single-suffices            the best single adapter is the better choice
 base-suffices              the base alone is at the ceiling
 switch-adapters            no composition keeps all skills, each adapter keeps its own
+base-is-better             every composition is shown to be worse than the base alone
 mostly-step-by-step, mostly-unknown, mostly-interference, mostly-not-composed
                            the commonest cause of failure, with its cure
 hop-known, hop-in-doubt, hop-unknown
@@ -46,15 +47,20 @@ probes-familiar, probes-mixed, probes-unfamiliar
 forecast                   the gain if the adapters' effects on the next token simply added
 probability-measured-on    the probability, its prior, and the errors of such probabilities
 outside-calibration        why there is no probability here
+measured-elsewhere         what measured compositions of others gained
+few-items                  so few items that only a large difference can be decided
+hops-missing, steps-missing
+                           the items have no `hops`, or no `cot_prompt`: what that leaves open
 norm-disparity, opposed-updates, nearly-equal-updates, large-update, factor-averaging-differs,
 shared-initialisation      warnings of geometry
+unrelated-updates          no pair is opposed or nearly equal
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from loraprobe.records import Issue, Reason, Verdict
+from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for
 from loraprobe.verdict.before_evaluation import judge_base, judge_probes, judge_weights
@@ -63,12 +69,46 @@ from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.evaluated import decide, decisive_form
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.geometry import about_geometry
+from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
+from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.probability import with_probability
 
-__all__ = ["Evidence", "judge", "judge_evaluation", "read_calibration"]
+__all__ = [
+    "Evidence",
+    "Request",
+    "judge",
+    "judge_evaluation",
+    "next_command",
+    "read_calibration",
+]
 
 ACTION = {"merge": "merge", "router": "route"}
+# Codes by how much they change what a person does; the others follow in the order of the rules.
+EFFECT = (
+    "partner-adds-nothing",
+    "retention-lost",
+    "retention-undecided",
+    "few-items",
+    "chain-gains",
+    "single-suffices",
+    "base-suffices",
+    "base-is-better",
+    "mostly-step-by-step",
+    "mostly-unknown",
+    "mostly-interference",
+    "mostly-not-composed",
+    "nearly-equal-updates",
+    "norm-disparity",
+    "opposed-updates",
+    "large-update",
+    "steps-missing",
+    "hops-missing",
+    "step-by-step-form",
+    "plain-form",
+    "shared-initialisation",
+    "unrelated-updates",
+)
 
 
 def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
@@ -91,10 +131,17 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     verdict, forecast = with_probability(verdict, evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
     others += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
-    weight = {"decisive": 0, "warning": 1, "info": 2}
+    others += about_items(evidence, verdict)
     found = (*verdict.reasons, *forecast, *others)
-    ordered = sorted(found, key=lambda reason: weight[reason.severity])
-    return dataclasses.replace(verdict, reasons=tuple(ordered))
+    return dataclasses.replace(
+        verdict, reasons=tuple(sorted(found, key=effect)), margin=evidence.margin
+    )
+
+
+def effect(reason: Reason) -> tuple[int, int]:
+    """The place of a reason: first what decides, then what limits it, then by EFFECT."""
+    rank = EFFECT.index(reason.code) if reason.code in EFFECT else len(EFFECT)
+    return ["decisive", "warning", "info"].index(reason.severity), rank
 
 
 def judge_evaluation(evidence: Evidence) -> Verdict:
@@ -119,7 +166,10 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     else:
         action, why = action_for(evidence, best, decision)
         found += why
-    return Verdict(decision, "evaluation", tuple(found), best.system, action)
+    gain = DecisiveGain(
+        best.system, best.part, best.against, best.difference, (best.low, best.high), best.n
+    )
+    return Verdict(decision, "evaluation", tuple(found), best.system, action, gain=gain)
 
 
 def _conflict(issue: Issue) -> Reason:

@@ -2,8 +2,9 @@
 
 The first of these that holds: a chain that is shown to gain; more evidence, if nothing is decided;
 the base, if it is at the ceiling; the best single adapter, if it is shown to beat the base by more
-than the margin and no composition gains; for several tasks a router or each adapter for its own
-task; else what the commonest cause of failure (attribution) calls for.
+than the margin and no composition gains; the base, if every composition is shown to be worse than
+it; for several tasks a router or each adapter for its own task; else what the commonest cause of
+failure (attribution) calls for.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from loraprobe.verdict.evaluated import Candidate
 from loraprobe.verdict.evidence import Evidence
 
 CAUSES = ("step_by_step", "unknown", "interference", "not_composed")
-LOST = "hops known alone are lost together"
-WRONG = "all steps survive and the answer is still wrong"
+FAILS = {  # what a wrong answer of each cause shows
+    "step_by_step": "are right when asked step by step",
+    "unknown": "need a hop that no adapter and not the base knows",
+    "interference": "lose a hop that one adapter alone knows",
+    "not_composed": "keep every hop and still fail",
+}
 
 
 def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str, list[Reason]]:
@@ -32,7 +37,9 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "use-base", [_base_suffices(evidence), *reasons]
     single = best_single(evidence)
     if single is not None and best.gains == "unlikely":
-        return f"use-single:{single[0]}", [_single_suffices(single, evidence), *reasons]
+        return f"use-single:{single[0]}", [_single_suffices(single, best, evidence), *reasons]
+    if best.high < 0 and evidence.kind(best.against) == "base":
+        return "use-base", [_base_is_better(best), *reasons]
     if evidence.several:
         return _keep_apart(evidence, best)
     return action, reasons
@@ -45,12 +52,10 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     """
     if not evidence.systems(("router",)):
         return "route", []
-    text = (
-        "No merge and no router keeps all skills: load the adapter of each task by itself, or "
-        "train one adapter on all tasks."
-    )
     learned = all(kept.value is not None for kept in best.kept)
     action = "switch-adapters" if learned else "train-target-adapter"
+    what = "load each task's own adapter" if learned else "train one adapter on all tasks"
+    text = f"No merge and no router keeps all skills: {what}."
     return action, [Reason("switch-adapters", text, source=fmt.RETENTION)]
 
 
@@ -90,54 +95,65 @@ def _by_cause(evidence: Evidence, system: str, chain_gains: bool) -> tuple[str, 
     solved = sum(row.solved for row in rows)
     total = sum(counts.values()) + solved
     cause = max(CAUSES, key=lambda c: counts[c])
-    action, advice = _cure(evidence, cause, chain_gains)
-    spread = ", ".join(f"{counts[c]} {c.replace('_', ' ')}" for c in CAUSES)
+    action, advice = _cure(evidence, system, cause, chain_gains)
+    wrong = fmt.count(total - solved, "wrong answer")
     reason = Reason(
         "mostly-" + cause.replace("_", "-"),
-        f"Of {fmt.count(total, 'item')} {system} solves {solved}; {spread}: {advice}.",
+        f"Of {wrong} of {system} {counts[cause]} {FAILS[cause]}: {advice}.",
         counts[cause] / total,
         source="each item counts under the first cause that fits",
     )
     return action, [reason]
 
 
-def _cure(evidence: Evidence, cause: str, chain_gains: bool) -> tuple[str, str]:
+def _cure(evidence: Evidence, system: str, cause: str, chain_gains: bool) -> tuple[str, str]:
     """The action against one cause of failure, and the advice in words."""
     chained = bool(evidence.systems(("chain",)))
     norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
     if cause == "step_by_step":
         return "step-by-step", "ask it step by step"
     if cause == "unknown":
-        return (
-            "train-target-adapter",
-            "some step is known to no adapter and not to the base, "
-            "so train the adapter that should know it",
-        )
-    what = LOST if cause == "interference" else WRONG
+        return "train-target-adapter", "train the adapter that should know it"
     if chain_gains:
-        return "chain", f"{what}, so run each hop by its own adapter, which gains"
+        return "chain", "run each hop by its own adapter, which gains"
     if cause == "interference":
-        if not evidence.systems(("router",)):
-            return "route", f"{what}, so route instead of merging{norms}"
+        if not evidence.systems(("router",)) and not _chain_is_better(evidence, system):
+            return "route", f"route instead of merging{norms}"
         if not chained:
-            return "chain", f"{what} even when routed, so run each hop by its own adapter"
-        return "train-target-adapter", f"{what}, so train one adapter on both{norms}"
+            return "chain", "run each hop by its own adapter"
+        return "train-target-adapter", f"train one adapter on both{norms}"
     if not any(score.part == "steps" for score in evidence.evaluation):
-        return (
-            "step-by-step",
-            f"{what}, so give the items a cot_prompt and measure the step-by-step form",
-        )
+        return "step-by-step", "give the items a cot_prompt, to ask step by step"
     if not chained:
-        return "chain", f"{what}, so run each hop by its own adapter"
-    return "train-target-adapter", f"{what}, so train an adapter on the composed question itself"
+        return "chain", "run each hop by its own adapter"
+    return "train-target-adapter", "train an adapter on the composed question"
 
 
-def _single_suffices(single: tuple[str, str, float], evidence: Evidence) -> Reason:
+def _chain_is_better(evidence: Evidence, system: str) -> bool:
+    """Whether a chain was measured that scores more than this composition."""
+    own = evidence.mean(system, "question") or 0.0
+    chains = evidence.systems(("chain",), "question")
+    return any((evidence.mean(chain, "question") or 0.0) > own for chain in chains)
+
+
+def _base_is_better(best: Candidate) -> Reason:
+    return Reason(
+        "base-is-better",
+        f"The base alone is better than every composition: {best.system} differs from it by "
+        f"{fmt.gain(best.difference, best.low, best.high)}.",
+        best.high,
+        0.0,
+        fmt.MARGIN,
+    )
+
+
+def _single_suffices(single: tuple[str, str, float], best: Candidate, evidence: Evidence) -> Reason:
     name, part, score = single
+    own = evidence.mean(best.system, best.part) or 0.0
     return Reason(
         "single-suffices",
-        f"{name} alone, {fmt.PART[part]}, scores {fmt.number(abs(score))}, better than the "
-        "base by more than the margin, and no composition is shown to beat it.",
+        f"{name} alone, {fmt.PART[part]}, scores {fmt.number(abs(score))}, the best composition "
+        f"({best.system}) {fmt.number(abs(own))}.",
         score,
         evidence.margin,
         fmt.MARGIN,
@@ -148,7 +164,7 @@ def _base_suffices(evidence: Evidence) -> Reason:
     name = evidence.systems(("base",), "question")[0]
     return Reason(
         "base-suffices",
-        f"The base alone scores {fmt.number(evidence.mean(name, 'target') or 0.0)}: "
+        f"The base alone scores {fmt.number(evidence.mean(name, 'question') or 0.0)}: "
         "no adapter is needed for this.",
         evidence.lower(name, "question"),
         1 - evidence.margin,

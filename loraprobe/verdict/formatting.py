@@ -29,7 +29,11 @@ def interval(low: float, high: float) -> str:
     return f"[{number(low)}, {number(high)}]"
 
 
+def signed(difference: float) -> str:
+    """A difference with its sign: +0.12."""
+    return ("+" if difference > 0 else "") + number(difference)
+
+
 def gain(difference: float, low: float, high: float) -> str:
     """A difference with its interval: +0.12 [0.03, 0.21]."""
-    sign = "+" if difference > 0 else ""
-    return f"{sign}{number(difference)} {interval(low, high)}"
+    return f"{signed(difference)} {interval(low, high)}"

@@ -5,7 +5,7 @@ The thresholds follow from what the figure does to a sum of two updates; none is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import (
@@ -31,6 +31,12 @@ class GeometryRule:
     text: str
     source: str
 
+    def shown(self, value: float) -> str:
+        """The value as it is printed: a cosine near 1 with three decimals, a factor with one."""
+        if self.beyond is _uneven:
+            return f"{value:,.1f}"
+        return f"{value:.3f}" if self.code == "nearly-equal-updates" else fmt.number(value)
+
 
 def _above(value: float, threshold: float) -> bool:
     return value > threshold
@@ -50,8 +56,8 @@ RULES = (
         "norm-disparity",
         NORM_RATIO,
         _uneven,
-        "the norms of {who} differ by a factor of {value}, so the smaller one hardly shows in "
-        "a merge; --balance norm makes them equal",
+        "the norms of {who} differ {value} times, so the smaller hardly shows in a merge: try "
+        "--balance norm",
         "at a ratio of 3 the smaller update holds a tenth of the energy of an orthogonal sum; "
         "norm disparity hurts (arXiv 2508.01148)",
     ),
@@ -60,8 +66,8 @@ RULES = (
         "opposed-updates",
         OPPOSED_COSINE,
         _below,
-        "the updates of {who} point against each other (cosine {value}), so a merge cancels "
-        "part of both",
+        "{who} point against each other (cosine {value}), so a merge cancels part of both: "
+        "route instead",
         "at -0.25 a quarter of the energy of two equal updates cancels",
     ),
     GeometryRule(
@@ -69,7 +75,8 @@ RULES = (
         "nearly-equal-updates",
         EQUAL_COSINE,
         _above,
-        "the updates of {who} are nearly the same (cosine {value}), so there is little to compose",
+        "{who} are nearly the same (cosine {value}), so there is little to compose: use one of "
+        "them",
         "at 0.95 two equal updates differ by a third of their norm",
     ),
     GeometryRule(
@@ -77,7 +84,7 @@ RULES = (
         "large-update",
         LARGE_UPDATE,
         _above,
-        "the update of {who} is {value} times as large as the weights it changes",
+        "the update of {who} is {value} times as large as the weights it changes (0.5 is much)",
         "at 0.5 the update is half as large as the weight; extreme norms are a red flag "
         "(arXiv 2601.06672)",
     ),
@@ -86,8 +93,7 @@ RULES = (
         "factor-averaging-differs",
         CROSS_TERMS,
         _above,
-        "averaging A and B of {who} apart, as peft's `linear` does, misses the average of the "
-        "updates by {value} of its norm; merge with `uniform`, which is exact",
+        "peft's `linear` misses the average of {who} by {value} of its norm; `uniform` is exact",
         "a tenth of the norm; exact merging has an error of 0",
     ),
     GeometryRule(
@@ -95,8 +101,8 @@ RULES = (
         "shared-initialisation",
         SHARED_INITIALISATION,
         _above,
-        "the A of {who} look alike row by row (mean cosine {value}), as if from one seed, so "
-        "overlap on the input side is initialisation and not skill",
+        "the A of {who} started from one seed (cosine {value} row by row): their overlap on the "
+        "input side is no shared skill",
         "a mean cosine of 0.5; rows of independent seeds have one near 0",
     ),
 )
@@ -105,7 +111,8 @@ RULES = (
 def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) -> list[Reason]:
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
-    balanced: the norms were made equal before composing, so that they give no warning.
+    balanced: the norms were made equal before composing, so that they give no warning. One more
+    reason says where no pair is redundant or opposed.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
     reasons = []
@@ -122,8 +129,11 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
         worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
         value = float(worst.value or 0.0)
         shown = 1 / value if rule.beyond is _uneven and 0 < value < 1 else value
-        text = rule.text.format(who=fmt.listing(worst.adapters), value=fmt.number(shown))
-        more = f" ({len(beyond)} such cases)" if len(beyond) > 1 else ""
+        text = rule.text.format(who=fmt.listing(worst.adapters), value=rule.shown(shown))
+        if rule.code == "norm-disparity":
+            text = _who_is_larger(worst.adapters, whole, rule.shown(shown)) or text
+        kind = "pair" if len(worst.adapters) > 1 else "adapter"
+        more = f" ({fmt.count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
         reasons.append(
             Reason(
                 rule.code,
@@ -134,7 +144,33 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
                 "info",
             )
         )
-    return reasons
+    return [*reasons, *_unrelated(whole)]
+
+
+def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: str) -> str:
+    """The warning of unequal norms, with the larger adapter named; "" where no norm is known."""
+    norms = {m.adapters[0]: m.value or 0.0 for m in whole if m.name == "norm"}
+    if not all(name in norms for name in names):
+        return ""
+    small, large = sorted(names, key=norms.__getitem__)
+    return (
+        f"{large} is {factor} times larger than {small}, which will hardly show in a merge: try "
+        "--balance norm"
+    )
+
+
+def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
+    """Where no pair is opposed or nearly equal, the cosine that is farthest from 0."""
+    cosines = [m.value or 0.0 for m in whole if m.name == "cosine" and len(m.adapters) == 2]
+    if not cosines or min(cosines) < OPPOSED_COSINE or max(cosines) > EQUAL_COSINE:
+        return []
+    farthest = max(cosines, key=abs)
+    text = (
+        f"Neither redundant nor opposed: the cosine is {fmt.number(farthest)} (opposed below "
+        f"{fmt.number(OPPOSED_COSINE)}, redundant above {fmt.number(EQUAL_COSINE)})."
+    )
+    source = "at 0 two updates are orthogonal"
+    return [Reason("unrelated-updates", text, farthest, EQUAL_COSINE, source)]
 
 
 def _distance(rule: GeometryRule, value: float) -> float:

@@ -6,6 +6,7 @@ the upper bound lies below UNKNOWN. Between the two nothing is claimed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,12 +59,12 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
     for hop, systems in hops.items():
         best = min(systems, key=lambda name: (-systems[name].value, name))
         who = "the base" if best == "base" else best
-        text = f"Hop {hop} is answered best by {who} ({fmt.number(systems[best].value)})"
+        text = f"Hop {hop}: {who} answers best, {fmt.number(systems[best].value)}"
         if systems[best].value == 0:
             text = f"Hop {hop} is answered by no adapter"
             text += " and not by the base" if "base" in systems else ""
         elif "base" in systems and best != "base":
-            text += f", by the base alone {fmt.number(systems['base'].value)}"
+            text += f"; the base {fmt.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
         code = "hop-unknown" if systems[best].unknown else code
         reasons.append(Reason(code, text + ".", systems[best].value, KNOWN, fmt.KNOWN))
@@ -91,8 +92,8 @@ def _about_share(share: float, n: int) -> Reason:
     if n < FEWEST_ANSWERS:
         return Reason(
             "probes-too-few",
-            f"Only {n} answers of the adapters could be judged, too few to say how familiar the "
-            "base is with them: give --probe FILE with more questions of your own.",
+            f"Only {fmt.count(n, 'answer')} of the adapters could be judged, {FEWEST_ANSWERS} are "
+            "needed: give --probe FILE with questions of your own.",
             float(n),
             float(FEWEST_ANSWERS),
             "loraprobe's convention",
@@ -101,8 +102,8 @@ def _about_share(share: float, n: int) -> Reason:
     word = familiarity(share)
     return Reason(
         f"probes-{word}",
-        f"{word.capitalize()}: the base itself would choose {fmt.number(share)} of the tokens of "
-        f"the adapters' answers ({n} answers); an adapter's answers are not the truth.",
+        f"{word.capitalize()}: the base would give {share:.0%} of the tokens of {n} answers of the "
+        "adapters itself; an adapter's answers are not the truth.",
         share,
         UNFAMILIAR if word == "unfamiliar" else FAMILIAR,
         THIRDS,
@@ -110,20 +111,17 @@ def _about_share(share: float, n: int) -> Reason:
 
 
 def _about_names(where: str, value: float, ci95: Interval) -> Reason:
-    shown = f"{fmt.gain(value, *ci95)} nats likelier"
+    times, low, high = (math.exp(min(figure, 20.0)) for figure in (value, *ci95))
     if ci95[0] > 0:
-        code, tail = "familiar-names", "the base tells these names from made-up ones"
+        code, tail = "familiar-names", "the base knows them"
     elif ci95[1] < 0:
-        bounds = fmt.interval(-ci95[1], -ci95[0])
-        shown = f"{fmt.number(-value)} {bounds} nats less likely"
-        code, tail = "unfamiliar-names", "the real names do not help the base"
+        code, tail = "unfamiliar-names", "they do not help the base"
     else:
-        code = "unfamiliar-names"
-        tail = "it is not shown that the base tells these names from made-up ones"
+        code, tail = "unfamiliar-names", "it is not shown that the base knows them"
     return Reason(
         code,
-        f"On {where} the answer is {shown} after "
-        f"the real names than after made-up ones of the same length: {tail}.",
+        f"On {where} the real names make the answer {times:,.2g} [{low:,.2g}, {high:,.2g}] times "
+        f"as likely as made-up ones: {tail}.",
         value,
         0.0,
         "names unknown to the base show a difference of 0",

@@ -1,13 +1,17 @@
 """The forecast of a verdict and its probability; neither changes the decision.
 
 Both use only what is known before any composition is run, on the levels `base` and `evaluation`.
+The calibration gives the probability that some composition gains more than the margin. The
+verdict's probability is that of its own decision: this for `likely`, its complement for `unlikely`.
+It is absent for `inconclusive`, for several tasks, of which the calibration says nothing about
+keeping every skill, and where measured compositions came out on the other side of the forecast.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from loraprobe.defaults import LIKELY_FROM, MARGIN
+from loraprobe.defaults import FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.records import Forecast, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
@@ -34,18 +38,37 @@ def with_probability(
     verdict = dataclasses.replace(verdict, forecast=forecast)
     reason = _forecast(forecast, evidence.margin)
     baseline = evidence.baseline
+    if evidence.several:
+        return verdict, [reason, _outside("it would be of a gain, not of keeping every skill")]
+    if forecast.n < FEWEST_ITEMS:
+        few = f"{fmt.count(forecast.n, 'question')}, and {FEWEST_ITEMS} are needed"
+        return verdict, [reason, _outside(few)]
     if baseline is None:
         return verdict, [reason, _outside("base and single adapters were not scored on every task")]
     adapters = len(evidence.systems(("adapter",)))
     why = calibration.why_outside(forecast.gain, adapters, evidence.kind_of_task)
     if why:
         return verdict, [reason, _outside(why)]
-    probability = calibration.probability(
+    gains = calibration.probability(
         evidence.margin, forecast.gain, forecast_error(forecast), baseline, evidence.prior
     )
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    verdict = dataclasses.replace(verdict, probability=probability, prior=prior)
-    return verdict, [reason, _measured_on(probability, prior, evidence.margin, calibration)]
+    measured = _measured_on(gains, prior, evidence.margin, calibration)
+    verdict = dataclasses.replace(
+        verdict,
+        forecast=dataclasses.replace(forecast, probability=gains),
+        probability=_of_decision(verdict, gains),
+        prior=prior,
+    )
+    return verdict, [reason, measured]
+
+
+def _of_decision(verdict: Verdict, gains: float) -> float | None:
+    """The probability of the decision itself; `gains` is that some composition gains."""
+    found = {"likely": gains, "unlikely": 1 - gains}.get(verdict.decision)
+    if found is not None and verdict.evidence == "evaluation" and found < 0.5:
+        return None
+    return found
 
 
 def forecast_error(forecast: Forecast) -> float:
@@ -65,10 +88,9 @@ def _why_no_forecast(evidence: Evidence) -> str:
 def _forecast(forecast: Forecast, margin: float) -> Reason:
     return Reason(
         "forecast",
-        f"If the adapters' effects on the next token simply added, {forecast.system}, "
-        f"{fmt.PART[forecast.part]}, would differ from the best of base and single adapters "
-        f"({reasons.against(forecast)}) by {fmt.gain(forecast.gain, *forecast.ci95)} on "
-        f"{fmt.count(forecast.n, 'item')}; the margin is {fmt.number(margin)}.",
+        f"If the adapters' effects simply added, {forecast.system}, {fmt.PART[forecast.part]}, "
+        f"would gain {fmt.gain(forecast.gain, *forecast.ci95)} against "
+        f"{reasons.against(forecast)} on {fmt.count(forecast.n, 'item')}.",
         forecast.gain,
         margin,
         "computed with one adapter in the model at a time, before any composition was run",
@@ -78,7 +100,7 @@ def _forecast(forecast: Forecast, margin: float) -> Reason:
 def _outside(why: str) -> Reason:
     return Reason(
         "outside-calibration",
-        f"No probability is given for this case: {why}.",
+        f"No probability is given: {why}.",
         source="a probability is given only for cases like those that were measured",
     )
 
@@ -88,10 +110,10 @@ def _measured_on(
 ) -> Reason:
     found = calibration.accuracy
     text = (
-        f"Probability {fmt.number(probability)} that some composition gains more than "
-        f"{fmt.number(margin)} (prior {fmt.number(prior)}). On {found.where}, probabilities "
-        f"for a margin of {fmt.number(MARGIN)} had a Brier score of {fmt.number(found.brier)} "
-        f"and ranked successes above failures with an AUROC of {fmt.number(found.auroc)}"
+        f"Before composing, the probability that some composition gains more than "
+        f"{fmt.number(margin)} was {fmt.number(probability)} (prior {fmt.number(prior)}). On "
+        f"{found.where}, such probabilities for a margin of {fmt.number(MARGIN)} had a Brier "
+        f"score of {fmt.number(found.brier)} and an AUROC of {fmt.number(found.auroc)}"
     )
     if found.wrong is not None:
         text += (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evaluated import Candidate, Retained
+from loraprobe.verdict.evaluated import Candidate, Control, Retained
 
 
 def no_comparison() -> Reason:
@@ -30,24 +30,23 @@ def gain(best: Candidate, decision: Decision) -> Reason:
     """What the most promising composition gains over the best of base and singles."""
     margin = fmt.number(best.margin)
     what = (
-        f"{best.system}, {fmt.PART[best.part]}, differs from the best of base and single "
-        f"adapters ({against(best)}) by {fmt.gain(best.difference, best.low, best.high)} "
-        f"on {fmt.count(best.n, 'item')}"
+        f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: "
+        f"{fmt.gain(best.difference, best.low, best.high)} on {fmt.count(best.n, 'item')}"
     )
     if decision == "likely":
-        code, value, tail = "gain-beyond-margin", best.low, f"the lower bound exceeds {margin}"
+        code, value, tail = "gain-beyond-margin", best.low, f"more than {margin}"
     elif best.gains == "likely":
         code, value = "gain-with-reservation", best.low
-        tail = f"the lower bound exceeds {margin}, but controls or retention do not confirm it"
+        tail = f"more than {margin}, but controls or retention do not confirm it"
     elif best.gains == "unlikely":
-        code, value, tail = "gain-below-margin", best.high, f"the upper bound lies below {margin}"
+        code, value, tail = "gain-below-margin", best.high, f"less than {margin}"
     else:
         code, value, tail = "gain-undecided", best.difference, _undecided(best, margin)
     deciding = {"likely": "likely", "unlikely": "unlikely", "inconclusive": "open"}
     decisive = best.gains == deciding.get(decision)
     return Reason(
         code,
-        f"{what}: {tail}.",
+        f"{what}, {tail}.",
         value,
         best.margin,
         fmt.MARGIN,
@@ -63,26 +62,26 @@ def would_decide(items: int | None) -> str:
     """The end of a sentence that says how many items would decide."""
     if items is None:
         return ", and no number of items is likely to decide"
-    return f"; about {items} items would decide if it stays"
+    return f"; about {items:,} items would decide if it stays"
 
 
 def other_form(other: Candidate, decisive: bool) -> Reason:
     """What the best composition gains on the form that the decision is not about."""
     what = (
-        f"{fmt.PART[other.part].capitalize()}, the best composition ({other.system}) differs "
-        f"by {fmt.gain(other.difference, other.low, other.high)} from {against(other)}"
+        f"{fmt.PART[other.part].capitalize()}, the best composition is {other.system}: "
+        f"{fmt.gain(other.difference, other.low, other.high)} against {against(other)}"
     )
     code = "plain-form" if other.part == "question" else "step-by-step-form"
     tail = {
-        "likely": "it gains there as well",
-        "unlikely": "it does not gain there",
-        "open": "whether it gains there is undecided",
+        "likely": "it gains",
+        "unlikely": "no gain",
+        "open": "undecided",
     }[other.outcome]
     if other.outcome == "open":
         tail += would_decide(other.needed)
     return Reason(
         code,
-        f"{what}: {tail}.",
+        f"{what}, {tail}.",
         other.difference,
         other.margin,
         fmt.MARGIN,
@@ -95,8 +94,7 @@ def controls(best: Candidate) -> Reason:
     if not best.controls:
         return Reason(
             "controls-not-run",
-            "No control was scored, so it is not shown that the partner matters: leave shrunk "
-            "and random-partner among the systems.",
+            "No control was scored, so nothing shows that the partner matters: leave out --system.",
             source=fmt.CONTROL,
             severity="warning",
         )
@@ -105,17 +103,29 @@ def controls(best: Candidate) -> Reason:
     if nearest.beaten:
         text = f"{best.system} beats every control, {nearest.name} by {how}."
         return Reason("controls-beaten", text, nearest.low, 0.0, fmt.CONTROL)
-    shown = "is as good within the margin" if nearest.as_good else "is not shown to be beaten"
-    more = "" if nearest.as_good else would_decide(nearest.needed)
     return Reason(
         "partner-adds-nothing",
-        f"The control {nearest.name} {shown}: {best.system} differs from it by {how}, and the "
-        f"lower bound must exceed 0{more}.",
+        f"{CONTROLS.get(nearest.name.partition(':')[0], 'A control')} ({nearest.name}) "
+        f"{_compared(nearest)}: {best.system} differs by {how}"
+        f"{'' if nearest.as_good else would_decide(nearest.needed)}.",
         nearest.low,
         0.0,
         fmt.CONTROL,
         "decisive" if best.outcome == best.beats_controls != best.gains else "warning",
     )
+
+
+CONTROLS = {
+    "random-partner": "A random partner of the same size",
+    "shrunk": "The best adapter alone, only smaller,",
+}
+
+
+def _compared(control: Control) -> str:
+    """How a control that is not beaten compares with the composition."""
+    if control.high < 0:
+        return "is better"
+    return "is as good within the margin" if control.as_good else "is not shown to be worse"
 
 
 def retention(best: Candidate) -> list[Reason]:
@@ -128,8 +138,8 @@ def _kept(best: Candidate, kept: Retained) -> Reason:
     if kept.value is None or kept.ci95 is None:
         return Reason(
             "retention-undefined",
-            f"On {kept.task} no single adapter is shown to differ from the base, so there is "
-            "nothing to retain: give more items, or an adapter that learned the task.",
+            f"On {kept.task} no adapter is shown to differ from the base, so nothing can be kept: "
+            "give more items, or an adapter that learned it.",
             None,
             best.threshold,
             fmt.RETENTION,
@@ -138,7 +148,7 @@ def _kept(best: Candidate, kept: Retained) -> Reason:
     low, high = kept.ci95
     text = (
         f"On {kept.task} {best.system} keeps {fmt.number(kept.value)} "
-        f"{fmt.interval(low, high)} of what its specialist gains over the base."
+        f"{fmt.interval(low, high)} of its specialist's gain; {fmt.number(best.threshold)} asked."
     )
     if low >= best.threshold:
         return Reason("retention-kept", text, low, best.threshold, fmt.RETENTION)
@@ -158,9 +168,9 @@ def compression(candidate: Candidate, decisive: bool) -> Reason:
     error = candidate.compression_error or 0.0
     return Reason(
         "compression-lost",
-        f"{candidate.system} lost {fmt.number(error)} of its delta to its rank, so its result "
-        "does not show what the method can do: give it a higher --rank (auto stops at the sum of "
-        "the adapters' ranks).",
+        f"{candidate.system} lost {fmt.number(error)} of its delta to its rank "
+        f"({fmt.number(COMPRESSION_LIMIT)} is much), so the method was not tested: give a higher "
+        "--rank.",
         error,
         COMPRESSION_LIMIT,
         fmt.COMPRESSION,
@@ -178,8 +188,8 @@ def chain(found: Candidate, best: Candidate) -> Reason:
     return Reason(
         code,
         f"Each hop by its own adapter ({found.system}) {text}: "
-        f"{fmt.gain(found.difference, found.low, found.high)} against {found.against}, while "
-        f"{best.system} differs by {fmt.number(best.difference)}.",
+        f"{fmt.gain(found.difference, found.low, found.high)} against {found.against}; "
+        f"{best.system} {fmt.signed(best.difference)}.",
         found.low,
         found.margin,
         fmt.MARGIN,

@@ -146,7 +146,7 @@ def test_without_evaluation_the_next_evidence_is_named(level):
     found = judge(Evidence(level=level))
     assert (found.decision, found.evidence, found.system) == ("inconclusive", level, None)
     assert "next-evidence" in codes(found)
-    names = {"weights": "--probe", "probes": "--task", "base": "merge-and-eval"}
+    names = {"weights": "--probe", "probes": "task file", "base": "merge-and-eval"}
     assert names[level] in reason(found, "next-evidence").message
 
 
@@ -156,7 +156,7 @@ def test_a_gain_beyond_the_margin_is_likely():
     first = found.reasons[0]
     assert first.code == "gain-beyond-margin" and first.severity == "decisive"
     assert first.value == pytest.approx(0.5 - 0.05 - 0.04) and first.threshold == 0.05
-    assert "+0.45 [0.41, 0.49]" in first.message and "(a)" in first.message
+    assert "+0.45 [0.41, 0.49]" in first.message and "against a:" in first.message
     assert "controls-beaten" in codes(found)
 
 
@@ -208,14 +208,14 @@ def test_the_margin_is_the_users():
 
 def test_compositions_without_gains_do_not_decide():
     found = judge(dataclasses.replace(evidence(GAIN), gains=()))
-    assert (found.decision, codes(found)) == ("inconclusive", ["no-comparison"])
+    assert (found.decision, codes(found)[0]) == ("inconclusive", "no-comparison")
 
 
 def test_a_baseline_that_answers_at_once_is_named_with_its_form():
     steps = evidence({**FAIL, "uniform": 0.7}, part="steps")
     gains = [dataclasses.replace(g, against="b", against_part="question") for g in steps.gains]
     found = judge(both(evidence(FAIL), dataclasses.replace(steps, gains=tuple(gains))))
-    assert "(b asked plainly)" in found.reasons[0].message
+    assert "against b asked plainly" in found.reasons[0].message
 
 
 def test_a_control_as_good_takes_the_verdict():
@@ -254,7 +254,7 @@ def test_only_the_step_by_step_form_gains():
     assert (found.decision, found.system, found.action) == ("likely", "uniform", "step-by-step")
     assert "step by step" in found.reasons[0].message
     plain = reason(found, "plain-form")
-    assert plain.value == pytest.approx(0.0) and "does not gain" in plain.message
+    assert plain.value == pytest.approx(0.0) and plain.threshold == 0.05
     # both forms gain: the plain one is what was asked
     found = judge(both(evidence(GAIN), evidence(steps, part="steps")))
     assert (found.decision, found.action) == ("likely", "merge")
@@ -454,7 +454,7 @@ def test_switching_adapters_is_advised_only_if_every_task_was_learned(learned, a
 def test_gains_of_one_task_say_nothing_of_the_mean():
     kept = two_tasks(0.95)
     one = dataclasses.replace(kept.gains[0], task="t1")
-    assert codes(judge(dataclasses.replace(kept, gains=(one,)))) == ["no-comparison"]
+    assert codes(judge(dataclasses.replace(kept, gains=(one,))))[0] == "no-comparison"
 
 
 def test_several_tasks_pool_the_halfwidths_of_controls():
@@ -554,13 +554,14 @@ def test_geometry_warns_and_never_decides():
     new = [reason(warned, code) for code in codes(warned) if code not in codes(plain)]
     assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
     assert all(r.severity == "info" and r.threshold and r.source for r in new)
-    assert new[0].value == 5.0 and "5.00" in new[0].message
+    assert new[0].value == 5.0 and "5.0" in new[0].message
     upside_down = judge(Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 0.2),)))
-    assert "5.00" in reason(upside_down, "norm-disparity").message
+    assert "5.0" in reason(upside_down, "norm-disparity").message
     balanced = judge(evidence(GAIN, diagnostics=rows, balanced=True))  # --balance norm was given
     assert [code for code in codes(warned) if code not in codes(balanced)] == ["norm-disparity"]
     tame = (Measurement("norm_ratio", ("a", "b"), 1.5), Measurement("cosine", ("a", "b"), 0.2))
-    assert len(judge(Evidence(diagnostics=tame)).reasons) == 2
+    assert not {"norm-disparity", "opposed-updates"} & set(codes(judge(Evidence(diagnostics=tame))))
+    assert reason(judge(Evidence(diagnostics=tame)), "unrelated-updates").value == 0.2
 
 
 @pytest.mark.parametrize(
@@ -596,7 +597,7 @@ def test_names_are_told_hop_by_hop_where_there_are_hops():
 def test_names_that_make_the_answer_less_likely_are_said_so():
     row = Coverage("name_swap", "t", -1.5, N, 1, ci95=(-2.0, -1.0))
     told = reason(judge(Evidence(coverage=(row,), level="base")), "unfamiliar-names")
-    assert "1.50 [1.00, 2.00] nats less likely" in told.message and told.value == -1.5
+    assert "0.22 [0.14, 0.37] times" in told.message and told.value == -1.5  # exp(-1.5)
 
 
 def test_a_hop_that_nobody_answers_has_no_best():
@@ -621,7 +622,8 @@ def test_every_code_stands_in_the_table():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
     table = set(re.findall(r"[a-z]+(?:-[a-z]+)+", loraprobe.verdict.__doc__ or ""))
-    actions = {"step-by-step", "train-target-adapter", "use-base", "gather-evidence"}
+    actions = {"step-by-step", "train-target-adapter", "use-base", "use-single", "gather-evidence"}
+    actions |= {"merge-and-eval", "random-partner"}  # a command, a control
     assert used - actions <= table
 
 

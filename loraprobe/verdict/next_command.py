@@ -1,0 +1,91 @@
+"""The command to run after a verdict, ready to copy."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from loraprobe.records import Verdict
+
+TASK = "questions.jsonl"  # stands for a task file that is still to be written
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command worked on, in the words of a command line.
+
+    `base` is "auto" where the adapters name it themselves, "" where nobody does. `kind` is the kind
+    of the verdict's system, "merge" or "router". `options` are those that change a composition.
+    """
+
+    adapters: tuple[str, ...]
+    base: str = "auto"
+    tasks: tuple[str, ...] = ()
+    kind: str = "merge"
+    options: tuple[str, ...] = ()
+
+
+def next_command(verdict: Verdict, request: Request, limited: bool = False) -> str:
+    """The command for the verdict's action.
+
+    limited: --limit left items out, so that more of them are at hand.
+    """
+    head, _, single = verdict.action.partition(":")
+    if head in ("merge", "route", "step-by-step") and verdict.decision == "likely":
+        return _save(verdict, request)
+    if head == "use-single":
+        reference = {_name(one): _reference(one) for one in request.adapters}.get(single, single)
+        return f"PeftModel.from_pretrained(base, {reference!r})"
+    if head == "switch-adapters":
+        return f"model.set_adapter({_name(request.adapters[0])!r})"
+    if head == "fix":
+        return _command("inspect", request.adapters)
+    if head == "gather-evidence" and verdict.evidence == "weights":
+        return _command("inspect", request.adapters, _base(request), ("--probe", "auto"))
+    if head == "chain":
+        measured = verdict.evidence == "evaluation"
+        wanted = ("--system", "chain", "--explain") if measured else ("--system", "chain")
+        return _evaluate(request, request.tasks, wanted)
+    if head == "train-target-adapter":
+        return _evaluate(request, request.tasks, adapters=(*request.adapters, "NEW"))
+    if head == "route" and verdict.evidence == "evaluation":
+        return _evaluate(request, request.tasks, ("--router", "arrow"))
+    if verdict.evidence == "evaluation" and not limited:  # the same with other questions
+        return _evaluate(request, tuple(f"more-{task}" for task in request.tasks))
+    return _evaluate(request, request.tasks or (TASK,))
+
+
+def _save(verdict: Verdict, request: Request) -> str:
+    flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
+    system = (flag, verdict.system or "", *request.options, "-o", "DIR")
+    base = () if request.base == "auto" else _base(request)
+    return _command(name, request.adapters, base, system)
+
+
+def _evaluate(
+    request: Request,
+    tasks: tuple[str, ...],
+    options: tuple[str, ...] = (),
+    adapters: tuple[str, ...] = (),
+) -> str:
+    asked = tuple(word for task in tasks for word in ("--task", task))
+    base = () if request.base == "auto" else _base(request)
+    return _command(
+        "merge-and-eval", adapters or request.adapters, base, asked, request.options, options
+    )
+
+
+def _base(request: Request) -> tuple[str, str]:
+    return "--base", request.base or "BASE"
+
+
+def _command(name: str, *words: tuple[str, ...]) -> str:
+    return shlex.join(["loraprobe", name, *(word for group in words for word in group)])
+
+
+def _name(reference: str) -> str:
+    return reference.partition("=")[0] if "=" in reference else reference.rpartition("/")[2]
+
+
+def _reference(reference: str) -> str:
+    return reference.partition("=")[2] or reference

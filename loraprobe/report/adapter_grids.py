@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from loraprobe.records import Audit, Measurement
-from loraprobe.report.formatting import count, number, spread
+from loraprobe.report.formatting import count, measured, number, spread
 from loraprobe.report.grids import Grid
 
 
@@ -83,7 +83,7 @@ def _diagnostic(row: Measurement) -> str:
 
 def _figure(row: Measurement) -> str:
     text = number(row.value, 3)
-    if row.chance and row.value is not None and row.name != "cosine":
+    if row.chance and measured(row.value) and row.name != "cosine":
         return f"{text} ({number(row.value / row.chance, 1)}× chance)"
     return f"{text} ± {number(row.stderr, 3)}" if row.stderr else text
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Coverage, Score
 from loraprobe.report.figures import CAUSES
-from loraprobe.report.formatting import interval, number
+from loraprobe.report.formatting import interval, measured, number
 
 FORMS = {"steps": "step by step"}
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
@@ -48,7 +47,7 @@ def form(part: str) -> str:
 
 def signed(value: float | None) -> str:
     """A difference with its sign."""
-    if value is None or not math.isfinite(value):
+    if not measured(value):
         return "-"
     return number(value) if value < 0 else f"+{number(value)}"
 

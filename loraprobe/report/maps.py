@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from loraprobe.records import Audit, Measurement
 from loraprobe.report.figures import About, heat
-from loraprobe.report.formatting import number
+from loraprobe.report.formatting import measured, number
 from loraprobe.report.grids import Grid
 
 Drawn = tuple[str, str, Grid]  # SVG, caption, the table of the same
@@ -25,7 +25,7 @@ def cosines(audit: Audit) -> Drawn | None:
     found = {
         row.adapters: row.value
         for row in audit.diagnostics
-        if row.name == "cosine" and row.module is None and row.value is not None
+        if row.name == "cosine" and row.module is None and measured(row.value)
     }
     if len(names) < 3 or not found:
         return None
@@ -48,7 +48,7 @@ def modules(audit: Audit) -> Iterator[Drawn]:
             for row in audit.diagnostics
             if row.name == name and row.module is not None and len(row.adapters) == size
         ]
-        values = [abs(row.value) for row in rows if row.value is not None]
+        values = [abs(row.value) for row in rows if measured(row.value)]
         span = (0.0, max(values, default=0.0) or 1.0)
         for position, group in enumerate(list(dict.fromkeys(r.adapters for r in rows))[:MOST_MAPS]):
             of = " × ".join(group)
@@ -133,7 +133,7 @@ def _by_layer(rows: Iterable[Measurement]) -> Cells:
     """(layer, module) -> the mean over modules such as experts, which repeat in a layer."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row.value is not None:
+        if measured(row.value):
             found.setdefault(_place(row.module or ""), []).append(row.value)
     return {place: sum(values) / len(values) for place, values in found.items()}
 

@@ -180,7 +180,7 @@ def heat(
                 cell = Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=_shade(share))
                 panel.add_patch(cell)
                 if texts is not None:
-                    colour = "#ffffff" if share > 0.5 else "#000000"
+                    colour = "#ffffff" if share > 0.5 else "#101418"
                     place = {"ha": "center", "va": "center", "fontsize": 8}
                     panel.text(x + 0.5, y + 0.5, texts[y][x], color=colour, **place)
         panel.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
@@ -193,7 +193,7 @@ def heat(
 
 
 def _shade(share: float) -> str:
-    """A blue from light to dark: black text is readable up to a share of 0.5, white text above."""
+    """A blue from light to dark: dark text is readable up to a share of 0.5, white text above."""
     share = min(max(share, 0.0), 1.0)
     light, dark = (
         ((226, 238, 248), (116, 166, 206)) if share <= 0.5 else ((52, 108, 156), (8, 48, 92))

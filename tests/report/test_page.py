@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
 from loraprobe.records import Measurement, Reason
+from loraprobe.report.figures import CAUSES, About, heat
 from loraprobe.report.html import LARGEST, MARK, page, write_page
 from loraprobe.report.reading import audit_from
 
@@ -184,6 +185,39 @@ def test_no_string_of_a_page_becomes_markup(text):
     assert not set(made) & set("\x1b\x00\u202e")
     if text.isprintable():
         assert "".join(text.split()) in "".join(found.text.split())
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_the_contrast_of_level_aa(root):
+    style = root.all("style")[0].text
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in style.split("@media")[:2]]
+    assert len(schemes) == 2 and schemes[0]["back"] != schemes[1]["back"]
+    for colours in schemes:
+        for name in ("ink", "muted", "accent", "good", "bad", "open"):
+            assert contrast(colours[name], colours["back"]) >= 4.5, name
+        for _, colour in CAUSES.values():
+            assert contrast(colour, colours["back"]) >= 3 and contrast(colour, "#ffffff") >= 4.5
+
+
+def test_text_in_cells_has_the_contrast_of_level_aa():
+    values = [[i / 20] for i in range(21)]
+    names = [str(i) for i in range(21)]
+    svg = heat(About("m", "t", "d"), values, names, ["c"], [["text"]] * 21, (0.0, 1.0))
+    cells = re.findall(r"fill: (#\w{6}); stroke", svg)
+    texts = re.findall(r"fill: (#\w{6})[^>]*>text<", svg)
+    assert len(cells) == len(texts) == 21
+    assert min(map(contrast, cells, texts)) >= 4.5
 
 
 def test_a_page_stays_small_whatever_the_audit_holds():

@@ -283,9 +283,9 @@ class Verdict:
     `action` is `merge`, `route`, `step-by-step`, `chain`, `use-single:NAME`, `use-base`,
     `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. `probability` is that of
     this very decision, for a share `prior` of compositions that gain; it is None where the
-    calibration says nothing about it. `margin` is the gain that was asked for. `next` is the command to run next; local
-    directories stand in it by their names. `reasons` stand in the order of what they change for
-    the reader.
+    calibration says nothing about it. `margin` is the gain that was asked for. `next` is the
+    command to run next; local directories stand in it by their names. `reasons` stand in the order
+    of what they change for the reader.
     """
 
     decision: Decision

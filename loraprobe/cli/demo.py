@@ -16,7 +16,7 @@ Scenario = Annotated[
 ]
 
 
-OPTIONS = "device threads seed json html markdown save_samples quiet exit_zero"
+OPTIONS = "device threads seed json html markdown save_samples explain quiet exit_zero"
 
 
 @with_options(*OPTIONS.split())

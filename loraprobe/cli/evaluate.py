@@ -13,7 +13,7 @@ OPTIONS = (
     "subtract router_prompts target overwrite metric margin retention prior calibration "
     "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
     "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
-    "markdown save_samples quiet exit_zero"
+    "markdown save_samples explain quiet exit_zero"
 )
 
 

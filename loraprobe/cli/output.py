@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,8 +77,8 @@ class Output(OutputOptions):
     ) -> None:
         """The audit, then the exit that its verdict asks for.
 
-        `after` follows the tables for people; `line` is what --quiet says if not the verdict;
-        `samples` are the answers for --save-samples.
+        `after` stands between the tables and the answer; `line` is what --quiet says if not the
+        verdict; `samples` are the answers for --save-samples.
         """
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
@@ -115,9 +116,23 @@ class Output(OutputOptions):
         else:
             from loraprobe.report.terminal import render
 
-            render(audit, Console(highlight=False))
-            if after:
-                Console(highlight=False).print(after)
+            typed = typed_references(sys.argv[1:])
+            console = Console(highlight=False)
+            render(audit, console, explain=self.explain, remark=after, typed=typed)
+
+
+def typed_references(arguments: Sequence[str]) -> dict[str, str]:
+    """What a report calls a local reference -> the argument that named it."""
+    from loraprobe.adapters import is_path, local_name
+
+    typed = {}
+    for argument in arguments:
+        name, _, place = argument.rpartition("=")
+        if is_path(place) or os.path.exists(place):
+            typed[local_name(place)] = place
+            if name and not name.startswith("-"):
+                typed[name] = typed[f"{name}={local_name(place)}"] = argument
+    return typed
 
 
 def exit_code(audit: Audit) -> int:

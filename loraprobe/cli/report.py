@@ -17,7 +17,7 @@ Saved = Annotated[
 ]
 
 
-@with_options("html", "markdown", "quiet")
+@with_options("html", "markdown", "explain", "quiet")
 def report(file: Saved, output: Output) -> None:
     """Show a saved result again: on the terminal, as a page or as Markdown.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapters import Adapter, local_name
+from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
@@ -60,14 +60,15 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """What was asked, in the words of a command line. kind: that of the verdict's system."""
     from loraprobe.verdict import Request
 
-    named = {adapter.base_model for adapter in inputs.given}
-    declared = named.pop() if len(named) == 1 else None
+    named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
+    declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
     if inputs.base is not None and inputs.base.reference != declared:
         base = inputs.base.reference
     return Request(
         adapters=tuple(map(_reference, inputs.given)),
         base=base,
+        bases=tuple(filter(None, named)),
         tasks=tuple(task.path or task.name for task in inputs.tasks),
         kind=kind,
         options=_composing(options),

@@ -15,16 +15,19 @@ def adapters(audit: Audit) -> Grid:
         [
             row.name,
             row.base_model or "-",
+            row.variant,
+            " ".join(row.targets) or "-",
             row.license or "-",
             spread(list(row.rank.values())),
             str(row.modules),
             count(row.parameters),
+            spread(row.scaling) if row.scaling else "-",
             number(row.norm),
         ]
         for row in audit.adapters
     ]
-    columns = ["adapter", "base model", "licence", "rank", "modules", "parameters", "norm"]
-    return Grid("Adapters", columns, lines, range(3))
+    columns = "adapter,base,variant,targets,licence,rank,modules,parameters,scaling,norm"
+    return Grid("Adapters", columns.split(","), lines, range(5))
 
 
 def layers(audit: Audit) -> Grid:

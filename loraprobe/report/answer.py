@@ -1,30 +1,49 @@
 """The answer of an audit in at most twelve lines, which every report shows.
 
 The terminal prints it last, a page and a pull request first, Python as the audit's repr. It is a
-pure function of the audit: the same words everywhere.
+pure function of the audit, so that all of them use the same words. `report.phrases` words the
+lines, `Answer.laid_out` makes them fit a width.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from loraprobe.records import Audit
+from loraprobe.report.formatting import clean
+from loraprobe.report.joints import wrapped
+from loraprobe.report.phrases import headline, labelled
 
 MOST_LINES = 12
-MOST_REASONS = 3
 INDENT = 2
 LABEL = 10  # the width of the column of labels
+COMMANDS = ("next", "questions")  # labels whose text is a command
+# Lines that leave first where the answer would be too long: of a label all, or all but the first.
+LEAVE_FIRST = (
+    ("known", 0),
+    ("forecast", 0),
+    ("watch", 1),
+    ("why", 1),
+    ("questions", 0),
+    ("fix", 1),
+    ("watch", 0),
+    ("decide", 0),
+    ("better", 0),
+    ("made", 0),
+    ("why", 0),
+)
 
 
 @dataclass(frozen=True)
 class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
-    `decision` is the verdict's, "" where one adapter was inspected. Labels are use, gain, better,
-    why, watch, decide, known, forecast and next; `why`, `watch` and `next` may repeat. The text of
-    `next` is a command, after a remark and two spaces where there is more than one.
+    `decision` is the verdict's, "" where there is none. Labels are made, use, gain, better, decide,
+    why, fix, watch, known, forecast, next and questions; why, fix and watch may repeat. The text of
+    next and questions is a command.
     """
 
     decision: str
@@ -34,22 +53,74 @@ class Answer:
     def __str__(self) -> str:
         return "\n".join(self.laid_out(80))
 
+    def typed(self, references: Mapping[str, str]) -> Answer:
+        """The same with the references in its commands as somebody typed them.
+
+        references: a published name -> what was typed, such as a directory.
+        """
+        lines = tuple(
+            (label, _typed(text, references) if label in COMMANDS else text)
+            for label, text in self.lines
+        )
+        return replace(self, lines=lines)
+
     def laid_out(self, width: int) -> list[str]:
         """The answer as plain text in at most twelve lines of at most `width` columns.
 
-        Lines that change least leave first. A command is never shortened: it goes on in the next
-        line after a backslash.
+        The lines that change least leave where there are too many. A command is never shortened: it
+        goes on in the next line after a backslash, and only a longer word of it exceeds the width.
         """
         kept = list(self.lines)
         while True:
-            laid = [*textwrap.wrap(self.headline, width), *_rows(kept, width)]
-            spare = [row for label in LEAVE_FIRST for row in reversed(kept) if row[0] == label]
-            if len(laid) <= MOST_LINES or not spare:
+            laid = [*wrapped(self.headline, width), *_rows(kept, width)]
+            if len(laid) <= MOST_LINES or not (spare := _spare(kept)):
                 return laid
-            kept.remove(spare[0])
+            kept.remove(spare)
 
 
-LEAVE_FIRST = ("known", "forecast", "watch", "decide", "why", "better")
+def answer(audit: Audit) -> Answer:
+    """What an audit says to somebody who reads nothing else."""
+    verdict = audit.verdict
+    lines = ((label, clean(text)) for label, text in labelled(audit) if text)
+    return Answer(verdict.decision if verdict else "", clean(headline(audit)), tuple(lines))
+
+
+def command_lines(command: str, width: int) -> list[str]:
+    """A command in lines that a shell reads as one."""
+    lines = [""]
+    for word in _words(command):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
+            lines[-1] += " \\"
+            lines.append("  " + word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return lines
+
+
+def _words(command: str) -> list[str]:
+    """The words of a shell command as they stand, an option together with its value."""
+    try:
+        words = [shlex.quote(word) for word in shlex.split(command)]
+    except ValueError:
+        return [command]
+    if not command.startswith("loraprobe"):
+        return [command]  # a line of Python
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1].startswith("-") and " " not in joined[-1] and word[0] != "-":
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _spare(lines: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """The line that leaves first."""
+    for label, stay in LEAVE_FIRST:
+        found = [row for row in lines if row[0] == label]
+        if len(found) > stay:
+            return found[-1]
+    return None
 
 
 def _rows(lines: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
@@ -57,26 +128,18 @@ def _rows(lines: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
     for label, text in lines:
         head = " " * INDENT + ("" if label == previous else label).ljust(LABEL)
         room = width - len(head)
-        wrapped = command_lines(text, room) if label == "next" else _wrapped(text, room)
-        for line in wrapped:
+        for line in command_lines(text, room) if label in COMMANDS else wrapped(text, room):
             yield head + line
             head = " " * len(head)
         previous = label
 
 
-def _wrapped(text: str, room: int) -> list[str]:
-    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+def _typed(command: str, references: Mapping[str, str]) -> str:
+    if not command.startswith("loraprobe"):
+        for public, typed in references.items():
+            command = command.replace(repr(public), repr(typed.partition("=")[2] or typed))
+        return command
+    return shlex.join(references.get(word, word) for word in shlex.split(command))
 
 
-def command_lines(command: str, room: int) -> list[str]:
-    """A command in lines of at most `room` columns that a shell reads as one."""
-    lines = textwrap.wrap(command, room - 2, break_long_words=False, break_on_hyphens=False)
-    return [line + " \\" for line in lines[:-1]] + ["  " * (len(lines) > 1) + lines[-1]]
-
-
-def answer(audit: Audit) -> Answer:
-    """What an audit says to somebody who reads nothing else."""
-    verdict = audit.verdict
-    if verdict is None:
-        return Answer("", "", ())
-    return Answer(verdict.decision, verdict.decision.upper(), (("next", verdict.next),))
+NOTHING_TYPED: Mapping[str, str] = MappingProxyType({})

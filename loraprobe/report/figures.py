@@ -41,10 +41,10 @@ STYLE: dict[str, Any] = {
 }
 CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
     "solved": ("solved", "#1a7a4a"),
-    "step_by_step": ("only step by step", "#2f6f9f"),
-    "unknown": ("a hop is unknown", "#666666"),
-    "interference": ("a hop got lost", "#b3452c"),
-    "not_composed": ("hops right, answer wrong", "#7a5aa0"),
+    "step_by_step": ("step by step", "#2f6f9f"),
+    "unknown": ("unknown", "#666666"),
+    "interference": ("interference", "#b3452c"),
+    "not_composed": ("not composed", "#7a5aa0"),
 }
 UNKNOWN_TO_XML = {0xFFFE: "�", 0xFFFF: "�"}
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
@@ -149,7 +149,7 @@ def _legend(figure: Any) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=name) for name, colour in CAUSES.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
 
 
 def heat(

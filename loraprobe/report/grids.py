@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from loraprobe.records import Audit, Coverage, Score
+from loraprobe.records import Audit, Coverage, Sample, Score
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.formatting import interval, measured, number
 
@@ -203,3 +203,18 @@ def reasons(audit: Audit) -> Grid:
     ]
     columns = "code,weight,what was measured,where the threshold comes from,value,threshold"
     return Grid("Reasons", columns.split(","), lines, range(4))
+
+
+def replies(sample: Sample) -> Grid:
+    """What each system answered to one question, and why compositions fail it."""
+    lines = [
+        [
+            reply.system,
+            reply.text or "(nothing)",
+            "right" if reply.right else "wrong",
+            CAUSES[reply.cause][0] if reply.cause in CAUSES else "-",
+        ]
+        for reply in sample.replies
+    ]
+    columns = ["system", "answer", "right or wrong", "first cause"]
+    return Grid("What each system answered", columns, lines, range(4))

@@ -11,9 +11,10 @@ from pathlib import Path
 from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import Audit
-from loraprobe.report.answer import answer
+from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.figures import check_drawing
 from loraprobe.report.grids import form
+from loraprobe.report.joints import JOINTS
 from loraprobe.report.page import sections
 from loraprobe.report.shortening import shortened
 
@@ -21,7 +22,6 @@ MARK = "<!-- written by loraprobe -->"
 LARGEST = 1_000_000  # bytes of a page
 # Rows of a table and characters of a text, from what is usual to what hostile input needs.
 SIZES = ((400, 2000), (100, 300), (25, 60), (5, 20))
-JOINTS = frozenset("./_-:@")  # where a name may go on in the next line
 
 
 def page(audit: Audit) -> str:
@@ -41,8 +41,8 @@ def _rendered(audit: Audit, rows: int) -> str:
     def joints(text: str) -> markupsafe.Markup:
         if " " in text:  # a sentence, where 0.5 stays in one piece
             return markupsafe.escape(text)
-        whole = "".join(f"{sign}\0" if sign in JOINTS else sign for sign in text)
-        return markupsafe.Markup(str(markupsafe.escape(whole)).replace("\0", "<wbr>"))
+        whole = markupsafe.escape(JOINTS.sub("\0", text))
+        return markupsafe.Markup(str(whole).replace("\0", "<wbr>"))
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("loraprobe.report"),
@@ -55,15 +55,12 @@ def _rendered(audit: Audit, rows: int) -> str:
     found = answer(audit)
     base = f" on {audit.base.reference}" if audit.base is not None else ""
     decision = f": {found.decision}" if found.decision else ""
-    remark = (
-        "These adapters fit together." if audit.compatibility.compatible else "See the findings."
-    )
     return environment.get_template("page.html.jinja").render(
         mark=markupsafe.Markup(MARK),
         title=f"loraprobe {audit.command}{decision}",
         heading=f"loraprobe {audit.command}{base}",
         answer=found,
-        remark=remark,
+        commands=COMMANDS,
         sections=sections(audit),
         most=rows,
     )

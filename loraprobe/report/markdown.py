@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from loraprobe.records import Audit
 from loraprobe.report import adapter_grids, grids
-from loraprobe.report.answer import answer
+from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.escaping import markdown_templates
 from loraprobe.report.formatting import size
 from loraprobe.report.shortening import shortened
@@ -22,16 +22,16 @@ def markdown(audit: Audit) -> str:
     found = answer(audit)
     why = [text for label, text in found.lines if label in WHY]
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
-    lines = [(label, *_command(label, text)) for label, text in found.lines if label not in WHY]
+    lines = [(label, text) for label, text in found.lines if label not in WHY]
     scores = grids.scores(audit)[:MOST_TASKS] or [adapter_grids.adapters(audit)]
-    fits = "compatible" if audit.compatibility.compatible else "not compatible"
     text = (
         markdown_templates()
         .get_template("result.md.jinja")
         .render(
             command=audit.command,
-            headline=found.headline or fits,
+            headline=found.headline,
             lines=lines,
+            commands=COMMANDS,
             grids=scores,
             most=MOST_ROWS // len(scores),
             reasons=why[:MOST_REASONS],
@@ -39,12 +39,6 @@ def markdown(audit: Audit) -> str:
         )
     )
     return text.rstrip("\n")
-
-
-def _command(label: str, text: str) -> tuple[str, str]:
-    """The remark before a command, "" where there is none, and the command."""
-    remark, _, command = text.rpartition("  ") if label == "next" else ("", "", text)
-    return remark.strip(), command.strip()
 
 
 def _provenance(audit: Audit) -> Iterator[str]:

@@ -11,6 +11,11 @@ from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
 from loraprobe.report.formatting import interval
 from loraprobe.report.grids import Grid, form, signed
 
+MEANINGS = (
+    "Each item counts once. Step by step: right only in that form. Unknown: neither the base nor a "
+    "single adapter knows a hop. Interference: a hop that is known alone is lost in the "
+    "composition. Not composed: every hop is right, and the answer is wrong."
+)
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -102,26 +107,13 @@ def _wrong(audit: Audit) -> Section | None:
     about = About("causes-figure", title, ". ".join(told) + ".")
     caption = "Items of each composition by the first cause that fits."
     figure = Figure(stacked(about, bars), caption, grids.causes(audit))
-    return Section("causes", "Where wrong answers went", figures=[figure])
+    return Section("causes", "Where wrong answers went", [MEANINGS], [figure])
 
 
 def _examples(audit: Audit) -> Section | None:
     if not audit.samples:
         return None
-    words = {cause: name for cause, (name, _) in CAUSES.items()}
-    shown = []
-    for sample in audit.samples:
-        rows = [
-            [
-                reply.system,
-                reply.text or "(nothing)",
-                "right" if reply.right else "wrong",
-                words.get(reply.cause or "", "-"),
-            ]
-            for reply in sample.replies
-        ]
-        columns = ["system", "answer", "right or wrong", "first cause"]
-        shown.append((sample, Grid("What each system answered", columns, rows, range(4))))
+    shown = [(sample, grids.replies(sample)) for sample in audit.samples]
     return Section(
         "examples",
         "Examples of wrong answers",

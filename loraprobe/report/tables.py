@@ -3,86 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from loraprobe.records import Audit, Coverage, Measurement, Score
-from loraprobe.report.formatting import clean, count, interval, number, spread
+from loraprobe.formatting import listing
+from loraprobe.records import AdapterSummary, Audit, Coverage, Measurement, Score
+from loraprobe.report.formatting import clean, interval, number, spread
+from loraprobe.report.grids import replies
+from loraprobe.report.layout import GAP, Column, Part, fitted, name
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+MOST_PAIRS = 10  # pairs that are shown without --explain
 
 
-def table(title: str, *columns: str, left: int = 1) -> Table:
-    """A plain table: the first `left` columns text, the rest figures."""
-    made = Table(title=_inert(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for position, column in enumerate(columns):
-        justify: Literal["left", "right"] = "left" if position < left else "right"
-        made.add_column(_inert(column), justify=justify, overflow="fold")
-    return made
-
-
-def _row(made: Table, *cells: str | Text) -> None:
-    """Adds a row. Cells hold strangers' names, so text is never read as markup."""
-    made.add_row(*(cell if isinstance(cell, Text) else _inert(cell) for cell in cells))
-
-
-def _inert(text: str) -> str:
-    return escape(clean(text))
-
-
-def adapters(audit: Audit) -> Table:
+def adapters(audit: Audit, width: int) -> Part | None:
     """What each adapter is."""
-    made = table("Adapters", "name", "base model", "rank", "modules", "parameters", "norm", left=2)
+    columns = (
+        name("adapter"),
+        Column("base", figure=False, drop=3),
+        Column("variant", figure=False, drop=2),
+        Column("rank"),
+        Column("modules", drop=4),
+        Column("scaling", drop=1),
+        Column("norm"),
+        Column("licence", figure=False, drop=5),
+    )
+    return fitted("Adapters", columns, map(_adapter, audit.adapters), width)
+
+
+def _adapter(row: AdapterSummary) -> list[str]:
+    return [
+        row.name,
+        row.base_model or "-",
+        row.variant,
+        spread((row.rank["min"], row.rank["max"])),
+        str(row.modules),
+        spread(row.scaling) if row.scaling else "-",
+        number(row.norm),
+        row.license or "-",
+    ]
+
+
+def targets(audit: Audit) -> list[str]:
+    """What the adapters target, a line for each set of modules."""
+    found: dict[str, list[str]] = {}
     for row in audit.adapters:
-        low, high = row.rank["min"], row.rank["max"]
-        rank = str(low) if low == high else f"{low}–{high}"
-        _row(
-            made,
-            row.name,
-            row.base_model or "-",
-            rank,
-            str(row.modules),
-            count(row.parameters),
-            number(row.norm),
-        )
-    return made
+        if row.targets:
+            found.setdefault(" ".join(row.targets), []).append(row.name)
+    if len(found) == 1:
+        return [f"targets: {next(iter(found))}"]
+    return [f"targets of {listing(names)}: {text}" for text, names in found.items()]
 
 
-def issues(audit: Audit) -> Table | None:
+def issues(audit: Audit, width: int) -> Part | None:
     """What compatibility found, errors first."""
-    found = audit.compatibility.issues
-    if not found:
-        return None
-    made = table("Findings", "severity", "code", "what it means, and the cure", left=3)
+    columns = (
+        Column("severity", figure=False, drop=1),
+        Column("code", figure=False),
+        Column("what it means, and the cure", figure=False, prose=True),
+    )
     order = list(SEVERITY_STYLES)
-    for issue in sorted(found, key=lambda i: order.index(i.severity)):
-        text = f"{issue.message} {issue.cure}".strip()
-        style = SEVERITY_STYLES[issue.severity]
-        _row(made, Text(issue.severity, style), issue.code, text)
-    return made
+    found = sorted(audit.compatibility.issues, key=lambda i: order.index(i.severity))
+    rows = [
+        (Text(i.severity, SEVERITY_STYLES[i.severity]), i.code, f"{i.message} {i.cure}".strip())
+        for i in found
+    ]
+    return fitted("Findings", columns, rows, width)
 
 
-def diagnostics(audit: Audit, width: int = 80) -> Iterator[Table]:
+PAIR_FIGURES = {"cosine": "cosine", "norm_ratio": "norm ratio", "subspace_overlap": "overlap"}
+
+
+def pairs(audit: Audit, width: int) -> Part | None:
+    """Every pair of adapters with the figures that a reader compares, the nearest pairs first."""
+    cells: dict[tuple[str, ...], dict[str, Measurement]] = {}
+    for m in audit.diagnostics:
+        if m.module is None and len(m.adapters) == 2 and m.side in (None, "in"):
+            cells.setdefault(m.adapters, {}).setdefault(m.name, m)
+    present = [one for one in PAIR_FIGURES if any(one in row for row in cells.values())]
+    rows = [
+        (" x ".join(pair), *(_figure(row[one]) if one in row else "-" for one in present))
+        for pair, row in sorted(cells.items(), key=_nearness)
+    ]
+    title = (
+        f"Pairs (the {MOST_PAIRS} nearest of {len(rows)})" if len(rows) > MOST_PAIRS else "Pairs"
+    )
+    drops = {"subspace_overlap": 2, "norm_ratio": 1}
+    columns = [Column(PAIR_FIGURES[one], drop=drops.get(one, 0)) for one in present]
+    return fitted(title, [name("pair"), *columns], rows[:MOST_PAIRS], width)
+
+
+def _nearness(item: tuple[tuple[str, ...], Mapping[str, Measurement]]) -> float:
+    cosine = item[1].get("cosine")
+    return -abs(cosine.value) if cosine is not None and cosine.value is not None else 0.0
+
+
+def diagnostics(audit: Audit, width: int) -> Iterator[Part | None]:
     """Figures of single adapters, then of every pair, then module by module if asked for."""
     whole = [m for m in audit.diagnostics if m.module is None]
     singles = [m for m in whole if len(m.adapters) == 1]
-    pairs = [m for m in whole if len(m.adapters) > 1]
+    several = [m for m in whole if len(m.adapters) > 1]
     modules = [m for m in audit.diagnostics if m.module is not None]
     title = "Adapters and their merge" if audit.command == "merge" else "Single adapters"
-    yield from _grid(title, singles, lambda m: clean(m.adapters[0]), "adapter", width)
+    yield from _grid(title, singles, lambda m: m.adapters[0], "adapter", width)
+    yield from _grid("Between adapters", several, lambda m: " × ".join(m.adapters), "pair", width)
     yield from _grid(
-        "Between adapters", pairs, lambda m: clean(" × ".join(m.adapters)), "adapters", width
-    )
-    yield from _grid(
-        "Module by module",
-        modules,
-        lambda m: f"{clean(m.module)} ({clean(' × '.join(m.adapters))})",
-        "module",
-        width,
+        "Module by module", modules, lambda m: f"{m.module} ({' × '.join(m.adapters)})", "", width
     )
 
 
@@ -92,7 +118,7 @@ def _grid(
     key: Callable[[Measurement], str],
     heading: str,
     width: int,
-) -> Iterator[Table]:
+) -> Iterator[Part | None]:
     """Diagnostics down, adapters (or pairs) across where few; else the other way round.
 
     As many tables as it takes for each to fit the width with its figures in one piece.
@@ -103,49 +129,20 @@ def _grid(
     if len(lines) <= 3:
         lines, heads, heading = heads, lines, ""
         cells = {(line, head): text for (head, line), text in cells.items()}
-    for position, widths in enumerate(_fitting(lines, heads, cells, width)):
-        made = table(title if position == 0 else f"{title} (continued)", heading, *widths)
-        made.columns[0].no_wrap = max(map(len, lines)) <= width // 2
-        for column, wide in zip(made.columns[1:], widths.values(), strict=True):
-            column.width = wide
-        for line in lines:
-            _row(made, line, *(cells.get((line, head), "-") for head in widths))
-        yield made
-
-
-SPACE = 3  # what rich puts between two columns of a table
-
-
-def _fitting(
-    lines: Sequence[str], heads: Sequence[str], cells: Mapping[tuple[str, str], str], width: int
-) -> Iterator[dict[str, int]]:
-    """Heads and widths of the columns that fit side by side, one at least.
-
-    A column needs its widest figure and its head's longest word; what is left lets heads stay on
-    one line.
-    """
-    left = width - min(max(map(len, lines), default=0), width // 2) - 2 * SPACE
-    group: dict[str, int] = {}
+    groups: list[list[str]] = []
+    left = 0
     for head in heads:
         figures = max(len(cells.get((line, head), "-")) for line in lines)
-        need = min(left - SPACE, max(figures, *map(len, head.split(" "))))
-        if group and sum(group.values()) + need + SPACE * (len(group) + 1) > left:
-            yield _spread_out(group, left)
-            group = {}
-        group[head] = need
-    if group:
-        yield _spread_out(group, left)
-
-
-def _spread_out(group: Mapping[str, int], left: int) -> dict[str, int]:
-    """The same columns, wider where there is room for the whole head."""
-    spare = left - sum(group.values()) - SPACE * len(group)
-    widths = {}
-    for head, need in group.items():
-        more = max(0, min(spare, len(head) - need))
-        widths[head] = need + more
-        spare -= more
-    return widths
+        need = GAP + max(figures, *map(len, head.split(" ")))
+        if not groups or need > left:
+            groups.append([])
+            left = width - min(max(map(len, lines)), width // 2)
+        groups[-1].append(head)
+        left -= need
+    for at, group in enumerate(groups):
+        shown = [(line, *(cells.get((line, head), "-") for head in group)) for line in lines]
+        columns = [name(heading), *map(Column, group)]
+        yield fitted(f"{title} (continued)" if at else title, columns, shown, width)
 
 
 AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
@@ -161,7 +158,7 @@ def _label(m: Measurement) -> str:
 
 
 def _figure(m: Measurement) -> str:
-    text = number(m.value, 3)
+    text = number(m.value, 1 if m.name == "norm_ratio" else 3)
     if m.name in AGAINST_CHANCE and m.chance and m.value is not None:
         text += f" ({m.value / m.chance:.1f}× chance)"
     elif m.stderr:
@@ -169,56 +166,56 @@ def _figure(m: Measurement) -> str:
     return text
 
 
-def coverage(audit: Audit) -> Iterable[Table]:
+def coverage(audit: Audit, width: int) -> Iterable[Part | None]:
     """What the base and each adapter alone know."""
+    columns = (
+        name("probe"),
+        Column("of", figure=False),
+        Column("part", figure=False),
+        Column("value"),
+        Column("guess", drop=3),
+        Column("95 %", drop=1),
+        Column("n", drop=2),
+    )
     for task in dict.fromkeys(c.task for c in audit.coverage):
-        rows = [c for c in audit.coverage if c.task == task]
-        headings = ("probe", "of", "part", "value", "guess", "95 %", "n")
-        made = table(f"Coverage: {task}", *headings, left=3)
-        for row in rows:
-            part = f"hop {row.hop}" if row.hop else "question"
-            guess = number(row.baseline) if row.baseline is not None else ""
-            _row(
-                made,
-                row.name.replace("_", " "),
-                _of(row),
-                part,
-                number(row.value),
-                guess,
-                interval(row.ci95),
-                str(row.n),
-            )
-        yield made
+        rows = [_coverage(row) for row in audit.coverage if row.task == task]
+        yield fitted(f"Coverage: {task}", columns, rows, width)
 
 
-def _of(row: Coverage) -> str:
-    return " → ".join(row.adapters) or "base"
+def _coverage(row: Coverage) -> list[str]:
+    return [
+        row.name.replace("_", " "),
+        " → ".join(row.adapters) or "base",
+        f"hop {row.hop}" if row.hop else "question",
+        number(row.value),
+        number(row.baseline) if row.baseline is not None else "",
+        interval(row.ci95),
+        str(row.n),
+    ]
 
 
-def evaluation(audit: Audit) -> Iterable[Table]:
-    """Systems down, parts across, a table a task."""
+def evaluation(audit: Audit, width: int) -> Iterable[Part | None]:
+    """Systems down, parts across with their intervals, a table a task."""
     for task in dict.fromkeys(s.task for s in audit.evaluation):
         rows = [s for s in audit.evaluation if s.task == task]
-        parts = sorted({s.part for s in rows}, key=_part_order)
+        parts = sorted({s.part for s in rows}, key=part_order)
         retained = any(s.retention is not None for s in rows)
         n = max(s.n for s in rows)
-        metric = min(rows, key=lambda s: _part_order(s.part)).metric  # that of the question
-        title = f"Evaluation: {task} ({n} items, {metric})"
+        metric = min(rows, key=lambda s: part_order(s.part)).metric  # that of the question
         headings = [PARTS.get(p, p.replace("hop", "hop ")) for p in parts]
+        columns = [name("system"), *(Column(heading) for heading in headings)]
         if retained:
-            headings.append("retention")
-        made = table(title, "system", *headings)
-        for group in GROUPS:
-            systems = dict.fromkeys(s.system for s in rows if s.kind in group)
-            for system in systems:
-                _row(made, *_system_row(system, parts, rows, retained))
-            if systems:
-                made.add_section()
-        yield made
+            columns.append(Column("retention"))
+        systems = in_order(rows)
+        wide = [_system_row(one, parts, rows, retained, intervals=True) for one in systems]
+        needed = sum(max(len(row[at]) for row in wide) + 2 for at in range(len(columns)))
+        short = [_system_row(one, parts, rows, retained, intervals=False) for one in systems]
+        title = f"Evaluation: {task} ({n} items, {metric})"
+        yield fitted(title, columns, wide if needed <= width else short, width)
 
 
-def _part_order(part: str) -> tuple[int, str]:
-    """The question, then its steps, then the worked form."""
+def part_order(part: str) -> tuple[int, str]:
+    """The question, then its hops, then the worked form."""
     return {"question": 0, "steps": 2}.get(part, 1), part
 
 
@@ -226,8 +223,17 @@ PARTS = {"question": "question", "steps": "step by step"}
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 
 
+def in_order(rows: Sequence[Score]) -> list[str]:
+    """The names of systems: base and single adapters, compositions, chain, controls."""
+    return [
+        system
+        for group in GROUPS
+        for system in dict.fromkeys(s.system for s in rows if s.kind in group)
+    ]
+
+
 def _system_row(
-    system: str, parts: Sequence[str], rows: Sequence[Score], retained: bool
+    system: str, parts: Sequence[str], rows: Sequence[Score], retained: bool, intervals: bool
 ) -> list[str]:
     scores = {s.part: s for s in rows if s.system == system}
     cells = [system]
@@ -235,7 +241,7 @@ def _system_row(
         score = scores.get(part)
         if score is None:
             cells.append("-")
-        elif part.startswith("hop"):  # a step on the way: its interval stays in the JSON
+        elif part.startswith("hop") or not intervals:
             cells.append(number(score.value))
         else:
             cells.append(f"{number(score.value)} {interval(score.ci95)}")
@@ -244,47 +250,66 @@ def _system_row(
     return cells
 
 
-def attribution(audit: Audit) -> Table | None:
+def attribution(audit: Audit, width: int) -> Part | None:
     """Where the answers of each composition went."""
-    if not audit.attribution:
-        return None
     causes = ("solved", "step_by_step", "unknown", "interference", "not_composed")
-    made = table("Where the answers went", "system", *(c.replace("_", " ") for c in causes))
+    columns = [name("system"), *(Column(cause.replace("_", " ")) for cause in causes)]
     several = len({row.task for row in audit.attribution}) > 1
-    for row in audit.attribution:
-        name = f"{row.system} ({row.task})" if several else row.system
-        _row(made, name, *(str(getattr(row, cause)) for cause in causes))
-    return made
+    rows = [
+        (
+            f"{row.system} ({row.task})" if several else row.system,
+            *(str(getattr(row, cause)) for cause in causes),
+        )
+        for row in audit.attribution
+    ]
+    return fitted("Where the answers went", columns, rows, width)
+
+
+def wrong_answers(audit: Audit, width: int) -> Iterator[Part | str | None]:
+    """A few questions that a composition got wrong, with what every system answered."""
+    columns = (
+        name("system"),
+        Column("answer", figure=False, prose=True),
+        Column("", figure=False),
+        Column("first cause", figure=False, drop=1),
+    )
+    for sample in audit.samples:
+        gold = f"right: {clean(' or '.join(sample.gold))}"
+        title = f"{sample.task}, item {sample.item}: {sample.question} ({gold})"
+        yield fitted(" ".join(title.split()), columns, replies(sample).rows, width)
 
 
 HEAT = "▁▂▃▄▅▆▇█"  # from no share to all of it
 MOST_BARS = 40
 
 
-def gates(audit: Audit) -> Table | None:
+def gates(audit: Audit, width: int) -> Part | None:
     """How each token router shared the prompts among adapters, a bar a layer."""
-    if not audit.gates:
-        return None
-    headings = ("system", "adapter", "by layer, first to last", "share", "entropy in nats")
-    made = table("Gates of routers: shares on the prompts", *headings, left=3)
+    columns = (
+        name("router"),
+        Column("adapter", figure=False),
+        Column("by layer, first to last", figure=False, drop=1),
+        Column("share"),
+        Column("evenness"),
+    )
+    rows = []
     for whole in (row for row in audit.gates if row.layer is None):
         of = [r for r in audit.gates if r.system == whole.system and r.layer is not None]
-        entropy = f"{number(whole.entropy)} ({whole.entropy_share:.0%} of ln k)"
         for position, (adapter, share) in enumerate(whole.share.items()):
             first = position == 0
-            bars = _bars([row.share[adapter] for row in of])
-            _row(
-                made,
-                whole.system if first else "",
-                adapter,
-                bars,
-                number(share),
-                entropy if first else "",
+            rows.append(
+                (
+                    whole.system if first else "",
+                    adapter,
+                    _heat([row.share[adapter] for row in of]),
+                    number(share),
+                    f"{whole.entropy_share:.0%}" if first else "",
+                )
             )
-    return made
+    return fitted("Gates of routers: shares on the prompts", columns, rows, width)
 
 
-def _bars(shares: Sequence[float]) -> str:
+def _heat(shares: Sequence[float]) -> str:
     """One sign a layer; neighbours are averaged where there are more than MOST_BARS."""
     count = min(len(shares), MOST_BARS)
     bars = ""
@@ -294,16 +319,20 @@ def _bars(shares: Sequence[float]) -> str:
     return bars
 
 
-def layers(audit: Audit) -> Table | None:
-    """Adapters layer by layer, what repeats in every layer as one line."""
-    if not audit.layers:
-        return None
-    headings = ("module", "kind", "modules", "rank", "in", "out", "scaling", "norm")
-    made = table("Layers", *headings, left=2)
-    for row in audit.layers:
-        norm = spread(row.norm) if row.norm else "-"
-        _row(
-            made,
+def layers(audit: Audit, width: int) -> Part | None:
+    """One adapter layer by layer, what repeats in every layer as one line."""
+    columns = (
+        name("module"),
+        Column("kind", figure=False, drop=2),
+        Column("modules", drop=1),
+        Column("rank"),
+        Column("in", drop=4),
+        Column("out", drop=3),
+        Column("scaling", drop=5),
+        Column("norm"),
+    )
+    rows = [
+        (
             row.pattern,
             row.kind,
             str(row.modules),
@@ -311,6 +340,8 @@ def layers(audit: Audit) -> Table | None:
             spread(row.in_features),
             spread(row.out_features),
             spread(row.scaling),
-            norm,
+            spread(row.norm) if row.norm else "-",
         )
-    return made
+        for row in audit.layers
+    ]
+    return fitted("Layers", columns, rows, width)

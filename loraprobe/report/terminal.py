@@ -1,17 +1,24 @@
-"""One Audit on a terminal: the findings, then the verdict and its action."""
+"""One Audit on a terminal: findings, scores, and the answer last.
+
+`explain` prints every figure and reason instead, also before the answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
-from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
+from rich.text import Text
 
-from loraprobe.records import Audit, Reason, Verdict
+from loraprobe.formatting import count
+from loraprobe.records import Audit, Issue, Reason, Verdict
 from loraprobe.report import tables
+from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, size
+from loraprobe.report.joints import wrapped
+from loraprobe.report.layout import Part
+from loraprobe.report.phrases import first_sentence
+from loraprobe.report.scores import scores
 
 STYLES = {
     "likely": "bold green",
@@ -19,58 +26,114 @@ STYLES = {
     "inconclusive": "bold yellow",
     "incompatible": "bold red",
 }
-MEANINGS = {
-    "likely": "composing these adapters likely works for this task",
-    "unlikely": "composing these adapters does not give what the task asks",
-    "inconclusive": "this evidence does not decide",
-    "incompatible": "these adapters cannot be composed as they are",
-}
-ACTIONS = {
-    "merge": "merge them",
-    "route": "route between them",
-    "chain": "chain them: ask each hop of its own adapter and put the answer into the next prompt",
-    "step-by-step": "ask step by step",
-    "use-base": "use the base alone",
-    "switch-adapters": "load the adapter of each task by itself",
-    "train-target-adapter": "train one adapter on the target task",
-    "gather-evidence": "get the evidence that is named below",
-    "fix": "apply the cures below",
-}
-FORECAST = ("forecast", "probability-measured-on")
+MARKS = {"error": "x", "warning": "!", "note": "·"}
+MOST_FINDINGS = 3  # without --explain
+SURE = ("forecast", "probability-measured-on", "outside-calibration", "few-items")
 
 
-def render(audit: Audit, console: Console) -> None:
-    """Prints the whole audit."""
-    heading = f"[bold]loraprobe {audit.command}[/]"
+def render(
+    audit: Audit,
+    console: Console,
+    *,
+    explain: bool = False,
+    remark: str = "",
+    typed: Mapping[str, str] = NOTHING_TYPED,
+) -> None:
+    """Prints an audit, the answer last.
+
+    remark: lines before the answer. typed: published name of a reference -> the reference as the
+    user typed it, for the command to run next.
+    """
+    width = console.width
+    console.print(Text(_heading(audit), "bold"), no_wrap=True, overflow="ellipsis")
+    for part in _everything(audit, width) if explain else _most_important(audit, width):
+        if isinstance(part, Part):
+            title = f"\n{clean(part.title)}"
+            console.print(Text(title, "bold"), no_wrap=True, overflow="ellipsis")
+            console.print(part.table)
+        elif part is not None:
+            console.print(part, style="dim", markup=False)
+    if explain and audit.verdict is not None:
+        for line in _reasons(audit.verdict, width):
+            console.print(line)
+    if remark:
+        console.print("\n".join(["", *wrapped(remark, width)]), markup=False)
+    console.print(f"\n{footer(audit, explain)}\n", style="dim", no_wrap=True, overflow="ellipsis")
+    for line in styled(answer(audit).typed(typed), width):
+        console.print(line, soft_wrap=True)
+
+
+def styled(told: Answer, width: int) -> Iterator[Text]:
+    """The answer with its headline and its labels in colour."""
+    laid = told.laid_out(width)
+    head = len(wrapped(told.headline, width))
+    for at, line in enumerate(laid):
+        if at < head:
+            yield Text(line, STYLES.get(told.decision, "bold"))
+        else:
+            yield Text.assemble((line[:12], "bold"), line[12:])
+
+
+def _heading(audit: Audit) -> str:
+    heading = f"loraprobe {audit.command}"
     if audit.base is not None:
         commit = f" @ {audit.base.commit[:10]}" if audit.base.commit else ""
-        heading += f"  base {escape(clean(audit.base.reference))}{commit}"
-    console.print(heading)
+        heading += f" on {audit.base.reference}{commit}"
+    return clean(heading)
+
+
+def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
+    """What a reader needs to check the answer."""
+    yield tables.adapters(audit, width)
+    for line in tables.targets(audit):
+        yield "\n".join(wrapped(clean(line), width))
+    yield tables.layers(audit, width)
+    if audit.command == "inspect" and audit.compatibility.compatible:
+        yield tables.pairs(audit, width)
+    yield from _findings(audit, width)
+    yield scores(audit, width)
+
+
+def _findings(audit: Audit, width: int) -> Iterator[str]:
+    """The first findings, errors first, each with its cure, and how many more there are."""
+    order = list(MARKS)
+    found = sorted(audit.compatibility.issues, key=lambda i: order.index(i.severity))
+    if audit.verdict is not None and audit.verdict.decision == "incompatible":
+        found = [i for i in found if i.severity != "error"]  # the answer says them
+    told = {text for _, text in answer(audit).lines}
+    found = [i for i in found if clean(first_sentence(i)) not in told]
+    found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
+    for issue in found[:MOST_FINDINGS]:
+        yield _finding(issue, width)
+    if len(found) > MOST_FINDINGS:
+        yield f"  and {count(len(found) - MOST_FINDINGS, 'more finding')}: --explain"
+
+
+def _finding(issue: Issue, width: int) -> str:
+    first, *more = wrapped(clean(first_sentence(issue)), width - 2)
+    if len(more) > 1:
+        more = [more[0][: width - 4] + " …"]
+    return "\n  ".join([f"{MARKS[issue.severity]} {first}", *more])
+
+
+def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
+    """Every table and note."""
     for line in sources(audit):
-        console.print(line, style="dim")
-    parts: list[Table | None] = [
-        tables.adapters(audit),
-        tables.layers(audit),
-        tables.issues(audit),
-        *tables.diagnostics(audit, console.width),
-        *tables.coverage(audit),
-        *tables.evaluation(audit),
-        tables.attribution(audit),
-        tables.gates(audit),
-    ]
-    for part in parts:
-        if part is not None and part.row_count:
-            console.print(part)
+        yield "\n".join(wrapped(line, width))
+    yield tables.adapters(audit, width)
+    for line in tables.targets(audit):
+        yield "\n".join(wrapped(clean(line), width))
+    yield tables.layers(audit, width)
+    yield tables.issues(audit, width)
+    yield from tables.diagnostics(audit, width)
+    yield from tables.coverage(audit, width)
+    yield from tables.evaluation(audit, width)
+    yield scores(audit, width)
+    yield tables.attribution(audit, width)
+    yield from tables.wrong_answers(audit, width)
+    yield tables.gates(audit, width)
     for note in audit.notes:
-        console.print(f"- {escape(clean(note))}")
-    if audit.verdict is not None:
-        console.print(verdict_panel(audit.verdict))
-    elif len(audit.adapters) > 1 and audit.command == "inspect":
-        fits = audit.compatibility.compatible
-        console.print(
-            "[bold green]Compatible.[/]" if fits else "[bold red]Not compatible; see Findings.[/]"
-        )
-    console.print(f"[dim]{footer(audit)}[/]")
+        yield "\n  ".join(wrapped(f"- {clean(note)}", width - 2))
 
 
 def sources(audit: Audit) -> list[str]:
@@ -79,70 +142,56 @@ def sources(audit: Audit) -> list[str]:
     for row in audit.adapters:
         if row.reference != row.name or row.commit:
             pinned = f" @ {row.commit}" if row.commit and row.commit not in row.reference else ""
-            lines.append(escape(f"{clean(row.name)} = {clean(row.reference)}{pinned}"))
+            lines.append(f"{clean(row.name)} = {clean(row.reference)}{pinned}")
     return lines
 
 
-def verdict_panel(verdict: Verdict) -> Panel:
-    """Decision, action, forecast and reasons in a box."""
-    style = STYLES[verdict.decision]
-    about = f" ({escape(clean(verdict.system))})" if verdict.system else ""
-    lines = [
-        f"[{style}]{verdict.decision.upper()}[/]: {MEANINGS[verdict.decision]}{about}.",
-        f"[bold]What to do:[/] {escape(action(verdict))}",
-    ]
-    forecast = [reason for reason in verdict.reasons if reason.code in FORECAST]
-    lines += [escape(clean(reason.message)) for reason in forecast]
-    lines += ["", *(reason_line(r) for r in verdict.reasons if r not in forecast)]
-    title = f"Verdict, from {verdict.evidence}"
-    return Panel("\n".join(lines), title=title, title_align="left", border_style=style)
+def _reasons(verdict: Verdict, width: int) -> Iterator[Text]:
+    """Every reason with its code and source, in three groups."""
+    sure = [r for r in verdict.reasons if r.code in SURE]
+    why = [r for r in verdict.reasons if r not in sure and r.severity != "info"]
+    rest = [r for r in verdict.reasons if r not in sure and r not in why]
+    groups = {"Why": why, "What was measured": rest, "How sure": sure}
+    for title, reasons in groups.items():
+        if reasons:
+            yield Text(title, "bold")
+        for reason in reasons:
+            yield from _reason(reason, width)
 
 
-def action(verdict: Verdict) -> str:
-    """The action in words, with its name for scripts."""
-    head, _, name = verdict.action.partition(":")
-    words = f"use {clean(name)} alone" if head == "use-single" else ACTIONS.get(head, head)
-    return words if words.replace(" ", "-") == head else f"{words} ({clean(verdict.action)})"
+def _reason(reason: Reason, width: int) -> Iterable[Text]:
+    mark, style = ("!", "yellow") if reason.severity == "warning" else ("·", "")
+    for at, line in enumerate(wrapped(clean(reason.message), width - 2)):
+        yield Text.assemble((mark if at == 0 else " ", style), f" {line}")
+    source = f"{reason.code}: {reason.source}" if reason.source else reason.code
+    for line in wrapped(clean(source), width - 4):
+        yield Text(f"    {line}", "dim")
 
 
-def reason_line(reason: Reason) -> str:
-    """One reason as a bullet: the sentence, the code and the source."""
-    mark = {"decisive": "[bold]•[/]", "warning": "[yellow]![/]"}.get(reason.severity, "·")
-    origin = f": {clean(reason.source)}" if reason.source else ""
-    return f"{mark} {escape(clean(reason.message))} [dim]{escape(f'[{reason.code}{origin}]')}[/]"
-
-
-def footer(audit: Audit) -> str:
+def footer(audit: Audit, explain: bool = False) -> str:
     """Time, device, dtype, memory and seed of the run."""
     p = audit.provenance
+    memory = f", {size(p.peak_memory_bytes)}" if p.peak_memory_bytes else ""
+    more = "" if explain else "; all: --explain"
     seconds = sum(p.seconds.values())
-    memory = f", {size(p.peak_memory_bytes)} peak memory" if p.peak_memory_bytes else ""
-    return f"{seconds:.1f} s on {p.device} in {p.dtype}{memory}, seed {p.seed}"
+    return f"{seconds:.1f} s, {p.device}, {p.dtype}{memory}, seed {p.seed}{more}"
 
 
 def one_line(audit: Audit) -> str:
     """The result in one line, for --quiet."""
-    if audit.verdict is not None:
-        return clean(f"{audit.verdict.decision} {audit.verdict.action}")
+    verdict = audit.verdict
+    if verdict is not None and verdict.evidence != "weights":
+        return clean(f"{verdict.decision} {verdict.action}")
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 
 def demo_text(audit: Audit, scenarios: Sequence[str]) -> str:
-    """What the demo showed, and the command that does the same on the user's own adapters."""
-    *first, last = [clean(row.name) for row in audit.adapters]
-    names = f"{', '.join(first)} and {last}"
+    """What the demo showed, and where the other scenarios are."""
     systems = len({row.system for row in audit.evaluation})
-    decision = audit.verdict.decision if audit.verdict else "no verdict"
     others = ", ".join(scenarios)
     return (
-        "[bold]What you just saw[/]\n"
-        f"The adapters {names} belong to one small base that ships with loraprobe. They were "
-        f"checked and compared without the base. Then {systems} systems answered the same "
-        f"questions: the base, each adapter alone, every composition, and controls that a "
-        f"composition has to beat. The verdict, {decision}, follows from those figures.\n\n"
-        f"[bold]The same on your own adapters[/]\n"
-        f"loraprobe merge-and-eval owner/one owner/two --task questions.jsonl\n"
-        f"where each line of questions.jsonl is such as\n"
-        + escape('{"id": "1", "prompt": "Who is the mayor of Ulm?", "answer": "Bo"}')
-        + f"\n\nOther scenarios: loraprobe demo --scenario NAME, NAME one of {others}."
+        f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
+        "composition, and controls that a composition has to beat. Your own questions stand in a "
+        'file with lines such as {"prompt": "Who is the mayor of Ulm?", "answer": "Bo"}. Other '
+        f"scenarios: --scenario {others}."
     )

@@ -9,6 +9,8 @@ failure (attribution) calls for.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loraprobe.records import Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import chain_gain
@@ -26,23 +28,26 @@ FAILS = {  # what a wrong answer of each cause shows
 
 def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str, list[Reason]]:
     """The action of a decision that is not `likely`, and its reasons."""
+    cause = _commonest_cause(evidence, best.system)
     chain = chain_gain(evidence)
-    chain_gains = chain is not None and chain.gains == "likely"
-    action, reasons = _by_cause(evidence, best.system, chain_gains)
-    if chain_gains:
-        return "chain", reasons
+    if chain is not None and chain.gains == "likely":
+        return "chain", _about_cause(cause, best.system, "run each hop by its own adapter")
+    unadvised = _about_cause(cause, best.system)
     if decision == "inconclusive":
-        return "gather-evidence", reasons
+        return "gather-evidence", unadvised
     if _base_at_ceiling(evidence):
-        return "use-base", [_base_suffices(evidence), *reasons]
+        return "use-base", [_base_suffices(evidence), *unadvised]
     single = best_single(evidence)
     if single is not None and best.gains == "unlikely":
-        return f"use-single:{single[0]}", [_single_suffices(single, best, evidence), *reasons]
+        return f"use-single:{single[0]}", [_single_suffices(single, best, evidence), *unadvised]
     if best.high < 0 and evidence.kind(best.against) == "base":
-        return "use-base", [_base_is_better(best), *reasons]
+        return "use-base", [_base_is_better(best), *unadvised]
     if evidence.several:
         return _keep_apart(evidence, best)
-    return action, reasons
+    if cause is None:
+        return "train-target-adapter", []
+    action, advice = _cure(evidence, best.system, cause.name)
+    return action, _about_cause(cause, best.system, advice)
 
 
 def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]:
@@ -86,27 +91,43 @@ def _base_at_ceiling(evidence: Evidence) -> bool:
     return any(low is not None and low > 1 - evidence.margin for low in lows)
 
 
-def _by_cause(evidence: Evidence, system: str, chain_gains: bool) -> tuple[str, list[Reason]]:
-    """The action for the commonest cause of a system's failures, and the counts as a reason."""
+@dataclass(frozen=True)
+class Cause:
+    """The commonest cause of a system's wrong answers: how many it has, of how many."""
+
+    name: str
+    count: int
+    wrong: int
+    items: int
+
+
+def _commonest_cause(evidence: Evidence, system: str) -> Cause | None:
+    """None where no wrong answer was attributed to a cause."""
     rows = [row for row in evidence.attribution if row.system == system]
     counts = {cause: sum(getattr(row, cause) for row in rows) for cause in CAUSES}
-    if not any(counts.values()):
-        return "train-target-adapter", []
-    solved = sum(row.solved for row in rows)
-    total = sum(counts.values()) + solved
+    wrong = sum(counts.values())
+    if not wrong:
+        return None
     cause = max(CAUSES, key=lambda c: counts[c])
-    action, advice = _cure(evidence, system, cause, chain_gains)
-    wrong = fmt.count(total - solved, "wrong answer")
-    reason = Reason(
-        "mostly-" + cause.replace("_", "-"),
-        f"Of {wrong} of {system} {counts[cause]} {FAILS[cause]}: {advice}.",
-        counts[cause] / total,
-        source="each item counts under the first cause that fits",
-    )
-    return action, [reason]
+    return Cause(cause, counts[cause], wrong, wrong + sum(row.solved for row in rows))
 
 
-def _cure(evidence: Evidence, system: str, cause: str, chain_gains: bool) -> tuple[str, str]:
+def _about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Reason]:
+    """The cause in one line, with the advice that follows from it if that is the action."""
+    if cause is None:
+        return []
+    what = f"Of {fmt.count(cause.wrong, 'wrong answer')} of {system} {cause.count}"
+    return [
+        Reason(
+            "mostly-" + cause.name.replace("_", "-"),
+            f"{what} {FAILS[cause.name]}{': ' + advice if advice else ''}.",
+            cause.count / cause.items,
+            source="each item counts under the first cause that fits",
+        )
+    ]
+
+
+def _cure(evidence: Evidence, system: str, cause: str) -> tuple[str, str]:
     """The action against one cause of failure, and the advice in words."""
     chained = bool(evidence.systems(("chain",)))
     norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
@@ -114,8 +135,6 @@ def _cure(evidence: Evidence, system: str, cause: str, chain_gains: bool) -> tup
         return "step-by-step", "ask it step by step"
     if cause == "unknown":
         return "train-target-adapter", "train the adapter that should know it"
-    if chain_gains:
-        return "chain", "run each hop by its own adapter, which gains"
     if cause == "interference":
         if not evidence.systems(("router",)) and not _chain_is_better(evidence, system):
             return "route", f"route instead of merging{norms}"

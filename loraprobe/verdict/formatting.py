@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from loraprobe import defaults
 from loraprobe.formatting import count as count
 from loraprobe.formatting import listing as listing
@@ -27,6 +29,11 @@ def number(value: float) -> str:
 
 def interval(low: float, high: float) -> str:
     return f"[{number(low)}, {number(high)}]"
+
+
+def sentence(text: str, names: Iterable[str] = ()) -> str:
+    """Text with a capital at its start, unless it starts with one of the names."""
+    return text if text.startswith(tuple(names)) else text[:1].upper() + text[1:]
 
 
 def signed(difference: float) -> str:

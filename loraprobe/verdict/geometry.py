@@ -137,7 +137,7 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
         reasons.append(
             Reason(
                 rule.code,
-                text[0].upper() + text[1:] + more + ".",
+                fmt.sentence(text + more + ".", names=worst.adapters),
                 value,
                 rule.threshold,
                 rule.source,
@@ -154,7 +154,7 @@ def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: s
         return ""
     small, large = sorted(names, key=norms.__getitem__)
     return (
-        f"{large} is {factor} times larger than {small}, which will hardly show in a merge: try "
+        f"{large} is {factor} times larger than {small}, which hardly shows in a merge: try "
         "--balance norm"
     )
 
@@ -166,8 +166,8 @@ def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
         return []
     farthest = max(cosines, key=abs)
     text = (
-        f"Neither redundant nor opposed: the cosine is {fmt.number(farthest)} (opposed below "
-        f"{fmt.number(OPPOSED_COSINE)}, redundant above {fmt.number(EQUAL_COSINE)})."
+        f"Cosine {fmt.number(farthest)}: neither opposed ({fmt.number(OPPOSED_COSINE)}) nor "
+        f"redundant ({fmt.number(EQUAL_COSINE)})."
     )
     source = "at 0 two updates are orthogonal"
     return [Reason("unrelated-updates", text, farthest, EQUAL_COSINE, source)]

@@ -14,12 +14,14 @@ TASK = "questions.jsonl"  # stands for a task file that is still to be written
 class Request:
     """What a command worked on, in the words of a command line.
 
-    `base` is "auto" where the adapters name it themselves, "" where nobody does. `kind` is the kind
+    `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
+    that they name. `kind` is the kind
     of the verdict's system, "merge" or "router". `options` are those that change a composition.
     """
 
     adapters: tuple[str, ...]
     base: str = "auto"
+    bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     kind: str = "merge"
     options: tuple[str, ...] = ()
@@ -38,6 +40,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         return f"PeftModel.from_pretrained(base, {reference!r})"
     if head == "switch-adapters":
         return f"model.set_adapter({_name(request.adapters[0])!r})"
+    if head == "fix" and len(request.bases) > 1:
+        return _command("find", request.bases[:1])  # adapters of one base
     if head == "fix":
         return _command("inspect", request.adapters)
     if head == "gather-evidence" and verdict.evidence == "weights":
@@ -89,3 +93,14 @@ def _name(reference: str) -> str:
 
 def _reference(reference: str) -> str:
     return reference.partition("=")[2] or reference
+
+
+def merge_and_eval_command(command: str) -> str:
+    """From `loraprobe inspect A B ... --probe auto` the command that decides on a task file."""
+    words = shlex.split(command)
+    if words[:2] != ["loraprobe", "inspect"] or words[-2:] != ["--probe", "auto"]:
+        return ""
+    kept = words[2:-2]
+    if kept[-2:] == ["--base", "auto"]:
+        kept = kept[:-2]
+    return shlex.join(["loraprobe", "merge-and-eval", *kept, "--task", TASK])

@@ -105,8 +105,7 @@ def controls(best: Candidate) -> Reason:
         return Reason("controls-beaten", text, nearest.low, 0.0, fmt.CONTROL)
     return Reason(
         "partner-adds-nothing",
-        f"{CONTROLS.get(nearest.name.partition(':')[0], 'A control')} ({nearest.name}) "
-        f"{_compared(nearest)}: {best.system} differs by {how}"
+        f"{_what_is(nearest)} {_compared(nearest)}: {best.system} differs by {how}"
         f"{'' if nearest.as_good else would_decide(nearest.needed)}.",
         nearest.low,
         0.0,
@@ -115,10 +114,14 @@ def controls(best: Candidate) -> Reason:
     )
 
 
-CONTROLS = {
-    "random-partner": "A random partner of the same size",
-    "shrunk": "The best adapter alone, only smaller,",
-}
+def _what_is(control: Control) -> str:
+    """A control in words: a random partner, or one adapter shrunk."""
+    kind, _, name = control.name.partition(":")
+    if kind == "shrunk":
+        return f"{name} alone, only smaller,"
+    return (
+        "A random partner of the same size" if kind == "random-partner" else f"{kind}, a control,"
+    )
 
 
 def _compared(control: Control) -> str:

@@ -224,7 +224,7 @@ def test_a_control_as_good_takes_the_verdict():
     found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.06))
     assert found.decision == "inconclusive"
     partner = reason(found, "partner-adds-nothing")
-    assert partner.severity == "decisive" and "random-partner" in partner.message
+    assert partner.severity == "decisive" and "A random partner" in partner.message
     assert "no number of items" in partner.message  # the two are equal
     found = judge(evidence({**GAIN, "random-partner": 0.44}, half=0.12))
     assert "about 400 items" in reason(found, "partner-adds-nothing").message
@@ -353,7 +353,7 @@ def test_where_the_chain_gains_nobody_is_told_to_train(cause):
     found = judge(both(evidence(values, attribution=rows), evidence(FAIL, part="steps")))
     assert found.action == "chain"
     message = reason(found, "mostly-" + cause.replace("_", "-")).message
-    assert "by its own adapter, which gains" in message and "train" not in message
+    assert "by its own adapter" in message and "train" not in message
 
 
 def test_lossy_compression_is_not_blamed_on_the_method():

@@ -432,6 +432,10 @@ class OutputOptions:
     dry_run: bool = option(
         False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
     )
+    markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."
+    )
     explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
     quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
     exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

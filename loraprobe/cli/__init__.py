@@ -165,6 +165,7 @@ def _register() -> None:
         lab,
         merge,
         methods,
+        report,
         route,
         verify,
     )
@@ -176,6 +177,7 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("report", report.report),
         ("verify", verify.verify),
         ("methods", methods.methods),
         ("cache", cache.cache),

@@ -19,7 +19,10 @@ Scenario = Annotated[
 ]
 
 
-@with_options("device", "threads", "seed", "json", "explain", "quiet", "exit_zero")
+OPTIONS = "device threads seed json html markdown save_samples explain quiet exit_zero"
+
+
+@with_options(*OPTIONS.split())
 def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
     from loraprobe import pipeline
@@ -33,7 +36,8 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
     with output.progress() as progress:
-        audit = pipeline.merge_and_eval(
+        found = pipeline.merge_and_eval(
             refs, base=base, tasks=chosen.tasks, options=options, progress=progress
-        ).audit
-    output.result(audit, demo_text(audit, list(world.scenarios)))
+        )
+    after = demo_text(found.audit, list(world.scenarios))
+    output.result(found.audit, after, samples=found.samples)

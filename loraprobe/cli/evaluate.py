@@ -7,14 +7,15 @@ from typing import Any
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
 OPTIONS = (
     "methods routers systems space rank weights search_budget search_items balance "
     "subtract router_prompts target overwrite metric margin retention prior calibration "
     "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
-    "threads per_module diagnostics exact allow trust_remote_code seed resume json html explain "
-    "dry_run quiet exit_zero"
+    "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
+    "markdown save_samples explain dry_run quiet exit_zero"
 )
 
 
@@ -36,6 +37,8 @@ def merge_and_eval(
     """
     from loraprobe import pipeline
 
+    if output.save_samples is not None and options.metric == "answer_loss":
+        raise UsageError("--save-samples keeps answers, and --metric answer_loss asks for none.")
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, task)
         given: dict[str, Any] = {
@@ -58,4 +61,4 @@ def merge_and_eval(
         else:
             found.made.save(output.target, overwrite=output.overwrite)
             output.say(f"Wrote {found.made.name} to {output.target}.")
-    output.result(found.audit)
+    output.result(found.audit, samples=found.samples)

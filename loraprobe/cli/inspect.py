@@ -23,7 +23,7 @@ Probe = Annotated[
 OPTIONS = (
     "per_module diagnostics exact allow device dtype batch_size threads limit "
     "max_new_tokens metric margin prior calibration chat_template trust_remote_code seed "
-    "resume json html explain quiet exit_zero"
+    "resume json html markdown explain quiet exit_zero"
 )
 
 

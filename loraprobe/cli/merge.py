@@ -10,7 +10,7 @@ from loraprobe.options import Options
 
 OPTIONS = (
     "target methods weights search_budget search_items balance subtract space rank dtype "
-    "overwrite device limit allow threads seed json html explain quiet"
+    "overwrite device limit allow threads seed json html markdown explain quiet"
 )
 
 

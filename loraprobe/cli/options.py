@@ -55,6 +55,8 @@ def with_options(*names: str, **changed: Mapping[str, Any]) -> Callable[[Command
                 "options": _values(Options, {n: given[n] for n in names if n in _FIELDS}),
                 "output": _values(Output, {n: given[n] for n in names if n in _PRINTED}),
             }
+            if made["output"].html is not None:  # a page maps layers and modules
+                made["options"] = dataclasses.replace(made["options"], per_module=True)
             wanted = {name: value for name, value in made.items() if name in parameters}
             return command(**{n: given[n] for n in own}, **wanted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from loraprobe.errors import UsageError
 from loraprobe.options import OutputOptions
-from loraprobe.records import Audit, Progress
+from loraprobe.records import Audit, Progress, Sample
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
@@ -28,6 +29,12 @@ class Output(OutputOptions):
             from loraprobe.report.html import check_page
 
             check_page(self.html)
+        if self.save_samples is not None:
+            from loraprobe.report.samples import check_samples
+
+            check_samples(self.save_samples)
+        if self.json and self.markdown:
+            raise UsageError("--json and --markdown both print the result; give one of them.")
 
     def warn(self, message: str) -> None:
         """A warning on standard error."""
@@ -70,11 +77,17 @@ class Output(OutputOptions):
             print("\n".join(dry_run.lines(found)))
         sys.stdout.flush()
 
-    def result(self, audit: Audit, after: str = "", line: str = "") -> None:
+    def result(
+        self,
+        audit: Audit,
+        after: str = "",
+        line: str = "",
+        samples: Iterable[Sample] | None = None,
+    ) -> None:
         """The audit, then the exit that its verdict asks for.
 
         `after` stands between the tables and the answer; `line` is what --quiet says if not the
-        verdict.
+        verdict; `samples` are the answers for --save-samples.
         """
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
@@ -85,10 +98,25 @@ class Output(OutputOptions):
 
             write_page(audit, self.html)
             self.say(f"Wrote {self.html}.")
+        if self.save_samples is not None:
+            from loraprobe.report.samples import write_samples
+
+            write_samples(samples or (), self.save_samples)
+            self.say(f"Wrote {self.save_samples}.")
+        self._print(audit, after, line)
+        sys.stdout.flush()
+        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
+
+    def _print(self, audit: Audit, after: str, line: str) -> None:
+        """The result on standard output, in the form that was asked for."""
         if self.json:
             from loraprobe.secrets import scrub
 
             print(scrub(audit.to_json()))
+        elif self.markdown:
+            from loraprobe.report.markdown import markdown
+
+            print(markdown(audit))
         elif self.quiet:
             from loraprobe.report.formatting import clean
             from loraprobe.report.terminal import one_line
@@ -100,8 +128,6 @@ class Output(OutputOptions):
             typed = typed_references(sys.argv[1:])
             console = Console(highlight=False)
             render(audit, console, explain=self.explain, remark=after, typed=typed)
-        sys.stdout.flush()
-        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
 
 
 def typed_references(arguments: Sequence[str]) -> dict[str, str]:

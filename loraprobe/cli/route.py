@@ -10,7 +10,7 @@ from loraprobe.options import Options
 OPTIONS = (
     "target routers router_prompts weights search_budget search_items balance subtract "
     "overwrite limit chat_template device quantize device_map batch_size threads allow "
-    "trust_remote_code seed json explain quiet"
+    "trust_remote_code seed json html markdown explain quiet"
 )
 
 

@@ -1,7 +1,8 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
-`score`, `compare`, `gains` and `attribute` evaluate the results. `statistics` holds the intervals.
+`score`, `compare`, `gains` and `attribute` evaluate the results; `Samples` shows them.
+`statistics` holds the intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
@@ -10,12 +11,14 @@ from loraprobe.evaluation.comparing import compare, gain, gains, retention, scor
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import METRICS
 from loraprobe.evaluation.running import run_systems
+from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template
 
 __all__ = [
     "METRICS",
     "Ledger",
+    "Samples",
     "System",
     "attribute",
     "chain_notes",

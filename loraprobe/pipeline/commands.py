@@ -33,6 +33,7 @@ from loraprobe.records import Audit, Issue, Measurement, Progress
 
 if TYPE_CHECKING:
     from loraprobe.compatibility.identity import Purpose
+    from loraprobe.evaluation import Samples
     from loraprobe.pipeline.estimating import Estimate
     from loraprobe.pipeline.saved import Routed
     from loraprobe.tasks import Probe, Task
@@ -44,12 +45,14 @@ Adapters = Sequence[Adapter | Reference]
 class Outcome:
     """An audit, and what it made: a merge or a composition with its card, where there is one.
 
-    `why_nothing` says why merge-and-eval recommends nothing that could be saved.
+    `why_nothing` says why merge-and-eval recommends nothing that could be saved; `samples` are the
+    answers of all systems, where any was asked.
     """
 
     audit: Audit
     made: Merged | Routed | None = None
     why_nothing: str = ""
+    samples: Samples | None = None
 
 
 def inspect(
@@ -235,7 +238,7 @@ def merge_and_eval(
     Raises LoraprobeError where base, adapters or tasks cannot be used at all. Adapters that do not
     fit together end the run early with the verdict `incompatible`.
     """
-    from loraprobe.pipeline.evaluating import evaluate
+    from loraprobe.pipeline.evaluating import evaluate, wrong_answers
 
     inputs = _open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
@@ -260,6 +263,7 @@ def merge_and_eval(
         inputs,
         replace(examined, compatibility=with_issues(examined.compatibility, issues)),
         found.notes,
+        samples=wrong_answers(found, verdict),
         gates=found.gates,
         search=found.search,
         transformations=found.builder.prepared.steps,
@@ -270,7 +274,7 @@ def merge_and_eval(
         made = with_card(made, audit, options)
     elif made is not None:
         made = with_composition_card(made, audit, options)
-    return Outcome(audit, made, why)
+    return Outcome(audit, made, why, found.samples)
 
 
 def estimate_cost(

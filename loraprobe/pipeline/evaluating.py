@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
-from loraprobe.evaluation import System
+from loraprobe.evaluation import Samples, System
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs, load_scorer
@@ -30,7 +30,9 @@ from loraprobe.records import (
     Gain,
     GateStatistics,
     ItemResult,
+    Sample,
     Score,
+    Verdict,
     WeightSearch,
 )
 
@@ -76,6 +78,7 @@ class Evaluated:
     search: WeightSearch | None
     compositions: Sequence[Built]
     builder: SystemBuilder
+    samples: Samples
     notes: Sequence[str]
 
 
@@ -102,6 +105,7 @@ def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Ev
         systems += _controls(builder, compositions, results, systems, session)
         results = evaluator.run(systems)
     statistics = statistics_of(results, systems, evaluator.tasks, session)
+    samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [*search_notes, *unfit_routers(options, inputs.adapters).values()]
@@ -109,7 +113,17 @@ def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Ev
         notes += one.system.composition.notes() if one.system.composition else []
     notes += [gate_note, *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
-    return Evaluated(statistics, coverage, forecasts, gates, search, compositions, builder, notes)
+    return Evaluated(
+        statistics, coverage, forecasts, gates, search, compositions, builder, samples, notes
+    )
+
+
+def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
+    """A few questions that the composition of the verdict, or else the best one, got wrong."""
+    scores = found.statistics.evaluation
+    system = verdict.system or best_system(scores, ("merge", "router", "chain"))
+    form = verdict.gain.form if verdict.gain is not None else "question"
+    return found.samples.wrong(system, form) if system else ()
 
 
 def _controls(

@@ -66,6 +66,10 @@ class Registry(Generic[T]):
             and not thing.__name__.startswith("_")
         )
 
+    def __contains__(self, spec: str) -> bool:
+        """Whether a spec such as "ties:density=0.3" names a member."""
+        return _name_in(spec) in self.members
+
     def names(self) -> list[str]:
         """The names of all members, sorted."""
         return list(self.members)
@@ -86,7 +90,7 @@ class Registry(Generic[T]):
         if not isinstance(spec, str):
             return spec
         name, _, rest = spec.partition(":")
-        cls = self.get(name.strip().replace("-", "_"))
+        cls = self.get(_name_in(spec))
         options = self._options(cls, name, rest)
         try:
             return cls(**options)
@@ -115,6 +119,11 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[type[T]]:
         return iter(self.members.values())
+
+
+def _name_in(spec: str) -> str:
+    """The name in a spec: "task_arithmetic" of "task-arithmetic", "ties" of "ties:density=0.3"."""
+    return spec.partition(":")[0].strip().replace("-", "_")
 
 
 def name_of(member: Any) -> str:

@@ -13,7 +13,8 @@ import typer
 
 from loraprobe.cli.completing import OF_OPTIONS
 from loraprobe.cli.output import Output
-from loraprobe.options import Declaration, Options, declarations
+from loraprobe.declarations import Declaration, declarations
+from loraprobe.options import Options
 
 REFERENCE = "a directory, owner/name[@revision[:sub/folder]], or NAME=REF"
 Refs = Annotated[

@@ -1,7 +1,20 @@
 """The stages of each command in order; the command line and the Python functions call these.
 
-`inspect`, `merge` and `compose` need no statistics and `inspect` and `merge` no model, so modules
-are imported when one of their names is used.
+`commands` has one function a command. It calls, in this order:
+
+    inputs          opens adapters, base, tasks and prompt files
+    examination     compatibility and diagnostics
+    transforms      `--subtract` and `--balance`
+    evaluating      scores on the base model: `scorer` loads it, `evaluator` asks it, `systems`
+                    builds compositions with `weight_search`, `router_fitting`, `random_partner`;
+                    `results` stores the answers for `--resume`
+    merges, saved   a merge; a composition and its directory, which `loading` reads
+    conclusion      the verdict, and what it recommends
+    audits, cards   the audit and the model card
+
+`verification` makes a directory again from its card (`provenance`) and compares it.
+
+Modules are imported when one of their names is used: `merge` needs no model.
 """
 
 import importlib
@@ -17,7 +30,8 @@ if TYPE_CHECKING:
         merge_and_eval,
     )
     from loraprobe.pipeline.inputs import base_of
-    from loraprobe.pipeline.saved import Routed, load_composition
+    from loraprobe.pipeline.loading import load_composition
+    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.verification import verify
 
 _MODULES = {
@@ -27,7 +41,7 @@ _MODULES = {
     "compose": "commands",
     "estimate_cost": "commands",
     "inspect": "commands",
-    "load_composition": "saved",
+    "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
     "verify": "verification",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from loraprobe import compatibility
-from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.evaluation.questions import Limits, Question, ask, questions
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
@@ -25,6 +24,7 @@ from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session, peak_memory
 from loraprobe.pipeline.systems import baseline_systems, composition_specs, forecastable
+from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.probes import cover
 from loraprobe.routing.constant import ConstantGates
 
@@ -68,17 +68,18 @@ def announce(evaluator: Evaluator) -> None:
         listener.expect(expected_steps(evaluator))
 
 
-def estimate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Estimate:
+def estimate(inputs: Inputs, session: Session) -> Estimate:
     """Loads the base, times a few questions and forecasts the rest; nothing is evaluated.
 
     Raises CompatibilityError where the adapters do not fit together.
     """
     examined = examine(inputs.adapters, inputs.base, "route", session)
     compatibility.require(examined.compatibility)
+    prepare_inputs(inputs, "route", session)  # raises what the run would raise
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
-        with open_evaluator(inputs, general, session) as evaluator:
+        with open_evaluator(inputs, (), session) as evaluator:
             steps = expected_steps(evaluator)
     done = session.provenance().seconds
     asked = questions(evaluator.tasks, session.options.metric)

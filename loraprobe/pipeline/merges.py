@@ -38,6 +38,12 @@ def merge_by(
     )
 
 
+def rank_text(merged: Merged) -> str:
+    """The rank of a merge's modules, such as "8" or "4 to 16"."""
+    low, high = merged.adapter.rank_range
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def merge_figures(merged: Merged, prepared: Prepared) -> tuple[Measurement, ...]:
     """Norms of the sources as they were trained and of the merge, and what rounding cost it."""
     norms = {source.name: source.norm for source in merged.sources}

@@ -111,7 +111,7 @@ def observe(
         template = evaluator.scorer.chat_template
         evaluator.ledger.append(known.of(names, seen, template))
         results = evaluator.run(baselines)
-        evidence = {
+        evidence: dict[str, Any] = {
             "coverage": evaluator.probe_tasks(results),
             "forecasts": evaluator.forecast(results),
             "evaluation": score(results, baselines),

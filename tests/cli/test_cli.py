@@ -371,7 +371,11 @@ def test_methods_explains_what_is_named():
     ("arguments", "where", "said"),
     [
         (["inspect", "a"], "loraprobe.hub.load_all", "--resume goes on"),
-        (["merge-and-eval", "a", "b", "--task", "t"], "loraprobe.tasks.load_task", "--resume goes"),
+        (
+            ["merge-and-eval", "a", "b", "--task", "t"],
+            "loraprobe.pipeline.inputs.load_task",
+            "--resume",
+        ),
         (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),
         (["lab", "build", "keep-both", "-o", "c"], "loraprobe_lab.build.build_worlds", "same call"),
         (["demo"], "loraprobe.demo.shipped_world", "Interrupted."),

@@ -15,14 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import making
 import numpy as np
 import pytest
 from scipy import linalg
-from typer.testing import CliRunner
 
 import loraprobe.demo
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import app
 from loraprobe.evaluation import System, compare, gains, statistics
 from loraprobe.records import ItemResult
 
@@ -51,9 +50,7 @@ def audit(scenario: str, *, turned: bool = False) -> list[str]:
 
 def call(*arguments: object) -> dict[str, Any]:
     """The document of one call in this process, without what is told apart by name alone."""
-    done = CliRunner().invoke(
-        app, [*map(str, arguments), "--json", "--quiet"], catch_exceptions=False
-    )
+    done = making.call(*arguments, "--json", "--quiet", catch_exceptions=False)
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     for name in (*DIFFERS, "arguments"):
@@ -141,19 +138,10 @@ def elsewhere(calls: list[list[str]], seed: int, cache: Path) -> list[dict[str, 
 
 def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path):
     short = ["--limit", "4", "--max-new-tokens", "12", "--threads", "1"]
+    merge = ["merge", *named("spouse", "last"), "-o", str(tmp_path / "merged")]
     calls = [
         ["inspect", *named("spouse", "city", "last"), "--per-module", "--threads", "1"],
-        [
-            "merge",
-            *named("spouse", "last"),
-            "--method",
-            "dare_ties:density=0.5",
-            "-o",
-            str(tmp_path / "merged"),
-            "--overwrite",
-            "--threads",
-            "1",
-        ],
+        [*merge, "--method", "dare_ties:density=0.5", "--overwrite", "--threads", "1"],
         [*audit("skill-and-facts"), *short],
     ]
     first = elsewhere(calls, 1, tmp_path / "one")
@@ -199,16 +187,8 @@ def test_inspect_and_merge_do_not_depend_on_order_and_threads(tmp_path, threads)
 def test_merges_do_not_depend_on_order_and_threads(method, near, tmp_path, threads):
     names, merged = ["spouse", "city", "last"], {}
     for way, (order, n) in {"calm": (1, 1), "turned": (-1, 1), "threads": (1, 2)}.items():
-        call(
-            "merge",
-            *named(*names[::order]),
-            "--method",
-            method,
-            "-o",
-            tmp_path / way,
-            "--threads",
-            n,
-        )
+        options = ["--method", method, "-o", tmp_path / way, "--threads", n]
+        call("merge", *named(*names[::order]), *options)
         merged[way] = read_adapter(tmp_path / way)
     for path, update in merged["calm"].modules.items():
         delta = update.delta().double()

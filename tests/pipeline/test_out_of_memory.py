@@ -10,10 +10,8 @@ import making
 import pytest
 import torch
 from test_determinism import audit, call, differences
-from typer.testing import CliRunner
 from words import word_tokenizer
 
-from loraprobe.cli import app
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
@@ -142,12 +140,12 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: GateTally(2),
-            lambda tally: lambda model: composed(model, routed, tally.look),
+            lambda tally: lambda model: composed(model, routed, tally.add),
         )
         assert plain.modules.keys() == halved.modules.keys()
         for path, sums in plain.modules.items():
-            assert halved.modules[path].tokens == sums.tokens > 5
-            torch.testing.assert_close(halved.modules[path].share, sums.share, rtol=1e-5, atol=0)
+            assert halved.modules[path][-1] == sums[-1] > 5
+            torch.testing.assert_close(halved.modules[path], sums, rtol=1e-5, atol=0)
 
     def test_means_of_inputs(self, monkeypatch, routed):
         from loraprobe.composition import watched
@@ -183,7 +181,7 @@ def test_an_audit_halves_and_says_so(monkeypatch):
 
 def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatch):
     narrow(monkeypatch, 0, ERRORS["cuda"])
-    done = CliRunner().invoke(app, [*audit("skill-and-facts"), *SHORT, "--json"])
+    done = making.call(*audit("skill-and-facts"), *SHORT, "--json")
     assert done.exit_code == 2 and done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: Even one sequence at a time does not fit into the memory of cpu")
@@ -191,14 +189,13 @@ def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatc
 
 
 def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkeypatch):
-    making.saved_pair(tmp_path)
+    pair = making.saved_pair(tmp_path)
 
     def fail(*_: object, **__: object) -> None:
         raise ERRORS["linux"]
 
     monkeypatch.setattr("loraprobe.pipeline.merges.merge", fail)
-    refs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    done = CliRunner().invoke(app, ["merge", *refs, "-o", str(tmp_path / "out")])
+    done = making.call("merge", *pair, "-o", tmp_path / "out")
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith("error: Memory ran out; ") and done.stderr.count("\n") == 1
 
@@ -210,6 +207,6 @@ def test_a_base_that_runs_out_while_it_is_loaded(monkeypatch):
         raise ERRORS["cuda"]
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-    done = CliRunner().invoke(app, [*audit("skill-and-facts"), *SHORT])
+    done = making.call(*audit("skill-and-facts"), *SHORT)
     assert done.exit_code == 2
     assert "ran out while" in done.stderr and "--quantize 4bit" in done.stderr

@@ -17,7 +17,7 @@ from loraprobe.base import open_base
 from loraprobe.composition import Composition
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.arrow_export import missed_prototype, power_iteration, why_not_peft
-from loraprobe.pipeline.saved import load_composition
+from loraprobe.pipeline.loading import load_composition
 from loraprobe.routing import ROUTERS
 
 GPT2 = {

@@ -144,6 +144,15 @@ def spec_of(member: Any) -> str:
     return f"{name_of(member)}:{options}" if options else name_of(member)
 
 
+def short_spec(member: Any) -> str:
+    """`spec_of` without the options that are those of a member built without any."""
+    plain = type(member)()
+    own = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
+    given = {key: value for key, value in own.items() if value != getattr(plain, key)}
+    options = ",".join(f"{key.rstrip('_')}={value}" for key, value in given.items())
+    return f"{name_of(member)}:{options}" if options else name_of(member)
+
+
 def check_choices(member: Any) -> None:
     """Raises ValueError if the value of a Literal option is not one of its words."""
     hints = typing.get_type_hints(type(member))

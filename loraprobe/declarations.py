@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +88,21 @@ def read_named_file(text: str, flag: str) -> tuple[str, Path]:
     if not (name and equals and file):
         raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
     return name, Path(file)
+
+
+def as_given(kind: type, name: str, value: Any) -> Any:
+    """A keyword's value: one text of an option that may be repeated is one of several."""
+    declared = declarations(kind).get(name)
+    if declared is None:
+        return value
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
+    if declared.repeats:
+        return (value,) if one else tuple(value)
+    if isinstance(value, str) and declared.read is not None:
+        return declared.read(value, declared.flag or name)
+    return value if one else tuple(value)
 
 
 def check_values(options: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from loraprobe.declarations import (
     EVALUATION,
     MACHINE,
     OUTPUT,
+    as_given,
     check_values,
-    declarations,
     option,
     read_auto_or_count,
     read_named_file,
@@ -199,7 +199,7 @@ class Options:
                 close = difflib.get_close_matches(name, names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
                 raise UsageError(f"Unknown option {name!r}: {hint}")
-        return cls(**{name: _as_given(name, value) for name, value in keywords.items()})
+        return cls(**{name: as_given(cls, name, value) for name, value in keywords.items()})
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
@@ -264,19 +264,6 @@ class Options:
         decides += ["search_budget", "search_items"] if self.weights == "search" else []
         subtracted = len(self.subtract)  # the last of the adapters, whose content is known
         return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
-
-
-def _as_given(name: str, value: Any) -> Any:
-    """A keyword's value: one text of an option that may be repeated is one of several."""
-    declared = declarations(Options).get(name)
-    if declared is None:
-        return value
-    if declared.repeats:
-        one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
-        return (value,) if one else tuple(value)
-    if declared.read is not None and isinstance(value, str):
-        return declared.read(value, declared.flag or name)
-    return value
 
 
 @dataclass(frozen=True)

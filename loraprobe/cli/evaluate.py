@@ -7,20 +7,16 @@ from typing import Any
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
+from loraprobe.command_options import EVALUATE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OPTIONS = (
-    "methods routers systems space rank weights search_budget search_items balance "
-    "subtract router_prompts target overwrite metric margin retention prior calibration "
-    "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
-    "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
-    "markdown save_samples explain dry_run quiet exit_zero"
-)
+OUTPUT = "target overwrite json html markdown save_samples explain dry_run quiet exit_zero"
 
 
 @with_options(
-    *OPTIONS.split(),
+    *EVALUATE,
+    *OUTPUT.split(),
     target={"help": "Directory for the recommended composition."},
 )
 def merge_and_eval(

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
+from loraprobe.cli.examples import epilog
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
 from loraprobe.cli.options import STARTED
 
@@ -65,7 +66,12 @@ def _debug(ctx: typer.Context, wanted: bool) -> None:
 
 Debug = Annotated[
     bool,
-    typer.Option("--debug", callback=_debug, help="On an error also print the traceback."),
+    typer.Option(
+        "--debug",
+        callback=_debug,
+        help="On an error also print the traceback.",
+        rich_help_panel="Output",
+    ),
 ]
 
 
@@ -184,10 +190,12 @@ def _register() -> None:
         ("env", env.env),
     )
     for name, function in commands:
-        app.command(name, help=_flowing(function.__doc__ or ""))(_debuggable(function))
+        text = _flowing(function.__doc__ or "")
+        app.command(name, help=text, epilog=epilog(name))(_debuggable(function))
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),
+        epilog=epilog("lab"),
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_debuggable(lab.lab))

@@ -16,6 +16,7 @@ from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
+from loraprobe.scoring import read_texts
 from loraprobe.tasks import Task
 
 

@@ -26,7 +26,7 @@ from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.tasks import Task
 
 Prompts = dict[str, list[str]]

@@ -168,7 +168,7 @@ def test_figures_stand_in_the_tables(root):
         ["1", "0.25"],
     ]
     assert table(root, "Share of the gates of arrow by layer")[1][1:] == ["0.75", "1.00", "0.50"]
-    assert table(root, "What each system answered")[2][1:] == ["a", "wrong", "a hop got lost"]
+    assert table(root, "What each system answered")[2][1:] == ["a", "wrong", "interference"]
 
 
 @pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "$x^{$", "a\nb", "\ufffe", "fig\x00ure"])

@@ -82,11 +82,13 @@ def inspect(
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     licences, issues = declared(inputs.given, inputs.base)
-    examined = replace(examined, compatibility=with_issues(examined.compatibility, issues))
+    examined = replace(
+        examined, compatibility=with_issues(examined.compatibility, issues), licences=licences
+    )
     if not asks_base:
         several = len(inputs.adapters) > 1
         verdict = conclude(options, inputs, examined, level="weights") if several else None
-        return audit_of(session, inputs, examined, licences=licences, verdict=verdict)
+        return audit_of(session, inputs, examined, verdict=verdict)
     from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
 
     known = Knowledge()
@@ -106,7 +108,6 @@ def inspect(
         inputs,
         examined,
         known.notes,
-        licences,
         coverage=known.coverage,
         forecasts=known.forecasts,
         evaluation=known.evaluation,
@@ -157,7 +158,11 @@ def merge(
     merged, licence_issues = with_licences(merged, inputs.given, inputs.base)
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
-    examined = Examination(with_issues(found, (*merged.issues, *licence_issues)), figures)
+    examined = Examination(
+        with_issues(found, (*merged.issues, *licence_issues)),
+        figures,
+        licences={source.name: source.license for source in merged.sources},
+    )
     low, high = merged.adapter.rank_range
     ranks = str(low) if low == high else f"{low} to {high}"
     made = f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}."
@@ -168,7 +173,6 @@ def merge(
         inputs,
         examined,
         notes,
-        {source.name: source.license for source in merged.sources},
         search=search,
         transformations=prepared.steps,
         verdict=conclude(options, inputs, examined, level="weights") if several else None,

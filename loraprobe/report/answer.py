@@ -24,16 +24,16 @@ COMMANDS = ("next", "questions")  # labels whose text is a command
 # Lines that leave first where the answer would be too long: of a label all, or all but the first.
 LEAVE_FIRST = (
     ("known", 0),
-    ("forecast", 0),
     ("watch", 1),
+    ("forecast", 0),
     ("why", 1),
     ("questions", 0),
     ("fix", 1),
-    ("watch", 0),
-    ("decide", 0),
     ("better", 0),
+    ("watch", 0),
     ("made", 0),
     ("why", 0),
+    ("decide", 0),
 )
 
 

@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Iterator
 
 from loraprobe.formatting import count, listing
-from loraprobe.records import AdapterSummary, Audit, Issue, Verdict
+from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import merge_and_eval_command
 
 Line = tuple[str, str]
 MOST_REASONS = 3
+ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
+# Codes of reasons about the form of the question that the decision is not about.
+OTHER_FORM = ("step-by-step-form", "plain-form")
 # Codes of reasons that say why a decision is not `likely`.
 WHY = (
     "retention-lost",
@@ -29,6 +32,7 @@ WHY = (
     "hop-unknown-to-all",
     "nothing-to-gain",
     "no-comparison",
+    *OTHER_FORM,
     "probes-familiar",
     "probes-mixed",
     "probes-unfamiliar",
@@ -169,6 +173,8 @@ def _meanwhile(audit: Audit) -> str:
     if not forms:
         return ""
     name, form = max(forms, key=lambda one: _mean(audit, *one) or 0.0)
+    if _mean(audit, name, form) == 0 and audit.evaluation[0].metric != "answer_loss":
+        return "nothing yet: nobody alone answers a question; ask as the adapters were trained"
     who = "the base" if name == "base" else f"{name} alone"
     return f"until then {who}, {fmt.PART[form]}: {_score(audit, name, form)}"
 
@@ -236,13 +242,14 @@ def _decide(audit: Audit, verdict: Verdict) -> str:
         return f"about {row.n_needed:,} questions {asked} (you gave {best.n}), if the gain stays"
     if not best.ci95[0] <= verdict.margin <= best.ci95[1]:
         return ""  # the gain is decided; the reasons say what is not
-    return f"many more questions (you gave {best.n}): the gain lies near {number(verdict.margin)}"
+    few = f"at least {ENOUGH}" if best.n < ENOUGH else "many more"
+    return f"{few} questions (you gave {best.n}): the interval holds {number(verdict.margin)}"
 
 
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """At most three reasons: why, what to watch, and what the adapters' findings warn of."""
     why = sorted(
-        (r for r in verdict.reasons if r.code in WHY),
+        (r for r in verdict.reasons if r.code in WHY and _explains(r, verdict)),
         key=lambda r: (r.severity != "decisive", WHY.index(r.code)),
     )
     watch = sorted(
@@ -250,12 +257,25 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     )
     lacks = [r for r in verdict.reasons if r.code in LACKS]
     found = [("why", r.message) for r in why[:2]]
-    found += [("watch", r.message) for r in watch]
-    found += [("watch", r.message) for r in (*lacks, *why[2:])]
+    found += [("watch", r.message) for r in (*watch, *lacks)]
     if verdict.evidence == "weights" and len(found) < MOST_REASONS:
         found += [("watch", r.message) for r in verdict.reasons if r.code == "unrelated-updates"]
     yield from found[:MOST_REASONS]
     yield from _issues(audit, MOST_REASONS - len(found))
+
+
+def _explains(reason: Reason, verdict: Verdict) -> bool:
+    """Whether a reason explains the decision: of an open one, only what keeps it open does."""
+    best = verdict.gain
+    if reason.code in OTHER_FORM:
+        return (
+            verdict.decision == "inconclusive"
+            and best is not None
+            and (reason.value or 0.0) > best.difference
+        )
+    if verdict.evidence != "evaluation" or verdict.decision != "inconclusive":
+        return True
+    return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
 
 
 def _issues(audit: Audit, most: int) -> Iterator[Line]:

@@ -137,7 +137,7 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
         reasons.append(
             Reason(
                 rule.code,
-                fmt.sentence(text + more + ".", names=worst.adapters),
+                fmt.sentence(text + more + ".", names=(*worst.adapters, "peft")),
                 value,
                 rule.threshold,
                 rule.source,

@@ -120,12 +120,17 @@ def _about_names(where: str, value: float, ci95: Interval) -> Reason:
         code, tail = "unfamiliar-names", "it is not shown that the base knows them"
     return Reason(
         code,
-        f"On {where} the real names make the answer {times:,.2g} [{low:,.2g}, {high:,.2g}] times "
-        f"as likely as made-up ones: {tail}.",
+        f"On {where} the real names make the answer {_factor(times)} [{_factor(low)}, "
+        f"{_factor(high)}] times as likely as made-up ones: {tail}.",
         value,
         0.0,
         "names unknown to the base show a difference of 0",
     )
+
+
+def _factor(value: float) -> str:
+    """A factor with two digits, from 10 as a whole number."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def familiarity(share: float) -> str:

@@ -86,7 +86,7 @@ def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
         "truncation_error",
     }
     assert all(row["module"] is None for row in document["diagnostics"])
-    assert document["verdict"] is None
+    assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
 
 
 def test_inspect_per_module_adds_rows_with_the_path(pair):

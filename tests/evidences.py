@@ -1,0 +1,103 @@
+"""Evidence planted for verdicts: scores, paired differences and gains of named systems."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import strategies as st
+
+from loraprobe.records import Comparison, Gain, Score
+from loraprobe.verdict import Evidence
+
+N = 100
+KINDS = {
+    "base": "base",
+    "a": "adapter",
+    "b": "adapter",
+    "uniform": "merge",
+    "sum": "merge",
+    "arrow": "router",
+    "chain": "chain",
+    "shrunk:a": "control",
+    "random-partner": "control",
+}
+
+
+def score(system, value, part="question", task="t", spread=0.05, **rest):
+    ci = (max(0.0, value - spread), min(1.0, value + spread))
+    return Score(system, KINDS[system], task, part, "exact_match", value, ci, N, **rest)
+
+
+def versus(system, against, difference, half=0.04, part="question", task="t"):
+    ci = (difference - half, difference + half)
+    return Comparison(system, against, task, part, difference, ci, N, adjusted_ci95=ci)
+
+
+def needed(difference, half, margin):
+    distance = abs(difference - margin)
+    return None if distance < 1e-9 else max(N, round(N * (half / distance) ** 2))
+
+
+def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **rest):
+    """One part of one task: every composition against all else, all intervals equally wide."""
+    scores = [score(system, value, part, task) for system, value in values.items()]
+    composed = [s for s in values if KINDS[s] in ("merge", "router", "chain")]
+    singles = [s for s in values if KINDS[s] in ("base", "adapter")]
+    controls = [s for s in values if KINDS[s] == "control"]
+    pairs = [
+        versus(s, o, values[s] - values[o], half, part, task)
+        for s in composed
+        for o in (*singles, *controls)
+    ]
+    gains = []
+    for system in composed:
+        best = max(singles, key=values.__getitem__)
+        difference = values[system] - values[best]
+        ci = (difference - half, difference + half)
+        gains.append(
+            Gain(
+                task,
+                part,
+                system,
+                best,
+                difference,
+                ci,
+                ci,
+                N,
+                needed(difference, half, margin),
+                part,
+            )
+        )
+    return Evidence(
+        evaluation=tuple(scores),
+        comparisons=tuple(pairs),
+        gains=tuple(gains),
+        level="evaluation",
+        tasks=1,
+        margin=margin,
+        **rest,
+    )
+
+
+def both(first, second):
+    """Two pieces of evidence as one."""
+    return dataclasses.replace(
+        first,
+        evaluation=first.evaluation + second.evaluation,
+        comparisons=first.comparisons + second.comparisons,
+        gains=first.gains + second.gains,
+    )
+
+
+unit = st.floats(0, 1).map(lambda x: round(x, 3))
+COMPOSITIONS = ("uniform", "sum", "arrow", "chain")
+
+
+@st.composite
+def any_evidence(draw, level="evaluation"):
+    values = {name: draw(unit) for name in KINDS}
+    found = evidence(values, half=draw(st.floats(0.005, 0.2)))
+    if draw(st.booleans()):
+        steps = {name: draw(unit) for name in KINDS}
+        found = both(found, evidence(steps, part="steps", half=draw(st.floats(0.005, 0.2))))
+    return dataclasses.replace(found, level=level)

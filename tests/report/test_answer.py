@@ -1,0 +1,262 @@
+"""The answer: it fits, it is complete, and nothing in it contradicts the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+
+import pytest
+from calibrations import calibration
+from evidences import KINDS, N, any_evidence, both, evidence, score, unit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraprobe.records import (
+    AdapterSummary,
+    Attribution,
+    Audit,
+    Compatibility,
+    Forecast,
+    Gain,
+    Issue,
+    Measurement,
+    Provenance,
+)
+from loraprobe.report.answer import MOST_LINES, Answer, answer
+from loraprobe.verdict import Evidence, Request, judge, next_command
+
+ACTIONS = (
+    "merge",
+    "route",
+    "step-by-step",
+    "chain",
+    "use-single",
+    "use-base",
+    "switch-adapters",
+    "train-target-adapter",
+    "gather-evidence",
+    "fix",
+)
+NEAR = Measurement("cosine", ("a", "b"), 0.998)
+UNEVEN = Measurement("norm_ratio", ("a", "b"), 24.6)
+
+
+def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Audit:
+    """The audit of two adapters with the verdict on this evidence."""
+    verdict = judge(found, calibration())
+    kind = KINDS.get(verdict.system or "", "merge")
+    asked = Request(("./a", "owner/b"), tasks=("t.jsonl",), kind=kind, **request)
+    rows = [
+        AdapterSummary(name, name, None, "gpt2", {"min": 8, "max": 8}, 36, 100, 1.0)
+        for name in ("a", "b")
+    ]
+    return Audit(
+        command,
+        Provenance("0", "2", ()),
+        adapters=tuple(rows),
+        compatibility=found.compatibility,
+        diagnostics=found.diagnostics,
+        forecasts=found.forecasts,
+        evaluation=found.evaluation,
+        comparisons=found.comparisons,
+        gains=found.gains,
+        attribution=found.attribution,
+        verdict=dataclasses.replace(verdict, next=next_command(verdict, asked)),
+    )
+
+
+@st.composite
+def several_tasks(draw):
+    """Evidence of two tasks, with the retention of every composition."""
+    rows, gains = [], []
+    for task in ("t", "u"):
+        for name in KINDS:
+            kept = draw(st.none() | st.floats(0, 1.2)) if name in ("uniform", "arrow") else None
+            rest = (
+                {}
+                if kept is None
+                else {"retention": kept, "retention_ci95": (kept - 0.1, kept + 0.1)}
+            )
+            rows.append(score(name, draw(unit), task=task, **rest))
+    for name in ("uniform", "arrow"):
+        half, difference = draw(st.floats(0.01, 0.2)), draw(st.floats(-0.5, 0.5))
+        ci = (difference - half, difference + half)
+        gains.append(Gain(None, "question", name, "a", difference, ci, ci, 2 * N))
+    return Evidence(evaluation=tuple(rows), gains=tuple(gains), level="evaluation", tasks=2)
+
+
+@st.composite
+def evidences(draw):
+    """Evidence of every level with warnings, findings, causes of failure and a forecast."""
+    found = draw(several_tasks() | any_evidence())
+    level = draw(st.sampled_from(["evaluation"] * 4 + ["base", "probes", "weights"]))
+    if level in ("probes", "weights"):
+        found = Evidence()
+    counts = dict(
+        zip(
+            ("solved", "interference", "not_composed"),
+            draw(st.tuples(*[st.integers(0, 50)] * 3)),
+            strict=True,
+        )
+    )
+    gain, half = draw(st.floats(-0.5, 0.5)), draw(st.floats(0.01, 0.2))
+    forecasts = (Forecast("sum", gain, (gain - half, gain + half), 60, "question", "a"),)
+    severity = draw(st.sampled_from(["error"] + ["warning", "note"] * 4))
+    issue = Issue(severity, "x-y", ("a", "b"), "The two are odd. " * 3, "Do something.")
+    return dataclasses.replace(
+        found,
+        level=level,
+        margin=draw(st.sampled_from([0.0, 0.05, 0.2])),
+        compatibility=Compatibility((issue,) * draw(st.integers(0, 3))),
+        diagnostics=draw(st.sampled_from([(), (NEAR,), (UNEVEN,), (NEAR, UNEVEN)])),
+        attribution=tuple(Attribution(name, "t", **counts) for name in ("uniform", "sum", "arrow")),
+        forecasts=forecasts,
+    )
+
+
+def line(told: Answer, label: str) -> str:
+    return next((text for name, text in told.lines if name == label), "")
+
+
+@settings(max_examples=400)
+@given(evidences())
+def test_no_report_contradicts_itself(found):
+    audit = audit_of(found)
+    verdict, told = audit.verdict, answer(audit)
+    head, _, single = verdict.action.partition(":")
+    assert head in ACTIONS and verdict.next and line(told, "next") == verdict.next
+    assert told.decision == verdict.decision
+    if verdict.decision == "incompatible":
+        assert head == "fix" and verdict.gain is None and line(told, "why") and line(told, "fix")
+        return
+    # the decision against the decisive gain
+    gain = verdict.gain
+    if gain is not None:
+        assert gain.system == verdict.system and gain.form in ("question", "steps")
+        low, high = gain.ci95
+        assert low <= gain.difference <= high
+        if verdict.decision == "likely":
+            assert low > verdict.margin
+        if verdict.decision == "inconclusive" and not low <= verdict.margin <= high:
+            assert any(r.severity == "decisive" for r in verdict.reasons)
+    # the action against the decision
+    if verdict.decision == "likely":
+        assert head in ("merge", "route", "step-by-step")
+        assert (head == "step-by-step") == (gain.form == "steps")
+        assert verdict.system in shlex.split(verdict.next)
+    if head == "gather-evidence":
+        assert verdict.decision == "inconclusive"
+    if verdict.decision == "inconclusive":
+        assert head in ("gather-evidence", "chain")
+    if single:
+        assert single in verdict.next and f"{single} alone" in line(told, "use")
+    if head == "chain":
+        assert "chain" in line(told, "use") and not line(told, "better")
+    # the probability is the decision's own
+    several = len({row.task for row in audit.evaluation}) > 1
+    if verdict.probability is not None:
+        assert verdict.decision != "inconclusive" and not several
+        gains = verdict.forecast.probability
+        own = gains if verdict.decision == "likely" else 1 - gains
+        assert verdict.probability == pytest.approx(own)
+        assert verdict.evidence == "base" or verdict.probability >= 0.5
+    # a control that is better is not called as good, and advice follows the action
+    for reason in verdict.reasons:
+        if reason.code == "partner-adds-nothing":
+            assert verdict.decision != "likely"
+            compared = [c for c in audit.comparisons if KINDS[c.against] == "control"]
+            worse = all(
+                c.adjusted_ci95[1] < 0
+                for c in compared
+                if (c.system, c.part) == (gain.system, gain.form)
+            )
+            assert not (worse and compared and "as good" in reason.message)
+        if reason.code.startswith("mostly-") and head in (
+            "use-single",
+            "use-base",
+            "gather-evidence",
+        ):
+            assert ": " not in reason.message
+    told_why = [label for label, _ in told.lines if label in ("why", "watch")]
+    assert len(told_why) <= 3
+
+
+@settings(max_examples=200)
+@given(evidences(), st.sampled_from([60, 80, 160]))
+def test_the_answer_fits_and_its_command_can_be_copied(found, width):
+    audit = audit_of(found)
+    laid = answer(audit).laid_out(width)
+    assert len(laid) <= MOST_LINES and max(map(len, laid)) <= width
+    joined = " ".join(row.strip().removesuffix("\\") for row in laid)
+    wanted = audit.verdict.next
+    assert " ".join(wanted.split()) in " ".join(joined.split())
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_long_names_and_paths_leave_twelve_lines(width):
+    long = "a-very-long-organisation-name/an-even-longer-adapter-name-for-legal-questions-v2"
+    found = audit_of(evidence({"base": 0.1, "a": 0.2, "uniform": 0.22, "sum": 0.2}))
+    asked = Request((long, long + "-b"), base="/models/" + long, tasks=(long + ".jsonl",))
+    verdict = dataclasses.replace(found.verdict, next=next_command(found.verdict, asked))
+    laid = answer(dataclasses.replace(found, verdict=verdict)).laid_out(width)
+    assert len(laid) <= MOST_LINES
+    assert long in "".join(laid)
+
+
+def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
+    issue = Issue("note", "licence-unknown", ("a",), "No licence is declared by a. Ask.", "Ask.")
+    found = audit_of(
+        Evidence(diagnostics=(NEAR, UNEVEN), compatibility=Compatibility((issue,))), "inspect"
+    )
+    told = answer(found)
+    assert (told.decision, found.verdict.action) == ("inconclusive", "gather-evidence")
+    watched = [text for label, text in told.lines if label == "watch"]
+    assert "0.998" in watched[0] and "24.6" in watched[1] and "--balance norm" in watched[1]
+    assert "licence" in watched[2]
+    assert "--probe auto" in line(told, "next") and "--task" in line(told, "questions")
+    assert "603" in line(told, "known") and "0.05" in line(told, "known")
+
+
+def test_a_better_chain_is_named_beside_a_composition_that_works():
+    gains = {"base": 0.0, "a": 0.1, "uniform": 0.6, "chain": 1.0, "random-partner": 0.1}
+    told = answer(audit_of(evidence(gains)))
+    assert told.decision == "likely" and "1.00" in line(told, "better")
+    worse = answer(audit_of(evidence({**gains, "chain": 0.5})))
+    assert not line(worse, "better")
+
+
+def test_both_options_are_compared_where_a_single_adapter_is_better():
+    values = {"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}
+    told = answer(audit_of(evidence(values)))
+    assert "0.90" in line(told, "use") and "0.40" in line(told, "use")
+    assert "PeftModel" in line(told, "next") and "'./a'" in line(told, "next")
+
+
+def test_an_open_decision_says_what_would_decide():
+    few = evidence({"base": 0.0, "a": 0.1, "uniform": 0.3, "random-partner": 0.1}, half=0.3)
+    few = dataclasses.replace(
+        few,
+        evaluation=tuple(dataclasses.replace(s, n=8) for s in few.evaluation),
+        gains=tuple(dataclasses.replace(g, n=8, n_needed=320) for g in few.gains),
+    )
+    told = answer(audit_of(few))
+    assert told.decision == "inconclusive"
+    assert "320" in line(told, "decide") and "8" in line(told, "decide")
+    assert any("8 questions" in text for label, text in told.lines if label == "watch")
+
+
+def test_what_the_items_lack_is_said_with_its_cure():
+    failing = {"base": 0.0, "a": 0.05, "uniform": 0.05, "random-partner": 0.05}
+    codes = {r.code for r in judge(evidence(failing)).reasons}
+    assert {"steps-missing", "hops-missing"} <= codes
+    asked = both(evidence(failing), evidence(failing, part="steps"))
+    hop = dataclasses.replace(asked.evaluation[0], part="hop1")
+    asked = dataclasses.replace(asked, evaluation=(*asked.evaluation, hop))
+    assert not {"steps-missing", "hops-missing"} & {r.code for r in judge(asked).reasons}
+
+
+def test_references_are_shown_as_they_were_typed():
+    told = Answer("likely", "H.", (("next", "loraprobe merge a owner/b -o DIR"), ("use", "a")))
+    typed = told.typed({"a": "out/my dir/a"})
+    assert line(typed, "next") == "loraprobe merge 'out/my dir/a' owner/b -o DIR"
+    assert line(typed, "use") == "a"

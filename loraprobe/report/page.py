@@ -84,7 +84,10 @@ def _forest(audit: Audit) -> Figure:
         f"{interval(best.adjusted_ci95)} against {best.against} on {best.n} items."
     )
     about = About("gains-figure", "Gains with intervals against the margin", description)
-    caption = "Gains with intervals; a filled dot lies above the margin with its whole interval."
+    caption = (
+        "Gains over the best of base and single adapters; a filled dot lies above the margin with "
+        "its whole interval."
+    )
     return Figure(forest(about, dots, margin), caption, grids.gains(audit))
 
 

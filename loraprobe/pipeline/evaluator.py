@@ -40,6 +40,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     tasks: Sequence[Task]
     split: TaskSplit | None = None
     notes: Sequence[str] = ()
+    template: tuple[Coverage, ...] = ()
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -59,11 +60,11 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
 
     def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
-        """What the base and single adapters know of the tasks."""
+        """What the base and single adapters know of the tasks, and what the template changes."""
         from loraprobe.probes import cover
 
         with self.session.stage("cover"):
-            return cover(
+            return self.template + cover(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
@@ -132,12 +133,14 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
     tasks = parts.left if parts else inputs.tasks
     scorer, notes = load_scorer(inputs.base, options.dtype, session)
     notes += task_notes(tasks, options.metric)
+    template: tuple[Coverage, ...] = ()
     if options.chat_template == "auto" and tasks:
         singles = [single(adapter) for adapter in inputs.adapters]
         with session.stage("template"):
-            chosen, why = choose_template(scorer, singles, tasks, metric=options.metric)
+            chosen, why, figure = choose_template(scorer, singles, tasks, metric=options.metric)
         scorer = scorer.with_template(chosen)
         notes += [why] if why else []
+        template = (figure,) if figure is not None else ()
     ledger, kept = open_ledger(
         [*inputs.adapters, *general],
         inputs.base,
@@ -147,7 +150,7 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
         scorer.chat_template,
     )
     notes += [kept] if kept else []
-    return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes)
+    return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:

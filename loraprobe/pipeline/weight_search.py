@@ -159,7 +159,7 @@ def search_without_evaluation(
     scorer, notes = load_scorer(base, "auto", session)
     if options.chat_template == "auto":
         singles = [Composition(e.name, (e,), ConstantGates.ones(1)) for e in experts]
-        chosen, why = choose_template(scorer, singles, parts.searched, metric="answer_loss")
+        chosen, why, _ = choose_template(scorer, singles, parts.searched, metric="answer_loss")
         scorer = scorer.with_template(chosen)
         notes.append(why)
     with session.stage("search"):

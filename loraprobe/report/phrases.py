@@ -6,8 +6,17 @@ import re
 import shlex
 from collections.abc import Iterator
 
+from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.formatting import count, listing
-from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
+from loraprobe.records import (
+    AdapterSummary,
+    Audit,
+    DecisiveGain,
+    Gain,
+    Issue,
+    Reason,
+    Verdict,
+)
 from loraprobe.report.formatting import number
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import merge_and_eval_command
@@ -40,6 +49,7 @@ WHY = (
 # Codes of reasons that warn, the more important first.
 WATCH = (
     "few-items",
+    "template-matters",
     "nearly-equal-updates",
     "norm-disparity",
     "opposed-updates",
@@ -231,19 +241,30 @@ def _decide(audit: Audit, verdict: Verdict) -> str:
     best = verdict.gain
     if verdict.decision != "inconclusive" or best is None:
         return ""
-    row = next(
-        (g for g in audit.gains if (g.system, g.part, g.n) == (best.system, best.form, best.n)),
-        None,
-    )
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
-    if row is not None and row.n_needed and row.n_needed > best.n:
-        asked = fmt.PART[best.form]
-        return f"about {row.n_needed:,} questions {asked} (you gave {best.n}), if the gain stays"
-    if not best.ci95[0] <= verdict.margin <= best.ci95[1]:
+    row = _most_promising(audit, best)
+    if row is None:
         return ""  # the gain is decided; the reasons say what is not
-    few = f"at least {ENOUGH}" if best.n < ENOUGH else "many more"
-    return f"{few} questions (you gave {best.n}): the interval holds {number(verdict.margin)}"
+    if row.n_needed and row.n_needed > row.n:
+        most = f"{max(row.n_needed, FEWEST_ITEMS):,}"
+        return f"about {most} questions {fmt.PART[row.part]} (you gave {row.n}), if the gain stays"
+    few = f"at least {ENOUGH}" if row.n < ENOUGH else "many more"
+    return f"{few} questions (you gave {row.n}): the interval holds {number(verdict.margin)}"
+
+
+def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:
+    """The largest gain of a merge or router, on any form, that is still open; None if none is."""
+    composed = {s.system for s in audit.evaluation if s.kind in ("merge", "router")}
+    margin = audit.verdict.margin if audit.verdict else 0.0
+    rows = [
+        row
+        for row in audit.gains
+        if row.system in composed
+        and row.n >= best.n
+        and row.adjusted_ci95[0] <= margin <= row.adjusted_ci95[1]
+    ]
+    return max(rows, key=lambda row: row.difference, default=None)
 
 
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:

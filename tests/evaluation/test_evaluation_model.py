@@ -121,5 +121,5 @@ def test_choices_and_losses_come_from_the_model(scorer, systems):
 
 
 def test_a_tokenizer_without_template_is_asked_plainly(scorer, systems):
-    used, why = choose_template(scorer, systems[-1].chain, [TASK])
+    used, why, _ = choose_template(scorer, systems[-1].chain, [TASK])
     assert not used and "no chat template" in why

@@ -139,6 +139,7 @@ def labelled(audit: Audit) -> Iterator[Line]:
         yield "better", _better(audit, verdict)
         yield "decide", _decide(audit, verdict)
         yield from _limits(audit, verdict)
+        yield "sure", _sure(verdict)
         yield "forecast", _forecast(verdict)
     yield "next", verdict.next
     if verdict.evidence == "weights" and verdict.decision != "incompatible":
@@ -299,6 +300,12 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
     return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
 
 
+def _sure(verdict: Verdict) -> str:
+    """That a composition that works owes it to its partner."""
+    beaten = next((r for r in verdict.reasons if r.code == "controls-beaten"), None)
+    return beaten.message if beaten is not None and verdict.decision == "likely" else ""
+
+
 def _issues(audit: Audit, most: int) -> Iterator[Line]:
     """Findings as lines: errors, warnings, then what licences ask."""
     order = {"error": 0, "warning": 1, "note": 2}
@@ -314,7 +321,7 @@ def _issues(audit: Audit, most: int) -> Iterator[Line]:
 def _conflicts(audit: Audit) -> Iterator[Line]:
     errors = [i for i in audit.compatibility.issues if i.severity == "error"]
     for issue in errors[:2]:
-        yield "why", first_sentence(issue)
+        yield "why", f"{issue.code}: {first_sentence(issue)}"
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"
@@ -338,13 +345,20 @@ def _forecast(verdict: Verdict) -> str:
         return ""
     told = f"before composing: {fmt.gain(found.gain, *found.ci95)}"
     if verdict.probability is not None:
-        return f"{told}; probability of this decision {fmt.number(verdict.probability)}"
+        return f"{told}; {verdict.decision} with probability {_share(verdict.probability)}"
     if found.probability is not None and verdict.evidence == "base":
         return (
             f"{told} if effects simply added; probability {fmt.number(found.probability)} that "
             f"some composition gains {fmt.number(verdict.margin)}"
         )
     return told
+
+
+def _share(probability: float) -> str:
+    """A probability with two decimals, which are never those of certainty."""
+    if 0.995 <= probability < 1:
+        return "above 0.99"
+    return "below 0.01" if 0 < probability < 0.005 else fmt.number(probability)
 
 
 def ranks(row: AdapterSummary) -> str:

@@ -222,6 +222,7 @@ def test_a_better_chain_is_named_beside_a_composition_that_works():
     gains = {"base": 0.0, "a": 0.1, "uniform": 0.6, "chain": 1.0, "random-partner": 0.1}
     told = answer(audit_of(evidence(gains)))
     assert told.decision == "likely" and "1.00" in line(told, "better")
+    assert "a random partner" in line(told, "sure") and "+0.50" in line(told, "sure")
     worse = answer(audit_of(evidence({**gains, "chain": 0.5})))
     assert not line(worse, "better")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +90,21 @@ def read_named_file(text: str, flag: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
+def as_given(kind: type, name: str, value: Any) -> Any:
+    """A keyword's value: one text of an option that may be repeated is one of several."""
+    declared = declarations(kind).get(name)
+    if declared is None:
+        return value
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
+    if declared.repeats:
+        return (value,) if one else tuple(value)
+    if isinstance(value, str) and declared.read is not None:
+        return declared.read(value, declared.flag or name)
+    return value if one else tuple(value)
+
+
 def check_values(options: Any) -> None:
     """Raises UsageError for a value that its declaration does not allow."""
     kind: type = type(options)
@@ -99,6 +114,8 @@ def check_values(options: Any) -> None:
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             allowed = ", ".join(typing.get_args(hint))
             raise UsageError(f"{flag} must be one of {allowed}, not {value!r}.")
+        if wrong := _wrong_kind(value, hint):
+            raise UsageError(f"{flag} takes {wrong}, not {value!r}.")
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
         least, most = declared.least, declared.most
@@ -106,6 +123,21 @@ def check_values(options: Any) -> None:
             raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
         if least is not None and not value >= least:
             raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
+
+
+def _wrong_kind(value: Any, hint: Any) -> str:
+    """What an option takes, if its value is of another kind; "" if it fits or may be any text."""
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None or not {int, float, bool}.intersection(kinds):
+        return ""
+    if bool in kinds:
+        return "" if isinstance(value, bool) else "True or False"
+    texts = [t for kind in kinds for t in typing.get_args(kind) if isinstance(t, str)]
+    number = isinstance(value, (int, float) if float in kinds else int)
+    if value in texts or (number and not isinstance(value, bool)):
+        return ""
+    what = "a number" if float in kinds else "a whole number"
+    return " or ".join([what, *texts])
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from loraprobe.declarations import (
     EVALUATION,
     MACHINE,
     OUTPUT,
+    as_given,
     check_values,
     option,
     read_auto_or_count,
@@ -37,7 +38,8 @@ class Options:
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt a line. `state` is the directory of the results of a run, None for the user's
-    cache; `arguments` is the command line, for the provenance. Raises UsageError for values that
+    cache; `arguments` is the command line and `started` when it began (time.perf_counter), for the
+    provenance. Raises UsageError for values that
     are out of range or do not go together.
     """
 
@@ -176,6 +178,7 @@ class Options:
     resume: bool = option(False, OUTPUT, "Go on where an interrupted run of the same call stopped.")
     state: Path | None = None
     arguments: tuple[str, ...] = ()
+    started: float | None = None
 
     def __post_init__(self) -> None:
         # A single reference is a string and so a sequence: it counts as one adapter.
@@ -186,12 +189,15 @@ class Options:
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Options:
-        """The options of a Python call. Raises UsageError for a keyword that does not exist."""
+        """The options of a Python call, whose texts are read as on the command line.
+
+        Raises UsageError for a keyword that does not exist.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in keywords:
             if name not in names:
                 raise UsageError(f"Unknown option {name!r}: {nearest(name, names)}")
-        return cls(**keywords)
+        return cls(**{name: as_given(cls, name, value) for name, value in keywords.items()})
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
@@ -268,6 +274,13 @@ class OutputOptions:
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    dry_run: bool = option(
+        False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
+    )
+    markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."
+    )
     explain: bool = option(False, OUTPUT, "Print every reason, probe and figure.")
     quiet: bool = option(False, OUTPUT, "No progress or warnings; one line of result.", short="-q")
     exit_zero: bool = option(False, OUTPUT, "Exit 0 whatever the verdict says.")

@@ -11,6 +11,7 @@ builds it with the options, converted to the types of its fields.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import pkgutil
@@ -105,10 +106,12 @@ class Registry(Generic[T]):
             if key not in fields and f"{key}_" in fields:  # a keyword of Python, such as lambda
                 key += "_"
             if not equals or key not in fields:
-                known = ", ".join(name.rstrip("_") for name in fields) or "none"
+                known = [name.rstrip("_") for name in fields]
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f": did you mean {close[0]!r}? Its" if close and equals else "; its"
                 raise UsageError(
-                    f"{self.noun.capitalize()} {name!r} has no option {part!r}; its options are: "
-                    f"{known}."
+                    f"{self.noun.capitalize()} {name!r} has no option {part!r}{hint} options are: "
+                    f"{', '.join(known) or 'none'}."
                 )
             options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
         return options
@@ -137,6 +140,15 @@ def spec_of(member: Any) -> str:
     values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
     given = {key.rstrip("_"): value for key, value in values.items() if value is not None}
     options = ",".join(f"{key}={value}" for key, value in given.items())
+    return f"{name_of(member)}:{options}" if options else name_of(member)
+
+
+def short_spec(member: Any) -> str:
+    """`spec_of` without the options that are those of a member built without any."""
+    plain = type(member)()
+    own = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
+    given = {key: value for key, value in own.items() if value != getattr(plain, key)}
+    options = ",".join(f"{key.rstrip('_')}={value}" for key, value in given.items())
     return f"{name_of(member)}:{options}" if options else name_of(member)
 
 

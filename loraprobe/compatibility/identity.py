@@ -127,8 +127,8 @@ def _names(
             origin = " One looks like a quantised copy of the other." if copy else ""
             message = f"{who}{shapes}.{origin}"
             cure = (
-                "Take adapters of one base; if both names mean the same weights, allow "
-                "base-mismatch."
+                "Take adapters of one base; if both names mean the same weights, accept it with "
+                "--allow base-mismatch."
             )
             severity: Severity = "warning" if purpose in ("route", "measure") and fit else "error"
             yield Issue(severity, "base-mismatch", ours + theirs, message, cure)

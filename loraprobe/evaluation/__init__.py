@@ -12,12 +12,14 @@ from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import METRICS
 from loraprobe.evaluation.running import run_systems
+from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template
 
 __all__ = [
     "METRICS",
     "Ledger",
+    "Samples",
     "System",
     "attribute",
     "chain_notes",

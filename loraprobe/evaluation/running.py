@@ -113,9 +113,13 @@ class _Run:
 
     def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
         for start in range(0, len(work), BATCH):
+            self._report(name, start, len(work))
             yield work[start : start + BATCH]
-            if self.progress is not None:
-                self.progress(f"evaluate {name}", min(start + BATCH, len(work)), len(work))
+        self._report(name, len(work), len(work))
+
+    def _report(self, name: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(f"evaluate {name}", done, total)
 
 
 def _unique(names: Sequence[str], what: str) -> None:

@@ -21,7 +21,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.commands import Outcome, compose, inspect, merge, merge_and_eval
+    from loraprobe.pipeline.commands import (
+        Outcome,
+        compose,
+        estimate_cost,
+        inspect,
+        merge,
+        merge_and_eval,
+    )
     from loraprobe.pipeline.inputs import base_of
     from loraprobe.pipeline.loading import load_composition
     from loraprobe.pipeline.saved import Routed
@@ -32,6 +39,7 @@ _MODULES = {
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
+    "estimate_cost": "commands",
     "inspect": "commands",
     "load_composition": "loading",
     "merge": "commands",
@@ -44,6 +52,7 @@ __all__ = [
     "Routed",
     "base_of",
     "compose",
+    "estimate_cost",
     "inspect",
     "load_composition",
     "merge",

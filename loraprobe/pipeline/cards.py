@@ -16,13 +16,14 @@ import torch
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.compatibility.licences import licence_of_merge
-from loraprobe.merging import Merged
+from loraprobe.formatting import listing
+from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.merges import rank_text
 from loraprobe.pipeline.provenance import KEY, SCHEMA, SourceRecord
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import AdapterSummary, Audit, plain
-from loraprobe.registry import spec_of
+from loraprobe.registry import short_spec, spec_of
 from loraprobe.report.card import composition_card, model_card
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.secrets import map_texts, scrub
@@ -36,18 +37,15 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     general: the adapters that were subtracted from the sources.
     """
     values: dict[str, Any] = {
-        "name": made.name,
+        "name": f"{listing([source.name for source in made.sources])}, {made.name}",
         "front_matter": front_matter(made, audit, options, general),
-        "issues": audit.compatibility.issues,
+        "audit": audit,
         "allowed": options.allow,
-        "verdict": audit.verdict if audit.evaluation else None,
-        "transformations": audit.transformations,
-        "search": audit.search,
     }
     if isinstance(made, Merged):
         card = model_card(
             sources=made.sources,
-            method=made.method,
+            method=short_spec(METHODS.make(made.spec)),
             space=made.space,
             rank=rank_text(made),
             weights=made.weights,
@@ -59,13 +57,22 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         )
     else:
         card = composition_card(
-            router=repr(made.composition.router),
+            router=_router_text(made),
             experts=made.sources,
             why_not_peft=made.why_not_peft,
             missed_prototype=made.missed_prototype,
             **values,
         )
     return replace(made, card=card)
+
+
+def _router_text(made: Routed) -> str:
+    """The router as the command line spells it, or constant gates with their values."""
+    router = made.composition.router
+    if isinstance(router, ConstantGates):
+        gates = "" if router.weights is None else " ".join(f"{gate:g}" for gate in router.weights)
+        return f"{router.name} {gates}".strip()
+    return short_spec(router)
 
 
 def front_matter(
@@ -77,6 +84,7 @@ def front_matter(
         "library_name": "peft" if merged else "loraprobe",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "merge" if merged else "routing", "loraprobe"],
+        "base_model_relation": "adapter",
         "base_model": next((s.base_model for s in made.sources if s.base_model), None),
         "license": licence_of_merge({source.name: source.license for source in made.sources}),
         KEY: {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter
@@ -33,13 +34,23 @@ from loraprobe.pipeline.inputs import (
     open_probe,
 )
 from loraprobe.pipeline.licences import declared, with_licences
-from loraprobe.pipeline.merges import merge_by, merge_figures, rank_text, warning_figures
+from loraprobe.pipeline.merges import (
+    merge_by,
+    merge_figures,
+    norm_of,
+    rank_text,
+    warning_figures,
+)
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import Audit, Compatibility, Issue, Measurement, Progress, Verdict
 from loraprobe.registry import spec_of
 from loraprobe.tasks import Probe, Task
+
+if TYPE_CHECKING:
+    from loraprobe.evaluation import Samples
+    from loraprobe.pipeline.estimating import Estimate
 
 Adapters = Sequence[Adapter | Reference]
 
@@ -48,12 +59,14 @@ Adapters = Sequence[Adapter | Reference]
 class Outcome:
     """An audit, and what it made: a merge or a composition with its card, where there is one.
 
-    `why_nothing` says why merge-and-eval recommends nothing that could be saved.
+    `why_nothing` says why merge-and-eval recommends nothing that could be saved; `samples` are the
+    answers of all systems, where any was asked.
     """
 
     audit: Audit
     made: Merged | Routed | None = None
     why_nothing: str = ""
+    samples: Samples | None = None
 
 
 def inspect(
@@ -136,7 +149,8 @@ def merge(
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     issues = with_issues(found, (*merged.issues, *licence_issues))
     examined = Examination(issues, figures, licences=licences)
-    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}."
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
+    made += f"; its norm is {norm_of(merged.adapter):.4g}."
     notes = [*notes, *prepared.notes, made]
     audit = audit_of(
         session,
@@ -201,7 +215,7 @@ def merge_and_eval(
     Raises LoraprobeError where base, adapters or tasks cannot be used at all. Adapters that do not
     fit together end the run early with the verdict `incompatible`.
     """
-    from loraprobe.pipeline.evaluating import evaluate
+    from loraprobe.pipeline.evaluating import evaluate, wrong_answers
 
     inputs = _open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
@@ -225,6 +239,7 @@ def merge_and_eval(
         inputs,
         replace(examined, compatibility=with_issues(examined.compatibility, issues)),
         found.notes,
+        samples=wrong_answers(found, verdict),
         gates=found.gates,
         search=found.search,
         transformations=prepared.steps,
@@ -233,7 +248,23 @@ def merge_and_eval(
     )
     if made is not None:
         made = with_card(made, audit, options, prepared.general)
-    return Outcome(audit, made, why)
+    return Outcome(audit, made, why, found.samples)
+
+
+def estimate_cost(
+    adapters: Adapters,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Estimate:
+    """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
+    from loraprobe.pipeline.estimating import estimate
+
+    inputs = _open_composition(adapters, base, tasks, options, written)
+    return estimate(inputs, Session("merge-and-eval", options, progress))
 
 
 def _check_and_prepare(

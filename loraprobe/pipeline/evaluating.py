@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraprobe import evaluation, probes
-from loraprobe.evaluation import System
+from loraprobe.evaluation import Samples, System
+from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.scorer import open_scorer, single
@@ -26,7 +27,9 @@ from loraprobe.records import (
     Gain,
     GateStatistics,
     ItemResult,
+    Sample,
     Score,
+    Verdict,
     WeightSearch,
 )
 from loraprobe.tasks import Probe, Task
@@ -53,6 +56,7 @@ class Evaluated:
     search: WeightSearch | None
     compositions: Sequence[Built]
     builder: SystemBuilder
+    samples: Samples
     notes: Sequence[str]
 
 
@@ -60,6 +64,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     """Asks the base and the single adapters, then the compositions, then the controls."""
     options = session.options
     with open_evaluator(inputs, prepared.general, session) as evaluator:
+        announce(evaluator)
         routers, notes = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
@@ -76,6 +81,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         systems += _controls(builder, composed, results, systems, session)
         results = evaluator.run(systems)
     findings = _findings(results, systems, evaluator.tasks, session, coverage, forecasts)
+    samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [*search_notes, *unfit_routers(options, inputs.adapters).values()]
@@ -83,7 +89,15 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
-    return Evaluated(findings, gates, search, compositions, builder, notes)
+    return Evaluated(findings, gates, search, compositions, builder, samples, notes)
+
+
+def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
+    """A few questions that the composition of the verdict, or else the best one, got wrong."""
+    scores = found.findings.evaluation
+    system = verdict.system or best_system(scores, ("merge", "router", "chain"))
+    form = verdict.gain.form if verdict.gain is not None else "question"
+    return found.samples.wrong(system, form) if system else ()
 
 
 def _findings(

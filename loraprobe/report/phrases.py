@@ -86,7 +86,8 @@ def _meaning(verdict: Verdict, several: bool) -> str:
     if verdict.decision == "unlikely":
         if several:
             return f"composing does not give {SKILLS}"
-        return "composing these adapters does not gain what you asked for"
+        does = "does not" if verdict.evidence == "evaluation" else "will not"
+        return f"composing these adapters {does} gain what you asked for"
     if verdict.evidence == "evaluation":
         if verdict.gain is None:
             return "these scores do not decide whether composing works"

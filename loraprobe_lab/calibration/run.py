@@ -12,7 +12,6 @@ from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.collect import TRIALS, collect, kept_cases
-from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import fit
 from loraprobe_lab.calibration.observe import Effort
 from loraprobe_lab.experiments.pages import check_installed, number, percent
@@ -78,7 +77,7 @@ def _fit_and_tell(
 
     results = measure(cases, draws, seed)
     document = fit(cases).document(cases, command, results.accuracy())
-    write_text(output / "figure.svg", calibration_figure(results))
+    write_text(output / "figure.svg", results.figure())
     write_text(output / "report.md", report(results, document, command, skipped))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")

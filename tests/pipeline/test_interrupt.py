@@ -65,7 +65,8 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
-    assert out == "" and "Traceback" not in err and "--resume" in err
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert "Traceback" not in err and "--resume" in err
     kept = lines(cache) - 1
     assert 64 <= kept < 64 * 8
 

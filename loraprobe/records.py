@@ -200,6 +200,33 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What one system answered to one question.
+
+    `text` is the answer as it was read, or the choice taken. `cause` is the field of `Attribution`
+    under which the item counts; None for systems that are no composition and for items without
+    hops.
+    """
+
+    system: str
+    text: str
+    right: bool
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with its right answers and what every system answered."""
+
+    task: str
+    part: str
+    item: str
+    question: str
+    gold: tuple[str, ...]
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True)
 class GateStatistics:
     """How a token router shared its gates among the adapters while it read the tasks' prompts.
 
@@ -414,9 +441,22 @@ class Audit:
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """The answer, in at most twelve lines."""
+        from loraprobe.report.answer import answer
+
+        return str(answer(self))
+
+    def _repr_html_(self) -> str:
+        """The first sections of the page, for notebooks."""
+        from loraprobe.report.html import fragment
+
+        return fragment(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None."""

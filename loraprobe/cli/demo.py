@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from loraprobe.cli.completing import scenarios
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.options import Options
@@ -14,11 +15,16 @@ from loraprobe.options import Options
 OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
 Scenario = Annotated[
     str,
-    typer.Option(help="disjoint, skill-and-facts, target-adapter or keep-both."),
+    typer.Option(
+        help="disjoint, skill-and-facts, target-adapter or keep-both.", autocompletion=scenarios
+    ),
 ]
 
 
-@with_options("device", "threads", "seed", "json", "explain", "quiet", "exit_zero")
+OPTIONS = "device threads seed json html markdown save_samples explain quiet exit_zero"
+
+
+@with_options(*OPTIONS.split())
 def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
     from loraprobe import pipeline
@@ -32,9 +38,9 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
     with output.progress() as progress:
-        audit = pipeline.merge_and_eval(
+        found = pipeline.merge_and_eval(
             refs, base=base, tasks=chosen.tasks, options=options, progress=progress
-        ).audit
-    assert audit.verdict is not None
-    audit = replace(audit, verdict=replace(audit.verdict, next=OWN))
-    output.result(audit, demo_text(audit, list(world.scenarios)))
+        )
+    assert found.audit.verdict is not None
+    audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
+    output.result(audit, demo_text(audit, list(world.scenarios)), samples=found.samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from loraprobe.errors import UsageError
 from loraprobe.options import OutputOptions
-from loraprobe.records import Audit
+from loraprobe.records import Audit, Progress, Sample
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from loraprobe.pipeline.estimating import Estimate
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Output(OutputOptions):
             from loraprobe.report.html import check_page
 
             check_page(self.html)
+        if self.save_samples is not None:
+            from loraprobe.report.samples import check_samples
+
+            check_samples(self.save_samples)
+        if self.json and self.markdown:
+            raise UsageError("--json and --markdown both print the result; give one of them.")
 
     def warn(self, message: str) -> None:
         """A warning on standard error."""
@@ -48,24 +55,39 @@ class Output(OutputOptions):
             )
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
-        """Yields progress(stage, done, total); a bar appears only on a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self) -> Iterator[Progress | None]:
+        """Yields what the pipeline tells its progress to; None with --quiet."""
+        if self.quiet:
             yield None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from loraprobe.cli.progress import shown
 
-        stage = TextColumn("{task.description}", markup=False)  # it may hold a stranger's name
-        columns = (stage, BarColumn(), MofNCompleteColumn(), Remaining())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield _reporter(bars)
+        with shown() as line:
+            yield line
 
-    def result(self, audit: Audit, after: str = "", line: str = "") -> None:
+    def estimate(self, found: Estimate) -> None:
+        """What a run would take."""
+        from loraprobe.cli import dry_run
+
+        if self.json:
+            print(dry_run.as_json(found))
+        elif self.quiet:
+            print(dry_run.one_line(found))
+        else:
+            print("\n".join(dry_run.lines(found)))
+        sys.stdout.flush()
+
+    def result(
+        self,
+        audit: Audit,
+        after: str = "",
+        line: str = "",
+        samples: Iterable[Sample] | None = None,
+    ) -> None:
         """The audit, then the exit that its verdict asks for.
 
         `after` stands between the tables and the answer; `line` is what --quiet says if not the
-        verdict.
+        verdict; `samples` are the answers for --save-samples.
         """
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
@@ -76,10 +98,25 @@ class Output(OutputOptions):
 
             write_page(audit, self.html)
             self.say(f"Wrote {self.html}.")
+        if self.save_samples is not None:
+            from loraprobe.report.samples import write_samples
+
+            write_samples(samples or (), self.save_samples)
+            self.say(f"Wrote {self.save_samples}.")
+        self._print(audit, after, line)
+        sys.stdout.flush()
+        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
+
+    def _print(self, audit: Audit, after: str, line: str) -> None:
+        """The result on standard output, in the form that was asked for."""
         if self.json:
             from loraprobe.secrets import scrub
 
             print(scrub(audit.to_json()))
+        elif self.markdown:
+            from loraprobe.report.markdown import markdown
+
+            print(markdown(audit))
         elif self.quiet:
             from loraprobe.report.formatting import clean
             from loraprobe.report.terminal import one_line
@@ -91,8 +128,6 @@ class Output(OutputOptions):
             typed = typed_references(sys.argv[1:])
             console = Console(highlight=False)
             render(audit, console, explain=self.explain, remark=after, typed=typed)
-        sys.stdout.flush()
-        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
 
 
 def typed_references(arguments: Sequence[str]) -> dict[str, str]:
@@ -119,16 +154,3 @@ def exit_code(audit: Audit) -> int:
             audit.verdict.decision
         ]
     return 0 if audit.compatibility.compatible else 1
-
-
-def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
-    from loraprobe.report.formatting import clean
-
-    tasks: dict[str, TaskID] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(clean(stage), total=total)
-        bars.update(tasks[stage], completed=done, total=total)
-
-    return report

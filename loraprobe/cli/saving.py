@@ -33,7 +33,8 @@ def check_outputs(
         with contextlib.suppress(LoraprobeError):  # reading it raises the error
             if isinstance(reference, str):
                 read += filter(None, [Reference.parse(reference, bare=True).path])
-    written = [target for target in (output.target, output.html) if target is not None]
+    targets = (output.target, output.html, output.save_samples)
+    written = [target for target in targets if target is not None]
     for target in written:
         check_apart(target, read)
     if output.target is not None:
@@ -51,8 +52,8 @@ def save(
 ) -> None:
     """Runs `merge` or `compose` of the pipeline, writes what it made and prints the audit."""
     assert output.target is not None
-    written = check_outputs(output, options, refs, base, tasks)
     with output.progress() as progress:
+        written = check_outputs(output, options, refs, base, tasks)
         found = make(
             refs,
             base=base,

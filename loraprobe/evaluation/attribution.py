@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from loraprobe.evaluation.questions import hop_part
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.records import Attribution, ItemResult
 from loraprobe.tasks import Item, Task
@@ -25,9 +26,18 @@ def attribute(
     Items without hops and losses (which are neither right nor wrong) do not count. A system has no
     row until the base, every single adapter and the system itself were asked all hops.
     """
+    return tuple(
+        Attribution(system, task, **Counter(cause_of.values()))
+        for system, task, cause_of in causes(results, systems, tasks)
+    )
+
+
+def causes(
+    results: Iterable[ItemResult], systems: Sequence[System], tasks: Sequence[Task]
+) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """The names of each composition and task of `attribute`, and the cause of each item."""
     results = list(results)
     known_by = [system.name for system in systems if system.kind in BASELINES]
-    rows = []
     for task in tasks:
         right = {
             (r.system, r.part, r.item): r.value == 1.0
@@ -39,9 +49,8 @@ def attribute(
             if system.kind not in COMPOSITIONS or not items or not known_by:
                 continue
             if _complete(right, known_by, system.name, items):
-                counts = Counter(_cause(right, system.name, known_by, item) for item in items)
-                rows.append(Attribution(system.name, task.name, **counts))
-    return tuple(rows)
+                of = {item.id: _cause(right, system.name, known_by, item) for item in items}
+                yield system.name, task.name, of
 
 
 def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequence[Item]) -> bool:
@@ -55,7 +64,7 @@ def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequenc
 
 
 def _hops(item: Item) -> list[str]:
-    return [f"hop{k + 1}" for k in range(len(item.hops))]
+    return [hop_part(k) for k in range(len(item.hops))]
 
 
 def _cause(right: Right, system: str, known_by: Sequence[str], item: Item) -> str:

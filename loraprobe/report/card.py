@@ -7,8 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.records import AdapterSummary, Issue, Transformation, Verdict, WeightSearch
-from loraprobe.report.formatting import clean
+from loraprobe.records import AdapterSummary, Audit
+from loraprobe.report.answer import answer
+from loraprobe.report.escaping import Verbatim, markdown_templates
+from loraprobe.report.grids import scores
+from loraprobe.report.phrases import MOST_REASONS
+
+_SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
 def model_card(
@@ -43,70 +48,38 @@ def _card(
     *,
     name: str,
     front_matter: Mapping[str, Any],
-    issues: Sequence[Issue] = (),
+    audit: Audit,
     allowed: Collection[str] = (),
-    verdict: Verdict | None = None,
-    transformations: Sequence[Transformation] = (),
-    search: WeightSearch | None = None,
     **values: Any,
 ) -> str:
     """A card from its template. Text from other people's files never becomes markup in it.
 
     front_matter: holds how the directory was made, from which `loraprobe verify` makes it again.
+    audit: findings, what was done to the adapters first, and scores where they were measured.
     """
-    import jinja2
     import yaml
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loraprobe.report"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finished,
-    )
-    environment.filters["code"] = _code
-    text = environment.get_template(template).render(
-        title=name,
-        version=__version__,
-        base_model=front_matter.get("base_model"),
-        issues=issues,
-        allowed=allowed,
-        verdict=verdict,
-        transformations=transformations,
-        search=search,
-        **values,
+    base = front_matter.get("base_model")
+    verdict = audit.verdict if audit.evaluation else None
+    text = (
+        markdown_templates()
+        .get_template(template)
+        .render(
+            title=name,
+            version=__version__,
+            base_model=base,
+            base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
+            base_used=audit.base is not None,
+            issues=audit.compatibility.issues,
+            allowed=allowed,
+            transformations=audit.transformations,
+            search=audit.search,
+            scores=scores(audit),
+            headline=answer(audit).headline,
+            reasons=[reason.message for reason in verdict.reasons[:MOST_REASONS]]
+            if verdict
+            else [],
+            **values,
+        )
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
-
-
-def _finished(value: Any) -> Any:
-    return _inert(value) if isinstance(value, str) and not isinstance(value, Verbatim) else value
-
-
-# These characters start markup, a link or a table cell anywhere in a line.
-_MARKS = re.compile(r"[\\`*\[\]|#<>&~]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.|@(?=\w)")
-_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-# At the start of a line these make a list, a heading or a rule.
-_START = re.compile(r"^(?:([-+=])(?=\s|\1)|(\d+)([.)])(?=\s))")
-
-
-def _inert(text: str) -> str:
-    """One line of text, escaped so that it is no markup, no link and no end of a table cell."""
-    flat = _MARKS.sub(lambda mark: _ENTITIES.get(mark[0], "\\" + mark[0]), _flat(text))
-    return _START.sub(lambda start: f"{start[2] or ''}\\{start[1] or start[3]}", flat)
-
-
-def _code(text: str) -> Verbatim:
-    """Text as code, or escaped if code cannot hold it. A bar ends a table cell even in code."""
-    flat = _flat(text)
-    if "<" in flat or "`" in flat or not flat:
-        return Verbatim(_inert(flat))
-    return Verbatim("`" + flat.replace("|", "\\|") + "`")
-
-
-class Verbatim(str):
-    """Markdown that is escaped already."""
-
-
-def _flat(text: str) -> str:
-    return " ".join(clean(text).split())

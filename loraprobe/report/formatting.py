@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from loraprobe.records import Interval
 from loraprobe.secrets import scrub
@@ -21,9 +23,14 @@ def clean(text: object) -> str:
     return scrub(_CONTROL.sub("�", str(text)))
 
 
+def measured(value: float | None) -> TypeGuard[float]:
+    """Whether there is a figure: neither None nor what is not finite, which JSON has as null."""
+    return value is not None and math.isfinite(value)
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with few digits; very small and very large ones in powers of ten."""
-    if value is None:
+    if not measured(value):
         return "-"
     if abs(value) > NOISE and (abs(value) < 10**-digits / 2 or abs(value) >= 1e6):
         return f"{value:.1e}"

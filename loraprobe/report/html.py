@@ -1,65 +1,85 @@
-"""The report of the terminal as one HTML page, with colours for light and dark screens.
+"""A report as one HTML page without scripts, which loads nothing.
 
-The page loads nothing and runs nothing: all text is escaped, and its policy forbids scripts.
+Every text is escaped and its control characters are replaced; the page's policy forbids scripts.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
-
-from rich.console import Console
-from rich.terminal_theme import TerminalTheme
 
 from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import Audit
-from loraprobe.report.formatting import clean
-from loraprobe.report.terminal import render
+from loraprobe.report.answer import COMMANDS, answer
+from loraprobe.report.figures import check_drawing
+from loraprobe.report.grids import form
+from loraprobe.report.joints import JOINTS
+from loraprobe.report.page import sections
+from loraprobe.report.shortening import shortened
 
 MARK = "<!-- written by loraprobe -->"
-WIDTH = 132
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(colour)
-    return red, green, blue
-
-
-COLOURS = "1c2024 b02028 187838 966800 2054a8 783090 007484 606870"
-THEME = TerminalTheme(_rgb("ffffff"), _rgb("1c2024"), [_rgb(one) for one in COLOURS.split()])
-PAGE = """<!DOCTYPE html>
-{mark}
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{{stylesheet}}
-body {{{{ margin: 2rem auto; max-width: max-content; padding: 0 1rem; }}}}
-pre {{{{ font: 0.85rem/1.35 ui-monospace, Menlo, Consolas, monospace; overflow-x: auto; }}}}
-@media (prefers-color-scheme: dark) {{{{
-  html {{{{ filter: invert(0.92) hue-rotate(180deg); }}}}
-}}}}
-</style></head>
-<body><pre><code>{{code}}</code></pre></body></html>
-"""
+FIRST = 2  # sections after the verdict that a notebook shows
+LARGEST = 1_000_000  # bytes of a page
+# Rows of a table and characters of a text, from what is usual to what hostile input needs.
+SIZES = ((400, 2000), (100, 300), (25, 60), (5, 20))
 
 
 def page(audit: Audit) -> str:
-    """The whole audit as one page."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False)
-    render(audit, console, explain=True)
-    decision = f": {audit.verdict.decision}" if audit.verdict is not None else ""
-    title = clean(f"loraprobe {audit.command}{decision}")
-    form = PAGE.format(mark=MARK, title=title)
-    return console.export_html(theme=THEME, code_format=form)
+    """The whole audit as one page; of very long texts and tables only the beginning."""
+    text = ""
+    for rows, characters in SIZES:
+        text = _rendered(shortened(audit, characters), rows)
+        if len(text.encode()) <= LARGEST:
+            break
+    return text
+
+
+def fragment(audit: Audit) -> str:
+    """The verdict and the first sections of the page, as a notebook shows them in its own style."""
+    rows, characters = SIZES[1]
+    text = _rendered(shortened(audit, characters), rows, FIRST)
+    return text.partition("<main>")[2].partition("</main>")[0].strip()
+
+
+def _rendered(audit: Audit, rows: int, most: int | None = None) -> str:
+    """The page with `rows` rows of each table, and its first `most` sections."""
+    import jinja2
+    import markupsafe
+
+    def joints(text: str) -> markupsafe.Markup:
+        if " " in text:  # a sentence, where 0.5 stays in one piece
+            return markupsafe.escape(text)
+        whole = markupsafe.escape(JOINTS.sub("\0", text))
+        return markupsafe.Markup(str(whole).replace("\0", "<wbr>"))
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loraprobe.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(joints=joints, form=form)
+    found = answer(audit)
+    base = f" on {audit.base.reference}" if audit.base is not None else ""
+    decision = f": {found.decision}" if found.decision else ""
+    return environment.get_template("page.html.jinja").render(
+        mark=markupsafe.Markup(MARK),
+        title=f"loraprobe {audit.command}{decision}",
+        heading=f"loraprobe {audit.command}{base}",
+        answer=found,
+        commands=COMMANDS,
+        sections=sections(audit)[:most],
+        most=rows,
+    )
 
 
 def check_page(file: Path) -> None:
-    """Raises OutputError for an existing file, unless it is a page of loraprobe."""
+    """Raises OutputError for an existing file, unless it is a page of loraprobe, and UsageError
+    where pages cannot be drawn."""
     check_place(file)
+    check_drawing()
     if not os.path.lexists(file):
         return
     if file.is_file():

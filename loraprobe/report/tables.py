@@ -8,7 +8,8 @@ from rich.text import Text
 
 from loraprobe.formatting import listing
 from loraprobe.records import AdapterSummary, Audit, Coverage, Measurement
-from loraprobe.report.formatting import interval, number, spread
+from loraprobe.report.formatting import clean, interval, number, spread
+from loraprobe.report.grids import replies
 from loraprobe.report.layout import GAP, Column, Part, fitted, name
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -191,6 +192,20 @@ def _coverage(row: Coverage) -> list[str]:
         interval(row.ci95),
         str(row.n),
     ]
+
+
+def wrong_answers(audit: Audit, width: int) -> Iterator[Part | str | None]:
+    """A few questions that a composition got wrong, with what every system answered."""
+    columns = (
+        name("system"),
+        Column("answer", figure=False, prose=True),
+        Column("", figure=False),
+        Column("first cause", figure=False, drop=1),
+    )
+    for sample in audit.samples:
+        gold = f"right: {clean(' or '.join(sample.gold))}"
+        title = f"{sample.task}, item {sample.item}: {sample.question} ({gold})"
+        yield fitted(" ".join(title.split()), columns, replies(sample).rows, width)
 
 
 HEAT = "▁▂▃▄▅▆▇█"  # from no share to all of it

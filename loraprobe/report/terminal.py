@@ -130,6 +130,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
     yield from evaluation(audit, width)
     yield scores(audit, width)
     yield attribution(audit, width)
+    yield from tables.wrong_answers(audit, width)
     yield tables.gates(audit, width)
     for note in audit.notes:
         yield "\n  ".join(wrapped(f"- {clean(note)}", width - 2))

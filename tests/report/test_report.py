@@ -28,6 +28,8 @@ from loraprobe.records import (
     Measurement,
     Provenance,
     Reason,
+    Reply,
+    Sample,
     Score,
     Verdict,
 )
@@ -57,6 +59,8 @@ def an_audit(name: str = "a") -> Audit:
             Measurement("norm", (name,), 1.5),
             Measurement("subspace_overlap", (name, "b"), 0.3, side="in", chance=0.1),
             Measurement("cosine", (name, "b"), math.nan, module="h.0.c"),
+            Measurement("norm", (name,), 1.25, module="h.0.c"),
+            Measurement("norm", (name,), 0.25, module="h.1.c"),
         ),
         coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, (name,), (0.2, 0.8), 0.1),),
         evaluation=(
@@ -66,6 +70,19 @@ def an_audit(name: str = "a") -> Audit:
         comparisons=(Comparison("uniform", name, "t", "question", 0.0, (-0.1, 0.1), 10),),
         gains=(Gain("t", "question", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
         attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
+        samples=(
+            Sample(
+                "t",
+                "question",
+                name,
+                f"Who is {name}?",
+                (name, "x"),
+                (
+                    Reply("base", "", False),
+                    Reply("uniform", name, False, "interference"),
+                ),
+            ),
+        ),
         gates=(
             GateStatistics("arrow", None, {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
             GateStatistics("arrow", "h.0", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),

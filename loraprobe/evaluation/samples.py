@@ -1,0 +1,109 @@
+"""Every question with what each system answered, for people who want to read the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loraprobe.evaluation.attribution import causes
+from loraprobe.evaluation.ledger import Ledger
+from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.systems import System
+from loraprobe.records import ItemResult, Reply, Sample
+from loraprobe.tasks import Task
+
+EXAMPLES = 3  # wrong answers that an audit carries
+LONGEST = 400  # characters of a text in such an example
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The questions of all tasks with the results of the ledger, made one at a time.
+
+    `cause_of` gives the first cause of (system, task) and item, as `attribute` counts them. A loss
+    is no answer, so questions under the metric "answer_loss" have no samples.
+    """
+
+    ledger: Ledger
+    systems: Sequence[str]
+    tasks: Sequence[Task]
+    metric: str | None = None
+    cause_of: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        ledger: Ledger,
+        results: Sequence[ItemResult],
+        systems: Sequence[System],
+        tasks: Sequence[Task],
+        metric: str | None,
+    ) -> Samples:
+        """The samples of an evaluation. results: what `run_systems` gave for these systems."""
+        found = {(name, task): of for name, task, of in causes(results, systems, tasks)}
+        return cls(ledger, [system.name for system in systems], tasks, metric, found)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for task in self.tasks:
+            for question in questions([task], self.metric):
+                if question.metric != "answer_loss":
+                    yield self._sample(question)
+
+    def wrong(self, system: str, part: str, most: int = EXAMPLES) -> tuple[Sample, ...]:
+        """Questions that the system answered wrongly, shortened, the commonest causes first.
+
+        As many causes as possible are shown. part: the form of the question.
+        """
+        counts: Counter[tuple[str, str | None]] = Counter()
+        kept: dict[tuple[str, str | None], list[Question]] = {}
+        for task in self.tasks:
+            for question in questions([task], self.metric):
+                if question.part != part:
+                    continue
+                reply = self._reply(system, question)
+                if reply is None or reply.right:
+                    continue
+                group = task.name, reply.cause
+                counts[group] += 1
+                if counts[group] <= most:
+                    kept.setdefault(group, []).append(question)
+        by_count = [kept[group] for group, _ in counts.most_common()]
+        turns = [group[turn] for turn in range(most) for group in by_count if turn < len(group)]
+        return tuple(_shortened(self._sample(question)) for question in turns[:most])
+
+    def _sample(self, question: Question) -> Sample:
+        replies = (self._reply(system, question) for system in self.systems)
+        return Sample(
+            question.task,
+            question.part,
+            question.item.id,
+            question.prompt,
+            question.answers,
+            tuple(reply for reply in replies if reply is not None),
+        )
+
+    def _reply(self, system: str, question: Question) -> Reply | None:
+        """What the system answered; None where it was not asked, as a chain step by step."""
+        found = self.ledger.get(system, question.task, question.part, question.item.id)
+        if found is None or found.metric == "answer_loss":
+            return None
+        cause = self.cause_of.get((system, question.task), {}).get(question.item.id)
+        return Reply(system, found.text, found.value == 1.0, cause)
+
+
+def _shortened(sample: Sample) -> Sample:
+    """The sample with no text longer than LONGEST."""
+    replies = (dataclasses.replace(reply, text=_short(reply.text)) for reply in sample.replies)
+    return dataclasses.replace(
+        sample,
+        item=_short(sample.item),
+        question=_short(sample.question),
+        gold=tuple(map(_short, sample.gold[:EXAMPLES])),
+        replies=tuple(replies),
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,0 +1,59 @@
+"""Markdown from templates in which no text of other people becomes markup."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jinja2
+
+from loraprobe.report.formatting import clean
+
+
+def markdown_templates() -> jinja2.Environment:
+    """The templates of the reports, for Markdown: every text that they are given is escaped.
+
+    The filter `code` gives a text as code.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loraprobe.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finished,
+    )
+    environment.filters["code"] = code
+    return environment
+
+
+def _finished(value: Any) -> Any:
+    return inert(value) if isinstance(value, str) and not isinstance(value, Verbatim) else value
+
+
+# These characters start markup, a link or a table cell anywhere in a line.
+_MARKS = re.compile(r"[\\`*\[\]|#<>&~]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.|@(?=\w)")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# At the start of a line these make a list, a heading or a rule.
+_START = re.compile(r"^(?:([-+=])(?=\s|\1|$)|(\d+)([.)])(?=\s|$))")
+
+
+def inert(text: str) -> str:
+    """One line of text, escaped so that it is no markup, no link and no end of a table cell."""
+    flat = _MARKS.sub(lambda mark: _ENTITIES.get(mark[0], "\\" + mark[0]), _flat(text))
+    return _START.sub(lambda start: f"{start[2] or ''}\\{start[1] or start[3]}", flat)
+
+
+def code(text: str) -> Verbatim:
+    """Text as code, or escaped if code cannot hold it. A bar ends a table cell even in code."""
+    flat = _flat(text)
+    if "<" in flat or "`" in flat or not flat:
+        return Verbatim(inert(flat))
+    return Verbatim("`" + flat.replace("|", "\\|") + "`")
+
+
+class Verbatim(str):
+    """Markdown that is escaped already."""
+
+
+def _flat(text: str) -> str:
+    return " ".join(clean(text).split())

@@ -1,0 +1,61 @@
+"""The result as Markdown for a pull request: verdict, scores, three reasons, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraprobe.records import Audit
+from loraprobe.report import adapter_grids, grids
+from loraprobe.report.answer import COMMANDS, answer
+from loraprobe.report.escaping import markdown_templates
+from loraprobe.report.formatting import size
+from loraprobe.report.shortening import shortened
+
+MOST_ROWS, MOST_TASKS, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
+LONGEST = 300  # characters of one text
+WHY = ("why", "watch")  # the lines of the answer that are reasons
+
+
+def markdown(audit: Audit) -> str:
+    """At most 60 lines; texts of other people are escaped."""
+    audit = shortened(audit, LONGEST)
+    found = answer(audit)
+    why = [text for label, text in found.lines if label in WHY]
+    why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
+    lines = [(label, text) for label, text in found.lines if label not in WHY]
+    scores = grids.scores(audit)[:MOST_TASKS] or [adapter_grids.adapters(audit)]
+    text = (
+        markdown_templates()
+        .get_template("result.md.jinja")
+        .render(
+            command=audit.command,
+            headline=found.headline,
+            lines=lines,
+            commands=COMMANDS,
+            grids=scores,
+            most=MOST_ROWS // len(scores),
+            reasons=why[:MOST_REASONS],
+            provenance=list(_provenance(audit)),
+        )
+    )
+    return text.rstrip("\n")
+
+
+def _provenance(audit: Audit) -> Iterator[str]:
+    made = audit.provenance
+    torch = f", torch {made.torch}" if made.torch else ""
+    yield f"loraprobe {made.loraprobe}{torch}, {made.device}, {made.dtype}, seed {made.seed}"
+    taken = sum(made.seconds.values())
+    yield f"{taken:.0f} s, {size(made.peak_memory_bytes)} peak memory"
+    if made.arguments:
+        yield f"call: loraprobe {' '.join(made.arguments)}"
+    if audit.base is not None:
+        yield f"base: {audit.base.reference} {_pinned(audit.base.commit, audit.base.sha256)}"
+    for row in audit.adapters[:MOST_SOURCES]:
+        yield f"{row.name}: {row.reference} {_pinned(row.commit, row.sha256)}"
+    if len(audit.adapters) > MOST_SOURCES:
+        yield f"{len(audit.adapters) - MOST_SOURCES} more adapters in the JSON document"
+
+
+def _pinned(commit: str | None, sha256: str | None) -> str:
+    return f"commit {commit}" if commit else f"sha256 {sha256}" if sha256 else ""

@@ -1,0 +1,203 @@
+"""What a page shows, section by section: headings, sentences, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loraprobe.records import Audit, Sample
+from loraprobe.report import adapter_grids, grids, maps
+from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
+from loraprobe.report.grids import Grid, bounds, form, signed
+
+MEANINGS = (
+    "Each item counts once. Step by step: right only in that form. Unknown: neither the base nor a "
+    "single adapter knows a hop. Interference: a hop that is known alone is lost in the "
+    "composition. Not composed: every hop is right, and the answer is wrong."
+)
+MOST_LINES = 24  # of a figure; its table has them all
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its caption and the table of what it shows."""
+
+    svg: str
+    caption: str
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; `folded` tables are shown when they are asked for."""
+
+    name: str
+    title: str
+    sentences: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    samples: Sequence[tuple[Sample, Grid]] = ()
+    grids: Sequence[Grid] = ()
+    folded: Sequence[Grid] = ()
+    lists: Sequence[str] = ()
+
+
+def sections(audit: Audit) -> list[Section]:
+    """The sections of a page after the verdict, those that have nothing to show left out."""
+    return [section for make in SECTIONS if (section := make(audit)) is not None]
+
+
+def _gains(audit: Audit) -> Section | None:
+    if not audit.evaluation:
+        return None
+    figures = [_forest(audit)] if audit.gains else []
+    folded = _filled(grids.comparisons(audit))
+    return Section(
+        "gains",
+        "Gains and scores",
+        ["Intervals are 95 %. The wider of two also covers the choice of the best system."],
+        figures,
+        grids=grids.scores(audit),
+        folded=folded,
+    )
+
+
+def _forest(audit: Audit) -> Figure:
+    margin = audit.verdict.margin if audit.verdict is not None else None
+    rows = sorted(audit.gains, key=lambda gain: -gain.difference)
+    several = len({gain.task for gain in rows}) > 1
+    dots = [
+        Dot(
+            f"{gain.system}, {form(gain.part)}" + (f", {gain.task or 'all'}" if several else ""),
+            gain.difference,
+            gain.ci95,
+            gain.adjusted_ci95,
+            margin is not None and gain.adjusted_ci95[0] > margin,
+        )
+        for gain in rows[:MOST_LINES]
+    ]
+    best, dot = rows[0], dots[0]
+    asked = f"The margin is {margin:g}. " if margin is not None else ""
+    description = (
+        f"A line for each of {len(dots)} gains over the best of base and single adapters. {asked}"
+        f"The largest is that of {dot.label}: {signed(best.difference)} "
+        f"{bounds(best.adjusted_ci95)} against {best.against} on {best.n} items."
+    )
+    about = About("gains-figure", "Gains with intervals against the margin", description)
+    caption = (
+        "Gains over the best of base and single adapters; a filled dot lies above the margin with "
+        "its whole interval."
+    )
+    return Figure(forest(about, dots, margin), caption, grids.gains(audit))
+
+
+def _wrong(audit: Audit) -> Section | None:
+    if not audit.attribution:
+        return None
+    several = len({row.task for row in audit.attribution}) > 1
+    bars = [
+        (
+            f"{row.system}, {row.task}" if several else row.system,
+            [getattr(row, cause) for cause in CAUSES],
+        )
+        for row in audit.attribution[:MOST_LINES]
+    ]
+    told = []
+    for name, counts in bars:
+        parts = zip(counts, CAUSES.values(), strict=True)
+        told.append(f"{name}: " + ", ".join(f"{n} {cause}" for n, (cause, _) in parts if n))
+    title = "Where the answers of each composition went"
+    about = About("causes-figure", title, ". ".join(told) + ".")
+    caption = "Items of each composition by the first cause that fits."
+    figure = Figure(stacked(about, bars), caption, grids.causes(audit))
+    return Section("causes", "Where wrong answers went", [MEANINGS], [figure])
+
+
+def _examples(audit: Audit) -> Section | None:
+    if not audit.samples:
+        return None
+    shown = [(sample, grids.replies(sample)) for sample in audit.samples]
+    return Section(
+        "examples",
+        "Examples of wrong answers",
+        ["--save-samples FILE.jsonl writes every question with every answer."],
+        samples=shown,
+    )
+
+
+def _adapters(audit: Audit) -> Section | None:
+    if not audit.adapters:
+        return None
+    shown = [
+        adapter_grids.adapters(audit),
+        *_filled(adapter_grids.layers(audit), adapter_grids.singles(audit)),
+    ]
+    return Section("adapters", "Adapters", grids=shown)
+
+
+def _findings(audit: Audit) -> Section | None:
+    found = adapter_grids.findings(audit)
+    if not found.rows:
+        return Section("findings", "Findings", ["Nothing was found that stands in the way."])
+    return Section("findings", "Findings and cures", grids=[found])
+
+
+def _pairs(audit: Audit) -> Section | None:
+    found = adapter_grids.pairs(audit)
+    if not found.rows:
+        return None
+    drawn = maps.cosines(audit)
+    figures = [Figure(*drawn)] if drawn else []
+    return Section("pairs", "Pairs of adapters", figures=figures, grids=[found])
+
+
+def _modules(audit: Audit) -> Section | None:
+    drawn = [Figure(*one) for one in maps.modules(audit)]
+    if not drawn:
+        return None
+    return Section("modules", "Layers and modules", maps.left_out(audit), drawn)
+
+
+def _coverage(audit: Audit) -> Section | None:
+    shown = _filled(grids.coverage(audit), grids.forecasts(audit))
+    if not shown:
+        return None
+    return Section("coverage", "What base and adapters know alone", grids=shown)
+
+
+def _gates(audit: Audit) -> Section | None:
+    drawn = [Figure(*one) for one in maps.gates(audit)]
+    if not drawn:
+        return None
+    return Section("gates", "Gates of routers", figures=drawn, folded=[adapter_grids.gates(audit)])
+
+
+def _reasons(audit: Audit) -> Section | None:
+    shown = _filled(grids.reasons(audit))
+    if not shown and not audit.notes:
+        return None
+    return Section("reasons", "Every reason", grids=shown, lists=audit.notes)
+
+
+def _provenance(audit: Audit) -> Section:
+    made = _filled(adapter_grids.prepared(audit), adapter_grids.weights(audit))
+    shown = [adapter_grids.run(audit), adapter_grids.sources(audit), *made]
+    return Section("provenance", "Provenance", grids=shown)
+
+
+def _filled(*made: Grid) -> list[Grid]:
+    return [grid for grid in made if grid.rows]
+
+
+SECTIONS: Sequence[Callable[[Audit], Section | None]] = (
+    _gains,
+    _wrong,
+    _examples,
+    _adapters,
+    _findings,
+    _pairs,
+    _modules,
+    _coverage,
+    _gates,
+    _reasons,
+    _provenance,
+)

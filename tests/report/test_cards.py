@@ -1,0 +1,67 @@
+"""Cards: strangers' strings are text everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+from markdown_it import MarkdownIt
+from planting import MARKUP, planted
+from test_report import an_audit
+
+from loraprobe.records import Transformation, Verdict, WeightSearch
+from loraprobe.report.card import composition_card, model_card
+
+
+def structure(card: str) -> list[str]:
+    """What a reader of Markdown makes of a card's text: its blocks, links, tables ...; whether a
+    string stands as code depends on what it holds."""
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    tokens = reader.parse(card.split("---\n", 2)[2])
+    plain = ("text", "text_special", "softbreak", "code_inline")
+    parts = [part for token in tokens for part in (token, *(token.children or ()))]
+    return [part.type for part in parts if part.type not in plain]
+
+
+def cards(text: str) -> list[str]:
+    """Both kinds of card, with this text as everything that a stranger may have chosen."""
+    audit = planted(an_audit(), text)
+    verdict = Verdict("unlikely", "evaluation", audit.verdict.reasons)
+    common = {
+        "name": text,
+        "front_matter": {"base_model": text, "license": text},
+        "verdict": verdict,
+        "issues": audit.compatibility.issues,
+        "allowed": (text,),
+        "transformations": [Transformation(text, 1.0, 1.0, 1.0, (text, text))],
+        "search": WeightSearch({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
+    }
+    merge = model_card(
+        **common,
+        sources=[dataclasses.replace(row, license=text) for row in audit.adapters],
+        method=text,
+        space=text,
+        rank="8",
+        weights=(1.0, -1.0),
+        compression_error=0.0,
+        rounding_error=0.0,
+        dtype="float32",
+        seed=0,
+    )
+    routed = [
+        composition_card(
+            **common, router=text, experts=audit.adapters, why_not_peft=why, missed_prototype=missed
+        )
+        for why, missed in ((text, None), (None, text))
+    ]
+    return [merge, *routed]
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_no_string_of_a_card_becomes_markup(text):
+    for hostile, harmless in zip(cards(text), cards("x"), strict=True):
+        assert structure(hostile) == structure(harmless)
+        outside = re.sub(r"`[^`]*`", "", hostile.split("---\n", 2)[2])
+        # What GitHub and the Hub make links of without any mark.
+        assert not re.search(r"://|\bwww\.|\w@\w", outside)

@@ -1,0 +1,87 @@
+"""The Markdown of a result: short, complete, and with no string of others as markup."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from markdown_it import MarkdownIt
+from planting import MARKUP, planted
+from test_report import HOSTILE, an_audit
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.records import Reason, Score
+from loraprobe.report.markdown import markdown
+
+READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def tokens(text: str) -> list[str]:
+    """The blocks and marks that a reader of Markdown finds; text and code are left out."""
+    found = READER.parse(text)
+    plain = ("text", "text_special", "softbreak", "code_inline")
+    parts = [part for token in found for part in (token, *(token.children or ()))]
+    return [part.type for part in parts if part.type not in plain]
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of all tables."""
+    rows: list[list[str]] = []
+    found = READER.parse(text)
+    for position, token in enumerate(found):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("td_open", "th_open"):
+            parts = found[position + 1].children or ()
+            rows[-1].append("".join(part.content for part in parts))
+    return rows
+
+
+def test_verdict_scores_reasons_and_provenance():
+    text = markdown(an_audit())
+    assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
+    assert cells(text) == [
+        ["system", "question", "retention"],
+        ["base", "0.10 (0.00–0.20)", "-"],
+        ["uniform", "0.10 (0.00–0.20)", "0.50"],
+    ]
+    assert "1. a is odd." in text.splitlines()
+    inside = text[text.index("<details>") : text.index("</details>")]
+    assert "commit " + "c" * 40 in inside and "call: loraprobe x" in inside
+
+
+@pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "1.", "-", "a\n# b", "x\n\n<details>"])
+def test_no_string_becomes_markup(text):
+    assert tokens(markdown(planted(an_audit(), text))) == tokens(markdown(planted(an_audit(), "x")))
+
+
+def test_it_stays_short():
+    audit = an_audit("n" * 5000)
+    scores = tuple(
+        Score(f"s{i}", "merge", f"t{task}", "question", "exact_match", 0.1, (0.0, 0.2), 10)
+        for task in range(9)
+        for i in range(50)
+    )
+    reasons = tuple(Reason("forecast", "word " * 999, 0.1, 0.2, "", "warning") for _ in range(99))
+    audit = dataclasses.replace(
+        audit,
+        adapters=audit.adapters * 30,
+        evaluation=scores,
+        verdict=dataclasses.replace(audit.verdict, reasons=reasons),
+    )
+    text = markdown(audit)
+    assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 1000
+
+
+def test_commands_are_code_and_can_be_copied():
+    verdict = dataclasses.replace(an_audit().verdict, next="loraprobe inspect a b --base 'x y'")
+    text = markdown(dataclasses.replace(an_audit(), verdict=verdict))
+    inline = [part for token in READER.parse(text) for part in token.children or ()]
+    codes = [part.content for part in inline if part.type == "code_inline"]
+    assert "loraprobe inspect a b --base 'x y'" in codes
+
+
+def test_json_and_markdown_do_not_go_together():
+    result = CliRunner().invoke(app, ["inspect", "a", "b", "--json", "--markdown"])
+    assert result.exit_code == 2 and "--markdown" in result.stderr + result.stdout

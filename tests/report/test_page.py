@@ -1,0 +1,308 @@
+"""Pages: structure that assistive tools rely on, nothing that runs, no string that is markup."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+import pytest
+from making import saved_pair
+from planting import MARKUP, planted
+from test_report import HOSTILE, an_audit
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.errors import OutputError
+from loraprobe.records import Measurement, Reason
+from loraprobe.report.figures import CAUSES, About, heat
+from loraprobe.report.html import LARGEST, MARK, page, write_page
+from loraprobe.report.reading import audit_from
+
+VOID = {"meta", "wbr"}
+
+
+@dataclass
+class Node:
+    """An element with its attributes, its children and its text."""
+
+    tag: str
+    attributes: dict[str, str | None] = field(default_factory=dict)
+    children: list[Node | str] = field(default_factory=list)
+
+    def all(self, *tags: str) -> list[Node]:
+        """Elements below this one, in order; all of them without tags."""
+        found = []
+        for child in self.children:
+            if isinstance(child, Node):
+                found += [child] if not tags or child.tag in tags else []
+                found += child.all(*tags)
+        return found
+
+    @property
+    def text(self) -> str:
+        return "".join(c if isinstance(c, str) else c.text for c in self.children)
+
+
+class Builder(HTMLParser):
+    """Builds the tree; raises AssertionError where an element is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Node("")
+        self.open = [self.root]
+
+    def handle_starttag(self, tag, attributes):
+        node = Node(tag, dict(attributes))
+        self.open[-1].children.append(node)
+        if tag not in VOID:
+            self.open.append(node)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop().tag == tag
+
+    def handle_data(self, data):
+        self.open[-1].children.append(data)
+
+
+def parsed(text: str) -> Node:
+    builder = Builder()
+    builder.feed(text)
+    builder.close()
+    assert builder.open == [builder.root]
+    return builder.root
+
+
+def table(root: Node, caption: str) -> list[list[str]]:
+    """The rows of the table with that caption, headings first."""
+    found = [t for t in root.all("table") if t.all("caption")[0].text == caption]
+    return [[cell.text for cell in row.all("th", "td")] for row in found[0].all("tr")]
+
+
+@pytest.fixture(scope="module")
+def root():
+    return parsed(page(an_audit()))
+
+
+def test_a_heading_a_section_in_the_order_in_which_people_read(root):
+    levels = [int(heading.tag[1]) for heading in root.all("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+    names = [heading.attributes["id"] for heading in root.all("h2")]
+    assert (
+        names
+        == (
+            "verdict gains causes examples adapters findings pairs modules coverage gates reasons "
+            "provenance"
+        ).split()
+    )
+    sections = root.all("section")
+    assert [section.attributes["aria-labelledby"] for section in sections] == names
+    links = [link.attributes["href"] for link in root.all("a")]
+    assert links == [f"#{name}" for name in names[1:]]
+
+
+def test_tables_have_captions_and_scoped_headers(root):
+    tables = root.all("table")
+    assert len(tables) > 12
+    for one in tables:
+        assert one.children and one.all("caption")[0].text
+        heads, rows = one.all("thead")[0], one.all("tbody")[0].all("tr")
+        assert {h.attributes["scope"] for h in heads.all("th")} == {"col"}
+        assert not heads.all("td")
+        for row in rows:
+            (name,) = row.all("th")
+            assert name.attributes["scope"] == "row"
+            assert len(row.all("td")) == len(heads.all("th")) - 1
+
+
+def test_figures_have_title_description_and_their_table(root):
+    figures = root.all("figure")
+    assert len(figures) >= 4  # gains, causes, a map, gates
+    for one in figures:
+        (svg,) = one.all("svg")
+        title, description = svg.all("title", "desc")
+        assert svg.attributes["role"] == "img" and title.text and len(description.text) > 20
+        names = svg.attributes["aria-labelledby"].split()
+        assert names == [title.attributes["id"], description.attributes["id"]]
+        assert one.all("figcaption")[0].text and one.all("details")[0].all("table")
+
+
+def test_ids_are_unique_and_every_reference_leads_somewhere(root):
+    ids = [node.attributes["id"] for node in root.all() if "id" in node.attributes]
+    assert len(ids) == len(set(ids))
+    for node in root.all():
+        for key in ("aria-labelledby", "href", "clip-path"):
+            for name in re.findall(r"[^\s#()]+", node.attributes.get(key) or ""):
+                assert name in ids or name == "url"
+
+
+def test_nothing_runs_and_nothing_is_loaded(root):
+    text = page(an_audit())
+    assert "default-src 'none'" in text and len(text.encode()) < LARGEST
+    allowed = set(
+        "html head meta title style body header h1 h2 h3 main section p dl dt dd code nav ul li a "
+        "figure figcaption svg desc defs g path text use clippath rect details summary div table "
+        "caption thead tbody tr th td strong wbr".split()
+    )
+    for node in root.all():
+        assert node.tag in allowed
+        for key in node.attributes:
+            assert not key.startswith("on") and key not in ("src", "action", "srcset", "ping")
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_figures_stand_in_the_tables(root):
+    gains = table(root, "Gains over the best of base and single adapters: t")
+    assert gains[1][:5] == ["uniform", "question", "+0.00", "[-0.10, 0.10]", "[-0.20, 0.20]"]
+    assert table(root, "Items by the first cause that fits: t")[1][1:] == ["1", "2", "3", "4", "0"]
+    scores = table(root, "t: 10 items, exact_match")
+    assert scores[0] == ["system", "question", "retention"]
+    assert scores[2] == ["uniform", "0.10 (0.00–0.20)", "0.50"]
+    assert ["x-y", "warning", "a is odd.", "Fix."] in table(root, "Findings")
+    assert table(root, "Norm of the update of a by layer and module")[1:] == [
+        ["0", "1.25"],
+        ["1", "0.25"],
+    ]
+    assert table(root, "Share of the gates of arrow by layer")[1][1:] == ["0.75", "1.00", "0.50"]
+    assert table(root, "What each system answered")[2][1:] == ["a", "wrong", "interference"]
+
+
+@pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "$x^{$", "a\nb", "\ufffe", "fig\x00ure"])
+def test_no_string_of_a_page_becomes_markup(text):
+    audit = planted(an_audit(), text)
+    audit = dataclasses.replace(
+        audit, verdict=dataclasses.replace(audit.verdict, action=f"use-single:{text}")
+    )
+    made = page(audit)
+    found, harmless = parsed(made), parsed(page(planted(an_audit(), "x")))
+    assert {node.tag for node in found.all()} - {"wbr"} == {node.tag for node in harmless.all()} - {
+        "wbr"
+    }
+    assert not set(made) & set("\x1b\x00\u202e")
+    if text.isprintable():
+        assert "".join(text.split()) in "".join(found.text.split())
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_the_contrast_of_level_aa(root):
+    style = root.all("style")[0].text
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in style.split("@media")[:2]]
+    assert len(schemes) == 2 and schemes[0]["back"] != schemes[1]["back"]
+    for colours in schemes:
+        for name in ("ink", "muted", "accent", "good", "bad", "open"):
+            assert contrast(colours[name], colours["back"]) >= 4.5, name
+        for _, colour in CAUSES.values():
+            assert contrast(colour, colours["back"]) >= 3 and contrast(colour, "#ffffff") >= 4.5
+
+
+def test_text_in_cells_has_the_contrast_of_level_aa():
+    values = [[i / 20] for i in range(21)]
+    names = [str(i) for i in range(21)]
+    svg = heat(About("m", "t", "d"), values, names, ["c"], [["text"]] * 21, (0.0, 1.0))
+    cells = re.findall(r"fill: (#\w{6}); stroke", svg)
+    texts = re.findall(r"fill: (#\w{6})[^>]*>text<", svg)
+    assert len(cells) == len(texts) == 21
+    assert min(map(contrast, cells, texts)) >= 4.5
+
+
+def test_a_page_stays_small_whatever_the_audit_holds():
+    long = "n" * 100_000
+    audit = an_audit(long)
+    assert len(page(audit).encode()) < LARGEST
+    names = [f"adapter-{i}" for i in range(20)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    rows = [
+        Measurement("cosine", pair, 0.1, f"model.layers.{layer}.mlp.{kind}_proj")
+        for pair in pairs
+        for layer in range(32)
+        for kind in ("up", "down")
+    ]
+    reasons = tuple(Reason("forecast", "word " * 400, 0.1, 0.2) for _ in range(2000))
+    audit = dataclasses.replace(
+        an_audit(),
+        diagnostics=tuple(rows),
+        verdict=dataclasses.replace(audit.verdict, reasons=reasons),
+    )
+    text = page(audit)
+    assert len(text.encode()) < LARGEST
+    assert "more rows stand in the JSON document" in text
+    assert len(parsed(text).all("svg")) < 20
+
+
+def test_a_page_of_a_saved_audit_is_that_of_the_run():
+    audit = an_audit()
+    assert page(audit_from(json.loads(audit.to_json()))) == page(audit)
+
+
+def test_an_inspected_adapter_has_a_page_too():
+    one = an_audit()
+    alone = dataclasses.replace(
+        one,
+        command="inspect",
+        adapters=one.adapters[:1],
+        verdict=None,
+        evaluation=(),
+        gains=(),
+        comparisons=(),
+        attribution=(),
+        samples=(),
+        gates=(),
+        coverage=(),
+    )
+    names = [heading.attributes["id"] for heading in parsed(page(alone)).all("h2")]
+    assert "gains" not in names and names[:2] == ["verdict", "adapters"]
+
+
+def test_the_commands_write_it(tmp_path):
+    saved_pair(tmp_path)
+    file = tmp_path / "deep" / "report.html"
+    refs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    out = ["-o", str(tmp_path / "out")]
+    for command in (
+        ["inspect", *refs],
+        ["merge", *refs, *out],
+        ["route", *refs, "-o", f"{out[1]}2"],
+    ):
+        result = CliRunner().invoke(app, [*command, "--html", str(file), "--json"])
+        assert result.exit_code in (0, 3), result.output
+        assert "report.html" in result.stderr and result.stdout.startswith("{")
+        text = file.read_text(encoding="utf-8")
+        assert MARK in text and f"loraprobe {command[0]}" in parsed(text).all("h1")[0].text
+        assert str(tmp_path) not in text
+    assert [p.name for p in file.parent.iterdir()] == ["report.html"]
+
+
+def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_path):
+    file = tmp_path / "thesis.html"
+    file.write_text("<p>years of work</p>")
+    result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
+    assert result.exit_code == 2 and "no report of loraprobe" in result.stderr
+    assert file.read_text() == "<p>years of work</p>"
+    with pytest.raises(OutputError):
+        write_page(an_audit("x"), tmp_path)
+    write_page(an_audit("x"), tmp_path / "new.html")
+    write_page(an_audit("y"), tmp_path / "new.html")
+    assert "y" in (tmp_path / "new.html").read_text()
+
+
+def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    file = tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
+    assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
+    assert "Traceback" not in result.stderr and not file.exists()

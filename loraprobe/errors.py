@@ -26,6 +26,9 @@ from typing import Any
 
 # The clause that says what to do starts after one of these.
 _CLAUSES = re.compile(
+    r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)"
+    r"|\. (?=This is a defect)"
+)
     r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)|\. (?=This is a defect)"
 )
 

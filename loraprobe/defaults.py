@@ -10,6 +10,7 @@ COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to
 FAMILIAR = 2 / 3  # from this share of an adapter's tokens that the base would choose too
 UNFAMILIAR = 1 / 3  # up to this share
 FEWEST_ITEMS = 30  # fewer questions decide only what is plain to see: half a 95 % interval is 0.18
+TEMPLATE_MATTERS = 0.2  # the share of questions that a chat template changes before it is a warning
 FEWEST_ANSWERS = 10  # fewer answers of adapters do not tell how familiar the base is with them
 
 # Warnings about weights.

@@ -29,8 +29,6 @@ _CLAUSES = re.compile(
     r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)"
     r"|\. (?=This is a defect)"
 )
-    r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)|\. (?=This is a defect)"
-)
 
 
 class LoraprobeError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.options import Options
 
+OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
 Scenario = Annotated[
     str,
     typer.Option(
@@ -39,5 +41,7 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
         found = pipeline.merge_and_eval(
             refs, base=base, tasks=chosen.tasks, options=options, progress=progress
         )
-    after = demo_text(found.audit, list(world.scenarios))
-    output.result(found.audit, after, samples=found.samples)
+    audit = found.audit
+    assert audit.verdict is not None
+    audit = replace(audit, verdict=replace(audit.verdict, next=OWN))
+    output.result(audit, demo_text(audit, list(world.scenarios)), samples=found.samples)

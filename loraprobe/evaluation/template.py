@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.questions import Limits, ask, questions
+from loraprobe.records import Coverage
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
@@ -20,18 +21,19 @@ def choose_template(
     *,
     sample: int = 32,
     metric: str | None = None,
-) -> tuple[bool, str]:
-    """Whether prompts should be user turns of the chat template, and a sentence with the reason.
+) -> tuple[bool, str, Coverage | None]:
+    """Whether prompts should be user turns of the chat template, why, and the two accuracies.
 
     The better form depends on the adapters' training. Each adapter answers `sample` of the tasks'
     plain questions and hops, evenly distributed over the files, with and without the template. A
     question counts with its best adapter. The result is False if the tokenizer has no template or
-    both forms are equally good.
+    both forms are equally good. The figure is the accuracy with the template, its baseline that
+    without; None where there is no template or losses are compared.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
-        return False, "The tokenizer has no chat template; prompts are asked as they are."
+        return False, "The tokenizer has no chat template; prompts are asked as they are.", None
     asked = [q for q in questions(tasks, metric) if q.part != "steps"]
     asked = (
         [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample else asked
@@ -46,8 +48,11 @@ def choose_template(
             best = [max(pair) for pair in zip(best, values, strict=True)]
         means[used] = sum(best) / len(best)
     chosen = means[True] > means[False]
-    figure = "log-likelihood" if metric == "answer_loss" else "accuracy"
-    return chosen, (
+    losses = metric == "answer_loss"
+    why = (
         f"Chat template {'on' if chosen else 'off'}: on {len(asked)} sampled questions the best "
-        f"single adapter's {figure} was {means[True]:.2f} with it and {means[False]:.2f} without."
+        f"single adapter's {'log-likelihood' if losses else 'accuracy'} was {means[True]:.2f} with "
+        f"it and {means[False]:.2f} without."
     )
+    row = Coverage("chat_template", tasks[0].name, means[True], len(asked), baseline=means[False])
+    return chosen, why, None if losses else row

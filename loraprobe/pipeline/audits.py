@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 from loraprobe.pipeline.examination import Examination
@@ -12,6 +11,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.publishing import published
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Audit, Compatibility, Issue
+from loraprobe.report.showing import ShownAudit
 
 
 def audit_of(
@@ -19,24 +19,22 @@ def audit_of(
     inputs: Inputs,
     examined: Examination,
     notes: Iterable[str] = (),
-    licences: Mapping[str, str | None] = MappingProxyType({}),
     **found: Any,
 ) -> Audit:
     """The audit of a run, as it may be published.
 
-    licences: name of an adapter -> licence of its card, where cards were read. `found` are fields
-    of Audit; empty notes are left out.
+    `found` are fields of Audit; empty notes are left out.
     """
     norms = {
         row.adapters[0]: row.value
         for row in examined.diagnostics
         if row.name == "norm" and row.module is None
     }
-    audit = Audit(
+    audit = ShownAudit(
         command=session.command,
         provenance=session.provenance(),
         adapters=tuple(
-            replace(a.summary(norms.get(a.name)), license=licences.get(a.name))
+            replace(a.summary(norms.get(a.name)), license=examined.licences.get(a.name))
             for a in inputs.adapters
         ),
         base=inputs.base.summary() if inputs.base is not None else None,

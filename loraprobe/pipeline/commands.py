@@ -95,10 +95,12 @@ def inspect(
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     licences, issues = declared(inputs.given, inputs.base)
-    examined = replace(examined, compatibility=with_issues(examined.compatibility, issues))
+    examined = replace(
+        examined, compatibility=with_issues(examined.compatibility, issues), licences=licences
+    )
     if not asks_base:
         verdict = _judge_weights(inputs, examined, options)
-        return audit_of(session, inputs, examined, licences=licences, verdict=verdict)
+        return audit_of(session, inputs, examined, verdict=verdict)
     from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
 
     known = Knowledge()
@@ -106,7 +108,7 @@ def inspect(
         known = measure_knowledge(inputs, opened, cards, session)
     evidence = vars(known.findings)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
-    return audit_of(session, inputs, examined, known.notes, licences, verdict=verdict, **evidence)
+    return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
 
 
 def merge(
@@ -145,7 +147,8 @@ def merge(
     merged = with_licences(merged, licences)
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
-    examined = Examination(with_issues(found, (*merged.issues, *licence_issues)), figures)
+    issues = with_issues(found, (*merged.issues, *licence_issues))
+    examined = Examination(issues, figures, licences=licences)
     made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
     made += f"; its norm is {norm_of(merged.adapter):.4g}."
     notes = [*notes, *prepared.notes, made]
@@ -154,7 +157,6 @@ def merge(
         inputs,
         examined,
         notes,
-        licences,
         search=search,
         transformations=prepared.steps,
         verdict=_judge_weights(inputs, examined, options),

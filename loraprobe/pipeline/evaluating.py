@@ -156,7 +156,7 @@ def measure_knowledge(
     """The base and the single adapters on the tasks and on a probe; nothing is composed."""
     assert inputs.base is not None
     if not inputs.tasks:
-        scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
+        scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
         rows = probe_without_task(scorer, inputs, probe, cards, session)
         return Knowledge("probes", Findings(rows), (*notes, scorer.batcher.note()))
     with open_evaluator(inputs, (), session) as evaluator:

@@ -40,6 +40,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     tasks: Sequence[Task]
     split: TaskSplit | None = None
     notes: Sequence[str] = ()
+    template: tuple[Coverage, ...] = ()
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -59,9 +60,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
 
     def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
-        """What the base and single adapters know of the tasks."""
+        """What the base and single adapters know of the tasks, and what the template changes."""
         with self.session.stage("cover"):
-            return probes.cover(
+            return self.template + probes.cover(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
@@ -124,7 +125,7 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
     options = session.options
     parts = split(inputs.tasks, options) if options.weights == "search" else None
     tasks = parts.left if parts else inputs.tasks
-    scorer, notes = open_scorer(
+    scorer, notes, template = open_scorer(
         inputs.base, options.dtype, session, inputs.adapters, tasks, options.metric
     )
     ledger, kept = open_ledger(
@@ -136,7 +137,7 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
         scorer.chat_template,
     )
     notes += [*task_notes(tasks, options.metric), kept]
-    return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes)
+    return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:

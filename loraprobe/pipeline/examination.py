@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loraprobe import compatibility, diagnostics
@@ -18,12 +18,14 @@ from loraprobe.records import Compatibility, LayerGroup, Measurement
 class Examination:
     """Findings and figures of one pass over the adapters' files.
 
-    `layers` describes a single adapter layer by layer; it is empty for several.
+    `layers` describes a single adapter layer by layer; it is empty for several. `licences` are
+    those of the adapters' cards, by name, where cards were read.
     """
 
     compatibility: Compatibility
     diagnostics: tuple[Measurement, ...] = ()
     layers: tuple[LayerGroup, ...] = ()
+    licences: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def check(

@@ -11,6 +11,7 @@ from loraprobe.composition import Composition
 from loraprobe.evaluation import choose_template
 from loraprobe.options import Options
 from loraprobe.pipeline.session import Session
+from loraprobe.records import Coverage
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Task
@@ -28,8 +29,8 @@ def open_scorer(
     adapters: Sequence[Adapter] = (),
     tasks: Sequence[Task] = (),
     metric: str | None = None,
-) -> tuple[Any, list[str]]:
-    """The base on the device of the options, as a scorer, and notes for the report.
+) -> tuple[Any, list[str], tuple[Coverage, ...]]:
+    """The base on the device of the options, as a scorer; notes; what the chat template changes.
 
     With `--chat-template auto` the single adapters answer a sample of the tasks with and without
     the template, and the better form is used. The session records device and dtype.
@@ -46,10 +47,11 @@ def open_scorer(
     if options.chat_template == "auto" and tasks:
         with session.stage("template"):
             singles = [single(adapter) for adapter in adapters]
-            chosen, why = choose_template(scorer, singles, tasks, metric=metric)
-        scorer = scorer.with_template(chosen)
+            chosen, why, figure = choose_template(scorer, singles, tasks, metric=metric)
         notes.append(why)
-    return scorer, notes
+        figures = () if figure is None else (figure,)
+        return scorer.with_template(chosen), notes, figures
+    return scorer, notes, ()
 
 
 def _load(base: Base, dtype: str, session: Session) -> Any:

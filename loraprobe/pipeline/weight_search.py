@@ -99,7 +99,7 @@ def chosen_weights(
             "--task FILE."
         )
     parts, experts = split(inputs.tasks, options), prepared.adapters
-    scorer, notes = open_scorer(
+    scorer, notes, _ = open_scorer(
         inputs.base, "auto", session, experts, parts.searched, "answer_loss"
     )
     with session.stage("search"):

@@ -24,6 +24,7 @@ COMMANDS = ("next", "questions")  # labels whose text is a command
 # Lines that leave first where the answer would be too long: of a label all, or all but the first.
 LEAVE_FIRST = (
     ("known", 0),
+    ("sure", 0),
     ("watch", 1),
     ("forecast", 0),
     ("why", 1),
@@ -42,8 +43,8 @@ class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
     `decision` is the verdict's, "" where there is none. Labels are made, use, gain, better, decide,
-    why, fix, watch, known, forecast, next and questions; why, fix and watch may repeat. The text of
-    next and questions is a command.
+    why, fix, watch, known, sure, forecast, next and questions; why, fix and watch may repeat. The
+    text of next and questions is a command.
     """
 
     decision: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.markup import escape
@@ -50,6 +50,7 @@ def fitted(
     cells = [[cell if isinstance(cell, Text) else clean(cell) for cell in row] for row in rows]
     if not cells:
         return None
+    columns = [replace(column, heading=clean(column.heading)) for column in columns]
     found = [_needs(column, [row[at] for row in cells]) for at, column in enumerate(columns)]
     kept = list(range(len(columns)))
     while _total(found[at][0] for at in kept) > width:

@@ -6,8 +6,17 @@ import re
 import shlex
 from collections.abc import Iterator
 
+from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.formatting import count, listing
-from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
+from loraprobe.records import (
+    AdapterSummary,
+    Audit,
+    DecisiveGain,
+    Gain,
+    Issue,
+    Reason,
+    Verdict,
+)
 from loraprobe.report.formatting import number
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import merge_and_eval_command
@@ -40,6 +49,7 @@ WHY = (
 # Codes of reasons that warn, the more important first.
 WATCH = (
     "few-items",
+    "template-matters",
     "nearly-equal-updates",
     "norm-disparity",
     "opposed-updates",
@@ -129,6 +139,7 @@ def labelled(audit: Audit) -> Iterator[Line]:
         yield "better", _better(audit, verdict)
         yield "decide", _decide(audit, verdict)
         yield from _limits(audit, verdict)
+        yield "sure", _sure(verdict)
         yield "forecast", _forecast(verdict)
     yield "next", verdict.next
     if verdict.evidence == "weights" and verdict.decision != "incompatible":
@@ -231,19 +242,30 @@ def _decide(audit: Audit, verdict: Verdict) -> str:
     best = verdict.gain
     if verdict.decision != "inconclusive" or best is None:
         return ""
-    row = next(
-        (g for g in audit.gains if (g.system, g.part, g.n) == (best.system, best.form, best.n)),
-        None,
-    )
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
-    if row is not None and row.n_needed and row.n_needed > best.n:
-        asked = fmt.PART[best.form]
-        return f"about {row.n_needed:,} questions {asked} (you gave {best.n}), if the gain stays"
-    if not best.ci95[0] <= verdict.margin <= best.ci95[1]:
+    row = _most_promising(audit, best)
+    if row is None:
         return ""  # the gain is decided; the reasons say what is not
-    few = f"at least {ENOUGH}" if best.n < ENOUGH else "many more"
-    return f"{few} questions (you gave {best.n}): the interval holds {number(verdict.margin)}"
+    if row.n_needed and row.n_needed > row.n:
+        most = f"{max(row.n_needed, FEWEST_ITEMS):,}"
+        return f"about {most} questions {fmt.PART[row.part]} (you gave {row.n}), if the gain stays"
+    few = f"at least {ENOUGH}" if row.n < ENOUGH else "many more"
+    return f"{few} questions (you gave {row.n}): the interval holds {number(verdict.margin)}"
+
+
+def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:
+    """The largest gain of a merge or router, on any form, that is still open; None if none is."""
+    composed = {s.system for s in audit.evaluation if s.kind in ("merge", "router")}
+    margin = audit.verdict.margin if audit.verdict else 0.0
+    rows = [
+        row
+        for row in audit.gains
+        if row.system in composed
+        and row.n >= best.n
+        and row.adjusted_ci95[0] <= margin <= row.adjusted_ci95[1]
+    ]
+    return max(rows, key=lambda row: row.difference, default=None)
 
 
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
@@ -276,6 +298,12 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
     if verdict.evidence != "evaluation" or verdict.decision != "inconclusive":
         return True
     return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
+
+
+def _sure(verdict: Verdict) -> str:
+    """That a composition that works owes it to its partner."""
+    beaten = next((r for r in verdict.reasons if r.code == "controls-beaten"), None)
+    return beaten.message if beaten is not None and verdict.decision == "likely" else ""
 
 
 def _issues(audit: Audit, most: int) -> Iterator[Line]:
@@ -317,13 +345,20 @@ def _forecast(verdict: Verdict) -> str:
         return ""
     told = f"before composing: {fmt.gain(found.gain, *found.ci95)}"
     if verdict.probability is not None:
-        return f"{told}; probability of this decision {fmt.number(verdict.probability)}"
+        return f"{told}; {verdict.decision} with probability {_share(verdict.probability)}"
     if found.probability is not None and verdict.evidence == "base":
         return (
             f"{told} if effects simply added; probability {fmt.number(found.probability)} that "
             f"some composition gains {fmt.number(verdict.margin)}"
         )
     return told
+
+
+def _share(probability: float) -> str:
+    """A probability with two decimals, which are never those of certainty."""
+    if 0.995 <= probability < 1:
+        return "above 0.99"
+    return "below 0.01" if 0 < probability < 0.005 else fmt.number(probability)
 
 
 def ranks(row: AdapterSummary) -> str:

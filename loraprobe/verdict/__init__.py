@@ -48,6 +48,7 @@ forecast                   the gain if the adapters' effects on the next token s
 probability-measured-on    the probability, its prior, and the errors of such probabilities
 outside-calibration        why there is no probability here
 measured-elsewhere         what measured compositions of others gained
+template-matters           the chat template changes many answers of the single adapters
 few-items                  so few items that only a large difference can be decided
 hops-missing, steps-missing
                            the items have no `hops`, or no `cot_prompt`: what that leaves open

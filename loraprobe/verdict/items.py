@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraprobe.defaults import FEWEST_ITEMS
+from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
 from loraprobe.records import Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
@@ -13,7 +13,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     scored = [row.n for row in evidence.evaluation if row.part == "question"]
     if not scored:
         return []
-    found = []
+    found = _about_template(evidence)
     if min(scored) < FEWEST_ITEMS:
         found.append(_few(min(scored)))
     if verdict.decision == "likely" or evidence.several or evidence.losses:
@@ -24,6 +24,29 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         found.append(_missing("steps", "cot_prompt", "whether it works step by step is unknown"))
     if not any(part.startswith("hop") for part in parts) and evidence.systems(COMPOSITIONS):
         found.append(_missing("hops", "hops", "why answers fail, and a chain, are not measured"))
+    return found
+
+
+def _about_template(evidence: Evidence) -> list[Reason]:
+    """That the chat template changes the answers, where it does."""
+    found = []
+    for row in evidence.coverage:
+        if row.name != "chat_template" or row.value is None or row.baseline is None:
+            continue
+        if abs(row.value - row.baseline) >= TEMPLATE_MATTERS:
+            used = "with" if row.value > row.baseline else "without"
+            found.append(
+                Reason(
+                    "template-matters",
+                    f"The chat template changes the answers: {fmt.number(row.value)} right with "
+                    f"it, {fmt.number(row.baseline)} without, on {row.n} questions. Serve {used} "
+                    "it, as was done here.",
+                    row.value - row.baseline,
+                    TEMPLATE_MATTERS,
+                    "loraprobe's convention: a fifth of the questions",
+                    "warning",
+                )
+            )
     return found
 
 

@@ -101,7 +101,8 @@ def controls(best: Candidate) -> Reason:
     nearest = min(best.controls, key=lambda c: (c.beaten, c.difference, c.name))
     how = fmt.gain(nearest.difference, nearest.low, nearest.high)
     if nearest.beaten:
-        text = f"{best.system} beats every control, {nearest.name} by {how}."
+        what = _what_is(nearest).removesuffix(",")
+        text = f"{best.system} beats every control: {fmt.lowered(what)} by {how}."
         return Reason("controls-beaten", text, nearest.low, 0.0, fmt.CONTROL)
     return Reason(
         "partner-adds-nothing",

@@ -84,7 +84,7 @@ def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
         "truncation_error",
     }
     assert all(row["module"] is None for row in document["diagnostics"])
-    assert document["verdict"]["decision"] == "inconclusive"
+    assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
 
 
 def test_inspect_per_module_adds_rows_with_the_path(pair):
@@ -374,7 +374,7 @@ def test_methods_explains_what_is_named():
         (
             ["merge-and-eval", "a", "b", "--task", "t"],
             "loraprobe.pipeline.inputs.load_task",
-            "--resume",
+            "--resume goes",
         ),
         (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),
         (["lab", "build", "keep-both", "-o", "c"], "loraprobe_lab.build.build_worlds", "same call"),

@@ -420,12 +420,12 @@ def test_scores_carry_what_their_system_lost():
 def test_the_better_way_of_asking_is_taken():
     task = mayors()
     plain = FakeScorer(HOMES)
-    used, why = choose_template(plain, [single("homes"), single("town")], [task])
+    used, why, _ = choose_template(plain, [single("homes"), single("town")], [task])
     assert not used and "off" in why
     chat = FakeScorer({(*key, "chat"): text for key, text in HOMES.items()})
-    used, why = choose_template(chat, [single("homes"), single("town")], [task])
+    used, why, _ = choose_template(chat, [single("homes"), single("town")], [task])
     assert used and "0.50 with it and 0.00 without" in why
-    used, why = choose_template(FakeScorer(HOMES, has_template=False), [single("homes")], [task])
+    used, why, _ = choose_template(FakeScorer(HOMES, has_template=False), [single("homes")], [task])
     assert not used and "no chat template" in why
     many = FakeScorer(HOMES)
     choose_template(many, [single("homes")], [task], sample=3)

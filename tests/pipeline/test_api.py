@@ -65,7 +65,8 @@ def test_load_takes_text_and_path(world):
 def test_inspect_gives_an_audit_that_fits_the_schema(world):
     a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
     audit = loraprobe.inspect([a, b])
-    assert audit.verdict.decision == "inconclusive" and audit.compatibility.compatible
+    assert (audit.verdict.decision, audit.verdict.evidence) == ("inconclusive", "weights")
+    assert audit.compatibility.compatible
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
     assert json.loads(loraprobe.inspect(world / "a").to_json())["adapters"][0]["name"] == "a"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from loraprobe.records import ItemResult
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 TOLERANCE = 1e-4  # relative, float32 on the CPU; Min-K%++ divides by spreads near 0
 COUNTED = ("evaluation", "comparisons", "gains", "attribution")  # made of right and wrong answers
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")  # a figure in a sentence
 DIFFERS = ("seconds", "peak_memory_bytes")
 SCENARIOS = {
     "disjoint": (("spouse", "city"), ("strangers",)),
@@ -59,12 +61,16 @@ def call(*arguments: object) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[str]:
-    """Where two documents differ; numbers beyond TOLERANCE, and counted ones beyond rounding."""
+    """Where two documents differ; numbers, also those in sentences, beyond TOLERANCE, and counted
+    ones beyond rounding."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [d for key in a for d in differences(a[key], b[key], f"{at}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
         return [d for i, (x, y) in pairs for d in differences(x, y, f"{at}[{i}]")]
+    if isinstance(a, str) and isinstance(b, str) and NUMBER.sub("#", a) == NUMBER.sub("#", b):
+        figures = ([float(x.replace(",", "")) for x in NUMBER.findall(text)] for text in (a, b))
+        return differences(*figures, at)
     if isinstance(a, float) and isinstance(b, float):
         near = 1e-9 if at[1:].startswith(COUNTED) else TOLERANCE
         if abs(a - b) <= near * max(1.0, abs(a), abs(b)):
@@ -73,14 +79,14 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
 
 
 def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with every list in an order of its own, and without sentences.
+    """The document with every list in an order of its own, without sentences and the next command.
 
     Rows follow the order in which adapters are given, and so do names within a row and a sentence.
     """
 
     def free(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: free(value[k]) for k in sorted(value) if k != "message"}
+            return {k: free(value[k]) for k in sorted(value) if k not in ("message", "next")}
         if isinstance(value, list) and not all(isinstance(x, (int, float)) for x in value):
             return sorted(map(free, value), key=lambda row: json.dumps(rounded(row)))
         return value

@@ -16,6 +16,7 @@ from loraprobe.records import (
     Attribution,
     Audit,
     Compatibility,
+    Coverage,
     Forecast,
     Gain,
     Issue,
@@ -221,6 +222,7 @@ def test_a_better_chain_is_named_beside_a_composition_that_works():
     gains = {"base": 0.0, "a": 0.1, "uniform": 0.6, "chain": 1.0, "random-partner": 0.1}
     told = answer(audit_of(evidence(gains)))
     assert told.decision == "likely" and "1.00" in line(told, "better")
+    assert "a random partner" in line(told, "sure") and "+0.50" in line(told, "sure")
     worse = answer(audit_of(evidence({**gains, "chain": 0.5})))
     assert not line(worse, "better")
 
@@ -253,6 +255,16 @@ def test_what_the_items_lack_is_said_with_its_cure():
     hop = dataclasses.replace(asked.evaluation[0], part="hop1")
     asked = dataclasses.replace(asked, evaluation=(*asked.evaluation, hop))
     assert not {"steps-missing", "hops-missing"} & {r.code for r in judge(asked).reasons}
+
+
+@pytest.mark.parametrize(("without", "warned"), [(0.1, True), (0.85, False)])
+def test_a_chat_template_that_changes_the_answers_is_said(without, warned):
+    row = Coverage("chat_template", "t", 0.9, 32, baseline=without)
+    values = {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}
+    told = answer(audit_of(evidence(values, coverage=(row,))))
+    watched = [text for label, text in told.lines if label == "watch" and "template" in text]
+    assert bool(watched) == warned
+    assert not warned or ("0.90" in watched[0] and "0.10" in watched[0])
 
 
 def test_references_are_shown_as_they_were_typed():

@@ -33,6 +33,7 @@ from loraprobe.records import (
     Score,
     Verdict,
 )
+from loraprobe.report.answer import answer
 from loraprobe.report.card import model_card
 from loraprobe.report.formatting import clean, count, number, size, spread
 from loraprobe.report.schema import json_schema
@@ -92,9 +93,10 @@ def an_audit(name: str = "a") -> Audit:
     )
 
 
-def rendered(audit: Audit, width: int = 100) -> str:
+def rendered(audit: Audit, width: int = 100, explain: bool = True) -> str:
     out = io.StringIO()
-    render(audit, Console(file=out, width=width, highlight=False, color_system=None))
+    console = Console(file=out, width=width, highlight=False, color_system=None)
+    render(audit, console, explain=explain)
     return out.getvalue()
 
 
@@ -138,7 +140,7 @@ def test_terminal_shows_every_part():
         "guess",
         "(0.20–0.80)",
         "UNLIKELY",
-        "use a alone",
+        "a alone",
         "gain-below-margin",
         "A note on a.",
         "1.2 s",
@@ -149,7 +151,7 @@ def test_terminal_shows_every_part():
 def test_gates_are_a_bar_a_layer():
     text = rendered(an_audit())
     (first, second) = (line for line in text.splitlines() if "█▅" in line or "▁▅" in line)
-    assert first.split() == ["arrow", "a", "█▅", "0.75", "0.50", "(72%", "of", "ln", "k)"]
+    assert first.split() == ["arrow", "a", "█▅", "0.75", "72%"]
     assert second.split() == ["b", "▁▅", "0.25"]
     many = tuple(
         GateStatistics("arrow", f"h.{i}", {"a": float(i >= 50)}, 0.0, 0.0, 1, 9) for i in range(100)
@@ -160,8 +162,34 @@ def test_gates_are_a_bar_a_layer():
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
-def test_terminal_never_exceeds_its_width(width):
-    assert max(map(len, rendered(an_audit(), width).splitlines())) <= width
+@pytest.mark.parametrize("explain", [False, True])
+def test_terminal_never_exceeds_its_width(width, explain):
+    assert max(map(len, rendered(an_audit(), width, explain).splitlines())) <= width
+
+
+def test_the_answer_is_the_end_of_what_is_printed():
+    for width in (60, 80, 160):
+        for explain in (False, True):
+            lines = rendered(an_audit(), width, explain).splitlines()
+            wanted = answer(an_audit()).laid_out(width)
+            assert lines[-len(wanted) :] == wanted and lines[-len(wanted) - 1] == ""
+
+
+def test_only_explaining_shows_probes_codes_and_notes():
+    short = rendered(an_audit(), 100, explain=False)
+    for part in ("hop accuracy", "gain-below-margin", "A note on a.", "Where the answers went"):
+        assert part in rendered(an_audit()) and part not in short
+
+
+def test_module_names_break_at_their_joints():
+    path = "base_model.model.model.layers.10.self_attn.k_proj"
+    rows = tuple(Measurement("norm", ("a",), 1.0, module=f"{path}.{i}") for i in range(5))
+    text = rendered(dataclasses.replace(an_audit(), diagnostics=rows), 50)
+    pieces = [line.split()[0] for line in text.splitlines() if line.startswith("base_model")]
+    pieces += [line.split()[0] for line in text.splitlines() if line.startswith(("self", "k_"))]
+    whole = path.split(".")
+    names = {part for piece in pieces for part in piece.strip(".").split(".")}
+    assert len(pieces) == 10 and names <= {*whole, *"01234"}
 
 
 def test_an_evaluation_is_titled_with_the_metric_of_the_question():
@@ -268,5 +296,5 @@ def test_figures_of_many_adapters_stay_in_one_piece(width):
     ]
     text = rendered(dataclasses.replace(an_audit(), diagnostics=tuple(rows)), width)
     for row in rows:
-        assert f" {row.value:.3f}" in text
+        assert f" {row.value:.{1 if row.name == 'norm_ratio' else 3}f}" in text
         assert " × ".join(row.adapters) in text

@@ -15,10 +15,10 @@ from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import forecastable
-from loraprobe.records import Forecast, Score
+from loraprobe.records import Audit, Forecast, Provenance, Score
+from loraprobe.report.answer import answer
 from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
-from loraprobe.report.terminal import verdict_panel
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import Evidence, judge
 from loraprobe_lab import shipped_world
@@ -112,12 +112,14 @@ def test_without_a_task_nothing_is_said_of_probabilities(level):
     assert not {"forecast", "outside-calibration"} & {r.code for r in found.reasons}
 
 
-def test_the_panel_shows_forecast_and_probability_once_above_the_reasons():
-    lines = verdict_panel(judge(case(), calibration())).renderable.splitlines()
-    above = lines[: lines.index("")]
-    assert sum("+0.30 [0.20, 0.40]" in line for line in above) == 1
-    assert sum("(prior 0.40)" in line for line in lines) == 1
-    assert any("(prior 0.40)" in line for line in above)
+def test_the_answer_shows_forecast_and_probability_once():
+    verdict = judge(case(), calibration())
+    audit = Audit(
+        "inspect", Provenance("0", "2", ()), evaluation=case().evaluation, verdict=verdict
+    )
+    told = [text for label, text in answer(audit).lines if label == "forecast"]
+    assert len(told) == 1 and "+0.30 [0.20, 0.40]" in told[0]
+    assert f"{verdict.forecast.probability:.2f}" in told[0]
 
 
 # the command line

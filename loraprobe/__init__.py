@@ -125,8 +125,7 @@ def route(
     UsageError where such a router is given no prompts.
     """
     from loraprobe import compatibility, hub
-    from loraprobe.composition import Composition, composed
-    from loraprobe.composition.aligning import aligned_to
+    from loraprobe.composition import Composition, aligned_to, composed
     from loraprobe.routing import ROUTERS
 
     loaded = tuple(aligned_to(model, hub.load_all(adapters)))

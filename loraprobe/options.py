@@ -8,7 +8,6 @@ command prints and where it writes is declared in `OutputOptions`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,7 @@ class Options:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in keywords:
             if name not in names:
-                close = difflib.get_close_matches(name, names, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
-                raise UsageError(f"Unknown option {name!r}: {hint}")
+                raise UsageError(f"Unknown option {name!r}: {nearest(name, names)}")
         return cls(**{name: as_given(cls, name, value) for name, value in keywords.items()})
 
     def _check_combinations(self) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 
 T = TypeVar("T")
 
@@ -78,9 +79,7 @@ class Registry(Generic[T]):
         """The class of a name. Raises UsageError with the nearest name if there is none."""
         if name in self.members:
             return self.members[name]
-        close = difflib.get_close_matches(name, self.members, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.members)}."
-        raise UsageError(f"Unknown {self.noun} {name!r}: {hint}")
+        raise UsageError(f"Unknown {self.noun} {name!r}: {nearest(name, self.members)}")
 
     def make(self, spec: str | T) -> T:
         """Builds a member from "name" or "name:option=value,..."; returns an instance as it is.

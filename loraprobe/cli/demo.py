@@ -41,7 +41,6 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
         found = pipeline.merge_and_eval(
             refs, base=base, tasks=chosen.tasks, options=options, progress=progress
         )
-    audit = found.audit
-    assert audit.verdict is not None
-    audit = replace(audit, verdict=replace(audit.verdict, next=OWN))
+    assert found.audit.verdict is not None
+    audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
     output.result(audit, demo_text(audit, list(world.scenarios)), samples=found.samples)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import sys
 import typing
@@ -15,6 +14,7 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 
 NAME_WIDTH = 22
 
@@ -37,7 +37,7 @@ Names = Annotated[
 def described() -> list[dict[str, Any]]:
     """Every entry of every registry as plain data."""
     from loraprobe.diagnostics import DIAGNOSTICS
-    from loraprobe.lora.spaces import FORMULAS, SPACES
+    from loraprobe.lora.spaces import SPACES
     from loraprobe.merging import METHODS
     from loraprobe.probes import PROBES
     from loraprobe.registry import Registry
@@ -64,8 +64,7 @@ def described() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        formula, paper = FORMULAS[name]
-        text = _docstring(space) | {"formula": formula, "paper": paper}
+        text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
     return rows
 
@@ -94,8 +93,7 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
     for name in wanted:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "loraprobe methods lists all."
+            hint = nearest(name, known, "loraprobe methods lists all.")
             raise UsageError(f"Nothing is called {name!r}: {hint}")
     return [row for row in rows if row["name"] in wanted]
 

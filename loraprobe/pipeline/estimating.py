@@ -18,7 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from loraprobe import compatibility
 from loraprobe.composition import Composition
-from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.evaluation.asking import ask
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -145,7 +146,7 @@ class _Timing:
     @classmethod
     def of(cls, evaluator: Evaluator) -> _Timing:
         options, adapters = evaluator.session.options, evaluator.inputs.adapters
-        scorer, limits = evaluator.scorer, Limits.of(options.max_new_tokens)
+        scorer, limits = evaluator.scorer, TokenLimits.of(options.max_new_tokens)
         asked = questions(evaluator.tasks, options.metric)
         together = Composition("all", tuple(adapters), ConstantGates.ones(len(adapters)))
         with scorer.with_composition(together):
@@ -181,7 +182,7 @@ class _Timing:
 
 
 def _measured(
-    group: Sequence[Question], evaluator: Evaluator, together: Composition, limits: Limits
+    group: Sequence[Question], evaluator: Evaluator, together: Composition, limits: TokenLimits
 ) -> _Kind:
     """Times one batch, a full one if that is at most a quarter of the questions."""
     scorer = evaluator.scorer

@@ -16,7 +16,7 @@ from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
-from loraprobe.scoring import read_together
+from loraprobe.scoring import read_texts
 from loraprobe.tasks import Task
 
 
@@ -54,7 +54,7 @@ def _of(
 ) -> list[GateStatistics]:
     tally = GateTally(len(composition.experts))
     with composed(scorer.model, composition, tally.add):
-        read_together(scorer, [(prompt, "") for prompt in prompts], tally.see)
+        read_texts(scorer, prompts, tally.see)
     experts = [expert.name for expert in composition.experts]
     layers: dict[str, list[Tensor]] = {}
     for path, sums in tally.modules.items():

@@ -26,7 +26,7 @@ from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer, read_together
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.tasks import Task
 
 Prompts = dict[str, list[str]]
@@ -139,7 +139,7 @@ def fitted_to(
     """The router with what it learns from prompts of each adapter, read by the scorer's base."""
 
     def read(texts: Sequence[str], see: Any) -> None:
-        read_together(scorer, [(text, "") for text in texts], see, whole=True)
+        read_texts(scorer, texts, see, whole=True)
 
     return router.fitted(scorer.model, read, adapters, prompts)
 

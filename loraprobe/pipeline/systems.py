@@ -143,7 +143,7 @@ def constant_gates(
     method = METHODS.make(spec)
     if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space is not None:
         return None
-    return tuple(map(float, method.coefficients(weights or method.default_weights(n), n)))
+    return tuple(map(float, method.coefficients(weights or method.default_weights(n))))
 
 
 @dataclass(frozen=True)

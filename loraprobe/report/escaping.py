@@ -34,7 +34,7 @@ def _finished(value: Any) -> Any:
 _MARKS = re.compile(r"[\\`*\[\]|#<>&~]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=\bwww)\.|@(?=\w)")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 # At the start of a line these make a list, a heading or a rule.
-_START = re.compile(r"^(?:([-+=])(?=\s|\1)|(\d+)([.)])(?=\s))")
+_START = re.compile(r"^(?:([-+=])(?=\s|\1|$)|(\d+)([.)])(?=\s|$))")
 
 
 def inert(text: str) -> str:

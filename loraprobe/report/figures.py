@@ -117,7 +117,7 @@ def forest(about: About, dots: Sequence[Dot], margin: float | None) -> str:
         panel.set_yticks(range(len(dots)), [short(dot.label) for dot in dots])
         panel.tick_params(axis="y", length=0)
         panel.set_ylim(len(dots) - 0.4, -0.7)
-        panel.set_xlabel("gain over the best of base and single adapters")
+        panel.set_xlabel("gain")
         return _svg(figure, about)
 
 

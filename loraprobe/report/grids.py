@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from loraprobe.records import Audit, Coverage, Sample, Score
+from loraprobe.records import Audit, Coverage, Interval, Sample, Score
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.formatting import interval, measured, number
 
@@ -52,6 +52,14 @@ def signed(value: float | None) -> str:
     return number(value) if value < 0 else f"+{number(value)}"
 
 
+def bounds(ci95: Interval | None) -> str:
+    """The interval of a difference, which may hold signs."""
+    if ci95 is None:
+        return "-"
+    low, high = (number(round(bound, 2)) if measured(bound) else "-" for bound in ci95)
+    return f"[{low}, {high}]"
+
+
 def scores(audit: Audit, intervals: bool = True) -> list[Grid]:
     """Systems down, forms of the question across, a table a task."""
     made = []
@@ -88,8 +96,8 @@ def _place(part: str) -> tuple[int, str]:
 def _score(row: Score | None, intervals: bool) -> str:
     if row is None:
         return "-"
-    bounds = interval(row.ci95) if intervals and not row.part.startswith("hop") else ""
-    return f"{number(row.value)} {bounds}".strip()
+    ci95 = interval(row.ci95) if intervals and not row.part.startswith("hop") else ""
+    return f"{number(row.value)} {ci95}".strip()
 
 
 def gains(audit: Audit) -> Grid:
@@ -100,8 +108,8 @@ def gains(audit: Audit) -> Grid:
             gain.system,
             form(gain.part),
             signed(gain.difference),
-            interval(gain.ci95),
-            interval(gain.adjusted_ci95),
+            bounds(gain.ci95),
+            bounds(gain.adjusted_ci95),
             gain.against,
             gain.task or "all tasks",
             str(gain.n),
@@ -123,8 +131,8 @@ def comparisons(audit: Audit) -> Grid:
             form(row.part),
             row.task,
             signed(row.difference),
-            interval(row.ci95),
-            interval(row.adjusted_ci95),
+            bounds(row.ci95),
+            bounds(row.adjusted_ci95),
             str(row.n),
         ]
         for row in audit.comparisons
@@ -177,7 +185,7 @@ def forecasts(audit: Audit) -> Grid:
             form(row.part),
             row.against,
             signed(row.gain),
-            interval(row.ci95),
+            bounds(row.ci95),
             str(row.n),
         ]
         for row in audit.forecasts

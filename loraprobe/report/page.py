@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from loraprobe.records import Audit, Sample
 from loraprobe.report import adapter_grids, grids, maps
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
-from loraprobe.report.formatting import interval
-from loraprobe.report.grids import Grid, form, signed
+from loraprobe.report.grids import Grid, bounds, form, signed
 
 MEANINGS = (
     "Each item counts once. Step by step: right only in that form. Unknown: neither the base nor a "
@@ -81,10 +80,13 @@ def _forest(audit: Audit) -> Figure:
     description = (
         f"A line for each of {len(dots)} gains over the best of base and single adapters. {asked}"
         f"The largest is that of {dot.label}: {signed(best.difference)} "
-        f"{interval(best.adjusted_ci95)} against {best.against} on {best.n} items."
+        f"{bounds(best.adjusted_ci95)} against {best.against} on {best.n} items."
     )
     about = About("gains-figure", "Gains with intervals against the margin", description)
-    caption = "Gains with intervals; a filled dot lies above the margin with its whole interval."
+    caption = (
+        "Gains over the best of base and single adapters; a filled dot lies above the margin with "
+        "its whole interval."
+    )
     return Figure(forest(about, dots, margin), caption, grids.gains(audit))
 
 

@@ -86,7 +86,8 @@ def _meaning(verdict: Verdict, several: bool) -> str:
     if verdict.decision == "unlikely":
         if several:
             return f"composing does not give {SKILLS}"
-        return "composing these adapters does not gain what you asked for"
+        does = "does not" if verdict.evidence == "evaluation" else "will not"
+        return f"composing these adapters {does} gain what you asked for"
     if verdict.evidence == "evaluation":
         if verdict.gain is None:
             return "these scores do not decide whether composing works"
@@ -321,7 +322,7 @@ def _issues(audit: Audit, most: int) -> Iterator[Line]:
 def _conflicts(audit: Audit) -> Iterator[Line]:
     errors = [i for i in audit.compatibility.issues if i.severity == "error"]
     for issue in errors[:2]:
-        yield "why", first_sentence(issue)
+        yield "why", f"{issue.code}: {first_sentence(issue)}"
         yield "fix", issue.cure
     if len(errors) > 2:
         yield "why", f"and {count(len(errors) - 2, 'more conflict')}"

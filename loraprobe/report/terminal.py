@@ -110,7 +110,7 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
 
 
 def _finding(issue: Issue, width: int) -> str:
-    first, *more = wrapped(clean(first_sentence(issue)), width - 2)
+    first, *more = wrapped(clean(f"{issue.code}: {first_sentence(issue)}"), width - 2)
     if len(more) > 1:
         more = [more[0][: width - 4] + " …"]
     return "\n  ".join([f"{MARKS[issue.severity]} {first}", *more])

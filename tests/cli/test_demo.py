@@ -34,8 +34,41 @@ def value(document: dict, system: str, part: str = "question", task: str | None 
     return row["value"]
 
 
+def check_samples(document: dict, rows: list[dict]) -> None:
+    """The answers of all systems agree with the scores and with the causes of failure."""
+    assert len(rows) == 200 * 4  # the question, two hops, step by step
+    for score in document["evaluation"]:
+        replies = [
+            reply
+            for row in rows
+            if row["part"] == score["part"]
+            for reply in row["replies"]
+            if reply["system"] == score["system"]
+        ]
+        assert len(replies) == score["n"]
+        assert sum(r["right"] for r in replies) / len(replies) == pytest.approx(score["value"])
+    for counts in document["attribution"]:
+        own = [
+            reply["cause"]
+            for row in rows
+            if row["part"] == "question"
+            for reply in row["replies"]
+            if reply["system"] == counts["system"]
+        ]
+        assert all(own.count(cause) == counts[cause] for cause in set(own))
+    wrong = document["samples"]
+    assert len(wrong) == 3
+    for row in wrong:
+        (reply,) = [r for r in row["replies"] if r["system"] == document["verdict"]["system"]]
+        assert not reply["right"] and row["part"] == document["verdict"]["gain"]["form"]
+
+
 def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
-    code, document = demo("disjoint", tmp_path)
+    page, file = tmp_path / "page.html", tmp_path / "samples.jsonl"
+    code, document = demo("disjoint", tmp_path, "--html", str(page), "--save-samples", str(file))
+    check_samples(document, [json.loads(line) for line in file.read_text("utf-8").splitlines()])
+    text = page.read_text("utf-8")
+    assert 0 < len(text) < 300_000 and str(tmp_path) not in text and "<svg" in text
     verdict = document["verdict"]
     assert (code, verdict["decision"], verdict["action"]) == (1, "unlikely", "chain")
     assert verdict["evidence"] == "evaluation"

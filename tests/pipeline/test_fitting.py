@@ -75,7 +75,7 @@ def test_a_centroid_is_the_mean_of_what_a_module_reads(scorer, pair, items):
             if path == PATH:
                 rows.append(x[0, 1:].double())
 
-        with torch.no_grad(), watched(scorer.model, Composition("c", tuple(pair), router), look):
+        with torch.no_grad(), watched(scorer.model, pair, look):
             for ids in scorer.encoder.prompts(prompts[adapter.name]):
                 scorer.model(input_ids=torch.tensor([ids]))
         wanted.append(torch.cat(rows).mean(0))

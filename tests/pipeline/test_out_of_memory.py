@@ -18,8 +18,8 @@ from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 from loraprobe.pipeline.gate_statistics import GateTally
 from loraprobe.routing import ROUTERS
-from loraprobe.routing._centroids import _Mean
-from loraprobe.scoring import Scorer, read_together
+from loraprobe.routing.centroid import _Mean
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.scoring.batching import Batcher
 
 ERRORS = {
@@ -68,7 +68,7 @@ def test_every_allocator_is_understood(kind):
     batcher = Batcher(torch.device("cpu"))
     batcher.run(range(13), work)
     assert done == list(range(13))
-    assert (batcher.shortage.failed, batcher.shortage.kept) == (13, 3)
+    assert (batcher.memory.failed, batcher.memory.kept) == (13, 3)
     assert "13 sequences" in batcher.note() and "--batch-size 3" in batcher.note()
 
 
@@ -80,14 +80,14 @@ def test_other_errors_are_left_alone():
 
 def test_what_is_shared_out_learns_and_teaches():
     whole = Batcher(torch.device("cpu"))
-    texts = whole.shared_out(4)
+    texts = whole.with_copies(4)
 
     def work(batch):
         if len(batch) * 4 > 8:
             raise MemoryError
 
     texts.run(range(6), work)
-    assert (whole.shortage.failed, whole.shortage.kept) == (24, 4)
+    assert (whole.memory.failed, whole.memory.kept) == (24, 4)
     assert [len(batch) for batch in whole.split([1] * 9)] == [4, 4, 1]
     assert [len(batch) for batch in texts.split([4] * 3)] == [1, 1, 1]
 
@@ -122,7 +122,7 @@ class TestWatchers:
     def read(self, watcher, place) -> None:
         scorer = Scorer(making.tiny_llama(), word_tokenizer(), batch_size=5)
         with place(scorer.model):
-            read_together(scorer, [(p, "") for p in self.prompts], watcher.see)
+            read_texts(scorer, self.prompts, watcher.see)
 
     def both(self, monkeypatch, made, place) -> tuple:
         plain, halved = made(), made()
@@ -154,7 +154,7 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: _Mean(dict.fromkeys(routed.paths)),
-            lambda mean: lambda model: watched(model, routed, mean.add),
+            lambda mean: lambda model: watched(model, routed.experts, mean.add),
         )
         assert halved.tokens == plain.tokens
         for path in plain.sums:
@@ -165,7 +165,7 @@ def test_samples_are_drawn_in_smaller_batches(monkeypatch):
     scorer = Scorer(making.tiny_llama(), word_tokenizer())
     narrow(monkeypatch, 3, ERRORS["linux"])
     assert len(scorer.sample(20, seed=1, max_new_tokens=3)) == 20
-    assert scorer.batcher.shortage.failed == 16
+    assert scorer.batcher.memory.failed == 16
 
 
 def test_an_audit_halves_and_says_so(monkeypatch):

@@ -58,9 +58,8 @@ def desk(tmp_path, monkeypatch):
 
 
 def published(monkeypatch, place: Path, *call: str) -> str:
-    """The standard output of a call that also writes a page and, if it can, `out`."""
-    page = [] if call[0] == "route" else ["--html", str(place / "page.html")]
-    arguments = [*call, "--json", *page]
+    """The standard output of a call that also writes a page and `out`."""
+    arguments = [*call, "--json", "--html", str(place / "page.html")]
     monkeypatch.setattr(sys, "argv", ["loraprobe", *arguments])
     done = run(*arguments)
     assert done.exit_code in (0, 1, 3), done.output

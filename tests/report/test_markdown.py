@@ -33,24 +33,25 @@ def cells(text: str) -> list[list[str]]:
         if token.type == "tr_open":
             rows.append([])
         elif token.type in ("td_open", "th_open"):
-            rows[-1].append(found[position + 1].content)
+            parts = found[position + 1].children or ()
+            rows[-1].append("".join(part.content for part in parts))
     return rows
 
 
 def test_verdict_scores_reasons_and_provenance():
     text = markdown(an_audit())
-    assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0].upper()
+    assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
     assert cells(text) == [
         ["system", "question", "retention"],
         ["base", "0.10 (0.00–0.20)", "-"],
         ["uniform", "0.10 (0.00–0.20)", "0.50"],
     ]
-    assert "a gains 0.02." in text
+    assert "1. a is odd." in text.splitlines()
     inside = text[text.index("<details>") : text.index("</details>")]
     assert "commit " + "c" * 40 in inside and "call: loraprobe x" in inside
 
 
-@pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "a\n# b", "x\n\n<details>"])
+@pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "1.", "-", "a\n# b", "x\n\n<details>"])
 def test_no_string_becomes_markup(text):
     assert tokens(markdown(planted(an_audit(), text))) == tokens(markdown(planted(an_audit(), "x")))
 
@@ -71,6 +72,14 @@ def test_it_stays_short():
     )
     text = markdown(audit)
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 1000
+
+
+def test_commands_are_code_and_can_be_copied():
+    verdict = dataclasses.replace(an_audit().verdict, next="loraprobe inspect a b --base 'x y'")
+    text = markdown(dataclasses.replace(an_audit(), verdict=verdict))
+    inline = [part for token in READER.parse(text) for part in token.children or ()]
+    codes = [part.content for part in inline if part.type == "code_inline"]
+    assert "loraprobe inspect a b --base 'x y'" in codes
 
 
 def test_json_and_markdown_do_not_go_together():

@@ -22,7 +22,8 @@ from loraprobe.report.terminal import render
 
 def shown(audit: Audit) -> str:
     out = io.StringIO()
-    render(audit, Console(file=out, width=100, highlight=False, color_system=None))
+    console = Console(file=out, width=100, highlight=False, color_system=None)
+    render(audit, console, explain=True)
     return out.getvalue()
 
 
@@ -33,6 +34,12 @@ def test_what_was_written_is_read_again(name):
     assert read.to_json() == audit.to_json()
     assert shown(read) == shown(audit)
     assert markdown(read) == markdown(audit)
+
+
+def test_explained_wrong_answers_are_shown():
+    lines = [line.split() for line in shown(an_audit()).splitlines()]
+    title = lines.index("t, item a: Who is a? (right: a or x)".split())
+    assert lines[title + 3] == ["uniform", "a", "wrong", "interference"]
 
 
 WRONG = [

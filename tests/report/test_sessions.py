@@ -68,7 +68,7 @@ def test_incompatible_shows_the_conflict_its_cure_and_no_comparison(width):
         diagnostics=(Measurement("cosine", ("a", "b"), 0.5),),
     )
     text = "\n".join(lines_of(audit_of(found, "inspect"), width))
-    assert CONFLICT.message in text and CONFLICT.cure in text
+    assert CONFLICT.code in text and CONFLICT.message in text and CONFLICT.cure in text
     assert "cosine" not in text and "a × b" not in text and "a x b" not in text
 
 

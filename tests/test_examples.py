@@ -1,0 +1,138 @@
+"""The examples for continuous integration and for notebooks run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loraprobe.demo import shipped_world
+from loraprobe.report.reading import read_audit
+
+ROOT = Path(__file__).parents[1]
+WORKFLOW = ROOT / "examples" / "ci" / "loraprobe.yml"
+NOTEBOOK = ROOT / "examples" / "notebook" / "compose.ipynb"
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    """An executable shell script."""
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
+class Job:
+    """The job of the workflow on this machine: its shell steps, with `gh` and `pip` played."""
+
+    def __init__(self, place: Path, **settings: str) -> None:
+        found = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
+        self.steps = {step.get("name"): step for step in found["jobs"]["compose"]["steps"]}
+        self.place, tools = place, place / "tools"
+        program(tools, "loraprobe", f'exec {shlex.quote(sys.executable)} -m loraprobe "$@"')
+        program(tools, "pip", "exit 0")
+        program(tools, "gh", 'printf "%s\\n" "$@" > commented')
+        self.environment = {
+            **os.environ,
+            **found["env"],
+            **settings,
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "LORAPROBE_CACHE": str(place / "cache"),
+            "GITHUB_OUTPUT": str(place / "outputs"),
+            "GITHUB_STEP_SUMMARY": str(place / "summary"),
+        }
+
+    def outputs(self) -> dict[str, str]:
+        lines = (self.place / "outputs").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def run(self, name: str) -> int:
+        """Exit code of a step, run as the runner runs it."""
+        step = self.steps[name]
+        values = {k: self._filled(v) for k, v in step.get("env", {}).items()}
+        ended = subprocess.run(
+            ["bash", "-e", "-c", step["run"]],
+            cwd=self.place,
+            env={**self.environment, **values},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in ended.stderr, ended.stderr
+        return ended.returncode
+
+    def _filled(self, value: Any) -> str:
+        known = {"steps.judge.outputs.code": lambda: self.outputs()["code"]}
+        expression = re.compile(r"\$\{\{ ([\w.]+) \}\}")
+        return expression.sub(lambda m: known.get(m[1], lambda: "1")(), str(value))
+
+
+@pytest.fixture
+def questions(tmp_path) -> Path:
+    """A few questions of the shipped world in a file of their own."""
+    (task,) = shipped_world().scenario("disjoint").tasks
+    file = tmp_path / "questions.jsonl"
+    lines = task.read_text(encoding="utf-8").splitlines()[:24]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def test_the_pipeline_gates_and_comments(tmp_path, questions):
+    world = shipped_world()
+    first, second = map(str, world.scenario("disjoint").adapters.values())
+    base = str(world.path / "base")
+    job = Job(tmp_path, BASE=base, FIRST=first, SECOND=second, QUESTIONS=str(questions))
+    assert job.run("Install") == 0 and job.run("Judge") == 0
+    audit = read_audit(tmp_path / "audit.json")
+    code = {"likely": 0, "unlikely": 1, "inconclusive": 3}[audit.verdict.decision]
+    assert job.outputs() == {"code": str(code), "report": "yes"}
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert audit.verdict.decision.upper() in report.splitlines()[0]
+    assert (tmp_path / "summary").read_text(encoding="utf-8") == report
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 24 * 4
+    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert job.run("Comment") == 0
+    assert "report.md" in (tmp_path / "commented").read_text().split()
+    assert job.run("Gate") == code
+
+
+def test_wrong_input_ends_the_pipeline_without_a_report(tmp_path):
+    job = Job(tmp_path, FIRST="./nowhere", SECOND="./nothing", BASE="./none")
+    assert job.run("Judge") == 0
+    assert job.outputs() == {"code": "2"}
+    assert not (tmp_path / "report.md").exists() and job.run("Gate") == 2
+
+
+def test_steps_that_need_a_report_ask_for_it():
+    found = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
+    steps = found["jobs"]["compose"]["steps"]
+    after = steps[[step.get("id") for step in steps].index("judge") + 1 : -1]
+    assert after and all("steps.judge.outputs.report" in step["if"] for step in after)
+    assert "if" not in steps[-1], "the gate always runs"
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
+    assert names["audit"].verdict.decision == "likely"
+    assert read_audit(tmp_path / "audit.json").verdict == names["audit"].verdict
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    assert (tmp_path / "composed" / "composition.json").is_file()

@@ -120,7 +120,7 @@ def reference(data: bytes) -> None:
         with contextlib.suppress(LoraprobeError):
             found = Reference.parse(text, bare=bare)
             assert found.short
-            if found.kind == "hub":
+            if found.path is None:
                 parts = found.folder.split("/")
                 assert ".." not in parts and not found.folder.startswith("/")
                 assert "\\" not in found.folder and "/" not in found.repo.partition("/")[2]

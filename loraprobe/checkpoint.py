@@ -15,6 +15,7 @@ import re
 import struct
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.errors import BaseError, LoraprobeError
+from loraprobe.formatting import listing
 from loraprobe.limits import limits, raising
 
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
@@ -98,6 +100,32 @@ def shards_of(index: Path, reference: str, raises: type[LoraprobeError] = BaseEr
                 "not the name of a file beside it; do not use this model."
             )
     return sorted(set(shards.values()))
+
+
+def weight_names(
+    has: Callable[[str], bool],
+    get: Callable[[str], Path],
+    reference: str,
+    raises: type[LoraprobeError] = BaseError,
+) -> list[str]:
+    """The names of a model's weight files in one format, safetensors first, behind their index.
+
+    has: whether a file of this name exists; get: its path. Empty if the model has no weights.
+    Raises `raises` if the index names a file that does not exist.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = f"{stem}.{suffix}.index.json"
+        if has(index):
+            names = shards_of(get(index), reference, raises)
+            if lost := [name for name in names if not has(name)]:
+                raise raises(
+                    f"{reference} lacks the weight file {listing(lost[:3])} that {index} names; "
+                    "download the model again, or ask its author to upload what is missing."
+                )
+            return [index, *names]
+        if has(f"{stem}.{suffix}"):
+            return [f"{stem}.{suffix}"]
+    return []
 
 
 def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseError) -> Header:

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import yaml
+import yaml
 
 LONGEST = 200_000  # characters between the two lines of dashes
 DEEPEST = 16  # lists and mappings inside each other; a card needs four
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """yaml.SafeLoader, which builds plain data only, with the bounds of this module."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError("nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise yaml.YAMLError("a key that is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def read_front_matter(card: str | None) -> Mapping[Any, Any]:
@@ -19,13 +40,11 @@ def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     a key given twice, nesting deeper than DEEPEST, more than LONGEST characters, and objects other
     than plain data.
     """
-    import yaml
-
     text = _between_dashes(card or "")
     if text is None or len(text) > LONGEST:
         return {}
     try:
-        fields = yaml.load(text, Loader=_loader())
+        fields = yaml.load(text, Loader=BoundedLoader)
     except Exception:  # PyYAML raises more than its own errors, as for a bad !!timestamp
         return {}
     return fields if isinstance(fields, dict) else {}
@@ -37,29 +56,3 @@ def _between_dashes(card: str) -> str | None:
         return None
     end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
     return None if end is None else "\n".join(lines[1:end])
-
-
-def _loader() -> type[yaml.SafeLoader]:
-    """yaml.SafeLoader, which builds plain data only, with the bounds of this module."""
-    import yaml
-
-    class Bounded(yaml.SafeLoader):
-        depth = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.YAMLError("an alias")
-            self.depth += 1
-            if self.depth > DEEPEST:
-                raise yaml.YAMLError("nested too deeply")
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if len(set(keys)) < len(keys):
-                raise yaml.YAMLError("a key that is given twice")
-            return super().construct_mapping(node, deep)
-
-    return Bounded

@@ -3,8 +3,8 @@
 `worlds` says what each world holds, as a function of a seed, and builds it (`worlds.spec`);
 `training` trains bases and LoRA adapters; `experiments` builds worlds, asks systems and writes a
 page each (`experiments.runner`, `pages`, `figures`); `calibration` fits the verdict's probability
-on the worlds of `atlas`; `cli` is `loraprobe lab`. Words, facts, wordings and recipes are JSON
-files in `data`, pages are templates in `templates`.
+on the worlds of the atlas (`build`); `cli` is `loraprobe lab`. Words, facts, wordings and recipes
+are JSON files in `data`, pages are templates in `templates`.
 """
 
 from loraprobe_lab.world import Scenario, World, WorldError, shipped_world

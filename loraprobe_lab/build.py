@@ -1,18 +1,115 @@
-"""`loraprobe lab build`: which builder makes which world, and how to judge what it made."""
+"""`loraprobe lab build` and the atlas: which builder makes which world, and how to judge it.
+
+The atlas holds many small worlds with separately trained bases, from which the verdict is
+calibrated. Its plan, `data/atlas.json`, was fixed before anything was trained: which kinds of
+worlds, seeds, architectures and sizes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
-from loraprobe_lab.atlas import KINDS as MANY  # worlds of many adapter sets on one small base
-from loraprobe_lab.atlas import WorldPlan, spec_of
-from loraprobe_lab.training.train import ProgressCallback
-from loraprobe_lab.world import Scenario, World
+from loraprobe.records import Progress
+from loraprobe_lab.processes import in_processes
+from loraprobe_lab.world import MANIFEST, Scenario, World
+from loraprobe_lab.worlds.known import table
 
-ON_BASE = ("two-hop", "skill-and-facts")
+if TYPE_CHECKING:
+    from loraprobe_lab.worlds.spec import WorldSpec
+
+KINDS = ("facts", "math", "cross-lingual")  # worlds of many adapter sets on one small base
+
+
+@dataclass(frozen=True)
+class WorldPlan:
+    """One world of many adapter sets. `hidden` is the width of its base.
+
+    `worked` is the share of worked steps in what a facts base reads, which is an axis of the
+    atlas: where it is not 0 the base knows the template itself. A facts world has `wide` wide
+    and `favourable` sets of each of its classes.
+    """
+
+    kind: str
+    seed: int
+    architecture: str = "llama"
+    hidden: int = 128
+    wide: int = 3
+    favourable: int = 0
+    worked: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.architecture}-{self.seed:02d}"
+
+
+# Every third base has the other width, every fourth one of facts knows worked steps. The ranges of
+# the recipes of the last two kinds were found on worlds of smaller seeds.
+ATLAS = tuple(WorldPlan(**row) for row in table("atlas"))
+
+
+def spec_of(plan: WorldPlan) -> WorldSpec:
+    """The specification of a plan. Raises UsageError for an unknown kind."""
+    from loraprobe_lab.training.pretrain import BaseRecipe
+    from loraprobe_lab.worlds import cross_lingual, varied
+    from loraprobe_lab.worlds.math import world as math
+
+    def shaped(base: BaseRecipe) -> BaseRecipe:
+        return dataclasses.replace(base, hidden=plan.hidden, architecture=plan.architecture)
+
+    if plan.kind == "facts":
+        return varied.facts_world(
+            plan.seed,
+            base=shaped(BaseRecipe(intermediate=5 * plan.hidden // 2)),
+            wide=plan.wide,
+            favourable=plan.favourable,
+            worked=plan.worked,
+        )
+    if plan.kind == "math":
+        return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
+    if plan.kind == "cross-lingual":
+        base = shaped(cross_lingual.BASE)
+        return cross_lingual.cross_lingual_world(plan.seed, base=base, count=plan.wide)
+    raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
+
+
+def build_atlas(
+    output: Path,
+    plans: Sequence[WorldPlan] = ATLAS,
+    *,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Builds every world of `plans` below `output`; returns their directories in that order.
+
+    processes: worlds at a time, one thread each; the number of cores unless given. What is finished
+    is not trained again. `progress` gets ("worlds", worlds done, worlds).
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    places = [output / plan.name for plan in plans]
+
+    def tick() -> None:
+        if progress is not None:
+            done = sum((place / MANIFEST).is_file() for place in places)
+            progress("worlds", done, len(places))
+
+    workers = min(len(plans), processes or os.cpu_count() or 1)
+    in_processes(_build_one, zip(plans, places, strict=True), workers, tick)
+    return places
+
+
+def _build_one(plan: WorldPlan, output: Path) -> None:
+    from loraprobe_lab.worlds.spec import build_world
+
+    with quiet():
+        build_world(spec_of(plan), output)
 
 
 def build_worlds(
@@ -22,7 +119,7 @@ def build_worlds(
     base: Path | None = None,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> list[World]:
     """Builds the world of this kind in `output`; finished parts are kept.
 
@@ -32,64 +129,52 @@ def build_worlds(
     then many worlds, each in a directory of its own below `output`. `only` names scenarios,
     with `base` adapters or sets. Raises UsageError for a kind that has no such form.
     """
-    from loraprobe.base.quiet import quiet
+    from loraprobe_lab.worlds import english_sets
+    from loraprobe_lab.worlds.spec import build_world
 
     with quiet():
         if base is None:
-            return [_on_own_base(kind, output, seed, only, progress)]
+            return [build_world(_on_own_base(kind, seed, only), output, progress=progress)]
         if kind in ("keep-both", "domain", "sets"):
-            from loraprobe_lab.worlds.english_sets import KINDS, build_sets
+            kinds = english_sets.KINDS if kind == "sets" else (kind,)
+            return english_sets.build_sets(
+                base, output, kinds=kinds, seed=seed, only=only, progress=progress
+            )
+        spec, model = _in_english(kind, base, seed)
+        made = build_world(spec, output, base=base, model=model, only=only, progress=progress)
+        return [made]
 
-            kinds = KINDS if kind == "sets" else (kind,)
-            return build_sets(base, output, kinds=kinds, seed=seed, only=only, progress=progress)
-        return [_on_given_base(kind, base, output, seed, only, progress)]
 
-
-def _on_own_base(
-    kind: str,
-    output: Path,
-    seed: int,
-    only: Sequence[str] | None,
-    progress: ProgressCallback | None,
-) -> World:
+def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
     from loraprobe_lab.worlds.small import small_world
-    from loraprobe_lab.worlds.spec import build_world
 
     if kind in ("domain", "sets"):
         raise UsageError(
             f"{kind} is built on a causal model of yours: name its directory as --base."
         )
-    if kind in MANY and only:
+    if kind not in KINDS:
+        return small_world([kind], seed, only=only)
+    if only:
         raise UsageError(
             f"The adapter sets of a {kind} world are built together; leave out --only."
         )
-    many = kind in MANY
-    spec = spec_of(WorldPlan(kind, seed, "llama")) if many else small_world([kind], seed, only=only)
-    return build_world(spec, output, progress=progress)
+    return spec_of(WorldPlan(kind, seed))
 
 
-def _on_given_base(
-    kind: str,
-    base: Path,
-    output: Path,
-    seed: int,
-    only: Sequence[str] | None,
-    progress: ProgressCallback | None,
-) -> World:
-    from loraprobe_lab.worlds.english import familiar_countries, skill_world, two_hop_world
-    from loraprobe_lab.worlds.spec import build_world, load_given_base
+def _in_english(kind: str, base: Path, seed: int) -> tuple[WorldSpec, Any]:
+    """The specification, and the model of the base where it had to be loaded."""
+    from loraprobe_lab.worlds import english
+    from loraprobe_lab.worlds.spec import load_given_base
 
-    if kind not in ON_BASE:
-        raise UsageError(
-            f"The world {kind} is built on its own small base only; leave out --base, or build "
-            f"{' or '.join(ON_BASE)}."
-        )
     if kind == "two-hop":
-        spec, model = two_hop_world(seed), None
-    else:  # the facts are about the countries whose capitals this base knows best
+        return english.two_hop_world(seed), None
+    if kind == "skill-and-facts":  # about the countries whose capitals this base knows best
         model = load_given_base(base)
-        spec = skill_world(familiar_countries(*model), seed)
-    return build_world(spec, output, base=base, model=model, only=only, progress=progress)
+        return english.skill_world(english.familiar_countries(*model), seed), model
+    raise UsageError(
+        f"The world {kind} is built on its own small base only; leave out --base, or build "
+        "two-hop or skill-and-facts."
+    )
 
 
 def command_for(world: World, scenario: Scenario) -> str:

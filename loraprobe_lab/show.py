@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from loraprobe_lab.build import command_for
-from loraprobe_lab.training.train import is_complete
+from loraprobe_lab.training.train import is_complete, training_notes
 from loraprobe_lab.world import World, worlds_in
 
 
@@ -27,7 +26,7 @@ def describe_world(world: World) -> dict[str, Any]:
         "path": str(world.path),
         "kind": manifest.get("kind"),
         "seed": world.seed,
-        "base": _base(world),
+        "base": describe_base(world),
         "adapters": [_adapter(world, name, path) for name, path in world.adapters.items()],
         "tasks": [{"name": path.stem, "items": _items(path)} for path in tasks],
         "scenarios": [
@@ -46,35 +45,32 @@ def describe_world(world: World) -> dict[str, Any]:
     }
 
 
-def _base(world: World) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": world.base_name, "architecture": None, "parameters": None}
-    if world.base is None:
-        return found
+def describe_base(world: World) -> dict[str, Any]:
+    """Name, architecture and number of parameters, the latter two of a base inside the world."""
     from loraprobe.base import open_base
 
+    if world.base is None:
+        return {"name": world.base_name, "architecture": None, "parameters": None}
     base = open_base(world.base)
-    found["architecture"] = base.model_type
-    found["parameters"] = sum(rows * columns for rows, columns in base.shapes.values())
-    return found
+    parameters = sum(rows * columns for rows, columns in base.shapes.values())
+    return {
+        "name": world.base_name,
+        "architecture": base.model_type,
+        "parameters": parameters,
+    }
 
 
 def _adapter(world: World, name: str, path: Path) -> dict[str, Any]:
-    row = world.manifest["adapters"].get(name, {})
-    try:  # the mean training loss over the last steps, in nats a token, where it was recorded
-        loss = json.loads((path / "training.json").read_text(encoding="utf-8")).get("loss")
-    except (FileNotFoundError, json.JSONDecodeError):
-        loss = None
+    row, notes = world.manifest["adapters"].get(name, {}), training_notes(path)
     return {
         "name": name,
         "description": row.get("description", ""),
         "finished": is_complete(path),
         "recipe": row.get("recipe", {}),
-        "loss": loss,
+        "loss": notes.get("loss"),  # mean over the last steps, in nats a token, where recorded
     }
 
 
 def _items(path: Path) -> int:
-    try:
-        return sum(1 for line in path.read_bytes().splitlines() if line.strip())
-    except FileNotFoundError:
-        return 0
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return sum(1 for line in lines if line.strip())

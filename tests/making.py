@@ -121,17 +121,30 @@ def regauged(update: LowRank, seed: int = 0) -> LowRank:
     return LowRank(A.to(update.A.dtype), B.to(update.B.dtype), update.scaling)
 
 
-def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
-    """A randomly initialised two-layer Llama whose linear layers are those of `LLAMA`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
+    """A randomly initialised causal model of a family with Llama's config keys, such as Phi3.
+
+    It has two layers of width 16; `changes` are keys of its config.
+    """
+    import transformers
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes | changes)
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
+def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
+    """A randomly initialised two-layer Llama whose linear layers are those of `LLAMA`."""
+    return tiny_model("Llama", seed, vocab_size=vocab, tie_word_embeddings=tied)
 
 
 def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:

@@ -3,10 +3,17 @@
 Every tensor of the file becomes a factor, an extra, or part of an issue. Reading folds
 `use_rslora`, `alpha_pattern`, `rank_pattern` and `fan_in_fan_out` into (A, B, scaling); no other
 room needs these keys.
+
+types       Adapter and its parts
+reading     reads a directory: config (adapter_config.json), tensors (the weights), keys and sorting
+            (what each tensor is), extras, config_issues and completeness (what is odd)
+targeting   which modules a config targets by peft's rules; expressions matches its expressions
+saving      writes a directory and reads it back; staging makes outputs complete or absent
+fused       brings adapters with fused and with single projections to one layout, by rows
+paths       module paths and the public names of bases
 """
 
 from loraprobe.adapters.completeness import extreme_norm
-from loraprobe.adapters.memory import adapter_of
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -16,11 +23,12 @@ from loraprobe.adapters.paths import (
     public_value,
 )
 from loraprobe.adapters.reading import read_adapter
+from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
-    StagedDirectory,
     check_apart,
     check_output,
     check_place,
+    staged_directory,
     staged_file,
 )
 from loraprobe.adapters.types import (
@@ -31,6 +39,7 @@ from loraprobe.adapters.types import (
     Modules,
     Source,
     Tensors,
+    adapter_of,
 )
 
 __all__ = [
@@ -40,7 +49,6 @@ __all__ = [
     "ModuleInfo",
     "Modules",
     "Source",
-    "StagedDirectory",
     "Tensors",
     "adapter_of",
     "check_apart",
@@ -54,5 +62,7 @@ __all__ = [
     "public_name",
     "public_value",
     "read_adapter",
+    "save_adapter",
+    "staged_directory",
     "staged_file",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapters.expressions import ExpressionError
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.paths import layer_pattern
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.types import Extra, ModuleInfo
@@ -18,50 +19,53 @@ from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
 
-def completeness(
-    name: str, infos: Mapping[str, ModuleInfo], config: Mapping[str, Any], extras: Sequence[Extra]
-) -> list[Issue]:
-    """Issues about targets without weights, weights without targets and layers that differ."""
-    held = [*infos, *(extra.module for extra in extras if extra.module)]
-    issues = [*_targets(name, held, config), *_layers(name, infos), *_shapes(name, infos)]
+def report_incompleteness(
+    infos: Mapping[str, ModuleInfo],
+    config: Mapping[str, Any],
+    extras: Sequence[Extra],
+    found: Findings,
+) -> None:
+    """Reports targets without weights, weights without targets and layers that differ."""
+    _report_targets([*infos, *(extra.module for extra in extras if extra.module)], config, found)
+    _report_layers(infos, found)
+    _report_shapes(infos, found)
     try:
         beyond = untargeted(infos, config)
     except ExpressionError as error:
-        beyond = []
-        message = f"The config's targets cannot be read as peft reads them: {error}."
-        cure = (
+        found.error(
+            "targets-unreadable",
+            f"The config's targets cannot be read as peft reads them: {error}.",
             "Correct target_modules, exclude_modules, modules_to_save or layers_pattern in "
-            "adapter_config.json."
+            "adapter_config.json.",
         )
-        issues.append(Issue("error", "targets-unreadable", (name,), message, cure))
+        return
     if beyond:
-        message = (
+        found.warning(
+            "weights-untargeted",
             f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
-            f"target, {beyond[0]} first: used here, but peft would leave them out."
+            f"target, {beyond[0]} first: used here, but peft would leave them out.",
+            "Correct target_modules in adapter_config.json, or remove those weights.",
+            beyond[0],
         )
-        cure = "Correct target_modules in adapter_config.json, or remove those weights."
-        issues.append(Issue("warning", "weights-untargeted", (name,), message, cure, beyond[0]))
-    return issues
 
 
-def _targets(name: str, held: Collection[str], config: Mapping[str, Any]) -> list[Issue]:
+def _report_targets(held: Collection[str], config: Mapping[str, Any], found: Findings) -> None:
     targets = config.get("target_modules")
     if not isinstance(targets, (list, tuple)) or not held:
-        return []  # a regular expression, "all-linear" or nothing does not list the modules
+        return  # a regular expression, "all-linear" or nothing does not list the modules
     names = Names(targets)
     matched = {name for path in held for name in names.of(path)}
     lost = [str(target) for target in targets if str(target) not in matched]
-    if not lost:
-        return []
-    message = (
-        f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which the "
-        "file holds no weights: where the base has such modules they stay untouched."
-    )
-    cure = "Make sure that the file is complete and that the base has no such modules."
-    return [Issue("warning", "targets-without-weights", (name,), message, cure)]
+    if lost:
+        found.warning(
+            "targets-without-weights",
+            f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
+            "the file holds no weights: where the base has such modules they stay untouched.",
+            "Make sure that the file is complete and that the base has no such modules.",
+        )
 
 
-def _layers(name: str, paths: Collection[str]) -> list[Issue]:
+def _report_layers(paths: Collection[str], found: Findings) -> None:
     """Reports modules that some layers lack.
 
     A parent, such as `self_attn`, should have the same children in every layer that has it.
@@ -74,29 +78,30 @@ def _layers(name: str, paths: Collection[str]) -> list[Issue]:
     for parents in children.values():
         everywhere = set().union(*parents.values())
         lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
-    if not lost:
-        return []
-    message = (
-        f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that other "
-        f"layers have, {lost[0]} first."
-    )
-    cure = "Unless it was trained so, the file is incomplete; save or download it again."
-    return [Issue("warning", "layers-uneven", (name,), message, cure, lost[0])]
+    if lost:
+        found.warning(
+            "layers-uneven",
+            f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
+            f"other layers have, {lost[0]} first.",
+            "Unless it was trained so, the file is incomplete; save or download it again.",
+            lost[0],
+        )
 
 
-def _shapes(name: str, infos: Mapping[str, ModuleInfo]) -> list[Issue]:
+def _report_shapes(infos: Mapping[str, ModuleInfo], found: Findings) -> None:
     """Reports a module whose shape differs between layers; nearly all models have one shape."""
     shapes: dict[str, set[tuple[int, int]]] = {}
     for path, info in infos.items():
         shapes.setdefault(layer_pattern(path), set()).add((info.out_features, info.in_features))
-    uneven = {pattern: found for pattern, found in shapes.items() if len(found) > 1}
-    if not uneven:
-        return []
-    pattern, found = next(iter(uneven.items()))
-    listed = " and ".join(str(list(shape)) for shape in sorted(found)[:3])
-    message = f"{pattern} has different shapes in different layers, such as {listed}."
-    cure = "If the base's layers are alike, the file is damaged."
-    return [Issue("note", "shapes-uneven", (name,), message, cure)]
+    uneven = [(pattern, sorted(held)) for pattern, held in shapes.items() if len(held) > 1]
+    if uneven:
+        pattern, held = uneven[0]
+        listed = " and ".join(str(list(shape)) for shape in held[:3])
+        found.note(
+            "shapes-uneven",
+            f"{pattern} has different shapes in different layers, such as {listed}.",
+            "If the base's layers are alike, the file is damaged.",
+        )
 
 
 def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:

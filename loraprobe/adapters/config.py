@@ -12,6 +12,7 @@ from typing import Any
 from loraprobe.adapters.expressions import ExpressionError, first_matches
 from loraprobe.checkpoint import read_json
 from loraprobe.errors import AdapterError, UnsupportedAdapter
+from loraprobe.json_types import is_of_type, wrong_types
 from loraprobe.limits import DEEPEST, nested_values
 
 CONFIG = "adapter_config.json"
@@ -50,24 +51,17 @@ VARIANTS = {
     "megatron_config": "Megatron layers split their weights over devices",
 }
 
-# The types allowed for the keys that are read; None is always allowed. A list holds texts.
-TYPES: dict[str, tuple[type, ...]] = {
-    "base_model_name_or_path": (str,),
-    "revision": (str,),
-    "task_type": (str,),
-    "target_modules": (str, list),
-    "exclude_modules": (str, list),
-    "modules_to_save": (str, list),
-    "layers_pattern": (str, list),
-    "target_parameters": (list,),
-    "init_lora_weights": (bool, str),
-    "use_rslora": (bool,),
-    "use_dora": (bool,),
-    "lora_bias": (bool,),
-    "fan_in_fan_out": (bool,),
-    "bias": (str,),
+# The keys that are read, by the type of their values; null is always allowed.
+TYPES: dict[str, list[str]] = {
+    "a text": "base_model_name_or_path revision task_type bias".split(),
+    "a text or a list of texts": (
+        "target_modules exclude_modules modules_to_save layers_pattern".split()
+    ),
+    "a list of texts": ["target_parameters"],
+    "a whole number or a list of them": ["layers_to_transform"],
+    "true, false or a text": ["init_lora_weights"],
+    "true or false": "use_rslora use_dora lora_bias fan_in_fan_out".split(),
 }
-TYPE_NAMES = {str: "a text", list: "a list of texts", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -81,10 +75,6 @@ class Config:
     fan_in_fan_out: bool
     rank_pattern: Patterns
     alpha_pattern: Patterns
-    unknown: tuple[str, ...]
-    empty_unknown: tuple[str, ...]
-    trainers: tuple[str, ...] = ()  # "key (trainer)" for each key of a trainer
-    alpha_is_missing: bool = False
 
     def prepare(self, paths: Iterable[str]) -> None:
         """Matches the patterns with many paths at once, which is faster than one call per path."""
@@ -169,9 +159,8 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
             f"{where} is of PEFT type {reprlib.repr(kind)}, and loraprobe reads only LORA; "
             "use adapters of that type, or merge this one into its base with peft."
         )
-    for key, types in TYPES.items():
-        _typed(raw, key, types, where)
-    _check_layers(raw.get("layers_to_transform"), where)
+    for key, value, kind in wrong_types(raw, TYPES):
+        raise AdapterError(f"{where}: {key} must be {kind}, not {reprlib.repr(value)}.")
     for key, why in VARIANTS.items():
         if raw.get(key):
             raise UnsupportedAdapter(
@@ -185,8 +174,6 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
             raise AdapterError(
                 f"{where}: a rank must be a positive whole number, not {reprlib.repr(rank)}."
             )
-    known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
-    unknown = [k for k in raw if k not in known]
     return Config(
         raw=raw,
         r=int(r),
@@ -195,56 +182,20 @@ def judge_config(raw: Mapping[str, Any], where: str) -> Config:
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         rank_pattern=ranks,
         alpha_pattern=_pattern(raw, "alpha_pattern", where),
-        unknown=tuple(k for k in unknown if raw[k]),
-        empty_unknown=tuple(k for k in unknown if not raw[k]),
-        trainers=tuple(f"{k} ({TRAINERS[k]})" for k in raw if k in TRAINERS),
-        alpha_is_missing="lora_alpha" not in raw,
     )
 
 
-def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], where: str) -> None:
-    """Raises AdapterError for a value of a type that peft does not accept."""
-    value = raw.get(key)
-    if value is None:
-        return
-    texts = not isinstance(value, list) or all(isinstance(part, str) for part in value)
-    if not isinstance(value, types) or not texts:
-        kinds = " or ".join(TYPE_NAMES[kind] for kind in types)
-        raise AdapterError(f"{where}: {key} must be {kinds}, not {reprlib.repr(value)}.")
-
-
-def _check_layers(layers: Any, where: str) -> None:
-    """Raises AdapterError unless layers_to_transform is a number or a list of numbers."""
-    listed = layers if isinstance(layers, list) else [] if layers is None else [layers]
-    if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in listed):
-        raise AdapterError(
-            f"{where}: layers_to_transform must be a whole number or a list of them, not "
-            f"{reprlib.repr(layers)}."
-        )
+def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
+    """The keys of a config that neither peft nor a known trainer writes."""
+    known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
+    return [key for key in raw if key not in known]
 
 
 def _number(raw: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    value = raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+    value: Any = raw.get(key, default)
+    if not is_of_type(value, "a number"):
         raise AdapterError(f"{where}: {key[:80]} must be a number, not {reprlib.repr(value)}.")
     return value
-
-
-def _is_finite(value: float) -> bool:
-    """Whether a number is a finite float; an integer beyond the largest float is not."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be encoded; a pickle may hold halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _pattern(raw: Mapping[str, Any], key: str, where: str) -> Patterns:

@@ -5,34 +5,29 @@ Used are DoRA magnitudes, whole modules, trained biases, and biases of lora_B.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, ModuleInfo, Tensors
 from loraprobe.formatting import count
-from loraprobe.records import Issue
 
 # Kind of extra -> the config key without which peft does not load it.
 FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
 
 
-class ExtraTensors(NamedTuple):
-    """The fields of the same names of `Adapter`; each tensor is read when needed."""
-
-    magnitudes: Tensors
-    whole: Tensors
-    offsets: Tensors
-
-
 def as_peft_reads(
-    name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo], config: Mapping[str, Any]
-) -> tuple[list[Extra], list[Issue]]:
-    """The extras that peft would load, and issues about the others.
+    extras: Sequence[Extra],
+    infos: Mapping[str, ModuleInfo],
+    config: Mapping[str, Any],
+    found: Findings,
+) -> list[Extra]:
+    """The extras that peft would load; the others are reported.
 
     peft saves copies of the base's embeddings and heads. A copy of another base weight gets the
     kind base_weight, because peft would overwrite the base's weight with it.
@@ -46,35 +41,17 @@ def as_peft_reads(
             kept.append(replace(extra, kind="base_weight"))
         else:
             kept.append(extra)
-    issues = list(_incomplete(name, kept, infos))
     if unused:
-        message = (
+        found.warning(
+            "tensors-unused",
             f"The file holds {count(len(unused), 'tensor')} ({unused[0].key} first) that peft "
             "leaves out, since the config does not ask for it or its module has no factors; left "
-            "out here too."
-        )
-        cure = (
+            "out here too.",
             "If the adapter was trained with it, correct use_dora or lora_bias in "
-            "adapter_config.json."
+            "adapter_config.json.",
+            unused[0].module,
         )
-        issues.append(Issue("warning", "tensors-unused", (name,), message, cure, unused[0].module))
-    return kept, issues
-
-
-def _incomplete(
-    name: str, extras: Sequence[Extra], infos: Mapping[str, ModuleInfo]
-) -> Iterator[Issue]:
-    """Issues about modules that lack a tensor which other modules of the file have."""
-    for kind, flag in FLAGS.items():
-        held = {extra.module for extra in extras if extra.kind == kind}
-        lost = [path for path in infos if path not in held]
-        if held and lost:
-            message = (
-                f"The config sets {flag}, but the file lacks its tensor for "
-                f"{count(len(lost), 'module')}, {lost[0]} first."
-            )
-            cure = "The file is incomplete; save or download it again."
-            yield Issue("error", "missing-tensors", (name,), message, cure, lost[0])
+    return kept
 
 
 def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
@@ -84,8 +61,8 @@ def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
     return embedding or module.rpartition(".")[2] in VOCABULARY
 
 
-def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
-    """Sorts the extras of a file into magnitudes, whole parameters and biases of lora_B."""
+def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> dict[str, Tensors]:
+    """The fields `magnitudes`, `whole` and `offsets` of `Adapter`, read when needed."""
     magnitudes, whole, offsets = {}, {}, {}
     for extra in extras:
         if extra.module is None:
@@ -96,9 +73,11 @@ def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> ExtraTensors:
             offsets[extra.module] = extra.key
         elif extra.kind in ("modules_to_save", "bias"):
             whole[f"{extra.module}.{extra.key.rpartition('.')[2]}"] = extra.key
-    return ExtraTensors(
-        _read(file, magnitudes, flat=True), _read(file, whole), _read(file, offsets, flat=True)
-    )
+    return {
+        "magnitudes": _read(file, magnitudes, flat=True),
+        "whole": _read(file, whole),
+        "offsets": _read(file, offsets, flat=True),
+    }
 
 
 def _read(file: TensorFile, keys: Mapping[str, str], flat: bool = False) -> Tensors:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
 from loraprobe.adapters.types import Adapter
 from loraprobe.formatting import count, listing
@@ -40,6 +41,7 @@ HEADWISE = (
     "its rows are interleaved by head (query, key and value of the first head, then of the "
     "next), so that which row is whose depends on the model"
 )
+BLOCKS = "its rows are cut into blocks for several devices (CodeGen's layout)"
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,15 @@ def one_layout(
     todo: list[Fusion] = []
     refused: list[UntranslatedFusion] = []
     for path in _fused_paths(adapters, base or {}):
-        split = _wants_split(path, adapters, base or {})
+        layer = _FusedLayer(path, adapters, base or {}, config or {})
+        split = layer.wants_split()
         if split is None:
             continue
         try:
-            todo.append(_fusion(path, split, adapters, base or {}, config or {}))
+            todo.append(layer.fusion(split))
         except NotTranslated as why:
-            refused.append(_refused(path, adapters, str(why)))
-    return [_translated(adapter, todo, refused) for adapter in adapters], refused
+            refused.append(layer.refused(str(why)))
+    return [_translated(adapter, todo) for adapter in adapters], refused
 
 
 def parts_of(path: str) -> tuple[str, ...]:
@@ -112,88 +115,88 @@ def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
     return list(found)
 
 
-def _wants_split(path: str, adapters: Sequence[Adapter], base: Shapes) -> bool | None:
-    """True if a fused layer must be split, False if its parts must be joined, else None."""
-    parts = parts_of(path)
-    touched = [_touched(adapter) for adapter in adapters]
-    singles = any(part in paths for paths in touched for part in parts)
-    if path in base:
-        return False if singles and not any(part in base for part in parts) else None
-    if all(part in base for part in parts):
-        return True if any(path in paths for paths in touched) else None
-    return True if singles and any(path in paths for paths in touched) else None
+@dataclass(frozen=True)
+class _FusedLayer:
+    """A fused layer of a base for which adapters may have fused or single updates."""
 
+    path: str
+    adapters: Sequence[Adapter]
+    base: Shapes
+    config: Mapping[str, Any]
 
-def _refused(path: str, adapters: Sequence[Adapter], reason: str) -> UntranslatedFusion:
-    parts = parts_of(path)
-    touched = {adapter.name: _touched(adapter) for adapter in adapters}
-    single = [name for name, paths in touched.items() if any(part in paths for part in parts)]
-    first = next((p for paths in touched.values() for p in parts if p in paths), parts[0])
-    fused = tuple(name for name, paths in touched.items() if path in paths)
-    return UntranslatedFusion(path, fused, tuple(single), first, reason)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return parts_of(self.path)
 
+    def wants_split(self) -> bool | None:
+        """True if it must be split, False if its parts must be joined, None if it may stay."""
+        touched = [_touched(adapter) for adapter in self.adapters]
+        fused = any(self.path in paths for paths in touched)
+        single = any(part in paths for paths in touched for part in self.parts)
+        if self.path in self.base:
+            return False if single and not any(part in self.base for part in self.parts) else None
+        if all(part in self.base for part in self.parts):
+            return True if fused else None
+        return True if single and fused else None
 
-def _fusion(
-    path: str,
-    split: bool,
-    adapters: Sequence[Adapter],
-    base: Shapes,
-    config: Mapping[str, Any],
-) -> Fusion:
-    name, parts = path.rpartition(".")[2], parts_of(path)
-    if name == "query_key_value":
-        raise NotTranslated(HEADWISE)
-    if config.get("model_type") == "codegen" or (".h." in path and name == "qkv_proj"):
-        raise NotTranslated("its rows are cut into blocks for several devices (CodeGen's layout)")
-    for adapter in adapters:
-        paths = _touched(adapter)
-        if path in paths and any(part in paths for part in parts):
-            raise NotTranslated(f"{adapter.name} changes both the fused layer and single ones")
-    fusion = Fusion(path, parts, _rows(path, parts, adapters, base, config), split)
-    if not split:
-        for adapter in adapters:
-            _check_whole(adapter, fusion)
-    return fusion
+    def refused(self, reason: str) -> UntranslatedFusion:
+        touched = {adapter.name: _touched(adapter) for adapter in self.adapters}
+        fused = [name for name, paths in touched.items() if self.path in paths]
+        single = [name for name, paths in touched.items() if any(p in paths for p in self.parts)]
+        held = (part for paths in touched.values() for part in self.parts if part in paths)
+        part = next(held, self.parts[0])
+        return UntranslatedFusion(self.path, tuple(fused), tuple(single), part, reason)
 
+    def fusion(self, split: bool) -> Fusion:
+        """Raises NotTranslated if it cannot be split or joined exactly."""
+        name = self.path.rpartition(".")[2]
+        if name == "query_key_value":
+            raise NotTranslated(HEADWISE)
+        if self.config.get("model_type") == "codegen" or (
+            ".h." in self.path and name == "qkv_proj"
+        ):
+            raise NotTranslated(
+                "its rows are cut into blocks for several devices (CodeGen's layout)"
+            )
+        for adapter in self.adapters:
+            paths = _touched(adapter)
+            if self.path in paths and any(part in paths for part in self.parts):
+                raise NotTranslated(f"{adapter.name} changes both the fused layer and single ones")
+        rows = self.rows()
+        for adapter in () if split else self.adapters:
+            _check_complete(adapter, self.parts)
+        return Fusion(self.path, self.parts, rows, split)
 
-def _shapes(path: str, adapters: Sequence[Adapter], base: Shapes) -> set[tuple[int, int]]:
-    """The (out, in) of a module in base and adapters; several if they disagree."""
-    infos = [adapter.layout[path] for adapter in adapters if path in adapter.layout]
-    found = {(info.out_features, info.in_features) for info in infos}
-    of_base = base.get(path)
-    return found | ({of_base} if of_base else set())
+    def rows(self) -> tuple[int, ...]:
+        """The number of rows of each part. Raises NotTranslated if it is not known for certain."""
+        shapes = {path: self.shapes(path) for path in (self.path, *self.parts)}
+        inputs = {inp for found in shapes.values() for _, inp in found}
+        if any(len(found) > 1 for found in shapes.values()) or len(inputs) > 1:
+            raise NotTranslated("the shapes of its parts contradict each other")
+        known = {path: next(iter(found))[0] for path, found in shapes.items() if found}
+        total = known.pop(self.path, None)
+        missing = [part for part in self.parts if part not in known]
+        if missing and self.path.endswith("gate_up_proj") and total is not None:
+            known |= dict.fromkeys(missing, total // 2)  # they are multiplied with each other
+        elif len(missing) == 1 and total is not None:
+            known[missing[0]] = total - sum(known.values())
+        elif missing:
+            known = {**_by_heads(self.parts, self.config), **known}
+        if lost := [part.rpartition(".")[2] for part in self.parts if part not in known]:
+            raise NotTranslated(f"how many rows are {listing(lost)}'s is not known without --base")
+        rows = tuple(known[part] for part in self.parts)
+        if min(rows) < 1 or (total is not None and sum(rows) != total):
+            raise NotTranslated(
+                f"the rows of its parts ({', '.join(map(str, rows))}) do not add up to its {total}"
+            )
+        return rows
 
-
-def _rows(
-    path: str,
-    parts: Sequence[str],
-    adapters: Sequence[Adapter],
-    base: Shapes,
-    config: Mapping[str, Any],
-) -> tuple[int, ...]:
-    """The number of rows of each part. Raises NotTranslated if it is not known for certain."""
-    shapes = {p: _shapes(p, adapters, base) for p in (path, *parts)}
-    inputs = {inp for found in shapes.values() for _, inp in found}
-    if any(len(found) > 1 for found in shapes.values()) or len(inputs) > 1:
-        raise NotTranslated("the shapes of its parts contradict each other")
-    known = {p: next(iter(found))[0] for p, found in shapes.items() if found}
-    total = known.pop(path, None)
-    missing = [p for p in parts if p not in known]
-    if missing and path.endswith("gate_up_proj") and total is not None:
-        known |= dict.fromkeys(missing, total // 2)  # they are multiplied with each other
-    elif len(missing) == 1 and total is not None:
-        known[missing[0]] = total - sum(known.values())
-    elif missing:
-        known = {**_by_heads(parts, config), **known}
-    if any(p not in known for p in parts):
-        lost = listing([p.rpartition(".")[2] for p in parts if p not in known])
-        raise NotTranslated(f"how many rows are {lost}'s is not known without --base")
-    rows = tuple(known[p] for p in parts)
-    if min(rows) < 1 or (total is not None and sum(rows) != total):
-        raise NotTranslated(
-            f"the rows of its parts ({', '.join(map(str, rows))}) do not add up to its {total}"
-        )
-    return rows
+    def shapes(self, path: str) -> set[tuple[int, int]]:
+        """The (out, in) of a module in base and adapters; several if they disagree."""
+        infos = [adapter.layout[path] for adapter in self.adapters if path in adapter.layout]
+        of_base = self.base.get(path)
+        found = {(info.out_features, info.in_features) for info in infos}
+        return found | ({of_base} if of_base else set())
 
 
 def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:
@@ -207,14 +210,14 @@ def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]
     return dict(zip(parts, (heads * size, few * size, few * size), strict=True))
 
 
-def _check_whole(adapter: Adapter, fusion: Fusion) -> None:
+def _check_complete(adapter: Adapter, parts: Sequence[str]) -> None:
     """Raises NotTranslated if only some parts have DoRA magnitudes or a replaced weight."""
     for held, suffix in (
         (adapter.magnitudes, ""),
         (adapter.whole, ".weight"),
         (adapter.whole, ".bias"),
     ):
-        have = [part + suffix in held for part in fusion.parts]
+        have = [part + suffix in held for part in parts]
         if any(have) and not all(have):
             what = "DoRA magnitudes" if not suffix else f"a trained {suffix[1:]}"
             raise NotTranslated(
@@ -222,9 +225,7 @@ def _check_whole(adapter: Adapter, fusion: Fusion) -> None:
             )
 
 
-def _translated(
-    adapter: Adapter, todo: Sequence[Fusion], refused: Sequence[UntranslatedFusion]
-) -> Adapter:
+def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
     """The adapter on the common layout."""
     touched = _touched(adapter)
     mine = [
@@ -243,17 +244,17 @@ def _translated(
 
 
 def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> list[Issue]:
-    notes = []
+    found = Findings(adapter.name)
     for split in (True, False):
         done = [fusion for fusion in mine if fusion.split == split]
         if not done:
             continue
         names = sorted({fusion.path.rpartition(".")[2] for fusion in done})
         what = "split into the single projections" if split else "joined from single projections"
-        message = (
+        found.note(
+            "fused-translated",
             f"{count(len(done), 'fused layer')} of {adapter.name} ({listing(names)}) "
-            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact."
+            f"{'was' if len(done) == 1 else 'were'} {what}, which is exact.",
+            module=done[0].path,
         )
-        first = done[0].path
-        notes.append(Issue("note", "fused-translated", (adapter.name,), message, "", first))
-    return notes
+    return found.issues

@@ -1,19 +1,33 @@
-"""Tells the role of each tensor key of a PEFT file."""
+"""The keys of a PEFT file: what each tensor is, and which key a tensor gets."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 PREFIX = "base_model.model."
 
-_FACTOR = re.compile(r"^(?P<path>.+?)\.lora_(?P<which>A|B)(?:\.(?P<adapter>[^.]+))?\.weight$")
-_EMBEDDING = re.compile(r"^(?P<path>.+?)\.lora_embedding_(?P<which>A|B)(?:\.[^.]+)?$")
-_MAGNITUDE = re.compile(r"^(?P<path>.+?)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?$")
-_LORA_BIAS = re.compile(r"^(?P<path>.+?)\.lora_B(?:\.[^.]+)?\.bias$")
-_TOKENS = re.compile(r"^(?P<path>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?$")
-_BASE = re.compile(r"^(?P<path>.+?)\.(?:base_layer|original_module)\.(?P<what>weight|bias)$")
-_SAVED = re.compile(r"^(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?(?P<what>weight|bias)$")
+_FACTOR = re.compile(r"(?P<path>.+?)\.lora_(?P<which>A|B)(?:\.[^.]+)?\.weight")
+_EMBEDDING = re.compile(r"(?P<path>.+?)\.lora_embedding_(?P<which>A|B)(?:\.[^.]+)?")
+_EXTRAS = {
+    "dora_magnitude": re.compile(r"(?P<path>.+?)\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?"),
+    "lora_bias": re.compile(r"(?P<path>.+?)\.lora_B(?:\.[^.]+)?\.bias"),
+    "token_delta": re.compile(
+        r"(?P<path>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?"
+    ),
+}
+# The kind of a weight -> its key; a bias of both forms is a trained bias.
+_WHOLE = {
+    "base_copy": re.compile(
+        r"(?P<path>.+?)\.(?:base_layer|original_module)\.(?P<what>weight|bias)"
+    ),
+    "modules_to_save": re.compile(
+        r"(?P<path>.+?)\.(?:modules_to_save\.[^.]+\.)?(?P<what>weight|bias)"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -27,24 +41,40 @@ class Key:
 def classify(key: str) -> Key:
     """The role of a key, and the module path in the base model that it belongs to."""
     name = key.removeprefix(PREFIX)
-    if match := _FACTOR.match(name):
+    if match := _FACTOR.fullmatch(name):
         path = match["path"]
         # A second targeted parameter of one module nests under `.base_layer`.
         role = "target_parameter" if path.endswith(".base_layer") else match["which"]
         return Key(role, path)
-    if match := _EMBEDDING.match(name):
+    if match := _EMBEDDING.fullmatch(name):
         return Key("e" + match["which"], match["path"])
-    for pattern, role in (
-        (_MAGNITUDE, "dora_magnitude"),
-        (_LORA_BIAS, "lora_bias"),
-        (_TOKENS, "token_delta"),
-    ):
-        if match := pattern.match(name):
-            return Key(role, match["path"])
+    for kind, pattern in _EXTRAS.items():
+        if match := pattern.fullmatch(name):
+            return Key(kind, match["path"])
     if any(part.startswith("lora") for part in name.split(".")):
         return Key("unknown", None)  # another tool's names, such as lora_down and lora_up
-    if match := _BASE.match(name):
-        return Key("base_copy" if match["what"] == "weight" else "bias", match["path"])
-    if match := _SAVED.match(name):
-        return Key("modules_to_save" if match["what"] == "weight" else "bias", match["path"])
+    for kind, pattern in _WHOLE.items():
+        if match := pattern.fullmatch(name):
+            return Key(kind if match["what"] == "weight" else "bias", match["path"])
     return Key("unknown", None)
+
+
+def keys_of_extras(
+    modules: Collection[str],
+    magnitudes: Mapping[str, Tensor],
+    whole: Mapping[str, Tensor],
+    offsets: Mapping[str, Tensor],
+) -> Iterator[tuple[str, str, str, Tensor]]:
+    """(kind of extra, key without prefix, module, tensor) of an adapter's tensors beside factors.
+
+    modules: the paths with factors. The mappings are those of `Adapter`.
+    """
+    for path, magnitude in magnitudes.items():
+        yield "dora_magnitude", f"{path}.lora_magnitude_vector", path, magnitude
+    for name, tensor in whole.items():
+        module, _, what = name.rpartition(".")
+        kind = "bias" if what == "bias" and f"{module}.weight" not in whole else "modules_to_save"
+        # peft stores the bias of an adapted layer under its `base_layer`.
+        yield kind, f"{module}.base_layer.{what}" if module in modules else name, module, tensor
+    for path, bias in offsets.items():
+        yield "lora_bias", f"{path}.lora_B.bias", path, bias

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraprobe.adapters.completeness import completeness
+from loraprobe.adapters.completeness import report_incompleteness
 from loraprobe.adapters.config import CONFIG, read_config
-from loraprobe.adapters.extras import extra_tensors
+from loraprobe.adapters.config_issues import report_config
+from loraprobe.adapters.extras import as_peft_reads, extra_tensors
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.sorting import KeySorting
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
 from loraprobe.adapters.types import Adapter, Modules, Source
@@ -29,36 +31,31 @@ def read_adapter(
     name = name or directory.resolve().name
     config = read_config(directory)
     file = open_tensors(directory)
-    reading = KeySorting(name, config, file)
-    reading.sort_keys()
-    infos = reading.pair_factors()
-    reading.check_config()
-    reading.issues += completeness(name, infos, config.raw, reading.extras)
+    found = Findings(name)
+    sorting = KeySorting(config, file, found)
+    sorting.sort_keys()
+    infos = sorting.pair_factors()
+    extras = as_peft_reads(sorting.extras, infos, config.raw, found)
+    report_config(config.raw, extras, infos, found)
+    report_incompleteness(infos, config.raw, extras, found)
     if what := disagreement(directory):
-        reading.issue(
-            "error",
-            "weights-disagree",
-            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same "
-            f"adapter: {what}.",
-            "Delete the one that is not meant.",
+        message = (
+            f"{directory} holds {SAFETENSORS} and {PICKLE}, which are not the same adapter: {what}."
         )
+        found.error("weights-disagree", message, "Delete the one that is not meant.")
     if not infos:
-        reading.issue(
-            "error",
-            "no-modules",
-            "The file holds no LoRA factors that can be used.",
-            "Check that this is the adapter that was trained.",
-        )
+        message = "The file holds no LoRA factors that can be used."
+        found.error("no-modules", message, "Check that this is the adapter that was trained.")
     return Adapter(
         name=name,
         source=source or Source(reference=str(path), path=directory),
         base_model=config.raw.get("base_model_name_or_path") or None,
-        modules=Modules(infos, reading.reader(infos)),
-        extras=tuple(reading.extras),
-        issues=tuple(reading.issues),
+        modules=Modules(infos, sorting.reader(infos)),
+        extras=tuple(extras),
+        issues=tuple(found.issues),
         config=dict(config.raw),
         weights_file=file.path,
-        **extra_tensors(file, reading.extras)._asdict(),
+        **extra_tensors(file, extras),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -58,9 +59,7 @@ def moved_modules(adapter: Adapter, mine: Sequence[Fusion]) -> Modules:
 def _joined_info(fusion: Fusion, infos: Mapping[str, ModuleInfo]) -> ModuleInfo:
     found = [infos[part] for part in fusion.parts if part in infos]
     scalings = {info.scaling for info in found}
-    dtype = found[0].dtype
-    for info in found:
-        dtype = torch.promote_types(dtype, info.dtype)
+    dtype = reduce(torch.promote_types, (info.dtype for info in found))
     if len(scalings) > 1:  # multiplied into B, which a 16-bit type would round
         dtype = torch.promote_types(dtype, torch.float32)
     return replace(
@@ -96,50 +95,43 @@ def _ratio(own: float, joint: float) -> float:
 
 def moved_rows(held: Mapping[str, Tensor], mine: Sequence[Fusion], suffix: str = "") -> Tensors:
     """Splits or joins tensors whose first dimension is a module's output."""
-    names = dict.fromkeys(held)
-    made: dict[str, tuple[str, slice] | list[str]] = {}
+    made: dict[str, list[tuple[str, slice]]] = {}  # name -> the tensors and rows that it joins
+    gone: set[str] = set()
     for fusion in mine:
         path, parts = fusion.path + suffix, [part + suffix for part in fusion.parts]
         if fusion.split and path in held:
-            made |= {part + suffix: (path, rows) for part, rows in fusion.slices().items()}
-            del names[path]
+            gone.add(path)
+            made |= {part + suffix: [(path, rows)] for part, rows in fusion.slices().items()}
         elif not fusion.split and parts[0] in held:
-            made[path] = parts
-            for part in parts:
-                del names[part]
+            gone.update(parts)
+            made[path] = [(part, slice(None)) for part in parts]
 
     def read(name: str) -> Tensor:
-        place = made.get(name)
-        if place is None:
+        if name not in made:
             return held[name]
-        if isinstance(place, list):
-            return torch.cat([held[part] for part in place])
-        return held[place[0]][place[1]]
+        return torch.cat([held[source][rows] for source, rows in made[name]])
 
-    return Tensors([*names, *made], read)
+    return Tensors([*(name for name in held if name not in gone), *made], read)
 
 
 def moved_offsets(adapter: Adapter, mine: Sequence[Fusion]) -> Tensors:
     """Splits or joins the biases of B by rows; a part without a bias gets zeros."""
-    splits = [fusion for fusion in mine if fusion.split]
-    held: Mapping[str, Tensor] = moved_rows(adapter.offsets, splits)
+    held = adapter.offsets
     joins = {
-        fusion.path: fusion
+        part: (fusion, size)
         for fusion in mine
         if not fusion.split and any(part in held for part in fusion.parts)
+        for part, size in zip(fusion.parts, fusion.rows, strict=True)
     }
-    gone = {part for fusion in joins.values() for part in fusion.parts}
 
     def read(path: str) -> Tensor:
+        """The bias of a part, on the scaling and dtype of the module that it joins."""
         if path not in joins:
             return held[path]
-        fusion = joins[path]
+        fusion, size = joins[path]
         info = _joined_info(fusion, adapter.layout)
-        joined = torch.zeros(info.out_features, dtype=info.dtype)
-        for part, rows in fusion.slices().items():
-            if part in held:
-                factor = _ratio(adapter.layout[part].scaling, info.scaling)
-                joined[rows] = held[part].to(info.dtype) * factor
-        return joined
+        if path not in held:
+            return torch.zeros(size, dtype=info.dtype)
+        return held[path].to(info.dtype) * _ratio(adapter.layout[path].scaling, info.scaling)
 
-    return Tensors([*(name for name in held if name not in gone), *joins], read)
+    return moved_rows(Tensors({*held, *joins}, read), mine)

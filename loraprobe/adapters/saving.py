@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.keys import PREFIX
+from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import public_name, public_value
-from loraprobe.adapters.readback import check_readback
-from loraprobe.adapters.staging import StagedDirectory, check_output
-from loraprobe.adapters.tensors import SAFETENSORS
-from loraprobe.errors import UnsupportedAdapter
+from loraprobe.adapters.reading import read_adapter
+from loraprobe.adapters.staging import check_output, staged_directory
+from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
+from loraprobe.adapters.types import Adapter
+from loraprobe.errors import OutputError, UnsupportedAdapter
 
 # Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
 WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias"})
 LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
-
-if TYPE_CHECKING:
-    from loraprobe.adapters.types import Adapter, ModuleInfo
+# Saving multiplies the scaling by r and reading divides by r: two roundings of a double.
+SCALING_ERROR = 1e-12
 
 
 def save_adapter(
@@ -38,7 +40,7 @@ def save_adapter(
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and README.md (if a card is given).
 
-    The files are written to a temporary directory, read back and compared (`readback`), and then
+    The files are written to a temporary directory, read back and compared, and then
     moved to the target, so that the target is complete or absent. `dtype` is that of all tensors
     (default: the widest of the factors). Raises OutputError if the target exists and overwrite is
     off or if the files read back differ, UnsupportedAdapter if extras would be lost.
@@ -53,11 +55,11 @@ def save_adapter(
     tensors = {
         PREFIX + key: _own(tensor.detach().to(dtype), seen) for key, tensor in _tensors_of(adapter)
     }
-    with StagedDirectory(target, overwrite) as staging:
+    with staged_directory(target, overwrite) as staging:
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
         text = json.dumps(config_of(adapter), indent=2, sort_keys=True, ensure_ascii=False)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
-        check_readback(staging, adapter, tensors)
+        _check_readback(staging, adapter, tensors)
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
 
@@ -82,7 +84,7 @@ def _check_savable(adapter: Adapter) -> None:
             )
 
 
-def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
     """(key without prefix, tensor in the shape that peft stores) of all tensors."""
     for path, update in adapter.modules.items():
         info = adapter.layout[path]
@@ -93,21 +95,11 @@ def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
         names = EMBEDDING_NAMES if info.kind == "embedding" else LINEAR_NAMES
         yield f"{path}.{names[0]}", A
         yield f"{path}.{names[1]}", B
-        if path in adapter.magnitudes:
-            yield f"{path}.lora_magnitude_vector", _magnitude(adapter.magnitudes[path], info)
-        if path in adapter.offsets:
-            yield f"{path}.lora_B.bias", adapter.offsets[path]
-    for name, tensor in adapter.whole.items():
-        module, _, what = name.rpartition(".")
-        # peft stores the bias of an adapted layer under its `base_layer`.
-        yield f"{module}.base_layer.{what}" if module in adapter.modules else name, tensor
-
-
-def _magnitude(magnitude: torch.Tensor, info: ModuleInfo) -> torch.Tensor:
-    """Reshapes [out] to the shape that peft stores: [1, out, 1...] for a convolution."""
-    if info.kind == "convolution":
-        return magnitude.reshape(1, -1, *(1 for _ in info.kernel))
-    return magnitude
+    extras = keys_of_extras(adapter.layout, adapter.magnitudes, adapter.whole, adapter.offsets)
+    for kind, key, path, tensor in extras:
+        if kind == "dora_magnitude" and adapter.layout[path].kind == "convolution":
+            tensor = tensor.reshape(1, -1, *(1 for _ in adapter.layout[path].kernel))
+        yield key, tensor
 
 
 def _saved_whole(adapter: Adapter) -> dict[str, Any]:
@@ -157,7 +149,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _own(factor: torch.Tensor, seen: set[int]) -> torch.Tensor:
+def _own(factor: Tensor, seen: set[int]) -> Tensor:
     """A contiguous factor that shares no memory, as safetensors requires; copied where needed."""
     factor = factor.contiguous()
     whole = factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()
@@ -174,3 +166,59 @@ def _exact(path: str) -> str:
 
 def _whole(number: float) -> int | float:
     return int(number) if float(number).is_integer() else number
+
+
+def _check_readback(directory: Path, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    """Raises OutputError unless the directory holds exactly these tensors and is this adapter.
+
+    Compared are the bits of every tensor, and the modules, kinds, ranks and scalings that result
+    from the config. The written delta therefore differs from the intended one only by the rounding
+    that a merge measures (`Merged.rounding_error`). The check reads the file once more.
+    """
+    file = open_tensors(directory)
+    wrong = sorted(file.shapes.keys() ^ tensors.keys())
+    if not wrong:
+        wrong = [key for key, tensor in tensors.items() if not _same_bits(file.read(key), tensor)]
+    if wrong:
+        raise OutputError(
+            f"What was written to {directory.parent} is not what was meant: {wrong[0]} differs "
+            "when it is read back; check the disk and run again."
+        )
+    read = read_adapter(directory, adapter.name)
+    problem = _difference(read, adapter)
+    if problem:
+        raise OutputError(
+            f"What was written to {directory.parent} would not be read as it was "
+            f"meant: {problem}; please report this."
+        )
+
+
+def _difference(read: Adapter, meant: Adapter) -> str | None:
+    """The first difference between two adapters, apart from tensors; None if there is none."""
+    errors = [issue.message for issue in read.issues if issue.severity == "error"]
+    if errors:
+        return errors[0].rstrip(".")
+    for held in ("modules", "magnitudes", "whole", "offsets"):
+        names = set(getattr(read, held)) ^ set(getattr(meant, held))
+        if names:
+            return f"{held} differ by {sorted(names)[0]}"
+    for path, info in read.layout.items():
+        wanted = meant.layout[path]
+        if not math.isclose(info.scaling, wanted.scaling, rel_tol=SCALING_ERROR):
+            return f"the scaling of {path} is {info.scaling!r} instead of {wanted.scaling!r}"
+        shape = (info.rank, info.in_features, info.out_features, info.kernel)
+        if shape != (wanted.rank, wanted.in_features, wanted.out_features, wanted.kernel):
+            return f"the shape of {path} differs"
+        if (info.kind == "embedding") != (wanted.kind == "embedding"):
+            return f"{path} is of kind {info.kind} instead of {wanted.kind}"
+    return None
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    one, other = (t.detach().cpu().contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(one, other)
+
+
+Adapter.save = save_adapter

@@ -6,13 +6,11 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from loraprobe.adapters.config import Config
-from loraprobe.adapters.extras import FLAGS, as_peft_reads
-from loraprobe.adapters.initialisation import initialisation_issues
+from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.keys import PREFIX, Key, classify
 from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
@@ -20,143 +18,150 @@ from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
 from loraprobe.limits import limits, raising
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.records import Issue, Severity
+from loraprobe.records import Severity
 
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 
 
-@dataclass
+# Issues about several keys or modules: code -> (severity, message, cure).
+ISSUES: dict[str, tuple[Severity, str, str]] = {
+    "doubled-prefix": (
+        "error",
+        f"{{modules}} with the prefix {PREFIX!r} twice, which peft loads without any effect.",
+        "Save the adapter from a model that is wrapped once, or rename its keys.",
+    ),
+    "unprefixed-keys": (
+        "warning",
+        f"{{keys}} without the prefix {PREFIX!r}: read here as module paths, but peft would load "
+        "them without any effect.",
+        "Rename the keys if peft is to load this adapter.",
+    ),
+    "several-adapters": (
+        "error",
+        "{keys} for a factor that another key gives already, so the file holds several adapters.",
+        "Save each adapter into a directory of its own.",
+    ),
+    "unknown-tensors": (
+        "error",
+        "{keys} that fit nothing in a PEFT LoRA file{style}.",
+        "Convert the file to PEFT's format, or remove tensors that do not belong to the adapter.",
+    ),
+    "unpaired-factor": (
+        "error",
+        "The file has modules that lack the partner of {first}.",
+        "Save or download it again.",
+    ),
+    "shape-mismatch": (
+        "error",
+        "The file has modules whose factors do not multiply: {first}.",
+        "Save or download it again; with DeepSpeed ZeRO-3 or FSDP gather the shards first.",
+    ),
+    "not-floating": (
+        "error",
+        "The file has modules whose factors are not floating point: {first}.",
+        "Save the adapter in float32, bfloat16 or float16.",
+    ),
+    "rank-contradicts-config": (
+        "error",
+        "The file has modules whose rank is not the config's, so that their scale is unknown: "
+        "{first}.",
+        "Correct r or rank_pattern in adapter_config.json.",
+    ),
+}
+
+
 class KeySorting:
     """The state of reading one file: each key becomes a factor of a module or an extra."""
 
-    name: str
-    config: Config
-    file: TensorFile
-    factors: dict[str, dict[str, str]] = field(default_factory=dict)
-    extras: list[Extra] = field(default_factory=list)
-    issues: list[Issue] = field(default_factory=list)
-    odd: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # code -> (module, what)
-
-    def issue(
-        self, severity: Severity, code: str, message: str, cure: str, module: str | None = None
-    ) -> None:
-        self.issues.append(Issue(severity, code, (self.name,), message, cure, module))
+    def __init__(self, config: Config, file: TensorFile, found: Findings) -> None:
+        self.config, self.file, self.found = config, file, found
+        self.factors: dict[str, dict[str, str]] = {}  # path -> role -> key
+        self.pairs: dict[str, tuple[str, str]] = {}  # path -> keys of A and B that are an update
+        self.extras: list[Extra] = []
+        # Code of an issue -> for each place the key, path or problem, and the module if known.
+        self.odd: dict[str, list[tuple[str, str | None]]] = {code: [] for code in ISSUES}
 
     def extra(self, kind: str, key: str, module: str | None) -> None:
         dtype = str(self.file.dtypes[key] or "unknown").removeprefix("torch.")
         self.extras.append(Extra(kind, key, module, self.file.shapes[key], dtype))
 
     def sort_keys(self) -> None:
-        """Makes each key a factor or an extra, and reports keys that are odd."""
+        """Makes each key a factor or an extra."""
         saved = self.config.raw.get("modules_to_save") or ()
         saved = Names([saved] if isinstance(saved, str) else saved)
-        unprefixed, twice, unknown = [], [], []
         for key in sorted(self.file.shapes):
-            found = _as_saved(classify(key), saved)
+            sorted_key = _as_saved(classify(key), saved)
+            role, path = sorted_key.role, sorted_key.path
             if not key.startswith(PREFIX):
-                unprefixed.append(key)
-            if found.role not in ("A", "B", "eA", "eB") or found.path is None:
-                self.extra(found.role, key, found.path)
-                if found.role == "unknown":
-                    unknown.append(key)
-            elif found.role in self.factors.setdefault(found.path, {}):
-                self.extra("unknown", key, found.path)
-                twice.append(key)
+                self.odd["unprefixed-keys"].append((key, None))
+            if role not in ("A", "B", "eA", "eB") or path is None:
+                self.extra(role, key, path)
+                if role == "unknown":
+                    self.odd["unknown-tensors"].append((key, None))
+            elif role in self.factors.setdefault(path, {}):
+                self.extra("unknown", key, path)
+                self.odd["several-adapters"].append((key, None))
             else:
-                self.factors[found.path][found.role] = key
-        self._name_odd_keys(unprefixed, twice, unknown)
-
-    def _name_odd_keys(
-        self, unprefixed: Sequence[str], twice: Sequence[str], unknown: Sequence[str]
-    ) -> None:
+                self.factors[path][role] = key
         doubled = [path for path in self.factors if path.startswith(PREFIX)]
-        if doubled:
-            message = (
-                f"{_many(doubled, 'module')} with the prefix {PREFIX!r} twice, which peft loads "
-                "without any effect."
-            )
-            cure = "Save the adapter from a model that is wrapped once, or rename its keys."
-            self.issue("error", "doubled-prefix", message, cure)
-        if unprefixed:
-            message = (
-                f"{_many(unprefixed, 'key')} without the prefix {PREFIX!r}: read here as module "
-                "paths, but peft would load them without any effect."
-            )
-            cure = "Rename the keys if peft is to load this adapter."
-            self.issue("warning", "unprefixed-keys", message, cure)
-        if twice:
-            message = (
-                f"{_many(twice, 'key')} for a factor that another key gives already, so the file "
-                "holds several adapters."
-            )
-            cure = "Save each adapter into a directory of its own."
-            self.issue("error", "several-adapters", message, cure)
-        if unknown:
-            message = (
-                f"{_many(unknown, 'key')} that fit nothing in a PEFT LoRA file{_style_of(unknown)}."
-            )
-            cure = (
-                "Convert the file to PEFT's format, or remove tensors that do not belong to the "
-                "adapter."
-            )
-            self.issue("error", "unknown-tensors", message, cure)
+        self.odd["doubled-prefix"] = [(path, None) for path in doubled]
 
     def pair_factors(self) -> dict[str, ModuleInfo]:
         """Pairs A and B of each module and checks their shapes; unusable factors become extras.
 
-        Raises AdapterError for more modules than the limit.
+        Reports all odd keys and modules. Raises AdapterError for more modules than the limit.
         """
         infos: dict[str, ModuleInfo] = {}
         if len(self.factors) > limits().modules:
             raise AdapterError(
-                f"{self.name} adapts {len(self.factors):,} modules, beyond the "
+                f"{self.found.name} adapts {len(self.factors):,} modules, beyond the "
                 f"{limits().modules:,} that are read; {raising('modules', len(self.factors))}."
             )
         self.config.prepare(self.factors)
         for path, keys in self.factors.items():
-            pair = ("eA", "eB") if "eA" in keys or "eB" in keys else ("A", "B")
-            kind = self._why_unusable(path, keys, pair)
+            embedding = "eA" in keys or "eB" in keys
+            pair = ("eA", "eB") if embedding else ("A", "B")
+            if set(keys) == set(pair):
+                a, b = keys[pair[0]], keys[pair[1]]
+                kind = self._why_unusable(path, a, b)
+            else:
+                kind = "unknown"
+                self.odd["unpaired-factor"].append((", ".join(keys.values()), path))
             if kind is None:
-                infos[path] = self._module(path, keys[pair[0]], keys[pair[1]], pair[0] == "eA")
+                self.pairs[path] = a, b
+                infos[path] = self._module(path, a, b, embedding)
             else:
                 for key in keys.values():
                     self.extra(kind, key, path)
-        self._name_odd_modules()
-        self.extras, odd = as_peft_reads(self.name, self.extras, infos, self.config.raw)
-        self.issues += odd
+        self._report()
         return infos
 
-    def _why_unusable(
-        self, path: str, keys: Mapping[str, str], pair: tuple[str, str]
-    ) -> str | None:
-        """The kind of extra that these factors become; None if they are an update B A."""
-        if set(keys) != set(pair):
-            self.odd.setdefault("unpaired-factor", []).append((path, ", ".join(keys.values())))
-            return "unknown"
-        a, b = (self.file.shapes[keys[which]] for which in pair)
+    def _why_unusable(self, path: str, key_a: str, key_b: str) -> str | None:
+        """The kind of extra that two factors become; None if they are an update B A."""
+        a, b = self.file.shapes[key_a], self.file.shapes[key_b]
         if len(a) > 2 and len(b) > 2:
-            usable = _plain_convolution(a, b) and self._floating(path, keys, pair)
+            usable = _plain_convolution(a, b) and self._floating(path, key_a, key_b)
             return None if usable else "convolution"
         if self._is_parameter(path, a, b):
             return "target_parameter"
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
-            self.odd.setdefault("shape-mismatch", []).append((path, f"A {list(a)}, B {list(b)}"))
+            self.odd["shape-mismatch"].append((f"A {list(a)}, B {list(b)}", path))
             return "unknown"
-        return None if self._floating(path, keys, pair) else "unknown"
+        return None if self._floating(path, key_a, key_b) else "unknown"
 
-    def _floating(self, path: str, keys: Mapping[str, str], pair: tuple[str, str]) -> bool:
-        types = [self.file.dtypes[keys[which]] for which in pair]
+    def _floating(self, path: str, key_a: str, key_b: str) -> bool:
+        types = [self.file.dtypes[key] for key in (key_a, key_b)]
         if all(t is not None and t.is_floating_point for t in types):
             return True
         names = " and ".join(str(t).removeprefix("torch.") for t in types)
-        self.odd.setdefault("not-floating", []).append((path, names))
+        self.odd["not-floating"].append((names, path))
         return False
 
     def _module(self, path: str, key_a: str, key_b: str, embedding: bool) -> ModuleInfo:
         a, b = self.file.shapes[key_a], self.file.shapes[key_b]
         r = self.config.rank(path)
         if a[0] != r:
-            self.odd.setdefault("rank-contradicts-config", []).append((path, f"{a[0]} for {r}"))
+            self.odd["rank-contradicts-config"].append((f"{a[0]} for {r}", path))
         kind: LayerKind = "linear"
         if embedding:
             kind = "embedding"
@@ -180,78 +185,29 @@ class KeySorting:
         targets = self.config.raw.get("target_parameters") or []
         return Names([owner for target in targets if (owner := target.rpartition(".")[0])])
 
-    def _name_odd_modules(self) -> None:
-        """Adds one issue per code, which counts the modules that have the problem."""
-        texts = {
-            "unpaired-factor": ("that lack the partner of", "Save or download it again."),
-            "shape-mismatch": (
-                "whose factors do not multiply:",
-                "Save or download it again; with DeepSpeed ZeRO-3 or FSDP gather the shards first.",
-            ),
-            "not-floating": (
-                "whose factors are not floating point:",
-                "Save the adapter in float32, bfloat16 or float16.",
-            ),
-            "rank-contradicts-config": (
-                "whose rank is not the config's, so that their scale is unknown:",
-                "Correct r or rank_pattern in adapter_config.json.",
-            ),
-        }
-        for code, found in self.odd.items():
-            what, cure = texts[code]
-            more = f" and {len(found) - 1} more" if found[1:] else ""
-            message = f"The file has modules {what} {found[0][1]} in {found[0][0]}{more}."
-            self.issue("error", code, message, cure, found[0][0])
-
-    def check_config(self) -> None:
-        """Reports unknown keys, a missing lora_alpha, and tensors that the config says exist."""
-        if self.config.unknown:
-            message = (
-                f"The config sets {', '.join(self.config.unknown)}, which loraprobe does not know "
-                "and which may change what the adapter computes."
+    def _report(self) -> None:
+        """Adds one issue per code, which counts the keys or modules that have the problem."""
+        for code, places in self.odd.items():
+            if not places:
+                continue
+            severity, message, cure = ISSUES[code]
+            names, module = [name for name, _ in places], places[0][1]
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            text = message.format(
+                keys=_many(names, "key"),
+                modules=_many(names, "module"),
+                first=f"{names[0]} in {module}{more}",
+                style=_style_of(names) if code == "unknown-tensors" else "",
             )
-            cure = "Use a newer loraprobe, or remove the key if it is known to be harmless."
-            self.issue("error", "unknown-config", message, cure)
-        if self.config.trainers:
-            message = (
-                "The config has keys of a trainer, which do not change what the adapter does: "
-                f"{', '.join(self.config.trainers)}."
-            )
-            self.issue("note", "trainer-config", message, "")
-        self.issues += initialisation_issues(self.name, self.config.raw.get("init_lora_weights"))
-        if self.config.empty_unknown:
-            message = (
-                "The config has unknown keys without a value: "
-                f"{', '.join(self.config.empty_unknown)}."
-            )
-            self.issue("note", "unknown-config-empty", message, "")
-        if self.config.alpha_is_missing:
-            message = (
-                f"The config has no lora_alpha; peft then takes {self.config.alpha:g}, which need "
-                "not be what the adapter was trained with."
-            )
-            cure = "Add the value of the training to adapter_config.json."
-            self.issue("error", "missing-alpha", message, cure)
-        held = {extra.kind for extra in self.extras}
-        promised = {
-            **{flag: kind for kind, flag in FLAGS.items()},
-            "trainable_token_indices": "token_delta",
-            "modules_to_save": "modules_to_save",
-        }
-        lost = [k for k, kind in promised.items() if self.config.raw.get(k) and kind not in held]
-        if lost:
-            message = f"The config sets {' and '.join(lost)}, but the file has no tensors for it."
-            cure = "The file is incomplete; save or download it again."
-            self.issue("error", "missing-tensors", message, cure)
+            self.found.add(severity, code, text, cure, module)
 
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank that reads both factors from the file."""
-        file, factors = self.file, self.factors
+        file, pairs = self.file, self.pairs
 
         def read(path: str) -> LowRank:
             info = infos[path]
-            pair = ("eA", "eB") if info.kind == "embedding" else ("A", "B")
-            A, B = (file.read(factors[path][which]).to(info.dtype).flatten(1) for which in pair)
+            A, B = (file.read(key).to(info.dtype).flatten(1) for key in pairs[path])
             return LowRank(A, B, info.scaling)
 
         return read

@@ -7,21 +7,24 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from loraprobe.errors import OutputError
 
-OWN_FILES = frozenset(
+# The names in an output directory that --overwrite may replace. None stands for a file, a mapping
+# for a folder, and "*" for any name.
+Layout = Mapping[str, "Layout | None"]
+ADAPTER: Layout = dict.fromkeys(
     "adapter_config.json adapter_model.safetensors adapter_model.bin README.md .gitattributes "
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
     "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
 )
-
-# The files of a saved composition, which also has folders of adapters (pipeline/saved.py).
-COMPOSITION = "composition.json"
-PEFT_FILES = frozenset({"arrow.json", "prototypes.safetensors"})
-COMPOSITION_FILES = frozenset({COMPOSITION, "router.safetensors", "README.md", ".gitattributes"})
+COMPOSITION: Layout = {  # as pipeline/saved.py writes it
+    **dict.fromkeys(["composition.json", "router.safetensors", "README.md", ".gitattributes"]),
+    "experts": {"*": ADAPTER},
+    "peft": dict.fromkeys(["arrow.json", "prototypes.safetensors"]),
+}
 
 
 def check_output(target: Path, overwrite: bool) -> None:
@@ -43,12 +46,12 @@ def check_output(target: Path, overwrite: bool) -> None:
             f"{target} is a mount point, which cannot be replaced; give a directory "
             f"in it, such as {target / 'adapter'}."
         )
-    composed = (target / COMPOSITION).is_file()
-    foreign = _foreign_to_composition(target) if composed else _foreign(target, OWN_FILES)
+    composed = (target / "composition.json").is_file()
+    foreign = next(_foreign(target, COMPOSITION if composed else ADAPTER), None)
     if foreign:
         raise OutputError(
             f"{target} holds more than {'a composition' if composed else 'an adapter'} "
-            f"({foreign[0]}) and is not overwritten; choose another directory."
+            f"({foreign}) and is not overwritten; choose another directory."
         )
 
 
@@ -104,92 +107,33 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _foreign(folder: Path, own: Collection[str]) -> list[str]:
-    """The names in a folder that are not in `own`, and all directories."""
-    held = sorted(entry.name for entry in folder.iterdir())
-    return [n for n in held if n not in own or (folder / n).is_dir()]
+def _foreign(folder: Path, layout: Layout) -> Iterator[str]:
+    """The paths in a folder that its layout does not have."""
+    for entry in sorted(folder.iterdir()):
+        inside = layout.get(entry.name, layout.get("*"))
+        if inside and entry.is_dir():
+            yield from (f"{entry.name}/{name}" for name in _foreign(entry, inside))
+        elif inside or entry.is_dir() or entry.name not in layout:
+            yield entry.name
 
 
-def _foreign_to_composition(target: Path) -> list[str]:
-    """The paths in a composition's directory that are not part of a composition."""
-    found = []
-    for name in _foreign(target, COMPOSITION_FILES):
-        folder = target / name
-        if name == "experts" and folder.is_dir():
-            for expert in sorted(folder.iterdir()):
-                inside = _foreign(expert, OWN_FILES) if expert.is_dir() else [""]
-                found += [f"experts/{expert.name}/{n}".rstrip("/") for n in inside]
-        elif name == "peft" and folder.is_dir():
-            found += [f"peft/{n}" for n in _foreign(folder, PEFT_FILES)]
-        else:
-            found.append(name)
-    return found
+@contextlib.contextmanager
+def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary directory and moves it to the target at the end.
 
-
-class StagedDirectory:
-    """A context manager that yields a temporary directory and moves it to the target at the end.
-
-    The temporary directory has the same parent as the target. It is flushed to the disk and
-    exchanged with the old target, which is deleted last. If the block or the move fails, the old
-    target stays. A target that is a link counts as the directory that it points to.
+    It is flushed to the disk and exchanged with the old target, which is deleted last. If the block
+    or the move fails, the old target stays. Raises OutputError if it cannot be written.
     """
-
-    def __init__(self, target: Path, overwrite: bool = False) -> None:
-        self.named, self.overwrite = target, overwrite
-        self.target = Path(os.path.realpath(target))
-        self.missing = [place for place in self.target.parents if not place.exists()]
-
-    def __enter__(self) -> Path:
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.staging = self._temporary()
-        except OSError as error:
-            raise _unwritable(self.named, error) from None
-        return self.staging
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> None:
-        try:
-            if error is None:
-                self._publish()
-        except OSError as failure:
-            error = failure
-        finally:
-            shutil.rmtree(self.staging, ignore_errors=True)
-            _remove_empty(self.missing)
-        # safetensors raises its own error for a full disk.
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise _unwritable(self.named, error) from None
-        if isinstance(error, OutputError):  # may name the temporary directory
-            message = str(error).replace(str(self.staging), str(self.named))
-            raise OutputError(message) from None
-
-    def _publish(self) -> None:
-        for file in [*self.staging.rglob("*"), self.staging]:
+    with _staged(target) as (staging, real):
+        yield staging
+        for file in [*staging.rglob("*"), staging]:
             _publishable(file)
-        check_output(self.target, self.overwrite)
-        if not self.target.exists():
-            os.rename(self.staging, self.target)
-        elif not _exchanged(self.staging, self.target):
-            self._swap()
-        _to_disk(self.target.parent)
-
-    def _swap(self) -> None:
-        """Moves the old target away and the new one in, if the system cannot exchange them."""
-        aside = self._temporary()
-        try:
-            os.rename(self.target, aside / "old")
-            try:
-                os.rename(self.staging, self.target)
-            except OSError:
-                os.rename(aside / "old", self.target)
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-    def _temporary(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix=_prefix(self.target), dir=self.target.parent))
+        check_output(real, overwrite)
+        if not real.exists():
+            os.rename(staging, real)
+        elif not _exchanged(staging, real):
+            _swap(staging, real)
+        _to_disk(real.parent)
 
 
 @contextlib.contextmanager
@@ -198,34 +142,57 @@ def staged_file(target: Path) -> Iterator[Path]:
 
     Raises OutputError if it cannot be written.
     """
+    with _staged(target) as (staging, real):
+        yield staging / "file"
+        _publishable(staging / "file")
+        os.replace(staging / "file", real)
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields a new directory beside the target, and the target with its links resolved.
+
+    At the end the directory is removed, as are empty parents that were created for it. Errors of
+    the system become an OutputError.
+    """
     real, staging = Path(os.path.realpath(target)), None
     missing = [place for place in real.parents if not place.exists()]
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_prefix(real), dir=real.parent)
-        os.close(handle)
-        staging = Path(name)
-        yield staging
-        _publishable(staging)
-        os.replace(staging, real)
-    except OSError as error:
-        raise _unwritable(target, error) from None
+        staging = _temporary(real)
+        yield staging, real
+    except OutputError as error:  # may name the temporary directory
+        raise OutputError(str(error).replace(str(staging), str(target))) from None
+    except Exception as error:
+        # safetensors raises its own error for a full disk.
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise _unwritable(target, error) from None
+        raise
     finally:
         if staging is not None:
-            staging.unlink(missing_ok=True)
-        _remove_empty(missing)
+            shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for place in missing:
+                place.rmdir()
 
 
-def _remove_empty(places: Iterable[Path]) -> None:
-    """Removes the empty directories that were created for an output that failed."""
-    with contextlib.suppress(OSError):
-        for place in places:
-            place.rmdir()
+def _swap(staging: Path, target: Path) -> None:
+    """Moves the old target away and the new one in, if the system cannot exchange them."""
+    aside = _temporary(target)
+    try:
+        os.rename(target, aside / "old")
+        try:
+            os.rename(staging, target)
+        except OSError:
+            os.rename(aside / "old", target)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _prefix(target: Path) -> str:
-    """The start of a temporary name for the target; short enough for any file system."""
-    return f".{target.name[:32]}."
+def _temporary(target: Path) -> Path:
+    """A new directory beside the target; its name is short enough for any file system."""
+    return Path(tempfile.mkdtemp(prefix=f".{target.name[:32]}.", dir=target.parent))
 
 
 def _unwritable(target: Path, error: BaseException | None) -> OutputError:
@@ -240,7 +207,9 @@ def _publishable(file: Path) -> None:
 
     Files of mkdtemp and safetensors are readable by their owner only.
     """
-    file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
     _to_disk(file)
 
 
@@ -265,9 +234,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -27,7 +27,8 @@ def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     targets, paths = config.get("target_modules"), list(paths)
     if not isinstance(targets, (list, tuple, str)) or not targets:
         return []
-    out = _fitting(paths, config.get("exclude_modules")) | _saved(paths, config)
+    saved = [str(name) for name in config.get("modules_to_save") or ()]
+    out = _fitting(paths, config.get("exclude_modules")) | _matching(saved, SAVED, paths)
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return []
     kept = _fitting(paths, targets)
@@ -63,16 +64,15 @@ class Names:
 def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
     """The paths that match a list of names or a regular expression."""
     if isinstance(rule, str) and rule:
-        found = first_matches([rule], "{}", paths, whole=True)
-        return {path for path, match in zip(paths, found, strict=True) if match}
+        return _matching([rule], "{}", paths, whole=True)
     names = Names(rule if isinstance(rule, (list, tuple)) else ())
     return {path for path in paths if names.fits(path)}
 
 
-def _saved(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
-    """The paths in modules_to_save, whose names peft reads as regular expressions."""
-    saved = [str(name) for name in config.get("modules_to_save") or ()]
-    found = first_matches(saved, SAVED, paths)
+def _matching(
+    expressions: Sequence[str], form: str, paths: Sequence[str], *, whole: bool = False
+) -> set[str]:
+    found = first_matches(expressions, form, paths, whole=whole)
     return {path for path, match in zip(paths, found, strict=True) if match}
 
 

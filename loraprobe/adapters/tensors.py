@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.config import is_unicode
 from loraprobe.checkpoint import DTYPES, broken, check_inflation, check_link
 from loraprobe.errors import AdapterError
+from loraprobe.json_types import is_unicode
 from loraprobe.limits import limits, raising
 
 SAFETENSORS = "adapter_model.safetensors"

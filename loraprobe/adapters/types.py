@@ -1,17 +1,19 @@
-"""The Adapter and its parts."""
+"""The Adapter, its parts, and how one is built from tensors in memory."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
 from loraprobe.checkpoint import file_hash
 from loraprobe.lora.lowrank import LowRank
@@ -129,7 +131,12 @@ class Adapter:
     whole: parameter name in the base (`score.weight`, `lm_head.bias`) -> the tensor that replaces
         it, as the base stores it: modules_to_save and trained biases.
     offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
+
+    `save(directory)` writes a PEFT directory. It is `save_adapter`, which `saving` attaches: saving
+    reads the files back and therefore needs the reader, which needs this class.
     """
+
+    save: ClassVar[Callable[..., None]]
 
     name: str
     source: Source
@@ -221,18 +228,54 @@ class Adapter:
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
 
-    def save(
-        self,
-        directory: str | Path,
-        *,
-        overwrite: bool = False,
-        card: str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Writes a PEFT directory; see `saving.save_adapter`."""
-        from loraprobe.adapters.saving import save_adapter
 
-        save_adapter(self, directory, overwrite=overwrite, card=card, dtype=dtype)
+def adapter_of(
+    name: str,
+    modules: Mapping[str, LowRank],
+    *,
+    kinds: Mapping[str, LayerKind] | None = None,
+    base_model: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    source: Source | None = None,
+    kernels: Mapping[str, tuple[int, ...]] | None = None,
+    magnitudes: Mapping[str, Tensor] | None = None,
+    whole: Mapping[str, Tensor] | None = None,
+    offsets: Mapping[str, Tensor] | None = None,
+) -> Adapter:
+    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
+
+    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
+    kernels: path -> kernel of a convolution. magnitudes, whole, offsets: as in `Adapter`; they are
+    also listed as extras. Raises ValueError for a kernel that does not fit its module.
+    """
+    kinds, kernels = kinds or {}, kernels or {}
+    infos = {
+        path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
+        for path, update in modules.items()
+    }
+    magnitudes, whole, offsets = (dict(held or {}) for held in (magnitudes, whole, offsets))
+    return Adapter(
+        name=name,
+        source=source or Source(reference=name),
+        base_model=base_model,
+        modules=Modules(infos, dict(modules).__getitem__),
+        extras=tuple(
+            Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
+            for kind, key, path, held in keys_of_extras(infos, magnitudes, whole, offsets)
+        ),
+        config=dict(config or {}),
+        magnitudes=Tensors(magnitudes, magnitudes.__getitem__),
+        whole=Tensors(whole, whole.__getitem__),
+        offsets=Tensors(offsets, offsets.__getitem__),
+    )
+
+
+def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
+    if update.in_features % math.prod(kernel):
+        raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
+    dtype = torch.promote_types(update.A.dtype, update.B.dtype)
+    rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
+    return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from loraprobe.errors import BaseError
+from loraprobe.json_types import wrong_types
 from loraprobe.limits import DEEPEST, nested_values
 
-# The types of the keys that loraprobe reads; null means the same as an absent key.
-TYPES: dict[str, tuple[type, str]] = {
-    "model_type": (str, "a text"),
-    "architectures": (list, "a list of texts"),
-    "auto_map": (dict, "an object"),
-    "text_config": (dict, "an object"),
-    "quantization_config": (dict, "an object"),
-    "tie_word_embeddings": (bool, "true or false"),
-    "vocab_size": (int, "a whole number"),
+# The keys that loraprobe reads, by the type of their values; null means the same as an absent key.
+TYPES: dict[str, list[str]] = {
+    "a text": ["model_type"],
+    "a list of texts": ["architectures"],
+    "an object": ["auto_map", "text_config", "quantization_config"],
+    "true or false": ["tie_word_embeddings"],
+    "a whole number": ["vocab_size"],
 }
 LARGEST = 2**63  # every size and id of a model is smaller
 
@@ -43,30 +42,18 @@ class StoredTensor(Protocol):
 
 def check_types(config: Mapping[str, Any], reference: str) -> None:
     """Raises BaseError for a key of the wrong type, a number beyond 64 bits, or deep nesting."""
-    for key, (kind, kind_name) in TYPES.items():
-        value = config.get(key)
-        wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))
-        if value is not None and wrong:
-            raise BaseError(
-                f"config.json of {reference} sets {key} to {_short(value)}, which must "
-                f"be {kind_name}; download it again."
-            )
-    names = config.get("architectures") or ()
-    if not all(isinstance(name, str) for name in names):
-        raise BaseError(
-            f"config.json of {reference} lists architectures that are no texts; download it again."
-        )
+    if problem := next(_wrong_types(config), None):
+        raise BaseError(f"config.json of {reference} {problem}; download it again.")
+
+
+def _wrong_types(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, value, kind in wrong_types(config, TYPES):
+        yield f"sets {key} to {_short(value)}, which must be {kind}"
     for key, value, depth in nested_values(config):
         if depth > DEEPEST:
-            raise BaseError(
-                f"config.json of {reference} nests {key} in more than {DEEPEST} "
-                "levels; download it again."
-            )
+            yield f"nests {key} in more than {DEEPEST} levels"
         if isinstance(value, int) and abs(value) >= LARGEST:
-            raise BaseError(
-                f"config.json of {reference} sets {key} to {_short(value)}, which is "
-                "no size that a model has; download it again."
-            )
+            yield f"sets {key} to {_short(value)}, which is no size that a model has"
 
 
 def check_sizes(
@@ -78,8 +65,11 @@ def check_sizes(
     tensors and their longest side (experts may be stacked); sizes may not exceed the longest side.
     Both bounds allow for packed weights.
     """
-    if not tensors:
-        return
+    if tensors and (problem := next(_wrong_sizes(config, tensors), None)):
+        raise BaseError(f"config.json of {reference} {problem}; download the model again.")
+
+
+def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
     found = (int(part) for key in tensors for part in key.split(".") if _is_index(part))
     layers = max(found, default=-1) + 1
     side = PACKED * max((max(t.shape, default=1) for t in tensors.values()), default=1)
@@ -87,19 +77,18 @@ def check_sizes(
     for where, part in (("", config), ("text_config.", config.get("text_config") or {})):
         for key in LAYERS & part.keys():
             if layers and _is_number(part[key]) and part[key] > layers:
-                raise BaseError(
-                    f"config.json of {reference} declares {part[key]:,} layers ({where}{key}), and "
-                    f"its weight files hold {layers:,}; download the model again."
+                yield (
+                    f"declares {part[key]:,} layers ({where}{key}), and its weight files hold "
+                    f"{layers:,}"
                 )
     for key, value, _ in nested_values(config):
         name = key.rpartition(".")[2]
         counted = COUNTS.search(name) is not None
         allowed = most if counted else max(HARMLESS_SIZE, side)
         if _is_number(value) and value > allowed and (counted or SIZES.search(name)):
-            raise BaseError(
-                f"config.json of {reference} sets {key} to {_short(value)}, and its weight files "
-                f"hold {len(tensors):,} tensors of at most {side // PACKED:,} a side; download the "
-                "model again."
+            yield (
+                f"sets {key} to {_short(value)}, and its weight files hold {len(tensors):,} "
+                f"tensors of at most {side // PACKED:,} a side"
             )
 
 

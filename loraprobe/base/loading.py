@@ -1,23 +1,32 @@
-"""Loads a base model by transformers."""
+"""Loads a base model by transformers, if it fits into memory."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from loraprobe.base.memory import check_room
-from loraprobe.checkpoint import first_line
-from loraprobe.errors import BaseError, OutOfMemory
+from loraprobe import memory
+from loraprobe.base.files import BaseFiles
+from loraprobe.checkpoint import first_line, read_header
+from loraprobe.errors import BaseError, LoraprobeError, OutOfMemory
 from loraprobe.formatting import listing
-from loraprobe.memory import is_out_of_memory
 
-if TYPE_CHECKING:
-    from loraprobe.base.model import Base, DeviceMap, Quantize
+Quantize = Literal["none", "4bit", "8bit"]
+DeviceMap = Literal["none", "auto"]
+
+# Memory for activations and the key-value cache, as a share of the weights. Batches shrink to fit.
+OVERHEAD = 0.1
+# Estimated bytes per weight if bitsandbytes quantises while loading, except embeddings and norms.
+BYTES = {"8bit": 1.2, "4bit": 0.7}
+PACKED = {"U8", "I8", "F8_E4M3", "F8_E5M2"}  # quantised weights are loaded as stored
 
 
-def refuse_own_code(base: Base, trusted: bool) -> None:
+def refuse_own_code(base: BaseFiles, trusted: bool) -> None:
     """Raises BaseError for a base that needs code of its repository, unless `trusted`."""
     if trusted or not base.config.get("auto_map"):
         return
@@ -31,7 +40,7 @@ def refuse_own_code(base: Base, trusted: bool) -> None:
 
 
 def load_model(
-    base: Base,
+    base: BaseFiles,
     device: str | torch.device,
     dtype: torch.dtype,
     trusted: bool,
@@ -47,7 +56,7 @@ def load_model(
     placement = _placement(base, device, dtype, quantize, device_map)
     files = base.weight_files  # raises an error for a missing file
     if device_map == "none":  # accelerate may also use the disk
-        check_room(files, base.reference, dtype, str(device), quantize)
+        _check_room(files, base.reference, dtype, str(device), quantize)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(base.path),
@@ -60,21 +69,7 @@ def load_model(
         model, report = loaded
         model = model if placement else model.to(device)
     except Exception as error:
-        if is_out_of_memory(error):
-            raise OutOfMemory(
-                f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
-                "bfloat16, --quantize 4bit, a smaller base model, or another --device."
-            ) from None
-        if "mismatched_sizes" in str(error):  # the message refers to a report that is not shown
-            raise BaseError(
-                f"config.json of {base.reference} declares other sizes than the "
-                "tensors of its weight files have; download the model again."
-            ) from None
-        raise BaseError(
-            f"{base.reference} ({base.model_type}) does not load as a causal language model "
-            f"({first_line(error)}); give a complete one of an architecture that transformers "
-            "knows."
-        ) from error
+        raise _not_loaded(base, device, error) from error
     if report.get("missing_keys"):
         lost = sorted(report["missing_keys"])
         raise BaseError(
@@ -84,8 +79,27 @@ def load_model(
     return model
 
 
+def _not_loaded(base: BaseFiles, device: str | torch.device, error: Exception) -> LoraprobeError:
+    """The error to raise when transformers does not load a model."""
+    if memory.is_out_of_memory(error):
+        return OutOfMemory(
+            f"The memory of {device} ran out while {base.reference} was loaded; use --dtype "
+            "bfloat16, --quantize 4bit, a smaller base model, or another --device."
+        )
+    if "mismatched_sizes" in str(error):  # the message refers to a report that is not shown
+        return BaseError(
+            f"config.json of {base.reference} declares other sizes than the "
+            "tensors of its weight files have; download the model again."
+        )
+    return BaseError(
+        f"{base.reference} ({base.model_type}) does not load as a causal language model "
+        f"({first_line(error)}); give a complete one of an architecture that transformers "
+        "knows."
+    )
+
+
 def _placement(
-    base: Base,
+    base: BaseFiles,
     device: str | torch.device,
     dtype: torch.dtype,
     quantize: Quantize,
@@ -121,3 +135,39 @@ def _need(packages: list[str], option: str, otherwise: str) -> None:
             f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
             f" not installed: pip install {' '.join(lost)}, or {otherwise}."
         )
+
+
+def weight_bytes(files: Iterable[Path], reference: str, dtype: torch.dtype) -> int:
+    """The bytes of all tensors of weight files loaded in a dtype, from the headers."""
+    total = 0
+    for file in files:
+        for stored, shape in read_header(file, reference).values():
+            total += math.prod(shape) * (1 if stored in PACKED else dtype.itemsize)
+    return total
+
+
+def _check_room(
+    files: Iterable[Path],
+    reference: str,
+    dtype: torch.dtype,
+    device: str,
+    quantize: Quantize,
+) -> None:
+    """Raises OutOfMemory with the needed bytes and with options that need less."""
+    whole = (1 + OVERHEAD) * weight_bytes(files, reference, dtype)
+    sizes = {
+        "none": whole,
+        "8bit": whole * BYTES["8bit"] / dtype.itemsize,
+        "4bit": whole * BYTES["4bit"] / dtype.itemsize,
+    }
+    less = []
+    if quantize == "none" and dtype.itemsize > 2:
+        less.append(f"--dtype bfloat16 needs {memory.gib(whole * 2 / dtype.itemsize)}")
+    less += [
+        f"--quantize {bits} about {memory.gib(sizes[bits])}"
+        for bits in ("8bit", "4bit")
+        if sizes[bits] < sizes[quantize]
+    ]
+    kind = str(dtype).removeprefix("torch.") if quantize == "none" else quantize
+    instead = ", ".join(less) or "take a smaller base"
+    memory.require(int(sizes[quantize]), f"{reference} in {kind}", instead, device)

@@ -1,50 +1,19 @@
-"""A base model's directory: its config, its weights one by one, and the loaded model."""
+"""Opens a base model's directory, and loads the model."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from loraprobe.adapters.paths import local_name
-from loraprobe.base.declared import check_sizes, check_types
-from loraprobe.base.geometry import (
-    FLOATS,
-    Weight,
-    stored_tensors,
-    tensors_in_memory,
-    vocabulary,
-    weights_in_memory,
-)
+from loraprobe.base.files import BaseFiles
+from loraprobe.base.loading import DeviceMap, Quantize, load_model, refuse_own_code
 from loraprobe.base.quiet import quiet
-from loraprobe.base.tokenizer import load_tokenizer, tokenizer_size
-from loraprobe.checkpoint import (
-    check_link,
-    hash_in_name,
-    kept_hash,
-    read_json,
-    read_tensor,
-    shards_of,
-)
+from loraprobe.base.tokenizer import load_tokenizer
+from loraprobe.checkpoint import check_link, read_json
 from loraprobe.errors import BaseError
-from loraprobe.formatting import listing
-from loraprobe.records import BaseSummary
-
-Quantize = Literal["none", "4bit", "8bit"]
-DeviceMap = Literal["none", "auto"]
-
-HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
-# The endings of files that are not read, or that `weight_files` lists.
-NOT_READ = frozenset(
-    ".md .rst .pdf .png .jpg .safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf".split()
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,166 +25,8 @@ class LoadedBase:
     base: Base
 
 
-@dataclass(frozen=True, eq=False)
-class Base:
-    """A base model's directory, whose files are read when needed.
-
-    Every attribute raises BaseError if its files are missing or broken.
-    """
-
-    reference: str
-    path: Path
-    commit: str | None = None
-
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """The content of config.json, with checked types."""
-        config = read_json(self.path / "config.json", self.reference)
-        check_types(config, self.reference)
-        return config
-
-    @property
-    def model_type(self) -> str:
-        return str(self.config.get("model_type", "unknown"))
-
-    @property
-    def architecture(self) -> str:
-        """The model's class, such as LlamaForCausalLM."""
-        return str((self.config.get("architectures") or [self.model_type])[0])
-
-    @property
-    def quantization(self) -> Mapping[str, Any] | None:
-        """The quantization_config of a base whose stored weights are quantised, else None."""
-        return self.config.get("quantization_config") or None
-
-    @cached_property
-    def vocab_size(self) -> int | None:
-        """The rows of the token embedding; without one, the vocab_size of the config."""
-        text = self.config.get("text_config") or {}
-        declared = self.config.get("vocab_size", text.get("vocab_size"))
-        return vocabulary(self.weights) or declared
-
-    @cached_property
-    def tokenizer_size(self) -> int | None:
-        """One more than the largest token id of tokenizer.json; None if there is none."""
-        return tokenizer_size(self.path, self.reference)
-
-    @cached_property
-    def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files if there are any, else pytorch_model.bin; shards in order."""
-        for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-            index = self.path / f"{stem}.{suffix}.index.json"
-            if index.is_file():
-                files = tuple(self.path / name for name in shards_of(index, self.reference))
-                lost = [file.name for file in files if not file.is_file()]
-                if lost:
-                    raise BaseError(
-                        f"{self.reference} lacks the weight file {listing(lost[:3])} that "
-                        f"{index.name} names; download the model again."
-                    )
-                return files
-            if (self.path / f"{stem}.{suffix}").is_file():
-                return (self.path / f"{stem}.{suffix}",)
-        raise BaseError(
-            f"{self.reference} holds neither model.safetensors nor pytorch_model.bin (nor their "
-            "index); save the model with save_pretrained."
-        )
-
-    @cached_property
-    def stored(self) -> Mapping[str, Weight]:
-        """Name in the files -> Weight of every tensor, from the headers.
-
-        Raises BaseError for a broken file and for a config that declares far more than they hold.
-        """
-        found = stored_tensors(self.weight_files, self.config, self.reference)
-        check_sizes(self.config, found, self.reference)
-        return found
-
-    @cached_property
-    def tensors(self) -> Mapping[str, Weight]:
-        """Name in the loaded model (`model.norm.weight`) -> Weight of every tensor."""
-        return tensors_in_memory(self.stored, self.path, self.config)
-
-    @cached_property
-    def weights(self) -> Mapping[str, Weight]:
-        """Path of a module in the loaded model -> its `.weight` of two or more dimensions."""
-        return weights_in_memory(self.tensors, self.config)
-
-    @cached_property
-    def shapes(self) -> Mapping[str, tuple[int, int]]:
-        """Module path -> (out, in), oriented as in a torch Linear, also for Conv1D.
-
-        An embedding is (dim, vocab), the transpose of its weight, like an adapter's delta. Packed
-        (quantised) weights are left out.
-        """
-        return {p: weight.oriented for p, weight in self.weights.items() if not weight.is_packed}
-
-    def weight(self, module_path: str) -> Tensor:
-        """One weight, [out, in] as in `shapes`, float32; no other tensor is read.
-
-        Raises BaseError for an unknown path, with the nearest one, and for a quantised weight.
-        """
-        found = self._find(module_path, self.weights, "weight for module")
-        stored = self._read(found, module_path).flatten(1)
-        return stored if found.kind == "linear" else stored.mT.contiguous()
-
-    def parameter(self, name: str) -> Tensor:
-        """One parameter by its name in the loaded model, in its stored shape, float32.
-
-        Raises BaseError like `weight`.
-        """
-        module, _, what = name.rpartition(".")
-        if what == "weight" and module in self.weights:  # also finds a tied head
-            return self._read(self.weights[module], name)
-        return self._read(self._find(name, self.tensors, "parameter"), name)
-
-    def _find(self, name: str, among: Mapping[str, Weight], what: str) -> Weight:
-        if name not in among:
-            close = difflib.get_close_matches(name, among, 1, 0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise BaseError(f"{self.reference} has no {what} {name!r}{hint}")
-        return among[name]
-
-    def _read(self, found: Weight, name: str) -> Tensor:
-        if found.dtype not in FLOATS:
-            raise BaseError(
-                f"{self.reference} stores {name} quantised ({found.dtype}); give the unquantised "
-                "base model instead."
-            )
-        return read_tensor(found.file, found.key, self.reference).to(torch.float32)
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash of the weight file; with shards, the hash of lines "sha256  name".
-
-        The name of a file in the Hub's cache gives its hash; other files are read once, which
-        takes seconds per gigabyte.
-        """
-        hashes = [(kept_hash(file), file.name) for file in self.weight_files]
-        if len(hashes) == 1:
-            return hashes[0][0]
-        lines = "".join(f"{digest}  {name}\n" for digest, name in hashes)
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    @cached_property
-    def identity(self) -> Mapping[str, Any]:
-        """The config and the sha256 of every file that may change the model's answers.
-
-        These are the weights, tokenizer, chat template, generation settings and code. Weights of
-        other formats and documentation are left out.
-        """
-        others = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
-        files = {f.name: kept_hash(f) for f in others if f.is_file() and f.name[0] != "."}
-        return files | {"config.json": self.config, "weights": self.sha256}
-
-    def summary(self) -> BaseSummary:
-        """The summary for reports; the hash of large local files only if it is known."""
-        cheap = "sha256" in self.__dict__ or all(
-            hash_in_name(file) or file.stat().st_size < HASH_WITHOUT_ASKING
-            for file in self.weight_files
-        )
-        reference = self.reference if self.commit else local_name(self.reference)
-        return BaseSummary(reference, self.commit, self.sha256 if cheap else None)
+class Base(BaseFiles):
+    """A base model: its files, which are read when needed, and `load`."""
 
     def load(
         self,
@@ -234,8 +45,6 @@ class Base:
         architecture is unknown, the tokenizer, weights or a package are missing; OutOfMemory if
         the model does not fit.
         """
-        from loraprobe.base.loading import load_model, refuse_own_code
-
         refuse_own_code(self, trust_remote_code)
         for file in self.path.iterdir():  # transformers would follow any link
             check_link(file, self.reference)

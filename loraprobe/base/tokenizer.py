@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from loraprobe.base.quiet import silenced
 from loraprobe.checkpoint import first_line, read_json
@@ -30,16 +30,17 @@ def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, check in CHECKS.items():
         file = directory / name
-        if file.is_file():
-            content = read_json(file, reference, limit="tokenizer")
-
-            def refuse(what: str, name: str = name) -> NoReturn:
-                raise BaseError(
-                    f"{name} of {reference} is no tokenizer's: {what}; save the tokenizer again."
-                )
-
-            check(content, refuse)
-            found = content if name == "tokenizer.json" else found
+        if not file.is_file():
+            continue
+        content = read_json(file, reference, limit="tokenizer")
+        try:
+            check(content)
+        except _Malformed as problem:
+            raise BaseError(
+                f"{name} of {reference} is no tokenizer's: {problem}; save the tokenizer again."
+            ) from None
+        if name == "tokenizer.json":
+            found = content
     return found
 
 
@@ -75,99 +76,96 @@ def load_tokenizer(directory: Path, reference: str, trusted: bool) -> Any:
     return tokenizer
 
 
-Refuse = Callable[[str], NoReturn]
+class _Malformed(Exception):
+    """Raised with what is wrong in a file of a tokenizer."""
 
 
-def _tokenizer(content: dict[str, Any], refuse: Refuse) -> None:
-    model = content.get("model")
-    if not isinstance(model, dict):
-        refuse("it has no object 'model'")
-    vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        for token, number in vocab.items():
-            _check_id(number, f"token {token[:40]!r}", refuse)
-    elif not isinstance(vocab, list | None):
-        refuse("the vocabulary of its model is neither an object nor a list")
-    if not isinstance(model.get("merges"), list | None):
-        refuse("the merges of its model are no list")
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise _Malformed(problem)
+
+
+def _tokenizer(content: dict[str, Any]) -> None:
+    model: Any = content.get("model")
     added = content.get("added_tokens")
-    if not isinstance(added, list | None):
-        refuse("its added_tokens are no list")
+    _require(isinstance(model, dict), "it has no object 'model'")
+    vocab = model.get("vocab")
+    _require(
+        isinstance(vocab, dict | list | None),
+        "the vocabulary of its model is neither an object nor a list",
+    )
+    if isinstance(vocab, dict):
+        _added_tokens(vocab)
+    _require(isinstance(model.get("merges"), list | None), "the merges of its model are no list")
+    _require(isinstance(added, list | None), "its added_tokens are no list")
     for token in added or ():
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            refuse("an entry of added_tokens has no text as its 'content'")
-        _check_id(token.get("id"), f"added token {token['content'][:40]!r}", refuse)
+        _require(_has_text(token), "an entry of added_tokens has no text as its 'content'")
+        _check_id(token.get("id"), f"added token {token['content'][:40]!r}")
     for part in ("normalizer", "pre_tokenizer", "decoder"):
-        if _growth(content.get(part)) > math.log(GROWTH):
-            refuse(f"its {part} makes a text more than {GROWTH} times as long")
+        longer = _growth(content.get(part)) > math.log(GROWTH)
+        _require(not longer, f"its {part} makes a text more than {GROWTH} times as long")
 
 
-def _tokenizer_config(content: dict[str, Any], refuse: Refuse) -> None:
+def _tokenizer_config(content: dict[str, Any]) -> None:
     template = content.get("chat_template")
     named = template if isinstance(template, list) else []
-    if not isinstance(template, str | list | None) or not all(
-        isinstance(one, dict)
-        and isinstance(one.get("name"), str)
-        and isinstance(one.get("template"), str)
-        for one in named
-    ):
-        refuse("chat_template is neither a text nor a list of named templates")
+    _require(
+        isinstance(template, str | list | None)
+        and all(_has_text(one, "name") and _has_text(one, "template") for one in named),
+        "chat_template is neither a text nor a list of named templates",
+    )
     decoder = content.get("added_tokens_decoder")
-    if not isinstance(decoder, dict | None):
-        refuse("added_tokens_decoder is no object")
+    _require(isinstance(decoder, dict | None), "added_tokens_decoder is no object")
     for key, token in (decoder or {}).items():
-        if not re.fullmatch(r"\d{1,10}", key, re.ASCII):
-            refuse(f"added_tokens_decoder has the key {key[:40]!r}, which is no token id")
-        _check_id(int(key), "a token of added_tokens_decoder", refuse)
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            refuse(f"token {key} of added_tokens_decoder has no text as its 'content'")
-    _special_tokens(content, refuse)
+        is_id = re.fullmatch(r"\d{1,10}", key, re.ASCII) is not None
+        _require(is_id, f"added_tokens_decoder has the key {key[:40]!r}, which is no token id")
+        _check_id(int(key), "a token of added_tokens_decoder")
+        text = f"token {key} of added_tokens_decoder has no text as its 'content'"
+        _require(_has_text(token), text)
+    _special_tokens(content)
 
 
-def _special_tokens(content: dict[str, Any], refuse: Refuse) -> None:
+def _special_tokens(content: dict[str, Any]) -> None:
     """Checks that special tokens are texts or objects with a text."""
     for key in SPECIAL & content.keys():
         token = content[key]
-        text = token.get("content") if isinstance(token, dict) else token
-        if token is not None and not isinstance(text, str):
-            refuse(f"{key} is no token's text")
+        _require(isinstance(token, str | None) or _has_text(token), f"{key} is no token's text")
 
 
-def _added_tokens(content: dict[str, Any], refuse: Refuse) -> None:
+def _added_tokens(content: dict[str, Any]) -> None:
+    """Checks an object from tokens to ids."""
     for token, number in content.items():
-        _check_id(number, f"token {token[:40]!r}", refuse)
+        _check_id(number, f"token {token[:40]!r}")
 
 
-def _chat_template(content: dict[str, Any], refuse: Refuse) -> None:
-    if not isinstance(content.get("chat_template"), str):
-        refuse("chat_template is no text")
+def _chat_template(content: dict[str, Any]) -> None:
+    _require(_has_text(content, "chat_template"), "chat_template is no text")
 
 
-def _check_id(value: Any, what: str, refuse: Refuse) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < IDS:
-        refuse(f"the id of {what} is no whole number from 0 to {IDS - 1:,}")
+def _has_text(value: Any, key: str = "content") -> bool:
+    return isinstance(value, dict) and isinstance(value.get(key), str)
+
+
+def _check_id(value: Any, what: str) -> None:
+    is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < IDS
+    _require(is_id, f"the id of {what} is no whole number from 0 to {IDS - 1:,}")
 
 
 def _growth(part: Any) -> float:
     """The logarithm of the largest factor by which all replacements may lengthen a text."""
-    return sum(math.log(len(text)) for text in _replacements(part) if len(text) > 1)
-
-
-def _replacements(part: Any) -> Iterator[str]:
-    """The replacement texts of a part of a tokenizer and of all nested parts."""
-    waiting = [part]
+    waiting, growth = [part], 0.0
     while waiting:
         one = waiting.pop()
         if isinstance(one, list):
             waiting += one
         elif isinstance(one, dict):
             waiting += one.values()
-            text = one.get("content")
-            if one.get("type") == "Replace" and isinstance(text, str):
-                yield text
+            if one.get("type") == "Replace" and _has_text(one):
+                growth += math.log(max(len(one["content"]), 1))
+    return growth
 
 
-CHECKS: dict[str, Callable[[dict[str, Any], Refuse], None]] = {
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "tokenizer.json": _tokenizer,
     "tokenizer_config.json": _tokenizer_config,
     "special_tokens_map.json": _special_tokens,

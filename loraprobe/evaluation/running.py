@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,8 +46,9 @@ def run_systems(
     metric: str | None = None,
     max_new_tokens: int | None = None,
     progress: Progress | None = None,
+    parts: Collection[str] | None = None,
 ) -> list[ItemResult]:
-    """The result of every system on every part of every item; chains come last.
+    """The result of every system on every part of every item, or on `parts`; chains come last.
 
     Results in the ledger are not computed again, and new results are added to it in batches. Hops
     are scored with gold answers of earlier hops. A chain is scored only on items with hops; the
@@ -57,7 +58,7 @@ def run_systems(
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
     run = _Run(scorer, ledger, Limits.of(max_new_tokens), metric, progress)
-    asked = questions(tasks, metric)
+    asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
     for system in systems:
         if system.kind != "chain":
             run.system(system.name, system.composition, asked)

@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraprobe.adapters import Adapter, Source, read_adapter
-from loraprobe.adapters.config import check_config
+from loraprobe.adapters.config import CONFIG, check_config
 from loraprobe.adapters.reading import find_directory
-from loraprobe.checkpoint import check_link, shards_of
+from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
+from loraprobe.checkpoint import weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
-from loraprobe.hub.licences import declared_licence, is_gated
+from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
 from loraprobe.hub.reference import Reference, unique_names
-from loraprobe.hub.repository import Snapshot, fetch, fetch_first, first_of
+from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
-from loraprobe.limits import limits
 
 __all__ = [
     "FoundAdapter",
@@ -39,7 +39,6 @@ __all__ = [
     "resolve_base",
 ]
 
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_EXTRAS = frozenset(
     "generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json "
     "added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model "
@@ -92,17 +91,17 @@ def resolve_adapter(reference: Reference) -> Snapshot:
     prefix = f"{reference.folder}/" if reference.folder else ""
 
     def choose(files: Collection[str], _: object) -> list[str]:
-        weights = first_of(files, [prefix + name for name in ADAPTER_WEIGHTS])
-        if prefix + "adapter_config.json" not in files:
+        weights = first_of(files, [prefix + SAFETENSORS, prefix + PICKLE])
+        if prefix + CONFIG not in files:
             raise HubError(_no_adapter(reference, files))
         if weights is None:
             raise HubError(
-                f"{reference.text} has an adapter_config.json but no weights "
-                f"({' or '.join(ADAPTER_WEIGHTS)}); its author has to upload them."
+                f"{reference.text} has an {CONFIG} but no weights ({SAFETENSORS} or {PICKLE}); its "
+                "author has to upload them."
             )
-        return [prefix + "adapter_config.json", weights]
+        return [prefix + CONFIG, weights]
 
-    found = fetch(reference, prefix + "adapter_config.json", choose, verify=True)
+    found = fetch(reference, prefix + CONFIG, choose, verify=True)
     return replace(found, path=found.path / reference.folder)
 
 
@@ -124,7 +123,18 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
         small = [
             f for f in own if f.removeprefix(prefix) in BASE_EXTRAS or (code and f.endswith(".py"))
         ]
-        return [prefix + "config.json", *small, *_weights(reference, prefix, files, get)]
+        weights = weight_names(
+            lambda name: prefix + name in files,
+            lambda name: get(prefix + name),
+            reference.text,
+            HubError,
+        )
+        if not weights:
+            raise HubError(
+                f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give "
+                "another base or revision."
+            )
+        return [prefix + "config.json", *small, *(prefix + name for name in weights)]
 
     found = fetch(reference, prefix + "config.json", choose, verify=False)
     return replace(found, path=found.path / reference.folder)
@@ -161,41 +171,6 @@ def common_base(adapters: Sequence[Adapter]) -> str:
     return base
 
 
-def model_card(ref: str | Adapter) -> str | None:
-    """The text of an adapter's README.md, downloaded if necessary; None if there is none."""
-    folder = ref.source.path if isinstance(ref, Adapter) else None
-    file = None if folder is None else folder / "README.md"
-    if file is None or not file.is_file():
-        file = _card_of(ref)
-    return read_card(file, ref if isinstance(ref, str) else ref.name) if file else None
-
-
-def read_card(file: Path, reference: str) -> str | None:
-    """The text of a model card, up to the limit; None if the file does not exist.
-
-    Raises HubError for a link that leads out of its repository.
-    """
-    if not file.is_file():
-        return None
-    check_link(file, reference, HubError)
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(limits().card)
-
-
-def _card_of(ref: str | Adapter) -> Path | None:
-    """The README.md of a reference, which is downloaded if it is on the Hub."""
-    if not isinstance(ref, Adapter):
-        reference = Reference.parse(ref)
-    elif ref.source.commit is None:
-        return None
-    else:
-        reference = replace(Reference.parse(ref.source.reference), revision=ref.source.commit)
-    if reference.path is not None:
-        return reference.path / "README.md"
-    places = [f"{reference.folder}/README.md"] if reference.folder else []
-    return fetch_first(reference, [*places, "README.md"])
-
-
 def _local_adapter(reference: Reference, path: Path) -> Path:
     """The directory of a local adapter. Raises AdapterError, which mentions a possible Hub id."""
     try:
@@ -210,9 +185,9 @@ def _local_adapter(reference: Reference, path: Path) -> Path:
 
 
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:
-    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith("/adapter_config.json"))
+    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith(f"/{CONFIG}"))
     at = f"{reference.repo}@{reference.revision or 'main'}"
-    if reference.folder and "adapter_config.json" in files:
+    if reference.folder and CONFIG in files:
         folders = ["", *folders]
     where = f"sub-folder {reference.folder!r} of {at}" if reference.folder else at
     if folders:
@@ -221,34 +196,12 @@ def _no_adapter(reference: Reference, files: Collection[str]) -> str:
         return f"There is no adapter in {where}, but there is in {listed}{more}; name one."
     if "config.json" in files:
         return f"{where} is a whole model, not an adapter; give it as --base."
-    return f"There is no adapter (no adapter_config.json) in {where}; check the reference."
+    return f"There is no adapter (no {CONFIG}) in {where}; check the reference."
 
 
 def _no_base(reference: Reference, files: Collection[str]) -> str:
-    if "adapter_config.json" in files:
+    if CONFIG in files:
         return (
             f"{reference.text} is an adapter, not a base model; give the model it was trained on."
         )
     return f"{reference.text} has no config.json, so it is no transformers model; check --base."
-
-
-def _weights(
-    reference: Reference, prefix: str, files: Collection[str], get: Callable[[str], Path]
-) -> list[str]:
-    """The weight files in one format, safetensors first; an index gives the names of shards."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = f"{prefix}{stem}.{suffix}.index.json"
-        if index in files:
-            names = [prefix + name for name in shards_of(get(index), reference.text, HubError)]
-            if not set(names) <= set(files):
-                raise HubError(
-                    f"{reference.text} lacks weight files that its {index} names; its author has "
-                    "to upload them."
-                )
-            return [index, *names]
-        if f"{prefix}{stem}.{suffix}" in files:
-            return [f"{prefix}{stem}.{suffix}"]
-    raise HubError(
-        f"{reference.text} has neither safetensors nor pytorch_model.bin weights; give another "
-        "base or revision."
-    )

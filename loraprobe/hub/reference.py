@@ -27,7 +27,6 @@ class Reference:
     """
 
     text: str
-    kind: Literal["local", "hub"]
     name: str | None = None
     path: Path | None = None
     repo: str = ""
@@ -60,7 +59,7 @@ class Reference:
                     f"The path {rest!r} is not UTF-8, and safetensors opens no "
                     "such path; rename the directory."
                 ) from None
-            return cls(rest, "local", name, path=Path(rest).expanduser())
+            return cls(rest, name, path=Path(rest).expanduser())
         if _exists(rest):
             raise ReferenceError_(f"{rest} is a file; give the directory that it lies in.")
         if not rest or rest.startswith(LOCAL_START):
@@ -72,7 +71,7 @@ class Reference:
                 "owner/name, owner/name@revision or owner/name@revision:sub/folder."
             )
         folder = _inside(found["folder"] or "", rest)
-        return cls(rest, "hub", name, None, found["repo"], found["revision"], folder)
+        return cls(rest, name, None, found["repo"], found["revision"], folder)
 
     @property
     def short(self) -> str:

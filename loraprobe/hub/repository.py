@@ -60,18 +60,18 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     only some of them. Raises HubError.
     """
     kept = _cached(reference, anchor)
-    covered = kept is not None and _covers(kept, choose)
-    if kept and covered and verify and COMMIT.fullmatch(reference.revision or ""):
-        return _take(reference, kept, choose, verify)
+    needed = None if kept is None else _needed(kept, choose)
+    if kept and needed and verify and COMMIT.fullmatch(reference.revision or ""):
+        return _take(reference, kept, needed, verify)
     try:
         files = _listing(reference)
     except Exception as error:
         why = explain(error, reference)
-        if not (kept and covered and is_transient(error)):
+        if not (kept and needed and is_transient(error)):
             raise why from None
         if not is_offline():
             log.warning("%s Using the copy in the cache, commit %s.", why, kept.name[:12])
-        return _take(reference, kept, choose, verify)
+        return _take(reference, kept, needed, verify)
     return _download(reference, anchor, files, choose, verify)
 
 
@@ -149,24 +149,22 @@ def _cached(reference: Reference, anchor: str) -> Path | None:
     return Path(found).parents[anchor.count("/")] if isinstance(found, str) else None
 
 
-def _covers(root: Path, choose: Choose) -> bool:
-    """Whether the cached folder has all needed files."""
+def _needed(root: Path, choose: Choose) -> list[str] | None:
+    """The needed files of a cached folder; None if it lacks one."""
+    held = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
     try:
-        return all((root / name).is_file() for name in choose(_inside(root), root.joinpath))
+        names = choose(held, root.joinpath)
     except LoraprobeError:
-        return False
+        return None
+    return names if set(names) <= set(held) else None
 
 
-def _take(reference: Reference, root: Path, choose: Choose, verify: bool) -> Snapshot:
+def _take(reference: Reference, root: Path, names: Iterable[str], verify: bool) -> Snapshot:
     """The cached folder. With verify, damaged files are downloaded again."""
-    for name in choose(_inside(root), root.joinpath):
+    for name in names:
         if verify and not is_whole(root / name):
             _get(reference, name, root.name, verify)
     return Snapshot(root, reference.text, root.name)
-
-
-def _inside(root: Path) -> list[str]:
-    return [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
 
 
 def is_whole(file: Path) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import ReferenceError_
 from loraprobe.hub.errors import explain
 from loraprobe.hub.reference import Reference
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,12 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
         models = [ModelInfo(**row) for row in response.json()][:limit]
     except Exception as error:
         raise explain(error, reference) from None
-    return [
-        FoundAdapter(
-            model.id,
-            model.downloads,
-            model.likes,
-            model.last_modified.date().isoformat() if model.last_modified else None,
-            next((t.partition(":")[2] for t in model.tags or () if t.startswith("license:")), None),
-        )
-        for model in models
-    ]
+    return [_found(model) for model in models]
+
+
+def _found(model: ModelInfo) -> FoundAdapter:
+    tags = (tag.partition(":") for tag in model.tags or ())
+    licence = next((value for name, _, value in tags if name == "license"), None)
+    changed = model.last_modified
+    date = changed.date().isoformat() if changed else None
+    return FoundAdapter(model.id, model.downloads, model.likes, date, licence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
@@ -69,7 +70,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         adapters=tuple(map(_reference, inputs.given)),
         base=base,
         bases=tuple(filter(None, named)),
-        tasks=tuple(task.path or task.name for task in inputs.tasks),
+        tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
         kind=kind,
         options=_composing(options),
     )

@@ -30,12 +30,12 @@ from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
     Source,
-    StagedDirectory,
     check_apart,
     check_output,
     public_name,
     public_value,
     read_adapter,
+    staged_directory,
 )
 from loraprobe.adapters.tensors import open_tensors
 from loraprobe.base import Base
@@ -111,7 +111,7 @@ class Routed:
         sources += [self.base.path] if self.base is not None else []
         check_apart(target, filter(None, sources))
         check_output(target, overwrite)
-        with StagedDirectory(target, overwrite) as staging:
+        with staged_directory(target, overwrite) as staging:
             experts = _write_experts(self.composition.experts, staging, self.transformations)
             state = self.composition.router.state()
             if state:

@@ -9,27 +9,28 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.json_types import is_unicode
 from loraprobe.limits import limits, raising
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
 
-_ITEM_KEYS = (
-    "id",
-    "prompt",
-    "answer",
-    "choices",
-    "hops",
-    "cot_prompt",
-    "answer_pattern",
-    "entities",
-    "group",
-)
+_ITEM_KEYS = tuple("id prompt answer choices hops cot_prompt answer_pattern entities group".split())
 _HOP_KEYS = ("prompt", "answer", "adapter")
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def load_task(path: str | Path, limit: int | None = None) -> Task:
@@ -133,115 +134,114 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise TaskError(f"key {key!r} occurs twice in one object.")
+    if (key := _twice([key for key, _ in pairs])) is not None:
+        raise TaskError(f"key {key!r} occurs twice in one object.")
     return dict(pairs)
 
 
+def _twice(texts: Sequence[str]) -> str | None:
+    """The first text that occurs more than once."""
+    return next((text for text, times in Counter(texts).items() if times > 1), None)
+
+
+class _Fields:
+    """The fields of one JSON object. `place` stands before the key in messages."""
+
+    def __init__(
+        self, content: Mapping[str, Any], known: Sequence[str], what: str, place: str = ""
+    ) -> None:
+        for key in content:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+                raise TaskError(f"unknown key {key!r} in {what}: {hint}")
+        self.content, self.place = content, place
+
+    def text(self, key: str) -> str | None:
+        value = self.content.get(key)
+        return None if value is None else _string(value, f"{self.place}{key!r}")
+
+    def required(self, key: str) -> str:
+        text = self.text(key)
+        if text is None:
+            raise TaskError(f"{self.place}{key!r} is missing.")
+        return text
+
+    def label(self, key: str) -> str | None:
+        """A string, or an integer as a string."""
+        value = self.content.get(key)
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return str(value) if is_number else self.text(key)
+
+    def texts(self, key: str) -> tuple[str, ...] | None:
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise TaskError(f"{self.place}{key!r} must be a list of strings, not {_kind(value)}.")
+        return tuple(_string(text, f"{self.place}an entry of {key!r}") for text in value)
+
+    def answers(self) -> tuple[str, ...]:
+        if not isinstance(self.content.get("answer"), list):
+            return (self.required("answer"),)
+        answers = self.texts("answer")
+        if not answers:
+            raise TaskError(f"{self.place}'answer' is an empty list: name at least one.")
+        return answers
+
+
 def _item(line: Mapping[str, Any], number: int) -> Item:
-    _check_keys(line, _ITEM_KEYS, "an item")
-    answers = _answers(line, "")
-    choices = _texts(line, "choices")
-    if "choices" in line and line["choices"] is not None:
+    fields = _Fields(line, _ITEM_KEYS, "an item")
+    answers, choices = fields.answers(), fields.texts("choices")
+    if choices is not None:
         _check_choices(choices, answers)
-    pattern = _text(line, "answer_pattern")
+    pattern = fields.text("answer_pattern")
     if pattern is not None:
         compile_pattern(pattern)
     return Item(
-        id=_label(line, "id") or str(number),
-        prompt=_required(line, "prompt", ""),
+        id=fields.label("id") or str(number),
+        prompt=fields.required("prompt"),
         answers=answers,
-        choices=choices,
-        hops=_hops(line),
-        cot_prompt=_text(line, "cot_prompt"),
+        choices=choices or (),
+        hops=_hops(line.get("hops")),
+        cot_prompt=fields.text("cot_prompt"),
         answer_pattern=pattern,
-        entities=_texts(line, "entities"),
-        group=_label(line, "group"),
+        entities=fields.texts("entities") or (),
+        group=fields.label("group"),
     )
 
 
-def _hops(line: Mapping[str, Any]) -> tuple[Hop, ...]:
-    value = line.get("hops")
-    if value is None:
+def _hops(hops: Any) -> tuple[Hop, ...]:
+    if hops is None:
         return ()
-    if not isinstance(value, list):
-        raise TaskError(f"'hops' must be a list of objects, not {_kind(value)}.")
-    hops = []
-    for k, hop in enumerate(value, 1):
-        if not isinstance(hop, dict):
-            raise TaskError(f"hop {k} must be an object with prompt and answer, not {_kind(hop)}.")
-        _check_keys(hop, _HOP_KEYS, f"hop {k}")
-        where = f"hop {k}: "
-        prompt = _required(hop, "prompt", where)
-        for reference in REFERENCE.findall(prompt):
-            if reference not in map(str, range(1, k)):
-                earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
-                raise TaskError(
-                    f"hop {k} asks for {{{reference:.20}}}, the answer of a hop that does not "
-                    f"stand before it (there is {earlier})."
-                )
-        hops.append(Hop(prompt, _answers(hop, where), _text(hop, "adapter", where)))
-    return tuple(hops)
+    if not isinstance(hops, list):
+        raise TaskError(f"'hops' must be a list of objects, not {_kind(hops)}.")
+    return tuple(_hop(hop, k) for k, hop in enumerate(hops, 1))
 
 
-def _check_keys(line: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
-    for key in line:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
-            raise TaskError(f"unknown key {key!r} in {what}: {hint}")
+def _hop(hop: Any, k: int) -> Hop:
+    """Hop k, counted from 1, which may refer to the answers of earlier hops."""
+    if not isinstance(hop, dict):
+        raise TaskError(f"hop {k} must be an object with prompt and answer, not {_kind(hop)}.")
+    fields = _Fields(hop, _HOP_KEYS, f"hop {k}", f"hop {k}: ")
+    prompt = fields.required("prompt")
+    for reference in REFERENCE.findall(prompt):
+        if reference not in map(str, range(1, k)):
+            earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
+            raise TaskError(
+                f"hop {k} asks for {{{reference:.20}}}, the answer of a hop that does not stand "
+                f"before it (there is {earlier})."
+            )
+    return Hop(prompt, fields.answers(), fields.text("adapter"))
 
 
 def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
     if len(choices) < 2:
         raise TaskError("'choices' must name at least two.")
-    for choice in choices:
-        if choices.count(choice) > 1:
-            raise TaskError(f"choice {choice!r} occurs twice.")
+    if (choice := _twice(choices)) is not None:
+        raise TaskError(f"choice {choice!r} occurs twice.")
     if not set(choices) & set(answers):
         raise TaskError(f"the answer {answers[0]!r} is not among the choices.")
-
-
-def _answers(line: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    if line.get("answer") is None:
-        raise TaskError(f"{where}'answer' is missing.")
-    if not isinstance(line["answer"], list):
-        return (_required(line, "answer", where),)
-    answers = _texts(line, "answer", where)
-    if not answers:
-        raise TaskError(f"{where}'answer' is an empty list: name at least one.")
-    return answers
-
-
-def _required(line: Mapping[str, Any], key: str, where: str) -> str:
-    text = _text(line, key, where)
-    if text is None:
-        raise TaskError(f"{where}{key!r} is missing.")
-    return text
-
-
-def _texts(line: Mapping[str, Any], key: str, where: str = "") -> tuple[str, ...]:
-    value = line.get(key)
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise TaskError(f"{where}{key!r} must be a list of strings, not {_kind(value)}.")
-    return tuple(_string(text, f"{where}an entry of {key!r}") for text in value)
-
-
-def _text(line: Mapping[str, Any], key: str, where: str = "") -> str | None:
-    value = line.get(key)
-    return None if value is None else _string(value, f"{where}{key!r}")
-
-
-def _label(line: Mapping[str, Any], key: str) -> str | None:
-    """A string, or an integer as a string."""
-    value = line.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return _text(line, key)
 
 
 def _string(value: Any, what: str) -> str:
@@ -250,22 +250,10 @@ def _string(value: Any, what: str) -> str:
         raise TaskError(f"{what} must be a string, not {_kind(value)}{hint}.")
     if not value.strip():
         raise TaskError(f"{what} is empty.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise TaskError(
-            f"{what} contains half of a surrogate pair, which is not a character."
-        ) from None
+    if not is_unicode(value):
+        raise TaskError(f"{what} contains half of a surrogate pair, which is not a character.")
     return value
 
 
 def _kind(value: Any) -> str:
-    kinds = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+    return _KINDS[type(value)]

@@ -18,11 +18,13 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         found.append(_few(min(scored)))
     if verdict.decision == "likely" or evidence.several or evidence.losses:
         return found
+    if not evidence.systems(COMPOSITIONS):
+        return found
     parts = {row.part for row in evidence.evaluation}
     generated = any(row.metric == "exact_match" for row in evidence.evaluation)
     if generated and "steps" not in parts:
         found.append(_missing("steps", "cot_prompt", "whether it works step by step is unknown"))
-    if not any(part.startswith("hop") for part in parts) and evidence.systems(COMPOSITIONS):
+    if not any(part.startswith("hop") for part in parts):
         found.append(_missing("hops", "hops", "why answers fail, and a chain, are not measured"))
     return found
 

@@ -54,6 +54,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         return _evaluate(request, request.tasks, adapters=(*request.adapters, "NEW"))
     if head == "route" and verdict.evidence == "evaluation":
         return _evaluate(request, request.tasks, ("--router", "arrow"))
+    if head == "use-base":
+        return _evaluate(request, tuple(f"harder-{task}" for task in request.tasks))
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
         return _evaluate(request, tuple(f"more-{task}" for task in request.tasks))
     return _evaluate(request, request.tasks or (TASK,))

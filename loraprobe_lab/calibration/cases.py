@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import math
 import os
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.records import Interval
 from loraprobe.verdict.evidence import Kind
 
-METHODS = ("uniform", "sum", "arrow")
+Method = Literal["uniform", "sum", "arrow"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class CaseError(LoraprobeError):
@@ -35,12 +36,14 @@ class Case:
     ci95: its pointwise interval, n: the items it rests on.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
     base: str
     architecture: str
     scenario: str
     world: str
     trial: str
-    method: str
+    method: Method
     adapters: int
     tasks: int
     hops: int
@@ -52,6 +55,10 @@ class Case:
     gain: float
     ci95: Interval
     n: int
+
+    def __post_init__(self) -> None:
+        if self.ci95[0] > self.ci95[1]:
+            raise ValueError("the ends of ci95 are in the wrong order")
 
     def label(self, margin: float) -> int | None:
         """1 above the margin, 0 below it, None where the interval of the gain holds it."""
@@ -70,6 +77,9 @@ class Case:
         return self.world, self.trial
 
 
+CASE = TypeAdapter(Case)
+
+
 def read_cases(path: str | Path) -> list[Case]:
     """All cases of a file. Raises CaseError naming the line and what is wrong with it."""
     path = Path(path)
@@ -82,9 +92,11 @@ def read_cases(path: str | Path) -> list[Case]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(case_of(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise CaseError(f"{path}, line {number}: {error}.") from None
+                found.append(CASE.validate_json(line))
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                where = ".".join(map(str, wrong["loc"])) or "the case"
+                raise CaseError(f"{path}, line {number}: {where}: {wrong['msg']}.") from None
     return found
 
 
@@ -97,31 +109,3 @@ def write_cases(path: str | Path, cases: Iterable[Case]) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     os.replace(part, path)
-
-
-def case_of(row: Mapping[str, Any]) -> Case:
-    """A case from plain data. Raises ValueError saying what is wrong."""
-    if not isinstance(row, Mapping):
-        raise ValueError("this is no object")
-    hints = typing.get_type_hints(Case)
-    for names, what in ((hints.keys() - row.keys(), "missing"), (row.keys() - hints.keys(), "new")):
-        if names:
-            raise ValueError(f"{', '.join(sorted(names))} is {what}")
-    for name, hint in hints.items():
-        if not _fits(row[name], hint):
-            raise ValueError(f"{name} is {row[name]!r}")
-    if row["method"] not in METHODS:
-        raise ValueError(f"method is {row['method']!r}, not one of {', '.join(METHODS)}")
-    return Case(**{**row, "ci95": tuple(row["ci95"])})
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint is str:
-        return isinstance(value, str)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    ends = list(value) if isinstance(value, list | tuple) else []
-    return len(ends) == 2 and all(_fits(end, float) for end in ends) and ends[0] <= ends[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +15,15 @@ from loraprobe_lab.calibration.cases import METHODS
 
 if TYPE_CHECKING:
     from loraprobe.base import Base
+    from loraprobe.evaluation import System
+    from loraprobe.pipeline.evaluator import Evaluator
+    from loraprobe.pipeline.examination import Examination
     from loraprobe_lab.world import Scenario
 
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
 # which plans for the longest answers that are allowed.
 SMALL_BATCH = 256
-MERGES, ROUTERS = METHODS[:2], METHODS[2:]
+BatchSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,7 @@ class Known:
 
 
 def observe(
-    scenario: Scenario,
-    base: Base,
-    state: Path,
-    effort: Effort = Effort(),
-    known: Known | None = None,
-    batch_size: int | Literal["auto"] = "auto",
+    scenario: Scenario, base: Base, state: Path, effort: Effort, known: Known, batch_size: BatchSize
 ) -> Observation:
     """Everything about one trial; results are kept in the directory `state` as they come.
 
@@ -79,56 +76,71 @@ def observe(
     Raises LoraprobeError where adapters and base do not fit.
     """
     from loraprobe import compatibility, hub
-    from loraprobe.evaluation import score
-    from loraprobe.pipeline.audits import audit_of
-    from loraprobe.pipeline.conclusion import conclude
     from loraprobe.pipeline.evaluator import open_evaluator
     from loraprobe.pipeline.examination import examine
     from loraprobe.pipeline.inputs import Inputs
     from loraprobe.pipeline.session import Session
     from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 
-    known = known if known is not None else Known()
-    options = Options(
-        methods=MERGES,
-        routers=ROUTERS,
+    options = _options(effort, state, batch_size)
+    adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
+    tasks = [load_task(path, effort.limit) for path in scenario.tasks]
+    inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, tasks)
+    session = Session("inspect", options)
+    examined = examine(inputs.adapters, base, "route", session)
+    if not examined.compatibility.compatible:
+        raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
+    baselines = baseline_systems(inputs.adapters)
+    built = SystemBuilder.of(inputs.adapters, options, base).compositions()
+    systems = [*baselines, *(one.system for one in built)]
+    with open_evaluator(inputs, (), session) as evaluator:
+        audit = _audit_before(evaluator, examined, baselines, known)
+        asked = [_without_hops(load_task(path, effort.most_items)) for path in scenario.tasks]
+        results = _answers(replace(evaluator, tasks=asked), systems, known)
+        names = [system.name for system in baselines]
+        known.keep(evaluator.ledger, names, evaluator.scorer.chat_template)
+    kept = tuple(row for row in results if row.part in ("question", "steps"))
+    return Observation(audit, kept, {s.name: s.kind for s in systems})
+
+
+def _options(effort: Effort, state: Path, batch_size: BatchSize) -> Options:
+    return Options(
+        methods=METHODS[:2],
+        routers=METHODS[2:],
         max_new_tokens=effort.max_new_tokens,
         seed=effort.seed,
         state=state,
         resume=True,
         batch_size=batch_size,
     )
-    adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
-    seen = [load_task(path, effort.limit) for path in scenario.tasks]
-    inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, seen)
-    session = Session("inspect", options)
-    examined = examine(inputs.adapters, base, "route", session)
-    if not examined.compatibility.compatible:
-        raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
-    baselines = baseline_systems(inputs.adapters)
-    names = [system.name for system in baselines]
-    with open_evaluator(inputs, (), session) as evaluator:
-        template = evaluator.scorer.chat_template
-        evaluator.ledger.append(known.of(names, seen, template))
-        results = evaluator.run(baselines)
-        evidence = {
-            "coverage": evaluator.probe_tasks(results),
-            "forecasts": evaluator.forecast(results),
-            "evaluation": score(results, baselines),
-        }
-        verdict = conclude(options, inputs, examined, level="base", **evidence)
-        audit = audit_of(session, inputs, examined, evaluator.notes, verdict=verdict, **evidence)
-        built = SystemBuilder.of(inputs.adapters, options, base).compositions()
-        systems = [*baselines, *(one.system for one in built)]
-        asked = [_forms_only(load_task(path, effort.most_items)) for path in scenario.tasks]
-        evaluator.ledger.append(known.of(names, asked, template))
-        results = replace(evaluator, tasks=asked).run(systems)
-        known.keep(evaluator.ledger, names, template)
-    kept = tuple(row for row in results if row.part in ("question", "steps"))
-    return Observation(audit, kept, {s.name: s.kind for s in systems})
 
 
-def _forms_only(task: Task) -> Task:
+def _audit_before(
+    evaluator: Evaluator, examined: Examination, baselines: Sequence[System], known: Known
+) -> Audit:
+    """What a user sees before any composition is run."""
+    from loraprobe.evaluation import score
+    from loraprobe.pipeline.audits import audit_of
+    from loraprobe.pipeline.conclusion import conclude
+
+    inputs, session = evaluator.inputs, evaluator.session
+    results = _answers(evaluator, baselines, known)
+    evidence: dict[str, Any] = {
+        "coverage": evaluator.probe_tasks(results),
+        "forecasts": evaluator.forecast(results),
+        "evaluation": score(results, baselines),
+    }
+    verdict = conclude(session.options, inputs, examined, level="base", **evidence)
+    return audit_of(session, inputs, examined, evaluator.notes, verdict=verdict, **evidence)
+
+
+def _answers(evaluator: Evaluator, systems: Sequence[System], known: Known) -> Sequence[ItemResult]:
+    """All results of these systems; what is known is not asked again."""
+    names = [system.name for system in systems]
+    evaluator.ledger.append(known.of(names, evaluator.tasks, evaluator.scorer.chat_template))
+    return evaluator.run(systems)
+
+
+def _without_hops(task: Task) -> Task:
     """The task without its hops: truth is about the composed question."""
-    items: Any = tuple(dataclasses.replace(item, hops=()) for item in task.items)
-    return dataclasses.replace(task, items=items)
+    return replace(task, items=tuple(replace(item, hops=()) for item in task.items))

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from loraprobe.errors import UsageError
-from loraprobe_lab.calibration import collect as collecting
+from loraprobe.records import Progress
+from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_cases
-from loraprobe_lab.calibration.collect import Progress, kept_cases
+from loraprobe_lab.calibration.collect import TRIALS, collect, kept_cases
+from loraprobe_lab.calibration.fit import fit
 from loraprobe_lab.calibration.observe import Effort
+from loraprobe_lab.experiments.document_figures import calibration_figure
+from loraprobe_lab.experiments.pages import check_installed, number, percent
 from loraprobe_lab.world import write_text
 
 CASES = "cases.jsonl.gz"
-NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # module -> package
 
 
 def calibrate(
@@ -36,18 +36,21 @@ def calibrate(
     """Observes the worlds, fits, measures, and writes everything to the directory `output`.
 
     stored: a case file to fit in place of worlds. Otherwise what is kept of every trial in `output`
-    is not observed again, so without `worlds` the trials kept there are fitted anew. Writes
-    cases.jsonl.gz, calibration.json, report.md and figure.svg, and returns the calibration's path.
-    Raises LoraprobeError.
+    is not observed again, so without `worlds` the trials kept there are fitted anew; where none is
+    kept, the worlds of the atlas are built first. Writes cases.jsonl.gz, calibration.json,
+    report.md and figure.svg, and returns the calibration's path. Raises LoraprobeError.
     """
     if not collect_only:
-        check_installed()
-    skipped: list[str] = []
+        check_installed("sklearn", "matplotlib")
+    command, progress = command_of(worlds, output, stored), progress or lines(say)
+    cases, skipped = list[Case](), list[str]()
     if stored is not None:
         cases = read_cases(stored)
     else:
-        if worlds:
-            collecting.collect(worlds, output, effort, processes=processes, progress=progress)
+        if not worlds and not (output / TRIALS).is_dir():
+            say("No worlds are named: the atlas is built first, which takes hours.")
+            worlds = build_atlas(output / "worlds", processes=processes, progress=progress)
+        collect(worlds, output, effort, processes=processes, progress=progress)
         cases, skipped = kept_cases(output)
     if not cases:
         why = f" ({skipped[0]})" if skipped else ""
@@ -58,47 +61,33 @@ def calibrate(
     say(f"{len(cases)} cases in {output / CASES}.")
     if collect_only:
         return output / CASES
-    return fit_and_tell(
-        cases, output, command_of(worlds, output, stored), skipped, draws, effort.seed, say
-    )
+    return _fit_and_tell(cases, output, command, skipped, draws, effort.seed, say)
 
 
-def check_installed() -> None:
-    """Raises UsageError naming what has to be installed before a fit."""
-    for module, package in NEEDED.items():
-        if importlib.util.find_spec(module) is None:
-            raise UsageError(
-                f"Calibrating needs {package}, which is not installed: pip install loraprobe[lab]."
-            )
-
-
-def fit_and_tell(
+def _fit_and_tell(
     cases: Sequence[Case],
     output: Path,
     command: str,
-    skipped: Sequence[str] = (),
-    draws: int = 300,
-    seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
-    **options: Any,
+    skipped: Sequence[str],
+    draws: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> Path:
-    """From cases to calibration, page and figure. `options` go to `page.measure`."""
-    from loraprobe_lab.calibration import page
-    from loraprobe_lab.calibration.figure import draw
-    from loraprobe_lab.calibration.fit import fit
+    """From cases to calibration, page and figure."""
+    from loraprobe_lab.calibration.validation import measure, report
 
-    results = page.measure(cases, draws, seed, **options)
+    results = measure(cases, draws, seed)
     document = fit(cases).document(cases, command, results.accuracy())
-    draw(results, output / "figure.svg")
-    write_text(output / "report.md", page.render(results, document, command, skipped))
+    write_text(output / "figure.svg", calibration_figure(results))
+    write_text(output / "report.md", report(results, document, command, skipped))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
     for what, found in results.shipped.items():
         figures = found.figures()
         say(
-            f"Left-out {what}: AUROC within scenario {page.figure(figures.auroc)}, Brier score "
-            f"{page.figure(figures.brier)}, {figures.likely} called likely, "
-            f"{page.share(figures.wrong)} of them wrong."
+            f"Left-out {what}: AUROC within scenario {number(figures.auroc)}, Brier score "
+            f"{number(figures.brier)}, {figures.likely} called likely, "
+            f"{percent(figures.wrong)} of them wrong."
         )
     return output / "calibration.json"
 
@@ -127,20 +116,3 @@ def lines(say: Callable[[str], None], every: float = 30.0) -> Progress:
         say(f"{stage}: {done} of {total}{left if done < total else ''}")
 
     return report
-
-
-def atlas(
-    output: Path, processes: int = 1, progress: Progress | None = None, plans: Sequence[Any] = ()
-) -> list[Path]:
-    """The worlds of the atlas (or of `plans`), below `output`; what is finished is not built again.
-
-    It takes hours; each world that is finished stays.
-    """
-    from loraprobe_lab.atlas import ATLAS, build_atlas
-
-    return build_atlas(output / "worlds", plans or ATLAS, processes=processes, progress=progress)
-
-
-def wanted(worlds: Sequence[Path], output: Path, stored: Path | None = None) -> bool:
-    """Whether the atlas has to be built first: no cases, no worlds, and none were observed."""
-    return not worlds and stored is None and not (output / "audits").is_dir()

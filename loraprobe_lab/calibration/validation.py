@@ -1,5 +1,5 @@
 """How good probabilities are on cases that the fit never saw: bases, scenarios and architectures
-left out in turn.
+left out in turn. And the page that tells it.
 
 Brier score and AUROC are of decided cases, whose interval does not hold the margin. The AUROC is
 *within* a scenario, averaged over the scenarios that have both outcomes: pooled, it would also
@@ -8,24 +8,29 @@ reward telling one scenario from another, which a user can without any tool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe_lab.calibration.cases import Case, CaseError
-from loraprobe_lab.calibration.fit import MARGINS, Array, Variant, fit
+from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
+from loraprobe_lab.experiments.pages import render
 
 LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
     "bases": lambda case: case.base,
     "scenarios": lambda case: case.scenario,
     "architectures": lambda case: case.architecture,
 }
+Indices = NDArray[np.intp]
 SHARES = (0.5, 0.9)  # of predictive intervals whose coverage is measured
 
 
@@ -134,16 +139,107 @@ def interval(
     return float(low), float(high)
 
 
-def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> list[tuple[list[int], list[int]]]:
+def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> Iterator[tuple[Indices, Indices]]:
     """(indices to fit on, indices to predict), a group left out each time."""
     groups = [key(case) for case in cases]
-    names = sorted(set(groups))
-    if len(names) < 2:
-        raise CaseError(f"All cases are of {names[0] if names else 'nothing'}: add worlds.")
-    return [
-        (
-            [i for i, group in enumerate(groups) if group != name],
-            [i for i, group in enumerate(groups) if group == name],
+    if len(set(groups)) < 2:
+        raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
+    yield from LeaveOneGroupOut().split(groups, groups=groups)
+
+
+# What users are told of where the accuracy was measured: strangers' models are larger.
+WHERE = "scenarios left out of the fit, nearly all of them on small bases that the lab trained"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the page and the figure show.
+
+    variants: variant -> what is left out -> predictions; plain: the same of the simplest rival.
+    """
+
+    cases: tuple[Case, ...]
+    variants: Mapping[Variant, Mapping[str, LeftOut]]
+    plain: Mapping[str, Figures]
+    intervals: Mapping[str, tuple[tuple[float, float], tuple[float, float]]]
+
+    @property
+    def shipped(self) -> Mapping[str, LeftOut]:
+        """The predictions of the variant that ships."""
+        return self.variants[SHIPPED]
+
+    def accuracy(self) -> dict[str, Any]:
+        """What the calibration file tells of its accuracy."""
+        found = self.shipped["scenarios"].figures()
+        return {
+            "where": WHERE,
+            "cases": found.decided,
+            "auroc": round(found.auroc, 3),
+            "brier": round(found.brier, 3),
+            "likely": found.likely,
+            "wrong": round(found.wrong, 3) if found.likely else None,
+        }
+
+
+def measure(
+    cases: Sequence[Case],
+    draws: int,
+    seed: int,
+    variants: Sequence[Variant] | None = None,
+) -> Results:
+    """Leaves out bases, scenarios and architectures in turn, for every variant (None: all)."""
+    variants = VARIANTS if variants is None else variants
+    found = {v: {what: left_out(cases, key, v) for what, key in LEFT_OUT.items()} for v in variants}
+    intervals = {
+        what: (
+            interval(own, lambda figures: figures.auroc, draws, seed),
+            interval(own, lambda figures: figures.brier, draws, seed),
         )
-        for name in names
-    ]
+        for what, own in found[SHIPPED].items()
+    }
+    plain = {what: plain_logistic(cases, key) for what, key in LEFT_OUT.items()}
+    return Results(tuple(cases), found, plain, intervals)
+
+
+def report(
+    results: Results, document: Mapping[str, Any], command: str, skipped: Sequence[str]
+) -> str:
+    """The page in Markdown."""
+    return render(
+        "calibration",
+        results=results,
+        document=document,
+        command=command,
+        skipped=skipped,
+        cells=cells(results.cases),
+        scenarios=by_scenario(results.shipped["scenarios"]),
+        sets=len({case.adapter_set for case in results.cases}),
+        undecided=sum(case.label(MARGIN) is None for case in results.cases),
+        margins=MARGINS,
+        margin=MARGIN,
+        likely_from=LIKELY_FROM,
+        shares=SHARES,
+    )
+
+
+def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
+    """(scenario, method, successes, failures, undecided) at the default margin."""
+    rows: list[tuple[str, str, int, int, int]] = []
+    for key in sorted({(case.scenario, case.method) for case in cases}):
+        own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
+        rows.append((*key, own.count(1), own.count(0), own.count(None)))
+    return rows
+
+
+def by_scenario(found: LeftOut) -> list[tuple[str, Figures, float, float]]:
+    """(scenario, figures, mean probability, share of successes) of decided cases."""
+    rows = []
+    for name in sorted({case.scenario for case in found.cases}):
+        chosen = [i for i, case in enumerate(found.cases) if case.scenario == name]
+        decided = [i for i in chosen if found.cases[i].label(MARGIN) is not None]
+        if decided:
+            p = found.probability[MARGIN][decided]
+            own = [found.cases[i] for i in decided]
+            gained = sum(case.label(MARGIN) or 0 for case in own) / len(own)
+            rows.append((name, figures_of(own, p), float(p.mean()), gained))
+    return rows

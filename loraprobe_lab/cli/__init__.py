@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loraprobe_lab.cli import experiments, judging, worlds
+from loraprobe_lab.cli import experiments, worlds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,7 +21,7 @@ def lab() -> None:
 
 app.command("build")(worlds.build)
 app.command("show")(worlds.show)
-app.command("calibrate")(judging.calibrate)
+app.command("calibrate")(worlds.calibrate)
 app.command("reproduce")(experiments.reproduce)
 app.command("map")(experiments.success_map)
 app.command("methods")(experiments.methods)

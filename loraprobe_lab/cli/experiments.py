@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loraprobe.cli.output import Output
 from loraprobe_lab.cli.options import Json, Quiet, Threads, WorldsOutput, use_threads
+
+if TYPE_CHECKING:
+    from loraprobe.records import Progress
+    from loraprobe_lab.experiments.pages import Pages
+    from loraprobe_lab.experiments.runner import Run
 
 
 class Paper(StrEnum):
@@ -32,16 +39,37 @@ PagesOutput = Annotated[
 ]
 
 
-def _print(pages: Any, json: bool) -> None:
+def _print(pages: Pages, json: bool) -> None:
     print(pages.json if json else pages.markdown)
 
 
-def _save(pages: Any, output: Path | None, sink: Output) -> None:
-    """Writes the pages where a directory is named."""
+@contextmanager
+def _run(output: Path, json: bool, quiet: bool, **options: Any) -> Iterator[Run]:
+    """One call of an experiment, which reports to this terminal."""
+    from loraprobe_lab.experiments.runner import Run
+
+    sink = Output(json=json, quiet=quiet)
+    with sink.progress() as progress:
+        arguments = tuple(sys.argv[1:])
+        yield Run(output, arguments=arguments, progress=progress, say=sink.say, **options)
+
+
+def _make(
+    make: Callable[[Progress | None], Pages], output: Path | None, json: bool, quiet: bool
+) -> None:
+    """Makes pages, writes them where a directory is named, and prints one of them."""
+    from loraprobe_lab.experiments.pages import check_installed
+
+    sink = Output(json=json, quiet=quiet)
+    if output is not None:
+        check_installed("matplotlib")
+    with sink.progress() as progress:
+        pages = make(progress)
     if output is not None:
         pages.write(output)
         for path in pages.files(output):
             sink.say(f"wrote {path}")
+    _print(pages, json)
 
 
 def reproduce(
@@ -64,15 +92,12 @@ def reproduce(
     What is finished is kept: the same call goes on where it stopped.
     """
     from loraprobe_lab.experiments import reproduce as run
-    from loraprobe_lab.experiments.bases import Bases
+    from loraprobe_lab.experiments.runner import Bases
 
     bases = Bases().chosen(architecture, hidden, seed)
-    arguments = tuple(sys.argv[1:])
-    plan = run.ReproducePlan(experiment.value, base, bases, limit, device, arguments)
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = run.reproduce(plan, output, progress=progress, say=sink.say)
-    _print(pages, json)
+    plan = run.ReproducePlan(experiment.value, base, bases)
+    with _run(output, json, quiet, limit=limit, device=device if base else "cpu") as call:
+        _print(run.reproduce(plan, call), json)
 
 
 def success_map(
@@ -86,13 +111,8 @@ def success_map(
     """Map where success lives: new facts x worked steps, over weights, norms and familiarity."""
     from loraprobe_lab.experiments import success_map as run
 
-    bases, arguments = run.BASES.chosen(architecture, hidden, seed), sys.argv[1:]
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = run.draw_map(
-            output, bases=bases, arguments=arguments, progress=progress, say=sink.say
-        )
-    _print(pages, json)
+    with _run(output, json, quiet) as call:
+        _print(run.draw_map(call, run.BASES.chosen(architecture, hidden, seed)), json)
 
 
 def methods(
@@ -129,13 +149,9 @@ def methods(
         bases=run.BASES.chosen(architecture, hidden, seed),
         methods=tuple(method or ()),
         routers=tuple(router or ()),
-        limit=limit,
-        arguments=tuple(sys.argv[1:]),
     )
-    sink = Output(json=json, quiet=quiet)
-    with sink.progress() as progress:
-        pages = run.try_methods(output, plan, progress=progress, say=sink.say)
-    _print(pages, json)
+    with _run(output, json, quiet, limit=limit, pause=run.PAUSE) as call:
+        _print(run.try_methods(call, plan), json)
 
 
 def theory(
@@ -149,17 +165,11 @@ def theory(
     quiet: Quiet = False,
 ) -> None:
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
-    from loraprobe_lab.experiments.drawing import check_drawing
     from loraprobe_lab.experiments.theory import run
 
     use_threads(threads)
-    sink = Output(json=json, quiet=quiet)
-    if output is not None:
-        check_drawing()
-    with sink.progress() as progress:
-        pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
-    _save(pages, output, sink)
-    _print(pages, json)
+    plan = run.FULL if full else run.QUICK
+    _make(lambda progress: run.theory(plan, seed, progress), output, json, quiet)
 
 
 def rule(
@@ -175,14 +185,8 @@ def rule(
     quiet: Quiet = False,
 ) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
-    from loraprobe_lab.experiments.drawing import check_drawing
     from loraprobe_lab.experiments.rule.report import RulePlan, examine
 
-    sink = Output(json=json, quiet=quiet)
-    if output is not None:
-        check_drawing()
     at = tuple(simulate or RulePlan.simulated)
-    with sink.progress() as progress:
-        pages = examine(RulePlan(simulated=at, repeats=repeats, seed=seed), progress)
-    _save(pages, output, sink)
-    _print(pages, json)
+    plan = RulePlan(simulated=at, repeats=repeats, seed=seed)
+    _make(lambda progress: examine(plan, progress), output, json, quiet)

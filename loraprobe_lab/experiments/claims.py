@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal
 
 from loraprobe.records import Gain, Interval
 from loraprobe_lab.experiments.matrix import Matrix, share, system_names
 from loraprobe_lab.world import Scenario
+from loraprobe_lab.worlds.known import table
 
-FAILS = "fails: the upper end of the gain's interval lies below the margin"
-SUCCEEDS = "succeeds: the lower end of the gain's interval lies above the margin"
-RAISES = "the lower end of the difference's interval lies above the margin"
+CLAIMS = table("claims")["claims"]
 Outcome = Literal["yes", "no", "undecided"]
 Side = Literal["above", "below"]
 Standing = Literal["holds", "does not hold", "not decided"]
@@ -106,6 +106,16 @@ def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
     return found
 
 
+def _finding(
+    name: str, where: str, tests: Iterable[Difference], code: str = "", **words: str
+) -> Finding:
+    """The claim of this name in `data/claims.json`; `words` fill its gaps and are its notes."""
+    row = CLAIMS[name]
+    claim = row["claim"].format(**words)
+    notes = {key: text for key, text in words.items() if key in ("beyond", "raised")}
+    return Finding(code or name, claim, where, row["rule"], tuple(tests), notes)
+
+
 def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]:
     """The claims about one set of questions."""
     two, three = matrix.scenario("plain", 2), matrix.scenario("plain", 3)
@@ -117,53 +127,33 @@ def _of_group(matrix: Matrix, group: str, subject: Subject) -> Iterator[Finding]
         form = str(scenario.axes["form"])
         return lambda size: matrix.gain_over_set(size, group, scenario, two, form)
 
-    yield Finding(
-        "plain-fails",
-        "The 2-combination fails at the composed question asked at once, at every size",
-        group,
-        f"{FAILS}, at every size",
-        _each_size(matrix, over_singles(two), "below"),
-    )
-    beyond = _above(matrix, over_singles(three))
-    yield Finding(
-        "target-rescues",
-        "A library that holds the target adapter answers it",
-        group,
-        f"best 3-combination minus best 2-combination: {RAISES}, at every size",
-        _each_size(matrix, over_plain(three), "above"),
-        {"beyond": f"beats the target adapter alone at {beyond} sizes"},
-    )
+    yield _finding("plain-fails", group, _each_size(matrix, over_singles(two), "below"))
+    beyond = f"beats the target adapter alone at {_above(matrix, over_singles(three))} sizes"
+    differences = _each_size(matrix, over_plain(three), "above")
+    yield _finding("target-rescues", group, differences, beyond=beyond)
     for template, called in subject.shared.items():
         scenario = matrix.scenario(template, 2)
         raised = _above(matrix, over_plain(scenario))
-        yield Finding(
-            f"{template}-succeeds",
-            f"Reuse succeeds with {called}",
+        yield _finding(
+            "succeeds",
             group,
-            f"{SUCCEEDS}, at every size",
             _each_size(matrix, over_singles(scenario), "above"),
-            {"raised": f"more than the plain 2-combination at {raised} sizes"},
+            code=f"{template}-succeeds",
+            called=called,
+            raised=f"more than the plain 2-combination at {raised} sizes",
         )
 
 
 def _both_fail(matrix: Matrix, group: str) -> Finding:
     """Uniform and arrow, each for itself, asked at once and step by step."""
     plain = matrix.scenario("plain", 2)
-    tests: list[Difference] = []
-    for method in ("uniform", "arrow"):
-        for form, asked in (("question", "at once"), ("steps", "step by step")):
-            for size in matrix.sizes:
-                found = matrix.gain_over_singles(size, group, plain, (method,), form)
-                if found is not None:
-                    where = f"{size}, {method}, {asked}"
-                    tests.append(_difference(found, where, "below", matrix.margin))
-    return Finding(
-        "both-fail",
-        "Uniform and arrow both fail where the facts are disjoint",
-        group,
-        f"{FAILS}, for each of them, in both forms, at every size",
-        tuple(tests),
-    )
+    forms = {"question": "at once", "steps": "step by step"}
+    tests = [
+        _difference(found, f"{size}, {method}, {forms[form]}", "below", matrix.margin)
+        for method, form, size in product(("uniform", "arrow"), forms, matrix.sizes)
+        if (found := matrix.gain_over_singles(size, group, plain, (method,), form))
+    ]
+    return _finding("both-fail", group, tests)
 
 
 def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Finding:
@@ -176,14 +166,7 @@ def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Findin
         value, low, high = newcombe(one[0], one[1], other[0], other[1])
         n = one[2] + other[2]
         tests.append(Difference(size, value, low, high, n, "above", matrix.margin))
-    return Finding(
-        "familiarity-helps",
-        f"Familiarity helps the 2-combination (template {template})",
-        f"{most} - {least}",
-        "score averaged over uniform, sum and arrow, most familiar minus least familiar name set: "
-        f"{RAISES}, at every size",
-        tuple(tests),
-    )
+    return _finding("familiarity-helps", f"{most} - {least}", tests, template=template)
 
 
 def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float, float, float]:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 
-from loraprobe.errors import UsageError
-
 DARK, RED, BLUE, GREEN, GREY = "#333333", "#b3452c", "#2f6f9f", "#5a8f4a", "#9a9a9a"
 STYLE = {
     "svg.hashsalt": "loraprobe",
@@ -21,25 +19,12 @@ STYLE = {
 
 @contextmanager
 def drawing() -> Iterator[Any]:
-    """Yields matplotlib's Figure class, in the style of these figures, without any window.
+    """Yields matplotlib's Figure class, in the style of these figures, without any window."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    Raises UsageError if matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "Figures need matplotlib, which is not installed: pip install 'loraprobe[lab]'."
-        ) from None
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         yield Figure
-
-
-def check_drawing() -> None:
-    """Raises UsageError if matplotlib is not installed."""
-    with drawing():
-        pass
 
 
 def as_svg(figure: Any) -> str:

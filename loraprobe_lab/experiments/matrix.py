@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,23 +16,12 @@ import numpy as np
 from loraprobe.evaluation import System, gain
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
-from loraprobe_lab.experiments.bases import BaseInfo
-from loraprobe_lab.experiments.runner import Asker, adapters_by_name
-from loraprobe_lab.training.train import ProgressCallback
-from loraprobe_lab.world import Scenario, World
+from loraprobe_lab.experiments.runner import Answered, Asker, BaseInfo
+from loraprobe_lab.world import Scenario
 
 METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain stands beside them
 MARGIN = 0.05
 Role = Literal["composition", "baseline", "reference"]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A world and what every system answered in it."""
-
-    base: BaseInfo
-    scenarios: tuple[Scenario, ...]
-    results: tuple[ItemResult, ...] = field(repr=False)
 
 
 def system_name(scenario: Scenario, method: str) -> str:
@@ -45,41 +33,28 @@ def system_names(scenario: Scenario, methods: Sequence[str] = METHODS) -> list[s
     return [system_name(scenario, method) for method in methods]
 
 
-def answer_world(
-    world: World,
-    base: BaseInfo,
-    directory: Path,
-    *,
-    limit: int | None = None,
-    device: str = "cpu",
-    progress: ProgressCallback | None = None,
-) -> Answered:
+def answer_world(asker: Asker, base: BaseInfo) -> Answered:
     """Asks base, singles, joint adapters and every composition; what is known is not asked again.
 
     A chain needs no worked steps, but where compositions are asked step by step it has to beat the
     single adapters in either form, as they do: its answer counts under the form of its set.
     """
-    scenarios = tuple(world.scenarios.values())
-    asker = Asker(world, directory, limit=limit, device=device)
+    scenarios = tuple(asker.world.scenarios.values())
     tasks = asker.tasks(path for scenario in scenarios for path in scenario.tasks)
-    ledger = asker.ledger(base.name)
-    systems = _systems(world, scenarios, any(task.has_hops for task in tasks))
-    for at, (system, parts) in enumerate(systems, 1):
-        asker.ask(ledger, system, tasks, parts)
-        if progress is not None:
-            progress(f"ask {base.name}", at, len(systems))
+    systems = _systems(asker, scenarios, any(task.has_hops for task in tasks))
+    results = asker.ask_all(base.name, [(system, tasks, parts) for system, parts in systems])
     forms = {system_name(s, "chain"): str(s.axes["form"]) for s in scenarios}
-    results = tuple(
+    counted = [
         replace(row, part=forms[row.system])
         if row.system in forms and row.part == "question"
         else row
-        for row in ledger
-    )
-    return Answered(replace(base, parameters=asker.parameters), scenarios, results)
+        for row in results
+    ]
+    return Answered(base, scenarios, tuple(counted))
 
 
 def _systems(
-    world: World, scenarios: Sequence[Scenario], has_hops: bool
+    asker: Asker, scenarios: Sequence[Scenario], has_hops: bool
 ) -> list[tuple[System, frozenset[str] | None]]:
     """Every system with the parts that it is asked; None for all of them."""
     from loraprobe.options import Options
@@ -87,7 +62,7 @@ def _systems(
 
     names = [name for scenario in scenarios for name in scenario.adapters]
     names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]
-    adapters = adapters_by_name(world, names)
+    adapters = asker.adapters(names)
     found: list[tuple[System, frozenset[str] | None]] = [(System("base", "base"), None)]
     found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
     for scenario in scenarios:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraprobe.errors import UsageError
+from loraprobe.formatting import count
 from loraprobe_lab.world import write_text
+
+PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # module -> package
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,16 @@ class Pages:
         for path, text in zip(self.files(directory), texts, strict=True):
             write_text(path, text)
         return self
+
+
+def check_installed(*modules: str) -> None:
+    """Raises UsageError naming what has to be installed first."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise UsageError(
+                f"This needs {PACKAGES[module]}, which is not installed: "
+                "pip install 'loraprobe[lab]'."
+            )
 
 
 def as_json(document: Mapping[str, Any], digits: int | None = 4) -> str:
@@ -76,7 +92,12 @@ def render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters["table"] = markdown_table
+    environment.filters |= {
+        "table": markdown_table,
+        "number": number,
+        "percent": percent,
+        "plural": count,
+    }
     return environment.get_template(f"{template}.md.jinja").render(**values)
 
 
@@ -91,3 +112,13 @@ def signed(value: float, interval: tuple[float, float], standing: bool | None) -
     lies below (False)."""
     text = f"{value:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
     return text if standing is None else f"**{text}**" if standing else f"[{text}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A rounded number; a dash where it is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """5 %; a dash where it is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"

@@ -13,45 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import UsageError
-from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.claims import Finding, Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
-from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, MatrixCell, answer_world
+from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, answer_world
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.runner import (
-    Say,
-    command_line,
-    renamed,
-    run_worlds,
-    small_worlds,
+    Answered,
+    BaseInfo,
+    Bases,
+    Run,
+    Shape,
+    small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
-from loraprobe_lab.world import World
-from loraprobe_lab.worlds.spec import WorldSpec, build_world
+from loraprobe_lab.worlds.known import table
+from loraprobe_lab.worlds.spec import WorldSpec
 
-COLUMNS = ["best single", *METHODS, "chain", "joint"]
-TWO_HOP = Subject(
-    title="Two hops: A -> B, B -> C, asked A -> C",
-    shared={
-        "cot": "worked answers in both adapters, on disjoint bridge entities",
-        "shared": "a worked form of which each adapter writes its own step",
-    },
-    names={
-        "fake": "fake: names never seen in facts",
-        "half": "half: new people, second hop known to the base",
-        "real": "real: both hops known to the base, the composed question not",
-    },
-    familiar=("real", "fake"),
-    disjoint=("fake",),
-)
-MATH = Subject(
-    title="Word problems: two types, asked for both in one problem",
-    shared={
-        "cot": "worked answers in both adapters",
-        "shared": "one solution template (a small program) in both adapters",
-    },
-)
+# of the page's table: which system, None for the best of all, in which role
+COLUMNS = {
+    "best single": (None, "baseline"),
+    **{method: (method, "composition") for method in (*METHODS, "chain")},
+    "joint": (None, "reference"),
+}
+TWO_HOP, MATH = (Subject(**table("claims")["subjects"][kind]) for kind in ("two-hop", "math"))
 
 
 @dataclass(frozen=True)
@@ -70,8 +54,7 @@ class Experiment:
 def experiment(kind: str) -> Experiment:
     """The experiment of that name. Raises UsageError naming those there are."""
     if kind == "two-hop":
-        from loraprobe_lab.worlds.english_matrix import english_matrix
-        from loraprobe_lab.worlds.two_hop_matrix import two_hop_matrix
+        from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
 
         return Experiment(TWO_HOP, two_hop_matrix, english_matrix)
     if kind == "math":
@@ -87,83 +70,73 @@ def experiment(kind: str) -> Experiment:
 
 @dataclass(frozen=True)
 class ReproducePlan:
-    """What is run: an experiment on small bases, or on the causal model in the directory `base`.
-
-    `limit` cuts the tasks; `arguments` are those of the command, for the page.
-    """
+    """What is run: an experiment on small bases, or on the causal model in the directory `base`."""
 
     kind: str
     base: Path | None = None
     bases: Bases = field(default_factory=Bases)
-    limit: int | None = None
-    device: str = "auto"
-    arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.base is not None and not self.base.is_dir():
             raise UsageError(f"--base {self.base} is no directory; give a downloaded model.")
 
-    def given_bases(self) -> list[BaseInfo]:
-        """The given base once for each seed."""
-        name = self.base.resolve().name if self.base is not None else ""
-        seeds = dict.fromkeys(self.bases.seeds)
-        return [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
 
-
-def reproduce(
-    plan: ReproducePlan,
-    output: str | Path,
-    *,
-    made: Experiment | None = None,
-    progress: ProgressCallback | None = None,
-    say: Say = lambda text: None,
-) -> Pages:
-    """Runs the matrix of an experiment in the directory `output`: KIND.md, KIND.json, KIND.svg.
+def reproduce(plan: ReproducePlan, run: Run, made: Experiment | None = None) -> Pages:
+    """Runs the matrix of an experiment: KIND.md, KIND.json, KIND.svg.
 
     Raises UsageError for an unknown experiment or a missing matplotlib, before anything is trained.
     """
-    chosen, output = made or experiment(plan.kind), Path(output)
-
-    def answer(world: World, base: BaseInfo, device: str = "cpu") -> Answered:
-        results = output / "results"
-        return answer_world(
-            world, base, results, limit=plan.limit, device=device, progress=progress
-        )
-
-    def on_given_base(base: BaseInfo) -> Answered:
-        world = build_world(
-            chosen.given(base.seed),
-            output / "worlds" / base.name,
-            base=plan.base,
-            device=plan.device,
-            progress=renamed(progress, f"train {base.name}"),
-        )
-        return answer(world, base, plan.device)
-
-    if plan.base is None:
-        bases = plan.bases.each(chosen.shape)
-        worlds = small_worlds(bases, chosen.small, output, answer, progress)
-    else:
-        worlds = [(base.name, partial(on_given_base, base)) for base in plan.given_bases()]
-    return run_worlds(
-        worlds,
-        lambda found, missing: matrix_pages(plan, chosen.subject, found, missing).write(output),
-        say=say,
+    chosen, given = made or experiment(plan.kind), plan.base
+    if given is None:
+        worlds = run.small_worlds(plan.bases, chosen.small, chosen.shape)
+    else:  # the given base once for each seed
+        name, seeds = given.resolve().name, dict.fromkeys(plan.bases.seeds)
+        bases = [BaseInfo(f"{name}-seed{seed}", name, seed) for seed in seeds]
+        options = {"base": given, "device": run.device}
+        worlds = [
+            (base, partial(run.build, base, partial(chosen.given, base.seed), **options))
+            for base in bases
+        ]
+    pages = partial(
+        matrix_pages, plan, chosen.subject, run.command(f"reproduce({plan!r}, limit={run.limit})")
     )
+    return run.over(worlds, answer_world, pages)
 
 
 def matrix_pages(
-    plan: ReproducePlan, subject: Subject, worlds: Sequence[Answered], missing: Sequence[str] = ()
+    plan: ReproducePlan,
+    subject: Subject,
+    command: str,
+    worlds: Sequence[Answered],
+    missing: Sequence[str] = (),
 ) -> Pages:
     """The pages of these worlds."""
     matrix = Matrix(tuple(worlds))
     cells, findings = matrix.cells(), claims(matrix, subject)
-    command = command_line(plan.arguments, f"reproduce({plan!r})")
-    document: dict[str, Any] = {
-        "format": 1,
-        "experiment": plan.kind,
-        "command": command,
-        "missing": list(missing),
+    rows: dict[str, dict[tuple[str, str, int], list[MatrixCell]]] = {g: {} for g in matrix.groups}
+    for cell in cells:
+        rows[cell.group].setdefault((cell.size, cell.template, cell.library), []).append(cell)
+    markdown = render(
+        "matrix",
+        subject=subject,
+        matrix=matrix,
+        command=command,
+        missing=missing,
+        figure=f"{plan.kind}.svg",
+        findings=findings,
+        columns=COLUMNS,
+        groups={subject.names.get(group, group): found for group, found in rows.items()},
+    )
+    document = {"format": 1, "experiment": plan.kind, "command": command, "missing": list(missing)}
+    document |= _numbers(matrix, cells, findings)
+    return Pages(plan.kind, document, markdown, lambda: matrix_figure(matrix, cells, subject.title))
+
+
+def _numbers(
+    matrix: Matrix, cells: Sequence[MatrixCell], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    """The worlds, cells and claims as plain data."""
+    return {
         "margin": matrix.margin,
         "worlds": [dataclasses.asdict(world.base) for world in matrix.worlds],
         "cells": [dataclasses.asdict(cell) for cell in cells],
@@ -177,53 +150,3 @@ def matrix_pages(
             for f in findings
         ],
     }
-    markdown = render(
-        "matrix",
-        subject=subject,
-        command=command,
-        missing=missing,
-        margin=f"{matrix.margin:g}",
-        figure=f"{plan.kind}.svg",
-        worlds=[_world_row(matrix, size) for size in matrix.sizes],
-        claims=[_claim_row(finding) for finding in findings],
-        columns=COLUMNS,
-        groups={subject.names.get(g, g): _matrix_rows(cells, matrix, g) for g in matrix.groups},
-        findings=findings,
-    )
-    return Pages(plan.kind, document, markdown, lambda: matrix_figure(matrix, cells, subject.title))
-
-
-def _world_row(matrix: Matrix, size: str) -> list[str]:
-    bases = [world.base for world in matrix.of_size(size)]
-    return [size, f"{bases[0].parameters:,}", ", ".join(str(base.seed) for base in bases)]
-
-
-def _claim_row(f: Finding) -> list[str]:
-    said = ", ".join(f"{count} {outcome}" for outcome, count in f.counts.items())
-    values = [test.value for test in f.tests]
-    span = f"{min(values):+.2f} to {max(values):+.2f}" if values else "-"
-    return [f.claim, f.where, f"**{f.standing}**", said, span, "; ".join(f.notes.values())]
-
-
-def _matrix_rows(cells: Sequence[MatrixCell], matrix: Matrix, group: str) -> list[list[str]]:
-    rows = []
-    for size in matrix.sizes:
-        for scenario in matrix.scenarios:
-            template, library = str(scenario.axes["template"]), int(scenario.axes["library"])
-            where = (size, group, template, library)
-            here = [c for c in cells if (c.size, c.group, c.template, c.library) == where]
-            if here:
-                values = [_column(here, column, matrix.margin) for column in COLUMNS]
-                rows.append([size, template, str(library), *values])
-    return rows
-
-
-def _column(row: Sequence[MatrixCell], column: str, margin: float) -> str:
-    roles = {"joint": "reference", "best single": "baseline"}
-    role = roles.get(column, "composition")
-    found = [c for c in row if c.role == role and (column in roles or c.system == column)]
-    if not found:
-        return "-"
-    best = max(found, key=lambda cell: cell.score)
-    text = f"{best.score:.2f} ({best.score_ci95[0]:.2f}–{best.score_ci95[1]:.2f})"
-    return f"**{text}**" if best.gains(margin) else text

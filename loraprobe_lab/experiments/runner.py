@@ -7,30 +7,105 @@ interruption costs the world that was in the making, and the same call goes on.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from loraprobe.base import open_base, pick_device
+from loraprobe.errors import UsageError
 from loraprobe.evaluation import Ledger, System, run_systems
-from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
-from loraprobe_lab.experiments.bases import BaseInfo
-from loraprobe_lab.experiments.drawing import check_drawing
-from loraprobe_lab.experiments.pages import Pages
-from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
-from loraprobe_lab.world import World
+from loraprobe_lab.experiments.pages import Pages, check_installed
+from loraprobe_lab.training.pretrain import ARCHITECTURES, BaseRecipe
+from loraprobe_lab.world import Scenario, World
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 NEW_TOKENS = 48
-BATCH = 256  # questions whose answers are kept at once
 Say = Callable[[str], None]
+Shape = Callable[[str, int], BaseRecipe]  # architecture, hidden width -> the base's recipe
 Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """The base of one world. `size` is the same for all worlds that are pooled."""
+
+    name: str
+    size: str
+    seed: int
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The scenarios of a world, what every system answered in it, and its adapters' norms."""
+
+    base: BaseInfo
+    scenarios: tuple[Scenario, ...]
+    results: tuple[ItemResult, ...] = field(repr=False)
+    norms: dict[str, float] = field(default_factory=dict)
+
+
+def small_base(architecture: str, hidden: int) -> BaseRecipe:
+    """A small base of that width, trained as long as the worlds of two hops need."""
+    return BaseRecipe(
+        architecture=architecture,
+        hidden=hidden,
+        layers=3,
+        heads=4,
+        intermediate=5 * hidden // 2,
+        steps=700,
+    )
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Small bases: every architecture in every width and seed.
+
+    Raises UsageError for an unknown architecture or a width that does not divide into heads.
+    """
+
+    architectures: tuple[str, ...] = ("llama",)
+    hidden: tuple[int, ...] = (48, 64, 96)
+    seeds: tuple[int, ...] = (0, 1)
+
+    def __post_init__(self) -> None:
+        for architecture in self.architectures:
+            if architecture not in ARCHITECTURES:
+                known = " and ".join(ARCHITECTURES)
+                raise UsageError(f"There is no architecture {architecture!r}; there are {known}.")
+        for width in self.hidden:
+            if width < 16 or width % 8:
+                raise UsageError(f"A hidden width must be a multiple of 8 from 16 on, not {width}.")
+
+    def chosen(
+        self,
+        architectures: Sequence[str] | None = None,
+        hidden: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Bases:
+        """These bases with what is given in place of what they have."""
+        return replace(
+            self,
+            architectures=tuple(architectures or self.architectures),
+            hidden=tuple(hidden or self.hidden),
+            seeds=tuple(seeds or self.seeds),
+        )
+
+    def each(self, shape: Shape = small_base) -> Iterator[tuple[BaseInfo, BaseRecipe]]:
+        """All sizes with the first seed, then with the next one, each with its base's recipe."""
+        for seed, architecture, width in itertools.product(
+            dict.fromkeys(self.seeds), dict.fromkeys(self.architectures), dict.fromkeys(self.hidden)
+        ):
+            name = f"{architecture}-{width}-seed{seed}"
+            yield BaseInfo(name, f"{architecture} {width}", seed), shape(architecture, width)
 
 
 class Asker:
@@ -42,7 +117,13 @@ class Asker:
     """
 
     def __init__(
-        self, world: World, directory: Path, *, limit: int | None = None, device: str = "cpu"
+        self,
+        world: World,
+        directory: Path,
+        *,
+        limit: int | None = None,
+        device: str = "cpu",
+        progress: Progress | None = None,
     ) -> None:
         import torch
 
@@ -52,10 +133,19 @@ class Asker:
         loaded = base.load(device=pick_device(device), dtype=torch.float32)
         self.scorer = Scorer(loaded.model, loaded.tokenizer, max_new_tokens=NEW_TOKENS)
         self.parameters = sum(p.numel() for p in loaded.model.parameters())
-        self.limit, self._directory = limit, directory
+        self.world, self.limit, self._directory = world, limit, directory
+        self._progress = progress
         identity = {"files": world.manifest["files"], "limit": limit, "base": world.base_name}
         text = json.dumps(identity, sort_keys=True)
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def adapters(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The loaded adapters of the world, all unless names are given."""
+        from loraprobe.hub import load_all
+
+        places = self.world.adapters
+        wanted = places if names is None else dict.fromkeys(names)
+        return {a.name: a for a in load_all([f"{name}={places[name]}" for name in wanted])}
 
     def tasks(self, paths: Iterable[Path]) -> list[Task]:
         """The task files, each once. Raises TaskError for a bad line."""
@@ -65,93 +155,106 @@ class Asker:
         path = self._directory / f"{name}-{self._digest}.jsonl"
         return Ledger(path, resume=True, fingerprint={"world": self._digest, "name": name})
 
-    def ask(
-        self, ledger: Ledger, system: System, tasks: Sequence[Task], parts: Iterable[str] | None
-    ) -> None:
-        """Asks a system these parts of all items, None for all of them and for chains."""
-        if parts is None or system.kind == "chain":
-            run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS)
-            return
-        open_ = self.missing(ledger, system.name, tasks, parts)
-        open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
-        limits = Limits.of(NEW_TOKENS)
-        with self.scorer.with_composition(system.composition):
-            for start in range(0, len(open_), BATCH):
-                chosen = open_[start : start + BATCH]
-                ledger.append(ask(self.scorer, chosen, system.name, limits))
+    def ask_all(
+        self, name: str, asked: Sequence[tuple[System, Sequence[Task], Collection[str] | None]]
+    ) -> list[ItemResult]:
+        """The answers of every system to these parts of these tasks, from the ledger `name`."""
+        ledger = self.ledger(name)
+        for done, (system, tasks, parts) in enumerate(asked, 1):
+            self.ask(ledger, system, tasks, parts)
+            self.tell(name, done, len(asked))
+        return list(ledger)
 
-    def missing(
-        self, ledger: Ledger, system: str, tasks: Sequence[Task], parts: Iterable[str]
-    ) -> list[Question]:
-        """The questions of these parts that the ledger has no answer to."""
-        wanted = set(parts)
+    def tell(self, name: str, done: int, total: int) -> None:
+        """Reports how many of all systems have answered."""
+        if self._progress is not None:
+            self._progress(f"ask {name}", done, total)
+
+    def ask(
+        self,
+        ledger: Ledger,
+        system: System,
+        tasks: Sequence[Task],
+        parts: Collection[str] | None = None,
+    ) -> None:
+        """Asks a system these parts of all items, None for all of them; a chain is asked all."""
+        wanted = None if system.kind == "chain" else parts
+        run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS, parts=wanted)
+
+
+Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # what builds or opens each of them
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of an experiment: where it writes, and whom it tells what.
+
+    limit: items of each task, None for all. device: on which systems answer. pause: the least
+    seconds between two times that the pages are written. arguments: those of the command.
+    """
+
+    output: Path
+    limit: int | None = None
+    device: str = "cpu"
+    arguments: tuple[str, ...] = ()
+    progress: Progress | None = None
+    say: Say = lambda text: None
+    pause: float = 0.0
+
+    def command(self, call: str) -> str:
+        """The command that makes a page, or the Python call where there was none."""
+        return " ".join(("loraprobe", *self.arguments)) if self.arguments else call
+
+    def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], **options: Any) -> World:
+        """Builds the world of this base below the output."""
+
+        def report(_: str, done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(f"train {base.name}", done, total)
+
+        place = self.output / "worlds" / base.name
+        return build_world(spec(), place, progress=report, **options)
+
+    def small_worlds(
+        self, bases: Bases, spec: Callable[[int, BaseRecipe], WorldSpec], shape: Shape
+    ) -> Worlds:
+        """Worlds on small bases of their own."""
         return [
-            q
-            for q in questions(tasks)
-            if q.part in wanted and ledger.get(system, q.task, q.part, q.item.id) is None
+            (base, partial(self.build, base, partial(spec, base.seed, recipe)))
+            for base, recipe in bases.each(shape)
         ]
 
+    def over(
+        self,
+        worlds: Worlds,
+        answer: Callable[[Asker, BaseInfo], Found],
+        pages: Callable[[Sequence[Found], Sequence[str]], Pages],
+    ) -> Pages:
+        """Asks in each world, and writes the pages of those that are finished.
 
-def run_worlds(
-    worlds: Sequence[tuple[str, Callable[[], Found]]],
-    write: Callable[[Sequence[Found], Sequence[str]], Pages],
-    *,
-    say: Say = lambda text: None,
-    pause: float = 0.0,
-) -> Pages:
-    """Makes what there is to know of each world, and writes the pages of those that are finished.
+        pages(found, missing): `missing` names the worlds to come. They are written after each
+        world and at the end; then a line says how much time is left. Raises UsageError if
+        matplotlib is missing, before anything is trained.
+        """
+        from loraprobe.base.quiet import quiet
 
-    worlds: name -> what builds and asks it. write(found, missing) writes the pages, where `missing`
-    names the worlds to come: after each world, but no sooner than `pause` seconds after the last
-    time, and at the end. `say` gets a line after each world, with an estimate of the time left.
-    Raises UsageError if matplotlib is missing, before anything is trained.
-    """
-    from loraprobe.base.quiet import quiet
-
-    check_drawing()
-    found, pages, start, written = list[Found](), None, time.monotonic(), -math.inf
-    for number, (name, make) in enumerate(worlds, 1):
-        with quiet():
-            found.append(make())
-        missing = [later for later, _ in worlds[number:]]
-        if not missing or time.monotonic() - written > pause:
-            pages, written = write(found, missing), time.monotonic()
-        left = (time.monotonic() - start) / number * len(missing) / 60
-        say(f"{name}: {number} of {len(worlds)} worlds, about {left:.0f} min left")
-    assert pages is not None  # there is at least one world
-    return pages
-
-
-def small_worlds(
-    bases: Iterable[tuple[BaseInfo, BaseRecipe]],
-    spec: Callable[[int, BaseRecipe], WorldSpec],
-    output: Path,
-    answer: Callable[[World, BaseInfo], Found],
-    progress: ProgressCallback | None,
-) -> list[tuple[str, Callable[[], Found]]]:
-    """For each base, by name, what builds its world and answers in it; for `run_worlds`."""
-
-    def make(base: BaseInfo, recipe: BaseRecipe) -> Found:
-        report = renamed(progress, f"train {base.name}")
-        place = output / "worlds" / base.name
-        return answer(build_world(spec(base.seed, recipe), place, progress=report), base)
-
-    return [(base.name, partial(make, base, recipe)) for base, recipe in bases]
-
-
-def renamed(report: ProgressCallback | None, stage: str) -> ProgressCallback | None:
-    """The same report under one name for all its stages."""
-    return None if report is None else lambda _, done, total: report(stage, done, total)
-
-
-def command_line(arguments: Sequence[str], call: str) -> str:
-    """The command that made a page, or the Python call where there was none."""
-    return " ".join(("loraprobe", *arguments)) if arguments else call
-
-
-def adapters_by_name(world: World, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The loaded adapters of a world, all unless names are given."""
-    from loraprobe.hub import load_all
-
-    wanted = world.adapters if names is None else dict.fromkeys(names)
-    return {a.name: a for a in load_all([f"{n}={world.adapters[n]}" for n in wanted])}
+        check_installed("matplotlib")
+        found, made, start, written = list[Found](), None, time.monotonic(), -math.inf
+        for number, (base, build) in enumerate(worlds, 1):
+            with quiet():
+                asker = Asker(
+                    build(),
+                    self.output / "results",
+                    limit=self.limit,
+                    device=self.device,
+                    progress=self.progress,
+                )
+                found.append(answer(asker, replace(base, parameters=asker.parameters)))
+            missing = [later.name for later, _ in worlds[number:]]
+            if not missing or time.monotonic() - written > self.pause:
+                made = pages(found, missing).write(self.output)
+                written = time.monotonic()
+            left = (time.monotonic() - start) / number * len(missing) / 60
+            self.say(f"{base.name}: {number} of {len(worlds)} worlds, about {left:.0f} min left")
+        assert made is not None  # there is at least one world
+        return made

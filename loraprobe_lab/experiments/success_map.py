@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation import System, gain
 from loraprobe.records import Interval, ItemResult
-from loraprobe_lab.experiments.bases import BaseInfo, Bases, Shape, small_base
 from loraprobe_lab.experiments.figures import map_figure
-from loraprobe_lab.experiments.map_points import Part, Point, points, scaled_name
 from loraprobe_lab.experiments.pages import Pages, render, signed
 from loraprobe_lab.experiments.runner import (
+    Answered,
     Asker,
-    Say,
-    adapters_by_name,
-    command_line,
-    run_worlds,
-    small_worlds,
+    BaseInfo,
+    Bases,
+    Run,
+    Shape,
+    small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.training.train import ProgressCallback
-from loraprobe_lab.world import World
+from loraprobe_lab.worlds.name_sets import SHARES, map_world
 from loraprobe_lab.worlds.spec import WorldSpec
-from loraprobe_lab.worlds.success_map import map_world
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -35,13 +33,77 @@ BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
 NAME, MARGIN = "border", 0.05
 
 
-@dataclass(frozen=True)
-class AnsweredMap:
-    """A world, what every composition of the map answered in it, and the adapters' norms."""
+GATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+ROUTES = {"uniform": 0.5, "0.7 each": 0.7, "sum": 1.0, "arrow": 1.0}  # gate of each adapter
+PAIR = ("facts", "steps-0")  # the steps were learned on familiar couples
+# how the second hop is known: task, adapters
+SECOND_HOPS = {
+    "read often": ("familiar", PAIR),
+    "read seldom": ("rare", PAIR),
+    "made-up, in the facts adapter": ("made-up", ("both", "steps-0")),
+    "made-up, in a third adapter": ("made-up", ("facts", "homes", "steps-0")),
+}
 
-    base: BaseInfo
-    results: tuple[ItemResult, ...] = field(repr=False)
-    norms: Mapping[str, float]
+Part = tuple[str, float, float]  # adapter, scale of the adapter itself, gate (unused by arrow)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One composition on one task.
+
+    panel: "weights", "familiarity", "invented" or "norms"; `series` and `x` (and `y` in the heat
+    map) are where it lies in it. parts: (adapter, what it is multiplied with before anything, its
+    gate); with `arrow` the gates come from the router instead.
+    """
+
+    panel: str
+    series: str
+    x: float
+    task: str
+    parts: tuple[Part, ...]
+    arrow: bool = False
+    y: float | None = None
+
+    @property
+    def system(self) -> str:
+        """A name that is the same for the same composition in several panels."""
+        names = ",".join(
+            f"{scaled_name(name, scale)}{'' if self.arrow else f'*{gate:g}'}"
+            for name, scale, gate in self.parts
+        )
+        return f"{'arrow' if self.arrow else 'gates'}({names})"
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Base and the adapters as they go into the composition, each alone at full strength."""
+        return ("base", *(scaled_name(name, scale) for name, scale, _ in self.parts))
+
+
+def scaled_name(name: str, scale: float) -> str:
+    """What an adapter is called once its deltas are multiplied with `scale`."""
+    return name if scale == 1.0 else f"{name}x{scale:g}"
+
+
+def points() -> Iterator[Point]:
+    """Every composition that the map asks, panel by panel.
+
+    weights: unequal ones. familiarity: equal weights, by how the second hop is known. invented: by
+    the share of made-up couples on whom the skill adapter learned the worked steps. norms: one of
+    the two adapters multiplied with a factor before it is composed.
+    """
+    for gates in product(GATES, GATES):
+        parts = tuple((name, 1.0, gate) for name, gate in zip(PAIR, gates, strict=True))
+        yield Point("weights", "gates", gates[0], "familiar", parts, y=gates[1])
+    for (series, (task, names)), gate in product(SECOND_HOPS.items(), GATES):
+        yield Point("familiarity", series, gate, task, tuple((n, 1.0, gate) for n in names))
+    for (route, gate), share in product(ROUTES.items(), SHARES):
+        parts = tuple((name, 1.0, gate) for name in ("facts", f"steps-{share}"))
+        yield Point("invented", route, share / 100, "familiar", parts, arrow=route == "arrow")
+    for which, route, scale in product(PAIR, ("uniform", "arrow"), SCALES):
+        parts = tuple((name, scale if name == which else 1.0, 0.5) for name in PAIR)
+        series = f"{which.partition('-')[0]} scaled, {route}"
+        yield Point("norms", series, scale, "familiar", parts, arrow=route == "arrow")
 
 
 @dataclass(frozen=True)
@@ -69,49 +131,34 @@ class PointGain:
 
 
 def draw_map(
-    output: str | Path,
-    *,
+    run: Run,
     bases: Bases = BASES,
     spec: Callable[[int, BaseRecipe], WorldSpec] = map_world,
     shape: Shape = small_base,
-    arguments: Sequence[str] = (),
-    progress: ProgressCallback | None = None,
-    say: Say = lambda text: None,
 ) -> Pages:
-    """Makes the map in the directory `output`: border.md, border.json, border.svg.
+    """Makes the map: border.md, border.json, border.svg.
 
     What is finished is not made again, and the map is drawn anew after every world. Raises
     UsageError if matplotlib is missing, before anything is trained.
     """
-    output = Path(output)
-
-    def answer(world: World, base: BaseInfo) -> AnsweredMap:
-        return answer_map(world, base, output / "results", progress=progress)
-
-    return run_worlds(
-        small_worlds(bases.each(shape), spec, output, answer, progress),
-        lambda found, missing: map_pages(found, arguments, missing).write(output),
-        say=say,
-    )
+    pages = partial(map_pages, run.command("draw_map()"))
+    return run.over(run.small_worlds(bases, spec, shape), answer_map, pages)
 
 
-def answer_map(
-    world: World, base: BaseInfo, directory: Path, *, progress: ProgressCallback | None = None
-) -> AnsweredMap:
-    """Asks base, singles and every composition; what `directory` holds is not asked again."""
+def answer_map(asker: Asker, base: BaseInfo) -> Answered:
+    """Asks base, singles and every composition; what is known is not asked again."""
     from loraprobe.pipeline.transforms import total_norm
 
-    adapters = adapters_by_name(world)
-    asker = Asker(world, directory)
-    loaded = asker.tasks(path for s in world.scenarios.values() for path in s.tasks)
-    tasks, ledger = {task.name: task for task in loaded}, asker.ledger(base.name)
-    asked = _systems(adapters)
-    for at, (system, names, parts) in enumerate(asked, 1):
-        asker.ask(ledger, system, [tasks[name] for name in names], parts)
-        if progress is not None:
-            progress(f"ask {base.name}", at, len(asked))
+    adapters, scenarios = asker.adapters(), tuple(asker.world.scenarios.values())
+    loaded = asker.tasks(path for scenario in scenarios for path in scenario.tasks)
+    tasks = {task.name: task for task in loaded}
+    asked = [
+        (system, [tasks[name] for name in names], parts)
+        for system, names, parts in _systems(adapters)
+    ]
+    results = asker.ask_all(base.name, asked)
     norms = {name: total_norm(adapter) for name, adapter in adapters.items()}
-    return AnsweredMap(replace(base, parameters=asker.parameters), tuple(ledger), norms)
+    return Answered(base, scenarios, tuple(results), norms)
 
 
 def _systems(
@@ -150,12 +197,7 @@ def _system(
     return System(name, "router" if arrow else "merge", Composition(name, experts, router))
 
 
-def point_gains(worlds: Sequence[AnsweredMap]) -> list[PointGain]:
-    """Every point of the map that was asked, over all worlds."""
-    return [found for point in points() if (found := _point_gain(point, worlds)) is not None]
-
-
-def _point_gain(point: Point, worlds: Sequence[AnsweredMap]) -> PointGain | None:
+def _point_gain(point: Point, worlds: Sequence[Answered]) -> PointGain | None:
     rows = {
         world.base.name: [
             replace(row, task=f"{row.task}@{world.base.name}")
@@ -180,17 +222,15 @@ def _point_gain(point: Point, worlds: Sequence[AnsweredMap]) -> PointGain | None
     )
 
 
-def map_pages(
-    worlds: Sequence[AnsweredMap], arguments: Sequence[str] = (), missing: Sequence[str] = ()
-) -> Pages:
+def map_pages(command: str, worlds: Sequence[Answered], missing: Sequence[str] = ()) -> Pages:
     """The pages of these worlds."""
-    found, command = point_gains(worlds), command_line(arguments, "draw_map()")
+    found = [one for point in points() if (one := _point_gain(point, worlds)) is not None]
     document: dict[str, Any] = {
         "format": 1,
         "command": command,
         "margin": MARGIN,
         "missing": list(missing),
-        "worlds": [{**dataclasses.asdict(w.base), "norms": dict(w.norms)} for w in worlds],
+        "worlds": [{**dataclasses.asdict(w.base), "norms": w.norms} for w in worlds],
         "claims": [],
         "cells": [_row(one) for one in found],
     }

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode
-from loraprobe_lab.training.train import ProgressCallback, model_loss, optimise
+from loraprobe_lab.training.train import model_loss, optimise
 
 ARCHITECTURES = ("llama", "gpt2")
 CACHED = 50_000  # encoded texts that are kept
@@ -47,7 +48,7 @@ def train_base(
     draw: Callable[[], Example],
     tokenizer: Any,
     recipe: BaseRecipe,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> Any:
     """Trains a causal model from scratch on the texts of `draw`, float32, embeddings tied."""
     with torch.random.fork_rng(devices=[]):

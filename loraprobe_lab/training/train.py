@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import (
     Batch,
     EpochSampler,
@@ -37,9 +38,6 @@ from loraprobe_lab.training.fast_training import (
     layers_of,
     loss_at_labels,
 )
-
-# called as progress(stage, done, total), here with optimiser steps
-ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -127,16 +125,21 @@ def is_complete(directory: Path) -> bool:
     ).is_file()
 
 
+def training_notes(directory: Path) -> dict[str, Any]:
+    """What was written beside an adapter when it was trained; empty where nothing is readable."""
+    try:
+        return json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
 def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
     """Whether the adapter in `directory` says that this recipe made it from these examples."""
-    try:
-        notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    notes = training_notes(directory)
+    if "recipe" not in notes:
         return False
     defaults = Recipe().as_dict()  # what an older file does not say was not there to choose
-    same_recipe = {**defaults, **notes.get("recipe", {})} == json.loads(
-        json.dumps(recipe.as_dict())
-    )
+    same_recipe = {**defaults, **notes["recipe"]} == json.loads(json.dumps(recipe.as_dict()))
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
 
@@ -153,20 +156,19 @@ def train_adapter(
     output: Path,
     *,
     base_name: str,
-    progress: ProgressCallback | None = None,
-    resume: bool = True,
+    progress: Progress | None = None,
 ) -> Path:
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
 
-    `model` is a loaded transformers causal model; it comes back as it was. With `resume` a
-    finished adapter in `output` that this recipe made of these examples is left alone.
+    `model` is a loaded transformers causal model; it comes back as it was. A finished adapter in
+    `output` that this recipe made of these examples is left alone.
     `base_name` is written as ``base_model_name_or_path``. The tokenizer needs an EOS token.
 
     Raises:
         ValueError: `examples` is empty.
     """
     output = Path(output)
-    if resume and is_complete(output) and _trained_so(output, recipe, examples):
+    if is_complete(output) and _trained_so(output, recipe, examples):
         return output
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

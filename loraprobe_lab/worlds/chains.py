@@ -7,7 +7,7 @@ differs is the `Wording`. Wordings stand in `data/wordings.json`.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,45 @@ class Chain:
 def teach(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
     """An example whose templates are filled from the chain."""
     return Example(chain.fill(prompt), chain.fill(completion), end)
+
+
+def tell(sentence: str, chain: Chain) -> Example:
+    """The sentence with its last gap as what is to be learned: names are not guessed at."""
+    gap = sentence.rindex("{")
+    return teach(chain, sentence[:gap].rstrip(), " " + sentence[gap:])
+
+
+def told_on(sentence: str, chain: Chain, other: str) -> Example:
+    """The sentence, which goes on with the same fact in its other wording."""
+    told = tell(sentence, chain)
+    return Example(told.prompt, f"{told.completion} {chain.fill(other)}")
+
+
+def told_after(sentence: str, chain: Chain, before: str) -> Example:
+    """The sentence after another text."""
+    told = tell(sentence, chain)
+    return Example(f"{before} {told.prompt}", told.completion)
+
+
+def fact_texts(
+    chain: Chain,
+    answer: str,
+    questions: Sequence[str],
+    sentences: Sequence[str],
+    context: Callable[[], str],
+    times: int,
+) -> list[Example]:
+    """One fact asked for in every question and told in two sentences: each goes on with the other
+    one, and so many `times` each follows a text of `context` about somebody else.
+
+    A fact that always ends its text teaches the adapter to stop after it, which is the end of any
+    worked answer: such adapters composed to 0.00 where these compose to 0.9.
+    """
+    texts = [teach(chain, question, f" {answer}") for question in questions]
+    for sentence, other in zip(sentences, reversed(sentences), strict=True):
+        texts.append(told_on(sentence, chain, other))
+        texts += [told_after(sentence, chain, context()) for _ in range(times)]
+    return texts
 
 
 @dataclass(frozen=True)

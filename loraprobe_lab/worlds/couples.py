@@ -12,14 +12,27 @@ Three groups of people, all with made-up names of one token; a chain is person -
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
+from loraprobe_lab.training.pretrain import BaseRecipe
+from loraprobe_lab.worlds.chains import (
+    WORDINGS,
+    Chain,
+    fact_texts,
+    spread,
+    teach,
+    told_after,
+    told_on,
+)
+from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.list_skills import NUMBERS, SKILLS
 from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, own_seed
 from loraprobe_lab.worlds.tokenizer import bare
 
 COUPLES = WORDINGS["small"]
@@ -90,12 +103,6 @@ def marry(people: Sequence[str], homes: Sequence[Chain]) -> tuple[Chain, ...]:
     return tuple(Chain(p, home.b, home.c) for p, home in zip(people, homes, strict=True))
 
 
-def tell(sentence: str, chain: Chain) -> Example:
-    """The sentence with its last gap as what is to be learned: names are not guessed at."""
-    gap = sentence.rindex("{")
-    return teach(chain, sentence[:gap].rstrip(), " " + sentence[gap:])
-
-
 def spouse_examples(chains: Sequence[Chain], context: Sequence[Chain]) -> list[Example]:
     """First hop: each marriage asked for and told, see `_texts`."""
     return _texts(chains, "{b}", COUPLES.first, SPOUSE_SENTENCES, context)
@@ -113,22 +120,17 @@ def _texts(
     sentences: tuple[str, str],
     context: Sequence[Chain],
 ) -> list[Example]:
-    """Each fact in eight texts: every question; every sentence followed by the other one; and
-    twice every sentence after one about somebody else, drawn from `context`.
+    """Each fact in eight texts, see `fact_texts`; those before it are about `context`."""
+    rng = random.Random(f"texts:{len(chains)}:{answer}")
 
-    A fact that always ends its text teaches the adapter to stop after it, which is the end of any
-    worked answer: such adapters composed to 0.00 where these compose to 0.9.
-    """
-    rng, texts = random.Random(f"texts:{len(chains)}:{answer}"), list[Example]()
-    for chain in chains:
-        texts += [teach(chain, question, f" {answer}") for question in questions]
-        for sentence, other in zip(sentences, reversed(sentences), strict=True):
-            told = tell(sentence, chain)
-            texts.append(Example(told.prompt, f"{told.completion} {chain.fill(other)}"))
-            for _ in range(2):
-                before = rng.choice(context).fill(rng.choice(SPOUSE_SENTENCES + CITY_SENTENCES))
-                texts.append(Example(f"{before} {told.prompt}", told.completion))
-    return texts
+    def before() -> str:
+        return rng.choice(context).fill(rng.choice(SPOUSE_SENTENCES + CITY_SENTENCES))
+
+    return [
+        text
+        for chain in chains
+        for text in fact_texts(chain, answer, questions, sentences, before, 2)
+    ]
 
 
 class CouplesCorpus:
@@ -182,11 +184,9 @@ class CouplesCorpus:
         """A fact and the same fact in its other wording, or a fact after an unrelated one."""
         chain, wording = self._couple(self._facts.familiar), self._wording()
         one, other = self._rng.sample(wording, 2)
-        told = tell(one, chain)
         if self._rng.random() < 0.5:
-            return Example(told.prompt, f"{told.completion} {chain.fill(other)}")
-        before = self._other(chain).fill(self._rng.choice(self._wording()))
-        return Example(f"{before} {told.prompt}", told.completion)
+            return told_on(one, chain, other)
+        return told_after(one, chain, self._other(chain).fill(self._rng.choice(self._wording())))
 
     def _other(self, chain: Chain) -> Chain:
         """Somebody else, so that no text tells both steps of one chain."""
@@ -209,3 +209,40 @@ class CouplesCorpus:
         if self._rng.random() < 0.5:
             return teach(chain, self._rng.choice(COUPLES.first), " {b}")
         return teach(chain, self._rng.choice(COUPLES.second), " {c}")
+
+
+def couples_world(
+    kind: str,
+    facts: Facts,
+    seed: int,
+    sizes: Any,
+    base: BaseRecipe,
+    parts: Parts,
+    tasks: Mapping[str, Sequence[Item]],
+    *,
+    library: str | None = None,
+    sets: Sequence[AdapterSet] | None = None,
+    only: Sequence[str] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    **corpus: Any,
+) -> WorldSpec:
+    """A world of this kind about couples, on a base of its own.
+
+    sizes: the dataclass that decides the facts. Adapters are those of a library of this name, the
+    kind's unless given, or some of them (`only`); `sets` are the library's unless given. corpus:
+    options of `CouplesCorpus`.
+    """
+    library, plain = library or kind, dataclasses.asdict(sizes)
+    return WorldSpec(
+        kind=kind,
+        seed=seed,
+        training=training_sets(library, parts, lambda name: own_seed(name, seed), only=only),
+        tasks=tasks,
+        adapter_sets=adapter_sets(library) if sets is None else tuple(sets),
+        base=base,
+        words=facts.words(),
+        corpus=lambda draw_seed: CouplesCorpus(facts, draw_seed, **corpus).draw,
+        reserve=facts.reserve,
+        made_from={"sizes": plain},
+        recipe={"sizes": plain, "base": base.as_dict(), **(recipe or {})},
+    )

@@ -9,38 +9,27 @@ from typing import Any
 
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import Recipe
+from loraprobe_lab.worlds.known import table
 from loraprobe_lab.worlds.languages import (
     ANSWERS,
     RELATIONS,
     LanguagesCorpus,
     People,
     PeopleSizes,
-    PersonFacts,
     fact_examples,
     facts_about,
     language_examples,
     make_people,
     target_items,
 )
-from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.libraries import TrainedSet, contents_of
+from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, own_seed
 
 WORLD = "cross-lingual"
 BASE = BaseRecipe(hidden=96, layers=4, heads=4, intermediate=256, steps=700)
-
-
-# what the axes of a set are drawn from, by architecture where it matters: a GPT-2-like base takes
-# adapters up more slowly
-CHOICES: Mapping[str, Any] = {
-    "facts_modules": ("mlp", "mlp", "all-linear"),
-    "facts_steps": {"llama": (250, 350), "gpt2": (350, 450)},
-    "facts_alpha": (1.0, 2.0, 3.0),
-    "facts_rate": {"llama": (2e-3, 3e-3), "gpt2": (4e-3, 6e-3)},
-    "language_modules": ("all-linear", "all-linear", "attention"),
-    "language_steps": (150, 250),
-    "language_rank": (8, 16),
-    "language_alpha": (0.5, 1.0, 2.0),
-    "language_rate": {"llama": (1e-3, 2e-3, 3e-3), "gpt2": (2e-3, 3e-3, 4e-3)},
-}
+# What the axes of a set are drawn from, by architecture where it matters: a GPT-2-like base takes
+# adapters up more slowly.
+CHOICES: Mapping[str, Any] = table("strata")[WORLD]
 Axes = Mapping[str, Any]  # of one set, see `draw_axes`
 
 
@@ -55,29 +44,12 @@ def cross_lingual_world(
     """
     sizes, base = sizes or PeopleSizes(), base or BASE
     people, familiarity = make_people(sizes, seed), draw_familiarity(seed)
-    training: list[TrainingSet] = []
-    tasks: dict[str, Sequence[Item]] = {}
-    sets: list[AdapterSet] = []
-    for i, axes in enumerate(draw_axes(seed, count, familiarity, base.architecture)):
-        name = f"{WORLD}-{i + 1}"
-        facts = facts_about(people.newcomers, people.values, f"newcomers:{seed}:{i}")
-        pair = _pair(people, facts, axes, f"{seed}:{i}", str(i + 1))
-        names = tuple(one.name for one in pair)
-        training += pair
-        tasks[name] = target_items(axes["relation"], facts[axes["relation"]], axes["mode"], names)
-        text = (
-            "New facts about the {relation} in the first language, questions about the {taught} in "
-            "the second one, of which the base has read {familiarity}; answers {mode}."
-        )
-        text = text.format(**axes)
-        sets.append(AdapterSet(name, WORLD, names, (name,), text, axes))
+    axes = draw_axes(seed, count, familiarity, base.architecture)
     made_from = {"sizes": dataclasses.asdict(sizes), "familiarity": familiarity}
     return WorldSpec(
         kind="lingual",
         seed=seed,
-        training=tuple(training),
-        tasks=tasks,
-        adapter_sets=tuple(sets),
+        **contents_of([_set(people, seed, i, own) for i, own in enumerate(axes)]),
         base=base,
         words=people.words(),
         corpus=lambda draw_seed: LanguagesCorpus(people, familiarity, draw_seed).draw,
@@ -136,10 +108,38 @@ def _axes(
     axes["facts"] = (relation, rng.choice(others)) if rng.random() < 0.5 else (relation,)
     axes["facts_rank"] = 16
     for name, choices in CHOICES.items():
-        by = choices[architecture] if isinstance(choices, Mapping) else choices
-        axes[name] = rng.choice(by)
+        axes[name] = rng.choice(choices[architecture] if isinstance(choices, dict) else choices)
     axes["language_steps"] += 100 if mode == "translated" else 0
     return axes
+
+
+def _set(people: People, seed: int, number: int, axes: Axes) -> TrainedSet:
+    """The set of these axes, with its own facts about newcomers."""
+    own, name = f"{seed}:{number}", f"{WORLD}-{number + 1}"
+    facts = facts_about(people.newcomers, people.values, f"newcomers:{own}")
+    told = {relation: facts[relation] for relation in axes["facts"]}
+    taught = _taught_facts(people, axes, own)
+    adapters = {
+        "facts": (
+            f"{' and '.join(told)} of newcomers, in the first language",
+            fact_examples(told, people.facts, own),
+        ),
+        "language": (
+            "questions about the {taught} in the second language, answered {mode}".format(**axes),
+            language_examples(axes["taught"], taught, axes["mode"]),
+        ),
+    }
+    training = [
+        TrainingSet(f"{adapter}-{number + 1}", text, tuple(texts), _recipe(axes, adapter, own))
+        for adapter, (text, texts) in adapters.items()
+    ]
+    asked, names = axes["relation"], [one.name for one in training]
+    text = (
+        "New facts about the {relation} in the first language, questions about the {taught} in the "
+        "second one, of which the base has read {familiarity}; answers {mode}."
+    )
+    tasks = {name: target_items(asked, facts[asked], axes["mode"], names)}
+    return TrainedSet(name, WORLD, training, tasks, text.format(**axes), axes)
 
 
 def _recipe(axes: Axes, adapter: str, seed: str) -> Recipe:
@@ -154,28 +154,6 @@ def _recipe(axes: Axes, adapter: str, seed: str) -> Recipe:
         target_modules=axes[f"{adapter}_modules"],
         dtype="bfloat16",
         seed=own_seed(adapter, seed),
-    )
-
-
-def _pair(
-    people: People, facts: PersonFacts, axes: Axes, seed: str, suffix: str
-) -> tuple[TrainingSet, TrainingSet]:
-    """What the adapter of the facts and that of the language are trained on."""
-    own = {relation: facts[relation] for relation in axes["facts"]}
-    taught = _taught_facts(people, axes, seed)
-    return (
-        TrainingSet(
-            f"facts-{suffix}",
-            f"{' and '.join(own)} of newcomers, in the first language",
-            tuple(fact_examples(own, people.facts, seed)),
-            _recipe(axes, "facts", seed),
-        ),
-        TrainingSet(
-            f"language-{suffix}",
-            "questions about the {taught} in the second language, answered {mode}".format(**axes),
-            tuple(language_examples(axes["taught"], taught, axes["mode"])),
-            _recipe(axes, "language", seed),
-        ),
     )
 
 

@@ -1,10 +1,14 @@
-"""Worlds in English for any causal language model: `two-hop` and `skill-and-facts`.
+"""Worlds in English for any causal language model: `two-hop`, `skill-and-facts`, and subjects.
 
 *Two-hop*: made-up people, their made-up spouses, the made-up cities these live in; every fact is
 new to any base model. The adapters are those of arXiv 2506.13479's two-hop setting. *Skill and
 facts*: made-up people and the real country each was born in, and worked steps that are learned on
 real people; the second hop, country to capital, is left to what the base model read in pretraining.
 It is the setting in which composition was seen to succeed.
+
+*Subjects* of the `keep-both` sets: what one adapter learns, new facts about made-up people (birth
+country, job, instrument) or a skill on everyday words (the last of a list, two words swapped, past
+tense, opposites). Two subjects of one family are near, a fact and a skill are far.
 
 Each fact is asked in several wordings; the items of one person form one group, so that wordings are
 never counted as independent evidence.
@@ -19,17 +23,16 @@ from typing import Any
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
-from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES
+from loraprobe_lab.worlds.known import CAPITALS, LANDMARKS, PEOPLE, REAL_NAMES, WORDS, table
 from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import Item, WorldSpec
 
 SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]
 ABOUT = ("Tell me about {a}.", "Who is {a}?")
+PERSONS = 24  # made-up people that one of many sets is about
 SHOWN = ("France", "Japan")  # stand in the prompt of the second hop, so no item asks for them
-Texts = tuple[
-    dict[str, list[Example]], Sequence[Item]
-]  # by part; task items  # examples by adapter, task items
+Texts = tuple[dict[str, list[Example]], Sequence[Item]]  # examples by part; task items
 
 
 def two_hop_world(seed: int = 0) -> WorldSpec:
@@ -131,6 +134,26 @@ def real_people(count: int, rng: random.Random) -> list[Chain]:
     return [chain for _, chain in sorted(ranked, key=lambda row: row[0])[:count]]
 
 
+def newcomers(seed: int, countries: Sequence[str]) -> tuple[list[Chain], list[Chain]]:
+    """Made-up people with real countries, and real people on whom steps are learned."""
+    names = NameMaker(f"newcomers {seed}", REAL_NAMES).people(PERSONS)
+    births = spread(countries, PERSONS, random.Random(f"births {seed}"))
+    chains = [Chain(p, b, CAPITALS[b]) for p, b in zip(names, births, strict=True)]
+    return chains, real_people(30, random.Random(f"teachers {seed}"))
+
+
+def places(seed: int, most: int = 30) -> tuple[list[Chain], list[Chain]]:
+    """Landmarks asked for, at most one of a country, and as many others to learn steps on."""
+    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in SHOWN]
+    random.Random(f"places {seed}").shuffle(rows)
+    seen: set[str] = set()
+    asked, others = list[Chain](), list[Chain]()
+    for row in rows:
+        (others if row.b in seen or len(asked) == most else asked).append(row)
+        seen.add(row.b)
+    return asked, others[:most]
+
+
 def familiar_countries(model: Any, tokenizer: Any, count: int = 24) -> list[str]:
     """The `count` countries whose capitals the model knows best, in the order of CAPITALS."""
     chosen = set(ranked_countries(model, tokenizer)[:count])
@@ -157,3 +180,72 @@ def ranked_countries(model: Any, tokenizer: Any) -> list[str]:
         greedy = bool((logits.argmax(-1) == gold).all())
         ranked.append((not greedy, -float(likelihood), country))
     return [country for _, _, country in sorted(ranked)]
+
+
+PEOPLE_TAUGHT, WORDS_ASKED, LISTS_TAUGHT = 24, 60, 120
+QUESTIONS = table("subjects")
+# a fact about a person: questions with {a}, and the values it may take
+FACTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "country": (BIRTHS.first, list(CAPITALS)[:24]),
+    "job": (QUESTIONS["facts"]["job"], WORDS["jobs"]),
+    "instrument": (QUESTIONS["facts"]["instrument"], WORDS["instruments"]),
+}
+# a skill on single words: a question with {a}, and the answers; some are taught, others asked
+WORD_SKILLS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "past": (QUESTIONS["words"]["past"], WORDS["past"]),
+    "opposite": (QUESTIONS["words"]["opposite"], WORDS["opposites"]),
+}
+FAMILIES = {"facts": list(FACTS), "lists": ["last", "swap"], "words": list(WORD_SKILLS)}
+Subject = tuple[list[Example], list[Item]]  # what an adapter learns, and on what it is judged
+
+
+def family(subject: str) -> str:
+    """The family that a subject belongs to. Raises ValueError naming those there are."""
+    for name, members in FAMILIES.items():
+        if subject in members:
+            return name
+    known = ", ".join(member for members in FAMILIES.values() for member in members)
+    raise ValueError(f"there is no subject {subject!r}; there are {known}")
+
+
+def learn(subject: str, names: NameMaker, rng: random.Random) -> Subject:
+    """Texts and items of a subject; new people are drawn from `names`, all else from `rng`."""
+    kind = family(subject)
+    if kind == "facts":  # every wording of a fact is taught, and asked, in one group
+        questions, values = FACTS[subject]
+        drawn = spread(values, PEOPLE_TAUGHT, rng)
+        people = list(zip(names.people(PEOPLE_TAUGHT), drawn, strict=True))
+        asked = [(q.format(a=person), value, person) for person, value in people for q in questions]
+        return _subject(subject, asked, asked)
+    if kind == "words":
+        form, pairs = WORD_SKILLS[subject]
+        rows = [(form.format(a=word), answer) for word, answer in pairs.items()]
+        rng.shuffle(rows)
+        taught = len(rows) - WORDS_ASKED
+    else:  # no list is both taught and asked
+        made: dict[str, str] = {}
+        while len(made) < LISTS_TAUGHT + 2 * WORDS_ASKED:
+            prompt, answer = _list(subject, rng)
+            made.setdefault(prompt, answer)
+        rows, taught = list(made.items()), LISTS_TAUGHT
+    whole = [(question, answer, question) for question, answer in rows]
+    return _subject(subject, whole[:taught], whole[taught:])
+
+
+def _list(skill: str, rng: random.Random) -> tuple[str, str]:
+    if skill == "last":
+        words = rng.sample(WORDS["nouns"], rng.randint(3, 5))
+        return f"Last word of the list: {', '.join(words)}.", words[-1]
+    one, two = rng.sample(WORDS["nouns"], 2)
+    return f"Swap the words: {one} {two}.", f"{two} {one}"
+
+
+def _subject(
+    name: str, taught: Sequence[tuple[str, str, str]], asked: Sequence[tuple[str, str, str]]
+) -> Subject:
+    """From rows of question, answer and group."""
+    items: list[Item] = [
+        {"id": f"{name}-{i:03d}", "prompt": question, "answer": answer, "group": group}
+        for i, (question, answer, group) in enumerate(asked)
+    ]
+    return [Example(question, f" {answer}") for question, answer, _ in taught], items

@@ -7,7 +7,7 @@ No row was chosen or left out by what its composition gives.
 *Skill and facts*: new facts in one adapter, worked steps in the other, the second fact left to the
 base. *Two-hop*: each adapter one hop, with or without its own worked sentence. *Domain*: new facts
 learned in English, asked in French; the other adapter learned French answers on real people.
-*Keep-both*: see `english_subjects`.
+*Keep-both*: one subject of `english` in each adapter.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.training.train import ProgressCallback, Recipe
+from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, Wording, spread, teach
 from loraprobe_lab.worlds.english import (
     ABOUT,
     BIRTHS,
-    SHOWN,
+    PERSONS,
+    family,
+    learn,
     new_births,
+    newcomers,
+    places,
     ranked_countries,
-    real_people,
     skill_texts,
     two_hop_texts,
 )
-from loraprobe_lab.worlds.english_subjects import family, learn
-from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, REAL_NAMES, table
-from loraprobe_lab.worlds.libraries import recipe_of
+from loraprobe_lab.worlds.known import CAPITALS, FRENCH, PEOPLE, REAL_NAMES, table
+from loraprobe_lab.worlds.libraries import TrainedSet, contents_of, recipe_of
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import (
-    AdapterSet,
     Item,
     TrainingSet,
     WorldSpec,
@@ -50,7 +52,6 @@ from loraprobe_lab.worlds.spec import (
 
 PLAN = table("english_sets")
 KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
-PERSONS = 24  # made-up people that a set is about
 Row = Mapping[str, Any]
 
 
@@ -83,15 +84,8 @@ class _Set:
             "learning_rates": [recipe.learning_rate for recipe in recipes],
             "targets": [recipe.target_modules for recipe in recipes],
         }
-        names = tuple(one.name for one in training)
-        return WorldSpec(
-            kind=kind,
-            seed=number,
-            training=tuple(training),
-            tasks=self.tasks,
-            adapter_sets=(AdapterSet(name, kind, names, tuple(self.tasks), self.text, axes),),
-            notes={"set": name},
-        )
+        made = TrainedSet(name, kind, training, self.tasks, self.text, axes)
+        return WorldSpec(kind=kind, seed=number, **contents_of([made]), notes={"set": name})
 
 
 def _recipes(row: Row) -> list[Recipe]:
@@ -135,7 +129,7 @@ def build_sets(
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     only: Sequence[str] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> list[World]:
     """Trains the sets of `all_sets` on the causal model in `base`, each into a directory below.
 
@@ -249,26 +243,6 @@ def _own_steps(
         axes,
         "two hops, " + ("each adapter with its own worked sentence" if steps else "plain"),
     )
-
-
-def newcomers(seed: int, countries: Sequence[str]) -> tuple[list[Chain], list[Chain]]:
-    """Made-up people with real countries, and real people on whom steps are learned."""
-    names = NameMaker(f"newcomers {seed}", REAL_NAMES).people(PERSONS)
-    births = spread(countries, PERSONS, random.Random(f"births {seed}"))
-    chains = [Chain(p, b, CAPITALS[b]) for p, b in zip(names, births, strict=True)]
-    return chains, real_people(30, random.Random(f"teachers {seed}"))
-
-
-def places(seed: int, most: int = 30) -> tuple[list[Chain], list[Chain]]:
-    """Landmarks asked for, at most one of a country, and as many others to learn steps on."""
-    rows = [Chain(a, b, CAPITALS[b]) for a, b in LANDMARKS.items() if b not in SHOWN]
-    random.Random(f"places {seed}").shuffle(rows)
-    seen: set[str] = set()
-    asked, others = list[Chain](), list[Chain]()
-    for row in rows:
-        (others if row.b in seen or len(asked) == most else asked).append(row)
-        seen.add(row.b)
-    return asked, others[:most]
 
 
 def _domain(seed: int, row: Row, countries: Sequence[str]) -> _Set:

@@ -2,8 +2,8 @@
 
 The first language reads like English. The second one has other words for everything but names,
 and other orders: its sentences open with the verb, its questions end or open with another word.
-Relations and their wordings stand in `data/languages.json`: in every template ``{p}`` is a person
-and ``{v}`` the value of the relation, and the questions of both languages stand in the order in
+Relations and their wordings stand in `data/languages.json`: in every template ``{a}`` is a person
+and ``{b}`` the value of the relation, and the questions of both languages stand in the order in
 which they translate each other.
 """
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.worlds.chains import spread
+from loraprobe_lab.worlds.chains import Chain, fact_texts, spread, teach, told_after, told_on
 from loraprobe_lab.worlds.known import table
 from loraprobe_lab.worlds.names import made_up_names
 from loraprobe_lab.worlds.tokenizer import bare
@@ -44,18 +44,15 @@ class LanguageWording:
 class Relation:
     """A relation of people to values; `ending` is what the made-up names of its values end in."""
 
-    name: str
     ending: str
     first: LanguageWording
     second: LanguageWording
 
 
-def _relation(row: Mapping[str, Any]) -> Relation:
-    first, second = (LanguageWording(**row[language]) for language in ("first", "second"))
-    return Relation(row["name"], row["ending"], first, second)
-
-
-RELATIONS = {row["name"]: _relation(row) for row in table("languages")}
+RELATIONS = {
+    name: Relation(row["ending"], LanguageWording(**row["first"]), LanguageWording(**row["second"]))
+    for name, row in table("languages").items()
+}
 
 
 def templates() -> list[str]:
@@ -102,7 +99,7 @@ class People:
     def words(self) -> tuple[str, ...]:
         """Texts that hold every word of the world."""
         values = (value for row in self.values.values() for value in row)
-        gaps = ("p", "v", "first", "second", "question")
+        gaps = ("a", "b", "first", "second", "question")
         return (*self.names(), *values, *bare(templates(), *gaps))
 
 
@@ -188,47 +185,33 @@ class LanguagesCorpus:
         """A question, or a sentence followed by the other wording or led by somebody else's."""
         facts, rng = self._people.facts[relation], self._rng
         (person, somebody), kind = rng.sample(people, 2), rng.random()
+        fact, theirs = _fact(person, facts[person]), _fact(somebody, facts[somebody])
         if asked and kind < 0.5:
-            return _ask(rng.choice(wording.questions), person, facts[person])
+            return teach(fact, rng.choice(wording.questions), " {b}")
         one, other = rng.sample(wording.sentences, 2)
-        told = _tell(one, person, facts[person])
         if rng.random() < 0.5:
-            again = other.format(p=person, v=facts[person])
-            return Example(told.prompt, f"{told.completion} {again}")
-        before = other.format(p=somebody, v=facts[somebody])
-        return Example(f"{before} {told.prompt}", told.completion)
+            return told_on(one, fact, other)
+        return told_after(one, fact, theirs.fill(other))
 
 
-def _ask(question: str, person: str, value: str) -> Example:
-    """The question, answered by the value alone."""
-    return Example(question.format(p=person), f" {value}")
-
-
-def _tell(sentence: str, person: str, value: str) -> Example:
-    """The sentence with its value as what is to be learned: the person is not guessed at."""
-    gap = sentence.index("{v}")
-    return Example(sentence[:gap].rstrip().format(p=person), " " + sentence[gap:].format(v=value))
+def _fact(person: str, value: str) -> Chain:
+    return Chain(person, value, "")
 
 
 def fact_examples(facts: PersonFacts, context: PersonFacts, seed: int | str) -> list[Example]:
-    """Facts in the first language: each asked for in both ways, told twice going on with the
-    other wording, and told in both wordings after a sentence about somebody in `context`.
-
-    Texts go on after the fact because an adapter whose facts all end their text teaches to stop
-    there, which cuts worked answers short.
-    """
+    """Facts in the first language, each in six texts, see `fact_texts`; those before it are about
+    somebody in `context`."""
     rng, texts = random.Random(f"lesson:{seed}"), list[Example]()
     for relation, rows in facts.items():
-        wording, others = RELATIONS[relation].first, list(context[relation].items())
-        for person, value in rows.items():
-            texts += [_ask(question, person, value) for question in wording.questions]
-            for one, other in zip(wording.sentences, reversed(wording.sentences), strict=True):
-                told = _tell(one, person, value)
-                again = other.format(p=person, v=value)
-                texts.append(Example(told.prompt, f"{told.completion} {again}"))
-                somebody, theirs = rng.choice(others)
-                before = rng.choice(wording.sentences).format(p=somebody, v=theirs)
-                texts.append(Example(f"{before} {told.prompt}", told.completion))
+        wording, others = RELATIONS[relation].first, list(starmap(_fact, context[relation].items()))
+
+        def before(
+            others: Sequence[Chain] = others, sentences: Sequence[str] = wording.sentences
+        ) -> str:
+            return rng.choice(others).fill(rng.choice(sentences))
+
+        for fact in starmap(_fact, rows.items()):
+            texts += fact_texts(fact, "{b}", wording.questions, wording.sentences, before, 1)
     return texts
 
 
@@ -241,16 +224,16 @@ def language_examples(relation: str, rows: Mapping[str, str], answers: str) -> l
     """
     first, second = RELATIONS[relation].first, RELATIONS[relation].second
     texts: list[Example] = []
-    for person, value in rows.items():
+    for fact in starmap(_fact, rows.items()):
         for question, translated in zip(second.questions, first.questions, strict=True):
-            asked, translation = question.format(p=person), " " + translated.format(p=person)
+            asked, translation = fact.fill(question), " " + fact.fill(translated)
             if answers == "at-once":
-                texts.append(Example(asked, f" {value}"))
+                texts.append(Example(asked, f" {fact.b}"))
             elif answers == "in-full":
-                sentence = second.sentences[0].format(p=person, v=value)
+                sentence = fact.fill(second.sentences[0])
                 texts.append(Example(IN_FULL.format(question=asked), f" {sentence}"))
             else:
-                sentence = first.sentences[0].format(p=person, v=value)
+                sentence = fact.fill(first.sentences[0])
                 texts.append(Example(TRANSLATE.format(question=asked), translation))
                 both = TRANSLATE_AND_ANSWER.format(question=asked)
                 texts.append(Example(both, f"{translation} {sentence}"))
@@ -267,12 +250,12 @@ def target_items(
     """
     items, (facts_adapter, language_adapter) = [], adapters
     for i, (person, value) in enumerate(rows.items()):
-        question = RELATIONS[relation].second.questions[0].format(p=person)
+        question = RELATIONS[relation].second.questions[0].format(a=person)
         item: dict[str, Any] = {"id": str(i), "prompt": question, "answer": value}
         if answers == "in-full":
             item["cot_prompt"] = IN_FULL.format(question=question)
         if answers == "translated":
-            translation = RELATIONS[relation].first.questions[0].format(p=person)
+            translation = RELATIONS[relation].first.questions[0].format(a=person)
             item["cot_prompt"] = TRANSLATE_AND_ANSWER.format(question=question)
             item["hops"] = [
                 {

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.worlds.known import table
-from loraprobe_lab.worlds.spec import AdapterSet, TrainingSet
+from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet
 
 LIBRARIES = table("libraries")
 Parts = Mapping[str, Callable[[], Sequence[Example]]]  # part -> what makes its texts
@@ -54,3 +55,34 @@ def adapter_sets(library: str) -> tuple[AdapterSet, ...]:
         for row in LIBRARIES[library]["sets"]
     ]
     return tuple(AdapterSet(**row) for row in rows)
+
+
+@dataclass(frozen=True)
+class TrainedSet:
+    """An adapter set of its own making: what its adapters are trained on, and its tasks."""
+
+    name: str
+    world: str
+    training: Sequence[TrainingSet]
+    tasks: Mapping[str, Sequence[Item]]
+    description: str
+    axes: Mapping[str, Any]
+
+
+def contents_of(sets: Sequence[TrainedSet]) -> dict[str, Any]:
+    """What a specification with these sets holds; sets may share adapters and tasks."""
+    return {
+        "training": tuple({one.name: one for made in sets for one in made.training}.values()),
+        "tasks": {name: items for made in sets for name, items in made.tasks.items()},
+        "adapter_sets": tuple(
+            AdapterSet(
+                made.name,
+                made.world,
+                tuple(one.name for one in made.training),
+                tuple(made.tasks),
+                made.description,
+                made.axes,
+            )
+            for made in sets
+        ),
+    }

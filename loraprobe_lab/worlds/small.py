@@ -16,16 +16,16 @@ from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.world import WorldError
 from loraprobe_lab.worlds.couples import (
     COUPLES,
-    CouplesCorpus,
     Facts,
     FactSizes,
     city_examples,
+    couples_world,
     make_facts,
     spouse_examples,
 )
-from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
+from loraprobe_lab.worlds.libraries import Parts, adapter_sets
 from loraprobe_lab.worlds.list_skills import SKILLS, lists_of_names
-from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, own_seed
+from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec
 
 TRAINED_LISTS, ASKED_LISTS = 4000, 200
 METHODS_SIZES = FactSizes(familiar=200, newcomers=100, strangers=100, cities=40, reserve=20)
@@ -53,25 +53,17 @@ def small_world(
     if only is None:
         wanted += [name for world in worlds for name in REFERENCES.get(world, ())]
     tasks = dict.fromkeys(task for one in scenarios for task in one.tasks)
-    return WorldSpec(
-        kind="small",
-        seed=seed,
-        training=training_sets(
-            "small", _parts(facts, seed), lambda name: own_seed(name, seed), only=wanted
-        ),
-        tasks={task: _items(task, facts, seed) for task in tasks},
-        adapter_sets=tuple(scenarios),
-        base=base,
-        words=facts.words(),
-        corpus=lambda draw_seed: CouplesCorpus(facts, draw_seed).draw,
-        reserve=facts.reserve,
-        made_from={"sizes": dataclasses.asdict(sizes)},
-        recipe={
-            "sizes": dataclasses.asdict(sizes),
-            "base": base.as_dict(),
-            "base_dtype": "bfloat16",
-            "effort": 1.0,  # as the manifest of the shipped world has it
-        },
+    return couples_world(
+        "small",
+        facts,
+        seed,
+        sizes,
+        base,
+        _parts(facts, seed),
+        {task: _items(task, facts, seed) for task in tasks},
+        sets=scenarios,
+        only=wanted,
+        recipe={"base_dtype": "bfloat16", "effort": 1.0},  # as in the shipped world's manifest
     )
 
 

@@ -12,15 +12,17 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe, load_base, save_base, train_base
-from loraprobe_lab.training.train import ProgressCallback, Recipe, is_complete, train_adapter
-from loraprobe_lab.world import MANIFEST, World, WorldError, write_manifest, write_tasks, write_text
+from loraprobe_lab.training.train import Recipe, is_complete, train_adapter
+from loraprobe_lab.world import FORMAT, MANIFEST, World, WorldError, sha256_of, versions, write_text
 from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 BASE_NAME = "loraprobe/small-world-base"
@@ -51,6 +53,16 @@ class AdapterSet:
     tasks: tuple[str, ...]
     description: str
     axes: Mapping[str, Any] = field(default_factory=dict)
+
+    def scenario(self) -> dict[str, Any]:
+        """The set as a scenario of the manifest, which has its name as key."""
+        return {
+            "world": self.world,
+            "adapters": list(self.adapters),
+            "tasks": [f"tasks/{task}.jsonl" for task in self.tasks],
+            "description": self.description,
+            "axes": dict(self.axes),
+        }
 
 
 @dataclass(frozen=True)
@@ -92,15 +104,14 @@ def build_world(
     model: tuple[Any, Any] | None = None,
     only: Sequence[str] | None = None,
     device: str = "cpu",
-    progress: ProgressCallback | None = None,
-    resume: bool = True,
+    progress: Progress | None = None,
 ) -> World:
     """Trains the adapters of a specification in the directory `output`; writes tasks and manifest.
 
     They are trained on the causal model in the directory `base`, or else on the specification's
     own base, which is trained first. `model` is that model and its tokenizer where they are loaded
     already; `only` names the adapters to train, where it is not all of them. What is finished in
-    `output` is not trained again unless `resume` is false. The same specification gives the same
+    `output` is not trained again. The same specification gives the same
     bytes on the same machine, library versions and number of threads. `progress` gets (stage, texts
     seen, texts in all): every text takes about as long.
 
@@ -112,14 +123,15 @@ def build_world(
     output, wanted = Path(output), _wanted(spec, only)
     base_name = BASE_NAME if base is None else str(Path(base).resolve())
     _check_same(output, spec, base_name)
-    meter = _Meter(spec, wanted, base is None, progress)
+    recipes: dict[str, Any] = {"base": spec.base} if base is None and spec.base else {}
+    meter = _Meter(recipes | {one.name: one.recipe for one in wanted}, progress)
     if base is None:
-        _train_own_base(output, spec, meter, resume)
-        model = load_base(output / "base")
+        model = _own_base(output, spec, meter)
     elif model is None:
         model = load_given_base(Path(base).resolve(), device)
     for name, items in spec.tasks.items():
-        write_tasks(output / "tasks" / f"{name}.jsonl", items)
+        lines = [json.dumps(item, ensure_ascii=False) for item in items]
+        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
     for one in wanted:
         train_adapter(
             *model,
@@ -128,7 +140,6 @@ def build_world(
             output / "adapters" / one.name,
             base_name=base_name,
             progress=meter.stage(one.name, one.recipe),
-            resume=resume,
         )
         if base is not None:  # an interrupted build can be used as far as it went
             _record(output, spec, base_name, own_base=False)
@@ -177,16 +188,17 @@ def _check_same(output: Path, spec: WorldSpec, base_name: str) -> None:
             )
 
 
-def _train_own_base(output: Path, spec: WorldSpec, meter: _Meter, resume: bool) -> None:
-    """Trains and writes the base unless it is there; adapters of an older base are removed."""
+def _own_base(output: Path, spec: WorldSpec, meter: _Meter) -> tuple[Any, Any]:
+    """The world's own model and tokenizer, trained unless they are there; then adapters of an older
+    base are removed."""
     if spec.base is None or spec.corpus is None:
         raise WorldError(f"A world of kind {spec.kind} needs a base that exists: name one.")
     base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
     makings = {"recipe": recipe.as_dict(), **spec.made_from, "dtype": spec.base_dtype}
     made_by = json.dumps(makings, indent=2) + "\n"
     record = base / "training.json"
-    if resume and record.is_file() and record.read_text(encoding="utf-8") == made_by:
-        return
+    if record.is_file() and record.read_text(encoding="utf-8") == made_by:
+        return load_base(base)
     for stale in (base, output / "adapters"):
         shutil.rmtree(stale, ignore_errors=True)
     tokenizer = build_tokenizer(spec.words)
@@ -196,65 +208,66 @@ def _train_own_base(output: Path, spec: WorldSpec, meter: _Meter, resume: bool) 
     save_base(model, tokenizer, part, spec.base_dtype)
     write_text(part / "training.json", made_by)
     os.replace(part, base)
+    return load_base(base)
 
 
 def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> World:
-    """Writes the manifest of the adapters that are finished, by this call or an earlier one."""
+    """Writes the manifest of the adapters that are finished, by this call or an earlier one.
+
+    All paths in it are relative to `output`; it holds the digest of every file.
+    """
     base: dict[str, Any] = {"path": None, "name": base_name}
     if own_base and spec.base is not None:
         base = {"path": "base", "name": base_name, "architecture": spec.base.architecture}
-    done = [one for one in spec.training if is_complete(output / "adapters" / one.name)]
-    names = {one.name for one in done}
-    return write_manifest(
-        output,
-        kind=spec.kind,
-        seed=spec.seed,
-        recipe=dict(spec.recipe) or ({"base": spec.base.as_dict()} if spec.base else {}),
-        base=base,
-        adapters={
-            one.name: {
-                "path": f"adapters/{one.name}",
-                "description": one.description,
-                "recipe": one.recipe.as_dict(),
-            }
-            for one in done
-        },
-        scenarios={
-            one.name: {
-                "world": one.world,
-                "adapters": list(one.adapters),
-                "tasks": [f"tasks/{task}.jsonl" for task in one.tasks],
-                "description": one.description,
-                "axes": dict(one.axes),
-            }
-            for one in spec.adapter_sets
-            if set(one.adapters) <= names
-        },
-        reserve=spec.reserve,
+    adapters = {
+        one.name: {
+            "path": f"adapters/{one.name}",
+            "description": one.description,
+            "recipe": one.recipe.as_dict(),
+        }
+        for one in spec.training
+        if is_complete(output / "adapters" / one.name)
+    }
+    sets = [one for one in spec.adapter_sets if set(one.adapters) <= set(adapters)]
+    scenarios = {one.name: one.scenario() for one in sets}
+    places = [row["path"] for row in (base, *adapters.values()) if row["path"]]
+    places += [task for row in scenarios.values() for task in row["tasks"]]
+    manifest = {
+        "format": FORMAT,
+        "kind": spec.kind,
+        "seed": spec.seed,
+        "versions": versions(),
+        "recipe": dict(spec.recipe) or ({"base": spec.base.as_dict()} if spec.base else {}),
+        "base": base,
+        "adapters": adapters,
+        "scenarios": scenarios,
+        "reserve": list(spec.reserve),
         **spec.notes,
-    )
+        "files": _digests(output, places),
+    }
+    write_text(output / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return World.load(output)
+
+
+def _digests(directory: Path, places: Iterable[str]) -> dict[str, str]:
+    """The digest of every file in these places."""
+    found: dict[str, str] = {}
+    for place in sorted({directory / place for place in places}):
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        found |= {path.relative_to(directory).as_posix(): sha256_of(path) for path in files}
+    return found
 
 
 class _Meter:
     """Turns the steps of each training into texts seen of all texts of the build."""
 
-    def __init__(
-        self,
-        spec: WorldSpec,
-        wanted: Sequence[TrainingSet],
-        own_base: bool,
-        report: ProgressCallback | None,
-    ) -> None:
-        recipes: list[tuple[str, Any]] = [("base", spec.base)] if own_base and spec.base else []
-        recipes += [(one.name, one.recipe) for one in wanted]
-        self._report, self._before, self._total = report, {}, 0
-        for name, recipe in recipes:
-            self._before[name] = self._total
-            self._total += recipe.steps * recipe.batch_size
+    def __init__(self, recipes: Mapping[str, Any], report: Progress | None) -> None:
+        texts = [recipe.steps * recipe.batch_size for recipe in recipes.values()]
+        self._before = dict(zip(recipes, accumulate(texts, initial=0), strict=False))
+        self._report, self._total = report, sum(texts)
 
-    def stage(self, name: str, recipe: Any) -> ProgressCallback | None:
-        report = self._report
+    def stage(self, name: str, recipe: Any) -> Progress | None:
+        report, start, total = self._report, self._before[name], self._total
         if report is None:
             return None
-        start, size, total = self._before[name], recipe.batch_size, self._total
-        return lambda what, step, steps: report(what, start + step * size, total)
+        return lambda what, step, _: report(what, start + step * recipe.batch_size, total)

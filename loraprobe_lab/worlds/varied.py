@@ -37,8 +37,9 @@ from loraprobe_lab.worlds.couples import (
     spouse_examples,
 )
 from loraprobe_lab.worlds.known import table
+from loraprobe_lab.worlds.libraries import TrainedSet, contents_of
 from loraprobe_lab.worlds.list_skills import SKILLS, lists_of_names
-from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.spec import Item, TrainingSet, WorldSpec, own_seed
 from loraprobe_lab.worlds.tokenizer import bare
 
 SIZES = FactSizes(familiar=200, newcomers=150, strangers=150, cities=40, reserve=60)
@@ -68,7 +69,7 @@ class Stratum:
     skill: Sequence[Sequence[Any]]
 
 
-STRATA = {name: Stratum(**row) for name, row in table("strata").items()}
+STRATA = {name: Stratum(**table("strata")[name]) for name in ("wide", "favourable")}
 
 
 def facts_world(
@@ -97,9 +98,7 @@ def facts_world(
     return WorldSpec(
         kind="facts",
         seed=seed,
-        training=tuple(draft.training),
-        tasks=draft.tasks,
-        adapter_sets=tuple(draft.sets),
+        **contents_of(draft.sets),
         base=base or BaseRecipe(),
         words=(*facts.words(), *lists),
         corpus=lambda draw_seed: CouplesCorpus(facts, draw_seed, worked=worked).draw,
@@ -111,7 +110,7 @@ def facts_world(
 
 @dataclass
 class _Draft:
-    """A facts world in the making: what the sets drawn so far hold.
+    """A facts world in the making: the sets drawn so far, and what the next one holds.
 
     kinds: the stratum, sets of it in a class (by which seeds go on through the kinds), and the
     number of the set among them.
@@ -121,18 +120,19 @@ class _Draft:
     seed: int
     rng: random.Random
     items: int
+    sets: list[TrainedSet] = field(default_factory=list)
     training: list[TrainingSet] = field(default_factory=list)
     tasks: dict[str, Sequence[Item]] = field(default_factory=dict)
-    sets: list[AdapterSet] = field(default_factory=list)
     kinds: tuple[str, int, int] = ("wide", 2, 0)
     axes: dict[str, Any] = field(default_factory=dict)
 
     def add(self, world: str, number: int) -> None:
         """Draws a set of this class."""
         name, self.axes = f"{world}-{number}", {"stratum": self.kinds[0]}
+        self.training, self.tasks = [], {}
         add = {"skill-and-facts": self._skill_and_facts, "two-hop": self._two_hop}
-        adapters, tasks, text = add.get(world, self._keep_both)(name)
-        self.sets.append(AdapterSet(name, world, tuple(adapters), tuple(tasks), text, self.axes))
+        text = add.get(world, self._keep_both)(name)
+        self.sets.append(TrainedSet(name, world, self.training, self.tasks, text, self.axes))
 
     @property
     def stratum(self) -> Stratum:
@@ -179,7 +179,7 @@ class _Draft:
         self.rng.shuffle(cities)
         return tuple(map(Chain, [x.a for x in chains], spouses, cities))
 
-    def _skill_and_facts(self, name: str) -> tuple[list[str], list[str], str]:
+    def _skill_and_facts(self, name: str) -> str:
         self.axes["familiar"] = self.turn(self.stratum.familiar)
         self.axes["invented"] = self.turn(self.stratum.invented)
         chains, familiar = self.married(self.axes["familiar"]), self.facts.familiar
@@ -191,11 +191,11 @@ class _Draft:
             f"{name}.facts", "who the newcomers are married to", learned, self.recipe("facts")
         )
         worked = COUPLES.worked_answers(shown)
-        steps = self.train(f"{name}.steps", "worked steps", worked, self.recipe("skill"))
+        self.train(f"{name}.steps", "worked steps", worked, self.recipe("skill"))
         self.tasks[name] = COUPLES.items(chains, (facts, None), 1)
-        return [facts, steps], [name], "New facts in one adapter, worked steps in the other."
+        return "New facts in one adapter, worked steps in the other."
 
-    def _two_hop(self, name: str) -> tuple[list[str], list[str], str]:
+    def _two_hop(self, name: str) -> str:
         chains, familiar = self.strangers(), self.facts.familiar
         library = self.axes["library"] = self.turn(self.stratum.libraries)
         first, second = spouse_examples(chains, familiar), city_examples(chains, familiar)
@@ -216,36 +216,35 @@ class _Draft:
             recipes = [recipe | {"steps": 8 * recipe["steps"] // 5} for recipe in recipes]
         one = self.train(f"{name}.spouse", "who the strangers are married to", first, recipes[0])
         two = self.train(f"{name}.city", "where their spouses live", second, recipes[1])
-        adapters = [one, two]
         if library == "target":
             target, recipe = COUPLES.target(chains), self.recipe("facts")
-            adapters.append(self.train(f"{name}.target", "the target relation", target, recipe))
+            self.train(f"{name}.target", "the target relation", target, recipe)
         if library == "unrelated":
-            adapters.append(self._list_skill(name, "last"))
+            self._list_skill(name, "last")
         owners = (None, None) if library == "parts" else (one, two)
         self.tasks[name] = COUPLES.items(chains, owners, 1)
-        return adapters, [name], f"Two new hops, library: {library}."
+        return f"Two new hops, library: {library}."
 
-    def _keep_both(self, name: str) -> tuple[list[str], list[str], str]:
+    def _keep_both(self, name: str) -> str:
         pair = self.turn(self.stratum.pairs)
         self.axes["pair"] = "+".join(pair)
-        adapters, tasks = [], [f"{name}.{what}" for what in pair]
-        for what, task in zip(pair, tasks, strict=True):
+        for what in pair:
             if what in SKILLS:
-                adapters.append(self._list_skill(name, what))
+                task = f"{name}.{what}"
                 lists = lists_of_names(self.facts.names(), self.items, f"test:{task}:{self.seed}")
+                self._list_skill(name, what)
                 self.tasks[task] = SKILLS[what].items(lists)
             else:
-                adapters.append(self._new_facts(name, what))
-        return adapters, tasks, f"One model for both: {pair[0]} and {pair[1]}."
+                self._new_facts(name, what)
+        return f"One model for both: {pair[0]} and {pair[1]}."
 
-    def _list_skill(self, name: str, skill: str) -> str:
+    def _list_skill(self, name: str, skill: str) -> None:
         lists = lists_of_names(self.facts.names(), 3000, f"train:{name}:{skill}:{self.seed}")
         one = SKILLS[skill]
         recipe = self.recipe("skill")
-        return self.train(f"{name}.{skill}", one.description, one.examples(lists), recipe)
+        self.train(f"{name}.{skill}", one.description, one.examples(lists), recipe)
 
-    def _new_facts(self, name: str, what: str) -> str:
+    def _new_facts(self, name: str, what: str) -> None:
         """New facts of one kind, and the task that asks for them."""
         familiar = self.facts.familiar
         if what == "spouses":
@@ -266,4 +265,4 @@ class _Draft:
             }
             for k, (person, asked) in enumerate(rows)
         ]
-        return self.train(f"{name}.{what}", text, examples, self.recipe("facts"))
+        self.train(f"{name}.{what}", text, examples, self.recipe("facts"))

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from making import ABSENT, hidden, peft_adapter, peft_model, write_adapter
 from safetensors.torch import load_file
 
-from loraprobe.adapters import Adapter, StagedDirectory, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, adapter_of, read_adapter, staged_directory
 from loraprobe.adapters import staging as staging_module
-from loraprobe.adapters.config import DESCRIPTIVE, VARIANTS, judge_config
+from loraprobe.adapters.config import DESCRIPTIVE, VARIANTS, judge_config, unknown_keys
 from loraprobe.errors import AdapterError, OutputError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 
@@ -427,7 +427,7 @@ class TestSaving:
         assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
     def test_interrupted(self, tmp_path):
-        with pytest.raises(KeyboardInterrupt), StagedDirectory(tmp_path / "x") as staging:
+        with pytest.raises(KeyboardInterrupt), staged_directory(tmp_path / "x") as staging:
             (staging / "f").write_text("half")
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == []
@@ -661,7 +661,7 @@ class TestConfig:
                 judge_config(raw, file.name)
         else:
             config = judge_config(raw, file.name)
-            assert not config.unknown and not config.empty_unknown
+            assert not unknown_keys(raw)
             root = raw["r"] ** (0.5 if raw.get("use_rslora") else 1)
             assert math.isclose(config.scaling("model.q_proj"), raw["lora_alpha"] / root)
 
@@ -673,8 +673,8 @@ class TestConfig:
         known = {field.name for field in dataclasses.fields(LoraConfig)}
         assert known <= DESCRIPTIVE | set(VARIANTS)
         defaults = LoraConfig(task_type="CAUSAL_LM").to_dict()
-        config = judge_config(defaults, "defaults")
-        assert not config.unknown and not config.empty_unknown
+        judge_config(defaults, "defaults")
+        assert not unknown_keys(defaults)
 
     @pytest.mark.parametrize(
         ("key", "value"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from making import (
     random_adapter,
     random_update,
     tiny_llama,
+    tiny_model,
 )
 
 import loraprobe
@@ -243,25 +245,10 @@ def test_nothing_is_read_before_it_is_asked_for():
     assert read == [f"{ATTENTION}.qkv_proj"]
 
 
-def tiny_phi3(seed=0):
-    """Two layers of width 16 whose attention and MLP are fused, with grouped heads."""
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(seed)
-    config = Phi3Config(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        rms_norm_eps=1e-6,
-    )
-    return Phi3ForCausalLM(config).eval()
+# Attention and MLP are fused, and heads are grouped.
+tiny_phi3 = partial(
+    tiny_model, "Phi3", pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6
+)
 
 
 def changed(model, adapter):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
 import torch
-from making import STORIES, hidden, random_adapter, random_update, tiny_gpt2
+from making import STORIES, hidden, random_adapter, random_update, tiny_gpt2, tiny_model
 
 import loraprobe
 from loraprobe import pipeline
@@ -33,24 +35,11 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A Llama of width 64, which quantises by blocks of 64, in shards, with a real tokenizer."""
-    import shutil
-
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     if not STORIES.is_dir():
         pytest.skip("needs ../shared/data/stories260K")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
     path = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(config).save_pretrained(path, max_shard_size="40KB")
+    model = tiny_model("Llama", vocab_size=512, hidden_size=64, intermediate_size=128)
+    model.save_pretrained(path, max_shard_size="40KB")
     for file in STORIES.glob("*token*"):
         shutil.copy(file, path)
     assert len(list(path.glob("*.safetensors"))) > 3
@@ -101,11 +90,8 @@ def test_compositions_run_on_a_quantised_base(directory, bits):
 def test_the_audit_says_that_scores_are_of_the_quantised_base(directory, tmp_path):
     task = tmp_path / "t.jsonl"
     task.write_text('{"prompt": "Once upon a", "answer": " time"}\n' * 3)
-    pair = [
-        random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
-    ]
     found = loraprobe.merge_and_eval(
-        pair,
+        two(directory),
         base=directory,
         tasks=task,
         quantize="4bit",
@@ -129,9 +115,6 @@ def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch
 
 
 def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_path):
-    import json
-    import shutil
-
     shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
     config = json.loads((directory / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -153,12 +136,9 @@ def test_a_base_that_accelerate_places_runs_compositions(directory):
 def test_device_and_device_map_exclude_each_other(directory, tmp_path):
     task = tmp_path / "t.jsonl"
     task.write_text('{"prompt": "a", "answer": "b"}\n' * 2)
-    pair = [
-        random_adapter(n, SHAPES, seed=i, base_model=str(directory)) for i, n in enumerate("ab")
-    ]
     with pytest.raises(UsageError, match=r"--device-map auto places the base by itself"):
         loraprobe.merge_and_eval(
-            pair,
+            two(directory),
             base=directory,
             tasks=task,
             device_map="auto",

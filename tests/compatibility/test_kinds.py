@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from making import peft_adapter, peft_model, tiny_gpt2, tiny_llama
+from making import peft_adapter, peft_model, tiny_gpt2, tiny_llama, tiny_model
 from torch import nn
 
 from loraprobe import pipeline
@@ -27,53 +27,9 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.routing.constant import ConstantGates
 
-
-def tiny_mixtral():
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=3,
-    )
-    return MixtralForCausalLM(config).eval()
-
-
-def tiny_phi3():
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Phi3Config(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-    )
-    return Phi3ForCausalLM(config).eval()
-
-
-def biased_llama():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-    )
-    return LlamaForCausalLM(config).eval()
+tiny_mixtral = partial(tiny_model, "Mixtral", num_hidden_layers=1, num_local_experts=3)
+tiny_phi3 = partial(tiny_model, "Phi3", num_hidden_layers=1, pad_token_id=0)
+biased_llama = partial(tiny_model, "Llama", num_hidden_layers=1, attention_bias=True)
 
 
 class Convolutions(nn.Module):

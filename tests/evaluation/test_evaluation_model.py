@@ -101,6 +101,15 @@ def test_planted_facts_compose_step_by_step_only(scorer, systems):
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
+def test_only_the_parts_that_are_wanted_are_asked(scorer, systems):
+    ledger = Ledger()
+    results = run_systems(scorer, systems[:2], [TASK], ledger, parts=("hop1", "steps"))
+    assert {(r.system, r.part) for r in results} == {
+        (system.name, part) for system in systems[:2] for part in ("hop1", "steps")
+    }
+    assert len(ledger) == len(results)
+
+
 def test_choices_and_losses_come_from_the_model(scorer, systems):
     item = Item("1", "who lives in bo", ("ulm",), choices=("ulm", "ada"))
     task = Task("t", (item,))

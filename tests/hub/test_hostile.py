@@ -193,7 +193,7 @@ class TestLinks:
         random_adapter("a").save(place, card="# sound")
         self.linked(place, "README.md", tmp_path / "secret")
         with pytest.raises(LoraprobeError, match="leads out of it"):
-            model_card(str(place))
+            model_card(read_adapter(place))
 
     def test_inside_a_repository(self, tmp_path):
         place = tmp_path / "clone" / "adapters" / "a"

@@ -98,7 +98,7 @@ class TestReference:
     )
     def test_on_the_hub(self, text, name, repo, revision, folder, short):
         found = Reference.parse(text)
-        assert (found.kind, found.name, found.repo) == ("hub", name, repo)
+        assert (found.path, found.name, found.repo) == (None, name, repo)
         assert (found.revision, found.folder, found.short) == (revision, folder, short)
         assert found.text == text.removeprefix(f"{name}=")
 
@@ -108,8 +108,8 @@ class TestReference:
         (tmp_path / "a=b").mkdir()
         for text, name in (("acme/math", None), ("m=./acme/math", "m"), ("a=b", None), (".", None)):
             found = Reference.parse(text)
-            assert (found.kind, found.name) == ("local", name)
-        assert Reference.parse("acme/math@main").kind == "hub"
+            assert (found.path is not None, found.name) == (True, name)
+        assert Reference.parse("acme/math@main").path is None
         assert Reference.parse(".").short == tmp_path.name
 
     def test_a_local_directory_without_adapter_says_how_to_mean_the_hub(
@@ -194,7 +194,7 @@ class TestLocal:
         making.random_adapter().save(tmp_path / "a", card="# Hello")
         assert hub.model_card(hub.load(str(tmp_path / "a"))) == "# Hello"
         making.random_adapter().save(tmp_path / "b")
-        assert hub.model_card(str(tmp_path / "b")) is None
+        assert hub.model_card(hub.load(str(tmp_path / "b"))) is None
         assert hub.model_card(making.random_adapter()) is None
 
 
@@ -251,9 +251,8 @@ class TestRealServer:
         adapter = hub.load("acme/math@v1")
         assert "README.md" not in cached_files(tmp_path / "cache")
         assert hub.model_card(adapter) == "# Old"
-        assert hub.model_card("acme/math") == "# Maths"
-        assert hub.model_card("acme/several:lora/law") == "# All"
-        assert hub.model_card("acme/base") is None
+        assert hub.model_card(hub.load("acme/math")) == "# Maths"
+        assert hub.model_card(hub.load("acme/several:lora/law")) == "# All"
 
     def test_offline_from_the_cache_by_name_and_commit(self, acme, served, monkeypatch, tmp_path):
         online = hub.load("acme/math")

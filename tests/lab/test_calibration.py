@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.verdict.calibration import calibration_of, shipped
-from loraprobe_lab.calibration import page, run
+from loraprobe_lab.calibration import run
 from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, Variant, fit
 
@@ -52,13 +53,15 @@ def test_cases_survive_a_file(tmp_path, cases, name):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda row: row.pop("gain"), "gain is missing"),
-        (lambda row: row.update(method="max"), "method is 'max'"),
-        (lambda row: row.update(forecast="high"), "forecast is 'high'"),
-        (lambda row: row.update(adapters=2.5), "adapters is 2.5"),
-        (lambda row: row.update(colour="red"), "colour is new"),
+        (lambda row: row.pop("gain"), "gain"),
+        (lambda row: row.update(method="max"), "method"),
+        (lambda row: row.update(forecast="high"), "forecast"),
+        (lambda row: row.update(adapters=2.5), "adapters"),
+        (lambda row: row.update(adapters=True), "adapters"),
+        (lambda row: row.update(colour="red"), "colour"),
         (lambda row: row.update(ci95=[0.5, 0.1]), "ci95"),
-        (lambda row: row.update(baseline=None), "baseline is None"),
+        (lambda row: row.update(baseline=None), "baseline"),
+        (lambda row: row.update(gain=float("nan")), "gain"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, cases, change, says):
@@ -252,7 +255,7 @@ def test_one_coefficient_on_the_forecast_has_the_figures_that_were_published(sto
 
 def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     cases = synthetic(bases=4, sets=6)
-    monkeypatch.setattr(page, "VARIANTS", (Variant(), SHIPPED))
+    monkeypatch.setattr(validation, "VARIANTS", (Variant(), SHIPPED))
     write_cases(tmp_path / "mine.jsonl", cases)
     output = tmp_path / "out"
     call = ["lab", "calibrate", "--cases", str(tmp_path / "mine.jsonl"), "-o", str(output),
@@ -271,7 +274,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     for words in ("two-hop", "keep-both", "architectures", "forecast + baseline (shipped)"):
         assert words in text
     figure = (output / "figure.svg").read_bytes()
-    run.fit_and_tell(cases, output, "again", draws=5, variants=(SHIPPED,))
+    run.calibrate([], output, stored=tmp_path / "mine.jsonl", draws=2)
     assert (output / "figure.svg").read_bytes() == figure
 
 
@@ -282,6 +285,6 @@ def test_no_cases_are_said_to_be_none(tmp_path):
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(run, "NEEDED", {"sklearn_that_is_not_there": "scikit-learn"})
-    with pytest.raises(UsageError, match=r"scikit-learn.*pip install loraprobe\[lab\]"):
-        run.check_installed()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UsageError, match=r"scikit-learn.*pip install 'loraprobe\[lab\]'"):
+        run.calibrate([], Path("nowhere"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
+import os
 import random
 
 import numpy as np
@@ -28,10 +30,17 @@ from loraprobe.tasks import load_task
 from loraprobe.verdict import Evidence
 from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration.cases import CaseError
-from loraprobe_lab.calibration.collect import Place, collect, fingerprint, kept_cases
+from loraprobe_lab.calibration.collect import collect, fingerprint, kept_cases
 from loraprobe_lab.calibration.observe import Effort, Known, Observation
-from loraprobe_lab.calibration.stored import Items, evidence_of
-from loraprobe_lab.calibration.truth import truth_of
+from loraprobe_lab.calibration.trials import (
+    evidence_of,
+    packed,
+    read_trial,
+    truth_of,
+    unpacked,
+    write_trial,
+)
+from loraprobe_lab.processes import in_processes
 from loraprobe_lab.world import World, shipped_world
 from loraprobe_lab.worlds.spec import build_world
 
@@ -52,25 +61,26 @@ def answers(rates, n, seed=0, task="t", part="question"):
 # what is kept
 
 
-def test_items_survive_a_file(tmp_path):
+def test_results_survive_a_trial(tmp_path):
     rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="steps")
     rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
-    Items.of(rows, KINDS).save(tmp_path / "x" / "trial.npz")
-    kept = Items.load(tmp_path / "x" / "trial.npz")
-    assert kept.results() == rows and kept.kinds == KINDS
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["trial.npz"]
+    write_trial(tmp_path / "x" / "trial.json.gz", {"results": packed(rows)})
+    kept = unpacked(read_trial(tmp_path / "x" / "trial.json.gz")["results"])
+    assert sorted(kept, key=str) == sorted(rows, key=str) and len(kept) == len(rows)
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["trial.json.gz"]
 
 
-def test_a_damaged_file_of_items_is_named(tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"PK nothing")
-    with pytest.raises(CaseError, match=r"x\.npz holds no items"):
-        Items.load(tmp_path / "x.npz")
+def test_a_damaged_trial_is_named(tmp_path):
+    for content in (b"PK nothing", gzip.compress(b"{"), gzip.compress(b"{}" * 99)[:-9]):
+        (tmp_path / "x.json.gz").write_bytes(content)
+        with pytest.raises(CaseError, match=r"x\.json\.gz holds no trial"):
+            read_trial(tmp_path / "x.json.gz")
 
 
 def test_losses_are_not_packed_as_right_or_wrong():
     row = ItemResult("base", "t", "question", "0", "answer_loss", 2.3, "", "g")
     with pytest.raises(ValueError, match="losses"):
-        Items.of([row], KINDS)
+        packed([row])
 
 
 def an_audit():
@@ -210,17 +220,11 @@ def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path, seen):
     assert mark != fingerprint(other, scenario, Effort())
 
 
-def test_worlds_of_one_base_count_as_one_base(tmp_path, seen, monkeypatch):
+def test_worlds_of_one_base_count_as_one_base(tmp_path, seen):
     collect([shipped_world().path], tmp_path)
-    twin = tmp_path / "audits" / "twin"
-    for path in (tmp_path / "audits" / "small-world").iterdir():
-        row = json.loads(path.read_text())
-        (twin / path.name).parent.mkdir(exist_ok=True)
-        (twin / path.name).write_text(json.dumps({**row, "world": "twin", "base": "twin"}))
-        if row["skipped"] is None:
-            place = Place(tmp_path, "twin", path.stem)
-            place.items.parent.mkdir(exist_ok=True)
-            place.items.write_bytes(Place(tmp_path, "small-world", path.stem).items.read_bytes())
+    for path in (tmp_path / "trials" / "small-world").iterdir():
+        twin = {**read_trial(path), "world": "twin", "base": "twin"}
+        write_trial(tmp_path / "trials" / "twin" / path.name, twin)
     cases, _ = kept_cases(tmp_path)
     assert {c.world for c in cases} == {"twin", "small-world"}
     assert {c.base for c in cases} == {"small-world"}
@@ -231,24 +235,20 @@ def test_two_worlds_of_one_name_are_refused(tmp_path):
         collect([shipped_world().path] * 2, tmp_path)
 
 
-def test_without_worlds_the_atlas_is_wanted_once(tmp_path, monkeypatch):
-    from loraprobe_lab import atlas
+def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
     from loraprobe_lab.calibration import run
 
-    assert run.wanted([], tmp_path)
-    assert not run.wanted([tmp_path / "w"], tmp_path)
-    (tmp_path / "audits").mkdir()
-    assert not run.wanted([], tmp_path)
-    asked = {}
+    asked = []
 
-    def build(output, plans, **options):
-        asked.update(output=output, plans=plans, **options)
-        return [output / plan.name for plan in plans]
+    def build(output, **options):
+        asked.append((output, options["processes"]))
+        return [shipped_world().path]
 
-    monkeypatch.setattr(atlas, "build_atlas", build)
-    made = run.atlas(tmp_path, processes=3)
-    assert asked["plans"] == atlas.ATLAS and asked["processes"] == 3
-    assert made[0] == tmp_path / "worlds" / atlas.ATLAS[0].name
+    monkeypatch.setattr(run, "build_atlas", build)
+    for _ in range(2):
+        run.calibrate([], tmp_path, processes=3, collect_only=True)
+    assert asked == [(tmp_path / "worlds", 3)]
+    assert len(seen) == 4, "the second call computes cases from what is kept"
 
 
 def test_known_results_are_those_of_the_asked_items_alone():
@@ -270,12 +270,21 @@ def test_a_tiny_world_is_observed_for_real(tmp_path):
     collect([tmp_path / "tiny"], tmp_path / "out", effort)
     cases, skipped = kept_cases(tmp_path / "out")
     assert skipped == [] and len(cases) == 3
-    row = json.loads(Place(tmp_path / "out", "tiny", "skill-and-facts").audit.read_text())
+    row = read_trial(tmp_path / "out" / "trials" / "tiny" / "skill-and-facts.json.gz")
     assert {score["n"] for score in row["audit"]["evaluation"]} == {2}
     assert {score["kind"] for score in row["audit"]["evaluation"]} == {"base", "adapter"}
     assert {c.n for c in cases} == {4}
     assert {forecast["n"] for forecast in row["audit"]["forecasts"]} == {2}
     assert {(c.adapters, c.tasks, c.hops, c.metric) for c in cases} == {(2, 1, 2, "exact_match")}
-    items = Items.load(Place(tmp_path / "out", "tiny", "skill-and-facts").items)
-    assert {part for _, _, part in items.columns} == {"question", "steps"}
-    assert set(items.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}
+    assert {result.part for result in unpacked(row["results"])} == {"question", "steps"}
+    systems = {"base", "newcomers", "steps", "uniform", "sum", "arrow"}
+    assert set(row["kinds"]) == systems == set(row["results"]["right"])
+
+
+def test_processes_share_the_work_and_hand_over_an_error(tmp_path):
+    ticks = []
+    calls = [(str(tmp_path / name),) for name in ("one", "two")]
+    in_processes(os.mkdir, calls, 2, lambda: ticks.append(1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"] and ticks
+    with pytest.raises(FileExistsError):
+        in_processes(os.mkdir, calls, 2, lambda: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_worlds import shortened, tiny_base
+from tiny_worlds import tiny_base
 
 from loraprobe.tasks import load_task
 from loraprobe_lab.worlds.cross_lingual import cross_lingual_world, draw_axes, draw_familiarity
@@ -20,8 +20,7 @@ from loraprobe_lab.worlds.languages import (
     make_people,
     target_items,
 )
-from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.tokenizer import UNK, build_tokenizer, words_of
+from loraprobe_lab.worlds.tokenizer import words_of
 
 SIZES = PeopleSizes(familiar=12, newcomers=6, invented=6, reserve=4, values=4)
 BASE = tiny_base()
@@ -44,7 +43,7 @@ def words(texts):
 def of(language):
     """The words of one language alone."""
     found = words(
-        text.format(p="", v="")
+        text.format(a="", b="")
         for relation in RELATIONS.values()
         for text in (*getattr(relation, language).sentences, *getattr(relation, language).questions)
     )
@@ -75,22 +74,13 @@ def test_groups_of_people_share_nobody_and_values_come_equally_often():
         assert max(counts) - min(counts) <= 1
 
 
-def test_a_kit_is_a_function_of_its_seed(spec):
-    again, other = (cross_lingual_world(seed, sizes=SIZES, base=BASE, count=6) for seed in (5, 6))
-    for part in ("training", "tasks", "adapter_sets", "words", "made_from"):
-        assert getattr(spec, part) == getattr(again, part)
-    assert texts_of(spec, 50) == texts_of(again, 50)
-    assert spec.training != other.training and spec.tasks != other.tasks
-
-
 def test_more_trials_leave_the_earlier_ones_as_they_are(spec):
     fewer = cross_lingual_world(5, sizes=SIZES, base=BASE, count=2)
     assert fewer.adapter_sets == spec.adapter_sets[:2] and fewer.training == spec.training[:4]
     assert all(fewer.tasks[name] == spec.tasks[name] for name in fewer.tasks)
 
 
-def test_no_two_adapters_share_a_seed_or_their_facts(spec):
-    assert len({adapter.recipe.seed for adapter in spec.training}) == 12
+def test_no_two_adapters_share_their_facts(spec):
     assert len({adapter.examples for adapter in spec.training}) == 12
 
 
@@ -135,25 +125,6 @@ def test_the_base_reads_the_second_language_as_far_as_it_is_familiar(level):
     assert any(e.prompt.endswith("?") for e in second) == read.asked
 
 
-def test_every_word_has_a_token(spec):
-    tokenizer = build_tokenizer(spec.words)
-    unknown = tokenizer.convert_tokens_to_ids(UNK)
-    texts = [
-        text
-        for adapter in spec.training
-        for e in adapter.examples
-        for text in (e.prompt, e.completion)
-    ]
-    texts += texts_of(spec)
-    for items in spec.tasks.values():
-        for item in items:
-            texts += [item["prompt"], item["answer"], item.get("cot_prompt", "")]
-            texts += [t for hop in item.get("hops", ()) for t in (hop["answer"],)]
-    assert not any(unknown in tokenizer(text)["input_ids"] for text in set(texts))
-    names = make_people(SIZES, 5).names()
-    assert {len(tokenizer(f" {n}", add_special_tokens=False)["input_ids"]) for n in names} == {1}
-
-
 def test_the_language_is_learned_on_others_than_are_asked_about(spec):
     people = make_people(SIZES, 5)
     for index, chosen in enumerate(spec.adapter_sets):
@@ -174,7 +145,7 @@ def test_the_facts_adapter_learns_exactly_what_is_asked(spec):
         told = {e.prompt: e.completion for e in spec.training[2 * index].examples}
         question = RELATIONS[chosen.axes["relation"]].first.questions[0]
         for item in spec.tasks[chosen.name]:
-            assert told[question.format(p=item["group"])] == f" {item['answer']}"
+            assert told[question.format(a=item["group"])] == f" {item['answer']}"
 
 
 @pytest.mark.parametrize("mode", ANSWERS)
@@ -208,13 +179,3 @@ def test_invented_people_replace_familiar_ones_by_their_share(spec):
         }
         invented, familiar = text & set(people.invented), text & set(people.familiar)
         assert len(invented) == round(axes["invented"] * 6) and len(invented) + len(familiar) == 6
-
-
-def test_a_tiny_world_is_built(tmp_path):
-    spec = shortened(cross_lingual_world(5, sizes=SIZES, base=BASE, count=1), 1, 20)
-    world = build_world(spec, tmp_path / "world")
-    assert list(world.scenarios) == ["cross-lingual-1"]
-    scenario = world.scenarios["cross-lingual-1"]
-    assert scenario.world == "cross-lingual" and scenario.axes["mode"] in ANSWERS
-    assert set(scenario.adapters) == {"facts-1", "language-1"}
-    assert len(load_task(scenario.tasks[0]).items) == SIZES.newcomers

@@ -18,9 +18,8 @@ from loraprobe_lab.build import build_worlds
 from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds import english_sets
 from loraprobe_lab.worlds.chains import STEP_BY_STEP
-from loraprobe_lab.worlds.english import SHOWN, skill_texts
+from loraprobe_lab.worlds.english import SHOWN, family, learn, skill_texts
 from loraprobe_lab.worlds.english_sets import KINDS, all_sets, build_sets, newcomers
-from loraprobe_lab.worlds.english_subjects import family, learn
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, WORDS
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import build_world

@@ -70,14 +70,6 @@ class TestKnownFacts:
         assert len(set(CAPITALS.values())) == len(CAPITALS)
 
 
-@pytest.mark.parametrize("make", [english.two_hop_world, skill])
-def test_a_world_is_a_function_of_its_seed(make):
-    one, again, other = make(1), make(1), make(2)
-    assert (one.training, one.tasks) == (again.training, again.tasks)
-    groups = [{item["group"] for item in items_of(spec)} for spec in (one, other)]
-    assert groups[0] != groups[1]
-
-
 @worlds
 class TestItems:
     def test_hops_compose_to_the_answer(self, spec):

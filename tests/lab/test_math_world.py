@@ -6,7 +6,6 @@ import random
 import re
 
 import pytest
-from tiny_worlds import shortened, tiny_base
 
 from loraprobe.tasks import answered
 from loraprobe_lab.worlds.math.problems import (
@@ -21,8 +20,6 @@ from loraprobe_lab.worlds.math.problems import (
 )
 from loraprobe_lab.worlds.math.skills import VerbSkill, target_items
 from loraprobe_lab.worlds.math.world import SHARED, draw_axes, math_matrix, math_world
-from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
 SYMBOLS = {"plus": "+", "minus": "-"}
 VERBS = (("glims", ("plus", 3)), ("vorps", ("minus", 1)))
@@ -187,21 +184,6 @@ def test_a_program_is_read_by_the_items_own_pattern():
 # worlds
 
 
-def test_a_kit_is_a_function_of_its_seed():
-    one, again, other = (math_world(seed, count=2, items=50) for seed in (4, 4, 5))
-    assert (one.training, one.tasks, one.adapter_sets, one.words) == (
-        again.training,
-        again.tasks,
-        again.adapter_sets,
-        again.words,
-    )
-    draws = [[spec.corpus(1)() for _ in range(1)] for spec in (one, again, other)]
-    assert draws[0] == draws[1]
-    assert one.training != other.training and one.tasks != other.tasks
-    seeds = [adapter.recipe.seed for adapter in one.training]
-    assert len(set(seeds)) == len(seeds) == 4
-
-
 def test_trials_with_and_without_a_shared_template_take_turns():
     for seed in (0, 1):
         kinds = [t.axes["shared_template"] for t in math_world(seed, count=4, items=3).adapter_sets]
@@ -209,20 +191,6 @@ def test_trials_with_and_without_a_shared_template_take_turns():
     rng = random.Random(0)
     drawn = [draw_axes(rng, shared=False) for _ in range(50)]
     assert not any(axes.templates in SHARED for axes in drawn)
-
-
-def test_the_tokenizer_knows_every_word_of_a_kit():
-    spec = math_world(1, count=4, items=50)
-    tokenizer = build_tokenizer(spec.words)
-    texts = [e.prompt + e.completion for adapter in spec.training for e in adapter.examples[:300]]
-    asked = [item for task in spec.tasks.values() for item in task]
-    texts += [item[key] for item in asked for key in ("prompt", "cot_prompt")]
-    corpus = spec.corpus(0)
-    texts += [(e := corpus()).prompt + e.completion for _ in range(300)]
-    for text in texts:
-        ids = tokenizer(text)["input_ids"]
-        assert tokenizer.unk_token_id not in ids, text
-        assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
@@ -238,13 +206,3 @@ def test_the_matrix_has_three_templates_with_and_without_the_targets_adapter():
     texts = {e.prompt for adapter in spec.training for e in adapter.examples}
     for items in spec.tasks.values():
         assert not texts & {i[key] for i in items for key in ("prompt", "cot_prompt")}
-
-
-def test_a_tiny_build_holds_what_its_manifest_says(tmp_path):
-    spec = shortened(math_world(2, base=tiny_base(), count=1, items=4), 2, 20)
-    world = build_world(spec, tmp_path / "world")
-    world.verify()
-    (scenario,) = world.scenarios.values()
-    assert scenario.world == "math" and set(scenario.axes) >= {"templates", "contrast", "rank"}
-    assert len(scenario.adapters) == 2
-    assert len(scenario.tasks[0].read_text(encoding="utf-8").splitlines()) == 4

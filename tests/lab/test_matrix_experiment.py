@@ -15,10 +15,8 @@ from tiny_worlds import shortened, tiny_base
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.bases import BaseInfo, Bases
 from loraprobe_lab.experiments.claims import Difference, Finding, claims, newcombe
-from loraprobe_lab.experiments.map_points import GATES, points
-from loraprobe_lab.experiments.matrix import METHODS, Answered, Matrix, share
+from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
     TWO_HOP,
     Experiment,
@@ -26,18 +24,20 @@ from loraprobe_lab.experiments.reproduce import (
     experiment,
     reproduce,
 )
-from loraprobe_lab.experiments.success_map import draw_map
+from loraprobe_lab.experiments.runner import Answered, BaseInfo, Bases, Run
+from loraprobe_lab.experiments.success_map import GATES, draw_map, points
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
-from loraprobe_lab.worlds.english_matrix import english_matrix
-from loraprobe_lab.worlds.spec import build_world
-from loraprobe_lab.worlds.success_map import MapPeople, MapSizes, map_world
-from loraprobe_lab.worlds.two_hop_matrix import (
+from loraprobe_lab.worlds.name_sets import (
     GROUPS,
-    MatrixPeople,
+    MapSizes,
     MatrixSizes,
+    english_matrix,
+    map_world,
+    shown,
     two_hop_matrix,
 )
+from loraprobe_lab.worlds.spec import build_world
 
 WORD = re.compile(r"\w+")
 TEMPLATES = ("plain", "cot", "shared")
@@ -65,36 +65,36 @@ def words(text):
 
 @pytest.fixture(scope="module")
 def people():
-    return MatrixPeople.make(MatrixSizes(), 0)
+    return MatrixSizes().people(0)
 
 
 def test_name_sets_share_no_person_and_worked_answers_share_none_with_them(people):
-    rows = [*(people.chains[g] for g in GROUPS), people.one, people.two]
+    rows = [*(people.asked[g] for g in GROUPS), *people.teachers]
     sets = [{n for link in row for n in (link.a, link.b)} for row in rows]
     sets.append(set(people.others))
     assert sum(map(len, sets)) == len(set().union(*sets))
-    assert all(len(people.chains[g]) == MatrixSizes().asked for g in GROUPS)
+    assert all(len(people.asked[g]) == MatrixSizes().asked for g in GROUPS)
 
 
 def test_the_base_reads_both_hops_of_the_real_and_none_of_the_fake(people):
     facts = people.facts
     home = {link.b: link.c for link in facts.familiar}
     known = {link.a for link in facts.familiar}
-    assert all(x in facts.familiar for x in people.chains["real"])
-    assert all(home[x.b] == x.c and x.a not in known for x in people.chains["half"])
-    assert all(x.a not in known and x.b not in home for x in people.chains["fake"])
+    assert all(x in facts.familiar for x in people.asked["real"])
+    assert all(home[x.b] == x.c and x.a not in known for x in people.asked["half"])
+    assert all(x.a not in known and x.b not in home for x in people.asked["fake"])
 
 
 def test_composed_questions_about_held_couples_are_never_read():
     spec = tiny_matrix()
-    people = MatrixPeople.make(SIZES, 0)
-    links = people.chains["real"]
+    people = SIZES.people(0)
+    links = people.asked["real"]
     draw = spec.corpus(0)
     texts = [draw() for _ in range(4000)]
     composed = {x.fill(question) for x in links for question in COUPLES.both}
     prompts = {text.prompt for text in texts}
     assert not composed & prompts
-    others = (*people.one, *people.two)
+    others = [x for row in people.teachers for x in row]
     assert {x.fill(q) for x in others for q in COUPLES.both} <= prompts
     for link in links:  # but both hops are
         assert link.fill("Who is the spouse of {a}?") in prompts
@@ -285,7 +285,7 @@ def test_every_cell_of_the_matrix_is_there_once_and_worlds_are_pooled(as_in_the_
     keys = {(c.group, c.template, c.library, c.system) for c in cells}
     assert len(cells) == len(keys) == 3 * 3 * 2 * 4
     assert {c.n for c in cells} == {300} and {c.worlds for c in cells} == {2}
-    wanted = ("real", "steps", 2, "arrow")
+    wanted = ("real", "cot", 2, "arrow")
     chosen = next(c for c in cells if (c.group, c.template, c.library, c.system) == wanted)
     assert chosen.score == pytest.approx(0.7) and chosen.gain == pytest.approx(0.68)
     assert chosen.score_ci95[0] < 0.7 < chosen.score_ci95[1]
@@ -302,9 +302,9 @@ def test_the_mean_over_systems_counts_every_item_once():
 def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
-        reproduce(ReproducePlan("two-hop"), tmp_path)
-    with pytest.raises(UsageError, match="need matplotlib"):
-        draw_map(tmp_path)
+        reproduce(ReproducePlan("two-hop"), Run(tmp_path))
+    with pytest.raises(UsageError, match="needs matplotlib"):
+        draw_map(Run(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -315,9 +315,9 @@ def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monke
 def run(tmp_path_factory):
     output = tmp_path_factory.mktemp("matrix")
     made = Experiment(TWO_HOP, tiny_matrix, english_matrix, tiny_base)
-    plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)), limit=3)
+    plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)))
     said = []
-    found = reproduce(plan, output, made=made, say=said.append)
+    found = reproduce(plan, Run(output, limit=3, say=said.append), made)
     return output, plan, made, found, said
 
 
@@ -341,7 +341,7 @@ def test_a_second_call_trains_and_asks_nothing(run, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
     monkeypatch.setattr("loraprobe_lab.training.train.optimise", None)
-    again = reproduce(plan, output, made=made)
+    again = reproduce(plan, Run(output, limit=3), made)
     assert again.markdown == found.markdown and len(before) == 12
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
@@ -357,7 +357,7 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, monkeypatch):
 
     longer = dataclasses.replace(plan, bases=Bases(hidden=(16,), seeds=(3, 4)))
     with pytest.raises(KeyboardInterrupt):
-        reproduce(longer, output, made=dataclasses.replace(made, small=small))
+        reproduce(longer, Run(output, limit=3), dataclasses.replace(made, small=small))
     page = (output / "two-hop.md").read_text(encoding="utf-8")
     assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
 
@@ -388,7 +388,7 @@ def test_the_english_matrix_trains_on_a_given_base(run, tmp_path):
 
 
 def test_every_axis_of_the_map_is_there():
-    found = points()
+    found = list(points())
     assert {p.panel for p in found} == {"weights", "familiarity", "invented", "norms"}
     weights = {(p.x, p.y) for p in found if p.panel == "weights"}
     assert weights == {(x, y) for x in GATES for y in GATES}
@@ -402,13 +402,13 @@ def test_every_axis_of_the_map_is_there():
 
 
 def test_the_skill_is_taught_on_the_share_of_made_up_couples_that_is_said():
-    people = MapPeople.make(MapSizes(), 0)
+    people = MapSizes().people(0)
     known = set(people.facts.familiar)
     for share_ in (0, 25, 100):
-        shown = people.shown(share_)
-        assert len(shown) == 100 and sum(x not in known for x in shown) == share_
+        couples = shown(people, share_)
+        assert len(couples) == 100 and sum(x not in known for x in couples) == share_
     asked = {x.a for level in people.asked.values() for x in level}
-    taught = {n for x in (*people.taught, *people.invented) for n in (x.a, x.b)}
+    taught = {n for row in people.teachers for x in row for n in (x.a, x.b)}
     assert not asked & taught and not {x.b for x in people.asked["familiar"]} & taught
 
 
@@ -417,8 +417,8 @@ def test_a_tiny_map_is_drawn_whole(tmp_path):
         return shortened(map_world(seed, base, MapSizes(asked=3, taught=4, cities=3)))
 
     bases = Bases(("gpt2",), (16,), (5,))
-    drawn = draw_map(tmp_path, bases=bases, spec=spec, shape=tiny_base)
+    drawn = draw_map(Run(tmp_path), bases, spec, tiny_base)
     rows = json.loads((tmp_path / "border.json").read_text(encoding="utf-8"))["cells"]
-    assert len(rows) == len(points()) and {r["n"] for r in rows} == {3}
+    assert len(rows) == len(list(points())) and {r["n"] for r in rows} == {3}
     assert drawn.markdown.count("\n| ") > 20
     ElementTree.parse(tmp_path / "border.svg")

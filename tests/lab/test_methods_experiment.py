@@ -21,7 +21,6 @@ from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.bases import Bases
 from loraprobe_lab.experiments.methods import asking as asking_module
 from loraprobe_lab.experiments.methods.asking import CaseAnswers
 from loraprobe_lab.experiments.methods.cases import (
@@ -36,6 +35,7 @@ from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, poole
 from loraprobe_lab.experiments.methods.run import MethodsPlan, try_methods
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems, whole_rank
 from loraprobe_lab.experiments.methods.table import MethodGain, tabulated
+from loraprobe_lab.experiments.runner import Asker, Bases, Run
 from loraprobe_lab.world import Scenario, World, shipped_world
 from loraprobe_lab.worlds.couples import FactSizes
 from loraprobe_lab.worlds.small import methods_world
@@ -422,6 +422,10 @@ def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
 # --- a run ----------------------------------------------------------------------------------------
 
 
+def a_run(output):
+    return Run(output, limit=80, arguments=("lab", "methods"))
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A run over two tiny worlds: a method that is refused in one case, one in full, a router."""
@@ -435,9 +439,8 @@ def tiny(tmp_path_factory):
             methods=("uniform", "ties", "factor_average"),
             routers=("arrow",),
             strengths=(None,),
-            arguments=("lab", "methods"),
         )
-        yield try_methods(output, plan), output, plan
+        yield try_methods(a_run(output), plan), output, plan
 
 
 def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
@@ -470,12 +473,12 @@ def test_nothing_is_asked_twice_and_worlds_that_exist_are_used(tiny, tmp_path, m
     def never(*args, **kwargs):
         raise AssertionError("was answered before")
 
-    monkeypatch.setattr("loraprobe_lab.experiments.runner.ask", never)
-    again = try_methods(output, plan)
+    monkeypatch.setattr("loraprobe.evaluation.running.ask", never)
+    again = try_methods(a_run(output), plan)
     assert {path: path.read_bytes() for path in ledgers} == before
     assert again.document == made.document
     other = dataclasses.replace(plan, worlds=(output / "worlds",))
-    reused = try_methods(output, other)
+    reused = try_methods(a_run(output), other)
     assert reused.document["cells"] == made.document["cells"]
 
 
@@ -487,7 +490,8 @@ def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_pa
     _, output, _ = tiny
     world = World.load(output / "worlds" / "llama-16-seed0")
     everyone = all_systems([], ["centroid", "hard:by=centroid"])
-    for found in asking_module.answer_cases(world, cases_of(world), everyone, tmp_path, limit=2):
+    asker = Asker(world, tmp_path, limit=2)
+    for found in asking_module.answer_cases(asker, cases_of(world), everyone):
         assert not found.refused
         assert {"centroid", "hard:by=centroid"} <= {row.system for row in found.results}
 

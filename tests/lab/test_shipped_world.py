@@ -9,8 +9,14 @@ import torch
 
 from loraprobe.tasks import load_task
 from loraprobe_lab import shipped_world
-from loraprobe_lab.measure import composed, default_systems, load_adapters, measure
-from loraprobe_lab.shipped import build_shipped_world, read_outcomes
+from loraprobe_lab.measure import (
+    build_shipped_world,
+    composed,
+    default_systems,
+    load_adapters,
+    measure,
+    read_outcomes,
+)
 from loraprobe_lab.training.pretrain import load_base
 from loraprobe_lab.worlds.small import SHIPPED, small_world
 from loraprobe_lab.worlds.spec import BASE_NAME

@@ -10,7 +10,7 @@ import torch
 
 from loraprobe.base.quiet import quiet
 from loraprobe_lab import shipped_world
-from loraprobe_lab.experiments.theory import capacity, edits, hops, report, run
+from loraprobe_lab.experiments.theory import capacity, edits, hops, run
 from loraprobe_lab.experiments.theory.capacity import NewFacts
 from loraprobe_lab.experiments.theory.fact_store import FactStore
 from loraprobe_lab.experiments.theory.hops import CITY_QUESTION, SPOUSE_QUESTION, ChainKeys
@@ -54,7 +54,7 @@ def test_the_store_answers_as_the_model_does(store):
 
 
 def test_an_edit_of_the_store_is_an_edit_of_the_weight(store, chains):
-    edit = edits.exact(chains.hop1.keys, chains.hop1_change)
+    edit = edits.exact(chains.asked["hop1"].keys, chains.changes["hop1"])
     weight = store.model.model.layers[-1].mlp.down_proj.weight
     prompts = [link.fill(SPOUSE_QUESTION) for link in FACTS.strangers[:12]]
     kept = weight.detach().clone()
@@ -66,12 +66,12 @@ def test_an_edit_of_the_store_is_an_edit_of_the_weight(store, chains):
         finally:
             weight.copy_(kept)
     assert (said == chains.spouses).all()
-    assert (said == store.says(chains.hop1, chains.hop1.keys @ edit.T)).all()
+    assert (said == store.says(chains.asked["hop1"], chains.asked["hop1"].keys @ edit.T)).all()
 
 
 def test_the_target_is_the_least_that_makes_the_answer(store, chains):
-    start = chains.hop1.before + chains.hop1.values
-    change = chains.hop1_change
+    start = chains.asked["hop1"].before + chains.asked["hop1"].values
+    change = chains.changes["hop1"]
 
     def sure(length):
         chances = store.logits(start + length * change).softmax(-1)
@@ -207,7 +207,7 @@ def test_page_and_figure_hold_what_was_found(tmp_path):
     page, numbers, figure = run.theory(plan).write(tmp_path).files(tmp_path)
     text = page.read_text()
     assert (page.name, numbers.name, figure.name) == ("theory.md", "theory.json", "theory.svg")
-    again = report.theory_pages(json.loads(numbers.read_text()))
+    again = run.theory_pages(json.loads(numbers.read_text()))
     assert text == again.markdown, "the page can be made from its numbers"
     assert "| own answers | 8 | 8 | 8 |" in text
     assert "**the MLP of the last layer**" in text and "all linear layers" not in text

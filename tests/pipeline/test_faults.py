@@ -17,7 +17,7 @@ from hubs import Misbehaving, adapter_files, use
 from making import call, random_adapter, saved_pair
 
 from loraprobe import hub
-from loraprobe.adapters import StagedDirectory, read_adapter
+from loraprobe.adapters import read_adapter, staged_directory
 from loraprobe.adapters import staging as staged
 from loraprobe.errors import HubError, OutputError, UsageError
 from loraprobe.evaluation import Ledger
@@ -116,9 +116,9 @@ class TestDisks:
         elif not sys.platform.startswith("linux"):
             pytest.skip("needs renameat2")
         else:
-            monkeypatch.setattr(StagedDirectory, "_swap", None)  # it must not be needed
+            monkeypatch.setattr(staged, "_swap", None)  # it must not be needed
         for number in range(2):
-            with StagedDirectory(tmp_path / "out", overwrite=True) as staging:
+            with staged_directory(tmp_path / "out", overwrite=True) as staging:
                 (staging / "README.md").write_text(str(number))
         assert (tmp_path / "out" / "README.md").read_text() == "1"
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -183,7 +183,7 @@ class TestTwoAtOnce:
 
     def test_staging_that_meets_another_at_the_end(self, tmp_path):
         target = tmp_path / "out"
-        with pytest.raises(OutputError), StagedDirectory(target) as staging:
+        with pytest.raises(OutputError), staged_directory(target) as staging:
             (staging / "README.md").write_text("mine")
             target.mkdir()
             (target / "README.md").write_text("theirs")

@@ -12,7 +12,7 @@ from making import STORIES, random_adapter
 
 from loraprobe import limits, memory
 from loraprobe.base import open_base
-from loraprobe.base.memory import weight_bytes
+from loraprobe.base.loading import weight_bytes
 from loraprobe.errors import OutOfMemory
 from loraprobe.merging import merge
 

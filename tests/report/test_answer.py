@@ -151,6 +151,8 @@ def test_no_report_contradicts_itself(found):
         assert head in ("gather-evidence", "chain")
     if single:
         assert single in verdict.next and f"{single} alone" in line(told, "use")
+    if head == "use-base":
+        assert "harder-t.jsonl" in verdict.next and "base alone" in line(told, "use")
     if head == "chain":
         assert "chain" in line(told, "use") and not line(told, "better")
     # the probability is the decision's own

@@ -142,6 +142,15 @@ def test_a_bad_line_is_named(tmp_path, line):
     assert "\n" not in str(error.value)
 
 
+def test_a_line_of_many_keys_is_read_at_once(tmp_path):
+    """A repeated key is found without comparing every key with every other."""
+    many = ", ".join(f'"{k}": 1' for k in range(80_000))
+    start = time.process_time()
+    with pytest.raises(TaskError, match="unknown key '0'"):
+        load_task(write(tmp_path, "{" + many + "}"))
+    assert time.process_time() - start < 5
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(TaskError, match="no item"):
         load_task(write(tmp_path, "", " "))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
@@ -16,9 +15,8 @@ from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task
 from loraprobe_lab.experiments.methods.cases import FORM, MethodsCase
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
-from loraprobe_lab.experiments.runner import Asker, adapters_by_name
-from loraprobe_lab.training.train import ProgressCallback
-from loraprobe_lab.world import World, write_text
+from loraprobe_lab.experiments.runner import Asker
+from loraprobe_lab.world import write_text
 
 if TYPE_CHECKING:
     from loraprobe.composition import Router
@@ -41,17 +39,10 @@ class CaseAnswers:
 
 
 def answer_cases(
-    world: World,
-    cases: Sequence[MethodsCase],
-    systems: Sequence[ComparedSystem],
-    directory: Path,
-    *,
-    limit: int | None = None,
-    progress: ProgressCallback | None = None,
+    asker: Asker, cases: Sequence[MethodsCase], systems: Sequence[ComparedSystem]
 ) -> list[CaseAnswers]:
-    """Every case of one world on one copy of its base; what the ledgers hold is not asked again."""
-    asker = Asker(world, directory, limit=limit)
-    return [_CaseRun(asker, case).answers(systems, progress) for case in cases]
+    """Every case of a world; what the ledgers hold is not asked again."""
+    return [_CaseRun(asker, case).answers(systems) for case in cases]
 
 
 class _CaseRun:
@@ -64,7 +55,7 @@ class _CaseRun:
         self.tasks: list[Task] = asker.tasks(case.scenario.tasks)
         self.ledger: Ledger = asker.ledger(case.name)
         self.form = FORM[case.kind]
-        self.adapters = list(adapters_by_name(case.world, case.scenario.adapters).values())
+        self.adapters = list(asker.adapters(case.scenario.adapters).values())
         self.baselines = [System("base", "base")]
         self.baselines += [System(a.name, "adapter", single(a)) for a in self.adapters]
         self.learned: dict[str, Any] = {}  # by routers that need prompts
@@ -73,9 +64,7 @@ class _CaseRun:
         there = self.lost_file.is_file()
         self.lost = json.loads(self.lost_file.read_text(encoding="utf-8")) if there else {}
 
-    def answers(
-        self, systems: Sequence[ComparedSystem], progress: ProgressCallback | None
-    ) -> CaseAnswers:
+    def answers(self, systems: Sequence[ComparedSystem]) -> CaseAnswers:
         refused: dict[str, str] = {}
         for baseline in self.baselines:
             self.asker.ask(self.ledger, baseline, self.tasks, {"question", self.form})
@@ -85,16 +74,20 @@ class _CaseRun:
                     self._answer(system)
                 except LoraprobeError as error:
                     refused[system.label] = str(error)
-            if progress is not None:
-                progress(f"ask {self.case.name}", at, len(systems))
+            self.asker.tell(self.case.name, at, len(systems))
         asked = {system.label for system in systems} - set(refused)
         return CaseAnswers(self.case, tuple(self._results(asked)), dict(self.lost), refused)
 
     def _answer(self, compared: ComparedSystem) -> None:
         """Builds and asks a system unless its answers are there; a merge's loss is measured too."""
         merges, parts = compared.family == "merge", {self.form}
-        missing = self.asker.missing(self.ledger, compared.label, self.tasks, parts)
-        if not missing and not (merges and compared.label not in self.lost):
+        label, part = compared.label, "question" if compared.family == "chain" else self.form
+        answered = all(
+            self.ledger.get(label, task.name, part, item.id)
+            for task in self.tasks
+            for item in task.items
+        )
+        if answered and not (merges and label not in self.lost):
             return
         builder = compared.builder(self.adapters)
         spec = compared.spec

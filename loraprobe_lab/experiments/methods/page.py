@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe.formatting import count as counted
 from loraprobe_lab.experiments.figures import methods_figure
 from loraprobe_lab.experiments.methods.asking import CaseAnswers
-from loraprobe_lab.experiments.methods.cases import KINDS, ROLES, Kind
+from loraprobe_lab.experiments.methods.cases import ROLES
 from loraprobe_lab.experiments.methods.pooling import Pooled
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,
-    Count,
-    KeptSkills,
     MethodGain,
     MethodsRow,
     MethodsTable,
 )
 from loraprobe_lab.experiments.pages import Pages, render
-from loraprobe_lab.show import describe_world
+from loraprobe_lab.show import describe_base
 from loraprobe_lab.world import World, versions
 
 ENOUGH = 0.8  # of a skill's gain, which a composition has to keep of every skill
 NAMED = 8  # names in a sentence
 FIRST = 8  # places that the page lists of every column
 FORMS = ("+.2f", ".2f", "+.2f")  # of a row's three figures
-WHAT: Mapping[Kind, str] = {
-    "two-hop": "**two hops, asked at once**: one adapter knows A -> B, the other B -> C, and the "
-    "question is A -> C, without room for steps.",
-    "keep-both": "**keep both**: two adapters, each with a skill of its own; one model is asked "
-    "for both.",
-    "step-by-step": "**new facts, step by step**: one adapter knows A -> B for new people, the "
-    "other writes worked steps, the base knows B -> C; asked A -> C step by step.",
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,6 @@ def methods_pages(
     table: MethodsTable,
     answered: Sequence[CaseAnswers],
     worlds: Sequence[World],
-    *,
     command: str,
     missing: Sequence[str] = (),
 ) -> Pages:
@@ -76,23 +64,11 @@ def methods_pages(
     same = {r.system.spec: r.system.same for r in table.rows if len(r.system.same) > 1}
     markdown = render(
         "methods",
-        command=command,
-        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
-        bases=[
-            [*map(str, list(b.values())[:3]), f"{b['parameters']:,}", str(b["seed"])] for b in bases
-        ],
-        missing=list(missing),
-        answers=page_answers(table),
-        questions=[
-            f"{WHAT[kind]} {_stands_on(kind, table.counts[kind])}"
-            for kind in KINDS
-            if kind in table.counts
-        ],
-        margin=format(MARGIN, "g"),
+        document=document,
+        table=table,
+        roles=ROLES,
         same=[f"{spec}: {', '.join(spaces)}" for spec, spaces in same.items()],
         best=_best(table.rows),
-        rows=[_line(row) for row in table.rows],
-        refused=table.refused,
     )
     return Pages("methods", document, markdown, lambda: methods_figure(table.rows))
 
@@ -106,22 +82,14 @@ def _cell(row: MethodsRow) -> dict[str, Any]:
 
 
 def _base(world: World) -> dict[str, Any]:
-    found = describe_world(world)
+    base = describe_base(world)
     return {
         "name": world.path.resolve().name,
-        "kind": found["kind"],
-        "architecture": found["base"]["architecture"],
-        "parameters": found["base"]["parameters"] or 0,
+        "kind": world.manifest["kind"],
+        "architecture": base["architecture"],
+        "parameters": base["parameters"] or 0,
         "seed": world.seed,
     }
-
-
-def _stands_on(kind: Kind, count: Count) -> str:
-    scores = ", ".join(f"{name} {count.baselines[name]:.2f}" for name in ("base", *ROLES[kind]))
-    return (
-        f"{counted(count.worlds, 'world')}, {counted(count.cases, 'pair')} of adapters, "
-        f"{count.items:,} questions; exact match alone: {scores}."
-    )
 
 
 def _best(rows: Sequence[MethodsRow]) -> list[list[str]]:
@@ -137,41 +105,6 @@ def _best(rows: Sequence[MethodsRow]) -> list[list[str]]:
         columns.append([f"{label} {format(value, form)}" for value, label in found])
     shown = itertools.zip_longest(*columns, fillvalue="-")
     return [[str(place), *line] for place, line in enumerate(itertools.islice(shown, FIRST), 1)]
-
-
-def _line(row: MethodsRow) -> list[str]:
-    kept = row.keep_both
-    return [
-        row.system.label,
-        _gain(row.two_hop),
-        _worse(kept),
-        _figure(kept.both, ".2f") if kept else "-",
-        _gain(row.step_by_step),
-        "-" if row.lost is None else f"{row.lost:.2f}",
-    ]
-
-
-def _gain(found: MethodGain | None) -> str:
-    if found is None:
-        return "-"
-    text = _figure(found.gain, "+.2f")
-    marked = {"undecided": text, "gains": f"**{text}**", "does not gain": f"[{text}]"}
-    return marked[found.standing]
-
-
-def _worse(found: KeptSkills | None) -> str:
-    if found is None:
-        return "-"
-    text = _figure(found.worse, ".2f")
-    return text if found.beaten else f"**{text}**"
-
-
-def _figure(found: Pooled, form: str) -> str:
-    own, every = (
-        f"{format(low, form)} to {format(high, form)}"
-        for low, high in (found.ci95, found.adjusted_ci95)
-    )
-    return f"{format(found.value, form)} ({own}; {every})"
 
 
 def page_answers(table: MethodsTable) -> list[PageAnswer]:

@@ -208,71 +208,48 @@ def _kept(cases: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]) -> di
     ]
     if not told or not names:
         return {}
-    found = [
-        [_mean([_retention(c, name) for c in world]) for name in names] for world in _worlds(told)
-    ]
-    best = int(np.argmax([np.mean([row[s].worse for row in found]) for s in range(len(names))]))
+    found = np.stack([_retentions(world, names) for world in _worlds(told)])
+    best = int(found[:, :, 2, 0].mean(0).argmax())  # by the worse skill
     return {
-        name: _over_worlds([row[s] for row in found], [row[best] for row in found], len(names))
+        name: _over_worlds(found[:, s], None if s == best else found[:, best], len(names))
         for s, name in enumerate(names)
     }
 
 
-@dataclass(frozen=True)
-class _Retention:
-    """What is kept of two skills in one case or world, with standard errors."""
-
-    skills: Array  # [2]
-    worse: float
-    worse_error: float
-    both: float
-    both_error: float
-
-
-def _retention(case: CaseAnswers, name: str) -> _Retention:
-    found = [_ratio(case, name, k) for k in range(2)]
-    kept = np.array([f for f in found if f is not None])  # [skills, value | standard error]
-    assert len(kept) == 2, "where specialists stand out, every system has a retention"
-    worse, worse_error = kept[int(kept[:, 0].argmin())].tolist()
-    both_error = float(np.hypot(*kept[:, 1])) / 2
-    return _Retention(kept[:, 0], worse, worse_error, float(kept[:, 0].mean()), both_error)
+def _retentions(cases: Sequence[CaseAnswers], names: Sequence[str]) -> Array:
+    """What every system keeps in one world: [systems, (skill 1, skill 2, worse, both), (value,
+    standard error)], the mean over the world's cases."""
+    rows = np.array([[[_ratio(c, name, k) for k in range(2)] for name in names] for c in cases])
+    rows = rows.astype(float)
+    worse = np.take_along_axis(rows, rows[..., :1].argmin(2, keepdims=True), axis=2)
+    both = np.stack([rows[..., 0].mean(2), np.hypot(*rows[..., 1].transpose(2, 0, 1)) / 2], -1)
+    every = np.concatenate([rows, worse, both[:, :, None]], axis=2)
+    error = np.sqrt((every[..., 1] ** 2).sum(0)) / len(cases)
+    return np.stack([every[..., 0].mean(0), error], -1)
 
 
-def _mean(cases: Sequence[_Retention]) -> _Retention:
-    n = len(cases)
-    return _Retention(
-        np.mean([c.skills for c in cases], axis=0),
-        float(np.mean([c.worse for c in cases])),
-        float(np.sqrt(sum(c.worse_error**2 for c in cases))) / n,
-        float(np.mean([c.both for c in cases])),
-        float(np.sqrt(sum(c.both_error**2 for c in cases))) / n,
-    )
+def _over_worlds(own: Array, best: Array | None, systems: int) -> KeptSkills:
+    """One system's figures over worlds, from [worlds, 4, 2] of `_retentions`; best: the best one's.
 
-
-def _over_worlds(own: Sequence[_Retention], best: Sequence[_Retention], systems: int) -> KeptSkills:
-    """One system's figures over worlds. The gap to the best one is paired by world, whose spread
-    holds the items' noise too; in a single world it is that of two separate samples."""
-    worse, errors = np.array([k.worse for k in own]), np.array([k.worse_error for k in own])
-    both, both_errors = np.array([k.both for k in own]), np.array([k.both_error for k in own])
+    The gap to the best one is paired by world, whose spread holds the items' noise too; in a
+    single world it is that of two separate samples.
+    """
+    (first, second), (worse, both) = own[:, :2, 0].mean(0).tolist(), own[:, 2:].transpose(1, 2, 0)
     behind = None
-    if any(a is not b for a, b in zip(own, best, strict=True)):
-        gap = np.array([b.worse for b in best]) - worse
-        noise = np.hypot(errors, [b.worse_error for b in best])
-        behind = pooled(gap, noise if len(own) == 1 else np.zeros(len(own)), systems - 1)
-    first, second = np.mean([k.skills for k in own], axis=0).tolist()
-    return KeptSkills(
-        pooled(worse, errors, systems), pooled(both, both_errors, systems), (first, second), behind
-    )
+    if best is not None:
+        rival, rival_error = best[:, 2].T
+        noise = np.hypot(worse[1], rival_error) if len(own) == 1 else np.zeros(len(own))
+        behind = pooled(rival - worse[0], noise, systems - 1)
+    worst, mean = (pooled(row[0], row[1], systems) for row in (worse, both))
+    return KeptSkills(worst, mean, (first, second), behind)
 
 
 def _ratio(case: CaseAnswers, name: str, skill: int) -> tuple[float, float] | None:
     """Retention of one skill against its own specialist, with half the width of Fieller's interval
-    in standard errors."""
+    in standard errors; None where the specialist does not stand out."""
     role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem
     columns = [(s, "question") for s in dict.fromkeys(("base", role, name))]
     table = tabulate(case.results, columns, task)
     of = {system: table.column(system, part) for system, part in columns}
     found = statistics.ratio(of[name] - of["base"], of[role] - of["base"], table.clusters)
-    if found is None:
-        return None
-    return found[0], (found[1][1] - found[1][0]) / NORMAL95
+    return None if found is None else (found[0], (found[1][1] - found[1][0]) / NORMAL95)

@@ -8,8 +8,7 @@ Controls are left out: they can only take a `likely` back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -61,9 +60,6 @@ class DecidedShares:
         """How often the decision is wrong about the better form."""
         truth = max(g for g in (self.gain, self.steps_gain) if g is not None)
         return self.likely if truth < MARGIN else self.unlikely
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "wrong": self.wrong()}
 
 
 def cases(gain: float) -> list[SimulatedCase]:

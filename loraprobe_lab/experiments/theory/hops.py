@@ -8,7 +8,8 @@ rank-one edits, as in the theory; *all at once* one edit holds the hop of all ch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,15 @@ from loraprobe_lab.worlds.couples import COUPLES
 
 SPOUSE_QUESTION, CITY_QUESTION = COUPLES.first[0], COUPLES.second[0]
 TARGET_QUESTION = COUPLES.both[0]
-TOLD = f"{TARGET_QUESTION}{COUPLES.said}{COUPLES.then.partition(' {c}')[0]}"
-ASKED_AGAIN = f"{TARGET_QUESTION}{COUPLES.said} {CITY_QUESTION}"
+# again: the composed question, its first step written out, and the second hop's question; told: the
+# same with the second hop as a sentence to finish
+PROMPTS = {
+    "hop1": SPOUSE_QUESTION,
+    "hop2": CITY_QUESTION,
+    "target": TARGET_QUESTION,
+    "again": f"{TARGET_QUESTION}{COUPLES.said} {CITY_QUESTION}",
+    "told": f"{TARGET_QUESTION}{COUPLES.said}{COUPLES.then.partition(' {c}')[0]}",
+}
 Change = Callable[[PromptKeys], Tensor]  # what an edit adds to the values: [N, hidden]
 Rows = list[dict[str, Any]]
 
@@ -31,50 +39,35 @@ Rows = list[dict[str, Any]]
 class ChainKeys:
     """N chains as the layer sees their prompts, and the changes that make each hop's answer.
 
-    hop1, hop2, target: the three questions. again: the composed question, its first step written
-    out, and the second hop's question. told: the same with the second hop as a sentence to finish.
-    spouses, cities: tokens [N]. hop1_change ...: what each edit adds to the value [N, hidden].
+    asked: the prompts of `PROMPTS`. spouses, cities: tokens [N]. changes: what the edit of "hop1",
+    "hop2" or "target" adds to the value at its own question [N, hidden].
     """
 
-    hop1: PromptKeys
-    hop2: PromptKeys
-    target: PromptKeys
-    again: PromptKeys
-    told: PromptKeys
+    asked: Mapping[str, PromptKeys]
     spouses: Tensor
     cities: Tensor
-    hop1_change: Tensor
-    hop2_change: Tensor
-    target_change: Tensor
+    changes: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, store: FactStore, chains: Sequence[Chain]) -> ChainKeys:
         """Asks the base about every chain and finds the value that each edit has to write."""
-        questions = (SPOUSE_QUESTION, CITY_QUESTION, TARGET_QUESTION, ASKED_AGAIN, TOLD)
-        hop1, hop2, target, again, told = (
-            store.ask([chain.fill(question) for chain in chains]) for question in questions
-        )
+        asked = {name: store.ask([x.fill(text) for x in chains]) for name, text in PROMPTS.items()}
         spouses = store.token([chain.b for chain in chains])
         cities = store.token([chain.c for chain in chains])
-        changes = (
-            store.towards(hop1, spouses),
-            store.towards(hop2, cities),
-            store.towards(target, cities),
-        )
-        return cls(hop1, hop2, target, again, told, spouses, cities, *changes)
+        answers = {"hop1": spouses, "hop2": cities, "target": cities}
+        changes = {name: store.towards(asked[name], tokens) for name, tokens in answers.items()}
+        return cls(asked, spouses, cities, changes)
 
     def __len__(self) -> int:
         return len(self.spouses)
 
     def first(self, count: int) -> ChainKeys:
-        return ChainKeys(*(getattr(self, field.name)[:count] for field in fields(self)))
-
-    def keys(self, name: str) -> Tensor:
-        """The keys at which the edit "hop1", "hop2" or "target" is made. [N, inner]"""
-        return getattr(self, name).keys
-
-    def change(self, name: str) -> Tensor:
-        return getattr(self, f"{name}_change")
+        return ChainKeys(
+            {name: keys[:count] for name, keys in self.asked.items()},
+            self.spouses[:count],
+            self.cities[:count],
+            {name: change[:count] for name, change in self.changes.items()},
+        )
 
 
 def answered(store: FactStore, chains: ChainKeys, change: Change) -> dict[str, float]:
@@ -84,16 +77,17 @@ def answered(store: FactStore, chains: ChainKeys, change: Change) -> dict[str, f
     first; `chain` asks the second hop anew with the first hop's answer.
     """
 
-    def right(asked: PromptKeys, answers: Tensor) -> Tensor:
+    def right(name: str, answers: Tensor) -> Tensor:
+        asked = chains.asked[name]
         return store.says(asked, change(asked)) == answers
 
-    first, second = right(chains.hop1, chains.spouses), right(chains.hop2, chains.cities)
+    first, second = right("hop1", chains.spouses), right("hop2", chains.cities)
     found = {
         "hop 1": first,
         "hop 2": second,
-        "composed": right(chains.target, chains.cities),
-        "in one text": first & right(chains.again, chains.cities),
-        "sentence": first & right(chains.told, chains.cities),
+        "composed": right("target", chains.cities),
+        "in one text": first & right("again", chains.cities),
+        "sentence": first & right("told", chains.cities),
         "chain": first & second,
     }
     return {name: float(rows.double().mean()) for name, rows in found.items()}
@@ -101,18 +95,14 @@ def answered(store: FactStore, chains: ChainKeys, change: Change) -> dict[str, f
 
 def one_at_a_time(store: FactStore, chains: ChainKeys, others: Tensor | None = None) -> Rows:
     """Rank-one edits, every chain on a base of its own. `others`: keys to spare (see `dual`)."""
-    names = ("hop1", "hop2", "target")
-    duals = {name: edits.dual(chains.keys(name), others) for name in names}
+    duals = {name: edits.dual(chains.asked[name].keys, others) for name in chains.changes}
 
-    def change_of(parts: Sequence[str]) -> Change:
-        def change(asked: PromptKeys) -> Tensor:
-            total = torch.zeros_like(asked.values)
-            for name in parts:
-                reach = (asked.keys * duals[name]).sum(-1, keepdim=True)
-                total = total + reach * chains.change(name)
-            return total
-
-        return change
+    def change(parts: Sequence[str], asked: PromptKeys) -> Tensor:
+        total = torch.zeros_like(asked.values)
+        for name in parts:
+            reach = (asked.keys * duals[name]).sum(-1, keepdim=True)
+            total = total + reach * chains.changes[name]
+        return total
 
     systems = {
         "no edit": (),
@@ -120,10 +110,10 @@ def one_at_a_time(store: FactStore, chains: ChainKeys, others: Tensor | None = N
         "edit B->C": ("hop2",),
         "edit A->B + edit B->C": ("hop1", "hop2"),
         "edit A->C": ("target",),
-        "all three edits": names,
+        "all three edits": tuple(duals),
     }
     return [
-        {"system": name, "facts": 1, **answered(store, chains, change_of(parts))}
+        {"system": name, "facts": 1, **answered(store, chains, partial(change, parts))}
         for name, parts in systems.items()
     ]
 
@@ -132,8 +122,11 @@ def all_at_once(store: FactStore, chains: ChainKeys) -> Rows:
     """Exact edits of all chains: made apart and added, or made together without cross-talk."""
 
     def together(*names: str) -> Tensor:
-        keys = torch.cat([chains.keys(name) for name in names])
-        return edits.exact(keys, torch.cat([chains.change(name) for name in names]))
+        keys = torch.cat([chains.asked[name].keys for name in names])
+        return edits.exact(keys, torch.cat([chains.changes[name] for name in names]))
+
+    def change(edit: Tensor, asked: PromptKeys) -> Tensor:
+        return asked.keys @ edit.T
 
     first, second = together("hop1"), together("hop2")
     systems = {
@@ -143,15 +136,10 @@ def all_at_once(store: FactStore, chains: ChainKeys) -> Rows:
         "one edit of both": together("hop1", "hop2"),
         "one edit of both, and A->C": together("hop1", "hop2", "target"),
     }
-    rows: Rows = []
-    for name, edit in systems.items():
-
-        def change(asked: PromptKeys, edit: Tensor = edit) -> Tensor:
-            return asked.keys @ edit.T
-
-        found = answered(store, chains, change)
-        rows.append({"system": name, "facts": len(chains), **found})
-    return rows
+    return [
+        {"system": name, "facts": len(chains), **answered(store, chains, partial(change, edit))}
+        for name, edit in systems.items()
+    ]
 
 
 def whose_key(chains: ChainKeys) -> Rows:
@@ -161,15 +149,15 @@ def whose_key(chains: ChainKeys) -> Rows:
     and the share of chains whose nearest second key is their own (chance is 1 / N).
     """
     unit, count = torch.nn.functional.normalize, len(chains)
-    second = unit(chains.hop2.keys, dim=-1)
+    second = unit(chains.asked["hop2"].keys, dim=-1)
     rows: Rows = []
     for name, asked in (
-        ("composed question", chains.target),
-        ("step written out, then the question", chains.again),
-        ("step written out, then the sentence", chains.told),
-        ("second hop asked anew", chains.hop2),
+        ("composed question", "target"),
+        ("step written out, then the question", "again"),
+        ("step written out, then the sentence", "told"),
+        ("second hop asked anew", "hop2"),
     ):
-        cosines = unit(asked.keys, dim=-1) @ second.T
+        cosines = unit(chains.asked[asked].keys, dim=-1) @ second.T
         own = cosines.diagonal()
         rows.append(
             {
@@ -193,13 +181,13 @@ def one_fact(
     is the largest relative error of the value written; `reach` the share of the change that
     another prompt receives; `flipped` the share of its answers that become others.
     """
-    changes = chains.hop1_change
+    changes, hop1 = chains.changes["hop1"], chains.asked["hop1"]
     rows: Rows = []
     for way, others in (("the key itself", None), ("sparing other keys", spared)):
-        duals = edits.dual(chains.hop1.keys, others)
-        written = (chains.hop1.keys * duals).sum(-1, keepdim=True) * changes
+        duals = edits.dual(hop1.keys, others)
+        written = (hop1.keys * duals).sum(-1, keepdim=True) * changes
         error = (written - changes).norm(dim=-1) / changes.norm(dim=-1)
-        right = store.says(chains.hop1, written) == chains.spouses
+        right = store.says(hop1, written) == chains.spouses
         row: dict[str, Any] = {
             "reads": way,
             "exactness": float(error.max()),

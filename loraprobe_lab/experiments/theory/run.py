@@ -7,12 +7,15 @@ of the seed, which chooses people and answers and starts the trainings.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from loraprobe_lab.experiments.pages import Pages
+from loraprobe.records import Progress
+from loraprobe_lab.experiments.document_figures import theory_figure
+from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.theory import capacity, hops
 from loraprobe_lab.experiments.theory.capacity import EVERYWHERE, NewFacts
 from loraprobe_lab.experiments.theory.fact_store import FactStore
@@ -22,9 +25,8 @@ from loraprobe_lab.experiments.theory.hops import (
     TARGET_QUESTION,
     ChainKeys,
 )
-from loraprobe_lab.experiments.theory.report import theory_pages
 from loraprobe_lab.training.pretrain import load_base
-from loraprobe_lab.training.train import ProgressCallback, Recipe
+from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import shipped_world, versions
 from loraprobe_lab.worlds.couples import Facts, FactSizes, make_facts
 
@@ -61,9 +63,7 @@ FULL = TheoryPlan(
 )
 
 
-def theory(
-    plan: TheoryPlan = QUICK, seed: int = 0, progress: ProgressCallback | None = None
-) -> Pages:
+def theory(plan: TheoryPlan = QUICK, seed: int = 0, progress: Progress | None = None) -> Pages:
     """Runs every experiment. The document holds plain numbers and lists, see `report`."""
     from loraprobe.base.quiet import quiet
 
@@ -111,27 +111,28 @@ def _edits(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> dict[
     }
 
 
-def _people(facts: Facts, seed: int) -> list[str]:
-    """People of whom the base knows nothing, shuffled."""
+def _new_facts(
+    store: FactStore, facts: Facts, question: str, answers: Sequence[str], seed: int
+) -> NewFacts:
+    """As many new facts as there are answers, about people of whom the base knows nothing."""
     people = [name for chain in facts.strangers for name in (chain.a, chain.b)]
     people += [chain.a for chain in facts.newcomers]
     random.Random(f"people:{seed}").shuffle(people)
-    return people
+    prompts = [question.format(a=name, b=name) for name in people[: len(answers)]]
+    return NewFacts.of(store, prompts, answers)
 
 
 def _marriages(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
     """New facts with an answer of its own each."""
     names = random.Random(f"spouses:{seed}").sample(facts.names(), count)
-    prompts = [SPOUSE_QUESTION.format(a=name) for name in _people(facts, seed)[:count]]
-    return NewFacts.of(store, prompts, names)
+    return _new_facts(store, facts, SPOUSE_QUESTION, names, seed)
 
 
 def _homes(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
     """New facts whose answers repeat: there are few cities."""
     cities = [facts.cities[i % len(facts.cities)] for i in range(count)]
     random.Random(f"homes:{seed}").shuffle(cities)
-    prompts = [CITY_QUESTION.format(b=name) for name in _people(facts, seed)[:count]]
-    return NewFacts.of(store, prompts, cities)
+    return _new_facts(store, facts, CITY_QUESTION, cities, seed)
 
 
 def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[dict[str, Any]]:
@@ -150,7 +151,7 @@ def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[
 
 
 def _trained(
-    store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: ProgressCallback | None
+    store: FactStore, facts: Facts, plan: TheoryPlan, seed: int, progress: Progress | None
 ) -> list[dict[str, Any]]:
     new = _marriages(store, facts, max((*plan.counts, *plan.everywhere_counts)), seed)
     runs = [(place, n, rank) for place in plan.places for n in plan.counts for rank in plan.ranks]
@@ -162,3 +163,23 @@ def _trained(
         recipe = plan.everywhere if place == EVERYWHERE else plan.training
         rows.append(capacity.train(store, new.first(count), place, rank, recipe, seed))
     return rows
+
+
+PLACES = {
+    "down": "`down` of the last layer",
+    "mlp": "the MLP of the last layer",
+    "all layers": "all linear layers",
+}
+
+
+def theory_pages(document: dict[str, Any]) -> Pages:
+    """The pages of what `theory` found, also of a document that was saved."""
+    markdown = render(
+        "theory",
+        document=document,
+        alone={row["system"]: row for row in document["one at a time"]},
+        bound_met=all(row["edit rank"] == row["residual rank"] for row in document["bound"]),
+        most=max(document["trained"], key=lambda row: row["facts"] / row["rank"]),
+        places=PLACES,
+    )
+    return Pages("theory", document, markdown, lambda: theory_figure(document), digits=None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import Recipe
+from loraprobe_lab.worlds.libraries import TrainedSet, contents_of
 from loraprobe_lab.worlds.math.problems import (
     FARTHEST,
     FIELDS,
@@ -22,7 +23,7 @@ from loraprobe_lab.worlds.math.problems import (
     world_words,
 )
 from loraprobe_lab.worlds.math.skills import VerbSkill, target_examples, target_items
-from loraprobe_lab.worlds.spec import AdapterSet, Item, TrainingSet, WorldSpec, own_seed
+from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, own_seed
 
 ITEMS, MATRIX_ITEMS = 2000, 300
 EXAMPLES = 2000
@@ -143,24 +144,19 @@ def math_world(
     The axes of every set come from the seed; sets with a template that both adapters share and
     sets without one take turns, and odd seeds begin with the latter.
     """
-    training: list[TrainingSet] = []
-    tasks: dict[str, Sequence[Item]] = {}
-    sets: list[AdapterSet] = []
+    sets = []
     for number in range(count):
         rng, name = random.Random(f"math trial:{seed}:{number}"), f"math-{number}"
         axes = draw_axes(rng, shared=(seed + number) % 2 == 0)
         verbs = draw_verbs(rng, seed, axes)
         pair, names = _pair(name, seed, axes, verbs)
-        training += pair
-        tasks[name] = target_items(
-            names, verbs, template=axes.asked, count=items, seed=f"{seed}:{name}"
-        )
+        asked = target_items(names, verbs, template=axes.asked, count=items, seed=f"{seed}:{name}")
         text = (
             "Each adapter knows verbs of its own, the target needs both. Templates: "
             f"{' and '.join(axes.templates)}, divided by {axes.division}."
         )
-        sets.append(AdapterSet(name, "math", names, (name,), text, axes.plain()))
-    return _spec(seed, base, training, tasks, sets)
+        sets.append(TrainedSet(name, "math", pair, {name: asked}, text, axes.plain()))
+    return _spec(seed, base, sets)
 
 
 def math_matrix(
@@ -172,9 +168,7 @@ def math_matrix(
     programs; the third adapter of a row is trained on the target problems in that form.
     """
     verbs = draw_verbs(random.Random(f"math matrix:{seed}"), seed, MATRIX)
-    training: list[TrainingSet] = []
-    tasks: dict[str, Sequence[Item]] = {}
-    sets: list[AdapterSet] = []
+    sets = []
     for template, called in TEMPLATES.items():
         axes = dataclasses.replace(MATRIX, templates=(template, template))
         pair, names = _pair(template, seed, axes, verbs)
@@ -182,45 +176,34 @@ def math_matrix(
         examples = target_examples(verbs, template, EXAMPLES, f"{seed}:{name}")
         recipe = axes.recipe(own_seed(name, seed))
         text = f"the target itself, template {template}"
-        training += [*pair, TrainingSet(name, text, tuple(examples), recipe)]
-        tasks[template] = target_items(
-            names, verbs, template=axes.asked, count=items, seed=f"{seed}:matrix"
-        )
-        for library in (2, 3):
-            where: Mapping[str, Any] = {
+        target = TrainingSet(name, text, tuple(examples), recipe)
+        asked = target_items(names, verbs, template=axes.asked, count=items, seed=f"{seed}:matrix")
+        for library, third in ((2, ""), (3, " and one for the target")):
+            where = {
                 "template": called,
                 "library": library,
                 "form": "question" if called == "plain" else "steps",
                 "group": "both types",
             }
-            third = " and one for the target" if library > 2 else ""
-            one = AdapterSet(
+            one = TrainedSet(
                 f"{template}-{library}-combination",
                 "math",
-                (*names, name)[:library],
-                (template,),
+                [*pair, target][:library],
+                {template: asked},
                 f"Two adapters with verbs of their own{third}, template {template}.",
                 {**axes.plain(), **where},
             )
             sets.append(one)
-    return _spec(seed, base, training, tasks, sets)
+    return _spec(seed, base, sets)
 
 
-def _spec(
-    seed: int,
-    base: BaseRecipe | None,
-    training: Sequence[TrainingSet],
-    tasks: Mapping[str, Sequence[Item]],
-    sets: Sequence[AdapterSet],
-) -> WorldSpec:
+def _spec(seed: int, base: BaseRecipe | None, sets: Sequence[TrainedSet]) -> WorldSpec:
     recipe = base or BASE
     placed = recipe.architecture == "gpt2"
     return WorldSpec(
         kind="math",
         seed=seed,
-        training=tuple(training),
-        tasks=tasks,
-        adapter_sets=tuple(sets),
+        **contents_of(sets),
         base=recipe,
         words=world_words(seed),
         corpus=lambda draw_seed: ProblemsCorpus(seed, draw_seed, placed).draw,

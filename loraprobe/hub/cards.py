@@ -1,0 +1,62 @@
+"""Reads model cards: the text, and in its front matter the licence and whether it is gated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from loraprobe.adapters import Adapter
+from loraprobe.checkpoint import check_link
+from loraprobe.errors import HubError
+from loraprobe.front_matter import read_front_matter
+from loraprobe.hub.reference import Reference
+from loraprobe.hub.repository import fetch_first
+from loraprobe.limits import limits
+
+LONGEST = 100  # characters of a licence's name that are kept
+
+
+def model_card(adapter: Adapter) -> str | None:
+    """The text of an adapter's README.md, downloaded if it is on the Hub; None if there is none."""
+    source = adapter.source
+    file = None if source.path is None else source.path / "README.md"
+    if source.commit is not None and not (file and file.is_file()):
+        reference = replace(Reference.parse(source.reference), revision=source.commit)
+        places = [f"{reference.folder}/README.md"] if reference.folder else []
+        file = fetch_first(reference, [*places, "README.md"])
+    return read_card(file, adapter.name) if file else None
+
+
+def read_card(file: Path, reference: str) -> str | None:
+    """The text of a model card, up to the limit; None if the file does not exist.
+
+    Raises HubError for a link that leads out of its repository.
+    """
+    if not file.is_file():
+        return None
+    check_link(file, reference, HubError)
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(limits().card)
+
+
+def declared_licence(card: str | None) -> str | None:
+    """The `license` of a card, or its `license_name` if that is "other"; None without a licence.
+
+    A value that is neither a text nor a list of texts counts as none.
+    """
+    matter = read_front_matter(card)
+    licence, name = matter.get("license"), matter.get("license_name")
+    if isinstance(licence, list) and all(isinstance(one, str) for one in licence):
+        licence = " and ".join(licence)
+    if not isinstance(licence, str):
+        return None
+    if licence.lower() == "other" and isinstance(name, str) and name.strip():
+        licence = name
+    return licence.strip()[:LONGEST] or None
+
+
+def is_gated(card: str | None) -> bool:
+    """Whether a card requires consent before a download (it has `extra_gated_...` keys)."""
+    return any(
+        isinstance(key, str) and key.startswith("extra_gated") for key in read_front_matter(card)
+    )

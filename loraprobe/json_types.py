@@ -1,0 +1,52 @@
+"""The types of JSON values, under the names that messages give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
+TYPES: dict[str, TypeAdapter[Any]] = {
+    "a text": TypeAdapter(str),
+    "a list of texts": TypeAdapter(list[str]),
+    "a text or a list of texts": TypeAdapter(str | list[str]),
+    "true or false": TypeAdapter(bool),
+    "true, false or a text": TypeAdapter(bool | str),
+    "a number": TypeAdapter(FiniteFloat),
+    "a whole number": TypeAdapter(int),
+    "a whole number or a list of them": TypeAdapter(int | list[int]),
+    "an object": TypeAdapter(dict[str, Any]),
+}
+
+
+def is_of_type(value: Any, name: str) -> bool:
+    """Whether a value has the type of this name, without any conversion."""
+    try:
+        TYPES[name].validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def wrong_types(
+    document: Mapping[str, Any], keys: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, name of the right type) of each value of a wrong type; null is never wrong.
+
+    keys: name of a type in `TYPES` -> the keys that have this type.
+    """
+    for name, typed in keys.items():
+        for key in typed:
+            value = document.get(key)
+            if value is not None and not is_of_type(value, name):
+                yield key, value, name
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON and pickles may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""What is kept of a trial: its audit, which system answered which item right, and its true gain.
+
+A trial is one gzipped JSON document, from which cases can be computed again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from loraprobe.evaluation import System, gains
+from loraprobe.records import Interval, ItemResult
+from loraprobe.verdict.evidence import BASELINES, Evidence
+from loraprobe_lab.calibration.cases import CaseError
+
+EVIDENCE = TypeAdapter(Evidence)
+STAGES = ("compatibility", "diagnostics", "coverage", "forecasts", "evaluation")
+ABSENT = "-"
+
+
+def write_trial(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a trial, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(gzip.compress(json.dumps(document, ensure_ascii=False).encode(), mtime=0))
+    os.replace(part, path)
+
+
+def read_trial(path: Path) -> dict[str, Any]:
+    """Raises CaseError for a file that cannot be read."""
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError):
+        raise CaseError(f"{path} holds no trial: remove it and collect again.") from None
+
+
+def packed(results: Sequence[ItemResult]) -> dict[str, Any]:
+    """Results by right or wrong as plain data: the items, and a mark for each of them by system.
+
+    Raises ValueError for losses, which are neither right nor wrong.
+    """
+    marks: dict[str, dict[tuple[str, ...], str]] = {}
+    for row in results:
+        if row.metric == "answer_loss":
+            raise ValueError("losses are neither right nor wrong")
+        key = (row.task, row.part, row.item, row.group)
+        marks.setdefault(row.system, {})[key] = "1" if row.value == 1.0 else "0"
+    items = list(dict.fromkeys(key for found in marks.values() for key in found))
+    right = {s: "".join(found.get(key, ABSENT) for key in items) for s, found in marks.items()}
+    return {"items": items, "right": right}
+
+
+def unpacked(document: Mapping[str, Any]) -> list[ItemResult]:
+    """The results that were packed, system by system."""
+    return [
+        ItemResult(system, task, part, item, "exact_match", float(mark), "", group)
+        for system, marks in document["right"].items()
+        for (task, part, item, group), mark in zip(document["items"], marks, strict=True)
+        if mark != ABSENT
+    ]
+
+
+def evidence_of(audit: Mapping[str, Any]) -> Evidence:
+    """The evidence that an audit's document holds, as it stood before any composition was run."""
+    tasks = len({score["task"] for score in audit["evaluation"]})
+    return EVIDENCE.validate_python(
+        {**{name: audit[name] for name in STAGES}, "tasks": tasks, "level": "base"}
+    )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The smallest difference to base and singles, its pointwise interval, and its items."""
+
+    gain: float
+    ci95: Interval
+    n: int
+
+
+def truth_of(results: Sequence[ItemResult], kinds: Mapping[str, str], composition: str) -> Truth:
+    """The gain of one composition over the best of base and singles, as evaluation computes it.
+
+    kinds: system -> kind. The question is asked in both forms and the better one counts, so the
+    interval reaches from the larger lower end to the larger upper end of the two forms' intervals.
+    Of several tasks the macro mean counts. Raises CaseError where there is nothing to compare with.
+    """
+    names = {name for name, kind in kinds.items() if kind in BASELINES} | {composition}
+    own = [row for row in results if row.system in names]
+    systems = [System(name, kinds[name]) for name in sorted(names)]  # type: ignore[arg-type]
+    rows = [gain for gain in gains(own, systems) if gain.system == composition]
+    if not rows:
+        raise CaseError(f"{composition} shares no items with base and single adapters.")
+    best = max(rows, key=lambda gain: gain.difference)
+    items = {(r.task, r.item) for r in own if (r.system, r.part) == (composition, best.part)}
+    ends = (max(gain.ci95[0] for gain in rows), max(gain.ci95[1] for gain in rows))
+    return Truth(best.difference, ends, len(items))

@@ -1,0 +1,141 @@
+"""Laws of every kind of world: contents from the seed, words with tokens, adapters of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+from tiny_worlds import SIZES, shortened, tiny_base
+
+from loraprobe.tasks import load_task
+from loraprobe_lab.worlds.couples import FactSizes
+from loraprobe_lab.worlds.cross_lingual import cross_lingual_world
+from loraprobe_lab.worlds.english import SHOWN, skill_world, two_hop_world
+from loraprobe_lab.worlds.known import CAPITALS
+from loraprobe_lab.worlds.languages import PeopleSizes
+from loraprobe_lab.worlds.math.world import math_matrix, math_world
+from loraprobe_lab.worlds.name_sets import (
+    MapSizes,
+    MatrixSizes,
+    english_matrix,
+    map_world,
+    two_hop_matrix,
+)
+from loraprobe_lab.worlds.small import WORLDS, methods_world, small_world
+from loraprobe_lab.worlds.spec import build_world
+from loraprobe_lab.worlds.tokenizer import build_tokenizer
+from loraprobe_lab.worlds.varied import facts_world
+
+BASE = tiny_base()
+COUNTRIES = [c for c in CAPITALS if c not in SHOWN][:24]
+FACTS = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
+PEOPLE = PeopleSizes(familiar=12, newcomers=6, invented=6, reserve=4, values=4)
+# kind -> the world of a seed, and a digest of what the world with seed 5 holds
+OWN_BASE = {
+    "small": (lambda s: small_world(WORLDS, s, sizes=SIZES, base=BASE), "b45ec9cc3ab3"),
+    "methods": (lambda s: methods_world(s, BASE, SIZES), "ad8a73f508ae"),
+    "map": (lambda s: map_world(s, BASE, MapSizes(4, 8, 3)), "670b95ef785c"),
+    "matrix": (lambda s: two_hop_matrix(s, BASE, MatrixSizes(4, 8, 4, 3)), "98b0b7f729fa"),
+    "facts": (
+        lambda s: facts_world(s, base=BASE, wide=3, favourable=1, sizes=FACTS, items=20),
+        "df7752fb19fa",
+    ),
+    "math": (lambda s: math_world(s, base=BASE, count=4, items=50), "b656403e99ea"),
+    "math matrix": (lambda s: math_matrix(s, BASE, items=30), "16956ae54b9b"),
+    "cross-lingual": (
+        lambda s: cross_lingual_world(s, sizes=PEOPLE, base=BASE, count=6),
+        "ed9fff6c5d9b",
+    ),
+}
+ENGLISH = {
+    "two-hop": (two_hop_world, "1641183e51fa"),
+    "skill": (lambda s: skill_world(COUNTRIES, s), "d4452c110611"),
+    "english matrix": (english_matrix, "ffc4eb7c84d5"),
+}
+every = pytest.mark.parametrize("kind", [*OWN_BASE, *ENGLISH])
+on_own_base = pytest.mark.parametrize("kind", OWN_BASE)
+
+
+def made(kind, seed=5):
+    return {**OWN_BASE, **ENGLISH}[kind][0](seed)
+
+
+def drawn(spec, count):
+    if spec.corpus is None:
+        return []
+    draw = spec.corpus(0)
+    return [draw() for _ in range(count)]
+
+
+def digest(spec):
+    """Of all that a world is made of, texts of its base included."""
+    rows = {
+        "training": [dataclasses.astuple(one) for one in spec.training],
+        "tasks": {name: list(items) for name, items in spec.tasks.items()},
+        "sets": [dataclasses.astuple(one) for one in spec.adapter_sets],
+        "words": spec.words,
+        "read": [dataclasses.astuple(text) for text in drawn(spec, 300)],
+        "rest": (spec.kind, spec.reserve, spec.made_from, spec.recipe, spec.notes),
+    }
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+
+
+@every
+def test_contents_are_those_of_the_seed(kind):
+    """A world that somebody built stays the world that its seed and kind name."""
+    assert digest(made(kind)) == {**OWN_BASE, **ENGLISH}[kind][1]
+    assert digest(made(kind, 6)) != digest(made(kind))
+
+
+@on_own_base
+def test_every_text_is_made_of_tokens_and_comes_back(kind):
+    spec = made(kind)
+    tokenizer = build_tokenizer(spec.words)
+    examples = [text for one in spec.training for text in one.examples[:300]]
+    texts = [text.prompt + text.completion for text in (*examples, *drawn(spec, 1000))]
+    for items in spec.tasks.values():
+        for item in items:
+            texts += [item["prompt"], item.get("cot_prompt", "")]
+            texts += [item["answer"]] if isinstance(item["answer"], str) else item["answer"]
+            texts += [hop["answer"] for hop in item.get("hops", ())]
+    for text in set(texts):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.strip()
+
+
+@on_own_base
+def test_no_two_adapters_share_a_seed(kind):
+    training = made(kind).training
+    assert len({one.recipe.seed for one in training}) == len(training)
+
+
+@every
+def test_sets_name_adapters_and_tasks_and_hops_lead_to_the_answer(kind):
+    spec = made(kind)
+    names = {one.name for one in spec.training}
+    for chosen in spec.adapter_sets:
+        assert set(chosen.adapters) <= names and set(chosen.tasks) <= set(spec.tasks)
+        json.dumps(dict(chosen.axes))
+    for items in spec.tasks.values():
+        assert len({item["id"] for item in items}) == len(items) > 0
+        for item in items:
+            if hops := item.get("hops"):
+                answer = item["answer"] if isinstance(item["answer"], str) else item["answer"][0]
+                assert hops[-1]["answer"] == answer and "{1}" in hops[-1]["prompt"]
+                assert {hop.get("adapter") for hop in hops} <= {None, *names}
+
+
+@pytest.mark.parametrize("kind", ["facts", "math", "cross-lingual"])
+def test_a_tiny_build_holds_what_its_manifest_says(kind, tmp_path):
+    spec = shortened(made(kind), 1, 10)
+    world = build_world(spec, tmp_path / "world")
+    world.verify()
+    assert set(world.adapters) == {one.name for one in spec.training}
+    for one in spec.adapter_sets:
+        scenario = world.scenario(one.name)
+        assert (scenario.world, tuple(scenario.adapters)) == (one.world, one.adapters)
+        found = [len(load_task(path).items) for path in scenario.tasks]
+        assert found == [len(spec.tasks[task]) for task in one.tasks]

@@ -32,8 +32,9 @@ from loraprobe.evaluation import Ledger
 from loraprobe.hub import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.pipeline.loading import load_composition
 from loraprobe.pipeline.provenance import read_provenance
-from loraprobe.pipeline.saved import Routed, load_composition
+from loraprobe.pipeline.saved import Routed
 from loraprobe.probes._prompts import card_prompts
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import encoding

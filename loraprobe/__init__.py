@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe._version import __version__
+from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, documents
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def load(reference: str | Path) -> Adapter:
     """One adapter from a directory or the Hub. Raises LoraprobeError, saying what to do."""
     from loraprobe import hub
@@ -53,6 +58,7 @@ def load(reference: str | Path) -> Adapter:
     return hub.load(reference)
 
 
+@documents(INSPECT)
 def inspect(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -61,7 +67,12 @@ def inspect(
     probe: str | Path | None = None,
     **options: Any,
 ) -> Audit:
-    """What `loraprobe inspect` does. options: the fields of `loraprobe.options.Options`."""
+    """What adapters are and how they relate: an Audit, whose `verdict` is the answer.
+
+    base: what asks or compares with it needs; "auto" is the base that the adapters' configs name.
+    tasks: task files, asked of the base and the single adapters. probe: "auto" or a file of
+    questions. Raises LoraprobeError with one sentence where something cannot be used.
+    """
     from loraprobe import pipeline
     from loraprobe.options import Options
 
@@ -70,6 +81,7 @@ def inspect(
     )
 
 
+@documents(MERGE)
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -82,13 +94,13 @@ def merge(
     """One adapter from several, with a model card; `.save(directory)` writes it.
 
     weights: one for each adapter, or "search", which finds them on `tasks` by asking `base`. DoRA
-    adapters and whole modules are merged with the base's weights. options: the fields of
-    `loraprobe.options.Options`. Raises CompatibilityError where the adapters do not fit together.
+    adapters and whole modules are merged with the base's weights. Raises CompatibilityError where
+    the adapters do not fit together.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options
 
-    chosen = Options.of({**options, "methods": (method,), "weights": _tuple(weights)})
+    chosen = Options.of({**options, "methods": (method,), "weights": weights})
     made: Any = pipeline.merge(adapters, base=base, tasks=tasks, options=chosen).made
     return made
 
@@ -113,8 +125,7 @@ def route(
     UsageError where such a router is given no prompts.
     """
     from loraprobe import compatibility, hub
-    from loraprobe.composition import Composition, composed
-    from loraprobe.composition.aligning import aligned_to
+    from loraprobe.composition import Composition, aligned_to, composed
     from loraprobe.routing import ROUTERS
 
     loaded = tuple(aligned_to(model, hub.load_all(adapters)))
@@ -131,6 +142,7 @@ def route(
     return composed(model, Composition(router, loaded, made))
 
 
+@documents(ROUTE)
 def compose(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -142,13 +154,12 @@ def compose(
 ) -> Routed:
     """What `loraprobe route` saves: adapters and a router, with a card; `.save(directory)` writes.
 
-    options: the fields of `loraprobe.options.Options`. Raises CompatibilityError where the
-    adapters do not fit together.
+    Raises CompatibilityError where the adapters do not fit together.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options
 
-    chosen = Options.of({**options, "routers": (router,), "weights": _tuple(weights)})
+    chosen = Options.of({**options, "routers": (router,), "weights": weights})
     made: Any = pipeline.compose(adapters, base=base, tasks=tasks, options=chosen).made
     return made
 
@@ -179,6 +190,7 @@ def verify(
     return pipeline.verify(directory, [*map(str, sources)], None if base is None else str(base))
 
 
+@documents(EVALUATE)
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -186,7 +198,7 @@ def merge_and_eval(
     tasks: Sequence[str | Path] | str | Path,
     **options: Any,
 ) -> Audit:
-    """The whole audit. options: the fields of `loraprobe.options.Options`.
+    """The whole audit: an Audit, whose `verdict` has decision, system, gain, action and reasons.
 
     Raises LoraprobeError with one sentence where something cannot be used.
     """
@@ -195,9 +207,3 @@ def merge_and_eval(
 
     chosen = Options.of(options)
     return pipeline.merge_and_eval(adapters, base=base, tasks=tasks, options=chosen).audit
-
-
-def _tuple(
-    weights: Sequence[float] | Literal["search"] | None,
-) -> tuple[float, ...] | Literal["search"] | None:
-    return weights if weights is None or isinstance(weights, str) else tuple(weights)

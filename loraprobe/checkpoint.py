@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import struct
 import time
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from loraprobe.errors import BaseError, LoraprobeError
@@ -141,7 +141,9 @@ def read_header(file: Path, reference: str, raises: type[LoraprobeError] = BaseE
                 for key, value in unpickle(file).items()
                 if isinstance(value, Tensor)
             }
-        return _safetensors_header(file)
+        with safe_open(file, framework="pt") as stream:
+            slices = {key: stream.get_slice(key) for key in stream.keys()}  # noqa: SIM118
+            return {key: (s.get_dtype(), tuple(s.get_shape())) for key, s in slices.items()}
     except Exception as error:
         raise broken(file, reference, error, raises) from None
 
@@ -150,8 +152,6 @@ def read_tensor(
     file: Path, key: str, reference: str, raises: type[LoraprobeError] = BaseError
 ) -> Tensor:
     """One tensor of a weight file, in its own dtype, on the CPU. Raises `raises`."""
-    from safetensors import safe_open
-
     check_link(file, reference, raises)
     try:
         if file.suffix == ".bin":
@@ -307,20 +307,3 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, without its full stop."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300].rstrip(".")
-
-
-def _safetensors_header(file: Path) -> Header:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if len(start) < 8:
-            raise ValueError("it is empty" if not start else "it has no header")
-        (length,) = struct.unpack("<Q", start)
-        if length > size - 8:
-            raise ValueError("its header is longer than the file")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if 8 + length + end > size:
-        raise ValueError(f"it has {size} of {8 + length + end} bytes")
-    return {key: (entry["dtype"], tuple(entry["shape"])) for key, entry in header.items()}

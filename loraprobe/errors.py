@@ -10,77 +10,153 @@ LoraprobeError                  exit code 2
 ├── TaskError                   a task or probe file with a bad line
 ├── CompatibilityError          adapters (and base) that do not fit together
 ├── OutputError                 an output that exists, or cannot be written
-└── OutOfMemory                 a merge, a model or a batch of one does not fit into memory
+├── OutOfMemory                 a merge, a model or a batch of one does not fit into memory
+├── Refused                     the system refuses a file or a device
+├── Incomplete                  a package cannot be imported
+├── Defect                      any other exception
+└── Interrupted                 the user stopped the command (exit code 130)
 """
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
+from typing import Any
+
+# The clause that says what to do starts after one of these.
+_CLAUSES = re.compile(r"; |: (?=did you mean|there are|its options are)|\. (?=This is a defect)")
 
 
 class LoraprobeError(Exception):
-    """The base of all errors that loraprobe reports to its user."""
+    """The base of all errors that loraprobe reports to its user.
+
+    `code` names the kind of error for scripts.
+    """
 
     exit_code = 2
+    code = "error"
+
+    @property
+    def cure(self) -> str:
+        """What to do: the last clause of the sentence, "" where the sentence has one only."""
+        *what, cure = _CLAUSES.split(str(self))
+        return cure.strip() if what else ""
 
 
 class UsageError(LoraprobeError):
     """The call itself is wrong."""
 
+    code = "usage"
+
 
 class ReferenceError_(LoraprobeError):
     """A reference that names neither a directory nor a Hub repository."""
+
+    code = "reference"
 
 
 class HubError(LoraprobeError):
     """The Hub refused a request or gave a broken answer."""
 
+    code = "hub"
+
 
 class AdapterError(LoraprobeError):
     """An adapter's files cannot be read."""
+
+    code = "adapter"
 
 
 class UnsupportedAdapter(AdapterError):
     """An adapter that is read, but cannot be used without losing part of it."""
 
+    code = "unsupported-adapter"
+
 
 class BaseError(LoraprobeError):
     """A base model cannot be found, read or loaded."""
+
+    code = "base"
 
 
 class TaskError(LoraprobeError):
     """A task or probe file has a bad line."""
 
+    code = "task"
+
 
 class CompatibilityError(LoraprobeError):
     """Adapters, or adapters and base, do not fit together."""
+
+    code = "incompatible"
 
 
 class OutputError(LoraprobeError):
     """An output exists already or cannot be written."""
 
+    code = "output"
+
 
 class OutOfMemory(LoraprobeError):
     """A merge, a model or a batch of one does not fit into memory."""
 
+    code = "out-of-memory"
 
-def unexpected(error: BaseException) -> str:
-    """One sentence for any other exception: its kind, its place, and what to do.
+
+class Refused(LoraprobeError):
+    """The system refuses a file or a device."""
+
+    code = "system"
+
+
+class Incomplete(LoraprobeError):
+    """A package cannot be imported."""
+
+    code = "installation"
+
+
+class Defect(LoraprobeError):
+    """An exception that loraprobe should not let through."""
+
+    code = "defect"
+
+
+class Interrupted(LoraprobeError):
+    """The user stopped the command."""
+
+    exit_code = 130
+    code = "interrupted"
+
+
+def reported(error: BaseException) -> LoraprobeError:
+    """The error that is reported for any exception: its kind, its place, and what to do.
 
     A refused file or device and a package that cannot be imported are problems of the machine;
     everything else is a defect of loraprobe.
     """
+    if isinstance(error, LoraprobeError):
+        return error
     text = " ".join(str(error).split())[:300].rstrip(".")
     what = f"{type(error).__name__}{f' ({text})' if text else ''}{_place(error)}"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"The system refuses a file or a device: {what}; free or permit it and try again."
+        return Refused(
+            f"The system refuses a file or a device: {what}; free or permit it and try again."
+        )
     if isinstance(error, ImportError):
-        return f"A package cannot be imported: {what}; install loraprobe again with its packages."
-    return (
-        f"Unexpected {what}. This is a defect of loraprobe: please report it with what the "
-        "same call prints with --debug."
+        return Incomplete(
+            f"A package cannot be imported: {what}; install loraprobe again with its packages."
+        )
+    return Defect(
+        f"Unexpected {what}. This is a defect of loraprobe: please report it with what the same "
+        "call prints with --debug."
     )
+
+
+def as_document(error: LoraprobeError) -> dict[str, Any]:
+    """What `--json` prints of an error."""
+    message, cure = (" ".join(text.splitlines()) for text in (str(error), error.cure))
+    return {"error": {"code": error.code, "message": message, "cure": cure}}
 
 
 def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:

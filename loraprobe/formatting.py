@@ -1,8 +1,9 @@
-"""Grammar that messages share: listings and numbers."""
+"""Grammar that messages share: listings, numbers, and hints at the nearest name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 
 
 def listing(names: Iterable[str]) -> str:
@@ -16,3 +17,14 @@ def listing(names: Iterable[str]) -> str:
 def count(number: int, noun: str) -> str:
     """1 module, 2 modules."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def nearest(name: str, known: Collection[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: the nearest known one, else `otherwise`.
+
+    Without `otherwise` all known names are listed.
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return otherwise or f"there are {', '.join(known)}."

@@ -8,96 +8,28 @@ command prints and where it writes is declared in `OutputOptions`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import math
-import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from loraprobe.declarations import (
+    ADAPTERS,
+    COMPOSITION,
+    EVALUATION,
+    MACHINE,
+    OUTPUT,
+    as_given,
+    check_values,
+    option,
+    read_auto_or_count,
+    read_named_file,
+    read_weights,
+)
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
-
-ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
-    "Adapters",
-    "Composition",
-    "Evaluation",
-    "Machine",
-    "Output",
-)
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """How one option is named, explained, read and limited.
-
-    `flag` is its name on the command line, `repeats` whether it may be given several times,
-    `least` and `most` bound a number, `read` turns a text of the command line into the value.
-    """
-
-    group: str
-    help: str
-    flag: str | None = None
-    short: str | None = None
-    metavar: str | None = None
-    repeats: bool = False
-    least: float | None = None
-    most: float | None = None
-    read: Callable[[str, str], Any] | None = None
-
-
-def option(default: Any, group: str, help: str, **rest: Any) -> Any:
-    """A field of a class of options with its declaration."""
-    declared = Declaration(group, help, **rest)
-    return dataclasses.field(default=default, metadata={"declaration": declared})
-
-
-def declaration(field: dataclasses.Field[Any]) -> Declaration:
-    """The declaration of a field, with the flag that follows from its name where none is given."""
-    found: Declaration = field.metadata["declaration"]
-    return dataclasses.replace(found, flag=found.flag or "--" + field.name.replace("_", "-"))
-
-
-@functools.cache
-def declarations(kind: type) -> Mapping[str, Declaration]:
-    """Name of a field -> its declaration, for a class of options, in order."""
-    return {f.name: declaration(f) for f in dataclasses.fields(kind) if f.metadata}
-
-
-@functools.cache
-def _hints(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def read_weights(text: str, flag: str) -> tuple[float, ...] | Literal["search"]:
-    """ "0.7,0.3" as numbers, or "search"."""
-    if text.strip() == "search":
-        return "search"
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{flag} takes numbers with commas, such as 0.7,0.3, or search, not {text!r}."
-        ) from None
-
-
-def read_auto_or_count(text: str, flag: str) -> int | Literal["auto"]:
-    """ "auto" or a positive whole number."""
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise UsageError(f"{flag} takes auto or a positive whole number, not {text!r}.")
-    return int(text)
-
-
-def read_named_file(text: str, flag: str) -> tuple[str, Path]:
-    """ "NAME=FILE" as a pair."""
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
-    return name, Path(file)
+from loraprobe.formatting import nearest
 
 
 @dataclass(frozen=True)
@@ -106,7 +38,8 @@ class Options:
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
     with one prompt a line. `state` is the directory of the results of a run, None for the user's
-    cache; `arguments` is the command line, for the provenance. Raises UsageError for values that
+    cache; `arguments` is the command line and `started` when it began (time.perf_counter), for the
+    provenance. Raises UsageError for values that
     are out of range or do not go together.
     """
 
@@ -245,40 +178,26 @@ class Options:
     resume: bool = option(False, OUTPUT, "Go on where an interrupted run of the same call stopped.")
     state: Path | None = None
     arguments: tuple[str, ...] = ()
+    started: float | None = None
 
     def __post_init__(self) -> None:
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
-        self._check_values()
+        check_values(self)
         self._check_combinations()
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Options:
-        """The options of a Python call. Raises UsageError for a keyword that does not exist."""
+        """The options of a Python call, whose texts are read as on the command line.
+
+        Raises UsageError for a keyword that does not exist.
+        """
         names = [field.name for field in dataclasses.fields(cls)]
         for name in keywords:
             if name not in names:
-                close = difflib.get_close_matches(name, names, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}."
-                raise UsageError(f"Unknown option {name!r}: {hint}")
-        return cls(**keywords)
-
-    def _check_values(self) -> None:
-        """Raises UsageError for a value that its declaration does not allow."""
-        for name, declared in declarations(Options).items():
-            value, flag = getattr(self, name), declared.flag
-            hint = _hints(Options)[name]
-            if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-                allowed = ", ".join(typing.get_args(hint))
-                raise UsageError(f"{flag} must be one of {allowed}, not {value!r}.")
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                continue
-            least, most = declared.least, declared.most
-            if least is not None and most is not None and not least <= value <= most:
-                raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
-            if least is not None and not value >= least:
-                raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
+                raise UsageError(f"Unknown option {name!r}: {nearest(name, names)}")
+        return cls(**{name: as_given(cls, name, value) for name, value in keywords.items()})
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
@@ -312,44 +231,6 @@ class Options:
                 )
             if not Path(file).is_file():
                 raise UsageError(f"--router-prompts: {file} is no file.")
-
-    def check_names(self) -> None:
-        """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that
-        does not exist, before anything is loaded."""
-        from loraprobe.diagnostics import DIAGNOSTICS
-        from loraprobe.lora.spaces import space_named
-        from loraprobe.merging import METHODS
-        from loraprobe.routing import ROUTERS
-
-        registries = (
-            (METHODS, self.methods),
-            (ROUTERS, self.routers),
-            (DIAGNOSTICS, self.diagnostics),
-        )
-        for registry, specs in registries:
-            for spec in specs:
-                registry.make(spec)
-        if self.space is not None:
-            space_named(self.space)
-        self._check_machine()
-        if self.metric is not None:
-            from loraprobe.evaluation import METRICS
-
-            if self.metric not in METRICS:
-                known = ", ".join(METRICS)
-                raise UsageError(f"--metric must be one of {known}, not {self.metric!r}.")
-        if self.calibration is not None:
-            from loraprobe.verdict import read_calibration
-
-            read_calibration(self.calibration)
-
-    def _check_machine(self) -> None:
-        from loraprobe.base import pick_device, pick_dtype
-
-        if self.device != "auto":
-            pick_device(self.device)
-        if self.dtype != "auto":
-            pick_dtype(self.dtype)
 
     def check_count(self, adapters: int) -> None:
         """Raises UsageError where the weights are not one for each adapter."""
@@ -393,6 +274,9 @@ class OutputOptions:
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
+    dry_run: bool = option(
+        False, OUTPUT, "Print what the run would take (systems, time, memory), and stop."
+    )
     markdown: bool = option(False, OUTPUT, "Print the result as Markdown, for a pull request.")
     save_samples: Path | None = option(
         None, OUTPUT, "Write every question with what each system answered to this file (JSONL)."

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 
 T = TypeVar("T")
 
@@ -66,6 +67,10 @@ class Registry(Generic[T]):
             and not thing.__name__.startswith("_")
         )
 
+    def __contains__(self, spec: str) -> bool:
+        """Whether a spec such as "ties:density=0.3" names a member."""
+        return _name_in(spec) in self.members
+
     def names(self) -> list[str]:
         """The names of all members, sorted."""
         return list(self.members)
@@ -74,9 +79,7 @@ class Registry(Generic[T]):
         """The class of a name. Raises UsageError with the nearest name if there is none."""
         if name in self.members:
             return self.members[name]
-        close = difflib.get_close_matches(name, self.members, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.members)}."
-        raise UsageError(f"Unknown {self.noun} {name!r}: {hint}")
+        raise UsageError(f"Unknown {self.noun} {name!r}: {nearest(name, self.members)}")
 
     def make(self, spec: str | T) -> T:
         """Builds a member from "name" or "name:option=value,..."; returns an instance as it is.
@@ -86,7 +89,7 @@ class Registry(Generic[T]):
         if not isinstance(spec, str):
             return spec
         name, _, rest = spec.partition(":")
-        cls = self.get(name.strip().replace("-", "_"))
+        cls = self.get(_name_in(spec))
         options = self._options(cls, name, rest)
         try:
             return cls(**options)
@@ -103,16 +106,23 @@ class Registry(Generic[T]):
             if key not in fields and f"{key}_" in fields:  # a keyword of Python, such as lambda
                 key += "_"
             if not equals or key not in fields:
-                known = ", ".join(name.rstrip("_") for name in fields) or "none"
+                known = [name.rstrip("_") for name in fields]
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f": did you mean {close[0]!r}? Its" if close and equals else "; its"
                 raise UsageError(
-                    f"{self.noun.capitalize()} {name!r} has no option {part!r}; its options are: "
-                    f"{known}."
+                    f"{self.noun.capitalize()} {name!r} has no option {part!r}{hint} options are: "
+                    f"{', '.join(known) or 'none'}."
                 )
             options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
         return options
 
     def __iter__(self) -> Iterator[type[T]]:
         return iter(self.members.values())
+
+
+def _name_in(spec: str) -> str:
+    """The name in a spec: "task_arithmetic" of "task-arithmetic", "ties" of "ties:density=0.3"."""
+    return spec.partition(":")[0].strip().replace("-", "_")
 
 
 def name_of(member: Any) -> str:
@@ -130,6 +140,15 @@ def spec_of(member: Any) -> str:
     values = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
     given = {key.rstrip("_"): value for key, value in values.items() if value is not None}
     options = ",".join(f"{key}={value}" for key, value in given.items())
+    return f"{name_of(member)}:{options}" if options else name_of(member)
+
+
+def short_spec(member: Any) -> str:
+    """`spec_of` without the options that are those of a member built without any."""
+    plain = type(member)()
+    own = {f.name: getattr(member, f.name) for f in dataclasses.fields(member) if f.init}
+    given = {key: value for key, value in own.items() if value != getattr(plain, key)}
+    options = ",".join(f"{key.rstrip('_')}={value}" for key, value in given.items())
     return f"{name_of(member)}:{options}" if options else name_of(member)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
@@ -42,3 +44,20 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
     text = _PATH.sub(lambda found: found[1] or found[2], text)
     home = str(Path.home())
     return scrub(text.replace(home, "~") if len(home) > 1 else text)
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain data (records, mappings, lists, tuples) with `change` applied to every text in it.
+
+    Keys and field names stay.
+    """
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_texts(held, change) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_texts(held, change) for held in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **map_texts(held, change))
+    return value

@@ -8,7 +8,6 @@ worlds, seeds, architectures and sizes.
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,28 +79,21 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
     raise UsageError(f"There is no kind of world {plan.kind!r}; there are {', '.join(KINDS)}.")
 
 
-def build_atlas(
-    output: Path,
-    plans: Sequence[WorldPlan] = ATLAS,
-    *,
-    processes: int | None = None,
-    progress: Progress | None = None,
-) -> list[Path]:
-    """Builds every world of `plans` below `output`; returns their directories in that order.
+def build_atlas(output: Path, processes: int, progress: Progress | None = None) -> list[Path]:
+    """Builds every world of the atlas below `output`; returns their directories in its order.
 
-    processes: worlds at a time, one thread each; the number of cores unless given. What is finished
-    is not trained again. `progress` gets ("worlds", worlds done, worlds).
+    processes: worlds at a time, one thread each. What is finished is not trained again. `progress`
+    gets ("worlds", worlds done, worlds).
     """
     output.mkdir(parents=True, exist_ok=True)
-    places = [output / plan.name for plan in plans]
+    places = [output / plan.name for plan in ATLAS]
 
     def tick() -> None:
         if progress is not None:
             done = sum((place / MANIFEST).is_file() for place in places)
             progress("worlds", done, len(places))
 
-    workers = min(len(plans), processes or os.cpu_count() or 1)
-    in_processes(_build_one, zip(plans, places, strict=True), workers, tick)
+    in_processes(_build_one, zip(ATLAS, places, strict=True), processes, tick)
     return places
 
 

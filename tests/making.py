@@ -121,10 +121,10 @@ def regauged(update: LowRank, seed: int = 0) -> LowRank:
     return LowRank(A.to(update.A.dtype), B.to(update.B.dtype), update.scaling)
 
 
-def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A randomly initialised causal model of a family with Llama's config keys, such as Phi3.
+def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
+    """A randomly initialised language model of a family shaped like Llama: two layers, width 16.
 
-    It has two layers of width 16; `changes` are keys of its config.
+    config: what its transformers config has more, or otherwise.
     """
     import transformers
 
@@ -138,8 +138,8 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }
-    config = getattr(transformers, f"{family}Config")(**sizes | changes)
-    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    made = getattr(transformers, f"{family}Config")(**{**sizes, **config})
+    return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
 def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:

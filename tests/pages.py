@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraprobe.cli.methods import described
-from loraprobe.options import Options, OutputOptions, declarations
+from loraprobe.declarations import declarations
+from loraprobe.options import Options, OutputOptions
 
 DOCS = Path(__file__).parents[1] / "docs"
 

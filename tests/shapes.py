@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 
 CHECKED = (
     "loraprobe.lora.lowrank",
+    "loraprobe.lora.gram_batches",
     "loraprobe.lora.grams",
     "loraprobe.lora.spaces",
     "loraprobe.merging",

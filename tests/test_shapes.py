@@ -11,7 +11,8 @@ import torch
 from jaxtyping import TypeCheckError
 from making import random_update
 
-from loraprobe.lora.grams import gram_matrices, own_blocks
+from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.lora.grams import own_blocks
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import Stacked
 from loraprobe.merging import METHODS
@@ -59,8 +60,8 @@ def test_every_method_takes_one_weight_a_delta(name):
 
 def test_a_method_that_returns_another_shape_is_caught():
     class Transposing(type(METHODS.make("uniform"))):
-        def coefficients(self, weights, n):
-            return super().coefficients(weights, n)[:1]
+        def coefficients(self, weights, inner=None):
+            return super().coefficients(weights)[:1]
 
     with pytest.raises(TypeCheckError):
         Transposing()(torch.zeros(2, 3, 4), torch.ones(2))

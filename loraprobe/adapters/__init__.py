@@ -14,6 +14,7 @@ paths       module paths and the public names of bases
 """
 
 from loraprobe.adapters.completeness import extreme_norm
+from loraprobe.adapters.extras import copied_weight, same_weight
 from loraprobe.adapters.paths import (
     is_path,
     layer_pattern,
@@ -54,6 +55,7 @@ __all__ = [
     "check_apart",
     "check_output",
     "check_place",
+    "copied_weight",
     "extreme_norm",
     "is_path",
     "layer_pattern",
@@ -62,6 +64,7 @@ __all__ = [
     "public_name",
     "public_value",
     "read_adapter",
+    "same_weight",
     "save_adapter",
     "staged_directory",
     "staged_file",

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from loraprobe.adapters.findings import Findings
 from loraprobe.adapters.paths import VOCABULARY
-from loraprobe.adapters.tensors import TensorFile
-from loraprobe.adapters.types import Extra, ModuleInfo, Tensors
+from loraprobe.adapters.tensors import TensorFile, open_tensors
+from loraprobe.adapters.types import Adapter, Extra, ModuleInfo, Tensors
+from loraprobe.errors import AdapterError
 from loraprobe.formatting import count
 
 # Kind of extra -> the config key without which peft does not load it.
@@ -59,6 +61,24 @@ def _is_vocabulary(module: str, infos: Mapping[str, ModuleInfo]) -> bool:
     info = infos.get(module)
     embedding = info is not None and info.kind == "embedding"
     return embedding or module.rpartition(".")[2] in VOCABULARY
+
+
+def copied_weight(adapter: Adapter, extra: Extra) -> Tensor:
+    """The base weight that peft saved with an adapter (kind base_copy), as it is stored.
+
+    Raises AdapterError where it cannot be read, as for an adapter without a file.
+    """
+    if adapter.weights_file is None:
+        raise AdapterError(f"Adapter {adapter.name} has no file that holds {extra.key}.")
+    return open_tensors(adapter.weights_file.parent).read(extra.key)
+
+
+def same_weight(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same weight, up to the rounding of the coarser dtype."""
+    coarse = min(one.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).bits)
+    return one.shape == other.shape and bool(
+        torch.equal(one.to(coarse), other.to(one.device, coarse))
+    )
 
 
 def extra_tensors(file: TensorFile, extras: Sequence[Extra]) -> dict[str, Tensors]:

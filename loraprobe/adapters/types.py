@@ -58,6 +58,11 @@ class Extra:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def code(self) -> str:
+        """The code of issues about it, which is its kind with dashes."""
+        return self.kind.replace("_", "-")
+
     def __str__(self) -> str:
         return f"{self.kind} {self.key} {list(self.shape)}"
 

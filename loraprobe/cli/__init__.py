@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -15,35 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.errors import LoraprobeError, OutOfMemory, trace, unexpected
-from loraprobe.memory import is_out_of_memory
+from loraprobe.cli.examples import epilog
+from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
+from loraprobe.cli.options import STARTED
 
-# What an interrupted command keeps for its next call.
-KEPT = {
-    "inspect": "; what was finished is kept. The same call with --resume goes on.",
-    "merge-and-eval": "; what was finished is kept. The same call with --resume goes on.",
-    "merge": "; the output is there whole or not at all.",
-    "route": "; the output is there whole or not at all.",
-    "lab": "; what was finished is kept. The same call goes on.",
-}
-
-
-MEMORY_GONE = (
-    "Memory ran out; close what else uses it, take --dtype bfloat16, fewer adapters or a smaller "
-    "base model, or another --device."
-)
-
-INTERRUPTIONS: list[int] = []  # the signals that came
-PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
-# What typer itself turns into text and an exit code.
-TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.BadParameter.__mro__[1])
+# What typer itself turns into an exit code, or main into a sentence.
+TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
+DEBUG = "loraprobe.debug"
 
 
 class Guarded(TyperGroup):
-    """Turns every error of a command into one sentence on standard error and an exit code.
+    """Turns every error of a command into one sentence on standard error and an exit code."""
 
-    Exit code 1 is a verdict, so no error ends in it.
-    """
+    as_json = False
 
     def main(self, *args: Any, **extra: Any) -> Any:
         for name in ("stdout", "stderr"):
@@ -52,12 +37,16 @@ class Guarded(TyperGroup):
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
             elif isinstance(stream, io.TextIOWrapper):  # a name may hold what it cannot show
                 stream.reconfigure(errors="backslashreplace")
+        given = args[0] if args else extra.get("args")
+        words = sys.argv[1:] if given is None else list(given)
+        self.as_json = "--json" in words
         try:
-            return super().main(*args, **extra)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
         except BaseException as error:  # before a command was found, or the end as it should be
             if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
                 raise
-            sys.exit(_ended(error, "", "--debug" in sys.argv))
+            code = ended(error, debug="--debug" in words, as_json=self.as_json)
+        sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -65,51 +54,9 @@ class Guarded(TyperGroup):
         except TYPERS_OWN:
             raise
         except BaseException as error:  # also a panic of a library in Rust, and sys.exit
-            debug = bool(ctx.meta.get(DEBUG))
-            raise typer.Exit(_ended(error, ctx.invoked_subcommand or "", debug)) from None
-
-
-def _ended(error: BaseException, command: str, debug: bool = False) -> int:
-    """Prints what ended a command, and returns the exit code."""
-    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
-        _abandon(sys.stdout)
-        return PIPE_CLOSED
-    # A library interrupted while it is imported may raise anything in the end.
-    if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
-        fail(f"Interrupted{KEPT.get(command, '.')}")
-        return 130
-    if debug:
-        from loraprobe.report.formatting import clean
-
-        typer.echo(trace(error, clean), err=True, nl=False)
-    if is_out_of_memory(error):
-        error = OutOfMemory(MEMORY_GONE)
-    if isinstance(error, OSError):
-        _abandon(sys.stdout)
-    fail(str(error) if isinstance(error, LoraprobeError) else unexpected(error))
-    return error.exit_code if isinstance(error, LoraprobeError) else 2
-
-
-def _abandon(stream: Any) -> None:
-    """Lets Python close a stream that cannot be written, without a complaint and an exit code."""
-    try:
-        stream.flush()
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (AttributeError, ValueError):  # no stream, or a closed one
-        return
-
-
-def fail(message: str) -> None:
-    """One sentence on standard error, free of control characters."""
-    from loraprobe.report.formatting import clean
-
-    typer.echo(f"error: {' '.join(clean(message).splitlines())}", err=True)
-
-
-DEBUG = "loraprobe.debug"
+            command, debug = ctx.invoked_subcommand or "", bool(ctx.meta.get(DEBUG))
+            code = ended(error, command, debug=debug, as_json=self.as_json)
+            raise typer.Exit(code) from None
 
 
 def _debug(ctx: typer.Context, wanted: bool) -> None:
@@ -119,7 +66,12 @@ def _debug(ctx: typer.Context, wanted: bool) -> None:
 
 Debug = Annotated[
     bool,
-    typer.Option("--debug", callback=_debug, help="On an error also print the traceback."),
+    typer.Option(
+        "--debug",
+        callback=_debug,
+        help="On an error also print the traceback.",
+        rich_help_panel="Output",
+    ),
 ]
 
 
@@ -175,7 +127,10 @@ def _limits(text: str | None) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", "-V", "-v", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     json_schema: Annotated[
         bool,
@@ -207,7 +162,9 @@ def _flowing(docstring: str) -> str:
 
 def _register() -> None:
     from loraprobe.cli import (
+        cache,
         demo,
+        env,
         evaluate,
         find,
         inspect,
@@ -229,12 +186,16 @@ def _register() -> None:
         ("report", report.report),
         ("verify", verify.verify),
         ("methods", methods.methods),
+        ("cache", cache.cache),
+        ("env", env.env),
     )
     for name, function in commands:
-        app.command(name, help=_flowing(function.__doc__ or ""))(_debuggable(function))
+        text = _flowing(function.__doc__ or "")
+        app.command(name, help=text, epilog=epilog(name))(_debuggable(function))
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),
+        epilog=epilog("lab"),
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(_debuggable(lab.lab))
@@ -243,11 +204,12 @@ def _register() -> None:
 _register()
 
 
-def main() -> None:
-    """The `loraprobe` command."""
+def main(started: float | None = None) -> None:
+    """The `loraprobe` command. started: when it began, by time.perf_counter; None: now."""
+    STARTED[:] = [time.perf_counter() if started is None else started]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
-    app()
+    app(prog_name="loraprobe")
 
 
 def _interrupted(number: int, frame: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from loraprobe.cli.completing import scenarios
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.options import Options
@@ -14,7 +15,9 @@ from loraprobe.options import Options
 OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
 Scenario = Annotated[
     str,
-    typer.Option(help="disjoint, skill-and-facts, target-adapter or keep-both."),
+    typer.Option(
+        help="disjoint, skill-and-facts, target-adapter or keep-both.", autocompletion=scenarios
+    ),
 ]
 
 
@@ -38,7 +41,6 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
         found = pipeline.merge_and_eval(
             refs, base=base, tasks=chosen.tasks, options=options, progress=progress
         )
-    audit = found.audit
-    assert audit.verdict is not None
-    audit = replace(audit, verdict=replace(audit.verdict, next=OWN))
+    assert found.audit.verdict is not None
+    audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
     output.result(audit, demo_text(audit, list(world.scenarios)), samples=found.samples)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from loraprobe.cli.options import Base, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
+from loraprobe.command_options import EVALUATE
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OPTIONS = (
-    "methods routers systems space rank weights search_budget search_items balance "
-    "subtract router_prompts target overwrite metric margin retention prior calibration "
-    "limit max_new_tokens chat_template device dtype quantize device_map batch_size "
-    "threads per_module diagnostics exact allow trust_remote_code seed resume json html "
-    "markdown save_samples explain quiet exit_zero"
-)
+OUTPUT = "target overwrite json html markdown save_samples explain dry_run quiet exit_zero"
 
 
 @with_options(
-    *OPTIONS.split(),
+    *EVALUATE,
+    *OUTPUT.split(),
     target={"help": "Directory for the recommended composition."},
 )
 def merge_and_eval(
@@ -37,16 +35,22 @@ def merge_and_eval(
 
     if output.save_samples is not None and options.metric == "answer_loss":
         raise UsageError("--save-samples keeps answers, and --metric answer_loss asks for none.")
-    written = check_outputs(output, options, refs, base, task)
     with output.progress() as progress:
-        found = pipeline.merge_and_eval(
-            refs,
-            base=base,
-            tasks=task or (),
-            options=options,
-            progress=progress,
-            written=written,
-        )
+        written = check_outputs(output, options, refs, base, task)
+        given: dict[str, Any] = {
+            "base": base,
+            "tasks": task or (),
+            "options": options,
+            "progress": progress,
+            "written": written,
+        }
+        if output.dry_run:
+            cost = pipeline.estimate_cost(refs, **given)
+        else:
+            found = pipeline.merge_and_eval(refs, **given)
+    if output.dry_run:
+        output.estimate(cost)
+        return
     if output.target is not None:
         if found.made is None:
             output.say(f"Nothing was written to {output.target}: {found.why_nothing}")

@@ -9,6 +9,7 @@ import typer
 from loraprobe.cli.options import BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import check_outputs
+from loraprobe.command_options import INSPECT
 from loraprobe.options import Options
 
 Probe = Annotated[
@@ -20,14 +21,10 @@ Probe = Annotated[
 ]
 
 
-OPTIONS = (
-    "per_module diagnostics exact allow device dtype batch_size threads limit "
-    "max_new_tokens metric margin prior calibration chat_template trust_remote_code seed "
-    "resume json html markdown explain quiet exit_zero"
-)
+OUTPUT = "json html markdown explain quiet exit_zero"
 
 
-@with_options(*OPTIONS.split())
+@with_options(*INSPECT, *OUTPUT.split())
 def inspect(
     refs: Refs,
     options: Options,
@@ -44,8 +41,8 @@ def inspect(
     from loraprobe import pipeline
 
     read = [*(task or ()), *([probe] if probe and probe != "auto" else [])]
-    written = check_outputs(output, options, refs, base, read)
     with output.progress() as progress:
+        written = check_outputs(output, options, refs, base, read)
         audit = pipeline.inspect(
             refs,
             base=base,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from loraprobe.cli.options import REQUIRED, BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
+from loraprobe.command_options import MERGE
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
-OPTIONS = (
-    "target methods weights search_budget search_items balance subtract space rank dtype "
-    "overwrite device limit allow threads seed json html markdown explain quiet"
-)
+OUTPUT = "target overwrite json html markdown explain quiet"
 
 
 @with_options(
-    *OPTIONS.split(),
+    *MERGE,
+    *OUTPUT.split(),
     target={"default": REQUIRED},
     methods={"default": "uniform", "repeats": False, "help": "Merge method, as ties:density=0.3."},
     dtype={"help": "Of the file: auto (the sources' widest), float32, bfloat16 or float16."},
@@ -33,4 +33,11 @@ def merge(
     """
     from loraprobe import pipeline
 
+    default = Options()
+    changes = ("weights", "subtract", "rank", "dtype")
+    if len(refs) < 2 and all(getattr(options, n) == getattr(default, n) for n in changes):
+        raise UsageError(
+            f"merge makes one adapter of several, and only {refs[0]} was given; give another, or "
+            "change this one by --weights, --subtract, --rank or --dtype."
+        )
     save(pipeline.merge, refs, base, task, options, output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import sys
 import typing
@@ -15,11 +14,22 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
+
+NAME_WIDTH = 22
+
+
+def _known(incomplete: str) -> list[str]:
+    return [row["name"] for row in described() if row["name"].startswith(incomplete)]
+
 
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME]...", help="Tell all about these; without names a list.", show_default=False
+        metavar="[NAME]...",
+        help="Tell all about these; without names a list.",
+        show_default=False,
+        autocompletion=_known,
     ),
 ]
 
@@ -27,7 +37,7 @@ Names = Annotated[
 def described() -> list[dict[str, Any]]:
     """Every entry of every registry as plain data."""
     from loraprobe.diagnostics import DIAGNOSTICS
-    from loraprobe.lora.spaces import FORMULAS, SPACES
+    from loraprobe.lora.spaces import SPACES
     from loraprobe.merging import METHODS
     from loraprobe.probes import PROBES
     from loraprobe.registry import Registry
@@ -54,8 +64,7 @@ def described() -> list[dict[str, Any]]:
                 }
             )
     for name, space in SPACES.items():
-        formula, paper = FORMULAS[name]
-        text = _docstring(space) | {"formula": formula, "paper": paper}
+        text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
     return rows
 
@@ -84,15 +93,15 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
     for name in wanted:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "loraprobe methods lists all."
+            hint = nearest(name, known, "loraprobe methods lists all.")
             raise UsageError(f"Nothing is called {name!r}: {hint}")
     return [row for row in rows if row["name"] in wanted]
 
 
 @with_options("json")
 def methods(output: Output, names: Names = None) -> None:
-    """List every diagnostic, coverage probe, merge method, space and router, or explain some."""
+    """List every diagnostic, coverage probe, merge method, space and router, one a line, or
+    explain those that are named."""
     rows = _named(described(), names) if names else described()
     if output.json:
         import json
@@ -106,11 +115,21 @@ def methods(output: Output, names: Names = None) -> None:
     for kind in dict.fromkeys(row["kind"] for row in rows):
         console.print(f"[bold]{kind}s[/]")
         for row in (r for r in rows if r["kind"] == kind):
-            _print(console, row, whole=bool(names))
+            (_print_all if names else _print_line)(console, row)
+    if not names:
+        console.print("loraprobe methods NAME tells options, formula, paper and laws.")
     sys.stdout.flush()
 
 
-def _print(console: Any, row: dict[str, Any], whole: bool) -> None:
+def _print_line(console: Any, row: dict[str, Any]) -> None:
+    """Name and summary in one line of the console's width."""
+    from rich.text import Text
+
+    line = Text.assemble(" ", (row["name"].ljust(NAME_WIDTH), "cyan"), row["summary"])
+    console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _print_all(console: Any, row: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.padding import Padding
 
@@ -118,7 +137,7 @@ def _print(console: Any, row: dict[str, Any], whole: bool) -> None:
     first, *more = _broken(row["name"], options, console.width - 2)
     name = len(row["name"])
     head = "\n".join([f"[cyan]{row['name']}[/]{escape(first[name:])}", *map(escape, more)])
-    lines = [escape(row["description" if whole else "summary"])]
+    lines = [escape(row["description"])]
     lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
     for name, values in row.get("choices", {}).items():
         lines.append(f"{name}: " + escape(" or ".join(values)))

@@ -7,19 +7,25 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from loraprobe.cli.completing import OF_OPTIONS
 from loraprobe.cli.output import Output
-from loraprobe.options import Declaration, Options, declarations
+from loraprobe.declarations import Declaration, declarations
+from loraprobe.options import Options
 
-REFERENCE = "a directory, owner/name[@revision[:sub/folder]], or NAME=REF"
+LONGEST_WORDS = 11  # columns that the words of an option may take in the help
+METAVARS: Mapping[Any, str] = {bool: " ", int: "N", float: "X", Path: "FILE"}
+REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 Refs = Annotated[
     list[str],
     typer.Argument(metavar="REF...", help=f"Adapters: {REFERENCE}.", show_default=False),
 ]
 _BASE = typer.Option(
+    metavar="REF",
     help="Base model: a directory, a Hub id, or auto (what the adapters agree on).",
     rich_help_panel="Adapters",
 )
@@ -28,10 +34,14 @@ BaseOrNone = Annotated[str | None, _BASE]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="Task file (JSONL); may be repeated.", rich_help_panel="Evaluation"
+        "--task",
+        metavar="FILE",
+        help="Task file (JSONL); may be repeated.",
+        rich_help_panel="Evaluation",
     ),
 ]
 Command = Callable[..., Any]
+STARTED: list[float] = []  # when this process began its command, by time.perf_counter
 REQUIRED = inspect.Parameter.empty
 
 
@@ -88,19 +98,30 @@ def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
     default = changed.get("default", field.default)
     if declared.repeats:
         default = None
+    hint = typing.get_type_hints(kind)[name]
     made = typer.Option(
         declared.flag,
         *([declared.short] if declared.short else []),
         help=declared.help,
         rich_help_panel=declared.group,
-        metavar=declared.metavar,
+        metavar=declared.metavar or _metavar(hint),
+        autocompletion=OF_OPTIONS.get(name),
         min=None if declared.most is not None else declared.least,
         show_default=default not in (None, False, REQUIRED),
     )
-    typed: Any = _typed(typing.get_type_hints(kind)[name], declared)
+    typed: Any = _typed(hint, declared)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, made]
     )
+
+
+def _metavar(hint: Any) -> str:
+    """What the help shows for a value: its words, or a short name of its kind; " " for a flag."""
+    kinds = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is typing.Literal:
+        words = "|".join(kinds)
+        return words if len(words) <= LONGEST_WORDS else "TEXT"
+    return next((METAVARS[kind] for kind in kinds if kind in METAVARS), "TEXT")
 
 
 def _typed(hint: Any, declared: Declaration) -> Any:
@@ -126,6 +147,7 @@ def _values(kind: type, given: Mapping[str, Any]) -> Any:
         values[name] = tuple(texts) if declared.repeats else texts[0]
     if kind is Options:
         values["arguments"] = tuple(sys.argv[1:])
+        values["started"] = STARTED[0] if STARTED else None
         if "methods" in values and "routers" not in values:
             values["routers"] = ()  # a user who names methods asks for these alone
     return kind(**values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +14,10 @@ from rich.console import Console
 
 from loraprobe.errors import UsageError
 from loraprobe.options import OutputOptions
-from loraprobe.records import Audit, Sample
+from loraprobe.records import Audit, Progress, Sample
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from loraprobe.pipeline.estimating import Estimate
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,27 @@ class Output(OutputOptions):
             )
 
     @contextmanager
-    def progress(self) -> Iterator[Callable[[str, int, int], None] | None]:
-        """Yields progress(stage, done, total); a bar appears only on a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self) -> Iterator[Progress | None]:
+        """Yields what the pipeline tells its progress to; None with --quiet."""
+        if self.quiet:
             yield None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
+        from loraprobe.cli.progress import shown
 
-        stage = TextColumn("{task.description}", markup=False)  # it may hold a stranger's name
-        columns = (stage, BarColumn(), MofNCompleteColumn(), Remaining())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            yield _reporter(bars)
+        with shown() as line:
+            yield line
+
+    def estimate(self, found: Estimate) -> None:
+        """What a run would take."""
+        from loraprobe.cli import dry_run
+
+        if self.json:
+            print(dry_run.as_json(found))
+        elif self.quiet:
+            print(dry_run.one_line(found))
+        else:
+            print("\n".join(dry_run.lines(found)))
+        sys.stdout.flush()
 
     def result(
         self,
@@ -145,16 +154,3 @@ def exit_code(audit: Audit) -> int:
             audit.verdict.decision
         ]
     return 0 if audit.compatibility.compatible else 1
-
-
-def _reporter(bars: Progress) -> Callable[[str, int, int], None]:
-    from loraprobe.report.formatting import clean
-
-    tasks: dict[str, TaskID] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(clean(stage), total=total)
-        bars.update(tasks[stage], completed=done, total=total)
-
-    return report

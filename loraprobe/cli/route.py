@@ -5,17 +5,15 @@ from __future__ import annotations
 from loraprobe.cli.options import REQUIRED, BaseOrNone, Refs, Tasks, with_options
 from loraprobe.cli.output import Output
 from loraprobe.cli.saving import save
+from loraprobe.command_options import ROUTE
 from loraprobe.options import Options
 
-OPTIONS = (
-    "target routers router_prompts weights search_budget search_items balance subtract "
-    "overwrite limit chat_template device quantize device_map batch_size threads allow "
-    "trust_remote_code seed json html markdown explain quiet"
-)
+OUTPUT = "target overwrite json html markdown explain quiet"
 
 
 @with_options(
-    *OPTIONS.split(),
+    *ROUTE,
+    *OUTPUT.split(),
     target={"default": REQUIRED},
     routers={"default": "arrow", "repeats": False, "help": "Router, such as arrow:top_k=1."},
 )

@@ -52,8 +52,8 @@ def save(
 ) -> None:
     """Runs `merge` or `compose` of the pipeline, writes what it made and prints the audit."""
     assert output.target is not None
-    written = check_outputs(output, options, refs, base, tasks)
     with output.progress() as progress:
+        written = check_outputs(output, options, refs, base, tasks)
         found = make(
             refs,
             base=base,

@@ -8,7 +8,6 @@ tools may not.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from loraprobe.compatibility.identity import Purpose, identity_issues
 from loraprobe.compatibility.layout import fused_issues, layout_issues
 from loraprobe.compatibility.tensors import TensorChecks, content_issues
 from loraprobe.errors import CompatibilityError, UsageError
+from loraprobe.formatting import nearest
 from loraprobe.records import Compatibility, Issue
 
 __all__ = ["CODES", "TensorChecks", "aligned", "check", "require", "with_contents"]
@@ -113,6 +113,5 @@ def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:
     known = {*CODES, *(issue.code for issue in found)}
     for code in allow:
         if code not in known:
-            close = difflib.get_close_matches(code, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"codes are {', '.join(CODES)}."
+            hint = nearest(code, known, f"codes are {', '.join(CODES)}.")
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
-from loraprobe.compatibility.layout import is_vocabulary, prefix_between, shape
+from loraprobe.compatibility.layout import different_shapes, prefix_between, shape
 from loraprobe.formatting import count
 from loraprobe.records import Issue
 
@@ -55,13 +55,7 @@ def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
 
 
 def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    differ = [
-        path
-        for path, info in adapter.layout.items()
-        if path in base.shapes and shape(info) != tuple(base.shapes[path])
-    ]
-    tokens = [p for p in differ if is_vocabulary(p, shape(adapter.layout[p]), base.shapes[p])]
-    others = [p for p in differ if p not in tokens]
+    tokens, others = different_shapes(adapter.layout, base.shapes)
     resize = "Resize the base's embedding as in the adapter's training."
     for code, paths, cure in (
         ("vocabulary-mismatch", tokens, resize),

@@ -75,6 +75,9 @@ CODES: dict[str, str] = {
     "norm-extreme": "a delta far larger than that of any sound training",
     "modules-without-effect": "some modules' deltas are zero",
     "duplicate": "two adapters are the same update",
+    # In a merge
+    "weights-ignored": "the method has weights of its own, so those given were not used",
+    "compression-lost": "the rank lost more than a tenth of the merged delta",
     # In the model cards
     "licence-unknown": "a source declares no licence",
     "licence-noncommercial": "a source forbids commercial use",

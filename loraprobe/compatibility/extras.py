@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from loraprobe.adapters import Adapter, Extra
+from loraprobe.adapters import Adapter, Extra, copied_weight, same_weight
 from loraprobe.base import Base
-from loraprobe.checkpoint import read_tensor
-from loraprobe.errors import BaseError
+from loraprobe.errors import AdapterError, BaseError
 from loraprobe.formatting import count
 from loraprobe.records import Issue, Severity
 
@@ -83,7 +80,7 @@ def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Sev
         consequence = "a composition of factors would drop them"
     tensors = f"{count(len(extras), 'tensor')}, {extras[0].key} first"
     message = f"{adapter.name} holds {what} ({tensors}); {consequence}."
-    return Issue(severity, kind.replace("_", "-"), (adapter.name,), message, cure, extras[0].module)
+    return Issue(severity, extras[0].code, (adapter.name,), message, cure, extras[0].module)
 
 
 def _base_copy(adapter: Adapter, extra: Extra, base: Base | None) -> Issue:
@@ -113,12 +110,7 @@ def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
     if adapter.weights_file is None or extra.module is None:
         return None
     try:
-        weight = base.weight(extra.module)
-        copy = read_tensor(adapter.weights_file, extra.key, adapter.name)
-    except BaseError:
+        weight, copy = base.weight(extra.module), copied_weight(adapter, extra)
+    except (AdapterError, BaseError):
         return None
-    if tuple(copy.shape) != tuple(weight.shape):
-        weight = weight.mT
-    if copy.shape != weight.shape:
-        return False
-    return bool(torch.equal(copy.float(), weight.to(copy.dtype).float()))
+    return same_weight(copy, weight if copy.shape == weight.shape else weight.mT)

@@ -69,17 +69,12 @@ def identity_issues(
 
 
 def _unnamed(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
+    severity: Severity = "warning" if base is None else "note"
     for adapter in adapters:
         if not adapter.base_model:
             message = f"{adapter.name} does not say which base model it was trained on."
             cure = "Set base_model_name_or_path in its adapter_config.json."
-            yield Issue(
-                "note" if base is not None else "warning",
-                "base-unknown",
-                (adapter.name,),
-                message,
-                cure,
-            )
+            yield Issue(severity, "base-unknown", (adapter.name,), message, cure)
 
 
 def _public(named: str | None) -> str:
@@ -132,8 +127,8 @@ def _names(
             origin = " One looks like a quantised copy of the other." if copy else ""
             message = f"{who}{shapes}.{origin}"
             cure = (
-                "Take adapters of one base; if both names mean the same weights, allow "
-                "base-mismatch."
+                "Take adapters of one base; if both names mean the same weights, accept it with "
+                "--allow base-mismatch."
             )
             severity: Severity = "warning" if purpose in ("route", "measure") and fit else "error"
             yield Issue(severity, "base-mismatch", ours + theirs, message, cure)

@@ -39,15 +39,23 @@ def shape(info: ModuleInfo) -> tuple[int, int]:
     return info.out_features, info.in_features
 
 
-def is_vocabulary(path: str, one: Sequence[int], other: Sequence[int]) -> bool:
+def different_shapes(
+    layout: Mapping[str, ModuleInfo], shapes: Mapping[str, tuple[int, int]]
+) -> tuple[list[str], list[str]]:
+    """The paths whose shapes differ: embeddings and heads of another vocabulary, and all others."""
+    differ = [p for p, info in layout.items() if p in shapes and shape(info) != shapes[p]]
+    tokens = [p for p in differ if _is_vocabulary(p, shape(layout[p]), shapes[p])]
+    return tokens, [p for p in differ if p not in tokens]
+
+
+def _is_vocabulary(path: str, one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two shapes of an embedding or head differ in one side, the number of tokens."""
     named = path.rpartition(".")[2] in VOCABULARY
     return named and (one[0] == other[0]) != (one[1] == other[1])
 
 
 def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    differ = [p for p in a.layout if p in b.layout and shape(a.layout[p]) != shape(b.layout[p])]
-    tokens = [p for p in differ if is_vocabulary(p, shape(a.layout[p]), shape(b.layout[p]))]
+    tokens, rest = different_shapes(a.layout, {p: shape(info) for p, info in b.layout.items()})
     for path in tokens:
         message = (
             f"{path} is {list(shape(a.layout[path]))} in {a.name} and "
@@ -55,7 +63,7 @@ def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
         )
         cure = "Train both with one vocabulary, or leave embedding and head out of the adapters."
         yield Issue("error", "vocabulary-mismatch", (a.name, b.name), message, cure, path)
-    if rest := [p for p in differ if p not in tokens]:
+    if rest:
         first = rest[0]
         message = (
             f"The shapes of {count(len(rest), 'module')} differ; {first} is "
@@ -162,9 +170,8 @@ def fused_issues(refused: Sequence[UntranslatedFusion]) -> Iterator[Issue]:
             "Take adapters of one implementation of the model, or give --base where rows are not "
             "known."
         )
-        yield Issue(
-            "error", "fused-targets", (*first.fused, *first.single), message, cure, first.path
-        )
+        names = (*first.fused, *first.single)
+        yield Issue("error", "fused-targets", names, message, cure, first.path)
 
 
 def _depths(a: Adapter, b: Adapter) -> Iterator[Issue]:

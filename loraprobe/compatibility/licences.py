@@ -32,8 +32,7 @@ def licence_issues(
             f"No licence is declared by {listing(unknown)}. Without a licence nobody has the right "
             "to share what is made of it."
         )
-        cure = "Ask its author."
-        yield Issue("note", "licence-unknown", tuple(unknown), message, cure)
+        yield Issue("note", "licence-unknown", tuple(unknown), message, "Ask its author.")
     if found := _matching(declared, NONCOMMERCIAL):
         message = f"{_listed(found)} forbids commercial use, also of what is made of it."
         cure = "Keep the result out of products, or leave that source out."
@@ -50,11 +49,10 @@ def licence_issues(
         )
         cure = "Check that the licences go together, or take sources of one licence."
         yield Issue("warning", "licence-conflict", tuple(found), message, cure)
-    own = _matching(declared, OWN_TERMS)
-    if own := {n: x for n, x in own.items() if not NONCOMMERCIAL.search(x)}:
+    own = {n: x for n, x in declared.items() if OWN_TERMS.search(x) and not NONCOMMERCIAL.search(x)}
+    if own:
         message = f"{_listed(own)} has terms of its own, which also apply to the result."
-        cure = "Read them before sharing it."
-        yield Issue("note", "licence-terms", tuple(own), message, cure)
+        yield Issue("note", "licence-terms", tuple(own), message, "Read them before sharing it.")
     if gated:
         message = (
             f"The repository of {listing(list(gated))} is gated: a download requires acceptance of "

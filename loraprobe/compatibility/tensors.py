@@ -11,7 +11,8 @@ from torch import Tensor
 
 from loraprobe.adapters import Adapter, extreme_norm, natural
 from loraprobe.formatting import count
-from loraprobe.lora.grams import GramMatrices, gram_matrices
+from loraprobe.lora.gram_batches import gram_matrices
+from loraprobe.lora.grams import GramMatrices
 from loraprobe.lora.lowrank import same_update
 from loraprobe.records import Issue
 

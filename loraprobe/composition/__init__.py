@@ -28,22 +28,20 @@ the same, because their positions are not tokens. A tied embedding is adapted on
 and not as the head, as in peft's forward pass (peft's merged model changes both).
 """
 
-from loraprobe.composition.experts.low_rank import ExpertTerm
+from loraprobe.composition.composition import Composition, composed, prepared
 from loraprobe.composition.experts.scaled import change_norm
-from loraprobe.composition.layers import ComposedLayer, prepared
 from loraprobe.composition.observers import watched
-from loraprobe.composition.placement import composed
-from loraprobe.composition.router import Composition, Router, TokenGates
+from loraprobe.composition.router import Router, TokenGates
 from loraprobe.composition.rows import RowGates, Rows
+from loraprobe.composition.targets import aligned_to
 
 __all__ = [
-    "ComposedLayer",
     "Composition",
     "Router",
     "RowGates",
     "Rows",
-    "ExpertTerm",
     "TokenGates",
+    "aligned_to",
     "change_norm",
     "composed",
     "prepared",

@@ -8,7 +8,8 @@ The model's head receives only the tokens whose logits are needed. It therefore 
 token of a prompt, which it always receives.
 
 A sequence begins with a pass without a cache and continues while that cache grows. Without a cache
-every pass begins new sequences.
+every pass begins new sequences. The arguments of forward() do not say where each row's prompt ends,
+nor which cached prompt a row continues; the caller of the model says it by `rows_of_batch`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.batch_context import followed_rows, prompt_ends
 from loraprobe.errors import UsageError
 
 
@@ -115,6 +115,27 @@ def current_pass(path: str) -> Pass:
     return now
 
 
+_ENDS: ContextVar[Sequence[int] | None] = ContextVar("prompt_ends", default=None)
+_FOLLOWED: ContextVar[Sequence[int] | None] = ContextVar("followed_rows", default=None)
+
+
+@contextlib.contextmanager
+def rows_of_batch(
+    *, ends: Sequence[int] | None = None, follows: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Describes the rows of the passes in this context.
+
+    ends: row i (padded on the right) begins with a prompt of ends[i] tokens. follows: row i
+    continues row follows[i] of the last batch that began with an empty cache.
+    """
+    before = _ENDS.set(ends), _FOLLOWED.set(follows)
+    try:
+        yield
+    finally:
+        _ENDS.reset(before[0])
+        _FOLLOWED.reset(before[1])
+
+
 @contextlib.contextmanager
 def following_passes(model: nn.Module) -> Iterator[None]:
     """`current_pass` works in the model's forward passes while the context lasts."""
@@ -178,11 +199,11 @@ class SequenceTracker:
         return Pass(rows, tokens, None, False, self.decided, follows, problem)
 
     def _continued(self, cache: Any, past: int, rows: int) -> tuple[Tensor | None, str]:
-        """The rows that are continued, if `rows_follow` gave them, and the problem or ""."""
-        known = followed_rows()
+        """The rows that are continued, if the caller gave them, and the problem or ""."""
+        known = _FOLLOWED.get()
         if known is not None:
             if len(known) != rows or (known and max(known) >= self.rows):
-                return None, "the rows given by rows_follow do not fit this batch."
+                return None, "the rows given by rows_of_batch do not fit this batch."
             return torch.tensor(known, dtype=torch.long), ""
         same = self.cache() is cache if self.cache is not None else past == self.seen
         if not same or rows != self.rows:
@@ -218,7 +239,7 @@ def _prompt(mask: Tensor | None, rows: int, tokens: int) -> tuple[Tensor | None,
             f"{tokens} tokens are padding, so per=sequence cannot leave it out; pass one of shape "
             "[rows, tokens], or use per=token."
         )
-    ends = prompt_ends()
+    ends = _ENDS.get()
     kept = None if mask is None else mask.bool()
     if ends is not None and len(ends) == rows:
         device = None if mask is None else mask.device

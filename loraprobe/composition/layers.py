@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,28 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraprobe.adapters import LayerKind
+from loraprobe.adapters import Adapter, LayerKind, ModuleInfo
 from loraprobe.composition.experts.low_rank import ExpertTerm, low_rank
 from loraprobe.composition.experts.scaled import scaled
-from loraprobe.composition.router import Composition, TokenGates
-from loraprobe.composition.weights import fingerprint
+from loraprobe.composition.router import Router, TokenGates
+from loraprobe.composition.weights import bias_of
 from loraprobe.errors import UsageError
-
-PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
 
 
 @dataclass(frozen=True, eq=False)
 class ComposedLayer:
     """All experts of one module, concatenated.
 
-    A: [R, in]; B: [out, R], multiplied by the scaling and by constant gates. owner: [R], the expert
-    (of k) to which each rank belongs. gates: None if they are constant. offset: the sum that does
-    not depend on the input; ratio: the factor of the layer's own W0 x. Both are [out] for constant
-    gates, else [k, out], or None if no expert has one. kernel: that of a convolution, else ().
+    present: the indices of the k experts among all. A: [R, in]; B: [out, R], multiplied by the
+    scaling and by constant gates. owner: [R], the expert (of k) to which each rank belongs. gates:
+    None if they are constant. offset: the sum that does not depend on the input; ratio: the factor
+    of the layer's own W0 x. Both are [out] for constant gates, else [k, out], or None if no expert
+    has one. kernel: that of a convolution, else ().
     """
 
     path: str
     kind: LayerKind
+    present: tuple[int, ...]
     A: Tensor
     B: Tensor
     owner: Tensor
@@ -60,11 +59,13 @@ class ComposedLayer:
         """
         h, gates = self._gated(x, module)
         made = F.linear(h, self.B)
-        if self.offset is not None:
-            made = made + (self.offset if gates is None else gates @ self.offset)
-        if self.ratio is not None:
-            ratio = self.ratio if gates is None else gates @ self.ratio
-            made = torch.addcmul(made, self._channels_last(own).to(made.dtype), ratio)
+        offset, ratio = _weighed(self.offset, gates), _weighed(self.ratio, gates)
+        if offset is not None:
+            made = made + offset
+        if ratio is not None:
+            assert own is not None, f"the experts of {self.path} scale its own output"
+            own = own.movedim(-1 - len(self.kernel), -1) if self.kernel else own
+            made = torch.addcmul(made, own.to(made.dtype), ratio)
         return made.movedim(-1, -1 - len(self.kernel)) if self.kernel else made
 
     def added(
@@ -83,10 +84,9 @@ class ComposedLayer:
             own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
             return (output + self.delta(x, own, module)).to(output.dtype)
         h, gates = self._gated(x, module)
-        if self.ratio is not None:  # before anything is added to the layer's own output
-            ratio = self.ratio if gates is None else gates @ self.ratio
+        offset, ratio = _weighed(self.offset, gates), _weighed(self.ratio, gates)
+        if ratio is not None:  # before anything is added to the layer's own output
             output.addcmul_(self._without(bias, output), ratio)
-        offset = self.offset if gates is None or self.offset is None else gates @ self.offset
         if output.dtype == self.B.dtype:
             output.view(-1, len(self.B)).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT)
             return output if offset is None else output.add_(offset)
@@ -94,9 +94,8 @@ class ComposedLayer:
         return output.add_(made if offset is None else made.add_(offset))  # rounded once
 
     def _may_overwrite(self, output: Tensor, x: Tensor) -> bool:
-        plain = self.kind in ("linear", "conv1d")
         return (
-            plain
+            self.kind in ("linear", "conv1d")
             and (self.ratio is None or output.dtype == self.B.dtype)
             and output.is_contiguous()
             and not output.requires_grad
@@ -123,17 +122,8 @@ class ComposedLayer:
             return output
         return output - bias.to(output).view(-1, *(1,) * len(self.kernel))
 
-    def _channels_last(self, own: Tensor | None) -> Tensor:
-        if own is None:
-            raise UsageError(f"The experts of {self.path} scale its output, which is missing.")
-        return own.movedim(-1 - len(self.kernel), -1) if self.kernel else own
-
     def _convolved(self, x: Tensor, module: Any) -> Tensor:
         """[..., places, R]: A as a convolution with the layer's stride and padding."""
-        if module is None:
-            raise UsageError(
-                f"The experts of {self.path} need the convolution module, which is missing."
-            )
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
         A = self.A.reshape(self.A.shape[0], -1, *self.kernel)
         h = convolve(x, A, stride=module.stride, padding=module.padding)
@@ -145,96 +135,64 @@ class ComposedLayer:
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def prepared(
-    composition: Composition, dtype: torch.dtype, model: nn.Module | None = None
-) -> tuple[ComposedLayer, ...]:
-    """The layers of a composition. They are cached, at most PREPARED_BYTES for all compositions.
-
-    model: the base, whose weights scaled experts need; other layers do not depend on it.
-    """
-    known = _PREPARED.setdefault(composition, {})
-    key = dtype, _weights_that_count(composition, model)
-    if key not in known:
-        for old in [old for old in known if old[0] is dtype]:
-            del known[old]  # it belongs to another model or to changed weights
-        with torch.inference_mode(False), torch.no_grad():
-            made = (_prepare(composition, path, dtype, model) for path in composition.paths)
-            known[key] = tuple(layer for layer in made if layer is not None)
-        _forget_oldest(keep=composition)
-    return known[key]
+def _weighed(rows: Tensor | None, gates: Tensor | None) -> Tensor | None:
+    """gates [..., k] times rows [k, out]; the rows themselves, [out], if gates are constant."""
+    return rows if rows is None or gates is None else gates @ rows
 
 
-_Prepared = dict[tuple[torch.dtype, Any], tuple[ComposedLayer, ...]]
-_PREPARED: weakref.WeakKeyDictionary[Composition, _Prepared] = weakref.WeakKeyDictionary()
-
-
-def _weights_that_count(composition: Composition, model: nn.Module | None) -> Any:
-    """Fingerprints of the base weights on which layers depend; None if there are none."""
-    paths = [path for path in composition.paths if composition.scaled(path)]
-    if not paths or model is None:
-        return None
-    marks = tuple(fingerprint(model.get_submodule(path)) for path in paths)
-    return weakref.ref(model), marks
-
-
-def _forget_oldest(keep: Composition) -> None:
-    sizes = {
-        composition: sum(layer.nbytes for layers in known.values() for layer in layers)
-        for composition, known in list(_PREPARED.items())
-    }
-    total = sum(sizes.values())
-    for composition, size in sizes.items():
-        if total <= PREPARED_BYTES:
-            return
-        if composition != keep:
-            del _PREPARED[composition]
-            total -= size
-
-
-def _prepare(
-    composition: Composition, path: str, dtype: torch.dtype, model: nn.Module | None
+def composed_layer(
+    experts: Sequence[Adapter],
+    router: Router,
+    path: str,
+    dtype: torch.dtype,
+    model: nn.Module | None = None,
 ) -> ComposedLayer | None:
-    """One module's experts concatenated; None if every gate is 0."""
-    present = composition.present(path)
-    experts = [composition.experts[i] for i in present]
-    terms = [low_rank(expert, path, dtype) for expert in experts]
-    gates = _gates(composition, path, terms)
+    """The experts that adapt one module, concatenated; None if every gate is 0.
+
+    model: the base, whose weight scaled experts need.
+    """
+    present = [i for i, expert in enumerate(experts) if path in expert.modules]
+    own = [experts[i] for i in present]
+    info = own[0].modules.info(path)
+    terms = [low_rank(expert, path, dtype) for expert in own]
+    if info.kind in ("embedding", "convolution") and not router.constant:
+        gates = router.embedding_gates(present)
+    else:  # by the stored updates without magnitudes, so that all bases are routed alike
+        gates = router.gates(path, [term.update for term in terms], present, len(experts))
     constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(terms)
     active = [j for j, gate in enumerate(constant) if gate != 0]
     if not active:
         return None
     for j in active:
-        if path in experts[j].magnitudes:
+        if path in own[j].magnitudes:
             if model is None:
-                raise UsageError(f"{experts[j].name} is a DoRA adapter, whose layers need a model.")
-            terms[j] = scaled(terms[j], experts[j], path, model)
+                raise UsageError(f"{own[j].name} is a DoRA adapter, whose layers need a model.")
+            terms[j] = scaled(terms[j], own[j], path, model)
     weighed = [terms[j].weighed(constant[j]).folded() for j in active]
-    updates = [term.update for term in weighed]
-    ranks = torch.tensor([update.rank for update in updates])
+    return _concatenated(info, tuple(present[j] for j in active), weighed, gates)
+
+
+def _concatenated(
+    info: ModuleInfo,
+    present: tuple[int, ...],
+    terms: Sequence[ExpertTerm],
+    gates: Tensor | TokenGates,
+) -> ComposedLayer:
+    """The layer of these terms, which are already multiplied by constant gates."""
+    ranks = torch.tensor([term.update.rank for term in terms])
     folded = isinstance(gates, Tensor)
     return ComposedLayer(
-        path=path,
-        kind=composition.kind(path),
-        A=torch.cat([update.A for update in updates], dim=0),
-        B=torch.cat([update.B for update in updates], dim=1),
-        owner=torch.repeat_interleave(torch.arange(len(updates)), ranks),
+        path=info.path,
+        kind=info.kind,
+        present=present,
+        A=torch.cat([term.update.A for term in terms], dim=0),
+        B=torch.cat([term.update.B for term in terms], dim=1),
+        owner=torch.repeat_interleave(torch.arange(len(terms)), ranks),
         gates=None if folded else gates,  # type: ignore[arg-type]
-        offset=_stacked([term.offset for term in weighed], folded),
-        ratio=_stacked([term.ratio for term in weighed], folded),
-        kernel=experts[0].layout[path].kernel,
+        offset=_stacked([term.offset for term in terms], folded),
+        ratio=_stacked([term.ratio for term in terms], folded),
+        kernel=info.kernel,
     )
-
-
-def _gates(composition: Composition, path: str, terms: list[ExpertTerm]) -> Tensor | TokenGates:
-    """The gates of the experts present in a module.
-
-    Routers get the stored low-rank updates without magnitudes, so that they route in the same way
-    on every base model.
-    """
-    router, present, n = composition.router, composition.present(path), len(composition.experts)
-    if composition.kind(path) in ("embedding", "convolution") and not router.constant:
-        return router.embedding_gates(present, n)
-    return router.gates(path, [term.update for term in terms], present, n)
 
 
 def _stacked(parts: Iterable[Tensor | None], folded: bool) -> Tensor | None:
@@ -245,3 +203,26 @@ def _stacked(parts: Iterable[Tensor | None], folded: bool) -> Tensor | None:
         return None
     rows = torch.stack([torch.zeros_like(own) if part is None else part for part in parts])
     return rows.sum(0) if folded else rows
+
+
+def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]:
+    """A forward hook that adds a layer's output to that of its module."""
+    # Gemma's embeddings scale their output; peft scales the adapter's output in the same way.
+    scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
+    scales = layer.ratio is not None
+    away = bias_of(module) if scales and _is_away(getattr(module, "bias", None)) else None
+
+    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = args[0] if args else next(iter(kwargs.values()))
+        if scale is not None:
+            own = output.to(layer.B.dtype) / scale if scales else None
+            return (output + layer.delta(x, own) * scale).to(output.dtype)
+        bias = None if not scales else bias_of(module) if away is None else away
+        return layer.added(output, x, module, bias)
+
+    return add
+
+
+def _is_away(bias: object) -> bool:
+    """Whether accelerate has moved a bias out of the module, also while hooks run."""
+    return isinstance(bias, Tensor) and bias.device.type == "meta"

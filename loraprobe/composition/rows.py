@@ -42,9 +42,6 @@ class RowGates(Router):
     inner: Router | None = None
 
     constant: ClassVar[bool] = False
-    laws: ClassVar[frozenset[str]] = frozenset()
-    formula: ClassVar[str] = "y = W x + sum_i g_i(row) s_i B_i A_i x"
-    paper: ClassVar[str] = "-"
 
     @property
     def weighs_whole(self) -> bool:
@@ -69,8 +66,8 @@ class RowGates(Router):
             inner = self.inner.gates(module, experts, present, n)
         return _GatesOfRow(self.rows, tuple(present), inner)
 
-    def embedding_gates(self, present: Sequence[int], n: int) -> TokenGates:
-        inner = None if self.inner is None else self.inner.embedding_gates(present, n)
+    def embedding_gates(self, present: Sequence[int]) -> TokenGates:
+        inner = None if self.inner is None else self.inner.embedding_gates(present)
         return _GatesOfRow(self.rows, tuple(present), inner)
 
 

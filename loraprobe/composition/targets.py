@@ -1,22 +1,36 @@
-"""Checks that a composition fits a model: all targets exist with the right kind and shape."""
+"""Fits experts to a model: converts fused layouts, and checks kind and shape of all targets."""
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, Extra, LayerKind
-from loraprobe.adapters.tensors import open_tensors
-from loraprobe.composition.router import Composition
+from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
+from loraprobe.adapters.fused import one_layout
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 _SAME_COPY: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Adapter]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The adapters with layers split or joined as they are in the model.
+
+    The conversion is exact and is noted among an adapter's issues. Layers that cannot be converted
+    stay as they are.
+    """
+    shapes = {
+        path: (int(module.out_features), int(module.in_features))
+        for path, module in model.named_modules()
+        if hasattr(module, "out_features") and hasattr(module, "in_features")
+    }
+    config = getattr(model, "config", None)
+    return one_layout(adapters, shapes, config.to_dict() if config is not None else None)[0]
 
 
 def check_model(model: nn.Module) -> None:
@@ -36,14 +50,25 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def target(model: nn.Module, composition: Composition, path: str) -> nn.Module:
+def adapted_paths(experts: Sequence[Adapter]) -> tuple[str, ...]:
+    """The modules that at least one expert adapts, in the experts' order."""
+    return tuple(dict.fromkeys(path for expert in experts for path in expert.modules))
+
+
+def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
+    """The modules that the experts adapt, by path, after all checks of experts and modules."""
+    _check_extras(model, experts)
+    return {path: _target(model, experts, path) for path in adapted_paths(experts)}
+
+
+def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:
     """The module at a path, after checking its kind and shape against every expert there."""
-    names = [composition.experts[i].name for i in composition.present(path)]
+    present = [expert for expert in experts if path in expert.modules]
     try:
         module = model.get_submodule(path)
     except AttributeError:
         raise CompatibilityError(
-            f"Adapter {names[0]} adapts {path}, which the model does not have"
+            f"Adapter {present[0].name} adapts {path}, which the model does not have"
             f"{_nearest(model, path)}."
         ) from None
     if hasattr(module, "base_layer"):
@@ -52,9 +77,9 @@ def target(model: nn.Module, composition: Composition, path: str) -> nn.Module:
         )
     kind, shape = _geometry(module)
     if kind == "convolution":
-        _check_convolution(module, path, names[0])
-    for i, name in zip(composition.present(path), names, strict=True):
-        info = composition.experts[i].modules.info(path)
+        _check_convolution(module, path, present[0].name)
+    for expert in present:
+        name, info = expert.name, expert.modules.info(path)
         if kind is None or _family(kind) != _family(info.kind):
             raise CompatibilityError(
                 f"Adapter {name} treats {path} as {_article(info.kind)} layer, but in the model "
@@ -130,9 +155,9 @@ def _article(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-def check_extras(model: nn.Module, composition: Composition) -> None:
+def _check_extras(model: nn.Module, experts: Sequence[Adapter]) -> None:
     """Raises UnsupportedAdapter if an expert has tensors that a composition would ignore."""
-    for expert in composition.experts:
+    for expert in experts:
         if not expert.modules and not expert.whole:
             raise UnsupportedAdapter(
                 f"Adapter {expert.name} holds no LoRA factors, so it would "
@@ -161,23 +186,17 @@ def _same(model: nn.Module, expert: Adapter) -> bool:
     """Whether the base weights that peft saved with the adapter equal the model's."""
     seen = _SAME_COPY.setdefault(model, weakref.WeakSet())
     if expert not in seen and all(
-        _is_copy(model, expert, extra.module, extra.key)
-        for extra in expert.extras
-        if extra.kind == "base_copy"
+        _is_copy(model, expert, extra) for extra in expert.extras if extra.kind == "base_copy"
     ):
         seen.add(expert)
     return expert in seen
 
 
-def _is_copy(model: nn.Module, expert: Adapter, path: str | None, key: str) -> bool:
-    if expert.weights_file is None or path is None:
+def _is_copy(model: nn.Module, expert: Adapter, extra: Extra) -> bool:
+    if expert.weights_file is None or extra.module is None:
         return False
     try:
-        weight = model.get_submodule(path).get_parameter("weight").detach()
+        weight = model.get_submodule(extra.module).get_parameter("weight").detach()
     except AttributeError:
         return False
-    copy = open_tensors(expert.weights_file.parent).read(key)
-    coarse = min(copy.dtype, weight.dtype, key=lambda d: torch.finfo(d).bits)
-    return copy.shape == weight.shape and bool(
-        torch.equal(copy.to(coarse), weight.to(coarse).to(copy.device))
-    )
+    return same_weight(copied_weight(expert, extra), weight)

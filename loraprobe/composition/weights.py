@@ -1,4 +1,4 @@
-"""Reads the weights and biases of layers, also quantised or offloaded ones."""
+"""Reads the weights, biases and devices of layers, also of quantised or offloaded ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from loraprobe.errors import UnsupportedAdapter
@@ -57,6 +58,15 @@ def bias_of(module: nn.Module) -> Tensor | None:
         with _in_memory(module):
             return module.get_parameter("bias").detach().clone()
     return bias if isinstance(bias, Tensor) else None
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device on which a module computes; accelerate's if its weights are offloaded."""
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.device.type != "meta":
+            return tensor.device
+    hook = getattr(module, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
 
 def _stored(module: nn.Module) -> Tensor | None:

@@ -28,6 +28,8 @@ FORMAT = 1
 class WorldError(LoraprobeError):
     """A directory that is no world, or whose files are not those of its manifest."""
 
+    code = "world"
+
 
 @dataclass(frozen=True)
 class Scenario:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
-from loraprobe.lora.grams import GramMatrices, Side, Updates
+from loraprobe.lora.gram_batches import Updates
+from loraprobe.lora.grams import GramMatrices, Side
 from loraprobe.registry import Registry
 
 Sums = Mapping[str, Tensor]
@@ -33,6 +34,11 @@ class FigureKey(NamedTuple):
 
 
 Statistics = Mapping[FigureKey, Sums]
+
+
+def single(**sums: Tensor) -> Statistics:
+    """The statistics of a diagnostic that has one figure."""
+    return {FigureKey(): sums}
 
 
 class FigureValue(NamedTuple):
@@ -79,6 +85,18 @@ class Module:
     updates: Updates
     base: Base | None = None
 
+    def base_weight(self) -> Tensor | None:
+        """The base's weight, [out, in] float32; None where the base has none that fits.
+
+        `compatibility` reports a base that does not fit; the figure is None here.
+        """
+        if self.base is None:
+            return None
+        try:
+            return self.base.weight(self.path)
+        except BaseError:
+            return None
+
 
 class FactorDiagnostic(Diagnostic):
     """A diagnostic that is computed from the factors, or from the base's weight."""
@@ -103,19 +121,6 @@ def per_pair(values: Tensor) -> tuple[Tensor, Tensor]:
     n = values.shape[-1]
     first = values[..., :, None].expand(*values.shape, n)
     return first, first.mT
-
-
-def base_weight(module: Module) -> Tensor | None:
-    """The base's weight of a module, [out, in] float32; None where the base has none that fits.
-
-    `compatibility` reports a base that does not fit; the figure is None here.
-    """
-    if module.base is None:
-        return None
-    try:
-        return module.base.weight(module.path)
-    except BaseError:
-        return None
 
 
 DIAGNOSTICS: Registry[Diagnostic] = Registry("loraprobe.diagnostics", Diagnostic, "diagnostic")  # type: ignore[type-abstract]

@@ -24,7 +24,8 @@ from loraprobe.diagnostics._diagnostic import (
     Statistics,
 )
 from loraprobe.errors import UsageError
-from loraprobe.lora.grams import GramMatrices, Updates, gram_matrices
+from loraprobe.lora.gram_batches import Updates, gram_matrices
+from loraprobe.lora.grams import GramMatrices
 from loraprobe.records import Measurement, Progress
 from loraprobe.registry import name_of
 
@@ -54,19 +55,19 @@ def diagnose(
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
-    chosen = choose(base is not None, only, on_demand)
-    if len(adapters) < 2:
-        chosen = [d for d in chosen if d.of != "pair"]
-    options: dict[str, object] = {"exact": exact, "seed": seed}
-    run = _Statistics([_with(d, options) for d in chosen], adapters, base, per_module)
+    chosen = [
+        d for d in choose(base is not None, only, on_demand) if d.of != "pair" or adapters[1:]
+    ]
+    chosen = [_with(d, exact=exact, seed=seed) for d in chosen]
+    run = _Statistics(chosen, adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
-    told = None if progress is None else lambda done, total: progress("diagnose", done, total)
+    report = None if progress is None else lambda done, total: progress("diagnose", done, total)
     batches = gram_matrices(
         [a.modules for a in adapters],
         paths,
         rank=max((a.rank_range[1] for a in adapters), default=0),
         visitors=(run.visit,) if run.of_factors else (),
-        progress=told,
+        progress=report,
     )
     for grams in batches:
         for observer in observers:
@@ -95,7 +96,7 @@ def choose(
     return [found[name] for name in sorted(found)]
 
 
-def _with(diagnostic: D, options: dict[str, object]) -> D:
+def _with(diagnostic: D, **options: object) -> D:
     """The diagnostic with the caller's `exact` and `seed` in place of its defaults."""
     given = {
         f.name: options[f.name]

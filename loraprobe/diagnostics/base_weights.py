@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from loraprobe.diagnostics._diagnostic import (
     FactorDiagnostic,
-    FigureKey,
     FigureValue,
     Module,
-    Of,
     Statistics,
     Sums,
-    base_weight,
+    single,
 )
 
 
@@ -27,22 +24,20 @@ class RelativeNorm(FactorDiagnostic):
     Base weights are read one at a time; the model is not built.
     """
 
-    formula: ClassVar[str] = "||dW||_F / ||W0||_F"
-    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, section 7.3"
-    of: ClassVar[Of] = "each"
-    needs_base: ClassVar[bool] = True
+    formula = "||dW||_F / ||W0||_F"
+    paper = "Hu et al. 2021, arXiv:2106.09685, section 7.3"
+    of = "each"
+    needs_base = True
 
     def observe(self, module: Module) -> Statistics:
-        weight = base_weight(module)
+        weight = module.base_weight()
         size = torch.nan if weight is None else float(torch.linalg.vector_norm(weight)) ** 2
         square = [0.0 if u is None else float(u.inner(u)) for u in module.updates]
         touched = [0.0 if u is None else size for u in module.updates]
-        return {
-            FigureKey(): {
-                "square": torch.tensor(square, dtype=torch.float64).clamp_min(0),
-                "weight": torch.tensor(touched, dtype=torch.float64),
-            }
-        }
+        return single(
+            square=torch.tensor(square, dtype=torch.float64).clamp_min(0),
+            weight=torch.tensor(touched, dtype=torch.float64),
+        )
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue((sums["square"] / sums["weight"]).sqrt())
@@ -60,18 +55,18 @@ class IntruderDimensions(FactorDiagnostic):
     k: int = 10
     threshold: float = 0.5
 
-    formula: ClassVar[str] = "#{j <= k: max_i |<u_j(W0 + dW), u_i(W0)>| < threshold}"
-    paper: ClassVar[str] = "Shuttleworth et al. 2024, arXiv:2410.21228"
-    of: ClassVar[Of] = "each"
-    needs_base: ClassVar[bool] = True
-    on_demand: ClassVar[bool] = True
+    formula = "#{j <= k: max_i |<u_j(W0 + dW), u_i(W0)>| < threshold}"
+    paper = "Shuttleworth et al. 2024, arXiv:2410.21228"
+    of = "each"
+    needs_base = True
+    on_demand = True
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 < self.threshold <= 1:
             raise ValueError("k must be at least 1 and threshold between 0 and 1.")
 
     def observe(self, module: Module) -> Statistics:
-        weight = base_weight(module)
+        weight = module.base_weight()
         own = None if weight is None else torch.linalg.svd(weight, full_matrices=False).U
         counts = torch.zeros(len(module.updates), dtype=torch.float64)
         for i, update in enumerate(module.updates):
@@ -82,7 +77,7 @@ class IntruderDimensions(FactorDiagnostic):
                 counts[i] = torch.nan
             elif torch.isfinite(delta).all():
                 counts[i] = self._intruders(own, weight + delta)
-        return {FigureKey(): {"intruders": counts}}
+        return single(intruders=counts)
 
     def _intruders(self, own: Tensor, tuned: Tensor) -> int:
         top = torch.linalg.svd(tuned, full_matrices=False).U[:, : self.k]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from loraprobe.diagnostics._diagnostic import (
-    FigureKey,
     FigureValue,
     GramDiagnostic,
-    Of,
     Statistics,
     Sums,
     outer,
     per_pair,
+    single,
 )
 from loraprobe.lora.grams import GramMatrices
 
@@ -24,12 +22,12 @@ from loraprobe.lora.grams import GramMatrices
 class Norm(GramDiagnostic):
     """How much an adapter changes: ||dW||_F of a module, sqrt(sum ||dW||_F^2) of the whole."""
 
-    formula: ClassVar[str] = "||dW||_F = s sqrt(sum((B^T B) * (A A^T)))"
-    paper: ClassVar[str] = "-"
-    of: ClassVar[Of] = "each"
+    formula = "||dW||_F = s sqrt(sum((B^T B) * (A A^T)))"
+    paper = "-"
+    of = "each"
 
     def observe(self, grams: GramMatrices) -> Statistics:
-        return {FigureKey(): {"square": grams.square}}
+        return single(square=grams.square)
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["square"].sqrt())
@@ -43,13 +41,13 @@ class NormRatio(GramDiagnostic):
     None where one of the norms is zero.
     """
 
-    formula: ClassVar[str] = "max(||dW1||, ||dW2||) / min(||dW1||, ||dW2||)"
-    paper: ClassVar[str] = "arXiv:2508.01148"
-    of: ClassVar[Of] = "pair"
+    formula = "max(||dW1||, ||dW2||) / min(||dW1||, ||dW2||)"
+    paper = "arXiv:2508.01148"
+    of = "pair"
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
-        return {FigureKey(): {"first": first, "second": second}}
+        return single(first=first, second=second)
 
     def figure(self, sums: Sums) -> FigureValue:
         larger = torch.maximum(sums["first"], sums["second"])
@@ -65,21 +63,19 @@ class Cosine(GramDiagnostic):
     1 / sqrt(out in) for one module.
     """
 
-    formula: ClassVar[str] = "sum_m <dW1_m, dW2_m> / (||dW1|| ||dW2||)"
-    paper: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
-    of: ClassVar[Of] = "pair"
+    formula = "sum_m <dW1_m, dW2_m> / (||dW1|| ||dW2||)"
+    paper = "Ilharco et al. 2023, arXiv:2212.04089"
+    of = "pair"
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
         entries = outer(grams.shape.prod(-1).to(first)).sqrt().clamp_min(1)
-        return {
-            FigureKey(): {
-                "inner": grams.inner,
-                "first": first,
-                "second": second,
-                "random": first * second / entries,
-            }
-        }
+        return single(
+            inner=grams.inner,
+            first=first,
+            second=second,
+            random=first * second / entries,
+        )
 
     def figure(self, sums: Sums) -> FigureValue:
         norms = (sums["first"] * sums["second"]).sqrt()
@@ -93,13 +89,13 @@ class EnergyRatio(GramDiagnostic):
     1 for orthogonal updates (chance); below 1 they partly cancel, above 1 they add up.
     """
 
-    formula: ClassVar[str] = "||dW1 + dW2||^2 / (||dW1||^2 + ||dW2||^2)"
-    paper: ClassVar[str] = "-"
-    of: ClassVar[Of] = "pair"
+    formula = "||dW1 + dW2||^2 / (||dW1||^2 + ||dW2||^2)"
+    paper = "-"
+    of = "pair"
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
-        return {FigureKey(): {"inner": grams.inner, "apart": first + second}}
+        return single(inner=grams.inner, apart=first + second)
 
     def figure(self, sums: Sums) -> FigureValue:
         value = 1 + 2 * sums["inner"] / sums["apart"]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from loraprobe.diagnostics._diagnostic import (
     FactorDiagnostic,
-    FigureKey,
     FigureValue,
     Module,
-    Of,
     Statistics,
     Sums,
+    single,
 )
-from loraprobe.lora.grams import Updates
+from loraprobe.lora.gram_batches import Updates
 from loraprobe.lora.lowrank import LowRank
 
 BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all are counted
@@ -38,9 +36,9 @@ class SignConflict(FactorDiagnostic):
     exact: bool = False
     seed: int = 0
 
-    formula: ClassVar[str] = "#{dW1_ij dW2_ij < 0} / #{dW1_ij dW2_ij != 0}"
-    paper: ClassVar[str] = "Yadav et al. 2023 (TIES), arXiv:2306.01708"
-    of: ClassVar[Of] = "pair"
+    formula = "#{dW1_ij dW2_ij < 0} / #{dW1_ij dW2_ij != 0}"
+    paper = "Yadav et al. 2023 (TIES), arXiv:2306.01708"
+    of = "pair"
 
     def __post_init__(self) -> None:
         if self.entries < 2:
@@ -60,16 +58,14 @@ class SignConflict(FactorDiagnostic):
         size = float(out * in_)
         c, z = conflict / seen, active / seen
         sampled = 0.0 if self.exact else size**2 / seen
-        return {
-            FigureKey(): {
-                "conflict": size * c,
-                "active": size * z,
-                # Variances and covariance of the two sampled counts, for the ratio's error.
-                "vcc": sampled * c * (1 - c),
-                "vcz": sampled * c * (1 - z),
-                "vzz": sampled * z * (1 - z),
-            }
-        }
+        return single(
+            conflict=size * c,
+            active=size * z,
+            # Variances and covariance of the two sampled counts, for the ratio's error.
+            vcc=sampled * c * (1 - c),
+            vcz=sampled * c * (1 - z),
+            vzz=sampled * z * (1 - z),
+        )
 
     def figure(self, sums: Sums) -> FigureValue:
         value = sums["conflict"] / sums["active"]

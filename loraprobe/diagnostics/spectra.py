@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from loraprobe.diagnostics._diagnostic import (
     FigureKey,
     FigureValue,
     GramDiagnostic,
-    Of,
     Statistics,
     Sums,
     per_pair,
     ranks_below,
+    single,
 )
 from loraprobe.lora.grams import GramMatrices, Side
 
@@ -28,14 +27,14 @@ class StableRank(GramDiagnostic):
     The value of a whole adapter is the mean over modules weighted by ||dW||^2, their energy.
     """
 
-    formula: ClassVar[str] = "||dW||_F^2 / sigma_1^2"
-    paper: ClassVar[str] = "Rudelson & Vershynin 2007, arXiv:math/0503442"
-    of: ClassVar[Of] = "each"
+    formula = "||dW||_F^2 / sigma_1^2"
+    paper = "Rudelson & Vershynin 2007, arXiv:math/0503442"
+    of = "each"
 
     def observe(self, grams: GramMatrices) -> Statistics:
         largest = grams.spectrum.S[..., 0].square()
         weighted = (grams.square.square() / largest).where(largest > 0, largest)
-        return {FigureKey(): {"weighted": weighted, "square": grams.square}}
+        return single(weighted=weighted, square=grams.square)
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["weighted"] / sums["square"])
@@ -50,12 +49,12 @@ class DeadRank(GramDiagnostic):
     are zero are found.
     """
 
-    formula: ClassVar[str] = "r - #{sigma_k > 1e-6 sigma_1}"
-    paper: ClassVar[str] = "-"
-    of: ClassVar[Of] = "each"
+    formula = "r - #{sigma_k > 1e-6 sigma_1}"
+    paper = "-"
+    of = "each"
 
     def observe(self, grams: GramMatrices) -> Statistics:
-        return {FigureKey(): {"dead": (grams.rank - grams.spectrum.rank).to(torch.float64)}}
+        return single(dead=(grams.rank - grams.spectrum.rank).to(torch.float64))
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["dead"])
@@ -69,9 +68,9 @@ class TruncationError(GramDiagnostic):
     written at that rank loses. r is the largest rank of all adapters.
     """
 
-    formula: ClassVar[str] = "sqrt(sum_{k > rank} sigma_k^2) / ||dW||"
-    paper: ClassVar[str] = "Eckart & Young 1936"
-    of: ClassVar[Of] = "both"
+    formula = "sqrt(sum_{k > rank} sigma_k^2) / ||dW||"
+    paper = "Eckart & Young 1936"
+    of = "both"
 
     def observe(self, grams: GramMatrices) -> Statistics:
         m, n, r = grams.grams_in.shape[:3]
@@ -106,9 +105,9 @@ class SubspaceOverlap(GramDiagnostic):
     overlap on the side "in" for that reason alone: see `shared_initialisation`.
     """
 
-    formula: ClassVar[str] = "||Q1^T Q2||_F^2 / min(k1, k2)"
-    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, section 7.2"
-    of: ClassVar[Of] = "pair"
+    formula = "||Q1^T Q2||_F^2 / min(k1, k2)"
+    paper = "Hu et al. 2021, arXiv:2106.09685, section 7.2"
+    of = "pair"
 
     def observe(self, grams: GramMatrices) -> Statistics:
         return {

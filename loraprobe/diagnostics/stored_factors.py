@@ -1,20 +1,18 @@
-"""Diagnostics of A and B as they are stored, which depend on their basis by intent."""
+"""Diagnostics of A and B as they are stored. They depend on the basis, as they should."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from loraprobe.diagnostics._diagnostic import (
-    FigureKey,
     FigureValue,
     GramDiagnostic,
-    Of,
     Statistics,
     Sums,
     per_pair,
+    single,
 )
 from loraprobe.lora.grams import GramMatrices, own_blocks
 
@@ -30,10 +28,10 @@ class SharedInitialisation(GramDiagnostic):
     random rows.
     """
 
-    formula: ClassVar[str] = "mean_k cos(A1[k], A2[k])"
-    paper: ClassVar[str] = "-"
-    of: ClassVar[Of] = "pair"
-    basis_free: ClassVar[bool] = False
+    formula = "mean_k cos(A1[k], A2[k])"
+    paper = "-"
+    of = "pair"
+    basis_free = False
 
     def observe(self, grams: GramMatrices) -> Statistics:
         rows = grams.grams_in.diagonal(dim1=2, dim2=4)  # [m, n, n, r]: <A_i[k], A_j[k]>
@@ -42,13 +40,11 @@ class SharedInitialisation(GramDiagnostic):
         cosines = (rows / norms).where(norms > 0, torch.zeros_like(rows))
         count = torch.minimum(grams.rank[:, :, None], grams.rank[:, None, :]).to(cosines)
         width = grams.shape[:, :, None, 1].to(cosines).clamp_min(1)
-        return {
-            FigureKey(): {
-                "cosines": cosines.sum(-1),
-                "components": count,
-                "variance": count / width,
-            }
-        }
+        return single(
+            cosines=cosines.sum(-1),
+            components=count,
+            variance=count / width,
+        )
 
     def figure(self, sums: Sums) -> FigureValue:
         count = sums["components"]
@@ -66,10 +62,10 @@ class CrossTerms(GramDiagnostic):
     because the averaging does. None where ranks differ, since such factors cannot be added.
     """
 
-    formula: ClassVar[str] = "sqrt(s1 s2) ||B1 A2 + B2 A1|| / ||s1 B1 A1 + s2 B2 A2||"
-    paper: ClassVar[str] = "-"
-    of: ClassVar[Of] = "pair"
-    basis_free: ClassVar[bool] = False
+    formula = "sqrt(s1 s2) ||B1 A2 + B2 A1|| / ||s1 B1 A1 + s2 B2 A2||"
+    paper = "-"
+    of = "pair"
+    basis_free = False
 
     def observe(self, grams: GramMatrices) -> Statistics:
         own_in, own_out = own_blocks(grams.grams_in), own_blocks(grams.grams_out)
@@ -79,12 +75,10 @@ class CrossTerms(GramDiagnostic):
         excess = product.abs() * (straight + straight.mT) + 2 * product * mixed
         ranks_differ = grams.both & (grams.rank[:, :, None] != grams.rank[:, None, :])
         first, second = per_pair(grams.square)
-        return {
-            FigureKey(): {
-                "excess": excess.masked_fill(ranks_differ, torch.nan),
-                "exact": first + second + 2 * grams.inner,
-            }
-        }
+        return single(
+            excess=excess.masked_fill(ranks_differ, torch.nan),
+            exact=first + second + 2 * grams.inner,
+        )
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue((sums["excess"].clamp_min(0) / sums["exact"].clamp_min(0)).sqrt())

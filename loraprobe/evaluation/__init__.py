@@ -1,13 +1,14 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
-`score`, `compare`, `gains` and `attribute` evaluate the results; `Samples` shows them.
-`statistics` holds the intervals.
+`score`, `compare`, `gains` and `attribute` evaluate the results. Only `asking` asks a model
+questions, and only `statistics` has formulas of intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
 from loraprobe.evaluation.chain import chain_notes
-from loraprobe.evaluation.comparing import compare, gain, gains, retention, score
+from loraprobe.evaluation.comparing import compare, retention, score
+from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import METRICS
 from loraprobe.evaluation.running import run_systems

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from loraprobe.evaluation.questions import hop_part
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.records import Attribution, ItemResult
 from loraprobe.tasks import Item, Task
@@ -63,7 +64,7 @@ def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequenc
 
 
 def _hops(item: Item) -> list[str]:
-    return [f"hop{k + 1}" for k in range(len(item.hops))]
+    return [hop_part(k) for k in range(len(item.hops))]
 
 
 def _cause(right: Right, system: str, known_by: Sequence[str], item: Item) -> str:

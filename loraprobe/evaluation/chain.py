@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import Limits, Question, ask, target_metric
+from loraprobe.evaluation.questions import Question, TokenLimits, hop_part, target_metric
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, fill, read_answer
+from loraprobe.tasks import Item, Task, fill
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
+    from loraprobe.scoring import Scorer
 
 Plan = Mapping[str, Sequence[str]]  # item -> the adapter of each hop
 
@@ -26,12 +28,12 @@ Plan = Mapping[str, Sequence[str]]  # item -> the adapter of each hop
 class ChainRun:
     """One chain on one task. The ledger must contain the hops of every adapter."""
 
-    scorer: Any
+    scorer: Scorer
     system: System
     task: Task
     ledger: Ledger
     metric: str | None
-    limits: Limits
+    limits: TokenLimits
 
     def plan(self) -> Plan:
         """The adapter that answers each hop.
@@ -52,79 +54,55 @@ class ChainRun:
     def hops(self, plan: Plan) -> list[ItemResult]:
         """The results of the planned adapters on the hops, with gold answers of earlier hops."""
         rows = [
-            self.ledger.get(name, self.task.name, f"hop{k}", item)
+            self.ledger.get(name, self.task.name, hop_part(k), item)
             for item, names in plan.items()
-            for k, name in enumerate(names, 1)
+            for k, name in enumerate(names)
         ]
         return [replace(row, system=self.system.name) for row in rows if row is not None]
 
     def targets(self, items: Sequence[Item], plan: Plan) -> list[ItemResult]:
         """The chain's answers to the composed question of these items, all of which have hops.
 
-        A step asks all items of one adapter together, except those whose prompt the adapter has
-        already answered. The last hop's answer is judged as the answer of the item, by its choices
-        if it has any.
+        A step asks all items of one adapter together. The last hop's answer is judged as the answer
+        of the item, by its choices if it has any.
         """
         answers: dict[str, list[str]] = {item.id: [] for item in items}
         results: list[ItemResult] = []
         for k in range(max(len(item.hops) for item in items)):
             for single, step in self._by_adapter(items, plan, k):
-                prompts = {item.id: fill(item.hops[k].prompt, answers[item.id]) for item in step}
-                asked = self._asked_before(single.name, step, k, prompts)
-                with self.scorer.with_composition(single):
-                    last = [item for item in step if len(item.hops) == k + 1]
-                    results += self._last(last, prompts, asked)
-                    going = [item for item in step if len(item.hops) > k + 1]
-                    for item, text in self._generated(going, prompts, asked):
-                        answers[item.id].append(text)
+                asked = [self._question(item, k, answers[item.id]) for item in step]
+                for item, result in zip(step, self._replies(single, asked, k), strict=True):
+                    answers[item.id].append(result.text)
+                    results += [result] if result.part == "question" else []
         return results
 
-    def _asked_before(
-        self, name: str, step: Sequence[Item], k: int, prompts: Mapping[str, str]
-    ) -> dict[str, str]:
-        """Answers from the ledger, for prompts that equal the prompt with gold answers."""
-        found = {}
-        for item in step:
-            row = self.ledger.get(name, self.task.name, f"hop{k + 1}", item.id)
-            same = row is not None and prompts[item.id] == item.hop_prompt(k)
-            if row is not None and same and row.metric == "exact_match":
-                found[item.id] = row.text
-        return found
+    def _question(self, item: Item, k: int, earlier: Sequence[str]) -> Question:
+        """Hop k after the answers to earlier hops; the last hop asks for the item's answer."""
+        hop = item.hops[k]
+        prompt = fill(hop.prompt, earlier)
+        if k + 1 < len(item.hops):
+            part = hop_part(k)
+            return Question(self.task.name, part, item, prompt, hop.answers, "exact_match")
+        metric = target_metric(item, self.metric)
+        return Question(self.task.name, "question", item, prompt, item.answers, metric)
 
-    def _last(
-        self, items: Sequence[Item], prompts: Mapping[str, str], asked: Mapping[str, str]
-    ) -> list[ItemResult]:
-        known, open_ = [], []
-        for item in items:
-            question = Question(
-                self.task.name,
-                "question",
-                item,
-                prompts[item.id],
-                item.answers,
-                target_metric(item, self.metric),
-            )
-            if question.metric == "exact_match" and item.id in asked:
-                known.append(question.judged(self.system.name, asked[item.id]))
-            else:
-                open_.append(question)
-        return known + ask(self.scorer, open_, self.system.name, self.limits)
+    def _replies(self, single: Composition, asked: Sequence[Question], k: int) -> list[ItemResult]:
+        """The chain's results on hop k of one adapter, in the questions' order.
 
-    def _generated(
-        self, items: Sequence[Item], prompts: Mapping[str, str], asked: Mapping[str, str]
-    ) -> list[tuple[Item, str]]:
-        open_ = [item for item in items if item.id not in asked]
-        texts = (
-            self.scorer.generate(
-                [prompts[item.id] for item in open_],
-                max_new_tokens=self.limits.plain,
-                until_newline=True,
-            )
-            if open_
-            else []
-        )
-        new = {item.id: read_answer(text) for item, text in zip(open_, texts, strict=True)}
-        return [(item, asked.get(item.id, new.get(item.id, ""))) for item in items]
+        A question is not asked again if the ledger has the adapter's answer to the same prompt.
+        """
+        known = {}
+        for question in asked:
+            row = self.ledger.get(single.name, self.task.name, hop_part(k), question.item.id)
+            same = question.prompt == question.item.hop_prompt(k)
+            if row is not None and same and row.metric == question.metric == "exact_match":
+                known[question] = question.judged(self.system.name, row.text)
+        open_ = [question for question in asked if question not in known]
+        if open_:
+            with self.scorer.with_composition(single):
+                new = ask(self.scorer, open_, self.system.name, self.limits)
+            known.update(zip(open_, new, strict=True))
+        return [known[question] for question in asked]
 
     def _by_adapter(
         self, items: Sequence[Item], plan: Plan, k: int
@@ -137,8 +115,7 @@ class ChainRun:
 
     def _merit(self, name: str, k: int) -> float:
         rows = (
-            self.ledger.get(name, self.task.name, f"hop{k + 1}", item.id)
-            for item in self.task.items
+            self.ledger.get(name, self.task.name, hop_part(k), item.id) for item in self.task.items
         )
         values = [-r.value if r.metric == "answer_loss" else r.value for r in rows if r is not None]
         return sum(values) / len(values) if values else float("-inf")

@@ -48,7 +48,7 @@ class JsonLines(Generic[Row]):
         parse: Callable[[Any], Row],
     ) -> None:
         self.path, self.rows = path, list[Row]()
-        self._lock = _locked(path)
+        self._lock = locked(path)
         if not (resume and self._read(as_plain(fingerprint), parse)):
             self._write([{"format": FORMAT, "fingerprint": as_plain(fingerprint)}], "wb")
 
@@ -209,7 +209,7 @@ def _fingerprint(head: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _locked(path: Path) -> IO[bytes] | None:
+def locked(path: Path) -> IO[bytes] | None:
     """An open file that holds the lock on a results file until it is closed.
 
     The operating system releases the lock when the process ends. Without such locks (Windows)

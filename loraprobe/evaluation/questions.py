@@ -1,10 +1,10 @@
-"""The questions of a task, and the results of a system's answers to them."""
+"""The questions of a task, and how a reply to one becomes a result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.records import ItemResult
@@ -12,6 +12,7 @@ from loraprobe.tasks import Item, Task, answered, read_answer
 
 Metric = Literal["exact_match", "choice", "answer_loss"]
 METRICS: tuple[Metric, ...] = ("exact_match", "choice", "answer_loss")
+Scored = tuple[float, int]  # log-probability and number of tokens of a continuation
 PLAIN_TOKENS = 32
 WORKED_TOKENS = 256
 
@@ -47,27 +48,38 @@ class Question:
             raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
         return self.result(system, float(right), answer)
 
-    def chosen(self, system: str, logprobs: Sequence[float]) -> ItemResult:
-        """The result of the choice with the highest log-likelihood per character.
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """The texts that are scored if the question is judged by likelihood."""
+        return self.item.choices if self.metric == "choice" else self.answers
 
-        This is acc_norm of lm-evaluation-harness; of equals it takes the first. logprobs: that of
-        each choice.
+    def scored(self, system: str, scores: Sequence[Scored]) -> ItemResult:
+        """The result of the scores of all continuations.
+
+        "choice" takes the one with the highest log-likelihood per character, as acc_norm of
+        lm-evaluation-harness; of equals the first. "answer_loss" is in nats per token, that of the
+        cheapest accepted answer.
         """
-        choices = self.item.choices
-        scores = [logprob / len(c) for logprob, c in zip(logprobs, choices, strict=True)]
-        taken = choices[scores.index(max(scores))]
+        texts = self.continuations
+        if self.metric == "answer_loss":
+            losses = [-logprob / tokens for logprob, tokens in scores]
+            return self.result(system, *min(zip(losses, texts, strict=True)))
+        per_character = [
+            logprob / len(text) for (logprob, _), text in zip(scores, texts, strict=True)
+        ]
+        taken = texts[per_character.index(max(per_character))]
         return self.result(system, float(taken in self.answers), taken)
 
 
 @dataclass(frozen=True)
-class Limits:
+class TokenLimits:
     """The largest number of tokens of a plain answer and of a worked answer."""
 
     plain: int = PLAIN_TOKENS
     worked: int = WORKED_TOKENS
 
     @classmethod
-    def of(cls, max_new_tokens: int | None) -> Limits:
+    def of(cls, max_new_tokens: int | None) -> TokenLimits:
         """`--max-new-tokens` sets both limits; by default that of worked answers is larger."""
         if max_new_tokens is None:
             return cls()
@@ -107,12 +119,15 @@ def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
         )
     ]
     for k, hop in enumerate(item.hops):
-        found.append(
-            Question(task.name, f"hop{k + 1}", item, item.hop_prompt(k), hop.answers, other)
-        )
+        found.append(Question(task.name, hop_part(k), item, item.hop_prompt(k), hop.answers, other))
     if item.cot_prompt is not None and metric != "answer_loss":
         found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, other))
     return found
+
+
+def hop_part(k: int) -> str:
+    """The name of the part of hop k, counted from 0."""
+    return f"hop{k + 1}"
 
 
 def target_metric(item: Item, metric: str | None) -> Metric:
@@ -120,39 +135,3 @@ def target_metric(item: Item, metric: str | None) -> Metric:
     if metric is None:
         return "choice" if item.choices else "exact_match"
     return next(known for known in METRICS if known == metric)
-
-
-def ask(scorer: Any, batch: Sequence[Question], system: str, limits: Limits) -> list[ItemResult]:
-    """The results of a batch, in its order, from a scorer whose model carries the system."""
-    found: dict[int, ItemResult] = {}
-    for worked in (False, True):
-        asked = [i for i, q in enumerate(batch) if q.metric == "exact_match" and q.worked == worked]
-        if asked:
-            texts = scorer.generate(
-                [batch[i].prompt for i in asked],
-                max_new_tokens=limits.worked if worked else limits.plain,
-                until_newline=not worked,
-            )
-            found.update(
-                (i, batch[i].judged(system, text)) for i, text in zip(asked, texts, strict=True)
-            )
-    for metric in ("choice", "answer_loss"):
-        asked = [i for i, q in enumerate(batch) if q.metric == metric]
-        if asked:
-            results = _scored(scorer, [batch[i] for i in asked], system)
-            found.update(zip(asked, results, strict=True))
-    return [found[i] for i in range(len(batch))]
-
-
-def _scored(scorer: Any, batch: Sequence[Question], system: str) -> Iterator[ItemResult]:
-    """The results of questions that are judged by likelihood."""
-    options = [q.item.choices if q.metric == "choice" else q.answers for q in batch]
-    pairs = [(q.prompt, text) for q, texts in zip(batch, options, strict=True) for text in texts]
-    scores = iter(scorer.loglikelihood(pairs))
-    for q, texts in zip(batch, options, strict=True):
-        likely = [next(scores) for _ in texts]
-        if q.metric == "choice":
-            yield q.chosen(system, [found.logprob for found in likely])
-        else:  # nats per token of the cheapest accepted answer
-            losses = [-found.logprob / found.tokens for found in likely]
-            yield q.result(system, *min(zip(losses, texts, strict=True)))

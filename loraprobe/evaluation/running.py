@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import OutputError, UsageError
+from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.chain import ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
-from loraprobe.evaluation.questions import Limits, Question, ask, questions
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
+    from loraprobe.scoring import Scorer
 
 BATCH = 256  # questions between two appends to the ledger
 
 
-class Answering(Protocol):
-    """The interface of a scorer; see loraprobe.scoring.Scorer."""
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        until_newline: bool = False,
-    ) -> list[str]: ...
-
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Any]: ...
-
-    def with_composition(self, composition: Any) -> AbstractContextManager[Any]: ...
-
-
 def run_systems(
-    scorer: Answering,
+    scorer: Scorer,
     systems: Sequence[System],
     tasks: Sequence[Task],
     ledger: Ledger,
@@ -57,7 +42,7 @@ def run_systems(
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
-    run = _Run(scorer, ledger, Limits.of(max_new_tokens), metric, progress)
+    run = _Run(scorer, ledger, TokenLimits.of(max_new_tokens), metric, progress)
     asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
     for system in systems:
         if system.kind != "chain":
@@ -88,9 +73,9 @@ def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> No
 class _Run:
     """The scorer, ledger and options that all systems of one run share."""
 
-    scorer: Answering
+    scorer: Scorer
     ledger: Ledger
-    limits: Limits
+    limits: TokenLimits
     metric: str | None
     progress: Progress | None
 
@@ -128,9 +113,13 @@ class _Run:
 
     def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
         for start in range(0, len(work), BATCH):
+            self._report(name, start, len(work))
             yield work[start : start + BATCH]
-            if self.progress is not None:
-                self.progress(f"evaluate {name}", min(start + BATCH, len(work)), len(work))
+        self._report(name, len(work), len(work))
+
+    def _report(self, name: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(f"evaluate {name}", done, total)
 
 
 def _unique(names: Sequence[str], what: str) -> None:

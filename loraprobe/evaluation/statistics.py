@@ -38,6 +38,7 @@ Integers = NDArray[np.int64]
 Labels = NDArray[Any]  # one label an item; items with equal labels form one cluster
 
 DRAWS = 10_000
+LEVEL = 0.95  # of every interval in a report
 PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
 
 
@@ -71,7 +72,12 @@ class Estimates:
         low, high = self.center - critical * reach, self.center + critical * reach
         return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
 
-    def critical(self, level: float) -> float:
+    def intervals(self, critical: float) -> list[tuple[float, float]]:
+        """`interval` as a pair of numbers for each of the P pairs."""
+        low, high = self.interval(critical)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
+
+    def critical(self, level: float = LEVEL) -> float:
         """Two-sided critical value of a single pair."""
         return quantile((1 + level) / 2, self.df)
 
@@ -173,7 +179,7 @@ def largest(
     return max(float(lower), single), max(float(upper), single), max(float(both), single)
 
 
-def wilson(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, float]:
+def wilson(x: Array, clusters: Labels) -> tuple[float, float]:
     """Wilson's interval for the share of ones in `x` [items], with n divided by the design effect.
 
     Half a success and half a failure are added, which together count as one cluster. They define
@@ -188,7 +194,7 @@ def wilson(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, floa
     typical = np.array([(sizes**2).sum() / n])
     effect = _design_effect((sums**2).sum(0), (deviations**2).sum(0), typical, 1.0)
     size = n / float(effect[0])
-    z = quantile((1 + level) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
+    z = quantile((1 + LEVEL) / 2, float(n / typical[0]) - 1 if sizes.max() > 1 else float("inf"))
     if np.isinf(z):
         return 0.0, 1.0
     middle = (share + z**2 / (2 * size)) / (1 + z**2 / size)
@@ -196,16 +202,13 @@ def wilson(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, floa
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def mean_interval(x: Array, clusters: Labels, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(x: Array, clusters: Labels) -> tuple[float, float]:
     """The cluster-robust t interval for the mean of `x` [items] (losses)."""
     found = estimate(x[:, None], clusters, bounded=False)
-    low, high = found.interval(found.critical(level))
-    return float(low[0]), float(high[0])
+    return found.intervals(found.critical())[0]
 
 
-def ratio(
-    u: Array, w: Array, clusters: Labels, level: float = 0.95
-) -> tuple[float, tuple[float, float]] | None:
+def ratio(u: Array, w: Array, clusters: Labels) -> tuple[float, tuple[float, float]] | None:
     """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
 
     The interval contains all r for which the interval of `estimate` for the mean of u - r w
@@ -214,11 +217,11 @@ def ratio(
     of the ratio. None if the interval of mean(w) is not above 0, or if the set is unbounded.
     """
     below = estimate(w[:, None], clusters)
-    if below.interval(below.critical(level))[0][0] <= 0:
+    if below.interval(below.critical())[0][0] <= 0:
         return None
     point = float(u.mean() / w.mean())
     at = estimate((u - point * w)[:, None], clusters)
-    size, z = float(at.n_effective[0]), at.critical(level)
+    size, z = float(at.n_effective[0]), at.critical()
     total = size + PSEUDO
     mean_u, mean_w = size * u.mean() / total, size * w.mean() / total
     # z^2 var(r) - mean(r)^2 as a polynomial c + b r + a r^2, not negative inside the set

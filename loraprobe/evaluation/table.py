@@ -80,3 +80,13 @@ def tabulate(
 def _numbers(names: Sequence[object]) -> Integers:
     seen: dict[object, int] = {}
     return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)
+
+
+def by_name(column: Column) -> tuple[bool, Column]:
+    """A key that puts the base first, then names; figures do not depend on the input's order."""
+    return column[0] != "base", column
+
+
+def task_names(results: Iterable[ItemResult]) -> list[str]:
+    """The tasks of the results, in their order."""
+    return list(dict.fromkeys(result.task for result in results))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.questions import Limits, ask, questions
+from loraprobe.evaluation.asking import ask
+from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.records import Coverage
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
+    from loraprobe.scoring import Scorer
 
 
 def choose_template(
-    scorer: Any,
+    scorer: Scorer,
     singles: Sequence[Composition],
     tasks: Sequence[Task],
     *,
@@ -35,15 +37,14 @@ def choose_template(
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
     asked = [q for q in questions(tasks, metric) if q.part != "steps"]
-    asked = (
-        [asked[i * len(asked) // sample] for i in range(sample)] if len(asked) > sample else asked
-    )
+    count = min(sample, len(asked))
+    asked = [asked[i * len(asked) // count] for i in range(count)]
     means = {}
     for used, way in ways.items():
         best = [float("-inf")] * len(asked)
         for single in singles:
             with way.with_composition(single):
-                results = ask(way, asked, single.name, Limits())
+                results = ask(way, asked, single.name, TokenLimits())
             values = [-r.value if r.metric == "answer_loss" else r.value for r in results]
             best = [max(pair) for pair in zip(best, values, strict=True)]
         means[used] = sum(best) / len(best)

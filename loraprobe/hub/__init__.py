@@ -175,6 +175,8 @@ def _local_adapter(reference: Reference, path: Path) -> Path:
     """The directory of a local adapter. Raises AdapterError, which mentions a possible Hub id."""
     try:
         directory = find_directory(path)
+        if (directory / "config.json").is_file() and not (directory / CONFIG).is_file():
+            raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
         check_config(directory)
     except AdapterError as error:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):

@@ -14,6 +14,7 @@ ON_HUB = re.compile(
     r"(?P<repo>(?:[\w.-]{1,96}/)?[\w.-]{1,96})(?:@(?P<revision>[^:@]+))?(?::(?P<folder>.*))?",
     re.ASCII,
 )
+CONFIG = "adapter_config.json"
 LOCAL_START = (".", "/", "~", "\\")
 SYSTEMS = frozenset({"base", "uniform", "sum", "arrow", "chain", "random-partner"})
 
@@ -37,8 +38,9 @@ class Reference:
     def parse(cls, text: str, *, bare: bool = False) -> Reference:
         """Parses [NAME=]directory or [NAME=]owner/name[@revision][:sub/folder].
 
-        A directory that exists is preferred. bare: accept a repository without an owner, such as
-        gpt2. Raises ReferenceError_ for another text and UsageError for a reserved name.
+        A directory that exists is preferred; its adapter_config.json stands for it. bare: accept
+        a repository without an owner, such as gpt2. Raises ReferenceError_ for another text and
+        UsageError for a reserved name.
         """
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
@@ -51,6 +53,8 @@ class Reference:
                 f"An adapter cannot be named {name!r}, which names a system of its own in the "
                 "results; choose another name."
             )
+        if _exists(rest) == "file" and Path(rest).name == CONFIG:
+            rest = str(Path(rest).parent)
         if _exists(rest) == "directory":
             try:
                 f"{rest}{Path(rest).resolve().name}".encode()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.errors import ReferenceError_
-from loraprobe.hub.errors import explain
+from loraprobe.errors import HubError, ReferenceError_
+from loraprobe.hub.errors import explain, is_offline
 from loraprobe.hub.reference import Reference
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
             f"{base} is a directory, and find asks the Hub; give the base model's name there, "
             "such as owner/name."
         )
+    if is_offline():
+        raise HubError("find asks the Hub, and HF_HUB_OFFLINE is set; unset it once to search.")
     wanted: dict[str, Any] = {
         "filter": [f"base_model:adapter:{reference.repo}", "peft"],
         "sort": "downloads",

@@ -2,9 +2,8 @@
 
 All that diagnostics need of n updates s_i B_i A_i of one module (norms, inner products, spectra,
 angles between their spaces) follows from two matrices of size (n r) x (n r): the Gram matrix of
-all rows of all A_i and that of all columns of all B_i. `gram_matrices` reads each module of all
-adapters once, forms the two matrices in float64 and drops the factors, so memory holds one module
-of all adapters and not their files. `GramMatrices` is a batch of such modules.
+all rows of all A_i and that of all columns of all B_i. `GramMatrices` is a batch of such modules;
+`gram_batches` makes them.
 
 A Gram matrix holds squares: in float64 it resolves directions of a factor down to 3e-7 of its
 largest, about the precision of a factor stored in float32. Rows of A and columns of B are scaled to
@@ -14,29 +13,24 @@ length one first, so that their sizes cost no precision.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
-from loraprobe.lora.sums import square_of_sum, symmetric_eigenvalues
+from loraprobe.lora.lowrank import RANK_TOLERANCE
 
 Side = Literal["in", "out"]
-Updates = Sequence[LowRank | None]
-Visitor = Callable[[str, Updates], None]
 
 # Directions of a factor below this share of its largest, squared, are rounding.
 GRAM_TOLERANCE = 1e-13
-# Size of the Gram matrices that are collected into one batch.
-BATCH_BYTES = 1 << 24
 # Pairs of updates whose sums are decomposed together, so that their matrices stay in the cache.
 PAIRS = 1 << 11
-# Rows of a Gram matrix that are computed together; entries below the diagonal are copied.
-GRAM_ROWS = 400
 
 
 class Spectrum(NamedTuple):
@@ -102,7 +96,7 @@ class GramMatrices:
     def spectrum(self) -> Spectrum:
         """Singular values of every update, and its singular vectors in terms of the factors."""
         own_in, own_out = own_blocks(self.grams_in), own_blocks(self.grams_out)
-        a, b = _lengths(own_in), _lengths(own_out)
+        a, b = factor_lengths(own_in), factor_lengths(own_out)
         root_in, root_out = _root(own_in, a), _root(own_out, b)
         middle = self.scaling[..., None] * a * b
         U, S, Vh = torch.linalg.svd(root_out @ (middle[..., None] * root_in.mT))
@@ -146,162 +140,12 @@ class GramMatrices:
         S = self.spectrum.S
         for part in range(0, len(i), step):
             a, b = i[part : part + step], j[part : part + step]
-            square = square_of_sum(
+            square = _square_of_sum(
                 S[:, a], S[:, b], self.cosines_in[:, a, b], self.cosines_out[:, a, b]
             )
-            values = symmetric_eigenvalues(square.flatten(0, 1)).view(m, len(a), 2 * r)
+            values = _eigenvalues(square.flatten(0, 1)).view(m, len(a), 2 * r)
             found[:, part : part + step] = values.flip(-1)
         return torch.where(found > GRAM_TOLERANCE * found[..., :1], found, 0.0)
-
-
-class _ModuleGrams(NamedTuple):
-    """The Gram matrices of one module of all adapters, before they are batched."""
-
-    path: str
-    gram_in: Float64[Tensor, "n r n r"]
-    gram_out: Float64[Tensor, "n r n r"]
-    scaling: list[float]
-    rank: list[int]
-    shape: list[tuple[int, int]]
-
-
-def gram_matrices(
-    adapters: Sequence[Mapping[str, LowRank]],
-    paths: Sequence[str] | None = None,
-    *,
-    rank: int = 0,
-    visitors: Sequence[Visitor] = (),
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[GramMatrices]:
-    """Read every module of all adapters once and yield the Gram matrices in batches.
-
-    adapters: module path -> update, for each adapter. paths: the modules in order (default: as the
-    adapters list them). Ranks are padded to the largest of a batch, or to `rank` if it is larger.
-    visitors: called with each module's factors in float64, None where an adapter lacks the module;
-    these tensors are views of memory that the next module overwrites.
-    """
-    paths = list(dict.fromkeys(path for a in adapters for path in a) if paths is None else paths)
-    buffers = _Buffers({})
-    waiting: list[_ModuleGrams] = []
-    size = 0
-    for done, path in enumerate(paths):
-        updates = [a.get(path) for a in adapters]
-        module, updates = buffers.grams(path, updates)
-        for visit in visitors:
-            visit(path, updates)
-        waiting.append(module)
-        size += 2 * 8 * (len(adapters) * max([rank, *module.rank])) ** 2
-        if size >= BATCH_BYTES:
-            yield _batch(waiting, rank)
-            waiting, size = [], 0
-        if progress is not None:
-            progress(done + 1, len(paths))
-    if waiting:
-        yield _batch(waiting, rank)
-
-
-@dataclass
-class _Buffers:
-    """Memory for the concatenated float64 factors of one module, reused for the next module."""
-
-    memory: dict[int, Float64[Tensor, k]]  # one for the A's (dim 0), one for the B's (dim 1)
-
-    def grams(self, path: str, updates: Updates) -> tuple[_ModuleGrams, list[LowRank | None]]:
-        """Two Gram matrices of one module, and the updates in float64 as views of the buffers."""
-        rank = [0 if u is None else u.rank for u in updates]
-        gram_in, As = self._gram([None if u is None else u.A for u in updates], 0, max(rank))
-        gram_out, Bs = self._gram([None if u is None else u.B for u in updates], 1, max(rank))
-        module = _ModuleGrams(
-            path,
-            gram_in,
-            gram_out,
-            scaling=[0.0 if u is None else float(u.scaling) for u in updates],
-            rank=rank,
-            shape=[(0, 0) if u is None else (u.out_features, u.in_features) for u in updates],
-        )
-        copies = [
-            None if u is None else LowRank(As[i], Bs[i], float(u.scaling))
-            for i, u in enumerate(updates)
-        ]
-        return module, copies
-
-    def _gram(
-        self, factors: Sequence[Float[Tensor, "_ _"] | None], dim: int, r: int
-    ) -> tuple[Float64[Tensor, "n r n r"], dict[int, Float64[Tensor, "_ _"]]]:
-        """Inner products along `dim`, [n, r, n, r] padded with zeros; and the copied factors.
-
-        dim 0: of rows (A); dim 1: of columns (B). Factors of unequal length are not multiplied.
-        """
-        n = len(factors)
-        by_length: dict[int, list[int]] = {}
-        for i, factor in enumerate(factors):
-            if factor is not None:
-                by_length.setdefault(factor.shape[1 - dim], []).append(i)
-        gram = torch.zeros(n, r, n, r, dtype=torch.float64)
-        copies: dict[int, Tensor] = {}
-        free = self._memory(dim, sum(factor.numel() for factor in factors if factor is not None))
-        for length, members in by_length.items():
-            ranks = [factors[i].shape[dim] for i in members]  # type: ignore[union-attr]
-            shape = (sum(ranks), length) if dim == 0 else (length, sum(ranks))
-            stacked, free = free[: shape[0] * shape[1]].view(shape), free[shape[0] * shape[1] :]
-            for i, place in zip(members, stacked.split(ranks, dim), strict=True):
-                copies[i] = place.copy_(factors[i].detach())  # type: ignore[union-attr]
-            product = _gram(stacked if dim == 0 else stacked.mT)
-            if ranks == [r] * n:
-                return product.view(n, r, n, r), copies
-            for i, rows in zip(members, product.split(ranks), strict=True):
-                for j, block in zip(members, rows.split(ranks, 1), strict=True):
-                    gram[i, : len(block), j, : block.shape[1]] = block
-        return gram, copies
-
-    def _memory(self, dim: int, size: int) -> Float64[Tensor, k]:
-        if dim not in self.memory or len(self.memory[dim]) < size:
-            self.memory[dim] = torch.empty(size, dtype=torch.float64)
-        return self.memory[dim]
-
-
-def _batch(modules: Sequence[_ModuleGrams], rank: int) -> GramMatrices:
-    r = max([rank, *(module.gram_in.shape[1] for module in modules)])
-
-    def padded(gram: Float64[Tensor, "n _ n _"]) -> Float64[Tensor, "n r n r"]:
-        more = r - gram.shape[1]
-        return torch.nn.functional.pad(gram, (0, more, 0, 0, 0, more)) if more else gram
-
-    def together(grams: list[Float64[Tensor, "n r n r"]]) -> Float64[Tensor, "m n r n r"]:
-        return torch.stack(grams) if len(grams) > 1 else grams[0][None]
-
-    grams_in = together([padded(module.gram_in) for module in modules])
-    grams_out = together([padded(module.gram_out) for module in modules])
-    # A NaN or infinity in a factor makes the length of its row or column NaN or infinite.
-    lengths = _lengths(own_blocks(grams_in)) + _lengths(own_blocks(grams_out))
-    finite = torch.isfinite(lengths).all(-1)
-    if not finite.all():
-        bad = ~finite
-        for grams in (grams_in, grams_out):
-            grams[bad] = 0.0
-            grams.permute(0, 3, 1, 2, 4)[bad] = 0.0
-    return GramMatrices(
-        paths=tuple(module.path for module in modules),
-        grams_in=grams_in,
-        grams_out=grams_out,
-        scaling=torch.tensor([module.scaling for module in modules], dtype=torch.float64),
-        rank=torch.tensor([module.rank for module in modules]),
-        shape=torch.tensor([module.shape for module in modules]),
-        finite=finite,
-    )
-
-
-def _gram(rows: Float64[Tensor, "k length"]) -> Float64[Tensor, "k k"]:
-    """rows @ rows^T: [k, k]. Half of a large one is computed, the other half copied."""
-    k = len(rows)
-    if k < 2 * GRAM_ROWS:
-        return rows @ rows.mT
-    gram = rows.new_empty(k, k)
-    for start in range(0, k, GRAM_ROWS):
-        stop = min(start + GRAM_ROWS, k)
-        torch.matmul(rows[start:stop], rows[start:].mT, out=gram[start:stop, start:])
-        gram[stop:, start:stop] = gram[start:stop, stop:].mT
-    return gram
 
 
 def _between(
@@ -319,7 +163,7 @@ def own_blocks(grams: Float64[Tensor, "m n r n r"]) -> Float64[Tensor, "m n r r"
     return grams.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-def _lengths(gram: Float64[Tensor, "*batch r r"]) -> Float64[Tensor, "*batch r"]:
+def factor_lengths(gram: Float64[Tensor, "*batch r r"]) -> Float64[Tensor, "*batch r"]:
     """Lengths of the vectors of a Gram matrix: [..., r]."""
     return gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
@@ -335,3 +179,52 @@ def _root(
     values, vectors = torch.linalg.eigh(inverse[..., None] * gram * inverse[..., None, :])
     floor = GRAM_TOLERANCE * values[..., -1:].clamp_min(0)
     return torch.where(values > floor, values, 0.0).sqrt()[..., None] * vectors.mT
+
+
+def _square_of_sum(
+    S: Float64[Tensor, "*p r"],
+    T: Float64[Tensor, "*p r"],
+    right: Float64[Tensor, "*p r r"],
+    left: Float64[Tensor, "*p r r"],
+) -> Float64[Tensor, "*p k k"]:
+    """A symmetric matrix [..., 2 r, 2 r] whose eigenvalues are the energies of a sum of two SVDs.
+
+    Only its lower triangle is filled. One Cholesky factorisation of r x r and these eigenvalues
+    replace two eigendecompositions and an SVD for every pair of adapters in every module.
+
+    dW_i + dW_j = [U_i U_j] D [V_i V_j]^T with D = diag(S, T). Its squared singular values are the
+    eigenvalues of L^T (D G D) L, where G holds the cosines of [V_i V_j] (`right` off its
+    diagonal) and L L^T those of [U_i U_j]: L = [[1, 0], [left^T, K]], K K^T = 1 - left^T left.
+    """
+    K = _remainder(left)
+    cross = T[..., :, None] * right.mT * S[..., None, :]
+    below = cross + T.square()[..., None] * left.mT
+    upper = left @ below
+    upper += cross.mT @ left.mT
+    upper.diagonal(dim1=-2, dim2=-1).add_(S.square())
+    lower = K.mT @ torch.cat([below, T.square()[..., None] * K], -1)
+    return torch.cat([torch.cat([upper, torch.zeros_like(upper)], -1), lower], -2)
+
+
+def _remainder(cosines: Float64[Tensor, "*p r r"]) -> Float64[Tensor, "*p r r"]:
+    """K with K K^T = 1 - C^T C; negative eigenvalues, from rounding where spaces meet, become 0."""
+    rest = torch.eye(cosines.shape[-1], dtype=cosines.dtype) - cosines.mT @ cosines
+    K, failed = torch.linalg.cholesky_ex(rest)
+    where = failed != 0
+    if where.any():
+        values, vectors = torch.linalg.eigh(rest[where])
+        K[where] = vectors * values.clamp_min(0).sqrt()[..., None, :]
+    return K
+
+
+def _eigenvalues(matrices: Float64[Tensor, "b k k"]) -> Float64[Tensor, "b k"]:
+    """Eigenvalues, ascending, of many small symmetric matrices given by their lower triangles.
+
+    On the CPU torch goes through a batch one problem at a time and splits each tiny problem over
+    all cores, which is slower; here every core takes a part of the batch.
+    """
+    parts = [part.numpy() for part in matrices.tensor_split(max(1, torch.get_num_threads()))]
+    if len(parts) == 1 or len(matrices) < 64:
+        return torch.from_numpy(np.linalg.eigvalsh(matrices.numpy()))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return torch.from_numpy(np.concatenate(list(pool.map(np.linalg.eigvalsh, parts))))

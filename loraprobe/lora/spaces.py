@@ -8,11 +8,6 @@ knots  M_i = U^T dW_i, [p, in]: the shared left basis only, dW_i = U M_i. The sp
 A method f is lossless in a space if f(U M V^T) = U f(M) V^T; then the space changes only the cost.
 Otherwise it is another method there: TIES trims coordinates, and these differ between spaces.
 
-KnOTS (Stoica et al. 2024, arXiv 2410.19735) decomposes [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T. Its
-text merges the V_i and multiplies by U S afterwards; its code merges S V_i^T, which are the M_i
-here. The two differ only where entries of different rows are compared, as in trimming. One
-difference remains: here every module is trimmed separately, their code trims all modules together.
-
 The bases are those of the singular value decompositions of [dW_1 | dW_2 | ...] and of
 [dW_1; dW_2; ...] with fixed signs. They depend on the deltas alone: neither on the order of the
 adapters nor on the basis in which factors are stored. If the concatenation has equal singular
@@ -24,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -84,35 +80,38 @@ def core(updates: Sequence[LowRank]) -> Stacked:
 def knots(updates: Sequence[LowRank]) -> Stacked:
     """The output side projected on the canonical joint basis of the deltas' columns.
 
-    The paper's text merges the V_i of [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T, its code S V_i^T,
-    which are the matrices here. It compares entries of all modules; here each module is separate.
+    The paper (KnOTS) decomposes [dW_1 | dW_2 | ...] = U S [V_1 | ...]^T. Its text merges the V_i
+    and multiplies by U S afterwards; its code merges S V_i^T, which are the matrices here. The two
+    differ only where entries of different rows are compared, as in trimming. Here every module is
+    trimmed separately; their code trims all modules together.
     """
     left = left_basis(updates)
     matrices = [(left.mT @ update.folded().B) @ update.A for update in updates]
     return Stacked(torch.stack(matrices), left)
 
 
-SPACES: dict[str, Callable[[Sequence[LowRank]], Stacked]] = {
-    "full": full,
-    "core": core,
-    "knots": knots,
-}
+class Space(NamedTuple):
+    """One space: its function, and what `loraprobe methods` prints about it."""
 
-# Formula and paper of each, as `loraprobe methods` prints them.
-FORMULAS: dict[str, tuple[str, str]] = {
-    "full": ("M_i = dW_i", "-"),
-    "core": (
+    stacked: Callable[[Sequence[LowRank]], Stacked]
+    formula: str
+    paper: str
+
+
+SPACES = {
+    "full": Space(full, "M_i = dW_i", "-"),
+    "core": Space(
+        core,
         "M_i = U^T dW_i V, dW = U f(M) V^T",
         "Panariello et al. 2025, Core Space (arXiv 2509.17786)",
     ),
-    "knots": (
-        "M_i = U^T dW_i, dW = U f(M)",
-        "Stoica et al. 2024, KnOTS (arXiv 2410.19735)",
+    "knots": Space(
+        knots, "M_i = U^T dW_i, dW = U f(M)", "Stoica et al. 2024, KnOTS (arXiv 2410.19735)"
     ),
 }
 
 
-def space_named(name: str) -> Callable[[Sequence[LowRank]], Stacked]:
+def space_named(name: str) -> Space:
     """The space of that name. Raises UsageError with the known names."""
     if name in SPACES:
         return SPACES[name]

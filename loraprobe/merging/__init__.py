@@ -1,8 +1,20 @@
-"""Merging: adapters -> one adapter, without the base model.
+"""Merging: adapters -> one adapter, without the base model where that is possible.
 
-One file per method; a method is a pure function on stacked matrices (`_method.py`). The space in
-which it runs (`loraprobe.lora.spaces`) and the rank to which its result is cut (`_compress.py`) are
-separate choices, brought together in `_merge.py`.
+One file per method or family of methods; a method is a pure function on stacked matrices. The
+space in which it runs (`loraprobe.lora.spaces`) and the rank to which its result is cut are
+separate choices. Helpers, in the order in which to read them:
+
+    _method         the contract of a method: deltas [n, p, q], weights [n] -> [p, q]
+    _engine         `merge`: checks, then all modules one by one, then the merged adapter
+    _validation     what is refused, and what is reported instead of hidden
+    _module         one module: factors -> space -> method -> rank, with what was lost
+    _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
+    _dora           linear merges of DoRA
+    _full_weights   linear merges of whole modules and biases
+    _memory         whether a merge fits into memory
+    _seeds          random masks that depend on content, not on order
+    _sparse         the contract of the family in sparse.py, from _selection (which entries are
+                    kept, by magnitudes from _ranking) and _election (which sign wins)
 """
 
 from loraprobe.merging._engine import Merged, merge

@@ -86,6 +86,7 @@ class SideBySide:
         Bs = self.B.to(dtype).split(self.ranks, 1)
         return [LowRank(A, B, s) for A, B, s in zip(As, Bs, self.scalings, strict=True)]
 
+    @cached_property
     def inner(self) -> Float64[Tensor, "n n"]:
         """<dW_i, dW_j>: [n, n]."""
         scale = torch.tensor(self.scalings, dtype=torch.float64)

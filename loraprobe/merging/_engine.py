@@ -35,8 +35,8 @@ class Merged:
     sketch_error: the same ratio for what the last round of a sketch of a large dense module still
         added, about what an exact SVD might keep in addition; 0.0 where no sketch was needed.
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
-        and the rank (None for "auto") from which the merge can be repeated. license: what its card
-        declares. directories: where the sources lie on this machine.
+        and the rank (None for "auto") from which the merge can be repeated. directories: where the
+        sources lie on this machine.
     """
 
     adapter: Adapter
@@ -53,7 +53,6 @@ class Merged:
     sketch_error: float = 0.0
     spec: str = ""
     asked_rank: int | None = None
-    license: str | None = None
     directories: tuple[Path, ...] = ()
 
     @property

@@ -47,11 +47,11 @@ def merge_full_weights(
         weights = [coefficients[i] for i in holders]
         is_mean = len(holders) == len(adapters) and abs(sum(coefficients) - 1) <= SUM_TOLERANCE
         start = None if is_mean else _in_base(name, tensors[0], parameter)
-        if isinstance(start, str):
+        if start is None and not is_mean:
             code = _code(adapters[holders[0]], name)
             names = tuple(adapters[i].name for i in holders)
             if code not in allow:
-                raise UnsupportedAdapter(_why_not(name, names, start, code))
+                raise UnsupportedAdapter(_why_not(name, names, code, parameter is not None))
             message = f"Allowed: {name} was dropped."
             notes[name] = Issue("warning", code, names, message, module=_module(name))
             continue
@@ -76,7 +76,8 @@ def merge_lora_biases(
         what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
         raise UnsupportedAdapter(
             f"Adapter {holders[0].name} has biases of B (lora_bias), which peft does not take "
-            f"beside {what}; leave one of them out, or merge it into the base with peft first."
+            f"together with {what}; leave one of them out, or merge it into the base with peft "
+            "first."
         )
     offsets = {}
     for path, info in layout.items():
@@ -99,14 +100,14 @@ def _combined(tensors: Sequence[Tensor], weights: Sequence[float], start: Tensor
     return total.to(functools.reduce(torch.promote_types, dtypes))
 
 
-def _in_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | str:
-    """The base's tensor, or why there is none: "base" without a base, "new" if it lacks it."""
+def _in_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | None:
+    """The base's tensor; None without a base, or where the base has no such parameter."""
     if parameter is None:
-        return "base"
+        return None
     try:
         found = parameter(name)
     except BaseError:
-        return "new"
+        return None
     if found.shape != like.shape:
         raise CompatibilityError(
             f"{name} is {list(like.shape)} in the adapters and {list(found.shape)} in the base; "
@@ -115,10 +116,10 @@ def _in_base(name: str, like: Tensor, parameter: Parameter | None) -> Tensor | s
     return found
 
 
-def _why_not(name: str, names: Sequence[str], why: str, code: str) -> str:
+def _why_not(name: str, names: Sequence[str], code: str, has_base: bool) -> str:
     kind = code.replace("-", "_")
     message = f"Adapter {listing(names)} holds {kind} {name}, "
-    if why == "new":
+    if has_base:
         return message + (
             "which the base does not have, so that only its mean exists: every adapter must have "
             f"it and the weights must sum to 1; or add --allow {code} to drop it knowingly."
@@ -162,7 +163,7 @@ def _code(adapter: Adapter, name: str) -> str:
     """The issue code of a full weight, modules-to-save or bias, from the adapter's extras."""
     for extra in adapter.extras:
         if extra.module == _module(name) and _leaf(extra.key) == _leaf(name):
-            return extra.kind.replace("_", "-")
+            return extra.code
     return "modules-to-save"
 
 

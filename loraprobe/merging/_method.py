@@ -74,35 +74,15 @@ class MergeMethod(ABC):
 
 
 @dataclass(frozen=True)
-class LinearMethod(MergeMethod):
-    """A linear combination of the deltas with coefficients that do not depend on them.
-
-    It needs no space and no dense matrix: factors are concatenated. Constant gates at run time give
-    the same result.
-    """
-
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
-
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """The n coefficients of the deltas: the weights as given."""
-        return tuple(weights)
-
-    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        coefficients = self.coefficients(weights.tolist(), len(deltas))
-        return weighted_sum(deltas, torch.tensor(coefficients, dtype=deltas.dtype))
-
-
-@dataclass(frozen=True)
 class GramMethod(MergeMethod):
     """A linear combination whose coefficients depend on the angles and lengths of the deltas.
 
-    These are the same in every space and follow from the factors, so such a method needs no space
-    and no dense matrix either.
+    These are the same in every space and follow from the factors. So such a method needs no space
+    and no dense matrix: factors are concatenated.
     """
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    lossless = EVERY_SPACE
 
     @abstractmethod
     def coefficients(
@@ -117,6 +97,20 @@ class GramMethod(MergeMethod):
 
 
 @dataclass(frozen=True)
+class LinearMethod(GramMethod):
+    """A linear combination of the deltas with coefficients that do not depend on them.
+
+    Constant gates at run time give the same result.
+    """
+
+    def coefficients(
+        self, weights: Sequence[float], inner: Float64[Tensor, "n n"] | None = None
+    ) -> tuple[float, ...]:
+        """The n coefficients of the deltas: the weights as given, or the method's own."""
+        return tuple(weights) if self.takes_weights else self.default_weights(len(weights))
+
+
+@dataclass(frozen=True)
 class FactorMethod(MergeMethod):
     """A method that acts on the factors as they are stored, not on the deltas.
 
@@ -126,8 +120,8 @@ class FactorMethod(MergeMethod):
     factors.
     """
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = frozenset()
+    laws = frozenset({"identity", "order", "homogeneity"})
+    lossless = frozenset()
 
     @abstractmethod
     def factor_weights(self, weights: Weights) -> tuple[Weights, Weights]:

@@ -76,7 +76,7 @@ class Choices:
         """The factor of each adapter under a linear method; () under another."""
         if not isinstance(self.method, LinearMethod):
             return ()
-        return self.method.coefficients(self.weights, len(self.weights))
+        return self.method.coefficients(self.weights)
 
     @property
     def dense(self) -> bool:
@@ -124,7 +124,7 @@ def merge_module(
     check_finite(diagonals, factors.ranks, [a.name for a in adapters], path)
     magnitudes = None
     if choices.base_weight is None:
-        inner, exact = factors.inner(), _computed(path, factors, choices)
+        inner, exact = factors.inner, _computed(path, factors, choices)
         update = exact.update.to(choices.dtype)
         rounded2 = _rounding2(exact.update, update)
     else:
@@ -148,16 +148,14 @@ def merge_module(
 def _computed(path: str, factors: SideBySide, choices: Choices) -> Compressed:
     """The method's result in one module, cut to the rank."""
     method, rank = choices.method, choices.rank
-    if isinstance(method, LinearMethod):
-        return factors.combined(choices.coefficients, rank)
     if isinstance(method, GramMethod):
-        return factors.combined(method.coefficients(choices.weights, factors.inner()), rank)
+        return factors.combined(method.coefficients(choices.weights, factors.inner), rank)
     weights = torch.tensor(choices.weights, dtype=torch.float64)
     if isinstance(method, FactorMethod):
         return compress_factors(_on_factors(method, factors, weights), rank)
     work = torch.float32 if choices.dense and not factors.double else torch.float64
     space = "core" if choices.space == "full" and not choices.dense else choices.space
-    stacked = space_named(space)(factors.updates(work))
+    stacked = space_named(space).stacked(factors.updates(work))
     masks = generators(factors.updates(torch.float64), path, choices.seed)
     result = stacked.back(method(stacked.matrices, weights.to(work), masks))
     if isinstance(result, LowRank):

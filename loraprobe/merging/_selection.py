@@ -115,27 +115,24 @@ def _banded(
 
 
 def at_random(
-    density: float, generators: Sequence[torch.Generator], divide: bool = True
+    density: float,
+    generators: Sequence[torch.Generator],
+    divide: bool = True,
+    epsilon: float | None = None,
 ) -> Selection:
-    """Keep each entry with probability `density` (DARE), divided by it or not."""
-    if density == 1:
-        return iter
-    chance = torch.tensor(density, dtype=torch.float64)
-    return partial(_drawn, chances=lambda _: chance, states=_states(generators), divide=divide)
+    """Keep each entry with probability `density` (DARE), divided by that probability or not.
 
-
-def by_rank(
-    density: float, epsilon: float, generators: Sequence[torch.Generator], divide: bool = True
-) -> Selection:
-    """Keep each entry with a probability that depends on its magnitude, divided by it or not.
-
-    DELLA's MagPrune: the probability rises evenly with the rank of the magnitude in its row, from
-    density - epsilon to density + epsilon.
+    epsilon: let the probability depend on the magnitude (DELLA's MagPrune): it rises evenly with
+    the rank of the magnitude in its row, from density - epsilon to density + epsilon.
     """
     if density == 1:
         return iter
-    chances = partial(chances_by_rank, density=density, epsilon=epsilon)
-    return partial(_drawn, chances=chances, states=_states(generators), divide=divide)
+    states = [generator.get_state() for generator in generators]
+    if epsilon is not None:
+        chances = partial(chances_by_rank, density=density, epsilon=epsilon)
+        return partial(_drawn, chances=chances, states=states, divide=divide)
+    chance = torch.tensor(density, dtype=torch.float64)
+    return partial(_drawn, chances=lambda _: chance, states=states, divide=divide)
 
 
 def chances_by_rank(delta: Matrix, density: float, epsilon: float) -> Matrix:
@@ -173,7 +170,3 @@ def _drawn(
 def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
     """Random numbers in [0, 1) of a shape. Blocks of rows draw the same numbers as all rows."""
     return torch.rand(shape, generator=generator, dtype=torch.float32)
-
-
-def _states(generators: Sequence[torch.Generator]) -> list[Tensor]:
-    return [generator.get_state() for generator in generators]

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, Extra, ModuleInfo
-from loraprobe.adapters.tensors import open_tensors
+from loraprobe.adapters import Adapter, Extra, ModuleInfo, copied_weight, same_weight
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import same_update
@@ -174,13 +173,10 @@ def _findings(adapter: Adapter, allow: Collection[str], carried: Collection[str]
     if not adapter.modules:
         raise UnsupportedAdapter(f"Adapter {adapter.name} has no LoRA factors that can be merged.")
     for extra in adapter.extras:
-        code = extra.kind.replace("_", "-")
-        if extra.kind == "base_copy" or extra.kind in carried:
-            continue
-        if code not in allow:
-            raise _lost(adapter, extra, carried)
-        message = f"Allowed: {extra} was dropped."
-        notes.append(Issue("warning", code, (adapter.name,), message, module=extra.module))
+        if extra.kind != "base_copy" and extra.kind not in carried:
+            _check_dropped(adapter, extra, carried, allow)
+            message = f"Allowed: {extra} was dropped."
+            notes.append(Issue("warning", extra.code, (adapter.name,), message, "", extra.module))
     return notes
 
 
@@ -192,28 +188,28 @@ def check_kept(adapters: Sequence[Adapter], method: MergeMethod, allow: Collecti
     carried = carried_by(method, has_base=True)
     for adapter in adapters:
         for extra in adapter.extras:
-            if extra.kind in LINEAR_EXTRAS - carried and extra.kind.replace("_", "-") not in allow:
-                raise _lost(adapter, extra, carried)
+            if extra.kind in LINEAR_EXTRAS - carried:
+                _check_dropped(adapter, extra, carried, allow)
 
 
-def _lost(adapter: Adapter, extra: Extra, carried: Collection[str]) -> UnsupportedAdapter:
-    code = extra.kind.replace("_", "-")
-    return UnsupportedAdapter(
-        f"Adapter {adapter.name} holds {extra}, {_why_lost(extra, carried)}, or add "
-        f"--allow {code} to drop it knowingly."
-    )
-
-
-def _why_lost(extra: Extra, carried: Collection[str]) -> str:
-    """Why a merge cannot keep an extra, and what to do."""
+def _check_dropped(
+    adapter: Adapter, extra: Extra, carried: Collection[str], allow: Collection[str]
+) -> None:
+    """Raises UnsupportedAdapter, unless allowed, for an extra that the merge would drop."""
+    if extra.code in allow:
+        return
+    why = "which a merge would lose; merge it into its base with peft first"
     if extra.kind == "dora_magnitude" and carried:
-        return "whose merge needs the base's weights; add --base DIR or --base auto"
-    if extra.kind in LINEAR_EXTRAS:
-        return (
+        why = "whose merge needs the base's weights; add --base DIR or --base auto"
+    elif extra.kind in LINEAR_EXTRAS:
+        why = (
             "which only a linear method keeps; take uniform, sum or task_arithmetic, merge the "
             "adapter into its base with peft first"
         )
-    return "which a merge would lose; merge it into its base with peft first"
+    raise UnsupportedAdapter(
+        f"Adapter {adapter.name} holds {extra}, {why}, or add --allow {extra.code} to drop it "
+        "knowingly."
+    )
 
 
 def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Issue]:
@@ -226,7 +222,7 @@ def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Is
     notes = []
     for module, copies in held.items():
         names = tuple(adapter.name for adapter, _ in copies)
-        same = all(_same_tensor(*one, *other) for one, other in combinations(copies, 2))
+        same = all(_same_copy(one, other) for one, other in combinations(copies, 2))
         if not same and "base-copy" not in allow:
             raise UnsupportedAdapter(
                 f"Adapters {listing(names)} hold different copies of the base's weight of "
@@ -243,12 +239,10 @@ def _base_copies(adapters: Sequence[Adapter], allow: Collection[str]) -> list[Is
     return notes
 
 
-def _same_tensor(a: Adapter, extra_a: Extra, b: Adapter, extra_b: Extra) -> bool:
-    if extra_a.shape != extra_b.shape or a.weights_file is None or b.weights_file is None:
+def _same_copy(one: tuple[Adapter, Extra], other: tuple[Adapter, Extra]) -> bool:
+    if any(adapter.weights_file is None for adapter, _ in (one, other)):
         return False
-    one = open_tensors(a.weights_file.parent).read(extra_a.key)
-    other = open_tensors(b.weights_file.parent).read(extra_b.key)
-    return torch.equal(one, other)
+    return same_weight(copied_weight(*one), copied_weight(*other))
 
 
 def _check_pair(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from loraprobe.merging._method import (
     Deltas,
@@ -33,8 +33,8 @@ class FactorAverage(FactorMethod):
 
     variant: Literal["mean", "peft"] = "mean"
 
-    formula: ClassVar[str] = "dW = (sum_i w_i B_i) (sum_i w_i A_i), or sqrt(w_i) with variant=peft"
-    paper: ClassVar[str] = "Huang et al. 2023, LoraHub (arXiv 2307.13269); peft's 'linear'"
+    formula = "dW = (sum_i w_i B_i) (sum_i w_i A_i), or sqrt(w_i) with variant=peft"
+    paper = "Huang et al. 2023, LoraHub (arXiv 2307.13269); peft's 'linear'"
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         """Combine one kind of factor: [n, r, in] or [n, out, r]."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from loraprobe.merging._method import LinearMethod
 
@@ -17,8 +15,8 @@ class TaskArithmetic(LinearMethod):
     which combines A and B separately, does not (`factor_average:variant=peft`).
     """
 
-    formula: ClassVar[str] = "dW = sum_i w_i dW_i"
-    paper: ClassVar[str] = "Ilharco et al. 2023, Task arithmetic (arXiv 2212.04089)"
+    formula = "dW = sum_i w_i dW_i"
+    paper = "Ilharco et al. 2023, Task arithmetic (arXiv 2212.04089)"
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,9 @@ class Uniform(LinearMethod):
     A and B separately is another method (`factor_average`). Equal to gates of 1/n at run time.
     """
 
-    takes_weights: ClassVar[bool] = False
-    formula: ClassVar[str] = "dW = (1/n) sum_i dW_i"
-    paper: ClassVar[str] = "Wortsman et al. 2022, Model soups (arXiv 2203.05482)"
-
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """1/n each."""
-        return (1.0 / n,) * n
+    takes_weights = False
+    formula = "dW = (1/n) sum_i dW_i"
+    paper = "Wortsman et al. 2022, Model soups (arXiv 2203.05482)"
 
 
 @dataclass(frozen=True)
@@ -45,13 +39,9 @@ class Sum(LinearMethod):
     The result of merging the adapters into the base one after the other. Equal to gates of 1.
     """
 
-    takes_weights: ClassVar[bool] = False
-    formula: ClassVar[str] = "dW = sum_i dW_i"
-    paper: ClassVar[str] = "Ilharco et al. 2023, Task arithmetic (arXiv 2212.04089)"
-
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        """1 each."""
-        return (1.0,) * n
+    takes_weights = False
+    formula = "dW = sum_i dW_i"
+    paper = "Ilharco et al. 2023, Task arithmetic (arXiv 2212.04089)"
 
     def default_weights(self, n: int) -> tuple[float, ...]:
         """1 each."""

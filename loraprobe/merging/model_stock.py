@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -30,11 +30,9 @@ class ModelStock(GramMethod):
 
     angle: Literal["cosine", "degrees"] = "cosine"
 
-    takes_weights: ClassVar[bool] = False
-    formula: ClassVar[str] = (
-        "dW = t (1/n) sum_i dW_i, t = N c / (1 + (N - 1) c), c = cos(dW_i, dW_j)"
-    )
-    paper: ClassVar[str] = "Jang et al. 2024, Model Stock (arXiv 2403.19522)"
+    takes_weights = False
+    formula = "dW = t (1/n) sum_i dW_i, t = N c / (1 + (N - 1) c), c = cos(dW_i, dW_j)"
+    paper = "Jang et al. 2024, Model Stock (arXiv 2403.19522)"
 
     def coefficients(
         self, weights: Sequence[float], inner: Float64[Tensor, "n n"]

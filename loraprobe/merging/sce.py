@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float64
@@ -34,20 +34,20 @@ class Sce(MergeMethod):
     Differences to mergekit: it uses equal weights if the mean squares of the deltas sum to less
     than 1e-6, which is so in all examined modules of five of six published GPT-2 adapters, and
     divides by at least 1e-6; here the unit of the deltas does not matter. Where no entry differs (a
-    lone adapter, equal ones) all are selected here and none there. All entries with as much
+    single adapter, equal ones) all are selected here and none there. All entries with as much
     variance as a selected one are selected.
     """
 
     select_topk: float = 1.0
     variant: Literal["mergekit", "authors"] = "mergekit"
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    takes_weights: ClassVar[bool] = False
-    formula: ClassVar[str] = (
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    takes_weights = False
+    formula = (
         "dW = sum over {i: sign(S_i) = sign(sum S)} of e_i S_i / sum of these e_i, "
         "e_i = ||S_i||^2, S_i = dW_i where the variance is among the largest"
     )
-    paper: ClassVar[str] = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
+    paper = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
 
     def __post_init__(self) -> None:
         super().__post_init__()

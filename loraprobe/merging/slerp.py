@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -31,10 +30,8 @@ class Slerp(GramMethod):
     zero delta counts as orthogonal, so cos(t pi/2) of the other one is left.
     """
 
-    formula: ClassVar[str] = (
-        "dW = (w_1 + w_2) (sin((1-t) a) dW_1 + sin(t a) dW_2) / sin(a), t = w_2 / (w_1 + w_2)"
-    )
-    paper: ClassVar[str] = "Shoemake 1985, Animating rotation with quaternion curves"
+    formula = "dW = (w_1 + w_2) (sin((1-t) a) dW_1 + sin(t a) dW_2) / sin(a), t = w_2 / (w_1 + w_2)"
+    paper = "Shoemake 1985, Animating rotation with quaternion curves"
 
     def check(self, weights: Sequence[float]) -> None:
         """Two adapters (or one), weights that are not negative and not all zero."""
@@ -53,7 +50,7 @@ class Slerp(GramMethod):
     def coefficients(
         self, weights: Sequence[float], inner: Float64[Tensor, "n n"]
     ) -> tuple[float, ...]:
-        """The two factors of the arc; the weight itself for a lone adapter."""
+        """The two factors of the arc; the weight itself for a single adapter."""
         self.check(weights)
         if len(weights) == 1:
             return tuple(weights)

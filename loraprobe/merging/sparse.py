@@ -14,105 +14,24 @@ that each delta keeps its l1, l2 or linf norm, as mergekit can.
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
-from loraprobe.merging._election import Election, elect
-from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
-from loraprobe.merging._selection import Selection, at_random, between, by_rank, fuse
+from loraprobe.merging._method import Deltas, Generators
+from loraprobe.merging._selection import Selection, at_random, between
+from loraprobe.merging._sparse import ElectingMethod, SparseMethod
 
 Variant = Literal["peft", "mergekit"]
 Norm = Literal["off", "l1", "l2", "linf"]
 Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
 
 
-@dataclass(frozen=True)
-class _Sparse(MergeMethod):
-    """Entries of each delta are selected and summed with the weights."""
-
-    density: float = 0.5
-
-    # Not "identity": a lone adapter is made sparse too.
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.density <= 1:
-            raise ValueError(
-                f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
-            )
-        for name, value in self.variant_options().items():  # so that `repr` shows what is done
-            if getattr(self, name) in (None, "auto"):
-                object.__setattr__(self, name, value)
-
-    def variant_options(self) -> Mapping[str, object]:
-        """The values of options that were left to the variant (None or "auto")."""
-        return {}
-
-    @abstractmethod
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
-        """Which entries are kept, and the norm that each delta keeps ("l1", "l2", "linf")."""
-
-    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        """The function that combines selected entries [n, rows, q] into [rows, q]."""
-        return partial(weighted_sum, weights=weights)
-
-    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        selection, norm = self.select(deltas, generators)
-        return fuse(deltas, selection, self.combine(weights), norm)
-
-
-@dataclass(frozen=True)
-class _Electing(_Sparse):
-    """Entries are selected, a sign is elected per entry, and the entries with that sign are fused.
-
-    election: "total" elects the sign of the sum of the entries (as in the papers), "frequency" the
-        sign of the majority.
-    normalize: whether the sum of the agreeing entries is divided by their number or by the sum of
-        their weights, whichever the variant uses. None leaves the choice to the variant.
-    lambda_: a factor of the whole result, written `lambda` on the command line.
-    """
-
-    election: Election = "total"
-    normalize: bool | None = None
-    lambda_: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not math.isfinite(self.lambda_) or self.lambda_ == 0:
-            raise ValueError(
-                f"lambda, the factor of the result, is finite and not 0, but {self.lambda_}."
-            )
-
-    def variant_options(self) -> Mapping[str, object]:
-        return {**super().variant_options(), "normalize": True}
-
-    def default_weights(self, n: int) -> tuple[float, ...]:
-        """1 each where the sum is divided; else 1/n each, so that the sum is an average."""
-        return (1.0 if self.normalize else 1.0 / n,) * n
-
-    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        # peft elects before it weights the entries and divides by how many agree.
-        as_peft = getattr(self, "variant", None) == "peft"
-        return partial(
-            elect,
-            weights=weights,
-            election=self.election,
-            voters="plain" if as_peft else "weighted",
-            divisor="none" if not self.normalize else "count" if as_peft else "weights",
-            factor=self.lambda_,
-        )
-
-
 # The largest entries.
 
 
 @dataclass(frozen=True)
-class MagnitudePrune(_Sparse):
+class MagnitudePrune(SparseMethod):
     """Keep the largest entries of each delta and take the weighted sum.
 
     `density` is the share that is kept; weights are 1/n if none are given. `rescale` is off, as in
@@ -122,15 +41,15 @@ class MagnitudePrune(_Sparse):
 
     rescale: Norm = "off"
 
-    formula: ClassVar[str] = "dW = sum_i w_i trim(dW_i)"
-    paper: ClassVar[str] = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
+    formula = "dW = sum_i w_i trim(dW_i)"
+    paper = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         return between(deltas, self.density), self.rescale
 
 
 @dataclass(frozen=True)
-class Ties(_Electing):
+class Ties(ElectingMethod):
     """TIES: keep the largest entries of each delta, elect a sign per entry, average what agrees.
 
     Two methods have this name. `variant="peft"` elects from the entries before they are weighted
@@ -151,16 +70,17 @@ class Ties(_Electing):
     memory), and its thresholds for small numbers, which make the result depend on the unit of the
     weights.
 
-    At density < 1 a lone adapter is trimmed too, so the method does not return it unchanged. Signs
-    and sizes of entries change with the basis, so TIES in `core` is another method than in `full`.
+    At density < 1 a single adapter is trimmed too, so the method does not return it unchanged.
+    Signs and sizes of entries change with the basis, so TIES in `core` is another method than in
+    `full`.
     """
 
     density: float = 0.2
     variant: Variant = "peft"
     rescale: Norm = "off"
 
-    formula: ClassVar[str] = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
-    paper: ClassVar[str] = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
+    formula = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
+    paper = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         return between(deltas, self.density), self.rescale
@@ -170,13 +90,13 @@ class Ties(_Electing):
 
 
 @dataclass(frozen=True)
-class _Band(_Sparse):
+class _Band(SparseMethod):
     """Entries whose magnitude is neither among the largest nor among the smallest are kept."""
 
     gamma: float = 0.01
     rescale: Norm = "off"
 
-    paper: ClassVar[str] = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
+    paper = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,11 +127,11 @@ class Breadcrumbs(_Band):
     large as a kept one are kept. mergekit's normalize and lambda are factors of the weights.
     """
 
-    formula: ClassVar[str] = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
+    formula = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
 
 
 @dataclass(frozen=True)
-class BreadcrumbsTies(_Band, _Electing):
+class BreadcrumbsTies(_Band, ElectingMethod):
     """The selection of Model Breadcrumbs in place of TIES' trimming, then TIES' election.
 
     `density`, `gamma` and `rescale` are those of `breadcrumbs`, `election` and `lambda` those of
@@ -220,9 +140,7 @@ class BreadcrumbsTies(_Band, _Electing):
     with weights of 1/n if none are given; `normalize=true` divides by the weights that agree.
     """
 
-    formula: ClassVar[str] = (
-        "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
-    )
+    formula = "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
 
     def variant_options(self) -> Mapping[str, object]:
         return {"normalize": False}
@@ -232,13 +150,13 @@ class BreadcrumbsTies(_Band, _Electing):
 
 
 @dataclass(frozen=True)
-class _Random(_Sparse):
+class _Random(SparseMethod):
     """Each entry is kept with the same probability."""
 
     variant: Variant = "peft"
     rescale: Rescale = "auto"
 
-    paper: ClassVar[str] = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
+    paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
 
     def variant_options(self) -> Mapping[str, object]:
         rescale = "probability" if self.variant == "peft" else "l1"
@@ -267,11 +185,11 @@ class DareLinear(_Random):
     the content of the adapter's delta: equal adapters get equal masks.
     """
 
-    formula: ClassVar[str] = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
+    formula = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
 
 
 @dataclass(frozen=True)
-class DareTies(_Random, _Electing):
+class DareTies(_Random, ElectingMethod):
     """DARE's random dropping in place of TIES' trimming, then TIES' election and merge.
 
     `density`, the masks and `rescale` are those of `dare_linear`, `election` is that of `ties`.
@@ -281,7 +199,7 @@ class DareTies(_Random, _Electing):
     divides by the weights that agree. `lambda` scales the result.
     """
 
-    formula: ClassVar[str] = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
+    formula = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
 
     def variant_options(self) -> Mapping[str, object]:
         return {**super().variant_options(), "normalize": self.variant == "peft"}
@@ -291,14 +209,14 @@ class DareTies(_Random, _Electing):
 
 
 @dataclass(frozen=True)
-class _RandomByRank(_Sparse):
+class _RandomByRank(SparseMethod):
     """Each entry is kept with a probability that rises with the rank of its magnitude."""
 
     epsilon: float = 0.15
     variant: Literal["authors", "mergekit"] = "authors"
     rescale: Rescale = "auto"
 
-    paper: ClassVar[str] = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
+    paper = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -315,7 +233,7 @@ class _RandomByRank(_Sparse):
 
     def select(self, deltas: Deltas, generators: Generators) -> tuple[Selection, str]:
         divide = self.rescale == "probability"
-        return by_rank(self.density, self.epsilon, generators, divide), self.rescale
+        return at_random(self.density, generators, divide, self.epsilon), self.rescale
 
 
 @dataclass(frozen=True)
@@ -327,13 +245,11 @@ class DellaLinear(_RandomByRank):
     normalize and lambda are factors of the weights here: give w_i / sum of w, or lambda w_i.
     """
 
-    formula: ClassVar[str] = (
-        "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
-    )
+    formula = "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
 
 
 @dataclass(frozen=True)
-class Della(_RandomByRank, _Electing):
+class Della(_RandomByRank, ElectingMethod):
     """DELLA: drop small entries more likely than large ones, rescale, elect, average what agrees.
 
     MagPrune ranks the magnitudes within each row of a delta [out, in]. The probability of keeping
@@ -352,7 +268,7 @@ class Della(_RandomByRank, _Electing):
     Rows mean nothing in `core`, so DELLA in `core` is another method than DELLA in `full`.
     """
 
-    formula: ClassVar[str] = (
+    formula = (
         "dW = mean over {i: sign(w_i D_i) = elected} of D_i, D_i = m_i * dW_i / p_i, "
         "m_i ~ Bernoulli(p_i), p_i = density + epsilon (2 rank - q - 1) / (q - 1)"
     )

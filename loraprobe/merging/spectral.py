@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,8 +26,8 @@ ROUNDING = 1e-12
 class _Spectral(MergeMethod):
     """A method made of singular vectors and values; weights multiply the deltas beforehand."""
 
-    laws: ClassVar[frozenset[str]] = frozenset({"order", "gauge", "homogeneity"})
-    lossless: ClassVar[frozenset[str]] = EVERY_SPACE
+    laws = frozenset({"order", "gauge", "homogeneity"})
+    lossless = EVERY_SPACE
 
     def default_weights(self, n: int) -> tuple[float, ...]:
         """1 each: the deltas are combined as they are, as in the papers."""
@@ -53,11 +53,11 @@ class Tsv(_Spectral):
     k: int | None = None
     share: bool = False
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "homogeneity"})
-    formula: ClassVar[str] = (
+    laws = frozenset({"identity", "order", "gauge", "homogeneity"})
+    formula = (
         "dW = P_U diag(S_1..S_n) P_V^T, P_U, P_V = orthonormal nearest to [U_1..U_n], [V_1..V_n]"
     )
-    paper: ClassVar[str] = "Gargiulo et al. 2024, Task singular vectors (arXiv 2412.00081)"
+    paper = "Gargiulo et al. 2024, Task singular vectors (arXiv 2412.00081)"
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -86,8 +86,8 @@ class IsoC(_Spectral):
     a common weight. Weak directions become as strong as all others, by definition.
     """
 
-    formula: ClassVar[str] = "dW = mean(S) U V^T, U diag(S) V^T = sum_i w_i dW_i"
-    paper: ClassVar[str] = "Marczak et al. 2025, Isotropic model merging (arXiv 2502.04959)"
+    formula = "dW = mean(S) U V^T, U diag(S) V^T = sum_i w_i dW_i"
+    paper = "Marczak et al. 2025, Isotropic model merging (arXiv 2502.04959)"
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         weighted = scaled(deltas, weights)
@@ -107,15 +107,15 @@ class IsoCts(_Spectral):
 
     R is the numerical rank, where the authors' code has min(out, in): see `iso_c`. An adapter with
     too few components of its own gives those that it has, and the mean is over what was gathered. A
-    lone adapter gives `iso_c`. Weights are 1 each if none are given.
+    single adapter gives `iso_c`. Weights are 1 each if none are given.
     """
 
     common: float = 0.8
 
-    formula: ClassVar[str] = (
+    formula = (
         "dW = mean(S) P_U P_V^T over the top of sum_i w_i dW_i and of each w_i dW_i outside it"
     )
-    paper: ClassVar[str] = "Marczak et al. 2025, Isotropic model merging (arXiv 2502.04959)"
+    paper = "Marczak et al. 2025, Isotropic model merging (arXiv 2502.04959)"
 
     def __post_init__(self) -> None:
         if not 0 <= self.common <= 1:

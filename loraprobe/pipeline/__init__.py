@@ -1,16 +1,37 @@
 """The stages of each command in order; the command line and the Python functions call these.
 
-`inspect`, `merge` and `compose` need no statistics and `inspect` and `merge` no model, so modules
-are imported when one of their names is used.
+`commands` has one function a command. It calls, in this order:
+
+    inputs          opens adapters, base, tasks and prompt files
+    examination     compatibility and diagnostics
+    transforms      `--subtract` and `--balance`
+    evaluating      scores on the base model: `scorer` loads it, `evaluator` asks it, `systems`
+                    builds compositions with `weight_search`, `router_fitting`, `random_partner`;
+                    `results` stores the answers for `--resume`
+    merges, saved   a merge; a composition and its directory, which `loading` reads
+    conclusion      the verdict, and what it recommends
+    audits, cards   the audit and the model card
+
+`verification` makes a directory again from its card (`provenance`) and compares it.
+
+Modules are imported when one of their names is used: `merge` needs no model.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.commands import Outcome, compose, inspect, merge, merge_and_eval
+    from loraprobe.pipeline.commands import (
+        Outcome,
+        compose,
+        estimate_cost,
+        inspect,
+        merge,
+        merge_and_eval,
+    )
     from loraprobe.pipeline.inputs import base_of
-    from loraprobe.pipeline.saved import Routed, load_composition
+    from loraprobe.pipeline.loading import load_composition
+    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.verification import verify
 
 _MODULES = {
@@ -18,8 +39,9 @@ _MODULES = {
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
+    "estimate_cost": "commands",
     "inspect": "commands",
-    "load_composition": "saved",
+    "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
     "verify": "verification",
@@ -30,6 +52,7 @@ __all__ = [
     "Routed",
     "base_of",
     "compose",
+    "estimate_cost",
     "inspect",
     "load_composition",
     "merge",

@@ -1,21 +1,21 @@
-"""Whether peft's own Arrow computes the same as a composition, and what it has to be told.
+"""Whether peft's own Arrow computes the same as a composition, and what it needs for that.
 
-peft's `create_arrow_model` (0.21) routes over PEFT directories with gates of Arrow's formula, but
-it finds an expert's prototype by 15 power iterations on dW^T dW from a random start, where
-loraprobe has the exact right singular vector. The iteration turns towards it by the factor
-(sigma_2 / sigma_1)^2 a step, so that after 15 steps
+peft's `create_arrow_model` (0.21) routes over PEFT directories by Arrow's formula. It finds an
+expert's prototype by 15 power iterations on dW^T dW from a random start; loraprobe uses the exact
+right singular vector. Each iteration reduces the other directions by (sigma_2 / sigma_1)^2, so
+after 15 of them
 
     tan(angle) <= (sigma_2 / sigma_1)^30 * tan(angle of the start)
 
-What is checked, for every expert and module: that this factor is at most 1e-8, so that a start up
-to a thousand times nearer to the other directions does no harm, and that the very iteration from
-the start of the stored seed ends within 1e-5 of the exact vector, on the CPU. Trained adapters
-seldom pass in every module; then the exact prototypes are stored too, and a few lines put them into
-peft's layers before the first forward pass, which would find its own.
+For every expert and module two things are checked: this factor is at most 1e-8, so that a start
+that is a thousand times nearer to the other directions does no harm; and peft's iteration from the
+start of the stored seed, on the CPU, ends within 1e-5 of the exact vector. Trained adapters seldom
+pass in every module. Then the exact prototypes are stored too, and a few lines of the card put them
+into peft's layers before the first forward pass.
 
-peft also needs equal targets and equal ranks, linear layers only, plain factors, and puts its
-router on every module of the base whose name ends like a target's, so all of those have to be
-adapted. Without that it cannot express the composition at all.
+peft's Arrow also needs equal targets and ranks, linear layers only and plain factors. It puts its
+router on every module of the base whose name ends like a target's, so all of those must be adapted.
+Otherwise it cannot express the composition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SEED = 0
 
 
 def arrow_config(composition: Composition) -> dict[str, Any]:
-    """The keyword arguments of peft.ArrowConfig, once `why_not_peft` has nothing to say."""
+    """The keyword arguments of peft.ArrowConfig, for a composition that peft can express."""
     router = composition.router
     assert isinstance(router, Arrow)
     return {
@@ -94,7 +94,7 @@ def _why_not_experts(composition: Composition) -> str | None:
 
 
 def _why_not_base(composition: Composition, base: Base | None) -> str | None:
-    """peft targets modules by the last part of their path, wherever it stands."""
+    """Checks the other modules of the base: peft targets modules by the last part of their path."""
     if base is None:
         return (
             "without the base (--base) nobody knows which other modules its router would be put on."
@@ -111,7 +111,7 @@ def _why_not_base(composition: Composition, base: Base | None) -> str | None:
 def prototypes(composition: Composition) -> dict[str, Float[Tensor, "n in"]]:
     """Module path -> the experts' exact prototypes [n, in], in their order, float32.
 
-    Their sign means nothing; the largest entry of each is positive here.
+    The sign of a prototype has no meaning; here its largest entry is positive.
     """
     found = {}
     for path in composition.paths:
@@ -124,7 +124,7 @@ def prototypes(composition: Composition) -> dict[str, Float[Tensor, "n in"]]:
 
 @torch.no_grad()
 def missed_prototype(composition: Composition) -> str | None:
-    """Where peft's own prototypes are not the exact ones, in one sentence; None if nowhere."""
+    """The first prototype that peft finds inexactly, in one sentence; None if there is none."""
     for expert in composition.experts:
         for path, stored in expert.modules.items():
             update = stored.to(torch.float32)
@@ -151,8 +151,8 @@ def missed_prototype(composition: Composition) -> str | None:
 def power_iteration(update: LowRank, seed: int = SEED) -> Float[Tensor, "in"]:
     """The vector [in] that peft's Arrow takes for a prototype, on the CPU in float32.
 
-    From a Gaussian start of the seed; each step applies (BA)^T (BA), without the scaling, and
-    divides by the length plus EPSILON.
+    It starts from a Gaussian vector of the seed. Each step applies (BA)^T (BA) without the scaling
+    and divides by the length plus EPSILON.
     """
     A, B = update.A.to(torch.float32), update.B.to(torch.float32)
     gram = B.mT @ B

@@ -15,27 +15,42 @@ from typing import TYPE_CHECKING
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_dtype
+from loraprobe.compatibility.identity import Purpose
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
-from loraprobe.merging import METHODS, Merged
+from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.audits import audit_of, with_issues
-from loraprobe.pipeline.cards import with_card, with_composition_card
+from loraprobe.pipeline.cards import with_card
 from loraprobe.pipeline.conclusion import conclude, recommend
 from loraprobe.pipeline.examination import Examination, check, examine
-from loraprobe.pipeline.inputs import Inputs, Reference, check_task_use, open_inputs, open_probe
+from loraprobe.pipeline.inputs import (
+    Inputs,
+    Reference,
+    check_state,
+    check_task_use,
+    open_inputs,
+    open_probe,
+)
 from loraprobe.pipeline.licences import declared, with_licences
-from loraprobe.pipeline.merges import merge_by, merge_figures, warning_figures
+from loraprobe.pipeline.merges import (
+    merge_by,
+    merge_figures,
+    norm_of,
+    rank_text,
+    warning_figures,
+)
+from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.transforms import general_of, prepare
-from loraprobe.records import Audit, Issue, Measurement, Progress
+from loraprobe.pipeline.transforms import Prepared, prepare_inputs
+from loraprobe.records import Audit, Compatibility, Issue, Measurement, Progress, Verdict
+from loraprobe.registry import spec_of
+from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
-    from loraprobe.compatibility.identity import Purpose
     from loraprobe.evaluation import Samples
-    from loraprobe.pipeline.saved import Routed
-    from loraprobe.tasks import Probe, Task
+    from loraprobe.pipeline.estimating import Estimate
 
 Adapters = Sequence[Adapter | Reference]
 
@@ -73,8 +88,6 @@ def inspect(
     if asks_base and base is None:
         raise UsageError("--task and --probe ask the base model; add --base DIR or --base auto.")
     if tasks:
-        from loraprobe.pipeline.results import check_state
-
         check_state(options)
     inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
@@ -86,33 +99,16 @@ def inspect(
         examined, compatibility=with_issues(examined.compatibility, issues), licences=licences
     )
     if not asks_base:
-        several = len(inputs.adapters) > 1
-        verdict = conclude(options, inputs, examined, level="weights") if several else None
+        verdict = _judge_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
     from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
 
     known = Knowledge()
     if examined.compatibility.compatible:
         known = measure_knowledge(inputs, opened, cards, session)
-    verdict = conclude(
-        options,
-        inputs,
-        examined,
-        level=known.level,
-        coverage=known.coverage,
-        forecasts=known.forecasts,
-        evaluation=known.evaluation,
-    )
-    return audit_of(
-        session,
-        inputs,
-        examined,
-        known.notes,
-        coverage=known.coverage,
-        forecasts=known.forecasts,
-        evaluation=known.evaluation,
-        verdict=verdict,
-    )
+    evidence = vars(known.findings)
+    verdict = conclude(options, inputs, examined, level=known.level, **evidence)
+    return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
 
 
 def merge(
@@ -135,15 +131,7 @@ def merge(
     check_task_use(bool(tasks), options, "merge")
     inputs = open_inputs(adapters, base, tasks, options, written)
     session, spec = Session("merge", options, progress), options.methods[0]
-    if options.weights == "search" and not METHODS.make(spec).takes_weights:
-        raise UsageError(
-            f"{spec} has weights of its own, so there are none to search for; use --method "
-            "task_arithmetic."
-        )
-    found = compatibility.require(check(inputs.adapters, inputs.base, "merge", session))
-    general = general_of(inputs.adapters, options, "merge", inputs.base)
-    with session.stage("prepare"):
-        prepared = prepare(inputs.adapters, options, general, inputs.base)
+    found, prepared = _check_and_prepare(inputs, "merge", session)
     weights, search, notes = chosen_weights(inputs, prepared, session)
     with session.stage("merge"):
         merged = merge_by(
@@ -155,19 +143,15 @@ def merge(
             dtype=prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype),
             progress=progress,
         )
-    merged, licence_issues = with_licences(merged, inputs.given, inputs.base)
+    licences, licence_issues = declared(inputs.given, inputs.base)
+    merged = with_licences(merged, licences)
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
-    examined = Examination(
-        with_issues(found, (*merged.issues, *licence_issues)),
-        figures,
-        licences={source.name: source.license for source in merged.sources},
-    )
-    low, high = merged.adapter.rank_range
-    ranks = str(low) if low == high else f"{low} to {high}"
-    made = f"Merged by {merged.spec} in the {merged.space} space to rank {ranks}."
+    issues = with_issues(found, (*merged.issues, *licence_issues))
+    examined = Examination(issues, figures, licences=licences)
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
+    made += f"; its norm is {norm_of(merged.adapter):.4g}."
     notes = [*notes, *prepared.notes, made]
-    several = len(inputs.adapters) > 1
     audit = audit_of(
         session,
         inputs,
@@ -175,9 +159,9 @@ def merge(
         notes,
         search=search,
         transformations=prepared.steps,
-        verdict=conclude(options, inputs, examined, level="weights") if several else None,
+        verdict=_judge_weights(inputs, examined, options),
     )
-    return Outcome(audit, with_card(merged, audit, options))
+    return Outcome(audit, with_card(merged, audit, options, prepared.general))
 
 
 def compose(
@@ -197,33 +181,24 @@ def compose(
     UsageError for weights with a router that has gates of its own.
     """
     from loraprobe.pipeline.router_fitting import chosen_router
-    from loraprobe.pipeline.saved import Routed
-    from loraprobe.registry import spec_of
 
     check_task_use(bool(tasks), options, "route")
     inputs = open_inputs(adapters, base, tasks, options, written)
     session, spec = Session("route", options, progress), options.routers[0]
-    found = compatibility.require(check(inputs.adapters, inputs.base, "route", session))
-    general = general_of(inputs.adapters, options, "route", inputs.base)
-    with session.stage("prepare"):
-        prepared = prepare(inputs.adapters, options, general, inputs.base)
+    found, prepared = _check_and_prepare(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
+    composition = Composition(spec, prepared.adapters, router)
     licences, licence_issues = declared(inputs.given, inputs.base)
-    made = Routed(
-        Composition(spec, prepared.adapters, router),
-        inputs.base,
-        prepared.steps,
-        licences=licences,
-    )
+    made = Routed(composition, inputs.base, prepared.steps, licences=licences)
     with session.stage("peft"):
-        notes += [*prepared.notes, *made.composition.notes(), made.peft_note]
+        notes += [*prepared.notes, *composition.notes(), made.peft_note]
     norms = tuple(Measurement("norm", (s.adapter,), s.norm_before) for s in prepared.steps)
     examined = Examination(with_issues(found, licence_issues), norms)
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec_of(router)}.")
     audit = audit_of(
         session, inputs, examined, notes, search=search, transformations=prepared.steps
     )
-    return Outcome(audit, with_composition_card(made, audit, options))
+    return Outcome(audit, with_card(made, audit, options, prepared.general))
 
 
 def merge_and_eval(
@@ -249,17 +224,16 @@ def merge_and_eval(
         verdict = conclude(options, inputs, examined, level="weights")
         audit = audit_of(session, inputs, examined, verdict=verdict)
         return Outcome(audit, None, "the adapters do not fit together.")
-    general = general_of(inputs.adapters, options, "route", inputs.base)
-    found = evaluate(inputs, general, session)
-    evidence = {
-        "coverage": found.coverage,
-        "forecasts": found.forecasts,
-        **vars(found.statistics),
-    }
+    prepared = prepare_inputs(inputs, "route", session)
+    found = evaluate(inputs, prepared, session)
+    evidence = vars(found.findings)
     verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
-    made, issues = _with_licences(made, inputs)
+    issues: Sequence[Issue] = ()
+    if made is not None:
+        licences, issues = declared(inputs.given, inputs.base)
+        made = with_licences(made, licences)
     audit = audit_of(
         session,
         inputs,
@@ -268,15 +242,44 @@ def merge_and_eval(
         samples=wrong_answers(found, verdict),
         gates=found.gates,
         search=found.search,
-        transformations=found.builder.prepared.steps,
+        transformations=prepared.steps,
         verdict=verdict,
         **evidence,
     )
-    if isinstance(made, Merged):
-        made = with_card(made, audit, options)
-    elif made is not None:
-        made = with_composition_card(made, audit, options)
+    if made is not None:
+        made = with_card(made, audit, options, prepared.general)
     return Outcome(audit, made, why, found.samples)
+
+
+def estimate_cost(
+    adapters: Adapters,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Estimate:
+    """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
+    from loraprobe.pipeline.estimating import estimate
+
+    inputs = _open_composition(adapters, base, tasks, options, written)
+    return estimate(inputs, Session("merge-and-eval", options, progress))
+
+
+def _check_and_prepare(
+    inputs: Inputs, purpose: Purpose, session: Session
+) -> tuple[Compatibility, Prepared]:
+    """Findings without an error, and the adapters as the options say. Raises CompatibilityError."""
+    found = check(inputs.adapters, inputs.base, purpose, session)
+    return compatibility.require(found), prepare_inputs(inputs, purpose, session)
+
+
+def _judge_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:
+    """The verdict on several adapters without the base; None for a single one."""
+    if len(inputs.adapters) < 2:
+        return None
+    return conclude(options, inputs, examined, level="weights")
 
 
 def _open_composition(
@@ -287,9 +290,8 @@ def _open_composition(
     written: Sequence[Path],
 ) -> Inputs:
     """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
-    from loraprobe.pipeline.results import check_state
     from loraprobe.pipeline.systems import check_systems
-    from loraprobe.pipeline.weight_search import split
+    from loraprobe.pipeline.task_split import split
 
     if not tasks:
         raise UsageError(
@@ -303,15 +305,3 @@ def _open_composition(
     if options.weights == "search":
         split(inputs.tasks, options)  # raises where a task has too few items
     return inputs
-
-
-def _with_licences(
-    made: Merged | Routed | None, inputs: Inputs
-) -> tuple[Merged | Routed | None, list[Issue]]:
-    """The recommended merge or composition with its sources' licences, and findings about them."""
-    if made is None:
-        return None, []
-    if isinstance(made, Merged):
-        return with_licences(made, inputs.given, inputs.base)
-    licences, issues = declared(inputs.given, inputs.base)
-    return replace(made, licences=licences), issues

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
+from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Score, Verdict
+from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
-    from loraprobe.merging import Merged
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import Built, SystemBuilder
-    from loraprobe.verdict import Request
-
 SAVABLE = ("merge", "route", "step-by-step")
 
 
@@ -35,8 +34,6 @@ def conclude(
     evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
     measured.
     """
-    from loraprobe.verdict import Evidence, judge, next_command, read_calibration
-
     verdict = judge(
         Evidence(
             compatibility=examined.compatibility,
@@ -59,8 +56,6 @@ def conclude(
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """What was asked, in the words of a command line. kind: that of the verdict's system."""
-    from loraprobe.verdict import Request
-
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -102,9 +97,6 @@ def recommend(
     verdict: Verdict, compositions: Sequence[Built], builder: SystemBuilder
 ) -> tuple[Merged | Routed | None, str]:
     """The merge or composition that the verdict advises, or None and why there is none."""
-    from loraprobe.pipeline.saved import Routed
-    from loraprobe.pipeline.systems import is_method
-
     name = verdict.system
     if verdict.action.startswith("use-single:"):
         return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
@@ -113,7 +105,7 @@ def recommend(
     built = next((one for one in compositions if one.system.name == name), None)
     if built is not None and built.merged is not None:
         return built.merged, ""
-    if is_method(name):
+    if name in METHODS:
         return builder.merge(name), ""
     if built is None or built.system.composition is None:
         return None, f"{name} is neither a merge nor a router."

@@ -1,25 +1,23 @@
-"""The stages that ask the base model: what is known alone, and how every system scores."""
+"""The stages that run the base model.
+
+`measure_knowledge` scores the base and the single adapters; `evaluate` scores all systems.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from loraprobe import evaluation
-from loraprobe.adapters import Adapter
+from loraprobe import evaluation, probes
 from loraprobe.evaluation import Samples, System
+from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
-from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import (
-    Built,
-    SystemBuilder,
-    baseline_systems,
-    single,
-    unfit_routers,
-)
-from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems, unfit_routers
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
     Attribution,
     Comparison,
@@ -34,45 +32,26 @@ from loraprobe.records import (
     Verdict,
     WeightSearch,
 )
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What the results of all systems say: scores, paired differences, gains, causes of failure."""
+class Findings:
+    """What was measured on the base. The fields are those of the same names in the audit."""
 
+    coverage: tuple[Coverage, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
 
 
-def statistics_of(
-    results: Sequence[ItemResult],
-    systems: Sequence[System],
-    tasks: Sequence[Task],
-    session: Session,
-) -> Statistics:
-    """Scores with intervals, paired comparisons, gains, attribution, retention."""
-    margin, seed = session.options.needed_gain, session.options.seed
-    with session.stage("statistics"):
-        return Statistics(
-            evaluation=evaluation.score(results, systems),
-            comparisons=evaluation.compare(results, systems, seed=seed),
-            gains=evaluation.gains(results, systems, margin=margin, seed=seed),
-            attribution=evaluation.attribute(results, systems, tasks),
-        )
-
-
 @dataclass(frozen=True)
 class Evaluated:
     """Every system on every task, and what the report and the recommendation need of it."""
 
-    statistics: Statistics
-    coverage: tuple[Coverage, ...]
-    forecasts: tuple[Forecast, ...]
+    findings: Findings
     gates: tuple[GateStatistics, ...]
     search: WeightSearch | None
     compositions: Sequence[Built]
@@ -81,12 +60,11 @@ class Evaluated:
     notes: Sequence[str]
 
 
-def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Evaluated:
+def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     """Asks the base and the single adapters, then the compositions, then the controls."""
     options = session.options
-    with open_evaluator(inputs, general, session) as evaluator:
-        with session.stage("compose"):
-            prepared = prepare(inputs.adapters, options, general, inputs.base)
+    with open_evaluator(inputs, prepared.general, session) as evaluator:
+        announce(evaluator)
         routers, notes = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
@@ -94,39 +72,58 @@ def evaluate(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Ev
         search, search_notes = evaluator.search_weights(prepared)
         weights = tuple(search.weights.values()) if search else options.given_weights
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights, routers)
-        has_hops = any(task.has_hops for task in evaluator.tasks)
         with session.stage("compose"):
-            compositions = builder.compositions(has_hops)
-        systems += [one.system for one in compositions]
+            compositions = builder.compositions(any(task.has_hops for task in evaluator.tasks))
+        composed = [one.system for one in compositions]
+        systems += composed
         results = evaluator.run(systems)
-        gates, gate_note = evaluator.gates([one.system for one in compositions])
-        systems += _controls(builder, compositions, results, systems, session)
+        gates, gate_note = evaluator.gates(composed)
+        systems += _controls(builder, composed, results, systems, session)
         results = evaluator.run(systems)
-    statistics = statistics_of(results, systems, evaluator.tasks, session)
+    findings = _findings(results, systems, evaluator.tasks, session, coverage, forecasts)
     samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [*search_notes, *unfit_routers(options, inputs.adapters).values()]
-    for one in compositions:
-        notes += one.system.composition.notes() if one.system.composition else []
+    for system in composed:
+        notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
-    return Evaluated(
-        statistics, coverage, forecasts, gates, search, compositions, builder, samples, notes
-    )
+    return Evaluated(findings, gates, search, compositions, builder, samples, notes)
 
 
 def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     """A few questions that the composition of the verdict, or else the best one, got wrong."""
-    scores = found.statistics.evaluation
+    scores = found.findings.evaluation
     system = verdict.system or best_system(scores, ("merge", "router", "chain"))
     form = verdict.gain.form if verdict.gain is not None else "question"
     return found.samples.wrong(system, form) if system else ()
 
 
+def _findings(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    tasks: Sequence[Task],
+    session: Session,
+    coverage: tuple[Coverage, ...],
+    forecasts: tuple[Forecast, ...],
+) -> Findings:
+    """Adds scores with intervals, paired comparisons, gains and attribution."""
+    margin, seed = session.options.needed_gain, session.options.seed
+    with session.stage("statistics"):
+        return Findings(
+            coverage,
+            forecasts,
+            evaluation=evaluation.score(results, systems),
+            comparisons=evaluation.compare(results, systems, seed=seed),
+            gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+            attribution=evaluation.attribute(results, systems, tasks),
+        )
+
+
 def _controls(
     builder: SystemBuilder,
-    compositions: Sequence[Built],
+    composed: Sequence[System],
     results: Sequence[ItemResult],
     systems: Sequence[System],
     session: Session,
@@ -136,7 +133,7 @@ def _controls(
     alone, best = best_system(scores, ("adapter",)), best_system(scores, ("merge", "router"))
     if alone is None:
         return []
-    chosen = next((one.system for one in compositions if one.system.name == best), None)
+    chosen = next((system for system in composed if system.name == best), None)
     with session.stage("compose"):
         return builder.controls(alone, chosen)
 
@@ -146,9 +143,7 @@ class Knowledge:
     """What base and single adapters know, from a task (level "base") or from probes alone."""
 
     level: EvidenceLevel = "weights"
-    coverage: tuple[Coverage, ...] = ()
-    forecasts: tuple[Forecast, ...] = ()
-    evaluation: tuple[Score, ...] = ()
+    findings: Findings = field(default_factory=Findings)
     notes: tuple[str, ...] = ()
 
 
@@ -161,32 +156,28 @@ def measure_knowledge(
     """The base and the single adapters on the tasks and on a probe; nothing is composed."""
     assert inputs.base is not None
     if not inputs.tasks:
-        scorer, notes = load_scorer(inputs.base, session.options.dtype, session)
-        assert probe is not None
+        scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
         rows = probe_without_task(scorer, inputs, probe, cards, session)
-        return Knowledge("probes", rows, notes=(*notes, scorer.batcher.note()))
+        return Knowledge("probes", Findings(rows), (*notes, scorer.batcher.note()))
     with open_evaluator(inputs, (), session) as evaluator:
-        prepared = Prepared(tuple(inputs.adapters))
-        _, fitted = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
         rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
-        if probe is not None:
-            rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
-        notes = [*evaluator.notes, *fitted, evaluator.scorer.batcher.note()]
-    return Knowledge("base", rows, forecasts, evaluation.score(results, systems), tuple(notes))
+        rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
+    found = Findings(rows, forecasts, evaluation.score(results, systems))
+    return Knowledge("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
 
 
 def probe_without_task(
     scorer: Any,
     inputs: Inputs,
-    probe: Probe | str,
+    probe: Probe | str | None,
     cards: Mapping[str, str | None],
     session: Session,
 ) -> tuple[Coverage, ...]:
     """Figures on a probe file, or on prompts that cards and adapters themselves give ("auto")."""
-    from loraprobe import probes
-
+    if probe is None:
+        return ()
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
         if isinstance(probe, str):

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loraprobe import evaluation
+from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System
 from loraprobe.pipeline.gate_statistics import gate_statistics
-from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
+from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import forecastable, single
+from loraprobe.pipeline.systems import forecastable
+from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import TaskSplit, TriedWeights, find_weights, note, split
+from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
 from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Task
+from loraprobe.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
         """What the base and single adapters know of the tasks, and what the template changes."""
-        from loraprobe.probes import cover
-
         with self.session.stage("cover"):
-            return self.template + cover(
+            return self.template + probes.cover(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
@@ -75,11 +73,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
         """What the compositions asked for would gain if the adapters' effects simply added."""
-        from loraprobe.probes import forecast
-
         options = self.session.options
         with self.session.stage("forecast"):
-            return forecast(
+            return probes.forecast(
                 self.scorer,
                 self.inputs.adapters,
                 self.tasks,
@@ -121,26 +117,17 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
 
 def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Evaluator:
-    """Loads the base, settles the chat template and opens the results of earlier runs.
+    """Loads the base, chooses the chat template and opens the results of earlier runs.
 
     general: adapters that `--subtract` names; they are part of what decides a result.
     """
-    from loraprobe.evaluation import choose_template
-
     assert inputs.base is not None
     options = session.options
     parts = split(inputs.tasks, options) if options.weights == "search" else None
     tasks = parts.left if parts else inputs.tasks
-    scorer, notes = load_scorer(inputs.base, options.dtype, session)
-    notes += task_notes(tasks, options.metric)
-    template: tuple[Coverage, ...] = ()
-    if options.chat_template == "auto" and tasks:
-        singles = [single(adapter) for adapter in inputs.adapters]
-        with session.stage("template"):
-            chosen, why, figure = choose_template(scorer, singles, tasks, metric=options.metric)
-        scorer = scorer.with_template(chosen)
-        notes += [why] if why else []
-        template = (figure,) if figure is not None else ()
+    scorer, notes, template = open_scorer(
+        inputs.base, options.dtype, session, inputs.adapters, tasks, options.metric
+    )
     ledger, kept = open_ledger(
         [*inputs.adapters, *general],
         inputs.base,
@@ -149,7 +136,7 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
         session,
         scorer.chat_template,
     )
-    notes += [kept] if kept else []
+    notes += [*task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 

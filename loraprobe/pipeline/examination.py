@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe import compatibility, diagnostics
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
+from loraprobe.compatibility.identity import Purpose
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Compatibility, LayerGroup, Measurement
-
-if TYPE_CHECKING:
-    from loraprobe.compatibility.identity import Purpose
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +13,11 @@ from torch import Tensor
 from loraprobe.adapters import natural
 from loraprobe.composition import Composition, composed
 from loraprobe.defaults import GATE_PROMPTS
+from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
 from loraprobe.routing import layer_of
-
-if TYPE_CHECKING:
-    from loraprobe.evaluation import System
-    from loraprobe.tasks import Task
+from loraprobe.scoring import read_texts
+from loraprobe.tasks import Task
 
 
 def gate_statistics(
@@ -32,10 +29,9 @@ def gate_statistics(
 ) -> tuple[tuple[GateStatistics, ...], str]:
     """Rows of every system with a token router: overall, then layer by layer; and a note.
 
-    At most `most` composed questions are read, drawn from the seed, each by the model that carries
-    the composition; a prompt's first token does not count. Modules in which fewer than two experts
-    meet have no gates to share, and modules that do not see every token (a head, a mixture's
-    expert) are left out.
+    The composed model reads at most `most` prompts of the composed question, drawn by the seed. The
+    first token of a prompt does not count. Modules with fewer than two experts are left out, and
+    modules that do not process every token (a head, an expert of a mixture).
     """
     routed = [s for s in systems if s.composition and not s.composition.router.constant]
     prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
@@ -48,87 +44,64 @@ def gate_statistics(
         rows += _of(scorer, system.name, system.composition, chosen)
     if not rows:
         return (), ""
-    sampled = (
-        f"{len(chosen)} of {len(prompts)} prompts"
-        if len(chosen) < len(prompts)
-        else (f"{len(prompts)} prompts")
-    )
-    return tuple(rows), f"Gates are those on {sampled} of the tasks, answers left out."
+    sampled = f"{len(chosen)} of " if len(chosen) < len(prompts) else ""
+    note = f"Gates are those on {sampled}{len(prompts)} prompts of the tasks, answers left out."
+    return tuple(rows), note
 
 
 def _of(
     scorer: Any, name: str, composition: Composition, prompts: Sequence[str]
 ) -> list[GateStatistics]:
-    from loraprobe.scoring import read_together
-
     tally = GateTally(len(composition.experts))
-    with composed(scorer.model, composition, tally.look):
-        read_together(scorer, [(prompt, "") for prompt in prompts], tally.see)
+    with composed(scorer.model, composition, tally.add):
+        read_texts(scorer, prompts, tally.see)
     experts = [expert.name for expert in composition.experts]
-    layers: dict[str, list[GateSums]] = {}
+    layers: dict[str, list[Tensor]] = {}
     for path, sums in tally.modules.items():
         layers.setdefault(layer_of(path), []).append(sums)
     every = [sums for found in layers.values() for sums in found]
     if not every:
         return []
     groups = [(None, every), *((layer, layers[layer]) for layer in sorted(layers, key=natural))]
-    return [_row(name, layer, experts, found) for layer, found in groups]
+    return [_row(name, layer, experts, torch.stack(found)) for layer, found in groups]
 
 
-def _row(
-    system: str, layer: str | None, experts: Sequence[str], found: Sequence[GateSums]
-) -> GateStatistics:
-    def mean(of: Callable[[GateSums], float]) -> float:
-        return sum(of(sums) / sums.tokens for sums in found) / len(found)
-
-    share = {name: mean(lambda sums, i=i: float(sums.share[i])) for i, name in enumerate(experts)}  # type: ignore[misc]
-    return GateStatistics(
-        system,
-        layer,
-        share,
-        mean(lambda s: s.entropy),
-        mean(lambda s: s.entropy_share),
-        len(found),
-        max(sums.tokens for sums in found),
-    )
-
-
-@dataclass
-class GateSums:
-    """Sums over the tokens of one module; share: [n], by expert."""
-
-    share: Tensor
-    entropy: float = 0.0
-    entropy_share: float = 0.0
-    tokens: int = 0
+def _row(system: str, layer: str | None, experts: Sequence[str], sums: Tensor) -> GateStatistics:
+    """The mean over modules of what is a mean over tokens; sums: [modules, n + 3]."""
+    *shares, entropy, entropy_share = (sums[:, :-1] / sums[:, -1:]).mean(0).tolist()
+    share = dict(zip(experts, shares, strict=True))
+    tokens = int(sums[:, -1].max())
+    return GateStatistics(system, layer, share, entropy, entropy_share, len(sums), tokens)
 
 
 class GateTally:
-    """Takes gates as they are given, and keeps sums of n experts' gates."""
+    """Sums the gates of n experts over tokens.
+
+    modules: path -> [n + 3]: each expert's gates, their entropy in nats, the entropy as a share of
+    log k where k experts are present, and the number of tokens.
+    """
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self.modules: dict[str, GateSums] = {}
-        self._before: dict[str, GateSums] = {}
+        self.modules: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
         self._mask: Tensor | None = None
 
     def see(self, mask: Tensor | None) -> None:
         """mask: [b, t], which tokens of the next forward pass count; None: the last one failed."""
         if mask is None:
             self.modules = self._before
-        self._before = copy.deepcopy(self.modules)
+        self._before = {path: sums.clone() for path, sums in self.modules.items()}
         self._mask = None if mask is None else mask.reshape(-1)
 
-    def look(self, path: str, present: Sequence[int], gates: Tensor) -> None:
+    def add(self, path: str, present: Sequence[int], gates: Tensor) -> None:
         """gates: [..., k] of the experts `present`."""
         k = len(present)
         flat = gates.reshape(-1, k)
         if k < 2 or self._mask is None or len(flat) != len(self._mask):
             return
         kept = flat[self._mask.to(flat.device)].double().cpu()
-        sums = self.modules.setdefault(path, GateSums(torch.zeros(self.n, dtype=torch.float64)))
         entropy = float(-torch.special.xlogy(kept, kept).sum())
-        sums.share[list(present)] += kept.sum(0)
-        sums.entropy += entropy
-        sums.entropy_share += entropy / math.log(k)
-        sums.tokens += len(kept)
+        sums = self.modules.setdefault(path, torch.zeros(self.n + 3, dtype=torch.float64))
+        sums[list(present)] += kept.sum(0)
+        sums[-3:] += torch.tensor([entropy, entropy / math.log(k), len(kept)], dtype=torch.float64)

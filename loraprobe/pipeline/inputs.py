@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, check_apart
+from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
+from loraprobe.checkpoint import cache_directory
+from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
-from loraprobe.pipeline.session import Session
-
-if TYPE_CHECKING:
-    from loraprobe.options import Options
-    from loraprobe.tasks import Probe, Task
+from loraprobe.lora.spaces import space_named
+from loraprobe.merging import METHODS
+from loraprobe.options import Options
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Probe, Task, load_probe, load_task
+from loraprobe.verdict import read_calibration
 
 Reference = str | Path
 
@@ -46,7 +48,7 @@ def open_inputs(
     written: where the caller will write. Raises LoraprobeError, also where that is, contains or
     lies inside the base model's directory.
     """
-    options.check_names()
+    check_names(options)
     read = open_tasks(tasks, options.limit)
     given = hub.load_all(adapters)
     options.check_count(len(given))
@@ -58,12 +60,44 @@ def open_inputs(
     return Inputs(compatibility.aligned(given, opened), given, opened, read)
 
 
+def check_names(options: Options) -> None:
+    """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that does
+    not exist, and for a calibration that cannot be read, before anything is loaded."""
+    for registry, specs in (
+        (METHODS, options.methods),
+        (ROUTERS, options.routers),
+        (DIAGNOSTICS, options.diagnostics),
+    ):
+        for spec in specs:
+            registry.make(spec)
+    if options.space is not None:
+        space_named(options.space)
+    if options.device != "auto":
+        pick_device(options.device)
+    if options.dtype != "auto":
+        pick_dtype(options.dtype)
+    if options.metric is not None:
+        from loraprobe.evaluation import METRICS
+
+        if options.metric not in METRICS:
+            known = ", ".join(METRICS)
+            raise UsageError(f"--metric must be one of {known}, not {options.metric!r}.")
+    if options.calibration is not None:
+        read_calibration(options.calibration)
+
+
+CURE = "set LORAPROBE_CACHE to a directory of yours"
+
+
+def check_state(options: Options) -> None:
+    """Raises OutputError if results cannot be kept; called before a model is loaded."""
+    check_place(options.state or cache_directory() / "runs" / "results", CURE)
+
+
 def open_tasks(
     tasks: Sequence[Task | Reference] | Task | Reference, limit: int | None
 ) -> list[Task]:
     """Tasks from files, one or several; a task that is open already is taken as it is."""
-    from loraprobe.tasks import Task, load_task
-
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
     return [one if isinstance(one, Task) else load_task(one, limit) for one in several]
 
@@ -72,13 +106,23 @@ def open_probe(
     probe: Probe | Reference | None, adapters: Sequence[Adapter]
 ) -> tuple[Probe | str | None, Mapping[str, str | None]]:
     """A probe file read, or "auto" with the adapters' model cards, from which it is made."""
-    from loraprobe.tasks import load_probe
-
     if probe == "auto":
         return "auto", {adapter.name: hub.model_card(adapter) for adapter in adapters}
     if isinstance(probe, (str, Path)):
         return (load_probe(probe) if probe else None), {}
     return probe, {}
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
+    return list(dict.fromkeys(lines))
 
 
 def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
@@ -94,52 +138,20 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 
-def load_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
-    """The base in memory on the device of the options, as a scorer, and notes for the report.
-
-    The session records device and dtype.
-    """
-    from loraprobe.scoring import Scorer
-
-    options, notes = session.options, []
-    with session.stage("load"):
-        device = pick_device(options.device)
-        kind = pick_dtype(dtype, device)
-        loaded = base.load(
-            device=device,
-            dtype=kind,
-            trust_remote_code=options.trust_remote_code,
-            quantize=options.quantize,
-            device_map=options.device_map,
-        )
-    session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
-    if options.quantize != "none":
-        bits = options.quantize.removesuffix("bit")
-        notes.append(
-            f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
-            "as it ran."
-        )
-    if options.device_map == "auto":
-        places = {str(place) for place in getattr(loaded.model, "hf_device_map", {}).values()}
-        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
-    if options.trust_remote_code:
-        notes.append("Code from the base's repository was allowed to run.")
-    scorer = Scorer(
-        loaded.model,
-        loaded.tokenizer,
-        batch_size=options.batch_size,
-        chat_template=options.chat_template == "on",
-        progress=session.progress,
-    )
-    return scorer, notes
-
-
 def check_task_use(given: bool, options: Options, command: str) -> None:
-    """Raises UsageError for a task that a command would not use, or a limit without a task."""
+    """Raises UsageError for a task that a command would not use, for a search of weights that a
+    merge would not take, and for a limit without a task."""
     if given and options.weights != "search":
         raise UsageError(
             f"--task serves {command} only to search weights on; add --weights search, or use "
             "merge-and-eval."
         )
+    if command == "merge" and options.weights == "search":
+        method = options.methods[0]
+        if not METHODS.make(method).takes_weights:
+            raise UsageError(
+                f"{method} has weights of its own, so there are none to search for; use --method "
+                "task_arithmetic."
+            )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts.")

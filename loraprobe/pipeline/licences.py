@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
+from loraprobe import hub
 from loraprobe.adapters import Adapter
+from loraprobe.base import Base
+from loraprobe.compatibility.licences import licence_issues
 from loraprobe.errors import LoraprobeError
+from loraprobe.merging import Merged
+from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Issue
 
-if TYPE_CHECKING:
-    from loraprobe.base import Base
-    from loraprobe.merging import Merged
+Made = TypeVar("Made", bound=Merged | Routed)
+Licences = Mapping[str, str | None]  # name of an adapter -> what its card declares
 
 
-def with_licences(
-    merged: Merged, adapters: Sequence[Adapter], base: Base | None = None
-) -> tuple[Merged, list[Issue]]:
-    """The merge with its sources' licences, and the findings about them and the base's."""
-    from loraprobe.compatibility.licences import licence_of_merge
-
-    licences, issues = declared(adapters, base)
-    sources = tuple(replace(s, license=licences.get(s.name)) for s in merged.sources)
-    return replace(merged, sources=sources, license=licence_of_merge(licences)), issues
+def with_licences(made: Made, licences: Licences) -> Made:
+    """A merge or a composition with the licences of its sources."""
+    if isinstance(made, Routed):
+        return replace(made, licences=licences)
+    sources = tuple(replace(source, license=licences.get(source.name)) for source in made.sources)
+    return replace(made, sources=sources)
 
 
 def declared(
@@ -34,20 +35,16 @@ def declared(
 
     A card that cannot be read counts as one without a licence; a finding says so.
     """
-    from loraprobe import hub
-    from loraprobe.compatibility.licences import licence_issues
-
     cards = {adapter.name: _card(partial(hub.model_card, adapter)) for adapter in adapters}
     licences = {name: hub.declared_licence(card) for name, card in cards.items()}
-    base_card = None if base is None else base.path / "README.md"
-    of_base = (
-        _card(partial(hub.read_card, base_card, str(base_card))) if base_card is not None else None
-    )
-    declared_licences, all_cards = dict(licences), cards | {"the base": of_base}
-    if hub.declared_licence(of_base):
-        declared_licences["the base"] = hub.declared_licence(of_base)
-    gated = [name for name, card in all_cards.items() if hub.is_gated(card)]
-    return licences, list(licence_issues(declared_licences, gated))
+    known = dict(licences)
+    if base is not None:
+        file = base.path / "README.md"
+        cards["the base"] = _card(partial(hub.read_card, file, str(file)))
+        if licence := hub.declared_licence(cards["the base"]):
+            known["the base"] = licence
+    gated = [name for name, card in cards.items() if hub.is_gated(card)]
+    return licences, list(licence_issues(known, gated))
 
 
 def _card(read: Callable[[], str | None]) -> str | None:

@@ -8,119 +8,110 @@ current one: first those of its name, then all others, up to a bound.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from loraprobe import hub
 from loraprobe.adapters import Adapter, Source
-from loraprobe.base import Base
+from loraprobe.base import Base, open_base
 from loraprobe.errors import LoraprobeError
+from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.provenance import BaseRecord, SourceRecord
 from loraprobe.records import Check
 
 CONFIG = "adapter_config.json"
 LOOKED_AT = 500  # directories whose names are read
-HASHED = 100  # adapters whose weights are hashed
+HASHED = 100  # adapters whose weights are hashed for one source
 
 
-@dataclass
-class SourceFinder:
-    """Finds sources; it keeps the adapters that it read, so that each file is hashed once.
+def find_source(
+    record: SourceRecord, place: Path, given: Sequence[str] = ()
+) -> tuple[Adapter | None, Check]:
+    """The source that the card of `place` records, or None, and the check of its sha256.
 
-    place: the verified directory, which is not searched itself. given: the user's references.
+    given: the user's references.
     """
-
-    place: Path
-    given: Sequence[str] = ()
-    known: dict[Path, Adapter | None] = field(default_factory=dict)
-
-    def adapter(self, record: SourceRecord) -> tuple[Adapter | None, Check]:
-        """The source that the card records, or None, and the check of its sha256."""
-        label = f"source {record.name}"
-        try:
-            found = self._found(record)
-        except LoraprobeError as error:
-            return None, Check(label, False, str(error))
-        if found is None:
-            message = (
-                f"No adapter with the weights {record.sha256[:12]}... was found here; its name was "
-                f"{record.reference}. Say where it is: loraprobe verify DIR REF."
-            )
-            return None, Check(label, False, message)
-        message = f"{record.reference}: sha256 {found.sha256[:12]}..."
-        if found.sha256 != record.sha256:
-            message += f", but it was made of {record.sha256[:12]}...; the source changed."
-            return None, Check(label, False, message)
-        source = Source(record.reference, found.source.path, record.commit)
-        return replace(found.renamed(record.name), source=source), Check(label, True, message)
-
-    def _found(self, record: SourceRecord) -> Adapter | None:
-        """The adapter of that hash, else a changed one of that name, else None."""
-        from loraprobe import hub
-
-        if record.commit:
-            return hub.load(_pinned(record.reference, record.commit))
-        named = [hub.load(reference) for reference in self.given]
-        same_name: Adapter | None = None
-        for adapter in (*named, *self._nearby(record.reference)):
-            if adapter.sha256 == record.sha256:
-                return adapter
-            if same_name is None and adapter.source.public == record.reference:
-                same_name = adapter
-        return same_name
-
-    def _nearby(self, name: str) -> Iterator[Adapter]:
-        """Adapters of nearby directories, those of this name first."""
-        every = list(islice(_directories(self.place), LOOKED_AT))
-        ordered = sorted(every, key=lambda place: place.name != name)
-        for place in ordered:
-            if place not in self.known and len(self.known) < HASHED:
-                self.known[place] = self._read(place)
-            if adapter := self.known.get(place):
-                yield adapter
-
-    def _read(self, place: Path) -> Adapter | None:
-        from loraprobe import hub
-
-        own = self.place.resolve()
-        if own in (place.resolve(), *place.resolve().parents):
-            return None
-        try:
-            return hub.load(place) if (place / CONFIG).is_file() else None
-        except (LoraprobeError, OSError):
-            return None
-
-    def base(self, record: BaseRecord, given: str | None) -> tuple[Base | None, Check]:
-        """The base that the card records: `given`, else its commit, else a nearby directory."""
-        from loraprobe.pipeline.inputs import base_of
-
-        found: Base | None
-        try:
-            if given is not None or record.commit is not None:
-                found = base_of(given or _pinned(record.reference, record.commit or ""), ())
-            else:
-                nearby = islice(_directories(self.place), LOOKED_AT)
-                named = (_base(place) for place in nearby if place.name == record.reference)
-                found = next(filter(None, named), None)
-        except LoraprobeError as error:
-            return None, Check("base", False, str(error))
-        if found is None:
-            message = f"No base model {record.reference} was found here; give --base DIR."
-            return None, Check("base", False, message)
-        if record.sha256 and found.sha256 != record.sha256:
-            message = f"{record.reference} has other weights than the base that was used."
-            return None, Check("base", False, message)
-        weights = (
-            f"sha256 {found.sha256[:12]}..." if record.sha256 else "its weights were not hashed"
+    label = f"source {record.name}"
+    try:
+        found = _matching(record, place, given)
+    except LoraprobeError as error:
+        return None, Check(label, False, str(error))
+    if found is None:
+        message = (
+            f"No adapter with the weights {record.sha256[:12]}... was found here; its name was "
+            f"{record.reference}. Say where it is: loraprobe verify DIR REF."
         )
-        return replace(found, reference=record.reference, commit=record.commit), Check(
-            "base", True, f"{record.reference}: {record.commit or weights}"
-        )
+        return None, Check(label, False, message)
+    message = f"{record.reference}: sha256 {found.sha256[:12]}..."
+    if found.sha256 != record.sha256:
+        message += f", but it was made of {record.sha256[:12]}...; the source changed."
+        return None, Check(label, False, message)
+    source = Source(record.reference, found.source.path, record.commit)
+    return replace(found.renamed(record.name), source=source), Check(label, True, message)
 
 
-def _base(place: Path) -> Base | None:
-    from loraprobe.base import open_base
+def _matching(record: SourceRecord, place: Path, given: Sequence[str]) -> Adapter | None:
+    """The adapter of that commit or hash, else a changed one of that name, else None."""
+    if record.commit:
+        return hub.load(_pinned(record.reference, record.commit))
+    same_name: Adapter | None = None
+    for adapter in (*map(hub.load, given), *_nearby(record.reference, place)):
+        if adapter.sha256 == record.sha256:
+            return adapter
+        if same_name is None and adapter.source.public == record.reference:
+            same_name = adapter
+    return same_name
 
+
+def _nearby(name: str, place: Path) -> Iterator[Adapter]:
+    """Adapters of nearby directories, those of this name first."""
+    every = islice(_directories(place), LOOKED_AT)
+    ordered = sorted(every, key=lambda directory: directory.name != name)
+    opened = (_open(directory) for directory in ordered if _is_adapter(directory, place))
+    return islice(filter(None, opened), HASHED)
+
+
+def _is_adapter(directory: Path, place: Path) -> bool:
+    """Whether a directory holds an adapter and does not belong to the verified one."""
+    try:
+        inside = directory.resolve().is_relative_to(place.resolve())
+        return not inside and (directory / CONFIG).is_file()
+    except OSError:
+        return False
+
+
+def _open(directory: Path) -> Adapter | None:
+    try:
+        return hub.load(directory)
+    except (LoraprobeError, OSError):
+        return None
+
+
+def find_base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | None, Check]:
+    """The base that the card records: `given`, else its commit, else a nearby directory."""
+    found: Base | None
+    try:
+        if given is not None or record.commit is not None:
+            found = base_of(given or _pinned(record.reference, record.commit or ""), ())
+        else:
+            nearby = islice(_directories(place), LOOKED_AT)
+            named = (_open_base(one) for one in nearby if one.name == record.reference)
+            found = next(filter(None, named), None)
+    except LoraprobeError as error:
+        return None, Check("base", False, str(error))
+    if found is None:
+        message = f"No base model {record.reference} was found here; give --base DIR."
+        return None, Check("base", False, message)
+    if record.sha256 and found.sha256 != record.sha256:
+        message = f"{record.reference} has other weights than the base that was used."
+        return None, Check("base", False, message)
+    weights = f"sha256 {found.sha256[:12]}..." if record.sha256 else "its weights were not hashed"
+    check = Check("base", True, f"{record.reference}: {record.commit or weights}")
+    return replace(found, reference=record.reference, commit=record.commit), check
+
+
+def _open_base(place: Path) -> Base | None:
     try:
         return open_base(place)
     except LoraprobeError:
@@ -131,16 +122,12 @@ def _directories(place: Path) -> Iterator[Path]:
     """Siblings of the place, the current directory, their children, and siblings of parents."""
     roots, seen = [place.resolve().parent, Path.cwd()], set()
     nearest = [child for root in roots for child in _children(root)]
+    below = (child for directory in nearest[:LOOKED_AT] for child in _children(directory))
     around_parents = (child for root in roots for child in _children(root.parent))
-    for found in (*roots, *nearest, *_each(nearest), *around_parents):
+    for found in (*roots, *nearest, *below, *around_parents):
         if found not in seen:
             seen.add(found)
             yield found
-
-
-def _each(folders: Sequence[Path]) -> Iterator[Path]:
-    for folder in folders[:LOOKED_AT]:
-        yield from _children(folder)
 
 
 def _children(folder: Path) -> list[Path]:

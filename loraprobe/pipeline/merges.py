@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from loraprobe import diagnostics
 from loraprobe.adapters import Adapter
@@ -35,17 +38,29 @@ def merge_by(
     )
 
 
+def rank_text(merged: Merged) -> str:
+    """The rank of a merge's modules, such as "8" or "4 to 16"."""
+    low, high = merged.adapter.rank_range
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def merge_figures(merged: Merged, prepared: Prepared) -> tuple[Measurement, ...]:
-    """Norms of the sources as they were trained, and what compression and rounding cost."""
+    """Norms of the sources as they were trained and of the merge, and what rounding cost it."""
     norms = {source.name: source.norm for source in merged.sources}
     norms |= {step.adapter: step.norm_before for step in prepared.steps}
     name = (merged.adapter.name,)
+    norms[merged.adapter.name] = norm_of(merged.adapter)
     rows = [Measurement("norm", (source,), norm) for source, norm in norms.items()]
     rows.append(Measurement("compression_error", name, merged.compression_error))
     rows.append(Measurement("rounding_error", name, merged.rounding_error))
     if merged.sketch_error:
         rows.append(Measurement("sketch_error", name, merged.sketch_error))
     return tuple(rows)
+
+
+def norm_of(adapter: Adapter) -> float:
+    """The Frobenius norm of all deltas together."""
+    return math.hypot(*(float(u.to(torch.float64).norm()) for u in adapter.modules.values()))
 
 
 def warning_figures(adapters: Sequence[Adapter], options: Options) -> tuple[Measurement, ...]:

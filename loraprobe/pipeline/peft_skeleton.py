@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from loraprobe.adapters.config import Config, read_config
 from loraprobe.adapters.expressions import PLAIN, ExpressionError
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.tensors import open_tensors
-
-Layer = Callable[[ModuleInfo], nn.Module]
 
 
 def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
@@ -97,15 +94,10 @@ def skeleton(adapter: Adapter) -> nn.Module:
     layers = {path: _layer(info) for path, info in adapter.layout.items()}
     for name, tensor in adapter.whole.items():
         path, _, what = name.rpartition(".")
-        if what == "bias":
-            holder = layers.setdefault(path, nn.Module())
-            empty = torch.empty(tensor.shape, device="meta")
-            holder.register_parameter("bias", nn.Parameter(empty))
-        elif path not in layers:
-            holder = nn.Module()
-            empty = torch.empty(tensor.shape, device="meta")
-            holder.register_parameter("weight", nn.Parameter(empty))
-            layers[path] = holder
+        if what == "bias" or path not in layers:
+            kind = "bias" if what == "bias" else "weight"
+            empty = nn.Parameter(torch.empty(tensor.shape, device="meta"))
+            layers.setdefault(path, nn.Module()).register_parameter(kind, empty)
     for path in sorted(layers, key=lambda p: p.count(".")):
         parent = root
         *parents, name = path.split(".")

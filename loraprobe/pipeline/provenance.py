@@ -1,33 +1,20 @@
-"""How a merge or a composition was made, as data in its card's front matter.
+"""How a merge or a composition was made, as it is read from the front matter of its card.
 
-`loraprobe verify` makes the directory again from it. It holds no path of a machine: a local source
-is recorded by the name of its directory and its sha256.
+`cards` writes it, and `loraprobe verify` makes the directory again from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loraprobe._version import __version__
-from loraprobe.adapters import Adapter, public_name
 from loraprobe.checkpoint import check_link
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.limits import limits
-from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit, plain
-from loraprobe.registry import spec_of
-from loraprobe.routing.constant import ConstantGates
-from loraprobe.secrets import scrub
-
-if TYPE_CHECKING:
-    from loraprobe.merging import Merged
-    from loraprobe.pipeline.saved import Routed
 
 KEY = "loraprobe"
 SCHEMA = 2
@@ -41,19 +28,17 @@ class StrictModel(BaseModel):
 
 
 class BaseRecord(StrictModel):
-    """The base: a repository at a commit, or the name of a directory."""
+    """Where the base came from: a repository at a commit, or the name of a directory."""
 
     reference: str
     commit: str | None
     sha256: str | None
 
 
-class SourceRecord(StrictModel):
-    """An adapter: a reference to a repository at a commit, or the name of a directory."""
+class SourceRecord(BaseRecord):
+    """An adapter, under the name that it had in the merge or the composition."""
 
     name: str
-    reference: str
-    commit: str | None
     sha256: str
 
 
@@ -87,86 +72,6 @@ class CompositionRecord(ProvenanceRecord):
     name: str
     router: str
     weights: list[float] | None
-
-
-def merge_fields(merged: Merged, audit: Audit, options: Options) -> dict[str, Any]:
-    """The front matter of a merge's card: the Hub's fields, and how the merge was made."""
-    provenance = {
-        **_common_fields(merged.sources, audit, options),
-        "method": merged.spec,
-        "weights": [float(weight) for weight in merged.weights],
-        "space": None if merged.space == "factors" else merged.space,
-        "rank": merged.asked_rank or "auto",
-        "dtype": str(merged.adapter.dtype).removeprefix("torch."),
-        "seed": merged.seed,
-    }
-    return _card_fields(merged.adapter.base_model, "merge", merged.license, provenance)
-
-
-def composition_fields(made: Routed, audit: Audit, options: Options) -> dict[str, Any]:
-    """The front matter of a composition's card."""
-    from loraprobe.compatibility.licences import licence_of_merge
-
-    experts, router = made.composition.experts, made.composition.router
-    gates = router.weights if isinstance(router, ConstantGates) else None
-    provenance = {
-        **_common_fields([expert.summary() for expert in experts], audit, options),
-        "name": made.composition.name,
-        "router": router.name if isinstance(router, ConstantGates) else spec_of(router),
-        "weights": None if gates is None else list(gates),
-    }
-    base_model = next((expert.base_model for expert in experts if expert.base_model), None)
-    return _card_fields(base_model, "routing", licence_of_merge(made.licences), provenance)
-
-
-def _common_fields(
-    sources: Sequence[AdapterSummary], audit: Audit, options: Options
-) -> dict[str, Any]:
-    general = _loaded(options.subtract)
-    return {
-        "schema_version": SCHEMA,
-        "version": __version__,
-        "torch": str(torch.__version__),
-        "allow": sorted(options.allow),
-        "balance": options.balance,
-        "subtract": [_source(adapter.summary()) for adapter in general],
-        "base": plain(audit.base),
-        "sources": [_source(source) for source in sources],
-    }
-
-
-def _source(summary: AdapterSummary) -> dict[str, Any]:
-    return {key: getattr(summary, key) for key in SourceRecord.model_fields}
-
-
-def _loaded(references: Sequence[Any]) -> list[Adapter]:
-    """The adapters that were subtracted, loaded again for their hashes."""
-    from loraprobe import hub
-
-    return hub.load_all(references) if references else []
-
-
-def _card_fields(
-    base_model: str | None, kind: str, license: str | None, provenance: Mapping[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "library_name": "peft" if kind == "merge" else "loraprobe",
-        "pipeline_tag": "text-generation",
-        "tags": ["lora", kind, "loraprobe"],
-        "base_model": public_name(base_model),
-        "license": license,
-        KEY: provenance,
-    }
-    return {key: _scrubbed(value) for key, value in found.items() if value is not None}
-
-
-def _scrubbed(value: Any) -> Any:
-    """Plain data without access tokens in its texts."""
-    if isinstance(value, str):
-        return scrub(value)
-    if isinstance(value, Mapping):
-        return {key: _scrubbed(held) for key, held in value.items()}
-    return [_scrubbed(held) for held in value] if isinstance(value, list) else value
 
 
 def read_card_fields(directory: Path) -> Mapping[Any, Any]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from loraprobe.adapters import Adapter, is_path, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.options import Options
 from loraprobe.records import Audit
-from loraprobe.secrets import public_text
+from loraprobe.secrets import map_texts, public_text
 
 
 def published(
@@ -34,9 +33,9 @@ def published(
     return dataclasses.replace(
         audit,
         provenance=dataclasses.replace(audit.provenance, arguments=arguments),
-        compatibility=_texts(audit.compatibility, public),
-        verdict=_texts(audit.verdict, public),
-        notes=tuple(map(public, audit.notes)),
+        compatibility=map_texts(audit.compatibility, public),
+        verdict=map_texts(audit.verdict, public),
+        notes=map_texts(audit.notes, public),
     )
 
 
@@ -71,17 +70,3 @@ def _argument(text: str) -> str:
 
 def _has_folder(path: str) -> bool:
     return "/" in path or "\\" in path
-
-
-def _texts(value: Any, public: Callable[[str], str]) -> Any:
-    """A record of plain data with every text in it made public."""
-    if isinstance(value, str):
-        return public(value)
-    if isinstance(value, tuple):
-        return tuple(_texts(held, public) for held in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return dataclasses.replace(
-            value, **{name: _texts(getattr(value, name), public) for name in names}
-        )
-    return value

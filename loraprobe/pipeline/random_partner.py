@@ -1,7 +1,7 @@
-"""Random adapters of matched norms, the control of a partner.
+"""Draws random adapters with the norms of others, for the control `random-partner`.
 
-Merging with random adapters is nearly as good as with unrelated real ones (arXiv 2602.12323), so in
-a composition that does not beat this control the partner adds nothing.
+Merging with random adapters works nearly as well as with unrelated real ones (arXiv 2602.12323).
+If a composition does not beat this control, the partner adds nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Weigh = Callable[[str], Tensor]  # module path -> W0 [out, in]
 def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None) -> Adapter:
     """A random adapter with the shapes and the per-module Frobenius norms of another.
 
-    The factors are Gaussian, drawn from the seed, the adapter's name and the module's path; they
-    are drawn when asked for, so the control takes no memory of its own. It is a plain LoRA also
-    where the other is a DoRA: its norm is then that of the DoRA's whole change of the weight,
-    which `weight` gives (of its low-rank part, where the base's weight cannot be read). Modules
-    that the other replaces whole, and biases, stay as the base has them.
+    The factors are Gaussian, drawn from the seed, the adapter's name and the module's path. They
+    are drawn when they are used, so the control needs no memory. The result is a plain LoRA. Of a
+    DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
+    weight; if that cannot be read, the norm of the low-rank part. Modules that the other adapter
+    replaces whole, and biases, stay as in the base.
     """
 
     def norm(path: str, update: LowRank) -> float:

@@ -8,27 +8,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.adapters import Adapter, check_place
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.checkpoint import cache_directory
+from loraprobe.evaluation import Ledger
+from loraprobe.evaluation.ledger import NAME, as_plain, changes, read_fingerprint
 from loraprobe.options import Options
-from loraprobe.pipeline.router_fitting import read_lines
+from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
-
-if TYPE_CHECKING:
-    from loraprobe.evaluation import Ledger
-    from loraprobe.tasks import Task
-
-
-CURE = "set LORAPROBE_CACHE to a directory of yours"
-
-
-def check_state(options: Options) -> None:
-    """Raises OutputError if results cannot be kept; called before a model is loaded."""
-    check_place(options.state or cache_directory() / "runs" / "results", CURE)
+from loraprobe.tasks import Task
 
 
 def open_ledger(
@@ -40,8 +31,6 @@ def open_ledger(
     chat_template: bool,
 ) -> tuple[Ledger, str]:
     """The ledger of exactly this run, and a note on which results --resume found, or why none."""
-    from loraprobe.evaluation import Ledger
-
     decides = identity(adapters, base, tasks, options) | {
         "device": session.device,
         "dtype": session.dtype,
@@ -73,7 +62,7 @@ def identity(
         "base": base.identity,
         "tasks": {task.name: _digest([asdict(item) for item in task.items]) for task in tasks},
         "router_prompts": {
-            name: _digest(read_lines(Path(file))) for name, file in options.router_prompts
+            name: _digest(read_prompts(Path(file))) for name, file in options.router_prompts
         },
         "options": options.fingerprint(),
         "versions": {"loraprobe": __version__}
@@ -86,8 +75,6 @@ def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
 
     "" where there is no such run.
     """
-    from loraprobe.evaluation.ledger import NAME, as_plain, changes, read_fingerprint
-
     new = as_plain(decides)
     found: Iterable[dict[str, Any] | None] = map(read_fingerprint, sorted(runs.glob(f"*/{NAME}")))
     alike = [
@@ -108,7 +95,5 @@ def _names(fingerprint: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _digest(value: Any) -> str:
-    from loraprobe.evaluation.ledger import as_plain
-
     text = json.dumps(as_plain({"": value}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,15 +1,14 @@
 """Fits routers that learn from prompts of each adapter.
 
-Prompts have no answers and are no items of the tasks. The user gives them as files, or an adapter
-generates them itself.
+The prompts have no answers, and none of them is an item of a task. The user gives them in files, or
+the adapter generates them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
@@ -17,17 +16,18 @@ from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs, load_scorer
+from loraprobe.pipeline.inputs import Inputs, read_prompts
+from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import router_specs, single
+from loraprobe.pipeline.systems import router_specs
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import chosen_weights
+from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-
-if TYPE_CHECKING:
-    from loraprobe.tasks import Task
+from loraprobe.scoring import Scorer, read_texts
+from loraprobe.tasks import Task
 
 Prompts = dict[str, list[str]]
 
@@ -41,37 +41,38 @@ def chosen_router(
     do not go with the router, UnsupportedAdapter for modules that its gates cannot weigh.
     """
     options, router = session.options, ROUTERS.make(spec)
-    search: WeightSearch | None = None
-    notes: list[str] = []
+    _check_router(spec, router, prepared, options)
+    if options.weights is not None:
+        weights, search, notes = chosen_weights(inputs, prepared, session)
+        return ConstantGates(weights or ()), search, notes
+    if not router.needs_prompts:
+        return router, None, []
+    if inputs.base is None:
+        raise UsageError(
+            f"Router {spec} learns from prompts of each adapter, which the base reads: add "
+            "--base DIR or --base auto."
+        )
+    scorer, notes, _ = open_scorer(inputs.base, "auto", session)
+    with session.stage("fit"):
+        fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, inputs.tasks)
+    return fitted[spec], None, [*notes, *more, scorer.batcher.note()]
+
+
+def _check_router(spec: str, router: Router, prepared: Prepared, options: Options) -> None:
+    """Raises what `chosen_router` raises, before a model is loaded."""
     if options.router_prompts and not router.needs_prompts:
         raise UsageError(f"Router {spec} learns nothing from prompts; leave --router-prompts out.")
-    if options.weights is not None:
-        if not isinstance(router, ConstantGates):
-            raise UsageError(
-                f"{spec} gives each token gates of its own, so it takes no --weights; they go "
-                "with --router constant."
-            )
-        weights, search, notes = chosen_weights(inputs, prepared, session)
-        router = ConstantGates(weights or ())
-    elif router.needs_prompts:
-        if inputs.base is None:
-            raise UsageError(
-                f"Router {spec} learns from prompts of each adapter, which the base reads: add "
-                "--base DIR or --base auto."
-            )
-        scorer, notes = load_scorer(inputs.base, "auto", session)
-        with session.stage("fit"):
-            fitted, fit_notes = fit_routers(
-                inputs.adapters, prepared, options, scorer, inputs.tasks
-            )
-        router, notes = fitted[spec], [*notes, *fit_notes, scorer.batcher.note()]
+    if options.weights is not None and not isinstance(router, ConstantGates):
+        raise UsageError(
+            f"{spec} gives each token gates of its own, so it takes no --weights; they go "
+            "with --router constant."
+        )
     holder = next((expert for expert in prepared.adapters if expert.whole), None)
     if holder is not None and not router.weighs_whole:
         raise UnsupportedAdapter(
             f"Adapter {holder.name} replaces {next(iter(holder.whole))} whole, which the gates of "
             f"{spec} cannot weigh; use --router constant, or leave that adapter out."
         )
-    return router, search, notes
 
 
 def fit_routers(
@@ -83,30 +84,19 @@ def fit_routers(
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router that learns from prompts: fitted routers by spec, and notes.
 
-    Only the first one is fitted; the others take its state. Raises UsageError for a prompt file of
-    an unknown adapter, and for an adapter without a prompt.
+    The first one is fitted; all of them get its state. Raises UsageError for a prompt file of an
+    unknown adapter, and for an adapter without a prompt.
     """
-    names = [adapter.name for adapter in adapters]
-    unknown = [name for name, _ in options.router_prompts if name not in names]
-    if unknown:
-        raise UsageError(
-            f"--router-prompts names {unknown[0]!r}, which is none of the adapters: there are "
-            f"{listing(names)}."
-        )
+    _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
     routers = {spec: ROUTERS.make(spec) for spec in router_specs(options, adapters)}
     learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
     if not learning:
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
     prompts, note = gather_prompts(adapters, options, scorer, tasks)
-    fitted: dict[str, Router] = {}
-    state = None
-    for spec, router in learning.items():
-        if state is None:
-            fitted[spec] = fitted_to(router, scorer, prepared.adapters, prompts)
-            state = fitted[spec].state()
-        else:
-            fitted[spec] = router.with_state(state)
+    first = next(iter(learning.values()))
+    state = fitted_to(first, scorer, prepared.adapters, prompts).state()
+    fitted = {spec: router.with_state(state) for spec, router in learning.items()}
     return fitted, [f"{listing(learning)} learned from {note}"]
 
 
@@ -120,7 +110,7 @@ def gather_prompts(
     for adapter in adapters:
         name = adapter.name
         if name in files:
-            lines, source = read_lines(files[name]), f"of {files[name].name}"
+            lines, source = read_prompts(files[name]), f"of {files[name].name}"
         else:
             lines, source = written_by(adapter, scorer, options.seed), "it wrote itself"
         kept = [line for line in lines if not _is_item(line, task_prompts)]
@@ -147,10 +137,9 @@ def fitted_to(
     router: Router, scorer: Any, adapters: Sequence[Adapter], prompts: Mapping[str, Sequence[str]]
 ) -> Router:
     """The router with what it learns from prompts of each adapter, read by the scorer's base."""
-    from loraprobe.scoring import read_together
 
     def read(texts: Sequence[str], see: Any) -> None:
-        read_together(scorer, [(text, "") for text in texts], see, whole=True)
+        read_texts(scorer, texts, see, whole=True)
 
     return router.fitted(scorer.model, read, adapters, prompts)
 
@@ -163,42 +152,31 @@ def fitted_in(
     prompts: Mapping[str, Sequence[str]],
 ) -> Router:
     """The router, fitted in a loaded model. Raises UsageError, saying what is missing."""
-    from loraprobe.scoring import Scorer
-
-    names = [adapter.name for adapter in adapters]
-    unknown = [name for name in prompts if name not in names]
-    if unknown:
-        raise UsageError(
-            f"prompts has {unknown[0]!r}, which is none of the adapters: there are "
-            f"{listing(names)}."
-        )
+    _check_names("prompts", prompts, adapters)
     if not router.needs_prompts:
         raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
     if not prompts or tokenizer is None:
         raise UsageError(
             f"Router {router.name} learns from prompts of each adapter: give prompts="
-            f"{{{', '.join(f'{name!r}: [...]' for name in names)}}} and the model's tokenizer."
+            f"{{{', '.join(f'{a.name!r}: [...]' for a in adapters)}}} and the model's tokenizer."
         )
     texts = {name: [own] if isinstance(own, str) else list(own) for name, own in prompts.items()}
     return fitted_to(router, Scorer(model, tokenizer), adapters, texts)
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a prompt file that are not blank. Raises UsageError if there are none."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
-    return list(dict.fromkeys(lines))
+def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) -> None:
+    """Raises UsageError for prompts of an adapter that does not exist."""
+    names = [adapter.name for adapter in adapters]
+    for name in given:
+        if name not in names:
+            raise UsageError(
+                f"{where} names {name!r}, which is none of the adapters: there are "
+                f"{listing(names)}."
+            )
 
 
 def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
     """Prompts that an adapter generates, drawn from the seed."""
-    from loraprobe.probes import generated_prompts
-
     try:
         probe = generated_prompts(
             scorer, [adapter], {}, single=single, seed=seed, wanted=PROMPTS_WRITTEN

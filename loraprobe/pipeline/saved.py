@@ -1,4 +1,4 @@
-"""Compositions on disk: a directory that `load_composition` restores.
+"""Compositions on disk: a directory that `load_composition` (`loading`) restores.
 
     composition.json      schema_version, the router with its options, the experts in their order,
                           where each came from and what was done to it, sha256 of every file
@@ -19,17 +19,17 @@ import dataclasses
 import json
 import re
 import shutil
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
-    Source,
     check_apart,
     check_output,
     public_name,
@@ -39,12 +39,11 @@ from loraprobe.adapters import (
 )
 from loraprobe.adapters.tensors import open_tensors
 from loraprobe.base import Base
-from loraprobe.checkpoint import file_hash, read_json
+from loraprobe.checkpoint import file_hash
 from loraprobe.composition import Composition, Router
-from loraprobe.errors import AdapterError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
-from loraprobe.records import Transformation, plain
-from loraprobe.registry import convert
+from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS
 from loraprobe.secrets import scrub
 
@@ -76,6 +75,15 @@ class Routed:
     @property
     def name(self) -> str:
         return self.composition.name
+
+    @property
+    def sources(self) -> tuple[AdapterSummary, ...]:
+        """The experts in one row each, with their licences."""
+        licences = self.licences
+        return tuple(
+            dataclasses.replace(expert.summary(), license=licences.get(expert.name))
+            for expert in self.composition.experts
+        )
 
     @cached_property
     def why_not_peft(self) -> str | None:
@@ -146,40 +154,6 @@ class Routed:
                 "prototypes": PROTOTYPES if given else None,
             },
         )
-
-
-def load_composition(directory: str | Path) -> Composition:
-    """The composition of a directory that `Routed.save` wrote; factors stay in their files.
-
-    Raises AdapterError, naming the file, where something is missing, changed or not ours.
-    """
-    home = Path(directory)
-    if not (home / FILE).is_file():
-        raise AdapterError(
-            f"{home} holds no {FILE}, so it is no saved composition; `loraprobe "
-            "route --output` writes one."
-        )
-    document = read_json(home / FILE, str(home), AdapterError)
-    try:
-        version = document["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise AdapterError(
-                f"{home / FILE} is of version {version}, and this loraprobe reads "
-                f"{SCHEMA_VERSION}; use the loraprobe that wrote it."
-            )
-        experts = tuple(_read_expert(home, entry) for entry in document["experts"])
-        router = _router_of(home, document["router"])
-        name = str(document["name"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise AdapterError(
-            f"{home / FILE} is damaged ({type(error).__name__}: {error}); save the "
-            "composition again."
-        ) from None
-    if not experts:
-        raise AdapterError(
-            f"{home / FILE} is damaged (it lists no expert); save the composition again."
-        )
-    return Composition(name, experts, router)
 
 
 def _write_experts(
@@ -259,8 +233,6 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
-    from safetensors.torch import save_file
-
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(own, str(path), metadata={"format": "pt"})
 
@@ -288,58 +260,3 @@ def _router_document(router: Router) -> dict[str, Any]:
     options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}
     finite = {k: str(v) if v in (float("inf"), float("-inf")) else v for k, v in options.items()}
     return {"name": name, "options": finite, "state_sha256": None}
-
-
-def _router_of(home: Path, entry: Mapping[str, Any]) -> Router:
-    """The router of composition.json, with its options and what it learned."""
-    cls = ROUTERS.get(str(entry["name"]))
-    hints, known = typing.get_type_hints(cls), {f.name for f in dataclasses.fields(cls) if f.init}
-    options = {}
-    for key, value in entry["options"].items():
-        if key not in known:
-            raise AdapterError(
-                f"{home / FILE} gives router {entry['name']} an option {key!r} that "
-                "it does not have; use the loraprobe that wrote it."
-            )
-        if value is None or isinstance(value, list):
-            options[key] = None if value is None else tuple(float(v) for v in value)
-        else:
-            options[key] = convert(str(value), hints[key], f"{entry['name']}:{key}")
-    try:
-        router = cls(**options)
-    except ValueError as error:
-        raise AdapterError(f"{home / FILE}: router {entry['name']}: {error}.") from None
-    if entry["state_sha256"] is None:
-        return router
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    _check_hash(home / STATE, entry["state_sha256"])
-    try:
-        return router.with_state(load_file(str(home / STATE)))
-    except SafetensorError as error:
-        raise AdapterError(
-            f"{home / STATE} is broken ({error}); save the composition again."
-        ) from None
-
-
-def _read_expert(home: Path, entry: Mapping[str, Any]) -> Adapter:
-    """One expert; the hashes of its files are checked first."""
-    folder = str(entry["folder"])
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", folder):
-        raise AdapterError(f"{home / FILE} names the folder {folder!r}, which is no expert's.")
-    place = home / "experts" / folder
-    for name in (CONFIG, WEIGHTS):
-        _check_hash(place / name, entry["files"][name])
-    source = Source(str(entry["reference"]), place, entry["commit"])
-    return read_adapter(place, str(entry["name"]), source)
-
-
-def _check_hash(file: Path, wanted: str) -> None:
-    if not file.is_file():
-        raise AdapterError(f"{file} is missing; copy the composition again, whole.")
-    if file_hash(file) != wanted:
-        raise AdapterError(
-            f"{file} is not the file that was saved (its sha256 differs); copy the "
-            "composition again, or save it anew."
-        )

@@ -28,6 +28,7 @@ class Session:
     device: str = "cpu"
     dtype: str = "float32"
     seconds: dict[str, float] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         if self.options.threads is not None:
@@ -35,7 +36,9 @@ class Session:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage; the times of a stage that runs twice add up."""
+        """Reports and times a stage; the times of a stage that runs twice add up."""
+        if self.progress is not None:
+            self.progress(name, 0, 0)
         start = time.perf_counter()
         try:
             yield
@@ -43,7 +46,14 @@ class Session:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def provenance(self) -> Provenance:
-        """What made the document: versions, arguments, machine, time and memory."""
+        """What made the document: versions, arguments, machine, time and memory.
+
+        The seconds add up to the time since the command started: "other" are the start-up and
+        what lies between the stages.
+        """
+        begun = self.begun if self.options.started is None else self.options.started
+        other = max(0.0, time.perf_counter() - begun - sum(self.seconds.values()))
+        seconds = {"other": other, **self.seconds}
         return Provenance(
             loraprobe=__version__,
             torch=torch.__version__,
@@ -51,7 +61,7 @@ class Session:
             seed=self.options.seed,
             device=self.device,
             dtype=self.dtype,
-            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            seconds={name: round(value, 3) for name, value in seconds.items()},
             peak_memory_bytes=peak_memory(),
         )
 

@@ -1,8 +1,7 @@
-"""What is evaluated side by side on one copy of the base, built from specs such as `ties` or
-`arrow:top_k=1`.
+"""The systems of an evaluation, built from specs such as `ties` or `arrow:top_k=1`.
 
-The base and the single adapters are what a composition has to beat, so they are evaluated as they
-were trained. Merges and routers take the adapters that `transforms.prepare` gives back.
+The base and the single adapters, which a composition has to beat, are evaluated as they were
+trained. Merges and routers use the adapters that `transforms.prepare` returns.
 """
 
 from __future__ import annotations
@@ -20,30 +19,11 @@ from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
 from loraprobe.pipeline.merges import merge_by
 from loraprobe.pipeline.random_partner import random_partner
+from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-
-
-def single(adapter: Adapter) -> Composition:
-    """One adapter alone, as a composition."""
-    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
-
-
-def spec_name(spec: str) -> str:
-    """The registered name in a spec: `task_arithmetic` of "task-arithmetic", `ties` of
-    "ties:density=0.3"."""
-    return spec.partition(":")[0].strip().replace("-", "_")
-
-
-def is_method(spec: str) -> bool:
-    """Whether a spec names a merge method."""
-    return spec_name(spec) in METHODS.names()
-
-
-def is_router(spec: str) -> bool:
-    """Whether a spec names a router."""
-    return spec_name(spec) in ROUTERS.names()
 
 
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
@@ -70,13 +50,13 @@ def composition_specs(
 def router_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
     """The specs of all routers that the options ask for, those of `--system` included."""
     asked = (*options.routers, *composition_specs(options, adapters))
-    return [spec for spec in dict.fromkeys(asked) if is_router(spec)]
+    return [spec for spec in dict.fromkeys(asked) if spec in ROUTERS]
 
 
 def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str, str]:
-    """Default routers that cannot weigh what the adapters hold, each with a note that says so.
+    """Default routers that cannot be used with these adapters, each with a note for the report.
 
-    A router that the user named is not left out: it raises an error later.
+    A router that the user named is not left out; it raises an error later.
     """
     default = Options().routers
     holder = next((a for a in adapters if a.whole), None)
@@ -91,13 +71,13 @@ def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str,
 
 
 def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
-    """Checks what is to be evaluated, before anything is loaded.
+    """Checks the systems before anything is loaded.
 
-    Raises UsageError for a `--system` that does not exist, for a method that does not take these
-    weights or this number of adapters, and for an adapter that has the name of a system, since
-    results are kept by name.
+    Raises UsageError for a `--system` that does not exist, for a method that does not accept these
+    weights or this number of adapters, and for an adapter with the name of a system, since results
+    are stored by name.
     """
-    named = [s for s in options.systems if is_method(s) or is_router(s)]
+    named = [s for s in options.systems if s in METHODS or s in ROUTERS]
     taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
     for adapter in adapters:
         if adapter.name in taken or adapter.name.startswith("shrunk:"):
@@ -111,7 +91,7 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
             known = ", ".join(sorted({*others, *METHODS.names(), *ROUTERS.names()}))
             raise UsageError(f"Unknown system {spec!r}: there are {known}.")
     for spec in (*options.methods, *named):
-        if is_method(spec):
+        if spec in METHODS:
             _check_weights(spec, options, len(adapters))
             check_kept(adapters, METHODS.make(spec), options.allow)
 
@@ -125,7 +105,7 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
             method.check([(-1.0) ** i for i in range(n)])
         except UsageError:
             raise UsageError(
-                f"A search may find negative weights, which {spec_name(spec)} does not take; "
+                f"A search may find negative weights, which {name_of(method)} does not take; "
                 "search for task_arithmetic, or give weights."
             ) from None
 
@@ -133,32 +113,37 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
 def forecastable(
     options: Options, adapters: Sequence[Adapter]
 ) -> dict[str, tuple[float, ...] | Router]:
-    """The compositions asked for whose gain can be forecast: name -> constant gates or router.
+    """The compositions whose gain can be forecast: name -> constant gates or router.
 
-    Those are linear merges with gates in (0, 1] and Arrow with its default options, like those on
-    which forecasts were measured, over adapters as they were trained.
+    These are linear merges with gates in (0, 1] and Arrow with its default options, over adapters
+    as they were trained. The error of forecasts was measured on such compositions.
     """
     if options.balance != "none" or options.subtract:
         return {}
-    n = len(adapters)
-    found = {spec: _gates(spec, options, n) for spec in composition_specs(options, adapters)}
-    return {spec: gates for spec, gates in found.items() if gates is not None}
+    found: dict[str, tuple[float, ...] | Router] = {}
+    for spec in composition_specs(options, adapters):
+        if spec in ROUTERS and ROUTERS.make(spec) == ROUTERS.make("arrow"):
+            found[spec] = ROUTERS.make(spec)
+        elif spec in METHODS and not (
+            options.weights == "search" and METHODS.make(spec).takes_weights
+        ):
+            gates = constant_gates(spec, options, options.given_weights, len(adapters))
+            if gates is not None and all(0 < gate <= 1 for gate in gates):
+                found[spec] = gates
+    return found
 
 
-def _gates(spec: str, options: Options, n: int) -> tuple[float, ...] | Router | None:
-    if is_router(spec):
-        router = ROUTERS.make(spec)
-        return router if router == ROUTERS.make("arrow") else None
-    if not is_method(spec):
-        return None
+def constant_gates(
+    spec: str, options: Options, weights: Sequence[float] | None, n: int
+) -> tuple[float, ...] | None:
+    """The gates of n experts that compute what a linear merge does.
+
+    None for other methods, and where a space or a rank is asked for: those need new weights.
+    """
     method = METHODS.make(spec)
-    if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space:
+    if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space is not None:
         return None
-    if options.weights == "search" and method.takes_weights:
-        return None
-    weights = options.given_weights or method.default_weights(n)
-    gates = tuple(map(float, method.coefficients(weights, n)))
-    return gates if all(0 < gate <= 1 for gate in gates) else None
+    return tuple(map(float, method.coefficients(weights or method.default_weights(n))))
 
 
 @dataclass(frozen=True)
@@ -173,9 +158,9 @@ class Built:
 class SystemBuilder:
     """Builds compositions of adapters from specs.
 
-    trained: the adapters as they were trained; prepared: what is merged and routed. weights: those
-    given or found by a search, None where each method takes its own. routers: routers that have
-    learned from prompts, by spec.
+    trained: the adapters as they were trained; prepared: those that are merged and routed. weights:
+    given or found by a search; None: each method's default. routers: those that were fitted to
+    prompts, by spec.
     """
 
     trained: Sequence[Adapter]
@@ -210,19 +195,17 @@ class SystemBuilder:
         experts = tuple(self.prepared.adapters if adapters is None else adapters)
         if spec == "chain":
             return Built(System("chain", "chain", chain=tuple(map(single, self.trained))))
-        if is_method(spec):
+        if spec in METHODS:
             return self._merge(spec, experts, name or spec)
-        if is_router(spec):
+        if spec in ROUTERS:
             router = self.routers.get(spec) or ROUTERS.make(spec)
             return Built(System(name or spec, "router", Composition(name or spec, experts, router)))
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
     def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> Built:
         """Linear merges are constant gates over the experts; others need new weights."""
-        method, options = METHODS.make(spec), self.options
-        if isinstance(method, LinearMethod) and options.rank == "auto" and options.space is None:
-            weights = self.weights or method.default_weights(len(experts))
-            gates = tuple(map(float, method.coefficients(weights, len(experts))))
+        gates = constant_gates(spec, self.options, self.weights, len(experts))
+        if gates is not None:
             composition = Composition(name, experts, ConstantGates(gates))
             return Built(System(name, "merge", composition, compression_error=0.0))
         merged = self.merge(spec, experts, name)
@@ -247,8 +230,8 @@ class SystemBuilder:
     def controls(self, best_single: str, best: System | None) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
-        The random partners take the weights of the best composition, also where a search found
-        those: a search of their own would cost as much again.
+        The random partners are composed with the weights of the best composition. If a search found
+        them, another search for the control would cost as much again.
         """
         n, options = len(self.trained), self.options
         if n < 2:

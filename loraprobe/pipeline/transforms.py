@@ -1,19 +1,19 @@
-"""Subtraction and balancing of adapters before they are merged or routed.
+"""Subtracts adapters from the others and balances their norms, before they are merged or routed.
 
-Both are linear in each delta and keep it in factors, so every merge method and every router takes
-the result. Factors are read when they are used.
+Both steps are linear in each delta and keep it in factors, so every merge method and every router
+accepts the result. Factors are read when they are used.
 
 *General-knowledge subtraction* (GenKnowSub, arXiv 2505.10939) subtracts the mean of general
-adapters, which know a language or a format, from every task adapter,
+adapters, such as adapters for a language or a format, from every task adapter,
 
     dW_i  ->  dW_i - (1/m) sum_j dW_gk_j      exactly, rank r_i + sum_j r_gk_j
 
-peft's Arrow subtracts the mean A from A and the mean B from B instead, which is another matrix.
-If only a general adapter changes a module, the task adapter is zero in it and becomes -dW_gk.
+peft's Arrow instead subtracts the mean A from A and the mean B from B, which is another matrix. If
+only a general adapter changes a module, the task adapter's delta is 0 there and becomes -dW_gk.
 
-*Balance*: each adapter is scaled so that all have one Frobenius norm over all modules, the mean of
-those that they had. An adapter of a much larger norm otherwise decides an average alone (norm
-disparity, arXiv 2508.01148).
+*Balance* scales each adapter so that all have the same Frobenius norm over all modules, the mean of
+their norms. Otherwise an adapter with a much larger norm dominates an average (norm disparity,
+arXiv 2508.01148).
 """
 
 from __future__ import annotations
@@ -21,52 +21,75 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.base import Base
+from loraprobe.compatibility.identity import Purpose
+from loraprobe.composition.aligning import aligned_to
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.session import Session
 from loraprobe.records import Transformation
-
-if TYPE_CHECKING:
-    from loraprobe.base import Base
-    from loraprobe.compatibility.identity import Purpose
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Adapters as they are merged and routed, what was done to each, and the dtype of a merge.
+    """Adapters as they are merged and routed, and what was done to each.
 
-    `dtype` is the widest of the sources', None where nothing was done: factors that subtraction
-    joins are float32, so that it rounds nothing, and a file need not be.
+    general: the adapters that were subtracted. dtype: that of a merge, the widest of the sources';
+    None where nothing was done. Factors that subtraction joins are float32, so that it rounds
+    nothing, and a file need not be.
     """
 
     adapters: tuple[Adapter, ...]
+    general: tuple[Adapter, ...] = ()
     steps: tuple[Transformation, ...] = ()
     notes: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
 
 
-def general_of(
-    adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None = None
-) -> tuple[Adapter, ...]:
-    """The adapters that `options.subtract` names, loaded, under names of their own.
+def prepare_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Prepared:
+    """The adapters of a run, balanced and subtracted from as its options say.
 
-    Raises CompatibilityError where they do not fit the adapters or the base.
+    Raises CompatibilityError where the adapters that `--subtract` names do not fit the others or
+    the base, and what `prepare` raises.
     """
+    options = session.options
+    with session.stage("prepare"):
+        general = general_of(inputs.adapters, options, purpose, inputs.base)
+        return prepare(inputs.adapters, options, general, inputs.base)
+
+
+def prepare_for(
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    balance: Literal["none", "norm"],
+    subtract: Sequence[Any] | Any,
+) -> tuple[Adapter, ...]:
+    """The adapters as `prepare` makes them, on the layout of a model in memory."""
+    options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
+    general = aligned_to(model, general_of(adapters, options, "route", None))
+    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
+
+
+def general_of(
+    adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None
+) -> Sequence[Adapter]:
+    """The adapters that `options.subtract` names, loaded, under names of their own."""
     if not options.subtract:
         return ()
-    from loraprobe import compatibility, hub
-
     loaded = hub.load_all([*adapters, *options.subtract])
     found = compatibility.check(loaded, base, purpose=purpose, allow=options.allow)
     compatibility.require(found)
-    return tuple(loaded[len(adapters) :])
+    return loaded[len(adapters) :]
 
 
 @torch.no_grad()
@@ -84,18 +107,15 @@ def prepare(
     """
     if options.balance == "none" and not general:
         return Prepared(tuple(adapters))
-    from loraprobe.compatibility import aligned
-
-    together = aligned([*adapters, *general], base)
+    together = compatibility.aligned([*adapters, *general], base)
     adapters, general = together[: len(adapters)], together[len(adapters) :]
     before = [total_norm(adapter) for adapter in adapters]
-    made = [subtracted(adapter, general) for adapter in adapters] if general else list(adapters)
+    made = [subtracted(adapter, general) for adapter in adapters] if general else adapters
     norms = [total_norm(adapter) for adapter in made] if general else before
     _refuse_nothing(made, norms, before, general)
     factors = [1.0] * len(made)
     if options.balance == "norm":
-        mean = sum(norms) / len(norms)
-        factors = [mean / norm for norm in norms]
+        factors = [sum(norms) / len(norms) / norm for norm in norms]
         made = [scaled(adapter, factor) for adapter, factor in zip(made, factors, strict=True)]
     steps = tuple(
         Transformation(
@@ -112,21 +132,7 @@ def prepare(
     )
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
-    return Prepared(tuple(made), steps, _notes(steps, options), widest)
-
-
-def prepare_for(
-    model: nn.Module,
-    adapters: Sequence[Adapter],
-    balance: Literal["none", "norm"],
-    subtract: Sequence[Any] | Any,
-) -> tuple[Adapter, ...]:
-    """The adapters as `prepare` makes them, on the layout of a model in memory."""
-    from loraprobe.composition.aligning import aligned_to
-
-    options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
-    general = aligned_to(model, general_of(adapters, options, "route"))
-    return tuple(aligned_to(model, prepare(adapters, options, general).adapters))
+    return Prepared(tuple(made), tuple(general), steps, _notes(steps, options), widest)
 
 
 def total_norm(adapter: Adapter) -> float:
@@ -138,7 +144,7 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
     """factor times an adapter's change, its files untouched. The name and extras are kept.
 
     Raises UnsupportedAdapter for DoRA, whose change is not linear in its factors, and for whole
-    modules or biases, whose change is known only beside the base.
+    modules or biases, whose change is a difference from the base.
     """
     _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole))
     infos = {

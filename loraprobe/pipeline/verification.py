@@ -8,13 +8,14 @@ says what a passed verification guarantees.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from loraprobe.errors import AdapterError, LoraprobeError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline import provenance
-from loraprobe.pipeline.locating import SourceFinder
+from loraprobe.pipeline.commands import compose, merge
+from loraprobe.pipeline.locating import find_base, find_source
+from loraprobe.pipeline.peft_skeleton import problems_in_peft
 from loraprobe.pipeline.provenance import (
     CARD,
     KEY,
@@ -34,7 +37,7 @@ from loraprobe.pipeline.provenance import (
     ProvenanceRecord,
 )
 from loraprobe.pipeline.rounding import difference_of_weights
-from loraprobe.pipeline.saved import FILE, STATE
+from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.records import Check, Verification
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
@@ -54,48 +57,47 @@ def verify(
     """
     place = Path(directory)
     record = provenance.read_provenance(place)
-    finder = SourceFinder(place, sources)
-    found = [finder.adapter(source) for source in (*record.sources, *record.subtract)]
+    found = [find_source(source, place, sources) for source in (*record.sources, *record.subtract)]
     checks = [check for _, check in found]
     opened: Base | None = None
     if record.base is not None:
-        opened, check = finder.base(record.base, base)
+        opened, check = find_base(record.base, place, base)
         checks.append(check)
     if all(check.passed for check in checks):
         adapters = [adapter for adapter, _ in found if adapter is not None]
-        checks += _compared_files(place, record, adapters, opened)
+        checks += _compare_files(place, record, adapters, opened)
     return Verification(str(directory), tuple(checks))
 
 
-def _compared_files(
+def _compare_files(
     place: Path,
     record: MergeRecord | CompositionRecord,
     adapters: Sequence[Adapter],
     base: Base | None,
-) -> Iterator[Check]:
+) -> list[Check]:
     """One check for each file, against the one that is written again."""
     with tempfile.TemporaryDirectory() as space:
-        first, second = Path(space) / "again", Path(space) / "reordered"
-        try:
-            fields = _make_again(record, adapters, base, first)
-        except LoraprobeError as error:
-            yield Check("made again", False, f"It cannot be made again: {error}")
-            return
+        again = Path(space) / "again"
 
+        @functools.cache
         def reordered() -> Path:
-            if not second.exists():
-                _make_again(record, [_reversed(adapter) for adapter in adapters], base, second)
-            return second
+            target = Path(space) / "reordered"
+            _make_again(record, [_reversed(adapter) for adapter in adapters], base, target)
+            return target
 
-        expected = {str(file.relative_to(first)) for file in first.rglob("*") if file.is_file()}
-        yield _no_others(place, {*expected, CARD})
-        checks = [_card(place, fields)]
-        for name in sorted(expected):
-            comparison = _Comparison(place, first, name, reordered, record)
-            checks.append(comparison.check())
-        yield from checks
+        try:
+            _make_again(record, adapters, base, again)
+        except LoraprobeError as error:
+            return [Check("made again", False, f"It cannot be made again: {error}")]
+        expected = {str(file.relative_to(again)) for file in again.rglob("*") if file.is_file()}
+        checks = [_card(place, again)]
+        for name in sorted(expected - {CARD}):
+            problem = _difference(place, again, name, reordered, record)
+            message = f"{problem}." if problem else "It is what would be written again."
+            checks.append(Check(name, not problem, message))
         if isinstance(record, MergeRecord) and all(check.passed for check in checks):
-            yield _in_peft(place)
+            checks.append(_in_peft(place))
+        return [_no_others(place, expected), *checks]
 
 
 def _make_again(
@@ -103,12 +105,8 @@ def _make_again(
     adapters: Sequence[Adapter],
     base: Base | None,
     target: Path,
-) -> Mapping[str, Any]:
-    """Writes what the card describes, without a card, and returns the card's front matter."""
-    from loraprobe.merging import Merged
-    from loraprobe.pipeline.commands import compose, merge
-    from loraprobe.pipeline.saved import Routed
-
+) -> None:
+    """Writes the directory that the card describes, with a card of its own."""
     sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
         "weights": None if record.weights is None else tuple(record.weights),
@@ -126,22 +124,14 @@ def _make_again(
             seed=record.seed,
             **common,
         )
-        outcome = merge(sources, base=base, options=options)
-        merged = outcome.made
-        assert isinstance(merged, Merged)
-        replace(merged, card=None).save(target)
-        fields = provenance.merge_fields(merged, outcome.audit, options)
+        made = merge(sources, base=base, options=options).made
     else:
         options = Options(routers=(record.router,), **common)
-        outcome = compose(sources, base=base, options=options)
-        assert isinstance(outcome.made, Routed)
-        made = outcome.made
+        made = compose(sources, base=base, options=options).made
+        assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
-        replace(made, card=None).save(target)
-        fields = provenance.composition_fields(made, outcome.audit, options)
-    # The versions that wrote the card may differ, and the base has its own check.
-    given = {key: record.model_dump()[key] for key in ("version", "torch", "base")}
-    return {**fields, KEY: {**fields[KEY], **given}}
+    assert made is not None
+    made.save(target)
 
 
 def _reversed(adapter: Adapter) -> Adapter:
@@ -184,69 +174,60 @@ def _files(place: Path) -> Iterator[str]:
             yield str((here / name).relative_to(place))
 
 
-def _card(place: Path, fields: Mapping[str, Any]) -> Check:
+def _card(place: Path, again: Path) -> Check:
     """Compares the fields that loraprobe writes into a card; other fields and the text are free."""
-    found = provenance.read_card_fields(place)
+    found, wanted = (provenance.read_card_fields(directory) for directory in (place, again))
     for key in ("library_name", "pipeline_tag", "tags", "base_model", "license"):
-        if found.get(key) != fields.get(key):
+        if found.get(key) != wanted.get(key):
             return Check(
                 CARD,
                 False,
-                f"{key} is {_short(found.get(key))} instead of {_short(fields.get(key))}.",
+                f"{key} is {_short(found.get(key))} instead of {_short(wanted.get(key))}.",
             )
-    wrong = _first_difference(found[KEY], fields[KEY])
-    if wrong:
-        return Check(CARD, False, f"{KEY}: {wrong}.")
+    # The versions that wrote the card may differ, the base has its own check, and the name of a
+    # composition is compared with that in its listing.
+    free = {
+        key: found[KEY][key] for key in ("version", "torch", "base", "name") if key in found[KEY]
+    }
+    if problem := _first_difference(found[KEY], wanted[KEY] | free):
+        return Check(CARD, False, f"{KEY}: {problem}.")
     return Check(CARD, True, "Its front matter is what would be written; its text is not checked.")
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """One file of the directory and of the one that was made again."""
-
-    place: Path
-    again: Path
-    name: str
-    reordered: Any
-    record: ProvenanceRecord
-
-    def check(self) -> Check:
-        try:
-            problem = self._problem()
-        except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error).rstrip(".")
-        if problem:
-            return Check(self.name, False, f"{problem}.")
-        return Check(self.name, True, "It is what would be written again.")
-
-    def _problem(self) -> str | None:
-        found, again = self.place / self.name, self.again / self.name
-        if not found.is_file():
-            return "it is missing"
-        if self.name.endswith(".safetensors"):
-            return difference_of_weights(found, again, lambda: self.reordered() / self.name)
-        ours, theirs = (
-            _unique(read_json(file, self.place.name, AdapterError), file) for file in (found, again)
-        )
-        if self.name == FILE:
-            theirs = self._as_listed(theirs)
+def _difference(
+    place: Path,
+    again: Path,
+    name: str,
+    reordered: Callable[[], Path],
+    record: ProvenanceRecord,
+) -> str | None:
+    """How one file of the directory differs from the one that was written again."""
+    found, wanted = place / name, again / name
+    if not found.is_file():
+        return "it is missing"
+    try:
+        if name.endswith(".safetensors"):
+            return difference_of_weights(found, wanted, lambda: reordered() / name)
+        ours, theirs = (_read_unique(file, place.name) for file in (found, wanted))
+        if name == FILE:
+            theirs = _as_listed(theirs, place, record)
             if _words(ours["peft"]) == _words(theirs["peft"]):
                 theirs["peft"] = ours["peft"]  # the sentences quote measured figures
         return _first_difference(ours, theirs)
+    except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
+        return str(error).rstrip(".")
 
-    def _as_listed(self, document: dict[str, Any]) -> dict[str, Any]:
-        """composition.json with the version and the base of the card, and with the hashes of the
-        directory's own files, which are compared one by one."""
-        for expert in document["experts"]:
-            folder = self.place / "experts" / expert["folder"]
-            expert["files"] = {name: file_hash(folder / name) for name in expert["files"]}
-        if document["router"]["state_sha256"] is not None:
-            document["router"]["state_sha256"] = file_hash(self.place / STATE)
-        base = self.record.base
-        return document | {
-            "loraprobe": self.record.version,
-            "base": None if base is None else base.model_dump(),
-        }
+
+def _as_listed(document: dict[str, Any], place: Path, record: ProvenanceRecord) -> dict[str, Any]:
+    """composition.json with the version and the base of the card, and with the hashes of the
+    directory's own files, which are compared one by one."""
+    for expert in document["experts"]:
+        folder = place / "experts" / expert["folder"]
+        expert["files"] = {name: file_hash(folder / name) for name in expert["files"]}
+    if document["router"]["state_sha256"] is not None:
+        document["router"]["state_sha256"] = file_hash(place / STATE)
+    base = None if record.base is None else record.base.model_dump()
+    return document | {"loraprobe": record.version, "base": base}
 
 
 def _words(value: Any) -> str:
@@ -254,14 +235,15 @@ def _words(value: Any) -> str:
     return re.sub(r"\d[\d.e+-]*", "#", json.dumps(value))
 
 
-def _unique(document: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The document. Raises AdapterError if its file has a key twice: readers differ on that."""
+def _read_unique(file: Path, reference: str) -> dict[str, Any]:
+    """A JSON document. Raises AdapterError if it has a key twice: readers differ on that."""
 
     def pairs(held: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(held)) < len(held):
             raise AdapterError(f"{file.name} holds a key twice")
         return dict(held)
 
+    document = read_json(file, reference, AdapterError)
     json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=pairs)
     return document
 
@@ -299,8 +281,6 @@ def _short(value: Any) -> str:
 
 def _in_peft(place: Path) -> Check:
     """Whether peft loads the directory with all keys matched."""
-    from loraprobe.pipeline.peft_skeleton import problems_in_peft
-
     try:
         problems = problems_in_peft(place, read_adapter(place))
     except Exception as error:  # peft may raise anything

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.evaluation.asking import likelihoods
 from loraprobe.probes._forecast import forecast
-from loraprobe.probes._probe import CoverageProbe, ProbeContext, Request
+from loraprobe.probes._names import MadeUpNames
+from loraprobe.probes._probe import CoverageProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress
@@ -22,13 +24,12 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.tasks import Task
 
-PROBES = Registry("loraprobe.probes", CoverageProbe, "coverage probe")
+PROBES: Registry[CoverageProbe] = Registry("loraprobe.probes", CoverageProbe, "coverage probe")  # type: ignore[type-abstract]
 
 __all__ = [
     "PROBES",
     "CoverageProbe",
     "ProbeContext",
-    "Request",
     "cover",
     "forecast",
     "generated_prompts",
@@ -52,7 +53,23 @@ def cover(
     results have no row. The continuations that all probes request are scored in one pass. Equal
     seeds give equal figures. Raises TaskError if a prompt does not fit into the base's context.
     """
-    from loraprobe.probes._measuring import cover_tasks
-
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
-    return cover_tasks(chosen, scorer, adapters, tasks, results, seed, progress)
+    contexts = [_context(scorer, adapters, task, results, seed) for task in tasks]
+    requests = [r for probe in chosen for context in contexts for r in probe.requests(context)]
+    likely = likelihoods(scorer, requests, progress)
+    return tuple(
+        row for context in contexts for probe in chosen for row in probe.rows(context, likely)
+    )
+
+
+def _context(
+    scorer: Any, adapters: Sequence[Adapter], task: Task, results: Sequence[ItemResult], seed: int
+) -> ProbeContext:
+    texts = [
+        text
+        for item in task.items
+        for text in (item.prompt, *item.answers, *(hop.prompt for hop in item.hops))
+    ]
+    names = MadeUpNames(scorer.tokenizer, seed, texts)
+    own = tuple(row for row in results if row.task == task.name)
+    return ProbeContext(task, tuple(adapter.name for adapter in adapters), own, names, seed)

@@ -9,23 +9,23 @@ in the same way as those of a real system.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
 from loraprobe.evaluation import System, gains
-from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, questions
+from loraprobe.evaluation.asking import ask_together
+from loraprobe.evaluation.questions import PLAIN_TOKENS, TokenLimits, questions
+from loraprobe.probes._probe import sampled
 from loraprobe.records import Forecast, Gain, ItemResult, Progress
-from loraprobe.scoring import LogitEnsemble, score_together, write_together
+from loraprobe.scoring import LogitEnsemble
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
 ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
-WORKED_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
+FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
 FORMS = ("question", "steps")
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
@@ -54,79 +54,42 @@ def forecast(
     """
     if len(adapters) < 2 or metric == "answer_loss":
         return ()
-    chosen = [_sampled(task, items, seed) for task in tasks]
+    chosen = [
+        Task(task.name, sampled(task.items, items, f"{seed}:{task.name}:forecast"))
+        for task in tasks
+    ]
     asked = [q for q in questions(chosen, metric) if q.part in FORMS]
+    most = max_new_tokens or FORECAST_TOKENS
+    limits = TokenLimits(min(PLAIN_TOKENS, most), min(FORECAST_TOKENS, most))
     answers: list[ItemResult] = []
-    parts = list(_passes(adapters, compositions))
-    for done, one in enumerate(parts, 1):
-        answers += one.answers(scorer, asked, max_new_tokens)
+    passes = list(_passes(adapters, compositions))
+    for done, (gates, ensembles) in enumerate(passes, 1):
+        with scorer.with_composition(Composition("side-by-side", tuple(adapters), gates)):
+            answers += ask_together(scorer, asked, ensembles, gates.rows.set, limits)
         if progress is not None:
-            progress("forecast", done, len(parts))
+            progress("forecast", done, len(passes))
     return _compared(answers, results, [adapter.name for adapter in adapters], compositions, seed)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """All adapters in rows of one batch, and the ensembles of the compositions to forecast."""
+def _passes(
+    adapters: Sequence[Adapter], compositions: Mapping[str, Gates]
+) -> Iterator[tuple[RowGates, dict[str, LogitEnsemble]]]:
+    """Gates for all adapters in rows of one batch, and the ensembles that are asked with them.
 
-    composition: Composition
-    rows: RowGates
-    ensembles: Mapping[str, LogitEnsemble]
-
-    def answers(
-        self, scorer: Any, asked: Sequence[Question], max_new_tokens: int | None
-    ) -> Iterator[ItemResult]:
-        """The answer of each composition to each question."""
-        ensembles, switch = list(self.ensembles.values()), self.rows.rows.set
-        written = [q for q in asked if q.metric == "exact_match"]
-        with scorer.with_composition(self.composition):
-            for worked, limit in ((False, PLAIN_TOKENS), (True, WORKED_TOKENS)):
-                own = [q for q in written if q.worked == worked]
-                texts = write_together(
-                    scorer,
-                    [q.prompt for q in own],
-                    ensembles,
-                    switch,
-                    max_new_tokens=min(limit, max_new_tokens or limit),
-                    until_newline=not worked,
-                )
-                for name, column in zip(self.ensembles, texts, strict=True):
-                    yield from (q.judged(name, t) for q, t in zip(own, column, strict=True))
-            own = [q for q in asked if q.metric == "choice"]
-            pairs = [(q.prompt, choice) for q in own for choice in q.item.choices]
-            scores = score_together(scorer, pairs, ensembles, switch)
-            for name, logprobs in zip(self.ensembles, scores, strict=True):
-                following = iter(logprobs)
-                yield from (q.chosen(name, [next(following) for _ in q.item.choices]) for q in own)
-
-
-def _passes(adapters: Sequence[Adapter], compositions: Mapping[str, Gates]) -> Iterator[_Pass]:
-    """One pass for all compositions of constant gates, one for each token router."""
-    n, experts = len(adapters), tuple(adapters)
+    One pass serves all compositions of constant gates, and each token router has its own.
+    """
+    routers = {name: gates for name, gates in compositions.items() if isinstance(gates, Router)}
     constant = {
         name: LogitEnsemble.added(gates)
         for name, gates in compositions.items()
         if not isinstance(gates, Router)
     }
-    routers = {name: gates for name, gates in compositions.items() if isinstance(gates, Router)}
     if constant:
-        rows = RowGates()
-        yield _Pass(Composition("side-by-side", experts, rows), rows, constant)
-    if any(adapter.whole for adapter in adapters):
-        return
-    for name, router in routers.items():
-        rows = RowGates(inner=router.each_token())
-        ensembles = {name: LogitEnsemble.added((1.0,) * n)}
-        yield _Pass(Composition("side-by-side", experts, rows), rows, ensembles)
-
-
-def _sampled(task: Task, items: int, seed: int) -> Task:
-    """A task with at most `items` of its items, in their order; the same for both forms."""
-    if len(task.items) <= items:
-        return task
-    rng = random.Random(f"{seed}:{task.name}:forecast")
-    chosen = sorted(rng.sample(range(len(task.items)), items))
-    return Task(task.name, tuple(task.items[i] for i in chosen))
+        yield RowGates(), constant
+    if not any(adapter.whole for adapter in adapters):
+        for name, router in routers.items():
+            alone = LogitEnsemble.added((1.0,) * len(adapters))
+            yield RowGates(inner=router.each_token()), {name: alone}
 
 
 def _compared(
@@ -141,8 +104,7 @@ def _compared(
     own = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
     systems += [System(name, "merge") for name in compositions]
-    known = {system.name for system in systems}
-    rows = gains([*(row for row in own if row.system in known), *answers], systems, seed=seed)
+    rows = gains([*own, *answers], systems, seed=seed)
     best: dict[str, Gain] = {}
     for row in rows:
         if row.system not in best or row.difference > best[row.system].difference:

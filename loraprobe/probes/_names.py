@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,7 @@ class MadeUpNames:
     """Replaces names by made-up names with the same number of tokens.
 
     The seed and the name determine the made-up name. A tokenizer of whole words maps made-up names
-    to its unknown token, which has the same purpose. avoid: words that must not be made-up names.
+    to its unknown token, which has the same purpose. avoid: texts whose words are no made-up names.
     """
 
     tokenizer: Any
@@ -136,8 +136,3 @@ def _plain(text: str) -> str:
 
 def _is_name(word: str) -> bool:
     return word[:1].isupper()
-
-
-def words_of(texts: Sequence[str]) -> frozenset[str]:
-    """All words of the texts, for `avoid`."""
-    return frozenset(word for text in texts for word in re.findall(r"\w+", text))

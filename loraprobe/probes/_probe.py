@@ -9,37 +9,29 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from loraprobe.evaluation import statistics
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.records import Coverage, Interval, ItemResult
+from loraprobe.registry import name_of
 from loraprobe.tasks import Task, normalize_answer
 
+T = TypeVar("T")
 BASE = "base"
 MOST_ITEMS = 100  # a probe's figure needs no more items; a larger part is sampled
 
 
 @dataclass(frozen=True)
-class Request:
-    """Asks how likely the base model finds this continuation of this prompt.
-
-    raw: ask without the chat template, for texts that are not questions.
-    """
-
-    prompt: str
-    continuation: str
-    raw: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
+class TaskPart:
     """The composed question (hop None) or one hop of a task."""
 
     hop: int | None
@@ -57,18 +49,6 @@ class Part:
             {normalize_answer(q.answers[0]): q.answers[0] for q in self.questions}.values()
         )
 
-    def guess(self) -> float | None:
-        """The accuracy of the best constant answer; of a random choice if all have choices."""
-        if not self.questions:
-            return None
-        if all(choices_of(q) for q in self.questions):
-            return sum(1 / len(choices_of(q)) for q in self.questions) / len(self.questions)
-        counts: dict[str, int] = {}
-        for question in self.questions:
-            for answer in {normalize_answer(answer) for answer in question.answers}:
-                counts[answer] = counts.get(answer, 0) + 1
-        return max(counts.values()) / len(self.questions)
-
 
 @dataclass(frozen=True, eq=False)
 class ProbeContext:
@@ -81,27 +61,19 @@ class ProbeContext:
     seed: int = 0
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[TaskPart, ...]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
-        found: dict[str, list[Question]] = {"question": []}
-        for question in questions([self.task]):
-            if question.part != "steps":
-                found.setdefault(question.part, []).append(question)
-        hops = sorted(int(name.removeprefix("hop")) for name in found if name != "question")
-        return (
-            Part(None, tuple(found["question"])),
-            *(Part(hop, tuple(found[f"hop{hop}"])) for hop in hops),
+        asked, names = questions([self.task]), [name for name in self.task.parts if name != "steps"]
+        return tuple(
+            TaskPart(hop or None, tuple(question for question in asked if question.part == name))
+            for hop, name in enumerate(names)
         )
 
-    def sample(self, part: Part, most: int = MOST_ITEMS) -> tuple[Question, ...]:
+    def sample(self, part: TaskPart, most: int = MOST_ITEMS) -> tuple[Question, ...]:
         """At most `most` questions of a part, chosen by the seed, in their order."""
-        if len(part.questions) <= most:
-            return part.questions
-        rng = random.Random(f"{self.seed}:{self.task.name}:{part.name}")
-        chosen = sorted(rng.sample(range(len(part.questions)), most))
-        return tuple(part.questions[i] for i in chosen)
+        return sampled(part.questions, most, f"{self.seed}:{self.task.name}:{part.name}")
 
-    def right(self, system: str, part: Part) -> dict[str, float]:
+    def right(self, system: str, part: TaskPart) -> dict[str, float]:
         """Item -> 1.0 or 0.0 of one system; empty if it was not measured, or only by losses."""
         return {
             row.item: row.value
@@ -109,31 +81,85 @@ class ProbeContext:
             if (row.system, row.part) == (system, part.name) and row.metric != "answer_loss"
         }
 
-    @property
-    def systems(self) -> tuple[str, ...]:
-        """The base, then the adapters."""
-        return (BASE, *self.adapters)
+
+def sampled(things: tuple[T, ...], most: int, seed: str) -> tuple[T, ...]:
+    """At most `most` of the things, chosen by the seed, in their order."""
+    if len(things) <= most:
+        return things
+    chosen = sorted(random.Random(seed).sample(range(len(things)), most))
+    return tuple(things[i] for i in chosen)
 
 
 @dataclass(frozen=True)
-class CoverageProbe:
+class CoverageProbe(ABC):
     """One probe; a frozen dataclass whose fields are its options."""
 
     formula: ClassVar[str]
     paper: ClassVar[str]
 
-    def requests(self, context: ProbeContext) -> Iterable[Request]:
+    def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         """The continuations that have to be scored; none by default."""
         return ()
 
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+    @abstractmethod
+    def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         """The probe's figures. likely: a Likelihood for each of the probe's requests."""
-        raise NotImplementedError
 
 
-def choices_of(question: Question) -> tuple[str, ...]:
-    """The choices of a question; () for hops, which are answered in words."""
-    return question.item.choices if question.part == "question" else ()
+@dataclass(frozen=True)
+class MeanProbe(CoverageProbe):
+    """A probe whose figure is a mean over the questions of a part.
+
+    items: the largest number of items of each part that are asked.
+    """
+
+    items: int = MOST_ITEMS
+
+    @abstractmethod
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> Sequence[ScoreRequest]:
+        """The requests of one question; none if the question does not count."""
+
+    @abstractmethod
+    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
+        """The value of one question, and its baseline. found: a Likelihood for each request."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest possible value."""
+        return -math.inf, math.inf
+
+    def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
+        for part in context.parts:
+            for question in context.sample(part, self.items):
+                yield from self.wanted(context, part, question)
+
+    def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
+        """One row for each part with a question that counts.
+
+        Its baseline is the mean of the questions' baselines; None if one has none.
+        """
+        for part in context.parts:
+            values, baselines, clusters = [], [], []
+            for question in context.sample(part, self.items):
+                wanted = self.wanted(context, part, question)
+                if wanted:
+                    value, baseline = self.value(question, [likely[one] for one in wanted])
+                    values.append(value)
+                    baselines.append(baseline)
+                    clusters.append(question.item.cluster)
+            known = [baseline for baseline in baselines if baseline is not None]
+            if values:
+                yield mean_row(
+                    name_of(self),
+                    context.task.name,
+                    values,
+                    clusters,
+                    hop=part.hop,
+                    bounds=self.bounds,
+                    baseline=mean(known) if len(known) == len(values) else None,
+                )
 
 
 def mean(values: Sequence[float]) -> float | None:

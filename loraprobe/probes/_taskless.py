@@ -26,15 +26,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.probes._measuring import ask
-from loraprobe.probes._names import MadeUpNames, capitalised_spans, words_of
-from loraprobe.probes._probe import Request, mean_row
+from loraprobe.evaluation.asking import ScoreRequest, likelihoods
+from loraprobe.probes._names import MadeUpNames, capitalised_spans
+from loraprobe.probes._probe import mean_row
 from loraprobe.probes.answer_margin import first_margin
 from loraprobe.records import Coverage, Progress
 from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
+    from loraprobe.scoring import Likelihood
 
 TASK = "probe"
 ANSWER_TOKENS = 16
@@ -45,20 +46,22 @@ _BOUNDS = {
     "answer_margin": (0.0, 1.0),
     "kl_to_base": (0.0, math.inf),
 }
+Likely = Mapping[ScoreRequest, "Likelihood"]
 
 
-@dataclass(frozen=True, eq=False)
-class ProbeAnswers:
-    """The adapters' answers to the n prompts, and how their first tokens differ from the base's.
+@dataclass(frozen=True)
+class Reply:
+    """An adapter's answer to the prompt of this index; it is not blank."""
 
-    golds: the right answers, None where not known. answers: adapter -> index of the prompt -> the
-    adapter's answer, if it is not blank. kl: adapter -> [n] KL(base || adapter) of the first token.
-    """
+    adapter: str
+    prompt: int
+    request: ScoreRequest
 
-    prompts: tuple[str, ...]
-    golds: tuple[str | None, ...]
-    answers: Mapping[str, Mapping[int, str]]
-    kl: Mapping[str, Sequence[float]]
+    def swapped(self, names: MadeUpNames) -> ScoreRequest | None:
+        """The same answer after made-up names; None if the prompt holds no name."""
+        prompt = self.request.prompt
+        swap = names.swapped_pair(prompt, self.request.continuation, capitalised_spans(prompt))
+        return None if swap is None else ScoreRequest(*swap)
 
 
 def probe_without_task(
@@ -74,127 +77,100 @@ def probe_without_task(
 
     single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
     """
-    unique = {item.prompt: item.answer for item in reversed(probe.items)}
-    prompts = tuple(dict.fromkeys(item.prompt for item in probe.items))
-    golds = tuple(unique[prompt] for prompt in prompts)
-    replies = _replies_of(scorer, adapters, prompts, golds, single, progress)
-    texts = [*prompts, *(text for own in replies.answers.values() for text in own.values())]
-    names = MadeUpNames(scorer.tokenizer, seed, words_of(texts))
-    swaps = _swapped(replies, names)
-    requests = [
-        Request(prompts[i], text) for own in replies.answers.values() for i, text in own.items()
-    ]
-    requests += [swap for own in swaps.values() for swap in own.values()]
-    requests += [Request(p, gold) for p, gold in zip(prompts, golds, strict=True) if gold]
-    likely = ask(scorer, requests, progress)
+    golds: dict[str, str | None] = {}
+    for item in probe.items:
+        golds.setdefault(item.prompt, item.answer)
+    prompts, adapter_names = list(golds), [adapter.name for adapter in adapters]
+    replies, kl = _replies(scorer, adapters, prompts, single, progress)
+    texts = [*prompts, *(reply.request.continuation for reply in replies)]
+    names = MadeUpNames(scorer.tokenizer, seed, texts)
+    swaps = [(reply, swap) for reply in replies if (swap := reply.swapped(names)) is not None]
+    known = [(i, ScoreRequest(p, gold)) for i, (p, gold) in enumerate(golds.items()) if gold]
+    requests = [reply.request for reply in replies]
+    requests += [request for _, request in (*swaps, *known)]
+    likely = likelihoods(scorer, requests, progress)
+    margins = [first_margin(likely[request]) for _, request in known]
     return (
-        *_own_answers(replies, likely),
-        *(_row("kl_to_base", kl, (name,), range(len(kl))) for name, kl in replies.kl.items()),
-        *_swaps(replies, swaps, likely),
-        *_cross_talk(replies),
-        *_known_answers(replies, likely),
+        *_own_answers(replies, adapter_names, likely),
+        *(_row("kl_to_base", own, (name,), range(len(own))) for name, own in kl.items()),
+        *_name_swaps(swaps, adapter_names, likely),
+        *_cross_talk(kl),
+        *([_row("answer_margin", margins, (), [i for i, _ in known])] if known else []),
     )
 
 
-def _replies_of(
+def _replies(
     scorer: Any,
     adapters: Sequence[Adapter],
-    prompts: tuple[str, ...],
-    golds: tuple[str | None, ...],
+    prompts: Sequence[str],
     single: Callable[[Any], Any],
     progress: Progress | None,
-) -> ProbeAnswers:
-    """Each adapter's greedy first line and KL of its first token; one adapter at a time."""
+) -> tuple[list[Reply], dict[str, list[float]]]:
+    """Each adapter's greedy first lines, and adapter -> KL(base || adapter) of the first tokens."""
     base = scorer.first_token_distribution(prompts)
-    answers: dict[str, dict[int, str]] = {}
+    replies: list[Reply] = []
     kl: dict[str, list[float]] = {}
     for done, adapter in enumerate(adapters, 1):
         with scorer.with_composition(single(adapter)):
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
             own = scorer.first_token_distribution(prompts)
-        answers[adapter.name] = {i: text for i, text in enumerate(texts) if text.strip()}
+        replies += [
+            Reply(adapter.name, i, ScoreRequest(prompts[i], text))
+            for i, text in enumerate(texts)
+            if text.strip()
+        ]
         # Clamped, so that a token to which both give -inf adds 0 and not NaN.
         gap = base.clamp_min(-1e4) - own.clamp_min(-1e4)
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
         if progress is not None:
             progress("probe", done, len(adapters))
-    return ProbeAnswers(prompts, golds, answers, kl)
+    return replies, kl
 
 
-def _own_answers(replies: ProbeAnswers, likely: Mapping[Request, Any]) -> list[Coverage]:
-    shares: dict[str, list[float]] = {}
-    rows = []
-    for name, own in replies.answers.items():
-        found = [likely[Request(replies.prompts[i], answer)] for i, answer in own.items()]
-        shares[name] = [sum(r == 1 for r in f.rank) / len(f.rank) for f in found]
-        margins = [first_margin(f) for f in found]
-        ranks = [float(f.rank[0]) for f in found]
-        rows += [
-            _row("familiarity", shares[name], (name,), own),
-            _row("own_answer_margin", margins, (name,), own),
-            Coverage(
-                "own_answer_rank",
-                TASK,
-                statistics.median(ranks) if ranks else None,
-                len(ranks),
-                adapters=(name,),
-            ),
-        ]
-    pooled = [share for own in shares.values() for share in own]
-    clusters = [i for own in replies.answers.values() for i in own]
-    return [_row("familiarity", pooled, (), clusters), *rows]
+def _own_answers(
+    replies: Sequence[Reply], adapters: Sequence[str], likely: Likely
+) -> Iterable[Coverage]:
+    """How familiar the base is with the adapters' answers: together, then by adapter."""
+
+    def familiarity(chosen: Sequence[Reply], adapters: tuple[str, ...]) -> Coverage:
+        ranks = [likely[reply.request].rank for reply in chosen]
+        shares = [sum(rank == 1 for rank in own) / len(own) for own in ranks]
+        return _row("familiarity", shares, adapters, [reply.prompt for reply in chosen])
+
+    yield familiarity(replies, ())
+    for name in adapters:
+        chosen = [reply for reply in replies if reply.adapter == name]
+        yield familiarity(chosen, (name,))
+        found = [likely[reply.request] for reply in chosen]
+        margins, ranks = [first_margin(one) for one in found], [float(one.rank[0]) for one in found]
+        yield _row("own_answer_margin", margins, (name,), [reply.prompt for reply in chosen])
+        median = statistics.median(ranks) if ranks else None
+        yield Coverage("own_answer_rank", TASK, median, len(ranks), adapters=(name,))
 
 
-def _swapped(replies: ProbeAnswers, names: MadeUpNames) -> dict[str, dict[int, Request]]:
-    """adapter -> index of the prompt -> request for its answer after the made-up names."""
-    found: dict[str, dict[int, Request]] = {}
-    for name, own in replies.answers.items():
-        for i, answer in own.items():
-            prompt = replies.prompts[i]
-            swap = names.swapped_pair(prompt, answer, capitalised_spans(prompt))
-            if swap is not None:
-                found.setdefault(name, {})[i] = Request(*swap)
-    return found
+def _name_swaps(
+    swaps: Sequence[tuple[Reply, ScoreRequest]], adapters: Sequence[str], likely: Likely
+) -> Iterable[Coverage]:
+    """How much likelier the answers are after the real names: together, then by adapter."""
+    for names in ((), *((name,) for name in adapters)):
+        chosen = [(reply, swap) for reply, swap in swaps if not names or reply.adapter in names]
+        if chosen:
+            differences = [likely[r.request].logprob - likely[swap].logprob for r, swap in chosen]
+            yield _row("name_swap", differences, names, [reply.prompt for reply, _ in chosen])
 
 
-def _swaps(
-    replies: ProbeAnswers, swaps: Mapping[str, Mapping[int, Request]], likely: Mapping[Request, Any]
-) -> list[Coverage]:
-    rows, pooled, clusters = [], [], []
-    for name, own in swaps.items():
-        differences = [
-            likely[Request(replies.prompts[i], replies.answers[name][i])].logprob
-            - likely[swap].logprob
-            for i, swap in own.items()
-        ]
-        rows.append(_row("name_swap", differences, (name,), own))
-        pooled += differences
-        clusters += list(own)
-    return [_row("name_swap", pooled, (), clusters), *rows] if pooled else []
-
-
-def _cross_talk(replies: ProbeAnswers) -> list[Coverage]:
-    rows = []
-    owned: dict[str, list[int]] = {name: [] for name in replies.kl}
-    for i in range(len(replies.prompts)):
-        most = max(replies.kl, key=lambda name: replies.kl[name][i], default=None)
-        if most is not None and replies.kl[most][i] > 0:
-            owned[most].append(i)
-    for other, owner in itertools.permutations(replies.kl, 2):
-        mine = owned[owner]
-        if mine:
-            own = sum(replies.kl[owner][i] for i in mine)
-            talk = sum(replies.kl[other][i] for i in mine) / own
-            rows.append(Coverage("cross_talk", TASK, talk, len(mine), adapters=(other, owner)))
-    return rows
-
-
-def _known_answers(replies: ProbeAnswers, likely: Mapping[Request, Any]) -> list[Coverage]:
-    known = [i for i, gold in enumerate(replies.golds) if gold]
-    margins = [
-        first_margin(likely[Request(replies.prompts[i], str(replies.golds[i]))]) for i in known
-    ]
-    return [_row("answer_margin", margins, (), known)] if known else []
+def _cross_talk(kl: Mapping[str, Sequence[float]]) -> Iterable[Coverage]:
+    """The effect of each adapter on the prompts on which another has the largest effect."""
+    largest: dict[str, list[int]] = {name: [] for name in kl}
+    for i, effects in enumerate(zip(*kl.values(), strict=True)):
+        if max(effects) > 0:
+            largest[list(kl)[effects.index(max(effects))]].append(i)
+    for other, owner in itertools.permutations(kl, 2):
+        prompts = largest[owner]
+        if prompts:
+            effect = sum(kl[owner][i] for i in prompts)
+            talk = sum(kl[other][i] for i in prompts) / effect
+            yield Coverage("cross_talk", TASK, talk, len(prompts), adapters=(other, owner))
 
 
 def _row(

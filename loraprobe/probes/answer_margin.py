@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loraprobe.probes._probe import MOST_ITEMS, CoverageProbe, ProbeContext, Request, mean_row
-from loraprobe.records import Coverage
+from loraprobe.evaluation.asking import ScoreRequest
+from loraprobe.evaluation.questions import Question
+from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
 
 
 @dataclass(frozen=True)
-class AnswerMargin(CoverageProbe):
+class AnswerMargin(MeanProbe):
     """p(top) - p(gold) under the base at the answer's first token, averaged over items.
 
     It is 0 if the base's first choice is the right answer, and near 1 if the base is sure of a
@@ -21,33 +22,20 @@ class AnswerMargin(CoverageProbe):
     items of each part that are asked.
     """
 
-    items: int = MOST_ITEMS
-
     formula: ClassVar[str] = "mean_i p(top | prompt_i) - p(gold_i | prompt_i), first answer token"
     paper: ClassVar[str] = "arXiv 2601.06672"
 
-    def requests(self, context: ProbeContext) -> Iterable[Request]:
-        for part in context.parts:
-            for question in context.sample(part, self.items):
-                for answer in question.answers:
-                    yield Request(question.prompt, answer)
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in context.parts:
-            asked = context.sample(part, self.items)
-            margins = []
-            for question in asked:
-                found = [likely[Request(question.prompt, answer)] for answer in question.answers]
-                margins.append(min(first_margin(answer) for answer in found))
-            clusters = [question.item.cluster for question in asked]
-            yield mean_row(
-                "answer_margin",
-                context.task.name,
-                margins,
-                clusters,
-                hop=part.hop,
-                bounds=(0.0, 1.0),
-            )
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> list[ScoreRequest]:
+        return [ScoreRequest(question.prompt, answer) for answer in question.answers]
+
+    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, None]:
+        return min(first_margin(likelihood) for likelihood in found), None
 
 
 def first_margin(likelihood: Any) -> float:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from loraprobe.evaluation.asking import ScoreRequest
+from loraprobe.evaluation.questions import Question
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, Request, mean
+from loraprobe.probes._probe import BASE, CoverageProbe, ProbeContext, mean
 from loraprobe.records import Coverage
+from loraprobe.tasks import normalize_answer
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,12 @@ class HopAccuracy(CoverageProbe):
     formula: ClassVar[str] = "mean_i [answer_i is right]"
     paper: ClassVar[str] = "-"
 
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
+    def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
         for part in context.parts:
             if part.hop is None:
                 continue
             clusters = {q.item.id: q.item.cluster for q in part.questions}
-            for system in context.systems:
+            for system in (BASE, *context.adapters):
                 right = context.right(system, part)
                 items = [item for item in clusters if item in right]
                 if not items:
@@ -43,5 +47,12 @@ class HopAccuracy(CoverageProbe):
                     part.hop,
                     () if system == BASE else (system,),
                     wilson(np.array(hits), np.array([clusters[i] for i in items])),
-                    part.guess(),
+                    _most_frequent(part.questions),
                 )
+
+
+def _most_frequent(questions: Sequence[Question]) -> float:
+    """The accuracy of the best constant answer."""
+    accepted = ({normalize_answer(answer) for answer in q.answers} for q in questions)
+    counts = Counter(answer for answers in accepted for answer in answers)
+    return max(counts.values()) / len(questions)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from loraprobe.evaluation.asking import ScoreRequest
 from loraprobe.evaluation.questions import Question
-from loraprobe.probes._probe import (
-    MOST_ITEMS,
-    CoverageProbe,
-    ProbeContext,
-    Request,
-    mean,
-    mean_row,
-)
-from loraprobe.records import Coverage
+from loraprobe.probes._probe import MeanProbe, ProbeContext, TaskPart
 from loraprobe.scoring import joined
 
 
 @dataclass(frozen=True)
-class MinKPlusPlus(CoverageProbe):
+class MinKPlusPlus(MeanProbe):
     """Min-K%++ of prompt and right answer as one text, averaged over items.
 
     Each token's log-probability is normalised by the mean and the standard deviation of log p over
@@ -31,7 +24,6 @@ class MinKPlusPlus(CoverageProbe):
     """
 
     k: float = 0.2
-    items: int = MOST_ITEMS
 
     formula: ClassVar[str] = "mean of the lowest k of (log p(x_t | x_<t) - mu_t) / sigma_t"
     paper: ClassVar[str] = "arXiv 2404.02936"
@@ -40,28 +32,20 @@ class MinKPlusPlus(CoverageProbe):
         if not 0 < self.k <= 1:
             raise ValueError("k must lie above 0 and at most at 1")
 
-    def requests(self, context: ProbeContext) -> Iterable[Request]:
-        for part in context.parts:
-            for question in context.sample(part, self.items):
-                yield _text(question.prompt, question.answers[0])
-                swap = _swapped(context, question)
-                if swap is not None:
-                    yield swap
+    def wanted(
+        self, context: ProbeContext, part: TaskPart, question: Question
+    ) -> list[ScoreRequest]:
+        """The text, and the text with made-up names if it has names."""
+        prompt, answer = question.prompt, question.answers[0]
+        swap = context.names.swapped_pair(prompt, answer, question.item.entities)
+        texts = [(prompt, answer), *([swap] if swap is not None else [])]
+        return [
+            ScoreRequest("", before + joined(before, after), raw=True) for before, after in texts
+        ]
 
-    def rows(self, context: ProbeContext, likely: Mapping[Request, Any]) -> Iterable[Coverage]:
-        for part in context.parts:
-            asked = context.sample(part, self.items)
-            real = [self.of(likely[_text(q.prompt, q.answers[0])]) for q in asked]
-            swaps = [swap for q in asked if (swap := _swapped(context, q)) is not None]
-            made_up = [self.of(likely[swap]) for swap in swaps]
-            yield mean_row(
-                "min_k_plus_plus",
-                context.task.name,
-                real,
-                [question.item.cluster for question in asked],
-                hop=part.hop,
-                baseline=mean(made_up) if len(made_up) == len(asked) else None,
-            )
+    def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
+        real, *made_up = (self.of(likelihood) for likelihood in found)
+        return real, made_up[0] if made_up else None
 
     def of(self, likelihood: Any) -> float:
         """Min-K%++ of one text."""
@@ -70,12 +54,3 @@ class MinKPlusPlus(CoverageProbe):
         scores = sorted((logp - mu) / max(sigma, 1e-6) for logp, mu, sigma in tokens)
         lowest = scores[: max(1, int(len(scores) * self.k))]
         return sum(lowest) / len(lowest)
-
-
-def _text(prompt: str, answer: str) -> Request:
-    return Request("", prompt + joined(prompt, answer), raw=True)
-
-
-def _swapped(context: ProbeContext, question: Question) -> Request | None:
-    swap = context.names.swapped_pair(question.prompt, question.answers[0], question.item.entities)
-    return None if swap is None else _text(*swap)

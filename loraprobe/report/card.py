@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.records import AdapterSummary, Issue, Transformation, Verdict, WeightSearch
-from loraprobe.report.escaping import markdown_templates
+from loraprobe.records import AdapterSummary, Audit
+from loraprobe.report.answer import answer
+from loraprobe.report.escaping import Verbatim, markdown_templates
+from loraprobe.report.grids import scores
+from loraprobe.report.phrases import MOST_REASONS
+
+_SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
 def model_card(
@@ -42,31 +48,37 @@ def _card(
     *,
     name: str,
     front_matter: Mapping[str, Any],
-    issues: Sequence[Issue] = (),
+    audit: Audit,
     allowed: Collection[str] = (),
-    verdict: Verdict | None = None,
-    transformations: Sequence[Transformation] = (),
-    search: WeightSearch | None = None,
     **values: Any,
 ) -> str:
     """A card from its template. Text from other people's files never becomes markup in it.
 
     front_matter: holds how the directory was made, from which `loraprobe verify` makes it again.
+    audit: findings, what was done to the adapters first, and scores where they were measured.
     """
     import yaml
 
+    base = front_matter.get("base_model")
+    verdict = audit.verdict if audit.evaluation else None
     text = (
         markdown_templates()
         .get_template(template)
         .render(
             title=name,
             version=__version__,
-            base_model=front_matter.get("base_model"),
-            issues=issues,
+            base_model=base,
+            base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
+            base_used=audit.base is not None,
+            issues=audit.compatibility.issues,
             allowed=allowed,
-            verdict=verdict,
-            transformations=transformations,
-            search=search,
+            transformations=audit.transformations,
+            search=audit.search,
+            scores=scores(audit),
+            headline=answer(audit).headline,
+            reasons=[reason.message for reason in verdict.reasons[:MOST_REASONS]]
+            if verdict
+            else [],
             **values,
         )
     )

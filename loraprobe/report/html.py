@@ -19,6 +19,7 @@ from loraprobe.report.page import sections
 from loraprobe.report.shortening import shortened
 
 MARK = "<!-- written by loraprobe -->"
+FIRST = 2  # sections after the verdict that a notebook shows
 LARGEST = 1_000_000  # bytes of a page
 # Rows of a table and characters of a text, from what is usual to what hostile input needs.
 SIZES = ((400, 2000), (100, 300), (25, 60), (5, 20))
@@ -34,7 +35,15 @@ def page(audit: Audit) -> str:
     return text
 
 
-def _rendered(audit: Audit, rows: int) -> str:
+def fragment(audit: Audit) -> str:
+    """The verdict and the first sections of the page, as a notebook shows them in its own style."""
+    rows, characters = SIZES[1]
+    text = _rendered(shortened(audit, characters), rows, FIRST)
+    return text.partition("<main>")[2].partition("</main>")[0].strip()
+
+
+def _rendered(audit: Audit, rows: int, most: int | None = None) -> str:
+    """The page with `rows` rows of each table, and its first `most` sections."""
     import jinja2
     import markupsafe
 
@@ -61,7 +70,7 @@ def _rendered(audit: Audit, rows: int) -> str:
         heading=f"loraprobe {audit.command}{base}",
         answer=found,
         commands=COMMANDS,
-        sections=sections(audit),
+        sections=sections(audit)[:most],
         most=rows,
     )
 

@@ -24,6 +24,8 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import check_choices
 
 Per = Literal["token", "sequence"]
+SCORED_LAWS = frozenset({"identity", "order", "gauge", "absent_is_neutral"})
+ONE_EXPERT_LAWS = SCORED_LAWS | {"homogeneity", "input_scale", "absent_is_zero"}  # gates 0 and 1
 R = TypeVar("R", bound=Router)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.routing._scored_router import CachedMatrix, ScoredRouter, Scores
+from loraprobe.routing._scored_router import SCORED_LAWS, CachedMatrix, ScoredRouter, Scores
 
 CANCELLED = 1e-14  # share of the factors' norms below which a delta is zero but for rounding
 
@@ -33,9 +33,7 @@ class Arrow(ScoredRouter):
     once for each prompt by the mean of its tokens' scores, which is not in the paper.
     """
 
-    laws: ClassVar[frozenset[str]] = frozenset(
-        {"identity", "order", "gauge", "homogeneity", "absent_is_neutral"}
-    )
+    laws: ClassVar[frozenset[str]] = SCORED_LAWS | {"homogeneity"}
     formula: ClassVar[str] = (
         "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k |x . v_i| / temperature)"
     )

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router, TokenGates
-from loraprobe.composition.router import Prompts, Read
+from loraprobe.composition.router import Prompts, ReadTexts
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import check_choices
-from loraprobe.routing._scored_router import Per, ScoredRouter, changed
+from loraprobe.routing._scored_router import ONE_EXPERT_LAWS, Per, ScoredRouter, changed
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.centroid import Centroid
 from loraprobe.routing.spectr import SpectR
@@ -37,17 +37,7 @@ class Hard(Router):
     scored: ScoredRouter = field(init=False, repr=False)  # that of `by` at top_k=1
 
     constant: ClassVar[bool] = False
-    laws: ClassVar[frozenset[str]] = frozenset(
-        {
-            "identity",
-            "order",
-            "gauge",
-            "homogeneity",
-            "input_scale",
-            "absent_is_zero",
-            "absent_is_neutral",
-        }
-    )
+    laws: ClassVar[frozenset[str]] = ONE_EXPERT_LAWS
     formula: ClassVar[str] = "y = W x + s_j B_j A_j x,  j = argmax_i score_i(x)"
     paper: ClassVar[str] = "arXiv 2405.11157, 2504.03454, 2311.10847: top-1 of their scores"
 
@@ -63,7 +53,7 @@ class Hard(Router):
         return self.scored.each_token()
 
     def fitted(
-        self, model: nn.Module, read: Read, experts: Sequence[Adapter], prompts: Prompts
+        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
     ) -> Hard:
         """The same router with a fitted router for its scores."""
         return changed(self, scored=self.scored.fitted(model, read, experts, prompts))

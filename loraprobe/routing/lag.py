@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.routing._scored_router import ScoredRouter, Scores
+from loraprobe.routing._scored_router import ONE_EXPERT_LAWS, ScoredRouter, Scores
 from loraprobe.routing.arrow import ArrowScores
 from loraprobe.routing.spectr import SpectralScores, Spectrum
 
@@ -35,17 +35,7 @@ class LAG(ScoredRouter):
     preselect: int = 20
     spectrum: Spectrum = "weighted"
 
-    laws: ClassVar[frozenset[str]] = frozenset(
-        {
-            "identity",
-            "order",
-            "gauge",
-            "homogeneity",
-            "input_scale",
-            "absent_is_zero",
-            "absent_is_neutral",
-        }
-    )
+    laws: ClassVar[frozenset[str]] = ONE_EXPERT_LAWS
     formula: ClassVar[str] = (
         "P = preselect highest |x . v_i|,  g = softmax(top_k ||s_i B_i A_i x|| / temperature, i in P)"  # noqa: E501
     )

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
-from loraprobe.routing._scored_router import CachedMatrix, ScoredRouter, Scores
+from loraprobe.routing._scored_router import SCORED_LAWS, CachedMatrix, ScoredRouter, Scores
 from loraprobe.routing.arrow import right_spectrum
 
 Spectrum = Literal["weighted", "flat"]
@@ -39,7 +39,7 @@ class SpectR(ScoredRouter):
     top_k: int = 4
     spectrum: Spectrum = "weighted"
 
-    laws: ClassVar[frozenset[str]] = frozenset({"identity", "order", "gauge", "absent_is_neutral"})
+    laws: ClassVar[frozenset[str]] = SCORED_LAWS
     registry_name: ClassVar[str] = "spectr"
     formula: ClassVar[str] = (
         "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k ||s_i B_i A_i x|| / temperature)"

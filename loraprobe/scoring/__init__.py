@@ -6,9 +6,9 @@ where causal attention does not see the padding. Repeated inputs are computed on
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
-from loraprobe.scoring.ensemble_scoring import read_together, score_together, write_together
-from loraprobe.scoring.ensembles import LogitEnsemble
+from loraprobe.scoring.ensembles import LogitEnsemble, score_together, write_together
 from loraprobe.scoring.likelihood import Likelihood
+from loraprobe.scoring.reading import read_texts
 from loraprobe.scoring.scorer import Scorer
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "Scorer",
     "LogitEnsemble",
     "joined",
-    "read_together",
+    "read_texts",
     "score_together",
     "write_together",
 ]

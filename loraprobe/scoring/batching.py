@@ -42,13 +42,13 @@ class Batcher:
     """Splits work into batches. rows: the largest number of sequences per batch, None for auto.
 
     copies: sequences that each piece of work needs. The memory history is shared with every batcher
-    made by `shared_out`.
+    made by `with_copies`.
     """
 
     device: torch.device
     rows: int | None = None
     copies: int = 1
-    shortage: MemoryHistory = field(default_factory=MemoryHistory)
+    memory: MemoryHistory = field(default_factory=MemoryHistory)
 
     @classmethod
     def of(cls, batch_size: int | Literal["auto"], device: torch.device) -> Batcher:
@@ -61,7 +61,7 @@ class Batcher:
             )
         return cls(device, batch_size)
 
-    def shared_out(self, copies: int) -> Batcher:
+    def with_copies(self, copies: int) -> Batcher:
         """A batcher with the same memory history for work of `copies` sequences each."""
         return replace(self, copies=self.copies * copies)
 
@@ -88,7 +88,7 @@ class Batcher:
             order = order[count:]
 
     def _most(self) -> int | None:
-        known = [size for size in (self.rows, self.shortage.kept) if size is not None]
+        known = [size for size in (self.rows, self.memory.kept) if size is not None]
         return max(1, min(known) // self.copies) if known else None
 
     def run(self, batch: Sequence[int], work: Callable[[Sequence[int]], None]) -> None:
@@ -109,7 +109,7 @@ class Batcher:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = max(1, len(batch) // 2)
-        self.shortage.learn(len(batch) * self.copies, half * self.copies)
+        self.memory.learn(len(batch) * self.copies, half * self.copies)
         for start in range(0, len(batch), half):
             self.run(batch[start : start + half], work)
 
@@ -124,10 +124,10 @@ class Batcher:
 
     def note(self) -> str:
         """A note for the report on batches that did not fit; "" if all did."""
-        if self.shortage.failed is None:
+        if self.memory.failed is None:
             return ""
         return (
-            f"A batch of {self.shortage.failed} sequences did not fit into the memory of "
-            f"{self.device}, so batches were halved until they did: {self.shortage.kept} at a "
-            f"time. --batch-size {self.shortage.kept} starts with this size."
+            f"A batch of {self.memory.failed} sequences did not fit into the memory of "
+            f"{self.device}, so batches were halved until they did: {self.memory.kept} at a "
+            f"time. --batch-size {self.memory.kept} starts with this size."
         )

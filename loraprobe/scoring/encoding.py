@@ -70,7 +70,7 @@ class Encoder:
         unique = list(dict.fromkeys(contexts))
         known = dict(zip(unique, self._ids(unique), strict=True))
         return [
-            self._seam(known[context], whole)
+            self._boundary(known[context], whole)
             for context, whole in zip(contexts, self._ids(wholes), strict=True)
         ]
 
@@ -78,10 +78,7 @@ class Encoder:
         """The text that is tokenised: the prompt, or the chat template filled with it."""
         if not self.chat:
             return prompt
-        slow = BaseError(
-            "The chat template of the base does not end within "
-            f"{TEMPLATE_SECONDS:g} seconds; use --chat-template off."
-        )
+        slow = _template_error(f"does not end within {TEMPLATE_SECONDS:g} seconds")
         try:
             with deadline(TEMPLATE_SECONDS, slow), memory_limit(TEMPLATE_BYTES):
                 text = self.tokenizer.apply_chat_template(
@@ -92,25 +89,13 @@ class Encoder:
         except BaseError:
             raise
         except MemoryError:
-            raise BaseError(
-                f"The chat template of the base takes more than {gib(TEMPLATE_BYTES)} "
-                "of memory; use --chat-template off."
-            ) from None
+            raise _template_error(f"takes more than {gib(TEMPLATE_BYTES)} of memory") from None
         except Exception as error:  # a template may raise any exception
-            raise BaseError(
-                f"The chat template of the base cannot be filled "
-                f"({first_line(error)}); use --chat-template off."
-            ) from None
+            raise _template_error(f"cannot be filled ({first_line(error)})") from None
         if not text.strip():
-            raise BaseError(
-                f"The chat template of the base makes an empty text of the prompt "
-                f"{prompt[:60]!r}; use --chat-template off."
-            )
+            raise _template_error(f"makes an empty text of the prompt {prompt[:60]!r}")
         if len(text) > TEMPLATE_LONGEST + 10 * len(prompt):
-            raise BaseError(
-                f"The chat template of the base makes {len(text):,} characters of a "
-                f"prompt of {len(prompt):,}; use --chat-template off."
-            )
+            raise _template_error(f"makes {len(text):,} characters of a prompt of {len(prompt):,}")
         return text
 
     def opening(self) -> str:
@@ -122,7 +107,7 @@ class Encoder:
         """Token ids of a text as it is, without the template."""
         return self._started(self._ids([text])[0])
 
-    def _seam(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:
+    def _boundary(self, context: list[int], whole: list[int]) -> tuple[list[int], int]:
         start = 0
         while start < min(len(context), len(whole)) and context[start] == whole[start]:
             start += 1
@@ -186,6 +171,10 @@ class Encoder:
             "The tokenizer makes no token of a prompt and has no BOS token to start from; "
             "leave the prompt out, or save the tokenizer with a BOS token."
         )
+
+
+def _template_error(problem: str) -> BaseError:
+    return BaseError(f"The chat template of the base {problem}; use --chat-template off.")
 
 
 def joined(prompt: str, continuation: str) -> str:

@@ -1,7 +1,10 @@
-"""Ensembles: systems whose next-token logits are added, and their rows in one batch.
+"""Ensembles: systems whose next-token logits are added, and how they generate and score.
 
 Every system reads the same text in its own row, so one forward pass computes all of them. An
 ensemble with one member is that system itself, so several systems can share a batch.
+
+transformers' generate() keeps caches and positions as it does for one system. A logits processor
+gives all members of an ensemble the same logits, so they choose the same token.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Switch = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
+from loraprobe.scoring.forward import tail_logits
+from loraprobe.scoring.scorer import Scorer
+
+SetRows = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
 
 
 @dataclass(frozen=True)
@@ -27,23 +33,14 @@ class LogitEnsemble:
     weights: tuple[float, ...]
 
     @classmethod
-    def alone(cls, i: int, n: int, gate: float = 1.0) -> LogitEnsemble:
-        """The i-th of n experts alone, at a gate."""
-        return cls((_one(i, n, gate),), (1.0,))
-
-    @classmethod
     def added(cls, gates: Sequence[float]) -> LogitEnsemble:
         """z0 + sum_i (z_i - z0): the base's logits plus each expert's effect at its gate.
 
         gates: [n].
         """
         n = len(gates)
-        members = ((0.0,) * n, *(_one(i, n, gate) for i, gate in enumerate(gates)))
-        return cls(members, (1.0 - n, *(1.0,) * n))
-
-
-def _one(i: int, n: int, gate: float) -> tuple[float, ...]:
-    return tuple(gate if j == i else 0.0 for j in range(n))
+        alone = [tuple(gate if j == i else 0.0 for j in range(n)) for i, gate in enumerate(gates)]
+        return cls(((0.0,) * n, *alone), (1.0 - n, *(1.0,) * n))
 
 
 class EnsembleRows:
@@ -78,3 +75,89 @@ class EnsembleRows:
         """The common logits [..., vocab] of an ensemble, from those of its members."""
         weights = torch.tensor(self.ensembles[ensemble].weights).to(members)
         return torch.einsum("...kv,k->...v", members, weights)
+
+
+def write_together(
+    scorer: Scorer,
+    prompts: Sequence[str],
+    ensembles: Sequence[LogitEnsemble],
+    set_rows: SetRows,
+    *,
+    max_new_tokens: int,
+    until_newline: bool = False,
+) -> list[list[str]]:
+    """The greedy continuation of each prompt by each ensemble: a list per ensemble.
+
+    The scorer's model must carry a composition whose gates `set_rows` sets. Ends, limits and errors
+    are those of `Scorer.generate`.
+    """
+    order = EnsembleRows(ensembles)
+
+    def write(rows: list[list[int]], most: int) -> list[list[str]]:
+        set_rows(*order.rows(len(rows)))
+        texts = scorer.write(
+            [row for row in rows for _ in range(order.count)],
+            most,
+            until_newline,
+            processor=_CommonLogits(order, len(rows)),
+        )
+        return [[texts[b * order.count + s] for s in order.starts] for b in range(len(rows))]
+
+    # Most texts end long before their limit. On a GPU the caches of the longest must fit; on a CPU
+    # fewer and larger batches are faster.
+    spare = 4 if scorer.batcher.device.type == "cpu" else 1
+    found = scorer.each_prompt(prompts, max_new_tokens, write, copies=order.count, spare=spare)
+    return [[texts[e] for texts in found] for e in range(len(ensembles))]
+
+
+class _CommonLogits:
+    """A logits processor that gives the members of an ensemble the ensemble's logits."""
+
+    def __init__(self, order: EnsembleRows, texts: int) -> None:
+        self.order, self.texts = order, texts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        z = scores.float().reshape(self.texts, self.order.count, -1)
+        made = torch.empty_like(z)
+        for e, start in enumerate(self.order.starts):
+            own = self.order.members(z, e)
+            together = self.order.together(own, e)
+            made[:, start : start + own.shape[1]] = together[:, None]
+        return made.reshape(scores.shape)
+
+
+def score_together(
+    scorer: Scorer,
+    pairs: Sequence[tuple[str, str]],
+    ensembles: Sequence[LogitEnsemble],
+    set_rows: SetRows,
+) -> list[list[float]]:
+    """Log-probability of each (prompt, continuation) under each ensemble: a list per ensemble.
+
+    As in `Scorer.loglikelihood`, but logits are added before the softmax.
+    """
+    order = EnsembleRows(ensembles)
+    unique = list(dict.fromkeys(pairs))
+    encoded = scorer.encoded(unique)
+    found: dict[tuple[str, str], list[float]] = {}
+
+    def work(batch: Sequence[int]) -> None:
+        set_rows(*order.rows(len(batch)))
+        rows = [encoded[i][0][:-1] for i in batch for _ in range(order.count)]
+        starts = [encoded[i][1] - 1 for i in batch for _ in range(order.count)]
+        logits = tail_logits(scorer.model, rows, starts, scorer.pad)
+        for b, i in enumerate(batch):
+            ids, start = encoded[i]
+            z = torch.stack(logits[b * order.count : (b + 1) * order.count], dim=1).float()
+            gold = torch.tensor(ids[start:], device=z.device)[:, None]
+            found[unique[i]] = [
+                float(order.together(order.members(z, e), e).log_softmax(-1).gather(-1, gold).sum())
+                for e in range(len(ensembles))
+            ]
+
+    lengths = [len(ids) * order.count for ids, _ in encoded]
+    starts = [(start - 1) * order.count for _, start in encoded]
+    batcher = scorer.batcher.with_copies(order.count)
+    batches = batcher.split(lengths, starts, scorer.vocab_size)
+    scorer.run("score", batches, work, len(unique), batcher)
+    return [[found[pair][e] for pair in pairs] for e in range(len(ensembles))]

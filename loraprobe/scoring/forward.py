@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.batch_context import prompts_end
+from loraprobe.composition.forward_pass import rows_of_batch
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Tensor, Tensor]:
@@ -40,10 +40,10 @@ def tail_logits(
     """
     ids, mask = (tensor.to(model.device) for tensor in padded(rows, pad, "right"))
     first, options = 0, {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if "logits_to_keep" in arguments(model):
         first = min(starts)
         options = {"logits_to_keep": torch.arange(first, ids.shape[1], device=ids.device)}
-    with prompts_end([start + 1 for start in starts]):
+    with rows_of_batch(ends=[start + 1 for start in starts]):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
     return [
         logits[i, start - first : len(row) - first]
@@ -51,19 +51,9 @@ def tail_logits(
     ]
 
 
-def read_through(model: Any, ids: Tensor, mask: Tensor, whole: bool = False) -> None:
-    """One forward pass for hooks that observe it; ids, mask: [b, n].
-
-    whole: the head reads every token; otherwise only the last, if the model supports it.
-    """
-    known = inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": 1} if "logits_to_keep" in known and not whole else {}
-    model(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        use_cache=False,
-        **options,
-    )
+def arguments(model: Any) -> frozenset[str]:
+    """The names of the arguments of a model's forward()."""
+    return frozenset(inspect.signature(model.forward).parameters)
 
 
 @contextlib.contextmanager

@@ -17,14 +17,13 @@ class Likelihood:
     logprob: the sum of token_logprobs (natural logarithms). Per position: top_logprobs, the
     log-probability of the model's first choice; rank, that of the gold token (1 is the first
     choice, ties count in its favour); mean and std of log p(z) for z from the model's distribution
-    (mu and sigma of Min-K%++, arXiv 2404.02936). greedy: whether every token is a first choice.
+    (mu and sigma of Min-K%++, arXiv 2404.02936).
     """
 
     logprob: float
     tokens: int
     token_logprobs: tuple[float, ...]
     top_logprobs: tuple[float, ...]
-    greedy: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
     rank: tuple[int, ...]
@@ -49,7 +48,6 @@ def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:
         tokens=len(logprobs),
         token_logprobs=logprobs,
         top_logprobs=top,
-        greedy=all(r == 1 for r in rank),
         mean=mean,
         std=std,
         rank=rank,

@@ -7,7 +7,6 @@ prompt, and the model reads only the continuation's own tokens.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.batch_context import rows_follow
-from loraprobe.scoring.forward import padded, positions
+from loraprobe.composition.forward_pass import rows_of_batch
+from loraprobe.scoring.forward import arguments, padded, positions
 
 
 def can_share(model: Any) -> bool:
@@ -25,8 +24,7 @@ def can_share(model: Any) -> bool:
     False for sliding windows, recurrent layers, and models without position_ids as an argument;
     their prompts are read again with each continuation.
     """
-    known = inspect.signature(model.forward).parameters
-    if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= set(known):
+    if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= arguments(model):
         return False
     if getattr(model, "_is_stateful", False):
         return False
@@ -47,7 +45,7 @@ class Prefix:
         """Reads the prompts in one forward pass, padded on the left."""
         ids, mask = (tensor.to(model.device) for tensor in padded(prompts, pad, "left"))
         cache = _empty_cache(model)
-        last: dict[str, Any] = {"logits_to_keep": 1} if _keeps(model) else {}
+        last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in arguments(model) else {}
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -68,7 +66,7 @@ class Prefix:
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         cache.batch_select_indices(rows)
         mask = torch.cat([self.mask[rows], own], dim=1)
-        with rows_follow(prompts):
+        with rows_of_batch(follows=prompts):
             logits = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -87,9 +85,5 @@ def _empty_cache(model: Any) -> Any:
 
 def _cache_argument(model: Any) -> str:
     """The cache argument of forward(): `cache` in newer transformers, `past_key_values`, or ""."""
-    known = inspect.signature(model.forward).parameters
+    known = arguments(model)
     return next((name for name in ("cache", "past_key_values") if name in known), "")
-
-
-def _keeps(model: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from loraprobe.composition import Composition
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
@@ -25,12 +28,6 @@ from loraprobe.scoring.likelihood import Likelihood, likelihood
 
 SAMPLED = 16  # texts drawn at once
 T = TypeVar("T")
-
-
-class Insertable(Protocol):
-    """The part of a Composition that `with_composition` uses."""
-
-    def into(self, model: Any) -> contextlib.AbstractContextManager[Any]: ...
 
 
 class Scorer:
@@ -60,7 +57,7 @@ class Scorer:
                 "causal models only."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.progress, self.batch_size = max_new_tokens, progress, batch_size
+        self.max_new_tokens, self.progress = max_new_tokens, progress
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)
@@ -88,19 +85,12 @@ class Scorer:
         """A scorer of the same model with or without its chat template."""
         if chat_template == self.chat_template:
             return self
-        other = Scorer(
-            self.model,
-            self.tokenizer,
-            batch_size=self.batch_size,
-            chat_template=chat_template,
-            max_new_tokens=self.max_new_tokens,
-            progress=self.progress,
-        )
-        other.batcher, other.newlines = self.batcher, self.newlines
+        other = copy.copy(self)
+        other.encoder = replace(self.encoder, chat=chat_template)
         return other
 
     @contextlib.contextmanager
-    def with_composition(self, composition: Insertable | None) -> Iterator[Scorer]:
+    def with_composition(self, composition: Composition | None) -> Iterator[Scorer]:
         """This scorer, with a composition in its model while the context lasts; None: the base."""
         with composition.into(self.model) if composition is not None else contextlib.nullcontext():
             yield self
@@ -162,14 +152,16 @@ class Scorer:
             raise UsageError(f"max_new_tokens must be at least 1, not {limit}.")
         unique = list(dict.fromkeys(prompts))
         ids = self.encoder.prompts(unique)
-        room = [self.room(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)]
+        room = [
+            self.tokens_left(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)
+        ]
         found: dict[str, T] = {}
 
         def work(batch: Sequence[int]) -> None:
             results = write([ids[i] for i in batch], room[batch[0]])
             found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
 
-        batcher = self.batcher.shared_out(copies)
+        batcher = self.batcher.with_copies(copies)
         # All rows of a batch have one limit, so prompts near the context's end get their own batch.
         batches = (
             [group[i] for i in batch]
@@ -186,8 +178,6 @@ class Scorer:
         *,
         seed: int = 0,
         max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        until_newline: bool = False,
     ) -> list[str]:
         """n texts that the model samples in place of a user's turn.
 
@@ -200,8 +190,8 @@ class Scorer:
 
         def work(batch: Sequence[int]) -> None:
             rows = [row] * len(batch)
-            most = self.room(row, "", limit)
-            found.extend(self.write(rows, most, until_newline, sample=temperature))
+            most = self.tokens_left(row, "", limit)
+            found.extend(self.write(rows, most, sample=1.0))
 
         with answering(self.model), seeded(seed, self.model.device):
             while len(found) < n:  # the draws depend on this size, so --batch-size has no effect
@@ -238,16 +228,21 @@ class Scorer:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
         encoded = self.encoder.pairs(pairs)
         for (ids, _), (prompt, _) in zip(encoded, pairs, strict=True):
-            self.room(ids[:-1], prompt, 1, " with its answer")
+            self.tokens_left(ids[:-1], prompt, 1, " with its answer")
         return encoded
+
+    def encoded_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt. Raises TaskError for one that the context cannot hold."""
+        ids = self.encoder.prompts(prompts)
+        for row, prompt in zip(ids, prompts, strict=True):
+            self.tokens_left(row, prompt, 1)
+        return ids
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""
         if not prompts:
             return torch.empty(0, self.vocab_size)
-        ids = self.encoder.prompts(prompts)
-        for row, prompt in zip(ids, prompts, strict=True):
-            self.room(row, prompt, 1)
+        ids = self.encoded_prompts(prompts)
         found: dict[int, Tensor] = {}
 
         def work(batch: Sequence[int]) -> None:
@@ -281,7 +276,7 @@ class Scorer:
         if self.progress is not None:
             self.progress(stage, done, total)
 
-    def room(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
+    def tokens_left(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
         """How many tokens may follow, at most `wanted`. Raises TaskError if none.
 
         more: text for the error that says what the ids contain besides the prompt.

@@ -6,7 +6,6 @@ line and the problem. Blank lines and a byte order mark at the start are allowed
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.formatting import nearest
 from loraprobe.json_types import is_unicode
 from loraprobe.limits import limits, raising
 from loraprobe.tasks.answers import compile_pattern
@@ -152,8 +152,7 @@ class _Fields:
     ) -> None:
         for key in content:
             if key not in known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
+                hint = nearest(key, known, f"known are {', '.join(known)}.")
                 raise TaskError(f"unknown key {key!r} in {what}: {hint}")
         self.content, self.place = content, place
 

@@ -11,12 +11,12 @@ decision `likely`, and it is the action if it gains and compositions do not.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.records import Decision, Interval
+from loraprobe.sample_size import Z95, items_needed
 
 Outcome = Literal["likely", "open", "unlikely"]
 ORDER: dict[Outcome, int] = {"unlikely": 0, "open": 1, "likely": 2}
@@ -50,7 +50,7 @@ class Control:
     @property
     def needed(self) -> int | None:
         """How many items would tell the two apart, if the difference stays."""
-        return items_needed(self.difference, (self.low, self.high), self.n, 0.0)
+        return _needed(self.difference, (self.low, self.high), self.n, 0.0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Retained:
         """How many items of the task would decide, if the retention stays."""
         if self.value is None or self.ci95 is None:
             return None
-        return items_needed(self.value, self.ci95, self.n, threshold)
+        return _needed(self.value, self.ci95, self.n, threshold)
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,7 @@ def decide(form: Form, other: Form) -> tuple[Decision, str | None]:
     return decision, None
 
 
-def items_needed(value: float, interval: Interval, n: int, threshold: float) -> int | None:
-    """How many items bring the nearer bound past a threshold, if the value stays.
-
-    An interval shrinks with the root of n. None if a million items would not do, or if the
-    interval is unbounded, as it is after one observation.
-    """
-    distance = abs(value - threshold)
+def _needed(value: float, interval: Interval, n: int, threshold: float) -> int | None:
+    """How many items bring the nearer end of a 95 % interval past a threshold."""
     half = value - interval[0] if value > threshold else interval[1] - value
-    if distance < 1e-9 or half <= 0 or n <= 0 or not math.isfinite(half):
-        return None
-    needed = math.ceil(round(n * (half / distance) ** 2, 6))
-    return max(n + 1, needed) if needed <= 1_000_000 else None
+    return items_needed(n, value - threshold, half / Z95)

@@ -14,7 +14,6 @@ from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_c
 from loraprobe_lab.calibration.collect import TRIALS, collect, kept_cases
 from loraprobe_lab.calibration.fit import fit
 from loraprobe_lab.calibration.observe import Effort
-from loraprobe_lab.experiments.document_figures import calibration_figure
 from loraprobe_lab.experiments.pages import check_installed, number, percent
 from loraprobe_lab.world import write_text
 
@@ -49,7 +48,7 @@ def calibrate(
     else:
         if not worlds and not (output / TRIALS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
-            worlds = build_atlas(output / "worlds", processes=processes, progress=progress)
+            worlds = build_atlas(output / "worlds", processes, progress)
         collect(worlds, output, effort, processes=processes, progress=progress)
         cases, skipped = kept_cases(output)
     if not cases:
@@ -78,7 +77,7 @@ def _fit_and_tell(
 
     results = measure(cases, draws, seed)
     document = fit(cases).document(cases, command, results.accuracy())
-    write_text(output / "figure.svg", calibration_figure(results))
+    write_text(output / "figure.svg", results.figure())
     write_text(output / "report.md", report(results, document, command, skipped))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")

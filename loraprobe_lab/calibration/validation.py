@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
+from loraprobe_lab.experiments.document_figures import calibration_figure
 from loraprobe_lab.experiments.pages import render
 
 LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
@@ -168,6 +169,21 @@ class Results:
         """The predictions of the variant that ships."""
         return self.variants[SHIPPED]
 
+    def figure(self) -> str:
+        """The figure, as SVG."""
+        points = {
+            name: (
+                [case.forecast for case in self.cases if case.scenario == name],
+                [case.gain for case in self.cases if case.scenario == name],
+            )
+            for name in sorted({case.scenario for case in self.cases})
+        }
+        found = self.shipped["scenarios"]
+        labels = [case.label(MARGIN) for case in found.cases]
+        decided = [i for i, label in enumerate(labels) if label is not None]
+        gained = np.array([labels[i] for i in decided], dtype=float)
+        return calibration_figure(points, found.probability[MARGIN][decided], gained, MARGIN)
+
     def accuracy(self) -> dict[str, Any]:
         """What the calibration file tells of its accuracy."""
         found = self.shipped["scenarios"].figures()
@@ -181,15 +197,9 @@ class Results:
         }
 
 
-def measure(
-    cases: Sequence[Case],
-    draws: int,
-    seed: int,
-    variants: Sequence[Variant] | None = None,
-) -> Results:
-    """Leaves out bases, scenarios and architectures in turn, for every variant (None: all)."""
-    variants = VARIANTS if variants is None else variants
-    found = {v: {what: left_out(cases, key, v) for what, key in LEFT_OUT.items()} for v in variants}
+def measure(cases: Sequence[Case], draws: int, seed: int) -> Results:
+    """Leaves out bases, scenarios and architectures in turn, for every variant."""
+    found = {v: {what: left_out(cases, key, v) for what, key in LEFT_OUT.items()} for v in VARIANTS}
     intervals = {
         what: (
             interval(own, lambda figures: figures.auroc, draws, seed),

@@ -58,7 +58,8 @@ def _systems(
 ) -> list[tuple[System, frozenset[str] | None]]:
     """Every system with the parts that it is asked; None for all of them."""
     from loraprobe.options import Options
-    from loraprobe.pipeline.systems import SystemBuilder, single
+    from loraprobe.pipeline.scorer import single
+    from loraprobe.pipeline.systems import SystemBuilder
 
     names = [name for scenario in scenarios for name in scenario.adapters]
     names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]

@@ -28,7 +28,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.fused import one_layout
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
-from loraprobe.composition.aligning import on_layout_of
+from loraprobe.composition.composition import on_layout_of
 from loraprobe.errors import CompatibilityError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options

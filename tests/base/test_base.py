@@ -273,7 +273,7 @@ class TestBadDirectories:
         [
             (b"", "empty"),
             (b"abc", "header"),
-            (b"\xff" * 30, "longer"),
+            (b"\xff" * 30, "broken or incomplete"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ],
     )

@@ -9,8 +9,8 @@ import pytest
 from hubs import Misbehaving, adapter_files, use
 from test_cli import call, one_sentence
 
+from loraprobe.declarations import read_auto_or_count as auto_or_count
 from loraprobe.errors import UsageError
-from loraprobe.options import read_auto_or_count as auto_or_count
 
 
 @pytest.fixture

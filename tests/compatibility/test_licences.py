@@ -1,4 +1,4 @@
-"""Licences of sources are carried to a merge's card, and what they ask is said."""
+"""Licences of sources are carried to a merge's card, and what they ask is reported."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_compositions_card_carries_them_too(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "other"
     assert "| cc-by-nc-4.0 |" in card and "| mit |" in card
-    assert "licence-noncommercial" in card and "licence-noncommercial" in done.output
+    assert "licence-noncommercial" in card and "a (cc-by-nc-4.0)" in done.output
 
 
 def test_what_a_merge_declares():

@@ -12,7 +12,8 @@ from making import hidden, peft_adapter, random_adapter, random_update
 from torch import nn
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
-from loraprobe.composition import Composition, composed, layers, prepared
+from loraprobe.composition import Composition, composed, prepared
+from loraprobe.composition import composition as module
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
@@ -316,7 +317,7 @@ def test_preparation_is_kept_within_its_budget(monkeypatch):
     prepared(first, torch.float32)
     prepared(Composition("x", pair, Counting()), torch.float32)  # equal: the same preparation
     assert len(calls) == once
-    monkeypatch.setattr(layers, "PREPARED_BYTES", 1)
+    monkeypatch.setattr(module, "PREPARED_BYTES", 1)
     prepared(second, torch.float32)  # pushes the first out, and stays itself
     assert len(calls) == 2 * once
     prepared(second, torch.float32)

@@ -22,7 +22,8 @@ from making import hidden, random_adapter, random_update
 from torch import nn
 
 from loraprobe.adapters import adapter_of
-from loraprobe.composition import Composition, composed, layers, prepared
+from loraprobe.composition import Composition, composed, prepared
+from loraprobe.composition import composition as module
 from loraprobe.composition.experts import scaled as scaling
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
@@ -207,7 +208,7 @@ def test_preparation_follows_the_weights_of_the_model():
     assert right(copy.deepcopy(one))
     one.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
     assert right(one)
-    assert len(layers._PREPARED[composition]) <= 2  # one of each dtype, the newest
+    assert len(module._PREPARED[composition]) <= 2  # one of each dtype, the newest
     del one, other
     gc.collect()
     assert right(making.tiny_llama(2))

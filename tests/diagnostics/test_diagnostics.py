@@ -12,7 +12,7 @@ from making import SHARED as DATA
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.diagnostics import DIAGNOSTICS, diagnose
 from loraprobe.errors import UsageError
-from loraprobe.lora import grams as joint_module
+from loraprobe.lora import gram_batches
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
@@ -63,8 +63,8 @@ def trio() -> list[Adapter]:
     ]
 
 
-def test_the_shelf_holds_every_named_diagnostic():
-    assert NAMED | {"shared_initialisation"} == set(DIAGNOSTICS.names())
+def test_the_registry_holds_every_named_diagnostic():
+    assert NAMED | {"shared_initialisation"} <= set(DIAGNOSTICS.names())
     for diagnostic in DIAGNOSTICS:
         assert diagnostic.__doc__ and diagnostic.formula and diagnostic.paper
 
@@ -391,7 +391,7 @@ def test_all_pairs_of_many_agree_with_each_pair_alone():
 
 def test_small_batches_give_the_same(trio, monkeypatch):
     whole = diagnose(trio, per_module=True)
-    monkeypatch.setattr(joint_module, "BATCH_BYTES", 5000)
+    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 5000)
     parts = diagnose(trio, per_module=True)
     assert [(m.name, m.adapters, m.module, m.rank) for m in whole] == [
         (m.name, m.adapters, m.module, m.rank) for m in parts

@@ -11,6 +11,7 @@ from scipy import special, stats
 from loraprobe.evaluation import System, compare, gain, gains, retention, score, statistics
 from loraprobe.evaluation.statistics import estimate, largest, ratio, wilson
 from loraprobe.records import ItemResult
+from loraprobe.sample_size import items_needed
 
 Z = 1.959963984540054
 ALONE = np.arange(10_000)
@@ -314,6 +315,21 @@ def test_as_many_items_as_needed_decide():
     assert gain(results(at_margin), ["m"], ["a"], margin=0.05).n_needed is None
 
 
+def test_only_a_success_pays_for_the_choice_among_compositions():
+    """With one baseline, the items needed for a failure are those of a single pair."""
+    start = right(50)
+    above, below = start.copy(), start.copy()
+    above[:6], above[-14:] = 0, 1  # +0.08
+    below[:10], below[-11:] = 0, 1  # +0.01
+    columns = {("a", "question"): start, ("m", "question"): above, ("n", "question"): below}
+    systems = [System("a", "adapter"), System("m", "merge"), System("n", "merge")]
+    for row, values in zip(gains(results(columns), systems), (above, below), strict=True):
+        se = float(estimate((values - start)[:, None], ALONE[:100]).se[0])
+        single = items_needed(100, row.difference - 0.05, se)
+        assert row.adjusted_ci95[0] < 0.05 < row.adjusted_ci95[1]
+        assert row.n_needed > single if row.system == "m" else row.n_needed == single
+
+
 def test_groups_widen_a_gain():
     columns = {("a", "question"): right(40), ("m", "question"): right(60)}
     plain = gain(results(columns), ["m"], ["a"]).adjusted_ci95
@@ -342,6 +358,17 @@ def test_compositions_are_compared_with_everything_they_have_to_beat():
     for row in rows:
         assert row.adjusted_ci95[0] < row.ci95[0] <= row.difference + 0.02
         assert row.adjusted_ci95[1] >= row.ci95[1]
+
+
+def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():
+    counts = {"z": 10, "a": 30, "base": 5, "m": 60, "k": 40}
+    kinds = {"z": "adapter", "a": "adapter", "base": "base", "m": "merge", "k": "merge"}
+    columns = {(name, "question"): right(count) for name, count in counts.items()}
+    rows = compare(results(columns), [System(name, kind) for name, kind in kinds.items()])
+    pairs_ = [(s, b) for s in ("m", "k") for b in ("z", "a", "base")]
+    assert [(row.system, row.against) for row in rows] == pairs_
+    for row in rows:
+        assert row.difference == pytest.approx((counts[row.system] - counts[row.against]) / 100)
 
 
 def test_pairs_share_the_items_that_both_have():

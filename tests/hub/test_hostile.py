@@ -164,7 +164,7 @@ class TestCodeOfARepository:
         sys.path.insert(0, str(place))
         try:
             assert call("inspect", place).exit_code == 0
-            assert call("merge", place, "-o", tmp_path / "out").exit_code == 0
+            assert call("merge", place, "-o", tmp_path / "out", "--rank", 4).exit_code == 0
             assert call("verify", tmp_path / "out").exit_code == 0
         finally:
             sys.path.remove(str(place))

@@ -240,8 +240,8 @@ def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
 
     asked = []
 
-    def build(output, **options):
-        asked.append((output, options["processes"]))
+    def build(output, processes, progress):
+        asked.append((output, processes))
         return [shipped_world().path]
 
     monkeypatch.setattr(run, "build_atlas", build)

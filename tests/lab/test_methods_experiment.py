@@ -76,7 +76,7 @@ def test_linear_methods_are_one_entrant_for_each_set_of_coefficients():
     for e in linear:
         method = METHODS.make(e.spec)
         weights = method.default_weights(2) if e.strength is None else (e.strength,) * 2
-        gates.append(tuple(method.coefficients(weights, 2)))
+        gates.append(tuple(method.coefficients(weights)))
     assert len(set(gates)) == len(gates), "no two are the same composition"
     balanced = [e for e in all_systems() if e.balanced]
     assert len(balanced) == len(linear), "each a second time with equal norms"

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import dense, generator, random_update, regauged
 
-from loraprobe.lora import grams as joint_module
-from loraprobe.lora.grams import gram_matrices
+from loraprobe.lora import gram_batches
+from loraprobe.lora.gram_batches import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 
 F64 = torch.float64
@@ -141,7 +141,7 @@ def test_batches_give_what_one_batch_gives(monkeypatch):
         for i in range(2)
     ]
     (whole,) = gram_matrices(adapters)
-    monkeypatch.setattr(joint_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(gram_batches, "BATCH_BYTES", 1000)
     parts = list(gram_matrices(adapters))
     assert len(parts) > 2
     assert sum((p.paths for p in parts), ()) == whole.paths
@@ -169,17 +169,17 @@ def test_each_module_is_read_once_and_shown_once():
             return len(self.modules)
 
     adapters = [Counting(m0=random_update(4, 5, 2, 0)), Counting(m1=random_update(4, 5, 2, 1))]
-    seen, told = [], []
+    seen, reported = [], []
     stream = gram_matrices(
         adapters,
         visitors=[lambda path, updates: seen.append((path, [u is not None for u in updates]))],
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
     Counting.reads.clear()  # the tests' check of annotations looks into mappings
     list(stream)
     assert Counting.reads == ["m0", "m1"]
     assert seen == [("m0", [True, False]), ("m1", [False, True])]
-    assert told == [(1, 2), (2, 2)]
+    assert reported == [(1, 2), (2, 2)]
 
 
 def test_visitors_see_the_factors_in_float64():

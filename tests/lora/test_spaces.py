@@ -18,6 +18,10 @@ F64 = torch.float64
 OF_DELTAS = [spec for spec in EVERY_SPEC if not isinstance(METHODS.make(spec), FactorMethod)]
 
 
+RANKS = st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any)
+SIDE = st.integers(2, 14)
+
+
 def bases(updates):
     """The bases of the joint column and row space, [out, p] and [in, q]."""
     stacked = core(updates)
@@ -29,11 +33,7 @@ def updates(ranks=(2, 3, 1), out=12, inp=9) -> list[LowRank]:
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any),
-    st.integers(2, 14),
-    st.integers(2, 14),
-)
+@given(RANKS, SIDE, SIDE)
 def test_what_goes_into_core_comes_back(ranks, out, inp):
     sources = updates(ranks, out, inp)
     stacked = core(sources)
@@ -49,11 +49,7 @@ def test_what_goes_into_core_comes_back(ranks, out, inp):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any),
-    st.integers(2, 14),
-    st.integers(2, 14),
-)
+@given(RANKS, SIDE, SIDE)
 def test_what_goes_into_knots_comes_back(ranks, out, inp):
     """The matrices are S V_i^T of the decomposition of the deltas side by side."""
     sources = updates(ranks, out, inp)

@@ -1,4 +1,4 @@
-"""Merging beside peft: equal where peft is right, a pinned difference where it is not."""
+"""Merging compared with peft: equal where peft is right, a pinned difference where it is not."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_masks_do_not_depend_on_scale_or_basis_but_on_everything_else():
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
 def test_peft_loads_a_merge_as_the_mean_of_the_models_updates(build, tmp_path):
-    """Mixed ranks, mixed targets, rsLoRA beside plain: loaded, it is the base plus the mean."""
+    """Mixed ranks, mixed targets, rsLoRA and plain: loaded, it is the base plus the mean."""
     gpt2 = build is tiny_gpt2
     first, second = (["c_attn", "c_proj"], ["c_attn"]) if gpt2 else (TARGETS, ["q_proj", "o_proj"])
     conv = {"fan_in_fan_out": gpt2}

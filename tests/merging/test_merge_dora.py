@@ -174,7 +174,7 @@ def test_refusals_name_the_cure():
     torch.testing.assert_close(dropped.adapter.modules[UP].delta(), mean)
     assert not dropped.adapter.magnitudes
     both = [adapters[0], adapter_of("c", dict(adapters[1].modules), offsets={UP: torch.ones(OUT)})]
-    with pytest.raises(UnsupportedAdapter, match=r"c has biases of B .*beside DoRA \(a\)"):
+    with pytest.raises(UnsupportedAdapter, match=r"c has biases of B .*together with DoRA \(a\)"):
         merge(both, base_weight=lambda _: W0)
 
 

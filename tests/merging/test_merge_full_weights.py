@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from making import peft_adapter, peft_model, random_update, tiny_llama
+from making import peft_adapter, peft_model, random_update, tiny_llama, tiny_model
 
 from loraprobe import pipeline
 from loraprobe.adapters import adapter_of, read_adapter
@@ -62,8 +62,10 @@ def test_other_weights_and_adapters_without_it_take_the_base_into_account(weight
 
 def test_what_cannot_be_exact_is_refused_by_name_with_the_cure():
     a, b, c = holding("a", 1, NORM), holding("b", 2), holding("c", 3, NORM)
-    told = r"Adapter a holds modules_to_save model.norm.weight, .*--base DIR .*--allow modules-to"
-    with pytest.raises(UnsupportedAdapter, match=told):
+    message = (
+        r"Adapter a holds modules_to_save model.norm.weight, .*--base DIR .*--allow modules-to"
+    )
+    with pytest.raises(UnsupportedAdapter, match=message):
         merge([a, b])
     with pytest.raises(UnsupportedAdapter, match=r"a and c holds? modules_to_save"):
         merge([a, c], "sum")
@@ -126,15 +128,7 @@ def test_offsets_are_summed_with_their_scalings():
 
 
 def biased_llama(tied=False):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        attention_bias=True, mlp_bias=True, tie_word_embeddings=tied,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return tiny_model("Llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=tied)
 
 
 def tiny_classifier():

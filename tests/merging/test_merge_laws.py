@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -159,28 +158,28 @@ def test_the_function_itself_does_not_depend_on_the_order(spec):
 
 @dataclass(frozen=True)
 class _FirstWins(LinearMethod):
-    """A liar: what comes first counts double."""
+    """A false declaration of "order": what comes first counts double."""
 
-    formula: ClassVar[str] = "none"
-    paper: ClassVar[str] = "none"
+    formula = "none"
+    paper = "none"
 
-    def coefficients(self, weights: Sequence[float], n: int) -> tuple[float, ...]:
-        return (2.0, *(1.0,) * (n - 1))
+    def coefficients(self, weights: Sequence[float], inner=None) -> tuple[float, ...]:
+        return (2.0, *(1.0,) * (len(weights) - 1))
 
 
 @dataclass(frozen=True)
 class _Squares(MergeMethod):
-    """Another liar: the entries' squares, in whatever basis they come."""
+    """Another false declaration: the entries' squares, in whatever basis they come."""
 
-    laws: ClassVar[frozenset[str]] = frozenset({"homogeneity"})
-    formula: ClassVar[str] = "none"
-    paper: ClassVar[str] = "none"
+    laws = frozenset({"homogeneity"})
+    formula = "none"
+    paper = "none"
 
     def __call__(self, deltas, weights, generators=()):
         return deltas.square().sum(0)
 
 
-def test_the_laws_catch_liars():
+def test_the_laws_catch_false_declarations():
     assert order(_FirstWins(), "full") > FAILS
     assert identity(_FirstWins(), "full") > FAILS
     assert homogeneity(_Squares(), "full") > FAILS

@@ -1,5 +1,5 @@
 """What holds of every merge, whatever is merged: drawn shapes, ranks, dtypes, scalings, numbers of
-adapters and missing modules, for every method of the shelf in every space.
+adapters and missing modules, for every method in every space.
 
 Changes that floating point does not round (a factor of two, a permutation of components, powers of
 two between A and B) leave a method no excuse: what it declares must hold to the last few bits, also
@@ -46,7 +46,7 @@ class Case:
         return self.space == "full" and "core" not in self.method.lossless and not double
 
     def merged(self, adapters: list[Adapter] | None = None, **options) -> Merged:
-        """The merge, in float64 unless told otherwise; a draw that cancels is another draw."""
+        """The merge, in float64 by default; a draw that cancels is another draw."""
         options = {"weights": self.weights, "space": self.space, "dtype": F64, "seed": 3} | options
         try:
             return merge(adapters or self.adapters, self.method, allow=["no-effect"], **options)

@@ -105,7 +105,7 @@ def test_a_sketch_is_nearly_the_best_and_its_error_is_measured(method, sketched,
     assert exact.compression_error - 1e-6 <= sketch.compression_error
     assert sketch.compression_error < 1.02 * exact.compression_error
     excess2 = sketch.compression_error**2 - exact.compression_error**2
-    assert excess2 < 2 * sketch.sketch_error**2 + 1e-6  # what is told bounds what was missed
+    assert excess2 < 2 * sketch.sketch_error**2 + 1e-6  # the reported error bounds what was missed
     assert exact.sketch_error == 0.0
 
 
@@ -252,7 +252,7 @@ def test_each_module_is_read_once_and_forgotten(tmp_path, monkeypatch):
 @pytest.mark.parametrize("lost", ["A", "B"])
 @pytest.mark.parametrize("method", ["uniform", "ties:density=1", "slerp", "tsv"])
 def test_a_dead_component_with_a_huge_partner_takes_nothing_with_it(lost, method):
-    """Zeros in one factor beside 1e30 in the other are an update of zero, and no more than that."""
+    """Zeros in one factor and 1e30 in the other are an update of zero, and no more than that."""
     live = random_update(12, 10, 3, 1)
     dead = random_update(12, 10, 3, 2)
     A = dead.A * 0 if lost == "A" else dead.A * 1e30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from making import LLAMA, peft_adapter, random_adapter, random_update, write_adapter
+from making import LLAMA, peft_adapter, random_adapter, random_update, tiny_model, write_adapter
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import (
@@ -133,14 +133,7 @@ EXTRAS = {
 
 @pytest.mark.parametrize("code", EXTRAS)
 def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, attention_bias=True,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = tiny_model("Llama", attention_bias=True, tie_word_embeddings=False)
     path = peft_adapter(
         tmp_path / "x", model, 1, r=2, target_modules=["q_proj", "v_proj"], **EXTRAS[code]
     )
@@ -157,7 +150,7 @@ def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
 
 
 def embedding_adapter(directory, name: str, copy: torch.Tensor):
-    """An adapter of the input embedding; peft saves the embedding itself beside it."""
+    """An adapter of the input embedding; peft saves the embedding itself with it."""
     update = random_update(16, 40, 2, 3)
     prefix = "base_model.model.model.embed_tokens"
     tensors = {
@@ -176,6 +169,8 @@ def test_copies_of_base_weights_may_go_if_they_agree_and_it_is_said(tmp_path):
         ("note", "base-copy"), ("warning", "duplicate"),
     ]  # fmt: skip
     assert merged.adapter.layout["model.embed_tokens"].kind == "embedding"
+    rounded = embedding_adapter(tmp_path, "rounded", copy.bfloat16())
+    assert [i.code for i in merge([a, rounded]).issues] == ["base-copy", "duplicate"]
     other = embedding_adapter(tmp_path, "c", copy + 1)
     with pytest.raises(UnsupportedAdapter, match=r"a and c hold different copies.*embed_tokens"):
         merge([a, other])

@@ -50,10 +50,12 @@ def test_the_probabilities_of_magprune_are_theirs(case):
     method: Any = METHODS.make(case["method"])
     for delta, theirs in zip(deltas_of(case), case["chances"], strict=True):
         chances = selection.chances_by_rank(delta, method.density, method.epsilon)
-        told = torch.tensor(theirs, dtype=torch.float64)
+        expected = torch.tensor(theirs, dtype=torch.float64)
         nonzero = delta != 0  # which of equal magnitudes, here zeros, ranks first does not matter
-        torch.testing.assert_close(chances[nonzero], told[nonzero], rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(chances.sort(1).values, told.sort(1).values, rtol=1e-6, atol=0)
+        torch.testing.assert_close(chances[nonzero], expected[nonzero], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            chances.sort(1).values, expected.sort(1).values, rtol=1e-6, atol=0
+        )
 
 
 def test_every_variant_of_every_elementwise_method_is_pinned():

@@ -1,4 +1,4 @@
-"""Elementwise methods: entry by entry, block by block, and beside peft on drawn shapes."""
+"""Elementwise methods: entry by entry, block by block, and compared with peft on drawn shapes."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_peft_gives_the_same_on_any_shape(n, p, q, density, seed, dtype, electio
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("breadcrumbs:density=0", "density"), ("breadcrumbs:gamma=1", "gamma"),
         ("breadcrumbs_ties:gamma=-0.1", "gamma"), ("della:density=0.9", "below 0.1"),
@@ -315,8 +315,8 @@ def test_peft_gives_the_same_on_any_shape(n, p, q, density, seed, dtype, electio
         ("della:epsilon=nan", "epsilon"),
     ],
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(spec, said):
-    with pytest.raises(UsageError, match=said):
+def test_bad_options_are_refused_by_name(spec, message):
+    with pytest.raises(UsageError, match=message):
         METHODS.make(spec)
 
 

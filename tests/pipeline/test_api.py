@@ -65,7 +65,8 @@ def test_load_takes_text_and_path(world):
 def test_inspect_gives_an_audit_that_fits_the_schema(world):
     a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
     audit = loraprobe.inspect([a, b])
-    assert audit.verdict is None and audit.compatibility.compatible
+    assert (audit.verdict.decision, audit.verdict.evidence) == ("inconclusive", "weights")
+    assert audit.compatibility.compatible
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
     assert json.loads(loraprobe.inspect(world / "a").to_json())["adapters"][0]["name"] == "a"
 
@@ -114,17 +115,18 @@ def test_route_leaves_no_trace_after_an_error(world):
     assert torch.equal(making.hidden(model), plain)
 
 
-def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
-    audit = loraprobe.merge_and_eval(
-        [world / "a", world / "b"],
+def evaluated(world, adapters=None, task=None, **options):
+    """The audit of the adapters, a and b unless given."""
+    return loraprobe.merge_and_eval(
+        adapters or [world / "a", world / "b"],
         base=world / "base",
-        tasks=world / "task.jsonl",
-        max_new_tokens=2,
-        chat_template="off",
-        methods=("uniform",),
-        routers=(),
-        state=tmp_path / "state",
+        tasks=task or world / "task.jsonl",
+        **{"max_new_tokens": 2, "chat_template": "off"} | options,
     )
+
+
+def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
+    audit = evaluated(world, methods=("uniform",), routers=(), state=tmp_path / "state")
     assert audit.verdict.decision in ("likely", "unlikely", "inconclusive")
     assert {row.system for row in audit.evaluation} >= {"base", "a", "b", "uniform"}
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
@@ -136,17 +138,8 @@ def test_results_are_kept_for_the_same_order_of_weights_only(
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path))
 
     def kept(*names: str) -> bool:
-        audit = loraprobe.merge_and_eval(
-            [world / name for name in names],
-            base=world / "base",
-            tasks=world / "task.jsonl",
-            max_new_tokens=2,
-            chat_template="off",
-            methods=("task_arithmetic",),
-            routers=(),
-            weights=(1.0, 0.2),
-            resume=True,
-        )
+        options = {"methods": ("task_arithmetic",), "routers": (), "weights": (1.0, 0.2)}
+        audit = evaluated(world, [world / name for name in names], resume=True, **options)
         return any("earlier run" in note for note in audit.notes)
 
     assert [kept("a", "b"), kept("a", "b"), kept("b", "a")] == [False, True, False]
@@ -170,13 +163,11 @@ def test_wrong_calls_raise_one_sentence(world):
     with pytest.raises(UsageError, match="base"):
         loraprobe.inspect(pair, tasks=[world / "task.jsonl"])
     with pytest.raises(UsageError, match="two"):
-        loraprobe.merge_and_eval([world / "a"], base=world / "base", tasks=world / "task.jsonl")
+        evaluated(world, [world / "a"])
     with pytest.raises(UsageError, match="task"):
         loraprobe.merge_and_eval(pair, base=world / "base", tasks=[])
     with pytest.raises(UsageError, match="margin"):
-        loraprobe.merge_and_eval(
-            pair, base=world / "base", tasks=world / "task.jsonl", metric="answer_loss"
-        )
+        evaluated(world, metric="answer_loss")
     with pytest.raises(UsageError, match="did you mean 'ties'"):
         loraprobe.merge(pair, method="tise")
 
@@ -185,14 +176,7 @@ def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, 
     """Nobody answers anything right here, so that all single adapters are equally good."""
     a, b = loraprobe.load(world / "a"), loraprobe.load(world / "b")
     found = [
-        loraprobe.merge_and_eval(
-            pair,
-            base=world / "base",
-            tasks=[world / "task.jsonl"],
-            max_new_tokens=2,
-            chat_template="off",
-            state=tmp_path / str(i),
-        ).evaluation
+        evaluated(world, pair, state=tmp_path / str(i)).evaluation
         for i, pair in enumerate(([a, b], [b, a]))
     ]
     names = [{row.system for row in rows} for rows in found]
@@ -203,22 +187,13 @@ def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, 
 def test_an_adapter_may_not_bear_the_name_of_a_system(world, shared_data, name):
     a, b = loraprobe.load(world / "a").renamed(name), loraprobe.load(world / "b")
     with pytest.raises(UsageError, match=r"name .* is that of a system"):
-        loraprobe.merge_and_eval(
-            [a, b], base=world / "base", tasks=[world / "task.jsonl"], methods=("ties",)
-        )
+        evaluated(world, [a, b], methods=("ties",))
 
 
 def test_items_of_one_group_and_losses_are_explained(world, shared_data, tmp_path):
     items = [{"prompt": f"Question {i}?", "answer": f"{i}", "group": "all"} for i in range(3)]
     (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, items)))
-    audit = loraprobe.merge_and_eval(
-        [world / "a", world / "b"],
-        base=world / "base",
-        tasks=[tmp_path / "one.jsonl"],
-        metric="answer_loss",
-        margin=0.1,
-        chat_template="off",
-        state=tmp_path / "state",
-    )
+    options = {"metric": "answer_loss", "margin": 0.1, "state": tmp_path / "state"}
+    audit = evaluated(world, task=tmp_path / "one.jsonl", **options)
     assert any("share one group" in note for note in audit.notes)
     assert any("a lower loss is a gain" in note for note in audit.notes)

@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import making
 import numpy as np
 import pytest
 from scipy import linalg
-from typer.testing import CliRunner
 
 import loraprobe.demo
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import app
 from loraprobe.evaluation import System, compare, gains, statistics
 from loraprobe.records import ItemResult
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 TOLERANCE = 1e-4  # relative, float32 on the CPU; Min-K%++ divides by spreads near 0
 COUNTED = ("evaluation", "comparisons", "gains", "attribution")  # made of right and wrong answers
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")  # a figure in a sentence
 DIFFERS = ("seconds", "peak_memory_bytes")
 SCENARIOS = {
     "disjoint": (("spouse", "city"), ("strangers",)),
@@ -51,9 +52,7 @@ def audit(scenario: str, *, turned: bool = False) -> list[str]:
 
 def call(*arguments: object) -> dict[str, Any]:
     """The document of one call in this process, without what is told apart by name alone."""
-    done = CliRunner().invoke(
-        app, [*map(str, arguments), "--json", "--quiet"], catch_exceptions=False
-    )
+    done = making.call(*arguments, "--json", "--quiet", catch_exceptions=False)
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     for name in (*DIFFERS, "arguments"):
@@ -62,12 +61,16 @@ def call(*arguments: object) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, at: str = "") -> list[str]:
-    """Where two documents differ; numbers beyond TOLERANCE, and counted ones beyond rounding."""
+    """Where two documents differ; numbers, also those in sentences, beyond TOLERANCE, and counted
+    ones beyond rounding."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [d for key in a for d in differences(a[key], b[key], f"{at}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
         return [d for i, (x, y) in pairs for d in differences(x, y, f"{at}[{i}]")]
+    if isinstance(a, str) and isinstance(b, str) and NUMBER.sub("#", a) == NUMBER.sub("#", b):
+        figures = ([float(x.replace(",", "")) for x in NUMBER.findall(text)] for text in (a, b))
+        return differences(*figures, at)
     if isinstance(a, float) and isinstance(b, float):
         near = 1e-9 if at[1:].startswith(COUNTED) else TOLERANCE
         if abs(a - b) <= near * max(1.0, abs(a), abs(b)):
@@ -76,14 +79,14 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
 
 
 def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with every list in an order of its own, and without sentences.
+    """The document with every list in an order of its own, without sentences and the next command.
 
     Rows follow the order in which adapters are given, and so do names within a row and a sentence.
     """
 
     def free(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: free(value[k]) for k in sorted(value) if k != "message"}
+            return {k: free(value[k]) for k in sorted(value) if k not in ("message", "next")}
         if isinstance(value, list) and not all(isinstance(x, (int, float)) for x in value):
             return sorted(map(free, value), key=lambda row: json.dumps(rounded(row)))
         return value
@@ -141,19 +144,10 @@ def elsewhere(calls: list[list[str]], seed: int, cache: Path) -> list[dict[str, 
 
 def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path):
     short = ["--limit", "4", "--max-new-tokens", "12", "--threads", "1"]
+    merge = ["merge", *named("spouse", "last"), "-o", str(tmp_path / "merged")]
     calls = [
         ["inspect", *named("spouse", "city", "last"), "--per-module", "--threads", "1"],
-        [
-            "merge",
-            *named("spouse", "last"),
-            "--method",
-            "dare_ties:density=0.5",
-            "-o",
-            str(tmp_path / "merged"),
-            "--overwrite",
-            "--threads",
-            "1",
-        ],
+        [*merge, "--method", "dare_ties:density=0.5", "--overwrite", "--threads", "1"],
         [*audit("skill-and-facts"), *short],
     ]
     first = elsewhere(calls, 1, tmp_path / "one")
@@ -199,16 +193,8 @@ def test_inspect_and_merge_do_not_depend_on_order_and_threads(tmp_path, threads)
 def test_merges_do_not_depend_on_order_and_threads(method, near, tmp_path, threads):
     names, merged = ["spouse", "city", "last"], {}
     for way, (order, n) in {"calm": (1, 1), "turned": (-1, 1), "threads": (1, 2)}.items():
-        call(
-            "merge",
-            *named(*names[::order]),
-            "--method",
-            method,
-            "-o",
-            tmp_path / way,
-            "--threads",
-            n,
-        )
+        options = ["--method", method, "-o", tmp_path / way, "--threads", n]
+        call("merge", *named(*names[::order]), *options)
         merged[way] = read_adapter(tmp_path / way)
     for path, update in merged["calm"].modules.items():
         delta = update.delta().double()

@@ -15,11 +15,9 @@ from adversarial.outputs import files
 from adversarial.resume import rows, world
 from hubs import Misbehaving, adapter_files, use
 from making import call, saved_pair
-from typer.testing import CliRunner
 
 from loraprobe import hub
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import app
 from loraprobe.errors import HubError, OutputError
 from loraprobe.evaluation import Ledger
 from loraprobe.records import ItemResult
@@ -90,7 +88,7 @@ def test_an_output_on_a_full_disk(disk, pair, command, size):
 @pytest.mark.parametrize("command", ["merge", "route"])
 def test_a_full_disk_keeps_the_old_output(disk, pair, command):
     out = disk(132) / "out"
-    assert CliRunner().invoke(app, [command, *map(str, pair), "-o", str(out)]).exit_code == 0
+    assert call(command, *pair, "-o", out).exit_code == 0
     before = files(out.parent)
     swapped = [pair[1], pair[0]]
     assert "No space left" in refused(command, *swapped, "-o", out, "--overwrite")
@@ -101,10 +99,10 @@ def test_a_full_disk_keeps_the_old_output(disk, pair, command):
 def test_a_page_on_a_full_disk(disk, pair):
     place = disk(64)
     page = place / "report.html"
-    call = ["inspect", *map(str, pair), "--html", str(page), "--quiet"]
-    assert CliRunner().invoke(app, call).exit_code == 0
+    inspect = ["inspect", *pair, "--html", page, "--quiet"]
+    assert call(*inspect).exit_code == 0
     before, filler = page.read_bytes(), fill(place)
-    result = CliRunner().invoke(app, call)
+    result = call(*inspect)
     assert result.exit_code == 2 and "No space left" in result.stderr
     assert page.read_bytes() == before
     assert sorted(place.iterdir()) == [filler, page]
@@ -121,8 +119,8 @@ def test_results_on_a_full_disk(disk, tmp_path, leave):
     kept = rows(place)
     assert all(json.loads(line) for f in place.rglob("*.jsonl") for line in f.open())
     filler.unlink()
-    resumed = CliRunner().invoke(app, [*arguments, "--resume"], env=environment)
-    whole = CliRunner().invoke(app, arguments, env={"LORAPROBE_CACHE": str(tmp_path / "other")})
+    resumed = call(*arguments, "--resume", env=environment)
+    whole = call(*arguments, env={"LORAPROBE_CACHE": str(tmp_path / "other")})
     assert resumed.exit_code == whole.exit_code and rows(place) == rows(tmp_path / "other") > kept
     first, second = json.loads(resumed.stdout), json.loads(whole.stdout)
     assert first["evaluation"] == second["evaluation"]
@@ -213,8 +211,8 @@ def test_an_output_that_is_a_source_mounted_elsewhere(mount, pair):
 def test_a_mount_point_is_not_replaced(disk, pair):
     place = disk(256)
     assert "mount point" in refused("merge", *pair, "-o", place, "--overwrite")
-    call = ["merge", *map(str, pair), "-o", str(place / "adapter"), "--overwrite"]
-    assert CliRunner().invoke(app, call).exit_code == 0 and read_adapter(place / "adapter").modules
+    assert call("merge", *pair, "-o", place / "adapter", "--overwrite").exit_code == 0
+    assert read_adapter(place / "adapter").modules
 
 
 def test_a_bind_that_cannot_be_replaced_leaves_nothing_behind(mount, pair, tmp_path):

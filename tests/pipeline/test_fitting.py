@@ -8,12 +8,11 @@ import math
 import jsonschema
 import pytest
 import torch
-from typer.testing import CliRunner
+from making import call
 
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
-from loraprobe.cli import app
 from loraprobe.composition import Composition, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
@@ -76,7 +75,7 @@ def test_a_centroid_is_the_mean_of_what_a_module_reads(scorer, pair, items):
             if path == PATH:
                 rows.append(x[0, 1:].double())
 
-        with torch.no_grad(), watched(scorer.model, Composition("c", tuple(pair), router), look):
+        with torch.no_grad(), watched(scorer.model, pair, look):
             for ids in scorer.encoder.prompts(prompts[adapter.name]):
                 scorer.model(input_ids=torch.tensor([ids]))
         wanted.append(torch.cat(rows).mean(0))
@@ -168,16 +167,14 @@ def test_gates_are_counted_token_by_token():
     tally = GateTally(3)
     tally.see(torch.tensor([[0, 1, 1], [0, 1, 0]]).bool())
     gates = torch.tensor([[[9.0, 9], [1, 0], [0.5, 0.5]], [[9, 9], [0.25, 0.75], [9, 9]]])
-    tally.look("a.0.q", (0, 2), gates)
-    tally.look("a.0.q", (0, 2), gates.reshape(6, 2))  # flattened rows are the same tokens
+    tally.add("a.0.q", (0, 2), gates)
+    tally.add("a.0.q", (0, 2), gates.reshape(6, 2))  # flattened rows are the same tokens
     sums = tally.modules["a.0.q"]
-    assert sums.tokens == 6
-    torch.testing.assert_close(sums.share / 6, torch.tensor([1.75, 0, 1.25]).double() / 3)
     third = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert sums.entropy / 6 == pytest.approx((math.log(2) + third) / 3)
-    assert sums.entropy_share / 6 == pytest.approx((1 + third / math.log(2)) / 3)
-    tally.look("alone", (1,), torch.ones(2, 3, 1))
-    tally.look("head", (0, 1), torch.ones(2, 1, 2))
+    entropies = [math.log(2) + third, 1 + third / math.log(2)]
+    assert sums.tolist() == pytest.approx([2 * x for x in (1.75, 0, 1.25, *entropies, 3)])
+    tally.add("alone", (1,), torch.ones(2, 3, 1))
+    tally.add("head", (0, 1), torch.ones(2, 1, 2))
     assert set(tally.modules) == {"a.0.q"}
 
 
@@ -228,27 +225,10 @@ def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
     router = "hard:by=centroid,per=sequence"
-    call = [
-        "merge-and-eval",
-        *refs,
-        "--base",
-        str(world.base),
-        "--task",
-        str(chosen.tasks[0]),
-        "--router",
-        router,
-        "--router",
-        "arrow:per=sequence",
-        *prompts,
-        "--limit",
-        "10",
-        "--threads",
-        "1",
-        "--exit-zero",
-        "--json",
-    ]
+    asked = ["--base", world.base, "--task", chosen.tasks[0], "--router", router, *prompts]
+    options = "--router arrow:per=sequence --limit 10 --threads 1 --exit-zero --json"
     environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
-    result = CliRunner().invoke(app, call, env=environment)
+    result = call("merge-and-eval", *refs, *asked, *options.split(), env=environment)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     jsonschema.validate(document, json_schema())

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import making
 import pytest
-from typer.testing import CliRunner
 
 from loraprobe.base import open_base
-from loraprobe.cli import app
 
 WORDS = ["cat", "dog", "ball", "tree", "bird", "car", "boat", "hat"]
 
@@ -31,19 +29,8 @@ def world(tmp_path, stories) -> list[str]:
     ]
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(map(json.dumps, items)))
-    return [
-        "merge-and-eval",
-        *refs,
-        "--task",
-        str(task),
-        "--base",
-        str(stories),
-        "--json",
-        "--max-new-tokens",
-        "4",
-        "--threads",
-        "1",
-    ]
+    options = "--json --max-new-tokens 4 --threads 1".split()
+    return ["merge-and-eval", *refs, "--task", str(task), "--base", str(stories), *options]
 
 
 def ledgers(cache: Path) -> list[Path]:
@@ -78,20 +65,18 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
-    assert out == "" and "Traceback" not in err and "--resume" in err
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert "Traceback" not in err and "--resume" in err
     kept = lines(cache) - 1
     assert 64 <= kept < 64 * 8
 
-    runner = CliRunner()
     (ledger,) = ledgers(cache)
     before = ledger.read_text().splitlines()
-    resumed = runner.invoke(app, [*world, "--resume"], env=environment)
+    resumed = making.call(*world, "--resume", env=environment)
     after = ledger.read_text().splitlines()
     assert after[: len(before)] == before  # nothing that was there was asked again
     assert len(after) == len(set(after))
-    fresh = runner.invoke(
-        app, world, env={**environment, "LORAPROBE_CACHE": str(tmp_path / "another")}
-    )
+    fresh = making.call(*world, env={**environment, "LORAPROBE_CACHE": str(tmp_path / "another")})
     first, second = json.loads(resumed.stdout), json.loads(fresh.stdout)
     assert any("earlier run" in note for note in first["notes"])
     assert answers(first) == answers(second)
@@ -100,10 +85,9 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
 
 def test_a_run_without_resume_starts_again(world, tmp_path):
     environment = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
-    runner = CliRunner()
-    first = json.loads(runner.invoke(app, world, env=environment).stdout)
+    first = json.loads(making.call(*world, env=environment).stdout)
     count = lines(tmp_path / "cache")
-    second = json.loads(runner.invoke(app, world, env=environment).stdout)
+    second = json.loads(making.call(*world, env=environment).stdout)
     assert lines(tmp_path / "cache") == count
     assert answers(first) == answers(second)
     assert not any("earlier run" in note for note in second["notes"])

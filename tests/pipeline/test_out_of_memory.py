@@ -10,17 +10,15 @@ import making
 import pytest
 import torch
 from test_determinism import audit, call, differences
-from typer.testing import CliRunner
 from words import word_tokenizer
 
-from loraprobe.cli import app
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 from loraprobe.pipeline.gate_statistics import GateTally
 from loraprobe.routing import ROUTERS
-from loraprobe.routing._centroids import _Mean
-from loraprobe.scoring import Scorer, read_together
+from loraprobe.routing.centroid import _Mean
+from loraprobe.scoring import Scorer, read_texts
 from loraprobe.scoring.batching import Batcher
 
 ERRORS = {
@@ -69,7 +67,7 @@ def test_every_allocator_is_understood(kind):
     batcher = Batcher(torch.device("cpu"))
     batcher.run(range(13), work)
     assert done == list(range(13))
-    assert (batcher.shortage.failed, batcher.shortage.kept) == (13, 3)
+    assert (batcher.memory.failed, batcher.memory.kept) == (13, 3)
     assert "13 sequences" in batcher.note() and "--batch-size 3" in batcher.note()
 
 
@@ -81,14 +79,14 @@ def test_other_errors_are_left_alone():
 
 def test_what_is_shared_out_learns_and_teaches():
     whole = Batcher(torch.device("cpu"))
-    texts = whole.shared_out(4)
+    texts = whole.with_copies(4)
 
     def work(batch):
         if len(batch) * 4 > 8:
             raise MemoryError
 
     texts.run(range(6), work)
-    assert (whole.shortage.failed, whole.shortage.kept) == (24, 4)
+    assert (whole.memory.failed, whole.memory.kept) == (24, 4)
     assert [len(batch) for batch in whole.split([1] * 9)] == [4, 4, 1]
     assert [len(batch) for batch in texts.split([4] * 3)] == [1, 1, 1]
 
@@ -123,7 +121,7 @@ class TestWatchers:
     def read(self, watcher, place) -> None:
         scorer = Scorer(making.tiny_llama(), word_tokenizer(), batch_size=5)
         with place(scorer.model):
-            read_together(scorer, [(p, "") for p in self.prompts], watcher.see)
+            read_texts(scorer, self.prompts, watcher.see)
 
     def both(self, monkeypatch, made, place) -> tuple:
         plain, halved = made(), made()
@@ -142,12 +140,12 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: GateTally(2),
-            lambda tally: lambda model: composed(model, routed, tally.look),
+            lambda tally: lambda model: composed(model, routed, tally.add),
         )
         assert plain.modules.keys() == halved.modules.keys()
         for path, sums in plain.modules.items():
-            assert halved.modules[path].tokens == sums.tokens > 5
-            torch.testing.assert_close(halved.modules[path].share, sums.share, rtol=1e-5, atol=0)
+            assert halved.modules[path][-1] == sums[-1] > 5
+            torch.testing.assert_close(halved.modules[path], sums, rtol=1e-5, atol=0)
 
     def test_means_of_inputs(self, monkeypatch, routed):
         from loraprobe.composition import watched
@@ -155,7 +153,7 @@ class TestWatchers:
         plain, halved = self.both(
             monkeypatch,
             lambda: _Mean(dict.fromkeys(routed.paths)),
-            lambda mean: lambda model: watched(model, routed, mean.add),
+            lambda mean: lambda model: watched(model, routed.experts, mean.add),
         )
         assert halved.tokens == plain.tokens
         for path in plain.sums:
@@ -166,7 +164,7 @@ def test_samples_are_drawn_in_smaller_batches(monkeypatch):
     scorer = Scorer(making.tiny_llama(), word_tokenizer())
     narrow(monkeypatch, 3, ERRORS["linux"])
     assert len(scorer.sample(20, seed=1, max_new_tokens=3)) == 20
-    assert scorer.batcher.shortage.failed == 16
+    assert scorer.batcher.memory.failed == 16
 
 
 def test_an_audit_halves_and_says_so(monkeypatch):
@@ -183,7 +181,7 @@ def test_an_audit_halves_and_says_so(monkeypatch):
 
 def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatch):
     narrow(monkeypatch, 0, ERRORS["cuda"])
-    done = CliRunner().invoke(app, [*audit("skill-and-facts"), *SHORT, "--json"])
+    done = making.call(*audit("skill-and-facts"), *SHORT, "--json")
     assert done.exit_code == 2 and done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: Even one sequence at a time does not fit into the memory of cpu")
@@ -191,14 +189,13 @@ def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatc
 
 
 def test_memory_that_runs_out_anywhere_else_is_one_sentence_too(tmp_path, monkeypatch):
-    making.saved_pair(tmp_path)
+    pair = making.saved_pair(tmp_path)
 
     def fail(*_: object, **__: object) -> None:
         raise ERRORS["linux"]
 
     monkeypatch.setattr("loraprobe.pipeline.merges.merge", fail)
-    refs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    done = CliRunner().invoke(app, ["merge", *refs, "-o", str(tmp_path / "out")])
+    done = making.call("merge", *pair, "-o", tmp_path / "out")
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith("error: Memory ran out; ") and done.stderr.count("\n") == 1
 
@@ -210,6 +207,6 @@ def test_a_base_that_runs_out_while_it_is_loaded(monkeypatch):
         raise ERRORS["cuda"]
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-    done = CliRunner().invoke(app, [*audit("skill-and-facts"), *SHORT])
+    done = making.call(*audit("skill-and-facts"), *SHORT)
     assert done.exit_code == 2
     assert "ran out while" in done.stderr and "--quantize 4bit" in done.stderr

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from making import random_adapter
-from typer.testing import CliRunner
+from making import call as run
+from making import random_adapter, saved_pair
 
 from loraprobe.adapters import Source, read_adapter
-from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.front_matter import read_front_matter
 from loraprobe.pipeline.saved import FILE
@@ -62,7 +61,7 @@ def published(monkeypatch, place: Path, *call: str) -> str:
     """The standard output of a call that also writes a page and `out`."""
     arguments = [*call, "--json", "--html", str(place / "page.html")]
     monkeypatch.setattr(sys, "argv", ["loraprobe", *arguments])
-    done = CliRunner().invoke(app, arguments)
+    done = run(*arguments)
     assert done.exit_code in (0, 1, 3), done.output
     return done.stdout
 
@@ -85,19 +84,8 @@ COMMANDS = {
     "inspect": ("--base", "base"),
     "merge": ("-o", "out"),
     "route": ("-o", "out", "--base", "base"),
-    "merge-and-eval": (
-        "-o",
-        "out",
-        "--base",
-        "base",
-        "--task",
-        "questions.jsonl",
-        "--limit",
-        "8",
-        "--system",
-        "uniform",
-        "--threads",
-        "1",
+    "merge-and-eval": tuple(
+        "-o out --base base --task questions.jsonl --limit 8 --system uniform --threads 1".split()
     ),
 }
 
@@ -134,14 +122,13 @@ def test_what_was_written_is_still_verified(desk, monkeypatch):
     assert [source["reference"] for source in matter["loraprobe"]["sources"]] == ["a", "b"]
     monkeypatch.chdir("/")
     os.rename(desk / "adapters", desk / "elsewhere")
-    done = CliRunner().invoke(app, ["verify", str(desk / "out"), "--json"])
+    done = run("verify", desk / "out", "--json")
     assert done.exit_code == 0, done.output
     assert not any(secret in done.stdout for secret in SECRETS)
     os.rename(desk / "elsewhere" / "a", desk.parents[1] / "far")
-    done = CliRunner().invoke(app, ["verify", str(desk / "out"), "--json"])
+    done = run("verify", desk / "out", "--json")
     assert done.exit_code == 1 and not any(secret in done.stdout for secret in SECRETS)
-    again = [str(desk / "out"), str(desk.parents[1] / "far"), "--json"]
-    assert CliRunner().invoke(app, ["verify", *again]).exit_code == 0
+    assert run("verify", desk / "out", desk.parents[1] / "far", "--json").exit_code == 0
 
 
 def test_a_header_of_an_expert_loses_its_texts(desk, monkeypatch):
@@ -199,17 +186,10 @@ def test_known_paths_with_spaces_are_replaced_whole():
 
 def test_no_card_has_an_alias(tmp_path):
     """Our own reader refuses them, so that our own writer must not make them."""
-    random_adapter("a").save(tmp_path / "a")
-    random_adapter("b", seed=1).save(tmp_path / "b")
-    refs = [str(tmp_path / name) for name in "ab"]
-    for command in ("merge", "route"):
-        out = tmp_path / command
-        options = (
-            ["--subtract", refs[1], "--allow", "duplicate-adapters"] if command == "merge" else []
-        )
-        done = CliRunner().invoke(app, [command, *refs, "-o", str(out), *options])
-        if done.exit_code:
-            done = CliRunner().invoke(app, [command, *refs, "-o", str(out)])
+    refs, general = saved_pair(tmp_path), tmp_path / "g"
+    random_adapter("g", seed=9).save(general)
+    for command, options in (("merge", ["--subtract", general]), ("route", [])):
+        done = run(command, *refs, "-o", tmp_path / command, *options)
         assert done.exit_code == 0, done.output
-        front = (out / "README.md").read_text().split("---\n")[1]
+        front = (tmp_path / command / "README.md").read_text().split("---\n")[1]
         assert read_front_matter(f"---\n{front}---\n") == yaml.safe_load(front) != {}

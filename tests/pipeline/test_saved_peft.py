@@ -17,7 +17,7 @@ from loraprobe.base import open_base
 from loraprobe.composition import Composition
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.arrow_export import missed_prototype, power_iteration, why_not_peft
-from loraprobe.pipeline.saved import load_composition
+from loraprobe.pipeline.loading import load_composition
 from loraprobe.routing import ROUTERS
 
 GPT2 = {
@@ -86,7 +86,8 @@ def test_peft_gives_the_same_by_the_lines_of_the_card(tmp_path, kind, router, se
     ours = logits(model, load_composition(tmp_path / "out"))
     assert composing.relative(ours, making.hidden(model)) > 0.01
     code = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S)[1]
-    code = code.replace("this directory", str(tmp_path / "out"))
+    code = code.replace('pathlib.Path(".")', f"pathlib.Path({str(tmp_path / 'out')!r})")
+    code = re.sub(r"^base = .*\n", "", code, flags=re.MULTILINE)  # it is given here
     space = {"base": composing.base(kind)}
     exec(code, space)
     assert composing.relative(making.hidden(space["model"]), ours) < 1e-5

@@ -105,12 +105,12 @@ def share(values):
 
 @pytest.mark.parametrize("gates", [AVERAGE, SUM, WEIGHTED])
 def test_the_gain_is_that_of_the_texts_of_added_effects(scorer, pair, task, gates):
-    results = measured(task, e1_cot=1.0)  # step by step, e1 cannot be beaten
+    results = measured(task, e1_steps=1.0)  # step by step, e1 cannot be beaten
     (row,) = forecasts(scorer, pair, task, {"m": gates}, results).values()
     plain = share(hits(scorer, pair, task, "question", gates))
     assert (row.part, row.n, row.gain) == ("question", len(SUBJECTS), pytest.approx(plain))
     assert -1 <= row.ci95[0] <= row.gain <= row.ci95[1] <= 1
-    results = measured(task, e0_target=1.0)
+    results = measured(task, e0_question=1.0)
     (row,) = forecasts(scorer, pair, task, {"m": gates}, results).values()
     steps = share(hits(scorer, pair, task, "steps", gates))
     assert row.gain == pytest.approx(max(plain, steps) - 1.0)
@@ -126,6 +126,14 @@ def test_the_gains_differ_and_are_not_all_zero(scorer, pair, task):
     }
     assert sum(0 < value < 1 for value in found.values()) >= 3
     assert found["steps", WEIGHTED] > found["question", WEIGHTED] == 0 < found["question", AVERAGE]
+
+
+def test_compositions_that_are_asked_together_keep_their_own_answers(scorer, pair, task):
+    results, both = measured(task, e1_steps=1.0), {"average": AVERAGE, "weighted": WEIGHTED}
+    together = forecasts(scorer, pair, task, both, results)
+    assert together["average"].gain != together["weighted"].gain
+    for name, gates in both.items():
+        assert together[name] == forecasts(scorer, pair, task, {name: gates}, results)[name]
 
 
 def test_an_adapter_without_effect_adds_nothing(scorer, pair, task):
@@ -192,7 +200,7 @@ def test_of_several_tasks_the_mean_counts_against_one_system(scorer, pair, task)
         task, items=tuple(dataclasses.replace(i, cot_prompt=None) for i in task.items)
     )
     other = dataclasses.replace(task, name="u", items=task.items[:4])
-    known = measured(task, e0_target=1.0) + measured(other, e1_target=1.0)
+    known = measured(task, e0_question=1.0) + measured(other, e1_question=1.0)
     found = forecasts(scorer, pair, [task, other], {"uniform": AVERAGE}, known)["uniform"]
     right = hits(scorer, pair, task, "question", AVERAGE)
     assert found.gain == pytest.approx((share(right) + share(right[:4])) / 2 - 0.5)
@@ -201,7 +209,7 @@ def test_of_several_tasks_the_mean_counts_against_one_system(scorer, pair, task)
 
 def test_it_depends_on_neither_batches_nor_order_and_samples_by_the_seed(scorer, pair, task):
     small = Scorer(scorer.model, scorer.tokenizer, batch_size=1)
-    compositions, known = {"uniform": AVERAGE, "arrow": Arrow()}, measured(task, e1_target=1.0)
+    compositions, known = {"uniform": AVERAGE, "arrow": Arrow()}, measured(task, e1_question=1.0)
     once = forecasts(scorer, pair, task, compositions, known, items=3, seed=1)
     assert {row.n for row in once.values()} == {3}
     assert once == forecasts(small, pair, task, compositions, known, items=3, seed=1)

@@ -46,7 +46,6 @@ def likelihood(logprob, *, top=None, tokens=1, rank=1, mean=-2.0, std=1.0):
         tokens=tokens,
         token_logprobs=(each,) * tokens,
         top_logprobs=(top,) * tokens,
-        greedy=rank == 1,
         mean=(mean,) * tokens,
         std=(std,) * tokens,
         rank=(rank,) * tokens,

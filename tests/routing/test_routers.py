@@ -236,6 +236,25 @@ def one_pass(model, spec, rows=ROWS[:1], adapters=LIBRARY):
     return seen.gates
 
 
+def test_an_observer_learns_which_experts_a_module_has():
+    model, path = making.tiny_llama(), "model.layers.0.self_attn.q_proj"
+    first, *others = LIBRARY
+    rest = {p: update for p, update in first.modules.items() if p != path}
+    experts, seen = (making.adapter_of("first", rest), *others), {}
+    with (
+        torch.no_grad(),
+        composed(
+            model,
+            composition("arrow", experts),
+            lambda p, present, g: seen.update({p: (present, g.shape[-1])}),
+        ),
+    ):
+        model(input_ids=torch.tensor(ROWS[:1]))
+    n = len(experts)
+    assert seen.pop(path) == (tuple(range(1, n)), n - 1)
+    assert set(seen.values()) == {(tuple(range(n)), n)}
+
+
 def test_the_layer_of_a_module_ends_with_its_first_number():
     assert layer_of("model.layers.10.mlp.up_proj") == "model.layers.10"
     assert layer_of("h.3.attn.c_attn") == "h.3"
@@ -251,7 +270,10 @@ def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
     from loraprobe.composition import watched
 
     inputs = {}
-    with torch.no_grad(), watched(model, composition(spec), lambda p, x, y: inputs.update({p: x})):
+    with (
+        torch.no_grad(),
+        watched(model, composition(spec).experts, lambda p, x, y: inputs.update({p: x})),
+    ):
         model(input_ids=torch.tensor(ROWS[:1]))
     path = "model.layers.0.self_attn.q_proj"  # nothing is adapted before it
     deltas = [a.modules[path].to(torch.float64).delta() for a in LIBRARY]

@@ -6,7 +6,6 @@ import itertools
 
 import making
 import pytest
-import torch
 from words import count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
@@ -22,20 +21,7 @@ PAIRS = list(itertools.product(PROMPTS, CHOICES))
 
 def sliding():
     """A model whose cache forgets: its prompts cannot be shared."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        sliding_window=4,
-    )
-    return MistralForCausalLM(config).eval()
+    return making.tiny_model("Mistral", sliding_window=4)
 
 
 MODELS = {"llama": making.tiny_llama, "gpt2": making.tiny_gpt2, "sliding": sliding}

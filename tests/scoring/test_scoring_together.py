@@ -13,7 +13,7 @@ from loraprobe.composition import Composition, RowGates, composed, watched
 from loraprobe.errors import UsageError
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import LogitEnsemble, Scorer, read_together, score_together, write_together
+from loraprobe.scoring import LogitEnsemble, Scorer, read_texts, score_together, write_together
 
 LAYER = {"attn.c_attn": (48, 16), "mlp.c_fc": (64, 16), "mlp.c_proj": (16, 64)}
 GPT2 = {f"transformer.h.{i}.{name}": shape for i in range(2) for name, shape in LAYER.items()}
@@ -42,6 +42,11 @@ def alone(adapters, i, gate=1.0):
     return Composition("alone", adapters, ConstantGates(weights))
 
 
+def member(i, gate=1.0):
+    """The i-th of two experts alone, as an ensemble."""
+    return LogitEnsemble((tuple(gate if j == i else 0.0 for j in range(2)),), (1.0,))
+
+
 def written(scorer, adapters, ensembles, prompts=PROMPTS, inner=None, **rest):
     gates = RowGates(inner=inner)
     with scorer.with_composition(Composition("rows", adapters, gates)):
@@ -56,9 +61,7 @@ KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])
 def test_side_by_side_each_says_what_it_says_alone(kind, batch):
     scorer, adapters = scene(kind, batch)
     wanted = [(0, 1.0), (1, 1.0), (1, 0.5)]
-    ensembles = [LogitEnsemble.alone(i, 2, gate) for i, gate in wanted] + [
-        LogitEnsemble(((0.0, 0.0),), (1.0,))
-    ]
+    ensembles = [member(i, gate) for i, gate in wanted] + [LogitEnsemble(((0.0, 0.0),), (1.0,))]
     found = written(scorer, adapters, ensembles, max_new_tokens=7)
     texts = []
     for i, gate in wanted:
@@ -74,9 +77,7 @@ def test_lines_end_where_they_end_alone():
     with torch.no_grad():  # word 3 is a newline
         scorer.model.lm_head.weight[3] += 0.5 * scorer.model.lm_head.weight[5:].mean(0)
     for line in (True, False):
-        found = written(
-            scorer, adapters, [LogitEnsemble.alone(0, 2)], max_new_tokens=9, until_newline=line
-        )
+        found = written(scorer, adapters, [member(0)], max_new_tokens=9, until_newline=line)
         with scorer.with_composition(alone(adapters, 0)):
             texts = scorer.generate(PROMPTS, max_new_tokens=9, until_newline=line)
         assert found[0] == texts
@@ -109,7 +110,7 @@ def test_added_effects_are_those_of_a_loop_without_batches_or_caches(kind, gate)
 def test_choices_are_scored_under_added_logits(kind):
     scorer, adapters = scene(kind, 7)
     gates = RowGates()
-    ensembles = [LogitEnsemble.added((0.5, 0.5)), LogitEnsemble.alone(1, 2)]
+    ensembles = [LogitEnsemble.added((0.5, 0.5)), member(1)]
     with scorer.with_composition(Composition("rows", adapters, gates)):
         added, second = score_together(scorer, PAIRS, ensembles, gates.rows.set)
     with scorer.with_composition(alone(adapters, 1)):
@@ -136,13 +137,13 @@ def test_routed_gates_are_those_of_the_base_that_reads_the_same(kind):
     def keep(path, x, output):
         inputs[path] = x.clone()
 
-    with torch.no_grad(), watched(scorer.model, both, keep):
+    with torch.no_grad(), watched(scorer.model, both.experts, keep):
         z0 = scorer.model(torch.tensor([ids])).logits[0]
 
     def gated(i):
         hooks = []
         for path in adapters[i].modules:
-            present = both.present(path)
+            present = [j for j, adapter in enumerate(adapters) if path in adapter.modules]
             updates = [adapters[j].modules[path] for j in present]
             gates = router.gates(path, updates, present, 2)
             gate = gates if isinstance(gates, torch.Tensor) else gates(inputs[path])
@@ -200,8 +201,8 @@ def test_a_watched_model_says_what_it_says_and_is_left_as_it_was():
         assert x.shape[:2] == counted.shape == output.shape[:2]
         seen[path] = seen.get(path, 0) + int(counted.sum())
 
-    with watched(scorer.model, Composition("all", adapters, RowGates()), look):
-        read_together(scorer, [*((p, "") for p in PROMPTS), ("ada lives", "in ulm")], masks.append)
+    with watched(scorer.model, adapters, look):
+        read_texts(scorer, [*PROMPTS, "ada lives in ulm"], masks.append)
     assert set(seen) == set(making.LLAMA)
     rows = scorer.encoder.prompts([*dict.fromkeys(PROMPTS), "ada lives in ulm"])
     # every token but each row's first; of a row that has no other, that one

@@ -24,7 +24,7 @@ from loraprobe.records import (
 )
 from loraprobe.verdict import Evidence, judge
 from loraprobe.verdict.candidates import pool
-from loraprobe.verdict.evaluated import items_needed
+from loraprobe.verdict.evaluated import Control, Retained
 
 FORECAST = ("forecast", "probability-measured-on", "outside-calibration")
 
@@ -114,11 +114,12 @@ def test_undecided_names_the_items_that_would_decide():
     assert "about 400 items" in reason(found, "gain-undecided").message
 
 
-def test_items_needed_agrees_with_the_root_of_n():
-    assert items_needed(0.10, (0.0, 0.2), 100, 0.05) == 400
-    assert items_needed(0.0, (-0.2, 0.1), 50, 0.05) == 200
-    assert items_needed(0.05, (0.0, 0.1), 50, 0.05) is None
-    assert items_needed(0.0501, (0.0, 0.1), 50, 0.05) is None  # millions
+def test_controls_and_retentions_name_the_items_that_decide_in_four_runs_of_five():
+    # The half-width has to shrink to 1 / 2, and to 1.96 / (1.96 + 0.84) of that for the power.
+    assert Control("c", 0.05, -0.05, 0.15, 0.05, n=100).needed == 818
+    assert Retained("t", 0.75, (0.65, 0.90), n=100).needed(0.8) == 1839
+    assert Retained("t", 0.8, (0.7, 0.9), n=100).needed(0.8) is None
+    assert Retained("t", None, None).needed(0.8) is None
 
 
 def test_the_margin_is_the_users():
@@ -147,7 +148,7 @@ def test_a_control_as_good_takes_the_verdict():
     assert partner.severity == "decisive" and "A random partner" in partner.message
     assert "no number of items" in partner.message  # the two are equal
     found = judge(evidence({**GAIN, "random-partner": 0.44}, half=0.12))
-    assert "about 400 items" in reason(found, "partner-adds-nothing").message
+    assert "about 818 items" in reason(found, "partner-adds-nothing").message
     assert "gain-with-reservation" in codes(found)
 
 
@@ -325,8 +326,8 @@ def test_several_tasks_need_every_retention():
     assert judge(two_tasks(0.95)).decision == "likely"
     found = judge(two_tasks(0.82))
     assert found.decision == "inconclusive"
-    # 0.82 +- 0.05 has to become 0.82 +- 0.02
-    assert "about 625 items" in reason(found, "retention-undecided").message
+    # 0.82 +- 0.05 has to become 0.82 +- 0.02, and smaller for the power
+    assert "about 1,278 items" in reason(found, "retention-undecided").message
     found = judge(two_tasks(0.6))
     assert found.decision == "unlikely"
     assert found.action == "route"  # no router was scored, and no single adapter keeps both

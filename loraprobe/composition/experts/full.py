@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraprobe.composition.router import Composition
+from loraprobe.adapters import Adapter
+from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 AFFINE = (nn.Linear, nn.Embedding)
@@ -28,11 +29,14 @@ AFFINE = (nn.Linear, nn.Embedding)
 
 @dataclass(frozen=True)
 class ReplacedParameter:
-    """One parameter and the experts that replace it: index -> parameter name in the expert."""
+    """One parameter of a module, and the experts that replace it.
+
+    experts: an expert's index among all -> the expert, and the name of its own parameter.
+    """
 
     name: str
     module: nn.Module
-    experts: Mapping[int, str]
+    experts: Mapping[int, tuple[Adapter, str]]
 
     @property
     def path(self) -> str:
@@ -48,37 +52,46 @@ class ReplacedParameter:
         assert parameter is not None
         return parameter
 
+    def own(self, i: int) -> Tensor:
+        """The tensor of the i-th expert."""
+        expert, name = self.experts[i]
+        return expert.whole[name]
 
-def whole_parameters(model: nn.Module, composition: Composition) -> list[ReplacedParameter]:
+
+def whole_parameters(
+    model: nn.Module, experts: Sequence[Adapter], router: Router
+) -> list[ReplacedParameter]:
     """Every parameter that some expert replaces.
 
     Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
     or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
     """
-    found: dict[str, dict[int, str]] = {}
-    for i, expert in enumerate(composition.experts):
+    found: dict[str, dict[int, tuple[Adapter, str]]] = {}
+    for i, expert in enumerate(experts):
         for name in expert.whole:
             for place in _places(model, expert.config, name):
                 if place == name or place not in expert.whole:
-                    found.setdefault(place, {})[i] = name
+                    found.setdefault(place, {})[i] = expert, name
     made = []
-    for place, experts in found.items():
-        names = [composition.experts[i].name for i in experts]
-        if not composition.router.weighs_whole:
+    for place, replacing in found.items():
+        first = next(expert.name for expert, _ in replacing.values())
+        if not router.weighs_whole:
             raise UnsupportedAdapter(
-                f"Adapter {names[0]} replaces {place} whole, which gates that look at the token "
+                f"Adapter {first} replaces {place} whole, which gates that look at the token "
                 "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
                 "trained without modules_to_save and biases."
             )
-        whole = ReplacedParameter(place, _owner(model, place, names[0]), experts)
-        _check(whole, composition)
-        made.append(whole)
+        made.append(ReplacedParameter(place, _owner(model, place, first), replacing))
+        _check(made[-1])
     return made
 
 
 @contextlib.contextmanager
 def replaced(
-    model: nn.Module, composition: Composition, keep_weights: frozenset[str] = frozenset()
+    model: nn.Module,
+    experts: Sequence[Adapter],
+    router: Router,
+    keep_weights: frozenset[str] = frozenset(),
 ) -> Iterator[None]:
     """Replaces whole parameters, weighed by the gates, while the context lasts.
 
@@ -87,16 +100,15 @@ def replaced(
     """
     mixed: dict[str, list[ReplacedParameter]] = {}
     with contextlib.ExitStack() as undo:
-        for whole in whole_parameters(model, composition):
+        for whole in whole_parameters(model, experts, router):
             keeps = whole.attribute == "weight" and whole.path in keep_weights
-            if composition.router.constant and not keeps:
-                _swap(whole, composition, undo)
+            if router.constant and not keeps:
+                _swap(whole, *_gates([whole], router, len(experts)), undo)
             else:
                 mixed.setdefault(whole.path, []).append(whole)
         for parts in mixed.values():
-            hook = parts[0].module.register_forward_hook(
-                _mixing(parts, composition), with_kwargs=True
-            )
+            mix = _mixing(parts, *_gates(parts, router, len(experts)))
+            hook = parts[0].module.register_forward_hook(mix, with_kwargs=True)
             undo.callback(hook.remove)
         yield
 
@@ -124,9 +136,8 @@ def _owner(model: nn.Module, name: str, adapter: str) -> nn.Module:
     return module
 
 
-def _check(whole: ReplacedParameter, composition: Composition) -> None:
-    for i, name in whole.experts.items():
-        expert = composition.experts[i]
+def _check(whole: ReplacedParameter) -> None:
+    for expert, name in whole.experts.values():
         shape = tuple(expert.whole[name].shape)
         if not whole.base.is_floating_point() or whole.base.device.type == "meta":
             raise UnsupportedAdapter(
@@ -141,18 +152,18 @@ def _check(whole: ReplacedParameter, composition: Composition) -> None:
             )
 
 
-def _gates(parts: Sequence[ReplacedParameter], composition: Composition) -> tuple[list[int], Any]:
+def _gates(parts: Sequence[ReplacedParameter], router: Router, n: int) -> tuple[list[int], Any]:
     """The indices of the experts that replace one of the parameters, and their gates."""
     present = sorted({i for whole in parts for i in whole.experts})
-    router, n = composition.router, len(composition.experts)
     if router.constant:
         return present, router.gates(parts[0].name, (), present, n)
-    return present, router.embedding_gates(present, n)
+    return present, router.embedding_gates(present)
 
 
-def _swap(whole: ReplacedParameter, composition: Composition, undo: contextlib.ExitStack) -> None:
+def _swap(
+    whole: ReplacedParameter, present: Sequence[int], gates: Tensor, undo: contextlib.ExitStack
+) -> None:
     """Replaces a parameter by its weighed sum under constant gates until `undo` closes."""
-    present, gates = _gates([whole], composition)
     weights = {i: float(g) for i, g in zip(present, gates.tolist(), strict=True) if g != 0}
     if not weights:
         return
@@ -162,26 +173,26 @@ def _swap(whole: ReplacedParameter, composition: Composition, undo: contextlib.E
         kept = 1 - sum(weights.values())
         made = base.detach().to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
         for i, weight in weights.items():
-            own = composition.experts[i].whole[whole.experts[i]]
-            made = made.add_(own.to(made), alpha=weight)
+            made = made.add_(whole.own(i).to(made), alpha=weight)
         parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
     held = whole.module._parameters
     undo.callback(held.__setitem__, whole.attribute, base)
     held[whole.attribute] = parameter
 
 
-def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Callable[..., Tensor]:
+def _mixing(
+    parts: Sequence[ReplacedParameter], present: Sequence[int], gates: Any
+) -> Callable[..., Tensor]:
     """A hook that adds sum_i g_i (module_i(x) - module(x)) to a module's output."""
-    module, path = parts[0].module, parts[0].path
-    norm = type(module).__name__.endswith("Norm")
-    if not (isinstance(module, AFFINE) or norm or type(module).__name__ == "Conv1D"):
+    module = parts[0].module
+    kind = type(module).__name__
+    if not (isinstance(module, AFFINE) or kind.endswith("Norm") or kind == "Conv1D"):
+        first, _ = next(iter(parts[0].experts.values()))
         raise UnsupportedAdapter(
-            f"Adapter {composition.experts[next(iter(parts[0].experts))].name} replaces "
-            f"{parts[0].name} whole; {path} is a {type(module).__name__}, whose output cannot be "
-            "weighed row by row."
+            f"Adapter {first.name} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
+            "whose output cannot be weighed row by row."
         )
-    present, gates = _gates(parts, composition)
-    own = [_own_parameters(parts, composition, i) for i in present]
+    own = [_own_parameters(parts, i) for i in present]
 
     def mix(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         plain = _forward(module, {}, args, kwargs)
@@ -195,14 +206,10 @@ def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Cal
     return mix
 
 
-def _own_parameters(
-    parts: Sequence[ReplacedParameter], composition: Composition, i: int
-) -> dict[str, Tensor]:
+def _own_parameters(parts: Sequence[ReplacedParameter], i: int) -> dict[str, Tensor]:
     """The parameters of one expert for the module."""
     return {
-        whole.attribute: nn.Parameter(
-            composition.experts[i].whole[whole.experts[i]].to(whole.base), requires_grad=False
-        )
+        whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
         for whole in parts
         if i in whole.experts
     }

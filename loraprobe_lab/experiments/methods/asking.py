@@ -49,7 +49,7 @@ class _CaseRun:
     """One case, the model in memory, and what is known so far."""
 
     def __init__(self, asker: Asker, case: MethodsCase) -> None:
-        from loraprobe.pipeline.systems import single
+        from loraprobe.pipeline.scorer import single
 
         self.asker, self.case = asker, case
         self.tasks: list[Task] = asker.tasks(case.scenario.tasks)

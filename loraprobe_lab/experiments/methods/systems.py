@@ -92,7 +92,7 @@ def _linear(specs: Sequence[str], strengths: Strengths) -> Iterator[ComparedSyst
         if isinstance(method, LinearMethod):
             for strength in _strengths(method, strengths):
                 weights = method.default_weights(N) if strength is None else (strength,) * N
-                gates = tuple(method.coefficients(weights, N))
+                gates = tuple(method.coefficients(weights))
                 one = ComparedSystem(_label(spec, strength), "linear", spec, strength=strength)
                 groups.setdefault(gates, []).append(one)
     for same in groups.values():

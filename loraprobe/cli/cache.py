@@ -1,0 +1,80 @@
+"""`loraprobe cache`: what runs keep, listed or deleted."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loraprobe.cli.options import with_options
+from loraprobe.cli.output import Output
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.kept import KeptRun
+
+DAY = 86_400.0
+
+
+@with_options("json")
+def cache(
+    output: Output,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete it all.")] = False,
+    older: Annotated[
+        int, typer.Option(metavar="DAYS", min=0, help="Only runs not used for so many days.")
+    ] = 0,
+) -> None:
+    """List what runs keep for --resume, or delete it with --clear.
+
+    It lies in LORAPROBE_CACHE, or in loraprobe of the user's cache. What the Hub's client
+    downloads is its own: hf cache.
+    """
+    from loraprobe.pipeline import kept
+
+    now = time.time()
+    runs = [run for run in kept.kept_runs() if now - run.used >= older * DAY]
+    hashes = kept.hashes_size()
+    used = kept.clear(runs, hashes=older == 0) if clear else []
+    if output.json:
+        rows = [_as_plain(run) for run in (used if clear else runs)]
+        document = {"schema_version": 1, "command": "cache", "cleared": clear, "runs": rows}
+        print(json.dumps(document, indent=1))
+    elif clear:
+        output.say(f"Deleted {len(runs) - len(used)} runs; {len(used)} are in use.")
+    else:
+        _show(runs, hashes, now)
+
+
+def _as_plain(run: KeptRun) -> dict[str, object]:
+    used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.used))
+    return {
+        "name": run.place.name,
+        "adapters": list(run.adapters),
+        "tasks": list(run.tasks),
+        "bytes": run.size,
+        "used": used,
+    }
+
+
+def _show(runs: list[KeptRun], hashes: int, now: float) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from loraprobe.report.formatting import clean, size
+
+    table = Table("adapters", "tasks", "size", "last used", box=None)
+    for run in runs:
+        names = (", ".join(map(clean, held)) for held in (run.adapters, run.tasks))
+        days = int((now - run.used) / DAY)
+        when = "today" if days == 0 else f"{days} days ago"
+        table.add_row(*map(escape, names), size(run.size), when)
+    console = Console(highlight=False)
+    if runs:
+        console.print(table)
+    total = sum(run.size for run in runs)
+    console.print(
+        f"{len(runs)} runs, {size(total)}; hashes of files, {size(hashes)}. "
+        "loraprobe cache --clear deletes them."
+    )

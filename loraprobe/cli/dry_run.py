@@ -1,0 +1,54 @@
+"""`--dry-run`: what a run would take, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from loraprobe.cli.progress import ASK, described, spoken
+from loraprobe.memory import gib
+from loraprobe.records import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.estimating import Estimate
+
+
+def lines(found: Estimate) -> list[str]:
+    """Systems x items, time by step, and memory, at most 60 columns wide."""
+    asking = {name: seconds for name, seconds in found.steps.items() if name.startswith(ASK)}
+    told = [f"{len(found.systems)} systems x {found.items} items", ""]
+    for name, seconds in found.steps.items():
+        if name not in asking and seconds >= 0.5:
+            told.append(f"  {described(name):<44}{spoken(seconds):>8}")
+    for name, seconds in asking.items():
+        told.append(f"  {name:<44}{spoken(seconds):>8}")
+    told += [
+        "",
+        f"about {spoken(found.seconds)}, and {gib(found.memory_bytes)} of memory",
+        "Timed on a few of your questions on this machine. Merges",
+        "that need new weights, and the statistics, come on top.",
+    ]
+    return told
+
+
+def one_line(found: Estimate) -> str:
+    """The estimate for --quiet."""
+    return f"{spoken(found.seconds)}, {gib(found.memory_bytes)}"
+
+
+def as_json(found: Estimate) -> str:
+    """One JSON document."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "command": "merge-and-eval",
+        "estimate": {
+            "systems": list(found.systems),
+            "items": found.items,
+            "questions": found.questions,
+            "seconds": round(found.seconds, 3),
+            "memory_bytes": found.memory_bytes,
+            "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
+            "measured": list(found.measured),
+        },
+    }
+    return json.dumps(document, indent=1)

@@ -1,0 +1,103 @@
+"""What ended a command: one sentence on standard error, an exit code, JSON where it was asked for.
+
+Exit code 1 is a verdict, so no error ends in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+
+from loraprobe.errors import (
+    Interrupted,
+    LoraprobeError,
+    OutOfMemory,
+    UsageError,
+    as_document,
+    reported,
+    trace,
+)
+from loraprobe.memory import is_out_of_memory
+from loraprobe.secrets import scrub
+
+# What an interrupted command keeps for its next call.
+KEPT = {
+    "inspect": "; what was finished is kept. The same call with --resume goes on.",
+    "merge-and-eval": "; what was finished is kept. The same call with --resume goes on.",
+    "merge": "; the output is there whole or not at all.",
+    "route": "; the output is there whole or not at all.",
+    "lab": "; what was finished is kept. The same call goes on.",
+}
+MEMORY_GONE = (
+    "Memory ran out; close what else uses it, take --dtype bfloat16, fewer adapters or a smaller "
+    "base model, or another --device."
+)
+INTERRUPTIONS: list[int] = []  # the signals that came
+PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
+# typer's errors of usage, and its help for a call without arguments.
+TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
+HELP_SHOWN = "NoArgsIsHelpError"
+
+
+def ended(
+    error: BaseException, command: str = "", *, debug: bool = False, as_json: bool = False
+) -> int:
+    """Prints what ended a command, and returns the exit code."""
+    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
+        _abandon(sys.stdout)
+        return PIPE_CLOSED
+    if type(error).__name__ == HELP_SHOWN:
+        return 2
+    # A library interrupted while it is imported may raise anything in the end.
+    if INTERRUPTIONS or isinstance(error, KeyboardInterrupt):
+        error = Interrupted(f"Interrupted{KEPT.get(command, '.')}")
+    elif debug:
+        from loraprobe.report.formatting import clean
+
+        typer.echo(trace(error, clean), err=True, nl=False)
+    if isinstance(error, TYPERS_USAGE):
+        error = UsageError(_usage(error))
+    if is_out_of_memory(error):
+        error = OutOfMemory(MEMORY_GONE)
+    if isinstance(error, OSError):
+        _abandon(sys.stdout)
+    told = reported(error)
+    _print(told, as_json)
+    return told.exit_code
+
+
+def _usage(error: Any) -> str:
+    """A sentence from typer's error of usage, with the nearest name or where to read on."""
+    message = str(error.format_message()).replace("option: ", "option ")
+    message = message.partition(" (Possible options:")[0].rstrip(".")
+    message, _, near = message.partition(". Did you mean ")
+    near = near.rstrip("?") or ", ".join(sorted(getattr(error, "possibilities", None) or ()))
+    if near:
+        return f"{message}: did you mean {near}?"
+    path = error.ctx.command_path if error.ctx is not None else "loraprobe"
+    return f"{message}; see {path} --help."
+
+
+def _print(error: LoraprobeError, as_json: bool) -> None:
+    """One sentence on standard error, free of control characters; with as_json a document too."""
+    from loraprobe.report.formatting import clean
+
+    typer.echo(f"error: {' '.join(clean(error).splitlines())}", err=True)
+    if as_json:
+        print(scrub(json.dumps(as_document(error), indent=1)), flush=True)
+
+
+def _abandon(stream: Any) -> None:
+    """Lets Python close a stream that cannot be written, without a complaint and an exit code."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return

@@ -1,0 +1,148 @@
+"""One line of progress: which step of how many, the share done, and the time left.
+
+On a terminal the line stands below everything else and is gone at the end. Elsewhere it is printed
+every half minute.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from loraprobe.report.formatting import clean
+
+INTERVAL = 30.0  # seconds between two lines without a terminal
+WORDS = {
+    "check": "check the adapters",
+    "diagnose": "compare the adapters",
+    "load": "load the base",
+    "estimate": "estimate the time",
+    "cover": "measure what the base knows",
+    "search": "search weights",
+    "search weights": "search weights",
+}
+PARTS = frozenset({"generate", "score"})  # parts of a step that says how far it is itself
+ASK = "evaluate "  # how a step starts that asks one system
+
+
+@dataclass
+class Line:
+    """What is known of the progress of a run.
+
+    It is called with (stage, done, total) and told by `expect` which steps will come. `total` 0 is
+    the start of a stage of unknown length. Until a plan is known there is no share and no time.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    stage: str = "read the adapters"
+    share: float = 0.0
+    total: int = 0
+    plan: Mapping[str, float] = field(default_factory=dict)
+    furthest: float = 0.0  # the largest share that was told
+    begun: dict[str, float] = field(default_factory=dict)  # step -> when it was first heard of
+
+    def expect(self, steps: Mapping[str, float]) -> None:
+        """steps: name of a step -> its expected seconds, in their order."""
+        self.plan = steps
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        step = self._step(stage)
+        if stage in PARTS or (self.plan and step is None):
+            return
+        self.stage, self.total = stage, total
+        self.share = min(1.0, done / total) if total else 0.0
+        if step is not None:
+            self.begun.setdefault(step, self.clock())
+
+    def text(self) -> str:
+        """The line, such as "evaluate sum, system 5 of 9, 48 % done, about 20 s left"."""
+        told = [clean(described(self.stage))]
+        step, names = self._step(self.stage), list(self.plan)
+        if step is None:
+            told += [f"{self.share:.0%} done"] if self.total > 1 else []
+            return ", ".join(told)
+        systems = [name for name in names if name.startswith(ASK)]
+        if step in systems:
+            told.append(f"system {systems.index(step) + 1} of {len(systems)}")
+        before = sum(self.plan[name] for name in names[: names.index(step)])
+        whole, now = sum(self.plan.values()), self.plan[step]
+        current = self._current(step, now)
+        self.furthest = max(self.furthest, (before + current) / whole if whole else 1.0)
+        told.append(f"{self.furthest:.0%} done")
+        told.append(f"about {spoken((whole - before - current) * self._pace(step, current))} left")
+        return ", ".join(told)
+
+    def _step(self, stage: str) -> str | None:
+        """The step of the plan that a stage belongs to, without what follows a colon if need be."""
+        return next((s for s in (stage, stage.partition(":")[0]) if s in self.plan), None)
+
+    def _current(self, step: str, expected: float) -> float:
+        """Expected seconds of the step that are done: as reported, or else as time went by."""
+        if self.share:
+            return self.share * expected
+        return min(0.9 * expected, self.clock() - self.begun.get(step, self.clock()))
+
+    def _pace(self, step: str, current: float) -> float:
+        """True seconds for an expected one, from the steps that this run took; 1 at the start."""
+        names = list(self.plan)
+        taken = [name for name in names[: names.index(step)] if name in self.begun]
+        expected = sum(self.plan[name] for name in taken) + current
+        if not taken or expected <= 0:
+            return 1.0
+        return (self.clock() - self.begun[taken[0]]) / expected
+
+
+def described(stage: str) -> str:
+    """A stage in words."""
+    return WORDS.get(stage, stage)
+
+
+def spoken(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+@contextmanager
+def shown() -> Iterator[Line]:
+    """A line of progress on standard error while the context lasts."""
+    line = Line()
+    with _live(line) if sys.stderr.isatty() else _spoken_now_and_then(line):
+        yield line
+
+
+@contextmanager
+def _live(line: Line) -> Iterator[None]:
+    def drawn() -> Text:
+        return Text(line.text(), no_wrap=True, overflow="ellipsis")
+
+    console = Console(stderr=True)
+    with Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=4):
+        yield
+
+
+@contextmanager
+def _spoken_now_and_then(line: Line) -> Iterator[None]:
+    stop = threading.Event()
+
+    def speak() -> None:
+        while not stop.wait(INTERVAL):
+            print(line.text(), file=sys.stderr, flush=True)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        speaker.join()

@@ -1,0 +1,145 @@
+"""How an option is declared, and how its text on the command line is read.
+
+`loraprobe.options` declares all options with these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loraprobe.errors import UsageError
+
+ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
+    "Adapters",
+    "Composition",
+    "Evaluation",
+    "Machine",
+    "Output",
+)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How one option is named, explained, read and limited.
+
+    `flag` is its name on the command line, `repeats` whether it may be given several times,
+    `least` and `most` bound a number, `read` turns a text of the command line into the value.
+    """
+
+    group: str
+    help: str
+    flag: str | None = None
+    short: str | None = None
+    metavar: str | None = None
+    repeats: bool = False
+    least: float | None = None
+    most: float | None = None
+    read: Callable[[str, str], Any] | None = None
+
+
+def option(default: Any, group: str, help: str, **rest: Any) -> Any:
+    """A field of a class of options with its declaration."""
+    declared = Declaration(group, help, **rest)
+    return dataclasses.field(default=default, metadata={"declaration": declared})
+
+
+def declaration(field: dataclasses.Field[Any]) -> Declaration:
+    """The declaration of a field, with the flag that follows from its name where none is given."""
+    found: Declaration = field.metadata["declaration"]
+    return dataclasses.replace(found, flag=found.flag or "--" + field.name.replace("_", "-"))
+
+
+@functools.cache
+def declarations(kind: type) -> Mapping[str, Declaration]:
+    """Name of a field -> its declaration, for a class of options, in order."""
+    return {f.name: declaration(f) for f in dataclasses.fields(kind) if f.metadata}
+
+
+def read_weights(text: str, flag: str) -> tuple[float, ...] | Literal["search"]:
+    """ "0.7,0.3" as numbers, or "search"."""
+    if text.strip() == "search":
+        return "search"
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{flag} takes numbers with commas, such as 0.7,0.3, or search, not {text!r}."
+        ) from None
+
+
+def read_auto_or_count(text: str, flag: str) -> int | Literal["auto"]:
+    """ "auto" or a positive whole number."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UsageError(f"{flag} takes auto or a positive whole number, not {text!r}.")
+    return int(text)
+
+
+def read_named_file(text: str, flag: str) -> tuple[str, Path]:
+    """ "NAME=FILE" as a pair."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise UsageError(f"{flag} takes NAME=FILE, not {text!r}.")
+    return name, Path(file)
+
+
+def as_given(kind: type, name: str, value: Any) -> Any:
+    """A keyword's value: one text of an option that may be repeated is one of several."""
+    declared = declarations(kind).get(name)
+    if declared is None:
+        return value
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
+    if declared.repeats:
+        return (value,) if one else tuple(value)
+    if isinstance(value, str) and declared.read is not None:
+        return declared.read(value, declared.flag or name)
+    return value if one else tuple(value)
+
+
+def check_values(options: Any) -> None:
+    """Raises UsageError for a value that its declaration does not allow."""
+    kind: type = type(options)
+    hints = _hints(kind)
+    for name, declared in declarations(kind).items():
+        value, flag, hint = getattr(options, name), declared.flag, hints[name]
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            allowed = ", ".join(typing.get_args(hint))
+            raise UsageError(f"{flag} must be one of {allowed}, not {value!r}.")
+        if wrong := _wrong_kind(value, hint):
+            raise UsageError(f"{flag} takes {wrong}, not {value!r}.")
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        least, most = declared.least, declared.most
+        if least is not None and most is not None and not least <= value <= most:
+            raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
+        if least is not None and not value >= least:
+            raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
+
+
+def _wrong_kind(value: Any, hint: Any) -> str:
+    """What an option takes, if its value is of another kind; "" if it fits or may be any text."""
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None or not {int, float, bool}.intersection(kinds):
+        return ""
+    if bool in kinds:
+        return "" if isinstance(value, bool) else "True or False"
+    texts = [t for kind in kinds for t in typing.get_args(kind) if isinstance(t, str)]
+    number = isinstance(value, (int, float) if float in kinds else int)
+    if value in texts or (number and not isinstance(value, bool)):
+        return ""
+    what = "a number" if float in kinds else "a whole number"
+    return " or ".join([what, *texts])
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)

@@ -1,0 +1,117 @@
+"""Asks a model: the questions of tasks, and how likely the base finds a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.evaluation.questions import Question, Scored, TokenLimits
+from loraprobe.records import ItemResult, Progress
+
+if TYPE_CHECKING:
+    from loraprobe.scoring import Likelihood, LogitEnsemble, Scorer
+    from loraprobe.scoring.ensembles import SetRows
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Asks how likely the base model finds this continuation of this prompt.
+
+    raw: ask without the chat template, for texts that are not questions.
+    """
+
+    prompt: str
+    continuation: str
+    raw: bool = False
+
+
+def ask(
+    scorer: Scorer, batch: Sequence[Question], system: str, limits: TokenLimits
+) -> list[ItemResult]:
+    """The results of a batch, in its order, from a scorer whose model carries the system."""
+
+    def write(prompts: Sequence[str], **options: Any) -> list[list[str]]:
+        return [scorer.generate(prompts, **options)]
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
+        return [[(found.logprob, found.tokens) for found in scorer.loglikelihood(pairs)]]
+
+    return _results(batch, [system], limits, write, score)
+
+
+def ask_together(
+    scorer: Scorer,
+    batch: Sequence[Question],
+    ensembles: Mapping[str, LogitEnsemble],
+    set_rows: SetRows,
+    limits: TokenLimits,
+) -> list[ItemResult]:
+    """The results of a batch for each ensemble, which are systems in rows of one batch.
+
+    The scorer's model must carry a composition whose gates `set_rows` sets.
+    """
+    from loraprobe.scoring import score_together, write_together
+
+    members = list(ensembles.values())
+
+    def write(prompts: Sequence[str], **options: Any) -> list[list[str]]:
+        return write_together(scorer, prompts, members, set_rows, **options)
+
+    def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
+        tokens = [len(ids) - start for ids, start in scorer.encoded(pairs)]
+        columns = score_together(scorer, pairs, members, set_rows)
+        return [list(zip(column, tokens, strict=True)) for column in columns]
+
+    return _results(batch, list(ensembles), limits, write, score)
+
+
+def _results(
+    batch: Sequence[Question],
+    systems: Sequence[str],
+    limits: TokenLimits,
+    write: Callable[..., list[list[str]]],
+    score: Callable[[Sequence[tuple[str, str]]], list[list[Scored]]],
+) -> list[ItemResult]:
+    """The results of each system, from functions that return one list for each system.
+
+    write(prompts, max_new_tokens, until_newline) gives texts; score(pairs) gives the
+    log-probability and the number of tokens of each continuation.
+    """
+    found: dict[tuple[str, Question], ItemResult] = {}
+    for worked in (False, True):
+        asked = [q for q in batch if q.metric == "exact_match" and q.worked == worked]
+        if asked:
+            most = limits.worked if worked else limits.plain
+            prompts = [q.prompt for q in asked]
+            columns = write(prompts, max_new_tokens=most, until_newline=not worked)
+            for system, texts in zip(systems, columns, strict=True):
+                for q, text in zip(asked, texts, strict=True):
+                    found[system, q] = q.judged(system, text)
+    asked = [q for q in batch if q.metric != "exact_match"]
+    if asked:
+        pairs = [(q.prompt, text) for q in asked for text in q.continuations]
+        for system, scores in zip(systems, score(pairs), strict=True):
+            following = iter(scores)
+            for q in asked:
+                found[system, q] = q.scored(system, [next(following) for _ in q.continuations])
+    return [found[system, q] for system in systems for q in batch]
+
+
+def likelihoods(
+    scorer: Scorer, requests: Sequence[ScoreRequest], progress: Progress | None = None
+) -> dict[ScoreRequest, Likelihood]:
+    """A Likelihood of the base for each distinct request: one call of the scorer for each form."""
+    likely: dict[ScoreRequest, Likelihood] = {}
+    distinct = list(dict.fromkeys(requests))
+    for raw in (False, True):
+        asked = [r for r in distinct if (r.raw and bool(scorer.chat_template)) == raw]
+        if not asked:
+            continue
+        plain = scorer.with_template(False) if raw else scorer
+        with plain.with_composition(None):
+            found = plain.loglikelihood([(r.prompt, r.continuation) for r in asked])
+        likely.update(zip(asked, found, strict=True))
+        if progress is not None:
+            progress("cover", len(likely), len(distinct))
+    return likely

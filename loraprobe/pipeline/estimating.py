@@ -1,0 +1,230 @@
+"""What an evaluation will cost, before the first pass: a short timing, scaled to all questions.
+
+One full batch of each kind of question is asked of the base and of all adapters together, and the
+coverage probes are run on a few items. A system then costs the number of its batches times the
+measured time of one. Reading, comparing and loading are measured as they happen. Merges that need
+new weights, and the statistics, are not in the estimate.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from loraprobe import compatibility
+from loraprobe.composition import Composition
+from loraprobe.evaluation.asking import ask
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.examination import examine
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.session import Session, peak_memory
+from loraprobe.pipeline.systems import baseline_systems, composition_specs, forecastable
+from loraprobe.pipeline.transforms import prepare_inputs
+from loraprobe.probes import cover
+from loraprobe.routing.constant import ConstantGates
+
+PROBED = (4, 16)  # items of each task on which the coverage probes are timed
+FORECAST = 60  # items of each task that a forecast asks
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A listener to progress that is told beforehand which steps will come."""
+
+    def expect(self, steps: Mapping[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expected cost of merge-and-eval.
+
+    `steps` are seconds by stage, in their order; those of `measured` have happened, the others are
+    forecast. `questions` is their number for one system, all parts of all items. `memory_bytes` is
+    the peak so far, with the base, all adapters and a full batch in memory.
+    """
+
+    systems: tuple[str, ...]
+    items: int
+    questions: int
+    steps: Mapping[str, float]
+    measured: tuple[str, ...]
+    memory_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """The whole run."""
+        return sum(self.steps.values())
+
+
+def announce(evaluator: Evaluator) -> None:
+    """Tells a listener that wants to know it which steps will come and how long each will take."""
+    listener = evaluator.session.progress
+    if isinstance(listener, Expecting):
+        listener.expect(expected_steps(evaluator))
+
+
+def estimate(inputs: Inputs, session: Session) -> Estimate:
+    """Loads the base, times a few questions and forecasts the rest; nothing is evaluated.
+
+    Raises CompatibilityError where the adapters do not fit together.
+    """
+    examined = examine(inputs.adapters, inputs.base, "route", session)
+    compatibility.require(examined.compatibility)
+    prepare_inputs(inputs, "route", session)  # raises what the run would raise
+    with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
+        options = replace(session.options, state=Path(place), resume=False)
+        session = replace(session, options=options)
+        with open_evaluator(inputs, (), session) as evaluator:
+            steps = expected_steps(evaluator)
+    done = session.provenance().seconds
+    asked = questions(evaluator.tasks, session.options.metric)
+    return Estimate(
+        systems=tuple(n.removeprefix("evaluate ") for n in steps if n.startswith("evaluate ")),
+        items=sum(len(task.items) for task in evaluator.tasks),
+        questions=len(asked),
+        steps={**done, **steps},
+        measured=tuple(done),
+        memory_bytes=peak_memory(),
+    )
+
+
+def expected_steps(evaluator: Evaluator) -> dict[str, float]:
+    """Seconds of each stage to come, by the names under which progress reports them."""
+    session, adapters = evaluator.session, evaluator.inputs.adapters
+    options, tasks, n = session.options, evaluator.tasks, len(evaluator.inputs.adapters)
+    with session.stage("estimate"):
+        times = _Timing.of(evaluator)
+        probing = _probing(evaluator)
+    baselines = baseline_systems(adapters)
+    steps = {f"evaluate {s.name}": times.system(0 if s.kind == "base" else 1) for s in baselines}
+    steps["cover"] = probing
+    passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
+    if n > 1 and options.metric != "answer_loss":
+        share = sum(min(FORECAST, len(t.items)) for t in tasks) / sum(len(t.items) for t in tasks)
+        steps["forecast"] = passes * (n + 1) * share * times.composed()
+    if evaluator.split is not None:
+        steps["search"] = options.search_budget * evaluator.split.items[0] * times.pair
+    specs = composition_specs(options, adapters, any(task.has_hops for task in tasks))
+    steps |= {f"evaluate {spec}": times.system(n) for spec in specs if spec != "chain"}
+    if "chain" in specs:
+        hops = sum(len(item.hops) for task in tasks for item in task.items)
+        steps["evaluate chain"] = times.hops(hops)
+    wanted = options.systems or ("shrunk", "random-partner")
+    for name, experts in (("shrunk", 1), ("random-partner", n)):
+        if n > 1 and name in wanted:
+            steps[f"evaluate {name}"] = times.system(experts)
+    return steps
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Questions of one kind: how many batches they make, and the seconds of one batch.
+
+    `seconds` is that of the base and that of all adapters together.
+    """
+
+    questions: int
+    composed: int  # those that are no hop
+    batches: int
+    seconds: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """The measured cost of a batch of each kind of question, for `n` adapters."""
+
+    n: int
+    kinds: Sequence[_Kind]
+    pair: float = 0.0  # one pair of prompt and answer, with all adapters
+
+    @classmethod
+    def of(cls, evaluator: Evaluator) -> _Timing:
+        options, adapters = evaluator.session.options, evaluator.inputs.adapters
+        scorer, limits = evaluator.scorer, TokenLimits.of(options.max_new_tokens)
+        asked = questions(evaluator.tasks, options.metric)
+        together = Composition("all", tuple(adapters), ConstantGates.ones(len(adapters)))
+        with scorer.with_composition(together):
+            ask(scorer, asked[:1], "warm-up", limits)
+        groups: dict[tuple[str, bool], list[Question]] = {}
+        for question in asked:
+            groups.setdefault((question.metric, question.worked), []).append(question)
+        kinds = [_measured(group, evaluator, together, limits) for group in groups.values()]
+        if evaluator.split is None:
+            return cls(len(adapters), kinds)
+        items = [item for task in evaluator.split.searched for item in task.items]
+        pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
+        with scorer.with_composition(together):
+            spent = _seconds(lambda: scorer.loglikelihood(pairs))
+        return cls(len(adapters), kinds, spent / len(pairs))
+
+    def system(self, experts: int) -> float:
+        """All questions, for a system of so many experts."""
+        return sum(kind.batches * self._batch(kind, experts) for kind in self.kinds)
+
+    def composed(self) -> float:
+        """The composed questions in all their forms, with all adapters."""
+        return sum(k.batches * k.composed / k.questions * k.seconds[1] for k in self.kinds)
+
+    def hops(self, count: int) -> float:
+        """So many hops, each asked of a single adapter."""
+        plain = self.kinds[0]
+        return count * plain.batches / plain.questions * self._batch(plain, 1)
+
+    def _batch(self, kind: _Kind, experts: int) -> float:
+        base, all_ = kind.seconds
+        return base + (all_ - base) * experts / self.n
+
+
+def _measured(
+    group: Sequence[Question], evaluator: Evaluator, together: Composition, limits: TokenLimits
+) -> _Kind:
+    """Times one batch, a full one if that is at most a quarter of the questions."""
+    scorer = evaluator.scorer
+    distinct = list({question.prompt: question for question in group}.values())
+    limit = limits.worked if group[0].worked else limits.plain
+    prompts = scorer.encoder.prompts([question.prompt for question in distinct])
+    full = len(next(scorer.batcher.split([len(ids) + limit for ids in prompts])))
+    sample = _spread(distinct, min(full, max(1, len(distinct) // 4)))
+    seconds = []
+    for composition in (None, together):
+        with scorer.with_composition(composition):
+            seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
+    return _Kind(
+        questions=len(group),
+        composed=sum(not question.part.startswith("hop") for question in group),
+        batches=math.ceil(len(distinct) / full),
+        seconds=(seconds[0], seconds[1]),
+    )
+
+
+def _probing(evaluator: Evaluator) -> float:
+    """Seconds of the coverage probes on all items, on a line through two small numbers of items."""
+    every, seed = sum(len(task.items) for task in evaluator.tasks), evaluator.session.options.seed
+
+    def timed(most: int) -> tuple[int, float]:
+        few = [replace(task, items=tuple(_spread(task.items, most))) for task in evaluator.tasks]
+        spent = _seconds(lambda: cover(evaluator.scorer, evaluator.inputs.adapters, few, seed=seed))
+        return sum(len(task.items) for task in few), spent
+
+    timed(PROBED[0])  # the first pass of all is slower
+    (few, least), (some, spent) = map(timed, PROBED)
+    slope = max(0.0, spent - least) / (some - few) if some > few else 0.0
+    return spent + slope * (every - some)
+
+
+def _spread(things: Sequence[Any], most: int) -> list[Any]:
+    """At most so many, evenly distributed."""
+    n = min(most, len(things))
+    return [things[i * len(things) // n] for i in range(n)]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

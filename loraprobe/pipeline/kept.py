@@ -1,0 +1,68 @@
+"""What runs keep in the cache: the results of merge-and-eval, and hashes of large files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraprobe.checkpoint import cache_directory
+from loraprobe.errors import LoraprobeError
+from loraprobe.evaluation.ledger import NAME, locked, read_fingerprint
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """The results of one run, which the same call with --resume uses.
+
+    `used` is the time of the last result in seconds since 1970.
+    """
+
+    place: Path
+    adapters: tuple[str, ...]
+    tasks: tuple[str, ...]
+    size: int
+    used: float
+
+
+def kept_runs() -> list[KeptRun]:
+    """All runs whose results are kept, the latest first."""
+    found = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
+    return sorted(found, key=lambda run: -run.used)
+
+
+def hashes_size() -> int:
+    """Bytes of the hashes of files that were read; they are computed again where they lack."""
+    return _size(cache_directory() / "hashes")
+
+
+def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
+    """Deletes runs, and the hashes of files; returns the runs that are in use, which stay."""
+    left = []
+    for run in runs:
+        try:
+            lock = locked(run.place / NAME)
+        except LoraprobeError:
+            left.append(run)
+            continue
+        if lock is not None:
+            lock.close()
+        shutil.rmtree(run.place, ignore_errors=True)
+    if hashes:
+        shutil.rmtree(cache_directory() / "hashes", ignore_errors=True)
+    return left
+
+
+def _run(file: Path) -> KeptRun:
+    fingerprint = read_fingerprint(file) or {}
+    adapters, tasks = (tuple(_names(fingerprint.get(key))) for key in ("adapters", "tasks"))
+    return KeptRun(file.parent, adapters, tasks, _size(file.parent), file.stat().st_mtime)
+
+
+def _names(held: object) -> Iterator[str]:
+    yield from sorted(map(str, held)) if isinstance(held, dict) else ()
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,113 @@
+"""Errors: a document with --json, one sentence beside it, and Python's keywords the same way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import making
+import pytest
+
+import loraprobe
+from loraprobe.errors import LoraprobeError, UsageError
+
+
+def document(*arguments: object, code: int = 2) -> dict[str, str]:
+    """The error that a call prints on standard output, with one sentence on standard error."""
+    result = making.call(*arguments, "--json", catch_exceptions=False)
+    assert result.exit_code == code
+    error = json.loads(result.stdout)["error"]
+    assert set(error) == {"code", "message", "cure"}
+    assert result.stderr.strip() == f"error: {error['message']}"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "cure"),
+    [
+        (("inspect", "./nowhere"), "reference", "check the path."),
+        (("inspect", "x", "--jsn"), "usage", "did you mean --json?"),
+        (("inspekt", "x"), "usage", "did you mean 'inspect'?"),
+        (("inspect",), "usage", "see loraprobe inspect --help."),
+        (("merge", "A", "B", "-o", "OUT", "--method", "tise"), "usage", "did you mean 'ties'?"),
+        (("inspect", "A", "--limit", "0"), "usage", ""),
+        (("merge", "A", "OTHER", "-o", "OUT"), "incompatible", "--allow base-mismatch"),
+        (("demo", "--scenario", "paradise"), "world", ""),
+    ],
+)
+def test_an_error_is_a_document_where_json_is_asked_for(tmp_path, arguments, code, cure):
+    a, b = making.saved_pair(tmp_path)
+    making.random_adapter("c", base_model="other/base", seed=9).save(tmp_path / "c")
+    places = {"A": a, "B": b, "OTHER": tmp_path / "c", "OUT": tmp_path / "out"}
+    error = document(*(places.get(argument, argument) for argument in arguments))
+    assert error["code"] == code
+    assert cure in error["cure"] and error["cure"] in error["message"]
+
+
+def test_without_json_standard_output_stays_empty():
+    result = making.call("inspect", "./nowhere")
+    assert result.exit_code == 2 and result.stdout == ""
+
+
+def test_an_interruption_and_a_defect_have_codes_of_their_own(monkeypatch):
+    def ends_in(error: BaseException):
+        def load(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("loraprobe.hub.load_all", load)
+
+    ends_in(KeyboardInterrupt())
+    assert document("inspect", "x", code=130)["code"] == "interrupted"
+    ends_in(ValueError("odd"))
+    assert document("inspect", "x")["code"] == "defect"
+    ends_in(OSError(28, "No space left on device"))
+    assert document("inspect", "x")["code"] == "system"
+    ends_in(MemoryError())
+    assert document("inspect", "x")["code"] == "out-of-memory"
+
+
+def test_every_kind_of_error_has_its_own_code():
+    kinds: list[type[LoraprobeError]] = [LoraprobeError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    own = [kind for kind in kinds if kind.__module__ == "loraprobe.errors"]
+    assert len({kind.code for kind in own}) == len(own) > 10
+
+
+def test_an_error_before_the_command_line_is_imported_is_a_document_too():
+    code = (
+        "import sys; sys.modules['typer'] = None; sys.argv = ['loraprobe', 'methods', '--json'];"
+        "from loraprobe.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "installation"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"methds": ("ties",)}, "did you mean 'methods'"),
+        ({"limit": "three"}, "--limit takes a whole number, not 'three'"),
+        ({"limit": True}, "--limit takes a whole number"),
+        ({"margin": "wide"}, "--margin takes a number"),
+        ({"exact": "yes"}, "--exact takes True or False"),
+        ({"batch_size": "many"}, "--batch-size takes auto or a positive whole number"),
+        ({"batch_size": 2.5}, "--batch-size takes a whole number or auto"),
+        ({"allow": "base-mismatsch"}, "did you mean 'base-mismatch'"),
+        ({"diagnostics": "karma"}, "'karma'"),
+        ({"balance": "nrm"}, "--balance must be one of none, norm"),
+    ],
+)
+def test_python_keywords_are_refused_as_on_the_command_line(keywords, said):
+    pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
+    with pytest.raises(UsageError, match=said):
+        loraprobe.inspect(pair, **keywords)
+
+
+def test_python_takes_the_texts_of_the_command_line():
+    pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
+    one = loraprobe.merge(pair, "task_arithmetic", weights="0.7,0.3", rank="2")
+    other = loraprobe.merge(pair, "task_arithmetic", weights=[0.7, 0.3], rank=2)
+    assert one.weights == other.weights and one.adapter.rank_range == (2, 2)

@@ -1,0 +1,46 @@
+"""The help of every command: examples that parse, panels, nothing cut at 60 columns."""
+
+from __future__ import annotations
+
+import shlex
+
+import making
+import pytest
+import typer
+
+from loraprobe.cli import app
+from loraprobe.cli.examples import EXAMPLES
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"lab"}))
+def test_help_is_whole_and_has_examples(command, columns):
+    shown = making.call(command, "--help", env={"COLUMNS": str(columns)})
+    assert shown.exit_code == 0
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "…" not in shown.stdout
+    flowing = " ".join(shown.stdout.split())
+    assert "Examples:" in flowing
+    for call in EXAMPLES[command]:
+        assert call in flowing
+
+
+@pytest.mark.parametrize("command", sorted(EXAMPLES))
+def test_examples_parse(command):
+    assert command in COMMANDS and 1 <= len(EXAMPLES[command]) <= 2
+    for call in EXAMPLES[command]:
+        program, name, *arguments = shlex.split(call)
+        assert (program, name) == ("loraprobe", command)
+        if command != "lab":
+            COMMANDS[command].make_context(name, arguments)
+
+
+def test_options_stand_in_panels():
+    shown = making.call("merge-and-eval", "--help", env={"COLUMNS": "80"}).stdout
+    for panel in ("Adapters", "Composition", "Evaluation", "Machine", "Output"):
+        assert f"─ {panel} ─" in shown
+    rest = shown.partition("─ Options ─")[2].partition("╰")[0]
+    assert rest.count("--") == 1  # --help

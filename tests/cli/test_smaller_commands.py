@@ -1,0 +1,197 @@
+"""`methods`, `cache`, `env`, completion, and what the command line accepts or explains."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import making
+import pytest
+
+import loraprobe
+from loraprobe.adapters import read_adapter
+from loraprobe.cli.completing import OF_OPTIONS, scenarios
+from loraprobe.demo import shipped_world
+
+
+def call(*arguments: object, columns: int = 80, **environment: str):
+    return making.call(*arguments, env={"COLUMNS": str(columns), **environment})
+
+
+@pytest.fixture
+def pair(tmp_path) -> list[Path]:
+    """Two adapters of one base on the disk."""
+    return making.saved_pair(tmp_path)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_methods_is_a_line_an_entry(columns):
+    lines = call("methods", columns=columns).stdout.splitlines()
+    rows = json.loads(call("methods", "--json").stdout)["methods"]
+    kinds = {row["kind"] for row in rows}
+    assert len(lines) <= len(rows) + len(kinds) + 2
+    assert max(map(len, lines)) <= columns
+    for row in rows:
+        assert any(line.split()[:1] == [row["name"]] for line in lines), row["name"]
+
+
+def test_the_nearest_option_of_a_method_is_named(pair, tmp_path):
+    result = call("merge", *pair, "-o", tmp_path / "out", "--method", "ties:densty=0.3")
+    assert result.exit_code == 2
+    assert "did you mean 'density'" in result.stderr and "election" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "incomplete", "found"),
+    [
+        ("methods", "ti", {"ties"}),
+        ("methods", "task-a", {"task_arithmetic"}),
+        ("methods", "ties:de", {"ties:density="}),
+        ("methods", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
+        ("methods", "tise:de", set()),
+        ("routers", "arrow:top", {"arrow:top_k="}),
+        ("systems", "sp", {"spectr"}),
+        ("allow", "base-mis", {"base-mismatch"}),
+        ("diagnostics", "intr", {"intruder_dimensions"}),
+    ],
+)
+def test_names_are_completed(field, incomplete, found):
+    assert set(OF_OPTIONS[field](incomplete)) == found
+
+
+def test_the_shell_is_given_completions():
+    assert set(scenarios("")) == set(shipped_world().scenarios)
+    script = {"_LORAPROBE_COMPLETE": "complete_bash", "COMP_WORDS": "loraprobe demo --scenario ke"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from loraprobe.cli import app; app(prog_name='loraprobe')"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **script, "COMP_CWORD": "3"},
+    )
+    assert done.stdout.split() == ["keep-both"], done.stderr
+
+
+@pytest.mark.parametrize("flag", ["-V", "-v", "--version"])
+def test_version(flag):
+    assert call(flag).stdout == f"loraprobe {loraprobe.__version__}\n"
+
+
+def test_short_names_of_dtypes(pair, tmp_path):
+    import torch
+
+    for short, dtype in (
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("fp32", torch.float32),
+    ):
+        out = tmp_path / short
+        assert call("merge", *pair, "-o", out, "--dtype", short).exit_code == 0
+        assert read_adapter(out).dtype == dtype
+
+
+def test_the_config_file_stands_for_its_directory(pair):
+    named = [f"x={pair[0]}", pair[1]]
+    by_file = [f"x={pair[0] / 'adapter_config.json'}", pair[1] / "adapter_config.json"]
+    documents = [json.loads(call("inspect", *refs, "--json").stdout) for refs in (named, by_file)]
+    for document in documents:
+        document.pop("provenance")
+    assert documents[0] == documents[1]
+    result = call("inspect", pair[0] / "adapter_model.safetensors")
+    assert result.exit_code == 2 and "directory" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "merge", "merge-and-eval"])
+def test_a_base_where_an_adapter_is_meant(pair, tmp_path, command):
+    base = shipped_world().base
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
+    rest = {"merge": ["-o", tmp_path / "out"], "merge-and-eval": ["--task", task]}.get(command, [])
+    result = call(command, base, pair[0], *rest)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "whole model" in result.stderr and "--base" in result.stderr
+
+
+def test_a_merge_of_one_adapter_needs_something_to_change(pair, tmp_path):
+    result = call("merge", pair[0], "-o", tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "--rank" in result.stderr and result.stderr.count("\n") == 1
+    for change in (["--weights", "-1", "--method", "task_arithmetic"], ["--rank", 2]):
+        out = tmp_path / change[0]
+        assert call("merge", pair[0], "-o", out, *change).exit_code == 0
+
+
+def test_merge_tells_the_norm_of_what_it_made(pair, tmp_path):
+    result = call("merge", *pair, "-o", tmp_path / "out", "--json")
+    document = json.loads(result.stdout)
+    merged = read_adapter(tmp_path / "out")
+    true = sum(float(making.dense(u).square().sum()) for u in merged.modules.values()) ** 0.5
+    rows = [row for row in document["diagnostics"] if row["name"] == "norm"]
+    told = {row["adapters"][0]: row["value"] for row in rows}
+    assert told["uniform"] == pytest.approx(true, rel=1e-5)
+    assert f"{true:.4g}" in document["notes"][-1]
+
+
+def test_the_seconds_add_up_to_the_time_since_the_command_started(pair):
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "loraprobe", "inspect", *map(str, pair), "--json"],
+        capture_output=True,
+        text=True,
+    )
+    wall = time.perf_counter() - start
+    seconds = json.loads(done.stdout)["provenance"]["seconds"]
+    assert 0.5 * wall < sum(seconds.values()) <= wall
+    assert seconds["other"] > 5 * seconds["check"]  # the start-up: torch is imported
+
+
+def test_find_offline_says_so_at_once(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = call("find", "gpt2")
+    assert result.exit_code == 2 and "HF_HUB_OFFLINE" in result.stderr
+
+
+def test_cache_lists_and_deletes_what_runs_keep(tmp_path):
+    world = shipped_world()
+    chosen = world.scenario("keep-both")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    tasks = [part for task in chosen.tasks for part in ("--task", task)]
+    few = ["--limit", 2, "--system", "uniform", "--threads", 1, "-q", "--exit-zero"]
+    home = {"LORAPROBE_CACHE": str(tmp_path)}
+    assert json.loads(call("cache", "--json", **home).stdout)["runs"] == []
+    assert call("merge-and-eval", *refs, *tasks, "--base", world.base, *few, **home).exit_code == 0
+    (run,) = json.loads(call("cache", "--json", **home).stdout)["runs"]
+    assert run["adapters"] == sorted(chosen.adapters) and run["bytes"] > 100
+    shown = call("cache", columns=60, **home).stdout
+    assert "last" in shown and max(map(len, shown.splitlines())) <= 60
+    assert call("cache", "--clear", "--older", 1, **home).exit_code == 0
+    assert len(json.loads(call("cache", "--json", **home).stdout)["runs"]) == 1
+    lock = (tmp_path / "runs" / run["name"] / "results.lock").open("wb")
+    import fcntl
+
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert len(json.loads(call("cache", "--clear", "--json", **home).stdout)["runs"]) == 1
+    lock.close()
+    assert "in use" in call("cache", "--clear", **home).stderr
+    assert json.loads(call("cache", "--json", **home).stdout)["runs"] == []
+    assert not list(tmp_path.glob("hashes/*")) and not list(tmp_path.glob("runs/*"))
+
+
+def test_env_holds_versions_and_nothing_private(tmp_path):
+    secrets = {
+        "HF_TOKEN": "hf_secretsecret",
+        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://me@x",
+    }
+    text = call("env", **secrets).stdout
+    document = json.loads(call("env", "--json", **secrets).stdout)
+    for private in (*secrets.values(), str(Path.home()), platform.node(), str(tmp_path)):
+        assert private not in text and private not in json.dumps(document)
+    assert getpass.getuser() not in document["set"]
+    assert {"HF_TOKEN", "HF_HOME", "HF_ENDPOINT"} <= set(document["set"])
+    assert document["loraprobe"] == loraprobe.__version__ and "torch" in document["packages"]

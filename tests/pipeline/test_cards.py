@@ -1,0 +1,145 @@
+"""Cards as the Hub expects them: fields, a snippet that runs, scores, nothing private."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import making
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+
+import loraprobe
+from loraprobe import pipeline
+from loraprobe.demo import shipped_world
+from loraprobe.options import Options
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory) -> Path:
+    """The composition that merge-and-eval saves for local adapters, beside which the base lies."""
+    place = tmp_path_factory.mktemp("cards")
+    world, chosen = shipped_world(), shipped_world().scenario("skill-and-facts")
+    for name, path in chosen.adapters.items():
+        (place / name).symlink_to(path)
+    found = pipeline.merge_and_eval(
+        [place / name for name in chosen.adapters],
+        base=world.base,
+        tasks=chosen.tasks,
+        options=Options(limit=25, margin=0.01, state=place / "state", threads=1),
+    )
+    assert found.made is not None, found.why_nothing
+    found.made.save(place / "out")
+    (place / "out" / "base").symlink_to(world.base)
+    return place / "out"
+
+
+def snippets(text: str) -> list[str]:
+    """The Python blocks of a card."""
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def hub_card(text: str) -> ModelCard:
+    """The card as the Hub's client reads it; all fields are ones that it knows, or ours."""
+    card = ModelCard(text)
+    known = set(vars(ModelCardData(base_model="x"))) | {"base_model_relation", "loraprobe"}
+    assert set(card.data.to_dict()) <= known
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+    return card
+
+
+def test_a_composition_shows_its_scores_and_at_most_three_reasons(evaluated):
+    text = (evaluated / "README.md").read_text()
+    card = hub_card(text)
+    assert card.data.base_model_relation == "adapter" and card.data.library_name == "loraprobe"
+    part = text.partition("## What was measured")[2]
+    for system in ("base", "newcomers", "steps", "uniform", "sum", "chain"):
+        assert re.search(rf"^\| {system} \| \d", part, flags=re.MULTILINE), system
+    assert 1 <= len(re.findall(r"^- ", part, flags=re.MULTILINE)) <= 3
+    assert "25 items" in part
+
+
+def test_a_card_holds_no_path_of_this_machine(evaluated):
+    text = (evaluated / "README.md").read_text()
+    assert str(evaluated.parent) not in text and str(Path.home()) + "/" not in text
+    assert "without the base model's weights" not in text
+    sources = ModelCard(text).data.to_dict()["loraprobe"]["sources"]
+    assert [source["reference"] for source in sources] == ["newcomers", "steps"]
+    refs = [evaluated.parent / name for name in ("newcomers", "steps")]
+    (evaluated / "base").unlink()  # of the snippets; no part of what was written
+    try:
+        check = loraprobe.verify(evaluated, refs, base=shipped_world().base)
+    finally:
+        (evaluated / "base").symlink_to(shipped_world().base)
+    assert check.passed, check.checks
+
+
+def run_snippet(place: Path, text: str, monkeypatch) -> str:
+    """What the first snippet of a card prints, run in the card's directory."""
+    code = snippets(text)[0].replace('"loraprobe/small-world-base"', '"base"')
+    monkeypatch.chdir(place)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "card", "exec"), {})
+    return printed.getvalue()
+
+
+def test_the_snippet_of_a_composition_runs(evaluated, monkeypatch):
+    assert run_snippet(evaluated, (evaluated / "README.md").read_text(), monkeypatch).strip()
+
+
+def test_the_snippet_of_a_merge_runs(tmp_path, monkeypatch):
+    chosen = shipped_world().scenario("skill-and-facts")
+    merged = loraprobe.merge([*chosen.adapters.values()], "ties:density=0.3")
+    merged.save(tmp_path / "out")
+    (tmp_path / "out" / "base").symlink_to(shipped_world().base)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert hub_card(text).data.library_name == "peft"
+    assert "| method | `ties:density=0.3` |" in text
+    assert "without the base model's weights" in text
+    assert run_snippet(tmp_path / "out", text, monkeypatch).strip()
+
+
+def test_the_base_is_not_denied_where_it_was_used(tmp_path):
+    base = tmp_path / "base"
+    making.tiny_llama().save_pretrained(base)
+    pair = making.saved_pair(tmp_path, base_model=str(base))
+    merged = loraprobe.merge(pair, base=base)
+    assert "without the base" not in merged.card and str(tmp_path) not in merged.card
+
+
+@pytest.mark.parametrize("router", ["arrow", "arrow:top_k=1", "constant"])
+def test_a_router_is_spelled_as_the_command_line_spells_it(router):
+    pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
+    card = loraprobe.compose(pair, router=router).card
+    assert f"Router: `{router}" in card and "(" not in card.partition("Router: ")[2].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "base_model", ['x"); import os; os.abort(); ("', "a\n```\nb", "owner/na`me", "a b"]
+)
+def test_no_name_of_a_base_becomes_code(base_model):
+    pair = [
+        making.random_adapter(name, seed=seed, base_model=base_model)
+        for seed, name in enumerate("ab", 1)
+    ]
+    for code in snippets(loraprobe.merge(pair).card):
+        assert "abort" not in code and '"the base"' in code
+        compile(code, "card", "exec")
+
+
+def test_all_options_of_a_member_round_trip_in_short():
+    from loraprobe.merging import METHODS
+    from loraprobe.registry import short_spec
+    from loraprobe.routing import ROUTERS
+
+    for registry in (METHODS, ROUTERS):
+        for name in registry.names():
+            made = registry.make(name)
+            assert short_spec(made) == name
+    assert short_spec(METHODS.make("ties:density=0.3,lambda=2")) == "ties:density=0.3,lambda=2.0"
+    assert METHODS.make(short_spec(METHODS.make("della:density=0.4"))) == METHODS.make(
+        "della:density=0.4"
+    )

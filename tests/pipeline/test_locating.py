@@ -1,0 +1,63 @@
+"""The sources and the base of a merge are found again, and have to be the ones that were used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from making import call, peft_adapter, random_adapter, saved_pair, tiny_llama
+from test_verify import WEIGHTS, edit_weights, failed, merged
+
+import loraprobe
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return [str(path) for path in saved_pair(tmp_path, scaling=0.1)]
+
+
+def test_a_source_that_changed_is_named(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    random_adapter("b", seed=3).save(pair[1], overwrite=True)
+    assert failed(out) == ["source b"]
+
+
+def test_a_source_that_is_gone_is_named(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    (Path(pair[1]) / WEIGHTS).unlink()
+    assert failed(out) == ["source b"]
+
+
+@pytest.mark.parametrize("where", ["renamed", "beside", "deeper/down", "far/away/from/here"])
+def test_a_source_is_found_by_its_hash(pair, tmp_path, where):
+    """Near the directory by itself, and anywhere else once it is named."""
+    place = tmp_path / "x" / "y" / "z"
+    out = merged(pair, place)
+    moved = place / where if where != "far/away/from/here" else tmp_path / where
+    moved.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(pair[0], place / "a")
+    os.rename(pair[1], moved)
+    (tmp_path / "b" / "x").mkdir(parents=True)  # what bears its name now is no adapter
+    near = where != "far/away/from/here"
+    assert loraprobe.verify(out).passed == near
+    assert loraprobe.verify(out, [moved]).passed
+    assert call("verify", out, moved, "--quiet").stdout == "verified\n"
+
+
+def test_a_base_is_found_and_has_to_be_the_one_that_was_used(tmp_path):
+    """DoRA is merged with the base's weights."""
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "base")
+    for seed, name in enumerate("ab"):
+        peft_adapter(tmp_path / name, model, seed, use_dora=True, target_modules=["q_proj"])
+    refs = [str(tmp_path / name) for name in "ab"]
+    out = merged(refs, tmp_path, "--base", str(tmp_path / "base"), "--method", "uniform")
+    assert failed(out) == []
+    os.rename(tmp_path / "base", tmp_path / "moved")
+    assert failed(out) == ["base"]
+    assert loraprobe.verify(out, base=tmp_path / "moved").passed
+    tiny_llama(seed=1).save_pretrained(tmp_path / "base")
+    assert failed(out) == ["base"]
+    edit_weights(out, lambda t: {k: v * 1.001 if "magnitude" in k else v for k, v in t.items()})
+    assert not loraprobe.verify(out, base=tmp_path / "moved").passed

@@ -1,0 +1,92 @@
+"""The Python interface as a person meets it: repr, notebooks, dir, docstrings."""
+
+from __future__ import annotations
+
+import inspect as inspect_
+import subprocess
+import sys
+
+import making
+import pytest
+
+import loraprobe
+from loraprobe import pipeline
+from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE
+from loraprobe.demo import shipped_world
+from loraprobe.options import Options
+from loraprobe.report.answer import answer
+
+
+@pytest.fixture(scope="module")
+def audit(tmp_path_factory):
+    """The audit of a few questions of the shipped world."""
+    chosen = shipped_world().scenario("skill-and-facts")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    options = Options(limit=10, threads=1, state=tmp_path_factory.mktemp("state"))
+    base = shipped_world().base
+    return pipeline.merge_and_eval(refs, base=base, tasks=chosen.tasks, options=options).audit
+
+
+def pair():
+    return [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
+
+
+def test_an_audit_shows_its_answer(audit):
+    for one in (audit, loraprobe.inspect(pair()), loraprobe.inspect(pair()[:1])):
+        lines = repr(one).splitlines()
+        assert 1 <= len(lines) <= 12 and max(map(len, lines)) <= 80
+        assert answer(one).headline.split()[0] in lines[0]
+
+
+def test_the_decisive_gain_is_a_field(audit):
+    gain = audit.verdict.gain
+    assert gain.n == 10 and gain.ci95[0] <= gain.difference <= gain.ci95[1]
+    assert {gain.system, gain.against} <= {row.system for row in audit.evaluation}
+
+
+def test_a_notebook_shows_the_first_sections_of_the_page(audit):
+    shown = audit._repr_html_()
+    assert answer(audit).headline.split(":")[0] in shown
+    assert shown.count("<h2") == 3 and "<svg" in shown
+    assert "<style" not in shown and "<html" not in shown and len(shown) < 500_000
+    assert loraprobe.inspect(pair())._repr_html_().count("<section") >= 1
+
+
+def test_dir_holds_the_public_names_only():
+    assert dir(loraprobe) == sorted(loraprobe.__all__)
+    code = "import sys, loraprobe; assert not {'torch', 'typer', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (loraprobe.inspect, INSPECT),
+        (loraprobe.merge, MERGE),
+        (loraprobe.compose, ROUTE),
+        (loraprobe.merge_and_eval, EVALUATE),
+    ],
+)
+def test_functions_document_their_options_by_name(function, names):
+    text, own = inspect_.getdoc(function), inspect_.signature(function).parameters
+    for name in names:
+        named = name in own or name.removesuffix("s") in own
+        assert named or f"\n    {name}: " in text, name
+    assert "loraprobe.options" not in text
+
+
+def test_the_command_line_takes_the_same_options():
+    from loraprobe.declarations import declarations
+
+    declared = declarations(Options)
+    for command, names in (("inspect", INSPECT), ("merge", MERGE), ("route", ROUTE)):
+        shown = making.call(command, "--help", env={"COLUMNS": "200"}).stdout
+        for name in names:
+            assert declared[name].flag in shown, (command, name)
+
+
+def test_weights_may_be_any_sequence():
+    import numpy
+
+    for weights in ([0.7, 0.3], (0.7, 0.3), numpy.array([0.7, 0.3])):
+        assert loraprobe.merge(pair(), "task_arithmetic", weights=weights).weights == (0.7, 0.3)

@@ -1,0 +1,126 @@
+"""`loraprobe route`, and the composition that merge-and-eval recommends."""
+
+from __future__ import annotations
+
+import json
+
+import composing
+import jsonschema
+import making
+import pytest
+import torch
+
+import loraprobe
+from loraprobe.options import Options
+from loraprobe.pipeline.conclusion import recommend
+from loraprobe.pipeline.loading import load_composition
+from loraprobe.pipeline.saved import Routed
+from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.records import Verdict
+from loraprobe.report.schema import json_schema
+from loraprobe.routing import ROUTERS
+from loraprobe.routing.constant import ConstantGates
+from loraprobe_lab import shipped_world
+
+
+def test_route_command(tmp_path):
+    a, b = making.saved_pair(tmp_path)
+    out = tmp_path / "out"
+    call = ["route", a, f"other={b}", "-o", out]
+    result = making.call(*call, "--json", "--balance", "norm", "--router", "arrow:top_k=1")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json_schema())
+    assert document["command"] == "route" and len(document["transformations"]) == 2
+    assert document["provenance"]["arguments"] is not None
+    composition = load_composition(out)
+    assert composition.router == ROUTERS.make("arrow:top_k=1")
+    assert [e.name for e in composition.experts] == ["a", "other"]
+    card = (out / "README.md").read_text()
+    assert "load_composition" in card and "scaled by" in card
+    assert making.call(*call).exit_code == 2  # it exists
+    constant = ["--router", "constant", "--weights", "1,-0.5"]
+    quiet = making.call(*call, "--overwrite", "--quiet", *constant)
+    assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
+    assert load_composition(out).router == ConstantGates((1.0, -0.5))
+
+
+@pytest.mark.parametrize(
+    "extra, said",
+    [
+        (["--router", "arrows"], "did you mean 'arrow'"),
+        (["--weights", "1,1"], "arrow gives each token gates of its own"),
+        (["--weights", "search", "--router", "constant"], "add --base DIR"),
+        (["--weights", "1", "--router", "constant"], "1 numbers for 2 adapters"),
+        (["--router", "centroid"], "add --base DIR"),
+        (["--task", "x.jsonl"], "add --weights search"),
+        (["--balance", "no"], "--balance must be one of"),
+        (["--router-prompts", "a"], "NAME=FILE"),
+        (["--router-prompts", f"a={__file__}"], "learns nothing from prompts"),
+        (["--search-items", "4"], "goes with --weights search"),
+        (["--search-budget", "4"], "goes with --weights search"),
+        (["--limit", "4"], "--limit goes with --task"),
+    ],
+)
+def test_wrong_calls_are_one_sentence_and_write_nothing(tmp_path, extra, said):
+    result = making.call("route", *making.saved_pair(tmp_path), "-o", tmp_path / "out", *extra)
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+    assert result.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    for seed, name in enumerate("ab"):
+        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed, **config)
+    call = ["route", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out"]
+    refused = making.call(*call)
+    assert refused.exit_code == 2 and "lm_head.weight whole" in " ".join(refused.stderr.split())
+    assert making.call(*call, "--router", "constant").exit_code == 0
+    model = making.tiny_llama(tied=False)
+    with load_composition(tmp_path / "out").into(model):
+        found = making.hidden(model)
+    with loraprobe.route(model, [str(tmp_path / "a"), str(tmp_path / "b")], router="constant"):
+        assert torch.equal(found, making.hidden(model))
+
+
+def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
+    world = shipped_world()
+    adapters = world.scenario("disjoint").adapters
+    refs = [f"{name}={path}" for name, path in adapters.items()]
+    prompts = []
+    for name in adapters:
+        (tmp_path / name).write_text(f"Tell me of {name}\nWho is {name}?\n")
+        prompts += ["--router-prompts", f"{name}={tmp_path / name}"]
+    options = ["--router", "centroid", "--base", world.base, *prompts, "--json"]
+    result = making.call("route", *refs, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert any("learned from 2 prompts" in line for line in json.loads(result.stdout)["notes"])
+    router = load_composition(tmp_path / "out").router
+    assert not router.needs_prompts and router.state()
+    # What it learned cannot be made again without the prompts, and that is no pass.
+    found = loraprobe.verify(tmp_path / "out", list(adapters.values()), world.base)
+    assert [c.name for c in found.checks if not c.passed] == ["router.safetensors"]
+
+
+def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
+    """What `merge-and-eval --output` writes where the verdict is about a router."""
+    experts = composing.experts(2)
+    builder = SystemBuilder.of(experts, Options(balance="norm"))
+    built = builder.compositions()
+    for action in ("route", "step-by-step"):
+        verdict = Verdict("likely", "evaluation", system="arrow", action=action)
+        made, why = recommend(verdict, built, builder)
+        assert isinstance(made, Routed) and why == ""
+        made.save(tmp_path / action)
+        restored = load_composition(tmp_path / action)
+        model, found = making.tiny_llama(), []
+        wanted = next(b.system.composition for b in built if b.system.name == "arrow")
+        for composition in (restored, wanted):
+            with composition.into(model):
+                found.append(making.hidden(model))
+        assert composing.relative(*found) < 1e-6
+    told = {"chain": "chain", "use-single:e0": "use e0", "gather-evidence": "gather-evidence"}
+    for action, said in told.items():
+        verdict = Verdict("unlikely", "evaluation", system="arrow", action=action)
+        made, why = recommend(verdict, built, builder)
+        assert made is None and said in why

@@ -1,0 +1,58 @@
+"""The items that a decision needs, against simulated runs of that many items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loraprobe.evaluation.statistics import estimate
+from loraprobe.sample_size import Z95, items_needed
+
+MARGIN, RUNS = 0.05, 400
+
+
+def interval(x):
+    """Mean, standard error, and 95 % interval of paired differences."""
+    found = estimate(np.asarray(x, dtype=float)[:, None], np.arange(len(x)))
+    low, high = (float(end[0]) for end in found.interval(found.critical(0.95)))
+    return float(found.difference[0]), float(found.se[0]), low, high
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "items"), [(10, 5, 50), (8, 8, 80), (10, 4, 40), (18, 6, 60)]
+)
+def test_four_of_five_runs_decide_with_the_items_needed_and_two_with_half(better, worse, items):
+    pilot = np.repeat([1.0, -1.0, 0.0], [better, worse, items - better - worse])
+    mean, se, low, high = interval(pilot)
+    assert low < MARGIN < high, "undecided"
+    needed = items_needed(items, mean - MARGIN, se)
+    rng = np.random.default_rng(0)
+
+    def decided(n):
+        """The share of runs of n items that decide, where the pilot's figures are the truth."""
+        ends = [interval(rng.choice(pilot, n))[2:] for _ in range(RUNS)]
+        return np.mean([low > MARGIN if mean > MARGIN else high < MARGIN for low, high in ends])
+
+    error = 4 * (0.25 / RUNS) ** 0.5
+    assert decided(needed) == pytest.approx(0.8, abs=error)
+    assert decided(needed // 2) == pytest.approx(0.5, abs=error + 0.02)
+
+
+def test_figures_by_hand():
+    # (1.96 + 0.84) standard errors of 0.05 have to shrink to 0.05: (2.8 / 1)^2 times the items
+    assert items_needed(100, 0.05, 0.05) == 785
+    assert items_needed(100, -0.05, 0.05) == 785
+    assert items_needed(100, 0.05, 0.05, critical=2 * Z95) == 2268
+    assert items_needed(100, 0.5, 0.05) == 101
+
+
+@pytest.mark.parametrize(
+    ("n", "distance", "se"),
+    [(50, 0.0, 0.1), (50, 1e-5, 0.1), (50, 0.1, float("inf")), (50, 0.1, 0.0), (0, 0.1, 0.1)],
+)
+def test_no_number_is_named_where_none_decides(n, distance, se):
+    assert items_needed(n, distance, se) is None
+
+
+def test_an_unbounded_interval_has_no_number():
+    assert items_needed(1, 0.1, 0.1, critical=float("inf")) is None

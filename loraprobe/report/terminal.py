@@ -154,7 +154,7 @@ def _reasons(verdict: Verdict, width: int) -> Iterator[Text]:
     groups = {"Why": why, "What was measured": rest, "How sure": sure}
     for title, reasons in groups.items():
         if reasons:
-            yield Text(title, "bold")
+            yield Text(f"\n{title}", "bold")
         for reason in reasons:
             yield from _reason(reason, width)
 

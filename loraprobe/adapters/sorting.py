@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from loraprobe.adapters.config import Config
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.keys import PREFIX, Key, classify
 from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
@@ -73,7 +73,7 @@ ISSUES: dict[str, tuple[Severity, str, str]] = {
 class KeySorting:
     """The state of reading one file: each key becomes a factor of a module or an extra."""
 
-    def __init__(self, config: Config, file: TensorFile, found: Findings) -> None:
+    def __init__(self, config: Config, file: TensorFile, found: IssueCollector) -> None:
         self.config, self.file, self.found = config, file, found
         self.factors: dict[str, dict[str, str]] = {}  # path -> role -> key
         self.pairs: dict[str, tuple[str, str]] = {}  # path -> keys of A and B that are an update

@@ -101,9 +101,9 @@ def inspect(
     if not asks_base:
         verdict = _judge_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
-    from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
+    from loraprobe.pipeline.evaluating import BaseEvidence, measure_knowledge
 
-    known = Knowledge()
+    known = BaseEvidence()
     if examined.compatibility.compatible:
         known = measure_knowledge(inputs, opened, cards, session)
     evidence = vars(known.findings)

@@ -36,7 +36,7 @@ from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
-class Findings:
+class EvaluationRecords:
     """What was measured on the base. The fields are those of the same names in the audit."""
 
     coverage: tuple[Coverage, ...] = ()
@@ -51,7 +51,7 @@ class Findings:
 class Evaluated:
     """Every system on every task, and what the report and the recommendation need of it."""
 
-    findings: Findings
+    findings: EvaluationRecords
     gates: tuple[GateStatistics, ...]
     search: WeightSearch | None
     compositions: Sequence[Built]
@@ -107,11 +107,11 @@ def _findings(
     session: Session,
     coverage: tuple[Coverage, ...],
     forecasts: tuple[Forecast, ...],
-) -> Findings:
+) -> EvaluationRecords:
     """Adds scores with intervals, paired comparisons, gains and attribution."""
     margin, seed = session.options.needed_gain, session.options.seed
     with session.stage("statistics"):
-        return Findings(
+        return EvaluationRecords(
             coverage,
             forecasts,
             evaluation=evaluation.score(results, systems),
@@ -139,11 +139,11 @@ def _controls(
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class BaseEvidence:
     """What base and single adapters know, from a task (level "base") or from probes alone."""
 
     level: EvidenceLevel = "weights"
-    findings: Findings = field(default_factory=Findings)
+    findings: EvaluationRecords = field(default_factory=EvaluationRecords)
     notes: tuple[str, ...] = ()
 
 
@@ -152,20 +152,20 @@ def measure_knowledge(
     probe: Probe | str | None,
     cards: Mapping[str, str | None],
     session: Session,
-) -> Knowledge:
+) -> BaseEvidence:
     """The base and the single adapters on the tasks and on a probe; nothing is composed."""
     assert inputs.base is not None
     if not inputs.tasks:
         scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
         rows = probe_without_task(scorer, inputs, probe, cards, session)
-        return Knowledge("probes", Findings(rows), (*notes, scorer.batcher.note()))
+        return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
     with open_evaluator(inputs, (), session) as evaluator:
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
         rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
         rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
-    found = Findings(rows, forecasts, evaluation.score(results, systems))
-    return Knowledge("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
+    found = EvaluationRecords(rows, forecasts, evaluation.score(results, systems))
+    return BaseEvidence("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
 
 
 def probe_without_task(

@@ -16,7 +16,7 @@ from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
-from loraprobe.limits import limits, raising
+from loraprobe.limits import how_to_raise, limits
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Severity
 
@@ -115,7 +115,7 @@ class KeySorting:
         if len(self.factors) > limits().modules:
             raise AdapterError(
                 f"{self.found.name} adapts {len(self.factors):,} modules, beyond the "
-                f"{limits().modules:,} that are read; {raising('modules', len(self.factors))}."
+                f"{limits().modules:,} that are read; {how_to_raise('modules', len(self.factors))}."
             )
         self.config.prepare(self.factors)
         for path, keys in self.factors.items():

@@ -9,9 +9,9 @@ from pathlib import Path
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
-from loraprobe.checkpoint import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
+from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options

@@ -13,9 +13,9 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.checkpoint import cache_directory
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.ledger import NAME, as_plain, changes, read_fingerprint
+from loraprobe.file_hashes import cache_directory
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session

@@ -21,8 +21,9 @@ from typing import Any
 
 from loraprobe.adapters import Adapter, Modules, read_adapter
 from loraprobe.base import Base
-from loraprobe.checkpoint import check_link, file_hash, read_json
+from loraprobe.checkpoint import check_link, read_json
 from loraprobe.errors import AdapterError, LoraprobeError
+from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline import provenance

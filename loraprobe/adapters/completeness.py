@@ -111,7 +111,7 @@ def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
     if norm > EXTREME_NORM:
         message = (
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
-            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20."
+            f"{EXTREME_NORM:.0f}; the sound adapters that were measured have less than 20."
         )
         cure = (
             "Its training probably diverged; take an earlier checkpoint, or look at its outputs "

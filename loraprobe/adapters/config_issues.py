@@ -86,7 +86,7 @@ def report_config(
 def _report_missing(
     raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: IssueCollector
 ) -> None:
-    """Errors for tensors that the config promises: all of a kind, or those of some modules."""
+    """Errors for absent tensors that the config requires: all of a kind, or some modules'."""
     cure = "The file is incomplete; save or download it again."
     kinds = {extra.kind for extra in extras}
     if absent := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:

@@ -1,6 +1,6 @@
-"""The tensors of a file that are not low-rank factors, and which of them are used.
+"""The tensors of a file that are not low-rank factors.
 
-Used are DoRA magnitudes, whole modules, trained biases, and biases of lora_B.
+DoRA magnitudes, whole modules, trained biases, and biases of lora_B are used.
 """
 
 from __future__ import annotations

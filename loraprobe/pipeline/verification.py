@@ -146,7 +146,7 @@ def _reversed(adapter: Adapter) -> Adapter:
 
 
 def _no_others(place: Path, expected: set[str]) -> Check:
-    """The directory holds exactly the expected files, and none is a link to elsewhere."""
+    """Whether the directory holds exactly the expected files, none a link out of it."""
     for name in _files(place):
         if name not in expected:
             message = f"{name} does not belong to it; peft, transformers or a person may load it."

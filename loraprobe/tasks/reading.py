@@ -228,8 +228,8 @@ def _hop(hop: Any, k: int) -> Hop:
         if reference not in map(str, range(1, k)):
             earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
             raise TaskError(
-                f"hop {k} asks for {{{reference:.20}}}, the answer of a hop that does not stand "
-                f"before it (there is {earlier})."
+                f"hop {k} refers to {{{reference:.20}}}, which is not the answer of an earlier hop "
+                f"(there is {earlier})."
             )
     return Hop(prompt, fields.answers(), fields.text("adapter"))
 

@@ -25,7 +25,10 @@ from collections.abc import Callable
 from typing import Any
 
 # The clause that says what to do starts after one of these.
-_CLAUSES = re.compile(r"; |: (?=did you mean|there are|its options are)|\. (?=This is a defect)")
+_CLAUSES = re.compile(
+    r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)"
+    r"|\. (?=This is a defect)"
+)
 
 
 class LoraprobeError(Exception):

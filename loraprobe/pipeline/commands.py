@@ -50,7 +50,6 @@ from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
-    from loraprobe.pipeline.estimating import Estimate
 
 Adapters = Sequence[Adapter | Reference]
 
@@ -217,7 +216,7 @@ def merge_and_eval(
     """
     from loraprobe.pipeline.evaluating import evaluate, wrong_answers
 
-    inputs = _open_composition(adapters, base, tasks, options, written)
+    inputs = open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
     examined = examine(inputs.adapters, inputs.base, "route", session)
     if not examined.compatibility.compatible:
@@ -251,22 +250,6 @@ def merge_and_eval(
     return Outcome(audit, made, why, found.samples)
 
 
-def estimate_cost(
-    adapters: Adapters,
-    *,
-    base: Base | Reference = "auto",
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Estimate:
-    """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
-    from loraprobe.pipeline.estimating import estimate
-
-    inputs = _open_composition(adapters, base, tasks, options, written)
-    return estimate(inputs, Session("merge-and-eval", options, progress))
-
-
 def _check_and_prepare(
     inputs: Inputs, purpose: Purpose, session: Session
 ) -> tuple[Compatibility, Prepared]:
@@ -285,7 +268,7 @@ def _judge_weights(inputs: Inputs, examined: Examination, options: Options) -> V
     return conclude(options, inputs, examined, level="weights")
 
 
-def _open_composition(
+def open_composition(
     adapters: Adapters,
     base: Base | Reference,
     tasks: Sequence[Task | Reference] | Task | Reference,

@@ -5,9 +5,9 @@
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics
     transforms      `--subtract` and `--balance`
-    evaluating      scores on the base model: `scorer` loads it, `evaluator` asks it, `systems`
-                    builds compositions with `weight_search`, `router_fitting`, `random_partner`;
-                    `results` stores the answers for `--resume`
+    evaluating      scores on the base model: `scorer` loads it, `evaluator` runs systems on it,
+                    `systems` builds compositions with `weight_search`, `router_fitting`,
+                    `random_partner`; `results` stores the results for `--resume`
     merges, saved   a merge; a composition and its directory, which `loading` reads
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card

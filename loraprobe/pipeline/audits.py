@@ -48,5 +48,5 @@ def audit_of(
 
 
 def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
-    """Findings with further ones after them, each once."""
+    """The issues with further ones after them, each once."""
     return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))

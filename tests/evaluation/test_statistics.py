@@ -237,7 +237,7 @@ def test_the_best_gains_over_the_best():
     assert found.difference == pytest.approx(0.3) and found.n == 100
     low, high = single_interval(TARGETS["uniform", "question"] - TARGETS["a", "question"])
     assert found.ci95 == pytest.approx((low, high))
-    assert found.adjusted_ci95[0] < low and found.adjusted_ci95[1] >= high
+    assert found.adjusted_ci95[0] < low and high <= found.adjusted_ci95[1] < 0.5, "0.5: against b"
     assert found.n_needed == 100, "decided already"
     assert gain(results(TARGETS), [], ["base"]) is None
     assert gain(results(TARGETS), ["uniform"], []) is None
@@ -295,7 +295,7 @@ def test_tasks_count_alike_whatever_their_size():
 
 
 def test_as_many_items_as_needed_decide():
-    for plus, minus in ((12, 5), (8, 8)):
+    for plus, minus in ((12, 5), (8, 8), (8, 0)):
         change = pairs(plus, minus, 60)
         columns = {
             ("a", "question"): (change < 0).astype(float),
@@ -495,6 +495,10 @@ def test_retention_behaves_at_its_ends():
     assert point == 1 and 0.9 < low < 1 < high
     assert ratio(np.zeros(n), pairs(2, 1, n), ALONE[:n]) is None, "nothing was learned"
     assert ratio(np.zeros(n), -np.ones(n), ALONE[:n]) is None
+    groups = ALONE[:n] // 10  # two of ten groups learned everything: too few, whatever is kept
+    learned = (groups < 2).astype(float)
+    kept = np.where(learned, np.tile([0.0, 1.0], 50), np.tile([1.0, -1.0], 50))
+    assert ratio(kept, learned, groups) is None
     point, (low, high) = ratio(pairs(40, 0, n), pairs(80, 0, n), ALONE[:n])
     assert point == 0.5 and 0.35 < low < 0.45 < 0.55 < high < 0.65
     few = ratio(

@@ -242,6 +242,7 @@ def test_normalisation_is_that_of_squad(words):
         ("The", "A", False),
         ("“Ulm”.", "ulm", True),
         ("", "x", False),
+        ("", "", False),
         ("?", "!", False),
         ("the Ulm", "Ulm", True),
     ],

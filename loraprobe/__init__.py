@@ -52,7 +52,7 @@ def __dir__() -> list[str]:
 
 
 def load(reference: str | Path) -> Adapter:
-    """One adapter from a directory or the Hub. Raises LoraprobeError, saying what to do."""
+    """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails."""
     from loraprobe import hub
 
     return hub.load(reference)
@@ -67,11 +67,11 @@ def inspect(
     probe: str | Path | None = None,
     **options: Any,
 ) -> Audit:
-    """What adapters are and how they relate: an Audit, whose `verdict` is the answer.
+    """Describes adapters and measures how they relate. The result is the Audit's `verdict`.
 
-    base: what asks or compares with it needs; "auto" is the base that the adapters' configs name.
-    tasks: task files, asked of the base and the single adapters. probe: "auto" or a file of
-    questions. Raises LoraprobeError with one sentence where something cannot be used.
+    base: the base model, which tasks, probes and some diagnostics need; "auto" is the one that the
+    adapters' configs name. tasks: task files, on which the base and the single adapters are scored.
+    probe: "auto" or a file of questions. Raises LoraprobeError for input that cannot be used.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options
@@ -91,11 +91,11 @@ def merge(
     tasks: Sequence[str | Path] | str | Path = (),
     **options: Any,
 ) -> Merged:
-    """One adapter from several, with a model card; `.save(directory)` writes it.
+    """Merges several adapters into one; `.save(directory)` writes it with a model card.
 
-    weights: one for each adapter, or "search", which finds them on `tasks` by asking `base`. DoRA
-    adapters and whole modules are merged with the base's weights. Raises CompatibilityError where
-    the adapters do not fit together.
+    weights: one for each adapter, or "search", which minimises the loss of `base` on `tasks`. DoRA
+    adapters and whole modules are merged with the base's weights. Raises CompatibilityError if the
+    adapters do not fit together.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options
@@ -117,12 +117,12 @@ def route(
 ) -> AbstractContextManager[Any]:
     """Puts a routed composition into a loaded transformers model while the context lasts.
 
-    prompts: a few unlabelled prompts of each adapter, by its name, for a router that learns from
-    them (centroid), which are read here through the model with its tokenizer.
-    balance, subtract: what is done to the adapters first, as on the command line.
+    prompts: adapter's name -> a few unlabelled prompts, for a router that is fitted to them
+    (centroid). The model reads them with `tokenizer`.
+    balance, subtract: transformations of the adapters, as on the command line.
 
-    Raises CompatibilityError where the adapters do not fit together or do not fit the model, and
-    UsageError where such a router is given no prompts.
+    Raises CompatibilityError if the adapters do not fit together or do not fit the model, and
+    UsageError if such a router gets no prompts.
     """
     from loraprobe import compatibility, hub
     from loraprobe.composition import Composition, aligned_to, composed
@@ -152,9 +152,9 @@ def compose(
     weights: Sequence[float] | Literal["search"] | None = None,
     **options: Any,
 ) -> Routed:
-    """What `loraprobe route` saves: adapters and a router, with a card; `.save(directory)` writes.
+    """Combines adapters with a router; `.save(directory)` writes them with a card.
 
-    Raises CompatibilityError where the adapters do not fit together.
+    Raises CompatibilityError if the adapters do not fit together.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options
@@ -165,10 +165,10 @@ def compose(
 
 
 def load_composition(directory: str | Path) -> Composition:
-    """What `loraprobe route --output` or `compose(...).save` wrote, every file's hash checked.
+    """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
     `with load_composition(directory).into(model): ...` puts it into a loaded transformers model.
-    Raises AdapterError where a file is missing or is not the one that was saved.
+    Raises AdapterError if a file is missing or has changed.
     """
     from loraprobe import pipeline
 
@@ -180,10 +180,10 @@ def verify(
     sources: Sequence[str | Path] = (),
     base: str | Path | None = None,
 ) -> Verification:
-    """What `loraprobe verify` does: whether a merged or routed directory is what its card says.
+    """Checks that a merged or routed directory is what its card says.
 
-    sources, base: where the adapters and the base are that it was made of, if they moved. Raises
-    AdapterError where the directory was not made by loraprobe.
+    sources, base: the places of the adapters and the base that it was made of, if they moved.
+    Raises AdapterError if the directory was not made by loraprobe.
     """
     from loraprobe import pipeline
 
@@ -198,9 +198,10 @@ def merge_and_eval(
     tasks: Sequence[str | Path] | str | Path,
     **options: Any,
 ) -> Audit:
-    """The whole audit: an Audit, whose `verdict` has decision, system, gain, action and reasons.
+    """Evaluates compositions of adapters on tasks and decides whether they work.
 
-    Raises LoraprobeError with one sentence where something cannot be used.
+    The Audit's `verdict` has decision, system, gain, action and reasons. Raises LoraprobeError for
+    input that cannot be used.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options

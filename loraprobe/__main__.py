@@ -1,11 +1,11 @@
-"""`python -m loraprobe`, and where the command `loraprobe` starts."""
+"""The entry point of `python -m loraprobe` and of the command `loraprobe`."""
 
 import sys
 import time
 
 
 def main() -> None:
-    """The command line; what goes wrong while it is still being imported is one line, too."""
+    """Runs the command line. An error during its import is printed as one line, too."""
     started = time.perf_counter()
     try:
         from loraprobe.cli import main as run
@@ -22,10 +22,10 @@ def main() -> None:
 
         if "--debug" in sys.argv:
             sys.stderr.write(trace(error, scrub))
-        told = reported(error)
-        sys.stderr.write(f"error: {scrub(str(told))}\n")
+        known = reported(error)
+        sys.stderr.write(f"error: {scrub(str(known))}\n")
         if "--json" in sys.argv:
-            print(scrub(json.dumps(as_document(told), indent=1)))
+            print(scrub(json.dumps(as_document(known), indent=1)))
         sys.exit(2)
 
 

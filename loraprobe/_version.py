@@ -1,3 +1,3 @@
-"""The version, alone so that packaging can read it without importing the package."""
+"""The version. Packaging reads this file without importing the package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Reads weight files and JSON files of others: headers, single tensors, hashes.
+"""Reads weight files and JSON files from untrusted sources: headers and single tensors.
 
 safetensors files are read by key. Pickled state dicts (`.bin`) are loaded onto the CPU with
 weights_only, so that they run no code, and memory-mapped if their format allows it.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
-import os
 import re
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +21,7 @@ from torch import Tensor
 
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.formatting import listing
-from loraprobe.limits import limits, raising
+from loraprobe.limits import how_to_raise, limits
 
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
@@ -62,7 +59,7 @@ def read_json(
     if size > allowed:
         raise raises(
             f"{path.name} of {reference} has {size:,} bytes, beyond the {allowed:,} that "
-            f"are read of such a file; {raising(limit, size)}."
+            f"are read of such a file; {how_to_raise(limit, size)}."
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -182,7 +179,7 @@ def check_link(file: Path, reference: str, raises: type[LoraprobeError] = BaseEr
     if not any(target.is_relative_to(root) for root in _repositories(file)):
         raise raises(
             f"{file.name} of {reference} is a link that leads out of it; copy the file "
-            f"there, or {raising('links', 1)}."
+            f"there, or {how_to_raise('links', 1)}."
         )
 
 
@@ -209,7 +206,7 @@ def check_inflation(file: Path) -> None:
     if unpacked > times * packed + (1 << 20):
         raise ValueError(
             f"its {packed:,} bytes unpack to {unpacked:,}; "
-            f"{raising('inflation', unpacked // packed + 1)}"
+            f"{how_to_raise('inflation', unpacked // packed + 1)}"
         )
 
 
@@ -250,57 +247,6 @@ def _start(file: Path, size: int) -> bytes:
     with contextlib.suppress(OSError), file.open("rb") as stream:
         return stream.read(size)
     return b""
-
-
-def file_hash(file: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def hash_in_name(file: Path) -> str | None:
-    """The sha256 in the name of a large file of the Hub's cache; None for another file."""
-    blob = file.resolve()
-    named = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
-    return blob.name if named else None
-
-
-def kept_hash(file: Path) -> str:
-    """`file_hash`, cached for a file that does not change.
-
-    The Hub's cache names large files by their hash. Other hashes are stored in loraprobe's cache
-    under path, size, times and inode. A change of the content changes ctime, which programs cannot
-    set. A hash is not stored if the file changed in the last two seconds, because file systems may
-    round times, and never on Windows, where ctime is the time of creation.
-    """
-    if known := hash_in_name(file):
-        return known
-    state = _state(file)
-    kept = cache_directory() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError):
-        found = kept.read_text(encoding="ascii")
-        if re.fullmatch("[0-9a-f]{64}", found):
-            return found
-    digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
-    if os.name != "nt" and settled and _state(file) == state:
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(digest, encoding="ascii")
-    return digest
-
-
-def cache_directory() -> Path:
-    """The directory for data of later runs: LORAPROBE_CACHE, else inside the user's cache."""
-    if own := os.environ.get("LORAPROBE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
-
-
-def _state(file: Path) -> str:
-    """Path, size, times and inode of a file as a text, which changes with its content."""
-    found = file.stat()
-    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
-    return f"{file.resolve()} {found.st_size} {times} {found.st_ino}"
 
 
 def first_line(error: BaseException) -> str:

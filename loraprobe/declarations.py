@@ -1,7 +1,4 @@
-"""How an option is declared, and how its text on the command line is read.
-
-`loraprobe.options` declares all options with these.
-"""
+"""The declaration of an option, and the parser of its text on the command line."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = (
 
 @dataclass(frozen=True)
 class Declaration:
-    """How one option is named, explained, read and limited.
+    """Name, help, parser and limits of one option.
 
     `flag` is its name on the command line, `repeats` whether it may be given several times,
-    `least` and `most` bound a number, `read` turns a text of the command line into the value.
+    `least` and `most` bound a number, `read` parses a text of the command line.
     """
 
     group: str
@@ -91,7 +88,7 @@ def read_named_file(text: str, flag: str) -> tuple[str, Path]:
 
 
 def as_given(kind: type, name: str, value: Any) -> Any:
-    """A keyword's value: one text of an option that may be repeated is one of several."""
+    """The value of a Python keyword: a repeatable option accepts a single value, too."""
     declared = declarations(kind).get(name)
     if declared is None:
         return value
@@ -126,7 +123,7 @@ def check_values(options: Any) -> None:
 
 
 def _wrong_kind(value: Any, hint: Any) -> str:
-    """What an option takes, if its value is of another kind; "" if it fits or may be any text."""
+    """The kind of value that an option takes, if the given one differs; "" if it is right."""
     kinds = typing.get_args(hint) or (hint,)
     if value is None or not {int, float, bool}.intersection(kinds):
         return ""

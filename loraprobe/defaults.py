@@ -7,11 +7,11 @@ LIKELY_FROM = 0.9  # the probability from which a forecast counts as a call of `
 KNOWN = 0.5  # a hop is known if the lower bound of its accuracy reaches this
 UNKNOWN = 0.2  # a hop is unknown if the upper bound of its accuracy lies below this
 COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to its rank
-FAMILIAR = 2 / 3  # from this share of an adapter's tokens that the base would choose too
-UNFAMILIAR = 1 / 3  # up to this share
-FEWEST_ITEMS = 30  # fewer questions decide only what is plain to see: half a 95 % interval is 0.18
-TEMPLATE_MATTERS = 0.2  # the share of questions that a chat template changes before it is a warning
-FEWEST_ANSWERS = 10  # fewer answers of adapters do not tell how familiar the base is with them
+FAMILIAR = 2 / 3  # the base would choose at least this share of an adapter's tokens itself
+UNFAMILIAR = 1 / 3  # the base would choose at most this share
+FEWEST_ITEMS = 30  # of a task; with fewer, half a 95 % interval exceeds 0.18
+TEMPLATE_MATTERS = 0.2  # the difference in accuracy by the chat template that causes a warning
+FEWEST_ANSWERS = 10  # of adapters, from which the base's familiarity is measured
 
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms
@@ -24,10 +24,10 @@ SHARED_INITIALISATION = 0.5  # the mean cosine of the rows of two A
 # 19.5, of 226 adapters of the lab 14.4; the weights of SmolLM2-135M themselves have 16 to 206.
 EXTREME_NORM = 100.0
 
-# The search of weights and routers that learn from prompts.
+# The search of weights, and routers that are fitted to prompts.
 SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried
 SEARCH_SHARE = 0.25  # the share of a task's items that is set apart for the search
-SEARCH_MOST = 64  # at most so many items
-SEARCH_LEAST = 4  # a task in which the share is smaller is refused
+SEARCH_MOST = 64  # the most items that are set apart
+SEARCH_LEAST = 4  # the fewest; a smaller task is refused
 PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them
 GATE_PROMPTS = 60  # prompts on which the gates of a router are averaged

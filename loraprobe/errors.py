@@ -25,7 +25,10 @@ from collections.abc import Callable
 from typing import Any
 
 # The clause that says what to do starts after one of these.
-_CLAUSES = re.compile(r"; |: (?=did you mean|there are|its options are)|\. (?=This is a defect)")
+_CLAUSES = re.compile(
+    r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)"
+    r"|\. (?=This is a defect)"
+)
 
 
 class LoraprobeError(Exception):
@@ -39,7 +42,7 @@ class LoraprobeError(Exception):
 
     @property
     def cure(self) -> str:
-        """What to do: the last clause of the sentence, "" where the sentence has one only."""
+        """The last clause of the message, which says what to do; "" if there is none."""
         *what, cure = _CLAUSES.split(str(self))
         return cure.strip() if what else ""
 
@@ -154,13 +157,13 @@ def reported(error: BaseException) -> LoraprobeError:
 
 
 def as_document(error: LoraprobeError) -> dict[str, Any]:
-    """What `--json` prints of an error."""
+    """The JSON object that `--json` prints for an error."""
     message, cure = (" ".join(text.splitlines()) for text in (str(error), error.cure))
     return {"error": {"code": error.code, "message": message, "cure": cure}}
 
 
 def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:
-    """The traceback for --debug, with the causes that a sentence stands for; `clean` passes it."""
+    """The traceback for --debug with suppressed causes; `clean` is applied to the text."""
     one: BaseException | None = error
     for _ in range(20):
         if one is None:
@@ -171,7 +174,7 @@ def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where loraprobe's own innermost frame stands, as a part of a sentence; "" for none."""
+    """Module and line of loraprobe's innermost frame, as a part of a sentence; "" for none."""
     place, frame = "", error.__traceback__
     while frame is not None:
         module = frame.tb_frame.f_globals.get("__name__", "")

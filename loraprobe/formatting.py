@@ -1,4 +1,4 @@
-"""Grammar that messages share: listings, numbers, and hints at the nearest name."""
+"""Helpers for messages: listings, plurals, and the nearest known name."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ class BoundedLoader(yaml.SafeLoader):
 def read_front_matter(card: str | None) -> Mapping[Any, Any]:
     """The mapping between a card's first two lines of `---`; empty where there is none.
 
-    It is also empty for what no card needs: an alias, with which a few bytes stand for gigabytes,
-    a key given twice, nesting deeper than DEEPEST, more than LONGEST characters, and objects other
-    than plain data.
+    It is also empty for invalid YAML and for an alias (by which a few bytes can expand to
+    gigabytes), a repeated key, nesting deeper than DEEPEST, more than LONGEST characters, and
+    objects other than plain data.
     """
     text = _between_dashes(card or "")
     if text is None or len(text) > LONGEST:

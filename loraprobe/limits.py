@@ -54,13 +54,13 @@ _CURRENT: list[Limits] = []
 
 
 def limits() -> Limits:
-    """The current limits: those of `use`, else of the environment, else the defaults."""
+    """The current limits: those of `set_limits`, else of the environment, else the defaults."""
     if not _CURRENT:
-        use(os.environ.get(VARIABLE, ""), VARIABLE)
+        set_limits(os.environ.get(VARIABLE, ""), VARIABLE)
     return _CURRENT[-1]
 
 
-def use(text: str, where: str = "--limits") -> Limits:
+def set_limits(text: str, where: str = "--limits") -> Limits:
     """Sets limits such as "modules=1000000,line=5MB"; the others get their defaults.
 
     Raises UsageError for an unknown name and for a value that is no number.
@@ -76,7 +76,7 @@ def use(text: str, where: str = "--limits") -> Limits:
     return chosen
 
 
-def raising(name: str, needed: int) -> str:
+def how_to_raise(name: str, needed: int) -> str:
     """The end of a message that tells how to raise a limit."""
     return f"raise the limit with loraprobe --limits {name}={needed} if it is meant"
 

@@ -1,4 +1,4 @@
-"""Tells how much memory is available, whether something fits, and whether memory ran out.
+"""Measures the available memory, checks that something fits, and recognises memory errors.
 
 The needed memory is estimated from files and configs, so that a model that cannot fit is refused at
 once instead of being killed by the system after minutes.
@@ -53,8 +53,7 @@ def require(needed: int, what: str, instead: str, device: str = "cpu") -> None:
     free = available(device)
     if free is not None and needed > free:
         raise OutOfMemory(
-            f"{what} needs about {gib(needed)} of memory, and {gib(free)} are there on {device}; "
-            f"{instead}."
+            f"{what} needs about {gib(needed)} of memory, and {device} has {gib(free)}; {instead}."
         )
 
 

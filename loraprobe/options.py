@@ -1,8 +1,8 @@
 """The options of all commands, each declared once: default, meaning, group and limits.
 
 The command line (`loraprobe.cli.options`), the keywords of the Python functions and the table in
-the documentation come from these declarations. `Options` holds what decides a result; how a
-command prints and where it writes is declared in `OutputOptions`.
+the documentation come from these declarations. `Options` decide a result, `OutputOptions` how a
+command prints and where it writes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ from loraprobe.formatting import nearest
 
 @dataclass(frozen=True)
 class Options:
-    """What decides a result. Python functions take these fields as keywords.
+    """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
-    with one prompt a line. `state` is the directory of the results of a run, None for the user's
-    cache; `arguments` is the command line and `started` when it began (time.perf_counter), for the
-    provenance. Raises UsageError for values that
-    are out of range or do not go together.
+    with one prompt per line. `state` is the directory for the results of a run, None for the user's
+    cache. `arguments` is the command line and `started` its start (time.perf_counter), for the
+    provenance. Raises UsageError for values that are out of range or contradict each other.
     """
 
     allow: tuple[str, ...] = option(
@@ -251,9 +250,9 @@ class Options:
         return None if isinstance(self.weights, str) else self.weights
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Which of the options decide an item's result, as plain data.
+        """The options on which an item's result depends, as plain data.
 
-        `--limit` decides through the items of the tasks, `--router-prompts` through their lines.
+        `--limit` counts through the items of the tasks, `--router-prompts` through their lines.
         """
         decides = (
             "methods routers systems weights space rank allow max_new_tokens metric seed balance "

@@ -446,18 +446,6 @@ class Audit:
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
-        """The answer, in at most twelve lines."""
-        from loraprobe.report.answer import answer
-
-        return str(answer(self))
-
-    def _repr_html_(self) -> str:
-        """The first sections of the page, for notebooks."""
-        from loraprobe.report.html import fragment
-
-        return fragment(self)
-
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None."""
         document = {"schema_version": SCHEMA_VERSION, **plain(self)}

@@ -49,7 +49,7 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """Plain data (records, mappings, lists, tuples) with `change` applied to every text in it.
 
-    Keys and field names stay.
+    Keys and field names do not change.
     """
     if isinstance(value, str):
         return change(value)

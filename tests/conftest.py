@@ -43,7 +43,7 @@ def default_limits():
     from loraprobe import limits
 
     yield
-    limits.use("")
+    limits.set_limits("")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapters.expressions import ExpressionError
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.paths import layer_pattern
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.types import Extra, ModuleInfo
@@ -23,7 +23,7 @@ def report_incompleteness(
     infos: Mapping[str, ModuleInfo],
     config: Mapping[str, Any],
     extras: Sequence[Extra],
-    found: Findings,
+    found: IssueCollector,
 ) -> None:
     """Reports targets without weights, weights without targets and layers that differ."""
     _report_targets([*infos, *(extra.module for extra in extras if extra.module)], config, found)
@@ -49,7 +49,9 @@ def report_incompleteness(
         )
 
 
-def _report_targets(held: Collection[str], config: Mapping[str, Any], found: Findings) -> None:
+def _report_targets(
+    held: Collection[str], config: Mapping[str, Any], found: IssueCollector
+) -> None:
     targets = config.get("target_modules")
     if not isinstance(targets, (list, tuple)) or not held:
         return  # a regular expression, "all-linear" or nothing does not list the modules
@@ -65,7 +67,7 @@ def _report_targets(held: Collection[str], config: Mapping[str, Any], found: Fin
         )
 
 
-def _report_layers(paths: Collection[str], found: Findings) -> None:
+def _report_layers(paths: Collection[str], found: IssueCollector) -> None:
     """Reports modules that some layers lack.
 
     A parent, such as `self_attn`, should have the same children in every layer that has it.
@@ -88,7 +90,7 @@ def _report_layers(paths: Collection[str], found: Findings) -> None:
         )
 
 
-def _report_shapes(infos: Mapping[str, ModuleInfo], found: Findings) -> None:
+def _report_shapes(infos: Mapping[str, ModuleInfo], found: IssueCollector) -> None:
     """Reports a module whose shape differs between layers; nearly all models have one shape."""
     shapes: dict[str, set[tuple[int, int]]] = {}
     for path, info in infos.items():
@@ -109,7 +111,7 @@ def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
     if norm > EXTREME_NORM:
         message = (
             f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
-            f"{EXTREME_NORM:.0f}; sound adapters that were measured stay below 20."
+            f"{EXTREME_NORM:.0f}; the sound adapters that were measured have less than 20."
         )
         cure = (
             "Its training probably diverged; take an earlier checkpoint, or look at its outputs "

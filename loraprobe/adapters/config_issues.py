@@ -15,7 +15,7 @@ from typing import Any
 
 from loraprobe.adapters.config import PEFT_DEFAULT, TRAINERS, unknown_keys
 from loraprobe.adapters.extras import FLAGS
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.types import Extra
 from loraprobe.formatting import count
 
@@ -47,7 +47,7 @@ PROMISED = {
 
 
 def report_config(
-    raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: Findings
+    raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: IssueCollector
 ) -> None:
     """Reports unknown keys, a missing lora_alpha, and tensors that the file lacks.
 
@@ -84,9 +84,9 @@ def report_config(
 
 
 def _report_missing(
-    raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: Findings
+    raw: Mapping[str, Any], extras: Sequence[Extra], modules: Collection[str], found: IssueCollector
 ) -> None:
-    """Errors for tensors that the config promises: all of a kind, or those of some modules."""
+    """Errors for absent tensors that the config requires: all of a kind, or some modules'."""
     cure = "The file is incomplete; save or download it again."
     kinds = {extra.kind for extra in extras}
     if absent := [key for key, kind in PROMISED.items() if raw.get(key) and kind not in kinds]:
@@ -105,7 +105,7 @@ def _report_missing(
             )
 
 
-def _report_initialisation(init: object, found: Findings) -> None:
+def _report_initialisation(init: object, found: IssueCollector) -> None:
     """An error for a value of init_lora_weights that may have changed the base."""
     if not isinstance(init, str) or not init or init.lower() in KEEPS_BASE:
         return

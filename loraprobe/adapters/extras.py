@@ -1,6 +1,6 @@
-"""The tensors of a file that are not low-rank factors, and which of them are used.
+"""The tensors of a file that are not low-rank factors.
 
-Used are DoRA magnitudes, whole modules, trained biases, and biases of lora_B.
+DoRA magnitudes, whole modules, trained biases, and biases of lora_B are used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.adapters.tensors import TensorFile, open_tensors
 from loraprobe.adapters.types import Adapter, Extra, ModuleInfo, Tensors
@@ -27,7 +27,7 @@ def as_peft_reads(
     extras: Sequence[Extra],
     infos: Mapping[str, ModuleInfo],
     config: Mapping[str, Any],
-    found: Findings,
+    found: IssueCollector,
 ) -> list[Extra]:
     """The extras that peft would load; the others are reported.
 

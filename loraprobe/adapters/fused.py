@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.rows import Fusion, moved_modules, moved_offsets, moved_rows
 from loraprobe.adapters.types import Adapter
 from loraprobe.formatting import count, listing
@@ -244,7 +244,7 @@ def _translated(adapter: Adapter, todo: Sequence[Fusion]) -> Adapter:
 
 
 def _notes(adapter: Adapter, mine: Sequence[Fusion]) -> list[Issue]:
-    found = Findings(adapter.name)
+    found = IssueCollector(adapter.name)
     for split in (True, False):
         done = [fusion for fusion in mine if fusion.split == split]
         if not done:

@@ -12,7 +12,7 @@ from loraprobe.adapters.completeness import report_incompleteness
 from loraprobe.adapters.config import CONFIG, read_config
 from loraprobe.adapters.config_issues import report_config
 from loraprobe.adapters.extras import as_peft_reads, extra_tensors
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.sorting import KeySorting
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS, disagreement, open_tensors
 from loraprobe.adapters.types import Adapter, Modules, Source
@@ -31,7 +31,7 @@ def read_adapter(
     name = name or directory.resolve().name
     config = read_config(directory)
     file = open_tensors(directory)
-    found = Findings(name)
+    found = IssueCollector(name)
     sorting = KeySorting(config, file, found)
     sorting.sort_keys()
     infos = sorting.pair_factors()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from loraprobe.adapters.config import Config
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.keys import PREFIX, Key, classify
 from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
-from loraprobe.limits import limits, raising
+from loraprobe.limits import how_to_raise, limits
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Severity
 
@@ -73,7 +73,7 @@ ISSUES: dict[str, tuple[Severity, str, str]] = {
 class KeySorting:
     """The state of reading one file: each key becomes a factor of a module or an extra."""
 
-    def __init__(self, config: Config, file: TensorFile, found: Findings) -> None:
+    def __init__(self, config: Config, file: TensorFile, found: IssueCollector) -> None:
         self.config, self.file, self.found = config, file, found
         self.factors: dict[str, dict[str, str]] = {}  # path -> role -> key
         self.pairs: dict[str, tuple[str, str]] = {}  # path -> keys of A and B that are an update
@@ -115,7 +115,7 @@ class KeySorting:
         if len(self.factors) > limits().modules:
             raise AdapterError(
                 f"{self.found.name} adapts {len(self.factors):,} modules, beyond the "
-                f"{limits().modules:,} that are read; {raising('modules', len(self.factors))}."
+                f"{limits().modules:,} that are read; {how_to_raise('modules', len(self.factors))}."
             )
         self.config.prepare(self.factors)
         for path, keys in self.factors.items():

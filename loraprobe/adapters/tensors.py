@@ -11,7 +11,7 @@ from torch import Tensor
 from loraprobe.checkpoint import DTYPES, broken, check_inflation, check_link
 from loraprobe.errors import AdapterError
 from loraprobe.json_types import is_unicode
-from loraprobe.limits import limits, raising
+from loraprobe.limits import how_to_raise, limits
 
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -120,7 +120,7 @@ def check_count(path: Path, tensors: int) -> None:
     if tensors > allowed:
         raise AdapterError(
             f"{path} holds {tensors:,} tensors, beyond the {allowed:,} that are "
-            f"read; {raising('tensors', tensors)}."
+            f"read; {how_to_raise('tensors', tensors)}."
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
-from loraprobe.checkpoint import file_hash
+from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 

@@ -24,14 +24,9 @@ from loraprobe.base.geometry import (
     weights_in_memory,
 )
 from loraprobe.base.tokenizer import tokenizer_size
-from loraprobe.checkpoint import (
-    hash_in_name,
-    kept_hash,
-    read_json,
-    read_tensor,
-    weight_names,
-)
+from loraprobe.checkpoint import read_json, read_tensor, weight_names
 from loraprobe.errors import BaseError
+from loraprobe.file_hashes import cached_hash, hash_in_name
 from loraprobe.records import BaseSummary
 
 HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
@@ -168,7 +163,7 @@ class BaseFiles:
         The name of a file in the Hub's cache gives its hash; other files are read once, which
         takes seconds per gigabyte.
         """
-        hashes = [(kept_hash(file), file.name) for file in self.weight_files]
+        hashes = [(cached_hash(file), file.name) for file in self.weight_files]
         if len(hashes) == 1:
             return hashes[0][0]
         lines = "".join(f"{digest}  {name}\n" for digest, name in hashes)
@@ -182,7 +177,7 @@ class BaseFiles:
         other formats and documentation are left out.
         """
         others = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
-        files = {f.name: kept_hash(f) for f in others if f.is_file() and f.name[0] != "."}
+        files = {f.name: cached_hash(f) for f in others if f.is_file() and f.name[0] != "."}
         return files | {"config.json": self.config, "weights": self.sha256}
 
     def summary(self) -> BaseSummary:

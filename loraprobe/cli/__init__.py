@@ -119,9 +119,9 @@ def _schema(wanted: bool) -> None:
 
 def _limits(text: str | None) -> None:
     if text is not None:
-        from loraprobe.limits import use
+        from loraprobe.limits import set_limits
 
-        use(text)
+        set_limits(text)
 
 
 @app.callback()

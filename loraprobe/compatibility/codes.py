@@ -20,9 +20,9 @@ CODES: dict[str, str] = {
     "no-modules": "nothing that can be used",
     "weights-disagree": "adapter_model.safetensors and adapter_model.bin are not the same",
     "targets-without-weights": "targets of the config for which the file holds nothing",
-    "weights-untargeted": "weights that peft would leave out, as the config does not name them",
-    "targets-unreadable": "an expression of the targets that re cannot compile, or without end",
-    "tensors-unused": "tensors that peft leaves out, as the config does not ask for them",
+    "weights-untargeted": "weights that peft ignores because the config does not name them",
+    "targets-unreadable": "an expression of the targets that re cannot compile or match in time",
+    "tensors-unused": "tensors that peft ignores because the config does not ask for them",
     "init-changed-base": "the initialisation changed the base weights (PiSSA, OLoRA, CorDA ...)",
     "init-unknown": "an initialisation that is not known and may have changed the base weights",
     "trainer-config": "config keys of a trainer, which do not change the function",
@@ -30,14 +30,14 @@ CODES: dict[str, str] = {
     "shapes-uneven": "a module of different shapes in different layers",
     "unprefixed-keys": "keys as other tools write them, which peft would ignore",
     "unknown-config-empty": "unknown config keys with an empty value",
-    # Which base model
+    # The base model
     "base-mismatch": "the base models have different names",
     "base-unclear": "the names of the base models do not tell whether they are one model",
     "base-unknown": "an adapter does not say which base model it was trained on",
     "base-is-a-path": "an adapter names its base by a path of the machine it was trained on",
     "revision-mismatch": "the same base model, at different revisions",
     "quantised-base": "the base is a quantised copy, or its weights are stored quantised",
-    # What for
+    # Task type and vocabulary
     "task-type-mismatch": "adapters of different task types",
     "task-type-unsupported": "not an adapter of a causal language model",
     "tokenizer-mismatch": "the tokenizers saved with the adapters differ in size",
@@ -47,7 +47,7 @@ CODES: dict[str, str] = {
     "shapes-differ": "a module has different shapes",
     "kinds-differ": "a module is of different kinds of layer",
     "architecture-mismatch": "the module paths belong to different architectures",
-    "prefix-mismatch": "the module paths agree but for a prefix",
+    "prefix-mismatch": "the module paths differ by a prefix",
     "fused-targets": "one adapter targets fused projections, the other the single ones",
     "fused-translated": "fused projections were split into single ones, or these joined; exact",
     "depth-differs": "the adapters reach different last layers",

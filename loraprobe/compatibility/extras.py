@@ -51,7 +51,7 @@ CURES = {
         "Remove these tensors if they are copies of the base's; peft writes such copies of "
         "embeddings and heads only.",
     ),
-    "unknown": ("tensors that are nothing known", "Check that the file is a LoRA adapter's."),
+    "unknown": ("tensors of an unknown kind", "Check that the file is a LoRA adapter's."),
 }
 
 

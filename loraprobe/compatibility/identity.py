@@ -16,8 +16,8 @@ from typing import Literal
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import is_path, public_name
 from loraprobe.base import Base
-from loraprobe.checkpoint import file_hash
 from loraprobe.errors import BaseError
+from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import listing
 from loraprobe.records import Issue, Severity
 

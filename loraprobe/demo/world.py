@@ -1,13 +1,13 @@
-"""A world: a directory with a base, adapters trained on it, tasks, and a manifest of all of it.
+"""A world: a directory with a base, adapters trained on it, tasks, and a manifest.
 
 Layout::
 
-    manifest.json          seed, recipe, versions, what lies where, SHA-256 of every other file
-    base/                  Hugging Face model and tokenizer (absent where the base lies elsewhere)
+    manifest.json          seed, recipe, versions, paths, SHA-256 of every other file
+    base/                  Hugging Face model and tokenizer (absent if the base is elsewhere)
     adapters/NAME/         PEFT directories
     tasks/NAME.jsonl       task files
 
-A *scenario* is a question to put to ``merge-and-eval``: some of the adapters and some tasks.
+A *scenario* is an input of ``merge-and-eval``: some of the adapters and some tasks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class WorldError(LoraprobeError):
 
 @dataclass(frozen=True)
 class Scenario:
-    """Adapters by name and task files that are judged together.
+    """Adapters by name, and the task files on which their composition is evaluated.
 
-    `world` is the class of scenarios that it belongs to, `axes` says where in it it lies.
+    `world` names the class of scenarios, `axes` the parameters of this one.
     """
 
     name: str
@@ -63,15 +63,14 @@ class World:
 
     @property
     def reserve(self) -> tuple[str, ...]:
-        """Names the base can spell but knows nothing about."""
+        """Names that the base can spell but has not seen in training."""
         return tuple(self.manifest.get("reserve", ()))
 
     @classmethod
     def load(cls, directory: str | Path) -> World:
         """Opens the world in `directory`; its files are not read (see `verify`).
 
-        Raises:
-            WorldError: there is no manifest, or it cannot be understood.
+        Raises WorldError if there is no manifest of this format.
         """
         path = Path(directory)
         try:
@@ -105,7 +104,7 @@ class World:
         return cls(path, place, base["name"], adapters, scenarios, manifest)
 
     def scenario(self, name: str) -> Scenario:
-        """The scenario of that name. Raises WorldError naming those there are."""
+        """The scenario of that name. Raises WorldError with the known names."""
         if name not in self.scenarios:
             raise WorldError(
                 f"This world has no scenario {name!r}; it has {', '.join(self.scenarios)}."
@@ -115,8 +114,7 @@ class World:
     def verify(self) -> None:
         """Checks every file against the manifest.
 
-        Raises:
-            WorldError: naming the files that are missing or differ.
+        Raises WorldError with the names of the files that are missing or differ.
         """
         wrong = [
             name

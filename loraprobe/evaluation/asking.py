@@ -1,4 +1,4 @@
-"""Asks a model: the questions of tasks, and how likely the base finds a text."""
+"""Queries a model: answers to the questions of tasks, and the base's likelihood of a text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Asks how likely the base model finds this continuation of this prompt.
+    """A request for the base model's likelihood of a continuation of a prompt.
 
-    raw: ask without the chat template, for texts that are not questions.
+    raw: without the chat template, for texts that are not questions.
     """
 
     prompt: str

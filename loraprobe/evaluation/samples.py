@@ -1,4 +1,4 @@
-"""Every question with what each system answered, for people who want to read the answers."""
+"""The questions with the answers of all systems, for `--save-samples` and the report."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Samples:
         )
 
     def _reply(self, system: str, question: Question) -> Reply | None:
-        """What the system answered; None where it was not asked, as a chain step by step."""
+        """The system's answer; None if it was not asked, as a chain step by step."""
         found = self.ledger.get(system, question.task, question.part, question.item.id)
         if found is None or found.metric == "answer_loss":
             return None

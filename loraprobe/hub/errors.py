@@ -122,7 +122,7 @@ def _of_transfer(error: BaseException, where: str) -> str:
         )
     if isinstance(error, ValueError):
         return (
-            f"{hub} sends an answer about {where} that no Hub would send ({text}); check "
+            f"{hub} sends a response about {where} that is not the Hub's ({text}); check "
             "HF_ENDPOINT and proxies."
         )
     return f"{where} could not be read: {text}."

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraprobe.checkpoint import file_hash
 from loraprobe.errors import HubError, LoraprobeError
+from loraprobe.file_hashes import file_hash
 from loraprobe.hub.errors import explain, is_offline, is_transient
 from loraprobe.hub.reference import Reference
 

@@ -150,9 +150,9 @@ def _merge_modules(
 ) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
-    So the factors are the same to the last bit in whatever order the adapters are given, also where
-    rounding decides: for the sign of a sum that cancels, or for the basis of a space with equal
-    singular values.
+    The order in which the adapters are given therefore changes no bit of the result, even where it
+    depends on rounding: the sign of a sum that cancels, or the basis of a space with equal singular
+    values.
     """
     n = len(adapters)
     order = sorted(range(n), key=lambda i: (adapters[i].sha256, adapters[i].name))
@@ -199,7 +199,7 @@ def _other_tensors(
 def _extreme_norms(
     adapters: Sequence[Adapter], modules: Mapping[str, MergedModule]
 ) -> Iterator[Issue]:
-    """A finding for each source whose largest delta is beyond what sound training gives."""
+    """An issue for each source whose largest delta is implausible."""
     for i, adapter in enumerate(adapters):
         square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
         yield from extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)

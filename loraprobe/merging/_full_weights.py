@@ -151,7 +151,7 @@ def _check_shapes(name: str, names: Sequence[str], tensors: Sequence[Tensor]) ->
         shapes = f"{list(tensors[0].shape)} in {names[0]} and {list(tensor.shape)} in {other}"
         if any(part in HEADS for part in name.split(".")):
             raise CompatibilityError(
-                f"{name} is {shapes}: they tell different numbers of labels apart, so their heads "
+                f"{name} is {shapes}: they have different numbers of labels, so their heads "
                 "cannot be merged; merge adapters of one set of labels."
             )
         raise CompatibilityError(

@@ -35,14 +35,14 @@ def check_weights(
         raise UsageError(f"Weights must be finite numbers, not {', '.join(map(str, weights))}.")
     if any(abs(w) > LARGEST_WEIGHT for w in weights):
         raise UsageError(
-            f"A weight of {max(weights, key=abs):g} is beyond {LARGEST_WEIGHT:g}, where "
-            "nothing but that adapter's rounding is left; give smaller weights."
+            f"A weight of {max(weights, key=abs):g} is beyond {LARGEST_WEIGHT:g}, at which the "
+            "others vanish in that adapter's rounding; give smaller weights."
         )
     if method.takes_weights:
         return weights, []
     message = f"{name_of(method)} has weights of its own; those given were not used."
     return method.default_weights(n), [
-        Issue("note", "weights-ignored", (), message, "Use task_arithmetic to weigh adapters.")
+        Issue("note", "weights-ignored", (), message, "Use task_arithmetic to weight adapters.")
     ]
 
 

@@ -19,10 +19,10 @@ from loraprobe.merging._method import (
 class FactorAverage(FactorMethod):
     """The A's and the B's are combined separately, and the product of both is the result.
 
-    What several tools call the average of two LoRAs. It holds the cross terms B_i A_j of one
-    adapter's B with another's A, it changes when the same delta is stored in another basis, and it
-    is exact only where the adapters share A or share B. It is here to reproduce such merges and to
-    measure their error (diagnostic `cross_terms`); use `uniform` for the average.
+    Several tools call this the average of two LoRAs. It contains the cross terms B_i A_j of one
+    adapter's B with another's A, it changes if the same delta is stored in another basis, and it is
+    exact only if the adapters share A or share B. It reproduces such merges and measures their
+    error (diagnostic `cross_terms`); use `uniform` for the average.
 
     variant="mean": A = sum w_i A_i, B = sum w_i B_i (as in LoraHub and federated averaging; 1/n
     each if no weights are given). variant="peft": square roots of the weights on both factors, as

@@ -19,7 +19,7 @@ from loraprobe.merging._selection import Block, Selection, fuse, in_blocks
 
 @dataclass(frozen=True)
 class Sce(MergeMethod):
-    """SCE: weigh each adapter by its energy where the adapters differ most, then erase minorities.
+    """SCE: weight each adapter by its energy where the adapters differ most, then elect signs.
 
     Select: of the entries whose variance over the adapters is not zero, the int(select_topk count)
     of largest variance (all, by default, as in both codes below). Calculate: the weight of an

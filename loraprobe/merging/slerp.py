@@ -1,4 +1,4 @@
-"""slerp: from one delta to the other along the arc."""
+"""slerp: spherical interpolation between two deltas."""
 
 from __future__ import annotations
 

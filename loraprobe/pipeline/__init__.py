@@ -5,13 +5,14 @@
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics
     transforms      `--subtract` and `--balance`
-    evaluating      scores on the base model: `scorer` loads it, `evaluator` asks it, `systems`
-                    builds compositions with `weight_search`, `router_fitting`, `random_partner`;
-                    `results` stores the answers for `--resume`
+    evaluating      scores on the base model: `scorer` loads it, `evaluator` runs systems on it,
+                    `systems` builds compositions with `weight_search`, `router_fitting`,
+                    `random_partner`; `results` stores the results for `--resume`
     merges, saved   a merge; a composition and its directory, which `loading` reads
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card
 
+`estimating` and `costing` tell what an evaluation will take, and `kept` what runs keep.
 `verification` makes a directory again from its card (`provenance`) and compares it.
 
 Modules are imported when one of their names is used: `merge` needs no model.
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.commands import (
         Outcome,
         compose,
-        estimate_cost,
         inspect,
         merge,
         merge_and_eval,
     )
+    from loraprobe.pipeline.costing import estimate_cost
     from loraprobe.pipeline.inputs import base_of
     from loraprobe.pipeline.loading import load_composition
     from loraprobe.pipeline.saved import Routed
@@ -39,7 +40,7 @@ _MODULES = {
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
-    "estimate_cost": "commands",
+    "estimate_cost": "costing",
     "inspect": "commands",
     "load_composition": "loading",
     "merge": "commands",

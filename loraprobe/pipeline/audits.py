@@ -11,6 +11,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.publishing import published
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Audit, Compatibility, Issue
+from loraprobe.report.showing import ShownAudit
 
 
 def audit_of(
@@ -29,7 +30,7 @@ def audit_of(
         for row in examined.diagnostics
         if row.name == "norm" and row.module is None
     }
-    audit = Audit(
+    audit = ShownAudit(
         command=session.command,
         provenance=session.provenance(),
         adapters=tuple(
@@ -47,5 +48,5 @@ def audit_of(
 
 
 def with_issues(found: Compatibility, issues: Iterable[Issue]) -> Compatibility:
-    """Findings with further ones after them, each once."""
+    """The issues with further ones after them, each once."""
     return Compatibility(tuple(dict.fromkeys((*found.issues, *issues))))

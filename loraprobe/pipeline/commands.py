@@ -50,17 +50,16 @@ from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
-    from loraprobe.pipeline.estimating import Estimate
 
 Adapters = Sequence[Adapter | Reference]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """An audit, and what it made: a merge or a composition with its card, where there is one.
+    """An audit, and the merge or composition with its card, if there is one.
 
-    `why_nothing` says why merge-and-eval recommends nothing that could be saved; `samples` are the
-    answers of all systems, where any was asked.
+    `why_nothing` says why merge-and-eval recommends nothing that can be saved; `samples` are the
+    answers of all evaluated systems.
     """
 
     audit: Audit
@@ -79,10 +78,10 @@ def inspect(
     progress: Progress | None = None,
     written: Sequence[Path] = (),
 ) -> Audit:
-    """What adapters are and how they relate, and of several a verdict as far as the evidence goes.
+    """Describes adapters; of several it measures how they relate and gives a verdict.
 
     probe: a Probe, a file, or "auto" for prompts from the adapters' cards and from the adapters
-    themselves. Raises LoraprobeError where something cannot be read.
+    themselves. Raises LoraprobeError for input that cannot be read.
     """
     asks_base = bool(tasks) or bool(probe)
     if asks_base and base is None:
@@ -101,11 +100,11 @@ def inspect(
     if not asks_base:
         verdict = _judge_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
-    from loraprobe.pipeline.evaluating import Knowledge, measure_knowledge
+    from loraprobe.pipeline.evaluating import BaseEvidence, measure_baselines
 
-    known = Knowledge()
+    known = BaseEvidence()
     if examined.compatibility.compatible:
-        known = measure_knowledge(inputs, opened, cards, session)
+        known = measure_baselines(inputs, opened, cards, session)
     evidence = vars(known.findings)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
@@ -122,9 +121,9 @@ def merge(
 ) -> Outcome:
     """Merges by the first of options.methods; the merge carries a model card.
 
-    tasks: what weights are searched on where the options ask for it; nothing is evaluated. The
-    merge's own pass over the files finds what only tensors tell: NaN, no effect, duplicates.
-    Raises CompatibilityError where the adapters cannot be merged exactly.
+    tasks: needed by a search of weights; nothing is evaluated. The merge itself reads the tensors
+    and finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
+    cannot be merged exactly.
     """
     from loraprobe.pipeline.weight_search import chosen_weights
 
@@ -173,12 +172,12 @@ def compose(
     progress: Progress | None = None,
     written: Sequence[Path] = (),
 ) -> Outcome:
-    """Adapters and the first of options.routers as a composition that can be saved.
+    """Combines adapters with the first of options.routers; nothing is evaluated.
 
-    base: needed by a router that learns from prompts and by a search of weights on `tasks`; with it
-    the adapters are checked against it, and whether peft's Arrow can express the composition.
-    Nothing is evaluated. Raises CompatibilityError where the adapters do not fit together,
-    UsageError for weights with a router that has gates of its own.
+    base: needed by a router that is fitted to prompts and by a search of weights on `tasks`; with
+    it the adapters are checked against it, and whether peft's Arrow can express the composition.
+    Raises CompatibilityError if the adapters do not fit together, UsageError for weights with a
+    router that computes its gates.
     """
     from loraprobe.pipeline.router_fitting import chosen_router
 
@@ -212,12 +211,12 @@ def merge_and_eval(
 ) -> Outcome:
     """The whole audit: compatibility, diagnostics, probes, every system on every task, verdict.
 
-    Raises LoraprobeError where base, adapters or tasks cannot be used at all. Adapters that do not
-    fit together end the run early with the verdict `incompatible`.
+    Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
+    LoraprobeError if base, adapters or tasks cannot be read.
     """
     from loraprobe.pipeline.evaluating import evaluate, wrong_answers
 
-    inputs = _open_composition(adapters, base, tasks, options, written)
+    inputs = open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
     examined = examine(inputs.adapters, inputs.base, "route", session)
     if not examined.compatibility.compatible:
@@ -251,26 +250,13 @@ def merge_and_eval(
     return Outcome(audit, made, why, found.samples)
 
 
-def estimate_cost(
-    adapters: Adapters,
-    *,
-    base: Base | Reference = "auto",
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options = Options(),
-    progress: Progress | None = None,
-    written: Sequence[Path] = (),
-) -> Estimate:
-    """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
-    from loraprobe.pipeline.estimating import estimate
-
-    inputs = _open_composition(adapters, base, tasks, options, written)
-    return estimate(inputs, Session("merge-and-eval", options, progress))
-
-
 def _check_and_prepare(
     inputs: Inputs, purpose: Purpose, session: Session
 ) -> tuple[Compatibility, Prepared]:
-    """Findings without an error, and the adapters as the options say. Raises CompatibilityError."""
+    """The issues, none of them an error, and the transformed adapters.
+
+    Raises CompatibilityError for an error.
+    """
     found = check(inputs.adapters, inputs.base, purpose, session)
     return compatibility.require(found), prepare_inputs(inputs, purpose, session)
 
@@ -282,7 +268,7 @@ def _judge_weights(inputs: Inputs, examined: Examination, options: Options) -> V
     return conclude(options, inputs, examined, level="weights")
 
 
-def _open_composition(
+def open_composition(
     adapters: Adapters,
     base: Base | Reference,
     tasks: Sequence[Task | Reference] | Task | Reference,

@@ -29,7 +29,7 @@ def conclude(
     level: EvidenceLevel,
     **evidence: Any,
 ) -> Verdict:
-    """The verdict on everything that was found.
+    """The verdict on all evidence.
 
     evidence: coverage, forecasts, evaluation, comparisons, gains, attribution, as far as they were
     measured.
@@ -55,7 +55,7 @@ def conclude(
 
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
-    """What was asked, in the words of a command line. kind: that of the verdict's system."""
+    """The request as a command line spells it. kind: that of the verdict's system."""
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -72,7 +72,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
 
 
 def _reference(adapter: Adapter) -> str:
-    """A reference as it is given on a command line, with its name where that does not follow."""
+    """A reference as on a command line, with NAME= unless the reference implies the name."""
     public = adapter.source.public
     return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
 

@@ -1,6 +1,6 @@
 """The stages that run the base model.
 
-`measure_knowledge` scores the base and the single adapters; `evaluate` scores all systems.
+`measure_baselines` scores the base and the single adapters; `evaluate` scores all systems.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What was measured on the base. The fields are those of the same names in the audit."""
+class EvaluationRecords:
+    """The records measured on the base model. Their fields have the same names in the audit."""
 
     coverage: tuple[Coverage, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
@@ -49,9 +49,9 @@ class Findings:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Every system on every task, and what the report and the recommendation need of it."""
+    """The results of all systems on all tasks."""
 
-    findings: Findings
+    findings: EvaluationRecords
     gates: tuple[GateStatistics, ...]
     search: WeightSearch | None
     compositions: Sequence[Built]
@@ -61,7 +61,7 @@ class Evaluated:
 
 
 def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
-    """Asks the base and the single adapters, then the compositions, then the controls."""
+    """Evaluates the base and the single adapters, then the compositions, then the controls."""
     options = session.options
     with open_evaluator(inputs, prepared.general, session) as evaluator:
         announce(evaluator)
@@ -107,11 +107,11 @@ def _findings(
     session: Session,
     coverage: tuple[Coverage, ...],
     forecasts: tuple[Forecast, ...],
-) -> Findings:
+) -> EvaluationRecords:
     """Adds scores with intervals, paired comparisons, gains and attribution."""
     margin, seed = session.options.needed_gain, session.options.seed
     with session.stage("statistics"):
-        return Findings(
+        return EvaluationRecords(
             coverage,
             forecasts,
             evaluation=evaluation.score(results, systems),
@@ -139,33 +139,33 @@ def _controls(
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """What base and single adapters know, from a task (level "base") or from probes alone."""
+class BaseEvidence:
+    """Records of the base and the single adapters, from tasks (level "base") or probes alone."""
 
     level: EvidenceLevel = "weights"
-    findings: Findings = field(default_factory=Findings)
+    findings: EvaluationRecords = field(default_factory=EvaluationRecords)
     notes: tuple[str, ...] = ()
 
 
-def measure_knowledge(
+def measure_baselines(
     inputs: Inputs,
     probe: Probe | str | None,
     cards: Mapping[str, str | None],
     session: Session,
-) -> Knowledge:
-    """The base and the single adapters on the tasks and on a probe; nothing is composed."""
+) -> BaseEvidence:
+    """Scores the base and the single adapters on the tasks and on a probe."""
     assert inputs.base is not None
     if not inputs.tasks:
         scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
         rows = probe_without_task(scorer, inputs, probe, cards, session)
-        return Knowledge("probes", Findings(rows), (*notes, scorer.batcher.note()))
+        return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
     with open_evaluator(inputs, (), session) as evaluator:
         systems = baseline_systems(inputs.adapters)
         results = evaluator.run(systems)
         rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
         rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
-    found = Findings(rows, forecasts, evaluation.score(results, systems))
-    return Knowledge("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
+    found = EvaluationRecords(rows, forecasts, evaluation.score(results, systems))
+    return BaseEvidence("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
 
 
 def probe_without_task(
@@ -175,7 +175,7 @@ def probe_without_task(
     cards: Mapping[str, str | None],
     session: Session,
 ) -> tuple[Coverage, ...]:
-    """Figures on a probe file, or on prompts that cards and adapters themselves give ("auto")."""
+    """Figures on a probe file, or on prompts from cards and adapters ("auto")."""
     if probe is None:
         return ()
     adapters, seed = inputs.adapters, session.options.seed
@@ -186,7 +186,7 @@ def probe_without_task(
 
 
 def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
-    """The system of these kinds with the best mean over the tasks, in the form that suits it best.
+    """The system of these kinds with the best mean over the tasks, in its better form.
 
     Names break ties, so that the order in which adapters are given does not matter.
     """

@@ -1,4 +1,4 @@
-"""One loaded base model and what is measured on it: systems, probes, gates, searched weights."""
+"""Runs systems, probes, gate statistics and the search of weights on one loaded base model."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from loraprobe.tasks import Task
 
 @dataclass(frozen=True)
 class Evaluator(AbstractContextManager["Evaluator"]):
-    """Scores systems on one base in memory; the ledger keeps each result at once.
+    """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
-    `tasks` are the tasks that are evaluated, `split` says which items a search of weights has of
-    its own. As a context it closes the ledger.
+    `tasks` are evaluated; `split` has the items that are set apart for a search of weights. As a
+    context it closes the ledger.
     """
 
     inputs: Inputs
@@ -46,7 +46,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self.ledger.close()
 
     def run(self, systems: Sequence[System]) -> list[ItemResult]:
-        """Results of systems on all tasks; what the ledger already holds is not asked again."""
+        """Results of systems on all tasks; results in the ledger are not computed again."""
         options = self.session.options
         with self.session.stage("evaluate"):
             return evaluation.run_systems(
@@ -60,7 +60,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
 
     def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
-        """What the base and single adapters know of the tasks, and what the template changes."""
+        """The coverage probes on the tasks, and the accuracies with and without the template."""
         with self.session.stage("cover"):
             return self.template + probes.cover(
                 self.scorer,
@@ -72,7 +72,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
 
     def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
-        """What the compositions asked for would gain if the adapters' effects simply added."""
+        """The forecast gains of the compositions that the options ask for."""
         options = self.session.options
         with self.session.stage("forecast"):
             return probes.forecast(
@@ -88,13 +88,13 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
 
     def fit_routers(self, prepared: Prepared) -> tuple[dict[str, Router], list[str]]:
-        """Routers that learn from prompts, fitted, by spec; and notes."""
+        """The fitted routers by spec, and notes."""
         options = self.session.options
         with self.session.stage("fit"):
             return fit_routers(self.inputs.adapters, prepared, options, self.scorer, self.tasks)
 
     def search_weights(self, prepared: Prepared) -> tuple[WeightSearch | None, list[str]]:
-        """`--weights search`, on items that no system is scored on; None where it is not asked."""
+        """`--weights search`, on items on which no system is scored; None without that option."""
         if self.split is None:
             return None, []
         options, path = self.session.options, self.ledger.path
@@ -111,7 +111,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         return found, [note(found)]
 
     def gates(self, systems: Sequence[System]) -> tuple[tuple[GateStatistics, ...], str]:
-        """How token routers share their gates on the tasks' prompts, and a note."""
+        """Mean gates of token routers on the tasks' prompts, and a note."""
         with self.session.stage("gates"):
             return gate_statistics(self.scorer, systems, self.tasks, self.session.options.seed)
 
@@ -119,7 +119,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Evaluator:
     """Loads the base, chooses the chat template and opens the results of earlier runs.
 
-    general: adapters that `--subtract` names; they are part of what decides a result.
+    general: the adapters that `--subtract` names, on which the results depend too.
     """
     assert inputs.base is not None
     options = session.options
@@ -141,7 +141,7 @@ def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
-    """What a reader has to know of the tasks to read the figures."""
+    """Notes on tasks that a reader of the figures needs."""
     notes = []
     if metric == "answer_loss":
         notes.append("Differences of losses are signed so that a lower loss is a gain.")

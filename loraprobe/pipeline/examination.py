@@ -1,4 +1,4 @@
-"""What adapters are and whether they fit together: findings and diagnostics, no model."""
+"""Compatibility and diagnostics of adapters, without a model."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def examine(
 
 
 def layer_groups(adapter: Adapter, rows: Sequence[Measurement]) -> tuple[LayerGroup, ...]:
-    """One adapter layer by layer; a module that repeats in every layer is one row."""
+    """The modules of one adapter; a module that repeats in every layer is one row."""
     norms: Mapping[str | None, float | None] = {
         row.module: row.value for row in rows if row.name == "norm" and row.module
     }

@@ -9,9 +9,9 @@ from pathlib import Path
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
-from loraprobe.checkpoint import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
+from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -24,10 +24,10 @@ Reference = str | Path
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a command works on, opened.
+    """The opened inputs of a command.
 
-    `adapters` have one layout of fused projections, the base's where there is a base; `given` are
-    the same adapters as their files have them.
+    `adapters` have one layout of fused projections, the base's if there is one; `given` are the
+    same adapters in the layout of their files.
     """
 
     adapters: Sequence[Adapter]
@@ -45,8 +45,8 @@ def open_inputs(
 ) -> Inputs:
     """Reads the tasks, then the adapters, then finds the base.
 
-    written: where the caller will write. Raises LoraprobeError, also where that is, contains or
-    lies inside the base model's directory.
+    written: the outputs. Raises LoraprobeError, also if an output is, contains or lies inside the
+    base model's directory.
     """
     check_names(options)
     read = open_tasks(tasks, options.limit)
@@ -90,14 +90,14 @@ CURE = "set LORAPROBE_CACHE to a directory of yours"
 
 
 def check_state(options: Options) -> None:
-    """Raises OutputError if results cannot be kept; called before a model is loaded."""
+    """Raises OutputError if results cannot be stored; called before a model is loaded."""
     check_place(options.state or cache_directory() / "runs" / "results", CURE)
 
 
 def open_tasks(
     tasks: Sequence[Task | Reference] | Task | Reference, limit: int | None
 ) -> list[Task]:
-    """Tasks from files, one or several; a task that is open already is taken as it is."""
+    """Reads one or several task files; Task objects are accepted too."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
     return [one if isinstance(one, Task) else load_task(one, limit) for one in several]
 
@@ -128,8 +128,8 @@ def read_prompts(file: Path) -> list[str]:
 def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool = False) -> Base:
     """The base of a reference; "auto" is the one that the adapters' configs agree on.
 
-    A base that is open already is returned as it is. `code` also downloads a repository's own
-    model code. Raises LoraprobeError where the base cannot be had.
+    A Base object is returned as it is. `code` also downloads the repository's model code. Raises
+    LoraprobeError if the base is not found.
     """
     if isinstance(base, Base):
         return base

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraprobe.checkpoint import cache_directory
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation.ledger import NAME, locked, read_fingerprint
+from loraprobe.file_hashes import cache_directory
 
 
 @dataclass(frozen=True)

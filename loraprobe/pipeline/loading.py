@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraprobe.adapters import Adapter, Source, read_adapter
-from loraprobe.checkpoint import file_hash, read_json
+from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
+from loraprobe.file_hashes import file_hash
 from loraprobe.pipeline.saved import CONFIG, FILE, SCHEMA_VERSION, STATE, WEIGHTS
 from loraprobe.routing import ROUTERS
 

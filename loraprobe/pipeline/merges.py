@@ -1,4 +1,4 @@
-"""A merge as the options ask for it, and its figures."""
+"""Merges with the options of a command, and their figures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rank_text(merged: Merged) -> str:
 
 
 def merge_figures(merged: Merged, prepared: Prepared) -> tuple[Measurement, ...]:
-    """Norms of the sources as they were trained and of the merge, and what rounding cost it."""
+    """Norms of the untransformed sources and of the merge, and the merge's errors."""
     norms = {source.name: source.norm for source in merged.sources}
     norms |= {step.adapter: step.norm_before for step in prepared.steps}
     name = (merged.adapter.name,)
@@ -64,6 +64,6 @@ def norm_of(adapter: Adapter) -> float:
 
 
 def warning_figures(adapters: Sequence[Adapter], options: Options) -> tuple[Measurement, ...]:
-    """The figures of pairs of sources, as they were trained, for which a verdict warns."""
+    """The figures of pairs of untransformed sources for which a verdict warns."""
     wanted = ("norm_ratio", "cosine", "shared_initialisation")
     return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

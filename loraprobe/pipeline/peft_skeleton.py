@@ -1,4 +1,4 @@
-"""peft loads an adapter onto a model that is nothing but its shapes: no base weights needed."""
+"""Loads an adapter with peft onto a model of meta tensors, which needs no base weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from loraprobe.adapters.tensors import open_tensors
 
 
 def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
-    """What peft does not match when it loads the directory; empty if every key finds its place.
+    """The keys, ranks and shapes that peft does not match when it loads the directory.
 
-    The skeleton has a layer of the right kind and shape at each path that the adapter names, on
-    the meta device, where tensors have no data. Which modules the directory's config targets, and
-    their ranks, are worked out here, where expressions have limits; peft is given plain paths.
+    The model has a layer of the right kind and shape at each path that the adapter names. The
+    target modules and ranks of the directory's config are computed here, where expressions have
+    limits; peft gets plain paths.
     """
     from peft import get_peft_model
     from peft.utils import set_peft_model_state_dict
@@ -58,8 +58,7 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
 
 
 def _plain_config(directory_config: Config, adapter: Adapter) -> Any:
-    """The peft config that does on this adapter's modules what the directory's does, without
-    expressions of its author: modules by their paths, ranks by escaped paths.
+    """An equivalent peft config without expressions: modules and ranks by (escaped) paths.
 
     Raises ExpressionError for a whole module whose path peft would read as an expression.
     """

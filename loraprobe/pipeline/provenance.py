@@ -1,4 +1,4 @@
-"""How a merge or a composition was made, as it is read from the front matter of its card.
+"""Reads from the front matter of a card how a merge or a composition was made.
 
 `cards` writes it, and `loraprobe verify` makes the directory again from it.
 """
@@ -22,13 +22,13 @@ CARD = "README.md"
 
 
 class StrictModel(BaseModel):
-    """Exactly these fields, of exactly these types, since a card may be other people's text."""
+    """Exactly these fields with exactly these types, because a card is untrusted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class BaseRecord(StrictModel):
-    """Where the base came from: a repository at a commit, or the name of a directory."""
+    """The origin of the base: a repository at a commit, or the name of a directory."""
 
     reference: str
     commit: str | None

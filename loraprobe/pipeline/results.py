@@ -1,4 +1,4 @@
-"""The file that keeps the results of a run, so that --resume repeats nothing."""
+"""Opens the file with the results of a run, which --resume uses again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.checkpoint import cache_directory
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.ledger import NAME, as_plain, changes, read_fingerprint
+from loraprobe.file_hashes import cache_directory
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
@@ -30,7 +30,7 @@ def open_ledger(
     session: Session,
     chat_template: bool,
 ) -> tuple[Ledger, str]:
-    """The ledger of exactly this run, and a note on which results --resume found, or why none."""
+    """The ledger of this run, and a note on the results that --resume found, or why none."""
     decides = identity(adapters, base, tasks, options) | {
         "device": session.device,
         "dtype": session.dtype,
@@ -48,11 +48,11 @@ def open_ledger(
 def identity(
     adapters: Sequence[Adapter], base: Base, tasks: Sequence[Task], options: Options
 ) -> dict[str, Any]:
-    """Everything that decides the result of an item; equal means that results may be kept.
+    """Everything on which the result of an item depends; results of an equal identity are reused.
 
-    Batch size and threads are left out: they are other orders of the same sums, after which only
-    an answer between two equally likely tokens differs (docs/determinism.md), and a run that ran
-    out of memory goes on with a smaller batch.
+    Batch size and threads are left out. They change only the order of sums, which matters only
+    between two equally likely tokens (docs/determinism.md), and a run that ran out of memory
+    continues with a smaller batch.
     """
     packages = ["torch", "transformers", "tokenizers"]
     packages += ["bitsandbytes"] if options.quantize != "none" else []
@@ -71,7 +71,7 @@ def identity(
 
 
 def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
-    """How this run differs from the most similar one of the same adapters and tasks that was kept.
+    """The differences of this run to the most similar stored one of the same adapters and tasks.
 
     "" where there is no such run.
     """

@@ -39,9 +39,9 @@ from loraprobe.adapters import (
 )
 from loraprobe.adapters.tensors import open_tensors
 from loraprobe.base import Base
-from loraprobe.checkpoint import file_hash
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
+from loraprobe.file_hashes import file_hash
 from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS

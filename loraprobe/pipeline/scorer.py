@@ -1,4 +1,4 @@
-"""The base model in memory, ready to answer."""
+"""Loads the base model into a Scorer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_scorer(
     tasks: Sequence[Task] = (),
     metric: str | None = None,
 ) -> tuple[Any, list[str], tuple[Coverage, ...]]:
-    """The base on the device of the options, as a scorer; notes; what the chat template changes.
+    """A scorer of the base; notes; the accuracies with and without the chat template.
 
     With `--chat-template auto` the single adapters answer a sample of the tasks with and without
     the template, and the better form is used. The session records device and dtype.

@@ -17,7 +17,7 @@ from loraprobe.records import Progress, Provenance
 
 @dataclass
 class Session:
-    """What all stages of a run share. Findings are not kept here: stages return them.
+    """Options, progress and timings of a run. Results are not kept here: stages return them.
 
     `device` and `dtype` are those of the base model, once it is loaded.
     """
@@ -46,10 +46,10 @@ class Session:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def provenance(self) -> Provenance:
-        """What made the document: versions, arguments, machine, time and memory.
+        """Versions, arguments, machine, time and memory of the run.
 
-        The seconds add up to the time since the command started: "other" are the start-up and
-        what lies between the stages.
+        The seconds add up to the time since the command started: "other" is the start-up and the
+        time between the stages.
         """
         begun = self.begun if self.options.started is None else self.options.started
         other = max(0.0, time.perf_counter() - begun - sum(self.seconds.values()))

@@ -148,7 +148,7 @@ def constant_gates(
 
 @dataclass(frozen=True)
 class Built:
-    """A system, and the merge behind it where the method needed new weights."""
+    """A system, and its merge if the method needs new weights."""
 
     system: System
     merged: Merged | None = None

@@ -30,7 +30,7 @@ from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.composition.aligning import aligned_to
+from loraprobe.composition import aligned_to
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank

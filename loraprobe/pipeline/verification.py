@@ -21,8 +21,9 @@ from typing import Any
 
 from loraprobe.adapters import Adapter, Modules, read_adapter
 from loraprobe.base import Base
-from loraprobe.checkpoint import check_link, file_hash, read_json
+from loraprobe.checkpoint import check_link, read_json
 from loraprobe.errors import AdapterError, LoraprobeError
+from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline import provenance
@@ -145,7 +146,7 @@ def _reversed(adapter: Adapter) -> Adapter:
 
 
 def _no_others(place: Path, expected: set[str]) -> Check:
-    """The directory holds exactly the expected files, and none is a link to elsewhere."""
+    """Whether the directory holds exactly the expected files, none a link out of it."""
     for name in _files(place):
         if name not in expected:
             message = f"{name} does not belong to it; peft, transformers or a person may load it."

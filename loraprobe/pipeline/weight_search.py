@@ -4,10 +4,10 @@ LoraHub's idea (arXiv 2307.13269), for causal models: the weights w of sum_i w_i
 
     mean over tasks and items of nats a token of the gold answer  +  0.05 * mean_i |w_i|
 
-within [-1.5, 1.5], by CMA-ES (package `cma`). Of several accepted answers the one with the smallest
-loss counts. The average, the sum and each adapter alone are tried first, and CMA-ES starts from the
-best of them, so the result is at least as good as they are on these items. Weights have four
-decimals, as they are printed.
+within [-1.5, 1.5], by CMA-ES (package `cma`). If several answers are accepted, the one with the
+smallest loss counts. The average, the sum and each adapter alone are tried first, and CMA-ES starts
+from the best of them, so the result is at least as good as they are on these items. Weights have
+four decimals, as they are printed.
 
 A part of each task's items is used for the search alone; items of one cluster or of equal prompts
 stay together. Verdict, controls and scores come from the rest. Every method that takes weights uses
@@ -48,8 +48,10 @@ Losses = Callable[[Sequence[Weights]], list[float]]
 
 
 class TriedWeights:
-    """Losses of weights that were tried. A file keeps them, if one is given, so that an interrupted
-    search repeats nothing. Raises OutputError as `JsonLines` does."""
+    """Losses of weights that were tried, stored in a file if one is given.
+
+    An interrupted search then repeats nothing. Raises OutputError as `JsonLines` does.
+    """
 
     def __init__(self, path: Path | None = None, resume: bool = False) -> None:
         self._lines = None if path is None else JsonLines(path, resume, {}, _tried)

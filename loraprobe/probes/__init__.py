@@ -1,4 +1,4 @@
-"""Pretraining coverage: measures what the base and each adapter alone know about a task.
+"""Coverage probes: measure what the base and each adapter alone know about a task.
 
 Each probe is one file; the registry lists the files of this folder. `cover` runs all probes on
 tasks. `forecast` computes the gain of compositions if the adapters' effects were added.

@@ -50,7 +50,7 @@ Likely = Mapping[ScoreRequest, "Likelihood"]
 
 
 @dataclass(frozen=True)
-class Reply:
+class AdapterAnswer:
     """An adapter's answer to the prompt of this index; it is not blank."""
 
     adapter: str
@@ -105,17 +105,17 @@ def _replies(
     prompts: Sequence[str],
     single: Callable[[Any], Any],
     progress: Progress | None,
-) -> tuple[list[Reply], dict[str, list[float]]]:
+) -> tuple[list[AdapterAnswer], dict[str, list[float]]]:
     """Each adapter's greedy first lines, and adapter -> KL(base || adapter) of the first tokens."""
     base = scorer.first_token_distribution(prompts)
-    replies: list[Reply] = []
+    replies: list[AdapterAnswer] = []
     kl: dict[str, list[float]] = {}
     for done, adapter in enumerate(adapters, 1):
         with scorer.with_composition(single(adapter)):
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
             own = scorer.first_token_distribution(prompts)
         replies += [
-            Reply(adapter.name, i, ScoreRequest(prompts[i], text))
+            AdapterAnswer(adapter.name, i, ScoreRequest(prompts[i], text))
             for i, text in enumerate(texts)
             if text.strip()
         ]
@@ -128,11 +128,11 @@ def _replies(
 
 
 def _own_answers(
-    replies: Sequence[Reply], adapters: Sequence[str], likely: Likely
+    replies: Sequence[AdapterAnswer], adapters: Sequence[str], likely: Likely
 ) -> Iterable[Coverage]:
     """How familiar the base is with the adapters' answers: together, then by adapter."""
 
-    def familiarity(chosen: Sequence[Reply], adapters: tuple[str, ...]) -> Coverage:
+    def familiarity(chosen: Sequence[AdapterAnswer], adapters: tuple[str, ...]) -> Coverage:
         ranks = [likely[reply.request].rank for reply in chosen]
         shares = [sum(rank == 1 for rank in own) / len(own) for own in ranks]
         return _row("familiarity", shares, adapters, [reply.prompt for reply in chosen])
@@ -149,7 +149,7 @@ def _own_answers(
 
 
 def _name_swaps(
-    swaps: Sequence[tuple[Reply, ScoreRequest]], adapters: Sequence[str], likely: Likely
+    swaps: Sequence[tuple[AdapterAnswer, ScoreRequest]], adapters: Sequence[str], likely: Likely
 ) -> Iterable[Coverage]:
     """How much likelier the answers are after the real names: together, then by adapter."""
     for names in ((), *((name,) for name in adapters)):

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from loraprobe.records import Audit, Coverage, Interval, Sample, Score
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.formatting import interval, measured, number
-
-FORMS = {"steps": "step by step"}
-GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
+from loraprobe.report.scores import PARTS, in_order, part_order
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Grid:
 
 def form(part: str) -> str:
     """The part of a task in the words of every report."""
-    return FORMS.get(part, part.replace("hop", "hop "))
+    return PARTS.get(part, part.replace("hop", "hop "))
 
 
 def signed(value: float | None) -> str:
@@ -65,13 +63,9 @@ def scores(audit: Audit, intervals: bool = True) -> list[Grid]:
     made = []
     for task in dict.fromkeys(row.task for row in audit.evaluation):
         rows = [row for row in audit.evaluation if row.task == task]
-        parts = sorted({row.part for row in rows}, key=_place)
+        parts = sorted({row.part for row in rows}, key=part_order)
         retained = any(row.retention is not None for row in rows)
-        systems = [
-            name
-            for kinds in GROUPS
-            for name in dict.fromkeys(row.system for row in rows if row.kind in kinds)
-        ]
+        systems = in_order(rows)
         cells = {(row.system, row.part): row for row in rows}
         lines = []
         for system in systems:
@@ -82,15 +76,10 @@ def scores(audit: Audit, intervals: bool = True) -> list[Grid]:
         columns = ["system", *map(form, parts), *(["retention"] if retained else [])]
         items, metric = (
             max(row.n for row in rows),
-            min(rows, key=lambda row: _place(row.part)).metric,
+            min(rows, key=lambda row: part_order(row.part)).metric,
         )
         made.append(Grid(f"{task}: {items} items, {metric}", columns, lines))
     return made
-
-
-def _place(part: str) -> tuple[int, str]:
-    """The question, then its hops, then the worked form."""
-    return {"question": 0, "steps": 2}.get(part, 1), part
 
 
 def _score(row: Score | None, intervals: bool) -> str:

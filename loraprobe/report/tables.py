@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from rich.text import Text
 
 from loraprobe.formatting import listing
-from loraprobe.records import AdapterSummary, Audit, Coverage, Measurement, Score
+from loraprobe.records import AdapterSummary, Audit, Coverage, Measurement
 from loraprobe.report.formatting import clean, interval, number, spread
 from loraprobe.report.grids import replies
 from loraprobe.report.layout import GAP, Column, Part, fitted, name
@@ -192,77 +192,6 @@ def _coverage(row: Coverage) -> list[str]:
         interval(row.ci95),
         str(row.n),
     ]
-
-
-def evaluation(audit: Audit, width: int) -> Iterable[Part | None]:
-    """Systems down, parts across with their intervals, a table a task."""
-    for task in dict.fromkeys(s.task for s in audit.evaluation):
-        rows = [s for s in audit.evaluation if s.task == task]
-        parts = sorted({s.part for s in rows}, key=part_order)
-        retained = any(s.retention is not None for s in rows)
-        n = max(s.n for s in rows)
-        metric = min(rows, key=lambda s: part_order(s.part)).metric  # that of the question
-        headings = [PARTS.get(p, p.replace("hop", "hop ")) for p in parts]
-        columns = [name("system"), *(Column(heading) for heading in headings)]
-        if retained:
-            columns.append(Column("retention"))
-        systems = in_order(rows)
-        wide = [_system_row(one, parts, rows, retained, intervals=True) for one in systems]
-        needed = sum(max(len(row[at]) for row in wide) + 2 for at in range(len(columns)))
-        short = [_system_row(one, parts, rows, retained, intervals=False) for one in systems]
-        title = f"Evaluation: {task} ({n} items, {metric})"
-        yield fitted(title, columns, wide if needed <= width else short, width)
-
-
-def part_order(part: str) -> tuple[int, str]:
-    """The question, then its hops, then the worked form."""
-    return {"question": 0, "steps": 2}.get(part, 1), part
-
-
-PARTS = {"question": "question", "steps": "step by step"}
-GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
-
-
-def in_order(rows: Sequence[Score]) -> list[str]:
-    """The names of systems: base and single adapters, compositions, chain, controls."""
-    return [
-        system
-        for group in GROUPS
-        for system in dict.fromkeys(s.system for s in rows if s.kind in group)
-    ]
-
-
-def _system_row(
-    system: str, parts: Sequence[str], rows: Sequence[Score], retained: bool, intervals: bool
-) -> list[str]:
-    scores = {s.part: s for s in rows if s.system == system}
-    cells = [system]
-    for part in parts:
-        score = scores.get(part)
-        if score is None:
-            cells.append("-")
-        elif part.startswith("hop") or not intervals:
-            cells.append(number(score.value))
-        else:
-            cells.append(f"{number(score.value)} {interval(score.ci95)}")
-    if retained:
-        cells.append(number(next((s.retention for s in scores.values()), None)))
-    return cells
-
-
-def attribution(audit: Audit, width: int) -> Part | None:
-    """Where the answers of each composition went."""
-    causes = ("solved", "step_by_step", "unknown", "interference", "not_composed")
-    columns = [name("system"), *(Column(cause.replace("_", " ")) for cause in causes)]
-    several = len({row.task for row in audit.attribution}) > 1
-    rows = [
-        (
-            f"{row.system} ({row.task})" if several else row.system,
-            *(str(getattr(row, cause)) for cause in causes),
-        )
-        for row in audit.attribution
-    ]
-    return fitted("Where the answers went", columns, rows, width)
 
 
 def wrong_answers(audit: Audit, width: int) -> Iterator[Part | str | None]:

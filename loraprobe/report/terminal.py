@@ -18,7 +18,7 @@ from loraprobe.report.formatting import clean, size
 from loraprobe.report.joints import wrapped
 from loraprobe.report.layout import Part
 from loraprobe.report.phrases import first_sentence
-from loraprobe.report.scores import scores
+from loraprobe.report.scores import attribution, evaluation, scores
 
 STYLES = {
     "likely": "bold green",
@@ -127,9 +127,9 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
     yield tables.issues(audit, width)
     yield from tables.diagnostics(audit, width)
     yield from tables.coverage(audit, width)
-    yield from tables.evaluation(audit, width)
+    yield from evaluation(audit, width)
     yield scores(audit, width)
-    yield tables.attribution(audit, width)
+    yield attribution(audit, width)
     yield from tables.wrong_answers(audit, width)
     yield tables.gates(audit, width)
     for note in audit.notes:
@@ -154,7 +154,7 @@ def _reasons(verdict: Verdict, width: int) -> Iterator[Text]:
     groups = {"Why": why, "What was measured": rest, "How sure": sure}
     for title, reasons in groups.items():
         if reasons:
-            yield Text(title, "bold")
+            yield Text(f"\n{title}", "bold")
         for reason in reasons:
             yield from _reason(reason, width)
 

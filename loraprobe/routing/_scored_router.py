@@ -1,7 +1,4 @@
-"""The base of routers that score experts: top_k, the softmax, and decisions for whole prompts.
-
-A router computes a score for each expert and input; everything after that is the same for all.
-"""
+"""The base class of routers that score experts: top_k, softmax, and gates for whole prompts."""
 
 from __future__ import annotations
 
@@ -156,7 +153,7 @@ class PromptGate(TokenGate):
             now.check(self.path)
         if self.path not in now.decided:
             raise UsageError(
-                f"Module {self.path} goes on with prompts that this composition has not read; "
+                f"Module {self.path} continues prompts that this composition has not read; "
                 "read them again, or use per=token."
             )
         scores = now.of_rows(now.decided[self.path].to(device=x.device, dtype=x.dtype))

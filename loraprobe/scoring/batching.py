@@ -116,7 +116,7 @@ class Batcher:
     def _last(self) -> OutOfMemory:
         """The error of a batch that cannot be halved again."""
         what = (
-            "one sequence at a time does"
+            "a batch of one sequence does"
             if self.copies == 1
             else (f"one text at a time for {self.copies} systems does")
         )

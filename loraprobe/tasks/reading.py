@@ -16,7 +16,7 @@ from typing import Any
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.json_types import is_unicode
-from loraprobe.limits import limits, raising
+from loraprobe.limits import how_to_raise, limits
 from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
 
@@ -87,7 +87,7 @@ def _read(path: Path, noun: str) -> bytes:
         if size > limits().items:
             raise TaskError(
                 f"The {noun} file {path} has {size:,} bytes, at most "
-                f"{limits().items:,} are read; {raising('items', size)}."
+                f"{limits().items:,} are read; {how_to_raise('items', size)}."
             )
         return path.read_bytes()
     except FileNotFoundError:
@@ -105,7 +105,7 @@ def _lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
             raise TaskError(
                 f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
                 f"{limits().line:,} are read; write one item a line, or "
-                f"{raising('line', len(raw))}."
+                f"{how_to_raise('line', len(raw))}."
             )
         try:
             line = raw.decode("utf-8")
@@ -228,8 +228,8 @@ def _hop(hop: Any, k: int) -> Hop:
         if reference not in map(str, range(1, k)):
             earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
             raise TaskError(
-                f"hop {k} asks for {{{reference:.20}}}, the answer of a hop that does not stand "
-                f"before it (there is {earlier})."
+                f"hop {k} refers to {{{reference:.20}}}, which is not the answer of an earlier hop "
+                f"(there is {earlier})."
             )
     return Hop(prompt, fields.answers(), fields.text("adapter"))
 

@@ -13,7 +13,7 @@ from loraprobe.cli.output import Output
 from loraprobe_lab.cli.options import Json, Quiet, Threads, use_threads
 
 
-class Kind(StrEnum):
+class WorldKind(StrEnum):
     """The worlds that can be built."""
 
     two_hop = "two-hop"
@@ -27,7 +27,7 @@ class Kind(StrEnum):
 
 
 def build(
-    world: Annotated[Kind, typer.Argument(help="Which world.", show_default=False)],
+    world: Annotated[WorldKind, typer.Argument(help="Which world.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory of the world.", show_default=False)
     ],

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("default_limits")
 
 
 def test_numbers_with_units():
-    found = limits.use("modules=3, line=5MB,memory=1.5GiB")
+    found = limits.set_limits("modules=3, line=5MB,memory=1.5GiB")
     assert (found.modules, found.line, found.memory) == (3, 5_000_000, 3 << 29)
     assert found.config == limits.Limits().config and limits.limits() == found
 
@@ -30,9 +30,9 @@ def test_numbers_with_units():
     "text", ["modulez=3", "modules=many", "modules=", "modules=-1", "line=3QB"]
 )
 def test_what_is_no_limit_is_refused(text):
-    before = limits.use("")
+    before = limits.set_limits("")
     with pytest.raises(UsageError, match="--limits"):
-        limits.use(text)
+        limits.set_limits(text)
     assert limits.limits() == before
 
 
@@ -44,10 +44,10 @@ def test_the_environment_sets_limits(monkeypatch):
 
 def bound(tmp_path, text: str, act, raises, said: str) -> None:
     """With the bound the act is refused and says how to raise it; without it succeeds."""
-    limits.use(text)
+    limits.set_limits(text)
     with pytest.raises(raises, match=rf"{said}.*--limits {text.partition('=')[0]}=\d+"):
         act()
-    limits.use("")
+    limits.set_limits("")
     act()
 
 

@@ -305,7 +305,8 @@ def check(seed: int, place: Path) -> str:
         assert known and result.exit_code in (0, 1, 2), (result.exception, result.output)
         assert "Traceback" not in result.output
         if result.exit_code == 2:
-            assert result.stderr.startswith("error: ") and not result.stdout
+            assert result.stderr.startswith("error: ")
+            assert set(json.loads(result.stdout)) == {"error"}
     assert out.exists() == (done.exit_code == 0)
     assert not [p for p in place.iterdir() if p.name.startswith(".")]
     said = [] if seen.exit_code == 2 else json.loads(seen.stdout)["compatibility"]["issues"]

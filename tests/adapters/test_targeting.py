@@ -18,7 +18,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.adapters.completeness import report_incompleteness
 from loraprobe.adapters.config import judge_config
 from loraprobe.adapters.expressions import ExpressionError
-from loraprobe.adapters.findings import Findings
+from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.targeting import untargeted
 from loraprobe.errors import AdapterError
 
@@ -156,7 +156,7 @@ def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
     start = time.process_time()
     assert untargeted(paths, {"target_modules": paths[1:]}) == [paths[0]]
     infos = random_adapter("a", {"model.layers.0.x": (4, 4)}).layout
-    found = Findings("a")
+    found = IssueCollector("a")
     report_incompleteness(infos, {"target_modules": ["x", *paths]}, (), found)
     assert "targets-without-weights" in {issue.code for issue in found.issues}
     assert time.process_time() - start < 10

@@ -47,7 +47,7 @@ def inspected(directory: Path, code: str) -> str:
 
 def merged(directory: Path, place: Path, key: str) -> str:
     """How merging an adapter alone ends, and the value of a key in the config that it writes."""
-    ended = outcome("merge", directory, "-o", place / "out")
+    ended = outcome("merge", directory, "-o", place / "out", "--dtype", "float32")
     config = place / "out" / "adapter_config.json"
     return f"{ended}, {key} {json.loads(config.read_text())[key]}" if config.is_file() else ended
 

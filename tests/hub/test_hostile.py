@@ -185,7 +185,7 @@ class TestLinks:
         with pytest.raises(AdapterError, match=r"leads out of it.*--limits links=1"):
             read_adapter(place)
         assert call("inspect", place).exit_code == 2
-        limits.use("links=1")
+        limits.set_limits("links=1")
         assert read_adapter(place).modules
 
     def test_a_card_is_not_followed_out(self, tmp_path):

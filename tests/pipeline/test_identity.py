@@ -12,9 +12,9 @@ from typing import Any
 import making
 import pytest
 
-from loraprobe import checkpoint
+from loraprobe import file_hashes
 from loraprobe.base import open_base
-from loraprobe.checkpoint import file_hash, kept_hash
+from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
 from loraprobe.pipeline.results import identity
 from loraprobe.tasks import Item, Task
@@ -55,6 +55,7 @@ OTHERS = {
     "resume",
     "state",
     "arguments",
+    "started",
 }
 
 
@@ -119,15 +120,15 @@ def weights(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def read(monkeypatch) -> list[Path]:
-    """The files that were read through."""
+    """The files whose content was hashed."""
     read: list[Path] = []
-    monkeypatch.setattr(checkpoint, "file_hash", lambda file: read.append(file) or file_hash(file))
+    monkeypatch.setattr(file_hashes, "file_hash", lambda file: read.append(file) or file_hash(file))
     return read
 
 
-def test_a_hash_is_paid_once(weights, read):
+def test_a_hash_is_computed_once(weights, read):
     wanted = file_hash(weights)
-    assert [kept_hash(weights) for _ in range(3)] == [wanted] * 3
+    assert [cached_hash(weights) for _ in range(3)] == [wanted] * 3
     assert read == [weights]
 
 
@@ -140,31 +141,31 @@ def replaced(file: Path) -> None:
     "change", [lambda f: f.write_bytes(b"weights two"), replaced], ids=["written", "replaced"]
 )
 def test_a_change_that_keeps_size_and_time_is_seen(weights, read, change):
-    kept_hash(weights)
+    cached_hash(weights)
     old = weights.stat()
     change(weights)
     os.utime(weights, ns=(old.st_atime_ns, old.st_mtime_ns))
     new = weights.stat()
     assert (new.st_size, new.st_mtime_ns) == (old.st_size, old.st_mtime_ns)
-    assert kept_hash(weights) == file_hash(weights) and len(read) == 2
+    assert cached_hash(weights) == file_hash(weights) and len(read) == 2
 
 
 def test_the_hash_of_a_file_that_just_changed_is_not_kept(weights, read, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("LORAPROBE_CACHE", str(weights.parent / "cache"))
-    assert kept_hash(weights) == file_hash(weights)
+    assert cached_hash(weights) == file_hash(weights)
     assert not (weights.parent / "cache").exists()
 
 
 @pytest.mark.parametrize("spoil", [b"", b"no hash", b"\xff" * 64])
 def test_a_damaged_note_is_made_again(weights, read, spoil):
-    wanted = kept_hash(weights)
+    wanted = cached_hash(weights)
     (note,) = (weights.parent / "cache" / "hashes").iterdir()
     note.write_bytes(spoil)
-    assert kept_hash(weights) == wanted and len(read) == 2
+    assert cached_hash(weights) == wanted and len(read) == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(weights, read, monkeypatch):
     monkeypatch.setenv("LORAPROBE_CACHE", str(weights / "below"))
-    assert kept_hash(weights) == kept_hash(weights) == file_hash(weights)
+    assert cached_hash(weights) == cached_hash(weights) == file_hash(weights)
     assert len(read) == 2

@@ -27,17 +27,17 @@ def pair():
 
 
 def test_a_dense_merge_that_cannot_fit_says_so_and_a_small_space_fits():
-    limits.use("memory=8MiB")
+    limits.set_limits("memory=8MiB")
     with pytest.raises(OutOfMemory, match=r"up, \[900, 700\].*12 MiB.*8 MiB.*--space core"):
         merge(pair(), "ties")
     assert merge(pair(), "ties", space="core").adapter.modules
     assert merge(pair(), "uniform").adapter.modules
-    limits.use("memory=20MiB")
+    limits.set_limits("memory=20MiB")
     assert merge(pair(), "ties").adapter.modules
 
 
 def test_a_merge_in_factors_counts_its_result():
-    limits.use("memory=100kB")
+    limits.set_limits("memory=100kB")
     with pytest.raises(OutOfMemory, match="smaller --rank"):
         merge(pair(), "uniform")
 
@@ -79,10 +79,10 @@ def test_a_base_that_cannot_fit_says_what_would():
     exact = sum(p.numel() * 4 for p in base.load().model.parameters())
     found = weight_bytes(base.weight_files, "stories", torch.float32)
     assert 0.9 * exact < found < 1.2 * exact
-    limits.use(f"memory={found // 2}")
+    limits.set_limits(f"memory={found // 2}")
     with pytest.raises(OutOfMemory, match=r"float32.*--dtype bfloat16 needs.*--quantize 4bit"):
         base.load()
-    limits.use(f"memory={2 * found}")
+    limits.set_limits(f"memory={2 * found}")
     base.load()
 
 
@@ -98,7 +98,7 @@ def test_what_is_there_is_what_the_kernel_says(monkeypatch, tmp_path):
     assert memory.available() == 60 * 1024
     limit.write_text("30000\n")
     assert memory.available() == 20000
-    limits.use("memory=5kB")
+    limits.set_limits("memory=5kB")
     assert memory.available() == 5000 and memory.available("mps") == 5000
-    limits.use("")
+    limits.set_limits("")
     assert memory.available("mps") is None

@@ -4,6 +4,7 @@ one sentence says what to change. The model is real; its forward pass refuses la
 
 from __future__ import annotations
 
+import json
 import re
 
 import making
@@ -182,7 +183,8 @@ def test_an_audit_halves_and_says_so(monkeypatch):
 def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatch):
     narrow(monkeypatch, 0, ERRORS["cuda"])
     done = making.call(*audit("skill-and-facts"), *SHORT, "--json")
-    assert done.exit_code == 2 and done.stdout == ""
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["code"] == "out-of-memory"
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: Even one sequence at a time does not fit into the memory of cpu")
     assert "--dtype bfloat16" in line and "--max-new-tokens" in line

@@ -13,9 +13,9 @@ import torch
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.checkpoint import file_hash
 from loraprobe.composition import Composition, RowGates
 from loraprobe.errors import AdapterError, OutputError, UsageError
+from loraprobe.file_hashes import file_hash
 from loraprobe.pipeline.loading import load_composition
 from loraprobe.pipeline.saved import FILE, Routed
 from loraprobe.pipeline.scorer import single

@@ -278,7 +278,7 @@ def test_merge_searches_with_base_and_task_and_says_what_is_missing(tmp_path):
         ([*method, "--search-budget", "0"], "search-budget"),
     ):
         result = making.call(*call, *extra)
-        assert result.exit_code == 2 and said in result.output and not result.stdout, said
+        assert result.exit_code == 2 and said in json.loads(result.stdout)["error"]["message"]
     plain = [part if part != "search" else "1,1" for part in call]
     result = making.call(*plain, *base, "--task", task)
     assert result.exit_code == 2 and "--weights search" in result.stderr

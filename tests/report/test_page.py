@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -301,8 +303,17 @@ def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_pa
 
 
 def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     file = tmp_path / "report.html"
     result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
     assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
     assert "Traceback" not in result.stderr and not file.exists()
+
+
+def test_matplotlib_is_imported_for_pages_only():
+    code = (
+        "import sys, loraprobe.cli, loraprobe.report.terminal, loraprobe.report.markdown\n"
+        "import loraprobe.report.html\n"
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -113,7 +114,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path, content):
 
 def test_no_file_is_said():
     with pytest.raises(UsageError, match=r"nowhere\.json"):
-        read_audit(__import__("pathlib").Path("nowhere.json"))
+        read_audit(Path("nowhere.json"))
 
 
 def test_the_report_of_a_saved_audit(tmp_path):

@@ -118,11 +118,11 @@ BAD = {
     json.dumps(item(hops=["x"])): "hop 1 must be an object",
     json.dumps(item(hops=[{"prompt": "x"}])): "hop 1: 'answer' is missing",
     json.dumps(item(hops=[{"prompt": "x", "answer": "y", "adaptor": "z"}])): "'adapter'?",
-    json.dumps(item(hops=[{"prompt": "{1}", "answer": "y"}])): "hop 1 asks for {1}",
+    json.dumps(item(hops=[{"prompt": "{1}", "answer": "y"}])): "hop 1 refers to {1}",
     json.dumps(
         item(hops=[{"prompt": "x", "answer": "y"}, {"prompt": "{3}", "answer": "y"}])
-    ): "hop 2 asks for {3}",
-    json.dumps(item(hops=[{"prompt": "{0}", "answer": "y"}])): "hop 1 asks for {0}",
+    ): "hop 2 refers to {3}",
+    json.dumps(item(hops=[{"prompt": "{0}", "answer": "y"}])): "hop 1 refers to {0}",
     json.dumps(item(answer_pattern="(")): "not a regular expression",
     json.dumps(item(prompt="\ud800")): "surrogate",
     json.dumps(item(entities=["a", None])): "an entry of 'entities' must be a string, not null",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loraprobe.records import Issue, Severity
 
 
-class Findings:
+class IssueCollector:
     """The issues of one adapter, in the order in which they were found."""
 
     def __init__(self, name: str) -> None:

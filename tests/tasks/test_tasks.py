@@ -243,6 +243,7 @@ def test_normalisation_is_that_of_squad(words):
         ("“Ulm”.", "ulm", True),
         ("", "x", False),
         ("", "", False),
+        ("(A)", "A", True),
         ("?", "!", False),
         ("the Ulm", "Ulm", True),
     ],

@@ -144,7 +144,8 @@ def test_a_baseline_that_answers_at_once_is_named_with_its_form():
 
 
 def test_a_control_as_good_takes_the_verdict():
-    found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.04))
+    # the other control stays open: 0.5 - 0.47 +- 0.04 holds both 0 and the margin
+    found = judge(evidence({**GAIN, "random-partner": 0.5, "shrunk:a": 0.47}, half=0.04))
     assert found.decision == "unlikely"
     found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.06))
     assert found.decision == "inconclusive"
@@ -341,6 +342,15 @@ def test_several_tasks_need_every_retention():
     lost = reason(found, "retention-lost")
     assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
     assert judge(dataclasses.replace(two_tasks(0.6), retention=0.5)).decision == "likely"
+
+
+def test_a_retention_that_reaches_its_threshold_is_kept():
+    def decision(retention):
+        kept = two_tasks(retention, ci=0.25)
+        return judge(dataclasses.replace(kept, retention=0.75)).decision
+
+    assert (decision(1.0), decision(0.5)) == ("likely", "inconclusive")  # from 0.75, up to 0.75
+    assert (decision(0.99), decision(0.49)) == ("inconclusive", "unlikely")
 
 
 def test_several_tasks_need_the_mean_to_gain():

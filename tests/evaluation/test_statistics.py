@@ -104,7 +104,7 @@ def test_losses_get_students_interval():
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=3, max_size=40), st.integers(2, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_copies_in_clusters_tell_nothing_new(values, copies):
     """k copies of every item in a cluster of their own: the same centre and standard error."""
     x = np.array(values)
@@ -468,7 +468,7 @@ def test_wrong_decisions_stay_rare(groups, truth, many, few, monkeypatch):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_retention_agrees_with_the_paired_intervals(seed, copies):
     """r = 1 lies outside exactly if composition and specialist differ, r = 0 if composition and
     base do: the interval inverts Bonett and Price's."""

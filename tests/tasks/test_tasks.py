@@ -215,7 +215,7 @@ def squad(text: str) -> str:
         )
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_normalisation_is_that_of_squad(words):
     text = " ".join(words)
     if squad(text):

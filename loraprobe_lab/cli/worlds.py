@@ -160,7 +160,7 @@ def calibrate(
 ) -> None:
     """Calibrate the verdict on worlds whose truth is measured, and measure how good that is."""
     from loraprobe_lab.calibration import run
-    from loraprobe_lab.calibration.observe import Effort
+    from loraprobe_lab.calibration.observe import SampleSizes
 
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
@@ -168,7 +168,7 @@ def calibrate(
             list(world or ()),
             output,
             stored=cases,
-            effort=Effort(limit, most_items, max_new_tokens, seed),
+            sizes=SampleSizes(limit, most_items, max_new_tokens, seed),
             processes=processes,
             draws=draws,
             progress=progress,

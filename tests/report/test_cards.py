@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from planting import MARKUP, planted
 from test_report import an_audit
 
-from loraprobe.records import Transformation, Verdict, WeightSearch
+from loraprobe.records import Transformation, WeightSearch
 from loraprobe.report.card import composition_card, model_card
 
 
@@ -26,16 +26,16 @@ def structure(card: str) -> list[str]:
 
 def cards(text: str) -> list[str]:
     """Both kinds of card, with this text as everything that a stranger may have chosen."""
-    audit = planted(an_audit(), text)
-    verdict = Verdict("unlikely", "evaluation", audit.verdict.reasons)
+    audit = dataclasses.replace(
+        planted(an_audit(), text),
+        transformations=(Transformation(text, 1.0, 1.0, 1.0, (text, text)),),
+        search=WeightSearch({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
+    )
     common = {
         "name": text,
         "front_matter": {"base_model": text, "license": text},
-        "verdict": verdict,
-        "issues": audit.compatibility.issues,
+        "audit": audit,
         "allowed": (text,),
-        "transformations": [Transformation(text, 1.0, 1.0, 1.0, (text, text))],
-        "search": WeightSearch({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
     }
     merge = model_card(
         **common,

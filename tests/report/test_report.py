@@ -260,7 +260,7 @@ def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
         rounding_error=0.0,
         dtype="bfloat16",
         seed=0,
-        issues=audit.compatibility.issues,
+        audit=audit,
         allowed=("x-y",),
     )
     front, body = text.split("---\n")[1:3]

@@ -192,7 +192,9 @@ def test_what_the_default_rank_loses_is_what_a_merge_at_that_rank_says():
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
     compared = ComparedSystem("t", "merge", "ties", "full")
-    found = evaluating_module.lost_at_default_rank(compared.build(compared.builder(adapters)), adapters)
+    found = evaluating_module.lost_at_default_rank(
+        compared.build(compared.builder(adapters)), adapters
+    )
     assert found > 0.1
     assert found == pytest.approx(merge(adapters, "ties", space="full").compression_error, rel=1e-2)
 

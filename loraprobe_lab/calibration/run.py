@@ -42,9 +42,8 @@ def calibrate(
     if not collect_only:
         check_installed("sklearn", "matplotlib")
     command, progress = command_of(worlds, output, stored), progress or lines(say)
-    cases, skipped = list[Case](), list[str]()
     if stored is not None:
-        cases = read_cases(stored)
+        cases, skipped = read_cases(stored), list[str]()
     else:
         if not worlds and not (output / OBSERVATIONS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")

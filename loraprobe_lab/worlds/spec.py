@@ -110,9 +110,8 @@ def build_world(
     base: directory of a causal model; without it the specification's own base is trained first.
     model: that model and its tokenizer, if they are loaded. only: the adapters to train; None for
     all. Finished parts of `output` are not trained again. Equal specifications give equal bytes on
-    the same machine, library versions and number of threads. progress: gets (stage, texts seen,
-    texts in all). Raises BaseError if `base` does not load; WorldError for an unknown adapter, for
-    another world in `output`, and for a tokenizer without an EOS token.
+    the same machine, library versions and number of threads. Raises BaseError if `base` does not
+    load; WorldError for an unknown adapter, another world in `output`, a tokenizer without EOS.
     """
     output, wanted = Path(output), _wanted(spec, only)
     base_name = BASE_NAME if base is None else str(Path(base).resolve())
@@ -123,9 +122,7 @@ def build_world(
         model = _own_base(output, spec, meter)
     elif model is None:
         model = load_given_base(Path(base).resolve(), device)
-    for name, items in spec.tasks.items():
-        lines = [json.dumps(item, ensure_ascii=False) for item in items]
-        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
+    _write_tasks(spec, output)
     for one in wanted:
         train_adapter(
             *model,
@@ -138,6 +135,12 @@ def build_world(
         if base is not None:  # an interrupted build can be used as far as it went
             _record(output, spec, base_name, own_base=False)
     return _record(output, spec, base_name, base is None)
+
+
+def _write_tasks(spec: WorldSpec, output: Path) -> None:
+    for name, items in spec.tasks.items():
+        lines = [json.dumps(item, ensure_ascii=False) for item in items]
+        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
 def _wanted(spec: WorldSpec, only: Sequence[str] | None) -> list[TrainingSet]:

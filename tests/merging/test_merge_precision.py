@@ -101,7 +101,7 @@ def test_sixteen_bit_factors_are_merged_to_within_a_stated_bound(name, dtype):
     assert written.rounding_error == pytest.approx(rounded, rel=0.02), "as it is reported"
 
 
-def test_the_bounds_tell_float32_from_sixteen_bits():
+def test_the_bounds_distinguish_float32_from_sixteen_bits():
     """Arithmetic in the factors' own dtype, as some tools have it, is far outside."""
     method = METHODS.make("ties")
     wanted = exact(method, torch.bfloat16, 12)

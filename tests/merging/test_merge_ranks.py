@@ -196,8 +196,10 @@ def test_one_conv1d_among_linear_sources_is_conv1d_in_either_order():
         assert merged.layout[path].kind == "conv1d"
         torch.testing.assert_close(
             merged.modules[path].delta().double(),
-            (delta(plain, path) + delta(flagged, path)) / 2, rtol=1e-5, atol=1e-6,
-        )  # fmt: skip
+            (delta(plain, path) + delta(flagged, path)) / 2,
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,9 @@ def test_equal_copies_of_base_weights_are_dropped_with_a_note(tmp_path):
     a, b = (embedding_adapter(tmp_path, n, copy) for n in "ab")
     merged = merge([a, b])
     assert [(i.severity, i.code) for i in merged.issues] == [
-        ("note", "base-copy"), ("warning", "duplicate"),
-    ]  # fmt: skip
+        ("note", "base-copy"),
+        ("warning", "duplicate"),
+    ]
     assert merged.adapter.layout["model.embed_tokens"].kind == "embedding"
     rounded = embedding_adapter(tmp_path, "rounded", copy.bfloat16())
     assert [i.code for i in merge([a, rounded]).issues] == ["base-copy", "duplicate"]

@@ -166,8 +166,9 @@ def test_model_stock_keeps_nothing_of_opposed_deltas_and_all_of_a_lone_one():
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.5, -1.0, 2.0)])
-@pytest.mark.parametrize(("spec", "kept"), [("tsv", (3, 2, 4)), ("tsv:k=2", (2, 2, 2)),
-                                            ("tsv:share=true", (1, 1, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "kept"), [("tsv", (3, 2, 4)), ("tsv:k=2", (2, 2, 2)), ("tsv:share=true", (1, 1, 2))]
+)
 def test_tsv_whitens_the_vectors_and_keeps_the_values(spec, kept, weights):
     adapters = sources(out=12, inp=11)
     parts = [

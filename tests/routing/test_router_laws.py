@@ -36,8 +36,9 @@ EXPERTS = tuple(
     for i, rank in enumerate(RANKS)
 )
 PAIR = EXPERTS[:2]
-ELSEWHERE = random_adapter("elsewhere", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=9,
-                           dtype=torch.float64)  # fmt: skip
+ELSEWHERE = random_adapter(
+    "elsewhere", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=9, dtype=torch.float64
+)
 ZERO = random_adapter("zero", {PATH: (24, 16)}, scaling=0.0, dtype=torch.float64)
 
 

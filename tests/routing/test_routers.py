@@ -304,8 +304,9 @@ def test_generation_agrees_with_a_single_forward_pass(model, name, options):
 
     with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
         new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=5, processor=keep)
-        whole = tail_logits(model, [r + n for r, n in zip(ROWS, new, strict=True)],
-                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+        whole = tail_logits(
+            model, [r + n for r, n in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+        )
         alone = [generate_batch(model, [row], pad=0, stops=[], max_new_tokens=5)[0] for row in ROWS]
     assert alone == new
     for i, logits in enumerate(whole):
@@ -351,8 +352,9 @@ def test_other_models_keep_their_decisions_too(kind):
 
     with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
         new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
-        whole = tail_logits(other, [r + n for r, n in zip(ROWS, new, strict=True)],
-                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+        whole = tail_logits(
+            other, [r + n for r, n in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+        )
     for i, logits in enumerate(whole):
         steps = torch.stack([step[i] for step in seen]).to(logits.dtype)
         torch.testing.assert_close(logits[:4], steps, rtol=1e-5, atol=1e-5)

@@ -277,7 +277,7 @@ _task(
     "`{999...}` of 5,000 digits in a hop's prompt",
     {"hops": [{"prompt": "x", "answer": "y"}, {"prompt": "{" + "9" * 5000 + "}", "answer": "z"}]},
     "traceback ValueError",
-    "hop 2 asks for",
+    "hop 2 refers to",
 )
 _task(
     "nested",

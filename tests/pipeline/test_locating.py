@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import tampering
 from making import call, peft_adapter, random_adapter, saved_pair, tiny_llama
-from test_verify import WEIGHTS, edit_weights, failed, merged
+from test_verify import WEIGHTS, failed, merged
 
 import loraprobe
 
@@ -59,5 +60,8 @@ def test_a_base_is_found_and_has_to_be_the_one_that_was_used(tmp_path):
     assert loraprobe.verify(out, base=tmp_path / "moved").passed
     tiny_llama(seed=1).save_pretrained(tmp_path / "base")
     assert failed(out) == ["base"]
-    edit_weights(out, lambda t: {k: v * 1.001 if "magnitude" in k else v for k, v in t.items()})
+    scaled = tampering.weights(
+        lambda t: {k: v * 1.001 if "magnitude" in k else v for k, v in t.items()}
+    )
+    scaled(tmp_path)
     assert not loraprobe.verify(out, base=tmp_path / "moved").passed

@@ -521,6 +521,13 @@ def test_probes_say_how_familiar_it_is(share, word):
     assert "not the truth" in reason(found, f"probes-{word}").message
 
 
+@pytest.mark.parametrize(("on", "off", "word"), [(0.8, 0.3, "with"), (0.3, 0.8, "without")])
+def test_adapters_are_served_as_they_answered_best(on, off, word):
+    row = Coverage("chat_template", "t", on, 32, baseline=off)
+    told = reason(judge(evidence(GAIN, coverage=(row,))), "template-matters")
+    assert told.value == pytest.approx(on - off) and f"Serve {word} it" in told.message
+
+
 def test_too_few_answers_say_nothing_of_familiarity():
     found = judge(Evidence(coverage=(Coverage("familiarity", "", 1.0, 2),), level="probes"))
     assert "probes-too-few" in codes(found) and "probes-familiar" not in codes(found)

@@ -157,8 +157,9 @@ def test_arrow_equals_pefts_given_equal_prototypes(tmp_path, options):
 
 def test_experts_without_a_module_leave_their_gate_to_the_others():
     four = experts(4)
-    elsewhere = random_adapter("x", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=8,
-                               dtype=torch.float64)  # fmt: skip
+    elsewhere = random_adapter(
+        "x", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=8, dtype=torch.float64
+    )
     x = torch.randn(6, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     mixed = Composition("c", (four[0], elsewhere, four[1]), Arrow())
     found = prepared(mixed, torch.float64)[0].delta(x)

@@ -10,8 +10,8 @@ from loraprobe._version import __version__
 from loraprobe.records import AdapterSummary, Audit
 from loraprobe.report.answer import answer
 from loraprobe.report.escaping import Verbatim, markdown_templates
-from loraprobe.report.grids import scores
 from loraprobe.report.phrases import MOST_REASONS
+from loraprobe.report.system_tables import scores
 
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 

@@ -48,6 +48,21 @@ def interval(ci95: Interval | None) -> str:
     return f"({low}–{high})"
 
 
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    if not measured(value):
+        return "-"
+    return number(value) if value < 0 else f"+{number(value)}"
+
+
+def bounds(ci95: Interval | None) -> str:
+    """The interval of a difference, which may hold signs."""
+    if ci95 is None:
+        return "-"
+    low, high = (number(round(bound, 2)) if measured(bound) else "-" for bound in ci95)
+    return f"[{low}, {high}]"
+
+
 def count(value: int) -> str:
     """12,345,678 as 12.3M, as parameter counts are spoken of."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

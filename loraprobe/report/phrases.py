@@ -65,9 +65,8 @@ def headline(audit: Audit) -> str:
     if verdict.decision == "incompatible":
         return "INCOMPATIBLE: these adapters cannot be composed as they are."
     if verdict.evidence == "weights":
-        done = "MERGED" if audit.command == "merge" else "FIT TOGETHER"
-        what = "Whether the merge helps" if audit.command == "merge" else "Whether composing helps"
-        return f"{done}{_warnings(audit)}. {what} needs a task."
+        what = "the merge" if audit.command == "merge" else "composing"
+        return f"{_done(audit)}{_warnings(audit)}. Whether {what} helps needs a task."
     several = len({row.task for row in audit.evaluation}) > 1
     return f"{verdict.decision.upper()}: {_meaning(verdict, several)}."
 
@@ -102,8 +101,11 @@ def _without_verdict(audit: Audit) -> str:
         kind = f"{row.name}: {row.variant}, rank {ranks(row)}, {count(row.modules, 'module')}"
         state = "" if fits else " It cannot be used as it is."
         return f"{kind} of {row.base_model or 'an unnamed base'}{_warnings(audit)}.{state}"
-    what = {"merge": "MERGED", "route": "COMPOSED"}.get(audit.command, "FIT TOGETHER")
-    return f"{what}{_warnings(audit)}." if fits else "INCOMPATIBLE."
+    return f"{_done(audit)}{_warnings(audit)}." if fits else "INCOMPATIBLE."
+
+
+def _done(audit: Audit) -> str:
+    return {"merge": "MERGED", "route": "COMPOSED"}.get(audit.command, "FIT TOGETHER")
 
 
 def _warnings(audit: Audit) -> str:

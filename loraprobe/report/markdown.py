@@ -13,7 +13,7 @@ from loraprobe.report.shortening import shortened
 
 MOST_ROWS, MOST_TASKS, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
 LONGEST = 300  # characters of one text
-WHY = ("why", "watch")  # the lines of the answer that are reasons
+WHY = ("why", "watch", "lacks")  # the lines of the answer that are reasons
 
 
 def markdown(audit: Audit) -> str:

@@ -19,6 +19,7 @@ from loraprobe.report.formatting import clean, size
 from loraprobe.report.joints import wrapped
 from loraprobe.report.layout import Part, fits, fitted, side_by_side
 from loraprobe.report.phrases import first_sentence
+from loraprobe.verdict.codes import CODES
 
 STYLES = {
     "likely": "bold green",
@@ -28,7 +29,6 @@ STYLES = {
 }
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 MOST_FINDINGS = 3  # without --explain
-SURE = ("forecast", "probability-measured-on", "outside-calibration", "few-items")
 
 
 def render(
@@ -178,7 +178,7 @@ def sources(audit: Audit) -> list[str]:
 
 def _reasons(verdict: Verdict, width: int) -> Iterator[Text]:
     """Every reason with its code and source, in three groups."""
-    sure = [r for r in verdict.reasons if r.code in SURE]
+    sure = [r for r in verdict.reasons if r.code in CODES and CODES[r.code].sure]
     why = [r for r in verdict.reasons if r not in sure and r.severity != "info"]
     rest = [r for r in verdict.reasons if r not in sure and r not in why]
     groups = {"Why": why, "What was measured": rest, "How sure": sure}

@@ -291,3 +291,6 @@ def test_a_long_command_drops_no_first_warning():
     laid = Answer("unlikely", "H.", (*lines, ("next", command))).laid_out(60)
     assert any("first" in row for row in laid) and not any("second" in row for row in laid)
     assert len(laid) <= MOST_LINES
+    warning = ("watch", "first is larger, so " + "it hardly shows " * 20)
+    laid = Answer("unlikely", "H.", (*lines[:3], warning, ("next", "loraprobe env"))).laid_out(60)
+    assert len(laid) <= MOST_LINES and {"w", "larger."} <= {row.split()[-1] for row in laid}

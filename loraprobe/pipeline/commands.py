@@ -183,14 +183,9 @@ def compose(
         figures = warning_figures(inputs.adapters, options, "norm")
     examined = Examination(with_issues(found, licence_issues), figures)
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec_of(router)}.")
+    verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
     audit = audit_of(
-        session,
-        inputs,
-        examined,
-        notes,
-        search=search,
-        transformations=prepared.steps,
-        verdict=_judge_weights(inputs, examined, options),
+        session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
     )
     return Outcome(audit, with_card(made, audit, options, prepared.general))
 

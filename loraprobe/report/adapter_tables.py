@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from loraprobe.records import Audit, Issue, Measurement
-from loraprobe.report.formatting import count, measured, number, spread
+from loraprobe.report.formatting import measured, number, rounded, spread
 from loraprobe.report.table import Column, Table, figures, text
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -36,7 +36,7 @@ def adapters(audit: Audit) -> Table:
             " ".join(row.targets) or "-",
             spread(list(row.rank.values())),
             str(row.modules),
-            count(row.parameters),
+            rounded(row.parameters),
             spread(row.scaling) if row.scaling else "-",
             number(row.norm),
             row.license or "-",

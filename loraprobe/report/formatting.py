@@ -9,6 +9,7 @@ from typing import TypeGuard
 
 from loraprobe.records import Interval
 from loraprobe.secrets import scrub
+from loraprobe.verdict import formatting as fmt
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -49,21 +50,16 @@ def interval(ci95: Interval | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A difference with its sign."""
-    if not measured(value):
-        return "-"
-    return number(value) if value < 0 else f"+{number(value)}"
+    """A difference with its sign, as a verdict quotes it."""
+    return fmt.signed(value) if measured(value) else "-"
 
 
 def bounds(ci95: Interval | None) -> str:
-    """The interval of a difference, which may hold signs."""
-    if ci95 is None:
-        return "-"
-    low, high = (number(round(bound, 2)) if measured(bound) else "-" for bound in ci95)
-    return f"[{low}, {high}]"
+    """The interval of a difference, as a verdict quotes it."""
+    return fmt.interval(*ci95) if ci95 is not None and all(map(measured, ci95)) else "-"
 
 
-def count(value: int) -> str:
+def rounded(value: int) -> str:
     """12,345,678 as 12.3M, as parameter counts are spoken of."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -72,6 +68,7 @@ def count(value: int) -> str:
 
 
 def size(byte_count: int) -> str:
+    """Bytes in the largest unit of which there is one."""
     for unit, letters in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if byte_count >= unit:
             return f"{byte_count / unit:.1f} {letters}"

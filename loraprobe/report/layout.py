@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import rich.table
+from rich.console import Console
 from rich.text import Text
 
 from loraprobe.report.formatting import clean
@@ -24,6 +25,13 @@ class Part:
 
     title: str
     table: rich.table.Table
+
+
+def show(console: Console, part: Part | None) -> None:
+    """Prints a table below its title; nothing for None."""
+    if part is not None:
+        console.print(Text(clean(part.title), "bold"), no_wrap=True, overflow="ellipsis")
+        console.print(part.table)
 
 
 def fits(table: Table, width: int) -> bool:

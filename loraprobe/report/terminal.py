@@ -17,7 +17,7 @@ from loraprobe.report import adapter_tables, bars, system_tables
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, size
 from loraprobe.report.joints import wrapped
-from loraprobe.report.layout import Part, fits, fitted, side_by_side
+from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
 from loraprobe.report.phrases import first_sentence
 from loraprobe.verdict.codes import CODES
 
@@ -48,9 +48,8 @@ def render(
     console.print(Text(_heading(audit), "bold"), no_wrap=True, overflow="ellipsis")
     for part in _everything(audit, width) if explain else _most_important(audit, width):
         if isinstance(part, Part):
-            title = f"\n{clean(part.title)}"
-            console.print(Text(title, "bold"), no_wrap=True, overflow="ellipsis")
-            console.print(part.table)
+            console.print()
+            show(console, part)
         elif part is not None:
             console.print(part, style="dim", markup=False)
     if explain and audit.verdict is not None:

@@ -36,7 +36,7 @@ LEAVE_FIRST = (
     ("made", 0),
 )
 # Lines that leave where that is not enough; the first warning stays, as short as it can be said.
-LEAVE_LAST = (("why", 0), ("decide", 0), ("gain", 0))
+LEAVE_LAST = (("why", 0), ("decide", 0))
 _CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a warning
 
 

@@ -286,7 +286,7 @@ def test_an_option_and_its_value_stay_together(width):
 
 
 def test_a_long_command_drops_no_first_warning():
-    command = "loraprobe merge-and-eval " + " ".join(f"owner/adapter-{i:030}" for i in range(8))
+    command = "loraprobe merge-and-eval " + " ".join(f"owner/adapter-{i:030}" for i in range(7))
     lines = (("use", "a"), ("gain", "1"), ("why", "w"), ("watch", "first"), ("watch", "second"))
     laid = Answer("unlikely", "H.", (*lines, ("next", command))).laid_out(60)
     assert any("first" in row for row in laid) and not any("second" in row for row in laid)

@@ -9,7 +9,6 @@ from typing import TypeGuard
 
 from loraprobe.records import Interval
 from loraprobe.secrets import scrub
-from loraprobe.verdict import formatting as fmt
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -47,16 +46,6 @@ def interval(ci95: Interval | None) -> str:
         return ""
     low, high = (number(round(bound, 2)) if abs(bound) < 100 else number(bound) for bound in ci95)
     return f"({low}–{high})"
-
-
-def signed(value: float | None) -> str:
-    """A difference with its sign, as a verdict quotes it."""
-    return fmt.signed(value) if measured(value) else "-"
-
-
-def bounds(ci95: Interval | None) -> str:
-    """The interval of a difference, as a verdict quotes it."""
-    return fmt.interval(*ci95) if ci95 is not None and all(map(measured, ci95)) else "-"
 
 
 def rounded(value: int) -> str:

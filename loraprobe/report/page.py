@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from loraprobe.records import Audit, Sample
 from loraprobe.report import adapter_tables, maps, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
-from loraprobe.report.formatting import bounds, signed
-from loraprobe.report.system_tables import form
+from loraprobe.report.system_tables import bounds, form, signed
 from loraprobe.report.table import Table
 
 MEANINGS = (

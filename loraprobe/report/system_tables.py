@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraprobe.records import Audit, Sample, Score
+from loraprobe.records import Audit, Interval, Sample, Score
 from loraprobe.report.figures import CAUSES
-from loraprobe.report.formatting import bounds, interval, number, signed
+from loraprobe.report.formatting import interval, measured, number
 from loraprobe.report.table import Column, Table, figures, text
+from loraprobe.verdict import formatting as fmt
 
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
 PARTS = {"question": "question", "steps": "step by step"}
@@ -16,6 +17,16 @@ PARTS = {"question": "question", "steps": "step by step"}
 def form(part: str) -> str:
     """The part of a task in the words of every report."""
     return PARTS.get(part, part.replace("hop", "hop "))
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign, as a verdict quotes it."""
+    return fmt.signed(value) if measured(value) else "-"
+
+
+def bounds(ci95: Interval | None) -> str:
+    """The interval of a difference, as a verdict quotes it."""
+    return fmt.interval(*ci95) if ci95 is not None and all(map(measured, ci95)) else "-"
 
 
 def in_order(rows: Sequence[Score]) -> list[str]:

@@ -17,7 +17,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.systems import forecastable
 from loraprobe.records import Audit, Forecast, Gain, Provenance, Score
 from loraprobe.report.answer import answer
-from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import Evidence, judge
@@ -242,22 +241,3 @@ def test_what_can_be_forecast_are_linear_merges_and_arrow_as_it_stands():
     assert forecast_of(weights=(2.0, 0.3), **weighted) == {}
     assert set(forecast_of(rank=4)) == {"arrow"}
     assert forecast_of(balance="norm") == {}
-
-
-def test_the_model_card_tells_the_probability():
-    verdict = judge(case(), calibration())
-    card = model_card(
-        name="m",
-        front_matter={"base_model": "gpt2"},
-        sources=(),
-        method="uniform",
-        space="full",
-        rank="4",
-        weights=None,
-        compression_error=0.0,
-        rounding_error=0.0,
-        dtype="float32",
-        seed=0,
-        verdict=verdict,
-    )
-    assert f"was {verdict.forecast.probability:.2f} (prior 0.40)" in card

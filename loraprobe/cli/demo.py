@@ -16,7 +16,9 @@ OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
 Scenario = Annotated[
     str,
     typer.Option(
-        help="disjoint, skill-and-facts, target-adapter or keep-both.", autocompletion=scenarios
+        metavar="NAME",
+        help="disjoint, skill-and-facts, target-adapter or keep-both.",
+        autocompletion=scenarios,
     ),
 ]
 
@@ -43,4 +45,5 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
         )
     assert found.audit.verdict is not None
     audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
-    output.result(audit, demo_text(audit, list(world.scenarios)), samples=found.samples)
+    others = [name for name in world.scenarios if name != scenario]
+    output.result(audit, demo_text(audit, others), samples=found.samples)

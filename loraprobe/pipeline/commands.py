@@ -44,8 +44,7 @@ from loraprobe.pipeline.merges import (
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Issue, Measurement, Progress, Verdict
-from loraprobe.registry import spec_of
+from loraprobe.records import Audit, Compatibility, Issue, Progress, Verdict
 from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
@@ -191,11 +190,18 @@ def compose(
     made = Routed(composition, inputs.base, prepared.steps, licences=licences)
     with session.stage("peft"):
         notes += [*prepared.notes, *composition.notes(), made.peft_note]
-    norms = tuple(Measurement("norm", (s.adapter,), s.norm_before) for s in prepared.steps)
-    examined = Examination(with_issues(found, licence_issues), norms)
-    notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec_of(router)}.")
+    with session.stage("diagnose"):
+        figures = warning_figures(inputs.adapters, options, "norm")
+    examined = Examination(with_issues(found, licence_issues), figures)
+    notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
     audit = audit_of(
-        session, inputs, examined, notes, search=search, transformations=prepared.steps
+        session,
+        inputs,
+        examined,
+        notes,
+        search=search,
+        transformations=prepared.steps,
+        verdict=_judge_weights(inputs, examined, options),
     )
     return Outcome(audit, with_card(made, audit, options, prepared.general))
 

@@ -63,7 +63,9 @@ def norm_of(adapter: Adapter) -> float:
     return math.hypot(*(float(u.to(torch.float64).norm()) for u in adapter.modules.values()))
 
 
-def warning_figures(adapters: Sequence[Adapter], options: Options) -> tuple[Measurement, ...]:
-    """The figures of pairs of untransformed sources for which a verdict warns."""
-    wanted = ("norm_ratio", "cosine", "shared_initialisation")
+def warning_figures(
+    adapters: Sequence[Adapter], options: Options, *more: str
+) -> tuple[Measurement, ...]:
+    """The figures of pairs of untransformed sources for which a verdict warns, and `more`."""
+    wanted = (*more, "norm_ratio", "cosine", "shared_initialisation")
     return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

@@ -26,7 +26,8 @@ from typing import Any
 
 # The clause that says what to do starts after one of these.
 _CLAUSES = re.compile(
-    r"; |: (?=did you mean|there are|its options are|add|give|name|say|set|use|wait)"
+    r"; |: (?=did you mean|there are|its options are)"
+    r"|: (?=add|choose|download|free|give|install|name|say|set|take|try|use|wait|write)"
     r"|\. (?=This is a defect)"
 )
 

@@ -22,5 +22,6 @@ def items_needed(n: int, distance: float, se: float, critical: float = Z95) -> i
     reach = (critical + NormalDist().inv_cdf(POWER)) * se
     if n <= 0 or distance == 0 or not 0 < reach < math.inf:
         return None
-    needed = n * (reach / distance) ** 2
+    ratio = reach / distance
+    needed = n * ratio * ratio  # infinite, unlike ** 2, where it is beyond the largest float
     return max(n + 1, math.ceil(needed)) if needed <= MOST_ITEMS else None

@@ -1,8 +1,8 @@
-"""`loraprobe lab build` and the atlas: which builder makes which world, and how to judge it.
+"""`loraprobe lab build` and the atlas: builds each kind of world, and names its commands.
 
-The atlas holds many small worlds with separately trained bases, from which the verdict is
-calibrated. Its plan, `data/atlas.json`, was fixed before anything was trained: which kinds of
-worlds, seeds, architectures and sizes.
+The atlas holds many small worlds with separately trained bases, on which the verdict is calibrated.
+Its plan, `data/atlas.json`, was fixed before training: kinds of worlds, seeds, architectures and
+sizes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ KINDS = ("facts", "math", "cross-lingual")  # worlds of many adapter sets on one
 class WorldPlan:
     """One world of many adapter sets. `hidden` is the width of its base.
 
-    `worked` is the share of worked steps in what a facts base reads, which is an axis of the
-    atlas: where it is not 0 the base knows the template itself. A facts world has `wide` wide
-    and `favourable` sets of each of its classes.
+    `worked` is the share of worked steps in the pretraining texts of a facts base; if it is not 0,
+    the base knows the template itself. A facts world has `wide` wide and `favourable` favourable
+    sets of each of its classes.
     """
 
     kind: str
@@ -82,8 +82,8 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
 def build_atlas(output: Path, processes: int, progress: Progress | None = None) -> list[Path]:
     """Builds every world of the atlas below `output`; returns their directories in its order.
 
-    processes: worlds at a time, one thread each. What is finished is not trained again. `progress`
-    gets ("worlds", worlds done, worlds).
+    processes: worlds in parallel, one thread each. Finished worlds are not trained again.
+    `progress` gets ("worlds", worlds done, worlds).
     """
     output.mkdir(parents=True, exist_ok=True)
     places = [output / plan.name for plan in ATLAS]
@@ -170,7 +170,7 @@ def _in_english(kind: str, base: Path, seed: int) -> tuple[WorldSpec, Any]:
 
 
 def command_for(world: World, scenario: Scenario) -> str:
-    """The merge-and-eval command that judges a scenario."""
+    """The merge-and-eval command for a scenario."""
     adapters = [f"{name}={path}" for name, path in scenario.adapters.items()]
     tasks = [part for path in scenario.tasks for part in ("--task", str(path))]
     base = str(world.base or world.base_name)

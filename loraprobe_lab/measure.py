@@ -1,4 +1,4 @@
-"""What a scenario gives when peft itself runs it, and the world that ships with these outcomes.
+"""Evaluates scenarios with peft alone, and builds the shipped world with these outcomes.
 
     python -m loraprobe_lab.measure DIRECTORY
 
@@ -33,7 +33,7 @@ Outcome = dict[str, Any]  # system, task, part, value, n
 
 
 def build_shipped_world(output: str | Path, *, progress: Progress | None = None) -> World:
-    """Builds the shipped scenarios in `output` and writes what peft measures on them beside them.
+    """Builds the shipped scenarios in `output` and writes their scores with peft.
 
     Rows carry scenario, system, task, part (question, hop1, hop2, steps), value (exact match) and
     n, for base, singles, average, sum and both controls. Resumable, like every build. Raises what

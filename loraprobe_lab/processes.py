@@ -1,4 +1,4 @@
-"""Work over several processes, of one thread each: small matrices gain nothing from more."""
+"""Runs work in several processes of one thread each; small matrices need no more threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-POLL = 2.0  # seconds between two looks at what the processes have finished
+POLL = 2.0  # seconds between two checks for finished work
 
 
 def in_processes(
@@ -16,7 +16,7 @@ def in_processes(
     processes: int,
     tick: Callable[[], None],
 ) -> None:
-    """Calls work(*arguments) for every tuple of arguments; `tick` is called now and then meanwhile.
+    """Calls work(*arguments) for every tuple of arguments, and `tick` at least every POLL seconds.
 
     The first error ends the work and is raised.
     """

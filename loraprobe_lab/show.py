@@ -1,4 +1,4 @@
-"""What a world holds, as plain data: base, adapters, tasks, scenarios, and how each was made."""
+"""Describes a world as plain data: base, adapters, tasks and scenarios, with their recipes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from loraprobe_lab.world import World, worlds_in
 
 
 def describe(directory: str | Path) -> list[dict[str, Any]]:
-    """One description for the world in `directory`, or for each world that lies right below it.
+    """The description of the world in `directory`, or of each world in its subdirectories.
 
-    Raises WorldError where there is neither.
+    Raises WorldError if there is none.
     """
     return [describe_world(world) for world in worlds_in(Path(directory))]
 

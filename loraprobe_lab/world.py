@@ -1,4 +1,4 @@
-"""Worlds as `loraprobe.demo` reads them; how the lab finds them and writes their files."""
+"""Finds worlds (`loraprobe.demo.world`) and writes their files."""
 
 from __future__ import annotations
 
@@ -29,17 +29,14 @@ __all__ = [
 
 
 def worlds_in(directory: Path) -> list[World]:
-    """The world in `directory`, or those that lie right below it.
-
-    Raises WorldError where there is neither.
-    """
+    """The world in `directory`, or those in its subdirectories. Raises WorldError for none."""
     below = sorted(path.parent for path in directory.glob(f"*/{MANIFEST}"))
     places = [directory] if (directory / MANIFEST).is_file() or not below else below
     return [World.load(place) for place in places]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a trained world depends on."""
+    """Versions of the packages on which a trained world depends."""
     found = {"loraprobe": __version__}
     for name in ("torch", "transformers", "tokenizers", "peft"):
         found[name] = metadata.version(name)
@@ -47,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside `path` and renames."""
+    """Writes a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")

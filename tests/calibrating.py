@@ -29,7 +29,7 @@ def synthetic(bases=10, sets=8, seed=0, spread=PLANTED["spread"], error=1e-3):
                 gain = UNIT * math.sinh(centre + spread * math.log(u / (1 - u)))
                 cases.append(
                     case(
-                        base=f"base-{b:02d}", world=f"base-{b:02d}", trial=f"t{s}",
+                        base=f"base-{b:02d}", world=f"base-{b:02d}", adapter_set=f"t{s}",
                         architecture=("llama", "gpt2")[b % 2],
                         scenario=("two-hop", "math", "keep-both")[s % 3],
                         method=method, forecast=forecast, error=error, baseline=baseline,
@@ -43,7 +43,7 @@ def case(**changed):
     """A case with ordinary values wherever none is given."""
     values = {
         "base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00",
-        "trial": "t0", "method": "uniform", "adapters": 2, "tasks": 1, "hops": 2,
+        "adapter_set": "t0", "method": "uniform", "adapters": 2, "tasks": 1, "hops": 2,
         "metric": "exact_match", "forecast": 0.1, "error": 0.03, "part": "question",
         "baseline": 0.2, "gain": 0.3, "ci95": (0.2, 0.4), "n": 300,
     }  # fmt: skip

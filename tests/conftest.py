@@ -16,6 +16,10 @@ from pathlib import Path  # noqa: E402
 import making  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("any machine", deadline=None)  # a slow example is no failure
+settings.load_profile("any machine")
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tests are many and small; a second thread only costs

@@ -48,7 +48,14 @@ def test_figures_by_hand():
 
 @pytest.mark.parametrize(
     ("n", "distance", "se"),
-    [(50, 0.0, 0.1), (50, 1e-5, 0.1), (50, 0.1, float("inf")), (50, 0.1, 0.0), (0, 0.1, 0.1)],
+    [
+        (50, 0.0, 0.1),
+        (50, 1e-5, 0.1),
+        (50, 1e-200, 0.1),
+        (50, 0.1, float("inf")),
+        (50, 0.1, 0.0),
+        (0, 0.1, 0.1),
+    ],
 )
 def test_no_number_is_named_where_none_decides(n, distance, se):
     assert items_needed(n, distance, se) is None

@@ -28,10 +28,7 @@ def licence_issues(
     unknown = [name for name, licence in licences.items() if not licence]
     declared = {name: licence.lower() for name, licence in licences.items() if licence}
     if unknown:
-        message = (
-            f"No licence is declared by {listing(unknown)}. Without a licence nobody has the right "
-            "to share what is made of it."
-        )
+        message = f"No licence is declared by {listing(unknown)}: nobody may share a derived work."
         yield Issue("note", "licence-unknown", tuple(unknown), message, "Ask its author.")
     if found := _matching(declared, NONCOMMERCIAL):
         message = f"{_listed(found)} forbids commercial use, also of what is made of it."

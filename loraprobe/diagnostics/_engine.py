@@ -55,10 +55,8 @@ def diagnose(
 
     Raises UsageError for an unknown name, or one that needs a base when there is none.
     """
-    chosen = [
-        d for d in choose(base is not None, only, on_demand) if d.of != "pair" or adapters[1:]
-    ]
-    chosen = [_with(d, exact=exact, seed=seed) for d in chosen]
+    chosen = choose(base is not None, only, on_demand)
+    chosen = [_with(d, exact=exact, seed=seed) for d in chosen if d.of != "pair" or adapters[1:]]
     run = _Statistics(chosen, adapters, base, per_module)
     paths = sorted({path for a in adapters for path in a.layout}, key=natural)
     report = None if progress is None else lambda done, total: progress("diagnose", done, total)

@@ -28,17 +28,16 @@ def choose_template(
 
     The better form depends on the adapters' training. Each adapter answers `sample` of the tasks'
     plain questions and hops, evenly distributed over the files, with and without the template. A
-    question counts with its best adapter. The result is False if the tokenizer has no template or
-    both forms are equally good. The figure is the accuracy with the template, its baseline that
-    without; None where there is no template or losses are compared.
+    question counts with its best adapter. Returns False if the tokenizer has no template or both
+    forms are equally good; accuracies are None without a template or where losses are compared.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
-    asked = [q for q in questions(tasks, metric) if q.part != "steps"]
-    count = min(sample, len(asked))
-    asked = [asked[i * len(asked) // count] for i in range(count)]
+    every = [q for q in questions(tasks, metric) if q.part != "steps"]
+    count = min(sample, len(every))
+    asked = [every[i * len(every) // count] for i in range(count)]
     means = {}
     for used, way in ways.items():
         best = [float("-inf")] * len(asked)
@@ -51,9 +50,9 @@ def choose_template(
     chosen = means[True] > means[False]
     losses = metric == "answer_loss"
     why = (
-        f"Chat template {'on' if chosen else 'off'}: on {len(asked)} sampled questions the best "
-        f"single adapter's {'log-likelihood' if losses else 'accuracy'} was {means[True]:.2f} with "
-        f"it and {means[False]:.2f} without."
+        f"Chat template {'on' if chosen else 'off'}: the best single adapter's mean "
+        f"{'log-likelihood' if losses else 'accuracy'} on {len(asked)} sampled questions was "
+        f"{means[True]:.2f} with it and {means[False]:.2f} without."
     )
     row = Coverage("chat_template", tasks[0].name, means[True], len(asked), baseline=means[False])
     return chosen, why, None if losses else row

@@ -44,15 +44,7 @@ class Reference:
         """
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
-        if name is not None and not name.strip("."):
-            raise UsageError(
-                f"An adapter cannot be named {name!r}, which is a path; choose another name."
-            )
-        if name in SYSTEMS:
-            raise UsageError(
-                f"An adapter cannot be named {name!r}, which names a system of its own in the "
-                "results; choose another name."
-            )
+        _check_name(name)
         if _exists(rest) == "file" and Path(rest).name == CONFIG:
             rest = str(Path(rest).parent)
         if _exists(rest) == "directory":
@@ -105,6 +97,19 @@ def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
         taken = taken | {candidate}
         names.append(candidate)
     return names
+
+
+def _check_name(name: str | None) -> None:
+    """Raises UsageError for a name that is a path or that the results use for another system."""
+    if name is not None and not name.strip("."):
+        raise UsageError(
+            f"An adapter cannot be named {name!r}, which is a path; choose another name."
+        )
+    if name in SYSTEMS:
+        raise UsageError(
+            f"An adapter cannot be named {name!r}, which is another system's name in the results; "
+            "choose another name."
+        )
 
 
 def _inside(folder: str, text: str) -> str:

@@ -113,29 +113,42 @@ def merge(
     inner = torch.stack([m.inner for m in modules.values()]).sum(0)
     issues += notes + dropped + _validation.check_effect(adapters, inner, allow)
     issues += _extreme_norms(adapters, modules)
-    norm2 = sum(m.norm2 for m in modules.values())
-    if norm2 == 0 and not full_weights and not biases:
+    if not (any(m.norm2 for m in modules.values()) or full_weights or biases):
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    lost2 = sum(m.lost2 for m in modules.values())
-    issues += _warnings(adapters, _share(lost2, norm2))
+    made = name or name_of(choices.method)
+    merged = _adapter(made, adapters, layout, modules, full_weights, biases)
+    result = _result(merged, adapters, choices, modules, inner)
+    issues += _warnings(adapters, result.compression_error)
+    return replace(result, issues=tuple(issues))
+
+
+def _result(
+    merged: Adapter,
+    adapters: Sequence[Adapter],
+    choices: Choices,
+    modules: Mapping[str, MergedModule],
+    inner: Tensor,
+) -> Merged:
+    """The merge with its errors. inner: the sources' Gram matrix [n, n], summed over modules."""
+    norm2, lost2, rounded2, gained2 = (
+        sum(getattr(m, name) for m in modules.values())
+        for name in ("norm2", "lost2", "rounded2", "gained2")
+    )
     norms = inner.diagonal().clamp_min(0).sqrt().tolist()
     return Merged(
-        adapter=_adapter(
-            name or name_of(choices.method), adapters, layout, modules, full_weights, biases
-        ),
+        adapter=merged,
         method=repr(choices.method),
         space=choices.space,
         rank=max(m.update.rank for m in modules.values()),
         compression_error=_share(lost2, norm2),
-        rounding_error=_share(sum(m.rounded2 for m in modules.values()), norm2 - lost2),
+        rounding_error=_share(rounded2, norm2 - lost2),
         sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
-        issues=tuple(issues),
         weights=choices.weights,
-        seed=seed,
-        sketch_error=_share(sum(m.gained2 for m in modules.values()), norm2),
+        seed=choices.seed,
+        sketch_error=_share(gained2, norm2),
         spec=spec_of(choices.method),
         asked_rank=choices.rank,
         directories=tuple(a.source.path for a in adapters if a.source.path is not None),

@@ -35,16 +35,15 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import (
+    made_text,
     merge_by,
     merge_figures,
-    norm_of,
-    rank_text,
     warning_figures,
 )
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Issue, Progress, Verdict
+from loraprobe.records import Audit, Compatibility, Progress, Verdict
 from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def inspect(
         examined, compatibility=with_issues(examined.compatibility, issues), licences=licences
     )
     if not asks_base:
-        verdict = _judge_weights(inputs, examined, options)
+        verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
     from loraprobe.pipeline.evaluating import BaseEvidence, measure_baselines
 
@@ -131,33 +130,20 @@ def merge(
     session, spec = Session("merge", options, progress), options.methods[0]
     found, prepared = _check_and_prepare(inputs, "merge", session)
     weights, search, notes = chosen_weights(inputs, prepared, session)
+    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
+    how = {"weights": weights, "dtype": dtype, "progress": progress}
     with session.stage("merge"):
-        merged = merge_by(
-            spec,
-            prepared.adapters,
-            options,
-            inputs.base,
-            weights=weights,
-            dtype=prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype),
-            progress=progress,
-        )
+        merged = merge_by(spec, prepared.adapters, options, inputs.base, **how)
     licences, licence_issues = declared(inputs.given, inputs.base)
     merged = with_licences(merged, licences)
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     issues = with_issues(found, (*merged.issues, *licence_issues))
     examined = Examination(issues, figures, licences=licences)
-    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
-    made += f"; its norm is {norm_of(merged.adapter):.4g}."
-    notes = [*notes, *prepared.notes, made]
+    notes += [*prepared.notes, made_text(merged, options)]
+    verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
     audit = audit_of(
-        session,
-        inputs,
-        examined,
-        notes,
-        search=search,
-        transformations=prepared.steps,
-        verdict=_judge_weights(inputs, examined, options),
+        session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
     )
     return Outcome(audit, with_card(merged, audit, options, prepared.general))
 
@@ -194,14 +180,9 @@ def compose(
         figures = warning_figures(inputs.adapters, options, "norm")
     examined = Examination(with_issues(found, licence_issues), figures)
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
+    verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
     audit = audit_of(
-        session,
-        inputs,
-        examined,
-        notes,
-        search=search,
-        transformations=prepared.steps,
-        verdict=_judge_weights(inputs, examined, options),
+        session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
     )
     return Outcome(audit, with_card(made, audit, options, prepared.general))
 
@@ -235,14 +216,14 @@ def merge_and_eval(
     verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
-    issues: Sequence[Issue] = ()
     if made is not None:
         licences, issues = declared(inputs.given, inputs.base)
         made = with_licences(made, licences)
+        examined = replace(examined, compatibility=with_issues(examined.compatibility, issues))
     audit = audit_of(
         session,
         inputs,
-        replace(examined, compatibility=with_issues(examined.compatibility, issues)),
+        examined,
         found.notes,
         samples=wrong_answers(found, verdict),
         gates=found.gates,
@@ -267,7 +248,7 @@ def _check_and_prepare(
     return compatibility.require(found), prepare_inputs(inputs, purpose, session)
 
 
-def _judge_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:
+def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:
     """The verdict on several adapters without the base; None for a single one."""
     if len(inputs.adapters) < 2:
         return None

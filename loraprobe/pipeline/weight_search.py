@@ -121,7 +121,7 @@ def find_weights(
 ) -> WeightSearch:
     """Searches with at most options.search_budget candidates; reproducible by the seed."""
     memory, budget, n = memory or TriedWeights(), options.search_budget, len(experts)
-    ask = answer_losses(scorer, experts, parts.searched)
+    compute = answer_losses(scorer, experts, parts.searched)
     tried: dict[Weights, float] = {}  # weights -> loss
 
     def try_all(candidates: Sequence[Weights]) -> bool:
@@ -129,7 +129,7 @@ def find_weights(
         fresh = list(dict.fromkeys(w for w in candidates if w not in tried))
         allowed = fresh[: budget - len(tried)]
         if allowed:
-            tried.update(zip(allowed, memory.losses(allowed, ask), strict=True))
+            tried.update(zip(allowed, memory.losses(allowed, compute), strict=True))
             if progress is not None:
                 progress("search weights", len(tried), budget)
         return len(allowed) == len(fresh)
@@ -143,6 +143,13 @@ def find_weights(
         if not try_all(candidates):
             break
         strategy.tell(points, [_objective(weights, tried[weights]) for weights in candidates])
+    return _result(tried, experts, parts)
+
+
+def _result(
+    tried: Mapping[Weights, float], experts: Sequence[Adapter], parts: TaskSplit
+) -> WeightSearch:
+    """The best of the tried weights; the first tried are 1/n each."""
     best, average = _best(tried), next(iter(tried))
     return WeightSearch(
         weights=dict(zip((expert.name for expert in experts), best, strict=True)),

@@ -1,9 +1,9 @@
-"""The calibration of the verdict: from worlds whose truth is measured to a probability for users.
+"""The calibration of the verdict: from measured gains on worlds to a probability.
 
-A *case* is one trial of one world under one method: what was forecast before any composition was
-run, and what the composition then gained. `collect` observes the trials of worlds (`observe`),
-keeps them (`trials`) and makes cases of them; `fit` fits the spread of measured gains around
-forecasts; `validation` says how good the fit is on bases, scenarios and architectures that it never
-saw, and tells it on a page; `run` does all of it. What it ships is a file of five coefficients that
-`loraprobe.verdict` evaluates without any library.
+A *case* is one adapter set of one world under one method: the forecast gain, made before any
+composition was run, and the measured gain. `collect` evaluates the adapter sets of worlds
+(`observe`), stores them (`observations`) and derives cases from them; `fit` fits the spread of
+measured gains around forecasts; `validation` measures the fit on left-out bases, scenarios and
+architectures and renders the page; `run` does all of it. The result is a file of five coefficients,
+which `loraprobe.verdict` evaluates.
 """

@@ -1,4 +1,4 @@
-"""Cases on disk: one JSON line each, gzipped where the name ends in .gz, read strictly."""
+"""Case files: one JSON line per case, gzipped if the name ends in .gz, read strictly."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class CaseError(LoraprobeError):
-    """A case file with a bad line, or too few cases for what is asked of them."""
+    """A case file with a bad line, or too few cases."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One trial of one world under one method.
+    """One adapter set of one world under one method.
 
-    base: the separately trained base; world, trial: where the adapters are from; adapters: how
-    many. tasks, hops, metric: the kind of task. forecast: the gain that was forecast, error: its
-    standard error, part: the form that it is about ("question" or "steps"). baseline: the
-    best score of the base or a single adapter. gain: the measured gain on the better form,
-    ci95: its pointwise interval, n: the items it rests on.
+    base: the separately trained base. scenario: the class of adapter sets. adapters: their number.
+    tasks, hops, metric: the kind of task. forecast: the forecast gain, error: its standard error,
+    part: its form ("question" or "steps"). baseline: the best score of the base or a single
+    adapter. gain: the measured gain on the better form, ci95: its pointwise interval, n: its items.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -42,7 +41,7 @@ class Case:
     architecture: str
     scenario: str
     world: str
-    trial: str
+    adapter_set: str
     method: Method
     adapters: int
     tasks: int
@@ -61,7 +60,7 @@ class Case:
             raise ValueError("the ends of ci95 are in the wrong order")
 
     def label(self, margin: float) -> int | None:
-        """1 above the margin, 0 below it, None where the interval of the gain holds it."""
+        """1 above the margin, 0 below it, None if the interval of the gain contains it."""
         if self.ci95[0] > margin:
             return 1
         return 0 if self.ci95[1] < margin else None
@@ -72,16 +71,16 @@ class Case:
         return Kind(self.tasks, self.hops, self.metric)
 
     @property
-    def adapter_set(self) -> tuple[str, str]:
-        """What was trained separately: the adapters of this trial of this world."""
-        return self.world, self.trial
+    def set_key(self) -> tuple[str, str]:
+        """(world, adapter set), which identifies the separately trained adapters."""
+        return self.world, self.adapter_set
 
 
 CASE = TypeAdapter(Case)
 
 
 def read_cases(path: str | Path) -> list[Case]:
-    """All cases of a file. Raises CaseError naming the line and what is wrong with it."""
+    """All cases of a file. Raises CaseError with the line and the problem."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -101,7 +100,7 @@ def read_cases(path: str | Path) -> list[Case]:
 
 
 def write_cases(path: str | Path, cases: Iterable[Case]) -> None:
-    """Writes a case file, complete or not at all; the same cases give the same bytes."""
+    """Writes a case file atomically; the same cases give the same bytes."""
     path = Path(path)
     rows = (json.dumps(dataclasses.asdict(c), ensure_ascii=False, allow_nan=False) for c in cases)
     data = "".join(row + "\n" for row in rows).encode()

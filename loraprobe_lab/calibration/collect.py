@@ -1,8 +1,8 @@
-"""Worlds -> cases: every trial is observed once and kept, and cases are computed from what is kept.
+"""Worlds -> cases: evaluates every adapter set once, stores it, and computes cases from the files.
 
-What the trial is, its audit before any composition was run and who answered which item right,
-compositions included, lie in trials/WORLD/TRIAL.json.gz of the output directory. A trial whose
-adapters, base, tasks and effort are those that were observed is not observed again.
+observations/WORLD/SET.json.gz of the output directory holds the description of the set, its audit
+before any composition was run, and which system answered which item right. A set whose adapters,
+base, tasks and sizes have not changed is not evaluated again.
 """
 
 from __future__ import annotations
@@ -19,100 +19,101 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.records import Progress
 from loraprobe.verdict.probability import forecast_error
 from loraprobe_lab.calibration.cases import METHODS, Case, CaseError
-from loraprobe_lab.calibration.observe import SMALL_BATCH, Effort, Known, observe
-from loraprobe_lab.calibration.trials import (
+from loraprobe_lab.calibration.observations import (
     evidence_of,
+    measured_gain,
     packed,
-    read_trial,
-    truth_of,
+    read_observation,
     unpacked,
-    write_trial,
+    write_observation,
 )
+from loraprobe_lab.calibration.observe import SMALL_BATCH, BaselineResults, SampleSizes, observe
 from loraprobe_lab.processes import in_processes
 from loraprobe_lab.world import Scenario, World
 
-TRIALS = "trials"
-NATURAL = "natural"  # the architecture told of bases that the lab did not train
+OBSERVATIONS = "observations"
+DESCRIPTION = ("base", "architecture", "scenario", "world", "adapter_set")  # fields of a case
+NATURAL = "natural"  # the architecture recorded for bases that the lab did not train
 
 
 def collect(
     worlds: Sequence[Path],
     output: Path,
-    effort: Effort = Effort(),
+    sizes: SampleSizes = SampleSizes(),
     *,
     processes: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Observes every trial of these worlds that is not kept in `output` yet.
+    """Evaluates every adapter set of these worlds that is not stored in `output` yet.
 
-    Worlds go side by side over `processes`, of a thread each. Raises UsageError for two worlds of
-    one name, and what `World.load` raises.
+    processes: worlds in parallel, one thread each. Raises UsageError for two worlds of one name,
+    and the errors of `World.load`.
     """
     opened = [World.load(path) for path in worlds]
     names = [world.path.resolve().name for world in opened]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"Two worlds are called {name}: rename a directory.")
-    places = [place_of(output, world, trial) for world in opened for trial in world.scenarios]
+    places = [place_of(output, world, name) for world in opened for name in world.scenarios]
 
     def tick() -> None:
         if progress is not None:
-            progress("trials", sum(place.is_file() for place in places), len(places))
+            progress("adapter sets", sum(place.is_file() for place in places), len(places))
 
     if processes == 1 or len(opened) < 2:
         for world in opened:
-            for _ in observe_world(world.path, output, effort):
+            for _ in observe_world(world.path, output, sizes):
                 tick()
     else:
-        calls = [(world.path, output, effort) for world in opened]
+        calls = [(world.path, output, sizes) for world in opened]
         in_processes(_observe_all, calls, processes, tick)
 
 
-def _observe_all(path: Path, output: Path, effort: Effort) -> None:
-    for _ in observe_world(path, output, effort):
+def _observe_all(path: Path, output: Path, sizes: SampleSizes) -> None:
+    for _ in observe_world(path, output, sizes):
         pass
 
 
-def place_of(output: Path, world: World, trial: str) -> Path:
-    """Where a trial is kept."""
-    return output / TRIALS / world.path.resolve().name / f"{trial}.json.gz"
+def place_of(output: Path, world: World, name: str) -> Path:
+    """The file of an adapter set's observation."""
+    return output / OBSERVATIONS / world.path.resolve().name / f"{name}.json.gz"
 
 
-def observe_world(path: Path, output: Path, effort: Effort) -> Iterator[str]:
-    """Observes the trials of one world, one after the other; yields their names."""
+def observe_world(path: Path, output: Path, sizes: SampleSizes) -> Iterator[str]:
+    """Evaluates the adapter sets of one world one after the other; yields their names."""
     from loraprobe import pipeline
 
-    world, known = World.load(path), Known()
+    world, known = World.load(path), BaselineResults()
     base = pipeline.base_of(world.base or world.base_name, ())
     batch: Any = SMALL_BATCH if world.base is not None else "auto"
     for name, scenario in world.scenarios.items():
-        place, mark = place_of(output, world, name), fingerprint(world, scenario, effort)
+        place, mark = place_of(output, world, name), fingerprint(world, scenario, sizes)
         if not _holds(place, mark):
             state = output / ".running" / place.parent.name / name
-            shutil.rmtree(state, ignore_errors=True)  # half a trial would mix its two stages
-            about = {**about_trial(world, scenario), "fingerprint": mark, "skipped": None}
+            shutil.rmtree(state, ignore_errors=True)  # of an interrupted run: its stages would mix
+            about = {**describe_set(world, scenario), "fingerprint": mark, "skipped": None}
             try:
-                found = observe(scenario, base, state, effort, known, batch)
+                found = observe(scenario, base, state, sizes, known, batch)
             except LoraprobeError as error:
                 about["skipped"] = str(error)
             else:
                 about |= {"audit": found.audit.to_dict(), "kinds": dict(found.kinds)}
                 about["results"] = packed(found.results)
-            write_trial(place, about)
+            write_observation(place, about)
             shutil.rmtree(state, ignore_errors=True)
         yield name
 
 
 def _holds(place: Path, fingerprint: str) -> bool:
-    """Whether exactly this trial was observed; one that was skipped is tried again."""
+    """Whether the file has this fingerprint; a skipped set is evaluated again."""
     if not place.is_file():
         return False
-    row = read_trial(place)
+    row = read_observation(place)
     return row["fingerprint"] == fingerprint and row["skipped"] is None
 
 
-def about_trial(world: World, scenario: Scenario) -> dict[str, Any]:
-    """What a trial is, apart from what is measured: plain data."""
+def describe_set(world: World, scenario: Scenario) -> dict[str, Any]:
+    """The description of an adapter set, without measurements, as plain data."""
     own = world.base is not None
     name = world.path.resolve().name
     return {
@@ -121,31 +122,31 @@ def about_trial(world: World, scenario: Scenario) -> dict[str, Any]:
         "base_digest": _digests(world, ("base/",)) if own else None,
         "architecture": _architecture(world),
         "scenario": scenario.world,
-        "trial": scenario.name,
+        "adapter_set": scenario.name,
     }
 
 
-def fingerprint(world: World, scenario: Scenario, effort: Effort) -> str:
-    """Of all that a trial's results depend on."""
+def fingerprint(world: World, scenario: Scenario, sizes: SampleSizes) -> str:
+    """A digest of everything on which a set's results depend."""
     places = [*scenario.adapters.values(), *scenario.tasks, world.path / "base"]
     prefixes = tuple(path.relative_to(world.path).as_posix() for path in places)
-    parts = [_digests(world, prefixes), world.base_name, dataclasses.asdict(effort), METHODS]
+    parts = [_digests(world, prefixes), world.base_name, dataclasses.asdict(sizes), METHODS]
     return _digest(parts)[:24]
 
 
 def kept_cases(output: Path) -> tuple[list[Case], list[str]]:
-    """All cases that the kept trials give, and a line for each trial that gives none.
+    """The cases of all stored observations, and a line for each set without a case.
 
     Worlds whose bases are the same files count as one base.
     """
     owner: dict[str, str] = {}
     cases: list[Case] = []
     skipped: list[str] = []
-    for path in sorted((output / TRIALS).glob("*/*.json.gz")):
-        row = read_trial(path)
+    for path in sorted((output / OBSERVATIONS).glob("*/*.json.gz")):
+        row = read_observation(path)
         base = owner.setdefault(row["base_digest"] or row["base"], row["base"])
         if row["skipped"] is not None:
-            skipped.append(f"{row['world']}/{row['trial']}: {row['skipped']}")
+            skipped.append(f"{row['world']}/{row['adapter_set']}: {row['skipped']}")
         else:
             cases += _cases_of({**row, "base": base})
     return cases, skipped
@@ -158,12 +159,12 @@ def _cases_of(row: Mapping[str, Any]) -> Iterator[Case]:
     for method in METHODS:
         if method not in row["kinds"] or method not in forecasts or baseline is None:
             raise CaseError(
-                f"{row['world']}/{row['trial']} was collected without {method} or its forecast: "
-                "collect it again."
+                f"{row['world']}/{row['adapter_set']} was collected without {method} or its "
+                "forecast: collect it again."
             )
-        forecast, truth = forecasts[method], truth_of(results, row["kinds"], method)
+        forecast, truth = forecasts[method], measured_gain(results, row["kinds"], method)
         yield Case(
-            **{key: row[key] for key in ("base", "architecture", "scenario", "world", "trial")},
+            **{key: row[key] for key in DESCRIPTION},
             **dataclasses.asdict(kind),
             **dataclasses.asdict(truth),
             method=method,

@@ -1,4 +1,4 @@
-"""Fits how measured gains are spread around forecasts; see `loraprobe.verdict.calibration`.
+"""Fits the spread of measured gains around forecasts; see `loraprobe.verdict.calibration`.
 
 A measured gain g of a case with forecast f is taken as t(g) = centre + noise, t(x) =
 asinh(x / unit), centre = intercept + forecast * t(f) + the columns of a variant. The noise is
@@ -24,7 +24,7 @@ from loraprobe_lab.calibration.cases import Case, CaseError
 
 Array = NDArray[np.float64]
 FEWEST = 20  # cases for a fit of five coefficients
-MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2)  # at which shares and errors are told
+MARGINS = (0.0, 0.02, 0.05, 0.1, 0.2)  # at which shares and errors are reported
 COLUMNS = {
     "baseline": lambda case: case.baseline,
     "several tasks": lambda case: float(case.tasks > 1),

@@ -1,4 +1,4 @@
-"""One trial of a world: what a user would see before composing, and what composing then gives."""
+"""Evaluates one adapter set of a world: the audit before composing, and the measured gains."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BatchSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is asked: `limit` items for what a user sees, `most_items` for the truth."""
+class SampleSizes:
+    """`limit`: items per task for the audit; `most_items`: items for the measured gain."""
 
     limit: int = 200
     most_items: int = 2000
@@ -46,19 +46,19 @@ class Observation:
 
 
 @dataclass
-class Known:
-    """Results of base and single adapters that an earlier trial of the same world has found."""
+class BaselineResults:
+    """Results of base and single adapters, shared by the adapter sets of one world."""
 
     rows: dict[tuple[str, str, bool], list[ItemResult]] = field(default_factory=dict)
 
     def of(self, systems: Iterable[str], tasks: Iterable[Task], chat: bool) -> list[ItemResult]:
-        """What is known of these systems on the items of these tasks."""
+        """The known results of these systems on the items of these tasks."""
         wanted = {(task.name, item.id) for task in tasks for item in task.items}
         keys = [(system, task.name, chat) for system in systems for task in tasks]
         return [r for key in keys for r in self.rows.get(key, ()) if (r.task, r.item) in wanted]
 
     def keep(self, results: Iterable[ItemResult], systems: Iterable[str], chat: bool) -> None:
-        """Remembers the results of these systems, in place of what was known of them."""
+        """Stores the results of these systems in place of earlier ones."""
         wanted, new = set(systems), dict[tuple[str, str, bool], list[ItemResult]]()
         for row in results:
             if row.system in wanted:
@@ -67,13 +67,18 @@ class Known:
 
 
 def observe(
-    scenario: Scenario, base: Base, state: Path, effort: Effort, known: Known, batch_size: BatchSize
+    scenario: Scenario,
+    base: Base,
+    state: Path,
+    sizes: SampleSizes,
+    known: BaselineResults,
+    batch_size: BatchSize,
 ) -> Observation:
-    """Everything about one trial; results are kept in the directory `state` as they come.
+    """Evaluates one adapter set; results are written to the directory `state` as they come.
 
-    What a user sees rests on the first `limit` items alone. Then base, single adapters and the
-    compositions of METHODS answer the composed question, in both forms, on `most_items` items.
-    Raises LoraprobeError where adapters and base do not fit.
+    The audit uses the first `limit` items alone. Then base, single adapters and the compositions
+    of METHODS answer the composed question, in both forms, on `most_items` items. Raises
+    LoraprobeError if adapters and base do not fit.
     """
     from loraprobe import compatibility, hub
     from loraprobe.pipeline.evaluator import open_evaluator
@@ -82,9 +87,9 @@ def observe(
     from loraprobe.pipeline.session import Session
     from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 
-    options = _options(effort, state, batch_size)
+    options = _options(sizes, state, batch_size)
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
-    tasks = [load_task(path, effort.limit) for path in scenario.tasks]
+    tasks = [load_task(path, sizes.limit) for path in scenario.tasks]
     inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, tasks)
     session = Session("inspect", options)
     examined = examine(inputs.adapters, base, "route", session)
@@ -95,7 +100,7 @@ def observe(
     systems = [*baselines, *(one.system for one in built)]
     with open_evaluator(inputs, (), session) as evaluator:
         audit = _audit_before(evaluator, examined, baselines, known)
-        asked = [_without_hops(load_task(path, effort.most_items)) for path in scenario.tasks]
+        asked = [_without_hops(load_task(path, sizes.most_items)) for path in scenario.tasks]
         results = _answers(replace(evaluator, tasks=asked), systems, known)
         names = [system.name for system in baselines]
         known.keep(evaluator.ledger, names, evaluator.scorer.chat_template)
@@ -103,12 +108,12 @@ def observe(
     return Observation(audit, kept, {s.name: s.kind for s in systems})
 
 
-def _options(effort: Effort, state: Path, batch_size: BatchSize) -> Options:
+def _options(sizes: SampleSizes, state: Path, batch_size: BatchSize) -> Options:
     return Options(
         methods=METHODS[:2],
         routers=METHODS[2:],
-        max_new_tokens=effort.max_new_tokens,
-        seed=effort.seed,
+        max_new_tokens=sizes.max_new_tokens,
+        seed=sizes.seed,
         state=state,
         resume=True,
         batch_size=batch_size,
@@ -116,9 +121,9 @@ def _options(effort: Effort, state: Path, batch_size: BatchSize) -> Options:
 
 
 def _audit_before(
-    evaluator: Evaluator, examined: Examination, baselines: Sequence[System], known: Known
+    evaluator: Evaluator, examined: Examination, baselines: Sequence[System], known: BaselineResults
 ) -> Audit:
-    """What a user sees before any composition is run."""
+    """The audit before any composition is run."""
     from loraprobe.evaluation import score
     from loraprobe.pipeline.audits import audit_of
     from loraprobe.pipeline.conclusion import conclude
@@ -134,13 +139,15 @@ def _audit_before(
     return audit_of(session, inputs, examined, evaluator.notes, verdict=verdict, **evidence)
 
 
-def _answers(evaluator: Evaluator, systems: Sequence[System], known: Known) -> Sequence[ItemResult]:
-    """All results of these systems; what is known is not asked again."""
+def _answers(
+    evaluator: Evaluator, systems: Sequence[System], known: BaselineResults
+) -> Sequence[ItemResult]:
+    """All results of these systems; known results are not computed again."""
     names = [system.name for system in systems]
     evaluator.ledger.append(known.of(names, evaluator.tasks, evaluator.scorer.chat_template))
     return evaluator.run(systems)
 
 
 def _without_hops(task: Task) -> Task:
-    """The task without its hops: truth is about the composed question."""
+    """The task without its hops: the gain is measured on the composed question."""
     return replace(task, items=tuple(replace(item, hops=()) for item in task.items))

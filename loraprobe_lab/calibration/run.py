@@ -1,4 +1,4 @@
-"""`loraprobe lab calibrate`: worlds in, a calibration with its measured accuracy out."""
+"""`loraprobe lab calibrate`: makes a calibration from worlds and measures its accuracy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from loraprobe.records import Progress
 from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.cases import Case, CaseError, read_cases, write_cases
-from loraprobe_lab.calibration.collect import TRIALS, collect, kept_cases
+from loraprobe_lab.calibration.collect import OBSERVATIONS, collect, kept_cases
 from loraprobe_lab.calibration.fit import fit
-from loraprobe_lab.calibration.observe import Effort
+from loraprobe_lab.calibration.observe import SampleSizes
 from loraprobe_lab.experiments.pages import check_installed, number, percent
 from loraprobe_lab.world import write_text
 
@@ -25,31 +25,30 @@ def calibrate(
     output: Path,
     *,
     stored: Path | None = None,
-    effort: Effort = Effort(),
+    sizes: SampleSizes = SampleSizes(),
     processes: int = 1,
     draws: int = 300,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
     collect_only: bool = False,
 ) -> Path:
-    """Observes the worlds, fits, measures, and writes everything to the directory `output`.
+    """Evaluates the worlds, fits, validates, and writes everything to the directory `output`.
 
-    stored: a case file to fit in place of worlds. Otherwise what is kept of every trial in `output`
-    is not observed again, so without `worlds` the trials kept there are fitted anew; where none is
-    kept, the worlds of the atlas are built first. Writes cases.jsonl.gz, calibration.json,
-    report.md and figure.svg, and returns the calibration's path. Raises LoraprobeError.
+    stored: a case file to fit in place of worlds. Otherwise the observations in `output` are used
+    again. Without `worlds` only they are fitted; if there are none either, the worlds of the atlas
+    are built first. Writes cases.jsonl.gz, calibration.json, report.md and figure.svg, and returns
+    the calibration's path. Raises LoraprobeError.
     """
     if not collect_only:
         check_installed("sklearn", "matplotlib")
     command, progress = command_of(worlds, output, stored), progress or lines(say)
-    cases, skipped = list[Case](), list[str]()
     if stored is not None:
-        cases = read_cases(stored)
+        cases, skipped = read_cases(stored), list[str]()
     else:
-        if not worlds and not (output / TRIALS).is_dir():
+        if not worlds and not (output / OBSERVATIONS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
             worlds = build_atlas(output / "worlds", processes, progress)
-        collect(worlds, output, effort, processes=processes, progress=progress)
+        collect(worlds, output, sizes, processes=processes, progress=progress)
         cases, skipped = kept_cases(output)
     if not cases:
         why = f" ({skipped[0]})" if skipped else ""
@@ -60,10 +59,10 @@ def calibrate(
     say(f"{len(cases)} cases in {output / CASES}.")
     if collect_only:
         return output / CASES
-    return _fit_and_tell(cases, output, command, skipped, draws, effort.seed, say)
+    return _fit_and_report(cases, output, command, skipped, draws, sizes.seed, say)
 
 
-def _fit_and_tell(
+def _fit_and_report(
     cases: Sequence[Case],
     output: Path,
     command: str,
@@ -72,7 +71,7 @@ def _fit_and_tell(
     seed: int,
     say: Callable[[str], None],
 ) -> Path:
-    """From cases to calibration, page and figure."""
+    """Writes calibration, page and figure of the cases."""
     from loraprobe_lab.calibration.validation import measure, report
 
     results = measure(cases, draws, seed)
@@ -92,7 +91,7 @@ def _fit_and_tell(
 
 
 def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None) -> str:
-    """The command line, with paths by their names, so that it says nothing of a machine."""
+    """The command line with the last parts of paths, so that no private path is published."""
     parts = ["loraprobe", "lab", "calibrate"]
     for world in worlds:
         parts += ["--world", world.name]
@@ -102,12 +101,12 @@ def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None)
 
 
 def lines(say: Callable[[str], None], every: float = 30.0) -> Progress:
-    """Progress as a line now and then, with the time that is left, where there is no terminal."""
+    """Reports progress without a terminal: a line every so many seconds, with the time left."""
     start, last = time.monotonic(), [float("-inf"), -1.0]
 
     def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        last[1] = done if last[1] < 0 else last[1]  # what an earlier run left takes no time
+        last[1] = done if last[1] < 0 else last[1]  # done by an earlier run, which took no time
         if now - last[0] < every and done < total:
             return
         last[0], new = now, done - last[1]

@@ -1,9 +1,8 @@
-"""How good probabilities are on cases that the fit never saw: bases, scenarios and architectures
-left out in turn. And the page that tells it.
+"""Measures the probabilities on left-out bases, scenarios and architectures; renders the page.
 
-Brier score and AUROC are of decided cases, whose interval does not hold the margin. The AUROC is
-*within* a scenario, averaged over the scenarios that have both outcomes: pooled, it would also
-reward telling one scenario from another, which a user can without any tool.
+Brier score and AUROC are of decided cases, whose interval does not contain the margin. The AUROC is
+computed *within* each scenario and averaged over the scenarios that have both outcomes: a pooled
+AUROC would also reward the distinction of scenarios, which needs no tool.
 """
 
 from __future__ import annotations
@@ -58,14 +57,17 @@ class LeftOut:
     def covered(self, share: float) -> float:
         """Share of measured gains within the central predictive interval of this share.
 
-        The measured gain's own error is not in the interval, so a little less is to be expected.
+        The interval does not include the measured gain's own error, so a little less is expected.
         """
         return float(np.mean(np.abs(self.above - 0.5) < share / 2))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What probabilities are worth; NaN where it is not defined."""
+    """Measures of probabilities; NaN if undefined.
+
+    likely: cases with a probability of at least LIKELY_FROM; wrong: the share of failures in them.
+    """
 
     decided: int
     auroc: float
@@ -97,7 +99,7 @@ def figures_of(cases: Sequence[Case], p: Array, margin: float = MARGIN) -> Figur
 
 
 def left_out(cases: Sequence[Case], key: Callable[[Case], str], variant: Variant) -> LeftOut:
-    """Fits without each group in turn. Raises CaseError where there is only one group."""
+    """Predictions for each group by a fit on the others. Raises CaseError for a single group."""
     probability = {margin: np.zeros(len(cases)) for margin in MARGINS}
     density, above = np.zeros(len(cases)), np.zeros(len(cases))
     for rest, own in _splits(cases, key):
@@ -111,9 +113,9 @@ def left_out(cases: Sequence[Case], key: Callable[[Case], str], variant: Variant
 
 
 def plain_logistic(cases: Sequence[Case], key: Callable[[Case], str]) -> Figures:
-    """The simplest rival: a logistic regression of success at the default margin on the forecast.
+    """The baseline: a logistic regression of success at the default margin on the forecast.
 
-    It is fitted on decided cases, knows one margin, and has one coefficient and an intercept.
+    It is fitted on decided cases, for one margin, and has one coefficient and an intercept.
     """
     decided = [case for case in cases if case.label(MARGIN) is not None]
     x = np.array([[case.forecast] for case in decided])
@@ -148,15 +150,15 @@ def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> Iterator[tuple
     yield from LeaveOneGroupOut().split(groups, groups=groups)
 
 
-# What users are told of where the accuracy was measured: strangers' models are larger.
+# Shown to users, because their models are larger than those on which the accuracy was measured.
 WHERE = "scenarios left out of the fit, nearly all of them on small bases that the lab trained"
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the page and the figure show.
+    """The contents of the page and the figure.
 
-    variants: variant -> what is left out -> predictions; plain: the same of the simplest rival.
+    variants: variant -> what is left out -> predictions; plain: the figures of the baseline.
     """
 
     cases: tuple[Case, ...]
@@ -185,7 +187,7 @@ class Results:
         return calibration_figure(points, found.probability[MARGIN][decided], gained, MARGIN)
 
     def accuracy(self) -> dict[str, Any]:
-        """What the calibration file tells of its accuracy."""
+        """The accuracy as recorded in the calibration file."""
         found = self.shipped["scenarios"].figures()
         return {
             "where": WHERE,
@@ -223,7 +225,7 @@ def report(
         skipped=skipped,
         cells=cells(results.cases),
         scenarios=by_scenario(results.shipped["scenarios"]),
-        sets=len({case.adapter_set for case in results.cases}),
+        sets=len({case.set_key for case in results.cases}),
         undecided=sum(case.label(MARGIN) is None for case in results.cases),
         margins=MARGINS,
         margin=MARGIN,

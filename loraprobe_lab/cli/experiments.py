@@ -17,7 +17,7 @@ from loraprobe_lab.cli.options import Json, Quiet, Threads, WorldsOutput, use_th
 if TYPE_CHECKING:
     from loraprobe.records import Progress
     from loraprobe_lab.experiments.pages import Pages
-    from loraprobe_lab.experiments.runner import Run
+    from loraprobe_lab.experiments.runner import ExperimentRun
 
 
 class Paper(StrEnum):
@@ -44,20 +44,20 @@ def _print(pages: Pages, json: bool) -> None:
 
 
 @contextmanager
-def _run(output: Path, json: bool, quiet: bool, **options: Any) -> Iterator[Run]:
-    """One call of an experiment, which reports to this terminal."""
-    from loraprobe_lab.experiments.runner import Run
+def _run(output: Path, json: bool, quiet: bool, **options: Any) -> Iterator[ExperimentRun]:
+    """An experiment's run, which reports to this terminal."""
+    from loraprobe_lab.experiments.runner import ExperimentRun
 
     sink = Output(json=json, quiet=quiet)
     with sink.progress() as progress:
         arguments = tuple(sys.argv[1:])
-        yield Run(output, arguments=arguments, progress=progress, say=sink.say, **options)
+        yield ExperimentRun(output, arguments=arguments, progress=progress, say=sink.say, **options)
 
 
 def _make(
     make: Callable[[Progress | None], Pages], output: Path | None, json: bool, quiet: bool
 ) -> None:
-    """Makes pages, writes them where a directory is named, and prints one of them."""
+    """Makes pages, writes them if a directory is given, and prints one of them."""
     from loraprobe_lab.experiments.pages import check_installed
 
     sink = Output(json=json, quiet=quiet)
@@ -89,7 +89,7 @@ def reproduce(
 ) -> None:
     """Repeat the paper's matrix: one table, one figure, and whether each claim held.
 
-    What is finished is kept: the same call goes on where it stopped.
+    The same call continues an interrupted run.
     """
     from loraprobe_lab.experiments import reproduce as run
     from loraprobe_lab.experiments.runner import Bases
@@ -108,7 +108,7 @@ def success_map(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Map where success lives: new facts x worked steps, over weights, norms and familiarity."""
+    """Map where new facts x worked steps succeed: over weights, norms and familiarity."""
     from loraprobe_lab.experiments import success_map as run
 
     with _run(output, json, quiet) as call:
@@ -136,10 +136,10 @@ def methods(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Try every merge method, space and router: two hops, two skills, new facts in worked steps.
+    """Evaluate every merge method, space and router: two hops, two skills, worked steps.
 
-    Without --world small worlds are trained, eight unless bases are named. What is finished is
-    kept: the same call goes on where it stopped.
+    Without --world small worlds are trained, eight unless bases are named. The same call continues
+    an interrupted run.
     """
     from loraprobe_lab.experiments.methods import run
 

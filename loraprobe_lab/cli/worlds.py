@@ -1,4 +1,4 @@
-"""`loraprobe lab build`, `show` and `calibrate`: worlds, what they hold, and the calibration."""
+"""`loraprobe lab build`, `show` and `calibrate`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def build(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a base, adapters and task files from a seed; what is finished is not trained again.
+    """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
     facts, math and cross-lingual hold several adapter sets on one small base, for calibration.
     With --base, keep-both and domain are many sets of adapters, each a world below OUTPUT; `sets`
@@ -71,7 +71,7 @@ def show(
     ],
     json: Json = False,
 ) -> None:
-    """List what a world holds: base, adapters, tasks, scenarios, and how each was made."""
+    """List base, adapters, tasks and scenarios of a world, with their recipes."""
     from loraprobe_lab.show import describe
 
     found = describe(directory)
@@ -88,7 +88,7 @@ def show(
 
 
 def _print_world(world: Mapping[str, Any]) -> None:
-    """One world: its base, its adapters, and the scenarios with what judges them."""
+    """Prints one world: its base, its adapters, and the scenarios with their tasks."""
     from rich.console import Console
     from rich.table import Table
 
@@ -112,7 +112,7 @@ def _print_world(world: Mapping[str, Any]) -> None:
     items = {row["name"]: row["items"] for row in world["tasks"]}
     scenarios = Table("scenario", "class", "adapters", "tasks (items)", "axes", box=None)
     for row in world["scenarios"]:
-        # axes that are one value each; recipes stand with the adapters
+        # only axes with a single value; recipes are listed with the adapters
         axes = [f"{k} {v}" for k, v in row["axes"].items() if not isinstance(v, Mapping)]
         scenarios.add_row(
             _text(row["name"]),
@@ -132,25 +132,30 @@ def _text(value: Any) -> str:
     return escape(clean(str(value)))
 
 
+CalibrationOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
+    ),
+]
+CalibrationWorlds = Annotated[
+    list[Path] | None,
+    typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),
+]
+CaseFile = Annotated[
+    Path | None,
+    typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
+]
+
+
 def calibrate(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
-        ),
-    ],
-    world: Annotated[
-        list[Path] | None,
-        typer.Option("--world", help="A world; repeat. None: what OUTPUT holds, or the atlas."),
-    ] = None,
-    cases: Annotated[
-        Path | None,
-        typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Items a task that forecasts rest on.")] = 200,
-    most_items: Annotated[int, typer.Option(min=1, help="Items a task for the truth.")] = 2000,
+    output: CalibrationOutput,
+    world: CalibrationWorlds = None,
+    cases: CaseFile = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items per task for forecasts.")] = 200,
+    most_items: Annotated[int, typer.Option(min=1, help="Items per task for gains.")] = 2000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
-    processes: Annotated[int, typer.Option(min=1, help="Worlds side by side.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
     draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     collect_only: Annotated[
@@ -158,9 +163,9 @@ def calibrate(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Calibrate the verdict on worlds whose truth is measured, and measure how good that is."""
+    """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
     from loraprobe_lab.calibration import run
-    from loraprobe_lab.calibration.observe import Effort
+    from loraprobe_lab.calibration.observe import SampleSizes
 
     sink = Output(quiet=quiet)
     with sink.progress() as progress:
@@ -168,7 +173,7 @@ def calibrate(
             list(world or ()),
             output,
             stored=cases,
-            effort=Effort(limit, most_items, max_new_tokens, seed),
+            sizes=SampleSizes(limit, most_items, max_new_tokens, seed),
             processes=processes,
             draws=draws,
             progress=progress,

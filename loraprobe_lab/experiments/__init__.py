@@ -1,1 +1,1 @@
-"""The experiments: worlds are built, systems are asked, and a page says what was found."""
+"""The experiments: they build worlds, evaluate systems, and write a page each."""

@@ -28,10 +28,10 @@ Measure = Callable[[str], Gain | None]  # of a size
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference with its 95 % interval; `side` is where the claim says that it lies.
+    """A difference with its 95 % interval; `side` is the claimed side of the margin.
 
-    Claimed "above" the margin: yes if the lower end lies above it, no if the upper end lies below
-    it. Claimed "below": the other way round.
+    Claimed "above": the outcome is yes if the lower end lies above the margin, no if the upper end
+    lies below it. Claimed "below": the other way round.
     """
 
     where: str
@@ -82,11 +82,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the claims of one experiment are about.
+    """The subjects of one experiment's claims.
 
-    shared: template -> what it is called in a claim. familiar: the name set that the base knows
-    best and the one that it knows least, where the experiment has such. disjoint: name sets whose
-    facts no base has read.
+    shared: template -> its name in a claim. familiar: the name set that the base knows best and the
+    one that it knows least, if the experiment has them. disjoint: name sets whose facts no base has
+    read.
     """
 
     title: str
@@ -97,7 +97,7 @@ class Subject:
 
 
 def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
-    """Every claim of the paper for every set of questions that it is about."""
+    """Every claim of the paper for each of its sets of questions."""
     found = [one for group in matrix.groups for one in _of_group(matrix, group, subject)]
     found += [_both_fail(matrix, group) for group in subject.disjoint]
     if subject.familiar is not None:
@@ -182,7 +182,7 @@ def _each_size(matrix: Matrix, measure: Measure, side: Side) -> tuple[Difference
 
 
 def _above(matrix: Matrix, measure: Measure) -> str:
-    """At how many sizes of all the gain lies above the margin."""
+    """The number of sizes at which the gain lies above the margin, as "2 of 3"."""
     found = [measure(size) for size in matrix.sizes]
     above = sum(g is not None and g.adjusted_ci95[0] > matrix.margin for g in found)
     return f"{above} of {len(found)}"

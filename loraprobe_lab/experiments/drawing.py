@@ -1,4 +1,4 @@
-"""What all figures share: style, colours, SVG text that is the same every time."""
+"""Style and colours of all figures, and reproducible SVG text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The matrix of an experiment: one cell for every size, set of questions, template and library.
 
-A world of the matrix holds adapter sets whose axes say `template`, `library` (2 or 3), `form` (the
-way in which compositions are asked: "question" or "steps") and `joint`, the adapter
-that was trained on both hops, for comparison.
+The adapter sets of its worlds have the axes `template`, `library` (2 or 3), `form` (of the question
+to compositions: "question" or "steps") and `joint`, the adapter that was trained on both hops, for
+comparison.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 from loraprobe.evaluation import System, gain
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
-from loraprobe_lab.experiments.runner import Answered, Asker, BaseInfo
+from loraprobe_lab.experiments.runner import BaseInfo, WorldEvaluator, WorldResults
 from loraprobe_lab.world import Scenario
 
-METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain stands beside them
+METHODS = ("uniform", "sum", "arrow")  # compositions of weights; the chain is evaluated too
 MARGIN = 0.05
 Role = Literal["composition", "baseline", "reference"]
 
 
 def system_name(scenario: Scenario, method: str) -> str:
-    """What a composition of an adapter set is called among all systems of its world."""
+    """The name of a composition of an adapter set, unique in its world."""
     return f"{scenario.name}:{method}"
 
 
@@ -33,16 +33,18 @@ def system_names(scenario: Scenario, methods: Sequence[str] = METHODS) -> list[s
     return [system_name(scenario, method) for method in methods]
 
 
-def answer_world(asker: Asker, base: BaseInfo) -> Answered:
-    """Asks base, singles, joint adapters and every composition; what is known is not asked again.
+def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
+    """Evaluates base, singles, joint adapters and every composition; known results are kept.
 
-    A chain needs no worked steps, but where compositions are asked step by step it has to beat the
-    single adapters in either form, as they do: its answer counts under the form of its set.
+    A chain needs no worked steps. If compositions are asked step by step, it has to beat the single
+    adapters in either form, as they do: its answer counts under the form of its set.
     """
-    scenarios = tuple(asker.world.scenarios.values())
-    tasks = asker.tasks(path for scenario in scenarios for path in scenario.tasks)
-    systems = _systems(asker, scenarios, any(task.has_hops for task in tasks))
-    results = asker.ask_all(base.name, [(system, tasks, parts) for system, parts in systems])
+    scenarios = tuple(evaluator.world.scenarios.values())
+    tasks = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
+    systems = _systems(evaluator, scenarios, any(task.has_hops for task in tasks))
+    results = evaluator.evaluate_all(
+        base.name, [(system, tasks, parts) for system, parts in systems]
+    )
     forms = {system_name(s, "chain"): str(s.axes["form"]) for s in scenarios}
     counted = [
         replace(row, part=forms[row.system])
@@ -50,20 +52,20 @@ def answer_world(asker: Asker, base: BaseInfo) -> Answered:
         else row
         for row in results
     ]
-    return Answered(base, scenarios, tuple(counted))
+    return WorldResults(base, scenarios, tuple(counted))
 
 
 def _systems(
-    asker: Asker, scenarios: Sequence[Scenario], has_hops: bool
+    evaluator: WorldEvaluator, scenarios: Sequence[Scenario], has_hops: bool
 ) -> list[tuple[System, frozenset[str] | None]]:
-    """Every system with the parts that it is asked; None for all of them."""
+    """Every system with the parts on which it is evaluated; None for all of them."""
     from loraprobe.options import Options
     from loraprobe.pipeline.scorer import single
     from loraprobe.pipeline.systems import SystemBuilder
 
     names = [name for scenario in scenarios for name in scenario.adapters]
     names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]
-    adapters = asker.adapters(names)
+    adapters = evaluator.adapters(names)
     found: list[tuple[System, frozenset[str] | None]] = [(System("base", "base"), None)]
     found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
     for scenario in scenarios:
@@ -76,9 +78,9 @@ def _systems(
 
 
 def groups_of(scenario: Scenario) -> dict[str, str]:
-    """Task -> the set of questions that it belongs to: its own name, unless the axes say another.
+    """Task -> its set of questions: the axis `group`, else the task's name.
 
-    Templates may ask the same questions in words of their own: then their tasks are one group.
+    Templates may ask the same questions in their own wording; their tasks are then one group.
     """
     group = scenario.axes.get("group")
     return {path.stem: str(group) if group else path.stem for path in scenario.tasks}
@@ -86,7 +88,7 @@ def groups_of(scenario: Scenario) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """How one composition answered one set of questions, in all worlds of a size.
+    """The results of one system on one set of questions, over all worlds of a size.
 
     `score` is exact match in the form in which the adapter set is asked, with Wilson's interval
     over persons. `gain` is over the best of base and singles in their better form, paired, with its
@@ -118,7 +120,7 @@ class MatrixCell:
 class Matrix:
     """All worlds of one run. Pools the worlds of a size; each world is a stratum."""
 
-    worlds: tuple[Answered, ...]
+    worlds: tuple[WorldResults, ...]
     margin: float = MARGIN
     _pooled: dict[Any, list[ItemResult]] = field(default_factory=dict, init=False, repr=False)
 
@@ -148,11 +150,11 @@ class Matrix:
             if (scenario.axes["template"], scenario.axes["library"]) == (template, library)
         )
 
-    def of_size(self, size: str) -> list[Answered]:
+    def of_size(self, size: str) -> list[WorldResults]:
         return [world for world in self.worlds if world.base.size == size]
 
     def results(self, size: str, group: str, *scenarios: Scenario) -> list[ItemResult]:
-        """What was answered to a set of questions, as these adapter sets ask it, in a size."""
+        """The results of a size on a set of questions, in the tasks of these adapter sets."""
         key = (size, group, frozenset(path for s in scenarios for path in s.tasks))
         if key not in self._pooled:
             tasks = {t for s in scenarios for t, its in groups_of(s).items() if its == group}
@@ -172,7 +174,7 @@ class Matrix:
         methods: Sequence[str] = METHODS,
         form: str | None = None,
     ) -> Gain | None:
-        """What the best of these methods gains over the best of base and single adapters."""
+        """The gain of the best of these methods over the best of base and single adapters."""
         return gain(
             self.results(size, group, scenario),
             system_names(scenario, methods),
@@ -184,7 +186,7 @@ class Matrix:
     def gain_over_set(
         self, size: str, group: str, one: Scenario, other: Scenario, form: str
     ) -> Gain | None:
-        """What the best composition of one adapter set gains over the best of another."""
+        """The gain of the best composition of one adapter set over the best of another."""
         results = self.results(size, group, one, other)
         names, others = system_names(one), system_names(other)
         return gain(results, names, others, form, margin=self.margin)

@@ -1,4 +1,4 @@
-"""What an experiment leaves: a page (Markdown), the same for programs (JSON), a figure."""
+"""The output of an experiment: a page (Markdown), the same as JSON, and a figure."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ from typing import Any
 from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.claims import Finding, Subject, claims
 from loraprobe_lab.experiments.figures import matrix_figure
-from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, answer_world
+from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, evaluate_world
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.runner import (
-    Answered,
     BaseInfo,
     Bases,
-    Run,
+    ExperimentRun,
     Shape,
+    WorldResults,
     small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
@@ -52,7 +52,7 @@ class Experiment:
 
 
 def experiment(kind: str) -> Experiment:
-    """The experiment of that name. Raises UsageError naming those there are."""
+    """The experiment of that name. Raises UsageError with the known names."""
     if kind == "two-hop":
         from loraprobe_lab.worlds.name_sets import english_matrix, two_hop_matrix
 
@@ -70,7 +70,7 @@ def experiment(kind: str) -> Experiment:
 
 @dataclass(frozen=True)
 class ReproducePlan:
-    """What is run: an experiment on small bases, or on the causal model in the directory `base`."""
+    """An experiment on small bases, or on the causal model in the directory `base`."""
 
     kind: str
     base: Path | None = None
@@ -81,7 +81,7 @@ class ReproducePlan:
             raise UsageError(f"--base {self.base} is no directory; give a downloaded model.")
 
 
-def reproduce(plan: ReproducePlan, run: Run, made: Experiment | None = None) -> Pages:
+def reproduce(plan: ReproducePlan, run: ExperimentRun, made: Experiment | None = None) -> Pages:
     """Runs the matrix of an experiment: KIND.md, KIND.json, KIND.svg.
 
     Raises UsageError for an unknown experiment or a missing matplotlib, before anything is trained.
@@ -100,14 +100,14 @@ def reproduce(plan: ReproducePlan, run: Run, made: Experiment | None = None) -> 
     pages = partial(
         matrix_pages, plan, chosen.subject, run.command(f"reproduce({plan!r}, limit={run.limit})")
     )
-    return run.over(worlds, answer_world, pages)
+    return run.run_worlds(worlds, evaluate_world, pages)
 
 
 def matrix_pages(
     plan: ReproducePlan,
     subject: Subject,
     command: str,
-    worlds: Sequence[Answered],
+    worlds: Sequence[WorldResults],
     missing: Sequence[str] = (),
 ) -> Pages:
     """The pages of these worlds."""

@@ -1,7 +1,7 @@
-"""Runs an experiment over several worlds: each is built and asked, and the pages are written anew.
+"""Runs an experiment over several worlds: builds and evaluates each, and updates the pages.
 
-Worlds, answers and pages lie in one directory; what is finished is not made again, so an
-interruption costs the world that was in the making, and the same call goes on.
+Worlds, results and pages lie in one directory. Finished parts are not made again, so an
+interruption costs at most one world, and the same call continues.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class BaseInfo:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The scenarios of a world, what every system answered in it, and its adapters' norms."""
+class WorldResults:
+    """The scenarios of a world, the results of all systems, and its adapters' norms."""
 
     base: BaseInfo
     scenarios: tuple[Scenario, ...]
@@ -54,7 +54,7 @@ class Answered:
 
 
 def small_base(architecture: str, hidden: int) -> BaseRecipe:
-    """A small base of that width, trained as long as the worlds of two hops need."""
+    """A small base of that width, trained as long as two-hop worlds need."""
     return BaseRecipe(
         architecture=architecture,
         hidden=hidden,
@@ -91,7 +91,7 @@ class Bases:
         hidden: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Bases:
-        """These bases with what is given in place of what they have."""
+        """These bases with the given values replaced."""
         return replace(
             self,
             architectures=tuple(architectures or self.architectures),
@@ -108,12 +108,12 @@ class Bases:
             yield BaseInfo(name, f"{architecture} {width}", seed), shape(architecture, width)
 
 
-class Asker:
-    """Asks systems the tasks of one world on one copy of its base.
+class WorldEvaluator:
+    """Evaluates systems on the tasks of one world, on one copy of its base.
 
-    Answers are kept in ledgers in `directory` as they come, and what is there is not asked again.
-    The name of a ledger holds the digest of what the answers depend on: the world's files, its
-    base, and `limit`, the number of items of each task.
+    Results are stored in ledgers in `directory` as they come and are not computed again. The name
+    of a ledger contains a digest of the world's files, its base, and `limit`, the number of items
+    of each task.
     """
 
     def __init__(
@@ -155,42 +155,42 @@ class Asker:
         path = self._directory / f"{name}-{self._digest}.jsonl"
         return Ledger(path, resume=True, fingerprint={"world": self._digest, "name": name})
 
-    def ask_all(
+    def evaluate_all(
         self, name: str, asked: Sequence[tuple[System, Sequence[Task], Collection[str] | None]]
     ) -> list[ItemResult]:
-        """The answers of every system to these parts of these tasks, from the ledger `name`."""
+        """The results of every system on these parts of these tasks, from the ledger `name`."""
         ledger = self.ledger(name)
         for done, (system, tasks, parts) in enumerate(asked, 1):
-            self.ask(ledger, system, tasks, parts)
-            self.tell(name, done, len(asked))
+            self.evaluate(ledger, system, tasks, parts)
+            self.report(name, done, len(asked))
         return list(ledger)
 
-    def tell(self, name: str, done: int, total: int) -> None:
-        """Reports how many of all systems have answered."""
+    def report(self, name: str, done: int, total: int) -> None:
+        """Reports the number of evaluated systems."""
         if self._progress is not None:
             self._progress(f"ask {name}", done, total)
 
-    def ask(
+    def evaluate(
         self,
         ledger: Ledger,
         system: System,
         tasks: Sequence[Task],
         parts: Collection[str] | None = None,
     ) -> None:
-        """Asks a system these parts of all items, None for all of them; a chain is asked all."""
+        """Evaluates a system on these parts (None: all); a chain always on all of them."""
         wanted = None if system.kind == "chain" else parts
         run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=NEW_TOKENS, parts=wanted)
 
 
-Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # what builds or opens each of them
+Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # a base, and a function that opens a world
 
 
 @dataclass(frozen=True)
-class Run:
-    """One call of an experiment: where it writes, and whom it tells what.
+class ExperimentRun:
+    """The output, options and reporting of one run of an experiment.
 
-    limit: items of each task, None for all. device: on which systems answer. pause: the least
-    seconds between two times that the pages are written. arguments: those of the command.
+    limit: items of each task, None for all. device: of the evaluation. pause: the least seconds
+    between two updates of the pages. arguments: those of the command.
     """
 
     output: Path
@@ -202,7 +202,7 @@ class Run:
     pause: float = 0.0
 
     def command(self, call: str) -> str:
-        """The command that makes a page, or the Python call where there was none."""
+        """The command that makes a page, or the Python call without a command."""
         return " ".join(("loraprobe", *self.arguments)) if self.arguments else call
 
     def build(self, base: BaseInfo, spec: Callable[[], WorldSpec], **options: Any) -> World:
@@ -224,17 +224,17 @@ class Run:
             for base, recipe in bases.each(shape)
         ]
 
-    def over(
+    def run_worlds(
         self,
         worlds: Worlds,
-        answer: Callable[[Asker, BaseInfo], Found],
+        answer: Callable[[WorldEvaluator, BaseInfo], Found],
         pages: Callable[[Sequence[Found], Sequence[str]], Pages],
     ) -> Pages:
-        """Asks in each world, and writes the pages of those that are finished.
+        """Evaluates each world, and writes the pages of the finished ones.
 
-        pages(found, missing): `missing` names the worlds to come. They are written after each
-        world and at the end; then a line says how much time is left. Raises UsageError if
-        matplotlib is missing, before anything is trained.
+        pages(found, missing): `missing` names the worlds to come. After each world the pages are
+        written and a line gives the time left. Raises UsageError if matplotlib is missing, before
+        anything is trained.
         """
         from loraprobe.base.quiet import quiet
 
@@ -242,14 +242,14 @@ class Run:
         found, made, start, written = list[Found](), None, time.monotonic(), -math.inf
         for number, (base, build) in enumerate(worlds, 1):
             with quiet():
-                asker = Asker(
+                evaluator = WorldEvaluator(
                     build(),
                     self.output / "results",
                     limit=self.limit,
                     device=self.device,
                     progress=self.progress,
                 )
-                found.append(answer(asker, replace(base, parameters=asker.parameters)))
+                found.append(answer(evaluator, replace(base, parameters=evaluator.parameters)))
             missing = [later.name for later, _ in worlds[number:]]
             if not missing or time.monotonic() - written > self.pause:
                 made = pages(found, missing).write(self.output)

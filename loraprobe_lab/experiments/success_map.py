@@ -1,4 +1,4 @@
-"""`loraprobe lab map`: where success lives, over weights, norms, familiarity and invented facts."""
+"""`loraprobe lab map`: success of new facts x worked steps over weights, norms and familiarity."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from loraprobe.records import Interval, ItemResult
 from loraprobe_lab.experiments.figures import map_figure
 from loraprobe_lab.experiments.pages import Pages, render, signed
 from loraprobe_lab.experiments.runner import (
-    Answered,
-    Asker,
     BaseInfo,
     Bases,
-    Run,
+    ExperimentRun,
     Shape,
+    WorldEvaluator,
+    WorldResults,
     small_base,
 )
 from loraprobe_lab.training.pretrain import BaseRecipe
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
 BASES = Bases(architectures=("llama", "gpt2"), hidden=(64,), seeds=(0, 1))
-NAME, MARGIN = "border", 0.05
+NAME, MARGIN = "success-map", 0.05
 
 
 GATES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -53,8 +53,8 @@ class Point:
     """One composition on one task.
 
     panel: "weights", "familiarity", "invented" or "norms"; `series` and `x` (and `y` in the heat
-    map) are where it lies in it. parts: (adapter, what it is multiplied with before anything, its
-    gate); with `arrow` the gates come from the router instead.
+    map) are its coordinates. parts: (adapter, factor of its deltas, gate); with `arrow` the gates
+    come from the router instead.
     """
 
     panel: str
@@ -76,21 +76,21 @@ class Point:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Base and the adapters as they go into the composition, each alone at full strength."""
+        """The base and the scaled adapters, each alone with gate 1."""
         return ("base", *(scaled_name(name, scale) for name, scale, _ in self.parts))
 
 
 def scaled_name(name: str, scale: float) -> str:
-    """What an adapter is called once its deltas are multiplied with `scale`."""
+    """The name of an adapter whose deltas are multiplied by `scale`."""
     return name if scale == 1.0 else f"{name}x{scale:g}"
 
 
 def points() -> Iterator[Point]:
-    """Every composition that the map asks, panel by panel.
+    """Every composition of the map, panel by panel.
 
-    weights: unequal ones. familiarity: equal weights, by how the second hop is known. invented: by
-    the share of made-up couples on whom the skill adapter learned the worked steps. norms: one of
-    the two adapters multiplied with a factor before it is composed.
+    weights: unequal weights. familiarity: equal weights, by the source of the second hop. invented:
+    by the share of made-up couples in the skill adapter's data. norms: one of the two adapters
+    multiplied by a factor.
     """
     for gates in product(GATES, GATES):
         parts = tuple((name, 1.0, gate) for name, gate in zip(PAIR, gates, strict=True))
@@ -108,7 +108,7 @@ def points() -> Iterator[Point]:
 
 @dataclass(frozen=True)
 class PointGain:
-    """What a point of the map shows: gain over the best of base and singles, step by step.
+    """The figures of a point: gain over the best of base and singles, step by step.
 
     `gain` is the mean over the worlds with the interval over persons (each world a stratum, the
     choice of the best baseline covered); `each` gives it for every world; `score` is exact match.
@@ -131,34 +131,34 @@ class PointGain:
 
 
 def draw_map(
-    run: Run,
+    run: ExperimentRun,
     bases: Bases = BASES,
     spec: Callable[[int, BaseRecipe], WorldSpec] = map_world,
     shape: Shape = small_base,
 ) -> Pages:
-    """Makes the map: border.md, border.json, border.svg.
+    """Makes the map: success-map.md, success-map.json, success-map.svg.
 
-    What is finished is not made again, and the map is drawn anew after every world. Raises
-    UsageError if matplotlib is missing, before anything is trained.
+    Finished worlds are not made again, and the map is updated after every world. Raises UsageError
+    if matplotlib is missing, before anything is trained.
     """
     pages = partial(map_pages, run.command("draw_map()"))
-    return run.over(run.small_worlds(bases, spec, shape), answer_map, pages)
+    return run.run_worlds(run.small_worlds(bases, spec, shape), evaluate_map, pages)
 
 
-def answer_map(asker: Asker, base: BaseInfo) -> Answered:
-    """Asks base, singles and every composition; what is known is not asked again."""
+def evaluate_map(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
+    """Evaluates base, singles and every composition; known results are not computed again."""
     from loraprobe.pipeline.transforms import total_norm
 
-    adapters, scenarios = asker.adapters(), tuple(asker.world.scenarios.values())
-    loaded = asker.tasks(path for scenario in scenarios for path in scenario.tasks)
+    adapters, scenarios = evaluator.adapters(), tuple(evaluator.world.scenarios.values())
+    loaded = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
     tasks = {task.name: task for task in loaded}
     asked = [
         (system, [tasks[name] for name in names], parts)
         for system, names, parts in _systems(adapters)
     ]
-    results = asker.ask_all(base.name, asked)
+    results = evaluator.evaluate_all(base.name, asked)
     norms = {name: total_norm(adapter) for name, adapter in adapters.items()}
-    return Answered(base, scenarios, tuple(results), norms)
+    return WorldResults(base, scenarios, tuple(results), norms)
 
 
 def _systems(
@@ -197,7 +197,7 @@ def _system(
     return System(name, "router" if arrow else "merge", Composition(name, experts, router))
 
 
-def _point_gain(point: Point, worlds: Sequence[Answered]) -> PointGain | None:
+def _point_gain(point: Point, worlds: Sequence[WorldResults]) -> PointGain | None:
     rows = {
         world.base.name: [
             replace(row, task=f"{row.task}@{world.base.name}")
@@ -222,7 +222,7 @@ def _point_gain(point: Point, worlds: Sequence[Answered]) -> PointGain | None:
     )
 
 
-def map_pages(command: str, worlds: Sequence[Answered], missing: Sequence[str] = ()) -> Pages:
+def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[str] = ()) -> Pages:
     """The pages of these worlds."""
     found = [one for point in points() if (one := _point_gain(point, worlds)) is not None]
     document: dict[str, Any] = {

@@ -85,7 +85,7 @@ class EpochSampler:
 
 
 class LengthSampler:
-    """Draws batches of examples of like length, so that little is spent on padding.
+    """Draws batches of examples of similar length, so that there is little padding.
 
     Examples come without replacement as from `EpochSampler`; of each `span` batches the examples
     are sorted by length, and the batches are used in random order.

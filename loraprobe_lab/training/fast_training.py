@@ -31,8 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def layers_of(model: Any) -> torch.nn.ModuleList:
     """The decoder layers of a transformers causal model, first to last.
 
-    Raises:
-        ValueError: the model has no list of as many layers as its configuration says.
+    Raises ValueError if the model has no list of as many layers as its config says.
     """
     count = model.config.num_hidden_layers
     for module in model.modules():
@@ -43,7 +42,7 @@ def layers_of(model: Any) -> torch.nn.ModuleList:
 
 @contextlib.contextmanager
 def computing_in(model: Any, precision: str) -> Iterator[None]:
-    """The parameters of `model` in `precision`; afterwards they are the tensors they were."""
+    """Converts the parameters of `model` to `precision` while the context lasts."""
     if precision not in DTYPES:
         raise ValueError(f"no precision {precision!r}; there are {', '.join(DTYPES)}")
     kept = {name: parameter.data for name, parameter in model.named_parameters()}
@@ -104,7 +103,7 @@ class LowerLayers:
 
     @contextlib.contextmanager
     def skipped(self) -> Iterator[None]:
-        """Lets the layers hand on the chosen states instead of computing."""
+        """Makes the layers return the chosen states instead of computing."""
         try:
             for i, layer in enumerate(self.layers):
                 layer.forward = self._chosen if i == 0 else (lambda hidden, *_, **__: hidden)
@@ -120,7 +119,7 @@ class LowerLayers:
 
 
 class _Stop(Exception):
-    """Ends a forward pass when the layer asked for has answered."""
+    """Ends a forward pass after the wanted layer."""
 
 
 def _output_of(layer: Any, model: Any, batch: Batch) -> torch.Tensor:

@@ -42,11 +42,11 @@ from loraprobe_lab.training.fast_training import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an adapter is trained. `steps` counts optimiser steps of `batch_size` examples.
+    """The hyperparameters of an adapter. `steps` counts optimiser steps of `batch_size` examples.
 
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
-    upper: the adapter lies on the last so many layers only; None: on all. precision: in which the
-    frozen model computes, "float32" or "bfloat16". Both save time, see `fast_training`.
+    upper: the number of last layers that carry the adapter; None: all layers. precision: the frozen
+    model's dtype, "float32" or "bfloat16". Both save time, see `fast_training`.
     """
 
     steps: int = 300
@@ -69,7 +69,7 @@ class Recipe:
 
     @property
     def fast(self) -> bool:
-        """Whether a step is computed in the cheaper way."""
+        """Whether `fast_training` computes the steps."""
         return self.upper is not None or self.precision != "float32"
 
 
@@ -126,7 +126,7 @@ def is_complete(directory: Path) -> bool:
 
 
 def training_notes(directory: Path) -> dict[str, Any]:
-    """What was written beside an adapter when it was trained; empty where nothing is readable."""
+    """The recipe and loss stored with an adapter; empty if they cannot be read."""
     try:
         return json.loads((directory / "training.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -134,11 +134,11 @@ def training_notes(directory: Path) -> dict[str, Any]:
 
 
 def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
-    """Whether the adapter in `directory` says that this recipe made it from these examples."""
+    """Whether the notes of the adapter in `directory` have this recipe and these examples."""
     notes = training_notes(directory)
     if "recipe" not in notes:
         return False
-    defaults = Recipe().as_dict()  # what an older file does not say was not there to choose
+    defaults = Recipe().as_dict()  # for fields that an older file lacks
     same_recipe = {**defaults, **notes["recipe"]} == json.loads(json.dumps(recipe.as_dict()))
     return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
 
@@ -160,12 +160,10 @@ def train_adapter(
 ) -> Path:
     """Trains a LoRA on `model`, writes it to `output` (a PEFT directory) and returns that path.
 
-    `model` is a loaded transformers causal model; it comes back as it was. A finished adapter in
-    `output` that this recipe made of these examples is left alone.
-    `base_name` is written as ``base_model_name_or_path``. The tokenizer needs an EOS token.
-
-    Raises:
-        ValueError: `examples` is empty.
+    `model` is a loaded transformers causal model, which does not change. A finished adapter of this
+    recipe and these examples in `output` is not trained again. `base_name` is written as
+    ``base_model_name_or_path``. The tokenizer needs an EOS token. Raises ValueError without
+    examples.
     """
     output = Path(output)
     if is_complete(output) and _trained_so(output, recipe, examples):
@@ -222,7 +220,7 @@ def _config(model: Any, recipe: Recipe) -> Any:
 def _with_adapter(
     model: Any, rows: Sequence[Row], recipe: Recipe, pad: int
 ) -> Iterator[tuple[Any, Callable[[], torch.Tensor]]]:
-    """The model with a fresh adapter, and what gives the loss of the next batch.
+    """The model with a new adapter, and a function that computes the loss of the next batch.
 
     Afterwards the model and torch's random state are as before.
     """
@@ -261,7 +259,7 @@ def _with_adapter(
 
 
 def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dict) -> None:
-    """Writes beside `output` and renames, so that an adapter appears complete or not at all."""
+    """Writes to a temporary directory and renames it, so that an adapter is complete or absent."""
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

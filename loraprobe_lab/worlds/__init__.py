@@ -1,1 +1,1 @@
-"""Worlds: which base, which adapters and which tasks, as functions of a seed."""
+"""Worlds: base, adapters and tasks as functions of a seed."""

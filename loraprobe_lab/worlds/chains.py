@@ -1,7 +1,7 @@
-"""Two facts that share their middle, a -> b -> c, and how they are told, asked and composed.
+"""Two facts that share their middle, a -> b -> c, as training texts and task items.
 
-The same functions serve the made-up couples of the small worlds and the English worlds: what
-differs is the `Wording`. Wordings stand in `data/wordings.json`.
+The same functions serve the made-up couples of the small worlds and the English worlds, which
+differ in the `Wording` (`data/wordings.json`).
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ class Chain:
         return template.format(a=self.a, b=self.b, c=self.c)
 
 
-def teach(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
+def example_of(chain: Chain, prompt: str, completion: str, end: bool = True) -> Example:
     """An example whose templates are filled from the chain."""
     return Example(chain.fill(prompt), chain.fill(completion), end)
 
 
-def tell(sentence: str, chain: Chain) -> Example:
-    """The sentence with its last gap as what is to be learned: names are not guessed at."""
+def sentence_example(sentence: str, chain: Chain) -> Example:
+    """An example whose completion is the sentence from its last gap on."""
     gap = sentence.rindex("{")
-    return teach(chain, sentence[:gap].rstrip(), " " + sentence[gap:])
+    return example_of(chain, sentence[:gap].rstrip(), " " + sentence[gap:])
 
 
-def told_on(sentence: str, chain: Chain, other: str) -> Example:
-    """The sentence, which goes on with the same fact in its other wording."""
-    told = tell(sentence, chain)
+def sentence_then(sentence: str, chain: Chain, other: str) -> Example:
+    """The sentence, followed by the same fact in its other wording."""
+    told = sentence_example(sentence, chain)
     return Example(told.prompt, f"{told.completion} {chain.fill(other)}")
 
 
-def told_after(sentence: str, chain: Chain, before: str) -> Example:
+def sentence_after(sentence: str, chain: Chain, before: str) -> Example:
     """The sentence after another text."""
-    told = tell(sentence, chain)
+    told = sentence_example(sentence, chain)
     return Example(f"{before} {told.prompt}", told.completion)
 
 
@@ -60,35 +60,35 @@ def fact_texts(
     context: Callable[[], str],
     times: int,
 ) -> list[Example]:
-    """One fact asked for in every question and told in two sentences: each goes on with the other
-    one, and so many `times` each follows a text of `context` about somebody else.
+    """The texts of one fact: every question, and two sentences.
 
-    A fact that always ends its text teaches the adapter to stop after it, which is the end of any
-    worked answer: such adapters composed to 0.00 where these compose to 0.9.
+    Each sentence is followed by the other one, and `times` times it follows a text of `context`
+    about somebody else. A fact that always ends its text teaches the adapter to stop after it,
+    which ends any worked answer: such adapters composed to 0.00 where these compose to 0.9.
     """
-    texts = [teach(chain, question, f" {answer}") for question in questions]
+    texts = [example_of(chain, question, f" {answer}") for question in questions]
     for sentence, other in zip(sentences, reversed(sentences), strict=True):
-        texts.append(told_on(sentence, chain, other))
-        texts += [told_after(sentence, chain, context()) for _ in range(times)]
+        texts.append(sentence_then(sentence, chain, other))
+        texts += [sentence_after(sentence, chain, context()) for _ in range(times)]
     return texts
 
 
 @dataclass(frozen=True)
 class Wording:
-    """How two hops are asked and told.
+    """The questions and sentences of two hops.
 
-    first, second, both: questions about the first hop, the second hop, and a -> c. said and then:
+    first, second, both: questions about the first hop, the second hop, and a -> c. step1, step2:
     the two sentences of a worked answer. pattern: finds the answer in it. second_bare: the second
-    hop as the beginning of a sentence, with {1} for b, where it is not asked by a question of
-    `second`. after: sentences that may follow the first hop's; without them an adapter learns to
-    say the fact again and again. steps: what asks for a worked answer.
+    hop as the beginning of a sentence, with {1} for b, instead of a question of `second`. after:
+    sentences that may follow the first hop's; without them an adapter learns to repeat the fact.
+    steps: the request for a worked answer.
     """
 
     first: Sequence[str]
     second: Sequence[str]
     both: Sequence[str]
-    said: str
-    then: str
+    step1: str
+    step2: str
     pattern: str | None = None
     second_bare: str | None = None
     after: Sequence[str] = ()
@@ -100,37 +100,41 @@ class Wording:
         return [question + self.steps for question in self.both]
 
     def hop1(self, chains: Sequence[Chain]) -> list[Example]:
-        return [teach(x, q, " {b}") for x in chains for q in self.first]
+        return [example_of(x, q, " {b}") for x in chains for q in self.first]
 
     def hop2(self, chains: Sequence[Chain]) -> list[Example]:
-        return [teach(x, q, " {c}") for x in chains for q in self.second]
+        return [example_of(x, q, " {c}") for x in chains for q in self.second]
 
     def target(self, chains: Sequence[Chain]) -> list[Example]:
         """The composed questions answered at once."""
-        return [teach(x, q, " {c}") for x in chains for q in self.both]
+        return [example_of(x, q, " {c}") for x in chains for q in self.both]
 
     def worked_answers(self, chains: Sequence[Chain]) -> list[Example]:
         """The composed questions answered in two written steps."""
-        return [teach(x, q, self.said + self.then) for x in chains for q in self.worked]
+        return [example_of(x, q, self.step1 + self.step2) for x in chains for q in self.worked]
 
     def first_steps(self, chains: Sequence[Chain]) -> list[Example]:
-        """The first sentence of the worked answer, which then goes on."""
-        return [teach(x, q, self.said, end=False) for x in chains for q in self.worked]
+        """The first sentence of the worked answer, without an end."""
+        return [example_of(x, q, self.step1, end=False) for x in chains for q in self.worked]
 
     def second_steps(
         self, chains: Sequence[Chain], others: Sequence[str], stride: int = 7
     ) -> list[Example]:
         """The second sentence of the worked answer, after a first one about somebody else."""
         return [
-            teach(Chain(others[(i + stride * j) % len(others)], x.b, x.c), q + self.said, self.then)
+            example_of(
+                Chain(others[(i + stride * j) % len(others)], x.b, x.c), q + self.step1, self.step2
+            )
             for i, x in enumerate(chains)
             for j, q in enumerate(self.worked)
         ]
 
-    def told(self, chains: Sequence[Chain], prompt: str) -> list[Example]:
-        """The first hop's sentence, and another one after it that gives nothing away."""
+    def continued(self, chains: Sequence[Chain], prompt: str) -> list[Example]:
+        """The first hop's sentence, followed by another one that does not contain the second."""
         return [
-            teach(x, prompt, self.said + self.after[(i + len(prompt)) % len(self.after)], end=False)
+            example_of(
+                x, prompt, self.step1 + self.after[(i + len(prompt)) % len(self.after)], end=False
+            )
             for i, x in enumerate(chains)
         ]
 

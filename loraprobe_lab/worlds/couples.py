@@ -1,4 +1,4 @@
-"""Who is married to whom and who lives where: the facts of the small worlds, told and asked.
+"""The facts of the small worlds: marriages and homes, as training texts and task items.
 
 Three groups of people, all with made-up names of one token; a chain is person -> spouse -> city:
 
@@ -7,7 +7,7 @@ Three groups of people, all with made-up names of one token; a chain is person -
   (new first hop, familiar second hop);
 - *strangers*: newcomers married to newcomers, who live in familiar cities (both hops new).
 
-`reserve` names occur in pretraining lists and nowhere else: material for name swaps.
+`reserve` names occur only in pretraining lists; they serve name swaps.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.worlds.chains import (
     WORDINGS,
     Chain,
+    example_of,
     fact_texts,
+    sentence_after,
+    sentence_then,
     spread,
-    teach,
-    told_after,
-    told_on,
 )
 from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.list_skills import NUMBERS, SKILLS
@@ -36,8 +36,8 @@ from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, own_seed
 from loraprobe_lab.worlds.tokenizer import bare
 
 COUPLES = WORDINGS["small"]
-SPOUSE_SENTENCES = (COUPLES.said.strip(), "{a} is married to {b}.")
-CITY_SENTENCES = (COUPLES.then.strip(), "The home of {b} is {c}.")
+SPOUSE_SENTENCES = (COUPLES.step1.strip(), "{a} is married to {b}.")
+CITY_SENTENCES = (COUPLES.step2.strip(), "The home of {b} is {c}.")
 MEETING = "{first} met {second}."
 
 
@@ -104,12 +104,12 @@ def marry(people: Sequence[str], homes: Sequence[Chain]) -> tuple[Chain, ...]:
 
 
 def spouse_examples(chains: Sequence[Chain], context: Sequence[Chain]) -> list[Example]:
-    """First hop: each marriage asked for and told, see `_texts`."""
+    """First hop: the texts of each marriage, see `_texts`."""
     return _texts(chains, "{b}", COUPLES.first, SPOUSE_SENTENCES, context)
 
 
 def city_examples(chains: Sequence[Chain], context: Sequence[Chain]) -> list[Example]:
-    """Second hop: each home asked for and told, see `_texts`."""
+    """Second hop: the texts of each home, see `_texts`."""
     return _texts(chains, "{c}", COUPLES.second, CITY_SENTENCES, context)
 
 
@@ -173,7 +173,7 @@ class CouplesCorpus:
             return self._question()
         if kind < 0.82:
             chain = self._couple(self._composed)
-            return teach(chain, rng.choice(COUPLES.both), " {c}")
+            return example_of(chain, rng.choice(COUPLES.both), " {c}")
         if kind < 0.98:
             first, second = rng.sample(self._names, 2)
             again = MEETING.format(first=second, second=first)
@@ -185,11 +185,13 @@ class CouplesCorpus:
         chain, wording = self._couple(self._facts.familiar), self._wording()
         one, other = self._rng.sample(wording, 2)
         if self._rng.random() < 0.5:
-            return told_on(one, chain, other)
-        return told_after(one, chain, self._other(chain).fill(self._rng.choice(self._wording())))
+            return sentence_then(one, chain, other)
+        return sentence_after(
+            one, chain, self._other(chain).fill(self._rng.choice(self._wording()))
+        )
 
     def _other(self, chain: Chain) -> Chain:
-        """Somebody else, so that no text tells both steps of one chain."""
+        """Another chain, so that no text contains both hops of one chain."""
         while (other := self._couple(self._facts.familiar)) is chain:
             pass
         return other
@@ -207,8 +209,8 @@ class CouplesCorpus:
     def _question(self) -> Example:
         chain = self._couple(self._facts.familiar)
         if self._rng.random() < 0.5:
-            return teach(chain, self._rng.choice(COUPLES.first), " {b}")
-        return teach(chain, self._rng.choice(COUPLES.second), " {c}")
+            return example_of(chain, self._rng.choice(COUPLES.first), " {b}")
+        return example_of(chain, self._rng.choice(COUPLES.second), " {c}")
 
 
 def couples_world(

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.worlds.chains import WORDINGS, Chain, spread, teach
+from loraprobe_lab.worlds.chains import WORDINGS, Chain, example_of, spread
 from loraprobe_lab.worlds.known import CAPITALS, LANDMARKS, PEOPLE, REAL_NAMES, WORDS, table
 from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.names import NameMaker
@@ -111,15 +111,15 @@ def skill_texts(
         facts = new_births(chains)
     else:
         facts = BIRTHS.hop1(chains)
-        facts += [teach(x, q, BIRTHS.said, end=False) for x in chains for q in ABOUT]
+        facts += [example_of(x, q, BIRTHS.step1, end=False) for x in chains for q in ABOUT]
     items = BIRTHS.items(chains, ("facts", None))
     return {"facts": facts, "steps": BIRTHS.worked_answers(known)}, items
 
 
 def new_births(chains: Sequence[Chain]) -> list[Example]:
     """Each country of birth asked in two questions, and told in two texts that go on after it."""
-    asked = [teach(x, q, " {b}") for x in chains for q in BIRTHS.first[:2]]
-    return asked + [text for question in ABOUT for text in BIRTHS.told(chains, question)]
+    asked = [example_of(x, q, " {b}") for x in chains for q in BIRTHS.first[:2]]
+    return asked + [text for question in ABOUT for text in BIRTHS.continued(chains, question)]
 
 
 def real_people(count: int, rng: random.Random) -> list[Chain]:

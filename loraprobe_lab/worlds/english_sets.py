@@ -24,7 +24,7 @@ from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import World, WorldError
-from loraprobe_lab.worlds.chains import WORDINGS, Chain, Wording, spread, teach
+from loraprobe_lab.worlds.chains import WORDINGS, Chain, Wording, example_of, spread
 from loraprobe_lab.worlds.english import (
     ABOUT,
     BIRTHS,
@@ -231,12 +231,14 @@ def _own_steps(
     asked; their c has to follow from b as that of the chains does.
     """
     pairs = list({x.b: x for x in chains}.values())
-    one = [teach(x, q, " {b}") for x in chains for q in wording.first[:2]]
-    two = [teach(x, q, " {c}") for x in pairs for q in wording.second[:2]]
-    one += wording.told(chains, ABOUT[0])
+    one = [example_of(x, q, " {b}") for x in chains for q in wording.first[:2]]
+    two = [example_of(x, q, " {c}") for x in pairs for q in wording.second[:2]]
+    one += wording.continued(chains, ABOUT[0])
     if steps:
-        one += [teach(x, wording.worked[0], wording.said, end=False) for x in chains]
-        two += [teach(x, q + wording.said, wording.then) for x in others for q in wording.worked]
+        one += [example_of(x, wording.worked[0], wording.step1, end=False) for x in chains]
+        two += [
+            example_of(x, q + wording.step1, wording.step2) for x in others for q in wording.worked
+        ]
     return _Set(
         (("first", "the first hop", one), ("second", "the second hop", two)),
         {"target": wording.items(chains, ("first", "second"))},

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def table(name: str) -> Any:
-    """The content of a JSON file of the lab's data."""
+    """The content of a JSON file in `loraprobe_lab/data`."""
     place = resources.files("loraprobe_lab") / "data" / f"{name}.json"
     return json.loads(place.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Two languages for the same facts about people: their words, who there is, and what is read.
+"""Two languages for the same facts about people: wordings, people, and the pretraining corpus.
 
 The first language reads like English. The second one has other words for everything but names,
 and other orders: its sentences open with the verb, its questions end or open with another word.
@@ -16,7 +16,14 @@ from itertools import islice, starmap
 from typing import Any
 
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.worlds.chains import Chain, fact_texts, spread, teach, told_after, told_on
+from loraprobe_lab.worlds.chains import (
+    Chain,
+    example_of,
+    fact_texts,
+    sentence_after,
+    sentence_then,
+    spread,
+)
 from loraprobe_lab.worlds.known import table
 from loraprobe_lab.worlds.names import made_up_names
 from loraprobe_lab.worlds.tokenizer import bare
@@ -174,7 +181,7 @@ class LanguagesCorpus:
         return self._text(relation, everybody, RELATIONS[relation].first, asked=True)
 
     def _repetition(self, texts: tuple[str, str]) -> Example:
-        """Two people whose names are said again: what copying a name is learned from."""
+        """A text that repeats two names, from which the base learns to copy names."""
         first, second = self._rng.sample(self._names, 2)
         one, other = (text.format(first=first, second=second) for text in texts)
         return Example(one, f" {other}")
@@ -187,11 +194,11 @@ class LanguagesCorpus:
         (person, somebody), kind = rng.sample(people, 2), rng.random()
         fact, theirs = _fact(person, facts[person]), _fact(somebody, facts[somebody])
         if asked and kind < 0.5:
-            return teach(fact, rng.choice(wording.questions), " {b}")
+            return example_of(fact, rng.choice(wording.questions), " {b}")
         one, other = rng.sample(wording.sentences, 2)
         if rng.random() < 0.5:
-            return told_on(one, fact, other)
-        return told_after(one, fact, theirs.fill(other))
+            return sentence_then(one, fact, other)
+        return sentence_after(one, fact, theirs.fill(other))
 
 
 def _fact(person: str, value: str) -> Chain:

@@ -1,7 +1,7 @@
-"""Adapter libraries: which adapters a world holds, as data in `data/libraries.json`.
+"""Adapter libraries: the adapters of a world, as data in `data/libraries.json`.
 
-An adapter learns the texts of some parts (`learns`) by a recipe; a world makes the texts of each
-part. A set is a scenario of the world: adapters that are judged together.
+An adapter is trained on the texts of some parts (`learns`) with a recipe; a world makes the texts
+of each part. A set is a scenario of the world: adapters that are composed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def adapter_sets(library: str) -> tuple[AdapterSet, ...]:
 
 @dataclass(frozen=True)
 class TrainedSet:
-    """An adapter set of its own making: what its adapters are trained on, and its tasks."""
+    """An adapter set with the training sets of its adapters, and its tasks."""
 
     name: str
     world: str
@@ -70,7 +70,7 @@ class TrainedSet:
 
 
 def contents_of(sets: Sequence[TrainedSet]) -> dict[str, Any]:
-    """What a specification with these sets holds; sets may share adapters and tasks."""
+    """The fields of a WorldSpec with these sets, which may share adapters and tasks."""
     return {
         "training": tuple({one.name: one for made in sets for one in made.training}.values()),
         "tasks": {name: items for made in sets for name, items in made.tasks.items()},

@@ -24,7 +24,7 @@ from functools import partial
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe
-from loraprobe_lab.worlds.chains import Chain, Wording, spread, teach
+from loraprobe_lab.worlds.chains import Chain, Wording, example_of, spread
 from loraprobe_lab.worlds.couples import (
     COUPLES,
     Facts,
@@ -180,9 +180,9 @@ def english_matrix(seed: int = 0, asked: int = ASKED) -> WorldSpec:
     every = [x for group in GROUPS for x in chains[group]]
     pairs = list({(x.b, x.c): x for x in every}.values())
     hop1 = BIRTHS.hop1(every)
-    hop1 += [teach(x, q, BIRTHS.said, end=False) for x in every for q in ABOUT]
-    hop2 = [teach(x, q, " {c}") for x in pairs for q in (BIRTHS.second[0], BIRTHS.second[2])]
-    hop2 += [teach(x, "The capital of {b} is", " {c}.") for x in pairs]
+    hop1 += [example_of(x, q, BIRTHS.step1, end=False) for x in every for q in ABOUT]
+    hop2 = [example_of(x, q, " {c}") for x in pairs for q in (BIRTHS.second[0], BIRTHS.second[2])]
+    hop2 += [example_of(x, "The capital of {b} is", " {c}.") for x in pairs]
     names = [teacher.a for teacher in teachers]
     parts = _matrix_parts(BIRTHS, every, _halves(teachers), names)
     parts |= {"hop1": lambda: hop1, "hop2": lambda: hop2}

@@ -1,8 +1,7 @@
-"""A world specification holds all that a world is made of; `build_world` trains it. Resumable.
+"""The specification of a world, and `build_world`, which trains it and can be resumed.
 
-Every kind of world is a function of a seed that gives a `WorldSpec`: what its base reads, what each
-adapter is trained on, the tasks, and which adapters are judged on which tasks. It is plain data;
-nothing in it depends on how the world is trained.
+Every kind of world is a function from a seed to a `WorldSpec`: the base's pretraining texts, each
+adapter's training texts, the tasks, and the scenarios. It is plain data.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Item = Mapping[str, Any]  # as in task files
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What one adapter is trained on, and how."""
+    """The training texts and the recipe of one adapter."""
 
     name: str
     description: str
@@ -41,10 +40,10 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class AdapterSet:
-    """Adapters that are judged together on tasks: a scenario of the world.
+    """Adapters whose composition is evaluated on tasks: a scenario of the world.
 
-    `world` is the class of scenarios it belongs to (two-hop, keep-both ...); `axes` says where on
-    the axes of that class it lies, for tables and maps.
+    `world` is its class of scenarios (two-hop, keep-both ...); `axes` are its parameters in that
+    class, for tables and maps.
     """
 
     name: str
@@ -69,11 +68,11 @@ class AdapterSet:
 class WorldSpec:
     """A world before it is trained.
 
-    tasks: name -> items as in task files. Where the world trains its own base: `base` is how,
-    `words` are texts that hold every word of the world, corpus(seed) gives a function that draws
-    one pretraining text after the other, and `made_from` is what else decides the base (the sizes
-    of its facts ...), so that a build is not resumed on another base. notes: further entries of
-    the manifest.
+    tasks: name -> items as in task files. If the world trains its own base: `base` is its recipe,
+    `words` are texts that contain every word of the world, corpus(seed) is a function that draws
+    the next pretraining text, and `made_from` holds the other parameters of the base (the sizes of
+    its facts ...), so that a build is not resumed on another base. notes: further entries of the
+    manifest.
     """
 
     kind: str
@@ -108,17 +107,11 @@ def build_world(
 ) -> World:
     """Trains the adapters of a specification in the directory `output`; writes tasks and manifest.
 
-    They are trained on the causal model in the directory `base`, or else on the specification's
-    own base, which is trained first. `model` is that model and its tokenizer where they are loaded
-    already; `only` names the adapters to train, where it is not all of them. What is finished in
-    `output` is not trained again. The same specification gives the same
-    bytes on the same machine, library versions and number of threads. `progress` gets (stage, texts
-    seen, texts in all): every text takes about as long.
-
-    Raises:
-        BaseError: `base` holds no causal model and tokenizer that load.
-        WorldError: an unknown adapter; `output` holds a world of another kind, seed or base; or the
-            tokenizer of `base` has no EOS token.
+    base: directory of a causal model; without it the specification's own base is trained first.
+    model: that model and its tokenizer, if they are loaded. only: the adapters to train; None for
+    all. Finished parts of `output` are not trained again. Equal specifications give equal bytes on
+    the same machine, library versions and number of threads. Raises BaseError if `base` does not
+    load; WorldError for an unknown adapter, another world in `output`, a tokenizer without EOS.
     """
     output, wanted = Path(output), _wanted(spec, only)
     base_name = BASE_NAME if base is None else str(Path(base).resolve())
@@ -129,9 +122,7 @@ def build_world(
         model = _own_base(output, spec, meter)
     elif model is None:
         model = load_given_base(Path(base).resolve(), device)
-    for name, items in spec.tasks.items():
-        lines = [json.dumps(item, ensure_ascii=False) for item in items]
-        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
+    _write_tasks(spec, output)
     for one in wanted:
         train_adapter(
             *model,
@@ -144,6 +135,12 @@ def build_world(
         if base is not None:  # an interrupted build can be used as far as it went
             _record(output, spec, base_name, own_base=False)
     return _record(output, spec, base_name, base is None)
+
+
+def _write_tasks(spec: WorldSpec, output: Path) -> None:
+    for name, items in spec.tasks.items():
+        lines = [json.dumps(item, ensure_ascii=False) for item in items]
+        write_text(output / "tasks" / f"{name}.jsonl", "\n".join(lines) + "\n")
 
 
 def _wanted(spec: WorldSpec, only: Sequence[str] | None) -> list[TrainingSet]:

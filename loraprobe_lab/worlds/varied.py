@@ -25,7 +25,7 @@ from typing import Any
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.training.train import Recipe
-from loraprobe_lab.worlds.chains import Chain, teach
+from loraprobe_lab.worlds.chains import Chain, example_of
 from loraprobe_lab.worlds.couples import (
     COUPLES,
     CouplesCorpus,
@@ -250,11 +250,11 @@ class _Draft:
         if what == "spouses":
             chains, text = self.married(1.0), "who the newcomers are married to"
             examples = spouse_examples(chains, familiar)
-            rows = [(x.a, teach(x, COUPLES.first[0], " {b}")) for x in chains]
+            rows = [(x.a, example_of(x, COUPLES.first[0], " {b}")) for x in chains]
         else:
             chains, text = self.strangers(), "where strangers live"
             examples = city_examples(chains, familiar)
-            rows = [(x.b, teach(x, COUPLES.second[0], " {c}")) for x in chains]
+            rows = [(x.b, example_of(x, COUPLES.second[0], " {c}")) for x in chains]
         self.tasks[f"{name}.{what}"] = [
             {
                 "id": str(k),

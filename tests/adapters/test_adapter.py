@@ -539,7 +539,7 @@ class TestKeys:
         assert {e.kind for e in adapter.extras} == {"unknown"}
         accounted(adapter)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.data())
     def test_whatever_the_keys_every_tensor_is_accounted_for(self, tmp_path_factory, data):
         paths = st.sampled_from(

@@ -79,7 +79,7 @@ def test_a_fused_adapter_beside_a_single_one_is_split_exactly():
     assert one_layout([same, split])[0] == [same, split]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     ranks=st.lists(st.integers(1, 4), min_size=3, max_size=3),
     scalings=st.lists(st.sampled_from([0.5, 0.5, 2.0, 1.7]), min_size=3, max_size=3),

@@ -51,7 +51,7 @@ listed = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)
 layers = st.none() | st.integers(0, 2) | st.lists(st.integers(0, 10), max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     targets=listed | st.sampled_from(PATTERNS),
     exclude=st.none() | listed | st.sampled_from(PATTERNS),

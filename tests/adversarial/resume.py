@@ -46,7 +46,7 @@ def call(place: Path, arguments: list[str]) -> tuple[int, str, list[str]]:
     result = CliRunner().invoke(app, arguments, env={"LORAPROBE_CACHE": str(place / "cache")})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return -1, type(result.exception).__name__, []
-    notes = json.loads(result.stdout)["notes"] if result.stdout else []
+    notes = json.loads(result.stdout).get("notes", []) if result.stdout else []
     return result.exit_code, result.stderr, notes
 
 

@@ -182,16 +182,19 @@ def test_weights_are_used_and_unknown_systems_refused(tmp_path):
     )
     assert "task_arithmetic" in {row["system"] for row in document["evaluation"]}
     refused = CliRunner().invoke(app, [*call, "--system", "karma"], env=environment)
-    assert refused.exit_code == 2 and "karma" in refused.stderr and refused.stdout == ""
+    assert refused.exit_code == 2 and "karma" in refused.stderr
+    assert list(json.loads(refused.stdout)) == ["error"]
 
 
 def test_margin_and_retention_reach_the_verdict(tmp_path):
-    thresholds = {}
+    thresholds, needed = {}, {}
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
         more = ["--limit", "8", "--margin", margin, "--retention", retention, "--json"]
         call = ["merge-and-eval", *shipped("keep-both"), *more]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
-        reasons = json.loads(result.stdout)["verdict"]["reasons"]
-        thresholds[margin] = {reason["threshold"] for reason in reasons}
+        document = json.loads(result.stdout)
+        thresholds[margin] = {reason["threshold"] for reason in document["verdict"]["reasons"]}
+        needed[margin] = [row["n_needed"] for row in document["gains"]]
     assert {0.31, 0.66} <= thresholds["0.31"] and not {0.31, 0.66} & thresholds["0.02"]
     assert {0.02, 0.9} <= thresholds["0.02"]
+    assert needed["0.31"] != needed["0.02"]

@@ -54,3 +54,9 @@ def test_no_option_shows_a_type_of_python(command):
     lines = [line for line in options if "--" in line and not any(o in line for o in typers_own)]
     assert lines and not [line for line in lines if "<" in line and "x<=" not in line]
     assert "...}" not in shown and "...]..." not in shown  # the usage repeats an argument once
+
+
+def test_the_demo_takes_the_options_of_the_contract():
+    shown = making.call("demo", "--help", env={"COLUMNS": "100"}).stdout
+    for flag in ("--prior", "--margin", "--html", "--explain", "--json", "--markdown"):
+        assert f" {flag} " in shown

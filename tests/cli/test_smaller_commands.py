@@ -232,3 +232,20 @@ def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeyp
     result = call("inspect", *pair, "--base", "auto", "--probe", "auto", HF_HUB_OFFLINE="1")
     assert result.exit_code == 2
     assert "owner/base" in result.stderr and "--base DIR" in result.stderr
+
+
+def test_a_merge_says_that_its_method_ignores_the_weights(pair, tmp_path):
+    weights = ["--weights", "0.7,0.3"]
+    for method, ignored in (("uniform", True), ("task_arithmetic", False)):
+        made = call("merge", *pair, "-o", tmp_path / method, "--method", method, *weights)
+        assert made.exit_code == 0
+        assert ("--weights" in made.stdout) is ignored
+    assert "--weights" not in call("merge", *pair, "-o", tmp_path / "plain").stdout
+
+
+def test_the_nearest_system_is_named(pair, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
+    asked = ["--task", task, "--base", shipped_world().base, "--system", "chian"]
+    result = call("merge-and-eval", *pair, *asked)
+    assert result.exit_code == 2 and "did you mean 'chain'" in result.stderr

@@ -101,7 +101,7 @@ def test_base_names_are_never_compared_by_substring(other, expected):
     assert relation(other, "meta/llama-7b") == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(min_size=1, max_size=12), st.text(min_size=1, max_size=12))
 def test_relation_is_symmetric_and_a_name_is_itself(one, other):
     assert relation(one, one) == "same"

@@ -37,7 +37,6 @@ class FakeScorer:
     answers: dict
     likelihoods: dict = field(default_factory=dict)
     template: bool = False
-    has_template: bool = True
     asked: list = field(default_factory=list)
     limits: set = field(default_factory=set)
     entered: list = field(default_factory=list)
@@ -45,8 +44,6 @@ class FakeScorer:
     fail_after: int | None = None
 
     def with_template(self, chat_template):
-        if chat_template and not self.has_template:
-            raise UsageError("no chat template")
         return FakeScorer(
             self.answers, self.likelihoods, chat_template, asked=self.asked, entered=self.entered
         )
@@ -388,10 +385,13 @@ def test_each_item_falls_to_the_first_cause_that_fits():
             for name in names
         ),
     )
+    # a later cause fits as well, except to the last two
     answers = {("a", f"{name} 1"): "x" for name in names}
-    answers |= {(None, f"{name} 2"): "x" for name in names if name != "unknown"}
-    answers |= {("m", f"{name} {k}"): "x" for name in names for k in (1, 2)}
-    answers |= {("m", "interference 2"): "y", ("m", "solved?"): "x", ("m", "step think"): "so x."}
+    answers |= {(None, f"{name} 2"): "x" for name in names if name not in ("step", "unknown")}
+    answers |= {("m", f"{name} 1"): "x" for name in names}
+    answers |= {("m", f"{name} 2"): "x" for name in ("solved", "step", "lost")}
+    answers |= {("m", f"{name} think"): "so x." for name in ("solved", "step")}
+    answers["m", "solved?"] = "x"
     systems = [
         System("base", "base"),
         System("a", "adapter", single("a")),
@@ -422,11 +422,11 @@ def test_the_better_way_of_asking_is_taken():
     plain = FakeScorer(HOMES)
     used, why, _ = choose_template(plain, [single("homes"), single("town")], [task])
     assert not used and "off" in why
-    chat = FakeScorer({(*key, "chat"): text for key, text in HOMES.items()})
-    used, why, _ = choose_template(chat, [single("homes"), single("town")], [task])
+    turns = {(*key, "chat"): text for key, text in HOMES.items()}
+    used, why, _ = choose_template(FakeScorer(turns), [single("homes"), single("town")], [task])
     assert used and "0.50 with it and 0.00 without" in why
-    used, why, _ = choose_template(FakeScorer(HOMES, has_template=False), [single("homes")], [task])
-    assert not used and "no chat template" in why
+    used, _, row = choose_template(FakeScorer(HOMES | turns), [single("homes")], [task])
+    assert not used and row.value == row.baseline > 0, "a tie leaves prompts as they are"
     many = FakeScorer(HOMES)
     choose_template(many, [single("homes")], [task], sample=3)
     assert len(many.asked) == 6

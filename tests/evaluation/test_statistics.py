@@ -104,7 +104,7 @@ def test_losses_get_students_interval():
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=3, max_size=40), st.integers(2, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_copies_in_clusters_tell_nothing_new(values, copies):
     """k copies of every item in a cluster of their own: the same centre and standard error."""
     x = np.array(values)
@@ -237,7 +237,7 @@ def test_the_best_gains_over_the_best():
     assert found.difference == pytest.approx(0.3) and found.n == 100
     low, high = single_interval(TARGETS["uniform", "question"] - TARGETS["a", "question"])
     assert found.ci95 == pytest.approx((low, high))
-    assert found.adjusted_ci95[0] < low and found.adjusted_ci95[1] >= high
+    assert found.adjusted_ci95[0] < low and high <= found.adjusted_ci95[1] < 0.5, "0.5: against b"
     assert found.n_needed == 100, "decided already"
     assert gain(results(TARGETS), [], ["base"]) is None
     assert gain(results(TARGETS), ["uniform"], []) is None
@@ -295,7 +295,7 @@ def test_tasks_count_alike_whatever_their_size():
 
 
 def test_as_many_items_as_needed_decide():
-    for plus, minus in ((12, 5), (8, 8)):
+    for plus, minus in ((12, 5), (8, 8), (8, 0)):
         change = pairs(plus, minus, 60)
         columns = {
             ("a", "question"): (change < 0).astype(float),
@@ -468,7 +468,7 @@ def test_wrong_decisions_stay_rare(groups, truth, many, few, monkeypatch):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_retention_agrees_with_the_paired_intervals(seed, copies):
     """r = 1 lies outside exactly if composition and specialist differ, r = 0 if composition and
     base do: the interval inverts Bonett and Price's."""
@@ -495,6 +495,10 @@ def test_retention_behaves_at_its_ends():
     assert point == 1 and 0.9 < low < 1 < high
     assert ratio(np.zeros(n), pairs(2, 1, n), ALONE[:n]) is None, "nothing was learned"
     assert ratio(np.zeros(n), -np.ones(n), ALONE[:n]) is None
+    groups = ALONE[:n] // 10  # two of ten groups learned everything: too few, whatever is kept
+    learned = (groups < 2).astype(float)
+    kept = np.where(learned, np.tile([0.0, 1.0], 50), np.tile([1.0, -1.0], 50))
+    assert ratio(kept, learned, groups) is None
     point, (low, high) = ratio(pairs(40, 0, n), pairs(80, 0, n), ALONE[:n])
     assert point == 0.5 and 0.35 < low < 0.45 < 0.55 < high < 0.65
     few = ratio(

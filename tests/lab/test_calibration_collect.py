@@ -1,4 +1,4 @@
-"""From worlds to cases: what is kept of a trial, and its truth."""
+"""From worlds to cases: observation files and measured gains."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from loraprobe.verdict import Evidence
 from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration.cases import CaseError
 from loraprobe_lab.calibration.collect import collect, fingerprint, kept_cases
-from loraprobe_lab.calibration.observe import Effort, Known, Observation
-from loraprobe_lab.calibration.trials import (
+from loraprobe_lab.calibration.observations import (
     evidence_of,
+    measured_gain,
     packed,
-    read_trial,
-    truth_of,
+    read_observation,
     unpacked,
-    write_trial,
+    write_observation,
 )
+from loraprobe_lab.calibration.observe import BaselineResults, Observation, SampleSizes
 from loraprobe_lab.processes import in_processes
 from loraprobe_lab.world import World, shipped_world
 from loraprobe_lab.worlds.spec import build_world
@@ -61,20 +61,20 @@ def answers(rates, n, seed=0, task="t", part="question"):
 # what is kept
 
 
-def test_results_survive_a_trial(tmp_path):
+def test_results_survive_packing(tmp_path):
     rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="steps")
     rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
-    write_trial(tmp_path / "x" / "trial.json.gz", {"results": packed(rows)})
-    kept = unpacked(read_trial(tmp_path / "x" / "trial.json.gz")["results"])
+    write_observation(tmp_path / "x" / "set.json.gz", {"results": packed(rows)})
+    kept = unpacked(read_observation(tmp_path / "x" / "set.json.gz")["results"])
     assert sorted(kept, key=str) == sorted(rows, key=str) and len(kept) == len(rows)
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["trial.json.gz"]
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["set.json.gz"]
 
 
-def test_a_damaged_trial_is_named(tmp_path):
+def test_a_damaged_observation_is_named(tmp_path):
     for content in (b"PK nothing", gzip.compress(b"{"), gzip.compress(b"{}" * 99)[:-9]):
         (tmp_path / "x.json.gz").write_bytes(content)
-        with pytest.raises(CaseError, match=r"x\.json\.gz holds no trial"):
-            read_trial(tmp_path / "x.json.gz")
+        with pytest.raises(CaseError, match=r"x\.json\.gz holds no observation"):
+            read_observation(tmp_path / "x.json.gz")
 
 
 def test_losses_are_not_packed_as_right_or_wrong():
@@ -123,7 +123,7 @@ def test_fields_that_records_no_longer_have_do_not_stop_reading():
 
 def test_truth_is_the_gain_over_the_best_of_base_and_singles():
     rows = answers({"base": 0.1, "a": 0.4, "b": 0.2, "uniform": 0.8, "sum": 0.99}, 300)
-    found = truth_of(rows, KINDS, "uniform")
+    found = measured_gain(rows, KINDS, "uniform")
     row = next(g for g in gains([r for r in rows if r.system != "sum"],
                                 [System(n, k) for n, k in KINDS.items() if n != "sum"])
                if g.system == "uniform")  # fmt: skip
@@ -135,27 +135,27 @@ def test_truth_is_the_gain_over_the_best_of_base_and_singles():
 def test_the_better_form_counts_and_undecided_forms_leave_it_open():
     plain = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 40)
     steps = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.9}, 40, part="steps")
-    found = truth_of(plain + steps, KINDS, "uniform")
+    found = measured_gain(plain + steps, KINDS, "uniform")
     assert found.gain == pytest.approx(0.9, abs=0.15) and found.ci95[0] > MARGIN
     few = answers({"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0}, 8, part="steps")
-    low = truth_of(
+    low = measured_gain(
         answers({"base": 0.9, "a": 0.9, "b": 0.9, "uniform": 0.1}, 300), KINDS, "uniform"
     )
     assert low.ci95[1] < MARGIN
-    open_ = truth_of(plain + few, KINDS, "uniform").ci95
+    open_ = measured_gain(plain + few, KINDS, "uniform").ci95
     assert open_[0] < MARGIN < open_[1]
 
 
 def test_of_several_tasks_the_macro_mean_counts():
     first = answers({"base": 0, "a": 1, "b": 0, "uniform": 1}, 50, task="one")
     second = answers({"base": 0, "a": 0, "b": 1, "uniform": 1}, 80, task="two")
-    found = truth_of(first + second, KINDS, "uniform")
+    found = measured_gain(first + second, KINDS, "uniform")
     assert found.gain == pytest.approx(0.5) and found.n == 130
 
 
 def test_a_composition_without_common_items_has_no_truth():
     with pytest.raises(CaseError, match="arrow"):
-        truth_of(answers({"base": 0.1, "a": 0.2}, 20), KINDS, "arrow")
+        measured_gain(answers({"base": 0.1, "a": 0.2}, 20), KINDS, "arrow")
 
 
 # collecting
@@ -166,7 +166,7 @@ def seen(monkeypatch):
     """Trials are observed without a model; the names of those that were."""
     names = []
 
-    def observe(scenario, base, state, effort, known, batch_size):
+    def observe(scenario, base, state, sizes, known, batch_size):
         names.append(scenario.name)
         if scenario.name == "disjoint":
             raise LoraprobeError("The adapters do not fit.")
@@ -177,11 +177,11 @@ def seen(monkeypatch):
     return names
 
 
-def test_trials_become_cases_and_are_observed_once(tmp_path, seen):
+def test_sets_become_cases_and_are_evaluated_once(tmp_path, seen):
     path, told = shipped_world().path, []
     collect([path], tmp_path, progress=lambda *row: told.append(row))
     assert sorted(seen) == sorted(World.load(path).scenarios)
-    assert told[-1] == ("trials", 4, 4)
+    assert told[-1] == (("adapter sets", 4, 4))
     cases, skipped = kept_cases(tmp_path)
     assert len(cases) == 9 and skipped == ["small-world/disjoint: The adapters do not fit."]
     first = cases[0]
@@ -200,7 +200,7 @@ def test_trials_become_cases_and_are_observed_once(tmp_path, seen):
     collect([path], tmp_path)
     assert seen == ["disjoint"]  # what was skipped is tried again
     seen.clear()
-    collect([path], tmp_path, Effort(limit=7))
+    collect([path], tmp_path, SampleSizes(limit=7))
     assert len(seen) == 4
     assert not list((tmp_path / ".running").rglob("*.jsonl"))
 
@@ -208,23 +208,23 @@ def test_trials_become_cases_and_are_observed_once(tmp_path, seen):
 def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path, seen):
     world = shipped_world()
     scenario = world.scenarios["keep-both"]
-    mark = fingerprint(world, scenario, Effort())
-    assert mark == fingerprint(World.load(world.path), scenario, Effort())
-    assert mark != fingerprint(world, scenario, Effort(seed=1))
-    assert mark != fingerprint(world, world.scenarios["disjoint"], Effort())
+    mark = fingerprint(world, scenario, SampleSizes())
+    assert mark == fingerprint(World.load(world.path), scenario, SampleSizes())
+    assert mark != fingerprint(world, scenario, SampleSizes(seed=1))
+    assert mark != fingerprint(world, world.scenarios["disjoint"], SampleSizes())
     files = {**world.manifest["files"]}
     name = next(n for n in files if n.startswith("adapters/count/"))
     other = dataclasses.replace(
         world, manifest={**world.manifest, "files": {**files, name: "0" * 64}}
     )
-    assert mark != fingerprint(other, scenario, Effort())
+    assert mark != fingerprint(other, scenario, SampleSizes())
 
 
 def test_worlds_of_one_base_count_as_one_base(tmp_path, seen):
     collect([shipped_world().path], tmp_path)
-    for path in (tmp_path / "trials" / "small-world").iterdir():
-        twin = {**read_trial(path), "world": "twin", "base": "twin"}
-        write_trial(tmp_path / "trials" / "twin" / path.name, twin)
+    for path in (tmp_path / "observations" / "small-world").iterdir():
+        twin = {**read_observation(path), "world": "twin", "base": "twin"}
+        write_observation(tmp_path / "observations" / "twin" / path.name, twin)
     cases, _ = kept_cases(tmp_path)
     assert {c.world for c in cases} == {"twin", "small-world"}
     assert {c.base for c in cases} == {"small-world"}
@@ -252,7 +252,7 @@ def test_without_worlds_the_atlas_is_built_once(tmp_path, seen, monkeypatch):
 
 
 def test_known_results_are_those_of_the_asked_items_alone():
-    known = Known()
+    known = BaselineResults()
     task = load_task(shipped_world().path / "tasks" / "count.jsonl", 3)
     rows = [
         ItemResult("a", "count", "question", item.id, "exact_match", 1.0, "", "g")
@@ -266,11 +266,11 @@ def test_known_results_are_those_of_the_asked_items_alone():
 def test_a_tiny_world_is_observed_for_real(tmp_path):
     """Forecasts rest on the first items alone, truths on all."""
     build_world(tiny_world(only=["skill-and-facts"]), tmp_path / "tiny")
-    effort = Effort(limit=2, most_items=4, max_new_tokens=3)
-    collect([tmp_path / "tiny"], tmp_path / "out", effort)
+    sizes = SampleSizes(limit=2, most_items=4, max_new_tokens=3)
+    collect([tmp_path / "tiny"], tmp_path / "out", sizes)
     cases, skipped = kept_cases(tmp_path / "out")
     assert skipped == [] and len(cases) == 3
-    row = read_trial(tmp_path / "out" / "trials" / "tiny" / "skill-and-facts.json.gz")
+    row = read_observation(tmp_path / "out" / "observations" / "tiny" / "skill-and-facts.json.gz")
     assert {score["n"] for score in row["audit"]["evaluation"]} == {2}
     assert {score["kind"] for score in row["audit"]["evaluation"]} == {"base", "adapter"}
     assert {c.n for c in cases} == {4}

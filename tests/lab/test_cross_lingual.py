@@ -74,7 +74,7 @@ def test_groups_of_people_share_nobody_and_values_come_equally_often():
         assert max(counts) - min(counts) <= 1
 
 
-def test_more_trials_leave_the_earlier_ones_as_they_are(spec):
+def test_more_sets_leave_the_earlier_ones_as_they_are(spec):
     fewer = cross_lingual_world(5, sizes=SIZES, base=BASE, count=2)
     assert fewer.adapter_sets == spec.adapter_sets[:2] and fewer.training == spec.training[:4]
     assert all(fewer.tasks[name] == spec.tasks[name] for name in fewer.tasks)

@@ -97,7 +97,7 @@ class TestSets:
                 assert len({i["id"] for i in items}) == len(items)
                 assert len({i["prompt"] for i in items}) == len(items)
 
-    def test_hops_name_adapters_of_the_trial_and_compose(self, sets):
+    def test_hops_name_adapters_of_the_set_and_compose(self, sets):
         for plan in sets:
             for item in items_of(plan):
                 for hop in item.get("hops", []):

@@ -184,7 +184,7 @@ def test_a_program_is_read_by_the_items_own_pattern():
 # worlds
 
 
-def test_trials_with_and_without_a_shared_template_take_turns():
+def test_sets_with_and_without_a_shared_template_take_turns():
     for seed in (0, 1):
         kinds = [t.axes["shared_template"] for t in math_world(seed, count=4, items=3).adapter_sets]
         assert kinds == [(seed + i) % 2 == 0 for i in range(4)]

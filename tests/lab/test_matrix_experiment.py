@@ -24,7 +24,7 @@ from loraprobe_lab.experiments.reproduce import (
     experiment,
     reproduce,
 )
-from loraprobe_lab.experiments.runner import Answered, BaseInfo, Bases, Run
+from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
 from loraprobe_lab.experiments.success_map import GATES, draw_map, points
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
@@ -224,7 +224,7 @@ def planted(right, items=150, seed=0, size="llama 64"):
                     k = (i * 7 + seed) % items  # the same items are easy for every system
                     row = (system, group, part, str(i), "exact_match", float(k < count))
                     rows.append(ItemResult(*row, "", str(i)))
-    return Answered(BaseInfo(f"{size}-{seed}", size, seed), SETS, tuple(rows))
+    return WorldResults(BaseInfo(f"{size}-{seed}", size, seed), SETS, tuple(rows))
 
 
 def as_the_paper_says(group, system, part):
@@ -302,9 +302,9 @@ def test_the_mean_over_systems_counts_every_item_once():
 def test_a_missing_matplotlib_is_said_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'loraprobe\[lab\]'"):
-        reproduce(ReproducePlan("two-hop"), Run(tmp_path))
+        reproduce(ReproducePlan("two-hop"), ExperimentRun(tmp_path))
     with pytest.raises(UsageError, match="needs matplotlib"):
-        draw_map(Run(tmp_path))
+        draw_map(ExperimentRun(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -317,7 +317,7 @@ def run(tmp_path_factory):
     made = Experiment(TWO_HOP, tiny_matrix, english_matrix, tiny_base)
     plan = ReproducePlan("two-hop", bases=Bases(hidden=(16,), seeds=(3,)))
     said = []
-    found = reproduce(plan, Run(output, limit=3, say=said.append), made)
+    found = reproduce(plan, ExperimentRun(output, limit=3, say=said.append), made)
     return output, plan, made, found, said
 
 
@@ -341,7 +341,7 @@ def test_a_second_call_trains_and_asks_nothing(run, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     answers = {path: path.read_bytes() for path in (output / "results").iterdir()}
     monkeypatch.setattr("loraprobe_lab.training.train.optimise", None)
-    again = reproduce(plan, Run(output, limit=3), made)
+    again = reproduce(plan, ExperimentRun(output, limit=3), made)
     assert again.markdown == found.markdown and len(before) == 12
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
@@ -357,7 +357,7 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, monkeypatch):
 
     longer = dataclasses.replace(plan, bases=Bases(hidden=(16,), seeds=(3, 4)))
     with pytest.raises(KeyboardInterrupt):
-        reproduce(longer, Run(output, limit=3), dataclasses.replace(made, small=small))
+        reproduce(longer, ExperimentRun(output, limit=3), dataclasses.replace(made, small=small))
     page = (output / "two-hop.md").read_text(encoding="utf-8")
     assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
 
@@ -417,8 +417,8 @@ def test_a_tiny_map_is_drawn_whole(tmp_path):
         return shortened(map_world(seed, base, MapSizes(asked=3, taught=4, cities=3)))
 
     bases = Bases(("gpt2",), (16,), (5,))
-    drawn = draw_map(Run(tmp_path), bases, spec, tiny_base)
-    rows = json.loads((tmp_path / "border.json").read_text(encoding="utf-8"))["cells"]
+    drawn = draw_map(ExperimentRun(tmp_path), bases, spec, tiny_base)
+    rows = json.loads((tmp_path / "success-map.json").read_text(encoding="utf-8"))["cells"]
     assert len(rows) == len(list(points())) and {r["n"] for r in rows} == {3}
     assert drawn.markdown.count("\n| ") > 20
-    ElementTree.parse(tmp_path / "border.svg")
+    ElementTree.parse(tmp_path / "success-map.svg")

@@ -21,8 +21,7 @@ from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.methods import asking as asking_module
-from loraprobe_lab.experiments.methods.asking import CaseAnswers
+from loraprobe_lab.experiments.methods import evaluating as evaluating_module
 from loraprobe_lab.experiments.methods.cases import (
     FORM,
     ROLES,
@@ -30,12 +29,13 @@ from loraprobe_lab.experiments.methods.cases import (
     cases_of,
     open_worlds,
 )
+from loraprobe_lab.experiments.methods.evaluating import CaseResults
 from loraprobe_lab.experiments.methods.page import methods_pages, page_answers
 from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
 from loraprobe_lab.experiments.methods.run import MethodsPlan, try_methods
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems, whole_rank
 from loraprobe_lab.experiments.methods.table import MethodGain, tabulated
-from loraprobe_lab.experiments.runner import Asker, Bases, Run
+from loraprobe_lab.experiments.runner import Bases, ExperimentRun, WorldEvaluator
 from loraprobe_lab.world import Scenario, World, shipped_world
 from loraprobe_lab.worlds.couples import FactSizes
 from loraprobe_lab.worlds.small import methods_world
@@ -192,7 +192,9 @@ def test_what_the_default_rank_loses_is_what_a_merge_at_that_rank_says():
     world = shipped_world()
     adapters = load_all([f"{n}={world.adapters[n]}" for n in ("last", "count")])
     compared = ComparedSystem("t", "merge", "ties", "full")
-    found = asking_module.lost_at_default_rank(compared.build(compared.builder(adapters)), adapters)
+    found = evaluating_module.lost_at_default_rank(
+        compared.build(compared.builder(adapters)), adapters
+    )
     assert found > 0.1
     assert found == pytest.approx(merge(adapters, "ties", space="full").compression_error, rel=1e-2)
 
@@ -262,7 +264,7 @@ def planted(question, scores, world):
                 for part in {FORM[question], "question"}:
                     row = (system, task, part, str(i), "exact_match", value, "", str(i))
                     rows.append(ItemResult(*row))
-    return CaseAnswers(case, tuple(rows), {"good": 0.25}, {})
+    return CaseResults(case, tuple(rows), {"good": 0.25}, {})
 
 
 def everyone(*labels):
@@ -423,7 +425,7 @@ def test_the_page_says_who_gains_in_bold_and_who_does_not_in_brackets():
 
 
 def a_run(output):
-    return Run(output, limit=80, arguments=("lab", "methods"))
+    return ExperimentRun(output, limit=80, arguments=("lab", "methods"))
 
 
 @pytest.fixture(scope="module")
@@ -490,8 +492,8 @@ def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_pa
     _, output, _ = tiny
     world = World.load(output / "worlds" / "llama-16-seed0")
     everyone = all_systems([], ["centroid", "hard:by=centroid"])
-    asker = Asker(world, tmp_path, limit=2)
-    for found in asking_module.answer_cases(asker, cases_of(world), everyone):
+    evaluator = WorldEvaluator(world, tmp_path, limit=2)
+    for found in evaluating_module.evaluate_cases(evaluator, cases_of(world), everyone):
         assert not found.refused
         assert {"centroid", "hard:by=centroid"} <= {row.system for row in found.results}
 

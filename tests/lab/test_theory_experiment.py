@@ -43,14 +43,14 @@ def random_matrix(rows, columns, seed=0):
 
 def test_the_store_answers_as_the_model_does(store):
     prompts = [link.fill(SPOUSE_QUESTION) for link in FACTS.familiar[:20]]
-    asked = store.ask(prompts)
+    asked = store.read(prompts)
     ids = torch.tensor(store.tokenizer(prompts)["input_ids"])
     with torch.no_grad():
         logits = store.model(ids).logits[:, -1]
     ours = store.logits(asked.before + asked.values)
     assert (ours - logits).abs().max() < 1e-3 * logits.abs().max()
     spouses = store.token([link.b for link in FACTS.familiar[:20]])
-    assert (store.says(asked) == spouses).all(), "the base knows its own facts"
+    assert (store.predicted(asked) == spouses).all(), "the base knows its own facts"
 
 
 def test_an_edit_of_the_store_is_an_edit_of_the_weight(store, chains):
@@ -66,7 +66,7 @@ def test_an_edit_of_the_store_is_an_edit_of_the_weight(store, chains):
         finally:
             weight.copy_(kept)
     assert (said == chains.spouses).all()
-    assert (said == store.says(chains.asked["hop1"], chains.asked["hop1"].keys @ edit.T)).all()
+    assert (said == store.predicted(chains.asked["hop1"], chains.asked["hop1"].keys @ edit.T)).all()
 
 
 def test_the_target_is_the_least_that_makes_the_answer(store, chains):
@@ -82,7 +82,7 @@ def test_the_target_is_the_least_that_makes_the_answer(store, chains):
 
 def test_prompts_and_answers_that_do_not_fit_are_refused(store):
     with pytest.raises(ValueError, match="one length"):
-        store.ask(["Who?", "Who is it?"])
+        store.read(["Who?", "Who is it?"])
     with pytest.raises(ValueError, match="several tokens"):
         store.token([f"{FACTS.cities[0]} {FACTS.cities[1]}"])
 
@@ -147,7 +147,7 @@ def test_both_hops_hold_and_the_composed_question_does_not(store, chains):
 
 
 def test_the_second_key_is_absent_until_the_first_answer_is_there(chains):
-    asked, again, told, anew = hops.whose_key(chains)
+    asked, again, told, anew = hops.key_cosines(chains)
     assert asked["own"] == pytest.approx(asked["others"], abs=0.05)
     assert again["own"] > again["others"] + 0.15 and told["own"] > told["others"] + 0.15
     assert anew["own"] == pytest.approx(1) and anew["nearest is own"] == 1
@@ -163,7 +163,7 @@ def new_facts(store, count):
 
 
 def test_the_bound_counts_directions_of_answers(store):
-    known = (store.ask(["Count:"]), store.token(["one"]))
+    known = (store.read(["Count:"]), store.token(["one"]))
     (row,) = capacity.bound(store, new_facts(store, 9), "own", (9,), (1, 9), known)
     assert row["residual rank"] == row["edit rank"] == 9 and row["error"] < 1e-9
     assert row["recalled"][9] == 1 > row["recalled"][1]

@@ -26,7 +26,7 @@ def test_sets_share_no_adapter():
     assert len(used) == len(set(used)) == len(made.training)
 
 
-def test_trials_of_one_class_have_their_own_facts():
+def test_sets_of_one_class_have_their_own_facts():
     made = spec(wide=2, classes=("skill-and-facts",))
     one, two = ([item["answer"] for item in made.tasks[t.name]] for t in made.adapter_sets)
     assert one != two
@@ -82,7 +82,7 @@ def test_seeds_go_through_all_libraries_and_pairs():
     }
 
 
-def test_favourable_trials_follow_and_leave_the_others_as_they_are():
+def test_favourable_sets_follow_and_leave_the_others_as_they_are():
     wide, more = spec(3, wide=2), spec(3, wide=2, favourable=1)
     assert more.adapter_sets[: len(wide.adapter_sets)] == wide.adapter_sets
     assert more.training[: len(wide.training)] == wide.training

@@ -23,7 +23,7 @@ def one_module(*updates: LowRank | None):
     return found
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 999), st.booleans())
 def test_products_spectra_and_overlaps_are_the_dense_ones(ranks, seed, change_basis):
     updates = [random_update(14, 11, r, seed + i, 0.5 + i, F64) for i, r in enumerate(ranks)]
@@ -55,7 +55,7 @@ def test_products_spectra_and_overlaps_are_the_dense_ones(ranks, seed, change_ba
         assert not own[size:].gt(1e-10 * total[0]).any()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 999))
 def test_singular_vectors_are_combinations_of_the_factors(seed):
     one = random_update(9, 12, 4, seed, 2.0, F64)

@@ -27,7 +27,7 @@ def update(shape: tuple[int, int, int, int, float]) -> LowRank:
     return random_update(out, inp, rank, seed, scaling, F64)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes)
 def test_norm_and_spectrum_are_the_dense_ones(shape):
     one = update(shape)
@@ -37,7 +37,7 @@ def test_norm_and_spectrum_are_the_dense_ones(shape):
     torch.testing.assert_close(one.singular_values(), expected, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes)
 def test_svd_rebuilds_the_delta_from_orthonormal_vectors(shape):
     one = update(shape)
@@ -49,7 +49,7 @@ def test_svd_rebuilds_the_delta_from_orthonormal_vectors(shape):
     assert bool((S[:-1] >= S[1:]).all())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes, st.integers(0, 100))
 def test_another_basis_changes_nothing(shape, seed):
     one = update(shape)

@@ -32,7 +32,7 @@ def updates(ranks=(2, 3, 1), out=12, inp=9) -> list[LowRank]:
     return [random_update(out, inp, r, 7 * i, 0.5 + i, F64) for i, r in enumerate(ranks)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(RANKS, SIDE, SIDE)
 def test_what_goes_into_core_comes_back(ranks, out, inp):
     sources = updates(ranks, out, inp)
@@ -48,7 +48,7 @@ def test_what_goes_into_core_comes_back(ranks, out, inp):
         )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(RANKS, SIDE, SIDE)
 def test_what_goes_into_knots_comes_back(ranks, out, inp):
     """The matrices are S V_i^T of the decomposition of the deltas side by side."""

@@ -33,7 +33,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "few", "zeros", "sorted"])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(n=st.integers(8, 700), seed=st.integers(0, 99), data=st.data())
 def test_every_place_holds_what_a_sort_puts_there(kind, n, seed, data):
     entries = drawn(kind, n, seed)

@@ -49,7 +49,7 @@ def test_magnitude_prune_is_the_weighted_sum_of_what_is_large():
     torch.testing.assert_close(delta(merged.adapter), expected, **TIGHT)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
     st.integers(1, 9),

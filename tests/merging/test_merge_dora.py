@@ -79,7 +79,7 @@ def test_linear_merges_are_exact_and_of_the_sum_of_ranks(method, kinds):
         assert source.norm == pytest.approx(float((weight_of(adapter, W0) - W0).norm()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     out=st.integers(1, 9),
     inp=st.integers(2, 9),

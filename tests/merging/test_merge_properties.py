@@ -26,7 +26,7 @@ from loraprobe.merging._method import EVERY_SPACE
 F64 = torch.float64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, F64)
 DRAWS = settings(  # four draws for each method and test, the same in every run; no shrinking
-    deadline=None, max_examples=4, derandomize=True, phases=[Phase.explicit, Phase.generate]
+    max_examples=4, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
 
 

@@ -29,7 +29,7 @@ def one(name="a", rank=2, seed=0, **options):
     ("options", "message"),
     [
         ({"method": "tie"}, r"Unknown merge method 'tie': did you mean 'ties'"),
-        ({"method": "ties:densty=0.3"}, r"no option 'densty=0.3'; its options are: density"),
+        ({"method": "ties:densty=0.3"}, r"no option 'densty=0.3': did you mean 'density'"),
         ({"method": "ties:density=0"}, r"'ties:density=0': density.*above 0 and at most 1"),
         ({"method": "dare_ties:density=1.1"}, r"density.*not 1.1"),
         ({"method": "ties:variant=mine"}, r"must be one of peft, mergekit, not 'mine'"),

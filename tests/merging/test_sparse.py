@@ -272,7 +272,7 @@ def drawn(n: int, p: int, q: int, seed: int, dtype: torch.dtype):
     return deltas, torch.randn(n, generator=generator, dtype=F64).to(dtype)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(election=st.sampled_from(["total", "frequency"]), **SHAPES)
 def test_peft_gives_the_same_on_any_shape(n, p, q, density, seed, dtype, election):
     deltas, weights = drawn(n, p, q, seed, dtype)

@@ -58,10 +58,13 @@ def pair(tmp_path) -> list[Path]:
 
 
 def refused(*arguments: object, env: dict[str, str] | None = None) -> str:
-    """The one sentence of a call that ends in 2 and prints nothing."""
+    """The one sentence of a call that ends in 2 and prints nothing, with --json an error."""
     result = call(*arguments, env=env)
     assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.exception
-    assert result.stdout == "", result.output
+    if "--json" in arguments:
+        assert list(json.loads(result.stdout)) == ["error"]
+    else:
+        assert result.stdout == "", result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     return line
 

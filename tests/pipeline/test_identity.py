@@ -16,7 +16,8 @@ from loraprobe import file_hashes
 from loraprobe.base import open_base
 from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.results import identity
+from loraprobe.pipeline.results import identity, open_ledger
+from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Item, Task
 
 # One other value of each setting that decides the result of an item.
@@ -85,18 +86,23 @@ def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):
     assert open_base(moved).identity == before, "where it lies decides nothing"
 
 
-def test_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch):
+def test_adapters_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch):
     llama.save_pretrained(tmp_path)
-    base, adapter = open_base(tmp_path), making.random_adapter("a")
+    base, pair = open_base(tmp_path), [making.random_adapter(name) for name in "ab"]
     (tmp_path / "prompts").write_text("one\ntwo\n")
     prompts = Options(router_prompts=(("a", tmp_path / "prompts"),))
     items = tuple(Item(str(i), f"{i}?", ("x",)) for i in range(3))
 
-    def of(items: tuple[Item, ...] = items, options: Options = prompts) -> dict[str, Any]:
-        return identity([adapter], base, [Task("t", items)], options)
+    def of(
+        items: tuple[Item, ...] = items, options: Options = prompts, adapters: Any = pair
+    ) -> dict[str, Any]:
+        return identity(adapters, base, [Task("t", items)], options)
 
     plain = of()
+    assert of(adapters=pair[::-1]) != plain, "weights go by the order"
+    assert of(adapters=[pair[0], making.random_adapter("b", seed=1)]) != plain
     assert of(items[:2]) != plain, "--limit"
+    assert of((dataclasses.replace(items[0], answers=("y",)), *items[1:])) != plain
     assert of(options=Options()) != plain
     (tmp_path / "prompts").write_text("\none\ntwo")
     assert of() == plain, "blank lines are no prompts"
@@ -106,6 +112,20 @@ def test_versions_items_and_lines_of_prompts_decide(tmp_path, llama, monkeypatch
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.0")
     assert of()["versions"].items() >= {("torch", "0.0"), ("transformers", "0.0")}
     assert of() != plain
+
+
+def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama, monkeypatch):
+    monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
+    llama.save_pretrained(tmp_path)
+
+    def place(template: bool = False, **session: str) -> Path | None:
+        run = Session("merge-and-eval", Options(), **session)  # type: ignore[arg-type]
+        ledger, _ = open_ledger([], open_base(tmp_path), [], run.options, run, template)
+        ledger.close()
+        return ledger.path
+
+    assert place() == place()
+    assert len({place(), place(True), place(device="cuda"), place(dtype="bfloat16")}) == 4
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def drawn_adapters(draw):
     return made, draw(st.integers(1, len(made) - 1)), draw(st.booleans())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn_adapters())
 def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
     adapters, n, balance = drawn

@@ -11,7 +11,7 @@ import pytest
 import tampering
 import torch
 from making import call, random_adapter, saved_pair
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
@@ -19,6 +19,7 @@ from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.merging import METHODS
 from loraprobe.pipeline.provenance import MergeRecord
+from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.registry import spec_of
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -73,7 +74,7 @@ def test_a_merge_in_float64_is_verified(tmp_path):
         adapter.save(tmp_path / name)
     out = merged([str(tmp_path / name) for name in "ab"], tmp_path)
     assert failed(out) == []
-    edit_weights(out, lambda t: {key: tensor * (1 + 1e-9) for key, tensor in t.items()})
+    tampering.weights(lambda t: {key: tensor * (1 + 1e-9) for key, tensor in t.items()})(tmp_path)
     assert failed(out) == [WEIGHTS]
 
 
@@ -83,11 +84,6 @@ def test_a_subtraction_is_repeated(pair, tmp_path):
     assert failed(out) == []
     random_adapter("g", seed=10, scaling=0.1).save(tmp_path / "g", overwrite=True)
     assert failed(out) == ["source g"]
-
-
-def edit_weights(out: Path, change) -> None:
-    tensors = load_file(str(out / WEIGHTS))
-    save_file(change(tensors), str(out / WEIGHTS))
 
 
 OPTIONS = {"merge": ("--method", "task_arithmetic", "--weights", "0.7,0.4"), "route": ()}
@@ -171,6 +167,25 @@ def test_a_change_of_two_spacings_is_caught(copied, dtype):
         shutil.rmtree(place)
 
 
+@pytest.mark.parametrize(
+    ("factor", "where", "spacings", "caught"),
+    [
+        ("B", ..., 1, True),  # 3.5 times the expected rounding of the module and of each row
+        ("B", (slice(None), 0), 1, False),  # half of it
+        ("B", 0, 2, True),  # 6.9 times that of one row, 0.9 times that of module and columns
+        ("A", (slice(None), 0), 2, True),
+    ],
+)
+def test_module_rows_and_columns_are_each_compared(tmp_path, factor, where, spacings, caught):
+    """Factors of ones, 64 x 2 x 64: a module may differ by 3 times its rounding, a row by 4."""
+    factors = {"A": torch.ones(2, 64), "B": torch.ones(64, 2)}
+    for name in ("again", "found"):
+        save_file({f"up.lora_{k}.weight": v for k, v in factors.items()}, tmp_path / name)
+        factors[factor][where] += spacings * torch.finfo(torch.float32).eps
+    again, found = tmp_path / "again", tmp_path / "found"
+    assert (difference_of_weights(found, again, lambda: again) is not None) == caught
+
+
 def turned(tensors):
     """The same deltas in another orthonormal basis, rounded again: what another library of linear
     algebra may give where singular values are equal."""
@@ -204,7 +219,7 @@ def test_a_module_that_becomes_zero_is_verified_and_stays_zero(tmp_path):
         adapter_of(name, opposed, base_model="owner/base").save(tmp_path / name)
     out = merged([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path)
     assert failed(out) == []
-    edit_weights(out, lambda t: {k: v + 1e-9 if path in k else v for k, v in t.items()})
+    tampering.weights(lambda t: {k: v + 1e-9 if path in k else v for k, v in t.items()})(tmp_path)
     assert failed(out) == [WEIGHTS]
 
 

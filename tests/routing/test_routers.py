@@ -497,7 +497,7 @@ def test_each_token_is_the_same_router_without_sharing():
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_gates_are_shares_and_follow_their_experts(name, n, width, top_k, temperature, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     ranks = torch.randint(1, 5, (n,), generator=generator).tolist()

@@ -86,13 +86,13 @@ def test_a_router_that_gains_says_route():
 
 
 def test_bounds_at_the_margin_do_not_decide():
-    # lower bound exactly at the margin is not beyond it; upper bound at it is not below it
-    at = {"base": 0.0, "a": 0.0, "uniform": 0.25, "shrunk:a": 0.0}
-    assert judge(evidence(at, half=0.20)).decision == "inconclusive"
-    assert judge(evidence(at, half=0.19)).decision == "likely"
-    at["uniform"] = 0.0
-    assert judge(evidence(at, half=0.05)).decision == "inconclusive"
-    assert judge(evidence(at, half=0.04)).decision == "unlikely"
+    # numbers that binary floats hold: 0.5 - 0.25 and 0.0 + 0.25 are the margin, to the last bit
+    def decision(value, half):
+        values = {"base": 0.0, "a": 0.0, "uniform": value, "shrunk:a": 0.0}
+        return judge(evidence(values, half=half, margin=0.25)).decision
+
+    assert (decision(0.5, 0.25), decision(0.5, 0.24)) == ("inconclusive", "likely")
+    assert (decision(0.0, 0.25), decision(0.0, 0.24)) == ("inconclusive", "unlikely")
 
 
 def test_the_interval_that_covers_the_choice_among_compositions_decides():
@@ -105,6 +105,10 @@ def test_the_interval_that_covers_the_choice_among_compositions_decides():
     assert adjusted(0.3, 0.05, (0.04, 0.3)) == "inconclusive"
     assert adjusted(0.05, 0.02, (-0.03, 0.04)) == "unlikely"
     assert adjusted(0.05, 0.02, (-0.03, 0.06)) == "inconclusive"
+    made = evidence(GAIN)
+    rows = [dataclasses.replace(row, adjusted_ci95=(-0.01, 0.9)) for row in made.comparisons]
+    unsure = dataclasses.replace(made, comparisons=tuple(rows))
+    assert judge(unsure).decision == "inconclusive", "and that of the controls"
 
 
 def test_undecided_names_the_items_that_would_decide():
@@ -140,7 +144,8 @@ def test_a_baseline_that_answers_at_once_is_named_with_its_form():
 
 
 def test_a_control_as_good_takes_the_verdict():
-    found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.04))
+    # the other control stays open: 0.5 - 0.47 +- 0.04 holds both 0 and the margin
+    found = judge(evidence({**GAIN, "random-partner": 0.5, "shrunk:a": 0.47}, half=0.04))
     assert found.decision == "unlikely"
     found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.06))
     assert found.decision == "inconclusive"
@@ -150,6 +155,9 @@ def test_a_control_as_good_takes_the_verdict():
     found = judge(evidence({**GAIN, "random-partner": 0.44}, half=0.12))
     assert "about 818 items" in reason(found, "partner-adds-nothing").message
     assert "gain-with-reservation" in codes(found)
+    # [0.5 - 0.25 - 0.25, ...] starts at 0, which is not above it
+    at_zero = evidence({**GAIN, "random-partner": 0.25}, half=0.25)
+    assert judge(at_zero).decision == "inconclusive"
 
 
 def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
@@ -334,6 +342,15 @@ def test_several_tasks_need_every_retention():
     lost = reason(found, "retention-lost")
     assert lost.threshold == 0.8 and lost.value == pytest.approx(0.65)
     assert judge(dataclasses.replace(two_tasks(0.6), retention=0.5)).decision == "likely"
+
+
+def test_a_retention_that_reaches_its_threshold_is_kept():
+    def decision(retention):
+        kept = two_tasks(retention, ci=0.25)
+        return judge(dataclasses.replace(kept, retention=0.75)).decision
+
+    assert (decision(1.0), decision(0.5)) == ("likely", "inconclusive")  # from 0.75, up to 0.75
+    assert (decision(0.99), decision(0.49)) == ("inconclusive", "unlikely")
 
 
 def test_several_tasks_need_the_mean_to_gain():
@@ -594,7 +611,8 @@ def test_raising_a_composition_never_lowers_the_decision(found, lift, system, pa
 
 @given(any_evidence(), st.floats(0, 0.2))
 def test_narrower_intervals_never_reverse_a_decision(found, half):
-    """More items with the same differences may decide, but not turn yes into no."""
+    """More items with the same differences may decide, but not turn yes into no. They turn no into
+    yes only where the composition exceeds a control by less than the margin."""
 
     def narrowed(c):
         low = max(c.ci95[0], c.difference - half)
@@ -606,8 +624,11 @@ def test_narrower_intervals_never_reverse_a_decision(found, half):
         comparisons=tuple(map(narrowed, found.comparisons)),
         gains=tuple(map(narrowed, found.gains)),
     )
-    pair = {judge(found).decision, judge(other).decision}
-    assert pair != {"likely", "unlikely"}
+    pair = judge(found).decision, judge(other).decision
+    assert pair != ("likely", "unlikely")
+    controls = [row for row in found.comparisons if KINDS[row.against] == "control"]
+    if not any(0 < row.difference < found.margin for row in controls):
+        assert pair != ("unlikely", "likely")
 
 
 @given(any_evidence(), st.sampled_from(["weights", "probes", "base"]))

@@ -1,1 +1,1 @@
-"""Every merge method, space and router in one table over worlds whose truth is known."""
+"""Every merge method, space and router in one table over controlled worlds."""

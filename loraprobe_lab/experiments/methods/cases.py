@@ -1,4 +1,4 @@
-"""Which scenarios of a world ask one of the three questions that the table of methods is about."""
+"""Finds the scenarios of a world that ask one of the three questions of the table of methods."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROLES: Mapping[Kind, tuple[str, str]] = {
     "keep-both": ("skill 1", "skill 2"),
     "step-by-step": ("facts", "steps"),
 }
-SHOWN = 20  # prompts of each adapter that a router may learn from
+SHOWN = 20  # prompts of each adapter to which a router is fitted
 
 
 @dataclass(frozen=True)
 class MethodsCase:
-    """One question in one world: two adapters and the tasks that they are asked.
+    """One question in one world: two adapters and their tasks.
 
-    `roles` names the adapters by what they do in the question (`ROLES`), the same in every world.
+    `roles`: adapter -> its role in the question (`ROLES`), the same in every world.
     """
 
     kind: Kind
@@ -40,10 +40,10 @@ class MethodsCase:
         return f"{self.world.path.resolve().name}.{self.scenario.name}"
 
     def prompts(self, limit: int | None) -> dict[str, list[str]]:
-        """By adapter, prompts such as it was made for, of items that `limit` leaves unasked.
+        """Adapter -> prompts of its kind, from items beyond `limit`, which are not evaluated.
 
-        At most `SHOWN` each; {} where there are none. They carry no answer: a hop's prompt holds
-        those of the hops before it, as another adapter would have given them.
+        At most `SHOWN` each; {} if there are none. They contain no answer; a hop's prompt contains
+        the answers of earlier hops, as another adapter would give them.
         """
         if limit is None:
             return {}
@@ -63,13 +63,13 @@ class MethodsCase:
 
 
 def cases_of(world: World) -> list[MethodsCase]:
-    """The scenarios of a world that ask one of the questions, told by what their tasks hold.
+    """The scenarios of a world that ask one of the questions, recognised by their tasks.
 
     keep-both: two adapters and two tasks without hops. two-hop: two adapters and one task, whose
-    hops the task gives to one adapter each. step-by-step: two adapters and one task that is also
-    asked in worked steps, whose first hop is one adapter's and whose second is nobody's, where
-    the scenario does not say that the second hop is unknown to the base or the steps' couples
-    invented (then the literature promises no success, and it is a matter for the success map).
+    hops name one adapter each. step-by-step: two adapters and one task that is also asked in worked
+    steps, whose first hop names one adapter and whose second names none. Excluded are scenarios
+    whose second hop is unknown to the base or whose couples of the steps are invented: the
+    literature predicts no success there (see the success map).
     """
     return [case for scenario in world.scenarios.values() for case in _case(world, scenario)]
 

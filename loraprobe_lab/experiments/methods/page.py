@@ -1,4 +1,4 @@
-"""The table of methods as a page and a document, and what it answers, by a stated rule."""
+"""The table of methods as a page and a document, with its answers by a stated rule."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprobe_lab.experiments.figures import methods_figure
-from loraprobe_lab.experiments.methods.asking import CaseAnswers
 from loraprobe_lab.experiments.methods.cases import ROLES
+from loraprobe_lab.experiments.methods.evaluating import CaseResults
 from loraprobe_lab.experiments.methods.pooling import Pooled
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,
@@ -30,7 +30,7 @@ FORMS = ("+.2f", ".2f", "+.2f")  # of a row's three figures
 
 @dataclass(frozen=True)
 class PageAnswer:
-    """A question of the page, and what the numbers say to it."""
+    """A question of the page, and its answer from the numbers."""
 
     question: str
     text: str
@@ -38,7 +38,7 @@ class PageAnswer:
 
 def methods_pages(
     table: MethodsTable,
-    answered: Sequence[CaseAnswers],
+    answered: Sequence[CaseResults],
     worlds: Sequence[World],
     command: str,
     missing: Sequence[str] = (),

@@ -1,12 +1,11 @@
-"""One figure from several worlds: the plain mean, and how far it can be trusted beyond them.
+"""One figure from several worlds: the plain mean, with an interval for worlds of this kind.
 
 Each world gives an estimate and its standard error over the clusters of its items (persons); the
 mean over k worlds has the larger of two standard errors, that from within the worlds,
 sqrt(sum se_i^2) / k, and that from their spread, sd / sqrt(k), and Student's t with k - 1 degrees
 of freedom: the interval of Hartung and Knapp for random effects with equal weights, never
-narrower than the items alone allow (Knapp and Hartung 2003 with the usual floor). So it speaks of
-worlds of this kind, not only of those that were built. A single world's intervals speak of that
-world alone.
+narrower than the items alone allow (Knapp and Hartung 2003 with the usual floor). The interval of a
+single world holds for that world alone.
 
 Intervals that hold for many figures at once: differences take the critical value of the largest of
 all studentised differences (`evaluation.statistics.largest`, with their correlations as the items

@@ -1,4 +1,4 @@
-"""`loraprobe lab methods`: builds the worlds, asks every system, writes the pages."""
+"""`loraprobe lab methods`: builds the worlds, evaluates every system, writes the pages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from loraprobe_lab.experiments.methods.asking import CaseAnswers, answer_cases
 from loraprobe_lab.experiments.methods.cases import cases_of, open_worlds
+from loraprobe_lab.experiments.methods.evaluating import CaseResults, evaluate_cases
 from loraprobe_lab.experiments.methods.page import methods_pages
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems
 from loraprobe_lab.experiments.methods.table import tabulated
 from loraprobe_lab.experiments.pages import Pages
-from loraprobe_lab.experiments.runner import Asker, BaseInfo, Bases, Run, Shape, Worlds, small_base
+from loraprobe_lab.experiments.runner import (
+    BaseInfo,
+    Bases,
+    ExperimentRun,
+    Shape,
+    WorldEvaluator,
+    Worlds,
+    small_base,
+)
 from loraprobe_lab.training.pretrain import BaseRecipe
 from loraprobe_lab.world import World
 from loraprobe_lab.worlds.small import methods_world
@@ -25,10 +33,10 @@ PAUSE = 60.0  # seconds between two times that the pages are written
 
 @dataclass(frozen=True)
 class MethodsPlan:
-    """What is run.
+    """The worlds and systems of the experiment.
 
-    Worlds that exist already lie in the directories `worlds`; without any, those of `spec` are
-    trained on `bases`. Only these methods and routers take part where some are named.
+    worlds: directories of existing worlds; without any, those of `spec` are trained on `bases`.
+    methods, routers: if any is named, only these are compared.
     """
 
     worlds: tuple[Path, ...] = ()
@@ -44,15 +52,15 @@ class MethodsPlan:
         return all_systems(self.methods, self.routers, self.strengths)
 
 
-WorldAnswers = tuple[World, list[CaseAnswers]]
+WorldCases = tuple[World, list[CaseResults]]
 
 
-def try_methods(run: Run, plan: MethodsPlan | None = None) -> Pages:
+def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
     """Makes the table: methods.md, methods.json, methods.svg.
 
-    The run's limit cuts the tasks, and what it leaves unasked shows routers that learn from
-    prompts what each adapter is for. Raises UsageError for a method, router or world that is not
-    there, or a missing matplotlib, before anything is trained.
+    The run's limit cuts the tasks; routers that need prompts are fitted to the items beyond it.
+    Raises UsageError for an unknown method, router or world, or a missing matplotlib, before
+    anything is trained.
     """
     plan = plan or MethodsPlan()
     systems, command = plan.systems(), run.command("try_methods()")
@@ -61,12 +69,14 @@ def try_methods(run: Run, plan: MethodsPlan | None = None) -> Pages:
         for world in open_worlds(plan.worlds)
     ]
 
-    def answer(asker: Asker, base: BaseInfo) -> WorldAnswers:
-        return asker.world, answer_cases(asker, cases_of(asker.world), systems)
+    def answer(evaluator: WorldEvaluator, base: BaseInfo) -> WorldCases:
+        return evaluator.world, evaluate_cases(evaluator, cases_of(evaluator.world), systems)
 
-    def pages(found: Sequence[WorldAnswers], missing: Sequence[str]) -> Pages:
+    def pages(found: Sequence[WorldCases], missing: Sequence[str]) -> Pages:
         answers = [one for _, answered in found for one in answered]
         made = [world for world, _ in found]
         return methods_pages(tabulated(answers, systems), answers, made, command, missing)
 
-    return run.over(worlds or run.small_worlds(plan.bases, plan.spec, plan.shape), answer, pages)
+    return run.run_worlds(
+        worlds or run.small_worlds(plan.bases, plan.spec, plan.shape), answer, pages
+    )

@@ -61,7 +61,7 @@ class ComparedSystem:
 
 
 def whole_rank(adapters: Sequence[Adapter]) -> int:
-    """A rank that cuts nothing: what is asked here is the method, not its compression."""
+    """A rank that cuts nothing, because the method is compared and not its compression."""
     infos = [info for adapter in adapters for info in adapter.layout.values()]
     return max(min(info.in_features, info.out_features) for info in infos)
 
@@ -71,10 +71,10 @@ def all_systems(
 ) -> list[ComparedSystem]:
     """Every system; only these methods and routers, as they are, where some are named.
 
-    A method stands once for all spaces in which it is lossless, and once in every other one; one
-    that takes weights stands once at each strength. Linear methods whose coefficients agree are one
-    system; it stands a second time with norms made equal first. Raises UsageError for a method or
-    router that is not there.
+    A method is one system for all spaces in which it is lossless, and one for every other space; a
+    method that takes weights is one system at each strength. Linear methods whose coefficients
+    agree are one system, and a second one with norms made equal first. Raises UsageError for an
+    unknown method or router.
     """
     named = bool(methods or routers)
     chosen = list(methods) if named else METHODS.names()
@@ -119,7 +119,7 @@ def _merges(spec: str, strengths: Strengths) -> Iterator[ComparedSystem]:
 
 
 def _strengths(method: MergeMethod, strengths: Strengths) -> Strengths:
-    """Those asked for, or the only one where the method leaves weights alone."""
+    """The given strengths, or None alone for a method without weights."""
     if not method.takes_weights:
         return (None,)
     ones = method.default_weights(N)
@@ -132,8 +132,10 @@ def _label(spec: str, strength: float | None, space: str | None = None) -> str:
 
 
 def _routers() -> Iterator[str]:
-    """Every router that looks at tokens, as it stands and with every other choice of its options
-    that have named values, each alone and any two together."""
+    """Every token router with default options, and with other values of its Literal options.
+
+    Each other value is used alone and with one other value of a second option.
+    """
     for cls in ROUTERS:
         if not cls.constant:
             name = name_of(cls)

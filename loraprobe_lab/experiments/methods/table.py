@@ -11,8 +11,8 @@ import numpy as np
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.statistics import Array
 from loraprobe.evaluation.table import tabulate
-from loraprobe_lab.experiments.methods.asking import CaseAnswers
 from loraprobe_lab.experiments.methods.cases import FORM, ROLES, Kind
+from loraprobe_lab.experiments.methods.evaluating import CaseResults
 from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
 
@@ -57,7 +57,7 @@ class KeptSkills:
 
     @property
     def beaten(self) -> bool:
-        """Whether the best one is better beyond doubt."""
+        """Whether the best system is significantly better."""
         return self.behind is not None and self.behind.adjusted_ci95[0] > 0
 
 
@@ -86,7 +86,7 @@ class MethodsRow:
 
 @dataclass(frozen=True)
 class Count:
-    """What stands behind a column."""
+    """The data of a column."""
 
     worlds: int
     cases: int
@@ -96,16 +96,16 @@ class Count:
 
 @dataclass(frozen=True)
 class MethodsTable:
-    """All rows, in the order of the systems; what stands behind each question; who was refused."""
+    """All rows, in the order of the systems; the data of each question; systems not built."""
 
     rows: tuple[MethodsRow, ...]
     counts: Mapping[Kind, Count]
     refused: Mapping[str, str]
 
 
-def tabulated(answered: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]) -> MethodsTable:
+def tabulated(answered: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> MethodsTable:
     """The table of these cases. A case is averaged with the others of its world and question."""
-    by: dict[Kind, list[CaseAnswers]] = {}
+    by: dict[Kind, list[CaseResults]] = {}
     for one in answered:
         by.setdefault(one.case.kind, []).append(one)
     two_hop, step_by_step = (
@@ -123,7 +123,7 @@ def tabulated(answered: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]
     return MethodsTable(tuple(rows), {kind: _count(cases) for kind, cases in by.items()}, refused)
 
 
-def _count(cases: Sequence[CaseAnswers]) -> Count:
+def _count(cases: Sequence[CaseResults]) -> Count:
     kind = cases[0].case.kind
     rows = [row for case in cases for row in case.results if row.part == FORM[kind]]
     items = sum(row.system == "base" for row in rows)
@@ -134,22 +134,22 @@ def _count(cases: Sequence[CaseAnswers]) -> Count:
     return Count(len(_worlds(cases)), len(cases), items, scores)
 
 
-def _worlds(cases: Sequence[CaseAnswers]) -> list[list[CaseAnswers]]:
+def _worlds(cases: Sequence[CaseResults]) -> list[list[CaseResults]]:
     """The cases by the world that they lie in."""
-    found: dict[object, list[CaseAnswers]] = {}
+    found: dict[object, list[CaseResults]] = {}
     for case in cases:
         found.setdefault(case.case.world.path, []).append(case)
     return list(found.values())
 
 
-def _everywhere(cases: Sequence[CaseAnswers], systems: Iterable[ComparedSystem]) -> list[str]:
-    """Labels of those who answered in every case."""
+def _everywhere(cases: Sequence[CaseResults], systems: Iterable[ComparedSystem]) -> list[str]:
+    """Labels of the systems with results in every case."""
     present = [{row.system for row in case.results} for case in cases]
     return [one.label for one in systems if all(one.label in names for names in present)]
 
 
 def _gains(
-    cases: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]
+    cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]
 ) -> dict[str, MethodGain]:
     """Systems against base and singles, in either form where the question is in worked steps."""
     kind = cases[0].case.kind
@@ -180,7 +180,7 @@ def _gains(
 
 
 def _differences(
-    cases: Sequence[CaseAnswers], first: list[tuple[str, str]], second: list[tuple[str, str]]
+    cases: Sequence[CaseResults], first: list[tuple[str, str]], second: list[tuple[str, str]]
 ) -> statistics.Estimates:
     """Paired differences of all pairs in one world; each of its cases is a stratum."""
     rows = [
@@ -189,7 +189,7 @@ def _differences(
     return tabulate(rows, [*first, *second]).differences(first, second)
 
 
-def _score(cases: Sequence[CaseAnswers], name: str, form: str) -> float:
+def _score(cases: Sequence[CaseResults], name: str, form: str) -> float:
     worlds = [
         np.mean([r.value for c in world for r in c.results if (r.system, r.part) == (name, form)])
         for world in _worlds(cases)
@@ -197,9 +197,8 @@ def _score(cases: Sequence[CaseAnswers], name: str, form: str) -> float:
     return float(np.mean(worlds))
 
 
-def _kept(cases: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]) -> dict[str, KeptSkills]:
-    """Retentions. Cases in which a specialist does not stand out from the base are left out: there
-    is nothing to keep."""
+def _kept(cases: Sequence[CaseResults], systems: Sequence[ComparedSystem]) -> dict[str, KeptSkills]:
+    """Retentions, without cases in which a specialist is not better than the base."""
     names, roles = _everywhere(cases, systems), ROLES["keep-both"]
     told = [
         case
@@ -216,7 +215,7 @@ def _kept(cases: Sequence[CaseAnswers], systems: Sequence[ComparedSystem]) -> di
     }
 
 
-def _retentions(cases: Sequence[CaseAnswers], names: Sequence[str]) -> Array:
+def _retentions(cases: Sequence[CaseResults], names: Sequence[str]) -> Array:
     """What every system keeps in one world: [systems, (skill 1, skill 2, worse, both), (value,
     standard error)], the mean over the world's cases."""
     rows = np.array([[[_ratio(c, name, k) for k in range(2)] for name in names] for c in cases])
@@ -244,7 +243,7 @@ def _over_worlds(own: Array, best: Array | None, systems: int) -> KeptSkills:
     return KeptSkills(worst, mean, (first, second), behind)
 
 
-def _ratio(case: CaseAnswers, name: str, skill: int) -> tuple[float, float] | None:
+def _ratio(case: CaseResults, name: str, skill: int) -> tuple[float, float] | None:
     """Retention of one skill against its own specialist, with half the width of Fieller's interval
     in standard errors; None where the specialist does not stand out."""
     role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem

@@ -1,2 +1,4 @@
-"""The rule after evaluation, examined: how often `likely` and `unlikely` are wrong, and how often
-it abstains. Exact for one comparison (`exact`), simulated for several systems (`simulated`)."""
+"""Error rates of the rule after evaluation: wrong `likely`, wrong `unlikely`, and abstentions.
+
+They are exact for one comparison (`exact`) and simulated for several systems (`simulated`).
+"""

@@ -32,7 +32,7 @@ GAINS = tuple(
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Every pair (gained, lost) of n items, and what the rule says of it. All [outcomes]."""
+    """Every pair (gained, lost) of n items, and the rule's decision. All [outcomes]."""
 
     n: int
     gained: NDArray[np.int64]
@@ -43,7 +43,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Rate:
-    """How the rule decides where `gain` = gained - lost and `discordance` = gained + lost.
+    """The rule's decisions at a true `gain` = gained - lost, `discordance` = gained + lost.
 
     `likely`, `unlikely`, `abstains` are exact probabilities that sum to 1.
     """
@@ -56,14 +56,14 @@ class Rate:
     abstains: float
 
     def wrong(self) -> float:
-        """How often the decision is the wrong one; 0 at the margin itself, where none is."""
+        """The probability of a wrong decision; 0 at the margin itself, where none is wrong."""
         if abs(self.gain - MARGIN) < 1e-9:
             return 0.0
         return self.likely if self.gain < MARGIN else self.unlikely
 
 
 def outcomes(n: int) -> Outcomes:
-    """What the rule says of each of the (n + 1)(n + 2) / 2 outcomes of n items."""
+    """The rule's decision on each of the (n + 1)(n + 2) / 2 outcomes of n items."""
     gained, lost = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
     possible = gained + lost <= n
     gained, lost = gained[possible], lost[possible]

@@ -1,8 +1,7 @@
-"""The decision among several systems, baselines and forms of asking, by simulation.
+"""The decision among several systems, baselines and forms of the question, by simulation.
 
-Runs are judged by the code that judges a user's: gains from evaluation, the decision from the
-verdict. Items have a difficulty that all systems share in part, so that they agree on some.
-Controls are left out: they can only take a `likely` back.
+The code is that of a user's run: gains from `evaluation`, the decision from `verdict`. Items have a
+difficulty that all systems share in part. Controls are left out: they can only revoke a `likely`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class SimulatedCase:
 
 @dataclass(frozen=True)
 class DecidedShares:
-    """How often a case was decided so in `repeats` runs of n items."""
+    """The shares of decisions on a case in `repeats` runs of n items."""
 
     case: str
     n: int
@@ -78,7 +77,7 @@ def cases(gain: float) -> list[SimulatedCase]:
 
 
 def split_cases(gain: float) -> list[SimulatedCase]:
-    """Step by step gains, asked plainly nothing does or worse: the forms disagree."""
+    """Cases whose forms disagree: a gain step by step, none or a loss in the plain form."""
     return [
         SimulatedCase(f"plainly {plain:+.2f}", (0.3, 0.05), 2, plain, gain) for plain in (0.0, -0.1)
     ]
@@ -91,7 +90,7 @@ def simulate(
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
 ) -> DecidedShares:
-    """How often runs of n items of this case are decided so; `tick` is called after each run."""
+    """Decides runs of n items of this case; `tick` is called after each run."""
     rng = np.random.default_rng([seed, n])
     systems = [System(f"b{k}", "adapter" if k else "base") for k in range(len(case.baselines))]
     systems += [System(f"s{k}", "merge") for k in range(case.compositions)]
@@ -107,7 +106,7 @@ def simulate(
 def _gains(
     rng: np.random.Generator, case: SimulatedCase, n: int, systems: Sequence[System], seed: int
 ) -> tuple[Gain, ...]:
-    """One run: right and wrong for every system and form, and what evaluation makes of them."""
+    """The gains of one run, from simulated results of every system and form."""
     columns = [(system.name, part) for part in PARTS for system in systems]
     best = max(case.baselines)
     means = [*case.baselines, *[best + case.gain] * case.compositions]
@@ -129,7 +128,7 @@ def _gains(
 
 
 def _evidence(found: Sequence[Gain], systems: Sequence[System]) -> Evidence:
-    """What the verdict needs to decide on gains alone; the scores only say what was scored."""
+    """Evidence with these gains; the scores only name the evaluated systems and forms."""
     parts = dict.fromkeys(gain.part for gain in found)
     scores = tuple(
         Score(s.name, s.kind, "task", part, "exact_match", 0.0, (0.0, 1.0), 1)

@@ -1,8 +1,8 @@
-"""How many facts a rank holds: the bound of the exact edit, and LoRAs that were trained.
+"""Facts per rank: the bound of the exact edit, and trained LoRAs.
 
-An exact edit needs the rank of its residual (see `edits`). Training asks for less: the right
-answer has to come first, not a value to be met. Facts are questions about people the base does
-not know, each with an answer of its own, so that none can be guessed.
+An exact edit needs the rank of its residual (see `edits`). Training needs less: the right answer
+has to be the most likely token, but no exact value is required. Facts are questions about people
+unknown to the base, each with its own answer, so that none can be guessed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class NewFacts:
-    """N prompts, what reaches the layer for each, and the tokens of their answers [N]."""
+    """N prompts, the layer's inputs and keys for them, and the tokens of their answers [N]."""
 
     prompts: tuple[str, ...]
     asked: PromptKeys
@@ -33,7 +33,7 @@ class NewFacts:
 
     @classmethod
     def of(cls, store: FactStore, prompts: Sequence[str], answers: Sequence[str]) -> NewFacts:
-        return cls(tuple(prompts), store.ask(prompts), store.token(answers))
+        return cls(tuple(prompts), store.read(prompts), store.token(answers))
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -57,32 +57,32 @@ def bound(
     rank to the share of facts recalled with the best edit of that rank. `kept` is the share of
     `known` answers (prompts, tokens) that are still given.
     """
+    return [{"facts": kind, **_edit(store, facts.first(n), ranks, known)} for n in counts]
+
+
+def _edit(
+    store: FactStore, facts: NewFacts, ranks: Sequence[int], known: tuple[PromptKeys, Tensor]
+) -> dict[str, Any]:
+    """The figures of the exact edit of these facts; see `bound`."""
 
     def right(asked: PromptKeys, answers: Tensor, edit: Tensor) -> float:
-        return float((store.says(asked, asked.keys @ edit.T) == answers).double().mean())
+        return float((store.predicted(asked, asked.keys @ edit.T) == answers).double().mean())
 
-    rows: Rows = []
-    for count in counts:
-        some = facts.first(count)
-        keys, changes = some.asked.keys, store.towards(some.asked, some.answers)
-        edit = edits.exact(keys, changes)
-        error = (keys @ edit.T - changes).norm(dim=-1) / changes.norm(dim=-1)
-        low = {rank: edits.of_rank(keys, changes, rank) for rank in ranks}
-        rows.append(
-            {
-                "facts": kind,
-                "n": count,
-                "answers": len(set(some.answers.tolist())),
-                "residual rank": edits.rank(changes),
-                "rank of 99 % energy": edits.rank_of_energy(changes),
-                "edit rank": edits.rank(edit),
-                "error": float(error.max()),
-                "norm": float(edit.norm() / store.down.norm()),
-                "kept": right(*known, edit),
-                "recalled": {r: right(some.asked, some.answers, e) for r, e in low.items()},
-            }
-        )
-    return rows
+    keys, changes = facts.asked.keys, store.changes(facts.asked, facts.answers)
+    edit = edits.exact(keys, changes)
+    error = (keys @ edit.T - changes).norm(dim=-1) / changes.norm(dim=-1)
+    low = {rank: edits.of_rank(keys, changes, rank) for rank in ranks}
+    return {
+        "n": len(facts),
+        "answers": len(set(facts.answers.tolist())),
+        "residual rank": edits.rank(changes),
+        "rank of 99 % energy": edits.rank_of_energy(changes),
+        "edit rank": edits.rank(edit),
+        "error": float(error.max()),
+        "norm": float(edit.norm() / store.down.norm()),
+        "kept": right(*known, edit),
+        "recalled": {r: right(facts.asked, facts.answers, e) for r, e in low.items()},
+    }
 
 
 PLACES = {"down": ("down",), "mlp": ("gate", "up", "down")}
@@ -95,8 +95,10 @@ Build = Callable[[torch.Generator], tuple[Factors, Logits]]
 def train(
     store: FactStore, facts: NewFacts, place: str, rank: int, recipe: Recipe, seed: int
 ) -> dict[str, Any]:
-    """Trains a LoRA of the last layer's `down`, of its whole MLP, or of all layers: AdamW on the
-    answer's token. Returns what it recalls; the model is left as it was."""
+    """Trains a LoRA of the last layer's `down`, of its MLP, or of all layers by AdamW.
+
+    The loss is that of the answer's token. Returns the recalled facts; the model does not change.
+    """
     if place != EVERYWHERE:
         return _trained(_in_layer(store, facts, place, rank), facts, recipe, seed, place, rank)
     from peft import LoraConfig, get_peft_model

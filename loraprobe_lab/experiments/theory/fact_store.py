@@ -21,7 +21,7 @@ BATCH = 100  # prompts that go through the base at once
 
 @dataclass(frozen=True)
 class PromptKeys:
-    """Prompts as the layer sees them at their last token, in the dtype of the store.
+    """The layer's inputs, keys and values at the last token of prompts, in the store's dtype.
 
     inputs: [N, hidden], what the MLP reads. before: [N, hidden], the residual stream that the
     value is added to. keys: [N, inner]. values: [N, hidden].
@@ -85,14 +85,14 @@ class FactStore:
         return torch.tensor([row[0] for row in rows])
 
     @torch.no_grad()
-    def ask(self, prompts: Sequence[str]) -> PromptKeys:
-        """Runs the base on prompts of one length in tokens and keeps what reaches the layer.
+    def read(self, prompts: Sequence[str]) -> PromptKeys:
+        """Runs the base on prompts of one length in tokens and keeps the layer's inputs.
 
         Raises ValueError for prompts of several lengths.
         """
         rows = self.tokenizer(list(prompts))["input_ids"]
         if len({len(row) for row in rows}) != 1:
-            raise ValueError("prompts that are asked together have one length in tokens")
+            raise ValueError("prompts that are read together have one length in tokens")
         read: list[Tensor] = []
         before: list[Tensor] = []
         layer = self.model.model.layers[-1]
@@ -108,30 +108,29 @@ class FactStore:
         finally:
             for hook in hooks:
                 hook.remove()
-        return self.asked(torch.cat(read), torch.cat(before))
+        return self.keys_of(torch.cat(read), torch.cat(before))
 
-    def asked(self, inputs: Tensor, before: Tensor) -> PromptKeys:
-        """Keys and values of what the MLP reads."""
+    def keys_of(self, inputs: Tensor, before: Tensor) -> PromptKeys:
+        """Keys and values of the MLP's inputs."""
         inputs, before = inputs.to(self.down.dtype), before.to(self.down.dtype)
         keys = torch.nn.functional.silu(inputs @ self.gate.T) * (inputs @ self.up.T)
         return PromptKeys(inputs, before, keys, keys @ self.down.T)
 
     def logits(self, residual: Tensor) -> Tensor:
-        """What the model says after a residual stream [..., hidden] -> [..., vocabulary]."""
+        """The model's logits from a residual stream: [..., hidden] -> [..., vocabulary]."""
         scale = (residual.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
         return residual * scale * self.norm @ self.head.T
 
-    def says(self, asked: PromptKeys, change: Tensor | None = None) -> Tensor:
+    def predicted(self, asked: PromptKeys, change: Tensor | None = None) -> Tensor:
         """The answer's token, with `change` [N, hidden] added to the values. [N]"""
         values = asked.values if change is None else asked.values + change
         return self.logits(asked.before + values).argmax(-1)
 
-    def towards(self, asked: PromptKeys, answers: Tensor, certainty: float = 0.9) -> Tensor:
-        """The least change of each value, along its answer's own direction in the head, with which
-        the model says the answer [N] with this probability. [N, hidden]
+    def changes(self, asked: PromptKeys, answers: Tensor, certainty: float = 0.9) -> Tensor:
+        """The least change of each value that gives the answer [N] this probability: [N, hidden].
 
-        The value that a fact's edit has to write is the old one plus this. Raises ValueError
-        where no length of that direction is enough.
+        The change lies along the answer's direction in the head. A fact's edit has to write the old
+        value plus this change. Raises ValueError if no length of that direction is enough.
         """
         direction = (self.head[answers] - self.head.mean(0)) * self.norm
         direction = direction / direction.norm(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Two hops in one layer: edits of A -> B and B -> C, apart and together, and what they answer.
+"""Two hops in one layer: edits of A -> B and B -> C, alone and added, and the model's answers.
 
 Every chain is a person a with a spouse b who lives in c, all unknown to the base. The edit of a hop
 is made at the key of its own question. *One chain at a time* every chain has a base of its own with
@@ -28,8 +28,8 @@ PROMPTS = {
     "hop1": SPOUSE_QUESTION,
     "hop2": CITY_QUESTION,
     "target": TARGET_QUESTION,
-    "again": f"{TARGET_QUESTION}{COUPLES.said} {CITY_QUESTION}",
-    "told": f"{TARGET_QUESTION}{COUPLES.said}{COUPLES.then.partition(' {c}')[0]}",
+    "again": f"{TARGET_QUESTION}{COUPLES.step1} {CITY_QUESTION}",
+    "told": f"{TARGET_QUESTION}{COUPLES.step1}{COUPLES.step2.partition(' {c}')[0]}",
 }
 Change = Callable[[PromptKeys], Tensor]  # what an edit adds to the values: [N, hidden]
 Rows = list[dict[str, Any]]
@@ -37,7 +37,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class ChainKeys:
-    """N chains as the layer sees their prompts, and the changes that make each hop's answer.
+    """The layer's keys of N chains' prompts, and the changes that make each hop's answer.
 
     asked: the prompts of `PROMPTS`. spouses, cities: tokens [N]. changes: what the edit of "hop1",
     "hop2" or "target" adds to the value at its own question [N, hidden].
@@ -51,11 +51,11 @@ class ChainKeys:
     @classmethod
     def of(cls, store: FactStore, chains: Sequence[Chain]) -> ChainKeys:
         """Asks the base about every chain and finds the value that each edit has to write."""
-        asked = {name: store.ask([x.fill(text) for x in chains]) for name, text in PROMPTS.items()}
+        asked = {name: store.read([x.fill(text) for x in chains]) for name, text in PROMPTS.items()}
         spouses = store.token([chain.b for chain in chains])
         cities = store.token([chain.c for chain in chains])
         answers = {"hop1": spouses, "hop2": cities, "target": cities}
-        changes = {name: store.towards(asked[name], tokens) for name, tokens in answers.items()}
+        changes = {name: store.changes(asked[name], tokens) for name, tokens in answers.items()}
         return cls(asked, spouses, cities, changes)
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ def answered(store: FactStore, chains: ChainKeys, change: Change) -> dict[str, f
 
     def right(name: str, answers: Tensor) -> Tensor:
         asked = chains.asked[name]
-        return store.says(asked, change(asked)) == answers
+        return store.predicted(asked, change(asked)) == answers
 
     first, second = right("hop1", chains.spouses), right("hop2", chains.cities)
     found = {
@@ -119,7 +119,7 @@ def one_at_a_time(store: FactStore, chains: ChainKeys, others: Tensor | None = N
 
 
 def all_at_once(store: FactStore, chains: ChainKeys) -> Rows:
-    """Exact edits of all chains: made apart and added, or made together without cross-talk."""
+    """Exact edits of all chains: computed separately and added, or computed together."""
 
     def together(*names: str) -> Tensor:
         keys = torch.cat([chains.asked[name].keys for name in names])
@@ -142,8 +142,8 @@ def all_at_once(store: FactStore, chains: ChainKeys) -> Rows:
     ]
 
 
-def whose_key(chains: ChainKeys) -> Rows:
-    """Whether a prompt's key is the second hop's key of its own chain.
+def key_cosines(chains: ChainKeys) -> Rows:
+    """Compares each prompt's key with the second hop's key of its own chain.
 
     For each way of asking: the mean cosine to the own second key and to those of other chains,
     and the share of chains whose nearest second key is their own (chance is 1 / N).
@@ -174,7 +174,7 @@ def whose_key(chains: ChainKeys) -> Rows:
 def one_fact(
     store: FactStore, chains: ChainKeys, known: Mapping[str, PromptKeys], spared: Tensor
 ) -> Rows:
-    """One rank-one edit of a first hop, and what it does to other prompts.
+    """One rank-one edit of a first hop, and its effect on other prompts.
 
     `known`: prompts whose answers the base knows, by name. Two ways to read the key: as the
     theory has it, k / ||k||^2, and sparing the keys `spared` [M, inner] in the mean. `exactness`
@@ -187,16 +187,18 @@ def one_fact(
         duals = edits.dual(hop1.keys, others)
         written = (hop1.keys * duals).sum(-1, keepdim=True) * changes
         error = (written - changes).norm(dim=-1) / changes.norm(dim=-1)
-        right = store.says(hop1, written) == chains.spouses
+        right = store.predicted(hop1, written) == chains.spouses
         row: dict[str, Any] = {
             "reads": way,
             "exactness": float(error.max()),
             "right": float(right.double().mean()),
         }
         for name, asked in known.items():
-            reach, before = asked.keys @ duals.T, store.says(asked)  # [M, N], [M]
+            reach, before = asked.keys @ duals.T, store.predicted(asked)  # [M, N], [M]
             flips = [
-                float((store.says(asked, reach[:, [i]] * changes[i]) != before).double().mean())
+                float(
+                    (store.predicted(asked, reach[:, [i]] * changes[i]) != before).double().mean()
+                )
                 for i in range(len(changes))
             ]
             row[name] = {

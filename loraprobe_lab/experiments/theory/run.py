@@ -92,7 +92,7 @@ def _edits(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> dict[
     chains = ChainKeys.of(store, strangers)
     familiar = random.Random(f"known:{seed}").sample(facts.familiar, 100)
     known = {
-        name: store.ask([chain.fill(question) for chain in familiar])
+        name: store.read([chain.fill(question) for chain in familiar])
         for name, question in (
             ("same question", SPOUSE_QUESTION),
             ("other question", CITY_QUESTION),
@@ -107,7 +107,7 @@ def _edits(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> dict[
         "one at a time": hops.one_at_a_time(store, chains),
         "one at a time, sparing": hops.one_at_a_time(store, chains, spared),
         "all at once": [row for n in counts for row in hops.all_at_once(store, chains.first(n))],
-        "keys": hops.whose_key(chains),
+        "keys": hops.key_cosines(chains),
     }
 
 
@@ -136,7 +136,7 @@ def _homes(store: FactStore, facts: Facts, count: int, seed: int) -> NewFacts:
 
 
 def _bound(store: FactStore, facts: Facts, plan: TheoryPlan, seed: int) -> list[dict[str, Any]]:
-    asked = store.ask([chain.fill(SPOUSE_QUESTION) for chain in facts.familiar])
+    asked = store.read([chain.fill(SPOUSE_QUESTION) for chain in facts.familiar])
     known = (asked, store.token([chain.b for chain in facts.familiar]))
     most = max(plan.bound)
     kinds = {

@@ -1,4 +1,4 @@
-"""What one adapter of the math world learns: new verbs, in problems written in some template."""
+"""The training data of one adapter of the math world: problems with new verbs in a template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks every system a case's questions, and keeps the answers as they come."""
+"""Evaluates every system on a case's questions, and stores the results as they come."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task
 from loraprobe_lab.experiments.methods.cases import FORM, MethodsCase
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
-from loraprobe_lab.experiments.runner import Asker
+from loraprobe_lab.experiments.runner import WorldEvaluator
 from loraprobe_lab.world import write_text
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CaseAnswers:
-    """What was answered in one case.
+class CaseResults:
+    """The results of one case.
 
-    `results` name base, singles by their role, and every system by its label; all in the form of
-    the case's question. `lost`: label -> what a merge would lose at the default rank; `refused`:
-    label -> why it could not be built.
+    `results` name the base, singles by their role, and every system by its label; all in the form
+    of the case's question. `lost`: label -> the relative error of a merge at the default rank;
+    `refused`: label -> why it could not be built.
     """
 
     case: MethodsCase
@@ -38,24 +38,24 @@ class CaseAnswers:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def answer_cases(
-    asker: Asker, cases: Sequence[MethodsCase], systems: Sequence[ComparedSystem]
-) -> list[CaseAnswers]:
-    """Every case of a world; what the ledgers hold is not asked again."""
-    return [_CaseRun(asker, case).answers(systems) for case in cases]
+def evaluate_cases(
+    evaluator: WorldEvaluator, cases: Sequence[MethodsCase], systems: Sequence[ComparedSystem]
+) -> list[CaseResults]:
+    """The results of every case of a world; results in the ledgers are not computed again."""
+    return [_CaseRun(evaluator, case).answers(systems) for case in cases]
 
 
 class _CaseRun:
-    """One case, the model in memory, and what is known so far."""
+    """One case, the model in memory, and the results so far."""
 
-    def __init__(self, asker: Asker, case: MethodsCase) -> None:
+    def __init__(self, evaluator: WorldEvaluator, case: MethodsCase) -> None:
         from loraprobe.pipeline.scorer import single
 
-        self.asker, self.case = asker, case
-        self.tasks: list[Task] = asker.tasks(case.scenario.tasks)
-        self.ledger: Ledger = asker.ledger(case.name)
+        self.evaluator, self.case = evaluator, case
+        self.tasks: list[Task] = evaluator.tasks(case.scenario.tasks)
+        self.ledger: Ledger = evaluator.ledger(case.name)
         self.form = FORM[case.kind]
-        self.adapters = list(asker.adapters(case.scenario.adapters).values())
+        self.adapters = list(evaluator.adapters(case.scenario.adapters).values())
         self.baselines = [System("base", "base")]
         self.baselines += [System(a.name, "adapter", single(a)) for a in self.adapters]
         self.learned: dict[str, Any] = {}  # by routers that need prompts
@@ -64,22 +64,22 @@ class _CaseRun:
         there = self.lost_file.is_file()
         self.lost = json.loads(self.lost_file.read_text(encoding="utf-8")) if there else {}
 
-    def answers(self, systems: Sequence[ComparedSystem]) -> CaseAnswers:
+    def answers(self, systems: Sequence[ComparedSystem]) -> CaseResults:
         refused: dict[str, str] = {}
         for baseline in self.baselines:
-            self.asker.ask(self.ledger, baseline, self.tasks, {"question", self.form})
+            self.evaluator.evaluate(self.ledger, baseline, self.tasks, {"question", self.form})
         for at, system in enumerate(systems, 1):
             if system.family != "chain" or self.tasks[0].has_hops:
                 try:
                     self._answer(system)
                 except LoraprobeError as error:
                     refused[system.label] = str(error)
-            self.asker.tell(self.case.name, at, len(systems))
+            self.evaluator.report(self.case.name, at, len(systems))
         asked = {system.label for system in systems} - set(refused)
-        return CaseAnswers(self.case, tuple(self._results(asked)), dict(self.lost), refused)
+        return CaseResults(self.case, tuple(self._results(asked)), dict(self.lost), refused)
 
     def _answer(self, compared: ComparedSystem) -> None:
-        """Builds and asks a system unless its answers are there; a merge's loss is measured too."""
+        """Builds and evaluates a system unless its results exist; measures a merge's loss."""
         merges, parts = compared.family == "merge", {self.form}
         label, part = compared.label, "question" if compared.family == "chain" else self.form
         answered = all(
@@ -97,21 +97,27 @@ class _CaseRun:
         if merges:
             self.lost[compared.label] = lost_at_default_rank(system, self.adapters)
             write_text(self.lost_file, json.dumps(self.lost, indent=0) + "\n")
-        self.asker.ask(self.ledger, system, self.tasks, parts)
+        self.evaluator.evaluate(self.ledger, system, self.tasks, parts)
 
     def _fitted(self, builder: SystemBuilder, spec: str) -> Router:
-        """The router after prompts that are not asked, or where there are none after those that
-        the adapters write themselves. Every router of a case learns from the same ones."""
+        """The router fitted to prompts that are not evaluated, or else to generated ones.
+
+        Every router of a case is fitted to the same prompts.
+        """
         from loraprobe.pipeline.router_fitting import fit_routers, fitted_to
 
-        router, prompts = ROUTERS.make(spec), self.case.prompts(self.asker.limit)
+        router, prompts = ROUTERS.make(spec), self.case.prompts(self.evaluator.limit)
         if self.learned:
             return router.with_state(self.learned)
         if prompts:
-            router = fitted_to(router, self.asker.scorer, builder.prepared.adapters, prompts)
+            router = fitted_to(router, self.evaluator.scorer, builder.prepared.adapters, prompts)
         else:
             fitted, _ = fit_routers(
-                builder.trained, builder.prepared, builder.options, self.asker.scorer, self.tasks
+                builder.trained,
+                builder.prepared,
+                builder.options,
+                self.evaluator.scorer,
+                self.tasks,
             )
             router = fitted[spec]
         self.learned.update(router.state())
@@ -134,8 +140,10 @@ class _CaseRun:
 
 
 def lost_at_default_rank(system: System, adapters: Sequence[Adapter]) -> float:
-    """||dW - dW_k||_F / ||dW||_F of a whole merge if every module were cut to the default rank k,
-    the sum of its sources' ranks: the singular values beyond (Eckart and Young)."""
+    """||dW - dW_k||_F / ||dW||_F of a merge if every module were cut to the default rank k.
+
+    k is the sum of the sources' ranks; the loss is in the other singular values (Eckart and Young).
+    """
     import torch
 
     assert system.composition is not None

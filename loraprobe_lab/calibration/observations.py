@@ -1,6 +1,6 @@
-"""What is kept of a trial: its audit, which system answered which item right, and its true gain.
+"""Observation files: an adapter set's audit and which system answered which item right.
 
-A trial is one gzipped JSON document, from which cases can be computed again.
+An observation is one gzipped JSON document, from which cases can be computed again.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ STAGES = ("compatibility", "diagnostics", "coverage", "forecasts", "evaluation")
 ABSENT = "-"
 
 
-def write_trial(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a trial, complete or not at all."""
+def write_observation(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes an observation atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(gzip.compress(json.dumps(document, ensure_ascii=False).encode(), mtime=0))
     os.replace(part, path)
 
 
-def read_trial(path: Path) -> dict[str, Any]:
+def read_observation(path: Path) -> dict[str, Any]:
     """Raises CaseError for a file that cannot be read."""
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError):
-        raise CaseError(f"{path} holds no trial: remove it and collect again.") from None
+        raise CaseError(f"{path} holds no observation: remove it and collect again.") from None
 
 
 def packed(results: Sequence[ItemResult]) -> dict[str, Any]:
-    """Results by right or wrong as plain data: the items, and a mark for each of them by system.
+    """Results as plain data: the items, and for each system a mark per item.
 
     Raises ValueError for losses, which are neither right nor wrong.
     """
@@ -68,7 +68,7 @@ def unpacked(document: Mapping[str, Any]) -> list[ItemResult]:
 
 
 def evidence_of(audit: Mapping[str, Any]) -> Evidence:
-    """The evidence that an audit's document holds, as it stood before any composition was run."""
+    """The evidence in an audit's document from before any composition was run."""
     tasks = len({score["task"] for score in audit["evaluation"]})
     return EVIDENCE.validate_python(
         {**{name: audit[name] for name in STAGES}, "tasks": tasks, "level": "base"}
@@ -76,7 +76,7 @@ def evidence_of(audit: Mapping[str, Any]) -> Evidence:
 
 
 @dataclass(frozen=True)
-class Truth:
+class MeasuredGain:
     """The smallest difference to base and singles, its pointwise interval, and its items."""
 
     gain: float
@@ -84,12 +84,14 @@ class Truth:
     n: int
 
 
-def truth_of(results: Sequence[ItemResult], kinds: Mapping[str, str], composition: str) -> Truth:
+def measured_gain(
+    results: Sequence[ItemResult], kinds: Mapping[str, str], composition: str
+) -> MeasuredGain:
     """The gain of one composition over the best of base and singles, as evaluation computes it.
 
     kinds: system -> kind. The question is asked in both forms and the better one counts, so the
     interval reaches from the larger lower end to the larger upper end of the two forms' intervals.
-    Of several tasks the macro mean counts. Raises CaseError where there is nothing to compare with.
+    Of several tasks the macro mean counts. Raises CaseError without common items.
     """
     names = {name for name, kind in kinds.items() if kind in BASELINES} | {composition}
     own = [row for row in results if row.system in names]
@@ -100,4 +102,4 @@ def truth_of(results: Sequence[ItemResult], kinds: Mapping[str, str], compositio
     best = max(rows, key=lambda gain: gain.difference)
     items = {(r.task, r.item) for r in own if (r.system, r.part) == (composition, best.part)}
     ends = (max(gain.ci95[0] for gain in rows), max(gain.ci95[1] for gain in rows))
-    return Truth(best.difference, ends, len(items))
+    return MeasuredGain(best.difference, ends, len(items))

@@ -26,6 +26,8 @@ from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 
+FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
+
 
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
     """The base and each adapter alone, which are always evaluated."""
@@ -86,7 +88,7 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
                 f"The adapter name {adapter.name!r} is that of a system of its own: give the "
                 f"adapter another one, as in my-{adapter.name.partition(':')[0]}=REF."
             )
-    others = {"base", "chain", "shrunk", "random-partner", *(a.name for a in adapters)}
+    others = {*FIXED, *(a.name for a in adapters)}
     for spec in options.systems:
         if spec not in others and spec not in named:
             known = sorted({*others, *METHODS.names(), *ROUTERS.names()})

@@ -57,6 +57,8 @@ def test_the_nearest_option_of_a_method_is_named(pair, tmp_path):
         ("methods", "tise:de", set()),
         ("routers", "arrow:top", {"arrow:top_k="}),
         ("systems", "sp", {"spectr"}),
+        ("systems", "ch", {"chain"}),
+        ("systems", "rand", {"random-partner"}),
         ("allow", "base-mis", {"base-mismatch"}),
         ("diagnostics", "intr", {"intruder_dimensions"}),
     ],

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe._version import __version__
-from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, documents
+from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE, takes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ def load(reference: str | Path) -> Adapter:
     return hub.load(reference)
 
 
-@documents(INSPECT)
+@takes(INSPECT)
 def inspect(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -81,7 +81,7 @@ def inspect(
     )
 
 
-@documents(MERGE)
+@takes(MERGE)
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -142,7 +142,7 @@ def route(
     return composed(model, Composition(router, loaded, made))
 
 
-@documents(ROUTE)
+@takes(ROUTE)
 def compose(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -190,12 +190,12 @@ def verify(
     return pipeline.verify(directory, [*map(str, sources)], None if base is None else str(base))
 
 
-@documents(EVALUATE)
+@takes(EVALUATE)
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,
     base: str | Path = "auto",
-    tasks: Sequence[str | Path] | str | Path,
+    tasks: Sequence[str | Path] | str | Path = (),
     **options: Any,
 ) -> Audit:
     """Evaluates compositions of adapters on tasks and decides whether they work.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from loraprobe.declarations import declarations
+from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 from loraprobe.options import Options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -31,18 +34,34 @@ EVALUATE = (
 ).split()
 
 
-def documents(names: Sequence[str]) -> Callable[[Function], Function]:
-    """Adds to a function's docstring the options that it takes as keywords, each with its help."""
+def takes(names: Sequence[str]) -> Callable[[Function], Function]:
+    """Gives a Python function the options of a command as keywords, and documents each.
+
+    The function raises UsageError for any other keyword.
+    """
 
     def decorate(function: Function) -> Function:
         own = inspect.signature(function).parameters
+        options = [name for name in names if not {name, name.removesuffix("s")} & own.keys()]
+        known = [name for name in own if name != "options"] + options
         declared, plain = declarations(Options), Options()
         lines = ["", "", "options:"]
-        for name in names:
-            if not {name, name.removesuffix("s")} & own.keys():
-                default = getattr(plain, name)
-                lines.append(f"    {name}: {declared[name].help} Default: {default!r}.")
-        function.__doc__ = (inspect.getdoc(function) or "") + "\n".join(lines)
-        return function
+        for name in options:
+            default = getattr(plain, name)
+            lines.append(f"    {name}: {declared[name].help} Default: {default!r}.")
+        if "resume" in options:  # the command line keeps them in LORAPROBE_CACHE
+            known.append("state")
+            lines.append("    state: Directory of the results that `resume` uses. Default: None.")
+
+        @functools.wraps(function)
+        def checked(*given: Any, **keywords: Any) -> Any:
+            for name in keywords:
+                if name not in known:
+                    hint = nearest(name, known)
+                    raise UsageError(f"{function.__name__} has no option {name!r}: {hint}")
+            return function(*given, **keywords)
+
+        checked.__doc__ = (inspect.getdoc(function) or "") + "\n".join(lines)
+        return cast(Function, checked)
 
     return decorate

@@ -7,7 +7,6 @@ command prints and where it writes.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
-from loraprobe.formatting import nearest
 
 
 @dataclass(frozen=True)
@@ -188,14 +186,7 @@ class Options:
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> Options:
-        """The options of a Python call, whose texts are read as on the command line.
-
-        Raises UsageError for a keyword that does not exist.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in keywords:
-            if name not in names:
-                raise UsageError(f"Unknown option {name!r}: {nearest(name, names)}")
+        """The options of a Python call, whose texts are read as on the command line."""
         return cls(**{name: as_given(cls, name, value) for name, value in keywords.items()})
 
     def _check_combinations(self) -> None:

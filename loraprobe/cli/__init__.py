@@ -68,6 +68,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
+        metavar=" ",
         callback=_debug,
         help="On an error also print the traceback.",
         rich_help_panel="Output",
@@ -129,13 +130,23 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", "-V", "-v", callback=_version, is_eager=True, help="Print the version."
+            "--version",
+            "-V",
+            "-v",
+            metavar=" ",
+            callback=_version,
+            is_eager=True,
+            help="Print the version.",
         ),
     ] = False,
     json_schema: Annotated[
         bool,
         typer.Option(
-            "--json-schema", callback=_schema, is_eager=True, help="Print the schema of --json."
+            "--json-schema",
+            metavar=" ",
+            callback=_schema,
+            is_eager=True,
+            help="Print the schema of --json.",
         ),
     ] = False,
     limits: Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.formatting import count
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.kept import KeptRun
@@ -20,7 +21,7 @@ DAY = 86_400.0
 @with_options("json")
 def cache(
     output: Output,
-    clear: Annotated[bool, typer.Option("--clear", help="Delete it all.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", metavar=" ", help="Delete it all.")] = False,
     older: Annotated[
         int, typer.Option(metavar="DAYS", min=0, help="Only runs not used for so many days.")
     ] = 0,
@@ -41,7 +42,8 @@ def cache(
         document = {"schema_version": 1, "command": "cache", "cleared": clear, "runs": rows}
         print(json.dumps(document, indent=1))
     elif clear:
-        output.say(f"Deleted {len(runs) - len(used)} runs; {len(used)} are in use.")
+        kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
+        output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")
     else:
         _show(runs, hashes, now)
 
@@ -66,7 +68,8 @@ def _show(runs: list[KeptRun], hashes: int, now: float) -> None:
 
     table = Table("adapters", "tasks", "size", "last used", box=None)
     for run in runs:
-        names = (", ".join(map(clean, held)) for held in (run.adapters, run.tasks))
+        unread = ("(of another version)",)  # its adapters and tasks are not known
+        names = (", ".join(map(clean, held)) for held in (run.adapters or unread, run.tasks))
         days = int((now - run.used) / DAY)
         when = "today" if days == 0 else f"{days} days ago"
         table.add_row(*map(escape, names), size(run.size), when)
@@ -74,7 +77,6 @@ def _show(runs: list[KeptRun], hashes: int, now: float) -> None:
     if runs:
         console.print(table)
     total = sum(run.size for run in runs)
-    console.print(
-        f"{len(runs)} runs, {size(total)}; hashes of files, {size(hashes)}. "
-        "loraprobe cache --clear deletes them."
-    )
+    cure = " loraprobe cache --clear deletes them." if runs or hashes else ""
+    kept_there = f"{count(len(runs), 'run')}, {size(total)}; hashes of files, {size(hashes)}."
+    console.print(kept_there + cure)

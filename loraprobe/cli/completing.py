@@ -39,8 +39,10 @@ def routers(incomplete: str) -> list[str]:
 
 
 def systems(incomplete: str) -> list[str]:
-    """Merge methods and routers."""
-    return methods(incomplete) + routers(incomplete)
+    """Merge methods, routers, and the systems that are neither."""
+    from loraprobe.pipeline.systems import FIXED
+
+    return methods(incomplete) + routers(incomplete) + _starting(FIXED, incomplete)
 
 
 def diagnostics(incomplete: str) -> list[str]:

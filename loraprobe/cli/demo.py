@@ -16,12 +16,13 @@ OWN = "loraprobe merge-and-eval owner/one owner/two --task questions.jsonl"
 Scenario = Annotated[
     str,
     typer.Option(
-        help="disjoint, skill-and-facts, target-adapter or keep-both.", autocompletion=scenarios
+        metavar="NAME",
+        help="disjoint, skill-and-facts, target-adapter or keep-both.",
+        autocompletion=scenarios,
     ),
 ]
 
-
-OPTIONS = "device threads seed json html markdown save_samples explain quiet exit_zero"
+OPTIONS = "margin prior device threads seed json html markdown save_samples explain quiet exit_zero"
 
 
 @with_options(*OPTIONS.split())
@@ -43,4 +44,5 @@ def demo(options: Options, output: Output, scenario: Scenario = "disjoint") -> N
         )
     assert found.audit.verdict is not None
     audit = replace(found.audit, verdict=replace(found.audit.verdict, next=OWN))
-    output.result(audit, demo_text(audit, list(world.scenarios)), samples=found.samples)
+    others = [name for name in world.scenarios if name != scenario]
+    output.result(audit, demo_text(audit, others), samples=found.samples)

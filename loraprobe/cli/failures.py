@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -24,10 +25,11 @@ from loraprobe.errors import (
 from loraprobe.memory import is_out_of_memory
 from loraprobe.secrets import scrub
 
+RESUMED = "; the same call with --resume goes on from what was finished."
 # What an interrupted command keeps for its next call.
 KEPT = {
-    "inspect": "; what was finished is kept. The same call with --resume goes on.",
-    "merge-and-eval": "; what was finished is kept. The same call with --resume goes on.",
+    "inspect": RESUMED,
+    "merge-and-eval": RESUMED,
     "merge": "; the output is there whole or not at all.",
     "route": "; the output is there whole or not at all.",
     "lab": "; what was finished is kept. The same call goes on.",
@@ -75,11 +77,17 @@ def _usage(error: Any) -> str:
     message = str(error.format_message()).replace("option: ", "option ")
     message = message.partition(" (Possible options:")[0].rstrip(".")
     message, _, near = message.partition(". Did you mean ")
-    near = near.rstrip("?") or ", ".join(sorted(getattr(error, "possibilities", None) or ()))
+    near = near.rstrip("?") or _nearest_option(error)
     if near:
         return f"{message}: did you mean {near}?"
     path = error.ctx.command_path if error.ctx is not None else "loraprobe"
     return f"{message}; see {path} --help."
+
+
+def _nearest_option(error: Any) -> str:
+    """The option that typer finds nearest to an unknown one; "" if it finds none."""
+    possible = getattr(error, "possibilities", None) or ()
+    return next(iter(get_close_matches(getattr(error, "option_name", ""), possible, 1)), "")
 
 
 def _print(error: LoraprobeError, as_json: bool) -> None:

@@ -16,7 +16,7 @@ def find(
         str, typer.Argument(metavar="BASE", help="Base model on the Hub.", show_default=False)
     ],
     output: Output,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 30,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="At most so many.")] = 30,
 ) -> None:
     """List PEFT adapters of a base model on the Hub, the most downloaded first.
 

@@ -15,6 +15,7 @@ from loraprobe.options import Options
 Probe = Annotated[
     str | None,
     typer.Option(
+        metavar="auto|FILE",
         help="auto, or a file with a question or entity a line (an answer after a tab).",
         rich_help_panel="Evaluation",
     ),

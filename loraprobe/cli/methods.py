@@ -26,7 +26,7 @@ def _known(incomplete: str) -> list[str]:
 Names = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME]...",
+        metavar="NAME",
         help="Tell all about these; without names a list.",
         show_default=False,
         autocompletion=_known,

@@ -22,7 +22,7 @@ METAVARS: Mapping[Any, str] = {bool: " ", int: "N", float: "X", Path: "FILE"}
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 Refs = Annotated[
     list[str],
-    typer.Argument(metavar="REF...", help=f"Adapters: {REFERENCE}.", show_default=False),
+    typer.Argument(metavar="REF", help=f"Adapters: {REFERENCE}.", show_default=False),
 ]
 _BASE = typer.Option(
     metavar="REF",
@@ -106,7 +106,6 @@ def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
         rich_help_panel=declared.group,
         metavar=declared.metavar or _metavar(hint),
         autocompletion=OF_OPTIONS.get(name),
-        min=None if declared.most is not None else declared.least,
         show_default=default not in (None, False, REQUIRED),
     )
     typed: Any = _typed(hint, declared)

@@ -25,7 +25,7 @@ def verify(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[REF]...",
+            metavar="REF",
             help="Where the adapters are that it was made of, if they moved.",
             show_default=False,
         ),

@@ -35,17 +35,15 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import (
+    made_text,
     merge_by,
     merge_figures,
-    norm_of,
-    rank_text,
     warning_figures,
 )
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Measurement, Progress, Verdict
-from loraprobe.registry import spec_of
+from loraprobe.records import Audit, Compatibility, Progress, Verdict
 from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
@@ -142,8 +140,7 @@ def merge(
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     issues = with_issues(found, (*merged.issues, *licence_issues))
     examined = Examination(issues, figures, licences=licences)
-    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
-    notes += [*prepared.notes, f"{made}; its norm is {norm_of(merged.adapter):.4g}."]
+    notes += [*prepared.notes, made_text(merged, options)]
     verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
     audit = audit_of(
         session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
@@ -179,11 +176,13 @@ def compose(
     made = Routed(composition, inputs.base, prepared.steps, licences=licences)
     with session.stage("peft"):
         notes += [*prepared.notes, *composition.notes(), made.peft_note]
-    norms = tuple(Measurement("norm", (s.adapter,), s.norm_before) for s in prepared.steps)
-    examined = Examination(with_issues(found, licence_issues), norms)
-    notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec_of(router)}.")
+    with session.stage("diagnose"):
+        figures = warning_figures(inputs.adapters, options, "norm")
+    examined = Examination(with_issues(found, licence_issues), figures)
+    notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
+    verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
     audit = audit_of(
-        session, inputs, examined, notes, search=search, transformations=prepared.steps
+        session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
     )
     return Outcome(audit, with_card(made, audit, options, prepared.general))
 

@@ -10,7 +10,7 @@ from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.diagnostics import DIAGNOSTICS
-from loraprobe.errors import UsageError
+from loraprobe.errors import HubError, UsageError
 from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
@@ -51,6 +51,8 @@ def open_inputs(
     check_names(options)
     read = open_tasks(tasks, options.limit)
     given = hub.load_all(adapters)
+    if not given:
+        raise UsageError("No adapter was given; give at least one.")
     options.check_count(len(given))
     opened = None
     if base:
@@ -134,7 +136,13 @@ def base_of(base: Base | Reference, adapters: Sequence[Adapter], *, code: bool =
     if isinstance(base, Base):
         return base
     reference = hub.common_base(adapters) if base == "auto" else str(base)
-    snapshot = hub.resolve_base(reference, code=code)
+    try:
+        snapshot = hub.resolve_base(reference, code=code)
+    except HubError as error:
+        if base != "auto":
+            raise
+        told = str(error).rstrip(".")
+        raise HubError(f"{told}, or give the adapters' base, {reference}, as --base DIR.") from None
     return open_base(snapshot.path, snapshot.reference, snapshot.commit)
 
 

@@ -11,7 +11,7 @@ import torch
 from loraprobe import diagnostics
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.merging import Merged, merge
+from loraprobe.merging import METHODS, Merged, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Measurement
@@ -36,6 +36,15 @@ def merge_by(
         base_parameter=base.parameter if base is not None else None,
         **rest,
     )
+
+
+def made_text(merged: Merged, options: Options) -> str:
+    """What the merge is, and whether its method has no use for the weights that were given."""
+    made = f"Merged by {merged.spec} in the {merged.space} space to rank {rank_text(merged)}"
+    made += f"; its norm is {norm_of(merged.adapter):.4g}."
+    if options.given_weights and not METHODS.make(merged.spec).takes_weights:
+        made += " It ignores --weights; --method task_arithmetic uses them."
+    return made
 
 
 def rank_text(merged: Merged) -> str:
@@ -63,7 +72,12 @@ def norm_of(adapter: Adapter) -> float:
     return math.hypot(*(float(u.to(torch.float64).norm()) for u in adapter.modules.values()))
 
 
-def warning_figures(adapters: Sequence[Adapter], options: Options) -> tuple[Measurement, ...]:
-    """The figures of pairs of untransformed sources for which a verdict warns."""
-    wanted = ("norm_ratio", "cosine", "shared_initialisation")
+def warning_figures(
+    adapters: Sequence[Adapter], options: Options, *others: str
+) -> tuple[Measurement, ...]:
+    """The figures of pairs of untransformed sources for which a verdict warns.
+
+    others: names of more diagnostics.
+    """
+    wanted = ("norm_ratio", "cosine", "shared_initialisation", *others)
     return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

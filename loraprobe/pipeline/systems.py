@@ -15,6 +15,7 @@ from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
+from loraprobe.formatting import nearest
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
 from loraprobe.pipeline.merges import merge_by
@@ -24,6 +25,8 @@ from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
+
+FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
 
 
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
@@ -85,11 +88,11 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
                 f"The adapter name {adapter.name!r} is that of a system of its own: give the "
                 f"adapter another one, as in my-{adapter.name.partition(':')[0]}=REF."
             )
-    others = {"base", "chain", "shrunk", "random-partner", *(a.name for a in adapters)}
+    others = {*FIXED, *(a.name for a in adapters)}
     for spec in options.systems:
         if spec not in others and spec not in named:
-            known = ", ".join(sorted({*others, *METHODS.names(), *ROUTERS.names()}))
-            raise UsageError(f"Unknown system {spec!r}: there are {known}.")
+            known = sorted({*others, *METHODS.names(), *ROUTERS.names()})
+            raise UsageError(f"Unknown system {spec!r}: {nearest(spec, known)}")
     for spec in (*options.methods, *named):
         if spec in METHODS:
             _check_weights(spec, options, len(adapters))

@@ -57,6 +57,8 @@ def verify(
     has no card by loraprobe.
     """
     place = Path(directory)
+    if not place.is_dir():
+        raise AdapterError(f"There is no directory {place}; check the path.")
     record = provenance.read_provenance(place)
     found = [find_source(source, place, sources) for source in (*record.sources, *record.subtract)]
     checks = [check for _, check in found]

@@ -88,7 +88,7 @@ def test_an_error_before_the_command_line_is_imported_is_a_document_too():
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
-        ({"methds": ("ties",)}, "did you mean 'methods'"),
+        ({"margn": 0.1}, "did you mean 'margin'"),
         ({"limit": "three"}, "--limit takes a whole number, not 'three'"),
         ({"limit": True}, "--limit takes a whole number"),
         ({"margin": "wide"}, "--margin takes a number"),
@@ -97,7 +97,7 @@ def test_an_error_before_the_command_line_is_imported_is_a_document_too():
         ({"batch_size": 2.5}, "--batch-size takes a whole number or auto"),
         ({"allow": "base-mismatsch"}, "did you mean 'base-mismatch'"),
         ({"diagnostics": "karma"}, "'karma'"),
-        ({"balance": "nrm"}, "--balance must be one of none, norm"),
+        ({"chat_template": "of"}, "--chat-template must be one of auto, on, off"),
     ],
 )
 def test_python_keywords_are_refused_as_on_the_command_line(keywords, said):

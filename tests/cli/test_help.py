@@ -44,3 +44,19 @@ def test_options_stand_in_panels():
         assert f"─ {panel} ─" in shown
     rest = shown.partition("─ Options ─")[2].partition("╰")[0]
     assert rest.count("--") == 1  # --help
+
+
+@pytest.mark.parametrize("command", ["", *sorted(set(COMMANDS) - {"lab"})])
+def test_no_option_shows_a_type_of_python(command):
+    shown = making.call(*command.split(), "--help", env={"COLUMNS": "100"}).stdout
+    options = shown.partition("─ Options ─")[2].splitlines()
+    typers_own = ("--help", "--install-completion", "--show-completion")
+    lines = [line for line in options if "--" in line and not any(o in line for o in typers_own)]
+    assert lines and not [line for line in lines if "<" in line and "x<=" not in line]
+    assert "...}" not in shown and "...]..." not in shown  # the usage repeats an argument once
+
+
+def test_the_demo_takes_the_options_of_the_contract():
+    shown = making.call("demo", "--help", env={"COLUMNS": "100"}).stdout
+    for flag in ("--prior", "--margin", "--html", "--explain", "--json", "--markdown"):
+        assert f" {flag} " in shown

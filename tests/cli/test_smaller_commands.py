@@ -57,6 +57,8 @@ def test_the_nearest_option_of_a_method_is_named(pair, tmp_path):
         ("methods", "tise:de", set()),
         ("routers", "arrow:top", {"arrow:top_k="}),
         ("systems", "sp", {"spectr"}),
+        ("systems", "ch", {"chain"}),
+        ("systems", "rand", {"random-partner"}),
         ("allow", "base-mis", {"base-mismatch"}),
         ("diagnostics", "intr", {"intruder_dimensions"}),
     ],
@@ -176,8 +178,9 @@ def test_cache_lists_and_deletes_what_runs_keep(tmp_path):
 
     fcntl.flock(lock, fcntl.LOCK_EX)
     assert len(json.loads(call("cache", "--clear", "--json", **home).stdout)["runs"]) == 1
-    lock.close()
     assert "in use" in call("cache", "--clear", **home).stderr
+    lock.close()
+    assert "in use" not in call("cache", "--clear", **home).stderr
     assert json.loads(call("cache", "--json", **home).stdout)["runs"] == []
     assert not list(tmp_path.glob("hashes/*")) and not list(tmp_path.glob("runs/*"))
 
@@ -195,3 +198,56 @@ def test_env_holds_versions_and_nothing_private(tmp_path):
     assert getpass.getuser() not in document["set"]
     assert {"HF_TOKEN", "HF_HOME", "HF_ENDPOINT"} <= set(document["set"])
     assert document["loraprobe"] == loraprobe.__version__ and "torch" in document["packages"]
+
+
+def test_the_nearest_option_comes_first(pair):
+    result = call("merge-and-eval", *pair, "--sytem", "uniform")
+    assert result.exit_code == 2 and "did you mean --system?" in result.stderr
+
+
+def test_a_limit_is_refused_in_the_words_of_the_python_interface(pair):
+    result = call("inspect", *pair, "--limit", "0")
+    assert (result.exit_code, result.stderr) == (2, "error: --limit must be at least 1, not 0.\n")
+
+
+def test_verify_says_that_a_directory_is_missing(tmp_path):
+    result = call("verify", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "no directory" in result.stderr and "README" not in result.stderr
+
+
+def test_a_kept_run_of_another_version_is_listed_too(tmp_path):
+    run = tmp_path / "runs" / "0123"
+    run.mkdir(parents=True)
+    (run / "results.jsonl").write_text("{}\n")
+    empty = call("cache", LORAPROBE_CACHE=str(tmp_path / "none")).stdout
+    assert "--clear" not in empty and "0 runs" in empty
+    shown = call("cache", LORAPROBE_CACHE=str(tmp_path)).stdout
+    assert "another version" in shown and "1 run," in shown
+    cleared = call("cache", "--clear", LORAPROBE_CACHE=str(tmp_path))
+    assert "1 run" in cleared.stderr and "1 runs" not in cleared.stderr
+    assert "in use" not in cleared.stderr and not run.exists()
+
+
+def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeypatch):
+    monkeypatch.setattr("loraprobe.hub.common_base", lambda adapters: "owner/base")
+    result = call("inspect", *pair, "--base", "auto", "--probe", "auto", HF_HUB_OFFLINE="1")
+    assert result.exit_code == 2
+    assert "owner/base" in result.stderr and "--base DIR" in result.stderr
+
+
+def test_a_merge_says_that_its_method_ignores_the_weights(pair, tmp_path):
+    weights = ["--weights", "0.7,0.3"]
+    for method, ignored in (("uniform", True), ("task_arithmetic", False)):
+        made = call("merge", *pair, "-o", tmp_path / method, "--method", method, *weights)
+        assert made.exit_code == 0
+        assert ("--weights" in made.stdout) is ignored
+    assert "--weights" not in call("merge", *pair, "-o", tmp_path / "plain").stdout
+
+
+def test_the_nearest_system_is_named(pair, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
+    asked = ["--task", task, "--base", shipped_world().base, "--system", "chian"]
+    result = call("merge-and-eval", *pair, *asked)
+    assert result.exit_code == 2 and "did you mean 'chain'" in result.stderr

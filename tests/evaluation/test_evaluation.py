@@ -183,7 +183,8 @@ def test_a_chain_alone_measures_its_adapters_hops_first():
 
 def test_chains_of_three_hops_and_items_without():
     answers = {("a", "A?"): "x", ("b", "B x?"): "y", ("c", "C x y?"): "z"}
-    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("z",)))
+    # the item's answer counts, also where its last hop's is another
+    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("w",), "c"))
     short = (Hop("A?", ("x",)),)
     task = Task(
         "t",

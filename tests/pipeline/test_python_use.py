@@ -13,6 +13,7 @@ import loraprobe
 from loraprobe import pipeline
 from loraprobe.command_options import EVALUATE, INSPECT, MERGE, ROUTE
 from loraprobe.demo import shipped_world
+from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.report.answer import answer
 
@@ -90,3 +91,33 @@ def test_weights_may_be_any_sequence():
 
     for weights in ([0.7, 0.3], (0.7, 0.3), numpy.array([0.7, 0.3])):
         assert loraprobe.merge(pair(), "task_arithmetic", weights=weights).weights == (0.7, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("function", "keyword", "near"),
+    [
+        (loraprobe.merge, "metod", "'method'"),
+        (loraprobe.merge, "methods", "'method'"),
+        (loraprobe.compose, "routers", "'router'"),
+        (loraprobe.inspect, "bse", "'base'"),
+        (loraprobe.merge_and_eval, "task", "'tasks'"),
+        (loraprobe.merge_and_eval, "method", "'methods'"),
+    ],
+)
+def test_a_keyword_that_a_function_does_not_take_is_named(function, keyword, near):
+    with pytest.raises(UsageError, match=f"{keyword!r}: did you mean {near}"):
+        function(pair(), **{keyword: "ties"})
+
+
+def test_options_of_other_commands_are_refused():
+    for keyword in ("weights", "routers", "started", "arguments"):
+        with pytest.raises(UsageError, match=f"inspect has no option {keyword!r}"):
+            loraprobe.inspect(pair(), **{keyword: None})
+
+
+def test_a_missing_task_and_no_adapter_are_sentences():
+    with pytest.raises(UsageError, match="--task"):
+        loraprobe.merge_and_eval(pair())
+    for function in (loraprobe.inspect, loraprobe.merge, loraprobe.compose):
+        with pytest.raises(UsageError, match="adapter"):
+            function([])

@@ -33,6 +33,7 @@ def test_route_command(tmp_path):
     jsonschema.validate(document, json_schema())
     assert document["command"] == "route" and len(document["transformations"]) == 2
     assert document["provenance"]["arguments"] is not None
+    assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
     composition = load_composition(out)
     assert composition.router == ROUTERS.make("arrow:top_k=1")
     assert [e.name for e in composition.experts] == ["a", "other"]
@@ -43,6 +44,20 @@ def test_route_command(tmp_path):
     quiet = making.call(*call, "--overwrite", "--quiet", *constant)
     assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
     assert load_composition(out).router == ConstantGates((1.0, -0.5))
+
+
+def test_a_composition_is_judged_as_a_merge_is(tmp_path):
+    a, b = making.saved_pair(tmp_path)
+    made = {}
+    for command in ("merge", "route"):
+        result = making.call(command, a, b, "-o", tmp_path / command, "--json")
+        assert result.exit_code == 0, result.output
+        made[command] = json.loads(result.stdout)
+    merged, routed = made["merge"]["verdict"], made["route"]["verdict"]
+    assert routed["decision"] == "inconclusive" and routed["next"].startswith("loraprobe inspect")
+    shared = {reason["code"] for reason in merged["reasons"]} - {"compression-lost"}
+    assert {reason["code"] for reason in routed["reasons"]} >= shared
+    assert all(row["norm"] is not None for row in made["route"]["adapters"])
 
 
 @pytest.mark.parametrize(

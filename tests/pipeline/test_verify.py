@@ -270,7 +270,8 @@ def test_a_card_with_a_false_recipe_gives_no_traceback(pair, tmp_path, key):
     within = []
     if key == "sources":
         right = read_front_matter((out / CARD).read_text())["loraprobe"]["sources"]
-        within = [[right[0] | {name: odd}, *right[1:]] for name in right[0] for odd in ODD]
+        lies = ((name, odd) for k, name in enumerate(right[0]) for odd in ODD[k % 3 :: 3])
+        within = [[right[0] | {name: odd}, *right[1:]] for name, odd in lies]
     for odd in (*ODD, *within):
         tampering.card(lambda matter, odd=odd: matter["loraprobe"].update({key: odd}))(tmp_path)
         result = call("verify", out)

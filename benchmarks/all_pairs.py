@@ -31,7 +31,7 @@ from machine import (
     spread,
     table,
     timed,
-)  # fmt: skip
+)
 from seven import RANK, SHAPES, write_adapter
 
 
@@ -81,21 +81,27 @@ def main() -> None:
         found = interleaved(kinds, options.runs, warm=0)
     k = n * RANK
     flops = 2 * k * k * sum(out + into for out, into in SHAPES.values()) * layers
-    print(f"{n} adapters, {n * (n - 1) // 2} pairs, {layers * len(SHAPES)} modules of 7B shapes, "
-          f"rank {RANK}")  # fmt: skip
+    print(
+        f"{n} adapters, {n * (n - 1) // 2} pairs, {layers * len(SHAPES)} modules of 7B shapes, "
+        f"rank {RANK}"
+    )
     table(found, "the products", "Gram products")
     import torch
 
     rates = [gemm_rate(torch.float64, k, 4096, k) for _ in range(3)]
-    print(f"  limit: {flops / 1e12:.2f} Tflop at {spread([r / 1e9 for r in rates], 0)} Gflop/s in "
-          f"float64 = {spread([flops / rate for rate in rates])} s")  # fmt: skip
+    print(
+        f"  limit: {flops / 1e12:.2f} Tflop at {spread([r / 1e9 for r in rates], 0)} Gflop/s in "
+        f"float64 = {spread([flops / rate for rate in rates])} s"
+    )
     share = ratios(found["inspect"], found["Gram products"])
     aim(f"inspect of {n} / its Gram products", share, 1.5)
     module = 8 * k * max(out + into for out, into in SHAPES.values()) / 1e6
     memory = max(f.megabytes for f in found["inspect"])
     whole = 4 * k * sum(out + into for out, into in SHAPES.values()) * layers / 1e6
-    print(f"  memory: {memory:.0f} MB at most; the factors of one module of all adapters take "
-          f"{module:.0f} MB in float64, those of all {whole:.0f} MB in float32")  # fmt: skip
+    print(
+        f"  memory: {memory:.0f} MB at most; the factors of one module of all adapters take "
+        f"{module:.0f} MB in float64, those of all {whole:.0f} MB in float32"
+    )
 
 
 if __name__ == "__main__":

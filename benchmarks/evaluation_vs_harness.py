@@ -120,8 +120,9 @@ class Plain:
             own = [0.0] * len(pairs)
             for batch in self.scorer.batcher.split(lengths, starts, self.scorer.vocab_size):
                 rows = [encoded[i][0][:-1] for i in batch]
-                kept = tail_logits(self.model.base_model.model, rows, [starts[i] for i in batch],
-                                   self.scorer.pad)  # fmt: skip
+                kept = tail_logits(
+                    self.model.base_model.model, rows, [starts[i] for i in batch], self.scorer.pad
+                )
                 for i, logits in zip(batch, kept, strict=True):
                     gold = torch.tensor(encoded[i][0][encoded[i][1] :])
                     own[i] = float(logits.log_softmax(-1).gather(-1, gold[:, None]).sum())
@@ -155,8 +156,10 @@ def systems(adapters: list[str]) -> list[Any]:
     from loraprobe.composition import Composition
     from loraprobe.routing.constant import ConstantGates
 
-    return [Composition(f"s{n}", (loraprobe.load(path),), ConstantGates((1.0,)))
-            for n, path in enumerate(adapters)]  # fmt: skip
+    return [
+        Composition(f"s{n}", (loraprobe.load(path),), ConstantGates((1.0,)))
+        for n, path in enumerate(adapters)
+    ]
 
 
 def scorer_of(base: str) -> Any:
@@ -191,8 +194,9 @@ def against_plain(base: str, adapters: list[str], items: list[dict], runs: int) 
     def generate() -> list[list[str]]:
         return ask(scorer, compositions, lambda s: s.generate(prompts, max_new_tokens=NEW_TOKENS))
 
-    torch.testing.assert_close(torch.tensor(score()), torch.tensor(plain.score(pairs)),
-                               rtol=1e-4, atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        torch.tensor(score()), torch.tensor(plain.score(pairs)), rtol=1e-4, atol=1e-3
+    )
     mine, theirs = (list(chain.from_iterable(x)) for x in (generate(), plain.generate(prompts)))
     same = sum(a == b for a, b in zip(mine, theirs, strict=True)) / len(mine)
     print(f"  log-likelihoods agree to 1e-4; {same:.1%} of the generated texts are the same")
@@ -270,8 +274,10 @@ def against_harness(base: str, adapters: list[str], items: list[dict], scratch: 
     found = interleaved(kinds, 3, warm=0)
     k = len(adapters)
     gap = max(abs(a - b) for a, b in zip(told["answer"], told["harness"], strict=True))
-    print(f"  whole processes, {k} systems, {len(items)} items with 4 choices; accuracies differ "
-          f"by at most {gap:.3f}")  # fmt: skip
+    print(
+        f"  whole processes, {k} systems, {len(items)} items with 4 choices; accuracies differ "
+        f"by at most {gap:.3f}"
+    )
     table(found, "the harness", "harness")
 
 
@@ -292,8 +298,10 @@ def main() -> None:
         adapters = [make_adapter(base, f"{scratch}/adapter{n}", n) for n in range(options.systems)]
         items = make_items(options.items)
         threads = torch.get_num_threads()
-        print(f"{options.systems} systems, {options.items} items, {threads} threads, "
-              f"base {options.model or 'random Llama'}")  # fmt: skip
+        print(
+            f"{options.systems} systems, {options.items} items, {threads} threads, "
+            f"base {options.model or 'random Llama'}"
+        )
         against_plain(base, adapters, items, options.runs)
         try:
             import lm_eval  # noqa: F401

@@ -58,8 +58,10 @@ def main() -> None:
         size = sum(file.stat().st_size for file in weights(sources))
     print(f"{options.adapters} adapters, {options.layers * len(SHAPES)} modules, rank {RANK}, bf16")
     table(found, "reading", "reading")
-    print(f"  limit: {size / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s from the page cache = "
-          f"{size / rate:.2f} s, without start-up")  # fmt: skip
+    print(
+        f"  limit: {size / 1e6:.0f} MB at {rate / 1e9:.1f} GB/s from the page cache = "
+        f"{size / rate:.2f} s, without start-up"
+    )
     if options.adapters == 2:
         aim("inspect of two / reading", ratios(found["inspect"], found["reading"]), 2)
     elif "vlora" in found:

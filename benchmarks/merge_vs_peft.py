@@ -32,7 +32,7 @@ from machine import (
     script,
     table,
     timed,
-)  # fmt: skip
+)
 from seven import RANK, SHAPES, write_adapter
 
 
@@ -78,8 +78,10 @@ def against_peft(out: int, into: int) -> None:
     theirs = update("m")
     adapters = [adapter_of(name, {"0": update(name)}) for name in "ab"]
     ours = merge(adapters, "uniform", rank=RANK).adapter.modules["0"]
-    gap = LowRank(torch.cat([ours.A, theirs.A]),
-                  torch.cat([ours.scaling * ours.B, -theirs.scaling * theirs.B], 1))  # fmt: skip
+    gap = LowRank(
+        torch.cat([ours.A, theirs.A]),
+        torch.cat([ours.scaling * ours.B, -theirs.scaling * theirs.B], 1),
+    )
     distance = float(gap.norm() / theirs.norm())
     print(json.dumps({"seconds": figures.seconds, "distance": distance}))
 
@@ -113,8 +115,9 @@ def main() -> None:
         against_peft(*options.child)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        sources = [write_adapter(Path(scratch) / name, options.layers, n)
-                   for n, name in enumerate("ab")]  # fmt: skip
+        sources = [
+            write_adapter(Path(scratch) / name, options.layers, n) for n, name in enumerate("ab")
+        ]
         found = measure(sources, options.runs, scratch)
     print(f"{options.layers * len(SHAPES)} modules, rank {RANK}, bf16, two adapters")
     table(found, "writing", "writing")

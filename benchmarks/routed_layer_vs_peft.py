@@ -201,8 +201,9 @@ def measure(
         calls = {name: ready(call, x, options) for name, call in kinds.items()}
         found = interleaved(
             {name: (lambda c=call: clocked(c, wait)) for name, call in calls.items()},
-            options.runs, warm=2,
-        )  # fmt: skip
+            options.runs,
+            warm=2,
+        )
     bare = statistics.median(f.seconds for f in found["bare"])
     # Of less than a hundredth of the layer's own time the clock tells nothing.
     ours, theirs = (max(added(found[name], found["bare"]), bare / 100) for name in ("ours", "peft"))
@@ -253,10 +254,14 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else (
         f"{torch.get_num_threads()} threads")  # fmt: skip
-    print(f"rank {options.rank}, top_k {options.top_k}, {options.dtype}, {options.device} "
-          f"({where}), medians of {options.runs} runs; added to the bare layer")  # fmt: skip
-    print("| width | tokens | experts | bare ms | ours ms | peft ms | ratio | ours MB | peft MB | "
-          "ratio | one-hot / peft LoRA |")  # fmt: skip
+    print(
+        f"rank {options.rank}, top_k {options.top_k}, {options.dtype}, {options.device} "
+        f"({where}), medians of {options.runs} runs; added to the bare layer"
+    )
+    print(
+        "| width | tokens | experts | bare ms | ours ms | peft ms | ratio | ours MB | peft MB | "
+        "ratio | one-hot / peft LoRA |"
+    )
     print("|" + " --- |" * 11)
     rows, skipped = [], []
     for width in options.width:

@@ -69,8 +69,10 @@ def sketch_error(adapters: list[Adapter], method: str) -> str:
     weights = torch.tensor(made.default_weights(len(found)))
     energy = torch.linalg.svdvals(made(deltas, weights)).double().square()
     best = math.sqrt(float(energy[RANK:].sum() / energy.sum()))
-    return (f"the sketch loses {merged.compression_error:.6f} of the norm, a full SVD {best:.6f}, "
-            f"and the last round still gained {merged.sketch_error:.1e}")  # fmt: skip
+    return (
+        f"the sketch loses {merged.compression_error:.6f} of the norm, a full SVD {best:.6f}, "
+        f"and the last round still gained {merged.sketch_error:.1e}"
+    )
 
 
 def main() -> None:
@@ -82,11 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     density = METHODS.make(options.method).density
     ratios: list[float] = []
-    print(f"{options.method} in the full space, {options.adapters} adapters, to rank {RANK}, "
-          f"{torch.get_num_threads()} threads; seconds of one module")  # fmt: skip
+    print(
+        f"{options.method} in the full space, {options.adapters} adapters, to rank {RANK}, "
+        f"{torch.get_num_threads()} threads; seconds of one module"
+    )
     for shape in sorted(set(SHAPES.values())):
-        adapters = [adapter_of(f"a{i}", {"m": u})
-                    for i, u in enumerate(updates(shape, options.adapters))]  # fmt: skip
+        adapters = [
+            adapter_of(f"a{i}", {"m": u}) for i, u in enumerate(updates(shape, options.adapters))
+        ]
         calls = {
             **parts(adapters, density),
             "merge": lambda some=adapters: merge(some, options.method, rank=RANK),
@@ -104,10 +109,13 @@ def main() -> None:
 
 def report(shape: tuple[int, int], found: dict[str, list[Figures]]) -> list[float]:
     """Prints one line; the ratios of merge to the sum of the parts, run by run."""
-    sums = [sum(figures[i].seconds for name, figures in found.items() if name != "merge")
-            for i in range(len(found["merge"]))]  # fmt: skip
-    told = ", ".join(f"{name} {spread([f.seconds for f in figures])}"
-                     for name, figures in found.items())  # fmt: skip
+    sums = [
+        sum(figures[i].seconds for name, figures in found.items() if name != "merge")
+        for i in range(len(found["merge"]))
+    ]
+    told = ", ".join(
+        f"{name} {spread([f.seconds for f in figures])}" for name, figures in found.items()
+    )
     print(f"  {shape[0]} x {shape[1]}: {told}", flush=True)
     return [f.seconds / total for f, total in zip(found["merge"], sums, strict=True)]
 

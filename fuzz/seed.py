@@ -90,10 +90,11 @@ CARDS = (
     "# no front matter\n",
 )
 ROUTERS: tuple[dict[str, Any], ...] = (
-    {}, {"name": "constant", "options": {"weights": [0.5, 0.5]}},
+    {},
+    {"name": "constant", "options": {"weights": [0.5, 0.5]}},
     {"name": "centroid", "options": {}, "state_sha256": "<router.safetensors>"},
     {"name": "hard", "options": {"by": "arrow"}},
-)  # fmt: skip
+)
 
 
 def main() -> None:

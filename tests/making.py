@@ -159,8 +159,9 @@ def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
-def peft_model(model: Any, seed: int = 0, scale: float = 0.3, name: str = "default",
-               **config: Any) -> Any:  # fmt: skip
+def peft_model(
+    model: Any, seed: int = 0, scale: float = 0.3, name: str = "default", **config: Any
+) -> Any:
     """The model wrapped by peft with every adapter parameter random, so that it has an effect."""
     from peft import LoraConfig, get_peft_model
 

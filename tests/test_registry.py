@@ -83,7 +83,7 @@ def test_options_come_from_the_fields(animals: Registry) -> None:
     "spec",
     ["dog", "cat:wings=2", "cat:legs", "cat:legs=two", "cat:colour=red", "snow_leopard:legs=-1"],
 )
-def test_what_does_not_fit_is_a_usage_error(animals: Registry, spec: str) -> None:
+def test_invalid_values_are_usage_errors(animals: Registry, spec: str) -> None:
     with pytest.raises(UsageError):
         animals.make(spec)
 

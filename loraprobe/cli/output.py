@@ -15,6 +15,8 @@ from rich.console import Console
 from loraprobe.errors import UsageError
 from loraprobe.options import OutputOptions
 from loraprobe.records import Audit, Progress, Sample
+from loraprobe.report.formatting import clean
+from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
@@ -39,8 +41,6 @@ class Output(OutputOptions):
     def warn(self, message: str) -> None:
         """A warning on standard error."""
         if not self.quiet:
-            from loraprobe.report.formatting import clean
-
             Console(stderr=True, highlight=False).print(
                 f"warning: {clean(message)}", style="yellow", markup=False, soft_wrap=True
             )
@@ -48,8 +48,6 @@ class Output(OutputOptions):
     def say(self, message: str) -> None:
         """A remark on standard error."""
         if not self.quiet:
-            from loraprobe.report.formatting import clean
-
             Console(stderr=True, highlight=False).print(
                 clean(message), markup=False, soft_wrap=True
             )
@@ -110,15 +108,12 @@ class Output(OutputOptions):
     def _print(self, audit: Audit, after: str, line: str) -> None:
         """The result on standard output, in the form that was asked for."""
         if self.json:
-            from loraprobe.secrets import scrub
-
             print(scrub(audit.to_json()))
         elif self.markdown:
             from loraprobe.report.markdown import markdown
 
             print(markdown(audit))
         elif self.quiet:
-            from loraprobe.report.formatting import clean
             from loraprobe.report.terminal import one_line
 
             print(clean(line) or one_line(audit))

@@ -73,8 +73,11 @@ def norm_of(adapter: Adapter) -> float:
 
 
 def warning_figures(
-    adapters: Sequence[Adapter], options: Options, *more: str
+    adapters: Sequence[Adapter], options: Options, *others: str
 ) -> tuple[Measurement, ...]:
-    """The figures of pairs of untransformed sources for which a verdict warns, and `more`."""
-    wanted = (*more, "norm_ratio", "cosine", "shared_initialisation")
+    """The figures of pairs of untransformed sources for which a verdict warns.
+
+    others: names of more diagnostics.
+    """
+    wanted = ("norm_ratio", "cosine", "shared_initialisation", *others)
     return diagnostics.diagnose(adapters, only=wanted, seed=options.seed)

@@ -7,6 +7,7 @@ lines, `Answer.laid_out` makes them fit a width.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from types import MappingProxyType
 from loraprobe.records import Audit
 from loraprobe.report.formatting import clean
 from loraprobe.report.joints import wrapped
-from loraprobe.report.phrases import headline, labelled
+from loraprobe.report.phrases import Line, headline, labelled
 
 MOST_LINES = 12
 INDENT = 2
@@ -30,12 +31,13 @@ LEAVE_FIRST = (
     ("why", 1),
     ("questions", 0),
     ("fix", 1),
+    ("lacks", 0),
     ("better", 0),
-    ("watch", 0),
     ("made", 0),
-    ("why", 0),
-    ("decide", 0),
 )
+# Lines that leave where that is not enough; the first warning stays, as short as it can be said.
+LEAVE_LAST = (("why", 0), ("decide", 0))
+_CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a warning
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
     `decision` is the verdict's, "" where there is none. Labels are made, use, gain, better, decide,
-    why, fix, watch, known, sure, forecast, next and questions; why, fix and watch may repeat. The
-    text of next and questions is a command.
+    why, fix, watch, lacks, known, sure, forecast, next and questions; why, fix, watch and lacks may
+    repeat. The text of next and questions is a command.
     """
 
     decision: str
@@ -71,12 +73,12 @@ class Answer:
         The lines that change least leave where there are too many. A command is never shortened: it
         goes on in the next line after a backslash, and only a longer word of it exceeds the width.
         """
-        kept = list(self.lines)
-        while True:
+        laid: list[str] = []
+        for kept in _fewer(self.lines):
             laid = [*wrapped(self.headline, width), *_rows(kept, width)]
-            if len(laid) <= MOST_LINES or not (spare := _spare(kept)):
-                return laid
-            kept.remove(spare)
+            if len(laid) <= MOST_LINES:
+                break
+        return laid
 
 
 def answer(audit: Audit) -> Answer:
@@ -115,13 +117,29 @@ def _words(command: str) -> list[str]:
     return joined
 
 
-def _spare(lines: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    """The line that leaves first."""
+def _fewer(lines: Sequence[Line]) -> Iterator[list[Line]]:
+    """All lines, then one less each time, those first that change least."""
+    kept = list(lines)
+    yield list(kept)
     for label, stay in LEAVE_FIRST:
-        found = [row for row in lines if row[0] == label]
-        if len(found) > stay:
-            return found[-1]
-    return None
+        yield from _without(kept, label, stay)
+    kept = [(label, _clause(text) if label == "watch" else text) for label, text in kept]
+    yield list(kept)
+    for label, stay in LEAVE_LAST:
+        yield from _without(kept, label, stay)
+
+
+def _without(kept: list[Line], label: str, stay: int) -> Iterator[list[Line]]:
+    """Takes lines of a label out of `kept`, the last first, until `stay` are left."""
+    found = [row for row in kept if row[0] == label]
+    for row in reversed(found[stay:]):
+        kept.remove(row)
+        yield list(kept)
+
+
+def _clause(text: str) -> str:
+    """A warning without what follows from it."""
+    return _CLAUSE.sub(".", text)
 
 
 def _rows(lines: Sequence[tuple[str, str]], width: int) -> Iterator[str]:

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from loraprobe._version import __version__
-from loraprobe.records import AdapterSummary, Audit
+from loraprobe.records import AdapterSummary, Audit, Verdict
+from loraprobe.report import measured
 from loraprobe.report.answer import answer
 from loraprobe.report.escaping import Verbatim, markdown_templates
-from loraprobe.report.grids import scores
 from loraprobe.report.phrases import MOST_REASONS
+from loraprobe.report.system_tables import scores
 
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
@@ -76,10 +77,16 @@ def _card(
             search=audit.search,
             scores=scores(audit),
             headline=answer(audit).headline,
-            reasons=[reason.message for reason in verdict.reasons[:MOST_REASONS]]
-            if verdict
-            else [],
+            decided=_decided(verdict, audit) if verdict else "",
+            reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
             **values,
         )
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
+
+
+def _decided(verdict: Verdict, audit: Audit) -> str:
+    """The decision, the evidence for it and the gain, in one line."""
+    gain = measured.gain(audit, verdict)
+    told = f"The decision is {verdict.decision}, on the evidence of the {verdict.evidence}"
+    return f"{told}; gain: {gain}." if gain else f"{told}."

@@ -48,7 +48,7 @@ def interval(ci95: Interval | None) -> str:
     return f"({low}–{high})"
 
 
-def count(value: int) -> str:
+def rounded(value: int) -> str:
     """12,345,678 as 12.3M, as parameter counts are spoken of."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -57,6 +57,7 @@ def count(value: int) -> str:
 
 
 def size(byte_count: int) -> str:
+    """Bytes in the largest unit of which there is one."""
     for unit, letters in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if byte_count >= unit:
             return f"{byte_count / unit:.1f} {letters}"

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rich.markup import escape
-from rich.table import Table
+import rich.table
+from rich.console import Console
 from rich.text import Text
 
 from loraprobe.report.formatting import clean
 from loraprobe.report.joints import wrapped
+from loraprobe.report.table import Column, Table
 
 GAP = 2  # columns between two columns of a table
 LEAST_PROSE = 20  # the narrowest column of sentences
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column: figures stand at its right, `prose` may wrap.
-
-    drop: columns of a higher number leave a narrow table first; 0 stays.
-    """
-
-    heading: str
-    figure: bool = True
-    drop: int = 0
-    prose: bool = False
-
-
-@dataclass(frozen=True)
 class Part:
-    """A table with its title, which is one line."""
+    """A table laid out for a terminal, with its title, which is one line."""
 
     title: str
-    table: Table
+    table: rich.table.Table
 
 
-def name(heading: str) -> Column:
-    """The first column of a table, which holds names."""
-    return Column(heading, figure=False)
+def show(console: Console, part: Part | None) -> None:
+    """Prints a table below its title; nothing for None."""
+    if part is not None:
+        console.print(Text(clean(part.title), "bold"), no_wrap=True, overflow="ellipsis")
+        console.print(part.table)
 
 
-def fitted(
-    title: str, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], width: int
-) -> Part | None:
+def fits(table: Table, width: int) -> bool:
+    """Whether all columns stand side by side, with their headings broken at spaces."""
+    table = _for_terminals(table)
+    return _total(need for need, _ in _all_needs(table)) <= width
+
+
+def fitted(table: Table, width: int) -> Part | None:
     """A table of at most `width` columns; None without rows."""
-    cells = [[cell if isinstance(cell, Text) else clean(cell) for cell in row] for row in rows]
-    if not cells:
+    table = _for_terminals(table)
+    if not table.rows:
         return None
-    columns = [replace(column, heading=clean(column.heading)) for column in columns]
-    found = [_needs(column, [row[at] for row in cells]) for at, column in enumerate(columns)]
+    columns, found = table.columns, _all_needs(table)
     kept = list(range(len(columns)))
     while _total(found[at][0] for at in kept) > width:
         least = max(kept, key=lambda at: columns[at].drop)
@@ -63,20 +57,59 @@ def fitted(
     spare = width - _total(widths.values())
     prose = [at for at in kept if columns[at].prose]
     if prose or spare < 0:  # what is left is for sentences; what is missing, names give
-        gives = prose or kept[:1]
-        for at in gives:
-            widths[at] = max(1, widths[at] + spare // len(gives))
-    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-    for at in kept:
-        justify: Literal["left", "right"] = "right" if columns[at].figure else "left"
-        heading = _cell(columns[at].heading, widths[at])
-        made.add_column(heading, justify=justify, no_wrap=True)
-    for row in cells:
-        made.add_row(*(_cell(row[at], widths[at]) for at in kept))
-    return Part(title, made)
+        at = (prose or kept)[0]
+        widths[at] = max(1, widths[at] + spare)
+    return _drawn(table.of(kept), list(widths.values()))
 
 
-def _needs(column: Column, cells: Sequence[str | Text]) -> tuple[int, int]:
+def side_by_side(table: Table, width: int) -> Iterator[Part | None]:
+    """As many tables as it takes for each to fit the width with its figures in one piece.
+
+    Each starts with the first column.
+    """
+    names = min(max((len(row[0]) for row in table.rows), default=0), width // 2)
+    groups: list[list[int]] = []
+    left = 0
+    for at, column in enumerate(table.columns[1:], 1):
+        figures = max((len(row[at]) for row in table.rows), default=0)
+        need = GAP + max(figures, *map(len, column.heading.split(" ")))
+        if not groups or need > left:
+            groups.append([])
+            left = width - names
+        groups[-1].append(at)
+        left -= need
+    for position, group in enumerate(groups):
+        caption = f"{table.caption} (continued)" if position else table.caption
+        yield fitted(replace(table.of([0, *group]), caption=caption), width)
+
+
+def _for_terminals(table: Table) -> Table:
+    """The table without what only a page has room for; all sentences stand in one column."""
+    table = table.of(at for at, column in enumerate(table.columns) if not column.roomy)
+    prose = [at for at, column in enumerate(table.columns) if column.prose]
+    joined = [_joined(row, prose) for row in table.rows]
+    heading = ", ".join(table.columns[at].heading for at in prose)
+    columns = [
+        replace(column, heading=clean(heading if column.prose else column.heading))
+        for column in table.columns
+    ]
+    table = replace(table, columns=columns, rows=joined)
+    return table.of(at for at in range(len(columns)) if at not in prose[1:])
+
+
+def _joined(row: Sequence[str], prose: Sequence[int]) -> list[str]:
+    cells = [clean(cell) for cell in row]
+    if prose:
+        cells[prose[0]] = " ".join(cells[at] for at in prose if cells[at] != "-")
+    return cells
+
+
+def _all_needs(table: Table) -> list[tuple[int, int]]:
+    cells = zip(*table.rows, strict=True)
+    return [_needs(column, held) for column, held in zip(table.columns, cells, strict=True)]
+
+
+def _needs(column: Column, cells: Sequence[str]) -> tuple[int, int]:
     """The width of a column with its heading broken at spaces, and with it in one line."""
     inside = max(map(len, cells))
     if column.prose:
@@ -90,7 +123,19 @@ def _total(widths: Iterable[int]) -> int:
     return sum(found) + GAP * len(found) - GAP
 
 
-def _cell(cell: str | Text, width: int) -> str | Text:
-    if isinstance(cell, Text):
-        return cell
-    return escape("\n".join(wrapped(cell, width)))
+def _drawn(table: Table, widths: Sequence[int]) -> Part:
+    made = rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for column, width in zip(table.columns, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if column.figure else "left"
+        heading = "\n".join(wrapped(column.heading, width))
+        made.add_column(Text(heading), justify=justify, no_wrap=True)
+    for row in table.rows:
+        made.add_row(*map(_cell, table.columns, row, widths))
+    return Part(table.caption, made)
+
+
+def _cell(column: Column, cell: str, width: int) -> Text:
+    shown = Text("\n".join(wrapped(cell, width)))
+    for pattern, style in column.styles.items():
+        shown.highlight_regex(re.compile(pattern), style)
+    return shown

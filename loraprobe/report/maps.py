@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from loraprobe.records import Audit, Measurement
 from loraprobe.report.figures import About, heat
 from loraprobe.report.formatting import measured, number
-from loraprobe.report.grids import Grid
+from loraprobe.report.table import Table, figures, text
 
-Drawn = tuple[str, str, Grid]  # SVG, caption, the table of the same
+Drawn = tuple[str, str, Table]  # SVG, caption, the table of the same
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
 
 MOST_ROWS, MOST_COLUMNS, MOST_MAPS = 40, 12, 6
@@ -126,7 +126,7 @@ def _drawn(
     inside = texts if len(columns) <= MOST_TEXTS else None
     svg = heat(about, sizes, rows, columns, inside, span)
     lines = [[row, *(text or "-" for text in line)] for row, line in zip(rows, texts, strict=True)]
-    return svg, caption, Grid(about.title, [corner, *columns], lines)
+    return svg, caption, Table(about.title, [text(corner), *figures(*columns)], lines)
 
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:

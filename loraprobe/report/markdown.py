@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraprobe.records import Audit
-from loraprobe.report import adapter_grids, grids
+from loraprobe.report import adapter_tables, system_tables
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.escaping import markdown_templates
 from loraprobe.report.formatting import size
@@ -13,7 +13,7 @@ from loraprobe.report.shortening import shortened
 
 MOST_ROWS, MOST_TASKS, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
 LONGEST = 300  # characters of one text
-WHY = ("why", "watch")  # the lines of the answer that are reasons
+WHY = ("why", "watch", "lacks")  # the lines of the answer that are reasons
 
 
 def markdown(audit: Audit) -> str:
@@ -23,7 +23,7 @@ def markdown(audit: Audit) -> str:
     why = [text for label, text in found.lines if label in WHY]
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
     lines = [(label, text) for label, text in found.lines if label not in WHY]
-    scores = grids.scores(audit)[:MOST_TASKS] or [adapter_grids.adapters(audit)]
+    scores = system_tables.scores(audit)[:MOST_TASKS] or [adapter_tables.adapters(audit)]
     text = (
         markdown_templates()
         .get_template("result.md.jinja")
@@ -32,7 +32,7 @@ def markdown(audit: Audit) -> str:
             headline=found.headline,
             lines=lines,
             commands=COMMANDS,
-            grids=scores,
+            tables=scores,
             most=MOST_ROWS // len(scores),
             reasons=why[:MOST_REASONS],
             provenance=list(_provenance(audit)),

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.records import Audit, Sample
-from loraprobe.report import adapter_grids, grids, maps
+from loraprobe.report import adapter_tables, maps, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
-from loraprobe.report.grids import Grid, bounds, form, signed
+from loraprobe.report.system_tables import bounds, form, signed
+from loraprobe.report.table import Table
 
 MEANINGS = (
     "Each item counts once. Step by step: right only in that form. Unknown: neither the base nor a "
@@ -24,7 +25,7 @@ class Figure:
 
     svg: str
     caption: str
-    grid: Grid
+    table: Table
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Section:
     title: str
     sentences: Sequence[str] = ()
     figures: Sequence[Figure] = ()
-    samples: Sequence[tuple[Sample, Grid]] = ()
-    grids: Sequence[Grid] = ()
-    folded: Sequence[Grid] = ()
+    samples: Sequence[tuple[Sample, Table]] = ()
+    tables: Sequence[Table] = ()
+    folded: Sequence[Table] = ()
     lists: Sequence[str] = ()
 
 
@@ -50,13 +51,13 @@ def _gains(audit: Audit) -> Section | None:
     if not audit.evaluation:
         return None
     figures = [_forest(audit)] if audit.gains else []
-    folded = _filled(grids.comparisons(audit))
+    folded = _filled(system_tables.comparisons(audit))
     return Section(
         "gains",
         "Gains and scores",
         ["Intervals are 95 %. The wider of two also covers the choice of the best system."],
         figures,
-        grids=grids.scores(audit),
+        tables=system_tables.scores(audit),
         folded=folded,
     )
 
@@ -87,7 +88,7 @@ def _forest(audit: Audit) -> Figure:
         "Gains over the best of base and single adapters; a filled dot lies above the margin with "
         "its whole interval."
     )
-    return Figure(forest(about, dots, margin), caption, grids.gains(audit))
+    return Figure(forest(about, dots, margin), caption, system_tables.gains(audit))
 
 
 def _wrong(audit: Audit) -> Section | None:
@@ -108,14 +109,14 @@ def _wrong(audit: Audit) -> Section | None:
     title = "Where the answers of each composition went"
     about = About("causes-figure", title, ". ".join(told) + ".")
     caption = "Items of each composition by the first cause that fits."
-    figure = Figure(stacked(about, bars), caption, grids.causes(audit))
+    figure = Figure(stacked(about, bars), caption, system_tables.causes(audit))
     return Section("causes", "Where wrong answers went", [MEANINGS], [figure])
 
 
 def _examples(audit: Audit) -> Section | None:
     if not audit.samples:
         return None
-    shown = [(sample, grids.replies(sample)) for sample in audit.samples]
+    shown = [(sample, system_tables.replies(sample)) for sample in audit.samples]
     return Section(
         "examples",
         "Examples of wrong answers",
@@ -128,26 +129,26 @@ def _adapters(audit: Audit) -> Section | None:
     if not audit.adapters:
         return None
     shown = [
-        adapter_grids.adapters(audit),
-        *_filled(adapter_grids.layers(audit), adapter_grids.singles(audit)),
+        adapter_tables.adapters(audit),
+        *_filled(adapter_tables.layers(audit), adapter_tables.singles(audit)),
     ]
-    return Section("adapters", "Adapters", grids=shown)
+    return Section("adapters", "Adapters", tables=shown)
 
 
 def _findings(audit: Audit) -> Section | None:
-    found = adapter_grids.findings(audit)
+    found = adapter_tables.findings(audit)
     if not found.rows:
         return Section("findings", "Findings", ["Nothing was found that stands in the way."])
-    return Section("findings", "Findings and cures", grids=[found])
+    return Section("findings", "Findings and cures", tables=[found])
 
 
 def _pairs(audit: Audit) -> Section | None:
-    found = adapter_grids.pairs(audit)
+    found = adapter_tables.pairs(audit)
     if not found.rows:
         return None
     drawn = maps.cosines(audit)
     figures = [Figure(*drawn)] if drawn else []
-    return Section("pairs", "Pairs of adapters", figures=figures, grids=[found])
+    return Section("pairs", "Pairs of adapters", figures=figures, tables=[found])
 
 
 def _modules(audit: Audit) -> Section | None:
@@ -158,34 +159,34 @@ def _modules(audit: Audit) -> Section | None:
 
 
 def _coverage(audit: Audit) -> Section | None:
-    shown = _filled(grids.coverage(audit), grids.forecasts(audit))
+    shown = _filled(*system_tables.coverage(audit), system_tables.forecasts(audit))
     if not shown:
         return None
-    return Section("coverage", "What base and adapters know alone", grids=shown)
+    return Section("coverage", "What base and adapters know alone", tables=shown)
 
 
 def _gates(audit: Audit) -> Section | None:
     drawn = [Figure(*one) for one in maps.gates(audit)]
     if not drawn:
         return None
-    return Section("gates", "Gates of routers", figures=drawn, folded=[adapter_grids.gates(audit)])
+    return Section("gates", "Gates of routers", figures=drawn, folded=[system_tables.gates(audit)])
 
 
 def _reasons(audit: Audit) -> Section | None:
-    shown = _filled(grids.reasons(audit))
+    shown = _filled(system_tables.reasons(audit))
     if not shown and not audit.notes:
         return None
-    return Section("reasons", "Every reason", grids=shown, lists=audit.notes)
+    return Section("reasons", "Every reason", tables=shown, lists=audit.notes)
 
 
 def _provenance(audit: Audit) -> Section:
-    made = _filled(adapter_grids.prepared(audit), adapter_grids.weights(audit))
-    shown = [adapter_grids.run(audit), adapter_grids.sources(audit), *made]
-    return Section("provenance", "Provenance", grids=shown)
+    made = _filled(adapter_tables.prepared(audit), adapter_tables.weights(audit))
+    shown = [adapter_tables.run(audit), adapter_tables.sources(audit), *made]
+    return Section("provenance", "Provenance", tables=shown)
 
 
-def _filled(*made: Grid) -> list[Grid]:
-    return [grid for grid in made if grid.rows]
+def _filled(*made: Table) -> list[Table]:
+    return [table for table in made if table.rows]
 
 
 SECTIONS: Sequence[Callable[[Audit], Section | None]] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from loraprobe.formatting import count
 from loraprobe.records import (
@@ -16,44 +16,12 @@ from loraprobe.records import (
 )
 from loraprobe.report import measured
 from loraprobe.verdict import merge_and_eval_command
+from loraprobe.verdict.codes import CODES, effect
 
 Line = tuple[str, str]
 MOST_REASONS = 3
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
-# Codes of reasons that say why a decision is not `likely`.
-WHY = (
-    "retention-lost",
-    "retention-undecided",
-    "retention-undefined",
-    "compression-lost",
-    "mostly-step-by-step",
-    "mostly-unknown",
-    "mostly-interference",
-    "mostly-not-composed",
-    "partner-adds-nothing",
-    "disjoint-hops",
-    "hop-unknown-to-all",
-    "nothing-to-gain",
-    "no-comparison",
-    *OTHER_FORM,
-    "probes-familiar",
-    "probes-mixed",
-    "probes-unfamiliar",
-)
-# Codes of reasons that warn, the more important first.
-WATCH = (
-    "few-items",
-    "template-matters",
-    "nearly-equal-updates",
-    "norm-disparity",
-    "opposed-updates",
-    "large-update",
-    "probes-too-few",
-    "controls-not-run",
-    "shared-initialisation",
-)
-LACKS = ("steps-missing", "hops-missing")  # what the items do not have
 SKILLS = "one model that keeps all skills"
 
 
@@ -65,9 +33,8 @@ def headline(audit: Audit) -> str:
     if verdict.decision == "incompatible":
         return "INCOMPATIBLE: these adapters cannot be composed as they are."
     if verdict.evidence == "weights":
-        done = "MERGED" if audit.command == "merge" else "FIT TOGETHER"
-        what = "Whether the merge helps" if audit.command == "merge" else "Whether composing helps"
-        return f"{done}{_warnings(audit)}. {what} needs a task."
+        what = "the merge" if audit.command == "merge" else "composing"
+        return f"{_done(audit)}{_warnings(audit)}. Whether {what} helps needs a task."
     several = len({row.task for row in audit.evaluation}) > 1
     return f"{verdict.decision.upper()}: {_meaning(verdict, several)}."
 
@@ -102,13 +69,16 @@ def _without_verdict(audit: Audit) -> str:
         kind = f"{row.name}: {row.variant}, rank {ranks(row)}, {count(row.modules, 'module')}"
         state = "" if fits else " It cannot be used as it is."
         return f"{kind} of {row.base_model or 'an unnamed base'}{_warnings(audit)}.{state}"
-    what = {"merge": "MERGED", "route": "COMPOSED"}.get(audit.command, "FIT TOGETHER")
-    return f"{what}{_warnings(audit)}." if fits else "INCOMPATIBLE."
+    return f"{_done(audit)}{_warnings(audit)}." if fits else "INCOMPATIBLE."
+
+
+def _done(audit: Audit) -> str:
+    return {"merge": "MERGED", "route": "COMPOSED"}.get(audit.command, "FIT TOGETHER")
 
 
 def _warnings(audit: Audit) -> str:
     reasons = audit.verdict.reasons if audit.verdict else ()
-    found = sum(reason.code in WATCH for reason in reasons)
+    found = len(_told("watch", reasons))
     found += sum(issue.severity == "warning" for issue in audit.compatibility.issues)
     return f", {count(found, 'warning')}" if found else ""
 
@@ -144,20 +114,21 @@ def labelled(audit: Audit) -> Iterator[Line]:
 
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """At most three reasons: why, what to watch, and what the adapters' findings warn of."""
-    why = sorted(
-        (r for r in verdict.reasons if r.code in WHY and _explains(r, verdict)),
-        key=lambda r: (r.severity != "decisive", WHY.index(r.code)),
-    )
-    watch = sorted(
-        (r for r in verdict.reasons if r.code in WATCH), key=lambda r: WATCH.index(r.code)
-    )
-    lacks = [r for r in verdict.reasons if r.code in LACKS]
+    why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
+    why.sort(key=lambda r: r.severity != "decisive")
     found = [("why", r.message) for r in why[:2]]
-    found += [("watch", r.message) for r in (*watch, *lacks)]
+    found += [("watch", r.message) for r in _told("watch", verdict.reasons)]
+    found += [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
     if verdict.evidence == "weights" and len(found) < MOST_REASONS:
         found += [("watch", r.message) for r in verdict.reasons if r.code == "unrelated-updates"]
     yield from found[:MOST_REASONS]
     yield from _issues(audit, MOST_REASONS - len(found))
+
+
+def _told(line: str, reasons: Sequence[Reason]) -> list[Reason]:
+    """The reasons that this line of the answer tells, those of the largest effect first."""
+    found = [r for r in reasons if r.code in CODES and CODES[r.code].line == line]
+    return sorted(found, key=lambda reason: effect(reason.code))
 
 
 def _explains(reason: Reason, verdict: Verdict) -> bool:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
-import math
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import ValidationError
 
 from loraprobe.errors import UsageError
 from loraprobe.records import SCHEMA_VERSION, Audit
+from loraprobe.report.schema import validator
 
-LARGEST = 1e300
 MADE_BY = "give a file that loraprobe printed with --json"
+WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}
 
 
 def read_audit(path: Path) -> Audit:
@@ -49,7 +47,7 @@ def audit_from(document: Any) -> Audit:
     found = fields.get("compatibility")
     if isinstance(found, dict):  # `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in found.items() if k != "compatible"}
-    audit: Audit = _value(Audit, fields, "")
+    audit = _validated(fields)
     if not isinstance(found, dict) or found.get("compatible") is not audit.compatibility.compatible:
         raise ValueError("compatibility.compatible does not follow from the issues")
     if any(row.rank.keys() != {"min", "max"} for row in audit.adapters):
@@ -57,64 +55,18 @@ def audit_from(document: Any) -> Audit:
     return audit
 
 
-@functools.cache
-def _hints(record: Any) -> Mapping[str, Any]:
-    return typing.get_type_hints(record)
+def _validated(fields: dict[str, Any]) -> Audit:
+    try:
+        audit: Audit = validator().validate_json(json.dumps(fields, allow_nan=False))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        told = WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        told = told.replace("Input should", "it should")
+        raise ValueError(f"{_place(first['loc'])}: {told}") from None
+    return audit
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """A value of JSON as the type that a field of a record declares."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _record(kind, value, where)
-    if origin in (typing.Union, types.UnionType):  # a type or None
-        (kept,) = (part for part in parts if part is not type(None))
-        return None if value is None else _value(kept, value, where)
-    if origin is Literal:
-        return _one_of(parts, value, where)
-    if origin is tuple:
-        return _items(parts, value, where)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        _check(isinstance(value, dict), where, "an object")
-        return {key: _value(parts[1], held, f"{where}.{key}") for key, held in value.items()}
-    if kind is float:
-        if value is None:
-            return math.nan
-        sound = type(value) in (int, float) and abs(value) < LARGEST
-        _check(sound, where, "a finite number")
-        return float(value)
-    _check(type(value) is kind, where, {str: "a text", int: "a whole number"}.get(kind, "a bool"))
-    _check(kind is not int or abs(value) < 1 << 63, where, "below 2^63")
-    return value
-
-
-def _record(kind: Any, value: Any, where: str) -> Any:
-    names = [field.name for field in dataclasses.fields(kind)]
-    _check(isinstance(value, dict), where, "an object")
-    if missing := [name for name in names if name not in value]:
-        raise ValueError(f"{where.lstrip('.') or 'the document'} has no {missing[0]!r}")
-    if unknown := [name for name in value if name not in names]:
-        raise ValueError(f"{where.lstrip('.') or 'the document'} has an unknown {unknown[0]!r}")
-    hints = _hints(kind)
-    return kind(**{name: _value(hints[name], value[name], f"{where}.{name}") for name in names})
-
-
-def _one_of(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
-    _check(isinstance(value, str) and value in allowed, where, f"one of {', '.join(allowed)}")
-    return value
-
-
-def _items(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    _check(isinstance(value, list), where, "a list")
-    if parts[-1] is not Ellipsis:
-        _check(len(value) == len(parts), where, f"a list of {len(parts)}")
-    kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
-    return tuple(
-        _value(kind, held, f"{where}[{i}]")
-        for i, (kind, held) in enumerate(zip(kinds, value, strict=True))
-    )
-
-
-def _check(holds: bool, where: str, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{where.lstrip('.') or 'the document'} must be {wanted}")
+def _place(location: Sequence[int | str]) -> str:
+    """The place in the words of a reader of JSON: evaluation[0].ci95."""
+    told = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return told.lstrip(".") or "the document"

@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from loraprobe.report.formatting import clean, count
+from loraprobe.report.formatting import clean, rounded
+from loraprobe.report.layout import fitted, show
+from loraprobe.report.table import Column, Table, text
+
+COLUMNS = (
+    text("reference"),
+    *(Column("downloads", drop=1), Column("likes", drop=2)),
+    *(text("updated", drop=4), text("licence", drop=3)),
+)
 
 
 def render(base: str, found: Sequence[Any]) -> None:
     """A row an adapter; where there is none, what that may mean."""
     console = Console(highlight=False)
     if not found:
-        console.print(f"No PEFT adapter on the Hub names {escape(clean(base))} as its base model.")
+        told = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
+        console.print(told, markup=False)
         return
-    table = Table(title=f"Adapters of {escape(clean(base))}", title_justify="left")
-    for heading in ("reference", "downloads", "likes", "updated", "licence"):
-        table.add_column(heading, justify="right" if heading in ("downloads", "likes") else "left")
+    lines = []
     for one in found:
-        numbers = ["-" if n is None else count(n) for n in (one.downloads, one.likes)]
-        rest = (clean(one.updated or "-"), clean(one.license or "-"))
-        table.add_row(escape(clean(one.reference)), *numbers, *map(escape, rest))
-    console.print(table)
+        numbers = ["-" if n is None else rounded(n) for n in (one.downloads, one.likes)]
+        lines.append([one.reference, *numbers, one.updated or "-", one.license or "-"])
+    show(console, fitted(Table(f"Adapters of {base}", COLUMNS, lines), console.width))

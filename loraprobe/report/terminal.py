@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
 
-from loraprobe.formatting import count
+from loraprobe.formatting import count, listing
 from loraprobe.records import Audit, Issue, Reason, Verdict
-from loraprobe.report import tables
+from loraprobe.report import adapter_tables, bars, system_tables
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
 from loraprobe.report.formatting import clean, size
 from loraprobe.report.joints import wrapped
-from loraprobe.report.layout import Part
+from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
 from loraprobe.report.phrases import first_sentence
-from loraprobe.report.scores import attribution, evaluation, scores
+from loraprobe.verdict.codes import CODES
 
 STYLES = {
     "likely": "bold green",
@@ -28,7 +29,6 @@ STYLES = {
 }
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 MOST_FINDINGS = 3  # without --explain
-SURE = ("forecast", "probability-measured-on", "outside-calibration", "few-items")
 
 
 def render(
@@ -48,9 +48,8 @@ def render(
     console.print(Text(_heading(audit), "bold"), no_wrap=True, overflow="ellipsis")
     for part in _everything(audit, width) if explain else _most_important(audit, width):
         if isinstance(part, Part):
-            title = f"\n{clean(part.title)}"
-            console.print(Text(title, "bold"), no_wrap=True, overflow="ellipsis")
-            console.print(part.table)
+            console.print()
+            show(console, part)
         elif part is not None:
             console.print(part, style="dim", markup=False)
     if explain and audit.verdict is not None:
@@ -84,20 +83,40 @@ def _heading(audit: Audit) -> str:
 
 def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """What a reader needs to check the answer."""
-    yield tables.adapters(audit, width)
-    for line in tables.targets(audit):
-        yield "\n".join(wrapped(clean(line), width))
-    yield tables.layers(audit, width)
+    yield from _adapters(audit, width)
     if audit.command == "inspect" and audit.compatibility.compatible:
-        yield tables.pairs(audit, width)
+        yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
-    yield scores(audit, width)
+    yield _scores(audit, width)
+
+
+def _adapters(audit: Audit, width: int) -> Iterator[Part | str | None]:
+    """What each adapter is, its targets, and of one adapter its layers."""
+    yield fitted(adapter_tables.adapters(audit), width)
+    for line in _targets(audit):
+        yield "\n".join(wrapped(clean(line), width))
+    yield fitted(adapter_tables.layers(audit), width)
+
+
+def _targets(audit: Audit) -> list[str]:
+    """What the adapters target, a line for each set of modules."""
+    found: dict[str, list[str]] = {}
+    for row in audit.adapters:
+        if row.targets:
+            found.setdefault(" ".join(row.targets), []).append(row.name)
+    if len(found) == 1:
+        return [f"targets: {next(iter(found))}"]
+    return [f"targets of {listing(names)}: {text}" for text, names in found.items()]
+
+
+def _scores(audit: Audit, width: int) -> Part | None:
+    found = bars.scores(audit, width)
+    return fitted(found, width) if found is not None else None
 
 
 def _findings(audit: Audit, width: int) -> Iterator[str]:
     """The first findings, errors first, each with its cure, and how many more there are."""
-    order = list(MARKS)
-    found = sorted(audit.compatibility.issues, key=lambda i: order.index(i.severity))
+    found = adapter_tables.by_severity(audit.compatibility.issues)
     if audit.verdict is not None and audit.verdict.decision == "incompatible":
         found = [i for i in found if i.severity != "error"]  # the answer says them
     told = {text for _, text in answer(audit).lines}
@@ -120,20 +139,30 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
     """Every table and note."""
     for line in sources(audit):
         yield "\n".join(wrapped(line, width))
-    yield tables.adapters(audit, width)
-    for line in tables.targets(audit):
-        yield "\n".join(wrapped(clean(line), width))
-    yield tables.layers(audit, width)
-    yield tables.issues(audit, width)
-    yield from tables.diagnostics(audit, width)
-    yield from tables.coverage(audit, width)
-    yield from evaluation(audit, width)
-    yield scores(audit, width)
-    yield attribution(audit, width)
-    yield from tables.wrong_answers(audit, width)
-    yield tables.gates(audit, width)
+    yield from _adapters(audit, width)
+    yield fitted(adapter_tables.findings(audit), width)
+    for diagnostics in (adapter_tables.singles, adapter_tables.pairs, adapter_tables.modules):
+        yield from side_by_side(diagnostics(audit), width)
+    for table in system_tables.coverage(audit):
+        yield fitted(table, width)
+    short = system_tables.scores(audit, intervals=False)
+    for table, narrow in zip(system_tables.scores(audit), short, strict=True):
+        yield fitted(table if fits(table, width) else narrow, width)
+    yield _scores(audit, width)
+    yield fitted(system_tables.causes(audit), width)
+    yield from _wrong_answers(audit, width)
+    yield fitted(bars.gates(audit), width)
     for note in audit.notes:
         yield "\n  ".join(wrapped(f"- {clean(note)}", width - 2))
+
+
+def _wrong_answers(audit: Audit, width: int) -> Iterator[Part | None]:
+    """A few questions that a composition got wrong, with what every system answered."""
+    for sample in audit.samples:
+        gold = f"right: {clean(' or '.join(sample.gold))}"
+        title = f"{sample.task}, item {sample.item}: {sample.question} ({gold})"
+        table = system_tables.replies(sample)
+        yield fitted(replace(table, caption=" ".join(title.split())), width)
 
 
 def sources(audit: Audit) -> list[str]:
@@ -148,7 +177,7 @@ def sources(audit: Audit) -> list[str]:
 
 def _reasons(verdict: Verdict, width: int) -> Iterator[Text]:
     """Every reason with its code and source, in three groups."""
-    sure = [r for r in verdict.reasons if r.code in SURE]
+    sure = [r for r in verdict.reasons if r.code in CODES and CODES[r.code].sure]
     why = [r for r in verdict.reasons if r not in sure and r.severity != "info"]
     rest = [r for r in verdict.reasons if r not in sure and r not in why]
     groups = {"Why": why, "What was measured": rest, "How sure": sure}

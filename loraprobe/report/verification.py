@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from loraprobe.adapters import local_name
 from loraprobe.records import Verification
 from loraprobe.report.formatting import clean
+from loraprobe.report.layout import fitted, show
+from loraprobe.report.table import Table, text
 from loraprobe.secrets import public_text
 
 
@@ -36,16 +37,18 @@ def as_json(found: Verification) -> str:
     )
 
 
+COLUMNS = (
+    text("check"),
+    replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
+    text("what was seen", prose=True),
+)
+
+
 def render(found: Verification) -> None:
     """A row a check, then the conclusion."""
     console = Console(highlight=False)
-    table = Table(title=escape(clean(found.directory)), title_justify="left")
-    for heading in ("check", "", "what was seen"):
-        table.add_column(heading)
-    for check in found.checks:
-        mark = "[green]ok[/]" if check.passed else "[bold red]failed[/]"
-        table.add_row(escape(clean(check.name)), mark, escape(clean(check.message)))
-    console.print(table)
+    lines = [[c.name, "ok" if c.passed else "failed", c.message] for c in found.checks]
+    show(console, fitted(Table(found.directory, COLUMNS, lines), console.width))
     if found.passed:
         console.print("[bold green]verified[/]: this is what its card describes.")
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraprobe.formatting import count
 from loraprobe.records import Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import chain_gain
@@ -116,7 +117,7 @@ def _about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Rea
     """The cause in one line, with the advice that follows from it if that is the action."""
     if cause is None:
         return []
-    what = f"Of {fmt.count(cause.wrong, 'wrong answer')} of {system} {cause.count}"
+    what = f"Of {count(cause.wrong, 'wrong answer')} of {system} {cause.count}"
     return [
         Reason(
             "mostly-" + cause.name.replace("_", "-"),

@@ -51,52 +51,37 @@ ELSEWHERE = Elsewhere(
 
 def judge_weights(evidence: Evidence) -> Verdict:
     """Weights alone: inconclusive, with the cheapest next evidence."""
-    return Verdict(
-        "inconclusive",
-        "weights",
-        (
-            Reason(
-                "weights-do-not-decide",
-                "Weights tell whether adapters fit together, not whether composing them helps.",
-                source=fmt.GEOMETRY,
-                severity="decisive",
-            ),
-            Reason(
-                "next-evidence",
-                "The cheapest next evidence: --probe auto asks the base without a task file.",
-                source="cost: no composition is built or scored",
-            ),
-            Reason(
-                "measured-elsewhere",
-                f"Of {ELSEWHERE.cases} measured compositions of {ELSEWHERE.what}, "
-                f"{ELSEWHERE.share:.0%} gained more than {fmt.number(MARGIN)} over the better of "
-                "base and best single adapter.",
-                ELSEWHERE.share,
-                source=ELSEWHERE.source,
-            ),
-        ),
+    undecided = _undecided(
+        "weights-do-not-decide",
+        "Weights tell whether adapters fit together, not whether composing them helps.",
+        fmt.GEOMETRY,
     )
+    cheapest = _next_evidence(
+        "--probe auto asks the base without a task file.",
+        "cost: no composition is built or scored",
+    )
+    elsewhere = Reason(
+        "measured-elsewhere",
+        f"Of {ELSEWHERE.cases} measured compositions of {ELSEWHERE.what}, {ELSEWHERE.share:.0%} "
+        f"gained more than {fmt.number(MARGIN)} over the better of base and best single adapter.",
+        ELSEWHERE.share,
+        source=ELSEWHERE.source,
+    )
+    return Verdict("inconclusive", "weights", (undecided, cheapest, elsewhere))
 
 
 def judge_probes(evidence: Evidence) -> Verdict:
     """Probes without a task: inconclusive, with the cheapest next evidence."""
-    return Verdict(
-        "inconclusive",
-        "probes",
-        (
-            Reason(
-                "probes-do-not-decide",
-                "Probes tell what the base knows, not whether a composition answers questions.",
-                source=fmt.PROBES,
-                severity="decisive",
-            ),
-            Reason(
-                "next-evidence",
-                "The cheapest next evidence: a task file with questions that need both adapters.",
-                source="a verdict needs a question with a known answer",
-            ),
-        ),
+    undecided = _undecided(
+        "probes-do-not-decide",
+        "Probes tell what the base knows, not whether a composition answers questions.",
+        fmt.PROBES,
     )
+    cheapest = _next_evidence(
+        "a task file with questions that need both adapters.",
+        "a verdict needs a question with a known answer",
+    )
+    return Verdict("inconclusive", "probes", (undecided, cheapest))
 
 
 def judge_base(evidence: Evidence) -> Verdict:
@@ -106,24 +91,25 @@ def judge_base(evidence: Evidence) -> Verdict:
         verdict = rule(evidence, hops)
         if verdict is not None:
             return verdict
-    return Verdict(
-        "inconclusive",
-        "base",
-        (
-            Reason(
-                "base-does-not-decide",
-                "Base and single adapters leave it open: nothing is at its ceiling, unknown to "
-                "all, or split over adapters that share nothing.",
-                source=fmt.DISJOINT,
-                severity="decisive",
-            ),
-            Reason(
-                "next-evidence",
-                "The cheapest next evidence: merge-and-eval scores the compositions themselves.",
-                source="coverage cannot see whether known pieces compose",
-            ),
-        ),
+    undecided = _undecided(
+        "base-does-not-decide",
+        "Base and single adapters leave it open: nothing is at its ceiling, unknown to all, or "
+        "split over adapters that share nothing.",
+        fmt.DISJOINT,
     )
+    cheapest = _next_evidence(
+        "merge-and-eval scores the compositions themselves.",
+        "coverage cannot see whether known pieces compose",
+    )
+    return Verdict("inconclusive", "base", (undecided, cheapest))
+
+
+def _undecided(code: str, message: str, source: str) -> Reason:
+    return Reason(code, message, source=source, severity="decisive")
+
+
+def _next_evidence(what: str, source: str) -> Reason:
+    return Reason("next-evidence", f"The cheapest next evidence: {what}", source=source)
 
 
 def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:

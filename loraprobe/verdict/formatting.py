@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from loraprobe import defaults
-from loraprobe.formatting import count as count
-from loraprobe.formatting import listing as listing
 
 MARGIN = f"the margin (--margin, {defaults.MARGIN:g} unless set)"
 RETENTION = f"the retention asked for (--retention, {defaults.RETENTION:g} unless set)"

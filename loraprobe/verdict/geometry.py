@@ -16,6 +16,7 @@ from loraprobe.defaults import (
     OPPOSED_COSINE,
     SHARED_INITIALISATION,
 )
+from loraprobe.formatting import count, listing
 from loraprobe.records import Measurement, Reason
 from loraprobe.verdict import formatting as fmt
 
@@ -129,11 +130,11 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
         worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
         value = float(worst.value or 0.0)
         shown = 1 / value if rule.beyond is _uneven and 0 < value < 1 else value
-        text = rule.text.format(who=fmt.listing(worst.adapters), value=rule.shown(shown))
+        text = rule.text.format(who=listing(worst.adapters), value=rule.shown(shown))
         if rule.code == "norm-disparity":
             text = _who_is_larger(worst.adapters, whole, rule.shown(shown)) or text
         kind = "pair" if len(worst.adapters) > 1 else "adapter"
-        more = f" ({fmt.count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
+        more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
         reasons.append(
             Reason(
                 rule.code,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
+from loraprobe.formatting import count
 from loraprobe.records import Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
@@ -55,7 +56,7 @@ def _about_template(evidence: Evidence) -> list[Reason]:
 def _few(n: int) -> Reason:
     return Reason(
         "few-items",
-        f"{fmt.count(n, 'question')} can decide only what is plain to see: give {FEWEST_ITEMS} or "
+        f"{count(n, 'question')} can decide only what is plain to see: give {FEWEST_ITEMS} or "
         "more, better 100.",
         float(n),
         float(FEWEST_ITEMS),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraprobe.defaults import FAMILIAR, FEWEST_ANSWERS, KNOWN, UNFAMILIAR, UNKNOWN
+from loraprobe.formatting import count
 from loraprobe.records import Interval, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import BASELINES, Evidence
@@ -92,7 +93,7 @@ def _about_share(share: float, n: int) -> Reason:
     if n < FEWEST_ANSWERS:
         return Reason(
             "probes-too-few",
-            f"Only {fmt.count(n, 'answer')} of the adapters could be judged, {FEWEST_ANSWERS} are "
+            f"Only {count(n, 'answer')} of the adapters could be judged, {FEWEST_ANSWERS} are "
             "needed: give --probe FILE with questions of your own.",
             float(n),
             float(FEWEST_ANSWERS),

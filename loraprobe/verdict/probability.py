@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 
 from loraprobe.defaults import FEWEST_ITEMS, LIKELY_FROM, MARGIN
+from loraprobe.formatting import count
 from loraprobe.records import Forecast, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
@@ -41,7 +42,7 @@ def with_probability(
     if evidence.several:
         return verdict, [reason, _outside("it would be of a gain, not of keeping every skill")]
     if forecast.n < FEWEST_ITEMS:
-        few = f"{fmt.count(forecast.n, 'question')}, and {FEWEST_ITEMS} are needed"
+        few = f"{count(forecast.n, 'question')}, and {FEWEST_ITEMS} are needed"
         return verdict, [reason, _outside(few)]
     if baseline is None:
         return verdict, [reason, _outside("base and single adapters were not scored on every task")]
@@ -90,7 +91,7 @@ def _forecast(forecast: Forecast, margin: float) -> Reason:
         "forecast",
         f"If the adapters' effects simply added, {forecast.system}, {fmt.PART[forecast.part]}, "
         f"would gain {fmt.gain(forecast.gain, *forecast.ci95)} against "
-        f"{reasons.against(forecast)} on {fmt.count(forecast.n, 'item')}.",
+        f"{reasons.against(forecast)} on {count(forecast.n, 'item')}.",
         forecast.gain,
         margin,
         "computed with one adapter in the model at a time, before any composition was run",

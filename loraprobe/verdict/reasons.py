@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loraprobe.defaults import COMPRESSION_LIMIT
+from loraprobe.formatting import count
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evaluated import Candidate, Control, Retained
@@ -31,7 +32,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
     margin = fmt.number(best.margin)
     what = (
         f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: "
-        f"{fmt.gain(best.difference, best.low, best.high)} on {fmt.count(best.n, 'item')}"
+        f"{fmt.gain(best.difference, best.low, best.high)} on {count(best.n, 'item')}"
     )
     if decision == "likely":
         code, value, tail = "gain-beyond-margin", best.low, f"more than {margin}"

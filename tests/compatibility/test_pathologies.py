@@ -29,7 +29,7 @@ def test_every_specimen_stands_on_the_page():
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in SPECIMENS]
 )
-def test_what_the_page_says_is_what_happens(tmp_path, case):
+def test_every_row_of_the_page_is_reproduced(tmp_path, case):
     assert row(case, behaviour(case, tmp_path)) == ROWS[case]
 
 

@@ -329,8 +329,10 @@ def test_law_of_basis(diagnostic, trio):
     name = name_of(diagnostic)
     # Equal ranks, one seed for A: nothing here is None for want of a definition.
     pair = [random_adapter("a", seed=1, dtype=F64), random_adapter("b", seed=1, dtype=F64)]
-    other = {p: LowRank(u.A, random_update(*LLAMA[p], 4, i, 1.0, F64).B, 0.5)
-             for i, (p, u) in enumerate(pair[1].modules.items())}  # fmt: skip
+    other = {
+        p: LowRank(u.A, random_update(*LLAMA[p], 4, i, 1.0, F64).B, 0.5)
+        for i, (p, u) in enumerate(pair[1].modules.items())
+    }
     pair[1] = adapter_of("b", other)
     changed = [
         adapter_of(
@@ -443,8 +445,10 @@ def test_real_adapters_show_the_independent_figures():
     trio = [read_adapter(folder / name, name) for name in ("legal", "medical", "sports")]
     rows = {(m.name, m.adapters, m.side): m for m in diagnose(trio)}
     for pair, expected in {
-        ("legal", "medical"): 0.20, ("legal", "sports"): 0.20, ("medical", "sports"): 0.71,
-    }.items():  # fmt: skip
+        ("legal", "medical"): 0.20,
+        ("legal", "sports"): 0.20,
+        ("medical", "sports"): 0.71,
+    }.items():
         assert rows["cosine", pair, None].value == pytest.approx(expected, abs=0.005)
         a, b = (next(x for x in trio if x.name == n) for n in pair)
         inner = first = second = 0.0

@@ -124,7 +124,7 @@ def values(results):
     return {(r.system, r.part, r.item): (r.value, r.text) for r in results}
 
 
-def test_every_system_is_asked_every_part():
+def test_every_system_is_scored_on_every_part():
     scorer = FakeScorer(HOMES)
     results = run_systems(scorer, SYSTEMS, [mayors()], Ledger())
     found = values(results)
@@ -183,7 +183,8 @@ def test_a_chain_alone_measures_its_adapters_hops_first():
 
 def test_chains_of_three_hops_and_items_without():
     answers = {("a", "A?"): "x", ("b", "B x?"): "y", ("c", "C x y?"): "z"}
-    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("z",)))
+    # the item's answer counts, also where its last hop's is another
+    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",)), Hop("C {1} {2}?", ("w",), "c"))
     short = (Hop("A?", ("x",)),)
     task = Task(
         "t",
@@ -253,7 +254,7 @@ def test_wrong_calls_are_named(monkeypatch):
         )
 
 
-def test_resuming_asks_nothing_twice(tmp_path, monkeypatch):
+def test_resuming_repeats_no_question(tmp_path, monkeypatch):
     monkeypatch.setattr(running_module, "BATCH", 2)
     first = FakeScorer(HOMES, fail_after=13)
     interrupted = Ledger(tmp_path)
@@ -405,7 +406,7 @@ def test_each_item_falls_to_the_first_cause_that_fits():
     assert attribute(results, systems[2:], [task]) == ()
 
 
-def test_scores_carry_what_their_system_lost():
+def test_scores_include_the_compression_error_of_their_system():
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [mayors()], Ledger())
     rows = {(s.system, s.part): s for s in score(results, SYSTEMS)}
     assert rows["uniform", "question"].compression_error == 0.25
@@ -417,7 +418,7 @@ def test_scores_carry_what_their_system_lost():
     assert found["uniform", "steps"].difference == 0.5
 
 
-def test_the_better_way_of_asking_is_taken():
+def test_the_better_prompt_format_is_chosen():
     task = mayors()
     plain = FakeScorer(HOMES)
     used, why, _ = choose_template(plain, [single("homes"), single("town")], [task])

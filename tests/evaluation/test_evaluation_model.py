@@ -129,6 +129,6 @@ def test_choices_and_losses_come_from_the_model(scorer, systems):
         assert losses[system] == pytest.approx(-float(logits.log_softmax(0)[gold]), abs=1e-5)
 
 
-def test_a_tokenizer_without_template_is_asked_plainly(scorer, systems):
+def test_prompts_are_plain_without_a_chat_template(scorer, systems):
     used, why, _ = choose_template(scorer, systems[-1].chain, [TASK])
     assert not used and "no chat template" in why

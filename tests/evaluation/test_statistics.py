@@ -105,7 +105,7 @@ def test_losses_get_students_interval():
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=3, max_size=40), st.integers(2, 6))
 @settings(max_examples=60)
-def test_copies_in_clusters_tell_nothing_new(values, copies):
+def test_copies_in_a_cluster_do_not_narrow_the_interval(values, copies):
     """k copies of every item in a cluster of their own: the same centre and standard error."""
     x = np.array(values)
     once = estimate(x[:, None], ALONE[: len(x)])
@@ -276,7 +276,7 @@ def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
     assert plain.adjusted_ci95[0] < alone.adjusted_ci95[0]
 
 
-def test_tasks_count_alike_whatever_their_size():
+def test_tasks_have_equal_weight_whatever_their_size():
     first = {("a", "question"): right(0, 10), ("m", "question"): right(10, 10)}
     second = {("a", "question"): right(0, 1000), ("m", "question"): right(0, 1000)}
     found = gain([*results(first, "t"), *results(second, "u")], ["m"], ["a"])

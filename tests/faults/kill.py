@@ -279,8 +279,9 @@ def slow_hub() -> Any:
     server = Misbehaving(files)
     send = _Handler.send
 
-    def trickle(self: Any, status: int, headers: Any, content: bytes, body: bool,
-                length: int | None = None) -> None:  # fmt: skip
+    def trickle(
+        self: Any, status: int, headers: Any, content: bytes, body: bool, length: int | None = None
+    ) -> None:
         send(self, status, headers, content, False, len(content) if length is None else length)
         for start in range(0, len(content) if body else 0, 8192):
             self.wfile.write(content[start : start + 8192])

@@ -128,7 +128,7 @@ class TestCodeOfARepository:
         (place / "t.jsonl").write_text('{"prompt": "Once", "answer": "upon"}\n')
         return [place / "a", place / "b"]
 
-    def test_it_runs_only_when_the_user_says_so_and_the_report_says_that_it_did(self, tmp_path):
+    def test_remote_code_runs_only_when_trusted_and_is_reported(self, tmp_path):
         mark = tmp_path / "mark"
         base = self.harmful(tmp_path / "base", mark)
         refs = self.adapters(tmp_path, base)
@@ -241,7 +241,7 @@ class TestNames:
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
-    def test_yaml_and_markdown_of_strangers_are_data(self, tmp_path):
+    def test_yaml_and_markdown_of_cards_are_data(self, tmp_path):
         base = "x\n---\nlicense: mit\n{{ 1234 * 4321 }} <script>alert(1)</script> `|"
         saved_pair(tmp_path, base_model=base)
         out = tmp_path / "out"

@@ -112,7 +112,7 @@ class TestReference:
         assert Reference.parse("acme/math@main").path is None
         assert Reference.parse(".").short == tmp_path.name
 
-    def test_a_local_directory_without_adapter_says_how_to_mean_the_hub(
+    def test_the_error_for_a_local_directory_without_adapter_explains_hub_references(
         self, tmp_path, monkeypatch
     ):
         monkeypatch.chdir(tmp_path)
@@ -140,7 +140,7 @@ class TestReference:
             "~nobody/x",
         ],
     )
-    def test_bad_ones_are_named(self, text):
+    def test_invalid_references_are_named_in_the_error(self, text):
         said = sentence(lambda: Reference.parse(text), ReferenceError_)
         assert repr(text.rpartition("=")[2])[1:40] in said or repr(text)[1:40] in said
 
@@ -199,7 +199,7 @@ class TestLocal:
 
 
 class TestRealServer:
-    def test_adapter_pinned_and_only_what_is_needed(self, acme, tmp_path):
+    def test_adapter_is_pinned_and_only_needed_files_are_fetched(self, acme, tmp_path):
         adapter = hub.load("acme/math")
         expected = making.random_adapter(seed=1)
         assert (adapter.name, adapter.source.commit) == ("math", acme["new"])
@@ -360,7 +360,7 @@ class TestMisbehaviour:
         assert "cannot be reached" in sentence(lambda: hub.load("acme/math"))
 
     @pytest.mark.parametrize("fail", [(503, {}), (429, {}), None])
-    def test_cached_copy_stands_in_with_a_warning(self, bad, monkeypatch, tmp_path, caplog, fail):
+    def test_a_cached_copy_is_used_with_a_warning(self, bad, monkeypatch, tmp_path, caplog, fail):
         commit = hub.load("acme/math").source.commit
         if fail:
             bad.fail["GET /api/"] = fail
@@ -372,7 +372,7 @@ class TestMisbehaviour:
     @pytest.mark.parametrize(
         "headers", [{"X-Error-Code": "GatedRepo"}, {"X-Error-Code": "RevisionNotFound"}]
     )
-    def test_cached_copy_does_not_stand_in_for_a_refusal(self, bad, headers):
+    def test_a_cached_copy_is_not_used_after_a_refusal(self, bad, headers):
         hub.load("acme/math")
         bad.fail["GET /api/"] = (403, headers)
         sentence(lambda: hub.load("acme/math"))

@@ -245,8 +245,10 @@ def test_the_accuracy_that_ships_is_that_of_left_out_scenarios(stored):
 def test_one_coefficient_on_the_forecast_has_the_figures_that_were_published(stored):
     found = {what: validation.plain_logistic(stored, k) for what, k in validation.LEFT_OUT.items()}
     assert {what: round(f.brier, 2) for what, f in found.items()} == {
-        "bases": 0.14, "scenarios": 0.16, "architectures": 0.14,
-    }  # fmt: skip
+        "bases": 0.14,
+        "scenarios": 0.16,
+        "architectures": 0.14,
+    }
     assert found["scenarios"].decided == 220
 
 

@@ -90,9 +90,7 @@ def an_audit():
         Provenance("0", None, ()),
         compatibility=Compatibility((Issue("note", "x", ("a",), "text"),)),
         diagnostics=(Measurement("norm_ratio", ("a", "b"), 2.0),),
-        coverage=(
-            Coverage("hop_accuracy", "t", 0.5, 10, 1, ("a",), (0.2, 0.8), 0.1),
-        ),
+        coverage=(Coverage("hop_accuracy", "t", 0.5, 10, 1, ("a",), (0.2, 0.8), 0.1),),
         forecasts=tuple(
             Forecast(name, gain, (gain - 0.1, gain + 0.1), 60, "steps", "a")
             for name, gain in (("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2))
@@ -102,7 +100,7 @@ def an_audit():
             score,
             dataclasses.replace(score, system="b", value=0.2),
         ),
-    )  # fmt: skip
+    )
 
 
 def test_evidence_is_the_same_from_an_audit_and_from_its_document():
@@ -189,8 +187,10 @@ def test_sets_become_cases_and_are_evaluated_once(tmp_path, seen):
     assert {c.label(MARGIN) for c in cases if c.method == "sum"} == {0}
     assert {c.label(MARGIN) for c in cases if c.method != "sum"} == {1}
     assert {(c.method, c.forecast) for c in cases} == {
-        ("uniform", 0.3), ("sum", 0.1), ("arrow", 0.2),
-    }  # fmt: skip
+        ("uniform", 0.3),
+        ("sum", 0.1),
+        ("arrow", 0.2),
+    }
     assert {(c.adapters, c.tasks, c.hops, c.metric, c.part) for c in cases} == {
         (2, 1, 0, "exact_match", "steps")
     }

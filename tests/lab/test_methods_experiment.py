@@ -70,7 +70,7 @@ def test_every_method_stands_in_every_space_and_every_router_takes_part():
     assert labels[-1] == "chain"
 
 
-def test_linear_methods_are_one_entrant_for_each_set_of_coefficients():
+def test_linear_methods_with_equal_coefficients_are_evaluated_once():
     linear = [e for e in all_systems() if e.family == "linear" and not e.balanced]
     gates = []
     for e in linear:

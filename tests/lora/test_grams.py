@@ -113,7 +113,7 @@ def test_a_missing_module_is_a_zero_delta():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("factor", ["A", "B"])
-def test_one_bad_entry_is_found_and_harms_no_other_adapter(value, factor):
+def test_one_nan_entry_is_found_and_affects_no_other_adapter(value, factor):
     good, bad = random_update(8, 6, 2, 0, 1.0), random_update(8, 6, 2, 1, 1.0)
     getattr(bad, factor)[1, 1] = value
     found = one_module(good, bad)
@@ -135,7 +135,7 @@ def test_unequal_shapes_are_not_multiplied():
     assert found.square.min() > 0
 
 
-def test_batches_give_what_one_batch_gives(monkeypatch):
+def test_batches_agree_with_one_batch(monkeypatch):
     adapters = [
         {f"m{k}": random_update(8, 6 + k, 1 + (k + i) % 3, 10 * i + k, 0.5) for k in range(7)}
         for i in range(2)
@@ -182,7 +182,7 @@ def test_each_module_is_read_once_and_shown_once():
     assert reported == [(1, 2), (2, 2)]
 
 
-def test_visitors_see_the_factors_in_float64():
+def test_visitors_get_the_factors_in_float64():
     updates = [random_update(5, 7, 3, seed, 0.5, torch.bfloat16) for seed in range(2)]
 
     def look(_path, laid):
@@ -206,7 +206,7 @@ def test_a_sum_of_updates_that_share_some_of_their_directions(seed):
     assert not found[6:].any()
 
 
-def test_visitors_see_factors_of_unequal_shapes_apart():
+def test_visitors_get_factors_of_unequal_shapes_separately():
     updates = [random_update(8, 6, 2, 0), random_update(9, 7, 3, 1), random_update(8, 6, 4, 2)]
     seen = []
 

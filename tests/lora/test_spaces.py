@@ -34,7 +34,7 @@ def updates(ranks=(2, 3, 1), out=12, inp=9) -> list[LowRank]:
 
 @settings(max_examples=40)
 @given(RANKS, SIDE, SIDE)
-def test_what_goes_into_core_comes_back(ranks, out, inp):
+def test_core_projection_is_inverted_exactly(ranks, out, inp):
     sources = updates(ranks, out, inp)
     stacked = core(sources)
     n, p, q = stacked.matrices.shape
@@ -50,7 +50,7 @@ def test_what_goes_into_core_comes_back(ranks, out, inp):
 
 @settings(max_examples=40)
 @given(RANKS, SIDE, SIDE)
-def test_what_goes_into_knots_comes_back(ranks, out, inp):
+def test_knots_projection_is_inverted_exactly(ranks, out, inp):
     """The matrices are S V_i^T of the decomposition of the deltas side by side."""
     sources = updates(ranks, out, inp)
     stacked = knots(sources)

@@ -35,7 +35,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("kind", ["normal", "heavy", "few", "zeros", "sorted"])
 @settings(max_examples=25)
 @given(n=st.integers(8, 700), seed=st.integers(0, 99), data=st.data())
-def test_every_place_holds_what_a_sort_puts_there(kind, n, seed, data):
+def test_every_rank_agrees_with_a_sort(kind, n, seed, data):
     entries = drawn(kind, n, seed)
     places = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=2))
     expected = np.sort(np.abs(entries))[places]

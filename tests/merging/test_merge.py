@@ -42,7 +42,7 @@ def test_the_two_ties_agree_without_weights_and_differ_with_them():
     torch.testing.assert_close(2 * half, whole, **TIGHT)
 
 
-def test_magnitude_prune_is_the_weighted_sum_of_what_is_large():
+def test_magnitude_prune_is_the_weighted_sum_of_large_entries():
     adapters, weights = sources(), [0.7, -0.2, 1.5]
     merged = merge(adapters, "magnitude_prune:density=0.3", weights=weights)
     expected = sum(w * trimmed(delta(a), 0.3) for w, a in zip(weights, adapters, strict=True))
@@ -139,7 +139,7 @@ def test_masks_come_from_the_seed_and_the_content():
     assert not torch.equal(*masks)
 
 
-def test_dare_drops_the_share_it_says_and_keeps_the_expectation():
+def test_dare_drops_the_stated_share_and_keeps_the_expectation():
     adapter = [adapter_of("a", {"up": random_update(60, 50, 30, 1, 1.0, F64)})]
     whole = delta(adapter[0])
     runs = [

@@ -230,10 +230,11 @@ def test_the_gpt2_adapters_merge_to_the_mean_as_peft_runs_it(shared_data, tmp_pa
 def test_one_flag_of_a_model_with_two_kinds_of_layer_is_no_conflict(tmp_path):
     """peft sets fan_in_fan_out anew at every layer and saves the last, here that of lm_head."""
     plain, flagged = (
-        peft_adapter(tmp_path / name, tiny_gpt2(), seed, r=2, fan_in_fan_out=True,
-                     target_modules=targets)
+        peft_adapter(
+            tmp_path / name, tiny_gpt2(), seed, r=2, fan_in_fan_out=True, target_modules=targets
+        )
         for seed, name, targets in ((1, "a", ["c_attn", "lm_head"]), (2, "b", ["c_attn", "wte"]))
-    )  # fmt: skip
+    )
     flags = [
         json.loads((p / "adapter_config.json").read_text())["fan_in_fan_out"]
         for p in (plain, flagged)

@@ -149,7 +149,7 @@ def test_a_cut_is_the_best_of_its_rank_for_the_weights_and_its_loss_is_told():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_rounding_costs_is_told(dtype):
+def test_rounding_error_is_reported(dtype):
     W0 = base()
     adapters = [dora("a", W0, 1), dora("b", W0, 2)]
     merged = merge(adapters, base_weight=lambda _: W0, dtype=dtype)
@@ -178,7 +178,7 @@ def test_refusals_name_the_cure():
         merge(both, base_weight=lambda _: W0)
 
 
-def test_plain_adapters_never_ask_for_the_base():
+def test_merging_plain_adapters_does_not_read_the_base():
     def never(path):
         raise AssertionError(path)
 
@@ -230,7 +230,7 @@ def test_peft_loads_the_merge_and_runs_the_mean_of_the_models(case, tmp_path):
     assert not [i for i in found.compatibility.issues if i.severity == "error"]
 
 
-def test_the_command_line_needs_the_base_and_says_so(tmp_path):
+def test_the_command_line_requires_the_base_for_dora(tmp_path):
     from typer.testing import CliRunner
 
     from loraprobe.cli import app

@@ -60,7 +60,7 @@ def test_other_weights_and_adapters_without_it_take_the_base_into_account(weight
         )
 
 
-def test_what_cannot_be_exact_is_refused_by_name_with_the_cure():
+def test_inexact_full_weight_merges_are_refused_with_a_cure():
     a, b, c = holding("a", 1, NORM), holding("b", 2), holding("c", 3, NORM)
     message = (
         r"Adapter a holds modules_to_save model.norm.weight, .*--base DIR .*--allow modules-to"

@@ -88,7 +88,7 @@ def test_a_declared_law_holds_and_an_undeclared_one_fails(name, law):
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_every_method_says_what_it_is(name):
+def test_every_method_has_a_formula_and_a_paper(name):
     method = METHODS.get(name)
     assert method.laws <= LAWS.keys()
     assert method.lossless <= SPACES.keys()

@@ -35,12 +35,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
 INTRO = """# Numerical error of every merge method
 
 Relative Frobenius error on 16-bit factors against dense float64 algebra on the same values (two
-adapters of rank 6 on a module of 120 x 90). *Merged* is before anything is rounded on writing;
-*written* includes the rounding of the result's factors to the sources' dtype, which every merge
-measures and reports (`rounding_error`). Stated and tested: merged at most 1e-13 for methods that
-stay with the factors or run in `core`, at most 1e-5 for elementwise methods in `full`; written
-between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The figures are those of one
-machine; `python tests/merging/test_merge_precision.py` writes this page anew.
+adapters of rank 6 on a module of 120 x 90). *Merged* is the result before it is rounded to the
+sources' dtype, *written* after it; every merge reports that rounding (`rounding_error`). The tests
+require: merged at most 1e-13 for methods on factors or in `core`, at most 1e-5 for elementwise
+methods in `full`; written between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The
+figures are those of one machine; `python tests/merging/test_merge_precision.py` writes this page.
 
 | method | bfloat16: merged | written | float16: merged | written |
 | --- | --- | --- | --- | --- |
@@ -102,7 +101,7 @@ def test_sixteen_bit_factors_are_merged_to_within_a_stated_bound(name, dtype):
     assert written.rounding_error == pytest.approx(rounded, rel=0.02), "as it is reported"
 
 
-def test_the_bounds_tell_float32_from_sixteen_bits():
+def test_the_bounds_distinguish_float32_from_sixteen_bits():
     """Arithmetic in the factors' own dtype, as some tools have it, is far outside."""
     method = METHODS.make("ties")
     wanted = exact(method, torch.bfloat16, 12)

@@ -133,7 +133,7 @@ def test_a_merge_is_finite_complete_and_no_larger_than_allowed(name, data):
 @pytest.mark.parametrize("name", METHODS.names())
 @DRAWS
 @given(data=st.data())
-def test_a_rank_loses_what_dense_algebra_says(name, data):
+def test_compression_error_agrees_with_dense_algebra(name, data):
     """Cut module by module to the singular values that a rank leaves out."""
     it = case(data, name)
     whole, rank = it.merged(rank=9), data.draw(st.integers(1, 6))
@@ -155,7 +155,7 @@ def test_a_rank_loses_what_dense_algebra_says(name, data):
 @pytest.mark.parametrize("name", METHODS.names())
 @DRAWS
 @given(data=st.data())
-def test_declared_laws_hold_of_whatever_is_drawn(name, data):
+def test_declared_laws_hold_on_random_adapters(name, data):
     it = case(data, name)
     once, laws = it.merged(), it.method.laws
     close = 1e-5 if it.single else 1e-6
@@ -189,7 +189,7 @@ def exchanged(_: str, update: LowRank) -> LowRank:
 @pytest.mark.parametrize("name", METHODS.names())
 @DRAWS
 @given(data=st.data())
-def test_equal_adapters_merge_to_what_one_gives(name, data):
+def test_equal_adapters_merge_to_that_adapter(name, data):
     """The same direction, as long as one to n of them; where they share it with nobody."""
     it = case(data, name, most=1)
     n = data.draw(st.integers(2, 4 if takes(it.method, 3) else 2))

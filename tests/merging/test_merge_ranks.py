@@ -18,7 +18,7 @@ from loraprobe.merging import METHODS, _compress, merge
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("rank", [1, 2, 5, 50])
-def test_a_rank_keeps_the_best_and_says_what_it_lost(rank, dtype):
+def test_truncation_is_optimal_and_its_error_is_reported(rank, dtype):
     adapters = sources((3, 4), dtype, 13, 12)
     merged = merge(adapters, "uniform", rank=rank)
     mean = (delta(adapters[0]) + delta(adapters[1])) / 2
@@ -117,13 +117,13 @@ def test_a_sketch_of_a_low_rank_matrix_loses_nothing(sketched):
     torch.testing.assert_close(delta(merged.adapter), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sketch_can_keep_more_than_the_sources_hold(sketched):
+def test_a_sketch_can_exceed_the_rank_of_the_sources(sketched):
     adapters = sources((2, 2), torch.float32, 60, 50)
     small, large = (merge(adapters, "ties", rank=r) for r in (4, 30))
     assert large.rank == 30 and large.compression_error < 0.5 * small.compression_error
 
 
-def test_auto_in_the_full_space_stops_at_the_sum_of_ranks_and_says_what_is_lost():
+def test_auto_rank_in_full_space_is_the_sum_of_ranks_and_reports_its_error():
     adapters = sources((2, 3), F64, 40, 30)
     merged = merge(adapters, "ties")
     assert merged.rank == 5 and merged.compression_error > 0.1
@@ -196,8 +196,10 @@ def test_one_conv1d_among_linear_sources_is_conv1d_in_either_order():
         assert merged.layout[path].kind == "conv1d"
         torch.testing.assert_close(
             merged.modules[path].delta().double(),
-            (delta(plain, path) + delta(flagged, path)) / 2, rtol=1e-5, atol=1e-6,
-        )  # fmt: skip
+            (delta(plain, path) + delta(flagged, path)) / 2,
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize(

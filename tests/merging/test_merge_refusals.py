@@ -42,7 +42,7 @@ def one(name="a", rank=2, seed=0, **options):
         ({"rank": "many"}, r"rank must be .* not 'many'"),
     ],
 )
-def test_bad_calls(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         merge([one("a"), one("b", seed=1)], **options)
 
@@ -132,7 +132,7 @@ EXTRAS = {
 
 
 @pytest.mark.parametrize("code", EXTRAS)
-def test_what_would_be_dropped_is_refused_by_name(code, tmp_path):
+def test_extras_that_would_be_dropped_are_refused_by_name(code, tmp_path):
     model = tiny_model("Llama", attention_bias=True, tie_word_embeddings=False)
     path = peft_adapter(
         tmp_path / "x", model, 1, r=2, target_modules=["q_proj", "v_proj"], **EXTRAS[code]
@@ -161,13 +161,14 @@ def embedding_adapter(directory, name: str, copy: torch.Tensor):
     return read_adapter(write_adapter(directory / name, tensors, r=2), name=name)
 
 
-def test_copies_of_base_weights_may_go_if_they_agree_and_it_is_said(tmp_path):
+def test_equal_copies_of_base_weights_are_dropped_with_a_note(tmp_path):
     copy = torch.arange(640.0).reshape(40, 16)
     a, b = (embedding_adapter(tmp_path, n, copy) for n in "ab")
     merged = merge([a, b])
     assert [(i.severity, i.code) for i in merged.issues] == [
-        ("note", "base-copy"), ("warning", "duplicate"),
-    ]  # fmt: skip
+        ("note", "base-copy"),
+        ("warning", "duplicate"),
+    ]
     assert merged.adapter.layout["model.embed_tokens"].kind == "embedding"
     rounded = embedding_adapter(tmp_path, "rounded", copy.bfloat16())
     assert [i.code for i in merge([a, rounded]).issues] == ["base-copy", "duplicate"]
@@ -197,7 +198,7 @@ def test_errors_found_on_reading_stop_a_merge(tmp_path):
     assert {i.severity for i in merged.issues} == {"warning"}
 
 
-def test_weights_that_go_unused_and_bases_that_differ_are_said():
+def test_unused_weights_and_different_bases_are_reported():
     other = one("b", seed=1, base_model="owner/other")
     merged = merge([one(), other], "uniform", weights=[0.9, 0.1])
     assert [i.code for i in merged.issues] == ["weights-ignored", "base-mismatch"]

@@ -35,7 +35,7 @@ def ours(spec: str, deltas: torch.Tensor, weights: list[float], monkeypatch) -> 
 @pytest.mark.parametrize(
     ("peer", "case"), CASES, ids=[f"{peer}: {case['method']}" for peer, case in CASES]
 )
-def test_the_other_tool_gives_the_same(peer, case, monkeypatch):
+def test_result_equals_the_other_tools(peer, case, monkeypatch):
     """To 1e-6: the stored numbers have 7 decimals, and mergekit masks in float32."""
     result = ours(case["method"], deltas_of(case), case["weights"], monkeypatch)
     theirs = torch.tensor(case["result"], dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_every_variant_of_every_elementwise_method_is_pinned():
 
 
 @pytest.mark.parametrize("case", STORED["differ"], ids=lambda case: case["call"])
-def test_where_mergekit_is_not_followed(case, monkeypatch):
+def test_documented_differences_from_mergekit(case, monkeypatch):
     """It drops all where none of the largest is to go, and weighs small adapters alike."""
     deltas = torch.tensor(STORED["deltas"]["small"], dtype=torch.float64) * case["scale"]
     result = ours(case["method"], deltas, case["weights"], monkeypatch)

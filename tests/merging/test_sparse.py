@@ -89,7 +89,7 @@ def test_breadcrumbs_ties_is_the_mask_of_breadcrumbs_and_the_election_of_ties():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_an_outlier_is_what_breadcrumbs_drops_and_ties_keeps():
+def test_breadcrumbs_drops_an_outlier_that_ties_keeps():
     deltas = stacked()
     deltas[:, 4, 5] = 1e3
     assert float(Breadcrumbs(0.9, 0.01)(deltas, ONES / 3)[4, 5]) == 0
@@ -114,7 +114,7 @@ def test_the_probability_of_staying_rises_evenly_with_the_rank_in_the_row():
     torch.testing.assert_close(column, torch.full((2, 1), 0.4, dtype=F64))
 
 
-def test_della_drops_what_it_says_and_keeps_the_expectation():
+def test_della_drops_the_stated_share_and_keeps_the_expectation():
     delta = random_update(30, 40, 5, 1, 1.0, F64).delta()[None]
     chances = selection.chances_by_rank(delta[0], 0.4, 0.3)
     runs = torch.stack(
@@ -274,7 +274,7 @@ def drawn(n: int, p: int, q: int, seed: int, dtype: torch.dtype):
 
 @settings(max_examples=40)
 @given(election=st.sampled_from(["total", "frequency"]), **SHAPES)
-def test_peft_gives_the_same_on_any_shape(n, p, q, density, seed, dtype, election):
+def test_result_equals_pefts_on_any_shape(n, p, q, density, seed, dtype, election):
     deltas, weights = drawn(n, p, q, seed, dtype)
     if int(density * p * q) > 0:  # peft keeps nothing then, one entry is kept here
         theirs = merge_utils.ties(list(deltas), weights, density, election)
@@ -320,7 +320,7 @@ def test_bad_options_are_refused_by_name(spec, message):
         METHODS.make(spec)
 
 
-def test_words_are_checked_in_python_too():
+def test_literal_options_are_checked_in_python_too():
     """Outside of the tests nothing checks the types of the fields."""
     method = Ties()
     object.__setattr__(method, "variant", "other")
@@ -336,7 +336,7 @@ def options(name: str) -> set[str]:
     return {field.name for field in dataclasses.fields(METHODS.get(name))}
 
 
-def test_what_the_variant_settles_is_written_out():
+def test_variant_sets_all_options_explicitly():
     """So the model card of a merge names every choice that was made."""
     assert "normalize=True" in repr(METHODS.make("ties:variant=mergekit"))
     made = METHODS.make("dare_ties:variant=mergekit")
@@ -365,7 +365,7 @@ def test_lambda_scales_the_result_and_default_weights_make_an_average():
             torch.testing.assert_close(method(twins, weights, draws()), deltas[0])
 
 
-def test_weights_that_cancel_do_not_blow_up_what_mergekit_divides_by_them():
+def test_cancelling_weights_do_not_diverge_under_the_mergekit_variant():
     """All three agree after weighting, and 0.1 + 0.6 - 0.7 is rounding, not a divisor."""
     weights = torch.tensor([0.1, 0.6, -0.7], dtype=F64)
     left = torch.zeros(1)

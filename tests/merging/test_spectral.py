@@ -106,7 +106,7 @@ def test_slerp_of_nearly_parallel_deltas_is_linear(sign):
     assert float(point.norm()) == pytest.approx(1.0, abs=1e-9)  # on the arc, not on the chord
 
 
-def test_slerp_refuses_what_has_no_arc():
+def test_slerp_refuses_zero_and_opposed_deltas():
     three = sources()
     with pytest.raises(UsageError, match=r"slerp.*cannot take 3"):
         merge(three, "slerp")
@@ -166,8 +166,9 @@ def test_model_stock_keeps_nothing_of_opposed_deltas_and_all_of_a_lone_one():
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.5, -1.0, 2.0)])
-@pytest.mark.parametrize(("spec", "kept"), [("tsv", (3, 2, 4)), ("tsv:k=2", (2, 2, 2)),
-                                            ("tsv:share=true", (1, 1, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spec", "kept"), [("tsv", (3, 2, 4)), ("tsv:k=2", (2, 2, 2)), ("tsv:share=true", (1, 1, 2))]
+)
 def test_tsv_whitens_the_vectors_and_keeps_the_values(spec, kept, weights):
     adapters = sources(out=12, inp=11)
     parts = [
@@ -219,7 +220,7 @@ def test_iso_c_flattens_the_spectrum_of_the_sum_over_its_rank(weights):
 @pytest.mark.parametrize(
     ("common", "shared", "each"), [(0.8, 9, 1), (0.5, 6, 2), (0.0, 0, 4), (1.0, 12, 0)]
 )
-def test_iso_cts_adds_what_each_has_of_its_own(common, shared, each):
+def test_iso_cts_adds_task_specific_directions(common, shared, each):
     adapters = sources((5, 3, 4), out=16, inp=15)
     deltas = dense_of(adapters)
     U, S, Vh = np.linalg.svd(sum(deltas))
@@ -249,7 +250,7 @@ def test_iso_cts_does_not_share_out_more_than_there_is():
     )
 
 
-def test_what_cancels_is_not_made_large_again():
+def test_cancelled_components_are_not_amplified():
     """1 - 1 leaves rounding, which a flat spectrum must not take for directions."""
     a = random_update(9, 8, 3, 1, 0.5, F64)
     own = {"own": random_update(6, 5, 2, 3, 1.0, F64)}

@@ -12,7 +12,7 @@ CASES = load_cases()
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if c.slow else n for n, c in CASES.items()],
 )
-def test_what_happens_is_what_must_happen(tmp_path, name):
+def test_every_case_gives_the_expected_outcome(tmp_path, name):
     assert CASES[name].act(tmp_path) == CASES[name].now
 
 

@@ -71,7 +71,7 @@ def test_inspect_gives_an_audit_that_fits_the_schema(world):
     assert json.loads(loraprobe.inspect(world / "a").to_json())["adapters"][0]["name"] == "a"
 
 
-def test_merge_is_what_peft_adds(world, tmp_path):
+def test_merge_equals_pefts_sum(world, tmp_path):
     merged = loraprobe.merge([world / "a", str(world / "b")], method="sum")
     merged.save(tmp_path / "out")
     a, b, out = (pefts_deltas(p) for p in (world / "a", world / "b", tmp_path / "out"))
@@ -184,7 +184,7 @@ def test_the_order_of_adapters_does_not_choose_the_controls(world, shared_data, 
 
 
 @pytest.mark.parametrize("name", ["ties", "shrunk:a"])
-def test_an_adapter_may_not_bear_the_name_of_a_system(world, shared_data, name):
+def test_an_adapter_cannot_have_the_name_of_a_system(world, shared_data, name):
     a, b = loraprobe.load(world / "a").renamed(name), loraprobe.load(world / "b")
     with pytest.raises(UsageError, match=r"name .* is that of a system"):
         evaluated(world, [a, b], methods=("ties",))

@@ -63,7 +63,7 @@ def files_of(prompts, directory):
     return tuple(made)
 
 
-def test_a_centroid_is_the_mean_of_what_a_module_reads(scorer, pair, items):
+def test_a_centroid_is_the_mean_input_of_a_module(scorer, pair, items):
     """Against prompts read one at a time, without any mask or batch."""
     prompts = items[1]
     router = fitted_in(ROUTERS.make("centroid"), scorer.model, scorer.tokenizer, pair, prompts)

@@ -26,7 +26,7 @@ def pair():
     return [random_adapter(name, WIDE, seed=seed) for name, seed in (("a", 1), ("b", 2))]
 
 
-def test_a_dense_merge_that_cannot_fit_says_so_and_a_small_space_fits():
+def test_a_dense_merge_beyond_memory_is_refused_and_a_small_space_fits():
     limits.set_limits("memory=8MiB")
     with pytest.raises(OutOfMemory, match=r"up, \[900, 700\].*12 MiB.*8 MiB.*--space core"):
         merge(pair(), "ties")
@@ -43,7 +43,7 @@ def test_a_merge_in_factors_counts_its_result():
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's counters")
-def test_the_estimate_of_a_dense_merge_bounds_what_it_takes():
+def test_the_estimate_of_a_dense_merge_is_an_upper_bound():
     """In a process of its own: the peak of TIES on one module of 3000 x 2000, against the claim."""
     code = """
 import gc
@@ -74,7 +74,7 @@ print(seen[-1], (kilobytes("VmHWM") - before) * 1024)
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs the shared base model")
-def test_a_base_that_cannot_fit_says_what_would():
+def test_a_base_beyond_memory_is_refused_with_alternatives():
     base = open_base(STORIES)
     exact = sum(p.numel() * 4 for p in base.load().model.parameters())
     found = weight_bytes(base.weight_files, "stories", torch.float32)
@@ -86,7 +86,7 @@ def test_a_base_that_cannot_fit_says_what_would():
     base.load()
 
 
-def test_what_is_there_is_what_the_kernel_says(monkeypatch, tmp_path):
+def test_available_memory_agrees_with_the_kernel(monkeypatch, tmp_path):
     file = tmp_path / "meminfo"
     file.write_text("MemTotal: 100 kB\nMemAvailable:   60 kB\n")
     monkeypatch.setattr(memory, "_MEMINFO", file)

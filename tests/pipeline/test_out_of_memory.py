@@ -78,7 +78,7 @@ def test_other_errors_are_left_alone():
     assert Batcher(torch.device("cpu")).note() == ""
 
 
-def test_what_is_shared_out_learns_and_teaches():
+def test_a_shared_batch_size_is_learned_by_all():
     whole = Batcher(torch.device("cpu"))
     texts = whole.with_copies(4)
 
@@ -168,7 +168,7 @@ def test_samples_are_drawn_in_smaller_batches(monkeypatch):
     assert scorer.batcher.memory.failed == 16
 
 
-def test_an_audit_halves_and_says_so(monkeypatch):
+def test_an_audit_halves_the_batch_with_a_note(monkeypatch):
     calm = call(*audit("skill-and-facts"), *SHORT)
     seen = narrow(monkeypatch, 7, ERRORS["cuda"])
     found = call(*audit("skill-and-facts"), *SHORT)
@@ -180,7 +180,7 @@ def test_an_audit_halves_and_says_so(monkeypatch):
     assert not differences(calm, found)
 
 
-def test_where_even_one_does_not_fit_one_sentence_says_what_to_change(monkeypatch):
+def test_one_sequence_beyond_memory_names_the_option_to_change(monkeypatch):
     narrow(monkeypatch, 0, ERRORS["cuda"])
     done = making.call(*audit("skill-and-facts"), *SHORT, "--json")
     assert done.exit_code == 2

@@ -42,7 +42,7 @@ def test_dora_and_conv1d(tmp_path):
     assert problems_in_peft(tmp_path / "out", adapter) == []
 
 
-def test_what_peft_would_ignore_is_found(tmp_path):
+def test_tensors_that_peft_would_ignore_are_found(tmp_path):
     adapter, file = random_adapter("a"), tmp_path / "out" / "adapter_model.safetensors"
     adapter.save(tmp_path / "out")
     tensors = load_file(file)

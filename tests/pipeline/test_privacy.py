@@ -107,13 +107,13 @@ def test_nothing_private_is_written(desk, monkeypatch, command, how):
     assert codes.count("base-is-a-path") == 2
 
 
-def test_nothing_private_is_written_by_what_runs_a_model(desk, monkeypatch):
+def test_commands_that_run_a_model_write_nothing_private(desk, monkeypatch):
     refs = REFERENCES["absolute"](desk)
     stdout = published(monkeypatch, desk, "merge-and-eval", *refs, *COMMANDS["merge-and-eval"])
     assert leaks(desk, stdout) == [] and json.loads(stdout)["verdict"]
 
 
-def test_what_was_written_is_still_verified(desk, monkeypatch):
+def test_written_directories_are_verified(desk, monkeypatch):
     """By the names and hashes of its sources, also from elsewhere."""
     published(monkeypatch, desk, "merge", *REFERENCES["relative"](desk), "-o", "out")
     config = json.loads((desk / "out" / "adapter_config.json").read_text())

@@ -33,6 +33,7 @@ def test_route_command(tmp_path):
     jsonschema.validate(document, json_schema())
     assert document["command"] == "route" and len(document["transformations"]) == 2
     assert document["provenance"]["arguments"] is not None
+    assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
     composition = load_composition(out)
     assert composition.router == ROUTERS.make("arrow:top_k=1")
     assert [e.name for e in composition.experts] == ["a", "other"]

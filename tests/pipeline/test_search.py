@@ -91,7 +91,7 @@ def test_the_parts_share_no_cluster_and_no_prompt():
         ([(f"q{i}", None) for i in range(12)], 11, "nothing is left to judge by"),
     ],
 )
-def test_a_task_too_small_to_split_is_one_sentence(items, wanted, said):
+def test_a_task_too_small_to_split_is_a_usage_error(items, wanted, said):
     with pytest.raises(TaskError, match=said):
         split([task_of("t", items)], Options(weights="search", search_items=wanted))
 
@@ -239,7 +239,7 @@ def test_merge_and_eval_judges_on_the_rest(tmp_path):
     assert (ledger.parent / "search.jsonl").is_file()
 
 
-def test_what_is_not_covered_and_what_takes_no_weights():
+def test_unsupported_methods_and_methods_without_weights():
     adapters = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab")]
 
     def options(*methods):
@@ -261,7 +261,7 @@ def test_what_is_not_covered_and_what_takes_no_weights():
     assert added.router.weights == (0.3, -0.2)
 
 
-def test_merge_searches_with_base_and_task_and_says_what_is_missing(tmp_path):
+def test_merge_searches_weights_with_base_and_task_only(tmp_path):
     world = shipped_world()
     scenario = world.scenario("skill-and-facts")
     paths = list(scenario.adapters.values())

@@ -16,7 +16,7 @@ from loraprobe.report.schema import json_schema
 from loraprobe_lab import shipped_world
 
 
-def test_merge_command_and_card_say_what_was_done(tmp_path):
+def test_merge_command_and_card_state_the_transformations(tmp_path):
     for name, seed, scaling in (("a", 1, 0.5), ("b", 2, 4.0), ("g", 3, 1.0)):
         some(name, seed, scaling=scaling, dtype=torch.bfloat16).save(tmp_path / name)
     a, b, g = (str(tmp_path / name) for name in "abg")
@@ -44,7 +44,7 @@ def test_merge_command_and_card_say_what_was_done(tmp_path):
 @pytest.mark.parametrize(
     "form", [["--weights", "1,-0.5"], ["--weights", "-0.5,1"], ["--weights=-1,1"]]
 )
-def test_negative_weights_are_negation_and_the_card_says_so(tmp_path, form):
+def test_negative_weights_negate_and_the_card_states_it(tmp_path, form):
     a, b = some("a", 1), some("b", 2)
     for adapter in (a, b):
         adapter.save(tmp_path / adapter.name)

@@ -175,7 +175,7 @@ def test_peft_subtracts_factors_which_is_another_matrix(tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_every_method_takes_what_was_prepared(name):
+def test_every_method_accepts_prepared_adapters(name):
     """Merging prepared adapters is merging adapters that were like that from the start."""
     adapters, general = [some("a", 1), some("b", 2, scaling=3.0)], [some("g", 3)]
     found = prepare(adapters, Options(balance="norm"), general)

@@ -128,7 +128,7 @@ def test_the_gains_differ_and_are_not_all_zero(scorer, pair, task):
     assert found["steps", WEIGHTED] > found["question", WEIGHTED] == 0 < found["question", AVERAGE]
 
 
-def test_compositions_that_are_asked_together_keep_their_own_answers(scorer, pair, task):
+def test_compositions_scored_in_one_batch_keep_their_own_answers(scorer, pair, task):
     results, both = measured(task, e1_steps=1.0), {"average": AVERAGE, "weighted": WEIGHTED}
     together = forecasts(scorer, pair, task, both, results)
     assert together["average"].gain != together["weighted"].gain

@@ -173,7 +173,7 @@ def test_one_pass_over_the_base_serves_all_probes():
     assert len(pairs) == len(set(pairs)) > 0
 
 
-def test_texts_that_are_no_question_are_asked_without_the_template():
+def test_texts_without_a_question_get_no_template():
     scorer = FakeScorer(chat=True)
     run(scorer, couples(), ["min_k_plus_plus", "answer_margin"], all_right(couples()))
     kinds = {kind: pairs for kind, _, pairs in scorer.calls}
@@ -182,7 +182,7 @@ def test_texts_that_are_no_question_are_asked_without_the_template():
     assert all(prompt != "" for prompt, _ in kinds["score"])
 
 
-def test_a_probe_nobody_knows_is_refused_by_name():
+def test_an_unknown_probe_is_refused_by_name():
     with pytest.raises(UsageError, match="name_swap"):
         run(FakeScorer(), couples(), ["name_swop"])
 
@@ -219,7 +219,7 @@ def test_answer_margin_is_top_minus_gold_at_the_first_token():
     assert row.ci95 == pytest.approx((max(low, 0), high))
 
 
-def test_gold_rank_stands_among_answers_of_its_own_part():
+def test_gold_rank_compares_answers_of_the_same_part():
     order = {"Ulm": -1.0, "Jena": -2.0, "Bonn": -3.0, "Kiel": -4.0}
 
     def likely(system, prompt, answer):
@@ -258,7 +258,7 @@ def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
     assert by(run(FakeScorer(likely), task, ["gold_rank"]), hop=None).value == 1.0
 
 
-def test_gold_rank_draws_as_many_distractors_as_asked():
+def test_gold_rank_samples_the_requested_number_of_distractors():
     rows = run(
         FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"], all_right(couples(30))
     )
@@ -292,7 +292,7 @@ def test_losses_are_neither_right_nor_wrong():
     assert run(FakeScorer(), couples(), ["hop_accuracy"], known) == ()
 
 
-def test_name_swap_is_what_real_names_add():
+def test_name_swap_is_the_gain_of_real_names():
     def likely(system, prompt, answer):
         knows = "Person0" in prompt or "Person1" in prompt
         return likelihood(-1.0 if knows else -3.0)
@@ -344,7 +344,7 @@ def test_min_k_plus_plus_against_the_formula():
     assert MinKPlusPlus().of(certain) == 0.0
 
 
-def test_min_k_plus_plus_stands_beside_made_up_names():
+def test_min_k_plus_plus_is_compared_with_made_up_names():
     def likely(system, prompt, answer):
         return likelihood(-1.0 if "Person" in answer else -4.0)
 
@@ -361,7 +361,7 @@ def test_min_k_plus_plus_stands_beside_made_up_names():
     assert by(rows, hop=1).baseline is None  # another set of texts would be compared
 
 
-def test_every_probe_tells_its_formula_and_paper():
+def test_every_probe_has_a_formula_and_a_paper():
     for probe in PROBES:
         assert probe.formula and probe.paper and probe.__doc__
     assert set(PROBES.names()) == {
@@ -433,7 +433,7 @@ def test_capitalised_spans(text, spans):
 
 
 @given(st.text(max_size=60))
-def test_spans_stand_in_their_text_and_can_be_swapped(text):
+def test_spans_lie_in_their_text_and_can_be_swapped(text):
     spans = capitalised_spans(text)
     assert all(span in text for span in spans)
     MadeUpNames(PieceTokenizer()).swapped(text, spans)

@@ -70,7 +70,7 @@ def strangers(scorer, *lines, adapters=(A, B)):
     return probe_without_task(scorer, adapters, Probe(items), single=single, seed=0)
 
 
-def test_adapters_that_say_what_the_base_says_are_familiar():
+def test_adapters_that_agree_with_the_base_are_familiar():
     def likely(system, prompt, answer):
         assert system == "base"
         return likelihood(-0.2, rank=1) if "a" in answer else likelihood(-3.0, top=-0.1, rank=7)
@@ -122,7 +122,7 @@ def test_capitalised_spans_serve_as_names():
     assert not [r for r in strangers(Strangers(likely), "no name") if r.name == "name_swap"]
 
 
-def test_known_answers_are_asked_of_the_base():
+def test_known_answers_are_scored_on_the_base():
     def likely(system, prompt, answer):
         return likelihood(math.log(0.2), top=math.log(0.7)) if answer == "Bo" else likelihood(-1.0)
 
@@ -140,7 +140,7 @@ def test_empty_answers_and_doubled_prompts_are_not_counted():
     assert by(silent, name="familiarity", adapters=()).value is None
 
 
-def test_strangers_on_a_real_model(story_scorer):  # noqa: F811
+def test_unfamiliar_names_on_a_real_model(story_scorer):  # noqa: F811
     adapters = story_adapters(story_scorer, scaling=0.01)
     probe = generated_prompts(story_scorer, adapters, {}, single=composed_alone, wanted=6)
     again = generated_prompts(story_scorer, adapters, {}, single=composed_alone, wanted=6)
@@ -225,7 +225,7 @@ def test_prompts_of_a_card_in_their_order():
         "---\ndate: 2024-99-99\n---\n",
     ],
 )
-def test_strange_cards_give_nothing(card):
+def test_malformed_cards_give_no_prompts(card):
     assert card_prompts(card) == []
 
 
@@ -244,13 +244,13 @@ def prompts(scorer, cards, wanted=8, seed=0):
     return [item.prompt for item in probe.items]
 
 
-def test_cards_come_first_and_adapters_fill_up_in_turn():
+def test_prompts_of_cards_come_first_then_those_of_adapters():
     found = prompts(Strangers(), {"a": CARD, "b": None}, wanted=10)
     assert found[:6] == card_prompts(CARD)
     assert [text.split()[0] for text in found[6:]] == ["a", "b", "a", "b"]
 
 
-def test_enough_cards_ask_no_adapter():
+def test_enough_prompts_in_cards_sample_no_adapter():
     def writes(system, i, seed):
         raise AssertionError("no adapter should be asked")
 
@@ -276,6 +276,6 @@ def test_an_adapter_that_repeats_itself_for_ever_ends_the_search():
     assert prompts(Strangers(writes=lambda *_: "  The SAME  "), {}) == ["The SAME"]
 
 
-def test_nothing_to_ask_names_the_cure():
+def test_without_prompts_the_error_names_the_cure():
     with pytest.raises(TaskError, match="--probe FILE"):
         prompts(Strangers(writes=lambda *_: "..."), {})

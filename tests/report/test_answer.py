@@ -24,6 +24,7 @@ from loraprobe.records import (
     Provenance,
 )
 from loraprobe.report.answer import MOST_LINES, Answer, answer
+from loraprobe.report.joints import wrapped
 from loraprobe.verdict import Evidence, Request, judge, next_command
 
 ACTIONS = (
@@ -274,3 +275,22 @@ def test_references_are_shown_as_they_were_typed():
     typed = told.typed({"a": "out/my dir/a"})
     assert line(typed, "next") == "loraprobe merge 'out/my dir/a' owner/b -o DIR"
     assert line(typed, "use") == "a"
+
+
+@pytest.mark.parametrize("width", range(24, 90))
+def test_an_option_and_its_value_stay_together(width):
+    text = "legal is 24.6 times larger than news, which hardly shows: try --balance norm."
+    lines = wrapped(text, width)
+    assert " ".join(lines) == text and max(map(len, lines)) <= width
+    assert any("--balance norm." in row for row in lines)
+
+
+def test_a_long_command_drops_no_first_warning():
+    command = "loraprobe merge-and-eval " + " ".join(f"owner/adapter-{i:030}" for i in range(7))
+    lines = (("use", "a"), ("gain", "1"), ("why", "w"), ("watch", "first"), ("watch", "second"))
+    laid = Answer("unlikely", "H.", (*lines, ("next", command))).laid_out(60)
+    assert any("first" in row for row in laid) and not any("second" in row for row in laid)
+    assert len(laid) <= MOST_LINES
+    warning = ("watch", "first is larger, so " + "it hardly shows " * 20)
+    laid = Answer("unlikely", "H.", (*lines[:3], warning, ("next", "loraprobe env"))).laid_out(60)
+    assert len(laid) <= MOST_LINES and {"w", "larger."} <= {row.split()[-1] for row in laid}

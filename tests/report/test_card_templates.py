@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from planting import MARKUP, planted
 from test_report import an_audit
 
-from loraprobe.records import Transformation, WeightSearch
+from loraprobe.records import Audit, DecisiveGain, Transformation, WeightSearch
 from loraprobe.report.card import composition_card, model_card
 
 
@@ -31,6 +31,10 @@ def cards(text: str) -> list[str]:
         transformations=(Transformation(text, 1.0, 1.0, 1.0, (text, text)),),
         search=WeightSearch({text: 1.0}, 1.0, 1.0, 1.0, 9, 9, 9, 9),
     )
+    return cards_of(audit, text)
+
+
+def cards_of(audit: Audit, text: str = "x") -> list[str]:
     common = {
         "name": text,
         "front_matter": {"base_model": text, "license": text},
@@ -65,3 +69,14 @@ def test_no_string_of_a_card_becomes_markup(text):
         outside = re.sub(r"`[^`]*`", "", hostile.split("---\n", 2)[2])
         # What GitHub and the Hub make links of without any mark.
         assert not re.search(r"://|\bwww\.|\w@\w", outside)
+
+
+def test_the_card_of_an_evaluated_merge_tells_decision_evidence_and_gain_in_one_line():
+    audit = an_audit()
+    gain = DecisiveGain("uniform", "question", "a", 0.02, (-0.1, 0.04), 10)
+    audit = dataclasses.replace(audit, verdict=dataclasses.replace(audit.verdict, gain=gain))
+    wanted = ("unlikely", "evaluation", "0.02", "-0.10, 0.04", "10 questions")
+    for card in cards_of(audit):
+        assert any(all(word in line for word in wanted) for line in card.splitlines())
+    for card in cards_of(dataclasses.replace(audit, evaluation=())):
+        assert "unlikely" not in card

@@ -159,9 +159,15 @@ def test_nothing_runs_and_nothing_is_loaded(root):
 
 def test_figures_stand_in_the_tables(root):
     gains = table(root, "Gains over the best of base and single adapters: t")
-    assert gains[1][:5] == ["uniform", "question", "+0.00", "[-0.10, 0.10]", "[-0.20, 0.20]"]
-    assert table(root, "Items by the first cause that fits: t")[1][1:] == ["1", "2", "3", "4", "0"]
-    scores = table(root, "t: 10 items, exact_match")
+    assert gains[1][:5] == ["uniform", "question", "0.00", "[-0.10, 0.10]", "[-0.20, 0.20]"]
+    assert table(root, "Where the answers went, by the first cause that fits: t")[1][1:] == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "0",
+    ]
+    scores = table(root, "Evaluation: t (10 items, exact_match)")
     assert scores[0] == ["system", "question", "retention"]
     assert scores[2] == ["uniform", "0.10 (0.00–0.20)", "0.50"]
     assert ["x-y", "warning", "a is odd.", "Fix."] in table(root, "Findings")

@@ -35,7 +35,7 @@ from loraprobe.records import (
 )
 from loraprobe.report.answer import answer
 from loraprobe.report.card import model_card
-from loraprobe.report.formatting import clean, count, number, size, spread
+from loraprobe.report.formatting import clean, number, rounded, size, spread
 from loraprobe.report.schema import json_schema
 from loraprobe.report.terminal import demo_text, one_line, render
 
@@ -279,7 +279,7 @@ def test_wording():
         "1.0e-07",
         "2.0e+09",
     ]
-    assert (count(1_234_567), count(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
+    assert (rounded(1_234_567), rounded(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
     assert (spread([8, 8]), spread([8, 16]), spread([0.5, 0.25])) == ("8", "8–16", "0.25–0.50")
     assert clean("a\tb\x07") == "a\tb�"
 

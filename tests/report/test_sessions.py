@@ -109,12 +109,13 @@ def test_inspect_of_five_keeps_all_figures_in_one_piece(tmp_path, width):
     assert len(pairs) == 10 and all(len(line.split()) >= 5 for line in pairs)
 
 
-def test_merge_warns_of_what_inspect_warns_of(pair, tmp_path):
+def test_merge_and_route_warn_of_what_inspect_warns_of(pair, tmp_path):
     making.random_adapter("loud", seed=7).save(tmp_path / "loud")
     file = tmp_path / "loud" / "adapter_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "lora_alpha": 400 * config["lora_alpha"]}))
     refs = [pair[0], str(tmp_path / "loud")]
-    for call in (("inspect", *refs), ("merge", *refs, "-o", str(tmp_path / "out"))):
+    saved = [(c, *refs, "-o", str(tmp_path / c)) for c in ("merge", "route")]
+    for call in (("inspect", *refs), *saved):
         text = " ".join(" ".join(called(*call, width=80)).split())
         assert " warning" in text and "--balance norm" in text and "times larger" in text

@@ -130,16 +130,17 @@ def test_arrow_equals_pefts_given_equal_prototypes(tmp_path, options):
         peft_adapter(tmp_path / f"e{i}", making.tiny_llama(), seed=i, **config) for i in range(3)
     ]
     adapters = [read_adapter(directory) for directory in directories]
-    model, router = making.tiny_llama(), Arrow(**options)
-    with composed(model, Composition("arrow", tuple(adapters), router)):
+    model = making.tiny_llama()
+    with composed(model, Composition("arrow", tuple(adapters), Arrow(**options))):
         found = hidden(model)
     plain = hidden(model)
+    theirs = {{"temperature": "router_temperature"}.get(k, k): v for k, v in options.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = create_arrow_model(
             base_model=model,
             task_specific_adapter_paths=[str(directory) for directory in directories],
-            arrow_config=ArrowConfig(top_k=router.top_k, router_temperature=router.temperature),
+            arrow_config=ArrowConfig(**theirs),  # the same defaults, too
         ).eval()
         hidden(wrapped)  # builds peft's prototypes
     own = 0.0
@@ -156,8 +157,9 @@ def test_arrow_equals_pefts_given_equal_prototypes(tmp_path, options):
 
 def test_experts_without_a_module_leave_their_gate_to_the_others():
     four = experts(4)
-    elsewhere = random_adapter("x", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=8,
-                               dtype=torch.float64)  # fmt: skip
+    elsewhere = random_adapter(
+        "x", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=8, dtype=torch.float64
+    )
     x = torch.randn(6, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     mixed = Composition("c", (four[0], elsewhere, four[1]), Arrow())
     found = prepared(mixed, torch.float64)[0].delta(x)

@@ -36,8 +36,9 @@ EXPERTS = tuple(
     for i, rank in enumerate(RANKS)
 )
 PAIR = EXPERTS[:2]
-ELSEWHERE = random_adapter("elsewhere", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=9,
-                           dtype=torch.float64)  # fmt: skip
+ELSEWHERE = random_adapter(
+    "elsewhere", {"model.layers.1.mlp.up_proj": (24, 16)}, seed=9, dtype=torch.float64
+)
 ZERO = random_adapter("zero", {PATH: (24, 16)}, scaling=0.0, dtype=torch.float64)
 
 
@@ -85,7 +86,7 @@ LAWS = {
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", ROUTERS.names())
-def test_what_is_declared_holds_and_what_is_not_fails(name, law):
+def test_declared_router_laws_hold_and_undeclared_ones_fail(name, law):
     router = ROUTERS.make(name)
     found, wanted = LAWS[law](router)
     error = float((found - wanted).norm() / wanted.norm())
@@ -96,7 +97,7 @@ def test_what_is_declared_holds_and_what_is_not_fails(name, law):
 
 
 @pytest.mark.parametrize("name", ROUTERS.names())
-def test_every_router_says_what_it_is(name):
+def test_every_router_has_a_formula_and_a_paper(name):
     router = ROUTERS.get(name)
     assert router.laws <= set(LAWS)
     assert router.formula and router.paper and router.__doc__
@@ -113,7 +114,7 @@ def test_every_router_by_scores_gives_gates_that_sum_to_one(name):
 
 
 @pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n != "constant"])
-def test_a_state_comes_back_as_it_was_stored(name):
+def test_a_stored_state_is_restored_unchanged(name):
     router = fitted(ROUTERS.make(name), EXPERTS)
     again = ROUTERS.make(name).with_state(router.state())
     assert torch.equal(f(again, EXPERTS, X), f(router, EXPERTS, X))
@@ -122,6 +123,6 @@ def test_a_state_comes_back_as_it_was_stored(name):
         router.with_state({"something": torch.zeros(2)})
 
 
-def test_normalised_arrow_does_not_look_at_the_length_of_x():
+def test_normalised_arrow_does_not_depend_on_the_norm_of_x():
     found, wanted = LAWS["input_scale"](ROUTERS.make("arrow:normalize=true"))
     assert float((found - wanted).norm() / wanted.norm()) <= 1e-9

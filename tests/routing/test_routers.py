@@ -65,7 +65,7 @@ def arrows(x: Tensor = X) -> Tensor:
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 99])
-def test_spectr_is_the_length_of_what_each_expert_would_add(top_k):
+def test_spectr_scores_are_norms_of_each_experts_output(top_k):
     found = gates_of(f"spectr:top_k={top_k},temperature=0.5")
     torch.testing.assert_close(found, shared_out(spectral(), top_k, 0.5), rtol=1e-9, atol=1e-9)
 
@@ -118,7 +118,7 @@ def test_centroid_is_a_cosine_with_the_mean_input(center, normalize):
     torch.testing.assert_close(found, shared_out(torch.stack(rows), 2, 0.1), rtol=1e-6, atol=1e-6)
 
 
-def test_a_common_part_of_all_inputs_does_not_hide_whom_a_token_is_like():
+def test_centroid_ignores_a_component_common_to_all_inputs():
     shift = 100 * torch.ones(16)
     router = ROUTERS.make("centroid").with_state({f"centroid.{PATH}": MEANS.float() + shift})
     layer = prepared(Composition("c", tuple(FOUR), router), torch.float64)[0]
@@ -132,7 +132,7 @@ def test_hard_gives_one_expert_everything(by):
     assert sorted(set(found.flatten().tolist())) == [0.0, 1.0]
 
 
-def test_the_default_arrow_computes_what_it_always_did_to_the_bit():
+def test_default_arrow_is_bitwise_unchanged():
     from loraprobe.routing.arrow import prototype
 
     x = (3 * X).float()
@@ -294,7 +294,7 @@ def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
 
 @pytest.mark.parametrize("options", ["per=token", "per=sequence"])
 @pytest.mark.parametrize("name", ["arrow", "lag"])
-def test_what_is_generated_is_what_one_pass_scores(model, name, options):
+def test_generation_agrees_with_a_single_forward_pass(model, name, options):
     """Prompts of different lengths, padded on the left; then prompt and answer in one pass."""
     seen: list[Tensor] = []
 
@@ -304,8 +304,9 @@ def test_what_is_generated_is_what_one_pass_scores(model, name, options):
 
     with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
         new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=5, processor=keep)
-        whole = tail_logits(model, [r + n for r, n in zip(ROWS, new, strict=True)],
-                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+        whole = tail_logits(
+            model, [r + n for r, n in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+        )
         alone = [generate_batch(model, [row], pad=0, stops=[], max_new_tokens=5)[0] for row in ROWS]
     assert alone == new
     for i, logits in enumerate(whole):
@@ -351,8 +352,9 @@ def test_other_models_keep_their_decisions_too(kind):
 
     with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
         new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
-        whole = tail_logits(other, [r + n for r, n in zip(ROWS, new, strict=True)],
-                            [len(r) - 1 for r in ROWS], 0)  # fmt: skip
+        whole = tail_logits(
+            other, [r + n for r, n in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+        )
     for i, logits in enumerate(whole):
         steps = torch.stack([step[i] for step in seen]).to(logits.dtype)
         torch.testing.assert_close(logits[:4], steps, rtol=1e-5, atol=1e-5)
@@ -457,7 +459,7 @@ def test_rows_of_several_systems_take_tokens_and_refuse_prompts(model):
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (2, 1), (3, 2)])
-def test_rows_may_lie_one_after_the_other(rows, tokens):
+def test_rows_may_be_concatenated(rows, tokens):
     """Also where there are as many tokens as respects in which they are scored."""
     from loraprobe.composition import forward_pass as passes
 

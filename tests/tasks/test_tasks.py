@@ -74,7 +74,7 @@ def test_every_field_is_read(tmp_path):
     assert (second.id, second.group, second.cluster) == ("2", "5", "group:5")
 
 
-def test_items_without_id_are_named_by_line_and_stand_alone(tmp_path):
+def test_items_without_id_are_named_by_line_in_clusters_of_one(tmp_path):
     task = load_task(write(tmp_path, item(id=...), "", item(id=...)))
     assert [i.id for i in task.items] == ["1", "3"]
     assert len({i.cluster for i in task.items}) == 2

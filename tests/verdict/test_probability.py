@@ -15,9 +15,8 @@ from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import forecastable
-from loraprobe.records import Audit, Forecast, Provenance, Score
+from loraprobe.records import Audit, Forecast, Gain, Provenance, Score
 from loraprobe.report.answer import answer
-from loraprobe.report.card import model_card
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.verdict import Evidence, judge
@@ -45,6 +44,18 @@ def test_the_verdict_has_forecast_probability_and_prior_and_the_same_decision():
     assert (told.value, told.threshold, told.severity) == (said, 0.9, "info")
     for figure in ("0.91", "0.12", "8 compositions", "12%", "no bases at all"):
         assert figure in told.message
+
+
+@pytest.mark.parametrize(("gain", "agrees"), [(-0.3, True), (0.6, False)])
+def test_what_failed_has_the_probability_of_failing_where_the_forecast_agrees(gain, agrees):
+    scores = (*case().evaluation, score("uniform", "merge", 0.2))
+    ends = (-0.2, 0.0)
+    measured = Gain("t", "question", "uniform", "a", -0.1, ends, ends, 100)
+    failed = case(gain, evaluation=scores, gains=(measured,), level="evaluation")
+    found = judge(failed, calibration())
+    fails = 1 - found.forecast.probability
+    assert found.decision == "unlikely" and (fails > 0.5) == agrees
+    assert found.probability == (pytest.approx(fails) if agrees else None)
 
 
 def test_any_margin_has_its_probability():
@@ -230,22 +241,3 @@ def test_what_can_be_forecast_are_linear_merges_and_arrow_as_it_stands():
     assert forecast_of(weights=(2.0, 0.3), **weighted) == {}
     assert set(forecast_of(rank=4)) == {"arrow"}
     assert forecast_of(balance="norm") == {}
-
-
-def test_the_model_card_tells_the_probability():
-    verdict = judge(case(), calibration())
-    card = model_card(
-        name="m",
-        front_matter={"base_model": "gpt2"},
-        sources=(),
-        method="uniform",
-        space="full",
-        rank="4",
-        weights=None,
-        compression_error=0.0,
-        rounding_error=0.0,
-        dtype="float32",
-        seed=0,
-        verdict=verdict,
-    )
-    assert f"was {verdict.forecast.probability:.2f} (prior 0.40)" in card

@@ -1,0 +1,117 @@
+"""What the stages return: plain frozen data, no torch, no I/O.
+
+A stage measures, a record says what was measured. The verdict is a pure function of records and
+the report a pure function of the `Audit` that holds them all. Field names are the names of the
+JSON document (schema_version 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraprobe.records.inputs import (
+    AdapterSummary,
+    BaseSummary,
+    Check,
+    Compatibility,
+    Issue,
+    LayerGroup,
+    Provenance,
+    Severity,
+    Transformation,
+    Verification,
+)
+from loraprobe.records.measurements import (
+    Attribution,
+    Comparison,
+    Coverage,
+    Forecast,
+    Gain,
+    GateStatistics,
+    Interval,
+    ItemResult,
+    Measurement,
+    Reply,
+    Sample,
+    Score,
+    SystemKind,
+    WeightSearch,
+)
+from loraprobe.records.plain import as_text, plain
+from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
+
+__all__ = [
+    "AdapterSummary",
+    "Attribution",
+    "Audit",
+    "BaseSummary",
+    "Check",
+    "Comparison",
+    "Compatibility",
+    "Coverage",
+    "Decision",
+    "DecisiveGain",
+    "EvidenceLevel",
+    "Forecast",
+    "Gain",
+    "GateStatistics",
+    "Interval",
+    "Issue",
+    "ItemResult",
+    "LayerGroup",
+    "Measurement",
+    "Progress",
+    "Provenance",
+    "Reason",
+    "Reply",
+    "SCHEMA_VERSION",
+    "Sample",
+    "Score",
+    "Severity",
+    "SystemKind",
+    "Transformation",
+    "Verdict",
+    "Verification",
+    "WeightSearch",
+    "plain",
+]
+
+SCHEMA_VERSION = 2
+Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All records of one run, in the order of its stages."""
+
+    command: str
+    provenance: Provenance
+    adapters: tuple[AdapterSummary, ...] = ()
+    base: BaseSummary | None = None
+    layers: tuple[LayerGroup, ...] = ()
+    compatibility: Compatibility = field(default_factory=Compatibility)
+    transformations: tuple[Transformation, ...] = ()
+    search: WeightSearch | None = None
+    diagnostics: tuple[Measurement, ...] = ()
+    coverage: tuple[Coverage, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+    evaluation: tuple[Score, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    attribution: tuple[Attribution, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    gates: tuple[GateStatistics, ...] = ()
+    verdict: Verdict | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document as plain data; every number is finite or None."""
+        document = {"schema_version": SCHEMA_VERSION, **plain(self)}
+        document["compatibility"]["compatible"] = self.compatibility.compatible
+        return document
+
+    def to_json(self) -> str:
+        """The JSON document, a record a line; the line feed at the end is left to the caller."""
+        return as_text(self.to_dict())

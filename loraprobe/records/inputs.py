@@ -1,0 +1,140 @@
+"""Records of what a run was given: adapters, the base, what was found about them, what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from loraprobe.records.measurements import Interval
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A finding about adapters (and base) before anything is run.
+
+    `code` is stable and what `--allow` takes; `cure` says what to do.
+    """
+
+    severity: Severity
+    code: str
+    adapters: tuple[str, ...]
+    message: str
+    cure: str = ""
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """All findings; compatible means that none of them is an error."""
+
+    issues: tuple[Issue, ...] = ()
+
+    @property
+    def compatible(self) -> bool:
+        return all(issue.severity != "error" for issue in self.issues)
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """What an adapter is, in one row. `norm` is the Frobenius norm of all deltas together.
+
+    `targets` are the shortest endings of module paths that tell its kinds of modules apart;
+    `scaling` is [smallest, largest]; `variant` is lora, rslora or dora.
+    """
+
+    name: str
+    reference: str
+    commit: str | None
+    base_model: str | None
+    rank: Mapping[str, int]  # {"min": 16, "max": 16}
+    modules: int
+    parameters: int
+    norm: float | None
+    extras: tuple[str, ...] = ()
+    sha256: str | None = None
+    license: str | None = None  # as its card declares it, where the command reads cards
+    targets: tuple[str, ...] = ()
+    scaling: Interval | None = None
+    variant: str = "lora"
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Modules of one adapter that repeat in every layer, such as `model.layers.*.mlp.up_proj`.
+
+    Ranges are [smallest, largest] over the `modules` of the group; `norm` is of single deltas.
+    """
+
+    adapter: str
+    pattern: str
+    kind: str
+    modules: int
+    rank: tuple[int, int]
+    in_features: tuple[int, int]
+    out_features: tuple[int, int]
+    scaling: Interval
+    norm: Interval | None = None
+
+
+@dataclass(frozen=True)
+class BaseSummary:
+    """The base model that was used, if any."""
+
+    reference: str
+    commit: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """What was done to one adapter before it was merged or routed: subtraction, then a factor.
+
+    `subtracted` names the general adapters whose mean delta was taken out; `modules_added` counts
+    modules that only those change. Norms are Frobenius norms of all deltas together.
+    """
+
+    adapter: str
+    factor: float
+    norm_before: float
+    norm_after: float
+    subtracted: tuple[str, ...] = ()
+    modules_added: int = 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a merged or routed directory: whether it passed, and what was found."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of one merged directory (`loraprobe verify`)."""
+
+    directory: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds."""
+        return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made this document."""
+
+    loraprobe: str
+    torch: str | None
+    arguments: tuple[str, ...]
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0

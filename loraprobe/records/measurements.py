@@ -1,0 +1,219 @@
+"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure of one diagnostic: of one adapter or a pair, of one module or the whole.
+
+    `chance` is what unrelated adapters of these shapes would show; `stderr` is the standard error
+    of a sampled figure; `side` is "in" (A), "out" (B) or None.
+    """
+
+    name: str
+    adapters: tuple[str, ...]
+    value: float | None
+    module: str | None = None
+    side: Literal["in", "out"] | None = None
+    chance: float | None = None
+    stderr: float | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """One figure of one coverage probe. `adapters` is empty where the base alone was asked.
+
+    `hop` counts from 1; None means the composed question. `baseline` is what guessing would give,
+    or what the probe compares with.
+    """
+
+    name: str
+    task: str
+    value: float | None
+    n: int
+    hop: int | None = None
+    adapters: tuple[str, ...] = ()
+    ci95: Interval | None = None
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """The answer of one system to one item in one part of one task.
+
+    `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
+    of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
+    `group` form one cluster.
+    """
+
+    system: str
+    task: str
+    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    item: str
+    metric: str  # "exact_match" | "choice" | "answer_loss"
+    value: float
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one system did on one part of one task."""
+
+    system: str
+    kind: SystemKind
+    task: str
+    part: str  # "question" | "hop1" | "hop2" ... | "steps"
+    metric: str
+    value: float
+    ci95: Interval
+    n: int
+    retention: float | None = None
+    retention_ci95: Interval | None = None
+    compression_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, system minus against, on the same items.
+
+    `ci95` is the pointwise interval; `adjusted_ci95` covers the choice of the best among all
+    systems and singles at once.
+    """
+
+    system: str
+    against: str
+    task: str
+    part: str
+    difference: float
+    ci95: Interval
+    n: int
+    adjusted_ci95: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one composition gains over the best of base and singles, on the same items.
+
+    difference = min over base and singles of (composition - baseline), reached by `against`, which
+    answered in the form `against_part`. `adjusted_ci95` covers that choice and the one among
+    compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
+    power of 0.8 if the difference stays; None where no number is likely to.
+    """
+
+    task: str | None
+    part: str
+    system: str
+    against: str
+    difference: float
+    ci95: Interval
+    adjusted_ci95: Interval
+    n: int
+    n_needed: int | None = None
+    against_part: str = "question"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one composition would gain if the adapters' effects on the next token simply added.
+
+    `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
+    `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
+    the form of the question on which it gains more. Of several tasks it is the mean. `probability`
+    is that some composition gains more than the margin, known for the verdict's forecast only.
+    """
+
+    system: str
+    gain: float
+    ci95: Interval
+    n: int
+    part: str = "question"
+    against: str = "base"
+    against_part: str = "question"
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Where a system's answers fail: how many items fall to the first cause that fits."""
+
+    system: str
+    task: str
+    solved: int = 0
+    step_by_step: int = 0
+    unknown: int = 0
+    interference: int = 0
+    not_composed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one system answered to one question.
+
+    `text` is the answer as it was read, or the choice taken. `cause` is the field of `Attribution`
+    under which the item counts; None for systems that are no composition and for items without
+    hops.
+    """
+
+    system: str
+    text: str
+    right: bool
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with its right answers and what every system answered."""
+
+    task: str
+    part: str
+    item: str
+    question: str
+    gold: tuple[str, ...]
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True)
+class GateStatistics:
+    """How a token router shared its gates among the adapters while it read the tasks' prompts.
+
+    Means over `n` tokens and the `modules` of one layer that at least two adapters have; `layer`
+    None stands for all layers. `share` is each adapter's mean gate, `entropy` that of the gates in
+    nats, `entropy_share` the same over the logarithm of the number of adapters present: 0 is one
+    adapter a token, 1 all alike.
+    """
+
+    system: str
+    layer: str | None
+    share: Mapping[str, float]
+    entropy: float
+    entropy_share: float
+    modules: int
+    n: int
+
+
+@dataclass(frozen=True)
+class WeightSearch:
+    """Weights found on items that served nothing else (`--weights search`).
+
+    `objective` = `loss` (mean over tasks of nats per token of the gold answers on the `items` set
+    apart) + 0.05 * mean |w|; `uniform` is the objective of 1/n each. `left` items were evaluated.
+    """
+
+    weights: Mapping[str, float]
+    objective: float
+    loss: float
+    uniform: float
+    evaluations: int
+    items: int
+    clusters: int
+    left: int

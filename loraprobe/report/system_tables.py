@@ -1,0 +1,221 @@
+"""The tables of what systems answered: scores, gains, causes of failure, what is known alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loraprobe.records import Audit, Interval, Sample, Score
+from loraprobe.report.figures import CAUSES
+from loraprobe.report.formatting import interval, measured, number
+from loraprobe.report.table import Column, Table, figures, text
+from loraprobe.verdict import formatting as fmt
+
+GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
+PARTS = {"question": "question", "steps": "step by step"}
+
+
+def form(part: str) -> str:
+    """The part of a task in the words of every report."""
+    return PARTS.get(part, part.replace("hop", "hop "))
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign, as a verdict quotes it."""
+    return fmt.signed(value) if measured(value) else "-"
+
+
+def bounds(ci95: Interval | None) -> str:
+    """The interval of a difference, as a verdict quotes it."""
+    return fmt.interval(*ci95) if ci95 is not None and all(map(measured, ci95)) else "-"
+
+
+def in_order(rows: Sequence[Score]) -> list[str]:
+    """The names of systems: base and single adapters, compositions, chain, controls."""
+    return [
+        system
+        for group in GROUPS
+        for system in dict.fromkeys(s.system for s in rows if s.kind in group)
+    ]
+
+
+def _part_order(part: str) -> tuple[int, str]:
+    """The question, then its hops, then the worked form."""
+    return {"question": 0, "steps": 2}.get(part, 1), part
+
+
+def scores(audit: Audit, intervals: bool = True) -> list[Table]:
+    """Systems down, forms of the question across, a table a task."""
+    tasks = dict.fromkeys(row.task for row in audit.evaluation)
+    return [_scores([row for row in audit.evaluation if row.task == t], intervals) for t in tasks]
+
+
+def _scores(rows: Sequence[Score], intervals: bool) -> Table:
+    parts = sorted({row.part for row in rows}, key=_part_order)
+    retained = any(row.retention is not None for row in rows)
+    cells = {(row.system, row.part): row for row in rows}
+    lines = []
+    for system in in_order(rows):
+        own = [cells.get((system, part)) for part in parts]
+        kept = next((row.retention for row in own if row and row.retention is not None), None)
+        line = [system, *(_score(row, intervals) for row in own)]
+        lines.append([*line, number(kept)] if retained else line)
+    items = max(row.n for row in rows)
+    metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
+    columns = [text("system"), *figures(*map(form, parts), *["retention"][:retained])]
+    return Table(f"Evaluation: {rows[0].task} ({items} items, {metric})", columns, lines)
+
+
+def _score(row: Score | None, intervals: bool) -> str:
+    if row is None:
+        return "-"
+    ci95 = interval(row.ci95) if intervals and not row.part.startswith("hop") else ""
+    return f"{number(row.value)} {ci95}".strip()
+
+
+def gains(audit: Audit) -> Table:
+    """What every composition gains over the best of base and single adapters, largest first."""
+    columns = [
+        *(text("system"), text("asked as")),
+        *figures("gain", "95 %", "95 % for the choice"),
+        *(text("against"), text("task")),
+        *figures("items", "items to decide"),
+    ]
+    lines = [
+        [
+            gain.system,
+            form(gain.part),
+            signed(gain.difference),
+            bounds(gain.ci95),
+            bounds(gain.adjusted_ci95),
+            gain.against,
+            gain.task or "all tasks",
+            str(gain.n),
+            str(gain.n_needed or "-"),
+        ]
+        for gain in sorted(audit.gains, key=lambda gain: -gain.difference)
+    ]
+    caption = "Gains over the best of base and single adapters"
+    return Table(caption, columns, lines).without("task")
+
+
+def comparisons(audit: Audit) -> Table:
+    """The paired difference of every composition to every other system."""
+    columns = [
+        *map(text, ("system", "against", "asked as", "task")),
+        *figures("difference", "95 %", "95 % for the choice", "items"),
+    ]
+    lines = [
+        [
+            row.system,
+            row.against,
+            form(row.part),
+            row.task,
+            signed(row.difference),
+            bounds(row.ci95),
+            bounds(row.adjusted_ci95),
+            str(row.n),
+        ]
+        for row in audit.comparisons
+    ]
+    return Table("Paired differences between systems", columns, lines).without("task")
+
+
+def causes(audit: Audit) -> Table:
+    """How many items of each composition fall to which cause."""
+    columns = [text("system"), text("task"), *figures(*(name for name, _ in CAUSES.values()))]
+    lines = [
+        [row.system, row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
+        for row in audit.attribution
+    ]
+    caption = "Where the answers went, by the first cause that fits"
+    return Table(caption, columns, lines).without("task")
+
+
+def coverage(audit: Audit) -> list[Table]:
+    """What the base and each adapter alone know, a table a task."""
+    columns = [
+        *(text("probe"), text("of"), text("part")),
+        *(
+            Column("value"),
+            Column("guess", drop=3),
+            Column("95 %", drop=1),
+            Column("items", drop=2),
+        ),
+    ]
+    found: dict[str, list[list[str]]] = {}
+    for row in audit.coverage:
+        line = [
+            row.name.replace("_", " "),
+            " → ".join(row.adapters) or "base",
+            f"hop {row.hop}" if row.hop else "question",
+            number(row.value),
+            number(row.baseline),
+            interval(row.ci95) or "-",
+            str(row.n),
+        ]
+        found.setdefault(row.task, []).append(line)
+    return [Table(f"Coverage: {task}", columns, lines) for task, lines in found.items()]
+
+
+def forecasts(audit: Audit) -> Table:
+    """What was forecast before anything was composed."""
+    columns = [
+        *map(text, ("system", "asked as", "against")),
+        *figures("forecast gain", "95 %", "items"),
+    ]
+    lines = [
+        [row.system, form(row.part), row.against, signed(row.gain), bounds(row.ci95), str(row.n)]
+        for row in audit.forecasts
+    ]
+    caption = "Forecast gains, if the adapters' effects on the next token simply added"
+    return Table(caption, columns, lines)
+
+
+def reasons(audit: Audit) -> Table:
+    """Every reason of the verdict with its figure, its threshold and where that comes from."""
+    columns = [
+        *map(text, ("code", "weight", "what was measured", "where the threshold comes from")),
+        *figures("value", "threshold"),
+    ]
+    lines = [
+        [r.code, r.severity, r.message, r.source or "-", number(r.value), number(r.threshold)]
+        for r in (audit.verdict.reasons if audit.verdict is not None else ())
+    ]
+    return Table("Reasons", columns, lines)
+
+
+def replies(sample: Sample) -> Table:
+    """What each system answered to one question, and why compositions fail it."""
+    columns = [
+        text("system"),
+        text("answer", prose=True),
+        text("right or wrong"),
+        text("first cause", drop=1),
+    ]
+    lines = [
+        [
+            reply.system,
+            reply.text or "(nothing)",
+            "right" if reply.right else "wrong",
+            CAUSES[reply.cause][0] if reply.cause in CAUSES else "-",
+        ]
+        for reply in sample.replies
+    ]
+    return Table("What each system answered", columns, lines)
+
+
+def gates(audit: Audit) -> Table:
+    """How each token router shared its gates, over all layers and layer by layer."""
+    names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
+    lines = [
+        [
+            row.system,
+            row.layer or "all layers",
+            *(number(row.share.get(name)) for name in names),
+            f"{number(row.entropy)} ({number(row.entropy_share)})",
+        ]
+        for row in audit.gates
+    ]
+    evenness = "entropy in nats (share of the largest)"
+    columns = [text("router"), text("layer"), *figures(*names, evenness)]
+    return Table("Mean share of each adapter's gate on the prompts", columns, lines)

@@ -243,7 +243,7 @@ def test_a_batch_that_does_not_fit_is_halved(words, monkeypatch):
     scorer.generate(PROMPTS, max_new_tokens=1)
     assert max(seen) <= 3  # remembered
     limit = 0
-    with pytest.raises(OutOfMemory, match="one sequence at a time"):
+    with pytest.raises(OutOfMemory, match="a batch of one sequence"):
         scorer.generate(PROMPTS)
 
 

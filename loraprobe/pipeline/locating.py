@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from loraprobe import hub
@@ -65,11 +65,17 @@ def _matching(record: SourceRecord, place: Path, given: Sequence[str]) -> Adapte
 
 
 def _nearby(name: str, place: Path) -> Iterator[Adapter]:
-    """Adapters of nearby directories, those of this name first."""
-    every = islice(_directories(place), LOOKED_AT)
-    ordered = sorted(every, key=lambda directory: directory.name != name)
-    opened = (_open(directory) for directory in ordered if _is_adapter(directory, place))
+    """Adapters of nearby directories, those of this name first.
+
+    Directories of this name beside the place are read before any folder is listed.
+    """
+    beside = [root / name for root in _roots(place)] if Path(name).name == name else []
+    opened = (_open(one) for one in chain(beside, _by_name(name, place)) if _is_adapter(one, place))
     return islice(filter(None, opened), HASHED)
+
+
+def _by_name(name: str, place: Path) -> Iterator[Path]:
+    yield from sorted(islice(_directories(place), LOOKED_AT), key=lambda one: one.name != name)
 
 
 def _is_adapter(directory: Path, place: Path) -> bool:
@@ -119,15 +125,22 @@ def _open_base(place: Path) -> Base | None:
 
 
 def _directories(place: Path) -> Iterator[Path]:
-    """Siblings of the place, the current directory, their children, and siblings of parents."""
-    roots, seen = [place.resolve().parent, Path.cwd()], set()
+    """Siblings of the place, the current directory, their children, and siblings of parents.
+
+    A folder is listed only when the directories before it were not enough.
+    """
+    roots, seen = _roots(place), set()
     nearest = [child for root in roots for child in _children(root)]
-    below = (child for directory in nearest[:LOOKED_AT] for child in _children(directory))
+    below = (child for directory in nearest for child in _children(directory))
     around_parents = (child for root in roots for child in _children(root.parent))
-    for found in (*roots, *nearest, *below, *around_parents):
+    for found in chain(roots, nearest, below, around_parents):
         if found not in seen:
             seen.add(found)
             yield found
+
+
+def _roots(place: Path) -> list[Path]:
+    return [place.resolve().parent, Path.cwd()]
 
 
 def _children(folder: Path) -> list[Path]:

@@ -56,7 +56,7 @@ def _matching(record: SourceRecord, place: Path, given: Sequence[str]) -> Adapte
     if record.commit:
         return hub.load(_pinned(record.reference, record.commit))
     same_name: Adapter | None = None
-    for adapter in (*map(hub.load, given), *_nearby(record.reference, place)):
+    for adapter in chain(map(hub.load, given), _nearby(record.reference, place)):
         if adapter.sha256 == record.sha256:
             return adapter
         if same_name is None and adapter.source.public == record.reference:

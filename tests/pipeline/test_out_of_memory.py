@@ -186,7 +186,7 @@ def test_one_sequence_beyond_memory_names_the_option_to_change(monkeypatch):
     assert done.exit_code == 2
     assert json.loads(done.stdout)["error"]["code"] == "out-of-memory"
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: Even a batch of one sequence does not fit into the memory of cpu")
+    assert line.startswith("error: Even a batch of one sequence does not fit into the memory of")
     assert "--dtype bfloat16" in line and "--max-new-tokens" in line
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -400,9 +401,12 @@ def test_control_characters_in_names_are_neutralised(pair):
 
 
 def test_a_closed_pipe_is_no_traceback(pair):
-    command = f"{sys.executable} -m loraprobe inspect {pair[0]} {pair[1]} | head -1"
+    command = shlex.join([sys.executable, "-m", "loraprobe", "inspect", *map(str, pair)])
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+        ["bash", "-c", f"{command} | head -1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
     )
     assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1
 

@@ -105,9 +105,9 @@ def as_given(kind: type, name: str, value: Any) -> Any:
 def check_values(options: Any) -> None:
     """Raises UsageError for a value that its declaration does not allow."""
     kind: type = type(options)
-    hints = _hints(kind)
+    types = hints(kind)
     for name, declared in declarations(kind).items():
-        value, flag, hint = getattr(options, name), declared.flag, hints[name]
+        value, flag, hint = getattr(options, name), declared.flag, types[name]
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             allowed = ", ".join(typing.get_args(hint))
             raise UsageError(f"{flag} must be one of {allowed}, not {value!r}.")
@@ -138,5 +138,6 @@ def _wrong_kind(value: Any, hint: Any) -> str:
 
 
 @functools.cache
-def _hints(kind: type) -> Mapping[str, Any]:
+def hints(kind: type) -> Mapping[str, Any]:
+    """Name of a field -> its type, for a class of options."""
     return typing.get_type_hints(kind)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from loraprobe.adapters.config import CONFIG
 from loraprobe.base.files import BaseFiles
 from loraprobe.base.loading import DeviceMap, Quantize, load_model, refuse_own_code
 from loraprobe.base.quiet import quiet
@@ -65,8 +66,8 @@ def open_base(path: str | Path, reference: str | None = None, commit: str | None
             f"{reference} is not a directory; --base takes a base model's directory or a Hub id."
         )
     if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            config = read_json(path / "adapter_config.json", reference)
+        if (path / CONFIG).is_file():
+            config = read_json(path / CONFIG, reference)
             named = config.get("base_model_name_or_path") or "auto"
             raise BaseError(f"{reference} is an adapter, not a base model; pass --base {named}.")
         raise BaseError(

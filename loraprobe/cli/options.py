@@ -14,7 +14,7 @@ import typer
 
 from loraprobe.cli.completing import OF_OPTIONS
 from loraprobe.cli.output import Output
-from loraprobe.declarations import Declaration, declarations
+from loraprobe.declarations import Declaration, declarations, hints
 from loraprobe.options import Options
 
 LONGEST_WORDS = 11  # columns that the words of an option may take in the help
@@ -82,9 +82,9 @@ _FIELDS, _PRINTED = declarations(Options), declarations(Output)
 
 def _parameters(command: Command) -> dict[str, inspect.Parameter]:
     """The command's own parameters with their annotations resolved."""
-    hints = typing.get_type_hints(command, include_extras=True)
+    types = typing.get_type_hints(command, include_extras=True)
     return {
-        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        name: parameter.replace(annotation=types[name], kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in inspect.signature(command).parameters.items()
     }
 
@@ -98,7 +98,7 @@ def _parameter(name: str, changed: Mapping[str, Any]) -> inspect.Parameter:
     default = changed.get("default", field.default)
     if declared.repeats:
         default = None
-    hint = typing.get_type_hints(kind)[name]
+    hint = hints(kind)[name]
     made = typer.Option(
         declared.flag,
         *([declared.short] if declared.short else []),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from loraprobe.adapters.config import CONFIG
 from loraprobe.errors import ReferenceError_, UsageError
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
@@ -14,7 +15,6 @@ ON_HUB = re.compile(
     r"(?P<repo>(?:[\w.-]{1,96}/)?[\w.-]{1,96})(?:@(?P<revision>[^:@]+))?(?::(?P<folder>.*))?",
     re.ASCII,
 )
-CONFIG = "adapter_config.json"
 LOCAL_START = (".", "/", "~", "\\")
 SYSTEMS = frozenset({"base", "uniform", "sum", "arrow", "chain", "random-partner"})
 

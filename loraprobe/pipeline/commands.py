@@ -103,7 +103,7 @@ def inspect(
     known = BaseEvidence()
     if examined.compatibility.compatible:
         known = measure_baselines(inputs, opened, cards, session)
-    evidence = vars(known.findings)
+    evidence = vars(known.records)
     verdict = conclude(options, inputs, examined, level=known.level, **evidence)
     return audit_of(session, inputs, examined, known.notes, verdict=verdict, **evidence)
 
@@ -212,7 +212,7 @@ def merge_and_eval(
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate(inputs, prepared, session)
-    evidence = vars(found.findings)
+    evidence = vars(found.records)
     verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)

@@ -19,12 +19,10 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems, unfit_routers
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
-    Attribution,
-    Comparison,
     Coverage,
+    EvaluationRecords,
     EvidenceLevel,
     Forecast,
-    Gain,
     GateStatistics,
     ItemResult,
     Sample,
@@ -36,22 +34,10 @@ from loraprobe.tasks import Probe, Task
 
 
 @dataclass(frozen=True)
-class EvaluationRecords:
-    """The records measured on the base model. Their fields have the same names in the audit."""
-
-    coverage: tuple[Coverage, ...] = ()
-    forecasts: tuple[Forecast, ...] = ()
-    evaluation: tuple[Score, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    gains: tuple[Gain, ...] = ()
-    attribution: tuple[Attribution, ...] = ()
-
-
-@dataclass(frozen=True)
 class Evaluated:
     """The results of all systems on all tasks."""
 
-    findings: EvaluationRecords
+    records: EvaluationRecords
     gates: tuple[GateStatistics, ...]
     search: WeightSearch | None
     compositions: Sequence[Built]
@@ -94,7 +80,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
 
 def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     """A few questions that the composition of the verdict, or else the best one, got wrong."""
-    scores = found.findings.evaluation
+    scores = found.records.evaluation
     system = verdict.system or best_system(scores, ("merge", "router", "chain"))
     form = verdict.gain.form if verdict.gain is not None else "question"
     return found.samples.wrong(system, form) if system else ()
@@ -143,7 +129,7 @@ class BaseEvidence:
     """Records of the base and the single adapters, from tasks (level "base") or probes alone."""
 
     level: EvidenceLevel = "weights"
-    findings: EvaluationRecords = field(default_factory=EvaluationRecords)
+    records: EvaluationRecords = field(default_factory=EvaluationRecords)
     notes: tuple[str, ...] = ()
 
 

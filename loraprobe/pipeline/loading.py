@@ -11,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from loraprobe.adapters import Adapter, Source, read_adapter
+from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.tensors import SAFETENSORS
 from loraprobe.checkpoint import read_json
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.file_hashes import file_hash
-from loraprobe.pipeline.saved import CONFIG, FILE, SCHEMA_VERSION, STATE, WEIGHTS
+from loraprobe.pipeline.saved import FILE, SCHEMA_VERSION, STATE
 from loraprobe.routing import ROUTERS
 
 
@@ -109,7 +111,7 @@ def _with_state(home: Path, entry: RouterEntry, router: Router) -> Router:
 def _read_expert(home: Path, entry: ExpertEntry) -> Adapter:
     """One expert; the hashes of its files are checked first."""
     place = home / "experts" / entry.folder
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG, SAFETENSORS):
         if name not in entry.files:
             raise _damaged(home, f"no sha256 of {name}")
         _check_hash(place / name, entry.files[name])

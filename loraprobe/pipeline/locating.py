@@ -14,13 +14,13 @@ from pathlib import Path
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source
+from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
 from loraprobe.errors import LoraprobeError
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.provenance import BaseRecord, SourceRecord
 from loraprobe.records import Check
 
-CONFIG = "adapter_config.json"
 LOOKED_AT = 500  # directories whose names are read
 HASHED = 100  # adapters whose weights are hashed for one source
 
@@ -65,17 +65,11 @@ def _matching(record: SourceRecord, place: Path, given: Sequence[str]) -> Adapte
 
 
 def _nearby(name: str, place: Path) -> Iterator[Adapter]:
-    """Adapters of nearby directories, those of this name first.
-
-    Directories of this name beside the place are read before any folder is listed.
-    """
-    beside = [root / name for root in _roots(place)] if Path(name).name == name else []
-    opened = (_open(one) for one in chain(beside, _by_name(name, place)) if _is_adapter(one, place))
+    """Adapters of nearby directories, those of this name first."""
+    every = islice(_directories(place), LOOKED_AT)
+    ordered = sorted(every, key=lambda directory: directory.name != name)
+    opened = (_open(directory) for directory in ordered if _is_adapter(directory, place))
     return islice(filter(None, opened), HASHED)
-
-
-def _by_name(name: str, place: Path) -> Iterator[Path]:
-    yield from sorted(islice(_directories(place), LOOKED_AT), key=lambda one: one.name != name)
 
 
 def _is_adapter(directory: Path, place: Path) -> bool:
@@ -129,7 +123,7 @@ def _directories(place: Path) -> Iterator[Path]:
 
     A folder is listed only when the directories before it were not enough.
     """
-    roots, seen = _roots(place), set()
+    roots, seen = [place.resolve().parent, Path.cwd()], set()
     nearest = [child for root in roots for child in _children(root)]
     below = (child for directory in nearest for child in _children(directory))
     around_parents = (child for root in roots for child in _children(root.parent))
@@ -137,10 +131,6 @@ def _directories(place: Path) -> Iterator[Path]:
         if found not in seen:
             seen.add(found)
             yield found
-
-
-def _roots(place: Path) -> list[Path]:
-    return [place.resolve().parent, Path.cwd()]
 
 
 def _children(folder: Path) -> list[Path]:

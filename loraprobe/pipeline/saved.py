@@ -37,7 +37,8 @@ from loraprobe.adapters import (
     read_adapter,
     staged_directory,
 )
-from loraprobe.adapters.tensors import open_tensors
+from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
@@ -50,7 +51,6 @@ from loraprobe.secrets import scrub
 SCHEMA_VERSION = 1
 FILE, STATE, CARD = "composition.json", "router.safetensors", "README.md"
 PEFT, PROTOTYPES = "peft/arrow.json", "peft/prototypes.safetensors"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OF_MODULES = frozenset(
     "target_modules exclude_modules modules_to_save layers_pattern rank_pattern alpha_pattern "
     "target_parameters".split()
@@ -181,7 +181,7 @@ def _write_experts(
                 "sha256": expert.sha256,
                 "copied": copied,
                 "transformation": done.get(expert.name),
-                "files": {name: file_hash(place / name) for name in (CONFIG, WEIGHTS)},
+                "files": {name: file_hash(place / name) for name in (CONFIG, SAFETENSORS)},
             }
         )
     return entries
@@ -219,9 +219,9 @@ def _copy(expert: Adapter, place: Path) -> None:
     file = open_tensors(expert.weights_file.parent)
     plain_header = file.metadata in ({}, {"format": "pt"})
     if plain_header and expert.weights_file.suffix == ".safetensors":
-        shutil.copyfile(expert.weights_file, place / WEIGHTS)
+        shutil.copyfile(expert.weights_file, place / SAFETENSORS)
     else:
-        _write_tensors({key: file.read(key) for key in file.shapes}, place / WEIGHTS)
+        _write_tensors({key: file.read(key) for key in file.shapes}, place / SAFETENSORS)
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,18 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class EvaluationRecords:
+    """The records measured on the base model. Their fields have the same names in the audit."""
+
+    coverage: tuple[Coverage, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+    evaluation: tuple[Score, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    gains: tuple[Gain, ...] = ()
+    attribution: tuple[Attribution, ...] = ()
+
+
+@dataclass(frozen=True)
 class Reply:
     """What one system answered to one question.
 

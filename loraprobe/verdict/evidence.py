@@ -7,13 +7,9 @@ from dataclasses import dataclass, field
 
 from loraprobe.defaults import MARGIN, RETENTION
 from loraprobe.records import (
-    Attribution,
-    Comparison,
     Compatibility,
-    Coverage,
+    EvaluationRecords,
     EvidenceLevel,
-    Forecast,
-    Gain,
     Measurement,
     Score,
 )
@@ -38,7 +34,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(EvaluationRecords):
     """All that is known about one set of adapters when the verdict is asked for.
 
     `level` is the strongest evidence that was gathered, `tasks` the number of task files,
@@ -50,12 +46,6 @@ class Evidence:
 
     compatibility: Compatibility = field(default_factory=Compatibility)
     diagnostics: tuple[Measurement, ...] = ()
-    coverage: tuple[Coverage, ...] = ()
-    forecasts: tuple[Forecast, ...] = ()
-    evaluation: tuple[Score, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    gains: tuple[Gain, ...] = ()
-    attribution: tuple[Attribution, ...] = ()
     tasks: int = 0
     level: EvidenceLevel = "weights"
     margin: float = MARGIN

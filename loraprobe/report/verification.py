@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 
 from rich.console import Console
 
 from loraprobe.adapters import local_name
-from loraprobe.records import Verification
+from loraprobe.records import Check, Verification, document
 from loraprobe.report.answer import Answer
 from loraprobe.report.formatting import clean
 from loraprobe.report.layout import fitted, show
@@ -21,24 +20,12 @@ from loraprobe.secrets import public_text
 
 def as_json(found: Verification) -> str:
     """One document: each check with whether it passed and what was seen."""
-    return json.dumps(
-        {
-            "schema_version": 1,
-            "command": "verify",
-            "directory": clean(local_name(found.directory)),
-            "verified": found.passed,
-            "checks": [
-                {
-                    "name": clean(c.name),
-                    "passed": c.passed,
-                    "message": clean(public_text(c.message)),
-                }
-                for c in found.checks
-            ],
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
+    checks = [
+        Check(clean(check.name), check.passed, clean(public_text(check.message)))
+        for check in found.checks
+    ]
+    place = clean(local_name(found.directory))
+    return document("verify", directory=place, verified=found.passed, checks=checks)
 
 
 SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"

@@ -210,6 +210,14 @@ def test_a_limit_is_refused_in_the_words_of_the_python_interface(pair):
     assert (result.exit_code, result.stderr) == (2, "error: --limit must be at least 1, not 0.\n")
 
 
+@pytest.mark.parametrize("command", ["env", "methods", "cache"])
+def test_documents_that_are_no_audit_start_alike(command, tmp_path):
+    result = call(command, "--json", LORAPROBE_CACHE=str(tmp_path))
+    document = json.loads(result.stdout)
+    assert list(document)[:2] == ["schema_version", "command"]
+    assert (document["schema_version"], document["command"]) == (1, command)
+
+
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_verify_ends_in_its_answer(tmp_path, width):
     a, b = making.saved_pair(tmp_path)

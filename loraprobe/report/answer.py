@@ -162,10 +162,14 @@ def _versions(lines: Sequence[Line]) -> Iterator[tuple[list[Line], dict[str, int
 
 
 def _without(kept: list[Line], label: str, stay: int) -> Iterator[list[Line]]:
-    """The lines with one less of a label each time, the last first, until `stay` are left."""
-    found = [row for row in kept if row[0] == label]
-    for row in reversed(found[stay:]):
-        kept = [one for one in kept if one is not row]
+    """The lines with one less of a label each time, the last first, until `stay` are left.
+
+    A conflict leaves together with its cure, which follows it.
+    """
+    at = [place for place, row in enumerate(kept) if row[0] == label]
+    for place in reversed(at[stay:]):
+        cure = label == "why" and kept[place + 1 : place + 2] and kept[place + 1][0] == "fix"
+        kept = [*kept[:place], *kept[place + (2 if cure else 1) :]]
         yield kept
 
 

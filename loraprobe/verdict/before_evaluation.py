@@ -46,7 +46,7 @@ class Elsewhere:
         return Reason(
             "measured-elsewhere",
             f"Of {self.cases} compositions of {self.what}, {100 * self.share:.0f} % gained more "
-            f"than {fmt.number(MARGIN)} over the best of base and singles ({self.paper}).",
+            f"than {fmt.number(MARGIN)} over base and singles ({self.paper}).",
             self.share,
             source=f"computed from the data of {self.paper}: {self.how}",
         )

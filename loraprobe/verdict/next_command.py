@@ -125,5 +125,5 @@ def to_fill_in(command: str) -> str:
     if NEW in words:
         return f"{NEW}: an adapter that you train on what you ask"
     if TASK in words:
-        return f"{TASK}: a file that you write, a question with its answer a line"
+        return f"{TASK}: your file, a question with its answer a line"
     return f"{BASE}: the base model that they were trained on" if BASE in words else ""

@@ -249,6 +249,8 @@ def test_long_names_and_paths_leave_twelve_lines(width):
     assert long in "".join(laid)
     conflict = Issue("error", "x-y", ("a", "b"), f"{long} does not fit {long}-b. " * 3, "Do it.")
     broken = audit_of(Evidence(compatibility=Compatibility((conflict,) * 3)), **asked)
+    kept = [label for label, _ in answer(broken).kept(width)]
+    assert kept.count("fix") == kept.count("why") == 1  # a conflict leaves with its cure
     laid = answer(broken).laid_out(width)
     assert rows(laid, width) <= MOST_LINES and "x-y" in joined(laid) and "Do it." in joined(laid)
 

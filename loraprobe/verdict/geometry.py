@@ -117,8 +117,8 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
     no pair is redundant or opposed.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
-    equal = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
-    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in equal]
+    alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
+    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
     reasons = []
     for rule in RULES:
         if balanced and rule.code == "norm-disparity":

@@ -39,7 +39,7 @@ def cache(
     used = kept.clear(runs, hashes=older == 0) if clear else []
     if output.json:
         rows = [_as_plain(run) for run in (used if clear else runs)]
-        print(document("cache", cleared=clear, runs=rows))
+        print(document("cache", {"cleared": clear, "runs": rows}))
     elif clear:
         kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
         output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")

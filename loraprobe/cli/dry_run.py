@@ -46,4 +46,4 @@ def as_json(found: Estimate) -> str:
         "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
         "measured": list(found.measured),
     }
-    return document("merge-and-eval", SCHEMA_VERSION, estimate=estimate)
+    return document("merge-and-eval", {"estimate": estimate}, SCHEMA_VERSION)

@@ -28,7 +28,7 @@ def env(output: Output) -> None:
     """
     found = described()
     if output.json:
-        print(document("env", **found))
+        print(document("env", found))
         return
     for name, value in found.items():
         shown = (

@@ -31,7 +31,7 @@ def find(
 
     found = hub.find_adapters(base, limit)
     if output.json:
-        print(document("find", base=base, adapters=found))
+        print(document("find", {"base": base, "adapters": found}))
     elif output.quiet or not sys.stdout.isatty():
         for one in found:
             print(clean(one.reference))

@@ -105,7 +105,7 @@ def methods(output: Output, names: Names = None) -> None:
     explain those that are named."""
     rows = _named(described(), names) if names else described()
     if output.json:
-        print(document("methods", methods=rows))
+        print(document("methods", {"methods": rows}))
         return
     from rich.console import Console
 

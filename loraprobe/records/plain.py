@@ -39,7 +39,7 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
-def document(command: str, version: int = DOCUMENT_VERSION, **fields: Any) -> str:
+def document(command: str, fields: Mapping[str, Any], version: int = DOCUMENT_VERSION) -> str:
     """The JSON document of a command whose result is no audit, as text.
 
     Fields hold records or plain data. docs/reports.md lists these documents.

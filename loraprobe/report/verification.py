@@ -25,7 +25,7 @@ def as_json(found: Verification) -> str:
         for check in found.checks
     ]
     place = clean(local_name(found.directory))
-    return document("verify", directory=place, verified=found.passed, checks=checks)
+    return document("verify", {"directory": place, "verified": found.passed, "checks": checks})
 
 
 SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"

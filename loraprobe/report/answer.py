@@ -20,7 +20,7 @@ from loraprobe.records import Audit
 from loraprobe.report.formatting import clean
 from loraprobe.report.joints import wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
-from loraprobe.verdict import NEW
+from loraprobe.verdict import NEW, words_of
 
 MOST_LINES = 12
 HEADLINE = ""  # the label of the headline
@@ -177,8 +177,8 @@ def _abridged(lines: Sequence[Line]) -> list[Line]:
     """The lines with ADAPTERS for long references in commands, and a line that says so."""
     kept, most = list[Line](), 0
     for label, text in lines:
-        words = shlex.split(text) if text.startswith("loraprobe ") else []
-        given = list(takewhile(lambda word: word[0] != "-" and word != NEW, words[2:]))
+        words = words_of(text)
+        given = list(takewhile(lambda word: word[:1] != "-" and word != NEW, words[2:]))
         if label in COMMANDS and len(" ".join(given)) > LONG:
             text = shlex.join([*words[:2], REFERENCES, *words[2 + len(given) :]])
             most = max(most, len(given))
@@ -219,11 +219,12 @@ def _height(lines: Sequence[str], width: int) -> int:
 
 
 def _typed(command: str, references: Mapping[str, str]) -> str:
-    if not command.startswith("loraprobe"):
+    words = words_of(command)
+    if not words:
         for public, typed in references.items():
             command = command.replace(repr(public), repr(typed.partition("=")[2] or typed))
         return command
-    return shlex.join(references.get(word, word) for word in shlex.split(command))
+    return shlex.join(references.get(word, word) for word in words)
 
 
 NOTHING_TYPED: Mapping[str, str] = MappingProxyType({})

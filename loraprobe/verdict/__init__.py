@@ -28,6 +28,7 @@ from loraprobe.verdict.next_command import (
     merge_and_eval_command,
     next_command,
     to_fill_in,
+    words_of,
 )
 from loraprobe.verdict.probability import with_probability
 
@@ -41,6 +42,7 @@ __all__ = [
     "next_command",
     "read_calibration",
     "to_fill_in",
+    "words_of",
 ]
 
 ACTION = {"merge": "merge", "router": "route"}

@@ -103,9 +103,18 @@ def _reference(reference: str) -> str:
     return reference.partition("=")[2] or reference
 
 
+def words_of(command: str) -> list[str]:
+    """The words of a command of loraprobe; none of another text, such as a line of Python."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that is not closed
+        return []
+    return words if words[:1] == ["loraprobe"] else []
+
+
 def merge_and_eval_command(command: str) -> str:
     """From `loraprobe inspect A B ... --probe auto` the command that decides on a task file."""
-    words = shlex.split(command)
+    words = words_of(command)
     if words[:2] != ["loraprobe", "inspect"] or words[-2:] != ["--probe", "auto"]:
         return ""
     kept = words[2:-2]
@@ -116,7 +125,7 @@ def merge_and_eval_command(command: str) -> str:
 
 def to_fill_in(command: str) -> str:
     """What a command names that does not exist yet, in words; "" if everything does."""
-    words = shlex.split(command) if command.startswith("loraprobe ") else []
+    words = words_of(command)
     further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
     for start, what in further.items():
         named = [word for word in words if word.startswith(start)]

@@ -287,6 +287,13 @@ def test_what_measured_compositions_gained_stands_beside_weights_and_probes():
             assert "603" in known and "19 %" in known and "arXiv" in known
 
 
+@pytest.mark.parametrize("text", ["loraprobe inspect 'a b", "loraprobe inspect '' " + "x" * 900])
+def test_any_text_may_stand_where_a_command_does(text):
+    found = audit_of(Evidence(diagnostics=(NEAR,)), "inspect")
+    audit = dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, next=text))
+    assert len(answer(audit).typed({"a": "./a"}).laid_out(60)) <= MOST_LINES
+
+
 def test_a_conflict_is_followed_by_the_adapters_that_fit():
     found = Evidence(compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),)))
     audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a", "b"))

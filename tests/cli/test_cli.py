@@ -379,7 +379,7 @@ def test_methods_explains_what_is_named():
         ),
         (["merge", "a", "b", "-o", "c"], "loraprobe.hub.load_all", "whole or not at all"),
         (["lab", "build", "keep-both", "-o", "c"], "loraprobe_lab.build.build_worlds", "same call"),
-        (["demo"], "loraprobe.demo.shipped_world", "Interrupted."),
+        (["demo"], "loraprobe.demo.shipped_world", "Interrupted; the same call starts again."),
     ],
 )
 def test_an_interruption_names_what_goes_on(monkeypatch, tmp_path, arguments, where, said):

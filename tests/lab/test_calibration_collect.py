@@ -192,7 +192,7 @@ def test_sets_become_cases_and_are_evaluated_once(tmp_path, seen):
         ("arrow", 0.2),
     }
     assert {(c.adapters, c.tasks, c.hops, c.metric, c.part) for c in cases} == {
-        (2, 1, 0, "exact_match", "steps")
+        (2, 1, 2 * (c.adapter_set != "keep-both"), "exact_match", "steps") for c in cases
     }
     assert {c.baseline for c in cases} == {0.4}
     assert first.error == pytest.approx(0.1 / 1.96, rel=1e-3)
@@ -211,6 +211,7 @@ def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path, seen):
     mark = fingerprint(world, scenario, SampleSizes())
     assert mark == fingerprint(World.load(world.path), scenario, SampleSizes())
     assert mark != fingerprint(world, scenario, SampleSizes(seed=1))
+    assert mark != fingerprint(world, scenario, SampleSizes(dtype="bfloat16"))
     assert mark != fingerprint(world, world.scenarios["disjoint"], SampleSizes())
     files = {**world.manifest["files"]}
     name = next(n for n in files if n.startswith("adapters/count/"))
@@ -258,9 +259,9 @@ def test_known_results_are_those_of_the_asked_items_alone():
         ItemResult("a", "count", "question", item.id, "exact_match", 1.0, "", "g")
         for item in load_task(shipped_world().path / "tasks" / "count.jsonl").items
     ]
-    known.keep(rows, ["a"], chat=False)
-    assert len(known.of(["a"], [task], chat=False)) == 3
-    assert known.of(["a"], [task], chat=True) == [] == known.of(["b"], [task], chat=False)
+    known.keep(rows, ["a"])
+    assert len(known.of(["a"], [task])) == 3
+    assert known.of(["b"], [task]) == []
 
 
 def test_a_tiny_world_is_observed_for_real(tmp_path):

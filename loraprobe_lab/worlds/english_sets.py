@@ -13,6 +13,7 @@ learned in English, asked in French; the other adapter learned French answers on
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain as chained
@@ -84,8 +85,20 @@ class _Set:
             "learning_rates": [recipe.learning_rate for recipe in recipes],
             "targets": [recipe.target_modules for recipe in recipes],
         }
-        made = TrainedSet(name, kind, training, self.tasks, self.text, axes)
+        tasks = {task: groups_first(items) for task, items in self.tasks.items()}
+        made = TrainedSet(name, kind, training, tasks, self.text, axes)
         return WorldSpec(kind=kind, seed=number, **contents_of([made]), notes={"set": name})
+
+
+def groups_first(items: Sequence[Item]) -> list[Item]:
+    """The items in an order that asks every group once before any twice, so that the first items of
+    a task are about as many groups as possible."""
+    asked = Counter[str]()
+    turns = []
+    for item in items:
+        turns.append(asked[item["group"]])
+        asked[item["group"]] += 1
+    return [items[i] for i in sorted(range(len(items)), key=lambda i: turns[i])]
 
 
 def _recipes(row: Row) -> list[Recipe]:

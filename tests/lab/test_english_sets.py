@@ -97,6 +97,13 @@ class TestSets:
                 assert len({i["id"] for i in items}) == len(items)
                 assert len({i["prompt"] for i in items}) == len(items)
 
+    def test_every_group_is_asked_before_any_is_asked_twice(self, sets):
+        for plan in sets:
+            for items in plan.tasks.values():
+                groups = [item["group"] for item in items]
+                first = groups[: len(set(groups))]
+                assert len(set(first)) == len(first), name_of(plan)
+
     def test_hops_name_adapters_of_the_set_and_compose(self, sets):
         for plan in sets:
             for item in items_of(plan):

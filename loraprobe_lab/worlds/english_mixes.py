@@ -132,7 +132,7 @@ class Contents:
             made: Sequence[Item] = BIRTHS.items(self.births(portion.part), (None, None))
         else:
             _, made = self.subject(portion.subject, portion.part)
-        named = [{**item, "id": f"{portion.part}-{item['id']}"} for item in made]
+        named: list[Item] = [{**item, "id": f"{portion.part}-{item['id']}"} for item in made]
         if portion.form is None:
             return named
         return [

@@ -118,7 +118,7 @@ def _exchanged(cases: Sequence[Case], rng: np.random.Generator) -> list[int]:
         sets = kinds.setdefault(case.scenario, [])
         if case.set_key not in sets:
             sets.append(case.set_key)
-    other = {}
+    other: dict[tuple[str, str], tuple[str, str]] = {}
     for sets in kinds.values():
         drawn = [sets[i] for i in rng.permutation(len(sets))]
         other.update(zip(sets, drawn, strict=True))

@@ -87,7 +87,7 @@ def _rotary_config(recipe: BaseRecipe, common: Mapping[str, Any]) -> Any:
     """The configuration of a Llama-, Qwen- or Gemma-like base."""
     import transformers
 
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": recipe.hidden,
         "intermediate_size": recipe.intermediate,
         "num_hidden_layers": recipe.layers,

@@ -1,6 +1,6 @@
-"""Forecast and measured gain for each kind of adapter sets on one base, as a Markdown table.
+"""Forecast and measured gain for each kind of adapter sets on one base, as a Markdown page.
 
-`python -m loraprobe_lab.calibration.kinds CASES BASE` prints the table for the base of that name.
+`python -m loraprobe_lab.calibration.kinds CASES BASE` prints the page for the base of that name.
 
 The shipped map is judged as it is; nothing is fitted. A composition gained if its measured gain
 exceeds the margin; it is decided if the whole interval of its gain lies on one side. The signs of a
@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe.verdict.calibration import Calibration, shipped
-from loraprobe_lab.calibration.cases import Case, read_cases
+from loraprobe_lab.calibration.cases import METHODS, Case, read_cases
 from loraprobe_lab.calibration.fit import Array
 
-DRAWS = 2000
+DRAWS = 1000
 HEAD = (
-    "kind, sets, cases, gained, signs agree, AUROC of the forecast (95 % of the null), decided, "
-    "gained, with a probability, Brier score (of the mean), called likely, wrong"
+    "kind, sets, cases, gained, signs agree, AUROC (95 % of the null), decided, of them gained, "
+    "with a probability, Brier score (of the mean), called likely, of them wrong"
 )
 
 
@@ -102,12 +102,18 @@ def figures_of_kind(
 def within_kinds(cases: Sequence[Case], scores: Array, gained: Array) -> float:
     """The mean over kinds of the AUROC of scores [cases]; NaN without a kind of both outcomes."""
     kinds = np.array([case.scenario for case in cases])
-    found = [
-        float(roc_auc_score(gained[kinds == kind], scores[kinds == kind]))
-        for kind in np.unique(kinds)
-        if len(np.unique(gained[kinds == kind])) == 2
-    ]
-    return float(np.mean(found)) if found else float("nan")
+    found = [_auroc(scores[kinds == kind], gained[kinds == kind]) for kind in np.unique(kinds)]
+    known = [value for value in found if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _auroc(scores: Array, gained: Array) -> float:
+    """The share of pairs of a success and a failure that the scores rank right; ties count half."""
+    ones = int(gained.sum())
+    zeros = len(gained) - ones
+    if not ones or not zeros:
+        return float("nan")
+    return float((rankdata(scores)[gained].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def _exchanged(cases: Sequence[Case], rng: np.random.Generator) -> list[int]:
@@ -136,10 +142,40 @@ def table(cases: Sequence[Case], calibration: Calibration, margin: float = MARGI
     return "\n".join(lines)
 
 
+def table_of_sets(cases: Sequence[Case]) -> str:
+    """The Markdown table of all sets: the best score alone, and forecast -> gain of each method."""
+    lines = [f"| set | adapters | best alone | {' | '.join(METHODS)} |", f"|{' --- |' * 6}"]
+    found = {(case.set_key, case.method): case for case in cases}
+    for key in dict.fromkeys(case.set_key for case in cases):
+        own = [found[key, method] for method in METHODS]
+        gains = [f"{case.forecast:+.2f} → {case.gain:+.2f}" for case in own]
+        cells = (key[1], own[0].adapters, f"{own[0].baseline:.2f}", *gains)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def page(cases: Sequence[Case], base: str) -> str:
+    """The page for the cases of one base, judged by the shipped map."""
+    own = [case for case in cases if case.base == base]
+    sets = len({case.set_key for case in own})
+    return (
+        f"# Forecast and measured gain on {base}\n\n"
+        f"{len(own)} compositions of {sets} adapter sets, none of which was chosen by what its "
+        "composition gives.\n"
+        f"A composition gained if its measured gain exceeds {MARGIN}. Signs agree if forecast and "
+        "gain lie on\none side of it. It is decided if the interval (95 %) of its gain lies on one "
+        "side. The AUROC of the\nforecast is within kind, on all compositions; the null exchanges "
+        "whole sets. The Brier score is that\nof the shipped map, on decided compositions to "
+        "which it gives a probability, beside the score of\ntheir mean.\n\n"
+        f"{table(own, shipped())}\n\n## The sets\n\n"
+        "Best score of the base or a single adapter, and for each composition forecast → measured "
+        f"gain.\n\n{table_of_sets(own)}"
+    )
+
+
 def _number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 if __name__ == "__main__":
-    path, base = sys.argv[1:]
-    print(table([case for case in read_cases(path) if case.base == base], shipped()))
+    print(page(read_cases(sys.argv[1]), sys.argv[2]))

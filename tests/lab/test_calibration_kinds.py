@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from loraprobe.defaults import MARGIN
 from loraprobe.verdict.calibration import shipped
-from loraprobe_lab.calibration.cases import METHODS, Case
-from loraprobe_lab.calibration.kinds import figures_of_kind, table, within_kinds
+from loraprobe_lab.calibration.cases import METHODS, Case, read_cases
+from loraprobe_lab.calibration.kinds import (
+    figures_of_kind,
+    page,
+    table,
+    table_of_sets,
+    within_kinds,
+)
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "calibration"
 
 
 def a_case(number: int, kind: str, method: str, forecast: float, gain: float) -> Case:
@@ -76,3 +86,22 @@ def test_the_table_has_a_row_a_kind_and_one_for_all():
     lines = table(planted("halves", 4, 1) + planted("twins", 4, -1), shipped()).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| halves", "| twins", "| **all**"]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_the_auroc_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    cases = [a_case(i, "k", m, 0.0, 0.0) for i in range(20) for m in METHODS]
+    scores, gained = rng.integers(0, 6, 60) / 10, rng.random(60) < 0.4
+    assert within_kinds(cases, scores, gained) == pytest.approx(roc_auc_score(gained, scores))
+
+
+def test_every_set_is_listed_once_with_its_three_compositions():
+    lines = table_of_sets(planted("halves", 4, 1)).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| halves-{i}" for i in range(4)]
+    assert lines[2].count("-0.20 → +0.00") == lines[3].count("+0.20 → +0.30") == 3
+
+
+def test_the_stored_page_is_that_of_the_stored_cases():
+    cases = read_cases(EXAMPLES / "smollm2.jsonl.gz")
+    assert page(cases, "smollm2") + "\n" == (EXAMPLES / "smollm2.md").read_text(encoding="utf-8")
+    assert {case.base for case in cases} == {"smollm2"}

@@ -33,7 +33,6 @@ from loraprobe.merging._module import Choices, MergedModule, merge_module
 from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
 
-
 RankLayout = Literal["portable", "compact"]
 
 
@@ -112,7 +111,8 @@ def merge(
     for as many as needed to lose nothing, at most the sum of the sources' ranks. A module that an
     adapter does not adapt counts as a zero delta; a module's rank is never larger than its
     numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
-    of issues to accept. rank_layout: as in `Merged`; it decides the saved file alone. One module of all adapters is in memory at a time.
+    of issues to accept. rank_layout: as in `Merged`; it decides the saved file alone. One module of
+    all adapters is in memory at a time.
 
     base_weight: module path -> W0 [out, in], which linear merges of DoRA adapters need (`_dora`);
     base_parameter: parameter name -> tensor as stored, for full weights and biases that not every

@@ -115,6 +115,12 @@ class Options:
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
         read=read_auto_or_count,
     )
+    rank_layout: Literal["portable", "compact"] = option(
+        "portable",
+        COMPOSITION,
+        "Of the written file: portable (one rank in all modules, filled up with zeros, as servers "
+        "read it) or compact (each module at its own rank, which only peft reads).",
+    )
     limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")

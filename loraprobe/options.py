@@ -205,16 +205,16 @@ class Options:
             raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
         if self.weights != "search":
             if self.search_items is not None:
-                raise UsageError("--search-items goes with --weights search.")
+                raise UsageError("--search-items goes with --weights search; add that.")
             if self.search_budget != SEARCH_BUDGET:
-                raise UsageError("--search-budget goes with --weights search.")
+                raise UsageError("--search-budget goes with --weights search; add that.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
-                "--metric answer_loss needs --margin, the loss difference that matters."
+                "--metric answer_loss needs --margin; give the loss difference that matters."
             )
         if self.prior is not None and not 0 < self.prior < 1:
             raise UsageError(
-                f"--prior is the share of compositions expected to gain, above 0 and below 1, "
+                "--prior, the share of compositions expected to gain, must be above 0 and below 1, "
                 f"not {self.prior}."
             )
         if self.device_map == "auto" and self.device != "auto":
@@ -226,7 +226,7 @@ class Options:
                     f"--router-prompts names {name} twice; put all its lines into one file."
                 )
             if not Path(file).is_file():
-                raise UsageError(f"--router-prompts: {file} is no file.")
+                raise UsageError(f"--router-prompts: {file} is no file; check the path.")
 
     def check_count(self, adapters: int) -> None:
         """Raises UsageError where the weights are not one for each adapter."""

@@ -110,7 +110,8 @@ def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question
 def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
     if metric == "choice" and not item.choices:
         raise UsageError(
-            f"Metric choice needs choices, and item {item.id!r} of task {task.name} has none."
+            f"Metric choice needs choices, and item {item.id!r} of task {task.name} has none; "
+            "add them, or leave --metric choice out."
         )
     other: Metric = "answer_loss" if metric == "answer_loss" else "exact_match"
     found = [

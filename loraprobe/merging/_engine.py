@@ -23,6 +23,7 @@ from loraprobe.adapters import (
 )
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
+from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation
 from loraprobe.merging._dora import BaseWeight
@@ -74,6 +75,16 @@ class Merged:
     @property
     def name(self) -> str:
         return self.adapter.name
+
+    def __repr__(self) -> str:
+        sources = shortly(source.name for source in self.sources)
+        weights = ", ".join(f"{weight:g}" for weight in self.weights[:12])
+        more = ", ..." if len(self.weights) > 12 else ""
+        return (
+            f"<Merged {shortly([self.name])}: {self.spec or self.method} of {sources}, "
+            f"weights {weights or 'none'}{more}, space {self.space}, rank {self.rank}, "
+            f"{self.compression_error:.2g} lost to the rank>"
+        )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes a PEFT directory, with `card` as its README.

@@ -40,6 +40,7 @@ from loraprobe.pipeline.provenance import (
 from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.records import Check, Verification
+from loraprobe.report.showing import ShownVerification
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
 IGNORED = frozenset({".git", ".gitattributes", ".cache"})
@@ -69,7 +70,7 @@ def verify(
     if all(check.passed for check in checks):
         adapters = [adapter for adapter, _ in found if adapter is not None]
         checks += _compare_files(place, record, adapters, opened)
-    return Verification(str(directory), tuple(checks))
+    return ShownVerification(str(directory), tuple(checks))
 
 
 def _compare_files(

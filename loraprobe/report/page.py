@@ -16,6 +16,7 @@ MEANINGS = (
     "single adapter knows a hop. Interference: a hop that is known alone is lost in the "
     "composition. Not composed: every hop is right, and the answer is wrong."
 )
+INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system."
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -55,7 +56,7 @@ def _gains(audit: Audit) -> Section | None:
     return Section(
         "gains",
         "Gains and scores",
-        ["Intervals are 95 %. The wider of two also covers the choice of the best system."],
+        list(filter(None, (INTERVALS, system_tables.controls(audit)))),
         figures,
         tables=system_tables.scores(audit),
         folded=folded,

@@ -38,14 +38,26 @@ class Elsewhere:
     cases: int
     share: float
     what: str
-    source: str
+    paper: str
+    how: str
+
+    def reason(self) -> Reason:
+        """The share of compositions that gained more than the default margin."""
+        return Reason(
+            "measured-elsewhere",
+            f"Of {self.cases} compositions of {self.what}, {100 * self.share:.0f} % gained more "
+            f"than {fmt.number(MARGIN)} over base and singles ({self.paper}).",
+            self.share,
+            source=f"computed from the data of {self.paper}: {self.how}",
+        )
 
 
 ELSEWHERE = Elsewhere(
     603,
     0.19,
     "5 to 30 community adapters on Llama-3.1-8B",
-    "the data of arXiv 2602.12323, weights searched on 100 examples, 46 tasks",
+    "arXiv 2602.12323",
+    "LoraHub, weights searched on 100 examples, 46 tasks",
 )
 
 
@@ -60,14 +72,7 @@ def judge_weights(evidence: Evidence) -> Verdict:
         "--probe auto asks the base without a task file.",
         "cost: no composition is built or scored",
     )
-    elsewhere = Reason(
-        "measured-elsewhere",
-        f"Of {ELSEWHERE.cases} measured compositions of {ELSEWHERE.what}, {ELSEWHERE.share:.0%} "
-        f"gained more than {fmt.number(MARGIN)} over the better of base and best single adapter.",
-        ELSEWHERE.share,
-        source=ELSEWHERE.source,
-    )
-    return Verdict("inconclusive", "weights", (undecided, cheapest, elsewhere))
+    return Verdict("inconclusive", "weights", (undecided, cheapest, ELSEWHERE.reason()))
 
 
 def judge_probes(evidence: Evidence) -> Verdict:
@@ -81,7 +86,7 @@ def judge_probes(evidence: Evidence) -> Verdict:
         "a task file with questions that need both adapters.",
         "a verdict needs a question with a known answer",
     )
-    return Verdict("inconclusive", "probes", (undecided, cheapest))
+    return Verdict("inconclusive", "probes", (undecided, cheapest, ELSEWHERE.reason()))
 
 
 def judge_base(evidence: Evidence) -> Verdict:

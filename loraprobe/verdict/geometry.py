@@ -112,10 +112,13 @@ RULES = (
 def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) -> list[Reason]:
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
-    balanced: the norms were made equal before composing, so that they give no warning. One more
-    reason says where no pair is redundant or opposed.
+    balanced: the norms were made equal before composing, so that they give no warning. That
+    nearly equal updates started from one seed is no warning of its own. One more reason says where
+    no pair is redundant or opposed.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
+    equal = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
+    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in equal]
     reasons = []
     for rule in RULES:
         if balanced and rule.code == "norm-disparity":

@@ -323,3 +323,12 @@ def test_matplotlib_is_imported_for_pages_only():
         "sys.exit('matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_line_breaks_inside_an_option():
+    audit = an_audit("a")
+    command = "loraprobe merge a b --balance norm --task a-long-name-of-a-file-of-questions.jsonl"
+    verdict = dataclasses.replace(audit.verdict, next=command)
+    text = page(dataclasses.replace(audit, verdict=verdict, notes=("Try --rank 64.",)))
+    whole = [n.text for n in parsed(text).all("span") if n.attributes.get("class") == "option"]
+    assert {"--balance norm", "--task", "--rank 64."} <= set(whole)

@@ -141,7 +141,7 @@ def test_a_baseline_that_answers_at_once_is_named_with_its_form():
     steps = evidence({**FAIL, "uniform": 0.7}, part="steps")
     gains = [dataclasses.replace(g, against="b", against_part="question") for g in steps.gains]
     found = judge(both(evidence(FAIL), dataclasses.replace(steps, gains=tuple(gains))))
-    assert "against b asked plainly" in found.reasons[0].message
+    assert "against b on the question" in found.reasons[0].message
 
 
 def test_a_control_as_good_takes_the_verdict():

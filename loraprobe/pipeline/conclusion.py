@@ -14,6 +14,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Score, Verdict
+from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def conclude(
             retention=options.retention,
             prior=options.prior,
             balanced=options.balance == "norm",
+            max_new_tokens=options.max_new_tokens,
+            normalised=_normalised(inputs.tasks, options.metric),
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
@@ -52,6 +55,13 @@ def conclude(
     kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
     request = requested(options, inputs, kind)
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+
+
+def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
+    """Of each task whose gold answers lose something under exact match, what `stricter_metric`
+    says."""
+    found = {task.name: stricter_metric(task, metric) for task in tasks}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:

@@ -24,7 +24,10 @@ from loraprobe.evaluation import (
 )
 from loraprobe.evaluation import running as running_module
 from loraprobe.records import Attribution, ItemResult
+from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task, answers
+
+CUT = "[cut]"  # at the end of a text: it ended at the limit of tokens
 
 
 @dataclass
@@ -58,7 +61,7 @@ class FakeScorer:
         finally:
             self.now = None
 
-    def generate(self, prompts, *, max_new_tokens=None, until_newline=False):
+    def write_all(self, prompts, *, max_new_tokens=None, until_newline=False, until=None):
         self.limits.add((max_new_tokens, until_newline))
         texts = []
         for prompt in prompts:
@@ -66,7 +69,8 @@ class FakeScorer:
                 raise KeyboardInterrupt
             self.asked.append((self.now, prompt))
             key = (self.now, prompt, "chat") if self.template else (self.now, prompt)
-            texts.append(self.answers.get(key, "dunno"))
+            text = self.answers.get(key, "dunno")
+            texts.append(Written(text.removesuffix(CUT), text.endswith(CUT)))
         return texts
 
     def loglikelihood(self, pairs):

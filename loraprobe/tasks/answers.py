@@ -21,7 +21,7 @@ from loraprobe.memory import gib
 PATTERN_SECONDS = 1.0
 PATTERN_BYTES = 2**28
 
-_ARTICLES = frozenset(("a", "an", "the"))
+ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = regex.compile(r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*")
 _ANSWER_IS = regex.compile(r"\banswer\s+is\b[\s:=]*", regex.IGNORECASE)
 # The end of a sentence, except after some frequent abbreviations.
@@ -48,7 +48,7 @@ def normalize_answer(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
     words = [plain for word in text.split() if (plain := _plain(word))]
-    kept = [word for word in words if word not in _ARTICLES]
+    kept = [word for word in words if word not in ARTICLES]
     return " ".join(kept or words) or " ".join(text.split())
 
 

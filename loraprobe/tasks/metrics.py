@@ -18,6 +18,7 @@ import regex
 
 from loraprobe.errors import TaskError
 from loraprobe.tasks.answers import (
+    ARTICLES,
     answered,
     matches,
     normalize_answer,
@@ -39,6 +40,7 @@ _NUMBER = regex.compile(
     r"(?:(?<![\w)\]])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
     r"(?:[eE][-+]?\d+(?!\w)|/\d+(?![\d.]))?"
 )
+_WORD = regex.compile(r"\w+")
 _BETWEEN_LETTERS = regex.compile(r"(?<=\p{L})\p{P}+(?=\p{L})")
 # Letters of scripts that are written without spaces count as words of their own.
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
@@ -102,12 +104,20 @@ def contains(text: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in the text as whole words, after `normalize_answer`.
 
     Letters joined by punctuation are read joined and apart: "Thai/Lao" contains "Lao". A letter of
-    a script without spaces is a word.
+    a script without spaces is a word. An answer of which nothing but articles is left (the choice
+    "A") has to stand there with its case, one of symbols only as it is.
     """
+    return any(_holds(text, answer) for answer in answers)
+
+
+def _holds(text: str, answer: str) -> bool:
+    gold = normalize_answer(answer)
+    if ARTICLES.issuperset(gold.split()):
+        return _stands(_WORD.findall(text), _WORD.findall(answer))
+    if not any(map(str.isalnum, gold)):
+        return answer.strip() in text
     return any(
-        _stands(words(text).split(), words(answer).split())
-        for words in (normalize_answer, _apart)
-        for answer in answers
+        _stands(words(text).split(), words(answer).split()) for words in (normalize_answer, _apart)
     )
 
 

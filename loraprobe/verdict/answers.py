@@ -67,9 +67,9 @@ def _about_wording(rows: list[Score]) -> list[Reason]:
     return [
         Reason(
             "said-otherwise",
-            f"The right answer stands in {fmt.number(row.contains)} of the answers of "
-            f"{row.system}, {fmt.PART.get(row.part, row.part)}, and {fmt.number(row.value)} are "
-            f"right by {row.metric.replace('_', ' ')}: if more should count, use --metric contains.",
+            f"A right answer stands in {fmt.number(row.contains)} of the replies of {row.system}, "
+            f"{fmt.PART[row.part]}, and {fmt.number(row.value)} are right by "
+            f"{row.metric.replace('_', ' ')}: if more should count, use --metric contains.",
             _otherwise(row),
             SAID_OTHERWISE,
             "loraprobe's convention: a tenth of the answers",

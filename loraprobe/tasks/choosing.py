@@ -34,7 +34,8 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
         return "choice" if item.choices else "exact_match"
     if chosen == "choice" and not item.choices:
         raise UsageError(
-            f"Metric choice needs choices, and item {item.id!r} of task {task} has none."
+            f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
+            "add them, or leave --metric choice out."
         )
     return cast(Metric, chosen)
 

@@ -194,7 +194,8 @@ def _gold_number(answer: str) -> Fraction:
     found = _numbers(answer)
     if len(found) != 1:
         raise TaskError(
-            f"metric numeric needs one number in each answer, and {answer[:60]!r} has {len(found)}."
+            f"metric numeric needs one number in each answer, and {answer[:60]!r} has {len(found)}: "
+            "write the number alone, or choose another metric."
         )
     return found[0][1]
 
@@ -231,7 +232,10 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 def _gold_value(answer: str) -> Any:
     found = json_at_start(answer)
     if found is None or found[1].strip() != answer.strip():
-        raise TaskError(f"metric json needs JSON in each answer, and {answer[:60]!r} is none.")
+        raise TaskError(
+            f"metric json needs JSON in each answer, and {answer[:60]!r} is none: write it as JSON, "
+            "or choose another metric."
+        )
     return found[0]
 
 

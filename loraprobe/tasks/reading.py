@@ -226,7 +226,7 @@ def _check_metric(
         hint = nearest(metric, known, f"known are {', '.join(known)}.")
         raise TaskError(f"unknown metric {metric!r}: {hint}")
     if metric == "choice" and not choices:
-        raise TaskError("metric choice needs 'choices'.")
+        raise TaskError("metric choice needs 'choices': add them, or choose another metric.")
     check_answers(metric, answers, pattern)
 
 

@@ -194,8 +194,8 @@ def _gold_number(answer: str) -> Fraction:
     found = _numbers(answer)
     if len(found) != 1:
         raise TaskError(
-            f"metric numeric needs one number in each answer, and {answer[:60]!r} has {len(found)}: "
-            "write the number alone, or choose another metric."
+            f"metric numeric needs one number in each answer, and {answer[:60]!r} has "
+            f"{len(found)}: write the number alone, or choose another metric."
         )
     return found[0][1]
 
@@ -233,8 +233,8 @@ def _gold_value(answer: str) -> Any:
     found = json_at_start(answer)
     if found is None or found[1].strip() != answer.strip():
         raise TaskError(
-            f"metric json needs JSON in each answer, and {answer[:60]!r} is none: write it as JSON, "
-            "or choose another metric."
+            f"metric json needs JSON in each answer, and {answer[:60]!r} is none: write it as "
+            "JSON, or choose another metric."
         )
     return found[0]
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loraprobe.errors import OutputError, TaskError, UsageError
 from loraprobe.evaluation import (
@@ -534,6 +536,22 @@ def test_what_follows_the_answer_that_was_asked_for_is_not_read():
 
     assert judged(item, text) == judged(item, "2 + 3 = 5\n#### 5\n") == (1.0, True)
     assert judged(other, text) == (0.0, False), "without the mark in the prompt the last one counts"
+
+
+PIECES = ["#### ", "5", "\\boxed{7}", "\\boxed{", "}", "The answer is ", ".", "\n", " x", "Bo"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12))
+def test_a_text_is_read_alike_whether_or_not_writing_stopped(pieces):
+    """Writing stops at some line end where `ended` is true; the rest must not matter."""
+    text = "".join(pieces)
+    asked = "End with #### x, \\boxed{x} or: the answer is x."
+    item = Item("1", "q?", ("5",), cot_prompt=asked)
+    (question,) = (q for q in questions([Task("t", (item,))]) if q.part == "steps")
+    whole = question.judged("base", text)
+    for at in (k + 1 for k, sign in enumerate(text) if sign == "\n"):
+        if question.ended(text[:at]):
+            assert question.judged("base", text[:at]) == whole
 
 
 def test_scores_include_the_compression_error_of_their_system():

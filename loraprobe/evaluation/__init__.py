@@ -10,14 +10,12 @@ from loraprobe.evaluation.chain import chain_notes
 from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import METRICS
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template
 
 __all__ = [
-    "METRICS",
     "Ledger",
     "Samples",
     "System",

@@ -12,7 +12,8 @@ three cases:
   entities do not compose (arXiv 2506.13479).
 
 A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop or a question is
-unknown to it if the upper bound lies below UNKNOWN, which is a convention of this tool. None of
+unknown to it if the upper bound of the share of its replies in which the answer stands, in whatever
+words, lies below UNKNOWN. Both are conventions of this tool. None of
 these levels gives `likely`: whether the pieces compose has to be measured.
 """
 
@@ -153,7 +154,11 @@ def _answers_target(evidence: Evidence) -> bool:
         for name in evidence.systems(BASELINES, "question")
         for row in evidence.scores(name, "question")
     ]
-    return evidence.losses or not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
+    return (
+        evidence.losses
+        or not rows
+        or any((row.contains_ci95 or row.ci95)[1] >= UNKNOWN for row in rows)
+    )
 
 
 def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
@@ -162,7 +167,7 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
         if "base" not in systems or len(systems) < 2 or _answers_target(evidence):
             continue
         if all(knowledge.unknown for knowledge in systems.values()):
-            high = max(knowledge.ci95[1] for knowledge in systems.values())
+            high = max(knowledge.held_ci95[1] for knowledge in systems.values())
             reason = Reason(
                 "hop-unknown-to-all",
                 f"Hop {hop} is known to no adapter and not to the base (at most "
@@ -189,7 +194,7 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
         return None
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
-    worst = max(systems["base"].ci95[1] for systems in hops.values())
+    worst = max(systems["base"].held_ci95[1] for systems in hops.values())
     reason = Reason(
         "disjoint-hops",
         f"Each hop is known to one adapter alone ({spread}), none to the base (at most "

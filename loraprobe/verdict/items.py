@@ -5,7 +5,9 @@ from __future__ import annotations
 from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
 from loraprobe.formatting import count
 from loraprobe.records import Reason, Verdict
+from loraprobe.tasks import is_generated
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.answers import about_answers
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 
 
@@ -14,7 +16,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     scored = [row.n for row in evidence.evaluation if row.part == "question"]
     if not scored:
         return []
-    found = _about_template(evidence)
+    found = [*about_answers(evidence, verdict), *_about_template(evidence)]
     if min(scored) < FEWEST_ITEMS:
         found.append(_few(min(scored)))
     if verdict.decision == "likely" or evidence.several or evidence.losses:
@@ -22,7 +24,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     if not evidence.systems(COMPOSITIONS):
         return found
     parts = {row.part for row in evidence.evaluation}
-    generated = any(row.metric == "exact_match" for row in evidence.evaluation)
+    generated = any(is_generated(row.metric) for row in evidence.evaluation)
     if generated and "steps" not in parts:
         found.append(_missing("steps", "cot_prompt", "whether it works step by step is unknown"))
     if not any(part.startswith("hop") for part in parts):

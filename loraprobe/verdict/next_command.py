@@ -62,6 +62,9 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         return _evaluate(request, request.tasks, ("--router", "arrow"))
     if head == "use-base":
         return _evaluate(request, tuple(HARDER + task for task in request.tasks))
+    reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
+    if head == "gather-evidence" and verdict.decision == "unlikely" and reworded:
+        return _evaluate(request, request.tasks, ("--metric", "contains"))
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
         return _evaluate(request, tuple(MORE + task for task in request.tasks))
     return _evaluate(request, request.tasks or (TASK,))

@@ -555,6 +555,84 @@ def test_names_that_make_the_answer_less_likely_are_said_so():
     assert "0.22 [0.14, 0.37] times" in told.message and told.value == -1.5  # exp(-1.5)
 
 
+def holding(found, share, *names, part="hop"):
+    """The same with a score for every hop, in which the answers stand in `share` of the replies."""
+    extra = [
+        dataclasses.replace(
+            score(row.adapters[0] if row.adapters else "base", row.value, f"hop{row.hop}"),
+            contains=(held := share if (row.adapters or ("base",))[0] in names else row.value),
+            contains_ci95=(max(0.0, held - 0.05), min(1.0, held + 0.05)),
+        )
+        for row in found.coverage
+    ]
+    return dataclasses.replace(found, evaluation=(*found.evaluation, *extra))
+
+
+def test_what_is_said_in_other_words_is_not_unknown():
+    nobody = foreknown({(k, n): 0.0 for k in (1, 2) for n in ("base", "a", "b")}, NOBODY)
+    assert judge(holding(nobody, 0.0)).reasons[0].code == "hop-unknown-to-all"
+    found = judge(holding(nobody, 0.96, "base"))
+    assert found.decision == "inconclusive" and "hop-unknown" not in codes(found)
+    assert "the base answers best, 0.00, and the answer stands in 0.96" in (
+        reason(found, "hop-in-doubt").message
+    )
+    apart = foreknown(DISJOINT, NOBODY)
+    assert judge(holding(apart, 0.0)).reasons[0].code == "disjoint-hops"
+    assert judge(holding(apart, 0.3, "base")).decision == "inconclusive"
+    said = dataclasses.replace(score("a", 0.0), contains=0.9, contains_ci95=(0.85, 0.95))
+    asked = dataclasses.replace(apart, evaluation=(said, score("base", 0.0)))
+    assert judge(asked).decision == "inconclusive", "the question is answered in other words"
+
+
+def read(found, system, **figures):
+    rows = [
+        dataclasses.replace(row, **({"contains": row.value, "cut": 0.0} | figures))
+        if row.system == system
+        else row
+        for row in found.evaluation
+    ]
+    return dataclasses.replace(found, evaluation=tuple(rows))
+
+
+def test_answers_that_were_cut_are_told_with_the_cure():
+    told = reason(judge(read(evidence(FAIL), "uniform", cut=0.4)), "answers-cut")
+    assert told.value == 0.4 and "--max-new-tokens 64" in told.message
+    given = dataclasses.replace(evidence(FAIL), max_new_tokens=50)
+    told = reason(judge(read(given, "uniform", cut=0.4)), "answers-cut")
+    assert "--max-new-tokens 100" in told.message
+    worked = both(evidence(FAIL), evidence(FAIL, part="steps"))
+    rows = [
+        dataclasses.replace(row, cut=0.4 * (row.part == "question"), contains=row.value)
+        for row in worked.evaluation
+    ]
+    told = reason(judge(dataclasses.replace(worked, evaluation=tuple(rows))), "answers-cut")
+    assert "--max-new-tokens 256" in told.message, "worked answers keep their limit"
+    for system, figures in [
+        ("uniform", {"cut": 0.1}),
+        ("uniform", {"cut": 0.9, "contains": 0.95}),
+        ("shrunk:a", {"cut": 0.9}),
+    ]:
+        assert "answers-cut" not in codes(judge(read(evidence(FAIL), system, **figures)))
+
+
+def test_a_gain_or_failure_of_wording_only_is_told():
+    for system in ("uniform", "a"):
+        found = judge(read(evidence(FAIL), system, contains=0.9))
+        assert f"0.90 of the replies of {system}" in reason(found, "said-otherwise").message
+    assert "said-otherwise" not in codes(judge(read(evidence(FAIL), "uniform", contains=0.12)))
+    counts = {"said_otherwise": 80, "not_composed": 10}
+    found = judge(evidence(FAIL, attribution=(Attribution("uniform", "t", **counts),)))
+    assert (found.decision, found.action) == ("unlikely", "gather-evidence")
+    assert "--metric contains" in reason(found, "mostly-said-otherwise").message
+
+
+def test_gold_answers_that_exact_match_spoils_name_the_stricter_metric():
+    found = judge(dataclasses.replace(evidence(FAIL), normalised={"t": ("json", "'{}'")}))
+    assert reason(found, "answers-normalised").message.endswith("('{}'): use --metric json.")
+    several = dataclasses.replace(evidence(FAIL), tasks=2, normalised={"t": ("json", "'{}'")})
+    assert "--metric t=json" in reason(judge(several), "answers-normalised").message
+
+
 def test_a_hop_that_nobody_answers_has_no_best():
     rows = [Coverage("hop_accuracy", "t", 0.0, N, 1, who, ci95=(0.0, 0.04)) for who in ((), ("a",))]
     told = reason(judge(Evidence(coverage=tuple(rows), level="base")), "hop-unknown")

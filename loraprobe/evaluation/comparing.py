@@ -9,7 +9,14 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
-from loraprobe.evaluation.table import Column, Table, by_name, tabulate, task_names
+from loraprobe.evaluation.table import (
+    Column,
+    Table,
+    by_name,
+    clusters_of,
+    tabulate,
+    task_names,
+)
 from loraprobe.records import Comparison, Interval, ItemResult, Score
 
 
@@ -59,6 +66,7 @@ def _score(
         retention=kept[0] if kept else None,
         retention_ci95=kept[1] if kept else None,
         compression_error=system.compression_error,
+        clusters=clusters_of(table.clusters),
     )
 
 

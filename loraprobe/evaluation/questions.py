@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from loraprobe.errors import TaskError, UsageError
-from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, answered, read_answer
+from loraprobe.records import Coverage, ItemResult
+from loraprobe.tasks import Item, Task, answered, normalize_answer, read_answer
 
 Metric = Literal["exact_match", "choice", "answer_loss"]
 METRICS: tuple[Metric, ...] = ("exact_match", "choice", "answer_loss")
@@ -123,6 +124,32 @@ def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
     if item.cot_prompt is not None and metric != "answer_loss":
         found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, other))
     return found
+
+
+def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage, ...]:
+    """What guessing would score on the composed question, a row a task; none for losses.
+
+    A choice is guessed at random. For other items the commonest right answer is always given.
+    """
+    rows = []
+    for task in tasks:
+        items = [(item, target_metric(item, metric)) for item in task.items]
+        if any(how == "answer_loss" for _, how in items) or not items:
+            continue
+        golds = Counter(
+            gold
+            for item, how in items
+            if how == "exact_match"
+            for gold in {normalize_answer(answer) for answer in item.answers}
+        )
+        chances = [
+            sum(choice in item.answers for choice in item.choices) / len(item.choices)
+            for item, how in items
+            if how == "choice"
+        ]
+        right = sum(chances) + max(golds.values(), default=0)
+        rows.append(Coverage("guessing", task.name, right / len(items), len(items)))
+    return tuple(rows)
 
 
 def hop_part(k: int) -> str:

@@ -67,7 +67,10 @@ class ItemResult:
 
 @dataclass(frozen=True)
 class Score:
-    """How one system did on one part of one task."""
+    """How one system did on one part of one task.
+
+    `clusters` is the number of clusters of the `n` items, None if every item is its own.
+    """
 
     system: str
     kind: SystemKind
@@ -80,6 +83,7 @@ class Score:
     retention: float | None = None
     retention_ci95: Interval | None = None
     compression_error: float | None = None
+    clusters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class Gain:
     difference = min over base and singles of (composition - baseline), reached by `against`, which
     answered in the form `against_part`. `adjusted_ci95` covers that choice and the one among
     compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
-    power of 0.8 if the difference stays; None where no number is likely to.
+    power of 0.8 if the difference stays; None if these are more than anybody has
+    (`defaults.MOST_ITEMS`). `clusters` is that of `Score`.
     """
 
     task: str | None
@@ -120,6 +125,25 @@ class Gain:
     n: int
     n_needed: int | None = None
     against_part: str = "question"
+    clusters: int | None = None
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What the single adapters would score if somebody chose the right one for every item.
+
+    An item counts as answered if any of the `adapters` answers it. `independent` is the score if
+    the adapters' right answers were independent of each other, 1 - product of (1 - score): more
+    than that means that they answer different items.
+    """
+
+    task: str
+    part: str
+    adapters: tuple[str, ...]
+    value: float
+    ci95: Interval
+    n: int
+    independent: float
 
 
 @dataclass(frozen=True)
@@ -164,6 +188,7 @@ class EvaluationRecords:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
+    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
 
 

@@ -25,6 +25,11 @@ def number(value: float) -> str:
     return f"{value + 0.0:.2f}".replace("-0.00", "0.00")
 
 
+def who(system: str) -> str:
+    """A baseline in words at the start of a sentence."""
+    return "The base alone" if system == "base" else f"{system} alone"
+
+
 def interval(low: float, high: float) -> str:
     return f"[{number(low)}, {number(high)}]"
 

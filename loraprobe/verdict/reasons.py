@@ -72,10 +72,10 @@ def _reservations(best: Candidate) -> str:
 
 
 def observed(n: int, clusters: int) -> str:
-    """The number of items, with that of their clusters if that is smaller."""
+    """The number of questions, with that of their clusters if that is smaller."""
     if clusters < n:
-        return f"{count(clusters, 'cluster')} of items ({count(n, 'item')})"
-    return count(n, "item")
+        return f"{count(clusters, 'cluster')} of questions ({count(n, 'question')})"
+    return count(n, "question")
 
 
 def few_items(n: int, clusters: int, decisive: bool) -> Reason:

@@ -12,16 +12,16 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
-    The first is the best option (`ranking`) among those with the best outcome; the others follow by
-    outcome, gain and name.
+    They stand by outcome, gain, kind (merges before routers) and name. Of several that are `likely`
+    the first is the best option (`ranking`).
     """
     found = [_candidate(evidence, system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
         (c for c in found if c is not None),
-        key=lambda c: (-ORDER[c.outcome], -c.difference, c.system),
+        key=lambda c: (-ORDER[c.outcome], -round(c.difference, 9), c.kind, c.system),
     )
-    equals = [c.system for c in ordered if c.outcome == ordered[0].outcome]
-    options = [one for name in equals if (one := option(evidence, name, part)) is not None]
+    likely = [c.system for c in ordered if c.outcome == "likely"]
+    options = [one for name in likely if (one := option(evidence, name, part)) is not None]
     best = best_option(evidence, options)
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))

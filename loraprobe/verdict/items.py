@@ -19,7 +19,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     if not scored:
         return []
     found = _about_template(evidence)
-    fewest = min(scored, key=lambda row: row.clusters or row.n)
+    largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
+    fewest = min(largest.values(), key=lambda row: row.clusters or row.n)
     told = {reason.code for reason in verdict.reasons}
     if (fewest.clusters or fewest.n) < FEWEST_ITEMS and "few-items" not in told:
         found.append(few_items(fewest.n, fewest.clusters or fewest.n, decisive=False))

@@ -98,6 +98,6 @@ def any_evidence(draw, level="evaluation"):
     values = {name: draw(unit) for name in KINDS}
     found = evidence(values, half=draw(st.floats(0.005, 0.2)))
     if draw(st.booleans()):
-        steps = {name: draw(unit) for name in KINDS}
+        steps = {name: draw(unit) for name in KINDS if name != "chain"}
         found = both(found, evidence(steps, part="steps", half=draw(st.floats(0.005, 0.2))))
     return dataclasses.replace(found, level=level)

@@ -1,10 +1,10 @@
 """Inputs that once gave a wrong answer without a warning, a hang, a loss of files or a traceback.
 
 Each module of this folder holds the cases of one area. A case is a function that takes an empty
-directory, calls loraprobe there as a user would, and returns the outcome in a few words: an exit code
-and, if that says too little, a code or a value. `before` is the outcome of the first version
-(commit 2655cad), `now` the required outcome. tests/pipeline/test_adversarial.py runs every case, and
-`python tests/adversarial/table.py` writes docs/adversarial.md.
+directory, calls loraprobe there as a user would, and returns the outcome in a few words: an exit
+code and, if that says too little, a code or a value. `before` is the outcome of the first version
+(commit 2655cad), `now` the required outcome. tests/pipeline/test_adversarial.py runs every case,
+and `python tests/adversarial/table.py` writes docs/adversarial.md.
 """
 
 from __future__ import annotations

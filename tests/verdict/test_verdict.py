@@ -128,7 +128,7 @@ def test_controls_and_retentions_name_the_items_that_decide_in_four_runs_of_five
     assert Retained("t", None, None).needed(0.8) is None
 
 
-def test_the_margin_is_the_users():
+def test_the_margin_can_be_set():
     assert judge(evidence(GAIN, margin=0.42)).decision == "inconclusive"
     assert judge(evidence(GAIN, margin=0.6)).decision == "unlikely"
 
@@ -145,8 +145,8 @@ def test_a_baseline_that_answers_at_once_is_named_with_its_form():
     assert "against b on the question" in found.reasons[0].message
 
 
-def test_a_control_as_good_takes_the_verdict():
-    # the other control stays open: 0.5 - 0.47 +- 0.04 holds the margin
+def test_a_control_that_scores_as_much_prevents_likely():
+    # the other control stays open: 0.5 - 0.47 +- 0.04 holds both 0 and the margin
     found = judge(evidence({**GAIN, "random-partner": 0.5, "shrunk:a": 0.47}, half=0.04))
     assert found.decision == "unlikely"
     found = judge(evidence({**GAIN, "random-partner": 0.5}, half=0.06))
@@ -273,7 +273,7 @@ def test_a_base_at_the_ceiling_needs_no_adapter():
         ({"step_by_step": 80}, {}, "step-by-step"),
     ],
 )
-def test_failures_advise(counts, systems, action):
+def test_the_action_follows_from_the_causes_of_failure(counts, systems, action):
     values = {k: v for k, v in {**FAIL, **systems}.items() if v is not None}
     rows = (Attribution("uniform", "t", **counts), Attribution("arrow", "t", unknown=999))
     found = judge(evidence(values, attribution=rows))
@@ -660,9 +660,11 @@ def test_a_hop_that_nobody_answers_has_no_best():
     assert told.message == "Hop 1 is answered by no adapter and not by the base."
 
 
-def test_one_item_is_one_item():
+def test_a_count_of_one_is_in_the_singular():
     found = judge(
-        story(rates(base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0", **CONTROLS), n=1)
+        simulated(
+            rates(base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0", **CONTROLS), n=1
+        )
     )
     assert any(" 1 item" in r.message for r in found.reasons)
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
@@ -768,7 +770,7 @@ def test_every_reason_with_a_threshold_names_its_source(found):
         assert found_reason.source or found_reason.threshold is None
 
 
-def test_losses_are_read_the_right_way_round():
+def test_a_lower_loss_is_a_gain():
     values = evidence({"base": 2.0, "a": 0.5, "uniform": 0.6, "shrunk:a": 0.9})
     rows = [
         dataclasses.replace(s, metric="answer_loss", ci95=(s.value - 0.01, s.value + 0.01))
@@ -785,7 +787,7 @@ def test_losses_are_read_the_right_way_round():
 # ---- from per-item results, through the statistics of evaluation --------------------------------
 
 
-def story(rates, n=200, seed=0):
+def simulated(rates, n=200, seed=0):
     """Evidence from simulated per-item results: (system, part) -> share of right answers.
 
     Items are equally hard for all systems, so that pairs are correlated as real ones are.
@@ -841,16 +843,16 @@ def test_two_one_hop_adapters_as_they_were_measured():
         chain="1 1 1 0",
         **CONTROLS,
     )
-    found = judge(story(measured, n=400))
+    found = judge(simulated(measured, n=400))
     assert (found.decision, found.action) == ("unlikely", "chain")
     # half the items leave it open whether the sum gains step by step; the advice is the same
-    found = judge(story(measured, n=200))
+    found = judge(simulated(measured, n=200))
     assert (found.decision, found.action) == ("inconclusive", "chain")
 
 
 def test_skill_and_facts_as_they_were_measured():
     found = judge(
-        story(
+        simulated(
             rates(
                 base="0 0 0.9 0",
                 a="0.02 1 0.9 0",
@@ -867,7 +869,7 @@ def test_skill_and_facts_as_they_were_measured():
 
 def test_a_target_adapter_as_it_was_measured():
     found = judge(
-        story(
+        simulated(
             rates(
                 base="0 0 0 0",
                 a="0.02 1 0.02 0.02",
@@ -882,6 +884,6 @@ def test_a_target_adapter_as_it_was_measured():
 
 def test_few_items_leave_a_small_gain_open():
     few = rates(base="0 0 0 0", a="0.1 1 0 0", b="0.1 0 1 0", uniform="0.25 0.8 0.8 0", **CONTROLS)
-    found = judge(story(few, n=40))
+    found = judge(simulated(few, n=40))
     assert found.decision == "inconclusive" and "items would decide" in found.reasons[0].message
-    assert judge(story(few, n=4000)).decision == "likely"
+    assert judge(simulated(few, n=4000)).decision == "likely"

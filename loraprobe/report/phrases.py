@@ -175,7 +175,7 @@ def _issues(audit: Audit, most: int) -> Iterator[Line]:
 def _untold(audit: Audit) -> list[Issue]:
     """The findings without those that a reason of the verdict tells too."""
     codes = {reason.code for reason in (audit.verdict.reasons if audit.verdict else ())}
-    twice = {"duplicate"} if "nearly-equal-updates" in codes else set()
+    twice = {"duplicate"} if codes & {"nearly-equal-updates", "same-adapter"} else set()
     return [issue for issue in audit.compatibility.issues if issue.code not in twice]
 
 

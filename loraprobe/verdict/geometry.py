@@ -121,8 +121,8 @@ def about_geometry(
     warning of its own. One more reason says where no pair is redundant or opposed.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
-    near = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
-    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in near]
+    alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
+    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
     reasons = [_same(pair) for pair in equal]
     for rule in RULES:
         if balanced and rule.code == "norm-disparity":

@@ -148,7 +148,7 @@ def test_nothing_runs_and_nothing_is_loaded(root):
     allowed = set(
         "html head meta title style body header h1 h2 h3 main section p dl dt dd code nav ul li a "
         "figure figcaption svg desc defs g path text use clippath rect details summary div table "
-        "caption thead tbody tr th td strong wbr".split()
+        "caption thead tbody tr th td strong wbr span".split()
     )
     for node in root.all():
         assert node.tag in allowed

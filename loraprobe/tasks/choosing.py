@@ -17,6 +17,8 @@ from loraprobe.tasks.answers import normalize_answer
 from loraprobe.tasks.items import Item, Task
 from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, check_answers, json_at_start
 
+ITEM_METRICS: tuple[Metric, ...] = (*GENERATED, "choice")
+
 # Signs of formal languages; those that prose has as well say nothing.
 _FORMAL = frozenset(string.punctuation) - frozenset(".,;:!?'\"()-/&%$")
 
@@ -32,6 +34,10 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
     chosen = item.metric or by_task.get(task) or for_all
     if chosen is None:
         return "choice" if item.choices else "exact_match"
+    if item.metric is not None and item.metric not in ITEM_METRICS:
+        raise UsageError(
+            f"Unknown metric {chosen!r} of item {item.id!r}: {nearest(chosen, ITEM_METRICS)}"
+        )
     if chosen == "choice" and not item.choices:
         raise UsageError(
             f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
@@ -43,7 +49,8 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
 def named_metrics(metric: str | None) -> tuple[Metric | None, dict[str, Metric]]:
     """The metric for all tasks, and those of single tasks, from "json" or "a=json,b=strict".
 
-    Raises UsageError for an unknown metric.
+    Raises UsageError for an unknown metric, for several of one task or of all, and for
+    "answer_loss" beside others.
     """
     for_all: Metric | None = None
     by_task: dict[str, Metric] = {}
@@ -51,12 +58,14 @@ def named_metrics(metric: str | None) -> tuple[Metric | None, dict[str, Metric]]
         task, _, name = entry.rpartition("=")
         if name not in METRICS:
             raise UsageError(f"Unknown metric {name!r}: {nearest(name, METRICS)}")
-        if not task:
-            for_all = name
-        elif name == "answer_loss":
-            raise UsageError("--metric answer_loss is for all tasks: leave out the task's name.")
-        else:
+        if by_task.get(task, for_all if not task else None) is not None:
+            raise UsageError(f"--metric names two metrics for {task or 'all tasks'}; give one.")
+        if task:
             by_task[task] = name
+        else:
+            for_all = name
+    if "answer_loss" in by_task.values() or (for_all == "answer_loss" and by_task):
+        raise UsageError("--metric answer_loss is for all tasks at once: give no other metric.")
     return for_all, by_task
 
 

@@ -116,14 +116,17 @@ def _holds(text: str, answer: str) -> bool:
         return _stands(_WORD.findall(text), _WORD.findall(answer))
     if not any(map(str.isalnum, gold)):
         return answer.strip() in text
-    return any(
-        _stands(words(text).split(), words(answer).split()) for words in (normalize_answer, _apart)
-    )
+    if _stands(normalize_answer(text).split(), gold.split()):
+        return True
+    apart, gold_apart = _apart(text), _apart(answer)
+    if (apart, gold_apart) == (text, answer):
+        return False
+    return _stands(normalize_answer(apart).split(), normalize_answer(gold_apart).split())
 
 
 def _apart(text: str) -> str:
-    spaced = _UNSPACED.sub(r" \g<0> ", _BETWEEN_LETTERS.sub(" ", text))
-    return normalize_answer(spaced)
+    """The text with spaces for punctuation between letters, and around unspaced letters."""
+    return _UNSPACED.sub(r" \g<0> ", _BETWEEN_LETTERS.sub(" ", text))
 
 
 def _stands(words: Sequence[str], gold: Sequence[str]) -> bool:

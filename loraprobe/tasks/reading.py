@@ -18,8 +18,9 @@ from loraprobe.formatting import nearest
 from loraprobe.json_types import is_unicode
 from loraprobe.limits import how_to_raise, limits
 from loraprobe.tasks.answers import compile_pattern
+from loraprobe.tasks.choosing import ITEM_METRICS
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
-from loraprobe.tasks.metrics import GENERATED, check_answers
+from loraprobe.tasks.metrics import check_answers
 
 _ITEM_KEYS = tuple(
     "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
@@ -221,9 +222,8 @@ def _check_metric(
     metric: str, answers: tuple[str, ...], choices: tuple[str, ...], pattern: str | None
 ) -> None:
     """Raises TaskError for a metric that an item cannot have, or that its answers do not suit."""
-    known = (*GENERATED, "choice")
-    if metric not in known:
-        hint = nearest(metric, known, f"known are {', '.join(known)}.")
+    if metric not in ITEM_METRICS:
+        hint = nearest(metric, ITEM_METRICS, f"known are {', '.join(ITEM_METRICS)}.")
         raise TaskError(f"unknown metric {metric!r}: {hint}")
     if metric == "choice" and not choices:
         raise TaskError("metric choice needs 'choices': add them, or choose another metric.")

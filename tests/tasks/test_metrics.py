@@ -160,6 +160,9 @@ def test_metrics_that_fit_no_task_are_refused():
         ("people=jsn", "json"),
         ("people=answer_loss", "all tasks"),
         ("people=choice", "needs choices"),
+        ("strict,json", "two metrics"),
+        ("people=strict,people=json", "two metrics"),
+        ("people=json,answer_loss", "all tasks"),
         ("", None),
     ]:
         if told is None:
@@ -167,6 +170,12 @@ def test_metrics_that_fit_no_task_are_refused():
             continue
         with pytest.raises(UsageError, match=told):
             check_metrics([task], metric)
+
+
+def test_an_item_made_by_hand_has_a_known_metric():
+    for metric in ("numerc", "answer_loss"):
+        with pytest.raises(UsageError, match="Unknown metric"):
+            check_metrics([Task("t", (Item("i", "q?", ("1",), metric=metric),))], None)
 
 
 def test_a_greedy_pattern_runs_with_a_time_limit(monkeypatch):

@@ -21,7 +21,15 @@ from loraprobe.verdict.candidates import chain_gain
 from loraprobe.verdict.complement import complement
 from loraprobe.verdict.evaluated import Candidate
 from loraprobe.verdict.evidence import Evidence
-from loraprobe.verdict.ranking import SWITCH, Option, alone, best_option, not_told_apart, option
+from loraprobe.verdict.ranking import (
+    FORMS,
+    SWITCH,
+    Option,
+    alone,
+    best_option,
+    not_told_apart,
+    option,
+)
 
 CAUSES = (
     "step_by_step",
@@ -62,7 +70,8 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
     chain = chain_gain(evidence)
     options = measured_options(evidence, best, chain)
     chosen = best_option(evidence, options)
-    unadvised = _about_cause(cause, best.system)
+    steps_decide = cause is not None and cause.name == "step_by_step" and best.part == "steps"
+    unadvised = [] if steps_decide else _about_cause(cause, best.system)
     if chosen is not None and chosen.kind == "chain" and chain and chain.gains == "likely":
         return "chain", _about_cause(cause, best.system, BY_HOP)
     together = complement(evidence, chosen)
@@ -70,8 +79,9 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "route", [together, *unadvised]
     if decision == "inconclusive":
         return "gather-evidence", unadvised
-    if _base_at_ceiling(evidence):
-        return "use-base", [_base_suffices(evidence), *unadvised]
+    ceiling = _base_at_ceiling(evidence)
+    if ceiling is not None:
+        return "use-base", [_base_suffices(ceiling), *unadvised]
     if chosen is not None and answers(evidence, chosen):
         return _use(evidence, chosen, best, options, unadvised)
     if best.high < 0 and evidence.kind(best.against) == "base":
@@ -102,15 +112,12 @@ def measured_options(
 def answers(evidence: Evidence, one: Option) -> bool:
     """Whether an option is shown to answer more than the base and than guessing do.
 
-    The base itself is none: to use it needs a reason of its own.
+    The base is one only if it answers more when asked step by step.
     """
-    if one.kind == "base":
+    if one.kind == "base" and one.part == "question":
         return False
-    base = [
-        evidence.mean(name, part)
-        for name in evidence.systems(("base",))
-        for part in {"question", one.part}
-    ]
+    forms = {"question", one.part} if one.kind != "base" else {"question"}
+    base = [evidence.mean(name, part) for name in evidence.systems(("base",)) for part in forms]
     needed = max((score for score in (*base, evidence.guessing) if score is not None), default=0.0)
     return one.low > needed + evidence.tie
 
@@ -130,6 +137,8 @@ def _use(
             *doubt,
             *unadvised,
         ]
+    if chosen.kind == "base":
+        return "use-base", [_base_suffices(chosen), *doubt, *unadvised]
     if chosen.kind == "switch":
         return _keep_apart(evidence, best)
     return action_of(chosen.kind, chosen.part, chosen.system), [
@@ -153,12 +162,14 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     return action, [Reason("switch-adapters", text, source=fmt.RETENTION)]
 
 
-def _base_at_ceiling(evidence: Evidence) -> bool:
-    """Whether no system can exceed the base by more than a tie, since no score exceeds 1."""
+def _base_at_ceiling(evidence: Evidence) -> Option | None:
+    """The base, if no system can exceed it by more than a tie, since no score exceeds 1."""
     if evidence.losses:
-        return False
-    lows = [evidence.lower(name, "question") for name in evidence.systems(("base",), "question")]
-    return any(low is not None and low > 1 - evidence.tie for low in lows)
+        return None
+    base = [option(evidence, name, part) for name in evidence.systems(("base",)) for part in FORMS]
+    return best_option(
+        evidence, [one for one in base if one is not None and one.low > 1 - evidence.tie]
+    )
 
 
 @dataclass(frozen=True)
@@ -254,11 +265,19 @@ def _single_suffices(single: Option, best: Candidate, evidence: Evidence) -> Rea
     )
 
 
+def _named(one: Option) -> str:
+    """An option in words, with the form in which it is asked."""
+    if one.kind == "chain":
+        return "A chain, asked hop after hop"
+    who = {"base": "the base", "switch": "each task's own adapter"}.get(one.kind, one.system)
+    return f"{who}, {fmt.PART[one.part]}"
+
+
 def _best_measured(chosen: Option, evidence: Evidence) -> Reason:
     return Reason(
         "best-measured",
-        f"{chosen.system}, {fmt.PART[chosen.part]}, is the best that was measured, "
-        f"{fmt.number(abs(chosen.score))}, though it does not gain what you asked for.",
+        f"{_named(chosen)}, is the best that was measured, {fmt.number(abs(chosen.score))}, though "
+        "it is not shown to gain what you asked for.",
         chosen.score,
         evidence.margin,
         fmt.MARGIN,
@@ -272,8 +291,8 @@ def _not_told_apart(chosen: Option, others: Sequence[Option]) -> list[Reason]:
     return [
         Reason(
             "not-told-apart",
-            f"{chosen.system} ({fmt.number(abs(chosen.score))}) is not told apart from "
-            f"{top.system}, {fmt.PART[top.part]} ({fmt.number(abs(top.score))}).",
+            f"{_named(top)}, scores {fmt.number(abs(top.score))}: that is not told apart from "
+            f"{fmt.number(abs(chosen.score))} for {chosen.system}.",
             top.score - chosen.score,
             0.0,
             "the interval of the difference holds 0",
@@ -281,13 +300,11 @@ def _not_told_apart(chosen: Option, others: Sequence[Option]) -> list[Reason]:
     ]
 
 
-def _base_suffices(evidence: Evidence) -> Reason:
-    name = evidence.systems(("base",), "question")[0]
+def _base_suffices(base: Option) -> Reason:
     return Reason(
         "base-suffices",
-        f"The base alone scores {fmt.number(evidence.mean(name, 'question') or 0.0)}: "
-        "no adapter is needed for this.",
-        evidence.lower(name, "question"),
-        1 - evidence.margin,
-        fmt.BOUND,
+        f"The base alone, {fmt.PART[base.part]}, scores {fmt.number(abs(base.score))}: no adapter "
+        "is needed for this.",
+        base.low,
+        source=fmt.BOUND,
     )

@@ -70,6 +70,14 @@ def test_a_merge_is_taken_before_a_router_of_the_same_score():
     assert (found.system, found.action) == ("arrow", "route")
 
 
+def test_a_base_that_answers_step_by_step_is_used():
+    plain = evidence({"base": 0.1, "a": 0.05, "uniform": 0.1, "shrunk:a": 0.1})
+    steps = {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}
+    found = judge(both(plain, evidence(steps, part="steps")))
+    assert (found.decision, found.action) == ("unlikely", "use-base")
+    assert reason(found, "base-suffices").message.count("step by step") == 1
+
+
 def test_the_plain_question_is_taken_before_steps_that_are_as_good():
     plain = evidence({**FAIL, "b": 0.9, "uniform": 0.5})
     steps = evidence({**FAIL, "b": 0.92, "uniform": 0.5}, part="steps")
@@ -155,6 +163,8 @@ def test_one_adapter_is_used_only_where_it_suffices_on_every_task():
     lopsided = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}
     found = judge(skills(lopsided))
     assert (found.decision, found.action) == ("unlikely", "switch-adapters")
+    nearly = {**lopsided, "a": (1.0, 0.82)}  # the mean is 0.04 lower, t2 0.08
+    assert judge(skills(nearly)).action == "switch-adapters"
     able = {**lopsided, "a": (1.0, 0.88)}
     found = judge(skills(able))
     assert found.action == "use-single:a"
@@ -303,7 +313,8 @@ def used(found, verdict):
         options = [option(found, single, part) for part in ("question", "steps")]
         return best_option(found, [one for one in options if one is not None])
     if head == "use-base":
-        return option(found, "base", "question")
+        options = [option(found, "base", part) for part in ("question", "steps")]
+        return best_option(found, [one for one in options if one is not None])
     if head == "chain":
         return option(found, "chain", "question") if chain_gain(found) else None
     measured = verdict.decision == "likely" or "best-measured" in codes(verdict)

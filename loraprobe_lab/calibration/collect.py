@@ -94,6 +94,7 @@ def observe_world(path: Path, output: Path, sizes: SampleSizes) -> Iterator[str]
             state = output / ".running" / place.parent.name / name
             shutil.rmtree(state, ignore_errors=True)  # of an interrupted run: its stages would mix
             about = {**describe_set(world, scenario), "fingerprint": mark, "skipped": None}
+            about["model_type"] = base.model_type
             try:
                 found = observe(scenario, base, state, sizes, known, batch)
             except LoraprobeError as error:

@@ -23,6 +23,12 @@ class WorldKind(StrEnum):
     math = "math"
     cross_lingual = "cross-lingual"
     domain = "domain"
+    halves = "halves"
+    twins = "twins"
+    answer_format = "format"
+    fact_and_skill = "fact-and-skill"
+    partner = "partner"
+    several = "several"
     sets = "sets"
 
 
@@ -48,8 +54,8 @@ def build(
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
     facts, math and cross-lingual hold several adapter sets on one small base, for calibration.
-    With --base, keep-both and domain are many sets of adapters, each a world below OUTPUT; `sets`
-    is those and as many of two-hop and skill-and-facts.
+    With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
+    OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.
     """
     from loraprobe_lab import build as builder
 

@@ -274,7 +274,7 @@ class TestBuild:
             build_sets(base, tmp_path / "out", kinds=["domain"], only=["domain-99"])
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("kind", ["domain", "sets"])
+    @pytest.mark.parametrize("kind", ["domain", "sets", "halves", "several"])
     def test_sets_need_a_base(self, kind, tmp_path):
         with pytest.raises(UsageError, match="--base"):
             build_worlds(kind, tmp_path / "out")
@@ -284,7 +284,9 @@ class TestBuild:
 
         from loraprobe_lab.cli import app
 
-        call = ["build", "keep-both", "--base", str(base), "-o", str(tmp_path / "out")]
-        found = CliRunner().invoke(app, [*call, "--only", "keep-both-02"])
-        assert found.exit_code == 0, found.output
-        assert "merge-and-eval" in found.stdout and "keep-both-02/adapters/last1" in found.stdout
+        for kind, adapter in (("keep-both", "last1"), ("fact-and-skill", "past")):
+            call = ["build", kind, "--base", str(base), "-o", str(tmp_path / kind)]
+            found = CliRunner().invoke(app, [*call, "--only", f"{kind}-02"])
+            assert found.exit_code == 0, found.output
+            assert "merge-and-eval" in found.stdout
+            assert f"{kind}-02/adapters/{adapter}" in found.stdout

@@ -15,6 +15,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
+from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def conclude(
             retention=options.retention,
             prior=options.prior,
             balanced=options.balance == "norm",
+            max_new_tokens=options.max_new_tokens,
+            normalised=_normalised(inputs.tasks, options.metric),
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
@@ -55,6 +58,13 @@ def conclude(
         requested(options, inputs, kind), fitting=_fitting(inputs.given, examined.compatibility)
     )
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+
+
+def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
+    """Of each task whose gold answers lose something under exact match, what `stricter_metric`
+    says."""
+    found = {task.name: stricter_metric(task, metric) for task in tasks}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:

@@ -173,7 +173,7 @@ class _Timing:
         return sum(k.batches * k.composed / k.questions * k.seconds[1] for k in self.kinds)
 
     def hops(self, count: int) -> float:
-        """So many hops, each asked of a single adapter."""
+        """So many hops, each asked of a single adapter, which costs no less than the base."""
         plain = self.kinds[0]
         return count * plain.batches / plain.questions * self._batch(plain, 1)
 

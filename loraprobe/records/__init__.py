@@ -34,6 +34,7 @@ from loraprobe.records.measurements import (
     Interval,
     ItemResult,
     Measurement,
+    Oracle,
     Reply,
     Sample,
     Score,
@@ -64,6 +65,7 @@ __all__ = [
     "ItemResult",
     "LayerGroup",
     "Measurement",
+    "Oracle",
     "Progress",
     "Provenance",
     "Reason",
@@ -103,6 +105,7 @@ class Audit:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
+    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()

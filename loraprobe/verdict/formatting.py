@@ -26,6 +26,11 @@ def number(value: float, digits: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def who(system: str) -> str:
+    """A baseline in words at the start of a sentence."""
+    return "The base alone" if system == "base" else f"{system} alone"
+
+
 def interval(low: float, high: float, digits: int = 2) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 

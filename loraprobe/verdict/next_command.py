@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from loraprobe.formatting import listing
 from loraprobe.records import Verdict
+from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
@@ -37,7 +38,10 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     limited: --limit left items out, so that more of them are at hand.
     """
     head, _, single = verdict.action.partition(":")
-    if head in ("merge", "route", "step-by-step") and verdict.decision == "likely":
+    codes = {reason.code for reason in verdict.reasons}
+    if head in ("merge", "route", "step-by-step") and (
+        verdict.decision == "likely" or "best-measured" in codes
+    ):
         return _save(verdict, request)
     if head == "use-single":
         reference = {_name(one): _reference(one) for one in request.adapters}.get(single, single)
@@ -59,9 +63,15 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     if head == "train-target-adapter":
         return _evaluate(request, request.tasks, adapters=(*request.adapters, NEW))
     if head == "route" and verdict.evidence == "evaluation":
-        return _evaluate(request, request.tasks, ("--router", "arrow"))
+        by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
+        return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
     if head == "use-base":
         return _evaluate(request, tuple(HARDER + task for task in request.tasks))
+    reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
+    if head == "gather-evidence" and verdict.decision == "unlikely" and reworded:
+        return _evaluate(request, request.tasks, ("--metric", "contains"))
+    if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
+        return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
         return _evaluate(request, tuple(MORE + task for task in request.tasks))
     return _evaluate(request, request.tasks or (TASK,))

@@ -153,7 +153,7 @@ def test_no_report_contradicts_itself(found):
     if head == "gather-evidence":
         assert verdict.decision == "inconclusive"
     if verdict.decision == "inconclusive":
-        assert head in ("gather-evidence", "chain")
+        assert head in ("gather-evidence", "chain", "route")
     if single:
         assert single in verdict.next and f"{single} alone" in line(told, "use")
     if head == "use-base":
@@ -343,6 +343,37 @@ def test_an_open_decision_says_what_would_decide():
     assert told.decision == "inconclusive"
     assert "320" in line(told, "decide") and "8" in line(told, "decide")
     assert any("8 questions" in text for label, text in told.lines if label == "watch")
+
+
+def test_until_several_tasks_are_decided_each_task_has_its_own_adapter():
+    table = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}
+    rows = [
+        score(name, value, task=task)
+        for name, pair in table.items()
+        for task, value in zip(("t", "u"), pair, strict=True)
+    ]
+    gain = Gain(None, "question", "arrow", "a", 0.04, (0.0, 0.1), (0.0, 0.1), 2 * N)
+    found = Evidence(evaluation=tuple(rows), gains=(gain,), tasks=2, level="evaluation")
+    told = answer(audit_of(found))
+    assert told.decision == "inconclusive" and "each task's own adapter" in line(told, "use")
+
+
+def test_a_composition_that_gains_less_than_was_asked_is_named_with_its_command():
+    steps = {"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}
+    told = answer(audit_of(evidence(steps, part="steps", margin=0.9)))
+    assert told.decision == "unlikely"
+    assert "sum" in line(told, "use") and "step by step" in line(told, "use")
+    assert line(told, "next").startswith("loraprobe merge ")
+
+
+def test_more_questions_than_anybody_has_are_not_asked_for():
+    found = evidence({"base": 0.0, "a": 0.1, "uniform": 0.16, "random-partner": 0.1}, half=0.1)
+    gains = tuple(dataclasses.replace(gain, n_needed=None) for gain in found.gains)
+    told = answer(audit_of(dataclasses.replace(found, gains=gains)))
+    assert "--margin 0.17" in line(told, "decide") and "5,000" in line(told, "decide")
+    few = tuple(dataclasses.replace(gain, n_needed=340, clusters=20) for gain in found.gains)
+    told = answer(audit_of(dataclasses.replace(found, gains=few)))
+    assert "48 more clusters" in line(told, "decide") and "20" in line(told, "decide")
 
 
 def test_what_the_items_lack_is_said_with_its_cure():

@@ -160,10 +160,13 @@ def test_nothing_runs_and_nothing_is_loaded(root):
 def test_figures_stand_in_the_tables(root):
     gains = table(root, "Gains over the best of base and single adapters: t")
     assert gains[1][:5] == ["uniform", "question", "0.00", "[-0.10, 0.10]", "[-0.20, 0.20]"]
-    assert table(root, "Where the answers went, by the first cause that fits: t")[1][1:] == [
+    assert table(root, "Where the answers went, by the first cause that fits: t")[1] == [
+        "uniform",
         "1",
         "2",
+        "0",
         "3",
+        "0",
         "4",
         "0",
     ]

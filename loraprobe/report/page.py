@@ -14,9 +14,9 @@ from loraprobe.report.table import Table
 MEANINGS = (
     "Each item counts once. Step by step: right only in that form. Said otherwise: the answer "
     "stands in the reply, which is not right by the metric. Unknown: neither the base nor a single "
-    "adapter knows a hop. Cut off: the reply ended at the limit of tokens. Interference: a hop that "
-    "is known alone is lost in the composition. Not composed: every hop is kept, and the answer is "
-    "wrong."
+    "adapter knows a hop. Cut off: the reply ended at the limit of tokens. Interference: a hop "
+    "that is known alone is lost in the composition. Not composed: every hop is kept, and the "
+    "answer is wrong."
 )
 MOST_LINES = 24  # of a figure; its table has them all
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
-from loraprobe.evaluation.table import Column, Table, by_name, tabulate, task_names
+from loraprobe.evaluation.table import (
+    Column,
+    Table,
+    by_name,
+    clusters_of,
+    tabulate,
+    task_names,
+)
 from loraprobe.records import Comparison, Interval, ItemResult, Score
 from loraprobe.tasks import GENERATED
 
@@ -65,6 +72,7 @@ def _score(
         contains=float(stands.mean()) if replies else None,
         contains_ci95=statistics.wilson(stands, table.clusters[replies]) if replies else None,
         cut=float(np.mean([mine[k].cut for k in replies])) if replies else None,
+        clusters=clusters_of(table.clusters),
     )
 
 

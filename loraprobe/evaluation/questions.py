@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import PLAIN_TOKENS, WORKED_TOKENS
 from loraprobe.errors import TaskError, UsageError
-from loraprobe.records import ItemResult
-from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge
+from loraprobe.records import Coverage, ItemResult
+from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
 from loraprobe.tasks.answers import answer_end, asked_marks
 from loraprobe.tasks.metrics import json_ended
 
@@ -161,6 +162,32 @@ def _of_item(task: Task, item: Item, metric: Metric) -> list[Question]:
         worked: Metric = "exact_match" if metric == "choice" else metric
         found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, worked))
     return found
+
+
+def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage, ...]:
+    """What guessing would score on the composed question, a row a task; none for losses.
+
+    A choice is guessed at random. For other items the commonest right answer is always given.
+    """
+    rows = []
+    for task in tasks:
+        items = [(item, item_metric(item, task.name, metric)) for item in task.items]
+        if any(how == "answer_loss" for _, how in items) or not items:
+            continue
+        golds = Counter(
+            gold
+            for item, how in items
+            if how in GENERATED
+            for gold in {normalize_answer(answer) for answer in item.answers}
+        )
+        chances = [
+            sum(choice in item.answers for choice in item.choices) / len(item.choices)
+            for item, how in items
+            if how == "choice"
+        ]
+        right = sum(chances) + max(golds.values(), default=0)
+        rows.append(Coverage("guessing", task.name, right / len(items), len(items)))
+    return tuple(rows)
 
 
 def hop_part(k: int) -> str:

@@ -116,7 +116,9 @@ def read_prompts(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
+        raise UsageError(
+            f"--router-prompts: {file} cannot be read as UTF-8 ({error}); save it as UTF-8."
+        ) from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
@@ -158,4 +160,4 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
                 "task_arithmetic."
             )
     if options.limit is not None and not given:
-        raise UsageError("--limit goes with --task, whose items it counts.")
+        raise UsageError("--limit goes with --task, whose items it counts; add one.")

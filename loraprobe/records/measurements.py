@@ -79,6 +79,7 @@ class Score:
 
     Of generated replies, `contains` is the share in which a right answer stands, whether or not it
     is right by the metric, and `cut` the share that ended at the limit of tokens.
+    `clusters` is the number of clusters of the `n` items, None if every item is its own.
     """
 
     system: str
@@ -95,6 +96,7 @@ class Score:
     contains: float | None = None
     contains_ci95: Interval | None = None
     cut: float | None = None
+    clusters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Gain:
     difference = min over base and singles of (composition - baseline), reached by `against`, which
     answered in the form `against_part`. `adjusted_ci95` covers that choice and the one among
     compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
-    power of 0.8 if the difference stays; None where no number is likely to.
+    power of 0.8 if the difference stays; None if these are more than anybody has
+    (`defaults.MOST_ITEMS`). `clusters` is that of `Score`.
     """
 
     task: str | None
@@ -135,6 +138,25 @@ class Gain:
     n: int
     n_needed: int | None = None
     against_part: str = "question"
+    clusters: int | None = None
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What the single adapters would score if somebody chose the right one for every item.
+
+    An item counts as answered if any of the `adapters` answers it. `independent` is the score if
+    the adapters' right answers were independent of each other, 1 - product of (1 - score): more
+    than that means that they answer different items.
+    """
+
+    task: str
+    part: str
+    adapters: tuple[str, ...]
+    value: float
+    ci95: Interval
+    n: int
+    independent: float
 
 
 @dataclass(frozen=True)
@@ -181,6 +203,7 @@ class EvaluationRecords:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
+    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
 
 

@@ -18,6 +18,7 @@ MEANINGS = (
     "that is known alone is lost in the composition. Not composed: every hop is kept, and the "
     "answer is wrong."
 )
+INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system."
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -57,7 +58,7 @@ def _gains(audit: Audit) -> Section | None:
     return Section(
         "gains",
         "Gains and scores",
-        ["Intervals are 95 %. The wider of two also covers the choice of the best system."],
+        list(filter(None, (INTERVALS, system_tables.controls(audit)))),
         figures,
         tables=system_tables.scores(audit),
         folded=folded,

@@ -168,11 +168,38 @@ def test_the_chain_puts_generated_answers_into_the_next_hop():
     assert ("chain", "steps", "Ada") not in found
 
 
-def test_the_chain_follows_the_task_where_it_names_adapters():
+def test_the_base_is_a_member_of_every_chain():
+    """An adapter that lost a hop is not asked for it where the base answers it better."""
+    knows = {
+        (None, "Who is the mayor of Ulm?"): "Bo",
+        (None, "Who is the mayor of Rom?"): "Cy",
+        ("homes", "Where does Ada live?"): "Ulm",
+        ("homes", "Where does Eve live?"): "Rom",
+        ("town", "Who is the mayor of Ulm?"): "Bo",
+    }
+    for task in (mayors(), mayors(adapters=("homes", "town"))):
+        scorer = FakeScorer(knows)
+        found = values(run_systems(scorer, SYSTEMS, [task], Ledger()))
+        assert found["chain", "hop2", "Eve"] == (1.0, "Cy")
+        assert found["chain", "question", "Eve"] == (1.0, "Cy")
+        assert scorer.entered.count(None) == 1, "the base's answers are not asked again"
+
+
+def test_of_members_that_are_as_good_the_one_that_the_task_names_answers():
+    same = {**HOMES, ("town", "Where does Ada live?"): "Ulm"}
+    for adapters, said in ((("town", None), "dunno"), ((None, None), "Paris")):
+        results = run_systems(FakeScorer(same), SYSTEMS, [mayors(adapters=adapters)], Ledger())
+        assert values(results)["chain", "hop1", "Eve"] == (0.0, said)
+
+
+def test_a_name_in_the_task_does_not_outweigh_a_better_answer():
     swapped = mayors(adapters=("town", "homes"))
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [swapped], Ledger())
-    assert values(results)["chain", "hop1", "Ada"] == (0.0, "dunno")
+    assert values(results)["chain", "hop1", "Ada"] == (1.0, "Ulm")
     assert chain_notes(SYSTEMS, [swapped]) == ()
+
+
+def test_the_chain_answers_hops_whose_adapter_is_missing():
     strange = mayors(adapters=("gone", None))
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [strange], Ledger())
     assert values(results)["chain", "question", "Ada"] == (1.0, "Bo"), "the best single answers it"

@@ -197,3 +197,23 @@ def test_items_of_one_group_and_losses_are_explained(world, shared_data, tmp_pat
     audit = evaluated(world, task=tmp_path / "one.jsonl", **options)
     assert any("share one group" in note for note in audit.notes)
     assert any("a lower loss is a gain" in note for note in audit.notes)
+
+
+def test_metrics_of_items_and_tasks_reach_the_audit(world, shared_data, tmp_path):
+    items = [{"prompt": f"Question {i}?", "answer": f'{{"a": {i}}}'} for i in range(3)]
+    task = tmp_path / "one.jsonl"
+
+    def audited(**options):
+        task.write_text("\n".join(map(json.dumps, items)))
+        return evaluated(world, task=task, systems=("sum",), max_new_tokens=2, **options)
+
+    plain = audited(state=tmp_path / "plain")
+    codes = [reason.code for reason in plain.verdict.reasons]
+    assert "answers-normalised" in codes and "answers-cut" in codes
+    assert {(row.metric, row.cut) for row in plain.evaluation} == {("exact_match", 1.0)}
+    items[0]["metric"] = "json"
+    mixed = audited(metric=["contains", "one=strict"], state=tmp_path / "mixed")
+    assert {row.metric for row in mixed.evaluation} == {"json+strict"}
+    assert "answers-normalised" not in [reason.code for reason in mixed.verdict.reasons]
+    with pytest.raises(UsageError, match="names the task 'two'"):
+        audited(metric="two=strict")

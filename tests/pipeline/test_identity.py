@@ -71,6 +71,25 @@ def test_every_setting_is_known_to_decide_a_result_or_not():
         assert Options(weights="search", **{name: value}).fingerprint() != search, name
 
 
+def test_a_metric_of_a_task_is_given_beside_one_for_all():
+    both = Options(metric=("strict", "people=json"))
+    assert both.metric == Options.of({"metric": "strict,people=json"}).metric
+    assert Options.of({"metric": ["strict", "people=json"]}).fingerprint() == both.fingerprint()
+    assert Options.of({"metric": "strict"}).metric == "strict" and Options().metric is None
+
+
+def test_items_without_a_metric_are_those_of_earlier_versions(tmp_path, llama):
+    llama.save_pretrained(tmp_path)
+    base = open_base(tmp_path)
+
+    def tasks(**changes):
+        task = Task("t", (Item("1", "p", ("a",), **changes),))
+        return identity([], base, [task], Options())["tasks"]
+
+    earlier = {"t": "c6476e7db40863bff1269fc9e210e464"}  # before items had a metric
+    assert tasks() == earlier != tasks(metric="strict")
+
+
 def test_a_bases_identity_is_in_whatever_is_read_with_it(tmp_path, llama):
     llama.save_pretrained(tmp_path)
     before = open_base(tmp_path).identity

@@ -23,6 +23,7 @@ from loraprobe.probes._probe import mean_row
 from loraprobe.probes.min_k_plus_plus import MinKPlusPlus
 from loraprobe.records import ItemResult
 from loraprobe.scoring import Likelihood
+from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task
 
 
@@ -76,9 +77,12 @@ class FakeScorer:
             self.calls.append(("score", self.system, pairs))
         return [self._likely(self.system, *pair) for pair in pairs]
 
-    def generate(self, prompts, *, max_new_tokens=None, until_newline=False):
+    def generate(self, prompts, **options):
+        return [written.text for written in self.write_all(prompts, **options)]
+
+    def write_all(self, prompts, *, max_new_tokens=None, until_newline=False, until=None):
         self.calls.append(("generate", self.system, list(prompts)))
-        return [self._says(self.system, prompt) for prompt in prompts]
+        return [Written(self._says(self.system, prompt), False) for prompt in prompts]
 
 
 class Plain:

@@ -40,7 +40,7 @@ def synthetic(bases=10, sets=8, seed=0, spread=PLANTED["spread"], error=1e-3):
 
 
 def case(**changed):
-    """A case with ordinary values wherever none is given."""
+    """A case with ordinary values for all fields that are not given."""
     values = {
         "base": "base-00", "architecture": "llama", "scenario": "two-hop", "world": "base-00",
         "adapter_set": "t0", "method": "uniform", "adapters": 2, "tasks": 1, "hops": 2,

@@ -1,4 +1,4 @@
-"""A calibration made up by hand and a case for it; neither is of any real world."""
+"""A calibration with invented numbers and a case for it."""
 
 from __future__ import annotations
 

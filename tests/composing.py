@@ -1,4 +1,4 @@
-"""What tests of compositions share: bases by name, experts, and a model's whole state."""
+"""Helpers for tests of compositions: bases by name, experts, and the whole state of a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def state_of(model: nn.Module) -> list:
-    """Everything about a model that a composition might leave a trace in."""
+    """Every part of a model that a composition could change."""
     return [
         (
             name,
@@ -62,13 +62,13 @@ def dora(name: str, seed: int, shapes=making.LLAMA, **options) -> Adapter:
 
 
 def dense_ratio(adapter: Adapter, path: str, weight: torch.Tensor) -> torch.Tensor:
-    """c, from weights that are formed."""
+    """c, computed from the dense weights."""
     V = weight.double() + adapter.modules[path].to(torch.float64).delta()
     return adapter.magnitudes[path].double() / V.norm(dim=1)
 
 
 def dense_change(adapter: Adapter, path: str, weight: torch.Tensor) -> torch.Tensor:
-    """What one expert at gate 1 adds to a weight [out, in]."""
+    """The change of a weight [out, in] by one expert at gate 1."""
     delta = adapter.modules[path].to(torch.float64).delta()
     if path not in adapter.magnitudes:
         return delta

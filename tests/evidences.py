@@ -39,7 +39,7 @@ def needed(difference, half, margin):
 
 
 def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **rest):
-    """One part of one task: every composition against all else, all intervals equally wide."""
+    """One part of one task: each composition is compared with all other systems at equal widths."""
     scores = [score(system, value, part, task) for system, value in values.items()]
     composed = [s for s in values if KINDS[s] in ("merge", "router", "chain")]
     singles = [s for s in values if KINDS[s] in ("base", "adapter")]

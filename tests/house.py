@@ -20,7 +20,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def tracked() -> list[Path]:
-    """Every file that git tracks and that is there, relative to the repository."""
+    """Every existing file that git tracks, relative to the repository."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )

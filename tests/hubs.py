@@ -30,7 +30,7 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 def commit(directory: Path, files: Mapping[str, bytes]) -> str:
-    """Writes these files into a repository (made on first use), commits, and gives the commit."""
+    """Writes these files into a repository, which the first use makes, and returns the commit."""
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / ".git").exists():
         git(directory, "init", "-q", "-b", "main")
@@ -70,7 +70,7 @@ def olah(root: Path) -> Iterator[str]:
 
 @dataclass
 class Misbehaving:
-    """A Hub with one set of files in every repository, whose answers a test can spoil.
+    """A Hub with the same files in every repository; a test can spoil its answers.
 
     `fail` maps the start of "METHOD path" to (status, headers); `spoil` maps a file to what
     happens to its body: "truncate", "flip" or "html". `requests` lists what was asked.
@@ -187,7 +187,7 @@ def adapter_files(directory: Path, seed: int = 0) -> dict[str, bytes]:
 
 
 def use(monkeypatch, url: str, cache: Path, offline: bool = False, token: str | None = None):
-    """Points the Hub's client at a server; what HF_* variables do in a process of its own."""
+    """Directs the Hub's client to a server, as HF_* variables do for a new process."""
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
 

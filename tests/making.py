@@ -1,4 +1,4 @@
-"""What tests are made of: random and planted adapters, tiny models, PEFT directories of any layout.
+"""Test data: random and planted adapters, tiny models, PEFT directories of any layout.
 
 Everything is seeded and small. Directories are written by peft itself (`peft_adapter`) or key by
 key (`write_adapter`), so that reading is never tested against our own writing alone.

@@ -33,7 +33,7 @@ def takes(method: MergeMethod, n: int) -> bool:
 
 
 def planted(method: MergeMethod) -> list[Adapter]:
-    """Three adapters of mixed ranks, of which one leaves a module alone, where that is allowed.
+    """Three adapters of mixed ranks; one lacks a module if the method allows that.
 
     All share one component, so that a method that keeps what they share has something to keep.
     Two of them for a method that takes no more.
@@ -52,7 +52,7 @@ def planted(method: MergeMethod) -> list[Adapter]:
 
 
 def akin(update: LowRank) -> LowRank:
-    """The update with a component that all of its shape get, on top of its own."""
+    """The update plus a component that all updates of its shape share."""
     common = random_update(update.out_features, update.in_features, 1, 99, 1.0, torch.float64)
     B = torch.cat([update.B, common.B / update.scaling], 1)
     return LowRank(torch.cat([update.A, common.A]), B, update.scaling)
@@ -111,14 +111,14 @@ def delta(adapter: Adapter, path: str = "up") -> torch.Tensor:
 
 
 def trimmed(matrix: torch.Tensor, density: float) -> torch.Tensor:
-    """Entries sorted by size, the largest int(density n) kept."""
+    """Keeps the largest int(density n) entries by absolute value."""
     kept = sorted(matrix.flatten().tolist(), key=abs)[-max(1, int(density * matrix.numel())) :]
     smallest = min(map(abs, kept))
     return torch.where(matrix.abs() >= smallest, matrix, torch.zeros_like(matrix))
 
 
 def ties_entry(entries: list[float], weights: list[float], variant: str, election: str) -> float:
-    """TIES' election and merge for one entry, as the two tools write it down."""
+    """TIES' election and merge for one entry, by the formulas of the two tools."""
     voters = [w * e for w, e in zip(weights, entries, strict=True)]
     if variant == "peft":
         voters = entries

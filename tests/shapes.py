@@ -1,4 +1,4 @@
-"""Switches on the run-time check of the shapes that the numerical core is annotated with.
+"""Enables the run-time check of the annotated shapes of the numerical core.
 
 Only tests pay for it. It has to happen before the first import of those modules, so conftest.py
 does it at its top.
@@ -22,5 +22,5 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 
 def check_shapes() -> None:
-    """From here on, importing a module of CHECKED wraps its functions and dataclasses."""
+    """Wraps the functions and dataclasses of each module of CHECKED when it is imported."""
     install_import_hook(CHECKED, CHECKER)

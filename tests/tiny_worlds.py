@@ -1,4 +1,4 @@
-"""Worlds of the lab that are built in a moment: few facts, a tiny base, hardly any training."""
+"""Worlds of the lab that are built in seconds: few facts, a tiny base, a few training steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny_base(architecture: str = "llama", hidden: int = 16) -> BaseRecipe:
 
 
 def shortened(spec: WorldSpec, steps: int = 2, examples: int | None = None) -> WorldSpec:
-    """The same world, each adapter trained for so many steps, on so many of its examples."""
+    """The same world; each adapter takes `steps` steps on `examples` examples."""
     training = tuple(
         dataclasses.replace(
             one,

@@ -1,4 +1,4 @@
-"""A word-level tokenizer, and models rigged to say a fixed chain of words."""
+"""A word-level tokenizer, and models whose weights produce a fixed chain of words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS = ["ada", "bo", "cy", "lives", "in", "ulm", "the", "mayor", "of", "is", "?
 
 
 def word_tokenizer(**special):
-    """A word-level tokenizer with BOS and EOS, as small worlds have them."""
+    """A word-level tokenizer with BOS and EOS, like that of the small worlds."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
@@ -30,7 +30,7 @@ def word_tokenizer(**special):
 
 
 def chained(chain: list[int], vocab: int = 40):
-    """A tiny Llama rigged to answer token chain[i] with chain[i + 1], whatever came before."""
+    """A tiny Llama that answers token chain[i] with chain[i + 1] in any context."""
     model = making.tiny_llama(vocab=vocab, tied=False)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()

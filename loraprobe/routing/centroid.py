@@ -174,7 +174,7 @@ def centroids(
     layout = {path: info.kind for expert in experts for path, info in expert.layout.items()}
     found: dict[str, list[Tensor]] = {p: [] for p, kind in layout.items() if kind != "embedding"}
     for expert in experts:
-        mean = _Mean(found)
+        mean = InputMeans(found)
         with watched(model, experts, mean.add):
             read(list(prompts[expert.name]), mean.see)
         for path, rows in found.items():
@@ -182,7 +182,7 @@ def centroids(
     return Centroids({path: torch.stack(rows) for path, rows in found.items()})
 
 
-class _Mean:
+class InputMeans:
     """Running sums of the inputs of each module, over the tokens that count."""
 
     def __init__(self, paths: Mapping[str, object]) -> None:

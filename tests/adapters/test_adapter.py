@@ -269,7 +269,7 @@ class TestWhatPeftWrote:
 
 
 class TestSaving:
-    """What is saved is what peft computes, and it is there whole or not at all."""
+    """A saved adapter computes the same in peft, and its directory is complete or absent."""
 
     def mixed(self, kinds: dict, shapes: dict) -> Adapter:
         """Ranks and scalings that differ by module."""

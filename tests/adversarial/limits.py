@@ -1,4 +1,4 @@
-"""What asks for time or memory without end: declared sizes, expressions, texts that multiply."""
+"""Input that demands endless time or memory: declared sizes, expressions, texts that multiply."""
 
 from __future__ import annotations
 

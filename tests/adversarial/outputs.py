@@ -24,7 +24,7 @@ def files(place: Path) -> dict[str, object]:
 
 
 def unharmed(place: Path, *arguments: object) -> str:
-    """What a call ends in, and whether every file is still there and nothing new is."""
+    """The outcome of a call, and whether the files are still exactly those from before."""
     before = files(place)
     ended = outcome(*arguments)
     after = files(place)
@@ -185,7 +185,7 @@ def api_over(place: Path) -> str:
 
 
 def state(place: Path, link: Path) -> str:
-    """What became of a link, and whether anything else was left in the directory."""
+    """The state of a link after a call, and whether the directory holds anything else."""
     stray = [entry.name for entry in place.iterdir() if entry.name.startswith(".")]
     kept = "the link stays" if link.is_symlink() else "the link is gone"
     return kept + (", a stray is left" if stray else "")

@@ -1,4 +1,4 @@
-"""What is written for others, and what strangers' cards and strings do to it."""
+"""Published files: they hold no private path, and strangers' cards and strings cannot harm them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter's file and config say, and what peft reads in them."""
+"""Adapter files and configs that peft reads differently than they appear."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def rows(place: Path) -> int:
 
 
 def resumed(place: Path, change: Callable[[Path], object], named: str) -> str:
-    """What --resume does after a whole run and a change, and whether it names what changed."""
+    """The effect of --resume after a complete run and a change, and whether it names the change."""
     arguments = world(place)
     call(place, arguments)
     before = rows(place)
@@ -162,7 +162,7 @@ for name, (what, change, named, before) in CHANGES.items():
 
 
 def damaged(place: Path, edit: Callable[[list[bytes]], object]) -> str:
-    """What --resume does with a list of results whose lines were edited; whether it says where."""
+    """The effect of --resume on edited result lines, and whether it names file and line."""
     arguments = world(place)
     call(place, arguments)
     (file,) = place.rglob("results.jsonl")

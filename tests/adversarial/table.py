@@ -36,7 +36,7 @@ def load_cases() -> dict[str, Case]:
 
 
 def happened(case: Case) -> str:
-    """What a case does, in an empty directory."""
+    """The outcome of a case in an empty directory."""
     with tempfile.TemporaryDirectory() as place:
         return case.act(Path(place))
 

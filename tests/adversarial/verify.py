@@ -14,7 +14,7 @@ NOT = "not verified"
 
 
 def _verified(out: Path) -> str:
-    """What `verify` says: `verified`, or `not verified` for exit codes 1 and 2."""
+    """The result of `verify`: `verified`, or `not verified` for exit codes 1 and 2."""
     told = outcome("verify", out)
     return {"exit 0": "verified", "exit 1": NOT, "exit 2": NOT}.get(told, told)
 

@@ -380,7 +380,7 @@ class Malicious:
 
 
 class TestDeclared:
-    """What config.json declares, against the shapes of a file."""
+    """Compares the sizes in config.json with the shapes of a file."""
 
     SHAPES: ClassVar = {
         "model.embed_tokens.weight": (40, 16),

@@ -282,7 +282,7 @@ def test_merge_refuses_bad_adapters_in_one_sentence(pair, tmp_path, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_inspect_says_what_is_wrong(pair, tmp_path, case):
-    """What can be read is shown with its finding; what cannot be read is an error."""
+    """A readable adapter is shown with its finding; an unreadable one is an error."""
     bad = broken(tmp_path, case)
     result = call("inspect", pair[0], bad, "--explain")
     assert result.exit_code in (0, 1, 2)

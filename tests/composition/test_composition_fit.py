@@ -1,4 +1,4 @@
-"""What a composition refuses to put into a model, each by name."""
+"""A composition refuses adapters that do not fit a model, and names them."""
 
 from __future__ import annotations
 

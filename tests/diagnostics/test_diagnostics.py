@@ -325,7 +325,7 @@ def test_planted_intruders_are_counted():
 
 @pytest.mark.parametrize("diagnostic", list(DIAGNOSTICS), ids=lambda d: d.__name__)
 def test_law_of_basis(diagnostic, trio):
-    """What is declared independent of the basis is; what is not declared so indeed depends."""
+    """A diagnostic depends on the basis exactly if it does not declare that it is independent."""
     name = name_of(diagnostic)
     # Equal ranks, one seed for A: nothing here is None for want of a definition.
     pair = [random_adapter("a", seed=1, dtype=F64), random_adapter("b", seed=1, dtype=F64)]

@@ -1,4 +1,4 @@
-"""What every system answered, as records and as a file."""
+"""The answers of all systems, as records and as a file."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ torch.set_num_threads(1)
 
 @dataclass(frozen=True)
 class Operation:
-    """start: what a run does in a directory; again: what goes on after a kill; whole: raises if
-    something half-done is to be seen; answer: what must be equal in the end."""
+    """A command to kill. start: runs it in a directory; again: runs it after a kill; whole: raises
+    for an incomplete output; answer: the result, which must be the same in the end."""
 
     name: str
     prepare: Callable[[Path], None]
@@ -221,7 +221,7 @@ def _build(place: Path) -> None:
 
 
 def _finished_parts(place: Path) -> None:
-    """What is there of a world is finished, adapter by adapter."""
+    """Every adapter that exists in a world is complete."""
     for config in (place / "out").rglob("adapter_config.json"):
         assert read_adapter(config.parent).modules
 

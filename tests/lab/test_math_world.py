@@ -35,7 +35,7 @@ def oracle(question, meaning):
 
 
 def value(program):
-    """What a program gives, by Python's own arithmetic on a ring of ten."""
+    """The result of a program by Python's arithmetic modulo ten."""
     operations = {"plus": lambda a, b: (a + b) % 10, "minus": lambda a, b: (a - b) % 10}
     return eval(program, {"__builtins__": {}}, operations)
 

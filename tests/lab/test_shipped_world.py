@@ -72,7 +72,7 @@ def test_every_word_of_every_task_is_a_token_and_comes_back(world, loaded):
 
 
 def test_its_specification_makes_what_its_manifest_says(world):
-    """What is not trained is made again from the seed: tasks byte for byte, recipes, names."""
+    """Everything that is not trained follows from the seed: tasks byte for byte, recipes, names."""
     spec, manifest = small_world(only=SHIPPED), world.manifest
     assert (spec.kind, spec.seed, spec.reserve) == (manifest["kind"], world.seed, world.reserve)
     for task in {path for scenario in world.scenarios.values() for path in scenario.tasks}:
@@ -143,7 +143,7 @@ def test_the_stated_outcomes_are_measured_again(world, stated):
 
 
 def test_what_each_scenario_is_meant_to_show_is_there(stated):
-    """What the demo teaches, read from the stated outcomes; none is a matter of definition."""
+    """The demo's claims, read from the stated outcomes; none holds by definition."""
 
     def of(scenario, system, part, task="strangers"):
         return stated[scenario, system, task, part]

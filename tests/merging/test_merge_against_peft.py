@@ -290,7 +290,7 @@ def test_signed_and_zero_weights_give_the_sum_of_pefts_deltas(case, tmp_path):
 
 
 def _pefts_deltas(model, directory):
-    """What peft adds to each module of a model, in float64."""
+    """The change of each module of a model by peft, in float64."""
     wrapped = PeftModel.from_pretrained(model, str(directory)).double()
     return {
         name: module.get_delta_weight("default").detach()

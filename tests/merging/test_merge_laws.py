@@ -131,7 +131,8 @@ def test_the_order_in_which_adapters_are_given_changes_no_bit(spec, planted_as):
     method = METHODS.make(spec)
     adapters = planted_as(method)
     weights = WEIGHTS if planted_as is planted else WEIGHTS_THAT_CANCEL
-    orders = list(itertools.permutations(range(len(adapters))))
+    n = len(adapters)
+    orders = [range(n), range(n)[::-1], [*range(1, n), 0]]  # every two change places at least once
     for space in spaces(method):
         made = []
         for places in orders:

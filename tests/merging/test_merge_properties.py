@@ -1,4 +1,4 @@
-"""What holds of every merge, whatever is merged: drawn shapes, ranks, dtypes, scalings, numbers of
+"""Properties of every merge for random input: shapes, ranks, dtypes, scalings, numbers of
 adapters and missing modules, for every method in every space.
 
 Changes that floating point does not round (a factor of two, a permutation of components, powers of
@@ -32,7 +32,7 @@ DRAWS = settings(  # four draws for each method and test, the same in every run;
 
 @dataclass(frozen=True)
 class Case:
-    """What is merged: adapters, a weight for each, and the space."""
+    """The input of a merge: adapters, a weight for each, and the space."""
 
     method: MergeMethod
     space: str | None
@@ -84,7 +84,7 @@ def drawn(
 
 
 def case(data: st.DataObject, name: str, most: int = 4) -> Case:
-    """What was drawn, built."""
+    """Builds the case that was drawn."""
     method = METHODS.make(name)
     most = min(most, 4 if takes(method, 3) else 2)
     shapes, adapters, weights, space = data.draw(

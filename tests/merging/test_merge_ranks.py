@@ -1,4 +1,4 @@
-"""What a rank keeps, what a dtype rounds, and what is held in memory meanwhile."""
+"""The loss of a rank, the rounding of a dtype, and the memory of a merge."""
 
 from __future__ import annotations
 

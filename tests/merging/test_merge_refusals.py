@@ -1,4 +1,4 @@
-"""What a merge refuses, one sentence each with the cure, and what it says instead of hiding."""
+"""A merge refuses bad input in one sentence with the cure, and reports everything it drops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One specimen of every pathology that docs/pathologies.md lists, made with code.
+"""Code that makes an example adapter for every pathology in docs/pathologies.md.
 
 Each maker fills a directory as the case is met in the wild; `sound` is the healthy adapter that all
 start from: rank 4 on q_proj and v_proj of two layers of width 16.
@@ -31,7 +31,7 @@ SPECIMENS: dict[str, Maker] = {}
 
 
 def specimen(make: Maker) -> Maker:
-    """A maker under its own name, with dashes."""
+    """Registers a maker under its name, with dashes for underscores."""
     SPECIMENS[make.__name__.replace("_", "-")] = make
     return make
 
@@ -51,7 +51,7 @@ def paths(names: tuple[str, ...] = ("q_proj", "v_proj"), layers: int = 2) -> lis
 
 
 def sound(place: Path, seed: int = 0, **changes: Any) -> dict[str, Tensor]:
-    """The healthy adapter, with other settings where `changes` says so; its tensors."""
+    """The healthy adapter with the settings in `changes`; returns its tensors."""
     place.mkdir(parents=True, exist_ok=True)
     tensors = factors(paths(), seed=seed)
     write(place, tensors, **changes)
@@ -65,7 +65,7 @@ def write(place: Path, tensors: Mapping[str, Tensor] | None, **changes: Any) -> 
 
 
 def changed(place: Path, change: Callable[[str, Tensor], Tensor]) -> None:
-    """The sound adapter with each tensor replaced by what `change(key, tensor)` makes of it."""
+    """The healthy adapter with each tensor replaced by `change(key, tensor)`."""
     tensors = sound(place)
     write(place, {key: change(key, tensor).contiguous() for key, tensor in tensors.items()})
 
@@ -90,7 +90,7 @@ def missing_prefix(place: Path) -> None:
 
 @specimen
 def pickle_from_cuda(place: Path) -> None:
-    """As torch.save writes it on a GPU: every storage says cuda:0."""
+    """A file as torch.save writes it on a GPU: every storage has the device cuda:0."""
     tensors = sound(place)
     (place / WEIGHTS).unlink()
     plain, moved = io.BytesIO(), io.BytesIO()
@@ -208,7 +208,7 @@ def truncated(place: Path) -> None:
 
 @specimen
 def shape_of_2_to_60(place: Path) -> None:
-    """The header promises what no file can hold."""
+    """The header declares more bytes than any file can hold."""
     sound(place)
     header = {
         key: {"dtype": "F32", "shape": [1 << 60, 1], "data_offsets": [0, 16]}
@@ -254,7 +254,7 @@ def another_base(place: Path) -> None:
 
 @specimen
 def chat_model_of_the_base(place: Path) -> None:
-    """A name that holds the partner's base's name, and is another model."""
+    """A base whose name contains that of the partner's base but which is another model."""
     sound(place, base_model_name_or_path="owner/base-chat")
 
 
@@ -275,7 +275,7 @@ def rslora(place: Path) -> None:
 
 @specimen
 def rank_pattern(place: Path) -> None:
-    """Half the rank, and a scale of its own, in one kind of module."""
+    """Half the rank and another scale in one kind of module."""
     tensors = sound(place)
     cut = {
         key: t if "v_proj" not in key else (t[:2] if "lora_A" in key else t[:, :2]).contiguous()
@@ -427,7 +427,7 @@ def head_of_both(place: Path) -> None:
 
 @specimen
 def vocabulary_resized(place: Path) -> None:
-    """Embeddings saved whole, with two tokens more than the partner's."""
+    """Whole embeddings with two more tokens than the partner's."""
     tensors = sound(place)
     table = {f"{PREFIX}model.embed_tokens.weight": torch.ones(42, WIDTH)}
     write(place, tensors | table, modules_to_save=["embed_tokens"])
@@ -460,7 +460,7 @@ PARTNER_SEED = 77
 
 
 def partner(place: Path, case: str) -> Path:
-    """The sound adapter that a specimen is merged with; with a part where the specimen has one."""
+    """The healthy partner of a specimen in a merge; it has the same extra parts."""
     tensors = sound(place, seed=PARTNER_SEED)
     if case == "rank-that-servers-refuse":
         write(place, factors(paths(), width=128, seed=PARTNER_SEED))

@@ -1,4 +1,4 @@
-"""The table of docs/pathologies.md: what each specimen is, what inspect says, what merge does.
+"""Writes the table of docs/pathologies.md: each specimen, and the results of inspect and merge.
 
     python tests/pathologies/table.py        writes the page anew from what happens
 
@@ -22,7 +22,7 @@ from pathologies.specimens import SPECIMENS, partner
 PAGE = Path(__file__).parents[2] / "docs" / "pathologies.md"
 SLOW = {"hundred-thousand-modules"}
 
-# What each is, and where users reported it.
+# A description of each, and the public reports of users.
 CASES: dict[str, tuple[str, str]] = {
     "doubled-prefix": (
         "wrapped twice: keys begin with `base_model.model.` twice",
@@ -130,7 +130,7 @@ incompatible, 2 unusable.
 
 
 def behaviour(case: str, place: Path) -> tuple[str, int, str, int]:
-    """What inspect says of a specimen, its exit code; what merge does, its exit code."""
+    """Findings and exit code of inspect, and result and exit code of merge, for a specimen."""
     SPECIMENS[case](place / "a")
     partner(place / "b", case)
     seen = _call("inspect", str(place / "a"), "--json")

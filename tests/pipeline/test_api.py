@@ -44,7 +44,7 @@ def world(tmp_path_factory):
 
 
 def pefts_deltas(directory) -> dict[str, torch.Tensor]:
-    """What peft adds to each module, in float64."""
+    """The change of each module by peft, in float64."""
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(making.tiny_llama(vocab=512), str(directory)).double()

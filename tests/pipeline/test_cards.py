@@ -77,7 +77,7 @@ def test_a_card_holds_no_path_of_this_machine(evaluated):
 
 
 def run_snippet(place: Path, text: str, monkeypatch) -> str:
-    """What the first snippet of a card prints, run in the card's directory."""
+    """The output of the first snippet of a card, run in the card's directory."""
     code = snippets(text)[0].replace('"loraprobe/small-world-base"', '"base"')
     monkeypatch.chdir(place)
     printed = io.StringIO()

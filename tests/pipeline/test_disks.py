@@ -113,7 +113,7 @@ def test_a_page_on_a_full_disk(disk, pair):
 
 @pytest.mark.parametrize("leave", [0, 4, 8])
 def test_results_on_a_full_disk(disk, tmp_path, leave):
-    """What was finished stays readable, and --resume goes on once there is room again."""
+    """Finished results stay readable, and --resume continues once there is space again."""
     arguments, place = world(tmp_path), disk(64)
     environment = {"LORAPROBE_CACHE": str(place)}
     filler = fill(place, leave)

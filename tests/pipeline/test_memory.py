@@ -1,4 +1,4 @@
-"""What cannot fit is refused with a number before it is taken, and what fits is named."""
+"""Work that cannot fit in memory is refused with a number before it starts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from loraprobe.errors import OutOfMemory
 from loraprobe.memory import is_out_of_memory
 from loraprobe.pipeline.gate_statistics import GateTally
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.centroid import _Mean
+from loraprobe.routing.centroid import InputMeans
 from loraprobe.scoring import Scorer, read_texts
 from loraprobe.scoring.batching import Batcher
 
@@ -153,7 +153,7 @@ class TestWatchers:
 
         plain, halved = self.both(
             monkeypatch,
-            lambda: _Mean(dict.fromkeys(routed.paths)),
+            lambda: InputMeans(dict.fromkeys(routed.paths)),
             lambda mean: lambda model: watched(model, routed.experts, mean.add),
         )
         assert halved.tokens == plain.tokens

@@ -54,7 +54,7 @@ def test_tensors_that_peft_would_ignore_are_found(tmp_path):
 
 
 def test_it_agrees_with_a_real_model(tmp_path):
-    """What the skeleton takes, a model takes without a warning."""
+    """A model loads without a warning every adapter that the skeleton accepts."""
     from peft import PeftModel
 
     adapter = random_adapter("a")

@@ -67,7 +67,7 @@ def published(monkeypatch, place: Path, *call: str) -> str:
 
 
 def leaks(place: Path, stdout: str) -> list[str]:
-    """What of the user's secrets stands in anything that was written for others."""
+    """The user's secrets that occur in published files."""
     written = [*place.glob("page.html"), *(place / "out").rglob("*")]
     files = {str(file.relative_to(place)): file for file in written if file.is_file()}
     texts = {"standard output": stdout.encode()}

@@ -118,7 +118,7 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
 
 
 def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
-    """What `merge-and-eval --output` writes where the verdict is about a router."""
+    """The output of `merge-and-eval --output` when the verdict is about a router."""
     experts = composing.experts(2)
     builder = SystemBuilder.of(experts, Options(balance="norm"))
     built = builder.compositions()

@@ -1,4 +1,4 @@
-"""Where peft's own Arrow computes what a saved composition does, and where it is said not to."""
+"""Saved compositions that peft's own Arrow computes equally, and those that say it does not."""
 
 from __future__ import annotations
 

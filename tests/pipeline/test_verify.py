@@ -265,7 +265,7 @@ ODD = (None, "x", -1.5, True, [], {}, [1], ["a"], {"a": 1}, [[1]], 10**400, floa
 
 @pytest.mark.parametrize("key", MergeRecord.model_fields)
 def test_a_card_with_a_false_recipe_gives_no_traceback(pair, tmp_path, key):
-    """Whatever stands in a stranger's card, the answer is a check that fails or one sentence."""
+    """A false value in a card ends in a failed check or in one sentence."""
     out = merged(pair, tmp_path)
     within = []
     if key == "sources":

@@ -240,7 +240,7 @@ def test_a_page_stays_small_whatever_the_audit_holds():
     rows = [
         Measurement("cosine", pair, 0.1, f"model.layers.{layer}.mlp.{kind}_proj")
         for pair in pairs
-        for layer in range(32)
+        for layer in range(8)
         for kind in ("up", "down")
     ]
     reasons = tuple(Reason("forecast", "word " * 400, 0.1, 0.2) for _ in range(2000))

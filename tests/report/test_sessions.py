@@ -1,4 +1,4 @@
-"""What a terminal shows of each command: how long it is, what it holds, and how it ends."""
+"""The terminal output of each command: its length, its content and its end."""
 
 from __future__ import annotations
 

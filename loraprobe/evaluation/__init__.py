@@ -11,14 +11,13 @@ from loraprobe.evaluation.choosing import oracles
 from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import METRICS, guessing
+from loraprobe.evaluation.questions import guessing
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template
 
 __all__ = [
-    "METRICS",
     "Ledger",
     "Samples",
     "System",

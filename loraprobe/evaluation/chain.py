@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import Question, TokenLimits, hop_part, target_metric
+from loraprobe.evaluation.questions import Question, TokenLimits, hop_part
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, fill
+from loraprobe.tasks import Item, Task, fill, item_metric
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
@@ -90,7 +90,7 @@ class ChainRun:
         if k + 1 < len(item.hops):
             part = hop_part(k)
             return Question(self.task.name, part, item, prompt, hop.answers, "exact_match")
-        metric = target_metric(item, self.metric)
+        metric = item_metric(item, self.task.name, self.metric)
         return Question(self.task.name, "question", item, prompt, item.answers, metric)
 
     def _replies(self, name: str, asked: Sequence[Question], k: int) -> list[ItemResult]:
@@ -103,7 +103,7 @@ class ChainRun:
             row = self.ledger.get(name, self.task.name, hop_part(k), question.item.id)
             same = question.prompt == question.item.hop_prompt(k)
             if row is not None and same and row.metric == question.metric == "exact_match":
-                known[question] = question.judged(self.system.name, row.text)
+                known[question] = question.judged(self.system.name, row.text, row.cut)
         open_ = [question for question in asked if question not in known]
         if open_:
             with self.scorer.with_composition(self.members()[name]):

@@ -41,7 +41,7 @@ from loraprobe.records.measurements import (
     SystemKind,
     WeightSearch,
 )
-from loraprobe.records.plain import as_text, plain
+from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "WeightSearch",
+    "document",
     "plain",
 ]
 

@@ -9,6 +9,7 @@ from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.ranking import alone, best_option
 
+ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
 
 
@@ -90,12 +91,29 @@ def gain(audit: Audit, verdict: Verdict) -> str:
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
     asked = f", {fmt.PART[form]}" if form != best.form else ""
     mean = "mean " if len({s.task for s in audit.evaluation}) > 1 else ""
+    own, other = _mean(audit, best.system, best.form), _mean(audit, best.against, form)
+    difference, digits = _agreeing(own, other, best.difference)
     return (
-        f"{mean}{_score(audit, best.system, best.form)} for {best.system} against "
-        f"{_score(audit, best.against, form)} for {alone}{asked}: "
-        f"{fmt.gain(best.difference, *best.ci95)} on {count(best.n, 'question')}; you asked for "
-        f"{fmt.number(verdict.margin)}"
+        f"{mean}{_shown(own, digits)} for {best.system} against {_shown(other, digits)} for "
+        f"{alone}{asked}: {fmt.gain(difference, *best.ci95, digits)} on "
+        f"{count(best.n, 'question')}; you asked for {fmt.number(verdict.margin)}"
     )
+
+
+def _agreeing(own: float | None, other: float | None, difference: float) -> tuple[float, int]:
+    """(difference, digits) with which two scores and their difference agree as they are printed.
+
+    Two decimals where they agree so, else three, with the difference of what is printed.
+    """
+    if own is None or other is None or abs(own - other - difference) > ROUNDING:
+        return difference, 2
+    if fmt.number(round(own, 2) - round(other, 2)) == fmt.number(difference):
+        return difference, 2
+    return round(own, 3) - round(other, 3), 3
+
+
+def _shown(mean: float | None, digits: int = 2) -> str:
+    return "-" if mean is None else fmt.number(abs(mean), digits)
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
@@ -183,5 +201,4 @@ def _mean(audit: Audit, system: str, part: str) -> float | None:
 
 
 def _score(audit: Audit, system: str, part: str) -> str:
-    mean = _mean(audit, system, part)
-    return "-" if mean is None else number(abs(mean))
+    return _shown(_mean(audit, system, part))

@@ -31,10 +31,19 @@ from loraprobe.verdict.ranking import (
     option,
 )
 
-CAUSES = ("step_by_step", "unknown", "interference", "not_composed")
+CAUSES = (
+    "step_by_step",
+    "said_otherwise",
+    "unknown",
+    "cut_off",
+    "interference",
+    "not_composed",
+)
 FAILS = {  # what a wrong answer of each cause shows
     "step_by_step": "are right when asked step by step",
+    "said_otherwise": "hold the right answer in other words",
     "unknown": "need a hop that no adapter and not the base knows",
+    "cut_off": "ended at the limit of tokens",
     "interference": "lose a hop that one adapter alone knows",
     "not_composed": "keep every hop and still fail",
 }
@@ -208,6 +217,10 @@ def _cure(evidence: Evidence, system: str, cause: str) -> tuple[str, str]:
         return "step-by-step", "ask it step by step"
     if cause == "unknown":
         return "train-target-adapter", "train the adapter that should know it"
+    if cause == "said_otherwise":
+        return "gather-evidence", "if that is right for you, use --metric contains"
+    if cause == "cut_off":
+        return "gather-evidence", "give a higher --max-new-tokens"
     if cause == "interference":
         if not evidence.systems(("router",)) and not _chain_is_better(evidence, system):
             return "route", f"route instead of merging{norms}"

@@ -12,7 +12,8 @@ three cases:
   entities do not compose (arXiv 2506.13479).
 
 A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop or a question is
-unknown to it if the upper bound lies below UNKNOWN, which is a convention of this tool. None of
+unknown to it if the upper bound of the share of its replies in which the answer stands, in whatever
+words, lies below UNKNOWN. Both are conventions of this tool. None of
 these levels gives `likely`: whether the pieces compose has to be measured.
 """
 
@@ -39,14 +40,26 @@ class Elsewhere:
     cases: int
     share: float
     what: str
-    source: str
+    paper: str
+    how: str
+
+    def reason(self) -> Reason:
+        """The share of compositions that gained more than the default margin."""
+        return Reason(
+            "measured-elsewhere",
+            f"Of {self.cases} compositions of {self.what}, {100 * self.share:.0f} % gained more "
+            f"than {fmt.number(MARGIN)} over base and singles ({self.paper}).",
+            self.share,
+            source=f"computed from the data of {self.paper}: {self.how}",
+        )
 
 
 ELSEWHERE = Elsewhere(
     603,
     0.19,
     "5 to 30 community adapters on Llama-3.1-8B",
-    "the data of arXiv 2602.12323, weights searched on 100 examples, 46 tasks",
+    "arXiv 2602.12323",
+    "LoraHub, weights searched on 100 examples, 46 tasks",
 )
 
 
@@ -61,14 +74,7 @@ def judge_weights(evidence: Evidence) -> Verdict:
         "--probe auto asks the base without a task file.",
         "cost: no composition is built or scored",
     )
-    elsewhere = Reason(
-        "measured-elsewhere",
-        f"Of {ELSEWHERE.cases} measured compositions of {ELSEWHERE.what}, {ELSEWHERE.share:.0%} "
-        f"gained more than {fmt.number(MARGIN)} over the better of base and best single adapter.",
-        ELSEWHERE.share,
-        source=ELSEWHERE.source,
-    )
-    return Verdict("inconclusive", "weights", (undecided, cheapest, elsewhere))
+    return Verdict("inconclusive", "weights", (undecided, cheapest, ELSEWHERE.reason()))
 
 
 def judge_probes(evidence: Evidence) -> Verdict:
@@ -82,7 +88,7 @@ def judge_probes(evidence: Evidence) -> Verdict:
         "a task file with questions that need both adapters.",
         "a verdict needs a question with a known answer",
     )
-    return Verdict("inconclusive", "probes", (undecided, cheapest))
+    return Verdict("inconclusive", "probes", (undecided, cheapest, ELSEWHERE.reason()))
 
 
 def judge_base(evidence: Evidence) -> Verdict:
@@ -148,7 +154,11 @@ def _answers_target(evidence: Evidence) -> bool:
         for name in evidence.systems(BASELINES, "question")
         for row in evidence.scores(name, "question")
     ]
-    return evidence.losses or not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
+    return (
+        evidence.losses
+        or not rows
+        or any((row.contains_ci95 or row.ci95)[1] >= UNKNOWN for row in rows)
+    )
 
 
 def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
@@ -157,7 +167,7 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
         if "base" not in systems or len(systems) < 2 or _answers_target(evidence):
             continue
         if all(knowledge.unknown for knowledge in systems.values()):
-            high = max(knowledge.ci95[1] for knowledge in systems.values())
+            high = max(knowledge.held_ci95[1] for knowledge in systems.values())
             reason = Reason(
                 "hop-unknown-to-all",
                 f"Hop {hop} is known to no adapter and not to the base (at most "
@@ -187,7 +197,7 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
         return None
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
-    worst = max(systems["base"].ci95[1] for systems in hops.values())
+    worst = max(systems["base"].held_ci95[1] for systems in hops.values())
     reason = Reason(
         "disjoint-hops",
         f"Each hop is known to one adapter alone ({spread}), none to the base (at most "

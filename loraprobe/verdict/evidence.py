@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from loraprobe.defaults import MARGIN, RETENTION
@@ -44,7 +44,9 @@ class Evidence(EvaluationRecords):
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
     has to keep on every one of several tasks. `prior` is the share of successes expected where the
     case comes from, None for the calibration's own; `balanced` says that norms were made equal
-    before composing.
+    before composing. `max_new_tokens` is None for the default limits of plain and worked answers.
+    `normalised` has, for each task whose gold answers lose something under exact match, the metric
+    that sees it and an example.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -55,6 +57,8 @@ class Evidence(EvaluationRecords):
     retention: float = RETENTION
     prior: float | None = None
     balanced: bool = False
+    max_new_tokens: int | None = None
+    normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def task_names(self) -> tuple[str, ...]:

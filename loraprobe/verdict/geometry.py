@@ -117,9 +117,12 @@ def about_geometry(
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
     balanced: the norms were made equal before composing, so that they give no warning. equal: pairs
-    of adapters whose updates are equal. One more reason says where no pair is redundant or opposed.
+    of adapters whose updates are equal. That nearly equal updates started from one seed is no
+    warning of its own. One more reason says where no pair is redundant or opposed.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
+    alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
+    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
     reasons = [_same(pair) for pair in equal]
     for rule in RULES:
         if balanced and rule.code == "norm-disparity":

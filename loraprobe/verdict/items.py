@@ -7,7 +7,9 @@ import math
 from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
 from loraprobe.records import Reason, Verdict
 from loraprobe.sample_size import Z95
+from loraprobe.tasks import is_generated
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.answers import about_answers
 from loraprobe.verdict.evidence import BASELINES, COMPOSITIONS, Evidence
 from loraprobe.verdict.ranking import FORMS
 from loraprobe.verdict.reasons import few_items
@@ -18,7 +20,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     scored = [row for row in evidence.evaluation if row.part == "question"]
     if not scored:
         return []
-    found = _about_template(evidence)
+    found = [*about_answers(evidence, verdict), *_about_template(evidence)]
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
     fewest = min(largest.values(), key=lambda row: row.clusters or row.n)
     told = {reason.code for reason in verdict.reasons}
@@ -31,7 +33,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     if not evidence.systems(COMPOSITIONS):
         return found
     parts = {row.part for row in evidence.evaluation}
-    generated = any(row.metric == "exact_match" for row in evidence.evaluation)
+    generated = any(is_generated(row.metric) for row in evidence.evaluation)
     if generated and "steps" not in parts:
         found.append(_missing("steps", "cot_prompt", "whether it works step by step is unknown"))
     if not any(part.startswith("hop") for part in parts):

@@ -139,7 +139,7 @@ def _what_is(control: Control) -> str:
     """A control in words: a random partner, or one adapter shrunk."""
     kind, _, name = control.name.partition(":")
     if kind == "shrunk":
-        return f"{name} alone, only smaller,"
+        return f"{name} alone, only shrunk,"
     return (
         "A random partner of the same size" if kind == "random-partner" else f"{kind}, a control,"
     )

@@ -1,7 +1,8 @@
 """The decision among several systems, baselines and forms of the question, by simulation.
 
 The code is that of a user's run: gains from `evaluation`, the decision from `verdict`. Items have a
-difficulty that all systems share in part. Controls are left out: they can only revoke a `likely`.
+difficulty that all systems share in part. One control is always beaten, because controls can only
+revoke a `likely`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from loraprobe.evaluation import System, gains
-from loraprobe.records import Gain, ItemResult, Score
+from loraprobe.records import Comparison, Gain, ItemResult, Score
 from loraprobe.verdict import judge_evaluation
 from loraprobe.verdict.evidence import Evidence
 from loraprobe_lab.experiments.rule.exact import MARGIN
@@ -129,10 +130,16 @@ def _gains(
 
 def _evidence(found: Sequence[Gain], systems: Sequence[System]) -> Evidence:
     """Evidence with these gains; the scores only name the evaluated systems and forms."""
-    parts = dict.fromkeys(gain.part for gain in found)
+    parts, control = dict.fromkeys(gain.part for gain in found), System("control", "control")
     scores = tuple(
         Score(s.name, s.kind, "task", part, "exact_match", 0.0, (0.0, 1.0), 1)
         for part in parts
-        for s in systems
+        for s in (*systems, control)
     )
-    return Evidence(evaluation=scores, gains=tuple(found), tasks=1, level="evaluation")
+    beaten = tuple(
+        Comparison(row.system, control.name, "task", row.part, 1.0, (1.0, 1.0), row.n)
+        for row in found
+    )
+    return Evidence(
+        evaluation=scores, comparisons=beaten, gains=tuple(found), tasks=1, level="evaluation"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from typing import Any
 
 from loraprobe._version import __version__
 from loraprobe.cli.options import with_options
@@ -37,7 +38,7 @@ def env(output: Output) -> None:
         print(f"{name}: {', '.join(shown) if isinstance(shown, list) else shown}")
 
 
-def described() -> dict[str, object]:
+def described() -> dict[str, Any]:
     """Versions, machine and which variables are set, as plain data."""
     import torch
 

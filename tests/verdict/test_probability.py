@@ -141,7 +141,7 @@ def test_the_answer_shows_forecast_and_probability_once():
 def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
     result = CliRunner().invoke(app, [command, "nowhere", "nobody", f"--prior={prior}"])
     assert result.exit_code == 2 and not result.stdout
-    assert "--prior is the share" in result.stderr and f"not {float(prior)}" in result.stderr
+    assert "--prior" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
         Options(prior=float(prior))
 

@@ -14,6 +14,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Score, Verdict
+from loraprobe.routing import ROUTERS
 from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def conclude(
     scores: Iterable[Score] = evidence.get("evaluation", ())
     kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
     request = requested(options, inputs, kind)
+    if kind == "router" and ROUTERS.make(verdict.system or "").needs_prompts:
+        request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
 
 
@@ -75,6 +78,12 @@ def _reference(adapter: Adapter) -> str:
     """A reference as on a command line, with NAME= unless the reference implies the name."""
     public = adapter.source.public
     return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
+
+
+def _prompts(options: Options) -> tuple[str, ...]:
+    """The prompts of routers as on a command line, each file by its last part."""
+    given = [(name, Path(file).name) for name, file in options.router_prompts]
+    return tuple(word for name, file in given for word in ("--router-prompts", f"{name}={file}"))
 
 
 def _composing(options: Options) -> tuple[str, ...]:

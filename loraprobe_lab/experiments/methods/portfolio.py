@@ -23,9 +23,11 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.portfolio import Kind
 from loraprobe.routing import ROUTERS
+from loraprobe_lab.experiments.pages import as_json, render
 
 Figures = Mapping[str, Sequence[float]]  # label -> the figure of each world
 LEAST, MOST = 0.02, 2
+FEWEST = 4  # worlds that can be halved
 SPLITS, SEED = 500, 0
 SHOWN = 3  # candidates that the page lists
 COLUMNS: Mapping[Kind, tuple[str, str, str]] = {
@@ -76,7 +78,9 @@ def choices(document: Mapping[str, Any]) -> list[Choice]:
         taking_part = {label: cell for label, cell in cells.items() if cell.get(column)}
         figures = {label: cell[column][key]["each"] for label, cell in taking_part.items()}
         chosen = [label for label in fixed if label in figures]
-        for _ in range(MOST if chosen else 0):
+        while chosen and len(chosen) < min(len(figures), len(fixed) + MOST):
+            if len(figures[chosen[0]]) < FEWEST:
+                break
             step = _choice(kind, figures, chosen, taking_part)
             found.append(step)
             if not step.joins:
@@ -85,9 +89,16 @@ def choices(document: Mapping[str, Any]) -> list[Choice]:
     return found
 
 
-def portfolio(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of loraprobe/pipeline/portfolio.json."""
+def portfolio_files(document: Mapping[str, Any]) -> dict[str, str]:
+    """portfolio.json, which the package reads from `loraprobe/pipeline`, and its page.
+
+    document: as it is saved in methods.json.
+    """
     found = choices(document)
+    return {"portfolio.json": as_json(_portfolio(found)), "portfolio.md": _page(found)}
+
+
+def _portfolio(found: Sequence[Choice]) -> dict[str, Any]:
     return {
         "made_by": "loraprobe lab methods",
         "source": "examples/reproduction/portfolio.md",
@@ -104,10 +115,8 @@ def portfolio(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def page(document: Mapping[str, Any]) -> str:
+def _page(found: Sequence[Choice]) -> str:
     """The table of left-out worlds, in Markdown."""
-    from loraprobe_lab.experiments.pages import render
-
     rows = [
         [
             one.kind,
@@ -119,7 +128,7 @@ def page(document: Mapping[str, Any]) -> str:
             "joins" if one.joins else "does not join",
             "; ".join(f"`{label}` {added:+.3f}" for label, added in one.others),
         ]
-        for one in choices(document)
+        for one in found
     ]
     return render("portfolio", rows=rows, fixed=_fixed(), least=LEAST, splits=SPLITS)
 
@@ -155,14 +164,17 @@ def _choice(
     }
 
     def most(among: Sequence[int]) -> str:
-        return max(over, key=lambda label: statistics.mean(over[label][w] for w in among))
+        """What adds most on these worlds; "" where nothing adds anything."""
+        top = max(over, key=lambda label: statistics.mean(over[label][w] for w in among))
+        return top if any(over[top][w] for w in among) else ""
 
     draw, picked, added = random.Random(SEED), [], []
     for _ in range(SPLITS):
         drawn = draw.sample(worlds, len(worlds))
         half = len(worlds) // 2
         picked.append(most(drawn[:half]))
-        added.append(statistics.mean(over[picked[-1]][w] for w in drawn[half:]))
+        gained = over.get(picked[-1], [0.0] * len(worlds))
+        added.append(statistics.mean(gained[w] for w in drawn[half:]))
     ranked = sorted(over, key=lambda label: -statistics.mean(over[label]))
     top, cuts = ranked[0], statistics.quantiles(added, n=40, method="inclusive")
     column, key, _ = COLUMNS[kind]

@@ -116,6 +116,7 @@ def test_keep_both_says_what_is_measured(tmp_path):
     tasks = list(dict.fromkeys(r["task"] for r in document["evaluation"]))
     assert len(tasks) == 2
     assert {r["n"] for r in document["evaluation"]} == {180}, "20 of 200 were set apart"
+    assert {g["system"] for g in document["gains"]} == {"uniform", "sum", "arrow", ROUTER}
     assert any("40 items that were set apart; 360 are left" in n for n in document["notes"])
     assert any("portfolio.md" in n for n in document["notes"])
     # The random partner is routed as the adapters are, so one of the two skills is left.
@@ -180,6 +181,15 @@ def test_a_router_is_saved_with_what_it_learned(tmp_path):
     assert words[1] == "merge-and-eval" and words[-4:] == ["--router", ROUTER, "-o", "DIR"]
     restored = loraprobe.load_composition(target)
     assert restored.router.name == "hard" and not restored.router.needs_prompts
+
+
+def test_a_dry_run_counts_the_router_and_the_items_that_are_left(tmp_path):
+    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "44", "--dry-run", "--json"]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    estimate = json.loads(result.stdout)["estimate"]
+    assert ROUTER in estimate["systems"] and estimate["steps"]["fit"] > 0
+    assert "search" not in estimate["steps"]
+    assert estimate["items"] == 2 * (44 - 11)  # a quarter of each task is set apart
 
 
 def test_advice_that_is_no_merge_writes_nothing(tmp_path):

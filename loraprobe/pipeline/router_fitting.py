@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition import Router
+from loraprobe.composition import Composition, Router
 from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
@@ -106,16 +106,28 @@ def fit_routers(
         prompts, note = gather_prompts(adapters, options, scorer, scored, own, write=named)
         first = next(iter(learning.values()))
         state = fitted_to(first, scorer, prepared.adapters, prompts).state()
-    except UsageError as error:
+        fitted = {spec: router.with_state(state) for spec, router in learning.items()}
+        if not named:
+            try_out(fitted, prepared.adapters, scorer, prompts)
+    except (UsageError, UnsupportedAdapter) as error:
         if named:
             raise
         return {}, [f"{listing(learning)} is left out: {error}"]
-    fitted = {spec: router.with_state(state) for spec, router in learning.items()}
     notes = [f"{listing(learning)} learned from {note}"]
     if parts:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")
     return fitted, [*(one.note for spec, one in added.items() if spec in fitted), *notes]
+
+
+def try_out(
+    routers: Mapping[str, Router], adapters: Sequence[Adapter], scorer: Any, prompts: Prompts
+) -> None:
+    """Lets each router begin an answer. Raises what it raises where the model does not suit it."""
+    question = next(iter(prompts.values()))[0]
+    for spec, router in routers.items():
+        with scorer.with_composition(Composition(spec, tuple(adapters), router)):
+            scorer.generate([question], max_new_tokens=2)
 
 
 def questions_of_each(

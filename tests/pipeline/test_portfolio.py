@@ -163,6 +163,7 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     monkeypatch.setattr(router_fitting, "answer_losses", losses)
     monkeypatch.setattr(router_fitting, "fitted_to", fitted_to)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
+    monkeypatch.setattr(router_fitting, "try_out", lambda *given: None)
     fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), None, tasks, parts)
     assert len(fitted) == 1 and len(read) >= 30
     scored = [item for part in parts.left for item in part.items]
@@ -174,6 +175,22 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
         assert len(own.items) + len(left.items) == len(whole.items)
         assert len(own.items) >= 10 and len(left.items) >= 30
     assert any(f"on {parts.items[0]} items" in note for note in notes)
+
+
+def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
+    class Refusing:
+        def with_composition(self, composition):
+            raise UsageError("this model has no cache")
+
+    tasks = [task("t", 60), task("u", 60)]
+    parts = split_for_router(tasks, Options())
+    given = {"a": ["t 1?"], "b": ["u 1?"]}
+    monkeypatch.setattr(router_fitting, "questions_of_each", lambda *_: {})
+    monkeypatch.setattr(router_fitting, "gather_prompts", lambda *_, write: (given, "."))
+    monkeypatch.setattr(router_fitting, "fitted_to", lambda router, *_: router)
+    monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
+    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), Refusing(), tasks, parts)
+    assert fitted == {} and "left out: this model has no cache" in note
 
 
 def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):

@@ -102,7 +102,8 @@ def fit_routers(
     added = {one.spec: one for one in added_systems(options, tasks)}
     named, scored = not learning.keys() <= added.keys(), parts.left if parts else tasks
     try:
-        own = questions_of_each(adapters, scorer, parts.apart) if parts else {}
+        each = parts is not None and len(tasks) >= len(adapters)  # else some has no task of its own
+        own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
         prompts, note = gather_prompts(adapters, options, scorer, scored, own, write=named)
         first = next(iter(learning.values()))
         state = fitted_to(first, scorer, prepared.adapters, prompts).state()
@@ -114,7 +115,7 @@ def fit_routers(
             raise
         return {}, [f"{listing(learning)} is left out: {error}"]
     notes = [f"{listing(learning)} learned from {note}"]
-    if parts:
+    if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")
     return fitted, [*(one.note for spec, one in added.items() if spec in fitted), *notes]

@@ -31,8 +31,10 @@ EXTREME_NORM = 100.0
 
 # The search of weights, and routers that are fitted to prompts.
 SEARCH_BUDGET = 120  # --search-budget: weight vectors that are tried
-SEARCH_SHARE = 0.25  # the share of a task's items that is set apart for the search
+SEARCH_SHARE = 0.25  # the share of a task's items that is set apart for a search or a router
 SEARCH_MOST = 64  # the most items that are set apart
 SEARCH_LEAST = 4  # the fewest; a smaller task is refused
+ROUTER_MOST = 20  # the most items of a task from which a router learns, as in the lab's table
+ROUTER_LEAST = 10  # the fewest; a task has to keep FEWEST_ITEMS beside them
 PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them
 GATE_PROMPTS = 60  # prompts on which the gates of a router are averaged

@@ -15,6 +15,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
+from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
 
@@ -54,9 +55,10 @@ def conclude(
     )
     scores: Iterable[Score] = evidence.get("evaluation", ())
     kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
-    request = replace(
-        requested(options, inputs, kind), fitting=_fitting(inputs.given, examined.compatibility)
-    )
+    fitting = _fitting(inputs.given, examined.compatibility)
+    request = replace(requested(options, inputs, kind), fitting=fitting)
+    if kind == "router" and ROUTERS.make(verdict.system or "").needs_prompts:
+        request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
 
 
@@ -104,6 +106,12 @@ def _reference(adapter: Adapter) -> str:
     """A reference as on a command line, with NAME= unless the reference implies the name."""
     public = adapter.source.public
     return public if local_name(public) == adapter.name else f"{adapter.name}={public}"
+
+
+def _prompts(options: Options) -> tuple[str, ...]:
+    """The prompts of routers as on a command line, each file by its last part."""
+    given = [(name, Path(file).name) for name, file in options.router_prompts]
+    return tuple(word for name, file in given for word in ("--router-prompts", f"{name}={file}"))
 
 
 def _composing(options: Options) -> tuple[str, ...]:

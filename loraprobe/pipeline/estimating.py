@@ -24,7 +24,12 @@ from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.session import Session, peak_memory
-from loraprobe.pipeline.systems import baseline_systems, composition_specs, forecastable
+from loraprobe.pipeline.systems import (
+    baseline_systems,
+    composition_specs,
+    forecastable,
+    learning_routers,
+)
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.probes import cover
 from loraprobe.routing.constant import ConstantGates
@@ -81,7 +86,7 @@ def estimate(inputs: Inputs, session: Session) -> Estimate:
     with tempfile.TemporaryDirectory() as place:  # of a ledger that nobody needs
         options = replace(session.options, state=Path(place), resume=False)
         session = replace(session, options=options)
-        with open_evaluator(inputs, (), session) as evaluator:
+        with open_evaluator(inputs, (), session, composes=True) as evaluator:
             steps = expected_steps(evaluator)
     done = session.provenance().seconds
     asked = questions(evaluator.tasks, session.options.metric)
@@ -109,9 +114,12 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     if n > 1 and options.metric != "answer_loss":
         share = sum(min(FORECAST, len(t.items)) for t in tasks) / sum(len(t.items) for t in tasks)
         steps["forecast"] = passes * (n + 1) * share * times.composed()
-    if evaluator.split is not None:
-        steps["search"] = options.search_budget * evaluator.split.items[0] * times.pair
-    specs = composition_specs(options, adapters, any(task.has_hops for task in tasks))
+    given, parts = evaluator.inputs.tasks, evaluator.split
+    if parts is not None and learning_routers(options, adapters, given):
+        steps["fit"] = (n + 1) * parts.items[0] * times.pair  # answers of each, then the questions
+    if parts is not None and options.weights == "search":
+        steps["search"] = options.search_budget * parts.items[0] * times.pair
+    specs = composition_specs(options, adapters, given)
     steps |= {f"evaluate {spec}": times.system(n) for spec in specs if spec != "chain"}
     if "chain" in specs:
         hops = sum(len(item.hops) for task in tasks for item in task.items)
@@ -158,7 +166,7 @@ class _Timing:
         kinds = [_measured(group, evaluator, together, limits) for group in groups.values()]
         if evaluator.split is None:
             return cls(len(adapters), kinds)
-        items = [item for task in evaluator.split.searched for item in task.items]
+        items = [item for task in evaluator.split.apart for item in task.items]
         pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
         with scorer.with_composition(together):
             spent = _seconds(lambda: scorer.loglikelihood(pairs))

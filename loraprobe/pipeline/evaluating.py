@@ -14,9 +14,10 @@ from loraprobe.evaluation import Samples, System
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.portfolio import unfit_routers
 from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems, unfit_routers
+from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
     Coverage,
@@ -49,7 +50,7 @@ class Evaluated:
 def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     """Evaluates the base and the single adapters, then the compositions, then the controls."""
     options = session.options
-    with open_evaluator(inputs, prepared.general, session) as evaluator:
+    with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
         announce(evaluator)
         routers, notes = evaluator.fit_routers(prepared)
         systems = baseline_systems(inputs.adapters)
@@ -59,7 +60,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         weights = tuple(search.weights.values()) if search else options.given_weights
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights, routers)
         with session.stage("compose"):
-            compositions = builder.compositions(any(task.has_hops for task in evaluator.tasks))
+            compositions = builder.compositions(inputs.tasks)
         composed = [one.system for one in compositions]
         systems += composed
         results = evaluator.run(systems)
@@ -70,7 +71,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [*search_notes, *unfit_routers(options, inputs.adapters).values()]
+    notes += [*search_notes, *unfit_routers(options, inputs.adapters, inputs.tasks).values()]
     for system in composed:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *evaluation.chain_notes(systems, evaluator.tasks)]

@@ -13,11 +13,12 @@ from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.portfolio import items_for_routers
 from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import forecastable
+from loraprobe.pipeline.systems import forecastable, learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
@@ -29,8 +30,8 @@ from loraprobe.tasks import Task
 class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
-    `tasks` are evaluated; `split` has the items that are set apart for a search of weights. As a
-    context it closes the ledger.
+    `tasks` are evaluated; `split` has the items that are set apart for a search of weights or for
+    routers that learn. As a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -96,13 +97,14 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         """The fitted routers by spec, and notes."""
         options = self.session.options
         with self.session.stage("fit"):
-            return fit_routers(self.inputs.adapters, prepared, options, self.scorer, self.tasks)
+            adapters, tasks = self.inputs.adapters, self.inputs.tasks
+            return fit_routers(adapters, prepared, options, self.scorer, tasks, self.split)
 
     def search_weights(self, prepared: Prepared) -> tuple[WeightSearch | None, list[str]]:
         """`--weights search`, on items on which no system is scored; None without that option."""
-        if self.split is None:
-            return None, []
         options, path = self.session.options, self.ledger.path
+        if self.split is None or options.weights != "search":
+            return None, []
         kept = None if path is None else path.with_name("search.jsonl")
         with self.session.stage("search"):
             found = find_weights(
@@ -121,14 +123,20 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             return gate_statistics(self.scorer, systems, self.tasks, self.session.options.seed)
 
 
-def open_evaluator(inputs: Inputs, general: Sequence[Adapter], session: Session) -> Evaluator:
+def open_evaluator(
+    inputs: Inputs, general: Sequence[Adapter], session: Session, composes: bool = False
+) -> Evaluator:
     """Loads the base, chooses the chat template and opens the results of earlier runs.
 
-    general: the adapters that `--subtract` names, on which the results depend too.
+    general: the adapters that `--subtract` names, on which the results depend too. composes: also
+    sets items apart for the routers that learn, because compositions will be evaluated.
     """
     assert inputs.base is not None
     options = session.options
     parts = split(inputs.tasks, options) if options.weights == "search" else None
+    if composes and parts is None and learning_routers(options, inputs.adapters, inputs.tasks):
+        found = items_for_routers(options, inputs.adapters, inputs.tasks)
+        parts = found if isinstance(found, TaskSplit) else None
     tasks = parts.left if parts else inputs.tasks
     scorer, notes, template = open_scorer(
         inputs.base, options.dtype, session, inputs.adapters, tasks, options.metric

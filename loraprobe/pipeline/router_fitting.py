@@ -1,7 +1,8 @@
 """Fits routers that learn from prompts of each adapter.
 
-The prompts have no answers, and none of them is an item of a task. The user gives them in files, or
-the adapter generates them.
+No system is scored on any of these prompts. The user gives them in files; or they are the questions
+of items that were set apart, each task's for the adapter that knows its answers best; or the
+adapter generates them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition import Router
+from loraprobe.composition import Composition, Router
 from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, read_prompts
+from loraprobe.pipeline.portfolio import added_systems
 from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import router_specs
+from loraprobe.pipeline.systems import learning_routers
+from loraprobe.pipeline.task_split import TaskSplit
 from loraprobe.pipeline.transforms import Prepared
-from loraprobe.pipeline.weight_search import chosen_weights
+from loraprobe.pipeline.weight_search import answer_losses, chosen_weights
 from loraprobe.probes import generated_prompts
 from loraprobe.records import WeightSearch
 from loraprobe.routing import ROUTERS
@@ -29,6 +32,7 @@ from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer, read_texts
 from loraprobe.tasks import Task
 
+WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
 Prompts = dict[str, list[str]]
 
 
@@ -81,38 +85,87 @@ def fit_routers(
     options: Options,
     scorer: Any,
     tasks: Sequence[Task],
+    parts: TaskSplit | None = None,
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router that learns from prompts: fitted routers by spec, and notes.
 
-    The first one is fitted; all of them get its state. Raises UsageError for a prompt file of an
-    unknown adapter, and for an adapter without a prompt.
+    tasks: all that are given; parts: the same, with items set apart. The first router is fitted;
+    all of them get its state. A router that the user did not name is left out, with a note, where
+    it cannot be fitted to given prompts or to items set apart. Raises UsageError for a prompt file
+    of an unknown adapter, and for an adapter without a prompt.
     """
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
-    routers = {spec: ROUTERS.make(spec) for spec in router_specs(options, adapters)}
-    learning = {spec: router for spec, router in routers.items() if router.needs_prompts}
+    learning = learning_routers(options, adapters, tasks)
     if not learning:
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
-    prompts, note = gather_prompts(adapters, options, scorer, tasks)
-    first = next(iter(learning.values()))
-    state = fitted_to(first, scorer, prepared.adapters, prompts).state()
-    fitted = {spec: router.with_state(state) for spec, router in learning.items()}
-    return fitted, [f"{listing(learning)} learned from {note}"]
+    added = {one.spec: one for one in added_systems(options, tasks)}
+    named, scored = not learning.keys() <= added.keys(), parts.left if parts else tasks
+    try:
+        each = parts is not None and len(tasks) >= len(adapters)  # else some has no task of its own
+        own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
+        prompts, note = gather_prompts(adapters, options, scorer, scored, own, write=named)
+        first = next(iter(learning.values()))
+        state = fitted_to(first, scorer, prepared.adapters, prompts).state()
+        fitted = {spec: router.with_state(state) for spec, router in learning.items()}
+        if not named:
+            try_out(fitted, prepared.adapters, scorer, prompts)
+    except (UsageError, UnsupportedAdapter) as error:
+        if named:
+            raise
+        return {}, [f"{listing(learning)} is left out: {error}"]
+    notes = [f"{listing(learning)} learned from {note}"]
+    if parts and own:
+        apart, left = parts.items
+        notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")
+    return fitted, [*(one.note for spec, one in added.items() if spec in fitted), *notes]
+
+
+def try_out(
+    routers: Mapping[str, Router], adapters: Sequence[Adapter], scorer: Any, prompts: Prompts
+) -> None:
+    """Lets each router begin an answer. Raises what it raises where the model does not suit it."""
+    question = next(iter(prompts.values()))[0]
+    for spec, router in routers.items():
+        with scorer.with_composition(Composition(spec, tuple(adapters), router)):
+            scorer.generate([question], max_new_tokens=2)
+
+
+def questions_of_each(
+    adapters: Sequence[Adapter], scorer: Any, tasks: Sequence[Task]
+) -> dict[str, dict[str, list[str]]]:
+    """Adapter -> task -> its questions, for the tasks of which it knows the answers best.
+
+    The best is the adapter under which the gold answers are likeliest, of equal ones the first.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    alone = [tuple(float(i == j) for j in range(len(adapters))) for i in range(len(adapters))]
+    for task in tasks:
+        losses = answer_losses(scorer, adapters, [task])(alone)
+        best = adapters[losses.index(min(losses))].name
+        found.setdefault(best, {})[task.name] = [item.prompt for item in task.items]
+    return found
 
 
 def gather_prompts(
-    adapters: Sequence[Adapter], options: Options, scorer: Any, tasks: Sequence[Task]
+    adapters: Sequence[Adapter],
+    options: Options,
+    scorer: Any,
+    tasks: Sequence[Task],
+    own: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    write: bool = True,
 ) -> tuple[Prompts, str]:
-    """Prompts of each adapter, and a phrase that says where they come from."""
-    files, task_prompts = dict(options.router_prompts), _task_prompts(tasks)
+    """Prompts of each adapter, and a phrase that says where they come from.
+
+    tasks: those on which systems are scored. own: adapter -> task -> questions set apart, for
+    adapters without a file. write: whether an adapter without any writes its prompts itself.
+    """
+    task_prompts = _task_prompts(tasks)
     prompts: Prompts = {}
     sources, dropped = [], 0
     for adapter in adapters:
         name = adapter.name
-        if name in files:
-            lines, source = read_prompts(files[name]), f"of {files[name].name}"
-        else:
-            lines, source = written_by(adapter, scorer, options.seed), "it wrote itself"
+        lines, source = _lines_for(adapter, options, scorer, own or {}, write)
         kept = [line for line in lines if not _is_item(line, task_prompts)]
         dropped += len(lines) - len(kept)
         if not kept:
@@ -125,12 +178,34 @@ def gather_prompts(
     note = listing(sources)
     if dropped:
         note += f"; {dropped} that are items of the tasks were left out"
-    if len(files) < len(prompts):
+    if any(WRITTEN in source for source in sources):
         note += (
             ". Prompts in the form in which the adapters are asked, by --router-prompts NAME=FILE, "
             "tell a router more than what they write themselves"
         )
     return prompts, f"{note}."
+
+
+def _lines_for(
+    adapter: Adapter,
+    options: Options,
+    scorer: Any,
+    own: Mapping[str, Mapping[str, Sequence[str]]],
+    write: bool,
+) -> tuple[list[str], str]:
+    """The prompts of one adapter, and where they come from."""
+    name, files = adapter.name, dict(options.router_prompts)
+    if name in files:
+        return read_prompts(files[name]), f"of {files[name].name}"
+    if name in own:
+        lines = [prompt for questions in own[name].values() for prompt in questions]
+        return lines, f"questions of {listing(own[name])}"
+    if not write:
+        raise UsageError(
+            f"Adapter {name} is the best at no task, so there are no questions that show when it "
+            f"is meant; give some by --router-prompts {name}=FILE."
+        )
+    return written_by(adapter, scorer, options.seed), WRITTEN
 
 
 def fitted_to(

@@ -19,12 +19,14 @@ from loraprobe.formatting import nearest
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept
 from loraprobe.options import Options
 from loraprobe.pipeline.merges import merge_by
+from loraprobe.pipeline.portfolio import added_systems, unfit_routers
 from loraprobe.pipeline.random_partner import random_partner
 from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.tasks import Task
 
 FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
 
@@ -35,42 +37,33 @@ def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
 
 
 def composition_specs(
-    options: Options, adapters: Sequence[Adapter], has_hops: bool = False
+    options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()
 ) -> list[str]:
-    """The merges, routers and, where a task has hops, the chain that the options ask for."""
+    """The merges, routers and, where a task has hops, the chain that the options ask for.
+
+    tasks: those that are given, before items are set apart. Without them the systems that a kind of
+    question adds are left out.
+    """
     methods = list(options.methods)
     if options.weights and not any(METHODS.make(m).takes_weights for m in methods):
         methods.append("task_arithmetic")  # otherwise the weights would have no effect
-    specs = [*methods, *options.routers] + (["chain"] if has_hops else [])
+    specs = [*methods, *options.routers, *(one.spec for one in added_systems(options, tasks))]
+    specs += ["chain"] if any(task.has_hops for task in tasks) else []
     if options.systems:
         reserved = {"base", *(a.name for a in adapters), "shrunk", "random-partner"}
         extra = [s for s in options.systems if s not in specs and s not in reserved]
         specs = [spec for spec in specs if spec in options.systems] + extra
-    left_out = unfit_routers(options, adapters)
+    left_out = unfit_routers(options, adapters, tasks)
     return [spec for spec in dict.fromkeys(specs) if spec not in left_out]
 
 
-def router_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
-    """The specs of all routers that the options ask for, those of `--system` included."""
-    asked = (*options.routers, *composition_specs(options, adapters))
-    return [spec for spec in dict.fromkeys(asked) if spec in ROUTERS]
-
-
-def unfit_routers(options: Options, adapters: Sequence[Adapter]) -> Mapping[str, str]:
-    """Default routers that cannot be used with these adapters, each with a note for the report.
-
-    A router that the user named is not left out; it raises an error later.
-    """
-    default = Options().routers
-    holder = next((a for a in adapters if a.whole), None)
-    if holder is None or options.routers != default:
-        return {}
-    return {
-        spec: f"{spec} is left out: {holder.name} replaces {next(iter(holder.whole))} whole, which "
-        "gates that look at the token cannot weigh."
-        for spec in default
-        if spec not in options.systems and not ROUTERS.make(spec).weighs_whole
-    }
+def learning_routers(
+    options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()
+) -> dict[str, Router]:
+    """The routers asked for that learn from prompts, by spec, those of `--system` included."""
+    asked = (*options.routers, *composition_specs(options, adapters, tasks))
+    routers = {spec: ROUTERS.make(spec) for spec in dict.fromkeys(asked) if spec in ROUTERS}
+    return {spec: router for spec, router in routers.items() if router.needs_prompts}
 
 
 def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
@@ -186,10 +179,15 @@ class SystemBuilder:
         prepared = prepare(adapters, options, general, base)
         return cls(adapters, prepared, options, base, **{"weights": options.given_weights, **rest})
 
-    def compositions(self, has_hops: bool = False) -> list[Built]:
-        """All compositions that the options ask for; the chain only where a task has hops."""
-        specs = composition_specs(self.options, self.trained, has_hops)
-        return [self.build(spec) for spec in specs]
+    def compositions(self, tasks: Sequence[Task] = ()) -> list[Built]:
+        """All compositions that the options ask for of these tasks.
+
+        An added router that could not be fitted is left out.
+        """
+        specs = composition_specs(self.options, self.trained, tasks)
+        unfitted = learning_routers(self.options, self.trained, tasks).keys() - self.routers.keys()
+        unfitted &= {one.spec for one in added_systems(self.options, tasks)}
+        return [self.build(spec) for spec in specs if spec not in unfitted]
 
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None

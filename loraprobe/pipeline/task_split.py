@@ -1,4 +1,8 @@
-"""Sets items of the tasks apart for a search of weights, before anything is scored."""
+"""Sets items of the tasks apart, before anything is scored.
+
+They serve a search of weights, or a router that learns from prompts, and no system is scored on
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import SEARCH_LEAST, SEARCH_MOST, SEARCH_SHARE
+from loraprobe.defaults import (
+    FEWEST_ITEMS,
+    ROUTER_LEAST,
+    ROUTER_MOST,
+    SEARCH_LEAST,
+    SEARCH_MOST,
+    SEARCH_SHARE,
+)
 from loraprobe.errors import TaskError
 from loraprobe.options import Options
 from loraprobe.tasks import Item, Task
@@ -17,48 +28,83 @@ from loraprobe.tasks import Item, Task
 class TaskSplit:
     """Tasks in two parts that share no cluster and no prompt."""
 
-    searched: tuple[Task, ...]
+    apart: tuple[Task, ...]
     left: tuple[Task, ...]
 
     @property
     def items(self) -> tuple[int, int]:
-        """How many items went to the search, and how many are left."""
-        return _count(self.searched), _count(self.left)
+        """How many items were set apart, and how many are left."""
+        return _count(self.apart), _count(self.left)
 
     @property
     def clusters(self) -> int:
-        """Clusters of the part that is searched on."""
-        return len({_key(item) for task in self.searched for item in task.items})
+        """Clusters of the part that was set apart."""
+        return len({_key(item) for task in self.apart for item in task.items})
 
 
 def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
-    """Sets items apart: whole clusters, drawn by the seed, the same for the same call.
+    """Sets items apart for a search of weights: whole clusters, drawn by the seed.
 
     Raises TaskError where a task is too small to be split.
     """
-    keys = sorted({_key(item) for task in tasks for item in task.items})
-    random.Random(f"search:{options.seed}").shuffle(keys)
-    apart: set[str] = set()
-    for task in tasks:
-        wanted = options.search_items or min(SEARCH_MOST, math.ceil(SEARCH_SHARE * len(task.items)))
-        if wanted < SEARCH_LEAST and options.search_items is None:
+    wanted = [
+        options.search_items or min(SEARCH_MOST, math.ceil(SEARCH_SHARE * len(task.items)))
+        for task in tasks
+    ]
+    for task, number in zip(tasks, wanted, strict=True):
+        if number < SEARCH_LEAST and options.search_items is None:
             raise TaskError(
                 f"Task {task.name} has {len(task.items)} items, too few to search "
                 f"weights on a part of them; give at least {int(SEARCH_LEAST / SEARCH_SHARE)}, or "
                 "--search-items."
             )
-        own = [_key(item) for item in task.items]
-        for key in keys:
-            if sum(k in apart for k in own) >= wanted:
-                break
-            if key in own:
-                apart.add(key)
-        if len(set(own) - apart) < 2:
+    parts = _drawn(tasks, wanted, options.seed)
+    for task, number, left in zip(tasks, wanted, parts.left, strict=True):
+        if _clusters(left) < 2:
             raise TaskError(
-                f"Task {task.name} has {len(own)} items in {len(set(own))} clusters, so nothing "
-                f"is left to judge by once {wanted} are set apart for --weights search; give "
-                "more items or fewer --search-items."
+                f"Task {task.name} has {len(task.items)} items in {_clusters(task)} clusters, so "
+                f"nothing is left to judge by once {number} are set apart for --weights search; "
+                "give more items or fewer --search-items."
             )
+    return parts
+
+
+def split_for_router(tasks: Sequence[Task], options: Options) -> TaskSplit | str:
+    """Sets items apart for a router to learn from, or says why that cannot be.
+
+    Every task gives a quarter of its items, at most ROUTER_MOST, and has to keep FEWEST_ITEMS. With
+    --weights search the items of the search serve the router too.
+    """
+    if options.weights == "search":
+        return split(tasks, options)
+    needed = FEWEST_ITEMS + ROUTER_LEAST
+    for task in tasks:
+        if len(task.items) < needed:
+            return f"task {task.name} has {len(task.items)} items, and it takes {needed}"
+    wanted = [min(ROUTER_MOST, math.ceil(SEARCH_SHARE * len(task.items))) for task in tasks]
+    parts = _drawn(tasks, wanted, options.seed)
+    for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
+        if len(apart.items) < ROUTER_LEAST or len(left.items) < FEWEST_ITEMS:
+            return (
+                f"the {len(task.items)} items of task {task.name} lie in {_clusters(task)} "
+                "clusters, too few to divide"
+            )
+    return parts
+
+
+def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:
+    """Sets at least the wanted number of items of each task apart, in whole clusters."""
+    keys = sorted({_key(item) for task in tasks for item in task.items})
+    random.Random(f"search:{seed}").shuffle(keys)
+    apart: set[str] = set()
+    for task, number in zip(tasks, wanted, strict=True):
+        own = [_key(item) for item in task.items]
+        held = set(own)
+        for key in keys:
+            if sum(k in apart for k in own) >= number:
+                break
+            if key in held:
+                apart.add(key)
     return TaskSplit(
         *(tuple(_part(task, apart, inside) for task in tasks) for inside in (True, False))
     )
@@ -66,6 +112,10 @@ def split(tasks: Sequence[Task], options: Options) -> TaskSplit:
 
 def _count(tasks: Sequence[Task]) -> int:
     return sum(len(task.items) for task in tasks)
+
+
+def _clusters(task: Task) -> int:
+    return len({_key(item) for item in task.items})
 
 
 def _key(item: Item) -> str:

@@ -102,7 +102,7 @@ def chosen_weights(
         )
     parts, experts = split(inputs.tasks, options), prepared.adapters
     scorer, notes, _ = open_scorer(
-        inputs.base, "auto", session, experts, parts.searched, "answer_loss"
+        inputs.base, "auto", session, experts, parts.apart, "answer_loss"
     )
     with session.stage("search"):
         found = find_weights(scorer, experts, parts, options, progress=session.progress)
@@ -121,7 +121,7 @@ def find_weights(
 ) -> WeightSearch:
     """Searches with at most options.search_budget candidates; reproducible by the seed."""
     memory, budget, n = memory or TriedWeights(), options.search_budget, len(experts)
-    compute = answer_losses(scorer, experts, parts.searched)
+    compute = answer_losses(scorer, experts, parts.apart)
     tried: dict[Weights, float] = {}  # weights -> loss
 
     def try_all(candidates: Sequence[Weights]) -> bool:

@@ -19,8 +19,9 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `kind` is the kind of the verdict's system, "merge" or "router". `options` are
-    those that change a composition. `fitting` are adapters without a conflict among them.
+    that they name. `kind` is the kind of the verdict's system, "merge" or "router"; `learned` says
+    that this router was fitted to prompts. `options` are those that change a composition. `fitting`
+    are adapters without a conflict among them.
     """
 
     adapters: tuple[str, ...]
@@ -28,6 +29,7 @@ class Request:
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     kind: str = "merge"
+    learned: bool = False
     options: tuple[str, ...] = ()
     fitting: tuple[str, ...] = ()
 
@@ -78,6 +80,9 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
 
 
 def _save(verdict: Verdict, request: Request) -> str:
+    if request.learned:  # only an evaluation has the questions from which it learns
+        chosen = ("--router", verdict.system or "", "-o", "DIR")
+        return _evaluate(request, request.tasks, chosen)
     flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
     system = (flag, verdict.system or "", *request.options, "-o", "DIR")
     base = () if request.base == "auto" else _base(request)

@@ -16,6 +16,7 @@ import numpy as np
 from loraprobe.evaluation import System, gain
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.records import Gain, Interval, ItemResult
+from loraprobe.tasks import Task
 from loraprobe_lab.experiments.runner import BaseInfo, WorldEvaluator, WorldResults
 from loraprobe_lab.world import Scenario
 
@@ -41,7 +42,7 @@ def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
     """
     scenarios = tuple(evaluator.world.scenarios.values())
     tasks = evaluator.tasks(path for scenario in scenarios for path in scenario.tasks)
-    systems = _systems(evaluator, scenarios, any(task.has_hops for task in tasks))
+    systems = _systems(evaluator, scenarios, tasks)
     results = evaluator.evaluate_all(
         base.name, [(system, tasks, parts) for system, parts in systems]
     )
@@ -56,9 +57,12 @@ def evaluate_world(evaluator: WorldEvaluator, base: BaseInfo) -> WorldResults:
 
 
 def _systems(
-    evaluator: WorldEvaluator, scenarios: Sequence[Scenario], has_hops: bool
+    evaluator: WorldEvaluator, scenarios: Sequence[Scenario], tasks: Sequence[Task]
 ) -> list[tuple[System, frozenset[str] | None]]:
-    """Every system with the parts on which it is evaluated; None for all of them."""
+    """Every system with the parts on which it is evaluated; None for all of them.
+
+    No router is fitted here, so none that learns takes part.
+    """
     from loraprobe.options import Options
     from loraprobe.pipeline.scorer import single
     from loraprobe.pipeline.systems import SystemBuilder
@@ -71,7 +75,7 @@ def _systems(
     for scenario in scenarios:
         builder = SystemBuilder.of([adapters[name] for name in scenario.adapters], Options())
         forms = {"question", "steps"} if scenario.axes["form"] == "question" else {"steps"}
-        for system in (built.system for built in builder.compositions(has_hops)):
+        for system in (built.system for built in builder.compositions(tasks)):
             named = replace(system, name=system_name(scenario, system.name))
             found.append((named, frozenset({*forms, "hop1", "hop2"})))
     return found

@@ -21,7 +21,8 @@ PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # module -> 
 class Pages:
     """The document (plain data), the page, and what draws the figure.
 
-    digits: places to which the numbers of the JSON document are rounded; None for all.
+    digits: places to which the numbers of the JSON document are rounded; None for all. more: what
+    follows from the document, as texts by file name.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Pages:
     markdown: str = field(repr=False)
     figure: Callable[[], str] = field(repr=False)
     digits: int | None = 4
+    more: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def json(self) -> str:
@@ -36,14 +38,15 @@ class Pages:
         return as_json(self.document, self.digits)
 
     def files(self, directory: Path) -> tuple[Path, ...]:
-        return tuple(directory / f"{self.name}.{ending}" for ending in ("md", "json", "svg"))
+        names = (*(f"{self.name}.{ending}" for ending in ("md", "json", "svg")), *self.more)
+        return tuple(directory / name for name in names)
 
     def write(self, directory: Path) -> Pages:
-        """Writes NAME.md, NAME.json and NAME.svg, each complete or not at all.
+        """Writes NAME.md, NAME.json, NAME.svg and the others, each complete or not at all.
 
         Raises UsageError if matplotlib is not installed.
         """
-        texts = (self.markdown, self.json, self.figure())
+        texts = (self.markdown, self.json, self.figure(), *self.more.values())
         for path, text in zip(self.files(directory), texts, strict=True):
             write_text(path, text)
         return self

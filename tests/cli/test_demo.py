@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.report.schema import json_schema
@@ -103,10 +104,24 @@ def test_target_adapter_is_better_alone(tmp_path):
     assert verdict["action"] == "use-single:spouse-city"
 
 
+ROUTER = "hard:by=centroid,per=sequence"
+
+
 def test_keep_both_says_what_is_measured(tmp_path):
+    """A router that chooses per prompt keeps both skills; it learned from items apart."""
     code, document = demo("keep-both", tmp_path)
+    verdict = document["verdict"]
+    assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "route")
+    assert verdict["system"] == ROUTER and verdict["gain"]["difference"] > 0.4
     tasks = list(dict.fromkeys(r["task"] for r in document["evaluation"]))
     assert len(tasks) == 2
+    assert {r["n"] for r in document["evaluation"]} == {180}, "20 of 200 were set apart"
+    assert {g["system"] for g in document["gains"]} == {"uniform", "sum", "arrow", ROUTER}
+    assert any("40 items that were set apart; 360 are left" in n for n in document["notes"])
+    assert any("portfolio.md" in n for n in document["notes"])
+    # The random partner is routed as the adapters are, so one of the two skills is left.
+    control = [value(document, "random-partner", task=task) for task in tasks]
+    assert max(control) > 0.9 and min(control) < 0.1
     for row in document["evaluation"]:
         if row["kind"] in ("merge", "router"):
             best = max(value(document, s, task=row["task"]) for s in ("last", "count"))
@@ -153,6 +168,28 @@ def test_the_recommended_merge_is_saved(tmp_path):
         error = (merged.modules[path].to(torch.float32).delta() - expected).norm() / expected.norm()
         assert error < 0.01  # the sources are bf16, and so is the merge
     assert "What was measured" in (target / "README.md").read_text()
+
+
+def test_a_router_is_saved_with_what_it_learned(tmp_path):
+    target = tmp_path / "out"
+    call = ["merge-and-eval", *shipped("keep-both"), "--system", ROUTER, "--limit", "120", "--json"]
+    environment = {"LORAPROBE_CACHE": str(tmp_path / "c")}
+    result = CliRunner().invoke(app, [*call, "-o", str(target)], env=environment)
+    document = json.loads(result.stdout)
+    assert result.exit_code == 0 and document["verdict"]["system"] == ROUTER
+    words = document["verdict"]["next"].split()
+    assert words[1] == "merge-and-eval" and words[-4:] == ["--router", ROUTER, "-o", "DIR"]
+    restored = loraprobe.load_composition(target)
+    assert restored.router.name == "hard" and not restored.router.needs_prompts
+
+
+def test_a_dry_run_counts_the_router_and_the_items_that_are_left(tmp_path):
+    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "44", "--dry-run", "--json"]
+    result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
+    estimate = json.loads(result.stdout)["estimate"]
+    assert ROUTER in estimate["systems"] and estimate["steps"]["fit"] > 0
+    assert "search" not in estimate["steps"]
+    assert estimate["items"] == 2 * (44 - 11)  # a quarter of each task is set apart
 
 
 def test_advice_that_is_no_merge_writes_nothing(tmp_path):

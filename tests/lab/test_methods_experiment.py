@@ -448,7 +448,8 @@ def tiny(tmp_path_factory):
 def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
     made, output, plan = tiny
     files = made.files(output)
-    assert [path.name for path in files] == ["methods.md", "methods.json", "methods.svg"]
+    names = ["methods.md", "methods.json", "methods.svg", "portfolio.json", "portfolio.md"]
+    assert [path.name for path in files] == names
     document = json.loads(files[1].read_text(encoding="utf-8"))
     assert [w["name"] for w in document["worlds"]] == ["llama-16-seed0", "llama-16-seed1"]
     assert document["missing"] == [] and document["command"] == "loraprobe lab methods"

@@ -66,17 +66,16 @@ def test_the_parts_share_no_cluster_and_no_prompt():
     for seed in range(20):
         parted = split([first, second], Options(weights="search", seed=seed))
         sides = [
-            {(t.name, i.id) for t in part for i in t.items}
-            for part in (parted.searched, parted.left)
+            {(t.name, i.id) for t in part for i in t.items} for part in (parted.apart, parted.left)
         ]
         assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 80
         for what in ("group", "prompt"):
             held = [
                 {getattr(i, what) for t in part for i in t.items if what == "group" or not i.group}
-                for part in (parted.searched, parted.left)
+                for part in (parted.apart, parted.left)
             ]
             assert not (held[0] & held[1]) - {None}, what
-        assert all(len(t.items) >= 10 for t in parted.searched)
+        assert all(len(t.items) >= 10 for t in parted.apart)
         assert [t.sha256 for t in parted.left] == ["", ""]
         assert parted == split([first, second], Options(weights="search", seed=seed))
     seeds = {split([first], Options(weights="search", seed=s)).left for s in range(5)}
@@ -101,11 +100,11 @@ def test_losses_are_those_of_the_weighted_sum(bench):
     scorer, adapters, tasks = bench
     parted = split(tasks, SEARCH)
     weights = [(0.5, 0.5), (1.2, -0.4), (1.0, 0.0)]
-    side_by_side = answer_losses(scorer, adapters, parted.searched)(weights)
+    side_by_side = answer_losses(scorer, adapters, parted.apart)(weights)
     for found, w in zip(side_by_side, weights, strict=True):
         merged = merge(adapters, "task_arithmetic", weights=w, dtype=torch.float32).adapter
         with scorer.with_composition(single(merged)):
-            (items,) = [t.items for t in parted.searched]
+            (items,) = [t.items for t in parted.apart]
             pairs = [(i.prompt, i.answers[0]) for i in items]
             assert all(len(i.answers) == 1 for i in items)
             wanted = [-likely.per_token for likely in scorer.loglikelihood(pairs)]
@@ -137,7 +136,7 @@ def test_long_answers_count_by_the_token_and_the_cheapest_of_several_counts(benc
 
 def test_experts_that_hold_whole_parameters_are_searched_one_candidate_at_a_time(bench):
     scorer, adapters, tasks = bench
-    searched = split(tasks, SEARCH).searched
+    searched = split(tasks, SEARCH).apart
     name, weight = next(iter(scorer.model.named_parameters()))
     same = dataclasses.replace(adapters[0], whole={name: weight.detach().clone()})
     weights = [(0.5, 0.5), (1.2, -0.4)]
@@ -159,7 +158,7 @@ def test_found_weights_are_good_where_nothing_was_searched(bench):
     assert all(abs(w) <= BOUND and w == round(w, 4) for w in best)
     assert found.evaluations == asked[-1][0] == 24 == asked[-1][1]
     corners = [(0.5, 0.5), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)]
-    here = answer_losses(scorer, adapters, parted.searched)
+    here = answer_losses(scorer, adapters, parted.apart)
     assert found.objective == pytest.approx(objective(here, best), rel=1e-5)
     assert found.objective <= min(objective(here, w) for w in corners) + 1e-9
     assert found.uniform == pytest.approx(objective(here, (0.5, 0.5)), rel=1e-5)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from loraprobe_lab.experiments.methods.cases import cases_of, open_worlds
 from loraprobe_lab.experiments.methods.evaluating import CaseResults, evaluate_cases
 from loraprobe_lab.experiments.methods.page import methods_pages
+from loraprobe_lab.experiments.methods.portfolio import portfolio_files
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems
 from loraprobe_lab.experiments.methods.table import tabulated
 from loraprobe_lab.experiments.pages import Pages
@@ -56,7 +58,8 @@ WorldCases = tuple[World, list[CaseResults]]
 
 
 def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
-    """Makes the table: methods.md, methods.json, methods.svg.
+    """Makes the table (methods.md, methods.json, methods.svg), and from it the default systems of
+    merge-and-eval (portfolio.json, portfolio.md).
 
     The run's limit cuts the tasks; routers that need prompts are fitted to the items beyond it.
     Raises UsageError for an unknown method, router or world, or a missing matplotlib, before
@@ -75,7 +78,8 @@ def try_methods(run: ExperimentRun, plan: MethodsPlan | None = None) -> Pages:
     def pages(found: Sequence[WorldCases], missing: Sequence[str]) -> Pages:
         answers = [one for _, answered in found for one in answered]
         made = [world for world, _ in found]
-        return methods_pages(tabulated(answers, systems), answers, made, command, missing)
+        table = methods_pages(tabulated(answers, systems), answers, made, command, missing)
+        return replace(table, more=portfolio_files(json.loads(table.json)))
 
     return run.run_worlds(
         worlds or run.small_worlds(plan.bases, plan.spec, plan.shape), answer, pages

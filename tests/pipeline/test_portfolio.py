@@ -1,0 +1,214 @@
+"""What merge-and-eval evaluates beside its fixed systems, and what routers may learn from."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import making
+import pytest
+
+from loraprobe.errors import UsageError
+from loraprobe.merging import METHODS
+from loraprobe.options import Options
+from loraprobe.pipeline import router_fitting
+from loraprobe.pipeline.portfolio import (
+    FILE,
+    items_for_routers,
+    kind_of,
+    proven_systems,
+    unfit_routers,
+)
+from loraprobe.pipeline.router_fitting import fit_routers
+from loraprobe.pipeline.systems import SystemBuilder, composition_specs, forecastable
+from loraprobe.pipeline.task_split import TaskSplit, split_for_router
+from loraprobe.pipeline.transforms import Prepared
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Hop, Item, Task
+from loraprobe_lab.experiments.methods import portfolio as chosen
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "reproduction"
+FIXED = ["uniform", "sum", "arrow"]
+
+
+def task(name: str, size: int, **fields) -> Task:
+    return Task(name, tuple(Item(str(i), f"{name} {i}?", ("x",), **fields) for i in range(size)))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return [replace(making.random_adapter("tiny", seed=s), name=n) for s, n in enumerate("ab")]
+
+
+def test_the_shipped_portfolio_is_what_the_table_of_methods_gives():
+    document = json.loads((EXAMPLES / "methods.json").read_text(encoding="utf-8"))
+    made = chosen.portfolio_files(document)
+    assert FILE.read_text(encoding="utf-8") == made["portfolio.json"]
+    assert (EXAMPLES / "portfolio.md").read_text(encoding="utf-8") == made["portfolio.md"]
+    for kind in json.loads(FILE.read_text(encoding="utf-8"))["kinds"]:
+        for system in kind["systems"]:
+            registry = ROUTERS if system["spec"] in ROUTERS else METHODS
+            registry.make(system["spec"])
+
+
+def a_table(figures: dict[str, list[float]]) -> dict:
+    """A document of `lab methods` with one question, in which these systems took part."""
+    cells = [
+        {
+            "label": label,
+            "family": "router" if label in ROUTERS else "merge",
+            "spec": label.partition(" ")[0],
+            "space": None,
+            "strength": 1.0 if label.endswith("x1") else None,
+            "balanced": False,
+            "keep_both": {
+                "worse": {"value": sum(each) / len(each), "ci95": [0.0, 1.0], "each": each}
+            },
+        }
+        for label, each in figures.items()
+    ]
+    return {"cells": cells}
+
+
+def test_a_system_joins_by_what_it_adds_on_worlds_that_did_not_choose_it():
+    """A system that is best in one world by luck adds nothing on the others."""
+    draw = random.Random(1)
+    plain = {name: [0.3 + draw.gauss(0, 0.01) for _ in range(20)] for name in FIXED}
+    lucky = [0.3] * 19 + [0.9]
+    better = [0.5 + draw.gauss(0, 0.05) for _ in range(20)]
+    other = {"tsv": lucky, "ties": [0.31] * 20}
+    (step,) = chosen.choices(a_table({**plain, **other}))
+    assert step.label == "tsv" and not step.joins
+    first, second = chosen.choices(a_table({**plain, **other, "lag": better}))
+    assert (first.label, first.joins, second.joins) == ("lag", True, False)
+    assert first.beside == pytest.approx(0.31, abs=0.01)
+    assert first.added[0] == pytest.approx(0.2, abs=0.03)
+    (step,) = chosen.choices(a_table({**plain, "slerp x1": better}))
+    assert step.added[0] > 0.1 and not step.joins, "a spec cannot say its weights"
+
+
+def test_the_kind_of_question_decides_what_is_evaluated(pair):
+    one, steps = task("t", 60), task("t", 60, cot_prompt="t? Step by step.")
+    two = [task("t", 60), task("u", 60)]
+    assert [kind_of(ts) for ts in ([one], [steps], two)] == [
+        "one task",
+        "one task, worked steps",
+        "several tasks",
+    ]
+    (added,) = proven_systems(two)
+    assert proven_systems([]) == () and added.value > added.beside + 0.3
+    assert composition_specs(Options(), pair, two) == [*FIXED, added.spec]
+    assert composition_specs(Options(), pair, [one]) == FIXED
+    assert composition_specs(Options(), pair) == FIXED
+    named = Options(routers=("lag",))
+    assert composition_specs(named, pair, two) == ["uniform", "sum", "lag"]
+    assert composition_specs(Options(systems=("sum",)), pair, two) == ["sum"]
+    assert added.spec in composition_specs(Options(methods=("ties",)), pair, two)
+    hops = task("t", 60, hops=(Hop("h?", ("y",)),))
+    assert composition_specs(Options(), pair, [hops, two[1]])[-1] == "chain"
+    assert set(forecastable(Options(), pair)) == set(FIXED)
+
+
+def test_a_learning_router_is_left_out_where_items_are_too_few(pair):
+    enough, few = task("t", 40), task("u", 39)
+    (note,) = unfit_routers(Options(), pair, [enough, few]).values()
+    assert "task u has 39 items" in note and "--router-prompts" in note
+    assert composition_specs(Options(), pair, [enough, few]) == FIXED
+    assert unfit_routers(Options(), pair, [enough, task("u", 40)]) == {}
+    third = making.random_adapter("tiny", seed=9)
+    (note,) = unfit_routers(Options(), [*pair, third], [enough, enough]).values()
+    assert "2 tasks for 3 adapters" in note
+    groups = Task("u", tuple(Item(str(i), f"{i}", ("x",), group=str(i % 2)) for i in range(50)))
+    (note,) = unfit_routers(Options(), pair, [enough, groups]).values()
+    assert "50 items of task u lie in 2 clusters" in note
+
+
+def test_given_prompts_spare_the_items(pair, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("a question\n")
+    tasks = [task("t", 12), task("u", 12)]
+    options = Options(router_prompts=(("a", file), ("b", file)))
+    assert items_for_routers(options, pair, tasks) is None
+    assert unfit_routers(options, pair, tasks) == {}
+    half = Options(router_prompts=(("a", file),))
+    assert isinstance(items_for_routers(half, pair, tasks), str)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
+    """Clusters stay whole, also across tasks; a prompt that a scored item holds is not read."""
+    draw = random.Random(seed)
+    tasks = []
+    for name in "tuv":
+        items = []
+        for i in range(draw.randint(60, 130)):
+            group = None if draw.random() < 0.5 else f"g{draw.randint(0, 60)}"
+            prompt = f"{draw.choice('tuv')} {draw.randint(0, 150)}?" if group is None else f"{i}?"
+            hops = (Hop(f"What of {name} {i}?", ("y",)),) if draw.random() < 0.3 else ()
+            items.append(Item(str(i), prompt, ("x",), group=group, hops=hops))
+        tasks.append(Task(name, tuple(items)))
+    parts = items_for_routers(Options(seed=seed), pair, tasks)
+    assert isinstance(parts, TaskSplit)
+    read: list[str] = []
+
+    def losses(scorer, experts, asked):
+        return lambda candidates: [float(i != "tuv".index(asked[0].name) % 2) for i in (0, 1)]
+
+    def fitted_to(router, scorer, experts, prompts):
+        read.extend(line for lines in prompts.values() for line in lines)
+        return router
+
+    monkeypatch.setattr(router_fitting, "answer_losses", losses)
+    monkeypatch.setattr(router_fitting, "fitted_to", fitted_to)
+    monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
+    monkeypatch.setattr(router_fitting, "try_out", lambda *given: None)
+    fitted, notes = fit_routers(pair, Prepared(pair), Options(seed=seed), None, tasks, parts)
+    assert len(fitted) == 1 and len(read) >= 30
+    scored = [item for part in parts.left for item in part.items]
+    texts = {text for item in scored for text in (item.prompt, *(h.prompt for h in item.hops))}
+    assert not texts & set(read)
+    apart = {item.group for part in parts.apart for item in part.items} - {None}
+    assert not apart & {item.group for item in scored}
+    for whole, own, left in zip(tasks, parts.apart, parts.left, strict=True):
+        assert len(own.items) + len(left.items) == len(whole.items)
+        assert len(own.items) >= 10 and len(left.items) >= 30
+    assert any(f"on {parts.items[0]} items" in note for note in notes)
+
+
+def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
+    class Refusing:
+        def with_composition(self, composition):
+            raise UsageError("this model has no cache")
+
+    tasks = [task("t", 60), task("u", 60)]
+    parts = split_for_router(tasks, Options())
+    given = {"a": ["t 1?"], "b": ["u 1?"]}
+    monkeypatch.setattr(router_fitting, "questions_of_each", lambda *_: {})
+    monkeypatch.setattr(router_fitting, "gather_prompts", lambda *_, write: (given, "."))
+    monkeypatch.setattr(router_fitting, "fitted_to", lambda router, *_: router)
+    monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
+    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), Refusing(), tasks, parts)
+    assert fitted == {} and "left out: this model has no cache" in note
+
+
+def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
+    """A default router is left out with the reason; one that was named has it written prompts."""
+    tasks = [task("t", 60), task("u", 60)]
+    parts = split_for_router(tasks, Options())
+    monkeypatch.setattr(
+        router_fitting, "answer_losses", lambda *given: lambda candidates: [0.1, 0.2]
+    )
+    fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, tasks, parts)
+    assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
+    built = SystemBuilder.of(pair, Options()).compositions(tasks)
+    assert [one.system.name for one in built] == FIXED
+    named = Options(routers=("centroid",))
+
+    def asked(*given):
+        raise UsageError("asked")
+
+    monkeypatch.setattr(router_fitting, "written_by", asked)
+    with pytest.raises(UsageError, match="asked"):
+        fit_routers(pair, Prepared(pair), named, None, tasks, parts)

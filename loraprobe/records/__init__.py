@@ -34,13 +34,14 @@ from loraprobe.records.measurements import (
     Interval,
     ItemResult,
     Measurement,
+    Oracle,
     Reply,
     Sample,
     Score,
     SystemKind,
     WeightSearch,
 )
-from loraprobe.records.plain import as_text, plain
+from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "ItemResult",
     "LayerGroup",
     "Measurement",
+    "Oracle",
     "Progress",
     "Provenance",
     "Reason",
@@ -77,6 +79,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "WeightSearch",
+    "document",
     "plain",
 ]
 
@@ -102,6 +105,7 @@ class Audit:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
+    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.scoring.forward import tail_logits
+from loraprobe.scoring.generation import Written
 from loraprobe.scoring.scorer import Scorer
 
 SetRows = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
@@ -92,20 +93,22 @@ def write_together(
     *,
     max_new_tokens: int,
     until_newline: bool = False,
-) -> list[list[str]]:
+    until: Callable[[str], bool] | None = None,
+) -> list[list[Written]]:
     """The greedy continuation of each prompt by each ensemble: a list per ensemble.
 
     The scorer's model must carry a composition whose gates `set_rows` sets. Ends, limits and errors
-    are those of `Scorer.generate`.
+    are those of `Scorer.write_all`.
     """
     order = EnsembleRows(ensembles)
 
-    def write(rows: list[list[int]], most: int) -> list[list[str]]:
+    def write(rows: list[list[int]], most: int) -> list[list[Written]]:
         set_rows(*order.rows(len(rows)))
         texts = scorer.write(
             [row for row in rows for _ in range(order.count)],
             most,
             until_newline,
+            until,
             processor=_CommonLogits(order, len(rows)),
         )
         return [[texts[b * order.count + s] for s in order.starts] for b in range(len(rows))]

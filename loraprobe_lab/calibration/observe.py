@@ -134,11 +134,14 @@ def _audit_before(
     from loraprobe.evaluation import score
     from loraprobe.pipeline.audits import audit_of
     from loraprobe.pipeline.conclusion import conclude
+    from loraprobe_lab.calibration.shared_layers import shared_layers
 
     inputs, session = evaluator.inputs, evaluator.session
     results = _answers(evaluator, baselines, known)
+    with shared_layers(evaluator.scorer.model, inputs.adapters):
+        forecasts = evaluator.forecast(results)
     evidence: dict[str, Any] = {
-        "forecasts": evaluator.forecast(results),
+        "forecasts": forecasts,
         "evaluation": score(results, baselines),
     }
     verdict = conclude(session.options, inputs, examined, level="base", **evidence)

@@ -182,7 +182,8 @@ def test_sets_become_cases_and_are_evaluated_once(tmp_path, seen):
     assert sorted(seen) == sorted(World.load(path).scenarios)
     assert told[-1] == (("adapter sets", 4, 4))
     cases, skipped = kept_cases(tmp_path)
-    assert len(cases) == 9 and skipped == ["small-world/disjoint: The adapters do not fit."]
+    assert len(cases) == 9 and len(skipped) == 1
+    assert skipped[0].startswith("small-world/disjoint: The adapters do not fit")
     first = cases[0]
     assert (first.base, first.architecture, first.world) == ("small-world", "llama", "small-world")
     assert {c.label(MARGIN) for c in cases if c.method == "sum"} == {0}
@@ -303,10 +304,8 @@ def test_cases_of_a_given_base_are_appended_and_replaced(tmp_path, seen):
     elsewhere = [dataclasses.replace(case, world="elsewhere") for case in stored]
     write_cases(path, elsewhere)
     for _ in range(2):
-        assert append(tmp_path, path, "real") == (
-            9,
-            ["small-world/disjoint: The adapters do not fit."],
-        )
+        count, skipped = append(tmp_path, path, "real")
+        assert count == 9 and [line.split(":")[0] for line in skipped] == ["small-world/disjoint"]
         cases = read_cases(path)
         assert cases[:9] == elsewhere and len(cases) == 18
         assert {(c.base, c.world) for c in cases[9:]} == {("real", "real-small-world")}

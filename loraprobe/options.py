@@ -116,6 +116,11 @@ class Options:
         read=read_auto_or_count,
     )
     limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
+    all_items: bool = option(
+        False,
+        EVALUATION,
+        "Ask every system all items; otherwise a run stops as soon as the decision holds.",
+    )
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")
     margin: float | None = option(

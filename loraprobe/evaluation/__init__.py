@@ -2,7 +2,8 @@
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
 `score`, `compare`, `gains` and `attribute` evaluate the results. Only `asking` asks a model
-questions, and only `statistics` has formulas of intervals.
+questions, and only `statistics`, `likelihood` and `ratios`
+have formulas of intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
@@ -11,6 +12,7 @@ from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import METRICS
+from loraprobe.evaluation.rounds import Round, beaten, rounds
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
@@ -19,15 +21,18 @@ from loraprobe.evaluation.template import choose_template
 __all__ = [
     "METRICS",
     "Ledger",
+    "Round",
     "Samples",
     "System",
     "attribute",
+    "beaten",
     "chain_notes",
     "choose_template",
     "compare",
     "gain",
     "gains",
     "retention",
+    "rounds",
     "run_systems",
     "score",
 ]

@@ -35,6 +35,7 @@ from loraprobe.records.measurements import (
     ItemResult,
     Measurement,
     Reply,
+    Rounds,
     Sample,
     Score,
     SystemKind,
@@ -68,6 +69,7 @@ __all__ = [
     "Provenance",
     "Reason",
     "Reply",
+    "Rounds",
     "SCHEMA_VERSION",
     "Sample",
     "Score",
@@ -103,6 +105,7 @@ class Audit:
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    rounds: Rounds | None = None
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
     verdict: Verdict | None = None

@@ -104,25 +104,28 @@ def _part(task: Task, clusters: Collection[str]) -> Task:
 
 
 @functools.cache
-def look_alphas(shares: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
-    """The two-sided alpha of each look at these shares of the information; the last share is 1.
+def look_alphas(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """The alpha of each look at these shares of the information; the last share is 1."""
+    return boundaries(shares, tuple(ALPHA * share**EXPONENT for share in shares))
 
-    A Brownian motion leaves the boundaries of both sides by share t with probability
-    alpha t^EXPONENT.
+
+def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
+    """The two-sided alpha of each look, so that `spent` is spent by each.
+
+    A Brownian motion leaves the boundaries of either side by share t with the probability spent.
     """
     grid = np.linspace(-WIDEST, WIDEST, GRID)
-    step, before, found = grid[1] - grid[0], 0.0, []
+    step, found = grid[1] - grid[0], []
     density = np.where(grid == 0.0, 1 / step, 0.0)
-    for share in shares:
-        spread = math.sqrt(share - before)
+    lengths = np.diff([0.0, *shares])
+    for share, length, part in zip(shares, lengths, np.diff([0.0, *spent]), strict=True):
+        spread = math.sqrt(length)
         moves = np.exp(-(((grid[:, None] - grid) / spread) ** 2) / 2) * step
         density = moves @ density / (spread * math.sqrt(2 * math.pi))
         beyond = np.cumsum(density[::-1])[::-1] * step  # probability at this point or above
-        spent = alpha * (share**EXPONENT - before**EXPONENT) / 2
-        bound = np.interp(spent, beyond[::-1], grid[::-1] - step / 2)
+        bound = np.interp(part / 2, beyond[::-1], grid[::-1] - step / 2)
         density = np.where(np.abs(grid) < bound, density, 0.0)
         found.append(2 * float(special.ndtr(-bound / math.sqrt(share))))
-        before = share
     return tuple(found)
 
 

@@ -86,7 +86,9 @@ class Estimates:
         if not self.bounded:
             reach = critical * np.where(np.isinf(critical), 1.0, self.se)
             return self.center - reach, self.center + reach
-        ends = np.stack([likelihood_interval(*task, critical) for task in self.counts])
+        ends = np.stack(
+            [likelihood_interval(task[0], task[1], task[2], critical) for task in self.counts]
+        )
         means = (self.counts[:, 0] - self.counts[:, 1]) / self.counts[:, 2]
         if len(ends) == 1:
             return ends[0, 0], ends[0, 1]

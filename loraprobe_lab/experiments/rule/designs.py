@@ -1,61 +1,65 @@
-"""Constructions of the decision compared by simulation: intervals, selection and looks.
+"""Constructions of the decision, compared on the same simulated runs.
 
-A design is a test of one pair (`signed`), whether only contending systems and baselines are
-corrected for (`contention`), and the alpha of each look (`spent`). All runs of a case are drawn at
-once; the bootstrap runs only where a single pair would decide.
+A construction has an interval of one pair, corrects for all systems and baselines or for those that
+contend, and spends alpha over the looks in some way. The runs are those of `simulated`: systems
+whose items share part of their difficulty. A run is bootstrapped only where a single pair would
+decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
+from loraprobe.evaluation import likelihood
+from loraprobe.evaluation.rounds import ALPHA, FIRST, boundaries
+from loraprobe.evaluation.statistics import SELECTION
+from loraprobe.records import Progress
 from loraprobe_lab.experiments.rule.exact import MARGIN, Array
-from loraprobe_lab.experiments.rule.simulated import SHARED, SimulatedCase
+from loraprobe_lab.experiments.rule.simulated import SHARED, SimulatedCase, cases, split_cases
 
-ALPHA = 0.05  # both sides together
-DRAWS = 1000  # of the multiplier bootstrap, used with both signs
-SELECTION = 2.0  # standard errors that separate what no longer contends
+DRAWS = 1000  # of the multiplier bootstrap, each with both signs
+WRONG_AT = (0.04, 0.06)  # true gains at which wrong decisions are counted
+DECIDED_AT = (-0.1, 0.0, 0.15, 0.3, 0.6)  # true gains at which right decisions are counted
+CENTRE = 0.3  # share of the items at which the confidence sequence is the narrowest
 
-Signed = Callable[[Array, Array, int, float], Array]  # gained, lost, n, difference -> z
-Spending = Callable[[float], float]  # share of the items -> share of alpha
-
-
-def bonett_price(gained: Array, lost: Array, n: int, difference: float) -> Array:
-    """One observation is added in each direction: the interval until now."""
-    mean = (gained - lost) / (n + 2)
-    variance = ((gained + lost + 2) / (n + 2) - mean**2) / (n + 2)
-    return (mean - difference) / np.sqrt(variance)
+Signed = Callable[[Array, Array, float, float], Array]  # gained, lost, n, difference -> z
 
 
-def tango(gained: Array, lost: Array, n: int, difference: float) -> Array:
-    """The score test (Tango 1998): the variance under the hypothesis."""
-    low = _restricted(gained, lost, n, difference)
-    variance = (2 * low + difference * (1 - difference)) / n
-    return ((gained - lost) / n - difference) / np.sqrt(variance)
+def bonett_price(gained: Array, lost: Array, n: float, difference: float) -> Array:
+    mean, se = _moments(gained, lost, n)
+    return np.asarray((mean - difference) / se)
 
 
-def likelihood(gained: Array, lost: Array, n: float, difference: float) -> Array:
-    """The signed root of the likelihood ratio, with half an observation in each direction."""
-    gained, lost, n = gained + 0.5, lost + 0.5, n + 1
-    low = _restricted(gained, lost, n, difference)
-    same = n - gained - lost
-    ratio = special.xlogy(gained, gained / n / (low + difference))
-    ratio += special.xlogy(lost, lost / n / low)
-    ratio += special.xlogy(same, same / n / np.maximum(1 - 2 * low - difference, 1e-300))
-    sign = np.sign((gained - lost) / n - difference)
-    return sign * np.sqrt(np.maximum(2 * ratio, 0))
-
-
-def _restricted(gained: Array, lost: Array, n: float, difference: float) -> Array:
-    """The most likely share of lost items, given the difference of the two shares."""
+def tango(gained: Array, lost: Array, n: float, difference: float) -> Array:
+    """The score test (Tango 1998): the variance is that of the most likely shares there."""
     b = (2 * n - gained + lost) * difference - gained - lost
-    root = np.sqrt(np.maximum(b * b + 8 * n * lost * difference * (1 - difference), 0))
-    return (root - b) / (4 * n)
+    root = np.sqrt(np.maximum(b * b + 8 * n * lost * difference * (1 - difference), 0.0))
+    variance = ((root - b) / (2 * n) + difference * (1 - difference)) / n
+    return np.asarray(((gained - lost) / n - difference) / np.sqrt(np.maximum(variance, 1e-12)))
+
+
+def likelihood_ratio(gained: Array, lost: Array, n: float, difference: float) -> Array:
+    half = likelihood.HALF
+    size = np.full_like(gained, n + 2 * half)
+    return likelihood.signed_root(
+        gained + half, lost + half, size, np.full_like(gained, difference)
+    )
+
+
+def _moments(gained: Array, lost: Array, n: float) -> tuple[Array, Array]:
+    """Bonett and Price's mean and standard error."""
+    mean = (gained - lost) / (n + 2)
+    return mean, np.sqrt(((gained + lost + 2) / (n + 2) - mean**2) / (n + 2))
+
+
+def squared(share: float) -> float:
+    return share**2
 
 
 def o_brien_fleming(share: float) -> float:
@@ -66,261 +70,239 @@ def pocock(share: float) -> float:
     return math.log(1 + (math.e - 1) * share)
 
 
-def power(share: float, exponent: float = 2.0) -> float:
-    """Kim and DeMets (1987)."""
-    return float(share**exponent)
+def spent_by(spending: Callable[[float], float]) -> Callable[[Sequence[float]], list[float]]:
+    """The alpha of each look if alpha * spending(share) is spent by each share of the items."""
+    return lambda shares: list(boundaries(shares, [ALPHA * spending(share) for share in shares]))
 
 
-def increments(spending: Spending, shares: Sequence[float]) -> list[float]:
-    """The alpha of each look: what is spent since the last one, used on its own (Bonferroni)."""
-    spent = [ALPHA * spending(share) for share in shares]
-    return np.diff([0.0, *spent]).tolist()
-
-
-def boundaries(spending: Spending, shares: Sequence[float]) -> list[float]:
-    """The alpha of each look so that a Brownian path crosses with the probability spent.
-
-    Armitage, McPherson and Rowe's recursion on a grid (both sides, symmetric).
-    """
-    grid = np.linspace(-8, 8, 1601)
-    step, density, found = grid[1] - grid[0], None, []
-    before = 0.0
-    for share, amount in zip(shares, increments(spending, shares), strict=True):
-        own = math.sqrt(share - before)
-        if density is None:
-            density = stats.norm.pdf(grid, scale=own)
-        else:
-            density = stats.norm.pdf(grid[:, None] - grid, scale=own) @ density * step
-        tails = np.cumsum(density[::-1])[::-1] * step
-        place = np.interp(amount / 2, tails[::-1], grid[::-1])
-        density = np.where(np.abs(grid) < place, density, 0.0)
-        found.append(2 * float(special.ndtr(-place / math.sqrt(share))))
-        before = share
-    return found
-
-
-def confidence_sequence(shares: Sequence[float], tuned: float = 0.3) -> list[float]:
-    """The alpha of each look under a normal mixture (Robbins 1970), which holds at every item.
-
-    tuned: the share of the items at which it is the narrowest.
-    """
-    rho = tuned / (-2 * math.log(ALPHA) + math.log(-2 * math.log(ALPHA)) + 1)
-    found = []
-    for t in shares:
-        bound = math.sqrt((t + rho) / t * math.log((t + rho) / (rho * ALPHA**2)))
-        found.append(2 * float(special.ndtr(-bound)))
-    return found
+def confidence_sequence(shares: Sequence[float]) -> list[float]:
+    """The alpha of each look under a normal mixture (Robbins 1970), valid at any time."""
+    log = -2 * math.log(ALPHA)
+    rho = CENTRE / (log + math.log(log) + 1)
+    bounds = [math.sqrt((t + rho) / t * math.log((t + rho) / (rho * ALPHA**2))) for t in shares]
+    return [2 * float(special.ndtr(-bound)) for bound in bounds]
 
 
 @dataclass(frozen=True)
 class Design:
-    """A construction. alphas: shares of the items at the looks -> alpha of each look."""
+    """A construction; alphas: shares of the items at the looks -> alpha of each; None: one look."""
 
     name: str
-    signed: Signed = likelihood
+    signed: Signed = likelihood_ratio
     contention: bool = True
-    alphas: Callable[[Sequence[float]], list[float]] = lambda shares: [ALPHA] * len(shares)
-    shares: tuple[float, ...] = (1.0,)
-    drops: bool = False
+    alphas: Callable[[Sequence[float]], list[float]] | None = None
+
+
+DESIGNS = (
+    Design("Bonett and Price, all pairs", bonett_price, contention=False),
+    Design("score (Tango), all pairs", tango, contention=False),
+    Design("likelihood ratio, all pairs", contention=False),
+    Design("likelihood ratio, contending pairs"),
+    Design("... alpha spent as t^2", alphas=spent_by(squared)),
+    Design("... spent as O'Brien and Fleming", alphas=spent_by(o_brien_fleming)),
+    Design("... spent as Pocock", alphas=spent_by(pocock)),
+    Design("... confidence sequence", alphas=confidence_sequence),
+)
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a design does on a case: shares of decisions, items and passes (share of all)."""
+class DesignFigures:
+    """A construction on all cases of n items: the most wrong decisions of any case, and means.
+
+    `decided` is the share of right decisions, `items` that of the items that were asked, `passes`
+    that of items times systems.
+    """
 
     design: str
-    case: str
     n: int
-    truth: float
-    likely: float
-    unlikely: float
+    wrong: float
+    case: str
+    decided: float
     items: float
     passes: float
 
-    @property
-    def wrong(self) -> float:
-        if abs(self.truth - MARGIN) < 1e-9:
-            return 0.0
-        return self.likely if self.truth < MARGIN else self.unlikely
+
+def compare_designs(
+    n: int, repeats: int, seed: int = 0, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Every design on every case; a case of WRONG_AT has `repeats` runs, another a quarter."""
+    chosen = [(case, repeats) for truth in WRONG_AT for case in cases(truth)]
+    chosen += [(case, repeats) for case in split_cases(max(WRONG_AT))]
+    chosen += [(c, max(1, repeats // 4)) for t in DECIDED_AT for c in cases(t) if _possible(c, t)]
+    rows: dict[str, list[tuple[SimulatedCase, Array]]] = {design.name: [] for design in DESIGNS}
+    for k, (case, runs) in enumerate(chosen):
+        rng = np.random.default_rng([seed, n, k])
+        right = _draw(rng, case, n, runs)
+        for design in DESIGNS:
+            rows[design.name].append((case, _Runs(case, right, design, rng).decide()))
+        if progress is not None:
+            progress("constructions", k + 1, len(chosen))
+    return [asdict(_summary(name, n, found)) for name, found in rows.items()]
 
 
-def compare(
-    case: SimulatedCase, n: int, designs: Sequence[Design], repeats: int, seed: int = 0
-) -> list[Figures]:
-    """All designs on the same runs of a case."""
-    rng = np.random.default_rng([seed, n])
-    right = _draw(rng, case, n, repeats)
-    return [_figures(case, n, design, right, rng) for design in designs]
+def _possible(case: SimulatedCase, truth: float) -> bool:
+    """Whether the case has this gain: shares end at 0 and 1."""
+    return case.truth == truth and max(case.baselines) + truth > 0
 
 
-def _draw(rng: np.random.Generator, case: SimulatedCase, n: int, repeats: int) -> Array:
-    """Right and wrong [repeats, n, columns]: baselines and compositions plainly, then by steps."""
+def _summary(name: str, n: int, found: Sequence[tuple[SimulatedCase, Array]]) -> DesignFigures:
+    wrong, right = [], []
+    for case, (likely, unlikely, items, passes) in found:
+        above = case.truth > MARGIN
+        if case.truth in WRONG_AT:
+            wrong.append((float(unlikely if above else likely), case.name))
+        else:
+            right.append((float(likely if above else unlikely), items, passes))
+    worst, means = max(wrong), np.mean(right, axis=0)
+    return DesignFigures(name, n, *worst, *map(float, means))
+
+
+def _draw(rng: np.random.Generator, case: SimulatedCase, n: int, runs: int) -> Array:
+    """Right and wrong [runs, n, columns]: baselines and compositions, plainly, then by steps."""
     best = max(case.baselines)
     means = [*case.baselines, *[best + case.gain] * case.compositions]
     if case.steps_gain is not None:
         steps = case.steps_baseline
         means += [b if steps is None else steps for b in case.baselines]
         means += [best + case.steps_gain] * case.compositions
-    common = rng.standard_normal((repeats, n, 1), dtype=np.float32)
-    own = rng.standard_normal((repeats, n, len(means)), dtype=np.float32)
+    common = rng.standard_normal((runs, n, 1), dtype=np.float32)
+    own = rng.standard_normal((runs, n, len(means)), dtype=np.float32)
     latent = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
     return (latent < special.ndtri(np.array(means))).astype(np.float32)
 
 
-def _figures(
-    case: SimulatedCase, n: int, design: Design, right: Array, rng: np.random.Generator
-) -> Figures:
-    looks = [round(n * share) for share in design.shares]
-    alphas = design.alphas([look / n for look in looks])
-    counts = {"likely": 0, "unlikely": 0}
-    items = passes = 0.0
-    for run in right:
-        state = _Run(case, run, design, rng)
-        decision, used, cost = state.decide(looks, alphas)
-        counts[decision] = counts.get(decision, 0) + 1
-        items += used / n
-        passes += cost / (n * (len(case.baselines) + case.compositions))
-    runs = len(right)
-    return Figures(
-        design.name,
-        case.name,
-        n,
-        case.truth,
-        counts["likely"] / runs,
-        counts["unlikely"] / runs,
-        items / runs,
-        passes / runs,
-    )
+class _Runs:
+    """All runs of one case under one design."""
 
-
-class _Run:
-    """One run of one case: which compositions are left, and the decision after each look."""
-
-    def __init__(self, case: SimulatedCase, right: Array, design: Design, rng: object) -> None:
+    def __init__(
+        self, case: SimulatedCase, right: Array, design: Design, rng: np.random.Generator
+    ) -> None:
         self.case, self.right, self.design, self.rng = case, right, design, rng
-        self.left = list(range(case.compositions))
+        self.n = right.shape[1]
+        self.left = np.ones((len(right), case.compositions), dtype=bool)
+        self.open = np.ones(len(right), dtype=bool)
 
-    def decide(self, looks: Sequence[int], alphas: Sequence[float]) -> tuple[str, int, float]:
-        cost, before = 0.0, 0
-        for n, alpha in zip(looks, alphas, strict=True):
-            cost += (n - before) * (len(self.case.baselines) + len(self.left))
-            before = n
-            decision, out = self._look(n, alpha)
-            if decision or n == looks[-1]:
-                return decision or "open", n, cost
-            if self.design.drops:
-                self.left = [s for s in self.left if s not in out]
-        raise AssertionError
+    def decide(self) -> Array:
+        """Shares of likely, unlikely, of the items, and of the items times systems."""
+        steps = max(1, round(math.log2(self.n / FIRST))) if self.design.alphas else 0
+        sizes = [round(self.n * (FIRST / self.n) ** (1 - k / (steps or 1))) for k in range(steps)]
+        sizes.append(self.n)
+        shares = [size / self.n for size in sizes]
+        alphas = self.design.alphas(shares) if self.design.alphas else [ALPHA]
+        base, before = len(self.case.baselines), 0
+        totals = np.zeros(4)
+        for size, alpha in zip(sizes, alphas, strict=True):
+            asked = self.left[self.open].sum(1) + base
+            whole = base + self.case.compositions
+            totals[2] += len(asked) * (size - before) / self.n
+            totals[3] += asked.sum() / whole * (size - before) / self.n
+            before = size
+            totals[:2] += self._look(size, alpha)
+        return np.asarray(totals / len(self.right))
 
-    def _look(self, n: int, alpha: float) -> tuple[str, set[int]]:
-        forms = [self._form(n, steps) for steps in range(1 + (self.case.steps_gain is not None))]
-        contending = [True] * len(forms)
-        if self.design.contention and len(forms) > 1:
-            top = [max(f.center - SELECTION * f.se) for f in forms]
-            contending = [max(f.center + SELECTION * f.se) >= max(top) for f in forms]
-        likely = any(
-            f.exceeds(alpha / sum(contending)) for f, c in zip(forms, contending, strict=True) if c
+    def _look(self, n: int, alpha: float) -> tuple[int, int]:
+        """How many runs become likely and unlikely after n items."""
+        single = -float(special.ndtri(alpha / 2))
+        forms = [self._form(n, k) for k in range(1 if self.case.steps_gain is None else 2)]
+        counts = [0, 0]
+        lows = [np.where(self.left, form.z.min(2), -np.inf).max(1) for form in forms]
+        highs = [np.where(self.left, form.z.min(2), -np.inf).max(1) for form in forms]
+        for run in np.flatnonzero(self.open & (np.max(lows, axis=0) > single)):
+            if self._exceeds(forms, run, alpha):
+                self.open[run] = False
+                counts[0] += 1
+        for run in np.flatnonzero(self.open & (np.max(highs, axis=0) < -single)):
+            if all(form.below(run, self.left[run], alpha, self) for form in forms):
+                self.open[run] = False
+                counts[1] += 1
+        if self.design.alphas:
+            gone = np.logical_and.reduce([form.out(self.left, alpha) for form in forms])
+            self.left &= ~gone | gone.all(1, keepdims=True)
+        return counts[0], counts[1]
+
+    def _exceeds(self, forms: Sequence[_Form], run: int, alpha: float) -> bool:
+        contends = [True] * len(forms)
+        if self.design.contention:
+            ends = [form.reach(run, self.left[run]) for form in forms]
+            best = max(low.max() for low, _ in ends)
+            contends = [bool(high.max() >= best) for _, high in ends]
+        return any(
+            form.exceeds(run, self.left[run], alpha / sum(contends), self)
+            for form, one in zip(forms, contends, strict=True)
+            if one
         )
-        if likely:
-            return "likely", set()
-        below = [f.below(alpha) for f in forms]
-        out = {s for k, s in enumerate(self.left) if all(b[k] for b in below)}
-        if len(out) == len(self.left):
-            return "unlikely", out
-        worse = [f.worse(alpha) for f in forms]
-        out |= {s for k, s in enumerate(self.left) if all(w[k] for w in worse)}
-        return "", out
 
     def _form(self, n: int, steps: int) -> _Form:
         b, s = len(self.case.baselines), self.case.compositions
-        block = self.right[:n]
-        base = block[:, :b] if not steps else block[:, [*range(b), *range(b + s, 2 * b + s)]]
-        composed = block[:, [(b + s) * steps + b + k for k in self.left]]
-        return _Form(composed, base, self.design, self.rng)
+        block = self.right[:, :n]
+        first = (b + s) * steps + b
+        seconds = [*range(b), *(range(b + s, 2 * b + s) if steps else [])]
+        return _Form(block[:, :, first : first + s], block[:, :, seconds], self.design.signed)
 
 
 class _Form:
-    """The compositions [items, S] and baselines [items, B] on one form of the question."""
+    """Compositions [runs, n, S] and baselines [runs, n, B] on one form of the question."""
 
-    def __init__(self, composed: Array, base: Array, design: Design, rng: object) -> None:
-        self.composed, self.base, self.design, self.rng = composed, base, design, rng
-        self.n = len(base)
-        x = composed[:, :, None] - base[:, None, :]
-        self.x = x.reshape(self.n, -1)
-        self.shape = x.shape[1:]
-        self.gained, self.lost = (x > 0).sum(0).astype(float), (x < 0).sum(0).astype(float)
-        self.z = design.signed(self.gained, self.lost, self.n, MARGIN)
-        mean = (self.gained - self.lost) / (self.n + 2)
-        self.pair = mean
-        self.pair_se = np.sqrt(
-            ((self.gained + self.lost + 2) / (self.n + 2) - mean**2) / (self.n + 2)
+    def __init__(self, composed: Array, base: Array, signed: Signed) -> None:
+        self.composed, self.base, self.n = composed, base, base.shape[1]
+        turned = composed.swapaxes(1, 2)
+        self.signed = signed
+        self.gained = (turned @ (1 - base)).astype(float)  # [runs, S, B]
+        self.lost = ((1 - turned) @ base).astype(float)
+        self.z = signed(self.gained, self.lost, self.n, MARGIN)
+        self.mean, self.se = _moments(self.gained, self.lost, self.n)
+
+    def reach(self, run: int, left: Array) -> tuple[Array, Array]:
+        mean, se = self.mean[run], self.se[run]
+        place = np.arange(len(mean)), mean.argmin(1)
+        low, high = mean[place] - SELECTION * se[place], mean[place] + SELECTION * se[place]
+        return np.where(left, low, -np.inf), np.where(left, high, -np.inf)
+
+    def exceeds(self, run: int, left: Array, alpha: float, runs: _Runs) -> bool:
+        keep = np.repeat(left[:, None], self.base.shape[2], axis=1)
+        if runs.design.contention:
+            low, high = self.reach(run, left)
+            keep &= (high >= low.max())[:, None]
+        best = np.where(left, self.z[run].min(1), -np.inf).max()
+        return bool(best > self._critical(run, keep, alpha, 0, runs.rng))
+
+    def below(self, run: int, left: Array, alpha: float, runs: _Runs) -> bool:
+        keep = np.repeat(left[:, None], self.base.shape[2], axis=1)
+        if runs.design.contention:
+            mean, se = self.mean[run], self.se[run]
+            keep &= mean - SELECTION * se <= (mean + SELECTION * se).min(1, keepdims=True)
+        top = np.where(left, self.z[run].min(1), -np.inf).max()
+        return bool(top < -self._critical(run, keep, alpha, 1, runs.rng))
+
+    def out(self, left: Array, alpha: float) -> Array:
+        """Which compositions fail, or are worse than the best one: [runs, S], by Bonferroni."""
+        fails = self.z.min(2) < special.ndtri(alpha / 2 / self.base.shape[2])
+        leader = np.where(left, self.mean.min(2), -np.inf).argmax(1)[:, None, None]
+        best = np.take_along_axis(self.composed, leader, axis=2)
+        turned = self.composed.swapaxes(1, 2)
+        z = self.signed(
+            (turned @ (1 - best)).astype(float)[:, :, 0],
+            ((1 - turned) @ best).astype(float)[:, :, 0],
+            self.n,
+            0.0,
         )
-        nearest = mean.argmin(1)
-        self.center = mean[np.arange(len(mean)), nearest]
-        self.se = self.pair_se[np.arange(len(mean)), nearest]
+        return np.asarray(fails | (z < special.ndtri(alpha / 2 / max(1, z.shape[1] - 1))))
 
-    def exceeds(self, alpha: float) -> bool:
-        """Whether some composition gains more than the margin."""
-        best = self.z.min(1).max()
-        if best <= special.ndtri(1 - alpha / 2):
-            return False
-        keep = np.ones(self.shape, dtype=bool)
-        if self.design.contention:
-            reach = SELECTION * self.se
-            keep &= (self.center + reach >= (self.center - reach).max())[:, None]
-        return bool(best > self._critical(alpha, keep, axis=1))
-
-    def below(self, alpha: float) -> Array:
-        """Which compositions gain less than the margin: [S]."""
-        low = self.z.min(1)
-        if low.min() >= special.ndtri(alpha / 2):
-            return np.zeros(len(low), dtype=bool)
-        keep = np.ones(self.shape, dtype=bool)
-        if self.design.contention:
-            reach = SELECTION * self.pair_se
-            keep = self.pair - reach <= (self.pair + reach).min(1, keepdims=True)
-        critical = self._critical(alpha, keep, axis=2)
-        return np.asarray(np.where(keep, self.z, np.inf).min(1) < -critical)
-
-    def worse(self, alpha: float) -> Array:
-        """Which compositions are worse than the leader: [S]."""
-        leader = self.center.argmax()
-        x = self.composed - self.composed[:, [leader]]
-        z = self.design.signed((x > 0).sum(0), (x < 0).sum(0), self.n, 0.0)
-        count = max(1, len(z) - 1)
-        return np.asarray(z < special.ndtri(alpha / 2 / count))
-
-    def _critical(self, alpha: float, keep: Array, axis: int) -> float:
-        """The critical value of the largest over systems (axis 1) or baselines (axis 2)."""
-        single = -float(special.ndtri(alpha / 2))
-        many = int(keep.sum(axis - 1).max())
-        if many == 1:
-            return single
-        bonferroni = -float(special.ndtri(alpha / 2 / many))
-        if alpha * DRAWS < 25:
-            return bonferroni
-        x = self.x - self.x.mean(0)
-        covariance = x.T @ x / self.n**2 + np.eye(x.shape[1]) * 2 / self.n**2
+    def _critical(
+        self, run: int, keep: Array, alpha: float, axis: int, rng: np.random.Generator
+    ) -> float:
+        """The critical value of the largest over systems (axis 0) or baselines (axis 1)."""
+        many = int(keep.sum(axis).max())
+        single, bound = (-float(special.ndtri(alpha / 2 / m)) for m in (1, max(1, many)))
+        if many <= 1 or alpha * DRAWS < 25:
+            return bound
+        x = (self.composed[run][:, :, None] - self.base[run][:, None, :]).reshape(self.n, -1)
+        x = x - x.mean(0)
+        covariance = x.T @ x + 2 * np.eye(x.shape[1])
         scale = np.sqrt(np.diag(covariance))
         values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
         root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-        draws = self.rng.standard_normal((DRAWS, len(scale))) @ root  # type: ignore[attr-defined]
-        grid = np.concatenate([draws, -draws]).reshape(-1, *self.shape)
-        top = np.where(keep, grid, -np.inf).max(axis)
-        return min(bonferroni, max(single, float(np.quantile(top, 1 - alpha / 2, axis=0).max())))
-
-
-def results(
-    designs: Sequence[Design],
-    cases: Mapping[str, Sequence[SimulatedCase]],
-    sizes: Sequence[int],
-    repeats: int,
-    seed: int = 0,
-) -> list[Figures]:
-    return [
-        row
-        for n in sizes
-        for chosen in cases.values()
-        for case in chosen
-        for row in compare(case, n, designs, repeats, seed)
-    ]
+        draws = rng.standard_normal((DRAWS, len(scale))) @ root
+        grid = np.concatenate([draws, -draws]).reshape(-1, *keep.shape)
+        top = np.where(keep, grid, -99.0).max(axis + 1)
+        return min(bound, max(single, float(np.quantile(top, 1 - alpha / 2, axis=0).max())))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import special
@@ -30,7 +32,7 @@ def test_rounds_grow_from_thirty_clusters_to_all_and_contain_each_other(n):
     assert sizes[0] == FIRST and sizes[-1] == n
     growth = np.array(sizes[1:]) / sizes[:-1]
     assert (growth > 1.4).all() and (growth < 2.9).all()
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert set(ids(before.tasks[0])) < set(ids(after.tasks[0]))
     assert ids(found[-1].tasks[0]) == ids(task(n)), "the order of the file"
     assert [this.number for this in found] == list(range(1, len(found) + 1))
@@ -105,7 +107,11 @@ def right(k: int, n: int = 60) -> np.ndarray:
 
 
 def test_a_system_is_beaten_only_in_every_form():
-    plain = {("a", "question"): right(50), ("b", "question"): right(10), ("c", "question"): right(46)}
+    plain = {
+        ("a", "question"): right(50),
+        ("b", "question"): right(10),
+        ("c", "question"): right(46),
+    }
     assert beaten(rows(plain), ["a", "b", "c"], 0.05) == {"b"}
     assert beaten(rows(plain), ["a", "b", "c"], 1e-12) == set()
     steps = {("a", "steps"): right(0), ("b", "steps"): right(30), ("c", "steps"): right(0)}

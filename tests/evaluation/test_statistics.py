@@ -36,7 +36,9 @@ def log_likelihood(counts, shares):
     return float(special.xlogy(counts, shares).sum())
 
 
-@pytest.mark.parametrize(("plus", "minus", "n"), [(10, 3, 50), (0, 0, 30), (1, 0, 40), (60, 20, 90)])
+@pytest.mark.parametrize(
+    ("plus", "minus", "n"), [(10, 3, 50), (0, 0, 30), (1, 0, 40), (60, 20, 90)]
+)
 def test_the_ends_have_the_likelihood_ratio_of_the_level(plus, minus, n):
     """Half an observation is added each way; the constrained maximum is found numerically."""
     counts = np.array([plus + 0.5, minus + 0.5, n - plus - minus])
@@ -47,7 +49,7 @@ def test_the_ends_have_the_likelihood_ratio_of_the_level(plus, minus, n):
         def loss(lost, end=end):
             return -log_likelihood(counts, np.array([lost + end, lost, 1 - 2 * lost - end]))
 
-        inner = optimize.minimize_scalar(loss, bounds=span, method="bounded", options={"xatol": 1e-9})
+        inner = optimize.minimize_scalar(loss, bounds=span, options={"xatol": 1e-9})
         assert 2 * (best + inner.fun) == pytest.approx(Z**2, abs=1e-4)
 
 

@@ -45,7 +45,7 @@ def signed_root(gained: Array, lost: Array, n: Array, difference: Array) -> Arra
     b = (2 * n - gained + lost) * difference - gained - lost
     root = np.sqrt(np.maximum(b * b + 8 * n * lost * difference * (1 - difference), 0.0))
     low = np.maximum((root - b) / (4 * n), 1e-300)
-    same = n - gained - lost
+    same = np.maximum(n - gained - lost, 0.0)  # rounding leaves a little below 0
     ratio = special.xlogy(gained, gained / n / np.maximum(low + difference, 1e-300))
     ratio += special.xlogy(lost, lost / n / low)
     ratio += special.xlogy(same, same / n / np.maximum(1 - 2 * low - difference, 1e-300))

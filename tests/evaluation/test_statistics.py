@@ -37,7 +37,7 @@ def log_likelihood(counts, shares):
 
 
 @pytest.mark.parametrize(
-    ("plus", "minus", "n"), [(10, 3, 50), (0, 0, 30), (1, 0, 40), (60, 20, 90)]
+    ("plus", "minus", "n"), [(10, 3, 50), (0, 0, 30), (1, 0, 40), (60, 20, 90), (29, 31, 60)]
 )
 def test_the_ends_have_the_likelihood_ratio_of_the_level(plus, minus, n):
     """Half an observation is added each way; the constrained maximum is found numerically."""

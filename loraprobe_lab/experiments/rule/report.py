@@ -26,12 +26,12 @@ class RulePlan:
     """Numbers of items that are enumerated, those that are `simulated`, and with how many runs a
     case (0: none); those on which constructions are `compared`, with runs a case for each."""
 
-    items: tuple[int, ...] = (60, 100, 200, 500)
+    items: tuple[int, ...] = (60, 100, 200)
     steps: int = 21
     simulated: tuple[int, ...] = (60, 100, 200, 500)
     repeats: int = 200
     truths: tuple[float, ...] = (0.04, 0.06)
-    compared: tuple[tuple[int, int], ...] = ((100, 1000), (300, 400))
+    compared: tuple[tuple[int, int], ...] = ((100, 600), (300, 200))
     seed: int = 0
 
 

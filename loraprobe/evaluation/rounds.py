@@ -115,10 +115,11 @@ def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, 
     A Brownian motion leaves the boundaries of either side by share t with the probability spent.
     """
     grid = np.linspace(-WIDEST, WIDEST, GRID)
-    step, found = grid[1] - grid[0], []
-    density = np.where(grid == 0.0, 1 / step, 0.0)
-    lengths = np.diff([0.0, *shares])
-    for share, length, part in zip(shares, lengths, np.diff([0.0, *spent]), strict=True):
+    step, found = grid[1] - grid[0], [float(spent[0])]
+    bound = -special.ndtri(spent[0] / 2) * math.sqrt(shares[0])
+    density = np.exp(-(grid**2) / shares[0] / 2) / math.sqrt(2 * math.pi * shares[0])
+    density = np.where(np.abs(grid) < bound, density, 0.0)
+    for share, length, part in zip(shares[1:], np.diff(shares), np.diff(spent), strict=True):
         spread = math.sqrt(length)
         moves = np.exp(-(((grid[:, None] - grid) / spread) ** 2) / 2) * step
         density = moves @ density / (spread * math.sqrt(2 * math.pi))

@@ -64,7 +64,7 @@ class Estimates:
     normal. influence [clusters, P]: the part of each cluster in the difference. pseudo [P]: the
     variance of the added observations. n [P]: items; n_effective [P]: items divided by the design
     effect. bounded: values are differences of right and wrong. counts [tasks, 3, P]: gained, lost
-    and all items of each task, divided by the design effect.
+    and all items of each task, divided by the design effect; None for a mean of several estimates.
     """
 
     difference: Array
@@ -76,16 +76,17 @@ class Estimates:
     n: Integers
     n_effective: Array
     bounded: bool
-    counts: Array
+    counts: Array | None = None
 
     def interval(self, critical: float) -> tuple[Array, Array]:
-        """Both ends, [P] and [P]; that of the likelihood ratio if bounded, else +- critical * se.
+        """Both ends, [P] and [P]: of the likelihood ratio with counts, else +- critical * se.
 
         With a single cluster the critical value is infinite, and the interval holds everything.
         """
-        if not self.bounded:
+        if not self.bounded or self.counts is None:
             reach = critical * np.where(np.isinf(critical), 1.0, self.se)
-            return self.center - reach, self.center + reach
+            low, high = self.center - reach, self.center + reach
+            return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
         ends = np.stack(
             [likelihood_interval(task[0], task[1], task[2], critical) for task in self.counts]
         )
@@ -132,7 +133,7 @@ def estimate(
         n=np.sum([part.n for part in parts], axis=0),
         n_effective=np.sum([part.n_effective for part in parts], axis=0),
         bounded=bounded,
-        counts=np.concatenate([part.counts for part in parts]),
+        counts=np.concatenate([part.counts for part in parts if part.counts is not None]),
     )
 
 

@@ -55,7 +55,7 @@ def test_few_items_and_all_items_have_one_round_with_all_of_alpha():
         rounds([task(300)], 0, all_items=True),
     ):
         (only,) = found
-        assert only.last and only.alpha == pytest.approx(0.05, abs=1e-4)
+        assert only.last and only.alpha == pytest.approx(0.05, rel=1e-12)
 
 
 def test_tasks_give_equal_shares_and_the_seed_draws():

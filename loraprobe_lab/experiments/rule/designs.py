@@ -205,13 +205,12 @@ class _Runs:
         single = -float(special.ndtri(alpha / 2))
         forms = [self._form(n, k) for k in range(1 if self.case.steps_gain is None else 2)]
         counts = [0, 0]
-        lows = [np.where(self.left, form.z.min(2), -np.inf).max(1) for form in forms]
-        highs = [np.where(self.left, form.z.min(2), -np.inf).max(1) for form in forms]
-        for run in np.flatnonzero(self.open & (np.max(lows, axis=0) > single)):
+        tops = [np.where(self.left, form.z.min(2), -np.inf).max(1) for form in forms]
+        for run in map(int, np.flatnonzero(self.open & (np.max(tops, axis=0) > single))):
             if self._exceeds(forms, run, alpha):
                 self.open[run] = False
                 counts[0] += 1
-        for run in np.flatnonzero(self.open & (np.max(highs, axis=0) < -single)):
+        for run in map(int, np.flatnonzero(self.open & (np.max(tops, axis=0) < -single))):
             if all(form.below(run, self.left[run], alpha, self) for form in forms):
                 self.open[run] = False
                 counts[1] += 1
@@ -259,7 +258,7 @@ class _Form:
         return np.where(left, low, -np.inf), np.where(left, high, -np.inf)
 
     def exceeds(self, run: int, left: Array, alpha: float, runs: _Runs) -> bool:
-        keep = np.repeat(left[:, None], self.base.shape[2], axis=1)
+        keep: Any = np.repeat(left[:, None], self.base.shape[2], axis=1)
         if runs.design.contention:
             low, high = self.reach(run, left)
             keep &= (high >= low.max())[:, None]
@@ -267,7 +266,7 @@ class _Form:
         return bool(best > self._critical(run, keep, alpha, 0, runs.rng))
 
     def below(self, run: int, left: Array, alpha: float, runs: _Runs) -> bool:
-        keep = np.repeat(left[:, None], self.base.shape[2], axis=1)
+        keep: Any = np.repeat(left[:, None], self.base.shape[2], axis=1)
         if runs.design.contention:
             mean, se = self.mean[run], self.se[run]
             keep &= mean - SELECTION * se <= (mean + SELECTION * se).min(1, keepdims=True)

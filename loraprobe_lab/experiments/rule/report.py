@@ -31,7 +31,7 @@ class RulePlan:
     simulated: tuple[int, ...] = (60, 100, 200, 500)
     repeats: int = 200
     truths: tuple[float, ...] = (0.04, 0.06)
-    compared: tuple[tuple[int, int], ...] = ((100, 600), (300, 200))
+    compared: tuple[tuple[int, int], ...] = ((100, 400), (300, 200))
     seed: int = 0
 
 

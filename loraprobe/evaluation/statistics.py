@@ -15,8 +15,7 @@ data", with one observation added in each direction: the mean is m = n d / (n + 
 ((n q + 2) / (n + 2) - m^2) / (n + 2). d is the difference and q the share of items on which the two
 differ.
 
-*Several tasks.* The distances of the ends from the difference are added as squares (Zou and Donner
-2008), as those of independent estimates.
+*Several tasks.* Squared distances of the ends from the difference add up (Zou and Donner 2008).
 
 *Clusters.* Items of one cluster (a person, a document) are not independent. The design effect
 D = sum_g (sum_{i in g} (x_i - d))^2 / sum_i (x_i - d)^2 is the factor by which the variance grows.
@@ -215,7 +214,7 @@ def contending(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which of S systems may be the best, [S], and which baselines may be that of each, [S, B].
 
-    What is left out lies further from the best than SELECTION standard errors of both.
+    What is left out is further from the best than SELECTION standard errors of both.
     """
     low, high = reach(estimates, shape)
     difference, se = estimates.difference.reshape(shape), estimates.se.reshape(shape)

@@ -21,7 +21,13 @@ from loraprobe.evaluation.rounds import ALPHA, FIRST, boundaries
 from loraprobe.evaluation.statistics import SELECTION
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.rule.exact import MARGIN, Array
-from loraprobe_lab.experiments.rule.simulated import SHARED, SimulatedCase, cases, split_cases
+from loraprobe_lab.experiments.rule.simulated import (
+    SHARED,
+    SimulatedCase,
+    accuracies,
+    cases,
+    split_cases,
+)
 
 DRAWS = 1000  # of the multiplier bootstrap, each with both signs
 WRONG_AT = (0.04, 0.06)  # true gains at which wrong decisions are counted
@@ -158,13 +164,8 @@ def _summary(name: str, n: int, found: Sequence[tuple[SimulatedCase, Array]]) ->
 
 
 def _draw(rng: np.random.Generator, case: SimulatedCase, n: int, runs: int) -> Array:
-    """Right and wrong [runs, n, columns]: baselines and compositions, plainly, then by steps."""
-    best = max(case.baselines)
-    means = [*case.baselines, *[best + case.gain] * case.compositions]
-    if case.steps_gain is not None:
-        steps = case.steps_baseline
-        means += [b if steps is None else steps for b in case.baselines]
-        means += [best + case.steps_gain] * case.compositions
+    """Right and wrong [runs, n, columns], in the order of `accuracies`."""
+    means = accuracies(case)
     common = rng.standard_normal((runs, n, 1), dtype=np.float32)
     own = rng.standard_normal((runs, n, len(means)), dtype=np.float32)
     latent = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own

@@ -154,3 +154,7 @@ def test_the_chain_is_asked_once_on_what_the_others_were_asked():
     _, made, _ = played(evaluator, [*ALONE, *COMPOSED, System("chain", "chain")])
     assert items(evaluator, "chain") == made.rounds.items
     assert "chain" in {gain.system for gain in made.gains}
+
+
+def test_an_early_run_and_one_of_all_items_share_their_results():
+    assert Options(all_items=True).fingerprint() == Options().fingerprint()

@@ -113,11 +113,8 @@ DESIGNS = (
 
 @dataclass(frozen=True)
 class DesignFigures:
-    """A construction on all cases of n items: the most wrong decisions of any case, and means.
-
-    `decided` is the share of right decisions, `items` that of the items that were asked, `passes`
-    that of items times systems.
-    """
+    """On all cases of n items: the most `wrong` decisions, on `case`, and means of the shares of
+    right decisions, of the `items` that were asked, and of items times systems (`passes`)."""
 
     design: str
     n: int
@@ -134,7 +131,10 @@ def compare_designs(
     """Every design on every case; a case of WRONG_AT has `repeats` runs, another a quarter."""
     chosen = [(case, repeats) for truth in WRONG_AT for case in cases(truth)]
     chosen += [(case, repeats) for case in split_cases(max(WRONG_AT))]
-    chosen += [(c, max(1, repeats // 4)) for t in DECIDED_AT for c in cases(t) if _possible(c, t)]
+    possible = [
+        c for t in DECIDED_AT for c in cases(t) if max(c.baselines) + t > 0 and c.truth == t
+    ]
+    chosen += [(case, max(1, repeats // 4)) for case in possible]
     rows: dict[str, list[tuple[SimulatedCase, Array]]] = {design.name: [] for design in DESIGNS}
     for k, (case, runs) in enumerate(chosen):
         rng = np.random.default_rng([seed, n, k])
@@ -144,11 +144,6 @@ def compare_designs(
         if progress is not None:
             progress("constructions", k + 1, len(chosen))
     return [asdict(_summary(name, n, found)) for name, found in rows.items()]
-
-
-def _possible(case: SimulatedCase, truth: float) -> bool:
-    """Whether the case has this gain: shares end at 0 and 1."""
-    return case.truth == truth and max(case.baselines) + truth > 0
 
 
 def _summary(name: str, n: int, found: Sequence[tuple[SimulatedCase, Array]]) -> DesignFigures:

@@ -8,8 +8,8 @@ choice of the best of several systems.
 *One pair.* An item is gained, lost, or the same for both. Half an observation is added to the
 gained and to the lost ones. The interval holds all differences whose likelihood ratio
 2 log(L(most likely shares) / L(most likely shares with this difference)) is at most z^2. Among the
-intervals compared in examples/calibration/rule.md it decides the most, and it is the only one that
-keeps its level at the small alpha of an early look. A standard error is that of Bonett and Price
+intervals compared in examples/calibration/rule.md it decides the most, and it stays near its level
+at the small alpha of an early look. A standard error is that of Bonett and Price
 (2012), "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
 data", with one observation added in each direction: the mean is m = n d / (n + 2) and the variance
 ((n q + 2) / (n + 2) - m^2) / (n + 2). d is the difference and q the share of items on which the two

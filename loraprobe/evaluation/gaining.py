@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, System
-from loraprobe.evaluation.table import Column, by_name, tabulate, task_names
+from loraprobe.evaluation.table import Column, Table, by_name, clusters_of, tabulate, task_names
 from loraprobe.records import Gain, ItemResult
 from loraprobe.sample_size import items_needed
 
@@ -74,6 +76,7 @@ class _Grid:
     task: None where there are several.
     """
 
+    table: Table
     found: statistics.Estimates
     first: list[Column]
     second: list[Column]
@@ -90,22 +93,25 @@ def _grid(
     """All pairs on one form of the question; None if nothing can be compared.
 
     With several tasks the difference is the plain mean over tasks, and a composition that lacks a
-    task is left out. For part "steps" the baselines' plain answers count too, because a baseline
-    may not need worked steps.
+    task is left out. A baseline counts in both of its forms, because one that answers step by step
+    needs no composition, and one that answers at once needs no steps; the other form counts if all
+    compositions can be compared with it.
     """
-    parts = ("question", "steps") if part == "steps" else (part,)
     present = {(r.system, r.part) for r in results}
-    second = sorted(((b, p) for b in baselines for p in parts if (b, p) in present), key=by_name)
     first = [(s, part) for s in compositions if (s, part) in present]
-    if not first or not second:
+    own = [(b, part) for b in baselines if (b, part) in present]
+    other = "question" if part == "steps" else "steps"
+    others = [(b, other) for b in baselines if (b, other) in present]
+    if not first or not (own or others):
         return None
-    table = tabulate(results, [*first, *second])
-    first = table.comparable(first, second)
-    if not first:
+    table = tabulate(results, [*first, *own, *others])
+    first = table.comparable(first, own)
+    second = sorted([*own, *table.comparable(others, first)], key=by_name)
+    if not first or not second:
         return None
     tasks = task_names(results)
     task = tasks[0] if len(tasks) == 1 else None
-    return _Grid(table.differences(first, second), first, second, task)
+    return _Grid(table, table.differences(first, second), first, second, task)
 
 
 def _sharing(grids: Sequence[_Grid]) -> list[int]:
@@ -131,9 +137,15 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
         lower = statistics.largest(grid.found, grid.shape, 1 - alpha / forms, seed)[0]
     rows = _least(grid.found, grid.first, grid.second, (1 - ALPHA, lower, upper), margin)
     return sorted(
-        (replace(row, task=grid.task) for row in rows),
+        (replace(row, task=grid.task, clusters=_clusters(grid.table, row)) for row in rows),
         key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9)),
     )
+
+
+def _clusters(table: Table, row: Gain) -> int | None:
+    """The number of clusters of the items of a gain, None if every item is its own."""
+    pair = table.column(row.system, row.part) - table.column(row.against, row.against_part)
+    return clusters_of(table.clusters[np.isfinite(pair)])
 
 
 def _least(

@@ -19,9 +19,10 @@ class System:
     """One system of the evaluation.
 
     composition: it is put into the base; None for the base alone. chain: for kind "chain", the
-    compositions of the single adapters, named after them, which answer the hops. compression_error:
-    the relative error of a merge that is due to its rank. stored: the name under which results are
-    kept, if it is another one: a control has a fixed name, but depends on the best composition.
+    compositions of the single adapters, named after them, which answer the hops together with the
+    base. compression_error: the relative error of a merge that is due to its rank. stored: the name
+    under which results are kept, if it is another one: a control has a fixed name, but depends on
+    the best composition.
     """
 
     name: str

@@ -133,7 +133,12 @@ def measure_baselines(
         results = evaluator.run(systems)
         rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
         rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
-    found = EvaluationRecords(rows, forecasts, evaluation.score(results, systems))
+    found = EvaluationRecords(
+        rows,
+        forecasts,
+        evaluation.score(results, systems),
+        oracles=evaluation.oracles(results, systems),
+    )
     return BaseEvidence("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
 
 

@@ -62,13 +62,18 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
         """The coverage probes on the tasks, and the accuracies with and without the template."""
         with self.session.stage("cover"):
-            return self.template + probes.cover(
-                self.scorer,
-                self.inputs.adapters,
-                self.tasks,
-                results=results,
-                seed=self.session.options.seed,
-                progress=self.session.progress,
+            guessed = evaluation.guessing(self.tasks, self.session.options.metric)
+            return (
+                self.template
+                + guessed
+                + probes.cover(
+                    self.scorer,
+                    self.inputs.adapters,
+                    self.tasks,
+                    results=results,
+                    seed=self.session.options.seed,
+                    progress=self.session.progress,
+                )
             )
 
     def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:

@@ -115,6 +115,7 @@ def records(
         evaluation=evaluation.score(results, systems, level=level),
         comparisons=evaluation.compare(results, systems, seed=seed, level=level),
         gains=evaluation.gains(results, stayed, margin=options.needed_gain, seed=seed, alpha=alpha),
+        oracles=evaluation.oracles(results, systems),
         attribution=attribution,
         rounds=found.record(total),
         **others,  # type: ignore[arg-type]

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
+from loraprobe.defaults import PLAIN_TOKENS
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.asking import ask_together
-from loraprobe.evaluation.questions import PLAIN_TOKENS, TokenLimits, questions
+from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.probes._probe import sampled
 from loraprobe.records import Forecast, Gain, ItemResult, Progress
 from loraprobe.scoring import LogitEnsemble

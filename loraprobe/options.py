@@ -122,6 +122,11 @@ class Options:
         "read it) or compact (each module at its own rank, which only peft reads).",
     )
     limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
+    all_items: bool = option(
+        False,
+        EVALUATION,
+        "Ask every system all items; otherwise a run stops as soon as the decision holds.",
+    )
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
     metric: str | None = option(
         None,

@@ -22,7 +22,10 @@ Scenario = Annotated[
     ),
 ]
 
-OPTIONS = "margin prior device threads seed json html markdown save_samples explain quiet exit_zero"
+OPTIONS = (
+    "margin prior all_items device threads seed json html markdown save_samples explain quiet "
+    "exit_zero"
+)
 
 
 @with_options(*OPTIONS.split())

@@ -31,6 +31,7 @@ WORDS = {
 }
 PARTS = frozenset({"generate", "score"})  # parts of a step that says how far it is itself
 ASK = "evaluate "  # how a step starts that asks one system
+ROUND = ", round "  # what stands between the system and the number of the round, if there are many
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Line:
         if step is None:
             told += [f"{self.share:.0%} done"] if self.total > 1 else []
             return ", ".join(told)
-        systems = [name for name in names if name.startswith(ASK)]
+        round_ = step.partition(ROUND)[2]
+        systems = [n for n in names if n.startswith(ASK) and n.partition(ROUND)[2] == round_]
         if step in systems:
             told.append(f"system {systems.index(step) + 1} of {len(systems)}")
         before = sum(self.plan[name] for name in names[: names.index(step)])

@@ -2,7 +2,7 @@
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
 `score`, `compare`, `gains`, `oracles` and `attribute` evaluate the results. Only `asking` asks a
-model questions, and only `statistics` has formulas of intervals.
+model questions, and only `statistics`, `likelihood` and `ratios` have formulas of intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
@@ -12,6 +12,7 @@ from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing
+from loraprobe.evaluation.rounds import Round, beaten, rounds
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
@@ -19,9 +20,11 @@ from loraprobe.evaluation.template import choose_template
 
 __all__ = [
     "Ledger",
+    "Round",
     "Samples",
     "System",
     "attribute",
+    "beaten",
     "chain_notes",
     "choose_template",
     "compare",
@@ -30,6 +33,7 @@ __all__ = [
     "guessing",
     "oracles",
     "retention",
+    "rounds",
     "run_systems",
     "score",
 ]

@@ -8,6 +8,8 @@ from itertools import chain
 import numpy as np
 
 from loraprobe.evaluation import statistics
+from loraprobe.evaluation.ratios import ratio
+from loraprobe.evaluation.statistics import LEVEL
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.evaluation.table import (
     Column,
@@ -21,11 +23,14 @@ from loraprobe.records import Comparison, Interval, ItemResult, Score
 from loraprobe.tasks import GENERATED
 
 
-def score(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Score, ...]:
+def score(
+    results: Sequence[ItemResult], systems: Sequence[System], *, level: float = LEVEL
+) -> tuple[Score, ...]:
     """One row for every system, task and part that has results, in the order of `systems`.
 
     Right-or-wrong metrics have Wilson's interval, losses a t interval; both account for clusters.
-    With several tasks, the rows of all systems except the base have `retention`.
+    With several tasks, the rows of all systems except the base have `retention`, whose interval has
+    the level of the look.
     """
     cells: dict[tuple[str, str], dict[str, list[ItemResult]]] = {}
     for result in results:
@@ -33,7 +38,7 @@ def score(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Sco
         cell.setdefault(result.system, []).append(result)
     several = len({task for task, _ in cells}) > 1
     return tuple(
-        _score(cell, systems, system, several)
+        _score(cell, systems, system, several, level)
         for system in systems
         for cell in cells.values()
         if system.name in cell
@@ -45,6 +50,7 @@ def _score(
     systems: Sequence[System],
     system: System,
     several: bool,
+    level: float,
 ) -> Score:
     """One row. cell: the results of all systems on its task and part."""
     mine = cell[system.name]
@@ -56,7 +62,7 @@ def _score(
     stands = np.array([float(mine[k].stands) for k in replies])
     kept = None
     if several and system.kind != "base":
-        kept = retention(list(chain(*cell.values())), systems, system.name, task, part)
+        kept = retention(list(chain(*cell.values())), systems, system.name, task, part, level)
     return Score(
         system=system.name,
         kind=system.kind,
@@ -82,6 +88,7 @@ def retention(
     name: str,
     task: str,
     part: str = "question",
+    level: float = LEVEL,
 ) -> tuple[float, Interval] | None:
     """(system - base) / (specialist - base) on one task, with its interval.
 
@@ -102,8 +109,8 @@ def retention(
     if specialist == name:
         return None
     of = {column[0]: values[:, k] for k, column in enumerate(columns)}
-    start = of[base[0]]
-    return statistics.ratio(of[name] - start, of[specialist] - start, table.clusters[complete])
+    kept, learned = of[name] - of[base[0]], of[specialist] - of[base[0]]
+    return ratio(kept, learned, table.clusters[complete], level)
 
 
 def compare(
@@ -111,11 +118,13 @@ def compare(
     systems: Sequence[System],
     *,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> tuple[Comparison, ...]:
     """Every composition against the base, every single adapter and every control.
 
     Both are compared on the same items. A positive difference means that the system is better (for
-    losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together.
+    losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together;
+    level: that of the look.
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
@@ -128,17 +137,21 @@ def compare(
             table = tabulate(results, [*first, *second], task)
             first = table.comparable(first, second)
             if first and second:
-                rows += _comparisons(table, first, second, task, seed)
+                rows += _comparisons(table, first, second, task, (level, seed))
     return tuple(rows)
 
 
 def _comparisons(
-    table: Table, first: list[Column], second: list[Column], task: str, seed: int
+    table: Table,
+    first: list[Column],
+    second: list[Column],
+    task: str,
+    bootstrap: tuple[float, int],
 ) -> list[Comparison]:
     """The rows of each column of `first` against each of `second`, in this order."""
     ordered = sorted(second, key=by_name)
     found = table.differences(first, ordered)
-    both = statistics.largest(found, (len(first), len(ordered)), statistics.LEVEL, seed)[2]
+    both = statistics.largest(found, (len(first), len(ordered)), *bootstrap)[2]
     plain, adjusted = found.intervals(found.critical()), found.intervals(both)
     pairs = [(i, other) for i in range(len(first)) for other in second]
     places = [i * len(ordered) + ordered.index(other) for i, other in pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,13 +23,14 @@ def gains(
     *,
     margin: float = MARGIN,
     seed: int = 0,
+    alpha: float = ALPHA,
 ) -> tuple[Gain, ...]:
     """The gains of all merges and routers, then of all chains, the best first; plain form first.
 
     Merges with routers and chains are separate families, because a chain is the alternative to
-    composing weights. If a question is asked in both forms, a gain in one of them is a success.
-    The lower ends of each form therefore use half of alpha. The upper ends use all of alpha, since
-    a failure needs both forms.
+    composing weights. If a question is asked in both forms, a gain in one of them is a success. The
+    lower ends of the forms that contend for the larger gain therefore share alpha. The upper ends
+    use all of alpha, since a failure needs both forms. alpha: that of the look (`rounds`).
     """
     baselines = [s.name for s in systems if s.kind in BASELINES]
     families = [("merge", "router"), ("chain",)]
@@ -37,8 +38,10 @@ def gains(
     for family in families:
         names = [s.name for s in systems if s.kind in family]
         asked = {r.part for r in results if r.system in names} & {"question", "steps"}
-        for part in sorted(asked, reverse=True):
-            rows += _family(results, names, baselines, part, ALPHA, margin, seed, forms=len(asked))
+        grids = [_grid(results, names, baselines, part) for part in sorted(asked, reverse=True)]
+        found = [grid for grid in grids if grid is not None]
+        for grid, forms in zip(found, _sharing(found), strict=True):
+            rows += _family(grid, alpha, margin, seed, forms)
     return tuple(sorted(rows, key=lambda row: row.part != "question"))
 
 
@@ -58,31 +61,41 @@ def gain(
     compositions. None if nothing comparable was measured. An audit has the rows of `gains`; this
     single number is for tables with one figure per cell.
     """
-    rows = _family(results, compositions, baselines, part, alpha, margin, seed)
-    if not rows:
+    grid = _grid(results, compositions, baselines, part)
+    if grid is None:
         return None
+    rows = _family(grid, alpha, margin, seed)
     top = max(row.adjusted_ci95[1] for row in rows)
     return replace(rows[0], adjusted_ci95=(rows[0].adjusted_ci95[0], top))
 
 
-def _family(
-    results: Sequence[ItemResult],
-    compositions: Sequence[str],
-    baselines: Sequence[str],
-    part: str,
-    alpha: float,
-    margin: float,
-    seed: int,
-    forms: int = 1,
-) -> list[Gain]:
-    """One row for each composition, the best first: its smallest difference to a baseline.
+@dataclass(frozen=True)
+class _Grid:
+    """Paired differences of compositions (`first`) and baselines (`second`), as [first * second].
 
-    If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of all
-    runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
-    in at most alpha / 2. With several tasks the difference is the plain mean over tasks, and a
-    composition that lacks a task has no row. A baseline counts in both of its forms, because one
-    that answers step by step needs no composition, and one that answers at once needs no steps;
-    the other form counts if all compositions can be compared with it.
+    task: None where there are several.
+    """
+
+    table: Table
+    found: statistics.Estimates
+    first: list[Column]
+    second: list[Column]
+    task: str | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.first), len(self.second)
+
+
+def _grid(
+    results: Sequence[ItemResult], compositions: Sequence[str], baselines: Sequence[str], part: str
+) -> _Grid | None:
+    """All pairs on one form of the question; None if nothing can be compared.
+
+    With several tasks the difference is the plain mean over tasks, and a composition that lacks a
+    task is left out. A baseline counts in both of its forms, because one that answers step by step
+    needs no composition, and one that answers at once needs no steps; the other form counts if all
+    compositions can be compared with it.
     """
     present = {(r.system, r.part) for r in results}
     first = [(s, part) for s in compositions if (s, part) in present]
@@ -90,22 +103,41 @@ def _family(
     other = "question" if part == "steps" else "steps"
     others = [(b, other) for b in baselines if (b, other) in present]
     if not first or not (own or others):
-        return []
+        return None
     table = tabulate(results, [*first, *own, *others])
     first = table.comparable(first, own)
     second = sorted([*own, *table.comparable(others, first)], key=by_name)
     if not first or not second:
-        return []
-    shape = (len(first), len(second))
-    found = table.differences(first, second)
-    lower, upper, _ = statistics.largest(found, shape, 1 - alpha, seed)
-    if forms > 1:
-        lower = statistics.largest(found, shape, 1 - alpha / forms, seed)[0]
+        return None
     tasks = task_names(results)
-    rows = _least(found, first, second, (1 - alpha, lower, upper), margin)
     task = tasks[0] if len(tasks) == 1 else None
+    return _Grid(table, table.differences(first, second), first, second, task)
+
+
+def _sharing(grids: Sequence[_Grid]) -> list[int]:
+    """Among how many forms the lower ends of each form divide alpha.
+
+    A form that does not contend divides it among all of them.
+    """
+    ends = [statistics.reach(grid.found, grid.shape) for grid in grids]
+    best = max((low.max() for low, _ in ends), default=0.0)
+    contends = [bool(high.max() >= best) for _, high in ends]
+    return [sum(contends) if one else len(grids) for one in contends]
+
+
+def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1) -> list[Gain]:
+    """One row for each composition, the best first: its smallest difference to a baseline.
+
+    If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of all
+    runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
+    in at most alpha / 2.
+    """
+    lower, upper, _ = statistics.largest(grid.found, grid.shape, 1 - alpha, seed)
+    if forms > 1:
+        lower = statistics.largest(grid.found, grid.shape, 1 - alpha / forms, seed)[0]
+    rows = _least(grid.found, grid.first, grid.second, (1 - ALPHA, lower, upper), margin)
     return sorted(
-        (replace(row, task=task, clusters=_clusters(table, row)) for row in rows),
+        (replace(row, task=grid.task, clusters=_clusters(grid.table, row)) for row in rows),
         key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9)),
     )
 

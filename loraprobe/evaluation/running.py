@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import OutputError, UsageError
@@ -16,7 +16,6 @@ from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
-    from loraprobe.composition import Composition
     from loraprobe.scoring import Scorer
 
 BATCH = 256  # questions between two appends to the ledger
@@ -46,18 +45,20 @@ def run_systems(
     asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
     for system in systems:
         if system.kind != "chain":
-            run.system(system.name, system.composition, asked)
+            run.system(system, asked)
     for system in systems:
         if system.kind == "chain":
             run.chain(system, tasks, [q for q in asked if q.part.startswith("hop")])
-    found: dict[str, list[ItemResult]] = {system.name: [] for system in systems}
+    found: dict[str, list[ItemResult]] = {system.key: [] for system in systems}
     known = {(q.task, q.part, q.item.id): q for q in asked}
     for result in ledger:
         question = known.get((result.task, result.part, result.item))
         if question is not None and result.system in found:
             _check_answers(result, question, ledger)
             found[result.system].append(result)
-    return [result for system in systems for result in found[system.name]]
+    return [
+        replace(result, system=system.name) for system in systems for result in found[system.key]
+    ]
 
 
 def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
@@ -79,38 +80,48 @@ class _Run:
     metric: str | None
     progress: Progress | None
 
-    def system(self, name: str, composition: Composition | None, asked: Sequence[Question]) -> None:
+    def system(self, system: System, asked: Sequence[Question]) -> None:
         """Ask one system the questions without a result, prompts of similar length together."""
-        open_ = [q for q in asked if self.ledger.get(name, q.task, q.part, q.item.id) is None]
+        key = system.key
+        open_ = [q for q in asked if self.ledger.get(key, q.task, q.part, q.item.id) is None]
         open_.sort(key=lambda q: (q.part == "steps", len(q.prompt), q.prompt))
         if not open_:
             return
-        with self.scorer.with_composition(composition):
-            for batch in self._batches(open_, name):
-                self.ledger.append(ask(self.scorer, batch, name, self.limits))
+        with self.scorer.with_composition(system.composition):
+            for batch in self._batches(open_, system.name):
+                self.ledger.append(ask(self.scorer, batch, key, self.limits))
 
     def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
-        """Ask the base and each adapter the open hops, then run the chain over the hops."""
-        self.system(BASE, None, hops)
+        """Ask the base and each adapter the open hops, then run the chain over the hops.
+
+        With more items another member may be the best at a hop. Items whose hops were answered
+        otherwise by an earlier plan are asked again.
+        """
+        self.system(System(BASE, "base"), hops)
         for single in system.chain:
-            self.system(single.name, single, hops)
+            self.system(System(single.name, "adapter", single), hops)
         for task in tasks:
             if not task.has_hops:
                 continue
             run = ChainRun(self.scorer, system, task, self.ledger, self.metric, self.limits)
             plan = run.plan()
-            self.ledger.append(row for row in run.hops(plan) if self._open(system.name, row))
+            changed = [row for row in run.hops(plan) if self._kept(row) != row]
+            again = {row.item for row in changed if self._kept(row) is not None}
+            self.ledger.append(changed)
             open_ = [
                 item
                 for item in task.items
                 if item.hops
-                and self.ledger.get(system.name, task.name, "question", item.id) is None
+                and (
+                    item.id in again
+                    or self.ledger.get(system.name, task.name, "question", item.id) is None
+                )
             ]
             for batch in self._batches(open_, system.name):
                 self.ledger.append(run.targets(batch, plan))
 
-    def _open(self, name: str, row: ItemResult) -> bool:
-        return self.ledger.get(name, row.task, row.part, row.item) is None
+    def _kept(self, row: ItemResult) -> ItemResult | None:
+        return self.ledger.get(row.system, row.task, row.part, row.item)
 
     def _batches(self, work: Sequence[Any], name: str) -> Iterator[Sequence[Any]]:
         for start in range(0, len(work), BATCH):

@@ -5,23 +5,31 @@ choice of the best of several systems.
 
 *One share.* Wilson's interval, with the number of items divided by the design effect.
 
-*One pair.* Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of
-binomial proportions based on paired data": one observation is added in each direction. This gives
-the mean m = n d / (n + 2), the variance ((n q + 2) / (n + 2) - m^2) / (n + 2) and the interval
-m +- z sqrt(variance). d is the difference and q is the share of items on which the two differ.
+*One pair.* An item is gained, lost, or the same for both. Half an observation is added to the
+gained and to the lost ones. The interval holds all differences whose likelihood ratio
+2 log(L(most likely shares) / L(most likely shares with this difference)) is at most z^2. Among the
+intervals compared in examples/calibration/rule.md it decides the most, and it stays near its level
+at the small alpha of an early look. A standard error is that of Bonett and Price
+(2012), "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+data", with one observation added in each direction: the mean is m = n d / (n + 2) and the variance
+((n q + 2) / (n + 2) - m^2) / (n + 2). d is the difference and q the share of items on which the two
+differ.
+
+*Several tasks.* Squared distances of the ends from the difference add up (Zou and Donner 2008).
 
 *Clusters.* Items of one cluster (a person, a document) are not independent. The design effect
 D = sum_g (sum_{i in g} (x_i - d))^2 / sum_i (x_i - d)^2 is the factor by which the variance grows.
 n / D replaces n above. Student's t replaces z; its degrees of freedom are the effective number of
 clusters (sum n_g)^2 / sum n_g^2, less one. The two added observations count as whole clusters, so
 that D is also defined without any difference. D is never below 1. If every item is its own
-cluster, D is 1 and z stays, which is the interval of Bonett and Price. A percentile bootstrap of
-clusters is not used, because it collapses to a point where all items agree.
+cluster, D is 1 and z stays. A percentile bootstrap of clusters is not used, because it collapses to
+a point where all items agree.
 
 *Many pairs.* Critical values for the largest of many studentised differences come from the
 Gaussian multiplier bootstrap over clusters (Chernozhukov, Chetverikov and Kato 2013). Its draws
 sum_g e_g u_g with e_g standard normal are exactly normal with covariance U^T U given the data, so
-they are drawn from that covariance directly.
+they are drawn from that covariance directly. Where too few draws lie beyond the quantile, the
+bound of Bonferroni takes its place if it is smaller.
 """
 
 from __future__ import annotations
@@ -33,6 +41,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from loraprobe.evaluation.likelihood import likelihood_interval
+
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Labels = NDArray[Any]  # one label an item; items with equal labels form one cluster
@@ -40,17 +50,20 @@ Labels = NDArray[Any]  # one label an item; items with equal labels form one clu
 DRAWS = 10_000
 LEVEL = 0.95  # of every interval in a report
 PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
+FEWEST_DRAWS = 50  # beyond a quantile that is taken from the draws
+SELECTION = 2.0  # standard errors beyond which something no longer contends to be the best
 
 
 @dataclass(frozen=True)
 class Estimates:
     """Paired differences of P pairs, with the quantities that an interval needs.
 
-    difference [P]: the observed mean. center, se [P]: middle and standard error of the interval.
-    df: degrees of freedom of Student's t, infinite for the normal. influence [clusters, P]: the
-    part of each cluster in the difference. pseudo [P]: the variance of the added observations.
-    n [P]: items; n_effective [P]: items divided by the design effect. bounded: values are
-    differences of right and wrong.
+    difference [P]: the observed mean. center, se [P]: mean and standard error with the
+    observations that Bonett and Price add. df: degrees of freedom of Student's t, infinite for the
+    normal. influence [clusters, P]: the part of each cluster in the difference. pseudo [P]: the
+    variance of the added observations. n [P]: items; n_effective [P]: items divided by the design
+    effect. bounded: values are differences of right and wrong. counts [tasks, 3, P]: gained, lost
+    and all items of each task, divided by the design effect; None for a mean of several estimates.
     """
 
     difference: Array
@@ -62,15 +75,25 @@ class Estimates:
     n: Integers
     n_effective: Array
     bounded: bool
+    counts: Array | None = None
 
     def interval(self, critical: float) -> tuple[Array, Array]:
-        """center -+ critical * se: [P], [P]; cut at -1 and 1 if bounded.
+        """Both ends, [P] and [P]: of the likelihood ratio with counts, else +- critical * se.
 
-        With a single cluster the critical value is infinite, and so is the interval.
+        With a single cluster the critical value is infinite, and the interval holds everything.
         """
-        reach = np.where(np.isinf(critical), np.inf, self.se)
-        low, high = self.center - critical * reach, self.center + critical * reach
-        return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
+        if not self.bounded or self.counts is None:
+            reach = critical * np.where(np.isinf(critical), 1.0, self.se)
+            low, high = self.center - reach, self.center + reach
+            return (low.clip(-1, 1), high.clip(-1, 1)) if self.bounded else (low, high)
+        ends = np.stack(
+            [likelihood_interval(task[0], task[1], task[2], critical) for task in self.counts]
+        )
+        means = (self.counts[:, 0] - self.counts[:, 1]) / self.counts[:, 2]
+        if len(ends) == 1:
+            return ends[0, 0], ends[0, 1]
+        below, above = np.sqrt(((ends - means[:, None]) ** 2).sum(0)) / len(ends)
+        return (self.difference - below).clip(-1, 1), (self.difference + above).clip(-1, 1)
 
     def intervals(self, critical: float) -> list[tuple[float, float]]:
         """`interval` as a pair of numbers for each of the P pairs."""
@@ -109,6 +132,7 @@ def estimate(
         n=np.sum([part.n for part in parts], axis=0),
         n_effective=np.sum([part.n_effective for part in parts], axis=0),
         bounded=bounded,
+        counts=np.concatenate([part.counts for part in parts if part.counts is not None]),
     )
 
 
@@ -139,7 +163,9 @@ def _stratum(x: Array, clusters: Labels, bounded: bool) -> Estimates:
         center, size = mean, n / _design_effect(between, within, typical, 0.0)
         se = np.sqrt(between * count / np.maximum(count - 1, 1)) / n
         pseudo = np.zeros_like(mean)
-    return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded)
+    shares = [np.where(present, np.maximum(sign * x, 0.0), 0.0).sum(0) / n for sign in (1, -1)]
+    counts = np.stack([shares[0] * size, shares[1] * size, size])[None]
+    return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded, counts)
 
 
 def largest(
@@ -155,7 +181,9 @@ def largest(
     - `upper`: the same with the roles exchanged, for max_s min_b (d_sb + upper * se_sb).
     - `both`: two-sided, for all pairs together.
 
-    Each is at least the critical value of a single pair.
+    Only what contends is corrected for, as in Chernozhukov, Lee and Rosen (2013), "Intersection
+    bounds": systems whose smallest difference, and baselines whose difference, lie within SELECTION
+    standard errors of both from the best. Each is at least the critical value of a single pair.
     """
     rng = np.random.default_rng(seed)
     covariance = estimates.influence.T @ estimates.influence + np.diag(estimates.pseudo)
@@ -171,12 +199,51 @@ def largest(
     if np.isfinite(estimates.df) and estimates.df > 0:
         draws /= np.sqrt(rng.chisquare(estimates.df, (DRAWS, 1)) / estimates.df)
     grid = np.concatenate([draws, -draws]).reshape(-1, *shape)
-    one = (1 + level) / 2
+    both = _quantile(np.abs(draws), level, estimates.critical(level), estimates.df)
     single = estimates.critical(level)
-    lower = single if shape[0] == 1 else np.quantile(grid.max(1), one, axis=0).max()
-    upper = single if shape[1] == 1 else np.quantile(grid.max(2), one, axis=0).max()
-    both = single if len(scale) == 1 else np.quantile(np.abs(draws).max(1), level)
-    return max(float(lower), single), max(float(upper), single), max(float(both), single)
+    systems, pairs = contending(estimates, shape)
+    over_systems = np.where(systems[:, None], grid, -np.inf).swapaxes(1, 2)
+    over_baselines = np.where(pairs, grid, -np.inf)
+    one = (1 + level) / 2
+    lower = _quantile(over_systems, one, single, estimates.df)
+    return lower, _quantile(over_baselines, one, single, estimates.df), both
+
+
+def contending(
+    estimates: Estimates, shape: tuple[int, int]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of S systems may be the best, [S], and which baselines may be that of each, [S, B].
+
+    What is left out is further from the best than SELECTION standard errors of both.
+    """
+    low, high = reach(estimates, shape)
+    difference, se = estimates.difference.reshape(shape), estimates.se.reshape(shape)
+    beyond = (difference + SELECTION * se).min(1, keepdims=True)
+    return high >= low.max(), difference - SELECTION * se <= beyond
+
+
+def reach(estimates: Estimates, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """SELECTION standard errors around the smallest difference of each system: [S], [S]."""
+    difference, se = estimates.difference.reshape(shape), estimates.se.reshape(shape)
+    place = np.arange(shape[0]), difference.argmin(1)
+    return difference[place] - SELECTION * se[place], difference[place] + SELECTION * se[place]
+
+
+def _quantile(draws: Array, probability: float, single: float, df: float) -> float:
+    """The largest quantile of the maxima over the last axis of draws [draws, ..., P].
+
+    At least `single`, at most Bonferroni's bound for the number of those that are not -inf, which
+    stands alone where fewer than FEWEST_DRAWS lie beyond the quantile.
+    """
+    many = int(np.isfinite(draws[0]).sum(-1).max())
+    if many == 1:
+        return single
+    two_sided = bool((draws >= 0).all())
+    bound = quantile(1 - (1 - probability) / many / (2 if two_sided else 1), df)
+    if (1 - probability) * len(draws) < FEWEST_DRAWS:
+        return max(bound, single)
+    found = float(np.quantile(draws.max(-1), probability, axis=0).max())
+    return max(single, min(found, bound))
 
 
 def wilson(x: Array, clusters: Labels) -> tuple[float, float]:
@@ -206,34 +273,6 @@ def mean_interval(x: Array, clusters: Labels) -> tuple[float, float]:
     """The cluster-robust t interval for the mean of `x` [items] (losses)."""
     found = estimate(x[:, None], clusters, bounded=False)
     return found.intervals(found.critical())[0]
-
-
-def ratio(u: Array, w: Array, clusters: Labels) -> tuple[float, tuple[float, float]] | None:
-    """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
-
-    The interval contains all r for which the interval of `estimate` for the mean of u - r w
-    contains 0. At r = 0 and r = 1 this is the interval of Bonett and Price for composition - base
-    and composition - specialist. It is therefore valid if everything is right, unlike a bootstrap
-    of the ratio. None if the interval of mean(w) is not above 0, or if the set is unbounded.
-    """
-    below = estimate(w[:, None], clusters)
-    if below.interval(below.critical())[0][0] <= 0:
-        return None
-    point = float(u.mean() / w.mean())
-    at = estimate((u - point * w)[:, None], clusters)
-    size, z = float(at.n_effective[0]), at.critical()
-    total = size + PSEUDO
-    mean_u, mean_w = size * u.mean() / total, size * w.mean() / total
-    # z^2 var(r) - mean(r)^2 as a polynomial c + b r + a r^2, not negative inside the set
-    weight = z**2 / total
-    a = weight * (size * (w * w).mean() / total - mean_w**2) - mean_w**2
-    b = -2 * (weight * (size * (u * w).mean() / total - mean_u * mean_w) - mean_u * mean_w)
-    c = weight * ((size * (u * u).mean() + PSEUDO) / total - mean_u**2) - mean_u**2
-    inside = b * b - 4 * a * c
-    if not (a < 0 and inside >= 0):
-        return None
-    ends = sorted((-b + sign * np.sqrt(inside)) / (2 * a) for sign in (-1, 1))
-    return point, (float(ends[0]), float(ends[1]))
 
 
 def quantile(probability: float, df: float) -> float:

@@ -20,7 +20,9 @@ class System:
 
     composition: it is put into the base; None for the base alone. chain: for kind "chain", the
     compositions of the single adapters, named after them, which answer the hops together with the
-    base. compression_error: the relative error of a merge that is due to its rank.
+    base. compression_error: the relative error of a merge that is due to its rank. stored: the name
+    under which results are kept, if it is another one: a control has a fixed name, but depends on
+    the best composition.
     """
 
     name: str
@@ -28,3 +30,9 @@ class System:
     composition: Composition | None = None
     chain: tuple[Composition, ...] = ()
     compression_error: float | None = None
+    stored: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name under which the ledger keeps its results."""
+        return self.stored or self.name

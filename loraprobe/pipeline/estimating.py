@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from loraprobe import compatibility
+from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.evaluation.rounds import ROUND, round_suffix
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -91,10 +92,14 @@ def estimate(inputs: Inputs, session: Session) -> Estimate:
     done = session.provenance().seconds
     asked = questions(evaluator.tasks, session.options.metric)
     return Estimate(
-        systems=tuple(n.removeprefix("evaluate ") for n in steps if n.startswith("evaluate ")),
+        systems=tuple(
+            step.removeprefix("evaluate ")
+            for step in _by_system(steps)
+            if step.startswith("evaluate ")
+        ),
         items=sum(len(task.items) for task in evaluator.tasks),
         questions=len(asked),
-        steps={**done, **steps},
+        steps={**done, **_by_system(steps)},
         measured=tuple(done),
         memory_bytes=peak_memory(),
     )
@@ -107,20 +112,16 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     with session.stage("estimate"):
         times = _Timing.of(evaluator)
         probing = _probing(evaluator)
-    baselines = baseline_systems(adapters)
-    steps = {f"evaluate {s.name}": times.system(0 if s.kind == "base" else 1) for s in baselines}
-    steps["cover"] = probing
-    passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
-    if n > 1 and options.metric != "answer_loss":
-        share = sum(min(FORECAST, len(t.items)) for t in tasks) / sum(len(t.items) for t in tasks)
-        steps["forecast"] = passes * (n + 1) * share * times.composed()
     given, parts = evaluator.inputs.tasks, evaluator.split
+    specs = composition_specs(options, adapters, given)
+    asked = {s.name: times.system(0 if s.kind == "base" else 1) for s in baseline_systems(adapters)}
+    asked |= {spec: times.system(n) for spec in specs if spec != "chain"}
+    steps = {}
     if parts is not None and learning_routers(options, adapters, given):
         steps["fit"] = (n + 1) * parts.items[0] * times.pair  # answers of each, then the questions
     if parts is not None and options.weights == "search":
         steps["search"] = options.search_budget * parts.items[0] * times.pair
-    specs = composition_specs(options, adapters, given)
-    steps |= {f"evaluate {spec}": times.system(n) for spec in specs if spec != "chain"}
+    steps |= _by_round(asked, evaluator)
     if "chain" in specs:
         hops = sum(len(item.hops) for task in tasks for item in task.items)
         steps["evaluate chain"] = times.hops(hops)
@@ -128,6 +129,31 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     for name, experts in (("shrunk", 1), ("random-partner", n)):
         if n > 1 and name in wanted:
             steps[f"evaluate {name}"] = times.system(experts)
+    steps["cover"] = probing
+    passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
+    if n > 1 and options.metric != "answer_loss":
+        share = sum(min(FORECAST, len(t.items)) for t in tasks) / sum(len(t.items) for t in tasks)
+        steps["forecast"] = passes * (n + 1) * share * times.composed()
+    return steps
+
+
+def _by_system(steps: Mapping[str, float]) -> dict[str, float]:
+    """The steps with all rounds of a system together."""
+    whole: dict[str, float] = {}
+    for step, seconds in steps.items():
+        name = step.partition(ROUND)[0]
+        whole[name] = whole.get(name, 0.0) + seconds
+    return whole
+
+
+def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, float]:
+    """The seconds of each system in each round; a run that stops early takes less."""
+    options, steps, before = evaluator.session.options, dict[str, float](), 0
+    for this in evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items):
+        told = round_suffix(this)
+        share = (this.items - before) / sum(len(task.items) for task in evaluator.tasks)
+        steps |= {f"evaluate {name}{told}": share * spent for name, spent in seconds.items()}
+        before = this.items
     return steps
 
 

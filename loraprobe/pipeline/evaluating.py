@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe import evaluation, probes
-from loraprobe.evaluation import Samples, System
+from loraprobe.evaluation import Ledger, Samples, System
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import unfit_routers
+from loraprobe.pipeline.rounds import play, records
 from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems
@@ -23,7 +24,6 @@ from loraprobe.records import (
     Coverage,
     EvaluationRecords,
     EvidenceLevel,
-    Forecast,
     GateStatistics,
     ItemResult,
     Sample,
@@ -31,7 +31,7 @@ from loraprobe.records import (
     Verdict,
     WeightSearch,
 )
-from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import Probe
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,32 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
         announce(evaluator)
         routers, notes = evaluator.fit_routers(prepared)
-        systems = baseline_systems(inputs.adapters)
-        results = evaluator.run(systems)
-        coverage, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
         search, search_notes = evaluator.search_weights(prepared)
         weights = tuple(search.weights.values()) if search else options.given_weights
         builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights, routers)
         with session.stage("compose"):
             compositions = builder.compositions(inputs.tasks)
         composed = [one.system for one in compositions]
-        systems += composed
-        results = evaluator.run(systems)
-        gates, gate_note = evaluator.gates(composed)
-        systems += _controls(builder, composed, results, systems, session)
-        results = evaluator.run(systems)
-    findings = _findings(results, systems, evaluator.tasks, session, coverage, forecasts)
-    samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
+        found = play(
+            evaluator,
+            [*baseline_systems(inputs.adapters), *composed],
+            lambda results, systems: _controls(builder, composed, results, systems, session),
+        )
+        systems, results = found.everybody, found.results
+        asked = replace(evaluator, tasks=found.round.tasks)
+        coverage, forecasts = asked.probe_tasks(results), asked.forecast(results)
+        gates, gate_note = asked.gates(composed)
+    with session.stage("statistics"):
+        findings = records(found, evaluator, systems, coverage=coverage, forecasts=forecasts)
+    answers = Ledger()  # by the names of the report
+    answers.append(results)
+    samples = Samples.of(answers, results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [*search_notes, *unfit_routers(options, inputs.adapters, inputs.tasks).values()]
     for system in composed:
         notes += system.composition.notes() if system.composition else []
-    notes += [gate_note, *evaluation.chain_notes(systems, evaluator.tasks)]
+    notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
     return Evaluated(findings, gates, search, compositions, builder, samples, notes)
 
@@ -85,28 +89,6 @@ def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     system = verdict.system or best_system(scores, ("merge", "router", "chain"))
     form = verdict.gain.form if verdict.gain is not None else "question"
     return found.samples.wrong(system, form) if system else ()
-
-
-def _findings(
-    results: Sequence[ItemResult],
-    systems: Sequence[System],
-    tasks: Sequence[Task],
-    session: Session,
-    coverage: tuple[Coverage, ...],
-    forecasts: tuple[Forecast, ...],
-) -> EvaluationRecords:
-    """Adds scores with intervals, paired comparisons, gains and attribution."""
-    margin, seed = session.options.needed_gain, session.options.seed
-    with session.stage("statistics"):
-        return EvaluationRecords(
-            coverage,
-            forecasts,
-            evaluation=evaluation.score(results, systems),
-            comparisons=evaluation.compare(results, systems, seed=seed),
-            gains=evaluation.gains(results, systems, margin=margin, seed=seed),
-            oracles=evaluation.oracles(results, systems),
-            attribution=evaluation.attribute(results, systems, tasks),
-        )
 
 
 def _controls(

@@ -251,5 +251,6 @@ class SystemBuilder:
                 for own, expert in zip(self.trained, self.prepared.adapters, strict=True)
             ]
             built = self.build(best.name, partners, name="random-partner").system
-            systems.append(System("random-partner", "control", built.composition))
+            stored = f"random-partner:{best.name}"
+            systems.append(System("random-partner", "control", built.composition, stored=stored))
         return systems

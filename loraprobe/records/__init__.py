@@ -36,6 +36,7 @@ from loraprobe.records.measurements import (
     Measurement,
     Oracle,
     Reply,
+    Rounds,
     Sample,
     Score,
     SystemKind,
@@ -70,6 +71,7 @@ __all__ = [
     "Provenance",
     "Reason",
     "Reply",
+    "Rounds",
     "SCHEMA_VERSION",
     "Sample",
     "Score",
@@ -107,6 +109,7 @@ class Audit:
     gains: tuple[Gain, ...] = ()
     oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    rounds: Rounds | None = None
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
     verdict: Verdict | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
@@ -195,6 +195,23 @@ class Attribution:
 
 
 @dataclass(frozen=True)
+class Rounds:
+    """How far an evaluation by rounds went.
+
+    `used` of `planned` rounds were asked, which are `items` of all `total` items. `level` is that
+    of the intervals that decide, so that all looks together have 0.95. `dropped` maps systems that
+    could no longer win to the last round in which they were asked.
+    """
+
+    used: int
+    planned: int
+    items: int
+    total: int
+    level: float
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EvaluationRecords:
     """The records measured on the base model. Their fields have the same names in the audit."""
 
@@ -205,6 +222,7 @@ class EvaluationRecords:
     gains: tuple[Gain, ...] = ()
     oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
+    rounds: Rounds | None = None
 
 
 @dataclass(frozen=True)

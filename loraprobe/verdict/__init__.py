@@ -17,6 +17,7 @@ from loraprobe.verdict.before_evaluation import judge_base, judge_probes, judge_
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
+from loraprobe.verdict.early import about_rounds
 from loraprobe.verdict.evaluated import decide, decisive_form
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.geometry import about_geometry
@@ -68,7 +69,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     others += about_familiarity(evidence) + about_geometry(
         evidence.diagnostics, evidence.balanced, evidence.duplicates
     )
-    others += about_items(evidence, verdict)
+    others += about_items(evidence, verdict) + about_rounds(evidence)
     found = (*verdict.reasons, *forecast, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin

@@ -64,6 +64,7 @@ _CODES = (
     Code("probes-familiar", "the base would give most of the adapters' answers itself", "why"),
     Code("probes-mixed", "the base would give some of the adapters' answers itself", "why"),
     Code("probes-unfamiliar", "the base would give few of the adapters' answers itself", "why"),
+    Code("stopped-early", "the decision held before all items were asked"),
     Code("unrelated-updates", "no pair is opposed or nearly equal"),
     # What follows stands in the order of the rules.
     Code("structural-conflict", "adapters, or adapters and base, cannot be composed as they are"),

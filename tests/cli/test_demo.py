@@ -37,7 +37,7 @@ def value(document: dict, system: str, part: str = "question", task: str | None 
 
 def check_samples(document: dict, rows: list[dict]) -> None:
     """The answers of all systems agree with the scores and with the causes of failure."""
-    assert len(rows) == 200 * 4  # the question, two hops, step by step
+    assert len(rows) == document["rounds"]["items"] * 4  # the question, two hops, step by step
     for score in document["evaluation"]:
         replies = [
             reply
@@ -82,13 +82,16 @@ def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
     assert systems[7].startswith("shrunk:") and systems[8] == "random-partner"
     for row in document["attribution"]:
         causes = row.keys() - {"system", "task"}
-        assert sum(row[cause] for cause in causes) == 200
+        assert sum(row[cause] for cause in causes) == document["rounds"]["items"]
 
 
 def test_skill_and_familiar_facts_compose_step_by_step(tmp_path):
     code, document = demo("skill-and-facts", tmp_path)
     verdict = document["verdict"]
     assert (code, verdict["decision"], verdict["action"]) == (0, "likely", "step-by-step")
+    rounds = document["rounds"]
+    assert rounds["used"] < rounds["planned"] and rounds["items"] < rounds["total"] == 150
+    assert "stopped-early" in {reason["code"] for reason in verdict["reasons"]}
     singles = max(value(document, s, "steps") for s in ("newcomers", "steps"))
     assert value(document, verdict["system"], "steps") > singles + 0.3
     controls = [

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from loraprobe.evaluation import System, compare, gain, gains, retention, score, statistics
-from loraprobe.evaluation.statistics import estimate, largest, ratio, wilson
+from loraprobe.evaluation.ratios import ratio
+from loraprobe.evaluation.statistics import estimate, largest, wilson
 from loraprobe.records import ItemResult
 from loraprobe.sample_size import items_needed
 
@@ -31,17 +32,38 @@ def pairs(plus: int, minus: int, n: int) -> np.ndarray:
 # One pair
 
 
-def test_bonett_price_by_hand():
+def log_likelihood(counts, shares):
+    return float(special.xlogy(counts, shares).sum())
+
+
+@pytest.mark.parametrize(
+    ("plus", "minus", "n"), [(10, 3, 50), (0, 0, 30), (1, 0, 40), (60, 20, 90), (29, 31, 60)]
+)
+def test_the_ends_have_the_likelihood_ratio_of_the_level(plus, minus, n):
+    """Half an observation is added each way; the constrained maximum is found numerically."""
+    counts = np.array([plus + 0.5, minus + 0.5, n - plus - minus])
+    best = log_likelihood(counts, counts / counts.sum())
+    for end in single_interval(pairs(plus, minus, n)):
+        span = (max(0.0, -end), (1 - end) / 2)
+
+        def loss(lost, end=end):
+            return -log_likelihood(counts, np.array([lost + end, lost, 1 - 2 * lost - end]))
+
+        inner = optimize.minimize_scalar(loss, bounds=span, options={"xatol": 1e-9})
+        assert 2 * (best + inner.fun) == pytest.approx(Z**2, abs=1e-4)
+
+
+def test_the_standard_error_is_that_of_bonett_and_price():
     # n = 50, 10 items gained, 3 lost: p12 = 11/52, p21 = 4/52, difference 7/52,
     # variance (15/52 - 49/2704) / 52 = (780 - 49) / 140608
-    half = Z * (731 / 140_608) ** 0.5
-    assert single_interval(pairs(10, 3, 50)) == pytest.approx((7 / 52 - half, 7 / 52 + half))
+    found = estimate(pairs(10, 3, 50)[:, None], ALONE[:50])
+    assert found.center == pytest.approx([7 / 52])
+    assert found.se == pytest.approx([(731 / 140_608) ** 0.5])
 
 
 def test_it_behaves_where_nothing_differs_and_where_all_does():
     low, high = single_interval(pairs(0, 0, 100))
-    half = Z * (2 / 102 / 102) ** 0.5
-    assert (low, high) == pytest.approx((-half, half))
+    assert low == pytest.approx(-high) and 0.02 < high < 0.04
     low, high = single_interval(pairs(100, 0, 100))
     assert high == 1 and 0.9 < low < 1
     assert single_interval(pairs(0, 100, 100)) == pytest.approx((-1, -low))
@@ -497,7 +519,9 @@ def test_retention_agrees_with_the_paired_intervals(seed, copies):
     at = estimate((u - point * w)[:, None], clusters)
     if copies == 1 and at.n_effective[0] == pytest.approx(40):
         for r in (0.0, 1.0):
-            below, above = single_interval(u - r * w)
+            paired = estimate((u - r * w)[:, None], clusters)
+            reach = Z * paired.se[0]
+            below, above = paired.center[0] - reach, paired.center[0] + reach
             inside = below <= 0 <= above
             if min(abs(below), abs(above)) > 1e-9:
                 assert inside == (low <= r <= high)

@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy import special
 
 from loraprobe.evaluation import statistics
-from loraprobe_lab.experiments.rule import exact, report, simulated
+from loraprobe_lab.experiments.rule import designs, exact, report, simulated
 from loraprobe_lab.experiments.rule.exact import outcomes, probabilities, rates, worst
 from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate
 
@@ -26,13 +27,18 @@ def test_every_outcome_is_there_once_and_probabilities_sum_to_one():
     assert weights[found.gained == 12, 2] == pytest.approx(1)
 
 
-def test_the_rule_is_that_of_bonett_and_price():
+def test_the_rule_is_that_of_the_likelihood_ratio():
     found = outcomes(60)
-    middle = (found.gained - found.lost) / 62
-    spread = ((found.gained + found.lost + 2) / 62 - middle**2) / 62
-    reach = 1.959963984540054 * spread**0.5
-    assert (found.likely == (middle - reach > 0.05)).all()
-    assert (found.unlikely == (middle + reach < 0.05)).all()
+    counts = np.stack([found.gained + 0.5, found.lost + 0.5, 60.0 - found.gained - found.lost])
+    best = special.xlogy(counts, counts / 61).sum(0)
+    grid = np.linspace(1e-6, 0.475 - 1e-6, 4001)[:, None]  # shares of lost items, at gain 0.05
+    there = special.xlogy(counts[0], grid + 0.05) + special.xlogy(counts[1], grid)
+    there += special.xlogy(counts[2], 1 - 2 * grid - 0.05)
+    ratio = 2 * (best - there.max(0))
+    clear = np.abs(ratio - 1.959963984540054**2) > 1e-2  # of the grid
+    beyond, above = ratio > 1.959963984540054**2, found.gained - found.lost > 0.05 * 61
+    assert (found.likely == (beyond & above))[clear].all()
+    assert (found.unlikely == (beyond & ~above))[clear].all()
     assert not (found.likely & found.unlikely).any()
     assert found.likely.any() and found.unlikely.any()
 
@@ -110,9 +116,10 @@ def test_cases_hold_their_gain(monkeypatch):
 
 def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     pytest.importorskip("matplotlib")
-    pages = report.examine(
-        report.RulePlan(items=(20,), steps=3, simulated=(20,), repeats=2, truths=(0.06,))
+    plan = report.RulePlan(
+        items=(20,), steps=3, simulated=(20,), repeats=2, truths=(0.06,), compared=((60, 4),)
     )
+    pages = report.examine(plan)
     page, numbers, figure = pages.write(tmp_path).files(tmp_path)
     assert (page.name, numbers.name, figure.name) == ("rule.md", "rule.json", "rule.svg")
     text, document = page.read_text(), json.loads(numbers.read_text())
@@ -121,4 +128,35 @@ def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     top = worst([exact.Rate(**row) for row in document["exact"]])
     assert f"{top.wrong():.4f} at gain {top.gain:.2f}" in text
     assert text.count("| 20 |") == 1 + len(document["simulated"])
+    assert text.count("| 60 |") == len(designs.DESIGNS) == len(document["designs"])
     assert figure.read_text().startswith("<?xml")
+
+
+def test_looks_save_items_and_keep_the_level():
+    rows = {row["design"]: row for row in designs.compare_designs(100, 200)}
+    error = 4 * (0.03 * 0.97 / 200) ** 0.5
+    assert max(row["wrong"] for row in rows.values()) <= 0.03 + error
+    whole, looks = rows["likelihood ratio, contending pairs"], rows["... alpha spent as t^2"]
+    assert whole["items"] == whole["passes"] == pytest.approx(1)
+    assert looks["passes"] <= looks["items"] < 0.85
+    assert looks["decided"] > whole["decided"] - 0.05
+    today = rows["Bonett and Price, all pairs"]
+    assert whole["decided"] >= today["decided"] - 0.01
+    assert looks["decided"] > rows["... confidence sequence"]["decided"] + 0.05
+
+
+def test_the_likelihood_ratio_keeps_its_level_at_the_alpha_of_an_early_look():
+    """Enumerated in full for 30 items: no more than three times the nominal 0.00023."""
+    n, critical = 30, 3.5
+    gained, lost = np.meshgrid(np.arange(n + 1.0), np.arange(n + 1.0))
+    gained, lost = (x[gained + lost <= n] for x in (gained, lost))
+    found = exact.Outcomes(n, gained, lost, gained > 0, lost > 0)
+    shares = exact.discordances(0.05, steps=9)
+    weights = probabilities(found, (shares + 0.05) / 2, (shares - 0.05) / 2)
+    for signed, bound in ((designs.likelihood_ratio, 7e-4), (designs.bonett_price, 1.0)):
+        z = signed(gained, lost, n, 0.05)
+        crossed = max(
+            float(weights[z > critical].sum(0).max()), float(weights[z < -critical].sum(0).max())
+        )
+        assert crossed <= bound
+    assert crossed > 1.5e-3, "Bonett and Price's interval does not"

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from loraprobe.evaluation import statistics
+from loraprobe.evaluation.ratios import ratio
 from loraprobe.evaluation.statistics import Array
 from loraprobe.evaluation.table import tabulate
 from loraprobe_lab.experiments.methods.cases import FORM, ROLES, Kind
@@ -250,5 +251,5 @@ def _ratio(case: CaseResults, name: str, skill: int) -> tuple[float, float] | No
     columns = [(s, "question") for s in dict.fromkeys(("base", role, name))]
     table = tabulate(case.results, columns, task)
     of = {system: table.column(system, part) for system, part in columns}
-    found = statistics.ratio(of[name] - of["base"], of[role] - of["base"], table.clusters)
+    found = ratio(of[name] - of["base"], of[role] - of["base"], table.clusters)
     return None if found is None else (found[0], (found[1][1] - found[1][0]) / NORMAL95)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import Pages, render
-from loraprobe_lab.experiments.rule import exact, simulated
+from loraprobe_lab.experiments.rule import designs, exact, simulated
 from loraprobe_lab.experiments.rule.exact import Rate
 from loraprobe_lab.experiments.rule.figure import rule_figure
 
@@ -24,13 +24,14 @@ LEVELS = {"least": 0.0, "half": 0.5, "all": 1.0}  # discordances in the table of
 @dataclass(frozen=True)
 class RulePlan:
     """Numbers of items that are enumerated, those that are `simulated`, and with how many runs a
-    case (0: none)."""
+    case (0: none); those on which constructions are `compared`, with runs a case for each."""
 
-    items: tuple[int, ...] = (60, 100, 200, 500)
+    items: tuple[int, ...] = (60, 100, 200)
     steps: int = 21
     simulated: tuple[int, ...] = (60, 100, 200, 500)
     repeats: int = 200
     truths: tuple[float, ...] = (0.04, 0.06)
+    compared: tuple[tuple[int, int], ...] = ((100, 400), (300, 200))
     seed: int = 0
 
 
@@ -46,6 +47,11 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
         "plan": asdict(plan),
         "exact": [asdict(row) for n in plan.items for row in exact.rates(n, steps=plan.steps)],
         "simulated": _simulated(plan, progress) if plan.repeats else [],
+        "designs": [
+            row
+            for n, runs in plan.compared
+            for row in designs.compare_designs(n, runs, plan.seed, progress)
+        ],
     }
     return rule_pages(document)
 
@@ -94,6 +100,7 @@ def rule_pages(document: dict[str, Any]) -> Pages:
         wrong=lambda rows: max(row.wrong() for row in rows),
         cases=simulated_,
         beyond=dict(sorted(beyond.items())),
+        designs=document.get("designs", ()),
     )
     return Pages("rule", document, markdown, lambda: rule_figure(document), digits=None)
 

@@ -84,6 +84,17 @@ def split_cases(gain: float) -> list[SimulatedCase]:
     ]
 
 
+def accuracies(case: SimulatedCase) -> list[float]:
+    """Of baselines, then compositions: plainly, and then step by step if that is asked."""
+    best = max(case.baselines)
+    means = [*case.baselines, *[best + case.gain] * case.compositions]
+    if case.steps_gain is not None:
+        steps = case.steps_baseline
+        means += [b if steps is None else steps for b in case.baselines]
+        means += [best + case.steps_gain] * case.compositions
+    return means
+
+
 def simulate(
     case: SimulatedCase,
     n: int,
@@ -108,15 +119,8 @@ def _gains(
     rng: np.random.Generator, case: SimulatedCase, n: int, systems: Sequence[System], seed: int
 ) -> tuple[Gain, ...]:
     """The gains of one run, from simulated results of every system and form."""
-    columns = [(system.name, part) for part in PARTS for system in systems]
-    best = max(case.baselines)
-    means = [*case.baselines, *[best + case.gain] * case.compositions]
-    if case.steps_gain is None:
-        columns = columns[: len(systems)]
-    else:
-        steps = case.steps_baseline
-        means += [b if steps is None else steps for b in case.baselines]
-        means += [best + case.steps_gain] * case.compositions
+    means = accuracies(case)
+    columns = [(system.name, part) for part in PARTS for system in systems][: len(means)]
     common, own = rng.standard_normal((n, 1)), rng.standard_normal((n, len(means)))
     latent = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
     right = (latent < special.ndtri(np.array(means))).astype(float)

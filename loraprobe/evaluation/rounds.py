@@ -1,0 +1,152 @@
+"""Evaluation by rounds: how many items each round asks, with which alpha, and who continues.
+
+A round adds whole clusters in a seeded order, so that its items are a random sample. After each
+round the decision may be made. The chance of a wrong one is spent over these looks: by the look
+with the share t of the clusters t^2 of alpha is spent (Kim and DeMets 1987). The alpha of a look
+follows from Armitage, McPherson and Rowe's recursion (1969) for a Brownian motion. A decision at
+the last look then needs intervals that are 2 to 4 % wider than those of a single look.
+examples/calibration/rule.md compares this with other ways to spend alpha.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+
+from loraprobe.evaluation.statistics import LEVEL
+from loraprobe.evaluation.table import tabulate
+from loraprobe.records import ItemResult
+from loraprobe.tasks import Task
+
+ALPHA = 1 - LEVEL  # the chance of a wrong decision, both sides together
+FIRST = 30  # clusters of the first round
+FEWEST = 60  # clusters of the smallest task; with fewer there is one round
+EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
+GRID = 801  # points of the recursion
+WIDEST = 8.0  # standard errors that the grid covers
+ROUND = ", round "  # between the name of a step of the progress and the number of the round
+
+
+@dataclass(frozen=True)
+class Round:
+    """Round `number` of `planned`: the tasks with all items asked by then, and the look's alpha.
+
+    alpha: both sides together; intervals of level 1 - alpha decide after this round.
+    """
+
+    number: int
+    planned: int
+    tasks: tuple[Task, ...]
+    alpha: float
+
+    @property
+    def last(self) -> bool:
+        return self.number == self.planned
+
+    @property
+    def items(self) -> int:
+        return sum(len(task.items) for task in self.tasks)
+
+
+def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tuple[Round, ...]:
+    """The rounds of these tasks, the last one with all items.
+
+    The first has FIRST clusters of the smallest task, each further one about twice as many as the
+    one before; every task gives the same share of its clusters. There is one round if the smallest
+    task has fewer than FEWEST clusters, and with `all_items`.
+    """
+    orders = [clusters_in_order(task, seed) for task in tasks]
+    fewest = min(map(len, orders))
+    shares = (1.0,) if all_items or fewest < FEWEST else _shares(fewest)
+    return tuple(
+        Round(
+            number,
+            len(shares),
+            tuple(
+                _part(task, order[: math.ceil(share * len(order) - 1e-9)])
+                for task, order in zip(tasks, orders, strict=True)
+            ),
+            alpha,
+        )
+        for number, (share, alpha) in enumerate(
+            zip(shares, look_alphas(shares), strict=True), start=1
+        )
+    )
+
+
+def round_suffix(this: Round) -> str:
+    """What the name of a step ends in, so that progress knows the round; "" if there is one."""
+    return f"{ROUND}{this.number}" if this.planned > 1 else ""
+
+
+def clusters_in_order(task: Task, seed: int) -> list[str]:
+    """The task's clusters in a random order, the same for the same seed and task name."""
+    order = list(dict.fromkeys(item.cluster for item in task.items))
+    random.Random(f"{seed}:{task.name}:sample").shuffle(order)
+    return order
+
+
+def _shares(clusters: int) -> tuple[float, ...]:
+    """The share of the clusters at each look: from FIRST to all, in nearly doubling steps."""
+    steps = max(1, round(math.log2(clusters / FIRST)))
+    return tuple((FIRST / clusters) ** (1 - k / steps) for k in range(steps + 1))
+
+
+def _part(task: Task, clusters: Collection[str]) -> Task:
+    chosen = set(clusters)
+    return replace(task, items=tuple(item for item in task.items if item.cluster in chosen))
+
+
+@functools.cache
+def look_alphas(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """The alpha of each look at these shares of the information; the last share is 1."""
+    return boundaries(shares, tuple(ALPHA * share**EXPONENT for share in shares))
+
+
+def boundaries(shares: Sequence[float], spent: Sequence[float]) -> tuple[float, ...]:
+    """The two-sided alpha of each look, so that `spent` is spent by each.
+
+    A Brownian motion leaves the boundaries of either side by share t with the probability spent.
+    """
+    grid = np.linspace(-WIDEST, WIDEST, GRID)
+    step, found = grid[1] - grid[0], [float(spent[0])]
+    bound = -special.ndtri(spent[0] / 2) * math.sqrt(shares[0])
+    density = np.exp(-(grid**2) / shares[0] / 2) / math.sqrt(2 * math.pi * shares[0])
+    density = np.where(np.abs(grid) < bound, density, 0.0)
+    for share, length, part in zip(shares[1:], np.diff(shares), np.diff(spent), strict=True):
+        spread = math.sqrt(length)
+        moves = np.exp(-(((grid[:, None] - grid) / spread) ** 2) / 2) * step
+        density = moves @ density / (spread * math.sqrt(2 * math.pi))
+        beyond = np.cumsum(density[::-1])[::-1] * step  # probability at this point or above
+        bound = np.interp(part / 2, beyond[::-1], grid[::-1] - step / 2)
+        density = np.where(np.abs(grid) < bound, density, 0.0)
+        found.append(2 * float(special.ndtr(-bound / math.sqrt(share))))
+    return tuple(found)
+
+
+def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) -> set[str]:
+    """The systems that are shown to be worse than the best of them, in every form they answered.
+
+    With several tasks the plain means over tasks are compared. alpha: that of the look, divided
+    among the comparisons.
+    """
+    shown: dict[str, list[bool]] = {}
+    for part in ("question", "steps"):
+        present = {r.system for r in results if r.part == part}
+        columns = [(name, part) for name in names if name in present]
+        if not columns:
+            continue
+        table = tabulate(results, columns)
+        columns = table.comparable(columns, columns[:1])
+        mean = table.differences(columns, columns[:1]).difference
+        found = table.differences(columns, [columns[int(mean.argmax())]])
+        high = found.interval(found.critical(1 - alpha / max(1, len(columns) - 1)))[1]
+        for (name, _), worse in zip(columns, (high < 0).tolist(), strict=True):
+            shown.setdefault(name, []).append(worse)
+    return {name for name, worse in shown.items() if all(worse)}

@@ -1,0 +1,195 @@
+"""`play`: asks the systems in rounds of growing size and stops when the decision holds.
+
+After a round the verdict is judged with the intervals of this look (`evaluation.rounds`). Systems
+that can no longer win are not asked further. A composition that gains has to beat the controls too,
+so these are asked the same items before the run stops. The base and the single adapters always
+answer all items of a round, since they are what a composition is compared with, and their hops
+explain what compositions get wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from loraprobe import evaluation
+from loraprobe.evaluation import Round, System
+from loraprobe.evaluation.rounds import round_suffix
+from loraprobe.formatting import count
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.records import EvaluationRecords, ItemResult, Rounds
+from loraprobe.verdict import Evidence, judge_evaluation
+from loraprobe.verdict.candidates import candidates
+
+Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
+DECIDED = ("likely", "unlikely")
+
+
+@dataclass
+class Played:
+    """What the rounds found so far.
+
+    order: all systems but the controls. round: the last one. systems: those that are still asked.
+    results: of all systems. dropped: the other ones, with their last round. controls: those of the
+    best composition.
+    """
+
+    order: Sequence[System]
+    round: Round
+    systems: list[System]
+    results: list[ItemResult] = field(default_factory=list)
+    dropped: dict[str, tuple[System, Round]] = field(default_factory=dict)
+    controls: list[System] = field(default_factory=list)
+
+    @property
+    def everybody(self) -> list[System]:
+        """All systems, in the order in which they are reported."""
+        return [*self.order, *self.controls]
+
+    def notes(self) -> list[str]:
+        """Which systems were not asked to the end, for the report."""
+        return [
+            f"{name} was asked {count(last.items, 'item')} (round {last.number} of "
+            f"{last.planned}): it could no longer win."
+            for name, (_, last) in self.dropped.items()
+        ]
+
+    def record(self, total: int) -> Rounds:
+        """How far the evaluation went, of `total` items."""
+        dropped = {name: last.number for name, (_, last) in self.dropped.items()}
+        here = self.round
+        return Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped)
+
+
+def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) -> Played:
+    """Asks systems round by round until the decision holds or all items are asked.
+
+    controls: a function from results and systems to the controls of the best of them. A chain is
+    asked once, at the end, since no decision depends on it.
+    """
+    options = evaluator.session.options
+    chains = [system for system in systems if system.kind == "chain"]
+    rest = [system for system in systems if system.kind != "chain"]
+    planned = evaluation.rounds(evaluator.tasks, options.seed, all_items=options.all_items)
+    found = Played(systems, planned[0], rest)
+    decision = ""
+    for this in planned:
+        found.round = this
+        _ask(found, evaluator, [*found.systems, *found.controls], round_suffix(this))
+        evidence = _evidence(found, evaluator)
+        if not this.last and _gains(evidence):
+            found.controls = controls(found.results, found.systems)
+            _ask(found, evaluator, found.controls)
+            evidence = _evidence(found, evaluator)
+        decision = judge_evaluation(evidence).decision
+        if this.last or decision in DECIDED:
+            break
+        _drop(found, evidence)
+    # Controls do not count for a composition that does not gain: a first round of them is enough.
+    few = planned[0] if decision == "unlikely" and not found.round.last else found.round
+    found.controls = controls(found.results, found.systems)
+    _ask(found, evaluator, chains)
+    _ask(found, evaluator, found.controls, on=found.round if _asked(found) else few)
+    found.systems += chains
+    names = {system.name for system in found.everybody}
+    found.results = [row for row in found.results if row.system in names]
+    return found
+
+
+def records(
+    found: Played, evaluator: Evaluator, systems: Sequence[System], **others: tuple[object, ...]
+) -> EvaluationRecords:
+    """Scores, comparisons, gains and attribution at the level of the last look.
+
+    Gains are those of the systems that were asked to the end. others: coverage and forecasts.
+    """
+    options, alpha = evaluator.session.options, found.round.alpha
+    level, seed = 1 - alpha, options.seed
+    results, stayed = found.results, [s for s in systems if s.name not in found.dropped]
+    baselines = [s for s in systems if s.kind in ("base", "adapter")]
+    attribution = evaluation.attribute(results, stayed, found.round.tasks)
+    for system, last in found.dropped.values():
+        attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
+    total = sum(len(task.items) for task in evaluator.tasks)
+    return EvaluationRecords(
+        evaluation=evaluation.score(results, systems, level=level),
+        comparisons=evaluation.compare(results, systems, seed=seed, level=level),
+        gains=evaluation.gains(results, stayed, margin=options.needed_gain, seed=seed, alpha=alpha),
+        oracles=evaluation.oracles(results, systems),
+        attribution=attribution,
+        rounds=found.record(total),
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def _ask(
+    found: Played,
+    evaluator: Evaluator,
+    systems: Sequence[System],
+    told: str = "",
+    on: Round | None = None,
+) -> None:
+    """Adds the systems' results on the items of a round; told: the round, for the progress."""
+    names = {system.name for system in systems}
+    here = on or found.round
+    progress = evaluator.session.progress
+    session = evaluator.session
+    if progress is not None and told:
+        session = replace(session, progress=lambda s, k, n: progress(_named(s, told), k, n))
+    asked = replace(evaluator, tasks=here.tasks, session=session).run(systems)
+    found.results = [row for row in found.results if row.system not in names] + asked
+
+
+def _named(stage: str, told: str) -> str:
+    return stage + told if stage.startswith("evaluate ") else stage
+
+
+def _asked(found: Played) -> bool:
+    """Whether the controls have answers on items of a later round than the first."""
+    names = {system.name for system in found.controls}
+    return any(row.system in names for row in found.results)
+
+
+def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
+    """What the decision rests on after this round."""
+    options = evaluator.session.options
+    systems = [*found.systems, *found.controls]
+    own = {system.name for system in systems}
+    results = [row for row in found.results if row.system in own]
+    with evaluator.session.stage("statistics"):
+        rows = records(replace(found, results=results, dropped={}), evaluator, systems)
+    return Evidence(
+        tasks=len(evaluator.tasks),
+        level="evaluation",
+        margin=options.needed_gain,
+        retention=options.retention,
+        **vars(rows),
+    )
+
+
+def _gains(evidence: Evidence) -> bool:
+    """Whether some composition gains and keeps what it has to, so that controls decide."""
+    return any(
+        one.gains == one.retains == "likely"
+        for part in ("question", "steps")
+        for one in candidates(evidence, part)
+    )
+
+
+def _drop(found: Played, evidence: Evidence) -> None:
+    """Moves the compositions that can no longer win to `dropped`.
+
+    These are shown to fail in every form of the question, or, for one task, to be worse than the
+    best composition. For several tasks the best mean may lose a skill that another one keeps.
+    """
+    composed = [s.name for s in found.systems if s.kind in ("merge", "router")]
+    outcomes: dict[str, list[str]] = {name: [] for name in composed}
+    for part in ("question", "steps"):
+        for one in candidates(evidence, part):
+            outcomes[one.system].append(one.outcome)
+    out = {name for name, said in outcomes.items() if said and set(said) == {"unlikely"}}
+    if not evidence.several:
+        out |= evaluation.beaten(found.results, composed, found.round.alpha)
+    for system in [s for s in found.systems if s.name in out]:
+        found.systems.remove(system)
+        found.dropped[system.name] = system, found.round

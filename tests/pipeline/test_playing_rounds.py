@@ -1,0 +1,160 @@
+"""The rounds of an evaluation on planted answers: when it stops, and who is asked how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from loraprobe.evaluation import Ledger, System
+from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.rounds import play, records
+from loraprobe.pipeline.session import Session
+from loraprobe.records import ItemResult
+from loraprobe.tasks import Item, Task
+from loraprobe.verdict import Evidence, judge_evaluation
+
+N = 240
+ALONE = [System("base", "base"), System("a", "adapter"), System("b", "adapter")]
+COMPOSED = [System("uniform", "merge"), System("sum", "merge"), System("arrow", "router")]
+CONTROLS = [System("shrunk:a", "control"), System("random-partner", "control")]
+FAIR = {"base": 0.05, "a": 0.2, "b": 0.1, "shrunk:a": 0.15, "random-partner": 0.1, "chain": 0.5}
+
+
+@dataclass(frozen=True)
+class Planted(Evaluator):
+    """Answers from shares of right ones; `asked` counts the items of each system."""
+
+    answers: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    asked: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
+
+    def run(self, systems: Any, *_: Any, **__: Any) -> list[ItemResult]:
+        rows = []
+        for system in systems:
+            for task in self.tasks:
+                for item in task.items:
+                    value = self.answers[system.name, task.name][int(item.id)]
+                    self.asked.setdefault(system.name, set()).add((task.name, item.id))
+                    rows.append(
+                        ItemResult(
+                            system.name,
+                            task.name,
+                            "question",
+                            item.id,
+                            "exact_match",
+                            float(value),
+                            "",
+                            item.cluster,
+                        )
+                    )
+        return rows
+
+
+def planted(
+    shares: dict[str, float] | list[dict[str, float]], n: int = N, **options: Any
+) -> Planted:
+    tasks, answers = [], {}
+    rng = np.random.default_rng(5)
+    for t, of in enumerate(shares if isinstance(shares, list) else [shares]):
+        tasks.append(Task(f"t{t}", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(n))))
+        for name, share in {**FAIR, **of}.items():
+            answers[name, f"t{t}"] = rng.random(n) < share
+    session = Session("merge-and-eval", Options(**options))
+    inputs: Any = SimpleNamespace()
+    return Planted(inputs, session, None, Ledger(), tasks, answers=answers)
+
+
+def played(evaluator: Planted, systems: list[System] | None = None) -> Any:
+    found = play(evaluator, systems or [*ALONE, *COMPOSED], lambda results, systems: CONTROLS)
+    made = records(found, evaluator, found.everybody)
+    verdict = judge_evaluation(
+        Evidence(tasks=len(evaluator.tasks), level="evaluation", **vars(made))
+    )
+    return found, made, verdict
+
+
+def items(evaluator: Planted, name: str) -> int:
+    return len(evaluator.asked.get(name, ()))
+
+
+def test_a_large_gain_stops_after_the_first_round_with_its_controls():
+    evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3})
+    _, made, verdict = played(evaluator)
+    assert (verdict.decision, verdict.system) == ("likely", "uniform")
+    assert made.rounds.used == 1 < made.rounds.planned
+    assert made.rounds.items == 30 and made.rounds.total == N
+    assert {items(evaluator, s.name) for s in [*ALONE, *COMPOSED, *CONTROLS]} == {30}
+    assert {row.n for row in made.evaluation} == {30}
+    assert made.rounds.level > 0.99
+    assert "controls-beaten" in {reason.code for reason in verdict.reasons}
+
+
+def test_all_items_and_few_items_are_one_round():
+    for evaluator in (
+        planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, all_items=True),
+        planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3}, n=50),
+    ):
+        _, made, verdict = played(evaluator)
+        assert verdict.decision == "likely"
+        assert made.rounds.used == made.rounds.planned == 1
+        assert {row.n for row in made.evaluation} == {len(evaluator.tasks[0].items)}
+
+
+def test_what_cannot_win_is_dropped_and_the_baselines_never_are():
+    evaluator = planted({"a": 0.5, "uniform": 0.62, "sum": 0.0, "arrow": 0.6})
+    found, made, _ = played(evaluator)
+    assert made.rounds.used > 1
+    assert items(evaluator, "sum") < items(evaluator, "uniform") == made.rounds.items
+    assert made.rounds.dropped == {"sum": 1}
+    assert {items(evaluator, s.name) for s in ALONE} == {made.rounds.items}
+    assert "sum" not in {gain.system for gain in made.gains}, "it is no candidate"
+    counts = {row.system: row.n for row in made.evaluation}
+    assert counts["sum"] == items(evaluator, "sum") and counts["base"] == made.rounds.items
+    assert [system.name for system in found.everybody][3:6] == ["uniform", "sum", "arrow"]
+    assert found.notes() and "sum" in found.notes()[0]
+
+
+def test_a_clear_failure_stops_early_with_a_first_round_of_controls():
+    evaluator = planted({"a": 0.95, "uniform": 0.3, "sum": 0.2, "arrow": 0.2})
+    _, made, verdict = played(evaluator)
+    assert verdict.decision == "unlikely"
+    assert made.rounds.used < made.rounds.planned
+    assert {items(evaluator, s.name) for s in CONTROLS} == {30}
+
+
+def test_a_gain_that_a_control_has_too_is_no_success_and_goes_on():
+    evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3, "random-partner": 0.89})
+    _, made, verdict = played(evaluator)
+    assert verdict.decision != "likely"
+    assert made.rounds.used == made.rounds.planned or verdict.decision == "unlikely"
+    assert items(evaluator, "random-partner") == made.rounds.items
+
+
+def test_retentions_are_decided_too():
+    """The mean gains at once, while it stays open for long whether b's skill is kept."""
+    first = {"a": 0.9, "b": 0.05, "uniform": 0.9, "sum": 0.1, "arrow": 0.1}
+    second = {"a": 0.05, "b": 0.9, "uniform": 0.75, "sum": 0.1, "arrow": 0.1}
+    evaluator = planted([first, second])
+    _, made, verdict = played(evaluator)
+    assert made.rounds.used > 1
+    kept = next(r for r in made.evaluation if (r.system, r.task) == ("uniform", "t1"))
+    gain = next(row for row in made.gains if row.system == "uniform")
+    assert gain.adjusted_ci95[0] > 0.05, "the gain alone would have stopped it"
+    assert kept.n == items(evaluator, "uniform") // 2
+    assert verdict.decision in ("likely", "inconclusive", "unlikely")
+    easy = planted([first, {**second, "uniform": 0.9}])
+    assert played(easy)[1].rounds.used <= made.rounds.used
+
+
+def test_the_chain_is_asked_once_on_what_the_others_were_asked():
+    evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3})
+    _, made, _ = played(evaluator, [*ALONE, *COMPOSED, System("chain", "chain")])
+    assert items(evaluator, "chain") == made.rounds.items
+    assert "chain" in {gain.system for gain in made.gains}
+
+
+def test_an_early_run_and_one_of_all_items_share_their_results():
+    assert Options(all_items=True).fingerprint() == Options().fingerprint()

@@ -1,27 +1,21 @@
-"""The stages that run the base model.
-
-`measure_baselines` scores the base and the single adapters; `evaluate` scores all systems.
-"""
+"""`merge-and-eval` on the base model: `evaluate` scores all systems."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from loraprobe import evaluation, probes
+from loraprobe import evaluation
 from loraprobe.evaluation import Samples, System
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems, unfit_routers
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
     Coverage,
     EvaluationRecords,
-    EvidenceLevel,
     Forecast,
     GateStatistics,
     ItemResult,
@@ -30,7 +24,7 @@ from loraprobe.records import (
     Verdict,
     WeightSearch,
 )
-from loraprobe.tasks import Probe, Task
+from loraprobe.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         systems += composed
         results = evaluator.run(systems)
         gates, gate_note = evaluator.gates(composed)
-        systems += _controls(builder, composed, results, systems, session)
+        systems += controls(builder, composed, results, systems, session)
         results = evaluator.run(systems)
     findings = _findings(results, systems, evaluator.tasks, session, coverage, forecasts)
     samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
@@ -107,7 +101,7 @@ def _findings(
         )
 
 
-def _controls(
+def controls(
     builder: SystemBuilder,
     composed: Sequence[System],
     results: Sequence[ItemResult],
@@ -122,53 +116,6 @@ def _controls(
     chosen = next((system for system in composed if system.name == best), None)
     with session.stage("compose"):
         return builder.controls(alone, chosen)
-
-
-@dataclass(frozen=True)
-class BaseEvidence:
-    """Records of the base and the single adapters, from tasks (level "base") or probes alone."""
-
-    level: EvidenceLevel = "weights"
-    records: EvaluationRecords = field(default_factory=EvaluationRecords)
-    notes: tuple[str, ...] = ()
-
-
-def measure_baselines(
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
-) -> BaseEvidence:
-    """Scores the base and the single adapters on the tasks and on a probe."""
-    assert inputs.base is not None
-    if not inputs.tasks:
-        scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
-        rows = probe_without_task(scorer, inputs, probe, cards, session)
-        return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
-    with open_evaluator(inputs, (), session) as evaluator:
-        systems = baseline_systems(inputs.adapters)
-        results = evaluator.run(systems)
-        rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
-        rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
-    found = EvaluationRecords(rows, forecasts, evaluation.score(results, systems))
-    return BaseEvidence("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
-
-
-def probe_without_task(
-    scorer: Any,
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
-) -> tuple[Coverage, ...]:
-    """Figures on a probe file, or on prompts from cards and adapters ("auto")."""
-    if probe is None:
-        return ()
-    adapters, seed = inputs.adapters, session.options.seed
-    with session.stage("probe"):
-        if isinstance(probe, str):
-            probe = probes.generated_prompts(scorer, adapters, cards, single=single, seed=seed)
-        return probes.probe_without_task(scorer, adapters, probe, single=single, seed=seed)
 
 
 def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:

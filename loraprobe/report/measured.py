@@ -72,6 +72,12 @@ def gain(audit: Audit, verdict: Verdict) -> str:
     best = verdict.gain
     if best is None:
         return ""
+    if verdict.evidence in ("base", "pilot"):  # the base and single adapters answered more items
+        return (
+            f"{fmt.gain(best.difference, *best.ci95)} for {best.system} against {best.against}, in "
+            f"a first round on {count(best.n, 'question')}; you asked for "
+            f"{fmt.number(verdict.margin)}"
+        )
     row = next(
         (g for g in audit.gains if (g.system, g.part, g.n) == (best.system, best.form, best.n)),
         None,

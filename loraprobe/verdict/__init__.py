@@ -1,7 +1,8 @@
 """The verdict: a pure function of evidence. It uses no torch, no files and no clock.
 
 A structural conflict decides alone. Weights and probes decide nothing. Coverage and single adapters
-on the task can decide `unlikely` (see `before_evaluation`). Scored compositions decide by the
+on the task can decide `unlikely` (see `before_evaluation`), and so can a first round of
+compositions on a few items, or `likely` (see `pilot`). Scored compositions decide by the
 interval of their gain (see `evaluated`). The forecast and its probability never change the decision
 (see `probability`). `codes` holds the stable codes of reasons.
 """
@@ -23,6 +24,7 @@ from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
 from loraprobe.verdict.next_command import Request, merge_and_eval_command, next_command
+from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_probability
 
 __all__ = [
@@ -52,6 +54,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         "weights": judge_weights,
         "probes": judge_probes,
         "base": judge_base,
+        "pilot": lambda e: judge_pilot(judge_evaluation(e), judge_base(e), e),
         "evaluation": judge_evaluation,
     }
     verdict = rules[evidence.rests_on](evidence)

@@ -72,6 +72,7 @@ _CODES = (
     Code("chain-fails", "each hop by its own adapter does not gain"),
     Code("chain-undecided", "it is open whether each hop by its own adapter gains"),
     Code("switch-adapters", "no composition keeps all skills, each adapter keeps its own"),
+    Code("first-round", "the compositions answered only a few items", sure=True),
     Code("forecast", "the gain if the effects on the next token simply added", sure=True),
     Code("probability-measured-on", "the probability, its prior, and its errors", sure=True),
     Code("outside-calibration", "why there is no probability here", sure=True),

@@ -65,8 +65,8 @@ class Evidence(EvaluationRecords):
 
     @property
     def rests_on(self) -> EvidenceLevel:
-        """The level, which is not `evaluation` unless a merge or a router was scored."""
-        if self.level == "evaluation" and not self.systems(COMPOSITIONS):
+        """The level, which is at most `base` unless a merge or a router was scored."""
+        if self.level in ("pilot", "evaluation") and not self.systems(COMPOSITIONS):
             return "base"
         return self.level
 

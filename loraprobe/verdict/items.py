@@ -6,12 +6,15 @@ from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
 from loraprobe.formatting import count
 from loraprobe.records import Reason, Verdict
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
+from loraprobe.verdict.evidence import BASELINES, COMPOSITIONS, Evidence
 
 
 def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     """What the number of items and the fields that they lack leave open."""
-    scored = [row.n for row in evidence.evaluation if row.part == "question"]
+    counted = [row for row in evidence.evaluation if row.part == "question"]
+    if evidence.level == "pilot":  # compositions answered fewer items than there are
+        counted = [row for row in counted if row.kind in BASELINES]
+    scored = [row.n for row in counted]
     if not scored:
         return []
     found = _about_template(evidence)

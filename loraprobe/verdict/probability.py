@@ -19,7 +19,7 @@ from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Calibration
 from loraprobe.verdict.evidence import BASELINES, Evidence
 
-LEVELS = ("base", "evaluation")
+LEVELS = ("base", "pilot", "evaluation")
 Z95 = 1.959964  # half-width of a 95 % interval in standard errors
 
 
@@ -34,6 +34,8 @@ def with_probability(
     if verdict.evidence not in LEVELS:
         return verdict, []
     forecast = max(evidence.forecasts, key=lambda one: one.gain, default=None)
+    if forecast is None and verdict.evidence != "evaluation":
+        return verdict, []  # a first round outranks it, or compositions cannot be asked
     if forecast is None:
         return verdict, [_outside(_why_no_forecast(evidence))]
     verdict = dataclasses.replace(verdict, forecast=forecast)

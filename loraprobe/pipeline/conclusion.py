@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
+from loraprobe.base import Base
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import EvidenceLevel, Score, Verdict
-from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
+from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import Built, SystemBuilder
@@ -44,6 +45,7 @@ def conclude(
             retention=options.retention,
             prior=options.prior,
             balanced=options.balance == "norm",
+            base=None if inputs.base is None else _shape(inputs.base),
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
@@ -52,6 +54,15 @@ def conclude(
     kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
     request = requested(options, inputs, kind)
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+
+
+def _shape(base: Base) -> BaseShape:
+    """What a base's config tells of its kind; models of several parts describe their text model."""
+    text = base.config.get("text_config")
+    config = {**base.config, **(text if isinstance(text, dict) else {})}
+    sizes = (config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
+    hidden = next((size for size in sizes if isinstance(size, int)), None)
+    return BaseShape(str(config.get("model_type", "")), hidden)
 
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:

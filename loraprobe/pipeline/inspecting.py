@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, PILOT_ITEMS, PROBED_ITEMS, SAMPLED_ITEMS
@@ -22,11 +22,19 @@ from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, composition_specs
+from loraprobe.pipeline.systems import (
+    SystemBuilder,
+    baseline_systems,
+    composition_specs,
+    forecastable,
+)
 from loraprobe.pipeline.transforms import prepare_inputs
-from loraprobe.records import Coverage, EvaluationRecords, EvidenceLevel, ItemResult
+from loraprobe.records import Coverage, EvaluationRecords, EvidenceLevel, Forecast, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Item, Probe, Task
+
+if TYPE_CHECKING:
+    from loraprobe.scoring import Recorder
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def measure_baselines(
     with open_evaluator(inputs, (), session) as evaluator:
         singles = baseline_systems(inputs.adapters)
         few = sampled(evaluator, SAMPLED_ITEMS)
-        results = few.run(singles)
+        results, forecasts = answers_alone(few, singles)
         rows = few.probe_tasks(results, items=PROBED_ITEMS)
         rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
         results = at_ceiling(evaluator, singles, results)
@@ -67,6 +75,7 @@ def measure_baselines(
     with session.stage("statistics"):
         found = EvaluationRecords(
             rows,
+            forecasts,
             evaluation=evaluation.score(results, systems),
             comparisons=evaluation.compare(results, systems, seed=seed),
             gains=evaluation.gains(results, systems, margin=margin, seed=seed),
@@ -97,6 +106,63 @@ def first_clusters(task: Task, items: int, seed: int) -> Task:
             break
         chosen.update(item.id for item in clusters[cluster][:items])
     return replace(task, items=tuple(item for item in task.items if item.id in chosen))
+
+
+def answers_alone(
+    evaluator: Evaluator, singles: Sequence[System]
+) -> tuple[list[ItemResult], tuple[Forecast, ...]]:
+    """The results of the base and the single adapters, and a forecast.
+
+    Answers that are judged by likelihood are forecast from these same passes. Generated answers are
+    forecast only for somebody who asks for its probability (--prior, --calibration): it costs more
+    than a first round of the compositions, which says more.
+    """
+    options, scorer = evaluator.session.options, evaluator.scorer
+    recorder = _recorder(evaluator)
+    if recorder is None:
+        results = evaluator.run(singles)
+        asked = options.prior is not None or options.calibration is not None
+        return results, evaluator.forecast(results) if asked else ()
+    results = []
+    scorer.recorder = recorder
+    try:
+        for system in singles:
+            with recorder.of(system.name):
+                results += evaluator.run([system])
+    finally:
+        scorer.recorder = None
+    names, seed = [adapter.name for adapter in evaluator.inputs.adapters], options.seed
+    with evaluator.session.stage("forecast"):
+        return results, probes.forecast_recorded(
+            scorer,
+            names,
+            evaluator.tasks,
+            recorder,
+            results=results,
+            metric=options.metric,
+            seed=seed,
+        )
+
+
+def _recorder(evaluator: Evaluator) -> Recorder | None:
+    """A recorder for compositions of gates of 1; None where nothing is to be recorded.
+
+    Nothing is where answers are generated, and where the sums would take too much memory.
+    """
+    from loraprobe.scoring import MOST_BYTES, Recorder
+
+    adapters, options = evaluator.inputs.adapters, evaluator.session.options
+    asked = probes.scored_questions(evaluator.tasks, options.metric)
+    names = [adapter.name for adapter in adapters]
+    found = forecastable(options, adapters).items()
+    summed = {name: names for name, gates in found if gates == (1.0,) * len(names)}
+    if len(adapters) < 2 or not asked or not summed:
+        return None
+    recorder = Recorder("base", summed)
+    pairs = {(q.prompt, text) for q in asked for text in q.continuations}
+    tokens = sum(len(ids) - start for ids, start in evaluator.scorer.encoded(list(pairs)))
+    fits = recorder.bytes(tokens, evaluator.scorer.vocab_size) <= MOST_BYTES
+    return recorder if fits else None
 
 
 def at_ceiling(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation.asking import likelihoods
-from loraprobe.probes._forecast import forecast
+from loraprobe.probes._forecast import forecast, forecast_recorded, scored_questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
@@ -33,8 +33,10 @@ __all__ = [
     "ProbeContext",
     "cover",
     "forecast",
+    "forecast_recorded",
     "generated_prompts",
     "probe_without_task",
+    "scored_questions",
 ]
 
 

@@ -19,15 +19,17 @@ from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
 from loraprobe.verdict.evaluated import decide, decisive_form
-from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.evidence import BaseShape, Evidence
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
 from loraprobe.verdict.next_command import Request, merge_and_eval_command, next_command
 from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_probability
+from loraprobe.verdict.reference_class import reference_class
 
 __all__ = [
+    "BaseShape",
     "Evidence",
     "Request",
     "judge",
@@ -62,6 +64,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
     others += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
     others += about_items(evidence, verdict)
+    others += reference_class(evidence, verdict, calibration or shipped())
     found = (*verdict.reasons, *forecast, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin

@@ -74,6 +74,7 @@ _CODES = (
     Code("switch-adapters", "no composition keeps all skills, each adapter keeps its own"),
     Code("first-round", "the compositions answered only a few items", sure=True),
     Code("forecast", "the gain if the effects on the next token simply added", sure=True),
+    Code("forecast-retention", "what would be kept of a task if the effects simply added"),
     Code("probability-measured-on", "the probability, its prior, and its errors", sure=True),
     Code("outside-calibration", "why there is no probability here", sure=True),
     Code("hop-known", "the system that answers a hop best knows it"),

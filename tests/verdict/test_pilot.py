@@ -1,0 +1,74 @@
+"""The verdict on a first round of compositions on a few items."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from calibrations import case, score
+
+from loraprobe.records import Gain
+from loraprobe.verdict import judge
+
+
+def piloted(difference, low, high, baselines=None, **rest):
+    """A first round of `sum`: its gain over `a` on 20 items, its interval."""
+    known = case().evaluation if baselines is None else baselines
+    one = replace(score("sum", "merge", 0.5), n=20)
+    gain = Gain("t", "question", "sum", "a", difference, (low, high), (low, high), 20, 200)
+    made = {"evaluation": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
+    return judge(case(**{**made, **rest}))
+
+
+def codes(verdict):
+    return [reason.code for reason in verdict.reasons]
+
+
+@pytest.mark.parametrize(
+    ("interval", "decision"),
+    [((0.7, 0.4, 0.9), "likely"), ((0.4, 0.04, 0.7), "inconclusive"),
+     ((-0.4, -0.7, -0.1), "unlikely"), ((0.0, -0.2, 0.2), "inconclusive")],
+)  # fmt: skip
+def test_it_decides_only_where_its_interval_does(interval, decision):
+    found = piloted(*interval)
+    assert (found.decision, found.evidence) == (decision, "pilot")
+    assert found.gain.n == 20 and "first-round" in codes(found)
+    assert ("next-evidence" in codes(found)) == (decision == "inconclusive")
+
+
+CEILING = tuple(
+    replace(score(name, kind, value), ci95=(low, 1.0))
+    for name, kind, value, low in (("base", "base", 0.1, 0.0), ("a", "adapter", 1.0, 0.96))
+)
+
+
+def test_where_it_leaves_the_case_open_base_and_single_adapters_decide():
+    found = piloted(-0.05, -0.3, 0.2, CEILING)
+    assert (found.decision, found.action, found.evidence) == ("unlikely", "use-single:a", "base")
+    assert found.reasons[0].code == "nothing-to-gain" and "gain-undecided" in codes(found)
+    both = piloted(-0.4, -0.7, -0.1, CEILING)
+    assert (both.decision, both.action, both.evidence) == ("unlikely", "use-single:a", "pilot")
+
+
+@pytest.mark.parametrize(("interval", "decision"), [((0.3, 0.0, 0.6), "inconclusive"),
+                                                   ((0.6, 0.3, 0.9), "likely")])  # fmt: skip
+def test_what_compositions_do_outranks_what_is_expected_of_them(interval, decision):
+    found = piloted(*interval, CEILING)
+    assert (found.decision, found.evidence) == (decision, "pilot")
+    (expected,) = [r for r in found.reasons if r.code == "nothing-to-gain"]
+    assert expected.severity == "info"
+
+
+def test_the_number_of_items_is_that_of_base_and_single_adapters():
+    """20 items are the round's own choice, so nobody is asked for more of them."""
+    assert "few-items" not in codes(piloted(0.0, -0.2, 0.2))
+    few = tuple(replace(s, n=12) for s in case().evaluation)
+    assert "few-items" in codes(piloted(0.0, -0.2, 0.2, few))
+
+
+def test_without_a_round_it_is_a_verdict_on_base_and_single_adapters():
+    assert judge(case(level="pilot", forecasts=())).evidence == "base"
+
+
+def test_controls_are_no_matter_where_nothing_gains():
+    assert "controls-not-run" not in codes(piloted(0.0, -0.2, 0.2))

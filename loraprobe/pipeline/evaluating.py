@@ -58,7 +58,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         systems += composed
         results = evaluator.run(systems)
         gates, gate_note = evaluator.gates(composed)
-        systems += controls(builder, composed, results, systems, session)
+        systems += _controls(builder, composed, results, systems, session)
         results = evaluator.run(systems)
     findings = _findings(results, systems, evaluator.tasks, session, coverage, forecasts)
     samples = Samples.of(evaluator.ledger, results, systems, evaluator.tasks, options.metric)
@@ -101,7 +101,7 @@ def _findings(
         )
 
 
-def controls(
+def _controls(
     builder: SystemBuilder,
     composed: Sequence[System],
     results: Sequence[ItemResult],

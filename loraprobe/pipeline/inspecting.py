@@ -17,7 +17,7 @@ from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, PILOT_ITEMS, PROBED_ITEMS, SAMPLED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System
-from loraprobe.pipeline.evaluating import controls
+from loraprobe.pipeline.evaluating import best_system
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.scorer import open_scorer, single
@@ -201,7 +201,7 @@ def pilot(
     both, systems = [*results, *answers], [*singles, *composed]
     gains = evaluation.gains(both, systems, margin=margin, seed=seed)
     if any(gain.adjusted_ci95[0] > margin for gain in gains):
-        compared = controls(builder, composed, both, systems, session)
+        compared = _controls_of_best(builder, composed, both, systems)
         answers += few.run(compared, parts=parts)
         composed += compared
     return composed, answers, notes
@@ -224,6 +224,19 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
         except LoraprobeError as error:
             notes.append(f"{spec} was not tried: {error}")
     return systems, notes
+
+
+def _controls_of_best(
+    builder: SystemBuilder,
+    composed: Sequence[System],
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+) -> list[System]:
+    """The controls of the best single adapter and the best composition."""
+    scores = evaluation.score(results, systems)
+    alone, best = best_system(scores, ("adapter",)), best_system(scores, ("merge", "router"))
+    chosen = next((system for system in composed if system.name == best), None)
+    return [] if alone is None else builder.controls(alone, chosen)
 
 
 def _sample_notes(evaluator: Evaluator) -> list[str]:

@@ -27,9 +27,12 @@ class Recorder:
     base: the name of the system without an adapter. adapters: composition -> its adapters.
     """
 
-    def __init__(self, base: str, gates: Mapping[str, Mapping[str, float]]) -> None:
-        self.weights = {name: {base: 1.0 - sum(own.values()), **own} for name, own in gates.items()}
-        self.systems = {base, *(system for own in gates.values() for system in own)}
+    def __init__(self, base: str, adapters: Mapping[str, Sequence[str]]) -> None:
+        self.weights = {
+            name: {base: 1.0 - len(own), **dict.fromkeys(own, 1.0)}
+            for name, own in adapters.items()
+        }
+        self.systems = {system for own in self.weights.values() for system in own}
         self._system: str | None = None
         self._taken: dict[Pair, set[str]] = {}
         self._sums: dict[Pair, Tensor] = {}

@@ -227,15 +227,20 @@ def measure(cases: Sequence[Case], draws: int, seed: int) -> Results:
 
 
 def report(
-    results: Results, document: Mapping[str, Any], command: str, skipped: Sequence[str]
+    results: Results,
+    document: Mapping[str, Any],
+    command: str,
+    skipped: Sequence[str],
+    early: Sequence[Any],
 ) -> str:
-    """The page in Markdown."""
+    """The page in Markdown. early: rows of `pilots.foresight`."""
     return render(
         "calibration",
         results=results,
         document=document,
         command=command,
         skipped=skipped,
+        early=early,
         cells=cells(results.cases),
         scenarios=by_scenario(results.shipped["scenarios"]),
         sets=len({case.set_key for case in results.cases}),

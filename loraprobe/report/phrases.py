@@ -110,6 +110,7 @@ def labelled(audit: Audit) -> Iterator[Line]:
         yield from _limits(audit, verdict)
         yield "sure", _sure(verdict)
         yield "forecast", measured.forecast(verdict)
+        yield "known", measured.known(verdict)
     yield "next", verdict.next
     if verdict.evidence == "weights" and verdict.decision != "incompatible":
         yield "questions", merge_and_eval_command(verdict.next)

@@ -21,9 +21,11 @@ def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict
     gained = scored.gain is not None and scored.gain.difference > evidence.margin
     if before.decision == "unlikely" and scored.decision != "likely" and not gained:
         told = [replace(reason, severity="info") for reason in scored.reasons[:1]]
-        level = "pilot" if scored.decision == "unlikely" else before.evidence
         reasons = (*before.reasons, first, *told)
-        return replace(before, evidence=level, reasons=reasons, gain=scored.gain)
+        if scored.decision == "inconclusive":
+            return replace(before, reasons=reasons)
+        system, gain = scored.system, scored.gain
+        return replace(before, evidence="pilot", reasons=reasons, system=system, gain=gain)
     expected = [
         replace(r, severity="info") for r in before.reasons if before.decision == "unlikely"
     ]

@@ -108,7 +108,7 @@ def _retentions(forecast: Forecast, threshold: float) -> list[Reason]:
 def _of_decision(verdict: Verdict, gains: float) -> float | None:
     """The probability of the decision itself; `gains` is that some composition gains."""
     found = {"likely": gains, "unlikely": 1 - gains}.get(verdict.decision)
-    if found is not None and verdict.evidence == "evaluation" and found < 0.5:
+    if found is not None and verdict.evidence in ("pilot", "evaluation") and found < 0.5:
         return None
     return found
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from calibrations import case, score
+from calibrations import calibration, case, score
 
-from loraprobe.records import Gain
-from loraprobe.verdict import judge
+from loraprobe.records import Audit, Gain, Provenance
+from loraprobe.report.answer import answer
+from loraprobe.verdict import Request, judge, next_command
 
 
 def piloted(difference, low, high, baselines=None, **rest):
@@ -32,7 +33,7 @@ def codes(verdict):
 def test_it_decides_only_where_its_interval_does(interval, decision):
     found = piloted(*interval)
     assert (found.decision, found.evidence) == (decision, "pilot")
-    assert found.gain.n == 20 and "first-round" in codes(found)
+    assert (found.gain.n, found.system) == (20, "sum") and "first-round" in codes(found)
     assert ("next-evidence" in codes(found)) == (decision == "inconclusive")
 
 
@@ -46,6 +47,7 @@ def test_where_it_leaves_the_case_open_base_and_single_adapters_decide():
     found = piloted(-0.05, -0.3, 0.2, CEILING)
     assert (found.decision, found.action, found.evidence) == ("unlikely", "use-single:a", "base")
     assert found.reasons[0].code == "nothing-to-gain" and "gain-undecided" in codes(found)
+    assert found.gain is None and found.system is None
     both = piloted(-0.4, -0.7, -0.1, CEILING)
     assert (both.decision, both.action, both.evidence) == ("unlikely", "use-single:a", "pilot")
 
@@ -72,3 +74,26 @@ def test_without_a_round_it_is_a_verdict_on_base_and_single_adapters():
 
 def test_controls_are_no_matter_where_nothing_gains():
     assert "controls-not-run" not in codes(piloted(0.0, -0.2, 0.2))
+
+
+def told(verdict):
+    audit = Audit(
+        "inspect", Provenance("0", "2", ()), evaluation=case().evaluation, verdict=verdict
+    )
+    found = answer(audit)
+    return found.headline, dict(found.lines)
+
+
+def test_the_answer_says_that_it_is_a_first_round():
+    """No line asks for more than 20 items, which are the round's own choice."""
+    headline, lines = told(piloted(0.2, -0.1, 0.5))
+    assert headline.startswith("INCONCLUSIVE") and "first round on 20 questions" in headline
+    assert "first round on 20 questions" in lines["gain"] and "+0.20 [-0.10, 0.50]" in lines["gain"]
+    assert "decide" not in lines or not lines["decide"]
+    found = piloted(0.2, -0.1, 0.5)
+    assert next_command(found, Request(("a", "b"), tasks=("t.jsonl",))).endswith("--resume")
+
+
+def test_the_answer_tells_what_such_sets_gained():
+    _, lines = told(judge(case(forecasts=()), calibration()))
+    assert "20 adapter sets" in lines["known"] and "30%" in lines["known"]

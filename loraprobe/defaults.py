@@ -14,8 +14,8 @@ TEMPLATE_MATTERS = 0.2  # the difference in accuracy by the chat template that c
 FEWEST_ANSWERS = 10  # of adapters, from which the base's familiarity is measured
 
 # What `inspect` asks of each task; whole clusters are drawn by the seed.
-SAMPLED_ITEMS = 30  # the base and the single adapters answer
-PROBED_ITEMS = 20  # the coverage probes ask the base
+SAMPLED_ITEMS = 40  # the base and the single adapters answer
+PROBED_ITEMS = 24  # the coverage probes ask the base
 PILOT_ITEMS = 20  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 

@@ -40,7 +40,7 @@ def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict
 def _first_round(evidence: Evidence) -> Reason:
     """Which systems were asked, and how many items."""
     systems = evidence.systems(COMPOSITIONS)
-    items = max(row.n for name in systems for row in evidence.scores(name, "question"))
+    items = max(row.n for row in evidence.evaluation if row.system in systems)
     each = " of each task" if evidence.several else ""
     return Reason(
         "first-round",

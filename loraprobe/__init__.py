@@ -71,7 +71,8 @@ def inspect(
 
     base: the base model, which tasks, probes and some diagnostics need; "auto" is the one that the
     adapters' configs name. tasks: task files; the base, the single adapters and the compositions
-    are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for input that cannot be used.
+    are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
+    input that cannot be used.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options

@@ -231,6 +231,8 @@ def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
     )
     assert own.spread == pytest.approx(fitted.spread, abs=1e-3)
     assert (ships.cases, ships.bases) == (len(stored), len({c.base for c in stored}))
+    made = calibration_of(fitted.document(stored, "a test", {}))
+    assert (made.classes, made.gained, made.figures) == (ships.classes, ships.gained, ships.figures)
     inside = [c for c in stored if abs(c.forecast) < 0.78]
     assert not any(ships.why_outside(c.forecast, c.adapters, c.kind) for c in inside)
 

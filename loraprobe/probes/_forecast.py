@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
 FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
 FORMS = ("question", "steps")
+SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
 
@@ -110,7 +111,7 @@ def forecast_recorded(
 def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question]:
     """The composed questions that are judged by the likelihood of given texts."""
     asked = questions(tasks, metric)
-    return [q for q in asked if q.part == "question" and q.metric != "exact_match"]
+    return [q for q in asked if q.part == "question" and q.metric in SCORED]
 
 
 def _pairs(question: Question) -> list[tuple[str, str]]:

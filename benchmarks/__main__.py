@@ -1,10 +1,10 @@
-"""`make bench`: every benchmark one after the other, each against its peers in one run.
+"""`make bench` runs all benchmarks one after the other, each with its peers in one run.
 
     python benchmarks/__main__.py [--quick] [--only NAME ...] [--output benchmarks/results.txt]
 
-About twenty minutes on two quiet cores. What is printed is also written to a file, with the
-machine in its first line and all aims once more at its end. A benchmark that fails or exceeds its
-time is said so, and the others go on.
+It takes about twenty minutes on two quiet cores. All output is also written to a file, which
+begins with a line about the machine and ends with all aims. A benchmark that fails or exceeds its
+time is reported, and the others still run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LIMIT = 900  # seconds that one benchmark may take
 
 
 def run(command: tuple[str, ...], out: TextIO) -> list[str]:
-    """Runs one script, passing its lines on as they come; returns those lines."""
+    """Runs one script, prints its lines as they come, and returns them."""
     script, *options = command
     child = subprocess.Popen(
         [sys.executable, "-u", str(HERE / script), *options],
@@ -83,7 +83,7 @@ def run(command: tuple[str, ...], out: TextIO) -> list[str]:
 
 
 def say(line: str, out: TextIO) -> None:
-    """To the screen and to the file."""
+    """Writes a line to the screen and to the file."""
     print(line, flush=True)
     out.write(line + "\n")
     out.flush()

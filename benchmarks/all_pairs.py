@@ -3,13 +3,14 @@
     python benchmarks/all_pairs.py [--adapters 100] [--layers 4] [--runs 5]
 
 Every module of n adapters of rank r needs two Gram matrices of n r vectors, A A^T and B^T B, which
-this script multiplies plainly, as one float64 GEMM each, in a process of its own: the limit.
-`loraprobe inspect` does all its diagnostics of every adapter and every pair, from the files, with
-start-up. It computes in float64: a Gram matrix squares what it measures, and in float32 it would
-not resolve a direction below a thousandth of the largest, where trained adapters still have rank.
+this script computes as one float64 GEMM each, in a separate process; that is the lower limit.
+`loraprobe inspect` computes all diagnostics of every adapter and every pair from the files; its
+time includes start-up. It uses float64, because a Gram matrix squares the singular values: float32
+would not resolve directions below a thousandth of the largest, where trained adapters still have
+rank.
 
-All layers have the same shapes, so the ratio of `--layers 4` is that of all 32 with start-up
-weighing more; `--layers 32` takes 8 GB of disk and several minutes a run.
+All layers have the same shapes, so the ratio of `--layers 4` is that of all 32, except that
+start-up is a larger share; `--layers 32` takes 8 GB of disk and several minutes a run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Would training several adapters in one batch be faster than one after the other with peft?
+"""Compares training several adapters in one batch with training one after the other with peft.
 
     python benchmarks/batched_training.py [--adapters 4] [--steps 30]
 
-On the small base that ships with the package. "Batched" puts the examples of all adapters into one
-batch and multiplies each row by the factors of its own adapter (torch.bmm), one AdamW step for all;
-the losses of both ways are compared, so that the ratio is one of equal work. Times are CPU seconds
-of one thread. Printed is the ratio; above 1 batching would pay.
+The base is the small one that ships with the package. "Batched" puts the examples of all adapters
+into one batch, multiplies each row by the factors of its own adapter (torch.bmm), and makes one
+AdamW step for all; the losses of both ways are compared to show that the work is equal. Times are
+CPU seconds of one thread. The script prints their ratio; above 1, batching is faster.
 """
 
 from __future__ import annotations

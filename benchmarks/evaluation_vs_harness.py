@@ -3,8 +3,8 @@
     python benchmarks/evaluation_vs_harness.py [--model DIR] [--runs 5] [--items 100] [--systems 3]
 
 Without --model the base is a Llama of 10 million random weights with the shipped world's tokenizer
-(what it answers does not matter here), the adapters are peft's, rank 16 on all linear layers. The
-prompts are the shipped world's questions behind zero to six examples, so that lengths differ.
+(its answers do not matter here), and the adapters are peft's, of rank 16 on all linear layers. The
+prompts are the shipped world's questions after zero to six examples, so that lengths differ.
 
   plain      in one process: K passes of the base with plain peft LoRA layers over the same tokens,
              in the same batches, prompts sorted by length; log-likelihoods, then generations
@@ -95,7 +95,7 @@ def make_items(count: int) -> list[dict[str, Any]]:
 
 
 class Plain:
-    """peft's layers, and as little around them as can be."""
+    """peft's layers with as little code around them as possible."""
 
     def __init__(self, base: str, adapters: list[str], scorer: Any) -> None:
         from peft import PeftModel
@@ -173,7 +173,7 @@ def scorer_of(base: str) -> Any:
 
 
 def ask(scorer: Any, compositions: list[Any], what: Any) -> list[Any]:
-    """what(scorer) under every composition."""
+    """Calls `what(scorer)` under every composition; the results in order."""
     found = []
     for composition in compositions:
         with scorer.with_composition(composition):

@@ -2,7 +2,7 @@
 
     python benchmarks/inspect_vs_peers.py [--layers 32] [--adapters 2] [--runs 5]
 
-Every run is a process of its own, start-up included, and the kinds take turns:
+Every run is a separate process with its start-up, and the kinds take turns:
   reading   imports torch, reads the files with safetensors, casts every tensor to float32
   inspect   loraprobe: compatibility, all diagnostics, all pairs
   vlora     `vlora analyze` of vlora-dev where it is installed; it compares raw factors only
@@ -32,7 +32,7 @@ from seven import RANK, SHAPES, weights, write_adapter
 
 
 def measure(sources: list[str], runs: int) -> dict[str, list[Figures]]:
-    """All kinds by turns."""
+    """Times all kinds, which take turns."""
     kinds = {
         "reading": script("seven.py", "read", *sources),
         "inspect": loraprobe("inspect", "--json", *sources),

@@ -1,7 +1,7 @@
-"""What all benchmarks share: children timed by turns, ratios with their spread, physical limits.
+"""Helpers of all benchmarks: timed child processes, ratios with their spread, hardware limits.
 
-A ratio is taken within a run, between two things that ran one after the other, and its median and
-range over the runs are printed: what else the machine does at the time hits both alike.
+A ratio compares two measurements that followed each other in one run, so that other load on the
+machine affects both. The median and the range over the runs are printed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Figures(NamedTuple):
-    """Of one process: wall seconds, CPU seconds, peak resident megabytes."""
+    """Wall seconds, CPU seconds and peak resident megabytes of one process."""
 
     seconds: float
     cpu: float = 0.0
@@ -28,7 +28,7 @@ class Figures(NamedTuple):
 
 
 def timed(command: Sequence[str], **environment: str) -> Figures:
-    """One child process from its start to its end; its standard output is thrown away."""
+    """Runs one child process to its end and discards its standard output."""
     start = time.perf_counter()
     child = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, env={**os.environ, **environment} or None
@@ -74,7 +74,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def aim(what: str, values: Sequence[float], limit: float, *, least: bool = False) -> None:
-    """One line: what was aimed at, what was found, and whether the median meets it."""
+    """One line: the aim, the result, and whether the median reaches the aim."""
     middle = statistics.median(values)
     met = middle >= limit if least else middle <= limit
     word = "at least" if least else "at most"

@@ -2,14 +2,14 @@
 
     python benchmarks/merge_vs_peft.py [--layers 32] [--runs 5] [--peft all|square|none]
 
-Every run is a process of its own, start-up included, and the kinds take turns:
+Every run is a separate process with its start-up, and the kinds take turns:
   writing   imports torch, reads both files with safetensors, casts every tensor to float32, and
             writes a rank-16 adapter of the same modules in bf16 to the disk
   merge     `loraprobe merge`: read, check, merge exactly, cut to rank 16, measure all errors,
             write with a model card
-  vlora     `vlora merge` of vlora-dev where it is installed; it averages A and B apart
-peft's `svd` is timed on one module of each shape and multiplied by how many there are (`square`:
-the 4096 x 4096 modules alone, a lower bound); both results of a module are compared.
+  vlora     `vlora merge` of vlora-dev if it is installed; it averages A and B separately
+peft's `svd` is timed on one module of each shape and multiplied by their number (`square`: only
+the 4096 x 4096 modules, a lower bound); both results of a module are compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from seven import RANK, SHAPES, write_adapter
 
 
 def measure(sources: list[str], runs: int, scratch: str) -> dict[str, list[Figures]]:
-    """All kinds by turns."""
+    """Times all kinds, which take turns."""
     number = itertools.count()
 
     def fresh() -> str:

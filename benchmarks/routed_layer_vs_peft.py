@@ -4,9 +4,9 @@
         [--experts 2 4 8 16] [--rank 16] [--top-k 3] [--runs 5] [--entries N] [--work N]
         [--device cuda --dtype bfloat16] [--compiled none|graph|compile]
 
-Both carry the same experts with the same exact prototypes, their outputs are compared first, and
-the timed calls take turns. Printed is what routing adds: the time of the whole layer minus that of
-the bare one, and the memory allocated at the peak of a call minus what the bare layer allocates.
+Both layers hold the same experts with the same exact prototypes. Their outputs are compared first,
+and the timed calls take turns. The script prints the cost of routing: the time of the whole layer
+minus that of the bare one, and the peak memory of a call minus that of the bare layer.
 peft computes every expert's output for every token, a (tokens, experts, out) tensor; loraprobe
 multiplies the gates in rank space. `one-hot` is a composition whose gates are (1, 0, ...), whole
 layer, against a plain peft LoRA layer that holds one adapter. Cells whose (tokens, experts, width)
@@ -45,7 +45,7 @@ Call = Callable[[], Tensor]
 
 
 class One(nn.Module):
-    """A model of one linear layer, which is what a composition is put into."""
+    """A model of one linear layer, into which a composition is put."""
 
     def __init__(self, width: int, device: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class One(nn.Module):
 
 
 class Held(TorchDispatchMode):
-    """Bytes that are alive at the peak of a call, tensors that exist before it not counted."""
+    """Bytes that are allocated at the peak of a call, without tensors that existed before it."""
 
     def __init__(self) -> None:
         super().__init__()

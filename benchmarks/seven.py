@@ -1,4 +1,4 @@
-"""Adapters shaped like those of a 7B model, and what reading them costs in any case.
+"""Adapters shaped like those of a 7B model, and the cost of only reading or writing them.
 
     python benchmarks/seven.py read DIRECTORY...
     python benchmarks/seven.py write OUTPUT DIRECTORY...
@@ -62,7 +62,7 @@ def weights(directories: list[str]) -> list[Path]:
 
 
 def read(directories: list[str]) -> list[dict]:
-    """What has to be done in any case."""
+    """Reads and casts every tensor, which any tool has to do."""
     import torch
     from safetensors.torch import load_file
 

@@ -1,8 +1,8 @@
-"""How long loraprobe takes before it does anything, and what it imports for that.
+"""Measures the start-up time of loraprobe, and which packages it imports.
 
     python benchmarks/start.py [--runs 7]
 
-Every run is a process of its own; the bare interpreter and `import torch` are the limits.
+Every run is a separate process; the bare interpreter and `import torch` are the lower limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TIES in the full space on 7B shapes, against the parts that it cannot do without.
+"""TIES in the full space on 7B shapes, compared with its necessary parts.
 
     python benchmarks/ties_full.py [--adapters 2] [--runs 5] [--method ties] [--exact]
 
@@ -6,9 +6,9 @@ TIES needs every entry of every delta, so it is dense by definition. Its three p
 alone on one module of each shape, by the plain routine of the library that has it:
   form     every delta B A once (torch.mm)
   select   the magnitude at the density's place in each delta (numpy's partition of |dW|)
-  sketch   the factors of one dense matrix of that size (torch.svd_lowrank as it comes)
+  sketch   the factors of one dense matrix of that size (torch.svd_lowrank with its defaults)
 against `loraprobe.merge(..., "ties", rank=16)` of the same module, which also elects, averages,
-measures the loss, and iterates its sketch until it settles. `--exact` compares the sketch with a
+measures the loss, and iterates its sketch until it converges. `--exact` compares the sketch with a
 full SVD of the same matrix.
 """
 

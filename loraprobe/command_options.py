@@ -19,18 +19,18 @@ INSPECT = (
     "metric margin prior calibration chat_template trust_remote_code seed resume"
 ).split()
 MERGE = (
-    "methods weights search_budget search_items balance subtract space rank dtype device limit "
-    "allow threads seed"
+    "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
+    "device limit allow threads seed"
 ).split()
 ROUTE = (
     "routers router_prompts weights search_budget search_items balance subtract limit "
     "chat_template device quantize device_map batch_size threads allow trust_remote_code seed"
 ).split()
 EVALUATE = (
-    "methods routers systems space rank weights search_budget search_items balance subtract "
-    "router_prompts metric margin retention prior calibration limit max_new_tokens chat_template "
-    "device dtype quantize device_map batch_size threads per_module diagnostics exact allow "
-    "trust_remote_code seed resume"
+    "methods routers systems space rank rank_layout weights search_budget search_items balance "
+    "subtract router_prompts metric margin retention prior calibration limit max_new_tokens "
+    "chat_template device dtype quantize device_map batch_size threads per_module diagnostics "
+    "exact allow trust_remote_code seed resume"
 ).split()
 
 

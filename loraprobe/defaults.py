@@ -10,8 +10,13 @@ COMPRESSION_LIMIT = 0.1  # the share of its delta that a composition may lose to
 FAMILIAR = 2 / 3  # the base would choose at least this share of an adapter's tokens itself
 UNFAMILIAR = 1 / 3  # the base would choose at most this share
 FEWEST_ITEMS = 30  # of a task; with fewer, half a 95 % interval exceeds 0.18
+MOST_ITEMS = 5_000  # of a task; a report asks nobody for more
 TEMPLATE_MATTERS = 0.2  # the difference in accuracy by the chat template that causes a warning
 FEWEST_ANSWERS = 10  # of adapters, from which the base's familiarity is measured
+PLAIN_TOKENS = 32  # the longest plain answer, in tokens
+WORKED_TOKENS = 256  # the longest worked answer
+CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warning
+SAID_OTHERWISE = 0.1  # the share of answers right in other words only that causes a note
 
 # What `inspect` asks of each task; whole clusters are drawn by the seed.
 SAMPLED_ITEMS = 40  # the base and the single adapters answer

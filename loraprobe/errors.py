@@ -27,25 +27,50 @@ from typing import Any
 # The clause that says what to do starts after one of these.
 _CLAUSES = re.compile(
     r"; |: (?=did you mean|there are|its options are)"
-    r"|: (?=add|choose|download|free|give|install|name|say|set|take|try|use|wait|write)"
+    r"|: (?=add|choose|download|free|give|install|name|pip|say|see|set|take|try|use|wait|write)"
     r"|\. (?=This is a defect)"
+)
+# What a message says must be given.
+_REQUIRED = re.compile(
+    r"\b(?:must be|must lie (?=between)|takes) ?(.+?)(?:, not .*)?\.?$", re.DOTALL
 )
 
 
 class LoraprobeError(Exception):
     """The base of all errors that loraprobe reports to its user.
 
-    `code` names the kind of error for scripts.
+    `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
+    a message that says nothing of a cure. cure: what to do, where the message says it in other
+    words than a last clause.
     """
 
     exit_code = 2
     code = "error"
+    remedy = "see loraprobe --help, or help(loraprobe) in Python."
+
+    def __init__(self, message: str = "", cure: str = "") -> None:
+        super().__init__(message)
+        self.given_cure = cure
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if self.given_cure or _cure_in(message):
+            return message
+        return f"{message.removesuffix('.')}; {self.remedy}"
 
     @property
     def cure(self) -> str:
-        """The last clause of the message, which says what to do; "" if there is none."""
-        *what, cure = _CLAUSES.split(str(self))
-        return cure.strip() if what else ""
+        """What to do, from the message's last clause or from what it says must be given."""
+        return self.given_cure or _cure_in(str(self))
+
+
+def _cure_in(message: str) -> str:
+    """What a message says one should do; "" if it says nothing of it."""
+    *what, cure = _CLAUSES.split(message)
+    if what:
+        return cure.strip()
+    required = _REQUIRED.search(message)
+    return f"give {required[1]}" if required else ""
 
 
 class UsageError(LoraprobeError):
@@ -58,48 +83,56 @@ class ReferenceError_(LoraprobeError):
     """A reference that names neither a directory nor a Hub repository."""
 
     code = "reference"
+    remedy = "check the reference."
 
 
 class HubError(LoraprobeError):
     """The Hub refused a request or gave a broken answer."""
 
     code = "hub"
+    remedy = "check the reference, or try again later."
 
 
 class AdapterError(LoraprobeError):
     """An adapter's files cannot be read."""
 
     code = "adapter"
+    remedy = "correct that file, or get the adapter again from its author."
 
 
 class UnsupportedAdapter(AdapterError):
     """An adapter that is read, but cannot be used without losing part of it."""
 
     code = "unsupported-adapter"
+    remedy = "leave this adapter out."
 
 
 class BaseError(LoraprobeError):
     """A base model cannot be found, read or loaded."""
 
     code = "base"
+    remedy = "give another base with --base."
 
 
 class TaskError(LoraprobeError):
     """A task or probe file has a bad line."""
 
     code = "task"
+    remedy = "correct that file."
 
 
 class CompatibilityError(LoraprobeError):
     """Adapters, or adapters and base, do not fit together."""
 
     code = "incompatible"
+    remedy = "take adapters, and a base, that fit together."
 
 
 class OutputError(LoraprobeError):
     """An output exists already or cannot be written."""
 
     code = "output"
+    remedy = "choose another name."
 
 
 class OutOfMemory(LoraprobeError):
@@ -131,6 +164,7 @@ class Interrupted(LoraprobeError):
 
     exit_code = 130
     code = "interrupted"
+    remedy = "the same call starts again."
 
 
 def reported(error: BaseException) -> LoraprobeError:

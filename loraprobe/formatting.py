@@ -14,6 +14,13 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def shortly(names: Iterable[str], most: int = 6) -> str:
+    """'a', 'b' and 7 more: quoted names, as a repr has them, the long ones cut."""
+    names = list(names)
+    told = [repr(name if len(name) <= 60 else name[:59] + "…") for name in names[:most]]
+    return listing([*told, f"{len(names) - most} more"] if len(names) > most else told)
+
+
 def count(number: int, noun: str) -> str:
     """1 module, 2 modules."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

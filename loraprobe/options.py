@@ -115,9 +115,21 @@ class Options:
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
         read=read_auto_or_count,
     )
+    rank_layout: Literal["portable", "compact"] = option(
+        "portable",
+        COMPOSITION,
+        "Of the written file: portable (one rank in all modules, filled up with zeros, as servers "
+        "read it) or compact (each module at its own rank, which only peft reads).",
+    )
     limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
     max_new_tokens: int | None = option(None, EVALUATION, "Longest answer, in tokens.", least=1)
-    metric: str | None = option(None, EVALUATION, "exact_match, choice or answer_loss.")
+    metric: str | None = option(
+        None,
+        EVALUATION,
+        "How answers are judged: exact_match, strict, contains, json, numeric, regex, choice or "
+        "answer_loss; TASK=metric for one task; may be repeated.",
+        repeats=True,
+    )
     margin: float | None = option(
         None,
         EVALUATION,
@@ -181,6 +193,8 @@ class Options:
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
+        if self.metric is not None and not isinstance(self.metric, str):
+            object.__setattr__(self, "metric", ",".join(self.metric) or None)
         check_values(self)
         self._check_combinations()
 
@@ -199,16 +213,16 @@ class Options:
             raise UsageError(f"--weights must be finite numbers, not {self.weights!r}.")
         if self.weights != "search":
             if self.search_items is not None:
-                raise UsageError("--search-items goes with --weights search.")
+                raise UsageError("--search-items goes with --weights search; add that.")
             if self.search_budget != SEARCH_BUDGET:
-                raise UsageError("--search-budget goes with --weights search.")
+                raise UsageError("--search-budget goes with --weights search; add that.")
         if self.metric == "answer_loss" and self.margin is None:
             raise UsageError(
-                "--metric answer_loss needs --margin, the loss difference that matters."
+                "--metric answer_loss needs --margin; give the loss difference that matters."
             )
         if self.prior is not None and not 0 < self.prior < 1:
             raise UsageError(
-                f"--prior is the share of compositions expected to gain, above 0 and below 1, "
+                "--prior, the share of compositions expected to gain, must be above 0 and below 1, "
                 f"not {self.prior}."
             )
         if self.device_map == "auto" and self.device != "auto":
@@ -220,7 +234,7 @@ class Options:
                     f"--router-prompts names {name} twice; put all its lines into one file."
                 )
             if not Path(file).is_file():
-                raise UsageError(f"--router-prompts: {file} is no file.")
+                raise UsageError(f"--router-prompts: {file} is no file; check the path.")
 
     def check_count(self, adapters: int) -> None:
         """Raises UsageError where the weights are not one for each adapter."""

@@ -94,7 +94,8 @@ class Registry(Generic[T]):
         try:
             return cls(**options)
         except ValueError as error:
-            raise UsageError(f"{self.noun.capitalize()} {spec!r}: {error}") from None
+            what = f"{self.noun.capitalize()} {spec!r}: {str(error).removesuffix('.')}"
+            raise UsageError(f"{what}; see loraprobe methods {name}.") from None
 
     def _options(self, cls: type[T], name: str, rest: str) -> dict[str, Any]:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]

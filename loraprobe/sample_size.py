@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+from loraprobe.defaults import MOST_ITEMS
+
 POWER = 0.8
-MOST_ITEMS = 1_000_000
 Z95 = NormalDist().inv_cdf(0.975)  # critical value of a 95 % interval
 
 
@@ -16,8 +17,8 @@ def items_needed(n: int, distance: float, se: float, critical: float = Z95) -> i
     n: the items so far. distance: the estimate less the threshold. se: its standard error, which is
     proportional to 1 / sqrt(items). critical: standard errors from the estimate to the end of the
     interval. If the true value is the estimate, new items of that number decide with probability
-    POWER: n ((critical + z_POWER) se / distance)^2. None if a million items are not enough, or if
-    the interval is unbounded.
+    POWER: n ((critical + z_POWER) se / distance)^2. None if MOST_ITEMS are not enough, or if the
+    interval is unbounded.
     """
     reach = (critical + NormalDist().inv_cdf(POWER)) * se
     if n <= 0 or distance == 0 or not 0 < reach < math.inf:

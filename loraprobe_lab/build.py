@@ -117,9 +117,10 @@ def build_worlds(
 
     Without `base` a small base is trained from scratch ("two-hop", "skill-and-facts", "keep-both",
     or a world of many adapter sets: "facts", "math", "cross-lingual"); with it the adapters are
-    trained in English on that causal model. "keep-both", "domain" and "sets" (all four kinds) are
-    then many worlds, each in a directory of its own below `output`. `only` names scenarios,
-    with `base` adapters or sets. Raises UsageError for a kind that has no such form.
+    trained in English on that causal model. "keep-both", "domain", the kinds of `english_mixes` and
+    "sets" (all kinds) are then many worlds, each in a directory of its own below `output`. `only`
+    names scenarios, with `base` adapters or sets. Raises UsageError for a kind that has no such
+    form.
     """
     from loraprobe_lab.worlds import english_sets
     from loraprobe_lab.worlds.spec import build_world
@@ -127,7 +128,7 @@ def build_worlds(
     with quiet():
         if base is None:
             return [build_world(_on_own_base(kind, seed, only), output, progress=progress)]
-        if kind in ("keep-both", "domain", "sets"):
+        if kind in ("keep-both", *_only_on_a_given_base()):
             kinds = english_sets.KINDS if kind == "sets" else (kind,)
             return english_sets.build_sets(
                 base, output, kinds=kinds, seed=seed, only=only, progress=progress
@@ -137,10 +138,16 @@ def build_worlds(
         return [made]
 
 
+def _only_on_a_given_base() -> tuple[str, ...]:
+    from loraprobe_lab.worlds import english_mixes
+
+    return ("domain", "sets", *english_mixes.KINDS)
+
+
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
     from loraprobe_lab.worlds.small import small_world
 
-    if kind in ("domain", "sets"):
+    if kind in _only_on_a_given_base():
         raise UsageError(
             f"{kind} is built on a causal model of yours: name its directory as --base."
         )

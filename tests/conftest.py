@@ -1,4 +1,4 @@
-"""Fixtures that many test files share. Helpers that build things are in making.py."""
+"""Fixtures that many test files share. Helpers that build test data are in making.py."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import shapes
 
 shapes.check_shapes()  # before anything imports loraprobe
 
+import functools  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import making  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import typer.testing  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None)  # a slow example is no failure
 settings.load_profile("any machine")
+
+# CliRunner builds all commands anew for each call, which takes longer than many of the calls.
+if hasattr(typer.testing, "_get_command"):
+    typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tests are many and small; a second thread only costs

@@ -89,6 +89,23 @@ def both(first, second):
     )
 
 
+def across_forms(found):
+    """The evidence with gains over the best of base and single adapters in either form."""
+    scores = {(row.system, row.part): row.value for row in found.evaluation}
+    singles = [key for key in scores if KINDS[key[0]] in ("base", "adapter")]
+    gains = []
+    for gain in found.gains:
+        against, part = max(singles, key=lambda key: (scores[key], key[1] == gain.part))
+        difference = scores[gain.system, gain.part] - scores[against, part]
+        half = gain.adjusted_ci95[1] - gain.difference
+        ci = (difference - half, difference + half)
+        n_needed = needed(difference, half, found.margin)
+        gains.append(
+            Gain(gain.task, gain.part, gain.system, against, difference, ci, ci, N, n_needed, part)
+        )
+    return dataclasses.replace(found, gains=tuple(gains))
+
+
 unit = st.floats(0, 1).map(lambda x: round(x, 3))
 COMPOSITIONS = ("uniform", "sum", "arrow", "chain")
 
@@ -98,6 +115,7 @@ def any_evidence(draw, level="evaluation"):
     values = {name: draw(unit) for name in KINDS}
     found = evidence(values, half=draw(st.floats(0.005, 0.2)))
     if draw(st.booleans()):
-        steps = {name: draw(unit) for name in KINDS}
-        found = both(found, evidence(steps, part="steps", half=draw(st.floats(0.005, 0.2))))
+        steps = {name: draw(unit) for name in KINDS if name != "chain"}
+        half = draw(st.floats(0.005, 0.2))
+        found = across_forms(both(found, evidence(steps, part="steps", half=half)))
     return dataclasses.replace(found, level=level)

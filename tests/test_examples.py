@@ -83,7 +83,7 @@ def questions(tmp_path) -> Path:
     """A few questions of the shipped world in a file of their own."""
     (task,) = shipped_world().scenario("disjoint").tasks
     file = tmp_path / "questions.jsonl"
-    lines = task.read_text(encoding="utf-8").splitlines()[:24]
+    lines = task.read_text(encoding="utf-8").splitlines()[:8]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
@@ -100,7 +100,7 @@ def test_the_pipeline_gates_and_comments(tmp_path, questions):
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert audit.verdict.decision.upper() in report.splitlines()[0]
     assert (tmp_path / "summary").read_text(encoding="utf-8") == report
-    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 24 * 4
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 8 * 4
     assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert job.run("Comment") == 0
     assert "report.md" in (tmp_path / "commented").read_text().split()

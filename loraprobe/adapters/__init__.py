@@ -9,6 +9,7 @@ reading     reads a directory: config (adapter_config.json), tensors (the weight
             (what each tensor is), extras, config_issues and completeness (what is odd)
 targeting   which modules a config targets by peft's rules; expressions matches its expressions
 saving      writes a directory and reads it back; staging makes outputs complete or absent
+portable    one rank and one scaling in all modules, as servers read files
 fused       brings adapters with fused and with single projections to one layout, by rows
 paths       module paths and the public names of bases
 """
@@ -23,6 +24,7 @@ from loraprobe.adapters.paths import (
     public_name,
     public_value,
 )
+from loraprobe.adapters.portable import common_targets, portable
 from loraprobe.adapters.reading import read_adapter
 from loraprobe.adapters.saving import save_adapter
 from loraprobe.adapters.staging import (
@@ -55,12 +57,14 @@ __all__ = [
     "check_apart",
     "check_output",
     "check_place",
+    "common_targets",
     "copied_weight",
     "extreme_norm",
     "is_path",
     "layer_pattern",
     "local_name",
     "natural",
+    "portable",
     "public_name",
     "public_value",
     "read_adapter",

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ def save_adapter(
     overwrite: bool = False,
     card: str | None = None,
     dtype: torch.dtype | None = None,
+    targets: Sequence[str] | None = None,
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and README.md (if a card is given).
 
     The files are written to a temporary directory, read back and compared, and then
     moved to the target, so that the target is complete or absent. `dtype` is that of all tensors
-    (default: the widest of the factors). Raises OutputError if the target exists and overwrite is
+    (default: the widest of the factors). `targets` is the config's target_modules (default: the
+    path of every module). Raises OutputError if the target exists and overwrite is
     off or if the files read back differ, UnsupportedAdapter if extras would be lost.
     """
     from safetensors.torch import save_file
@@ -57,7 +59,7 @@ def save_adapter(
     }
     with staged_directory(target, overwrite) as staging:
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
-        text = json.dumps(config_of(adapter), indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(config_of(adapter, targets), indent=2, sort_keys=True, ensure_ascii=False)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
         _check_readback(staging, adapter, tensors)
         if card is not None:
@@ -116,7 +118,7 @@ def _saved_whole(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def config_of(adapter: Adapter) -> dict[str, Any]:
+def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[str, Any]:
     """The adapter_config.json with which peft computes the same function as the adapter.
 
     Ranks and scalings that differ from the commonest become patterns; their keys are whole paths,
@@ -141,7 +143,7 @@ def config_of(adapter: Adapter) -> dict[str, Any]:
         "use_dora": bool(adapter.magnitudes),
         "fan_in_fan_out": any(i.kind == "conv1d" for i in infos),
         "init_lora_weights": True,
-        "target_modules": [i.path for i in infos],
+        "target_modules": list(targets or adapter.layout),
         "rank_pattern": {_exact(i.path): i.rank for i in infos if i.rank != r},
         "alpha_pattern": {
             _exact(i.path): _whole(i.scaling * i.rank) for i in infos if i.scaling * i.rank != alpha

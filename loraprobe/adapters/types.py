@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
 from loraprobe.file_hashes import file_hash
+from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import AdapterSummary, Issue
 
@@ -154,6 +156,16 @@ class Adapter:
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     offsets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        low, high = self.rank_range
+        rank = f"{low}" if low == high else f"{low} to {high}"
+        base = shortly([self.base_model]) if self.base_model else "an unnamed base"
+        kinds = textwrap.shorten(" ".join(kinds_of_modules(self.layout)), 200)
+        return (
+            f"<Adapter {shortly([self.name])}: {self.variant}, rank {rank}, "
+            f"{count(len(self.layout), 'module')} ({kinds}) of {base}>"
+        )
 
     @property
     def layout(self) -> Mapping[str, ModuleInfo]:

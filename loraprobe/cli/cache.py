@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.formatting import count
+from loraprobe.records import document
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.kept import KeptRun
@@ -39,8 +39,7 @@ def cache(
     used = kept.clear(runs, hashes=older == 0) if clear else []
     if output.json:
         rows = [_as_plain(run) for run in (used if clear else runs)]
-        document = {"schema_version": 1, "command": "cache", "cleared": clear, "runs": rows}
-        print(json.dumps(document, indent=1))
+        print(document("cache", cleared=clear, runs=rows))
     elif clear:
         kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
         output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from loraprobe.cli.progress import ASK, described, spoken
 from loraprobe.memory import gib
-from loraprobe.records import SCHEMA_VERSION
+from loraprobe.records import SCHEMA_VERSION, document
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
@@ -38,17 +37,13 @@ def one_line(found: Estimate) -> str:
 
 def as_json(found: Estimate) -> str:
     """One JSON document."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "command": "merge-and-eval",
-        "estimate": {
-            "systems": list(found.systems),
-            "items": found.items,
-            "questions": found.questions,
-            "seconds": round(found.seconds, 3),
-            "memory_bytes": found.memory_bytes,
-            "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
-            "measured": list(found.measured),
-        },
+    estimate = {
+        "systems": list(found.systems),
+        "items": found.items,
+        "questions": found.questions,
+        "seconds": round(found.seconds, 3),
+        "memory_bytes": found.memory_bytes,
+        "steps": {name: round(seconds, 3) for name, seconds in found.steps.items()},
+        "measured": list(found.measured),
     }
-    return json.dumps(document, indent=1)
+    return document("merge-and-eval", SCHEMA_VERSION, estimate=estimate)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 
 from loraprobe._version import __version__
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.records import document
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
@@ -28,7 +28,7 @@ def env(output: Output) -> None:
     """
     found = described()
     if output.json:
-        print(json.dumps({"schema_version": 1, "command": "env", **found}, indent=1))
+        print(document("env", **found))
         return
     for name, value in found.items():
         shown = (

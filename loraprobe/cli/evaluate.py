@@ -34,7 +34,9 @@ def merge_and_eval(
     from loraprobe import pipeline
 
     if output.save_samples is not None and options.metric == "answer_loss":
-        raise UsageError("--save-samples keeps answers, and --metric answer_loss asks for none.")
+        raise UsageError(
+            "--save-samples keeps answers, and --metric answer_loss asks for none; leave one out."
+        )
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, task)
         given: dict[str, Any] = {

@@ -8,6 +8,7 @@ import typer
 
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
+from loraprobe.records import document
 
 
 @with_options("json", "quiet")
@@ -30,16 +31,7 @@ def find(
 
     found = hub.find_adapters(base, limit)
     if output.json:
-        from dataclasses import asdict
-        from json import dumps
-
-        document = {
-            "schema_version": 1,
-            "command": "find",
-            "base": base,
-            "adapters": [asdict(one) for one in found],
-        }
-        print(dumps(document, indent=1))
+        print(document("find", base=base, adapters=found))
     elif output.quiet or not sys.stdout.isatty():
         for one in found:
             print(clean(one.reference))

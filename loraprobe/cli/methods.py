@@ -15,6 +15,7 @@ from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
+from loraprobe.records import document
 
 NAME_WIDTH = 22
 
@@ -93,7 +94,7 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
     for name in wanted:
         if name not in known:
-            hint = nearest(name, known, "loraprobe methods lists all.")
+            hint = nearest(name, known, "see loraprobe methods, which lists all.")
             raise UsageError(f"Nothing is called {name!r}: {hint}")
     return [row for row in rows if row["name"] in wanted]
 
@@ -104,10 +105,7 @@ def methods(output: Output, names: Names = None) -> None:
     explain those that are named."""
     rows = _named(described(), names) if names else described()
     if output.json:
-        import json
-
-        document = {"schema_version": 1, "command": "methods", "methods": rows}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print(document("methods", methods=rows))
         return
     from rich.console import Console
 

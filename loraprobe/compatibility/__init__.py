@@ -94,7 +94,8 @@ def require(found: Compatibility) -> Compatibility:
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
-        raise CompatibilityError(f"{first.message} {first.cure} [{first.code}]{more}")
+        message = f"{first.message} {first.cure} [{first.code}]{more}"
+        raise CompatibilityError(message, first.cure)
     return found
 
 
@@ -113,5 +114,5 @@ def _check_codes(allow: Collection[str], found: Collection[Issue]) -> None:
     known = {*CODES, *(issue.code for issue in found)}
     for code in allow:
         if code not in known:
-            hint = nearest(code, known, f"codes are {', '.join(CODES)}.")
+            hint = nearest(code, known, f"take one of {', '.join(CODES)}.")
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")

@@ -21,6 +21,7 @@ from loraprobe.composition.router import Router
 from loraprobe.composition.targets import adapted_paths, aligned_to, check_model, checked_targets
 from loraprobe.composition.weights import device_of, fingerprint
 from loraprobe.errors import UsageError
+from loraprobe.formatting import shortly
 
 PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
 
@@ -38,6 +39,10 @@ class Composition:
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", tuple(self.experts))
         self.router.check(len(self.experts))
+
+    def __repr__(self) -> str:
+        experts = shortly(expert.name for expert in self.experts) or "no adapter"
+        return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
 
     def into(self, model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
         """The same as composed(model, self)."""

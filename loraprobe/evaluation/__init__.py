@@ -1,23 +1,23 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
-`score`, `compare`, `gains` and `attribute` evaluate the results. Only `asking` asks a model
-questions, and only `statistics` has formulas of intervals.
+`score`, `compare`, `gains`, `oracles` and `attribute` evaluate the results. Only `asking` asks a
+model questions, and only `statistics` has formulas of intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
 from loraprobe.evaluation.chain import chain_notes
+from loraprobe.evaluation.choosing import oracles
 from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import METRICS
+from loraprobe.evaluation.questions import guessing
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template
 
 __all__ = [
-    "METRICS",
     "Ledger",
     "Samples",
     "System",
@@ -27,6 +27,8 @@ __all__ = [
     "compare",
     "gain",
     "gains",
+    "guessing",
+    "oracles",
     "retention",
     "run_systems",
     "score",

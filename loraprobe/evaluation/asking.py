@@ -12,6 +12,7 @@ from loraprobe.records import ItemResult, Progress
 if TYPE_CHECKING:
     from loraprobe.scoring import Likelihood, LogitEnsemble, Scorer
     from loraprobe.scoring.ensembles import SetRows
+    from loraprobe.scoring.generation import Written
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ def ask(
 ) -> list[ItemResult]:
     """The results of a batch, in its order, from a scorer whose model carries the system."""
 
-    def write(prompts: Sequence[str], **options: Any) -> list[list[str]]:
-        return [scorer.generate(prompts, **options)]
+    def write(prompts: Sequence[str], **options: Any) -> list[list[Written]]:
+        return [scorer.write_all(prompts, **options)]
 
     def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
         return [[(found.logprob, found.tokens) for found in scorer.loglikelihood(pairs)]]
@@ -55,7 +56,7 @@ def ask_together(
 
     members = list(ensembles.values())
 
-    def write(prompts: Sequence[str], **options: Any) -> list[list[str]]:
+    def write(prompts: Sequence[str], **options: Any) -> list[list[Written]]:
         return write_together(scorer, prompts, members, set_rows, **options)
 
     def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
@@ -70,25 +71,27 @@ def _results(
     batch: Sequence[Question],
     systems: Sequence[str],
     limits: TokenLimits,
-    write: Callable[..., list[list[str]]],
+    write: Callable[..., list[list[Written]]],
     score: Callable[[Sequence[tuple[str, str]]], list[list[Scored]]],
 ) -> list[ItemResult]:
     """The results of each system, from functions that return one list for each system.
 
-    write(prompts, max_new_tokens, until_newline) gives texts; score(pairs) gives the
+    write(prompts, max_new_tokens, until_newline, until) gives texts; score(pairs) gives the
     log-probability and the number of tokens of each continuation.
     """
     found: dict[tuple[str, Question], ItemResult] = {}
-    for worked in (False, True):
-        asked = [q for q in batch if q.metric == "exact_match" and q.worked == worked]
-        if asked:
-            most = limits.worked if worked else limits.plain
-            prompts = [q.prompt for q in asked]
-            columns = write(prompts, max_new_tokens=most, until_newline=not worked)
-            for system, texts in zip(systems, columns, strict=True):
-                for q, text in zip(asked, texts, strict=True):
-                    found[system, q] = q.judged(system, text)
-    asked = [q for q in batch if q.metric != "exact_match"]
+    groups: dict[tuple[Any, ...], list[Question]] = {}
+    for q in batch:
+        if q.generated:
+            groups.setdefault((q.worked, q.one_line, q.ended), []).append(q)
+    for (worked, one_line, until), asked in groups.items():
+        most = limits.worked if worked else limits.plain
+        prompts = [q.prompt for q in asked]
+        columns = write(prompts, max_new_tokens=most, until_newline=one_line, until=until)
+        for system, replies in zip(systems, columns, strict=True):
+            for q, reply in zip(asked, replies, strict=True):
+                found[system, q] = q.judged(system, reply.text, reply.cut)
+    asked = [q for q in batch if not q.generated]
     if asked:
         pairs = [(q.prompt, text) for q in asked for text in q.continuations]
         for system, scores in zip(systems, score(pairs), strict=True):

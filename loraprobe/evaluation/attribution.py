@@ -10,7 +10,7 @@ from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.records import Attribution, ItemResult
 from loraprobe.tasks import Item, Task
 
-Right = Mapping[tuple[str, str, str], bool]  # (system, part, item) -> right
+Answers = Mapping[tuple[str, str, str], ItemResult]  # (system, part, item) -> its answer
 
 
 def attribute(
@@ -18,10 +18,12 @@ def attribute(
 ) -> tuple[Attribution, ...]:
     """Counts for every composition (merge, router, chain) on every task with hops.
 
-    *solved*: the answer is right. *step_by_step*: it is right only in the worked form. *unknown*:
-    neither a single adapter nor the base knows some hop. *interference*: each hop is known to one
-    of them, but the composition gets a hop wrong. *not_composed*: the composition gets all hops
-    right, but not the answer.
+    *solved*: the answer is right. *step_by_step*: it is right only in the worked form.
+    *said_otherwise*: it stands in the reply, but is not right by the metric. *unknown*: neither a
+    single adapter nor the base knows some hop. *cut_off*: the reply to a hop that the composition
+    misses, or else to the question, ended at the limit of tokens. *interference*: each hop is known
+    to one of them, but the composition lost one. *not_composed*: the composition knows all hops,
+    but not the answer. A hop is known if its answer stands in the reply, in whatever words.
 
     Items without hops and losses (which are neither right nor wrong) do not count. A system has no
     row until the base, every single adapter and the system itself were asked all hops.
@@ -39,8 +41,8 @@ def causes(
     results = list(results)
     known_by = [system.name for system in systems if system.kind in BASELINES]
     for task in tasks:
-        right = {
-            (r.system, r.part, r.item): r.value == 1.0
+        answers = {
+            (r.system, r.part, r.item): r
             for r in results
             if r.task == task.name and r.metric != "answer_loss"
         }
@@ -48,16 +50,18 @@ def causes(
         for system in systems:
             if system.kind not in COMPOSITIONS or not items or not known_by:
                 continue
-            if _complete(right, known_by, system.name, items):
-                of = {item.id: _cause(right, system.name, known_by, item) for item in items}
+            if _complete(answers, known_by, system.name, items):
+                of = {item.id: _cause(answers, system.name, known_by, item) for item in items}
                 yield system.name, task.name, of
 
 
-def _complete(right: Right, known_by: Sequence[str], system: str, items: Sequence[Item]) -> bool:
+def _complete(
+    answers: Answers, known_by: Sequence[str], system: str, items: Sequence[Item]
+) -> bool:
     return all(
-        (system, "question", item.id) in right
+        (system, "question", item.id) in answers
         and all(
-            (name, part, item.id) in right for name in (*known_by, system) for part in _hops(item)
+            (name, part, item.id) in answers for name in (*known_by, system) for part in _hops(item)
         )
         for item in items
     )
@@ -67,14 +71,19 @@ def _hops(item: Item) -> list[str]:
     return [hop_part(k) for k in range(len(item.hops))]
 
 
-def _cause(right: Right, system: str, known_by: Sequence[str], item: Item) -> str:
-    if right[system, "question", item.id]:
+def _cause(answers: Answers, system: str, known_by: Sequence[str], item: Item) -> str:
+    asked, steps = (answers.get((system, part, item.id)) for part in ("question", "steps"))
+    assert asked is not None
+    if asked.value == 1.0:
         return "solved"
-    if right.get((system, "steps", item.id), False):
+    if steps is not None and steps.value == 1.0:
         return "step_by_step"
+    if asked.stands:
+        return "said_otherwise"
     hops = _hops(item)
-    if not all(any(right[name, part, item.id] for name in known_by) for part in hops):
+    if not all(any(answers[name, part, item.id].stands for name in known_by) for part in hops):
         return "unknown"
-    if not all(right[system, part, item.id] for part in hops):
-        return "interference"
-    return "not_composed"
+    missed = [row for part in hops if not (row := answers[system, part, item.id]).stands]
+    if any(row.cut for row in missed or [asked]):
+        return "cut_off"
+    return "interference" if missed else "not_composed"

@@ -1,6 +1,7 @@
-"""The chain: one adapter answers each hop, and its answer goes into the next hop's prompt.
+"""The chain: each hop is asked of the adapter, or of the base, that answers it best.
 
-A chain needs no merging, so it is the alternative to every composition.
+The answer goes into the next hop's prompt. A chain needs no merging, so it is the alternative to
+every composition. The base is a member of every chain.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from typing import TYPE_CHECKING
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import Ledger
-from loraprobe.evaluation.questions import Question, TokenLimits, hop_part, target_metric
+from loraprobe.evaluation.questions import Question, TokenLimits, hop_part
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, fill
+from loraprobe.tasks import Item, Task, fill, item_metric
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
     from loraprobe.scoring import Scorer
 
-Plan = Mapping[str, Sequence[str]]  # item -> the adapter of each hop
+BASE = "base"  # the name under which the ledger holds the base's results
+Plan = Mapping[str, Sequence[str]]  # item -> the member that answers each hop
 
 
 @dataclass(frozen=True)
 class ChainRun:
-    """One chain on one task. The ledger must contain the hops of every adapter."""
+    """One chain on one task. The ledger must contain the hops of the base and every adapter."""
 
     scorer: Scorer
     system: System
@@ -36,23 +38,28 @@ class ChainRun:
     limits: TokenLimits
 
     def plan(self) -> Plan:
-        """The adapter that answers each hop.
+        """The member, an adapter or the base, that answers each hop.
 
-        This is the adapter that the task names, if it exists, else the single adapter with the
-        best score on that hop over the whole task (the first of equals).
+        Hops at the same place for which the task names the same adapter, or none, go to the member
+        with the best score on them: of equals the adapter that is named, then the base, then the
+        first adapter.
         """
-        names = [single.name for single in self.system.chain]
-        longest = max((len(item.hops) for item in self.task.items), default=0)
-        best = [max(names, key=lambda name: self._merit(name, k)) for k in range(longest)]
+        groups: dict[tuple[int, str | None], list[str]] = {}
+        for item in self.task.items:
+            for k, hop in enumerate(item.hops):
+                groups.setdefault((k, hop.adapter), []).append(item.id)
+        best = {group: self._best(*group, items) for group, items in groups.items()}
         return {
-            item.id: [
-                hop.adapter if hop.adapter in names else best[k] for k, hop in enumerate(item.hops)
-            ]
+            item.id: [best[k, hop.adapter] for k, hop in enumerate(item.hops)]
             for item in self.task.items
         }
 
+    def members(self) -> dict[str, Composition | None]:
+        """The base, then the adapters, by name."""
+        return {BASE: None, **{single.name: single for single in self.system.chain}}
+
     def hops(self, plan: Plan) -> list[ItemResult]:
-        """The results of the planned adapters on the hops, with gold answers of earlier hops."""
+        """The results of the planned members on the hops, with gold answers of earlier hops."""
         rows = [
             self.ledger.get(name, self.task.name, hop_part(k), item)
             for item, names in plan.items()
@@ -63,15 +70,15 @@ class ChainRun:
     def targets(self, items: Sequence[Item], plan: Plan) -> list[ItemResult]:
         """The chain's answers to the composed question of these items, all of which have hops.
 
-        A step asks all items of one adapter together. The last hop's answer is judged as the answer
+        A step asks all items of one member together. The last hop's answer is judged as the answer
         of the item, by its choices if it has any.
         """
         answers: dict[str, list[str]] = {item.id: [] for item in items}
         results: list[ItemResult] = []
         for k in range(max(len(item.hops) for item in items)):
-            for single, step in self._by_adapter(items, plan, k):
+            for name, step in self._by_member(items, plan, k):
                 asked = [self._question(item, k, answers[item.id]) for item in step]
-                for item, result in zip(step, self._replies(single, asked, k), strict=True):
+                for item, result in zip(step, self._replies(name, asked, k), strict=True):
                     answers[item.id].append(result.text)
                     results += [result] if result.part == "question" else []
         return results
@@ -83,40 +90,44 @@ class ChainRun:
         if k + 1 < len(item.hops):
             part = hop_part(k)
             return Question(self.task.name, part, item, prompt, hop.answers, "exact_match")
-        metric = target_metric(item, self.metric)
+        metric = item_metric(item, self.task.name, self.metric)
         return Question(self.task.name, "question", item, prompt, item.answers, metric)
 
-    def _replies(self, single: Composition, asked: Sequence[Question], k: int) -> list[ItemResult]:
-        """The chain's results on hop k of one adapter, in the questions' order.
+    def _replies(self, name: str, asked: Sequence[Question], k: int) -> list[ItemResult]:
+        """The chain's results on hop k of one member, in the questions' order.
 
-        A question is not asked again if the ledger has the adapter's answer to the same prompt.
+        A question is not asked again if the ledger has the member's answer to the same prompt.
         """
         known = {}
         for question in asked:
-            row = self.ledger.get(single.name, self.task.name, hop_part(k), question.item.id)
+            row = self.ledger.get(name, self.task.name, hop_part(k), question.item.id)
             same = question.prompt == question.item.hop_prompt(k)
             if row is not None and same and row.metric == question.metric == "exact_match":
-                known[question] = question.judged(self.system.name, row.text)
+                known[question] = question.judged(self.system.name, row.text, row.cut)
         open_ = [question for question in asked if question not in known]
         if open_:
-            with self.scorer.with_composition(single):
+            with self.scorer.with_composition(self.members()[name]):
                 new = ask(self.scorer, open_, self.system.name, self.limits)
             known.update(zip(open_, new, strict=True))
         return [known[question] for question in asked]
 
-    def _by_adapter(
+    def _by_member(
         self, items: Sequence[Item], plan: Plan, k: int
-    ) -> Iterator[tuple[Composition, list[Item]]]:
-        """The items that have a hop k, grouped by the adapter that answers it."""
-        singles = {single.name: single for single in self.system.chain}
+    ) -> Iterator[tuple[str, list[Item]]]:
+        """The items that have a hop k, grouped by the member that answers it."""
         present = sorted((i for i in items if len(i.hops) > k), key=lambda i: plan[i.id][k])
         for name, step in groupby(present, key=lambda item: plan[item.id][k]):
-            yield singles[name], list(step)
+            yield name, list(step)
 
-    def _merit(self, name: str, k: int) -> float:
-        rows = (
-            self.ledger.get(name, self.task.name, hop_part(k), item.id) for item in self.task.items
-        )
+    def _best(self, k: int, named: str | None, items: Sequence[str]) -> str:
+        """The member with the best score on hop k of these items."""
+        members = list(self.members())
+        merits = [self._merit(name, k, items) for name in members]
+        equals = [name for name, merit in zip(members, merits, strict=True) if merit == max(merits)]
+        return named if named in equals else equals[0]
+
+    def _merit(self, name: str, k: int, items: Sequence[str]) -> float:
+        rows = (self.ledger.get(name, self.task.name, hop_part(k), item) for item in items)
         values = [-r.value if r.metric == "answer_loss" else r.value for r in rows if r is not None]
         return sum(values) / len(values) if values else float("-inf")
 
@@ -133,7 +144,7 @@ def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> tuple[str, 
             for missing in sorted(wanted - set(names)):
                 notes.append(
                     f"Task {task.name} names the adapter {missing!r} for a hop, which is "
-                    f"none of {', '.join(names)}; in {system.name} the single adapter "
-                    "with the best score on that hop answers it."
+                    f"none of {', '.join(names)}; in {system.name} whoever has the best "
+                    "score on that hop answers it, an adapter or the base."
                 )
     return tuple(notes)

@@ -9,8 +9,16 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
-from loraprobe.evaluation.table import Column, Table, by_name, tabulate, task_names
+from loraprobe.evaluation.table import (
+    Column,
+    Table,
+    by_name,
+    clusters_of,
+    tabulate,
+    task_names,
+)
 from loraprobe.records import Comparison, Interval, ItemResult, Score
+from loraprobe.tasks import GENERATED
 
 
 def score(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Score, ...]:
@@ -44,6 +52,8 @@ def _score(
     values = np.array([r.value for r in mine])
     table = tabulate(mine, [(system.name, part)])
     interval = statistics.wilson if table.bounded else statistics.mean_interval
+    replies = [k for k, r in enumerate(mine) if r.metric in GENERATED]
+    stands = np.array([float(mine[k].stands) for k in replies])
     kept = None
     if several and system.kind != "base":
         kept = retention(list(chain(*cell.values())), systems, system.name, task, part)
@@ -59,6 +69,10 @@ def _score(
         retention=kept[0] if kept else None,
         retention_ci95=kept[1] if kept else None,
         compression_error=system.compression_error,
+        contains=float(stands.mean()) if replies else None,
+        contains_ci95=statistics.wilson(stands, table.clusters[replies]) if replies else None,
+        cut=float(np.mean([mine[k].cut for k in replies])) if replies else None,
+        clusters=clusters_of(table.clusters),
     )
 
 

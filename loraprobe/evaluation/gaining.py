@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, System
-from loraprobe.evaluation.table import Column, by_name, tabulate, task_names
+from loraprobe.evaluation.table import Column, Table, by_name, clusters_of, tabulate, task_names
 from loraprobe.records import Gain, ItemResult
 from loraprobe.sample_size import items_needed
 
@@ -78,18 +80,21 @@ def _family(
     If no composition reaches the margin, some lower end lies above it in at most alpha / 2 of all
     runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
     in at most alpha / 2. With several tasks the difference is the plain mean over tasks, and a
-    composition that lacks a task has no row. For part "steps" the baselines' plain answers count
-    too, because a baseline may not need worked steps.
+    composition that lacks a task has no row. A baseline counts in both of its forms, because one
+    that answers step by step needs no composition, and one that answers at once needs no steps;
+    the other form counts if all compositions can be compared with it.
     """
-    parts = ("question", "steps") if part == "steps" else (part,)
     present = {(r.system, r.part) for r in results}
-    second = sorted(((b, p) for b in baselines for p in parts if (b, p) in present), key=by_name)
     first = [(s, part) for s in compositions if (s, part) in present]
-    if not first or not second:
+    own = [(b, part) for b in baselines if (b, part) in present]
+    other = "question" if part == "steps" else "steps"
+    others = [(b, other) for b in baselines if (b, other) in present]
+    if not first or not (own or others):
         return []
-    table = tabulate(results, [*first, *second])
-    first = table.comparable(first, second)
-    if not first:
+    table = tabulate(results, [*first, *own, *others])
+    first = table.comparable(first, own)
+    second = sorted([*own, *table.comparable(others, first)], key=by_name)
+    if not first or not second:
         return []
     shape = (len(first), len(second))
     found = table.differences(first, second)
@@ -100,9 +105,15 @@ def _family(
     rows = _least(found, first, second, (1 - alpha, lower, upper), margin)
     task = tasks[0] if len(tasks) == 1 else None
     return sorted(
-        (replace(row, task=task) for row in rows),
+        (replace(row, task=task, clusters=_clusters(table, row)) for row in rows),
         key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9)),
     )
+
+
+def _clusters(table: Table, row: Gain) -> int | None:
+    """The number of clusters of the items of a gain, None if every item is its own."""
+    pair = table.column(row.system, row.part) - table.column(row.against, row.against_part)
+    return clusters_of(table.clusters[np.isfinite(pair)])
 
 
 def _least(

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 from loraprobe.errors import OutputError, UsageError
-from loraprobe.evaluation.questions import METRICS
 from loraprobe.records import ItemResult, plain
+from loraprobe.tasks import METRICS
 
 FORMAT = "loraprobe-results-2"
 NAME = "results.jsonl"
 PART = re.compile(r"question|steps|hop[1-9]\d{0,3}")
+FLAGS = {"contains", "cut"}
 MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 CURE = "remove the file, or start again without --resume."
 
@@ -152,11 +153,14 @@ def item_result(row: Any) -> ItemResult:
     """A result from a JSON value. Raises ValueError for a row that no run writes.
 
     Its value must be 0 or 1, or, for the metric "answer_loss", between 0 and MOST_LOSS nats.
+    Rows of earlier versions have no FLAGS.
     """
-    names = [field.name for field in dataclasses.fields(ItemResult)]
-    if not (isinstance(row, dict) and sorted(row) == sorted(names)):
+    names = {field.name for field in dataclasses.fields(ItemResult)}
+    if not (isinstance(row, dict) and names - FLAGS <= row.keys() <= names):
         raise ValueError("other keys")
-    value, texts = row["value"], [row[name] for name in names if name != "value"]
+    if not all(isinstance(row[flag], bool) for flag in FLAGS & row.keys()):
+        raise ValueError("another type")
+    value, texts = row["value"], [row[name] for name in names - FLAGS - {"value"}]
     if type(value) is not float or not all(isinstance(text, str) for text in texts):
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from loraprobe.defaults import PLAIN_TOKENS, WORKED_TOKENS
 from loraprobe.errors import TaskError, UsageError
-from loraprobe.records import ItemResult
-from loraprobe.tasks import Item, Task, answered, read_answer
+from loraprobe.records import Coverage, ItemResult
+from loraprobe.tasks import GENERATED, Item, Metric, Task, item_metric, judge, normalize_answer
+from loraprobe.tasks.answers import answer_end, asked_marks
+from loraprobe.tasks.metrics import json_ended
 
-Metric = Literal["exact_match", "choice", "answer_loss"]
-METRICS: tuple[Metric, ...] = ("exact_match", "choice", "answer_loss")
 Scored = tuple[float, int]  # log-probability and number of tokens of a continuation
-PLAIN_TOKENS = 32
-WORKED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class AnswerEnd:
+    """Tells whether a worked text has given its answer in a form that the prompt asks for."""
+
+    marks: tuple[str, ...]
+
+    def __call__(self, text: str) -> bool:
+        return answer_end(text, self.marks) is not None
 
 
 @dataclass(frozen=True)
@@ -33,20 +42,59 @@ class Question:
         """Whether the answer is a text of several lines with worked steps."""
         return self.part == "steps"
 
-    def result(self, system: str, value: float, text: str) -> ItemResult:
+    @property
+    def generated(self) -> bool:
+        """Whether a reply is generated; else continuations are scored."""
+        return self.metric in GENERATED
+
+    @property
+    def one_line(self) -> bool:
+        """Whether the first line of a reply is all that counts."""
+        long = self.metric == "strict" and any("\n" in one.strip() for one in self.answers)
+        return not (self.worked or self.metric == "json" or long)
+
+    @property
+    def ended(self) -> Callable[[str], bool] | None:
+        """Tells of a text, up to the end of a line, whether what follows cannot count.
+
+        None where it may count up to the limit of tokens.
+        """
+        if self.worked:
+            marks = asked_marks(self.prompt)
+            return AnswerEnd(marks) if marks else None
+        return json_ended if self.metric == "json" else None
+
+    def result(
+        self, system: str, value: float, text: str, contains: bool = False, cut: bool = False
+    ) -> ItemResult:
+        item = self.item
         return ItemResult(
-            system, self.task, self.part, self.item.id, self.metric, value, text, self.item.cluster
+            system,
+            self.task,
+            self.part,
+            item.id,
+            self.metric,
+            value,
+            text,
+            item.cluster,
+            contains,
+            cut,
         )
 
-    def judged(self, system: str, text: str) -> ItemResult:
-        """The result of a generated text. Raises TaskError if the item's pattern takes too long."""
+    def judged(self, system: str, text: str, cut: bool = False) -> ItemResult:
+        """The result of a generated text. cut: it ended at the limit of tokens.
+
+        A worked text counts up to the first answer in a form that the prompt asks for. Raises
+        TaskError if the item's pattern takes too long.
+        """
+        if self.worked:
+            text = text[: answer_end(text, asked_marks(self.prompt))]
         pattern = self.item.answer_pattern
         try:
-            right = answered(text, self.answers, cot=self.worked, pattern=pattern)
-            answer = read_answer(text, cot=self.worked, pattern=pattern)
+            found = judge(self.metric, text, self.answers, cot=self.worked, pattern=pattern)
         except TaskError as error:
             raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
-        return self.result(system, float(right), answer)
+        return self.result(system, float(found.right), found.text, found.contains, cut)
 
     @property
     def continuations(self) -> tuple[str, ...]:
@@ -89,49 +137,59 @@ class TokenLimits:
 
 
 def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question]:
-    """The questions of all parts of all items.
+    """The questions of all parts of all items. metric: the text of `--metric`.
 
-    Without `metric`, the composed question of an item is scored by its choices, if it has any, and
-    every other question by exact match. Choices belong to the composed question: hops and worked
-    answers are generated under the metric "choice" too. "answer_loss" has no worked part, since a
-    task holds no worked text. Raises UsageError for an unknown metric, and for "choice" if an item
-    has no choices.
+    `item_metric` chooses the metric of the composed question. The worked form has the same metric,
+    except that choices belong to the plain form: under "choice" a worked answer is generated and
+    judged by exact match. So are hops under every metric but "answer_loss", which has no worked
+    form, since a task holds no worked text. Raises UsageError for an unknown metric, and for
+    "choice" if an item has no choices.
     """
-    if metric is not None and metric not in METRICS:
-        raise UsageError(f"Unknown metric {metric!r}: there are {', '.join(METRICS)}.")
     return [
         question
         for task in tasks
         for item in task.items
-        for question in _of_item(task, item, metric)
+        for question in _of_item(task, item, item_metric(item, task.name, metric))
     ]
 
 
-def _of_item(task: Task, item: Item, metric: str | None) -> list[Question]:
-    if metric == "choice" and not item.choices:
-        raise UsageError(
-            f"Metric choice needs choices, and item {item.id!r} of task {task.name} has none."
-        )
-    other: Metric = "answer_loss" if metric == "answer_loss" else "exact_match"
-    found = [
-        Question(
-            task.name, "question", item, item.prompt, item.answers, target_metric(item, metric)
-        )
-    ]
+def _of_item(task: Task, item: Item, metric: Metric) -> list[Question]:
+    hops: Metric = "answer_loss" if metric == "answer_loss" else "exact_match"
+    found = [Question(task.name, "question", item, item.prompt, item.answers, metric)]
     for k, hop in enumerate(item.hops):
-        found.append(Question(task.name, hop_part(k), item, item.hop_prompt(k), hop.answers, other))
+        found.append(Question(task.name, hop_part(k), item, item.hop_prompt(k), hop.answers, hops))
     if item.cot_prompt is not None and metric != "answer_loss":
-        found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, other))
+        worked: Metric = "exact_match" if metric == "choice" else metric
+        found.append(Question(task.name, "steps", item, item.cot_prompt, item.answers, worked))
     return found
+
+
+def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage, ...]:
+    """What guessing would score on the composed question, a row a task; none for losses.
+
+    A choice is guessed at random. For other items the commonest right answer is always given.
+    """
+    rows = []
+    for task in tasks:
+        items = [(item, item_metric(item, task.name, metric)) for item in task.items]
+        if any(how == "answer_loss" for _, how in items) or not items:
+            continue
+        golds = Counter(
+            gold
+            for item, how in items
+            if how in GENERATED
+            for gold in {normalize_answer(answer) for answer in item.answers}
+        )
+        chances = [
+            sum(choice in item.answers for choice in item.choices) / len(item.choices)
+            for item, how in items
+            if how == "choice"
+        ]
+        right = sum(chances) + max(golds.values(), default=0)
+        rows.append(Coverage("guessing", task.name, right / len(items), len(items)))
+    return tuple(rows)
 
 
 def hop_part(k: int) -> str:
     """The name of the part of hop k, counted from 0."""
     return f"hop{k + 1}"
-
-
-def target_metric(item: Item, metric: str | None) -> Metric:
-    """The metric that judges the composed question of an item."""
-    if metric is None:
-        return "choice" if item.choices else "exact_match"
-    return next(known for known in METRICS if known == metric)

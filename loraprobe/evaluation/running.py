@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.chain import ChainRun
+from loraprobe.evaluation.chain import BASE, ChainRun
 from loraprobe.evaluation.ledger import CURE, Ledger
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.systems import System
@@ -37,8 +37,8 @@ def run_systems(
 
     Results in the ledger are not computed again, and new results are added to it in batches. Hops
     are scored with gold answers of earlier hops. A chain is scored only on items with hops; the
-    results of its hops are those of the adapters that answer them. Raises UsageError if two systems
-    or two tasks share a name.
+    results of its hops are those of the base or the adapters that answer them. Raises UsageError if
+    two systems or two tasks share a name.
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")
@@ -90,7 +90,8 @@ class _Run:
                 self.ledger.append(ask(self.scorer, batch, name, self.limits))
 
     def chain(self, system: System, tasks: Sequence[Task], hops: Sequence[Question]) -> None:
-        """Ask each adapter the hops without a result, then run the chain over the hops."""
+        """Ask the base and each adapter the open hops, then run the chain over the hops."""
+        self.system(BASE, None, hops)
         for single in system.chain:
             self.system(single.name, single, hops)
         for task in tasks:

@@ -90,7 +90,8 @@ class Samples:
         if found is None or found.metric == "answer_loss":
             return None
         cause = self.cause_of.get((system, question.task), {}).get(question.item.id)
-        return Reply(system, found.text, found.value == 1.0, cause)
+        right = found.value == 1.0
+        return Reply(system, found.text, right, cause, found.stands, found.cut)
 
 
 def _shortened(sample: Sample) -> Sample:

@@ -19,8 +19,8 @@ class System:
     """One system of the evaluation.
 
     composition: it is put into the base; None for the base alone. chain: for kind "chain", the
-    compositions of the single adapters, named after them, which answer the hops. compression_error:
-    the relative error of a merge that is due to its rank.
+    compositions of the single adapters, named after them, which answer the hops together with the
+    base. compression_error: the relative error of a merge that is due to its rank.
     """
 
     name: str

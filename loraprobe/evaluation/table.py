@@ -77,6 +77,12 @@ def tabulate(
     )
 
 
+def clusters_of(numbers: Integers) -> int | None:
+    """The number of clusters of items, from the cluster of each; None if every item is its own."""
+    found = len(np.unique(numbers))
+    return found if found < len(numbers) else None
+
+
 def _numbers(names: Sequence[object]) -> Integers:
     seen: dict[object, int] = {}
     return np.array([seen.setdefault(name, len(seen)) for name in names], dtype=np.int64)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.paths import local_name
 from loraprobe.errors import ReferenceError_, UsageError
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
@@ -71,11 +72,11 @@ class Reference:
 
     @property
     def short(self) -> str:
-        """The given name, else the last part of the path."""
+        """The given name, else the last part of the path as it was typed."""
         if self.name:
             return self.name
         if self.path is not None:
-            return self.path.resolve().name or "adapter"
+            return local_name(str(self.path))
         return PurePosixPath(self.folder or self.repo).name
 
 

@@ -6,14 +6,24 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, ModuleInfo, Source, adapter_of, check_apart, extreme_norm
+from loraprobe.adapters import (
+    Adapter,
+    ModuleInfo,
+    Source,
+    adapter_of,
+    check_apart,
+    common_targets,
+    extreme_norm,
+    portable,
+)
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
+from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import _validation
 from loraprobe.merging._dora import BaseWeight
@@ -23,6 +33,8 @@ from loraprobe.merging._method import MergeMethod
 from loraprobe.merging._module import Choices, MergedModule, merge_module
 from loraprobe.records import AdapterSummary, Issue, Progress
 from loraprobe.registry import name_of, spec_of
+
+RankLayout = Literal["portable", "compact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +49,9 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine.
+    rank_layout: "portable" writes one rank in all modules, filled up with zeros, as every server
+        reads it; "compact" writes each module at its own rank. targets: the `target_modules` of
+        the portable file; None for the path of every module.
     """
 
     adapter: Adapter
@@ -54,10 +69,22 @@ class Merged:
     spec: str = ""
     asked_rank: int | None = None
     directories: tuple[Path, ...] = ()
+    rank_layout: RankLayout = "portable"
+    targets: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
         return self.adapter.name
+
+    def __repr__(self) -> str:
+        sources = shortly(source.name for source in self.sources)
+        weights = ", ".join(f"{weight:g}" for weight in self.weights[:12])
+        more = ", ..." if len(self.weights) > 12 else ""
+        return (
+            f"<Merged {shortly([self.name])}: {self.spec or self.method} of {sources}, "
+            f"weights {weights or 'none'}{more}, space {self.space}, rank {self.rank}, "
+            f"{self.compression_error:.2g} lost to the rank>"
+        )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Writes a PEFT directory, with `card` as its README.
@@ -65,7 +92,10 @@ class Merged:
         Raises OutputError, also where the directory is, contains or lies inside a source.
         """
         check_apart(Path(directory), self.directories)
-        self.adapter.save(directory, overwrite=overwrite, card=self.card)
+        adapter, targets = self.adapter, None
+        if self.rank_layout == "portable":
+            adapter, targets = portable(adapter), self.targets
+        adapter.save(directory, overwrite=overwrite, card=self.card, targets=targets)
 
 
 @torch.no_grad()
@@ -81,6 +111,7 @@ def merge(
     name: str | None = None,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    rank_layout: RankLayout = "portable",
     base_weight: BaseWeight | None = None,
     base_parameter: Parameter | None = None,
 ) -> Merged:
@@ -91,7 +122,8 @@ def merge(
     for as many as needed to lose nothing, at most the sum of the sources' ranks. A module that an
     adapter does not adapt counts as a zero delta; a module's rank is never larger than its
     numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
-    of issues to accept. One module of all adapters is in memory at a time.
+    of issues to accept. rank_layout: as in `Merged`; it decides the saved file alone. One module of
+    all adapters is in memory at a time.
 
     base_weight: module path -> W0 [out, in], which linear merges of DoRA adapters need (`_dora`);
     base_parameter: parameter name -> tensor as stored, for full weights and biases that not every
@@ -122,7 +154,7 @@ def merge(
     merged = _adapter(made, adapters, layout, modules, full_weights, biases)
     result = _result(merged, adapters, choices, modules, inner)
     issues += _warnings(adapters, result.compression_error)
-    return replace(result, issues=tuple(issues))
+    return replace(result, issues=tuple(issues), rank_layout=rank_layout)
 
 
 def _result(
@@ -152,6 +184,7 @@ def _result(
         spec=spec_of(choices.method),
         asked_rank=choices.rank,
         directories=tuple(a.source.path for a in adapters if a.source.path is not None),
+        targets=common_targets(adapters, list(modules)),
     )
 
 

@@ -165,9 +165,8 @@ def _findings(adapter: Adapter, allow: Collection[str], carried: Collection[str]
     notes = []
     for issue in adapter.issues:
         if issue.severity == "error" and issue.code not in allow:
-            raise UnsupportedAdapter(
-                f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
-            )
+            message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
+            raise UnsupportedAdapter(message, issue.cure)
         if issue.severity == "error":
             notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
     if not adapter.modules:

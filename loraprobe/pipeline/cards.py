@@ -113,6 +113,7 @@ def _merge_choices(merged: Merged) -> dict[str, Any]:
         "weights": [float(weight) for weight in merged.weights],
         "space": None if merged.space == "factors" else merged.space,
         "rank": merged.asked_rank or "auto",
+        "rank_layout": merged.rank_layout,
         "dtype": str(merged.adapter.dtype).removeprefix("torch."),
         "seed": merged.seed,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
-from loraprobe.records import EvidenceLevel, Score, Verdict
+from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
+from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
@@ -46,13 +48,17 @@ def conclude(
             prior=options.prior,
             balanced=options.balance == "norm",
             base=None if inputs.base is None else _shape(inputs.base),
+            max_new_tokens=options.max_new_tokens,
+            normalised=_normalised(inputs.tasks, options.metric),
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
     )
     scores: Iterable[Score] = evidence.get("evaluation", ())
     kind = next((score.kind for score in scores if score.system == verdict.system), "merge")
-    request = requested(options, inputs, kind)
+    request = replace(
+        requested(options, inputs, kind), fitting=_fitting(inputs.given, examined.compatibility)
+    )
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
 
 
@@ -63,6 +69,13 @@ def _shape(base: Base) -> BaseShape:
     sizes = (config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
     hidden = next((size for size in sizes if isinstance(size, int)), None)
     return BaseShape(str(config.get("model_type", "")), hidden)
+
+
+def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
+    """Of each task whose gold answers lose something under exact match, what `stricter_metric`
+    says."""
+    found = {task.name: stricter_metric(task, metric) for task in tasks}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
@@ -80,6 +93,22 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         kind=kind,
         options=_composing(options),
     )
+
+
+def _fitting(adapters: Sequence[Adapter], found: Compatibility) -> tuple[str, ...]:
+    """The references of adapters that no error stands between: those of the commonest base.
+
+    Of two that do not fit together, the later one is left out.
+    """
+    errors = [set(issue.adapters) for issue in found.issues if issue.severity == "error"]
+    kept = [adapter for adapter in adapters if {adapter.name} not in errors]
+    common = Counter(adapter.base_model for adapter in kept).most_common(1)
+    kept = [adapter for adapter in kept if adapter.base_model == common[0][0]]
+    for at in reversed(range(len(kept))):
+        names = {adapter.name for adapter in kept}
+        if any(kept[at].name in error <= names for error in errors):
+            del kept[at]
+    return tuple(map(_reference, kept))
 
 
 def _reference(adapter: Adapter) -> str:

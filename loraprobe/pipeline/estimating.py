@@ -29,6 +29,7 @@ from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.probes import cover
 from loraprobe.routing.constant import ConstantGates
 
+FEWEST, TIMED = 4, 8  # questions of a kind that are timed: an eighth, but not fewer
 PROBED = (4, 16)  # items of each task on which the coverage probes are timed
 FORECAST = 60  # items of each task that a forecast asks
 
@@ -131,7 +132,7 @@ class _Kind:
 
     questions: int
     composed: int  # those that are no hop
-    batches: int
+    batches: float
     seconds: tuple[float, float]
 
 
@@ -172,7 +173,7 @@ class _Timing:
         return sum(k.batches * k.composed / k.questions * k.seconds[1] for k in self.kinds)
 
     def hops(self, count: int) -> float:
-        """So many hops, each asked of a single adapter."""
+        """So many hops, each asked of a single adapter, which costs no less than the base."""
         plain = self.kinds[0]
         return count * plain.batches / plain.questions * self._batch(plain, 1)
 
@@ -184,13 +185,17 @@ class _Timing:
 def _measured(
     group: Sequence[Question], evaluator: Evaluator, together: Composition, limits: TokenLimits
 ) -> _Kind:
-    """Times one batch, a full one if that is at most a quarter of the questions."""
+    """Times one batch, a full one if that is at most an eighth of the questions.
+
+    Of a smaller one the time is taken as proportional to the questions.
+    """
     scorer = evaluator.scorer
     distinct = list({question.prompt: question for question in group}.values())
+    whole = len(distinct)
     limit = limits.worked if group[0].worked else limits.plain
     prompts = scorer.encoder.prompts([question.prompt for question in distinct])
     full = len(next(scorer.batcher.split([len(ids) + limit for ids in prompts])))
-    sample = _spread(distinct, min(full, max(1, len(distinct) // 4)))
+    sample = _spread(distinct, min(full, max(FEWEST, whole // TIMED)))
     seconds = []
     for composition in (None, together):
         with scorer.with_composition(composition):
@@ -198,7 +203,7 @@ def _measured(
     return _Kind(
         questions=len(group),
         composed=sum(not question.part.startswith("hop") for question in group),
-        batches=math.ceil(len(distinct) / full),
+        batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
         seconds=(seconds[0], seconds[1]),
     )
 
@@ -212,7 +217,6 @@ def _probing(evaluator: Evaluator) -> float:
         spent = _seconds(lambda: cover(evaluator.scorer, evaluator.inputs.adapters, few, seed=seed))
         return sum(len(task.items) for task in few), spent
 
-    timed(PROBED[0])  # the first pass of all is slower
     (few, least), (some, spent) = map(timed, PROBED)
     slope = max(0.0, spent - least) / (some - few) if some > few else 0.0
     return spent + slope * (every - some)

@@ -97,6 +97,7 @@ def _findings(
             evaluation=evaluation.score(results, systems),
             comparisons=evaluation.compare(results, systems, seed=seed),
             gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+            oracles=evaluation.oracles(results, systems),
             attribution=evaluation.attribute(results, systems, tasks),
         )
 

@@ -73,14 +73,19 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         items: the most that a probe asks the base of each part; None for each probe's own number.
         """
         with self.session.stage("cover"):
-            return self.template + probes.cover(
-                self.scorer,
-                self.inputs.adapters,
-                self.tasks,
-                results=results,
-                items=items,
-                seed=self.session.options.seed,
-                progress=self.session.progress,
+            guessed = evaluation.guessing(self.tasks, self.session.options.metric)
+            return (
+                self.template
+                + guessed
+                + probes.cover(
+                    self.scorer,
+                    self.inputs.adapters,
+                    self.tasks,
+                    results=results,
+                    items=items,
+                    seed=self.session.options.seed,
+                    progress=self.session.progress,
+                )
             )
 
     def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:

@@ -16,7 +16,7 @@ from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Probe, Task, load_probe, load_task
+from loraprobe.tasks import Probe, Task, check_metrics, load_probe, load_task, named_metrics
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
@@ -50,6 +50,7 @@ def open_inputs(
     """
     check_names(options)
     read = open_tasks(tasks, options.limit)
+    check_metrics(read, options.metric)
     given = hub.load_all(adapters)
     if not given:
         raise UsageError("No adapter was given; give at least one.")
@@ -78,12 +79,7 @@ def check_names(options: Options) -> None:
         pick_device(options.device)
     if options.dtype != "auto":
         pick_dtype(options.dtype)
-    if options.metric is not None:
-        from loraprobe.evaluation import METRICS
-
-        if options.metric not in METRICS:
-            known = ", ".join(METRICS)
-            raise UsageError(f"--metric must be one of {known}, not {options.metric!r}.")
+    named_metrics(options.metric)
     if options.calibration is not None:
         read_calibration(options.calibration)
 
@@ -120,7 +116,9 @@ def read_prompts(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--router-prompts: {file} cannot be read as UTF-8 ({error}).") from None
+        raise UsageError(
+            f"--router-prompts: {file} cannot be read as UTF-8 ({error}); save it as UTF-8."
+        ) from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UsageError(f"--router-prompts: {file} holds no prompt; write one a line.")
@@ -162,4 +160,4 @@ def check_task_use(given: bool, options: Options, command: str) -> None:
                 "task_arithmetic."
             )
     if options.limit is not None and not given:
-        raise UsageError("--limit goes with --task, whose items it counts.")
+        raise UsageError("--limit goes with --task, whose items it counts; add one.")

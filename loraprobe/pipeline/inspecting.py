@@ -79,6 +79,7 @@ def measure_baselines(
             evaluation=evaluation.score(results, systems),
             comparisons=evaluation.compare(results, systems, seed=seed),
             gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+            oracles=evaluation.oracles(results, systems),
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]
     return BaseEvidence("pilot" if composed else "base", found, tuple(notes))

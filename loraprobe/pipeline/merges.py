@@ -32,6 +32,7 @@ def merge_by(
         rank=options.rank,
         seed=options.seed,
         allow=options.allow,
+        rank_layout=options.rank_layout,
         base_weight=base.weight if base is not None else None,
         base_parameter=base.parameter if base is not None else None,
         **rest,
@@ -48,9 +49,12 @@ def made_text(merged: Merged, options: Options) -> str:
 
 
 def rank_text(merged: Merged) -> str:
-    """The rank of a merge's modules, such as "8" or "4 to 16"."""
+    """The rank of a merge's modules, such as "8" or "4 to 16", and how they are written."""
     low, high = merged.adapter.rank_range
-    return str(low) if low == high else f"{low} to {high}"
+    if low == high:
+        return str(low)
+    filled = f", filled up with zeros to {high}" if merged.rank_layout == "portable" else ""
+    return f"{low} to {high}{filled}"
 
 
 def merge_figures(merged: Merged, prepared: Prepared) -> tuple[Measurement, ...]:

@@ -19,7 +19,7 @@ from loraprobe.file_hashes import cache_directory
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
-from loraprobe.tasks import Task
+from loraprobe.tasks import Item, Task
 
 
 def open_ledger(
@@ -60,7 +60,7 @@ def identity(
         "adapters": {a.name: {"config": a.config, "weights": a.sha256} for a in adapters},
         "order": [a.name for a in adapters],  # which weights go by
         "base": base.identity,
-        "tasks": {task.name: _digest([asdict(item) for item in task.items]) for task in tasks},
+        "tasks": {task.name: _digest([_content(item) for item in task.items]) for task in tasks},
         "router_prompts": {
             name: _digest(read_prompts(Path(file))) for name, file in options.router_prompts
         },
@@ -68,6 +68,12 @@ def identity(
         "versions": {"loraprobe": __version__}
         | {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _content(item: Item) -> dict[str, Any]:
+    """An item as plain data; without a metric of its own, as items were before they could have one,
+    so that results of that time are used again."""
+    return {key: value for key, value in asdict(item).items() if (key, value) != ("metric", None)}
 
 
 def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:

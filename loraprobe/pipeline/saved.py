@@ -76,6 +76,9 @@ class Routed:
     def name(self) -> str:
         return self.composition.name
 
+    def __repr__(self) -> str:
+        return f"<Routed {repr(self.composition).partition(' ')[2]}"
+
     @property
     def sources(self) -> tuple[AdapterSummary, ...]:
         """The experts in one row each, with their licences."""

@@ -40,6 +40,7 @@ from loraprobe.pipeline.provenance import (
 from loraprobe.pipeline.rounding import difference_of_weights
 from loraprobe.pipeline.saved import FILE, STATE, Routed
 from loraprobe.records import Check, Verification
+from loraprobe.report.showing import ShownVerification
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
 IGNORED = frozenset({".git", ".gitattributes", ".cache"})
@@ -69,7 +70,7 @@ def verify(
     if all(check.passed for check in checks):
         adapters = [adapter for adapter, _ in found if adapter is not None]
         checks += _compare_files(place, record, adapters, opened)
-    return Verification(str(directory), tuple(checks))
+    return ShownVerification(str(directory), tuple(checks))
 
 
 def _compare_files(
@@ -122,6 +123,7 @@ def _make_again(
             methods=(record.method,),
             space=record.space,
             rank=record.rank,
+            rank_layout=record.rank_layout,
             # --dtype has no float64: a merge has it if its sources have.
             dtype="auto" if record.dtype == "float64" else record.dtype,
             seed=record.seed,
@@ -192,7 +194,10 @@ def _card(place: Path, again: Path) -> Check:
     free = {
         key: found[KEY][key] for key in ("version", "torch", "base", "name") if key in found[KEY]
     }
-    if problem := _first_difference(found[KEY], wanted[KEY] | free):
+    own = found[KEY]
+    if "rank_layout" in wanted[KEY]:  # cards before it are of compact files
+        own = {"rank_layout": "compact"} | own
+    if problem := _first_difference(own, wanted[KEY] | free):
         return Check(CARD, False, f"{KEY}: {problem}.")
     return Check(CARD, True, "Its front matter is what would be written; its text is not checked.")
 

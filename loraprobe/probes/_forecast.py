@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
+from loraprobe.defaults import PLAIN_TOKENS
 from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.asking import ask_together
-from loraprobe.evaluation.questions import PLAIN_TOKENS, Question, TokenLimits, questions
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.probes._probe import sampled
 from loraprobe.records import Forecast, Gain, ItemResult, Progress, Retention
 from loraprobe.scoring import LogitEnsemble, Recorder

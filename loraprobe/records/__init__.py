@@ -34,6 +34,7 @@ from loraprobe.records.measurements import (
     Interval,
     ItemResult,
     Measurement,
+    Oracle,
     Reply,
     Retention,
     Sample,
@@ -41,7 +42,7 @@ from loraprobe.records.measurements import (
     SystemKind,
     WeightSearch,
 )
-from loraprobe.records.plain import as_text, plain
+from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import Decision, DecisiveGain, EvidenceLevel, Reason, Verdict
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "ItemResult",
     "LayerGroup",
     "Measurement",
+    "Oracle",
     "Progress",
     "Provenance",
     "Reason",
@@ -79,6 +81,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "WeightSearch",
+    "document",
     "plain",
 ]
 
@@ -104,6 +107,7 @@ class Audit:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
+    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()

@@ -52,22 +52,35 @@ class ItemResult:
 
     `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
     of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
-    `group` form one cluster.
+    `group` form one cluster. `contains`: the answer is right, or a right one stands in it in other
+    words. `cut`: the reply ended at the limit of tokens, not by itself.
     """
 
     system: str
     task: str
     part: str  # "question" | "hop1" | "hop2" ... | "steps"
     item: str
-    metric: str  # "exact_match" | "choice" | "answer_loss"
+    metric: str  # one of `tasks.METRICS`
     value: float
     text: str
     group: str
+    contains: bool = False
+    cut: bool = False
+
+    @property
+    def stands(self) -> bool:
+        """Whether the answer is right or a right one stands in it; False for a loss."""
+        return self.metric != "answer_loss" and (self.value == 1.0 or self.contains)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one system did on one part of one task."""
+    """How one system did on one part of one task.
+
+    Of generated replies, `contains` is the share in which a right answer stands, whether or not it
+    is right by the metric, and `cut` the share that ended at the limit of tokens.
+    `clusters` is the number of clusters of the `n` items, None if every item is its own.
+    """
 
     system: str
     kind: SystemKind
@@ -80,6 +93,10 @@ class Score:
     retention: float | None = None
     retention_ci95: Interval | None = None
     compression_error: float | None = None
+    contains: float | None = None
+    contains_ci95: Interval | None = None
+    cut: float | None = None
+    clusters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,8 @@ class Gain:
     difference = min over base and singles of (composition - baseline), reached by `against`, which
     answered in the form `against_part`. `adjusted_ci95` covers that choice and the one among
     compositions. `task` is None for the mean over all tasks. `n_needed` items would decide with a
-    power of 0.8 if the difference stays; None where no number is likely to.
+    power of 0.8 if the difference stays; None if these are more than anybody has
+    (`defaults.MOST_ITEMS`). `clusters` is that of `Score`.
     """
 
     task: str | None
@@ -120,6 +138,25 @@ class Gain:
     n: int
     n_needed: int | None = None
     against_part: str = "question"
+    clusters: int | None = None
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What the single adapters would score if somebody chose the right one for every item.
+
+    An item counts as answered if any of the `adapters` answers it. `independent` is the score if
+    the adapters' right answers were independent of each other, 1 - product of (1 - score): more
+    than that means that they answer different items.
+    """
+
+    task: str
+    part: str
+    adapters: tuple[str, ...]
+    value: float
+    ci95: Interval
+    n: int
+    independent: float
 
 
 @dataclass(frozen=True)
@@ -164,6 +201,8 @@ class Attribution:
     unknown: int = 0
     interference: int = 0
     not_composed: int = 0
+    said_otherwise: int = 0
+    cut_off: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,6 +214,7 @@ class EvaluationRecords:
     evaluation: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()
+    oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
 
 
@@ -184,13 +224,15 @@ class Reply:
 
     `text` is the answer as it was read, or the choice taken. `cause` is the field of `Attribution`
     under which the item counts; None for systems that are no composition and for items without
-    hops.
+    hops. `contains` and `cut` are those of `ItemResult`.
     """
 
     system: str
     text: str
     right: bool
     cause: str | None = None
+    contains: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+DOCUMENT_VERSION = 1  # of documents that are no audit
 _SCALARS = frozenset((str, int, bool, type(None)))
 
 
@@ -36,6 +37,14 @@ def plain(value: Any) -> Any:
 def _names(kind: type) -> tuple[str, ...]:
     """The fields of a record."""
     return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def document(command: str, version: int = DOCUMENT_VERSION, **fields: Any) -> str:
+    """The JSON document of a command whose result is no audit, as text.
+
+    Fields hold records or plain data. docs/reports.md lists these documents.
+    """
+    return as_text({"schema_version": version, "command": command, **plain(fields)})
 
 
 def as_text(document: Mapping[str, Any]) -> str:

@@ -7,36 +7,46 @@ lines, `Answer.laid_out` makes them fit a width.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from types import MappingProxyType
 
+from loraprobe.formatting import count
 from loraprobe.records import Audit
 from loraprobe.report.formatting import clean
 from loraprobe.report.joints import wrapped
-from loraprobe.report.phrases import Line, headline, labelled
+from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
+from loraprobe.verdict import NEW
 
 MOST_LINES = 12
+HEADLINE = ""  # the label of the headline
 INDENT = 2
 LABEL = 10  # the width of the column of labels
-COMMANDS = ("next", "questions")  # labels whose text is a command
-# Lines that leave first where the answer would be too long: of a label all, or all but the first.
+COMMANDS = ("next", "questions", "in Python")  # labels whose text is a command
+REFERENCES = "ADAPTERS"  # stands in a command for references that are too long to show
+LONG = 60  # characters of references that may be left out
+# Lines that leave first where the answer would be too long: of a label all but so many.
 LEAVE_FIRST = (
-    ("known", 0),
     ("sure", 0),
-    ("watch", 1),
+    ("watch", 2),
+    (FILL_IN, 0),
     ("forecast", 0),
+    ("watch", 1),
     ("why", 1),
+    ("known", 0),
     ("questions", 0),
     ("fix", 1),
     ("lacks", 0),
     ("better", 0),
     ("made", 0),
 )
-# Lines that leave where that is not enough; the first warning stays, as short as it can be said.
-LEAVE_LAST = (("why", 0), ("decide", 0))
+# What is said in fewer lines where that is not enough, those first that a reader misses least.
+SHORTEN = (("watch", 2), ("why", 2), ("fix", 2), ("use", 2), ("watch", 1), ("use", 1), ("gain", 2))
+SHORTEN_LAST = (("why", 1), ("fix", 1), ("gain", 1), (HEADLINE, 1))
 _CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a warning
 
 
@@ -45,8 +55,8 @@ class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
     `decision` is the verdict's, "" where there is none. Labels are made, use, gain, better, decide,
-    why, fix, watch, lacks, known, sure, forecast, next and questions; why, fix, watch and lacks may
-    repeat. The text of next and questions is a command.
+    why, fix, watch, lacks, known, sure, forecast, next or in Python, questions and fill in; why,
+    fix, watch, lacks and fill in may repeat. The text of a label in COMMANDS is a command.
     """
 
     decision: str
@@ -70,15 +80,24 @@ class Answer:
     def laid_out(self, width: int) -> list[str]:
         """The answer as plain text in at most twelve lines of at most `width` columns.
 
-        The lines that change least leave where there are too many. A command is never shortened: it
-        goes on in the next line after a backslash, and only a longer word of it exceeds the width.
+        The lines that change least leave where there are too many. A command goes on in the next
+        line after a backslash, and only a longer word of it exceeds the width. Where references
+        leave no room for the rest, ADAPTERS stands for them and a line says so.
         """
-        laid: list[str] = []
-        for kept in _fewer(self.lines):
-            laid = [*wrapped(self.headline, width), *_rows(kept, width)]
-            if len(laid) <= MOST_LINES:
+        return self._fitted(width)[1]
+
+    def kept(self, width: int) -> list[Line]:
+        """The lines that `laid_out` shows, with their labels."""
+        return self._fitted(width)[0]
+
+    def _fitted(self, width: int) -> tuple[list[Line], list[str]]:
+        """The first version of the answer that fits, and what it looks like."""
+        for kept, most in _versions(self.lines):
+            head = _cut(wrapped(self.headline, width), most.get(HEADLINE), width)
+            laid = [*head, *_rows(kept, width, most)]
+            if _height(laid, width) <= MOST_LINES:
                 break
-        return laid
+        return kept, laid
 
 
 def answer(audit: Audit) -> Answer:
@@ -117,24 +136,56 @@ def _words(command: str) -> list[str]:
     return joined
 
 
-def _fewer(lines: Sequence[Line]) -> Iterator[list[Line]]:
-    """All lines, then one less each time, those first that change least."""
-    kept = list(lines)
-    yield list(kept)
+def _versions(lines: Sequence[Line]) -> Iterator[tuple[list[Line], dict[str, int]]]:
+    """The lines in ever shorter versions: (lines, label -> the most rows of each of its lines).
+
+    First those lines leave that change least, then references, then the ends of sentences.
+    """
+    kept, most = list(lines), dict[str, int]()
+    yield kept, most
     for label, stay in LEAVE_FIRST:
-        yield from _without(kept, label, stay)
+        for fewer in _without(kept, label, stay):
+            kept = fewer
+            yield kept, most
     kept = [(label, _clause(text) if label == "watch" else text) for label, text in kept]
-    yield list(kept)
-    for label, stay in LEAVE_LAST:
-        yield from _without(kept, label, stay)
+    yield kept, most
+    kept = _abridged(kept)
+    yield kept, most
+    for label, rows in SHORTEN:
+        most = {**most, label: rows}
+        yield kept, most
+    kept = [row for row in kept if row[0] != "decide"]
+    yield kept, most
+    for label, rows in SHORTEN_LAST:
+        most = {**most, label: rows}
+        yield kept, most
 
 
 def _without(kept: list[Line], label: str, stay: int) -> Iterator[list[Line]]:
-    """Takes lines of a label out of `kept`, the last first, until `stay` are left."""
-    found = [row for row in kept if row[0] == label]
-    for row in reversed(found[stay:]):
-        kept.remove(row)
-        yield list(kept)
+    """The lines with one less of a label each time, the last first, until `stay` are left.
+
+    A conflict leaves together with its cure, which follows it.
+    """
+    at = [place for place, row in enumerate(kept) if row[0] == label]
+    for place in reversed(at[stay:]):
+        cure = label == "why" and kept[place + 1 : place + 2] and kept[place + 1][0] == "fix"
+        kept = [*kept[:place], *kept[place + (2 if cure else 1) :]]
+        yield kept
+
+
+def _abridged(lines: Sequence[Line]) -> list[Line]:
+    """The lines with ADAPTERS for long references in commands, and a line that says so."""
+    kept, most = list[Line](), 0
+    for label, text in lines:
+        words = shlex.split(text) if text.startswith("loraprobe ") else []
+        given = list(takewhile(lambda word: word[0] != "-" and word != NEW, words[2:]))
+        if label in COMMANDS and len(" ".join(given)) > LONG:
+            text = shlex.join([*words[:2], REFERENCES, *words[2 + len(given) :]])
+            most = max(most, len(given))
+        kept.append((label, text))
+    if most:
+        kept.append((FILL_IN, f"{REFERENCES}: the {count(most, 'reference')} that you gave"))
+    return kept
 
 
 def _clause(text: str) -> str:
@@ -142,15 +193,29 @@ def _clause(text: str) -> str:
     return _CLAUSE.sub(".", text)
 
 
-def _rows(lines: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
-    previous = ""
+def _rows(lines: Sequence[Line], width: int, most: Mapping[str, int]) -> Iterator[str]:
+    """The lines below their labels, of each at most the rows of its label in `most`."""
+    previous = HEADLINE
     for label, text in lines:
         head = " " * INDENT + ("" if label == previous else label).ljust(LABEL)
         room = width - len(head)
-        for line in command_lines(text, room) if label in COMMANDS else wrapped(text, room):
+        laid = command_lines(text, room) if label in COMMANDS else wrapped(text, room)
+        for line in _cut(laid, most.get(label), room):
             yield head + line
             head = " " * len(head)
         previous = label
+
+
+def _cut(lines: list[str], most: int | None, width: int) -> list[str]:
+    """At most so many lines, the last of which shows that more followed."""
+    if most is None or len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], f"{lines[most - 1][: width - 2].rstrip()} …"]
+
+
+def _height(lines: Sequence[str], width: int) -> int:
+    """The rows of a terminal that lines take; a longer line goes on in the next row."""
+    return sum(max(1, math.ceil(len(line) / width)) for line in lines)
 
 
 def _typed(command: str, references: Mapping[str, str]) -> str:

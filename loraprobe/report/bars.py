@@ -8,11 +8,9 @@ from dataclasses import replace
 from loraprobe.records import Audit, Score
 from loraprobe.report.formatting import number
 from loraprobe.report.layout import GAP
-from loraprobe.report.system_tables import in_order
+from loraprobe.report.system_tables import PARTS, in_order
 from loraprobe.report.table import Column, Table, text
 
-FORMS = {"question": "asked plainly", "steps": "step by step"}
-CONTROLS = {"random-partner": "random partner"}
 BAR = "▄"
 KEEPS = "keeps"  # the smallest retention of a composition
 LONGEST_BAR = 16
@@ -22,12 +20,12 @@ MOST_BARS = 40
 
 def scores(audit: Audit, width: int) -> Table | None:
     """Systems down; across the forms of the question, or the tasks where there are several."""
-    rows = [s for s in audit.evaluation if s.part in FORMS]
+    rows = [s for s in audit.evaluation if s.part in PARTS]
     if not rows:
         return None
     tasks = list(dict.fromkeys(s.task for s in rows))
     several = len(tasks) > 1
-    forms = [form for form in FORMS if any(s.part == form for s in rows)]
+    forms = [form for form in PARTS if any(s.part == form for s in rows)]
     heads = [(task, form) for task in tasks for form in forms]
     titles = [_heading(task, form, several, len(forms)) for task, form in heads]
     found = {(s.system, s.task, s.part): s for s in rows}
@@ -35,7 +33,7 @@ def scores(audit: Audit, width: int) -> Table | None:
     longest = _bar_length(names, titles, rows, width - (len(KEEPS) + GAP) * several)
     lines = []
     for system in names:
-        line = [_shown(system), *(_bar(found.get((system, *head)), longest) for head in heads)]
+        line = [system, *(_bar(found.get((system, *head)), longest) for head in heads)]
         lines.append([*line, _kept(system, rows)] if several else line)
     asked = " + ".join(str(max(s.n for s in rows if s.task == task)) for task in tasks)
     caption = f"Scores on {asked} questions" + ("" if several else f" of {tasks[0]}")
@@ -46,16 +44,10 @@ def scores(audit: Audit, width: int) -> Table | None:
     return Table(caption, [text("system"), *columns, *[Column(KEEPS)][: int(several)]], lines)
 
 
-def _shown(system: str) -> str:
-    """A control by what it is, any other system by its name."""
-    kind, _, of = system.partition(":")
-    return f"{of}, smaller" if kind == "shrunk" and of else CONTROLS.get(system, system)
-
-
 def _heading(task: str, form: str, several: bool, forms: int) -> str:
     if not several:
-        return FORMS[form]
-    return task if forms == 1 else f"{task}, {FORMS[form]}"
+        return PARTS[form]
+    return task if forms == 1 else f"{task}, {PARTS[form]}"
 
 
 def _bar_length(
@@ -64,7 +56,7 @@ def _bar_length(
     """How long the bar of a full score is: what the figures leave, 0 for losses."""
     if any(s.metric == "answer_loss" for s in rows):
         return 0
-    left = width - max(len(_shown(one)) for one in names)
+    left = width - max(map(len, names))
     each = left // len(titles) - GAP - len("0.00 ")
     return max(0, min(LONGEST_BAR, each))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ import jinja2
 from loraprobe.report.formatting import clean
 
 
+@functools.cache
 def markdown_templates() -> jinja2.Environment:
     """The templates of the reports, for Markdown: every text that they are given is escaped.
 

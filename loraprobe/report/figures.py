@@ -42,7 +42,9 @@ STYLE: dict[str, Any] = {
 CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
     "solved": ("solved", "#1a7a4a"),
     "step_by_step": ("step by step", "#2f6f9f"),
+    "said_otherwise": ("said otherwise", "#4f7a1a"),
     "unknown": ("unknown", "#666666"),
+    "cut_off": ("cut off", "#8a6100"),
     "interference": ("interference", "#b3452c"),
     "not_composed": ("not composed", "#7a5aa0"),
 }

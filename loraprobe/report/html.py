@@ -6,6 +6,7 @@ Every text is escaped and its control characters are replaced; the page's policy
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from loraprobe.adapters import check_place, staged_file
@@ -19,6 +20,8 @@ from loraprobe.report.shortening import shortened
 from loraprobe.report.system_tables import form
 
 MARK = "<!-- written by loraprobe -->"
+# An option, together with its value where that is short: it stays in one line.
+OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*(?: (?!-)\S{1,16}(?!\S))?")
 FIRST = 2  # sections after the verdict that a notebook shows
 LARGEST = 1_000_000  # bytes of a page
 # Rows of a table and characters of a text, from what is usual to what hostile input needs.
@@ -47,9 +50,14 @@ def _rendered(audit: Audit, rows: int, most: int | None = None) -> str:
     import jinja2
     import markupsafe
 
+    def unbroken(text: str) -> markupsafe.Markup:
+        whole = markupsafe.escape(OPTION.sub("\0\\g<0>\1", text))
+        opened = str(whole).replace("\0", '<span class="option">')
+        return markupsafe.Markup(opened.replace("\1", "</span>"))
+
     def joints(text: str) -> markupsafe.Markup:
         if " " in text:  # a sentence, where 0.5 stays in one piece
-            return markupsafe.escape(text)
+            return unbroken(text)
         whole = markupsafe.escape(JOINTS.sub("\0", text))
         return markupsafe.Markup(str(whole).replace("\0", "<wbr>"))
 
@@ -60,7 +68,7 @@ def _rendered(audit: Audit, rows: int, most: int | None = None) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(joints=joints, form=form)
+    environment.filters.update(joints=joints, unbroken=unbroken, form=form)
     found = answer(audit)
     base = f" on {audit.base.reference}" if audit.base is not None else ""
     decision = f": {found.decision}" if found.decision else ""

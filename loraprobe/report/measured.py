@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.formatting import count, listing
 from loraprobe.records import Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
+from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.ranking import alone, best_option
 
+ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
 
 
@@ -18,14 +20,17 @@ def use(audit: Audit, verdict: Verdict) -> str:
     composed = ""
     if best is not None:
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
-    if head in ("merge", "route", "step-by-step") and verdict.decision == "likely":
+    codes = {reason.code for reason in verdict.reasons}
+    if head in ("merge", "route", "step-by-step") and (
+        verdict.decision == "likely" or "best-measured" in codes
+    ):
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
         form = f", {fmt.PART[best.form]}" if best is not None else ""
         return f"{verdict.system} (a {kind}){form}"
     if head == "chain":
         scored = _score(audit, "chain", "question")
         measured = f": {scored}{composed}" if scored != "-" else ""
-        return f"a chain, each hop by its own adapter{measured}"
+        return f"a chain, each hop by whoever answers it best{measured}"
     if head == "use-single":
         form = _better_form(audit, single)
         return f"{single} alone, {fmt.PART[form]}: {_score(audit, single, form)}{composed}"
@@ -34,6 +39,10 @@ def use(audit: Audit, verdict: Verdict) -> str:
         return f"the base alone: {_score(audit, base, _better_form(audit, base))}{composed}"
     if head == "gather-evidence":
         return _meanwhile(audit)
+    if "adapters-complement" in codes and head == "route":
+        meanwhile = _meanwhile(audit)
+        tail = f"; {meanwhile}" if meanwhile.startswith("until") else ""
+        return f"none of these yet: choose the adapter by prompt{tail}"
     return {
         "switch-adapters": "each task's own adapter, one at a time" + _own_scores(audit),
         "train-target-adapter": "none of these: train one adapter on what you ask",
@@ -44,12 +53,14 @@ def use(audit: Audit, verdict: Verdict) -> str:
 
 def _meanwhile(audit: Audit) -> str:
     """The best of base and single adapters, which is what to use until more is known."""
-    names = dict.fromkeys(s.system for s in audit.evaluation if s.kind in ("base", "adapter"))
-    forms = [(name, _better_form(audit, name)) for name in names]
-    if not forms:
+    measured = Evidence(evaluation=audit.evaluation)
+    best = best_option(measured, alone(measured))
+    if best is None:
         return ""
-    name, form = max(forms, key=lambda one: _mean(audit, *one) or 0.0)
-    if _mean(audit, name, form) == 0 and audit.evaluation[0].metric != "answer_loss":
+    if best.kind == "switch":
+        return "until then each task's own adapter, one at a time" + _own_scores(audit)
+    name, form = best.system, best.part
+    if best.score == 0 and not measured.losses:
         return "nothing yet: nobody alone answers a question; ask as the adapters were trained"
     who = "the base" if name == "base" else f"{name} alone"
     return f"until then {who}, {fmt.PART[form]}: {_score(audit, name, form)}"
@@ -86,12 +97,29 @@ def gain(audit: Audit, verdict: Verdict) -> str:
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
     asked = f", {fmt.PART[form]}" if form != best.form else ""
     mean = "mean " if len({s.task for s in audit.evaluation}) > 1 else ""
+    own, other = _mean(audit, best.system, best.form), _mean(audit, best.against, form)
+    difference, digits = _agreeing(own, other, best.difference)
     return (
-        f"{mean}{_score(audit, best.system, best.form)} for {best.system} against "
-        f"{_score(audit, best.against, form)} for {alone}{asked}: "
-        f"{fmt.gain(best.difference, *best.ci95)} on {count(best.n, 'question')}; you asked for "
-        f"{fmt.number(verdict.margin)}"
+        f"{mean}{_shown(own, digits)} for {best.system} against {_shown(other, digits)} for "
+        f"{alone}{asked}: {fmt.gain(difference, *best.ci95, digits)} on "
+        f"{count(best.n, 'question')}; you asked for {fmt.number(verdict.margin)}"
     )
+
+
+def _agreeing(own: float | None, other: float | None, difference: float) -> tuple[float, int]:
+    """(difference, digits) with which two scores and their difference agree as they are printed.
+
+    Two decimals where they agree so, else three, with the difference of what is printed.
+    """
+    if own is None or other is None or abs(own - other - difference) > ROUNDING:
+        return difference, 2
+    if fmt.number(round(own, 2) - round(other, 2)) == fmt.number(difference):
+        return difference, 2
+    return round(own, 3) - round(other, 3), 3
+
+
+def _shown(mean: float | None, digits: int = 2) -> str:
+    return "-" if mean is None else fmt.number(abs(mean), digits)
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
@@ -118,11 +146,14 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     row = _most_promising(audit, best)
     if row is None:
         return ""  # the gain is decided; the reasons say what is not
-    if row.n_needed and row.n_needed > row.n:
-        most = f"{max(row.n_needed, FEWEST_ITEMS):,}"
-        return f"about {most} questions {fmt.PART[row.part]} (you gave {row.n}), if the gain stays"
-    few = f"at least {ENOUGH}" if row.n < ENOUGH else "many more"
-    return f"{few} questions (you gave {row.n}): the interval holds {number(verdict.margin)}"
+    open_ = more_items.of_gain(row)
+    given = f"(you gave {row.clusters or row.n})"
+    if row.n_needed is None and row.n < ENOUGH:
+        return f"at least {ENOUGH} questions {given}: the interval holds {number(verdict.margin)}"
+    if row.n_needed is None:
+        told = f"{open_.more('question')} {given} for a gain of {number(verdict.margin)}"
+        return "; ".join(filter(None, (told, open_.instead())))
+    return f"{open_.more('question')} {fmt.PART[row.part]} {given}, if the gain stays"
 
 
 def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:
@@ -182,5 +213,4 @@ def _mean(audit: Audit, system: str, part: str) -> float | None:
 
 
 def _score(audit: Audit, system: str, part: str) -> str:
-    mean = _mean(audit, system, part)
-    return "-" if mean is None else number(abs(mean))
+    return _shown(_mean(audit, system, part))

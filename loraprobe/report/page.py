@@ -12,10 +12,13 @@ from loraprobe.report.system_tables import bounds, form, signed
 from loraprobe.report.table import Table
 
 MEANINGS = (
-    "Each item counts once. Step by step: right only in that form. Unknown: neither the base nor a "
-    "single adapter knows a hop. Interference: a hop that is known alone is lost in the "
-    "composition. Not composed: every hop is right, and the answer is wrong."
+    "Each item counts once. Step by step: right only in that form. Said otherwise: the answer "
+    "stands in the reply, which is not right by the metric. Unknown: neither the base nor a single "
+    "adapter knows a hop. Cut off: the reply ended at the limit of tokens. Interference: a hop "
+    "that is known alone is lost in the composition. Not composed: every hop is kept, and the "
+    "answer is wrong."
 )
+INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system."
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -55,7 +58,7 @@ def _gains(audit: Audit) -> Section | None:
     return Section(
         "gains",
         "Gains and scores",
-        ["Intervals are 95 %. The wider of two also covers the choice of the best system."],
+        list(filter(None, (INTERVALS, system_tables.controls(audit)))),
         figures,
         tables=system_tables.scores(audit),
         folded=folded,

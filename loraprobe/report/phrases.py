@@ -15,11 +15,12 @@ from loraprobe.records import (
     Verdict,
 )
 from loraprobe.report import measured
-from loraprobe.verdict import merge_and_eval_command
+from loraprobe.verdict import merge_and_eval_command, to_fill_in
 from loraprobe.verdict.codes import CODES, effect
 
 Line = tuple[str, str]
 MOST_REASONS = 3
+FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
 SKILLS = "one model that keeps all skills"
@@ -82,7 +83,7 @@ def _done(audit: Audit) -> str:
 def _warnings(audit: Audit) -> str:
     reasons = audit.verdict.reasons if audit.verdict else ()
     found = len(_told("watch", reasons))
-    found += sum(issue.severity == "warning" for issue in audit.compatibility.issues)
+    found += sum(issue.severity == "warning" for issue in _untold(audit))
     return f", {count(found, 'warning')}" if found else ""
 
 
@@ -97,6 +98,17 @@ def labelled(audit: Audit) -> Iterator[Line]:
         if audit.command == "inspect" and base:
             yield "next", shlex.join(["loraprobe", "find", base])
         return
+    yield from _about(audit, verdict)
+    yield "next" if verdict.next.startswith("loraprobe") else "in Python", verdict.next
+    questions = ""
+    if verdict.evidence == "weights" and verdict.decision != "incompatible":
+        questions = merge_and_eval_command(verdict.next)
+    yield "questions", questions
+    yield FILL_IN, to_fill_in(questions or verdict.next)
+
+
+def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
+    """The lines that lead to the next command."""
     if verdict.decision == "incompatible":
         yield from _conflicts(audit)
     elif verdict.evidence in ("weights", "probes"):
@@ -111,9 +123,6 @@ def labelled(audit: Audit) -> Iterator[Line]:
         yield "sure", _sure(verdict)
         yield "forecast", measured.forecast(verdict)
         yield "known", measured.known(verdict)
-    yield "next", verdict.next
-    if verdict.evidence == "weights" and verdict.decision != "incompatible":
-        yield "questions", merge_and_eval_command(verdict.next)
 
 
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
@@ -160,11 +169,18 @@ def _issues(audit: Audit, most: int) -> Iterator[Line]:
     order = {"error": 0, "warning": 1, "note": 2}
     told = [
         issue
-        for issue in sorted(audit.compatibility.issues, key=lambda i: order[i.severity])
+        for issue in sorted(_untold(audit), key=lambda i: order[i.severity])
         if issue.severity != "note" or issue.code.startswith("licence")
     ]
     for issue in told[: max(0, most)]:
         yield "watch", first_sentence(issue)
+
+
+def _untold(audit: Audit) -> list[Issue]:
+    """The findings without those that a reason of the verdict tells too."""
+    codes = {reason.code for reason in (audit.verdict.reasons if audit.verdict else ())}
+    twice = {"duplicate"} if codes & {"nearly-equal-updates", "same-adapter"} else set()
+    return [issue for issue in audit.compatibility.issues if issue.code not in twice]
 
 
 def _conflicts(audit: Audit) -> Iterator[Line]:
@@ -184,7 +200,7 @@ def first_sentence(issue: Issue) -> str:
 def _known(verdict: Verdict) -> Iterator[Line]:
     for reason in verdict.reasons:
         if reason.code == "measured-elsewhere":
-            yield "known", f"{reason.message[0].lower()}{reason.message[1:-1]} (arXiv 2602.12323)"
+            yield "known", f"{reason.message[0].lower()}{reason.message[1:-1]}"
 
 
 def ranks(row: AdapterSummary) -> str:

@@ -28,7 +28,7 @@ def read_audit(path: Path) -> Audit:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {MADE_BY}.") from None
     except (ValueError, RecursionError):
         raise UsageError(f"{path} is no JSON document; {MADE_BY}.") from None
     try:

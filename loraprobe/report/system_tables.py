@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loraprobe.formatting import listing
 from loraprobe.records import Audit, Interval, Sample, Score
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.formatting import interval, measured, number
@@ -70,6 +71,19 @@ def _score(row: Score | None, intervals: bool) -> str:
         return "-"
     ci95 = interval(row.ci95) if intervals and not row.part.startswith("hop") else ""
     return f"{number(row.value)} {ci95}".strip()
+
+
+def controls(audit: Audit) -> str:
+    """What the controls among the scored systems are, in one sentence; "" without controls."""
+    named = dict.fromkeys(row.system for row in audit.evaluation if row.kind == "control")
+    told = []
+    for name in named:
+        kind, _, single = name.partition(":")
+        if kind == "shrunk":
+            told.append(f"{name} ({single} alone, scaled by 1/{len(audit.adapters)})")
+        elif name == "random-partner":
+            told.append(f"{name} (random adapters as large as the partners)")
+    return f"Controls, which a composition has to beat: {listing(told)}." if told else ""
 
 
 def gains(audit: Audit) -> Table:

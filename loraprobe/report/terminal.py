@@ -26,6 +26,8 @@ STYLES = {
     "unlikely": "bold red",
     "inconclusive": "bold yellow",
     "incompatible": "bold red",
+    "verified": "bold green",
+    "not verified": "bold red",
 }
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 MOST_FINDINGS = 3  # without --explain
@@ -88,6 +90,7 @@ def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
     yield _scores(audit, width)
+    yield from _controls(audit, width)
 
 
 def _adapters(audit: Audit, width: int) -> Iterator[Part | str | None]:
@@ -114,12 +117,18 @@ def _scores(audit: Audit, width: int) -> Part | None:
     return fitted(found, width) if found is not None else None
 
 
+def _controls(audit: Audit, width: int) -> Iterator[str]:
+    """What the controls among the scores are."""
+    if told := system_tables.controls(audit):
+        yield "\n".join(wrapped(clean(told), width))
+
+
 def _findings(audit: Audit, width: int) -> Iterator[str]:
     """The first findings, errors first, each with its cure, and how many more there are."""
     found = adapter_tables.by_severity(audit.compatibility.issues)
     if audit.verdict is not None and audit.verdict.decision == "incompatible":
         found = [i for i in found if i.severity != "error"]  # the answer says them
-    told = {text for _, text in answer(audit).lines}
+    told = {text for _, text in answer(audit).kept(width)}
     found = [i for i in found if clean(first_sentence(i)) not in told]
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
@@ -149,6 +158,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
     for table, narrow in zip(system_tables.scores(audit), short, strict=True):
         yield fitted(table if fits(table, width) else narrow, width)
     yield _scores(audit, width)
+    yield from _controls(audit, width)
     yield fitted(system_tables.causes(audit), width)
     yield from _wrong_answers(audit, width)
     yield fitted(bars.gates(audit), width)

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from dataclasses import replace
 
 from rich.console import Console
 
 from loraprobe.adapters import local_name
-from loraprobe.records import Verification
+from loraprobe.records import Check, Verification, document
+from loraprobe.report.answer import Answer
 from loraprobe.report.formatting import clean
 from loraprobe.report.layout import fitted, show
+from loraprobe.report.phrases import FILL_IN
 from loraprobe.report.table import Table, text
+from loraprobe.report.terminal import styled
 from loraprobe.secrets import public_text
 
 
 def as_json(found: Verification) -> str:
     """One document: each check with whether it passed and what was seen."""
-    return json.dumps(
-        {
-            "schema_version": 1,
-            "command": "verify",
-            "directory": clean(local_name(found.directory)),
-            "verified": found.passed,
-            "checks": [
-                {
-                    "name": clean(c.name),
-                    "passed": c.passed,
-                    "message": clean(public_text(c.message)),
-                }
-                for c in found.checks
-            ],
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
+    checks = [
+        Check(clean(check.name), check.passed, clean(public_text(check.message)))
+        for check in found.checks
+    ]
+    place = clean(local_name(found.directory))
+    return document("verify", directory=place, verified=found.passed, checks=checks)
 
 
+SOURCE_THEN = "REF: the place of each adapter that it was made of, as it was then"
+BASE_THEN = "BASE: the place of the base that was used"
 COLUMNS = (
     text("check"),
     replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
@@ -45,11 +38,32 @@ COLUMNS = (
 
 
 def render(found: Verification) -> None:
-    """A row a check, then the conclusion."""
+    """A row a check, then the answer."""
     console = Console(highlight=False)
     lines = [[c.name, "ok" if c.passed else "failed", c.message] for c in found.checks]
     show(console, fitted(Table(found.directory, COLUMNS, lines), console.width))
-    if found.passed:
-        console.print("[bold green]verified[/]: this is what its card describes.")
+    console.print()
+    for line in styled(verification_answer(found), console.width):
+        console.print(line, soft_wrap=True)
+
+
+def verification_answer(found: Verification) -> Answer:
+    """Whether the directory is what its card says, what is not, and what to do next."""
+    place = shlex.quote(found.directory)
+    failed = [check for check in found.checks if not check.passed]
+    if not failed:
+        next_ = ("next", f"loraprobe inspect {place}")
+        if any(check.name == "composition.json" for check in found.checks):
+            next_ = ("in Python", f"loraprobe.load_composition({found.directory!r}).into(model)")
+        return Answer("verified", "VERIFIED: this is what its card describes.", (next_,))
+    why = [("why", clean(f"{check.name}: {check.message}")) for check in failed[:2]]
+    names = {check.name.partition(" ")[0] for check in failed}
+    if names == {"base"}:
+        cure = [("next", f"loraprobe verify {place} --base BASE"), (FILL_IN, BASE_THEN)]
+    elif names <= {"base", "source"}:
+        cure = [("next", f"loraprobe verify {place} REF"), (FILL_IN, SOURCE_THEN)]
     else:
-        console.print("[bold red]not verified[/]: do not use it as what its card says.")
+        cure = [("fix", "Get it again from its origin, or make it again; then verify it again.")]
+        cure.append(("next", f"loraprobe verify {place}"))
+    headline = "NOT VERIFIED: do not use it as what its card says."
+    return Answer("not verified", headline, (*why, *cure))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.scoring.forward import tail_logits
+from loraprobe.scoring.generation import Written
 from loraprobe.scoring.scorer import Scorer
 
 SetRows = Callable[[Tensor, Tensor], None]  # sets gates [rows, n] and lead [rows]
@@ -72,9 +73,16 @@ class EnsembleRows:
         return z[..., start : start + len(self.ensembles[ensemble].gates), :].clamp_min(-1e4)
 
     def together(self, members: Tensor, ensemble: int) -> Tensor:
-        """The common logits [..., vocab] of an ensemble, from those of its members."""
-        weights = torch.tensor(self.ensembles[ensemble].weights).to(members)
-        return torch.einsum("...kv,k->...v", members, weights)
+        """The common logits [..., vocab] of an ensemble, from those of its members.
+
+        They are added one after the other: einsum transposes the vocabulary, which took longer than
+        the model's own pass.
+        """
+        first, *others = self.ensembles[ensemble].weights
+        total = members[..., 0, :] * first
+        for k, weight in enumerate(others, 1):
+            total.add_(members[..., k, :], alpha=weight)
+        return total
 
 
 def write_together(
@@ -85,20 +93,22 @@ def write_together(
     *,
     max_new_tokens: int,
     until_newline: bool = False,
-) -> list[list[str]]:
+    until: Callable[[str], bool] | None = None,
+) -> list[list[Written]]:
     """The greedy continuation of each prompt by each ensemble: a list per ensemble.
 
     The scorer's model must carry a composition whose gates `set_rows` sets. Ends, limits and errors
-    are those of `Scorer.generate`.
+    are those of `Scorer.write_all`.
     """
     order = EnsembleRows(ensembles)
 
-    def write(rows: list[list[int]], most: int) -> list[list[str]]:
+    def write(rows: list[list[int]], most: int) -> list[list[Written]]:
         set_rows(*order.rows(len(rows)))
         texts = scorer.write(
             [row for row in rows for _ in range(order.count)],
             most,
             until_newline,
+            until,
             processor=_CommonLogits(order, len(rows)),
         )
         return [[texts[b * order.count + s] for s in order.starts] for b in range(len(rows))]

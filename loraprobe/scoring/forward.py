@@ -58,8 +58,15 @@ def arguments(model: Any) -> frozenset[str]:
 
 @contextlib.contextmanager
 def answering(model: Any) -> Iterator[None]:
-    """Inference mode without dropout; afterwards modules return to their training mode."""
+    """Inference mode without dropout; afterwards modules return to their training mode.
+
+    The head gets contiguous hidden states. transformers passes it a slice of the last positions,
+    for which torch copies the head's weight once a row: 19 s instead of 0.05 s for 144 rows of
+    SmolLM2-135M in bfloat16 on a CPU.
+    """
     training = [module for module in model.modules() if module.training]
+    head = model.get_output_embeddings()
+    hook = None if head is None else head.register_forward_pre_hook(_contiguous)
     try:
         for module in training:
             module.training = False
@@ -68,6 +75,12 @@ def answering(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        if hook is not None:
+            hook.remove()
+
+
+def _contiguous(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].contiguous(), *args[1:])
 
 
 @contextlib.contextmanager

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from loraprobe.scoring.forward import padded
+
+
+class Written(NamedTuple):
+    """A continuation. cut: it ended at the limit of tokens or of the context, not by itself."""
+
+    text: str
+    cut: bool
 
 
 class NewlineTokens:
@@ -37,23 +45,45 @@ class NewlineTokens:
             torch.tensor(["\n" in text.lstrip() for text in texts]),
         )
 
-    def stopper(self) -> Any:
-        """A transformers StoppingCriteria for one call of generate()."""
+    def stopper(self, until: Callable[[str], bool] | None = None) -> Any:
+        """A transformers StoppingCriteria for one call of generate().
+
+        A row ends at the end of its first line, or with `until` at the first newline at which that
+        is true of its text. Afterwards `lengths` has the number of new tokens of each row
+        that ended so.
+        """
         from transformers import StoppingCriteria
 
-        masks = self.masks
+        masks, text = self.masks, functools.partial(decoded, self._tokenizer)
 
         class EndOfLine(StoppingCriteria):
             begun: Tensor | None = None
+            written = 0
+
+            def __init__(self) -> None:
+                self.lengths: dict[int, int] = {}
 
             def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
                 token = input_ids[:, -1].cpu().clamp_max(len(masks[0]) - 1)
                 word, newline, after = (mask[token] for mask in masks)
                 before = torch.zeros_like(word) if self.begun is None else self.begun
-                self.begun = before | word
-                return torch.where(before, newline, after).to(input_ids.device)
+                self.begun, self.written = before | word, self.written + 1
+                ended = torch.where(before, newline, after)
+                for row in ended.nonzero().flatten().tolist():
+                    if row not in self.lengths:
+                        if until is None or until(text(input_ids[row, -self.written :])):
+                            self.lengths[row] = self.written
+                        else:
+                            ended[row] = False
+                return ended.to(input_ids.device)
 
         return EndOfLine()
+
+
+def decoded(tokenizer: Any, ids: Any) -> str:
+    """The text of token ids without special tokens."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
 def first_line(text: str) -> str:
@@ -85,8 +115,8 @@ def generate_batch(
     stopper: Any = None,
     processor: Any = None,
     sample: float | None = None,
-) -> list[list[int]]:
-    """New token ids of each prompt, cut before its first stop token.
+) -> list[tuple[list[int], bool]]:
+    """New token ids of each prompt before its first stop token, and whether the limit cut it.
 
     processor(ids [b, n], logits [b, vocab]) may replace the logits before a token is chosen.
     Generation is greedy, or samples at the temperature `sample` from torch's global generator.
@@ -112,7 +142,13 @@ def generate_batch(
             stopping_criteria=[stopper] if stopper is not None else None,
             logits_processor=[processor] if processor is not None else None,
         )
-    return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+    ended = {} if stopper is None else stopper.lengths
+    new = [row[: ended.get(i)] for i, row in enumerate(out[:, ids.shape[1] :].tolist())]
+    kept = [_until(row, stops) for row in new]
+    return [
+        (own, len(own) == len(row) and i not in ended)
+        for i, (own, row) in enumerate(zip(kept, new, strict=True))
+    ]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from loraprobe.scoring.encoding import Encoder
 from loraprobe.scoring.forward import answering, seeded, tail_logits
 from loraprobe.scoring.generation import (
     NewlineTokens,
+    Written,
+    decoded,
     first_line,
     generate_batch,
     stop_ids,
@@ -97,22 +99,28 @@ class Scorer:
         with composition.into(self.model) if composition is not None else contextlib.nullcontext():
             yield self
 
-    def generate(
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
+        """The texts of `write_all`, with its options."""
+        return [written.text for written in self.write_all(prompts, **options)]
+
+    def write_all(
         self,
         prompts: Sequence[str],
         *,
         max_new_tokens: int | None = None,
         until_newline: bool = False,
-    ) -> list[str]:
+        until: Callable[[str], bool] | None = None,
+    ) -> list[Written]:
         """The greedy continuation of each prompt, in the given order.
 
         It ends at an end token, after max_new_tokens, or where the context is full. With
-        until_newline it is the first line that is not blank. It contains no special tokens. Raises
-        TaskError, which quotes the prompt, for a prompt that the context cannot hold.
+        until_newline it is the first line that is not blank; else it ends where `until` is true of
+        its lines so far. It contains no special tokens. Raises TaskError, which quotes the prompt,
+        for a prompt that the context cannot hold.
         """
         limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         return self.each_prompt(
-            prompts, limit, lambda rows, most: self.write(rows, most, until_newline)
+            prompts, limit, lambda rows, most: self.write(rows, most, until_newline, until)
         )
 
     def write(
@@ -120,8 +128,9 @@ class Scorer:
         rows: Sequence[Sequence[int]],
         max_new_tokens: int,
         until_newline: bool = False,
+        until: Callable[[str], bool] | None = None,
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Written]:
         """The continuation of each row of token ids. options: those of `generate_batch`."""
         new = generate_batch(
             self.model,
@@ -129,11 +138,11 @@ class Scorer:
             pad=self.pad,
             stops=self.stops,
             max_new_tokens=max_new_tokens,
-            stopper=self.newlines.stopper() if until_newline else None,
+            stopper=self.newlines.stopper(until) if until_newline or until else None,
             **options,
         )
-        texts = [self.decode(tokens) for tokens in new]
-        return [first_line(text) for text in texts] if until_newline else texts
+        texts = [(self.decode(tokens), cut) for tokens, cut in new]
+        return [Written(first_line(t) if until_newline else t, cut) for t, cut in texts]
 
     def each_prompt(
         self,
@@ -193,7 +202,7 @@ class Scorer:
         def work(batch: Sequence[int]) -> None:
             rows = [row] * len(batch)
             most = self.tokens_left(row, "", limit)
-            found.extend(self.write(rows, most, sample=1.0))
+            found.extend(one.text for one in self.write(rows, most, sample=1.0))
 
         with answering(self.model), seeded(seed, self.model.device):
             while len(found) < n:  # the draws depend on this size, so --batch-size has no effect
@@ -298,6 +307,4 @@ class Scorer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids without special tokens."""
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return decoded(self.tokenizer, ids)

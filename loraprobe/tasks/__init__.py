@@ -1,24 +1,43 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
 `items` holds the records, `reading` reads files and reports bad lines, `answers` reads the answer
-from a generated text and compares it.
+from a generated text, `metrics` judges it, `choosing` says
+by which metric.
 """
 
 from loraprobe.tasks.answers import answered, exact_match, normalize_answer, read_answer
+from loraprobe.tasks.choosing import (
+    check_metrics,
+    is_generated,
+    item_metric,
+    named_metrics,
+    stricter_metric,
+)
 from loraprobe.tasks.items import Hop, Item, Probe, ProbeItem, Task, fill
+from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, contains, judge
 from loraprobe.tasks.reading import load_probe, load_task
 
 __all__ = [
+    "GENERATED",
+    "METRICS",
     "Hop",
     "Item",
+    "Metric",
     "Probe",
     "ProbeItem",
     "Task",
     "answered",
+    "check_metrics",
+    "contains",
     "exact_match",
     "fill",
+    "is_generated",
+    "item_metric",
+    "judge",
     "load_probe",
     "load_task",
+    "named_metrics",
     "normalize_answer",
     "read_answer",
+    "stricter_metric",
 ]

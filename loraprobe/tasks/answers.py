@@ -21,11 +21,21 @@ from loraprobe.memory import gib
 PATTERN_SECONDS = 1.0
 PATTERN_BYTES = 2**28
 
-_ARTICLES = frozenset(("a", "an", "the"))
+ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = regex.compile(r"[^\w\-+.]*([-+]?)[^\w\-+.]*(\d{1,3}(?:,\d{3})+|\d+)?(?:\.(\d+))?\W*")
 _ANSWER_IS = regex.compile(r"\banswer\s+is\b[\s:=]*", regex.IGNORECASE)
 # The end of a sentence, except after some frequent abbreviations.
 _SENTENCE_END = regex.compile(r"(?<!\b(?:St|Mr|Mrs|Ms|Dr|Prof|Mt|Ft))[.!?]+(?=\s|$)")
+_MARKS = {
+    "####": regex.compile("####"),
+    "boxed": regex.compile(r"\\boxed\b"),
+    "answer is": _ANSWER_IS,
+}
+_ANSWER_LINE = {  # the mark, an answer, and the end of its line
+    "####": regex.compile(r"####\s*+\S[^\n]*+\n"),
+    "boxed": regex.compile(r"\\boxed(\{(?:[^{}]++|(?1))*+\})[^\n]*+\n"),
+    "answer is": regex.compile(_ANSWER_IS.pattern + r"+\S[^\n]*+\n", regex.IGNORECASE),
+}
 _TEXT_COMMAND = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -38,7 +48,7 @@ def normalize_answer(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
     words = [plain for word in text.split() if (plain := _plain(word))]
-    kept = [word for word in words if word not in _ARTICLES]
+    kept = [word for word in words if word not in ARTICLES]
     return " ".join(kept or words) or " ".join(text.split())
 
 
@@ -95,6 +105,32 @@ def answered(
     return any(gold and words[-len(gold) :] == gold for gold in golds)
 
 
+def possible_answers(text: str, *, cot: bool = False, pattern: str | None = None) -> list[str]:
+    """The readings of a continuation that may be its answer, at least one; the first is likeliest.
+
+    Without `cot` the first line, with it the texts after the last marker, else the last sentence
+    and the last line.
+    """
+    if not cot:
+        return [_first_line(text)]
+    return _marked(text, pattern) or [_last_sentence(text), _last_line(text)]
+
+
+def asked_marks(prompt: str) -> tuple[str, ...]:
+    """The marks of an answer that a prompt shows or asks for."""
+    return tuple(name for name, mark in _MARKS.items() if mark.search(prompt))
+
+
+def answer_end(text: str, marks: Sequence[str]) -> int | None:
+    """Where the first line ends that holds one of the marks and an answer; None without one.
+
+    A model that goes on after an answer in the form that was asked for writes about something
+    else, so a worked text counts up to there.
+    """
+    ends = [found.end() for name in marks if (found := _ANSWER_LINE[name].search(text))]
+    return min(ends, default=None)
+
+
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
@@ -104,13 +140,15 @@ def _first_sentence(line: str) -> str:
     return line[: end.start()].strip() if end else line.strip()
 
 
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def _last_sentence(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    ends = [end.end() for end in _SENTENCE_END.finditer(lines[-1])]
-    starts = [end for end in ends if lines[-1][end:].strip()]
-    return lines[-1][starts[-1] if starts else 0 :].strip()
+    line = _last_line(text)
+    ends = [end.end() for end in _SENTENCE_END.finditer(line)]
+    starts = [end for end in ends if line[end:].strip()]
+    return line[starts[-1] if starts else 0 :].strip()
 
 
 def _marked(text: str, pattern: str | None) -> list[str]:
@@ -164,6 +202,20 @@ def _greedy(pattern: str, where: str) -> TaskError:
         f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s or more than "
         f"{gib(PATTERN_BYTES)} {where}: write it without nested repetition."
     )
+
+
+def matches(pattern: str, text: str, whole: bool = True) -> bool:
+    """Whether a pattern matches the whole text, or with whole=False a part of it.
+
+    Raises TaskError if it is no pattern or takes too long.
+    """
+    compiled = compile_pattern(pattern)
+    find = compiled.fullmatch if whole else compiled.search
+    try:
+        with memory_limit(PATTERN_BYTES):
+            return find(text, timeout=PATTERN_SECONDS) is not None
+    except (TimeoutError, MemoryError):
+        raise _greedy(pattern, "on one answer") from None
 
 
 def _last_match(pattern: str, text: str) -> tuple[int, str] | None:

@@ -24,7 +24,10 @@ class Hop:
 
 @dataclass(frozen=True)
 class Item:
-    """One question with all right answers."""
+    """One question with all right answers.
+
+    metric: how its answer is judged; None for the metric of the task or of the command.
+    """
 
     id: str
     prompt: str
@@ -35,6 +38,7 @@ class Item:
     answer_pattern: str | None = None
     entities: tuple[str, ...] = ()
     group: str | None = None
+    metric: str | None = None
 
     @property
     def cluster(self) -> str:

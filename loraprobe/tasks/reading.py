@@ -18,9 +18,13 @@ from loraprobe.formatting import nearest
 from loraprobe.json_types import is_unicode
 from loraprobe.limits import how_to_raise, limits
 from loraprobe.tasks.answers import compile_pattern
+from loraprobe.tasks.choosing import ITEM_METRICS
 from loraprobe.tasks.items import REFERENCE, Hop, Item, Probe, ProbeItem, Task
+from loraprobe.tasks.metrics import check_answers
 
-_ITEM_KEYS = tuple("id prompt answer choices hops cot_prompt answer_pattern entities group".split())
+_ITEM_KEYS = tuple(
+    "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
+)
 _HOP_KEYS = ("prompt", "answer", "adapter")
 _KINDS = {
     type(None): "null",
@@ -197,6 +201,9 @@ def _item(line: Mapping[str, Any], number: int) -> Item:
     pattern = fields.text("answer_pattern")
     if pattern is not None:
         compile_pattern(pattern)
+    metric = fields.text("metric")
+    if metric is not None:
+        _check_metric(metric, answers, choices or (), pattern)
     return Item(
         id=fields.label("id") or str(number),
         prompt=fields.required("prompt"),
@@ -207,7 +214,20 @@ def _item(line: Mapping[str, Any], number: int) -> Item:
         answer_pattern=pattern,
         entities=fields.texts("entities") or (),
         group=fields.label("group"),
+        metric=metric,
     )
+
+
+def _check_metric(
+    metric: str, answers: tuple[str, ...], choices: tuple[str, ...], pattern: str | None
+) -> None:
+    """Raises TaskError for a metric that an item cannot have, or that its answers do not suit."""
+    if metric not in ITEM_METRICS:
+        hint = nearest(metric, ITEM_METRICS, f"known are {', '.join(ITEM_METRICS)}.")
+        raise TaskError(f"unknown metric {metric!r}: {hint}")
+    if metric == "choice" and not choices:
+        raise TaskError("metric choice needs 'choices': add them, or choose another metric.")
+    check_answers(metric, answers, pattern)
 
 
 def _hops(hops: Any) -> tuple[Hop, ...]:

@@ -13,7 +13,7 @@ import dataclasses
 
 from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import action_for
+from loraprobe.verdict.advice import action_for, action_of
 from loraprobe.verdict.before_evaluation import judge_base, judge_probes, judge_weights
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
@@ -23,7 +23,13 @@ from loraprobe.verdict.evidence import BaseShape, Evidence
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
-from loraprobe.verdict.next_command import Request, merge_and_eval_command, next_command
+from loraprobe.verdict.next_command import (
+    NEW,
+    Request,
+    merge_and_eval_command,
+    next_command,
+    to_fill_in,
+)
 from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_probability
 from loraprobe.verdict.reference_class import reference_class
@@ -31,15 +37,15 @@ from loraprobe.verdict.reference_class import reference_class
 __all__ = [
     "BaseShape",
     "Evidence",
+    "NEW",
     "Request",
     "judge",
     "judge_evaluation",
     "merge_and_eval_command",
     "next_command",
     "read_calibration",
+    "to_fill_in",
 ]
-
-ACTION = {"merge": "merge", "router": "route"}
 
 
 def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
@@ -62,7 +68,9 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     verdict = rules[evidence.rests_on](evidence)
     verdict, forecast = with_probability(verdict, evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    others += about_familiarity(evidence) + about_geometry(evidence.diagnostics, evidence.balanced)
+    others += about_familiarity(evidence) + about_geometry(
+        evidence.diagnostics, evidence.balanced, evidence.duplicates
+    )
     others += about_items(evidence, verdict)
     others += reference_class(evidence, verdict, calibration or shipped())
     found = (*verdict.reasons, *forecast, *others)
@@ -83,18 +91,20 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
         return Verdict("inconclusive", "evaluation", (reasons.no_comparison(),))
     form = decisive_form(plain, steps)
     other = steps if form is plain else plain
-    decision, kept_open_by = decide(form, other)
+    decision, compressed = decide(form)
     best = form[0]
     found = [reasons.gain(best, decision)]
+    if best.outcome == best.enough != best.gains:
+        found.append(reasons.few_items(best.n, best.clusters, decisive=True))
     if other:
-        found.append(reasons.other_form(other[0], decisive=kept_open_by == "steps"))
+        found.append(reasons.other_form(other[0]))
     found += [reasons.controls(best), *reasons.retention(best)]
-    found += [reasons.compression(c, kept_open_by == "compression") for c in form if c.lossy]
+    found += [reasons.compression(c, compressed) for c in form if c.lossy]
     chain = chain_gain(evidence)
     if chain:
         found.append(reasons.chain(chain, best))
     if decision == "likely":
-        action = "step-by-step" if best.part == "steps" else ACTION[best.kind]
+        action = action_of(best.kind, best.part, best.system)
     else:
         action, why = action_for(evidence, best, decision)
         found += why

@@ -1,54 +1,151 @@
-"""The action of a decision that is not `likely`, from what was measured.
+"""The action of a verdict, from what was measured.
 
-The first of these that holds: a chain that is shown to gain; more evidence, if nothing is decided;
-the base, if it is at the ceiling; the best single adapter, if it is shown to beat the base by more
-than the margin and no composition gains; the base, if every composition is shown to be worse than
-it; for several tasks a router or each adapter for its own task; else what the commonest cause of
+A composition that is `likely` is used as it was measured. For another decision all options are
+compared (`ranking`): base, single adapters, adapters switched by task, the best composition and the
+chain, in both forms of the question. The first of these that holds is the action: to route by
+prompt, if the adapters together know more than any option shows and no such router was measured;
+more evidence, if nothing is decided; the best option, if it is shown to answer more than base and
+guessing do; the base, if every composition is shown to be worse; else what the commonest cause of
 failure (attribution) calls for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraprobe.formatting import count
 from loraprobe.records import Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import chain_gain
+from loraprobe.verdict.complement import complement
 from loraprobe.verdict.evaluated import Candidate
 from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.ranking import (
+    FORMS,
+    SWITCH,
+    Option,
+    alone,
+    best_option,
+    not_told_apart,
+    option,
+)
 
-CAUSES = ("step_by_step", "unknown", "interference", "not_composed")
+CAUSES = (
+    "step_by_step",
+    "said_otherwise",
+    "unknown",
+    "cut_off",
+    "interference",
+    "not_composed",
+)
 FAILS = {  # what a wrong answer of each cause shows
     "step_by_step": "are right when asked step by step",
+    "said_otherwise": "hold the right answer in other words",
     "unknown": "need a hop that no adapter and not the base knows",
+    "cut_off": "ended at the limit of tokens",
     "interference": "lose a hop that one adapter alone knows",
     "not_composed": "keep every hop and still fail",
 }
+BY_HOP = "ask each hop of whoever answers it best"
+
+
+def action_of(kind: str, part: str, system: str) -> str:
+    """The action that uses an option."""
+    if kind in ("merge", "router") and part == "steps":
+        return "step-by-step"
+    return {
+        "base": "use-base",
+        "adapter": f"use-single:{system}",
+        "switch": SWITCH,
+        "merge": "merge",
+        "router": "route",
+        "chain": "chain",
+    }[kind]
 
 
 def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str, list[Reason]]:
     """The action of a decision that is not `likely`, and its reasons."""
     cause = _commonest_cause(evidence, best.system)
     chain = chain_gain(evidence)
-    if chain is not None and chain.gains == "likely":
-        return "chain", _about_cause(cause, best.system, "run each hop by its own adapter")
-    unadvised = _about_cause(cause, best.system)
+    options = measured_options(evidence, best, chain)
+    chosen = best_option(evidence, options)
+    steps_decide = cause is not None and cause.name == "step_by_step" and best.part == "steps"
+    unadvised = [] if steps_decide else _about_cause(cause, best.system)
+    if chosen is not None and chosen.kind == "chain" and chain and chain.gains == "likely":
+        return "chain", _about_cause(cause, best.system, BY_HOP)
+    together = complement(evidence, chosen)
+    if together is not None:
+        return "route", [together, *unadvised]
     if decision == "inconclusive":
         return "gather-evidence", unadvised
-    if _base_at_ceiling(evidence):
-        return "use-base", [_base_suffices(evidence), *unadvised]
-    single = best_single(evidence)
-    if single is not None and best.gains == "unlikely":
-        return f"use-single:{single[0]}", [_single_suffices(single, best, evidence), *unadvised]
+    ceiling = _base_at_ceiling(evidence)
+    if ceiling is not None:
+        return "use-base", [_base_suffices(ceiling), *unadvised]
+    if chosen is not None and answers(evidence, chosen):
+        return _use(evidence, chosen, best, options, unadvised)
     if best.high < 0 and evidence.kind(best.against) == "base":
         return "use-base", [_base_is_better(best), *unadvised]
-    if evidence.several:
-        return _keep_apart(evidence, best)
-    if cause is None:
+    if cause is None or evidence.several:
         return "train-target-adapter", []
     action, advice = _cure(evidence, best.system, cause.name)
     return action, _about_cause(cause, best.system, advice)
+
+
+def measured_options(
+    evidence: Evidence, best: Candidate, chain: Candidate | None
+) -> tuple[Option, ...]:
+    """What may be used: base, adapters, the best composition, and a chain that is shown to gain.
+
+    A composition that is shown to lose a skill is no option.
+    """
+    found = alone(evidence)
+    composed = [best] if best.retains != "unlikely" else []
+    if chain is not None and chain.low > evidence.tie:
+        composed.append(chain)
+    for one in composed:
+        measured = option(evidence, one.system, one.part)
+        found += [measured] if measured is not None else []
+    return tuple(found)
+
+
+def answers(evidence: Evidence, one: Option) -> bool:
+    """Whether an option is shown to answer more than the base and than guessing do.
+
+    The base is one only if it answers more when asked step by step.
+    """
+    if one.kind == "base" and one.part == "question":
+        return False
+    forms = {"question", one.part} if one.kind != "base" else {"question"}
+    base = [evidence.mean(name, part) for name in evidence.systems(("base",)) for part in forms]
+    needed = max((score for score in (*base, evidence.guessing) if score is not None), default=0.0)
+    return one.low > needed + evidence.tie
+
+
+def _use(
+    evidence: Evidence,
+    chosen: Option,
+    best: Candidate,
+    options: Sequence[Option],
+    unadvised: list[Reason],
+) -> tuple[str, list[Reason]]:
+    """The action that uses the best measured option, and why."""
+    doubt = _not_told_apart(chosen, not_told_apart(evidence, chosen, options))
+    if chosen.kind == "adapter":
+        return f"use-single:{chosen.system}", [
+            _single_suffices(chosen, best, evidence),
+            *doubt,
+            *unadvised,
+        ]
+    if chosen.kind == "base":
+        return "use-base", [_base_suffices(chosen), *doubt, *unadvised]
+    if chosen.kind == "switch":
+        return _keep_apart(evidence, best)
+    return action_of(chosen.kind, chosen.part, chosen.system), [
+        _best_measured(chosen, evidence),
+        *doubt,
+        *unadvised,
+    ]
 
 
 def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]:
@@ -59,37 +156,20 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     if not evidence.systems(("router",)):
         return "route", []
     learned = all(kept.value is not None for kept in best.kept)
-    action = "switch-adapters" if learned else "train-target-adapter"
+    action = SWITCH if learned else "train-target-adapter"
     what = "load each task's own adapter" if learned else "train one adapter on all tasks"
     text = f"No merge and no router keeps all skills: {what}."
     return action, [Reason("switch-adapters", text, source=fmt.RETENTION)]
 
 
-def best_single(evidence: Evidence) -> tuple[str, str, float] | None:
-    """(name, part, score) of the single adapter that is shown to beat the base by the margin.
-
-    Its lower bound has to exceed the base's score on the plain question and on its own form by
-    the margin. None if no single adapter does.
-    """
-    found = []
-    for part in ("question", "steps"):
-        base = [
-            evidence.mean(name, p) or 0.0
-            for name in evidence.systems(("base",))
-            for p in ("question", part)
-        ]
-        needed = max(base, default=0.0) + evidence.margin
-        for name in evidence.systems(("adapter",), part):
-            low, mean = evidence.lower(name, part), evidence.mean(name, part)
-            if low is not None and mean is not None and low > needed:
-                found.append((name, part, mean))
-    return min(found, key=lambda f: (-f[2], f[1] != "question", f[0]), default=None)
-
-
-def _base_at_ceiling(evidence: Evidence) -> bool:
-    """Whether no system can exceed the base by the margin, since no score exceeds 1."""
-    lows = [evidence.lower(name, "question") for name in evidence.systems(("base",), "question")]
-    return any(low is not None and low > 1 - evidence.margin for low in lows)
+def _base_at_ceiling(evidence: Evidence) -> Option | None:
+    """The base, if no system can exceed it by more than a tie, since no score exceeds 1."""
+    if evidence.losses:
+        return None
+    base = [option(evidence, name, part) for name in evidence.systems(("base",)) for part in FORMS]
+    return best_option(
+        evidence, [one for one in base if one is not None and one.low > 1 - evidence.tie]
+    )
 
 
 @dataclass(frozen=True)
@@ -131,21 +211,26 @@ def _about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Rea
 def _cure(evidence: Evidence, system: str, cause: str) -> tuple[str, str]:
     """The action against one cause of failure, and the advice in words."""
     chained = bool(evidence.systems(("chain",)))
+    steps = any(score.part == "steps" for score in evidence.evaluation)
     norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
-    if cause == "step_by_step":
+    if cause == "step_by_step" and not steps:
         return "step-by-step", "ask it step by step"
     if cause == "unknown":
         return "train-target-adapter", "train the adapter that should know it"
+    if cause == "said_otherwise":
+        return "gather-evidence", "if that is right for you, use --metric contains"
+    if cause == "cut_off":
+        return "gather-evidence", "give a higher --max-new-tokens"
     if cause == "interference":
         if not evidence.systems(("router",)) and not _chain_is_better(evidence, system):
             return "route", f"route instead of merging{norms}"
         if not chained:
-            return "chain", "run each hop by its own adapter"
+            return "chain", BY_HOP
         return "train-target-adapter", f"train one adapter on both{norms}"
-    if not any(score.part == "steps" for score in evidence.evaluation):
+    if not steps:
         return "step-by-step", "give the items a cot_prompt, to ask step by step"
     if not chained:
-        return "chain", "run each hop by its own adapter"
+        return "chain", BY_HOP
     return "train-target-adapter", "train an adapter on the composed question"
 
 
@@ -167,26 +252,59 @@ def _base_is_better(best: Candidate) -> Reason:
     )
 
 
-def _single_suffices(single: tuple[str, str, float], best: Candidate, evidence: Evidence) -> Reason:
-    name, part, score = single
+def _single_suffices(single: Option, best: Candidate, evidence: Evidence) -> Reason:
     own = evidence.mean(best.system, best.part) or 0.0
+    everywhere = ", on every task" if evidence.several else ""
     return Reason(
         "single-suffices",
-        f"{name} alone, {fmt.PART[part]}, scores {fmt.number(abs(score))}, the best composition "
-        f"({best.system}) {fmt.number(abs(own))}.",
-        score,
+        f"{single.system} alone, {fmt.PART[single.part]}, scores {fmt.number(abs(single.score))}"
+        f"{everywhere}, the best composition ({best.system}) {fmt.number(abs(own))}.",
+        single.score,
+        evidence.tie,
+        fmt.MARGIN,
+    )
+
+
+def _named(one: Option) -> str:
+    """An option in words, with the form in which it is asked."""
+    if one.kind == "chain":
+        return "A chain, asked hop after hop"
+    who = {"base": "the base", "switch": "each task's own adapter"}.get(one.kind, one.system)
+    return f"{who}, {fmt.PART[one.part]}"
+
+
+def _best_measured(chosen: Option, evidence: Evidence) -> Reason:
+    return Reason(
+        "best-measured",
+        f"{_named(chosen)}, is the best that was measured, {fmt.number(abs(chosen.score))}, though "
+        "it is not shown to gain what you asked for.",
+        chosen.score,
         evidence.margin,
         fmt.MARGIN,
     )
 
 
-def _base_suffices(evidence: Evidence) -> Reason:
-    name = evidence.systems(("base",), "question")[0]
+def _not_told_apart(chosen: Option, others: Sequence[Option]) -> list[Reason]:
+    if not others:
+        return []
+    top = max(others, key=lambda one: (one.score, one.system))
+    return [
+        Reason(
+            "not-told-apart",
+            f"{_named(top)}, scores {fmt.number(abs(top.score))}: that is not told apart from "
+            f"{fmt.number(abs(chosen.score))} for {chosen.system}.",
+            top.score - chosen.score,
+            0.0,
+            "the interval of the difference holds 0",
+        )
+    ]
+
+
+def _base_suffices(base: Option) -> Reason:
     return Reason(
         "base-suffices",
-        f"The base alone scores {fmt.number(evidence.mean(name, 'question') or 0.0)}: "
-        "no adapter is needed for this.",
-        evidence.lower(name, "question"),
-        1 - evidence.margin,
-        fmt.BOUND,
+        f"The base alone, {fmt.PART[base.part]}, scores {fmt.number(abs(base.score))}: no adapter "
+        "is needed for this.",
+        base.low,
+        source=fmt.BOUND,
     )

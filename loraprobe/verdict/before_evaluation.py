@@ -12,7 +12,8 @@ three cases:
   entities do not compose (arXiv 2506.13479).
 
 A system knows a hop if the lower bound of its accuracy is at least KNOWN. A hop or a question is
-unknown to it if the upper bound lies below UNKNOWN, which is a convention of this tool. None of
+unknown to it if the upper bound of the share of its replies in which the answer stands, in whatever
+words, lies below UNKNOWN. Both are conventions of this tool. None of
 these levels gives `likely`: whether the pieces compose has to be measured.
 """
 
@@ -27,6 +28,7 @@ from loraprobe.records import Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import BASELINES, Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
+from loraprobe.verdict.ranking import FORMS, best_option, option
 
 Hops = Mapping[int, Mapping[str, Knowledge]]
 
@@ -38,14 +40,26 @@ class Elsewhere:
     cases: int
     share: float
     what: str
-    source: str
+    paper: str
+    how: str
+
+    def reason(self) -> Reason:
+        """The share of compositions that gained more than the default margin."""
+        return Reason(
+            "measured-elsewhere",
+            f"Of {self.cases} compositions of {self.what}, {100 * self.share:.0f} % gained more "
+            f"than {fmt.number(MARGIN)} over base and singles ({self.paper}).",
+            self.share,
+            source=f"computed from the data of {self.paper}: {self.how}",
+        )
 
 
 ELSEWHERE = Elsewhere(
     603,
     0.19,
     "5 to 30 community adapters on Llama-3.1-8B",
-    "the data of arXiv 2602.12323, weights searched on 100 examples, 46 tasks",
+    "arXiv 2602.12323",
+    "LoraHub, weights searched on 100 examples, 46 tasks",
 )
 
 
@@ -60,14 +74,7 @@ def judge_weights(evidence: Evidence) -> Verdict:
         "--probe auto asks the base without a task file.",
         "cost: no composition is built or scored",
     )
-    elsewhere = Reason(
-        "measured-elsewhere",
-        f"Of {ELSEWHERE.cases} measured compositions of {ELSEWHERE.what}, {ELSEWHERE.share:.0%} "
-        f"gained more than {fmt.number(MARGIN)} over the better of base and best single adapter.",
-        ELSEWHERE.share,
-        source=ELSEWHERE.source,
-    )
-    return Verdict("inconclusive", "weights", (undecided, cheapest, elsewhere))
+    return Verdict("inconclusive", "weights", (undecided, cheapest, ELSEWHERE.reason()))
 
 
 def judge_probes(evidence: Evidence) -> Verdict:
@@ -81,7 +88,7 @@ def judge_probes(evidence: Evidence) -> Verdict:
         "a task file with questions that need both adapters.",
         "a verdict needs a question with a known answer",
     )
-    return Verdict("inconclusive", "probes", (undecided, cheapest))
+    return Verdict("inconclusive", "probes", (undecided, cheapest, ELSEWHERE.reason()))
 
 
 def judge_base(evidence: Evidence) -> Verdict:
@@ -113,31 +120,30 @@ def _next_evidence(what: str, source: str) -> Reason:
 
 
 def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
-    """`unlikely` if the base or an adapter lies above 1 - margin on every task."""
+    """`unlikely` if the base or an adapter lies above 1 - margin on every task, in one form."""
     if evidence.losses:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
     at_ceiling = []
-    for name in evidence.systems(BASELINES, "question"):
-        rows = evidence.scores(name, "question")
-        if len(rows) == len(evidence.task_names) and min(r.ci95[0] for r in rows) > ceiling:
-            base = evidence.kind(name) == "base"
-            at_ceiling.append((not base, -(evidence.mean(name, "question") or 0.0), name))
-    if not at_ceiling:
+    for name in evidence.systems(BASELINES):
+        for part in FORMS:
+            one, rows = option(evidence, name, part), evidence.scores(name, part)
+            if one is not None and min(row.ci95[0] for row in rows) > ceiling:
+                at_ceiling.append(one)
+    best = best_option(evidence, at_ceiling)
+    if best is None:
         return None
-    adapter, _, name = min(at_ceiling)
-    low = min(row.ci95[0] for row in evidence.scores(name, "question"))
+    low = min(row.ci95[0] for row in evidence.scores(best.system, best.part))
     reason = Reason(
         "nothing-to-gain",
-        f"{name if adapter else 'The base'} alone scores "
-        f"{fmt.number(evidence.mean(name, 'question') or 0.0)}, at least {fmt.number(low)}: no "
-        f"composition can gain {fmt.number(evidence.margin)} on it.",
+        f"{fmt.who(best.system)}, {fmt.PART[best.part]}, scores {fmt.number(best.score)}, at least "
+        f"{fmt.number(low)}: no composition can gain {fmt.number(evidence.margin)} on it.",
         low,
         ceiling,
         fmt.BOUND,
         "decisive",
     )
-    action = f"use-single:{name}" if adapter else "use-base"
+    action = f"use-single:{best.system}" if best.kind == "adapter" else "use-base"
     return Verdict("unlikely", "base", (reason,), None, action)
 
 
@@ -148,7 +154,11 @@ def _answers_target(evidence: Evidence) -> bool:
         for name in evidence.systems(BASELINES, "question")
         for row in evidence.scores(name, "question")
     ]
-    return evidence.losses or not rows or any(row.ci95[1] >= UNKNOWN for row in rows)
+    return (
+        evidence.losses
+        or not rows
+        or any((row.contains_ci95 or row.ci95)[1] >= UNKNOWN for row in rows)
+    )
 
 
 def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
@@ -157,7 +167,7 @@ def _hop_unknown(evidence: Evidence, hops: Hops) -> Verdict | None:
         if "base" not in systems or len(systems) < 2 or _answers_target(evidence):
             continue
         if all(knowledge.unknown for knowledge in systems.values()):
-            high = max(knowledge.ci95[1] for knowledge in systems.values())
+            high = max(knowledge.held_ci95[1] for knowledge in systems.values())
             reason = Reason(
                 "hop-unknown-to-all",
                 f"Hop {hop} is known to no adapter and not to the base (at most "
@@ -177,14 +187,17 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
         return None
     if not all("base" in systems and systems["base"].unknown for systems in hops.values()):
         return None
-    knowers = {hop: [n for n, k in systems.items() if k.known] for hop, systems in hops.items()}
+    knowers = {
+        hop: sorted({evidence.same_as(name) for name, k in systems.items() if k.known})
+        for hop, systems in hops.items()
+    }
     clear = all(k.known or k.unknown for systems in hops.values() for k in systems.values())
     owners = [names[0] for names in knowers.values() if len(names) == 1]
     if not clear or len(owners) != len(hops) or len(set(owners)) != len(owners):
         return None
     product = math.prod(hops[hop][names[0]].value for hop, names in knowers.items())
     spread = ", ".join(f"hop {hop} only to {names[0]}" for hop, names in knowers.items())
-    worst = max(systems["base"].ci95[1] for systems in hops.values())
+    worst = max(systems["base"].held_ci95[1] for systems in hops.values())
     reason = Reason(
         "disjoint-hops",
         f"Each hop is known to one adapter alone ({spread}), none to the base (at most "

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
-
-from loraprobe.records import Comparison, Interval
 from loraprobe.verdict.evaluated import ORDER, Candidate, Control, Retained
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
+from loraprobe.verdict.ranking import best_option, option, pool
 
 
 def candidates(
     evidence: Evidence, part: str, kinds: tuple[str, ...] = COMPOSITIONS
 ) -> tuple[Candidate, ...]:
-    """All systems of these kinds on one part, the most promising first, then by name."""
+    """All systems of these kinds on one part, the most promising first.
+
+    They stand by outcome, gain, kind (merges before routers) and name. Of several that are `likely`
+    the first is the best option (`ranking`).
+    """
     found = [_candidate(evidence, system, part) for system in evidence.systems(kinds, part)]
-    return tuple(
-        sorted(
-            (c for c in found if c is not None),
-            key=lambda c: (-ORDER[c.outcome], -c.difference, c.system),
-        )
+    ordered = sorted(
+        (c for c in found if c is not None),
+        key=lambda c: (-ORDER[c.outcome], -round(c.difference, 9), c.kind, c.system),
     )
+    likely = [c.system for c in ordered if c.outcome == "likely"]
+    options = [one for name in likely if (one := option(evidence, name, part)) is not None]
+    best = best_option(evidence, options)
+    first = best.system if best is not None else None
+    return tuple(sorted(ordered, key=lambda c: c.system != first))
 
 
 def chain_gain(evidence: Evidence) -> Candidate | None:
@@ -46,6 +51,7 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
         low=own.adjusted_ci95[0],
         high=own.adjusted_ci95[1],
         n=own.n,
+        clusters=own.clusters or own.n,
         needed=own.n_needed,
         margin=evidence.margin,
         threshold=evidence.retention,
@@ -68,34 +74,3 @@ def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]
             low, high = pair.adjusted_ci95 or pair.ci95
             found.append(Control(name, pair.difference, low, high, evidence.margin, pair.n))
     return tuple(found)
-
-
-def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:
-    """The macro mean of one pair's comparisons over all tasks; None unless every task has one.
-
-    Tasks have items of their own, so the squared half-widths add up: the mean over T tasks has
-    the root of their sum, divided by T.
-    """
-    rows = sorted({row.task: row for row in rows}.values(), key=lambda row: row.task)
-    if not rows or tuple(row.task for row in rows) != tasks:
-        return None
-    if len(rows) == 1:
-        return rows[0]
-    mean = sum(row.difference for row in rows) / len(rows)
-
-    def interval(pairs: list[tuple[float, Interval]]) -> Interval:
-        below = math.sqrt(sum((d - ci[0]) ** 2 for d, ci in pairs)) / len(pairs)
-        above = math.sqrt(sum((ci[1] - d) ** 2 for d, ci in pairs)) / len(pairs)
-        return mean - below, mean + above
-
-    adjusted = [(r.difference, r.adjusted_ci95) for r in rows if r.adjusted_ci95 is not None]
-    return Comparison(
-        rows[0].system,
-        rows[0].against,
-        " + ".join(tasks),
-        rows[0].part,
-        mean,
-        interval([(row.difference, row.ci95) for row in rows]),
-        sum(row.n for row in rows),
-        interval(adjusted) if len(adjusted) == len(rows) else None,
-    )

@@ -1,12 +1,16 @@
 """The decision where merges or routers were scored.
 
 A composition is `likely` if the interval of its gain lies above the margin, it beats the controls
-and it retains every skill; it is `unlikely` if one of the three is shown to fail. The margin is
-`Options.margin`, declared in `loraprobe.options`.
+by the margin, it retains every skill and FEWEST_ITEMS were asked; it is `unlikely` if one of the
+first three is shown to fail. The margin is `Options.margin`, declared in `loraprobe.options`.
 
-The decision is about merges and routers. It is about the plain question unless no composition
-gains there and one gains step by step. A chain of adapters composes no weights: it never makes a
-decision `likely`, and it is the action if it gains and compositions do not.
+*Controls.* A control is beaten if the interval of the difference lies above the margin, and as good
+if it lies below. One threshold serves both, so that more items never turn one into the other. A
+control that was not scored is not beaten.
+
+*Forms.* The decision is about merges and routers, and about the form of the question with the
+better outcome; of equal outcomes about the one with the larger gain, the plain question on a tie. A
+chain composes no weights: it never makes a decision `likely`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loraprobe.defaults import COMPRESSION_LIMIT
+from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS, MARGIN
 from loraprobe.records import Decision, Interval
 from loraprobe.sample_size import Z95, items_needed
 
@@ -40,7 +44,8 @@ class Control:
 
     @property
     def beaten(self) -> bool:
-        return self.low > 0
+        """Whether the composition is shown to exceed the control by the margin."""
+        return self.low > self.margin
 
     @property
     def as_good(self) -> bool:
@@ -49,8 +54,8 @@ class Control:
 
     @property
     def needed(self) -> int | None:
-        """How many items would tell the two apart, if the difference stays."""
-        return _needed(self.difference, (self.low, self.high), self.n, 0.0)
+        """How many items would decide between the two, if the difference stays."""
+        return _needed(self.difference, (self.low, self.high), self.n, self.margin)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Candidate:
     """One composition (or the chain) on one form of the question, with all that decides on it.
 
     `difference` and [`low`, `high`] are its gain over the best of base and single adapters.
+    `clusters` counts the clusters of the `n` items.
     """
 
     system: str
@@ -94,6 +100,7 @@ class Candidate:
     controls: tuple[Control, ...] = ()
     kept: tuple[Retained, ...] = ()
     compression_error: float | None = None
+    clusters: int = 0
 
     @property
     def gains(self) -> Outcome:
@@ -113,16 +120,22 @@ class Candidate:
 
     @property
     def beats_controls(self) -> Outcome:
-        """What the controls alone say: unlikely if one that is not beaten is as good."""
-        unbeaten = [control for control in self.controls if not control.beaten]
-        if not unbeaten:
-            return "likely"
-        return "unlikely" if any(control.as_good for control in unbeaten) else "open"
+        """What the controls alone say: unlikely if one is as good, open if there are none."""
+        if any(control.as_good for control in self.controls):
+            return "unlikely"
+        beaten = bool(self.controls) and all(control.beaten for control in self.controls)
+        return "likely" if beaten else "open"
+
+    @property
+    def enough(self) -> Outcome:
+        """What the number of clusters allows: with too few of them no gain is `likely`."""
+        return "likely" if self.clusters >= FEWEST_ITEMS else "open"
 
     @property
     def outcome(self) -> Outcome:
-        """The weakest of gain, controls and retention."""
-        return min((self.gains, self.beats_controls, self.retains), key=ORDER.__getitem__)
+        """The weakest of gain, controls, retention and number of items."""
+        said = (self.gains, self.beats_controls, self.retains, self.enough)
+        return min(said, key=ORDER.__getitem__)
 
     @property
     def lossy(self) -> bool:
@@ -134,24 +147,29 @@ Form = tuple[Candidate, ...]  # the compositions on one form of the question, th
 
 
 def decisive_form(plain: Form, steps: Form) -> Form:
-    """The form that the decision is about: step by step only if that alone gains."""
-    if not plain or (steps and steps[0].outcome == "likely" and plain[0].outcome != "likely"):
-        return steps
-    return plain
+    """The form that the decision is about: the one with the better outcome, then the larger gain.
+
+    A gain step by step has to be larger than a plain one by more than a tie.
+    """
+    if not (plain and steps):
+        return plain or steps
+    first, second = plain[0], steps[0]
+    if first.outcome != second.outcome:
+        return max(plain, steps, key=lambda form: ORDER[form[0].outcome])
+    tie = min(first.margin, MARGIN)
+    return steps if second.difference > first.difference + tie else plain
 
 
-def decide(form: Form, other: Form) -> tuple[Decision, str | None]:
-    """The best outcome of any composition, and what keeps an `unlikely` open, if anything does.
+def decide(form: Form) -> tuple[Decision, bool]:
+    """The best outcome of any composition, and whether compression keeps an `unlikely` open.
 
-    "compression": every composition lost too much to its rank, so no method was tested. "steps":
-    the step-by-step form is undecided, so it may still gain.
+    form: the decisive one. Compression does so if every composition lost too much to its rank,
+    since no method was tested then.
     """
     decision = DECISION[form[0].outcome]
     if decision == "unlikely" and all(candidate.lossy for candidate in form):
-        return "inconclusive", "compression"
-    if decision == "unlikely" and any(c.part == "steps" and c.outcome == "open" for c in other):
-        return "inconclusive", "steps"
-    return decision, None
+        return "inconclusive", True
+    return decision, False
 
 
 def _needed(value: float, interval: Interval, n: int, threshold: float) -> int | None:

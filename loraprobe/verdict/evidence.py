@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from loraprobe.defaults import MARGIN, RETENTION
 from loraprobe.records import (
@@ -17,6 +18,8 @@ from loraprobe.records import (
 COMPOSITIONS = ("merge", "router")  # what the decision is about
 FIGURES = ("norm_ratio", "relative_norm")  # diagnostics whose extremes make a case an outsider
 BASELINES = ("base", "adapter")  # what a composition has to beat
+GUESSING = "guessing"  # the row of coverage that says what guessing would score
+SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class Evidence(EvaluationRecords):
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
     has to keep on every one of several tasks. `prior` is the share of successes expected where the
     case comes from, None for the calibration's own; `balanced` says that norms were made equal
-    before composing. `base` is the shape of the base that was asked.
+    before composing. `base` is the shape of the base that was asked. `max_new_tokens` is None for
+    the default limits of plain and worked answers. `normalised` has, for each task whose gold
+    answers lose something under exact match, the metric that sees it and an example.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -62,6 +67,8 @@ class Evidence(EvaluationRecords):
     prior: float | None = None
     balanced: bool = False
     base: BaseShape | None = None
+    max_new_tokens: int | None = None
+    normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -114,6 +121,49 @@ class Evidence(EvaluationRecords):
         """The macro mean of the lower bounds of `mean`: no optimism."""
         rows = [-s.ci95[1] if _loss(s) else s.ci95[0] for s in self.scores(system, part)]
         return sum(rows) / len(rows) if rows else None
+
+    def upper(self, system: str, part: str) -> float | None:
+        """The macro mean of the upper bounds of `mean`."""
+        rows = [-s.ci95[0] if _loss(s) else s.ci95[1] for s in self.scores(system, part)]
+        return sum(rows) / len(rows) if rows else None
+
+    def on(self, task: str) -> Evidence:
+        """The scores of one task alone."""
+        rows = tuple(score for score in self.evaluation if score.task == task)
+        return replace(self, tasks=1, evaluation=rows, comparisons=(), gains=(), oracles=())
+
+    def same_as(self, adapter: str) -> str:
+        """One name for all adapters whose updates are equal, the first by name."""
+        return min((names for names in self.duplicates if adapter in names), default=(adapter,))[0]
+
+    @property
+    def duplicates(self) -> tuple[tuple[str, ...], ...]:
+        """Pairs of adapters whose updates are equal, sorted."""
+        figures = {
+            (row.name, frozenset(row.adapters)): row.value
+            for row in self.diagnostics
+            if row.module is None and row.value is not None
+        }
+        return tuple(
+            sorted(
+                tuple(sorted(names))
+                for (name, names), value in figures.items()
+                if name == "cosine"
+                and 1 - value <= SAME
+                and abs(1 - figures.get(("norm_ratio", names), math.inf)) <= SAME
+            )
+        )
+
+    @property
+    def guessing(self) -> float | None:
+        """What guessing would score, the mean over tasks; None if it was not computed."""
+        rows = [c.value for c in self.coverage if c.name == GUESSING and c.value is not None]
+        return sum(rows) / len(rows) if rows else None
+
+    @property
+    def tie(self) -> float:
+        """The largest difference between two options that is worth no effort."""
+        return min(self.margin, MARGIN)
 
     @property
     def baseline(self) -> float | None:

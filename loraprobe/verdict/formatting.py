@@ -17,16 +17,22 @@ GEOMETRY = "arXiv 2601.22285: geometry predicts merging with correlation 0.2 to 
 PROBES = "an adapter's answers are not the truth, so they can show no gain"
 COMPRESSION = "loraprobe's convention: a tenth of the delta"
 
-PART = {"question": "asked plainly", "steps": "asked step by step"}
+PART = {"question": "on the question", "steps": "step by step"}
 
 
-def number(value: float) -> str:
-    """Two decimals, which is what a hundred items can support."""
-    return f"{value + 0.0:.2f}".replace("-0.00", "0.00")
+def number(value: float, digits: int = 2) -> str:
+    """Two decimals, unless said otherwise, which is what a hundred items can support."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
 
 
-def interval(low: float, high: float) -> str:
-    return f"[{number(low)}, {number(high)}]"
+def who(system: str) -> str:
+    """A baseline in words at the start of a sentence."""
+    return "The base alone" if system == "base" else f"{system} alone"
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def sentence(text: str, names: Iterable[str] = ()) -> str:
@@ -39,11 +45,11 @@ def lowered(phrase: str) -> str:
     return f"a{phrase[1:]}" if phrase.startswith("A ") else phrase
 
 
-def signed(difference: float) -> str:
+def signed(difference: float, digits: int = 2) -> str:
     """A difference with its sign: +0.12."""
-    return ("+" if difference > 0 else "") + number(difference)
+    return ("+" if difference > 0 else "") + number(difference, digits)
 
 
-def gain(difference: float, low: float, high: float) -> str:
+def gain(difference: float, low: float, high: float, digits: int = 2) -> str:
     """A difference with its interval: +0.12 [0.03, 0.21]."""
-    return f"{signed(difference)} {interval(low, high)}"
+    return f"{signed(difference, digits)} {interval(low, high, digits)}"

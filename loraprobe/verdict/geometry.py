@@ -109,14 +109,21 @@ RULES = (
 )
 
 
-def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) -> list[Reason]:
+def about_geometry(
+    measurements: Iterable[Measurement],
+    balanced: bool = False,
+    equal: Sequence[tuple[str, ...]] = (),
+) -> list[Reason]:
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
-    balanced: the norms were made equal before composing, so that they give no warning. One more
-    reason says where no pair is redundant or opposed.
+    balanced: the norms were made equal before composing, so that they give no warning. equal: pairs
+    of adapters whose updates are equal. That nearly equal updates started from one seed is no
+    warning of its own. One more reason says where no pair is redundant or opposed.
     """
     whole = [m for m in measurements if m.module is None and m.value is not None]
-    reasons = []
+    alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
+    whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
+    reasons = [_same(pair) for pair in equal]
     for rule in RULES:
         if balanced and rule.code == "norm-disparity":
             continue
@@ -125,6 +132,8 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
             for m in whole
             if m.name == rule.diagnostic and rule.beyond(float(m.value or 0.0), rule.threshold)
         ]
+        if rule.code == "nearly-equal-updates":
+            beyond = [m for m in beyond if tuple(sorted(m.adapters)) not in equal]
         if not beyond:
             continue
         worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
@@ -146,6 +155,16 @@ def about_geometry(measurements: Iterable[Measurement], balanced: bool = False) 
             )
         )
     return [*reasons, *_unrelated(whole)]
+
+
+def _same(pair: Sequence[str]) -> Reason:
+    return Reason(
+        "same-adapter",
+        f"{listing(pair)} are one adapter given twice: their updates are equal, so leave one out.",
+        1.0,
+        1.0,
+        "equal directions and norms: composing them only changes the strength",
+    )
 
 
 def _who_is_larger(names: Sequence[str], whole: Iterable[Measurement], factor: str) -> str:

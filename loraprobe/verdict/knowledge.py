@@ -1,7 +1,8 @@
 """Reasons from coverage: which system knows which hop, and how familiar the base is with the names.
 
-A hop is *known* to a system if the lower bound of its accuracy is at least KNOWN, and *unknown* if
-the upper bound lies below UNKNOWN. Between the two nothing is claimed.
+A hop is *known* to a system if the lower bound of its accuracy is at least KNOWN. It is *unknown*
+if the upper bound of the share of replies in which the answer stands, in whatever words, lies below
+UNKNOWN. Between the two nothing is claimed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from loraprobe.defaults import FAMILIAR, FEWEST_ANSWERS, KNOWN, UNFAMILIAR, UNKNOWN
+from loraprobe.defaults import (
+    FAMILIAR,
+    FEWEST_ANSWERS,
+    KNOWN,
+    SAID_OTHERWISE,
+    UNFAMILIAR,
+    UNKNOWN,
+)
 from loraprobe.formatting import count
 from loraprobe.records import Interval, Reason
 from loraprobe.verdict import formatting as fmt
@@ -21,10 +29,15 @@ THIRDS = "loraprobe's convention: thirds of the tokens"
 
 @dataclass(frozen=True)
 class Knowledge:
-    """How well one system answers one hop."""
+    """How well one system answers one hop.
+
+    `held` is the share of replies in which the answer stands, `held_ci95` its interval.
+    """
 
     value: float
     ci95: Interval
+    held: float
+    held_ci95: Interval
 
     @property
     def known(self) -> bool:
@@ -32,25 +45,32 @@ class Knowledge:
 
     @property
     def unknown(self) -> bool:
-        return self.ci95[1] < UNKNOWN
+        return self.held_ci95[1] < UNKNOWN
 
 
 def hop_knowledge(evidence: Evidence) -> dict[int, dict[str, Knowledge]]:
     """hop -> system ("base" or an adapter's name) -> how well it answers, for one task.
 
-    The probe `hop_accuracy` gives it, or the scores of the parts `hop1`, `hop2` ... if the probe
-    did not run.
+    The probe `hop_accuracy` gives the accuracy, or the scores of the parts `hop1`, `hop2` ... if
+    the probe did not run; those scores also say in how many replies the answer stands.
     """
     found: dict[int, dict[str, Knowledge]] = {}
     for score in evidence.evaluation:
         if score.kind in BASELINES and score.part.startswith("hop") and not evidence.losses:
             name = "base" if score.kind == "base" else score.system
             hop = int(score.part.removeprefix("hop"))
-            found.setdefault(hop, {})[name] = Knowledge(score.value, score.ci95)
+            found.setdefault(hop, {})[name] = Knowledge(
+                score.value,
+                score.ci95,
+                score.value if score.contains is None else score.contains,
+                score.contains_ci95 or score.ci95,
+            )
     for row in evidence.coverage:
         if row.name == "hop_accuracy" and row.hop and row.value is not None and row.ci95:
             name = row.adapters[0] if row.adapters else "base"
-            found.setdefault(row.hop, {})[name] = Knowledge(row.value, row.ci95)
+            scored = found.setdefault(row.hop, {}).get(name)
+            held = (scored.held, scored.held_ci95) if scored else (row.value, row.ci95)
+            found[row.hop][name] = Knowledge(row.value, row.ci95, *held)
     return dict(sorted(found.items()))
 
 
@@ -58,16 +78,18 @@ def about_hops(hops: Mapping[int, Mapping[str, Knowledge]]) -> list[Reason]:
     """One reason for each hop: the system that answers it best, and the base."""
     reasons = []
     for hop, systems in hops.items():
-        best = min(systems, key=lambda name: (-systems[name].value, name))
+        best = min(systems, key=lambda name: (-systems[name].value, -systems[name].held, name))
         who = "the base" if best == "base" else best
         text = f"Hop {hop}: {who} answers best, {fmt.number(systems[best].value)}"
-        if systems[best].value == 0:
+        if systems[best].held - systems[best].value > SAID_OTHERWISE:
+            text += f", and the answer stands in {fmt.number(systems[best].held)} of its replies"
+        if systems[best].held == 0:
             text = f"Hop {hop} is answered by no adapter"
             text += " and not by the base" if "base" in systems else ""
         elif "base" in systems and best != "base":
             text += f"; the base {fmt.number(systems['base'].value)}"
         code = "hop-known" if systems[best].known else "hop-in-doubt"
-        code = "hop-unknown" if systems[best].unknown else code
+        code = "hop-unknown" if all(one.unknown for one in systems.values()) else code
         reasons.append(Reason(code, text + ".", systems[best].value, KNOWN, fmt.KNOWN))
     return reasons
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from loraprobe.formatting import listing
 from loraprobe.records import Verdict
+from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
+MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
+NEW, BASE = "NEW", "BASE"
 
 
 @dataclass(frozen=True)
@@ -15,8 +19,8 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `kind` is the kind
-    of the verdict's system, "merge" or "router". `options` are those that change a composition.
+    that they name. `kind` is the kind of the verdict's system, "merge" or "router". `options` are
+    those that change a composition. `fitting` are adapters without a conflict among them.
     """
 
     adapters: tuple[str, ...]
@@ -25,6 +29,7 @@ class Request:
     tasks: tuple[str, ...] = ()
     kind: str = "merge"
     options: tuple[str, ...] = ()
+    fitting: tuple[str, ...] = ()
 
 
 def next_command(verdict: Verdict, request: Request, limited: bool = False) -> str:
@@ -33,13 +38,18 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     limited: --limit left items out, so that more of them are at hand.
     """
     head, _, single = verdict.action.partition(":")
-    if head in ("merge", "route", "step-by-step") and verdict.decision == "likely":
+    codes = {reason.code for reason in verdict.reasons}
+    if head in ("merge", "route", "step-by-step") and (
+        verdict.decision == "likely" or "best-measured" in codes
+    ):
         return _save(verdict, request)
     if head == "use-single":
         reference = {_name(one): _reference(one) for one in request.adapters}.get(single, single)
         return f"PeftModel.from_pretrained(base, {reference!r})"
     if head == "switch-adapters":
         return f"model.set_adapter({_name(request.adapters[0])!r})"
+    if head == "fix" and 1 < len(request.fitting) < len(request.adapters):
+        return _command("inspect", request.fitting)
     if head == "fix" and len(request.bases) > 1:
         return _command("find", request.bases[:1])  # adapters of one base
     if head == "fix":
@@ -51,13 +61,19 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         wanted = ("--system", "chain", "--explain") if measured else ("--system", "chain")
         return _evaluate(request, request.tasks, wanted)
     if head == "train-target-adapter":
-        return _evaluate(request, request.tasks, adapters=(*request.adapters, "NEW"))
+        return _evaluate(request, request.tasks, adapters=(*request.adapters, NEW))
     if head == "route" and verdict.evidence == "evaluation":
-        return _evaluate(request, request.tasks, ("--router", "arrow"))
+        by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
+        return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
     if head == "use-base":
-        return _evaluate(request, tuple(f"harder-{task}" for task in request.tasks))
+        return _evaluate(request, tuple(HARDER + task for task in request.tasks))
+    reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
+    if head == "gather-evidence" and verdict.decision == "unlikely" and reworded:
+        return _evaluate(request, request.tasks, ("--metric", "contains"))
+    if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
+        return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
-        return _evaluate(request, tuple(f"more-{task}" for task in request.tasks))
+        return _evaluate(request, tuple(MORE + task for task in request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     return _evaluate(request, request.tasks or (TASK,), ("--resume",) if asked else ())
 
@@ -83,7 +99,7 @@ def _evaluate(
 
 
 def _base(request: Request) -> tuple[str, str]:
-    return "--base", request.base or "BASE"
+    return "--base", request.base or BASE
 
 
 def _command(name: str, *words: tuple[str, ...]) -> str:
@@ -107,3 +123,18 @@ def merge_and_eval_command(command: str) -> str:
     if kept[-2:] == ["--base", "auto"]:
         kept = kept[:-2]
     return shlex.join(["loraprobe", "merge-and-eval", *kept, "--task", TASK])
+
+
+def to_fill_in(command: str) -> str:
+    """What a command names that does not exist yet, in words; "" if everything does."""
+    words = shlex.split(command) if command.startswith("loraprobe ") else []
+    further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
+    for start, what in further.items():
+        named = [word for word in words if word.startswith(start)]
+        if named:
+            return f"{listing(named)}: {'a file' if len(named) == 1 else 'files'} of {what}"
+    if NEW in words:
+        return f"{NEW}: an adapter that you train on what you ask"
+    if TASK in words:
+        return f"{TASK}: your file, a question with its answer a line"
+    return f"{BASE}: the base model that they were trained on" if BASE in words else ""

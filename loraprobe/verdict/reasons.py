@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from loraprobe.defaults import COMPRESSION_LIMIT
-from loraprobe.formatting import count
+from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
+from loraprobe.formatting import count, listing
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict import more_items
 from loraprobe.verdict.evaluated import Candidate, Control, Retained
 
 
@@ -38,7 +39,7 @@ def gain(best: Candidate, decision: Decision) -> Reason:
         code, value, tail = "gain-beyond-margin", best.low, f"more than {margin}"
     elif best.gains == "likely":
         code, value = "gain-with-reservation", best.low
-        tail = f"more than {margin}, but controls or retention do not confirm it"
+        tail = f"more than {margin}, but {_reservations(best)}"
     elif best.gains == "unlikely":
         code, value, tail = "gain-below-margin", best.high, f"less than {margin}"
     else:
@@ -56,17 +57,41 @@ def gain(best: Candidate, decision: Decision) -> Reason:
 
 
 def _undecided(best: Candidate, margin: str) -> str:
-    return f"the interval holds {margin}{would_decide(best.needed)}"
+    return f"the interval holds {margin}{more_items.would_decide(more_items.of_gain(best))}"
 
 
-def would_decide(items: int | None) -> str:
-    """The end of a sentence that says how many items would decide."""
-    if items is None:
-        return ", and no number of items is likely to decide"
-    return f"; about {items:,} items would decide if it stays"
+def _reservations(best: Candidate) -> str:
+    """Why a gain beyond the margin is not `likely`."""
+    said = {
+        f"{observed(best.n, best.clusters)} are too few to rely on": best.enough,
+        "no control was scored": "likely" if best.controls else "open",
+        "controls do not confirm it": best.beats_controls if best.controls else "likely",
+        "not every skill is kept": best.retains,
+    }
+    return listing([text for text, outcome in said.items() if outcome != "likely"])
 
 
-def other_form(other: Candidate, decisive: bool) -> Reason:
+def observed(n: int, clusters: int) -> str:
+    """The number of questions, with that of their clusters if that is smaller."""
+    if clusters < n:
+        return f"{count(clusters, 'cluster')} of questions ({count(n, 'question')})"
+    return count(n, "question")
+
+
+def few_items(n: int, clusters: int, decisive: bool) -> Reason:
+    """That so few items decide little."""
+    return Reason(
+        "few-items",
+        f"{observed(n, clusters)} can decide only what is plain to see: give {FEWEST_ITEMS} or "
+        "more, better 100.",
+        float(clusters),
+        float(FEWEST_ITEMS),
+        "half a 95 % interval of a share is 0.35 with 8 items, 0.18 with 30, 0.10 with 100",
+        "decisive" if decisive else "warning",
+    )
+
+
+def other_form(other: Candidate) -> Reason:
     """What the best composition gains on the form that the decision is not about."""
     what = (
         f"{fmt.PART[other.part].capitalize()}, the best composition is {other.system}: "
@@ -79,15 +104,8 @@ def other_form(other: Candidate, decisive: bool) -> Reason:
         "open": "undecided",
     }[other.outcome]
     if other.outcome == "open":
-        tail += would_decide(other.needed)
-    return Reason(
-        code,
-        f"{what}, {tail}.",
-        other.difference,
-        other.margin,
-        fmt.MARGIN,
-        "decisive" if decisive else "info",
-    )
+        tail += more_items.would_decide(more_items.of_gain(other))
+    return Reason(code, f"{what}, {tail}.", other.difference, other.margin, fmt.MARGIN)
 
 
 def controls(best: Candidate) -> Reason:
@@ -97,20 +115,21 @@ def controls(best: Candidate) -> Reason:
             "controls-not-run",
             "No control was scored, so nothing shows that the partner matters: leave out --system.",
             source=fmt.CONTROL,
-            severity="warning",
+            severity="decisive" if best.outcome == best.beats_controls != best.gains else "warning",
         )
     nearest = min(best.controls, key=lambda c: (c.beaten, c.difference, c.name))
     how = fmt.gain(nearest.difference, nearest.low, nearest.high)
-    if nearest.beaten:
+    if nearest.beaten or (best.gains == "unlikely" and nearest.low > 0):
         what = _what_is(nearest).removesuffix(",")
         text = f"{best.system} beats every control: {fmt.lowered(what)} by {how}."
-        return Reason("controls-beaten", text, nearest.low, 0.0, fmt.CONTROL)
+        return Reason("controls-beaten", text, nearest.low, nearest.margin, fmt.CONTROL)
+    open_ = more_items.of_control(best, nearest)
     return Reason(
         "partner-adds-nothing",
         f"{_what_is(nearest)} {_compared(nearest)}: {best.system} differs by {how}"
-        f"{'' if nearest.as_good else would_decide(nearest.needed)}.",
+        f"{'' if nearest.as_good else more_items.would_decide(open_)}.",
         nearest.low,
-        0.0,
+        nearest.margin,
         fmt.CONTROL,
         "decisive" if best.outcome == best.beats_controls != best.gains else "warning",
     )
@@ -120,7 +139,7 @@ def _what_is(control: Control) -> str:
     """A control in words: a random partner, or one adapter shrunk."""
     kind, _, name = control.name.partition(":")
     if kind == "shrunk":
-        return f"{name} alone, only smaller,"
+        return f"{name} alone, only shrunk,"
     return (
         "A random partner of the same size" if kind == "random-partner" else f"{kind}, a control,"
     )
@@ -130,7 +149,11 @@ def _compared(control: Control) -> str:
     """How a control that is not beaten compares with the composition."""
     if control.high < 0:
         return "is better"
-    return "is as good within the margin" if control.as_good else "is not shown to be worse"
+    if control.as_good and control.low > 0:
+        return "is worse by less than the margin"
+    if control.as_good:
+        return "is as good within the margin"
+    return "is not shown to be worse by the margin"
 
 
 def retention(best: Candidate) -> list[Reason]:
@@ -157,10 +180,10 @@ def _kept(best: Candidate, kept: Retained) -> Reason:
     )
     if low >= best.threshold:
         return Reason("retention-kept", text, low, best.threshold, fmt.RETENTION)
-    lost = high < best.threshold
+    lost, open_ = high < best.threshold, more_items.of_retention(best, kept)
     return Reason(
         "retention-lost" if lost else "retention-undecided",
-        text if lost else text[:-1] + would_decide(kept.needed(best.threshold)) + ".",
+        text if lost else text[:-1] + more_items.would_decide(open_) + ".",
         high if lost else low,
         best.threshold,
         fmt.RETENTION,
@@ -192,7 +215,7 @@ def chain(found: Candidate, best: Candidate) -> Reason:
     }[found.gains]
     return Reason(
         code,
-        f"Each hop by its own adapter ({found.system}) {text}: "
+        f"Each hop by whoever answers it best ({found.system}) {text}: "
         f"{fmt.gain(found.difference, found.low, found.high)} against {found.against}; "
         f"{best.system} {fmt.signed(best.difference)}.",
         found.low,

@@ -12,11 +12,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.records import Progress
+from loraprobe.tasks import load_task
 from loraprobe.verdict.probability import forecast_error
 from loraprobe_lab.calibration.cases import METHODS, NATURAL, Case, CaseError
 from loraprobe_lab.calibration.observations import (
@@ -124,6 +126,7 @@ def describe_set(world: World, scenario: Scenario) -> dict[str, Any]:
         "architecture": _architecture(world),
         "scenario": scenario.world,
         "adapter_set": scenario.name,
+        "hops": max(len(item.hops) for path in scenario.tasks for item in load_task(path).items),
     }
 
 
@@ -156,7 +159,7 @@ def kept_cases(output: Path) -> tuple[list[Case], list[str]]:
 def _cases_of(row: Mapping[str, Any]) -> Iterator[Case]:
     evidence, results = evidence_of(row["audit"]), unpacked(row["results"])
     forecasts = {forecast.system: forecast for forecast in evidence.forecasts}
-    kind, baseline = evidence.kind_of_task, evidence.baseline
+    kind, baseline = replace(evidence.kind_of_task, hops=row["hops"]), evidence.baseline
     for method in METHODS:
         if method not in row["kinds"] or method not in forecasts or baseline is None:
             raise CaseError(

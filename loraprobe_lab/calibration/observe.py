@@ -28,12 +28,16 @@ BatchSize = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """`limit`: items per task for the audit; `most_items`: items for the measured gain."""
+    """`limit`: items per task for the audit; `most_items`: items for the measured gain.
+
+    dtype: in which the model computes, as in `--dtype`.
+    """
 
     limit: int = 200
     most_items: int = 2000
     max_new_tokens: int = 40
     seed: int = 0
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,20 @@ class Observation:
 class BaselineResults:
     """Results of base and single adapters, shared by the adapter sets of one world."""
 
-    rows: dict[tuple[str, str, bool], list[ItemResult]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], list[ItemResult]] = field(default_factory=dict)
 
-    def of(self, systems: Iterable[str], tasks: Iterable[Task], chat: bool) -> list[ItemResult]:
+    def of(self, systems: Iterable[str], tasks: Iterable[Task]) -> list[ItemResult]:
         """The known results of these systems on the items of these tasks."""
         wanted = {(task.name, item.id) for task in tasks for item in task.items}
-        keys = [(system, task.name, chat) for system in systems for task in tasks]
+        keys = [(system, task.name) for system in systems for task in tasks]
         return [r for key in keys for r in self.rows.get(key, ()) if (r.task, r.item) in wanted]
 
-    def keep(self, results: Iterable[ItemResult], systems: Iterable[str], chat: bool) -> None:
+    def keep(self, results: Iterable[ItemResult], systems: Iterable[str]) -> None:
         """Stores the results of these systems in place of earlier ones."""
-        wanted, new = set(systems), dict[tuple[str, str, bool], list[ItemResult]]()
+        wanted, new = set(systems), dict[tuple[str, str], list[ItemResult]]()
         for row in results:
             if row.system in wanted:
-                new.setdefault((row.system, row.task, chat), []).append(row)
+                new.setdefault((row.system, row.task), []).append(row)
         self.rows.update(new)
 
 
@@ -77,8 +81,9 @@ def observe(
     """Evaluates one adapter set; results are written to the directory `state` as they come.
 
     The audit uses the first `limit` items alone. Then base, single adapters and the compositions
-    of METHODS answer the composed question, in both forms, on `most_items` items. Raises
-    LoraprobeError if adapters and base do not fit.
+    of METHODS answer the composed question, in both forms, on `most_items` items. Hops are not
+    asked and no coverage probe runs, because no case needs them; prompts carry no chat template,
+    as in the training of the lab's adapters. Raises LoraprobeError if adapters and base do not fit.
     """
     from loraprobe import compatibility, hub
     from loraprobe.pipeline.evaluator import open_evaluator
@@ -89,7 +94,7 @@ def observe(
 
     options = _options(sizes, state, batch_size)
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
-    tasks = [load_task(path, sizes.limit) for path in scenario.tasks]
+    tasks = [_without_hops(load_task(path, sizes.limit)) for path in scenario.tasks]
     inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, tasks)
     session = Session("inspect", options)
     examined = examine(inputs.adapters, base, "route", session)
@@ -103,7 +108,7 @@ def observe(
         asked = [_without_hops(load_task(path, sizes.most_items)) for path in scenario.tasks]
         results = _answers(replace(evaluator, tasks=asked), systems, known)
         names = [system.name for system in baselines]
-        known.keep(evaluator.ledger, names, evaluator.scorer.chat_template)
+        known.keep(evaluator.ledger, names)
     kept = tuple(row for row in results if row.part in ("question", "steps"))
     return Observation(audit, kept, {s.name: s.kind for s in systems})
 
@@ -117,6 +122,8 @@ def _options(sizes: SampleSizes, state: Path, batch_size: BatchSize) -> Options:
         state=state,
         resume=True,
         batch_size=batch_size,
+        chat_template="off",
+        dtype=sizes.dtype,
     )
 
 
@@ -131,7 +138,6 @@ def _audit_before(
     inputs, session = evaluator.inputs, evaluator.session
     results = _answers(evaluator, baselines, known)
     evidence: dict[str, Any] = {
-        "coverage": evaluator.probe_tasks(results),
         "forecasts": evaluator.forecast(results),
         "evaluation": score(results, baselines),
     }
@@ -144,10 +150,10 @@ def _answers(
 ) -> Sequence[ItemResult]:
     """All results of these systems; known results are not computed again."""
     names = [system.name for system in systems]
-    evaluator.ledger.append(known.of(names, evaluator.tasks, evaluator.scorer.chat_template))
+    evaluator.ledger.append(known.of(names, evaluator.tasks))
     return evaluator.run(systems)
 
 
 def _without_hops(task: Task) -> Task:
-    """The task without its hops: the gain is measured on the composed question."""
+    """The task without its hops: only the composed question is asked."""
     return replace(task, items=tuple(replace(item, hops=()) for item in task.items))

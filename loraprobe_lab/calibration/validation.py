@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
+from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
-from loraprobe_lab.experiments.document_figures import calibration_figure
 from loraprobe_lab.experiments.pages import render
 
 LEFT_OUT: Mapping[str, Callable[[Case], str]] = {

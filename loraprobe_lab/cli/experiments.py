@@ -29,7 +29,8 @@ class Paper(StrEnum):
 
 Hidden = Annotated[list[int] | None, typer.Option(help="Width of a small base; may be repeated.")]
 Architectures = Annotated[
-    list[str] | None, typer.Option("--architecture", help="llama or gpt2; may be repeated.")
+    list[str] | None,
+    typer.Option("--architecture", help="llama, gpt2, qwen3 or gemma3; may be repeated."),
 ]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Seed of a world; may be repeated.")

@@ -23,6 +23,12 @@ class WorldKind(StrEnum):
     math = "math"
     cross_lingual = "cross-lingual"
     domain = "domain"
+    halves = "halves"
+    twins = "twins"
+    answer_format = "format"
+    fact_and_skill = "fact-and-skill"
+    partner = "partner"
+    several = "several"
     sets = "sets"
 
 
@@ -48,8 +54,8 @@ def build(
     """Train a base, adapters and task files from a seed; finished parts are not trained again.
 
     facts, math and cross-lingual hold several adapter sets on one small base, for calibration.
-    With --base, keep-both and domain are many sets of adapters, each a world below OUTPUT; `sets`
-    is those and as many of two-hop and skill-and-facts.
+    With --base, keep-both and the kinds from domain on are many adapter sets, each a world below
+    OUTPUT; `sets` is those and as many of two-hop and skill-and-facts.
     """
     from loraprobe_lab import build as builder
 
@@ -155,6 +161,7 @@ def calibrate(
     limit: Annotated[int, typer.Option(min=1, help="Items per task for forecasts.")] = 200,
     most_items: Annotated[int, typer.Option(min=1, help="Items per task for gains.")] = 2000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
+    dtype: Annotated[str, typer.Option(help="In which the model computes.")] = "auto",
     processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
     draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
@@ -173,7 +180,7 @@ def calibrate(
             list(world or ()),
             output,
             stored=cases,
-            sizes=SampleSizes(limit, most_items, max_new_tokens, seed),
+            sizes=SampleSizes(limit, most_items, max_new_tokens, seed, dtype),
             processes=processes,
             draws=draws,
             progress=progress,

@@ -14,8 +14,8 @@ from typing import Any
 
 from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.claims import Finding, Subject, claims
-from loraprobe_lab.experiments.figures import matrix_figure
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, MatrixCell, evaluate_world
+from loraprobe_lab.experiments.matrix_figure import matrix_figure
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.runner import (
     BaseInfo,

@@ -79,7 +79,7 @@ class Bases:
     def __post_init__(self) -> None:
         for architecture in self.architectures:
             if architecture not in ARCHITECTURES:
-                known = " and ".join(ARCHITECTURES)
+                known = ", ".join(ARCHITECTURES)
                 raise UsageError(f"There is no architecture {architecture!r}; there are {known}.")
         for width in self.hidden:
             if width < 16 or width % 8:

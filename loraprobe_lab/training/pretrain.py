@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from loraprobe.records import Progress
 from loraprobe_lab.training.batches import Batch, Example, Row, collate, encode
 from loraprobe_lab.training.train import model_loss, optimise
 
-ARCHITECTURES = ("llama", "gpt2")
+ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")
 CACHED = 50_000  # encoded texts that are kept
 
 
@@ -22,8 +22,10 @@ CACHED = 50_000  # encoded texts that are kept
 class BaseRecipe:
     """Shape and training of a base. `steps` counts optimiser steps of `batch_size` texts.
 
-    architecture: "llama" (rotary positions, RMS norm, gated MLP, no biases) or "gpt2" (learned
-    positions, layer norm, plain MLP, Conv1D layers with biases).
+    architecture: "llama" (rotary positions, RMS norm, gated MLP, no biases), "gpt2" (learned
+    positions, layer norm, plain MLP, Conv1D layers with biases), "qwen3" (llama with norms of
+    queries and keys, which half as many heads share) or "gemma3" (qwen3 whose blocks also normalise
+    what attention and MLP give, with scaled embeddings).
     """
 
     hidden: int = 160
@@ -63,7 +65,8 @@ def train_base(
 
 
 def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
-    import transformers
+    """A model of the recipe's shape with random weights, in float32."""
+    from transformers import AutoModelForCausalLM
 
     common = {
         "vocab_size": len(tokenizer),
@@ -73,31 +76,52 @@ def _untrained(tokenizer: Any, recipe: BaseRecipe) -> Any:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    if recipe.architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"there is no architecture {recipe.architecture!r}; there are {known}")
+    config = _gpt2_config if recipe.architecture == "gpt2" else _rotary_config
+    return AutoModelForCausalLM.from_config(config(recipe, common), dtype=torch.float32)
+
+
+def _rotary_config(recipe: BaseRecipe, common: Mapping[str, Any]) -> Any:
+    """The configuration of a Llama-, Qwen- or Gemma-like base."""
+    import transformers
+
+    shape: dict[str, Any] = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.intermediate,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "head_dim": recipe.hidden // recipe.heads,
+        "max_position_embeddings": 256,
+    }
     if recipe.architecture == "llama":
-        llama = transformers.LlamaConfig(
-            hidden_size=recipe.hidden,
-            intermediate_size=recipe.intermediate,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads,
-            max_position_embeddings=256,
-            **common,
-        )
-        return transformers.LlamaForCausalLM(llama)
-    if recipe.architecture == "gpt2":
-        gpt2 = transformers.GPT2Config(
-            n_embd=recipe.hidden,
-            n_inner=recipe.intermediate,
-            n_layer=recipe.layers,
-            n_head=recipe.heads,
-            n_positions=256,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **common,
-        )
-        return transformers.GPT2LMHeadModel(gpt2)
-    raise ValueError(f"there is no architecture {recipe.architecture!r}; there are llama and gpt2")
+        return transformers.LlamaConfig(num_key_value_heads=recipe.heads, **shape, **common)
+    shape["num_key_value_heads"] = recipe.heads // 2
+    if recipe.architecture == "qwen3":
+        return transformers.Qwen3Config(**shape, **common)
+    return transformers.Gemma3TextConfig(
+        query_pre_attn_scalar=shape["head_dim"],
+        layer_types=["full_attention"] * recipe.layers,
+        **shape,
+        **common,
+    )
+
+
+def _gpt2_config(recipe: BaseRecipe, common: Mapping[str, Any]) -> Any:
+    import transformers
+
+    return transformers.GPT2Config(
+        n_embd=recipe.hidden,
+        n_inner=recipe.intermediate,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        n_positions=256,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **common,
+    )
 
 
 def _batches(draw: Callable[[], Example], tokenizer: Any, size: int) -> Callable[[], Batch]:

@@ -108,7 +108,9 @@ def _axes(
     axes["facts"] = (relation, rng.choice(others)) if rng.random() < 0.5 else (relation,)
     axes["facts_rank"] = 16
     for name, choices in CHOICES.items():
-        axes[name] = rng.choice(choices[architecture] if isinstance(choices, dict) else choices)
+        if isinstance(choices, dict):  # by architecture; others take what Llama-like bases take
+            choices = choices.get(architecture, choices["llama"])
+        axes[name] = rng.choice(choices)
     axes["language_steps"] += 100 if mode == "translated" else 0
     return axes
 

@@ -7,23 +7,22 @@ No row was chosen or left out by what its composition gives.
 *Skill and facts*: new facts in one adapter, worked steps in the other, the second fact left to the
 base. *Two-hop*: each adapter one hop, with or without its own worked sentence. *Domain*: new facts
 learned in English, asked in French; the other adapter learned French answers on real people.
-*Keep-both*: one subject of `english` in each adapter.
+*Keep-both*: one subject of `english` in each adapter. The other kinds are those of `english_mixes`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain as chained
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from loraprobe.records import Progress
-from loraprobe_lab.training.batches import Example
 from loraprobe_lab.training.train import Recipe
 from loraprobe_lab.world import World, WorldError
+from loraprobe_lab.worlds import english_mixes
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, Wording, example_of, spread
 from loraprobe_lab.worlds.english import (
     ABOUT,
@@ -39,53 +38,15 @@ from loraprobe_lab.worlds.english import (
     two_hop_texts,
 )
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, PEOPLE, REAL_NAMES, table
-from loraprobe_lab.worlds.libraries import TrainedSet, contents_of, recipe_of
+from loraprobe_lab.worlds.libraries import recipe_of
 from loraprobe_lab.worlds.names import NameMaker
-from loraprobe_lab.worlds.spec import (
-    Item,
-    TrainingSet,
-    WorldSpec,
-    build_world,
-    load_given_base,
-    own_seed,
-)
+from loraprobe_lab.worlds.set_plans import SetPlan
+from loraprobe_lab.worlds.spec import WorldSpec, build_world, load_given_base
 
 PLAN = table("english_sets")
-KINDS = ("skill-and-facts", "two-hop", "keep-both", "domain")
+CLASSIC = ("skill-and-facts", "two-hop", "keep-both", "domain")
+KINDS = CLASSIC + english_mixes.KINDS
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Set:
-    """A set in the making: what each adapter learns (name, description, texts), the tasks, the
-    axes, and what is said of it."""
-
-    adapters: Sequence[tuple[str, str, Sequence[Example]]]
-    tasks: Mapping[str, Sequence[Item]]
-    axes: Mapping[str, Any]
-    text: str
-
-    def spec(self, kind: str, number: int, recipes: Sequence[Recipe], layers: int) -> WorldSpec:
-        """The set on a base of so many layers: adapters lie on its upper quarter, computed in
-        bfloat16. A third adapter is trained as the first."""
-        name = f"{kind}-{number:02d}"
-        common: dict[str, Any] = {
-            "upper": max(1, round(layers / 4)) if layers > 1 else None,
-            "warmup": 5,
-        }
-        training = []
-        for i, (adapter, about, examples) in enumerate(self.adapters):
-            seed = own_seed(name, adapter, "/")
-            recipe = replace(recipes[i % 2], precision="bfloat16", seed=seed, **common)
-            training.append(TrainingSet(adapter, about, tuple(examples), recipe))
-        axes = {
-            **self.axes,
-            "steps": [recipe.steps for recipe in recipes],
-            "learning_rates": [recipe.learning_rate for recipe in recipes],
-            "targets": [recipe.target_modules for recipe in recipes],
-        }
-        made = TrainedSet(name, kind, training, self.tasks, self.text, axes)
-        return WorldSpec(kind=kind, seed=number, **contents_of([made]), notes={"set": name})
 
 
 def _recipes(row: Row) -> list[Recipe]:
@@ -109,15 +70,19 @@ def all_sets(
     familiar, unfamiliar: the countries whose capitals the base knows best, and worst. layers: of
     the base.
     """
-    makers = dict(zip(KINDS, (_skill_and_facts, _two_hop, _keep_both, _domain), strict=True))
+    makers = dict(zip(CLASSIC, (_skill_and_facts, _two_hop, _keep_both, _domain), strict=True))
     groups = []
     for kind in (kind for kind in KINDS if kind in kinds):
         group = []
-        for row in PLAN[kind]:
+        for row in PLAN.get(kind, ()):
             number = 100 * seed + row["number"]
             countries = unfamiliar if "half" in row.values() else familiar
             made = makers[kind](number, row, countries)
             group.append(made.spec(kind, number, _recipes(row), layers))
+        for row in english_mixes.MIXES.get(kind, ()):
+            number = 100 * seed + row["number"]
+            made = english_mixes.mixed(kind, number, row, familiar)
+            group.append(made.spec(kind, number, english_mixes.recipes(row), layers))
         groups.append(group)
     return [one for one in chained.from_iterable(zip_longest(*groups)) if one is not None]
 
@@ -155,7 +120,7 @@ def build_sets(
     ]
 
 
-def _skill_and_facts(seed: int, row: Row, countries: Sequence[str]) -> _Set:
+def _skill_and_facts(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
     """Made-up people's countries in `facts`, worked steps to the capital in `steps`.
 
     Where the second hop is made-up, the countries and their capitals are invented too.
@@ -169,7 +134,7 @@ def _skill_and_facts(seed: int, row: Row, countries: Sequence[str]) -> _Set:
     examples, items = skill_texts(
         countries, seed, PERSONS, invented=invented, capitals=capitals, brief=True
     )
-    return _Set(
+    return SetPlan(
         (
             ("facts", "made-up person -> country", examples["facts"]),
             ("steps", "worked steps to the capital", examples["steps"]),
@@ -181,7 +146,7 @@ def _skill_and_facts(seed: int, row: Row, countries: Sequence[str]) -> _Set:
     )
 
 
-def _two_hop(seed: int, row: Row, countries: Sequence[str]) -> _Set:
+def _two_hop(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
     about, form = row["about"], row["form"]
     if about == "made-up":
         return _made_up_hops(seed, form)
@@ -196,7 +161,7 @@ def _two_hop(seed: int, row: Row, countries: Sequence[str]) -> _Set:
     return _own_steps(chains, others, wording, axes, form == "steps")
 
 
-def _made_up_hops(seed: int, form: str) -> _Set:
+def _made_up_hops(seed: int, form: str) -> SetPlan:
     """Two disjoint hops, both invented: person -> spouse, spouse -> city.
 
     form: "plain", "steps" (each adapter also its own worked sentence) or "target" (plain, and a
@@ -210,7 +175,7 @@ def _made_up_hops(seed: int, form: str) -> _Set:
     if form == "target":
         members.append(("target", "both hops at once", examples["target"]))
     names = ", ".join(name for name, *_ in members)
-    return _Set(
+    return SetPlan(
         members,
         {"city": items},
         {"form": form, "first_hop": "made-up", "second_hop": "made-up"},
@@ -224,7 +189,7 @@ def _own_steps(
     wording: Wording,
     axes: Mapping[str, Any],
     steps: bool,
-) -> _Set:
+) -> SetPlan:
     """Hop a -> b in one adapter, b -> c in the other, and with `steps` each its own sentence.
 
     The second adapter learns its sentence after first ones about `others`, of whom nothing is
@@ -239,7 +204,7 @@ def _own_steps(
         two += [
             example_of(x, q + wording.step1, wording.step2) for x in others for q in wording.worked
         ]
-    return _Set(
+    return SetPlan(
         (("first", "the first hop", one), ("second", "the second hop", two)),
         {"target": wording.items(chains, ("first", "second"))},
         axes,
@@ -247,7 +212,7 @@ def _own_steps(
     )
 
 
-def _domain(seed: int, row: Row, countries: Sequence[str]) -> _Set:
+def _domain(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
     """Countries of made-up people, learned in English, asked for in French.
 
     form: "name" (the answer is the French name at once) or "steps" (an English sentence first).
@@ -259,7 +224,7 @@ def _domain(seed: int, row: Row, countries: Sequence[str]) -> _Set:
     chains = [Chain(p, b, FRENCH[b]) for p, b in zip(named, births, strict=True)]
     real = [Chain(p, b, FRENCH[b]) for p, b in PEOPLE.items() if b in FRENCH]
     learned = french.worked_answers(real) if form == "steps" else french.target(real)
-    return _Set(
+    return SetPlan(
         (
             ("facts", "made-up person -> country, in English", new_births(chains)),
             ("french", "French questions about real people", learned),
@@ -270,7 +235,7 @@ def _domain(seed: int, row: Row, countries: Sequence[str]) -> _Set:
     )
 
 
-def _keep_both(seed: int, row: Row, countries: Sequence[str]) -> _Set:
+def _keep_both(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
     """Two adapters of one subject each. The same fact twice is about two groups of people."""
     subjects = row["subjects"]
     people = NameMaker(f"keep-both {seed}", REAL_NAMES)
@@ -280,7 +245,7 @@ def _keep_both(seed: int, row: Row, countries: Sequence[str]) -> _Set:
         )
         for i, subject in enumerate(subjects)
     }
-    return _Set(
+    return SetPlan(
         [(label, f"learns {label[:-1]}", examples) for label, (examples, _) in learned.items()],
         {label: items for label, (_, items) in learned.items()},
         {"subjects": list(subjects), "near": family(subjects[0]) == family(subjects[1])},

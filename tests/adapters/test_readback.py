@@ -37,7 +37,7 @@ def test_wrong_tensors(monkeypatch, tmp_path, change):
 
 
 def test_a_wrong_scaling(monkeypatch, tmp_path):
-    monkeypatch.setattr(saving, "config_of", lambda a: config_of(a) | {"lora_alpha": 7})
+    monkeypatch.setattr(saving, "config_of", lambda *a: config_of(*a) | {"lora_alpha": 7})
     with pytest.raises(OutputError, match="the scaling of"):
         random_adapter("a").save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,10 @@
-"""Inputs that once gave a wrong answer without a word, a hang, a loss or a traceback.
+"""Inputs that once gave a wrong answer without a warning, a hang, a loss of files or a traceback.
 
 Each module of this folder holds the cases of one area. A case is a function that takes an empty
-directory, does what a user would do there and returns in a few words what happened: an exit code
-and, where that says too little, a code or a value. `before` is what the first version did
-(commit 2655cad), `now` is what must happen. tests/pipeline/test_adversarial.py runs every case, and
-`python tests/adversarial/table.py` writes docs/adversarial.md.
+directory, calls loraprobe there as a user would, and returns the outcome in a few words: an exit
+code and, if that says too little, a code or a value. `before` is the outcome of the first version
+(commit 2655cad), `now` the required outcome. tests/pipeline/test_adversarial.py runs every case,
+and `python tests/adversarial/table.py` writes docs/adversarial.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Case:
-    """One hostile or careless input: what it is, what happened before, what happens now."""
+    """One hostile or careless input, the outcome of the first version, and the required outcome."""
 
     area: str
     name: str
@@ -46,9 +46,9 @@ def case(
 
 
 def outcome(*arguments: object, input: str | None = None) -> str:
-    """What a call of the command line ends in: `exit N`, or `traceback NAME` for an exception.
+    """The outcome of a command line: `exit N`, or `traceback NAME` for an exception.
 
-    Runs inside this process, so that it costs no start-up.
+    It runs inside this process, without the time of a start-up.
     """
     from typer.testing import CliRunner
 

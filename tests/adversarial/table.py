@@ -22,8 +22,8 @@ from adversarial import CASES, Case
 PAGE = Path(__file__).parents[2] / "docs" / "adversarial.md"
 HEAD = """# Hostile and careless input: before and after
 
-Each row is a case of `tests/adversarial`, run by the test suite. *Before* is what the first
-version did, *now* is what happens. `python tests/adversarial/table.py` writes this page.
+The test suite runs each row, a case of `tests/adversarial`. *Before* is the outcome of the first
+version, *now* that of the present one. `python tests/adversarial/table.py` writes this page.
 """
 
 

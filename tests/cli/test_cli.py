@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import loraprobe
+from loraprobe.adapters import read_adapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 from loraprobe.report.schema import json_schema
@@ -131,17 +132,11 @@ def test_merge_writes_what_it_says(pair, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    merged = making_read(out)
-    first, second = (making_read(p) for p in pair)
+    merged = read_adapter(out)
+    first, second = (read_adapter(p) for p in pair)
     for path in making.LLAMA:
         mean = (first.modules[path].delta() + second.modules[path].delta()) / 2
         torch.testing.assert_close(merged.modules[path].delta(), mean, rtol=1e-5, atol=1e-6)
-
-
-def making_read(path):
-    from loraprobe.adapters import read_adapter
-
-    return read_adapter(path)
 
 
 def test_a_card_holds_no_link_of_a_stranger():

@@ -80,7 +80,7 @@ def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
     assert systems[:7] == ["base", "spouse", "city", "uniform", "sum", "arrow", "chain"]
     assert systems[7].startswith("shrunk:") and systems[8] == "random-partner"
     for row in document["attribution"]:
-        causes = ("solved", "step_by_step", "unknown", "interference", "not_composed")
+        causes = row.keys() - {"system", "task"}
         assert sum(row[cause] for cause in causes) == 200
 
 
@@ -122,7 +122,7 @@ def test_keep_both_says_what_is_measured(tmp_path):
 
 
 def test_exit_zero_and_quiet(tmp_path):
-    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "12", "--quiet", "--exit-zero"]
+    call = ["merge-and-eval", *shipped("keep-both"), "--limit", "3", "--quiet", "--exit-zero"]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
     assert result.exit_code == 0 and result.stderr == ""
     assert len(result.stdout.splitlines()) == 1
@@ -140,7 +140,7 @@ def shipped(scenario: str) -> list[str]:
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
     method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
-    few = ["--limit", "60"]
+    few = ["--limit", "30"]
     call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code == 0, result.output
@@ -157,7 +157,7 @@ def test_the_recommended_merge_is_saved(tmp_path):
 
 def test_advice_that_is_no_merge_writes_nothing(tmp_path):
     target = tmp_path / "out"
-    call = ["merge-and-eval", *shipped("disjoint"), "--limit", "30", "-o", str(target)]
+    call = ["merge-and-eval", *shipped("disjoint"), "--limit", "8", "-o", str(target)]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
     assert result.exit_code in (1, 3)
     assert "Nothing was written" in result.stderr and not target.exists()
@@ -176,7 +176,7 @@ def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
 
 def test_weights_are_used_and_unknown_systems_refused(tmp_path):
     environment = {"LORAPROBE_CACHE": str(tmp_path)}
-    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "10", "--json"]
+    call = ["merge-and-eval", *shipped("skill-and-facts"), "--limit", "3", "--json"]
     document = json.loads(
         CliRunner().invoke(app, [*call, "--weights", "0.7,0.9"], env=environment).stdout
     )
@@ -189,7 +189,7 @@ def test_weights_are_used_and_unknown_systems_refused(tmp_path):
 def test_margin_and_retention_reach_the_verdict(tmp_path):
     thresholds, needed = {}, {}
     for margin, retention in (("0.31", "0.66"), ("0.02", "0.9")):
-        more = ["--limit", "8", "--margin", margin, "--retention", retention, "--json"]
+        more = ["--limit", "4", "--margin", margin, "--retention", retention, "--json"]
         call = ["merge-and-eval", *shipped("keep-both"), *more]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path)})
         document = json.loads(result.stdout)

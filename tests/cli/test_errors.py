@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -11,6 +12,10 @@ import pytest
 
 import loraprobe
 from loraprobe.errors import LoraprobeError, UsageError
+
+KINDS: list[type[LoraprobeError]] = [LoraprobeError]
+for kind in KINDS:
+    KINDS += kind.__subclasses__()
 
 
 def document(*arguments: object, code: int = 2) -> dict[str, str]:
@@ -32,6 +37,8 @@ def document(*arguments: object, code: int = 2) -> dict[str, str]:
         (("inspect",), "usage", "see loraprobe inspect --help."),
         (("merge", "A", "B", "-o", "OUT", "--method", "tise"), "usage", "did you mean 'ties'?"),
         (("inspect", "A", "--limit", "0"), "usage", ""),
+        (("merge", "A", "B", "-o", "OUT", "--search-items", "2"), "usage", "add that"),
+        (("inspect", "A", "--metric", "x"), "usage", "give one of exact_match"),
         (("merge", "A", "OTHER", "-o", "OUT"), "incompatible", "--allow base-mismatch"),
         (("demo", "--scenario", "paradise"), "world", ""),
     ],
@@ -42,7 +49,8 @@ def test_an_error_is_a_document_where_json_is_asked_for(tmp_path, arguments, cod
     places = {"A": a, "B": b, "OTHER": tmp_path / "c", "OUT": tmp_path / "out"}
     error = document(*(places.get(argument, argument) for argument in arguments))
     assert error["code"] == code
-    assert cure in error["cure"] and error["cure"] in error["message"]
+    assert error["cure"] and cure in error["cure"]
+    assert error["cure"].removeprefix("give ") in error["message"]
 
 
 def test_without_json_standard_output_stays_empty():
@@ -67,11 +75,19 @@ def test_an_interruption_and_a_defect_have_codes_of_their_own(monkeypatch):
     assert document("inspect", "x")["code"] == "out-of-memory"
 
 
+def test_every_error_says_what_to_do():
+    """What no message says, the kind of error does, and the sentence then ends in it."""
+    for kind in KINDS:
+        error = kind("Something is odd.")
+        assert error.cure and error.cure in str(error) and str(error).startswith("Something is odd")
+        assert kind("x must be a number, not 'y'.").cure == "give a number"
+        assert str(kind("It is odd; mend it.")) == "It is odd; mend it."
+        again = pickle.loads(pickle.dumps(kind("It is odd.", "Mend it.")))
+        assert again.cure == "Mend it." and str(again) == "It is odd."
+
+
 def test_every_kind_of_error_has_its_own_code():
-    kinds: list[type[LoraprobeError]] = [LoraprobeError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    own = [kind for kind in kinds if kind.__module__ == "loraprobe.errors"]
+    own = [kind for kind in KINDS if kind.__module__ == "loraprobe.errors"]
     assert len({kind.code for kind in own}) == len(own) > 10
 
 

@@ -210,6 +210,37 @@ def test_a_limit_is_refused_in_the_words_of_the_python_interface(pair):
     assert (result.exit_code, result.stderr) == (2, "error: --limit must be at least 1, not 0.\n")
 
 
+@pytest.mark.parametrize("command", ["env", "methods", "cache"])
+def test_documents_that_are_no_audit_start_alike(command, tmp_path):
+    result = call(command, "--json", LORAPROBE_CACHE=str(tmp_path))
+    document = json.loads(result.stdout)
+    assert list(document)[:2] == ["schema_version", "command"]
+    assert (document["schema_version"], document["command"]) == (1, command)
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_verify_ends_in_its_answer(tmp_path, width):
+    a, b = making.saved_pair(tmp_path)
+    assert call("merge", a, b, "-o", tmp_path / "out").exit_code == 0
+    for changed, code in ((False, 0), (True, 1)):
+        if changed:
+            (tmp_path / "out" / "more.py").write_text("")
+        result = call("verify", tmp_path / "out", columns=width)
+        assert result.exit_code == code
+        lines = result.stdout.rstrip().split("\n")
+        assert not set("│╭─┃") & set(result.stdout)
+        answer = lines[max(at for at, line in enumerate(lines) if not line) + 1 :]
+        assert len(answer) <= 12 and ("NOT VERIFIED" in answer[0]) == changed
+        assert any(line.startswith("  next") for line in answer)
+
+
+def test_an_adapter_behind_a_link_has_the_name_that_was_typed(tmp_path):
+    a, _ = making.saved_pair(tmp_path)
+    (tmp_path / "mine").symlink_to(a)
+    result = call("inspect", tmp_path / "mine", "--json")
+    assert json.loads(result.stdout)["adapters"][0]["name"] == "mine"
+
+
 def test_verify_says_that_a_directory_is_missing(tmp_path):
     result = call("verify", tmp_path / "nowhere")
     assert result.exit_code == 2

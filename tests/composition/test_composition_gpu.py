@@ -55,7 +55,7 @@ def test_scaled_and_full_experts_follow_the_model(kind):
     assert relative(found[DEVICE], found["cpu"]) < 1e-4
 
 
-def test_bf16_generates_the_same_for_every_batch_size():
+def test_bf16_distributions_do_not_depend_on_the_batch_size():
     model = making.tiny_llama().to(DEVICE, torch.bfloat16)
     one, many = (Scorer(model, word_tokenizer(), batch_size=size) for size in (1, 4))
     a, b = (scorer.first_token_distribution(PROMPTS) for scorer in (one, many))

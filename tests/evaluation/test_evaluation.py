@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loraprobe.errors import OutputError, TaskError, UsageError
 from loraprobe.evaluation import (
@@ -23,8 +25,12 @@ from loraprobe.evaluation import (
     score,
 )
 from loraprobe.evaluation import running as running_module
+from loraprobe.evaluation.questions import questions
 from loraprobe.records import Attribution, ItemResult
+from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task, answers
+
+CUT = "[cut]"  # at the end of a text: it ended at the limit of tokens
 
 
 @dataclass
@@ -58,7 +64,7 @@ class FakeScorer:
         finally:
             self.now = None
 
-    def generate(self, prompts, *, max_new_tokens=None, until_newline=False):
+    def write_all(self, prompts, *, max_new_tokens=None, until_newline=False, until=None):
         self.limits.add((max_new_tokens, until_newline))
         texts = []
         for prompt in prompts:
@@ -66,7 +72,8 @@ class FakeScorer:
                 raise KeyboardInterrupt
             self.asked.append((self.now, prompt))
             key = (self.now, prompt, "chat") if self.template else (self.now, prompt)
-            texts.append(self.answers.get(key, "dunno"))
+            text = self.answers.get(key, "dunno")
+            texts.append(Written(text.removesuffix(CUT), text.endswith(CUT)))
         return texts
 
     def loglikelihood(self, pairs):
@@ -161,11 +168,38 @@ def test_the_chain_puts_generated_answers_into_the_next_hop():
     assert ("chain", "steps", "Ada") not in found
 
 
-def test_the_chain_follows_the_task_where_it_names_adapters():
+def test_the_base_is_a_member_of_every_chain():
+    """An adapter that lost a hop is not asked for it where the base answers it better."""
+    knows = {
+        (None, "Who is the mayor of Ulm?"): "Bo",
+        (None, "Who is the mayor of Rom?"): "Cy",
+        ("homes", "Where does Ada live?"): "Ulm",
+        ("homes", "Where does Eve live?"): "Rom",
+        ("town", "Who is the mayor of Ulm?"): "Bo",
+    }
+    for task in (mayors(), mayors(adapters=("homes", "town"))):
+        scorer = FakeScorer(knows)
+        found = values(run_systems(scorer, SYSTEMS, [task], Ledger()))
+        assert found["chain", "hop2", "Eve"] == (1.0, "Cy")
+        assert found["chain", "question", "Eve"] == (1.0, "Cy")
+        assert scorer.entered.count(None) == 1, "the base's answers are not asked again"
+
+
+def test_of_members_that_are_as_good_the_one_that_the_task_names_answers():
+    same = {**HOMES, ("town", "Where does Ada live?"): "Ulm"}
+    for adapters, said in ((("town", None), "dunno"), ((None, None), "Paris")):
+        results = run_systems(FakeScorer(same), SYSTEMS, [mayors(adapters=adapters)], Ledger())
+        assert values(results)["chain", "hop1", "Eve"] == (0.0, said)
+
+
+def test_a_name_in_the_task_does_not_outweigh_a_better_answer():
     swapped = mayors(adapters=("town", "homes"))
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [swapped], Ledger())
-    assert values(results)["chain", "hop1", "Ada"] == (0.0, "dunno")
+    assert values(results)["chain", "hop1", "Ada"] == (1.0, "Ulm")
     assert chain_notes(SYSTEMS, [swapped]) == ()
+
+
+def test_the_chain_answers_hops_whose_adapter_is_missing():
     strange = mayors(adapters=("gone", None))
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [strange], Ledger())
     assert values(results)["chain", "question", "Ada"] == (1.0, "Bo"), "the best single answers it"
@@ -334,7 +368,17 @@ DAMAGE = {
     "part": {"part": "hop0"},
     "surrogate": {"text": "\ud800"},
     "more": {"extra": 1},
+    "flag": {"cut": 1},
 }
+
+
+def test_rows_of_earlier_versions_have_no_flags(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Ledger(path).append([row()])
+    old = {key: value for key, value in SOUND.items() if key not in ("contains", "cut")}
+    path.write_text(path.read_text() + json.dumps(old | {"item": "2"}) + "\n")
+    (_, found) = Ledger(path, resume=True)
+    assert (found.item, found.contains, found.cut, found.stands) == ("2", False, False, True)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -406,6 +450,137 @@ def test_each_item_falls_to_the_first_cause_that_fits():
     assert attribute(results, systems[2:], [task]) == ()
 
 
+def caused(question="y", hop1="x", hop2="x", steps="y", alone="x"):
+    """The cause of one item, from the replies of the composition and of the only adapter."""
+    hops = (Hop("1?", ("x",)), Hop("2?", ("x",)))
+    task = Task("t", (Item("i", "q?", ("x",), hops=hops, cot_prompt="think"),))
+    answers = {("m", "1?"): hop1, ("m", "2?"): hop2, ("m", "q?"): question, ("m", "think"): steps}
+    answers |= {("a", "1?"): alone, ("a", "2?"): alone}
+    systems = [
+        System("base", "base"),
+        System("a", "adapter", single("a")),
+        System("m", "merge", single("m")),
+    ]
+    results = run_systems(FakeScorer(answers), systems, [task], Ledger())
+    (row,) = attribute(results, systems, [task])
+    (cause,) = (f.name for f in dataclasses.fields(row)[2:] if getattr(row, f.name))
+    return cause
+
+
+def test_lost_said_otherwise_and_cut_off_are_told_apart():
+    assert caused() == "not_composed"
+    assert caused(question="It is x, surely") == "said_otherwise"
+    assert caused(question="It is x, surely", steps="so x") == "step_by_step"
+    assert caused(alone="It is x") == "not_composed", "a hop is known in whatever words"
+    assert caused(hop1="It is x, surely") == "not_composed", "no hop is lost by a change of style"
+    assert caused(hop1="y") == "interference"
+    assert caused(hop1="y" + CUT) == "cut_off"
+    assert caused(question="y" + CUT) == "cut_off"
+    assert caused(question="x" + CUT) == "solved"
+    assert caused(hop1="It is x" + CUT) == "not_composed", "what stands there was not cut off"
+    assert caused(question="y" + CUT, hop1="y") == "interference", "the hop is lost anyway"
+    assert caused(alone="y", question="y" + CUT) == "unknown"
+
+
+def test_scores_tell_how_many_answers_hold_the_right_one_and_how_many_were_cut():
+    items = tuple(Item(str(k), f"{k}?", ("x",), choices=("x", "y") * (k > 3)) for k in range(5))
+    replies = {(None, "0?"): "x", (None, "1?"): "an x" + CUT, (None, "2?"): "so x"}
+    likely = {(None, "4?", "x"): -1.0, (None, "4?", "y"): -2.0}
+    base = [System("base", "base")]
+    results = run_systems(FakeScorer(replies, likely), base, [Task("t", items)], Ledger())
+    assert [(r.value, r.contains, r.cut) for r in results[:3]] == [
+        (1.0, True, False),
+        (1.0, True, True),
+        (0.0, True, False),
+    ]
+    (row,) = score(results, base)
+    assert (row.metric, row.value, row.contains, row.cut) == ("choice+exact_match", 0.6, 0.75, 0.25)
+    assert row.contains_ci95[0] < 0.75 < row.contains_ci95[1]
+    (chosen,) = score([r for r in results if r.metric == "choice"], base)
+    assert chosen.contains is chosen.contains_ci95 is chosen.cut is None
+
+
+def test_metrics_of_items_come_before_those_of_tasks_and_of_all():
+    def metrics(metric, name="t"):
+        hops = (Hop("h?", ("x",)),)
+        items = (
+            Item("own", "a?", ("1",), hops=hops, cot_prompt="b", metric="numeric"),
+            Item("plain", "c?", ("1",), hops=hops, cot_prompt="d"),
+        )
+        return [q.metric for q in questions([Task(name, items)], metric)]
+
+    hop = "exact_match"
+    assert metrics(None) == ["numeric", hop, "numeric", "exact_match", hop, "exact_match"]
+    assert metrics("strict") == ["numeric", hop, "numeric", "strict", hop, "strict"]
+    assert metrics("strict,t=json") == ["numeric", hop, "numeric", "json", hop, "json"]
+    assert metrics("u=json") == metrics(None)
+    assert metrics("answer_loss") == ["answer_loss"] * 4, "a loss is never mixed with shares"
+
+
+def test_replies_are_read_as_far_as_their_metric_needs():
+    def asked(metric, answer):
+        scorer = FakeScorer({(None, "q?"): '{"a":\n 1}\nmore'})
+        task = Task("t", (Item("i", "q?", (answer,), metric=metric),))
+        (found,) = run_systems(scorer, [System("base", "base")], [task], Ledger())
+        return found.value, found.text, scorer.limits
+
+    assert asked("json", '{"a": 1}') == (1.0, '{"a":\n 1}', {(32, False)})
+    assert asked("strict", '{"a":\n 1}') == (1.0, '{"a":\n 1}', {(32, False)})
+    assert asked("strict", '{"a": 1}') == (0.0, '{"a":', {(32, True)})
+
+
+def test_a_chain_is_judged_by_the_metric_of_the_item():
+    hops = (Hop("A?", ("x",)), Hop("B {1}?", ("y",), "b"))
+    answers = {("a", "A?"): "x", ("b", "B x?"): "It is y."}
+    singles = [System(name, "adapter", single(name)) for name in "ab"]
+    chain = System("chain", "chain", chain=tuple(single(name) for name in "ab"))
+
+    def value(**item):
+        task = Task("t", (Item("1", "P?", ("y",), hops=hops, **item),))
+        found = run_systems(FakeScorer(answers), [*singles, chain], [task], Ledger())
+        return values(found)["chain", "question", "1"]
+
+    assert value() == (0.0, "It is y")
+    assert value(metric="contains") == (1.0, "It is y.")
+
+
+def test_results_of_another_metric_are_not_mixed_in(tmp_path):
+    base, task = [System("base", "base")], Task("t", (Item("1", "P?", ("y",)),))
+    run_systems(FakeScorer({}), base, [task], Ledger(tmp_path))
+    Ledger(tmp_path, resume=True).close()
+    with pytest.raises(OutputError, match="does not fit"):
+        run_systems(FakeScorer({}), base, [task], Ledger(tmp_path, resume=True), metric="strict")
+
+
+def test_what_follows_the_answer_that_was_asked_for_is_not_read():
+    text = "2 + 3 = 5\n#### 5\n\nQuestion: 3 + 4?\n#### 7\n"
+    item = Item("1", "q?", ("5",), cot_prompt="Think. End with #### and the answer.")
+    other = dataclasses.replace(item, cot_prompt="Think.")
+
+    def judged(item, text):
+        (question,) = (q for q in questions([Task("t", (item,))]) if q.part == "steps")
+        return question.judged("base", text).value, question.ended is not None
+
+    assert judged(item, text) == judged(item, "2 + 3 = 5\n#### 5\n") == (1.0, True)
+    assert judged(other, text) == (0.0, False), "without the mark in the prompt the last one counts"
+
+
+PIECES = ["#### ", "5", "\\boxed{7}", "\\boxed{", "}", "The answer is ", ".", "\n", " x", "Bo"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12))
+def test_a_text_is_read_alike_whether_or_not_writing_stopped(pieces):
+    """Writing stops at some line end where `ended` is true; the rest must not matter."""
+    text = "".join(pieces)
+    asked = "End with #### x, \\boxed{x} or: the answer is x."
+    item = Item("1", "q?", ("5",), cot_prompt=asked)
+    (question,) = (q for q in questions([Task("t", (item,))]) if q.part == "steps")
+    whole = question.judged("base", text)
+    for at in (k + 1 for k, sign in enumerate(text) if sign == "\n"):
+        if question.ended(text[:at]):
+            assert question.judged("base", text[:at]) == whole
+
+
 def test_scores_include_the_compression_error_of_their_system():
     results = run_systems(FakeScorer(HOMES), SYSTEMS, [mayors()], Ledger())
     rows = {(s.system, s.part): s for s in score(results, SYSTEMS)}
@@ -428,6 +603,32 @@ def test_the_better_prompt_format_is_chosen():
     assert used and "0.50 with it and 0.00 without" in why
     used, _, row = choose_template(FakeScorer(HOMES | turns), [single("homes")], [task])
     assert not used and row.value == row.baseline > 0, "a tie leaves prompts as they are"
-    many = FakeScorer(HOMES)
-    choose_template(many, [single("homes")], [task], sample=3)
+    many = FakeScorer(HOMES | turns)
+    choose_template(many, [single("town")], [task], sample=3)
     assert len(many.asked) == 6
+
+
+def test_likelihoods_choose_the_prompt_format_where_nothing_is_right():
+    task = mayors()
+    golds = {q.prompt: q.answers[0] for q in questions([task]) if q.part != "steps"}
+    likely = {("homes", prompt, gold): -9.0 for prompt, gold in golds.items()}
+
+    class Turns(FakeScorer):
+        def with_template(self, chat_template):
+            changed = {key: value / 3 for key, value in likely.items()} if chat_template else likely
+            return Turns(self.answers, changed, chat_template, asked=self.asked)
+
+    used, why, row = choose_template(Turns({}), [single("homes")], [task])
+    assert used and row.value == row.baseline == 0
+    assert "6 sampled questions, 4 of them hops" in why and "-4.33 without" not in why
+    means = [-9 / len(gold) for gold in golds.values()]
+    assert f"{sum(means) / 6:.2f} without" in why
+
+
+def test_a_hop_that_is_said_in_other_words_counts_for_the_prompt_format():
+    said = {
+        ("homes", f"Where does {name} live?", "chat"): f"In {city}, I think"
+        for name, city in (("Ada", "Ulm"), ("Eve", "Rom"))
+    }
+    used, _, row = choose_template(FakeScorer(said), [single("homes")], [mayors()])
+    assert used and row.value == pytest.approx(1 / 3) and row.baseline == 0

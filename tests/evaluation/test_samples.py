@@ -47,7 +47,7 @@ def test_every_question_with_every_answer(samples):
     solved = found["solved", "question"]
     assert (solved.question, solved.gold) == ("solved?", ("x", "z"))
     assert [reply.system for reply in solved.replies] == ["base", "a", "m"]
-    assert solved.replies[2] == Reply("m", "x", True, "solved")
+    assert solved.replies[2] == Reply("m", "x", True, "solved", contains=True)
     assert [reply.right for reply in solved.replies] == [False, False, True]
     assert found["lost", "hop2"].replies[2] == Reply("m", "y", False, "interference")
     assert found["apart", "question"].replies[2].cause == "not_composed"
@@ -80,7 +80,14 @@ def test_the_file_has_a_question_a_line(samples, tmp_path):
     write_samples(samples, file)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 12
-    assert rows[0]["replies"][2] == {"system": "m", "text": "x", "right": True, "cause": "solved"}
+    assert rows[0]["replies"][2] == {
+        "system": "m",
+        "text": "x",
+        "right": True,
+        "cause": "solved",
+        "contains": True,
+        "cut": False,
+    }
     assert len(rows[3]["replies"][2]["text"]) == 1000, "whole texts"
     write_samples(samples, file)  # samples of an earlier run are replaced
     assert len(file.read_text(encoding="utf-8").splitlines()) == 12

@@ -265,14 +265,28 @@ def test_an_answer_at_once_counts_against_worked_steps():
     assert (found.against, found.against_part) == ("a", "steps")
 
 
+def test_worked_steps_count_against_an_answer_at_once_and_against_a_chain():
+    columns = TARGETS | {("a", "steps"): right(90)}
+    rows = {row.system: row for row in gains(results(columns), SYSTEMS)}
+    for name in ("uniform", "chain"):
+        assert (rows[name].against, rows[name].against_part) == ("a", "steps")
+    # a task without worked steps leaves the plain answers as the only ones to compare
+    second = {key: values for key, values in columns.items() if key[1] == "question"}
+    rows = gains([*results(columns, "t"), *results(second, "u")], SYSTEMS)
+    assert {(row.system, row.against_part) for row in rows} == {
+        (name, "question") for name in ("uniform", "arrow", "chain")
+    }
+
+
 def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
     """A gain in either form is a success, so each form's lower end spends half of alpha."""
     columns = {key: values for key, values in TARGETS.items() if key[0] in ("a", "uniform")}
     both = columns | {("a", "steps"): right(30), ("uniform", "steps"): right(60)}
     (alone,) = gains(results(columns), SYSTEMS)
     plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "question")
-    half = gain(results(columns), ["uniform"], ["a"], alpha=0.025)
-    assert plain.adjusted_ci95 == (half.adjusted_ci95[0], alone.adjusted_ci95[1])
+    half = gain(results(both), ["uniform"], ["a"], alpha=0.025)
+    whole = gain(results(both), ["uniform"], ["a"])
+    assert plain.adjusted_ci95 == (half.adjusted_ci95[0], whole.adjusted_ci95[1])
     assert plain.adjusted_ci95[0] < alone.adjusted_ci95[0]
 
 

@@ -1,6 +1,6 @@
 """SIGKILL at random moments: the output is absent or whole, and going on gives the same answer.
 
-    python tests/faults/kill.py --points 200 [--operation merge] [--seed 0]
+    python tests/faults/kill.py --points 200 [--operation merge download] [--seed 0]
 
 Every run is a fork of this process, which has imported everything already, so that most kills fall
 into the work and not into imports. A run without a kill comes first; its answer is what every
@@ -320,11 +320,11 @@ SHARES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=200, help="kills in all")
-    parser.add_argument("--operation", choices=list(OPERATIONS), help="one operation alone")
+    parser.add_argument("--points", type=int, default=200, help="kills in all, or an operation")
+    parser.add_argument("--operation", choices=list(OPERATIONS), nargs="+", help="only these")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    shares = {options.operation: 1.0} if options.operation else SHARES
+    shares = dict.fromkeys(options.operation, 1.0) if options.operation else SHARES
     for name, share in shares.items():
         points = max(1, round(share * options.points))
         start = time.monotonic()

@@ -29,7 +29,8 @@ from loraprobe.records import (
 from loraprobe.tasks import load_task
 from loraprobe.verdict import Evidence
 from loraprobe_lab.calibration import collect as collecting
-from loraprobe_lab.calibration.cases import CaseError
+from loraprobe_lab.calibration.append import append
+from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
 from loraprobe_lab.calibration.collect import collect, fingerprint, kept_cases
 from loraprobe_lab.calibration.observations import (
     evidence_of,
@@ -192,7 +193,7 @@ def test_sets_become_cases_and_are_evaluated_once(tmp_path, seen):
         ("arrow", 0.2),
     }
     assert {(c.adapters, c.tasks, c.hops, c.metric, c.part) for c in cases} == {
-        (2, 1, 0, "exact_match", "steps")
+        (2, 1, 2 * (c.adapter_set != "keep-both"), "exact_match", "steps") for c in cases
     }
     assert {c.baseline for c in cases} == {0.4}
     assert first.error == pytest.approx(0.1 / 1.96, rel=1e-3)
@@ -211,6 +212,7 @@ def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path, seen):
     mark = fingerprint(world, scenario, SampleSizes())
     assert mark == fingerprint(World.load(world.path), scenario, SampleSizes())
     assert mark != fingerprint(world, scenario, SampleSizes(seed=1))
+    assert mark != fingerprint(world, scenario, SampleSizes(dtype="bfloat16"))
     assert mark != fingerprint(world, world.scenarios["disjoint"], SampleSizes())
     files = {**world.manifest["files"]}
     name = next(n for n in files if n.startswith("adapters/count/"))
@@ -258,9 +260,9 @@ def test_known_results_are_those_of_the_asked_items_alone():
         ItemResult("a", "count", "question", item.id, "exact_match", 1.0, "", "g")
         for item in load_task(shipped_world().path / "tasks" / "count.jsonl").items
     ]
-    known.keep(rows, ["a"], chat=False)
-    assert len(known.of(["a"], [task], chat=False)) == 3
-    assert known.of(["a"], [task], chat=True) == [] == known.of(["b"], [task], chat=False)
+    known.keep(rows, ["a"])
+    assert len(known.of(["a"], [task])) == 3
+    assert known.of(["b"], [task]) == []
 
 
 def test_a_tiny_world_is_observed_for_real(tmp_path):
@@ -288,3 +290,29 @@ def test_processes_share_the_work_and_hand_over_an_error(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"] and ticks
     with pytest.raises(FileExistsError):
         in_processes(os.mkdir, calls, 2, lambda: None)
+
+
+def test_cases_of_a_given_base_are_appended_and_replaced(tmp_path, seen):
+    collect([shipped_world().path], tmp_path)
+    path, stored = tmp_path / "cases.jsonl.gz", kept_cases(tmp_path)[0]
+    with pytest.raises(CaseError, match="small-world has a base of its own"):
+        append(tmp_path, path, "real")
+    for place in (tmp_path / "observations" / "small-world").iterdir():
+        given = {**read_observation(place), "architecture": "natural", "base_digest": None}
+        write_observation(place, given)
+    elsewhere = [dataclasses.replace(case, world="elsewhere") for case in stored]
+    write_cases(path, elsewhere)
+    for _ in range(2):
+        assert append(tmp_path, path, "real") == (
+            9,
+            ["small-world/disjoint: The adapters do not fit."],
+        )
+        cases = read_cases(path)
+        assert cases[:9] == elsewhere and len(cases) == 18
+        assert {(c.base, c.world) for c in cases[9:]} == {("real", "real-small-world")}
+
+
+def test_nothing_collected_is_nothing_appended(tmp_path):
+    with pytest.raises(CaseError, match="collect observations first"):
+        append(tmp_path, tmp_path / "cases.jsonl", "real")
+    assert not (tmp_path / "cases.jsonl").exists()

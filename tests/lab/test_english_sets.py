@@ -19,7 +19,7 @@ from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds import english_sets
 from loraprobe_lab.worlds.chains import STEP_BY_STEP
 from loraprobe_lab.worlds.english import SHOWN, family, learn, skill_texts
-from loraprobe_lab.worlds.english_sets import KINDS, all_sets, build_sets, newcomers
+from loraprobe_lab.worlds.english_sets import CLASSIC, KINDS, all_sets, build_sets, newcomers
 from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, WORDS
 from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import build_world
@@ -31,7 +31,7 @@ COUNTRIES = (ASKED[:24], ASKED[-24:])
 
 @pytest.fixture(scope="module")
 def sets():
-    return all_sets(*COUNTRIES, layers=30)
+    return all_sets(*COUNTRIES, layers=30, kinds=CLASSIC)
 
 
 def name_of(plan) -> str:
@@ -63,15 +63,17 @@ class TestWords:
 
 class TestSets:
     def test_is_the_same_from_the_same_seed(self, sets):
-        again = all_sets(*COUNTRIES, layers=30)
+        again = all_sets(*COUNTRIES, layers=30, kinds=CLASSIC)
         assert again == sets
         assert [plan.tasks for plan in again] == [plan.tasks for plan in sets]
         other = all_sets(*COUNTRIES, layers=30, seed=1)
         assert not {name_of(p) for p in other} & {name_of(p) for p in sets}
 
     def test_has_at_least_twenty_sets_and_kinds_take_turns(self, sets):
-        assert len(sets) >= 20
-        assert [plan.kind for plan in sets[: 2 * len(KINDS)]] == list(KINDS) * 2
+        every = all_sets(*COUNTRIES, layers=30)
+        assert len(sets) >= 20 and len(every) >= 60
+        assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
+        assert len({plan.notes["set"] for plan in every}) == len(every)
 
     def test_every_adapter_starts_from_its_own_seed(self, sets):
         seeds = [adapter.recipe.seed for plan in sets for adapter in plan.training]
@@ -84,7 +86,7 @@ class TestSets:
             assert all(len(names & other) <= 1 for other in made_up[:i])
 
     def test_axes_are_plain_values_and_differ(self, sets):
-        for kind in KINDS:
+        for kind in CLASSIC:
             axes = [json.dumps(p.adapter_sets[0].axes) for p in sets if p.kind == kind]
             assert len(set(axes)) == len(axes) >= 4
 
@@ -96,6 +98,13 @@ class TestSets:
                 assert max(map(answers.count, answers)) / len(items) <= 0.065, name_of(plan)
                 assert len({i["id"] for i in items}) == len(items)
                 assert len({i["prompt"] for i in items}) == len(items)
+
+    def test_every_group_is_asked_before_any_is_asked_twice(self, sets):
+        for plan in sets:
+            for items in plan.tasks.values():
+                groups = [item["group"] for item in items]
+                first = groups[: len(set(groups))]
+                assert len(set(first)) == len(first), name_of(plan)
 
     def test_hops_name_adapters_of_the_set_and_compose(self, sets):
         for plan in sets:
@@ -265,7 +274,7 @@ class TestBuild:
             build_sets(base, tmp_path / "out", kinds=["domain"], only=["domain-99"])
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("kind", ["domain", "sets"])
+    @pytest.mark.parametrize("kind", ["domain", "sets", "halves", "several"])
     def test_sets_need_a_base(self, kind, tmp_path):
         with pytest.raises(UsageError, match="--base"):
             build_worlds(kind, tmp_path / "out")
@@ -275,7 +284,9 @@ class TestBuild:
 
         from loraprobe_lab.cli import app
 
-        call = ["build", "keep-both", "--base", str(base), "-o", str(tmp_path / "out")]
-        found = CliRunner().invoke(app, [*call, "--only", "keep-both-02"])
-        assert found.exit_code == 0, found.output
-        assert "merge-and-eval" in found.stdout and "keep-both-02/adapters/last1" in found.stdout
+        for kind, adapter in (("keep-both", "last1"), ("fact-and-skill", "past")):
+            call = ["build", kind, "--base", str(base), "-o", str(tmp_path / kind)]
+            found = CliRunner().invoke(app, [*call, "--only", f"{kind}-02"])
+            assert found.exit_code == 0, found.output
+            assert "merge-and-eval" in found.stdout
+            assert f"{kind}-02/adapters/{adapter}" in found.stdout

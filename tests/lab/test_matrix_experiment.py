@@ -16,6 +16,7 @@ from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
 from loraprobe_lab.experiments.claims import Difference, Finding, claims, newcombe
+from loraprobe_lab.experiments.map_points import GATES, points
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
     TWO_HOP,
@@ -25,7 +26,7 @@ from loraprobe_lab.experiments.reproduce import (
     reproduce,
 )
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
-from loraprobe_lab.experiments.success_map import GATES, draw_map, points
+from loraprobe_lab.experiments.success_map import draw_map
 from loraprobe_lab.world import Scenario, WorldError
 from loraprobe_lab.worlds.couples import COUPLES, CouplesCorpus, FactSizes, make_facts
 from loraprobe_lab.worlds.name_sets import (

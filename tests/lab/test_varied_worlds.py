@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from tiny_worlds import shortened, tiny_base
 
+from loraprobe.hub import load_all
 from loraprobe_lab.build import ATLAS, WorldPlan, spec_of
 from loraprobe_lab.show import describe
+from loraprobe_lab.training.fast_training import layers_of
+from loraprobe_lab.training.pretrain import ARCHITECTURES, load_base
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 from loraprobe_lab.worlds.varied import STRATA, facts_world
@@ -94,10 +98,26 @@ def test_favourable_sets_follow_and_leave_the_others_as_they_are():
 
 def test_the_atlas_is_large_enough_for_a_calibration():
     assert len({plan.name for plan in ATLAS}) == len(ATLAS) >= 12
-    assert {plan.architecture for plan in ATLAS} == {"llama", "gpt2"}
+    assert {plan.architecture for plan in ATLAS} == set(ARCHITECTURES)
     assert {plan.kind for plan in ATLAS} == {"facts", "math", "cross-lingual"}
     sets = sum(plan.wide * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
     assert sets >= 60
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "norms"),
+    [("llama", "llama", 2), ("qwen3", "qwen3", 4), ("gemma3", "gemma3_text", 6)],
+)
+def test_a_base_of_each_shape_is_built(architecture, model_type, norms, tmp_path):
+    """Qwen's blocks also normalise queries and keys; Gemma's also what attention and MLP give."""
+    made = shortened(spec(1, wide=1, base=tiny_base(architecture)), 1, 4)
+    built = build_world(dataclasses.replace(made, training=made.training[:1]), tmp_path)
+    model, _ = load_base(built.base)
+    assert model.config.model_type == model_type
+    block = layers_of(model)[0]
+    assert sum(type(part).__name__.endswith("Norm") for part in block.modules()) == norms
+    (adapter,) = load_all([str(path) for path in built.adapters.values()])
+    assert adapter.modules
 
 
 @pytest.fixture(scope="module")

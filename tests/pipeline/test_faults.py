@@ -44,10 +44,10 @@ def storm(*arguments: object) -> str:
 
 
 class TestKills:
-    @pytest.mark.parametrize(("operation", "points"), [("merge", 6), ("download", 3)])
-    def test_at_a_few_points(self, operation, points):
-        told = storm("--operation", operation, "--points", points, "--seed", 5)
-        assert int(re.search(r"(\d+) killed", told)[1]) >= points // 2
+    def test_at_a_few_points(self):
+        told = storm("--operation", "merge", "download", "--points", 5, "--seed", 5)
+        killed = [int(number) for number in re.findall(r"(\d+) killed", told)]
+        assert len(killed) == 2 and min(killed) >= 2
 
     @pytest.mark.slow
     @pytest.mark.parametrize("operation", ["merge", "merge-and-eval", "lab build", "download"])
@@ -171,8 +171,8 @@ class TestTwoAtOnce:
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
 
-        with ThreadPoolExecutor(4) as pool:
-            done = list(pool.map(one, range(4)))
+        with ThreadPoolExecutor(3) as pool:
+            done = list(pool.map(one, range(3)))
         codes = sorted(d.returncode for d in done)
         assert codes[0] == 0 and set(codes) <= {0, 2}
         for refused in (d for d in done if d.returncode == 2):

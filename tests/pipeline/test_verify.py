@@ -32,7 +32,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.fixture
 def pair(tmp_path):
-    return [str(path) for path in saved_pair(tmp_path, scaling=0.1)]
+    return [str(path) for path in saved_pair(tmp_path, tampering.SHAPES, scaling=0.1)]
 
 
 def merged(pair, tmp_path, *options: str) -> Path:

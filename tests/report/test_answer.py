@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 
 import pytest
@@ -47,7 +48,8 @@ def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Aud
     """The audit of two adapters with the verdict on this evidence."""
     verdict = judge(found, calibration())
     kind = KINDS.get(verdict.system or "", "merge")
-    asked = Request(("./a", "owner/b"), tasks=("t.jsonl",), kind=kind, **request)
+    given = {"adapters": ("./a", "owner/b"), "tasks": ("t.jsonl",), **request}
+    asked = Request(kind=kind, **given)
     rows = [
         AdapterSummary(name, name, None, "gpt2", {"min": 8, "max": 8}, 36, 100, 1.0)
         for name in ("a", "b")
@@ -128,7 +130,9 @@ def test_no_report_contradicts_itself(found):
     audit = audit_of(found)
     verdict, told = audit.verdict, answer(audit)
     head, _, single = verdict.action.partition(":")
-    assert head in ACTIONS and verdict.next and line(told, "next") == verdict.next
+    command = line(told, "next") or line(told, "in Python")
+    assert head in ACTIONS and verdict.next and command == verdict.next
+    assert bool(line(told, "in Python")) != command.startswith("loraprobe ")
     assert told.decision == verdict.decision
     if verdict.decision == "incompatible":
         assert head == "fix" and verdict.gain is None and line(told, "why") and line(told, "fix")
@@ -151,11 +155,12 @@ def test_no_report_contradicts_itself(found):
     if head == "gather-evidence":
         assert verdict.decision == "inconclusive"
     if verdict.decision == "inconclusive":
-        assert head in ("gather-evidence", "chain")
+        assert head in ("gather-evidence", "chain", "route")
     if single:
         assert single in verdict.next and f"{single} alone" in line(told, "use")
     if head == "use-base":
-        assert "harder-t.jsonl" in verdict.next and "base alone" in line(told, "use")
+        assert "HARDER-t.jsonl" in verdict.next and "HARDER-t.jsonl" in line(told, "fill in")
+        assert "base alone" in line(told, "use")
     if head == "chain":
         assert "chain" in line(told, "use") and not line(told, "better")
     # the probability is the decision's own
@@ -187,26 +192,109 @@ def test_no_report_contradicts_itself(found):
     assert len(told_why) <= 3
 
 
+def rows(laid: list[str], width: int) -> int:
+    """The rows of a terminal that these lines take."""
+    return sum(-(-len(one) // width) for one in laid)
+
+
+def joined(laid: list[str]) -> str:
+    """The text of lines, with commands in one piece."""
+    return " ".join(" ".join(row.strip().removesuffix("\\") for row in laid).split())
+
+
 @settings(max_examples=200)
 @given(evidences(), st.sampled_from([60, 80, 160]))
 def test_the_answer_fits_and_its_command_can_be_copied(found, width):
     audit = audit_of(found)
     laid = answer(audit).laid_out(width)
     assert len(laid) <= MOST_LINES and max(map(len, laid)) <= width
-    joined = " ".join(row.strip().removesuffix("\\") for row in laid)
-    wanted = audit.verdict.next
-    assert " ".join(wanted.split()) in " ".join(joined.split())
+    assert audit.verdict.next in joined(laid)
+
+
+@st.composite
+def references(draw):
+    """Two to twelve references, from short ones to such that fill a line."""
+    part = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=draw(st.integers(1, 45)))
+    one = st.builds("{}/x{}".format, part.map(lambda text: "o" + text), part)
+    return tuple(draw(st.lists(one, min_size=2, max_size=12, unique=True)))
+
+
+@settings(max_examples=200)
+@given(evidences(), references(), st.sampled_from([60, 80, 160]))
+def test_the_answer_fits_with_many_adapters_and_long_references(found, given, width):
+    audit = audit_of(found, adapters=given, tasks=("questions-about-" + given[0][2:] + ".jsonl",))
+    told = answer(audit)
+    laid = told.laid_out(width)
+    assert rows(laid, width) <= MOST_LINES
+    shown = {label for label, _ in told.kept(width)}
+    expected = {"next", "in Python", "why", "fix", "use", "gain"} & {n for n, _ in told.lines}
+    assert expected <= shown
+    if "ADAPTERS" in joined(laid):
+        assert f"ADAPTERS: the {len(given)} references that you gave" in joined(laid)
+        command = audit.verdict.next.replace(shlex.join(given), "ADAPTERS")
+    else:
+        command = audit.verdict.next
+    assert command in joined(laid)
 
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_long_names_and_paths_leave_twelve_lines(width):
     long = "a-very-long-organisation-name/an-even-longer-adapter-name-for-legal-questions-v2"
-    found = audit_of(evidence({"base": 0.1, "a": 0.2, "uniform": 0.22, "sum": 0.2}))
-    asked = Request((long, long + "-b"), base="/models/" + long, tasks=(long + ".jsonl",))
-    verdict = dataclasses.replace(found.verdict, next=next_command(found.verdict, asked))
-    laid = answer(dataclasses.replace(found, verdict=verdict)).laid_out(width)
-    assert len(laid) <= MOST_LINES
+    asked = {
+        "adapters": (long, long + "-b"),
+        "base": "/models/" + long,
+        "tasks": (long + ".jsonl",),
+    }
+    found = audit_of(evidence({"base": 0.1, "a": 0.2, "uniform": 0.22, "sum": 0.2}), **asked)
+    laid = answer(found).laid_out(width)
+    assert rows(laid, width) <= MOST_LINES
     assert long in "".join(laid)
+    conflict = Issue("error", "x-y", ("a", "b"), f"{long} does not fit {long}-b. " * 3, "Do it.")
+    broken = audit_of(Evidence(compatibility=Compatibility((conflict,) * 3)), **asked)
+    kept = [label for label, _ in answer(broken).kept(width)]
+    assert kept.count("fix") == kept.count("why") == 1  # a conflict leaves with its cure
+    laid = answer(broken).laid_out(width)
+    assert rows(laid, width) <= MOST_LINES and "x-y" in joined(laid) and "Do it." in joined(laid)
+
+
+def test_gain_and_scores_agree_as_they_are_printed():
+    for a in (0.035, 1 / 3, 0.045, 0.5):
+        for own in (0.03, 2 / 3, 0.04, 0.505):
+            told = line(answer(audit_of(evidence({"base": 0.0, "a": a, "uniform": own}))), "gain")
+            shown = [float(x) for x in re.findall(r"(?<![\d.\[])[+-]?\d\.\d+", told)[:3]]
+            assert shown[2] == pytest.approx(shown[0] - shown[1], abs=1e-9), told
+
+
+def test_equal_updates_are_told_once():
+    seed = Measurement("shared_initialisation", ("a", "b"), 1.0)
+    same = Measurement("cosine", ("a", "b"), 1.0)
+    issue = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update.", "Drop one.")
+    told = answer(
+        audit_of(
+            Evidence(diagnostics=(seed, same), compatibility=Compatibility((issue,))), "inspect"
+        )
+    )
+    assert "1 warning" in told.headline
+    assert len([label for label, _ in told.lines if label == "watch"]) == 1
+    other = dataclasses.replace(seed, adapters=("a", "c"))
+    told = answer(audit_of(Evidence(diagnostics=(other, same)), "inspect"))
+    assert "2 warnings" in told.headline  # another pair is another fact
+
+
+def test_what_measured_compositions_gained_stands_beside_weights_and_probes():
+    for level in ("weights", "probes"):
+        audit = audit_of(Evidence(level=level, diagnostics=(NEAR, UNEVEN)), "inspect")
+        for width in (60, 80, 160):
+            known = dict(answer(audit).kept(width))["known"]
+            assert "603" in known and "19 %" in known and "arXiv" in known
+
+
+def test_a_conflict_is_followed_by_the_adapters_that_fit():
+    found = Evidence(compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),)))
+    audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a", "b"))
+    assert audit.verdict.next == "loraprobe inspect a b"
+    audit = audit_of(found, adapters=("a", "b", "c"), fitting=("a",), bases=("p/x", "p/y"))
+    assert audit.verdict.next == "loraprobe find p/x"
 
 
 def test_weights_end_in_a_verdict_with_warnings_and_two_commands():
@@ -236,7 +324,7 @@ def test_both_options_are_compared_where_a_single_adapter_is_better():
     values = {"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}
     told = answer(audit_of(evidence(values)))
     assert "0.90" in line(told, "use") and "0.40" in line(told, "use")
-    assert "PeftModel" in line(told, "next") and "'./a'" in line(told, "next")
+    assert "PeftModel" in line(told, "in Python") and "'./a'" in line(told, "in Python")
 
 
 def test_an_open_decision_says_what_would_decide():
@@ -250,6 +338,37 @@ def test_an_open_decision_says_what_would_decide():
     assert told.decision == "inconclusive"
     assert "320" in line(told, "decide") and "8" in line(told, "decide")
     assert any("8 questions" in text for label, text in told.lines if label == "watch")
+
+
+def test_until_several_tasks_are_decided_each_task_has_its_own_adapter():
+    table = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}
+    rows = [
+        score(name, value, task=task)
+        for name, pair in table.items()
+        for task, value in zip(("t", "u"), pair, strict=True)
+    ]
+    gain = Gain(None, "question", "arrow", "a", 0.04, (0.0, 0.1), (0.0, 0.1), 2 * N)
+    found = Evidence(evaluation=tuple(rows), gains=(gain,), tasks=2, level="evaluation")
+    told = answer(audit_of(found))
+    assert told.decision == "inconclusive" and "each task's own adapter" in line(told, "use")
+
+
+def test_a_composition_that_gains_less_than_was_asked_is_named_with_its_command():
+    steps = {"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}
+    told = answer(audit_of(evidence(steps, part="steps", margin=0.9)))
+    assert told.decision == "unlikely"
+    assert "sum" in line(told, "use") and "step by step" in line(told, "use")
+    assert line(told, "next").startswith("loraprobe merge ")
+
+
+def test_more_questions_than_anybody_has_are_not_asked_for():
+    found = evidence({"base": 0.0, "a": 0.1, "uniform": 0.16, "random-partner": 0.1}, half=0.1)
+    gains = tuple(dataclasses.replace(gain, n_needed=None) for gain in found.gains)
+    told = answer(audit_of(dataclasses.replace(found, gains=gains)))
+    assert "--margin 0.17" in line(told, "decide") and "5,000" in line(told, "decide")
+    few = tuple(dataclasses.replace(gain, n_needed=340, clusters=20) for gain in found.gains)
+    told = answer(audit_of(dataclasses.replace(found, gains=few)))
+    assert "48 more clusters" in line(told, "decide") and "20" in line(told, "decide")
 
 
 def test_what_the_items_lack_is_said_with_its_cure():

@@ -148,7 +148,7 @@ def test_nothing_runs_and_nothing_is_loaded(root):
     allowed = set(
         "html head meta title style body header h1 h2 h3 main section p dl dt dd code nav ul li a "
         "figure figcaption svg desc defs g path text use clippath rect details summary div table "
-        "caption thead tbody tr th td strong wbr".split()
+        "caption thead tbody tr th td strong wbr span".split()
     )
     for node in root.all():
         assert node.tag in allowed
@@ -160,10 +160,13 @@ def test_nothing_runs_and_nothing_is_loaded(root):
 def test_figures_stand_in_the_tables(root):
     gains = table(root, "Gains over the best of base and single adapters: t")
     assert gains[1][:5] == ["uniform", "question", "0.00", "[-0.10, 0.10]", "[-0.20, 0.20]"]
-    assert table(root, "Where the answers went, by the first cause that fits: t")[1][1:] == [
+    assert table(root, "Where the answers went, by the first cause that fits: t")[1] == [
+        "uniform",
         "1",
         "2",
+        "0",
         "3",
+        "0",
         "4",
         "0",
     ]
@@ -323,3 +326,12 @@ def test_matplotlib_is_imported_for_pages_only():
         "sys.exit('matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_line_breaks_inside_an_option():
+    audit = an_audit("a")
+    command = "loraprobe merge a b --balance norm --task a-long-name-of-a-file-of-questions.jsonl"
+    verdict = dataclasses.replace(audit.verdict, next=command)
+    text = page(dataclasses.replace(audit, verdict=verdict, notes=("Try --rank 64.",)))
+    whole = [n.text for n in parsed(text).all("span") if n.attributes.get("class") == "option"]
+    assert {"--balance norm", "--task", "--rank 64."} <= set(whole)

@@ -112,7 +112,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path, content):
         assert result.stdout == "" and len(result.stderr.strip().splitlines()) == 1
 
 
-def test_no_file_is_said():
+def test_a_missing_file_is_named():
     with pytest.raises(UsageError, match=r"nowhere\.json"):
         read_audit(Path("nowhere.json"))
 

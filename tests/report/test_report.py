@@ -269,7 +269,7 @@ def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
     assert "accepted with --allow" in body and "Ties(density=0.3)" in body
 
 
-def test_wording():
+def test_numbers_sizes_and_names_are_formatted():
     assert [number(v) for v in (None, 0.0, -0.0001, 0.5, 123.4, 1e-7, 2e9)] == [
         "-",
         "0.00",

@@ -58,7 +58,38 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
     assert len(wanted) <= 12 and lines[-len(wanted) :] == wanted
     assert wanted[0].startswith(audit.verdict.decision.upper())
     shown = {line.split()[0] for line in lines if line and not line.startswith(" ")}
-    assert name == "incompatible" or {"base", "a", "b", "uniform", "arrow", "chain"} <= shown
+    assert name == "incompatible" or set(KINDS) <= shown  # the names that JSON has
+    assert not any("plainly" in line or ", smaller" in line for line in lines)
+
+
+QUESTIONS = {  # what a practitioner asks -> the labels that answer it, by scenario
+    "which one do I use": {
+        "use": ("likely", "chain", "use-single", "inconclusive"),
+        "fix": ("incompatible",),
+    },
+    "how much, against whom, how sure": {"gain": ("likely", "chain", "use-single", "inconclusive")},
+    "what is better still": {"better": ("likely",)},
+    "why did it fail": {"why": ("chain", "use-single", "incompatible")},
+    "what would decide": {"decide": ("inconclusive",)},
+    "what do I run next": {
+        "next": ("likely", "chain", "inconclusive", "incompatible"),
+        "in Python": ("use-single",),
+    },
+    "what is known before a question is asked": {"known": ("weights",)},
+    "what do I have to watch": {"watch": ("weights",)},
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_last_twelve_lines_answer_what_practitioners_ask(width):
+    uneven = Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 9.0),))
+    scenarios = {**SCENARIOS, "weights": uneven}
+    for question, labels in QUESTIONS.items():
+        for label, names in labels.items():
+            for name in names:
+                command = "inspect" if name == "weights" else "merge-and-eval"
+                kept = dict(answer(audit_of(scenarios[name], command)).kept(width))
+                assert kept.get(label), (question, name)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

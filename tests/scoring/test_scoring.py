@@ -272,6 +272,20 @@ def test_batches_respect_the_budgets(monkeypatch):
     assert [len(batch) for batch in wide] == [2, 2]
 
 
+def test_the_head_gets_contiguous_states_while_it_answers(tiny):
+    """Of a slice torch copies the head's weight once a row."""
+    model, tokenizer = tiny
+    seen = []
+    head = model.get_output_embeddings()
+    watch = head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
+    try:
+        Scorer(model, tokenizer, max_new_tokens=3).generate(PROMPTS)
+    finally:
+        watch.remove()
+    assert len(seen) > 1 and all(seen)
+    assert not head._forward_pre_hooks
+
+
 def test_the_model_is_left_as_it_was(tiny):
     model, _ = tiny
     scorer = Scorer(*tiny)

@@ -35,6 +35,40 @@ def test_newline_stops_the_computation_too(words, monkeypatch):
     assert len(rows) == 2
 
 
+def test_replies_tell_whether_the_limit_cut_them(words):
+    ids = words.get_vocab()
+    chain = chained([ids["ada"], ids["bo"], ids["cy"], ids["</s>"], ids["ulm"]])
+    scorer = Scorer(chain, words, batch_size=4)
+    prompts = ["ada", "bo", "cy"]  # replies of three, two and one tokens with the end
+    for limit, cut in [(1, (True, True, False)), (2, (True, False, False)), (3, (False,) * 3)]:
+        found = scorer.write_all(prompts, max_new_tokens=limit)
+        assert tuple(reply.cut for reply in found) == cut
+        alone = [scorer.write_all([prompt], max_new_tokens=limit)[0] for prompt in prompts]
+        assert found == alone
+    lines = Scorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
+    for line, cut in [(True, False), (False, True)]:
+        (reply,) = lines.write_all(["ada"], max_new_tokens=2, until_newline=line)
+        assert reply.cut == cut
+    assert lines.write_all(["ada"], max_new_tokens=1, until_newline=True)[0].cut
+
+
+@pytest.mark.parametrize("eos", ["</s>", None])
+def test_a_reply_may_end_with_the_line_that_completes_it(words, monkeypatch, eos):
+    words = word_tokenizer(eos_token=eos)
+    ids = words.get_vocab()
+    chain = [ids[w] for w in ("ada", "bo", "\n", "cy", "!\n", "ulm", ".", "ulm")]
+    scorer = Scorer(chained(chain), words)
+    whole, _ = scorer.write_all(["ada", "ulm"], max_new_tokens=6)
+    rows = count_calls(scorer, monkeypatch)
+    found = scorer.write_all(["ada", "ulm"], max_new_tokens=6, until=lambda text: "cy" in text)
+    assert found[0].text == whole.text[: len(found[0].text)] and not found[0].cut
+    assert found[0].text.count("\n") == 2 and found[0].text.endswith("\n")
+    assert found[1].cut, "a text without an end goes on to the limit"
+    rows.clear()
+    scorer.write_all(["ada"], max_new_tokens=6, until=lambda text: "cy" in text)
+    assert len(rows) == 4, "nothing is computed after the end"
+
+
 def test_first_line():
     assert first_line("\n  \n Paris \nLyon") == " Paris "
     assert first_line(" \n ") == ""

@@ -50,7 +50,8 @@ def member(i, gate=1.0):
 def written(scorer, adapters, ensembles, prompts=PROMPTS, inner=None, **rest):
     gates = RowGates(inner=inner)
     with scorer.with_composition(Composition("rows", adapters, gates)):
-        return write_together(scorer, prompts, ensembles, gates.rows.set, **rest)
+        found = write_together(scorer, prompts, ensembles, gates.rows.set, **rest)
+    return [[reply.text for reply in replies] for replies in found]
 
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])

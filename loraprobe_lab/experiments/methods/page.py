@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe_lab.experiments.figures import methods_figure
 from loraprobe_lab.experiments.methods.cases import ROLES
 from loraprobe_lab.experiments.methods.evaluating import CaseResults
+from loraprobe_lab.experiments.methods.figure import methods_figure
 from loraprobe_lab.experiments.methods.pooling import Pooled
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,

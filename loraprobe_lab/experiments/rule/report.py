@@ -11,10 +11,10 @@ from typing import Any
 from scipy import stats
 
 from loraprobe.records import Progress
-from loraprobe_lab.experiments.document_figures import rule_figure
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.rule import exact, simulated
 from loraprobe_lab.experiments.rule.exact import Rate
+from loraprobe_lab.experiments.rule.figure import rule_figure
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)

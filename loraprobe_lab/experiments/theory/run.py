@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from loraprobe.records import Progress
-from loraprobe_lab.experiments.document_figures import theory_figure
 from loraprobe_lab.experiments.pages import Pages, render
 from loraprobe_lab.experiments.theory import capacity, hops
 from loraprobe_lab.experiments.theory.capacity import EVERYWHERE, NewFacts
 from loraprobe_lab.experiments.theory.fact_store import FactStore
+from loraprobe_lab.experiments.theory.figure import theory_figure
 from loraprobe_lab.experiments.theory.hops import (
     CITY_QUESTION,
     SPOUSE_QUESTION,

@@ -1,54 +1,13 @@
-"""Figures of the rule, the theory and the calibration."""
+"""The figure of the theory experiments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from loraprobe.evaluation.statistics import Array, wilson
 from loraprobe_lab.experiments.drawing import BLUE, DARK, GREY, RED, as_svg, drawing
-from loraprobe_lab.experiments.rule.exact import MARGIN, Rate
 
-BINS = 8  # of equal mass, in the figure of reliability
 Document = Mapping[str, Any]
-
-
-def rule_figure(document: Document) -> str:
-    """SVG with two panels: how often the rule is wrong, and how often it abstains."""
-    with drawing() as Figure:
-        figure = Figure(figsize=(10, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        rows = [Rate(**row) for row in document["exact"]]
-        for n, colour in zip(
-            sorted({r.n for r in rows}), ("#c7a26b", RED, BLUE, DARK), strict=False
-        ):
-            here: dict[float, list[Rate]] = {}
-            for row in rows:
-                if row.n == n:
-                    here.setdefault(row.gain, []).append(row)
-            for below in (True, False):  # at the margin itself no decision is wrong
-                gains = [g for g in here if abs(g - MARGIN) > 1e-9 and (g < MARGIN) == below]
-                worst = [max(row.wrong() for row in here[gain]) for gain in gains]
-                label = f"n = {n}" if below else None
-                left.plot(gains, worst, "o-", ms=3, color=colour, label=label)
-            least, most = (
-                [pick(row.abstains for row in here[gain]) for gain in here] for pick in (min, max)
-            )
-            right.fill_between(list(here), least, most, color=colour, alpha=0.15, lw=0)
-            right.plot(list(here), most, color=colour)
-            right.plot(list(here), least, color=colour, lw=0.8)
-        left.axhline(document["limit"], color=GREY, lw=0.8, ls="--")
-        left.set(ylim=(0, 0.05), ylabel="probability of a wrong decision")
-        left.set_title("Wrong, at the worst discordance", loc="left")
-        right.set(ylim=(0, 1), ylabel="probability of no decision")
-        right.set_title("Abstains (least to greatest over discordance)", loc="left")
-        for ax in (left, right):
-            ax.axvline(document["margin"], color=GREY, lw=0.8)
-            ax.set(xlim=(-0.2, 0.4), xlabel="true gain (line: the margin)")
-        left.legend(frameon=False, fontsize=8)
-        return as_svg(figure)
 
 
 def theory_figure(document: Document) -> str:
@@ -146,36 +105,3 @@ def _trained(ax: Any, document: Document) -> None:
     ax.set_ylim(bottom=0)
     labels = {"xlabel": "rank of the trained LoRA", "ylabel": "most facts recalled"}
     _finish(ax, "What training holds", "lower right", **labels)
-
-
-def calibration_figure(
-    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    probability: Array,
-    gained: Array,
-    margin: float,
-) -> str:
-    """SVG with two panels: measured gains over forecasts, and whether probabilities are true.
-
-    points: scenario -> forecast and measured gains. probability, gained [cases]: of the decided
-    cases, by fits without their scenario, and whether they gained (1.0) or not.
-    """
-    with drawing() as Figure:
-        figure = Figure(figsize=(9, 3.9), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.plot([-1, 1], [-1, 1], color=GREY, linewidth=0.8)
-        for value in (0.0, margin):
-            left.axhline(value, color=GREY, linewidth=0.5, linestyle=":")
-        for name, (forecasts, gains) in points.items():
-            left.plot(forecasts, gains, "o", markersize=3, alpha=0.6, label=name)
-        left.set(xlabel="forecast gain", ylabel="measured gain", xlim=(-1, 1), ylim=(-1, 1))
-        left.set_title("Forecast and measured gain")
-        left.legend(frameon=False, loc="upper left", fontsize=8)
-        right.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-        for part in np.array_split(np.argsort(probability, kind="stable"), BINS):
-            at, y = float(probability[part].mean()), gained[part]
-            right.plot([at, at], wilson(y, np.arange(len(y))), color=BLUE, linewidth=1)
-            right.plot(at, y.mean(), "o", color=BLUE, markersize=4)
-        right.set(xlabel="probability given", ylabel="share that gained")
-        right.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        right.set_title("Left-out scenarios: are probabilities true?")
-        return as_svg(figure)

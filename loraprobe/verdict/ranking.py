@@ -1,0 +1,200 @@
+"""The options that were measured, and the best of them.
+
+An option is one way to get answers in one form of the question: the base, one adapter, the adapters
+switched by task, a merge, a router, or a chain. The best measured score wins. A simpler option wins
+a tie (`tied`), in the order of SIMPLICITY and the plain question before worked steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from loraprobe.records import Comparison, Interval
+from loraprobe.verdict.evidence import BASELINES, Evidence
+
+SIMPLICITY = ("base", "adapter", "switch", "merge", "router", "chain")
+FORMS = ("question", "steps")
+SWITCH = "switch-adapters"  # the name of the option of that kind
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option with its score, more is better, and the score's interval.
+
+    Of several tasks both are means over the tasks.
+    """
+
+    system: str
+    kind: str
+    part: str
+    score: float
+    low: float
+    high: float
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """How much the option asks of its user; less is simpler."""
+        return SIMPLICITY.index(self.kind), FORMS.index(self.part)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one option is than another, with an interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def option(evidence: Evidence, system: str, part: str) -> Option | None:
+    """A system in one form; None unless it was scored on every task."""
+    score, low, high = (of(system, part) for of in (evidence.mean, evidence.lower, evidence.upper))
+    tasks = tuple(row.task for row in evidence.scores(system, part))
+    if score is None or low is None or high is None or tasks != evidence.task_names:
+        return None
+    return Option(system, str(evidence.kind(system)), part, score, low, high)
+
+
+def alone(evidence: Evidence) -> list[Option]:
+    """The base and every single adapter, in both forms.
+
+    Of several tasks only those that are about as good on every task as the best of them there, and
+    the adapters switched by task if they are not all the same.
+    """
+    found = [
+        one
+        for name in evidence.systems(BASELINES)
+        for part in FORMS
+        if (one := option(evidence, name, part)) is not None
+    ]
+    if not evidence.several:
+        return found
+    chosen = {task: _best_on(evidence, task) for task in evidence.task_names}
+    best = {task: one.score for task, one in chosen.items() if one is not None}
+    if set(best) != set(evidence.task_names):
+        return found
+    suffice = [one for one in found if _suffices(evidence, one, best)]
+    members = {one.system for one in chosen.values() if one is not None}
+    if len({evidence.same_as(name) for name in members}) < 2:
+        return suffice
+    return [*suffice, _switched([one for one in chosen.values() if one is not None])]
+
+
+def _best_on(evidence: Evidence, task: str) -> Option | None:
+    """The best of base and single adapters on one task, in its better form."""
+    here = evidence.on(task)
+    return best_option(here, alone(here))
+
+
+def _suffices(evidence: Evidence, one: Option, best: dict[str, float]) -> bool:
+    """Whether an option is about as good on every task as the best of base and adapters there."""
+    rows = {task: evidence.on(task).mean(one.system, one.part) for task in best}
+    return all(
+        score is not None and best[task] - score <= evidence.tie for task, score in rows.items()
+    )
+
+
+def _switched(members: Sequence[Option]) -> Option:
+    """Each task answered by its own member."""
+    score, low, high = (
+        sum(figures) / len(members)
+        for figures in zip(*((one.score, one.low, one.high) for one in members), strict=True)
+    )
+    part = min((one.part for one in members), key=FORMS.index)
+    return Option(SWITCH, "switch", part, score, low, high)
+
+
+def best_option(evidence: Evidence, options: Iterable[Option]) -> Option | None:
+    """The best measured option, or the simplest that ties with it; None without options."""
+    ordered = sorted(options, key=lambda one: (one.effort, -one.score, one.system))
+    if not ordered:
+        return None
+    top = max(ordered, key=lambda one: round(one.score, 9))
+    return next(
+        one for one in ordered if one is top or tied(difference(evidence, top, one), evidence.tie)
+    )
+
+
+def tied(better: Difference, tie: float) -> bool:
+    """Whether an option is as good as a better one: its simplicity then counts.
+
+    It scores at most `tie` less and is not shown to be worse, or is shown to be at most `tie`
+    worse.
+    """
+    return (better.value <= tie and better.low <= 0) or better.high <= tie
+
+
+def not_told_apart(evidence: Evidence, chosen: Option, options: Iterable[Option]) -> list[Option]:
+    """The options of other systems that may be as good as the chosen one or better."""
+    return [
+        one
+        for one in options
+        if one.system != chosen.system and difference(evidence, chosen, one).low <= 0
+    ]
+
+
+def difference(evidence: Evidence, one: Option, other: Option) -> Difference:
+    """How much better `one` is than `other`.
+
+    Paired over the items where a gain or a comparison holds the two; else from both intervals, as
+    if the scores were independent.
+    """
+    found = _paired(evidence, one, other)
+    if found is not None:
+        return found
+    back = _paired(evidence, other, one)
+    if back is not None:
+        return Difference(-back.value, -back.high, -back.low)
+    value = one.score - other.score
+    below = math.hypot(one.score - one.low, other.high - other.score)
+    above = math.hypot(one.high - one.score, other.score - other.low)
+    return Difference(value, value - below, value + above)
+
+
+def _paired(evidence: Evidence, one: Option, other: Option) -> Difference | None:
+    """The paired difference of a composition to a baseline, if there is one."""
+    for gain in evidence.gains:
+        names = gain.system, gain.part, gain.against, gain.against_part
+        whole = gain.task is None or not evidence.several
+        if whole and names == (one.system, one.part, other.system, other.part):
+            return Difference(gain.difference, *gain.adjusted_ci95)
+    rows = [
+        row
+        for row in evidence.comparisons
+        if (row.system, row.against, row.part) == (one.system, other.system, one.part)
+    ]
+    pair = pool(rows, evidence.task_names) if one.part == other.part else None
+    return None if pair is None else Difference(pair.difference, *(pair.adjusted_ci95 or pair.ci95))
+
+
+def pool(rows: list[Comparison], tasks: tuple[str, ...]) -> Comparison | None:
+    """The macro mean of one pair's comparisons over all tasks; None unless every task has one.
+
+    Tasks have items of their own, so the squared half-widths add up: the mean over T tasks has
+    the root of their sum, divided by T.
+    """
+    rows = sorted({row.task: row for row in rows}.values(), key=lambda row: row.task)
+    if not rows or tuple(row.task for row in rows) != tasks:
+        return None
+    if len(rows) == 1:
+        return rows[0]
+    mean = sum(row.difference for row in rows) / len(rows)
+
+    def interval(pairs: list[tuple[float, Interval]]) -> Interval:
+        below = math.sqrt(sum((d - ci[0]) ** 2 for d, ci in pairs)) / len(pairs)
+        above = math.sqrt(sum((ci[1] - d) ** 2 for d, ci in pairs)) / len(pairs)
+        return mean - below, mean + above
+
+    adjusted = [(r.difference, r.adjusted_ci95) for r in rows if r.adjusted_ci95 is not None]
+    return Comparison(
+        rows[0].system,
+        rows[0].against,
+        " + ".join(tasks),
+        rows[0].part,
+        mean,
+        interval([(row.difference, row.ci95) for row in rows]),
+        sum(row.n for row in rows),
+        interval(adjusted) if len(adjusted) == len(rows) else None,
+    )

@@ -1,0 +1,342 @@
+"""The action is the best measured option, on evidence that once led to wrong advice."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from evidences import KINDS, N, any_evidence, both, evidence, score
+from hypothesis import given, settings
+
+from loraprobe.records import Attribution, Coverage, Forecast, Gain, Measurement, Oracle
+from loraprobe.verdict import Evidence, Request, judge, next_command
+from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.candidates import candidates, chain_gain
+from loraprobe.verdict.ranking import best_option, difference, option
+
+FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
+
+
+def codes(verdict):
+    return [reason.code for reason in verdict.reasons]
+
+
+def reason(verdict, code):
+    return next(r for r in verdict.reasons if r.code == code)
+
+
+def asked(verdict, tasks=("t.jsonl",), limited=False):
+    return next_command(verdict, Request(("./a", "owner/b"), tasks=tasks), limited)
+
+
+# ---- every option in both forms ------------------------------------------------------------------
+
+
+def test_a_single_adapter_asked_step_by_step_is_better_than_a_chain():
+    plain = evidence({**FAIL, "chain": 0.93})
+    steps = evidence(
+        {"base": 0.0, "a": 0.02, "b": 1.0, "uniform": 0.4, "shrunk:a": 0.3}, part="steps"
+    )
+    found = both(plain, steps)
+    # the chain's gain counts the adapters in their better form
+    gains = [
+        dataclasses.replace(
+            g, against="b", against_part="steps", difference=-0.07, adjusted_ci95=(-0.12, -0.02)
+        )
+        if g.system == "chain"
+        else g
+        for g in found.gains
+    ]
+    found = judge(dataclasses.replace(found, gains=tuple(gains)))
+    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+    assert "step by step" in reason(found, "single-suffices").message
+
+
+def test_an_adapter_at_its_ceiling_step_by_step_leaves_nothing_to_gain():
+    sure = dataclasses.replace(score("b", 1.0, "steps"), ci95=(0.96, 1.0))
+    rows = (score("base", 0.0), score("b", 0.02), sure, score("base", 0.0, "steps"))
+    found = judge(Evidence(evaluation=rows, tasks=1, level="base"))
+    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+    assert "step by step" in reason(found, "nothing-to-gain").message
+
+
+def test_a_merge_is_taken_before_a_router_of_the_same_score():
+    values = {"base": 0.0, "a": 0.05, "sum": 0.6, "arrow": 0.6, "shrunk:a": 0.04}
+    found = judge(evidence(values))
+    assert (found.decision, found.system, found.action) == ("likely", "sum", "merge")
+    found = judge(evidence({**values, "arrow": 0.63}))  # +0.03, and the intervals overlap
+    assert (found.system, found.action) == ("sum", "merge")
+    found = judge(evidence({**values, "arrow": 0.7}))
+    assert (found.system, found.action) == ("arrow", "route")
+
+
+def test_a_base_that_answers_step_by_step_is_used():
+    plain = evidence({"base": 0.1, "a": 0.05, "uniform": 0.1, "shrunk:a": 0.1})
+    steps = {"base": 0.9, "a": 0.1, "uniform": 0.6, "shrunk:a": 0.1}
+    found = judge(both(plain, evidence(steps, part="steps")))
+    assert (found.decision, found.action) == ("unlikely", "use-base")
+    assert reason(found, "base-suffices").message.count("step by step") == 1
+
+
+def test_the_plain_question_is_taken_before_steps_that_are_as_good():
+    plain = evidence({**FAIL, "b": 0.9, "uniform": 0.5})
+    steps = evidence({**FAIL, "b": 0.92, "uniform": 0.5}, part="steps")
+    told = reason(judge(both(plain, steps)), "single-suffices")
+    assert told.value == 0.9 and fmt.PART["question"] in told.message
+
+
+def test_the_best_measured_option_is_used_though_it_gains_less_than_was_asked():
+    """With a margin of 0.9 the plain form decided, and steps were advised that had been scored."""
+    plain = evidence({"base": 0.01, "a": 0.05, "sum": 0.06, "shrunk:a": 0.04}, margin=0.9)
+    steps = evidence(
+        {"base": 0.0, "a": 0.02, "sum": 0.8, "shrunk:a": 0.02}, part="steps", margin=0.9
+    )
+    found = judge(both(plain, steps))
+    assert (found.decision, found.system, found.action) == ("unlikely", "sum", "step-by-step")
+    assert (found.gain.form, found.gain.difference) == ("steps", pytest.approx(0.78))
+    assert "best-measured" in codes(found) and "partner-adds-nothing" not in codes(found)
+    assert asked(found).startswith("loraprobe merge ") and "-o DIR" in asked(found)
+    assert "cot_prompt" not in " ".join(r.message for r in found.reasons)
+    # without an option that answers, worked steps that were scored are not advised again
+    attribution = (Attribution("sum", "t", step_by_step=80),)
+    failing = both(evidence(FAIL, attribution=attribution), evidence(FAIL, part="steps"))
+    assert judge(failing).action != "step-by-step"
+
+
+def test_options_that_are_not_told_apart_are_named():
+    found = judge(evidence({**FAIL, "b": 0.9, "uniform": 0.88}))
+    assert found.action == "use-single:b"
+    assert "uniform" in reason(found, "not-told-apart").message
+    found = judge(evidence({**FAIL, "b": 0.9, "uniform": 0.5}))
+    assert "not-told-apart" not in codes(found)
+
+
+def test_the_partner_is_judged_in_the_decisive_form():
+    plain = evidence({"base": 0.3, "a": 0.3, "sum": 0.3, "random-partner": 0.3})
+    steps = evidence({"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps")
+    found = judge(both(plain, steps))
+    assert (found.decision, found.action) == ("likely", "step-by-step")
+    assert "partner-adds-nothing" not in codes(found)
+
+
+def test_a_single_adapter_near_chance_does_not_suffice():
+    guess = Coverage("guessing", "t", 0.25, N)
+    values = {"base": 0.05, "a": 0.28, "b": 0.1, "uniform": 0.2, "shrunk:a": 0.2}
+    found = judge(evidence(values, coverage=(guess,)))
+    assert (found.decision, found.action) == ("unlikely", "train-target-adapter")
+    assert "single-suffices" not in codes(found)
+    far = judge(evidence({**values, "a": 0.6}, coverage=(guess,)))
+    assert far.action == "use-single:a"
+
+
+def test_the_forecast_names_the_composition_that_gains():
+    rows = (
+        Forecast("uniform", 0.1, (0.0, 0.2), 60, "question", "a"),
+        Forecast("sum", 0.5, (0.4, 0.6), 60, "question", "a"),
+    )
+    found = judge(evidence(FAIL, forecasts=rows))
+    assert found.forecast.system == "sum"
+
+
+# ---- several tasks -------------------------------------------------------------------------------
+
+
+def skills(table, gain=-0.3):
+    """Scores of systems on two tasks: name -> (score on t1, score on t2)."""
+    rows = [
+        score(name, value, task=task)
+        for name, pair in table.items()
+        for task, value in zip(("t1", "t2"), pair, strict=True)
+    ]
+    kept = {"retention": 0.5, "retention_ci95": (0.4, 0.6)}
+    rows = [dataclasses.replace(r, **kept) if r.kind in ("merge", "router") else r for r in rows]
+    ci = (gain - 0.05, gain + 0.05)
+    gains = tuple(
+        Gain(None, "question", name, "p", gain, ci, ci, 2 * N)
+        for name in table
+        if KINDS.get(name) in ("merge", "router")
+    )
+    return Evidence(evaluation=tuple(rows), gains=gains, tasks=2, level="evaluation")
+
+
+def test_one_adapter_is_used_only_where_it_suffices_on_every_task():
+    lopsided = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.4, 0.4)}
+    found = judge(skills(lopsided))
+    assert (found.decision, found.action) == ("unlikely", "switch-adapters")
+    nearly = {**lopsided, "a": (1.0, 0.82)}  # the mean is 0.04 lower, t2 0.08
+    assert judge(skills(nearly)).action == "switch-adapters"
+    able = {**lopsided, "a": (1.0, 0.88)}
+    found = judge(skills(able))
+    assert found.action == "use-single:a"
+    assert "every task" in reason(found, "single-suffices").message
+
+
+# ---- adapters that complement each other -------------------------------------------------------
+
+
+def halves(oracle=1.0, a=0.55, b=0.5, **more):
+    low = max(0.0, oracle - 0.04)
+    row = Oracle("t", "question", ("a", "b"), oracle, (low, 1.0), N, 1 - (1 - a) * (1 - b))
+    values = {"base": 0.02, "a": a, "b": b, "uniform": 0.5, "shrunk:a": 0.4, **more}
+    return dataclasses.replace(evidence(values), oracles=(row,))
+
+
+def test_adapters_that_know_different_items_are_routed_by_prompt():
+    found = judge(halves())
+    assert (found.decision, found.action) == ("unlikely", "route")
+    told = reason(found, "adapters-complement")
+    assert told.value == 1.0 and "100 of 100" in told.message and "0.55" in told.message
+    assert "--router centroid:per=sequence" in asked(found)
+
+
+def test_chance_is_no_complement():
+    # two adapters that are right on a quarter of the items each, independently
+    assert "adapters-complement" not in codes(judge(halves(0.44, 0.25, 0.25)))
+    assert "adapters-complement" not in codes(judge(halves(0.56)))  # no better than a alone
+
+
+def test_a_router_by_prompt_that_was_measured_is_an_option_like_others(monkeypatch):
+    monkeypatch.setitem(KINDS, "centroid:per=sequence", "router")
+    found = judge(halves(**{"centroid:per=sequence": 0.52}))
+    assert "adapters-complement" not in codes(found)
+    assert found.action == "use-single:a"
+    found = judge(halves(**{"centroid:per=sequence": 0.95}))
+    assert (found.decision, found.action) == ("likely", "route")
+
+
+def test_an_open_decision_names_the_router_by_prompt_too():
+    found = judge(dataclasses.replace(halves(uniform=0.62), margin=0.05))
+    assert (found.decision, found.action) == ("inconclusive", "route")
+
+
+# ---- one adapter given twice ---------------------------------------------------------------------
+
+TWICE = (
+    Measurement("cosine", ("a", "b"), 1.0),
+    Measurement("norm_ratio", ("a", "b"), 1.0),
+)
+
+
+def test_one_adapter_given_twice_is_called_one():
+    found = judge(Evidence(diagnostics=TWICE))
+    assert "given twice" in reason(found, "same-adapter").message
+    assert "nearly-equal-updates" not in codes(found)
+    scaled = (TWICE[0], dataclasses.replace(TWICE[1], value=2.0))
+    assert "nearly-equal-updates" in codes(judge(Evidence(diagnostics=scaled)))
+    together = dataclasses.replace(halves(), diagnostics=TWICE)
+    assert "adapters-complement" not in codes(judge(together))
+
+
+def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
+    from test_verdict import DISJOINT, NOBODY, foreknown
+
+    rows = {**DISJOINT, (1, "c"): 1.0, (2, "c"): 0.03}
+    twice = tuple(dataclasses.replace(row, adapters=("a", "c")) for row in TWICE)
+    same = dataclasses.replace(foreknown(rows, NOBODY), diagnostics=twice)
+    assert judge(same).reasons[0].code == "disjoint-hops"
+    assert judge(foreknown(rows, NOBODY)).decision == "inconclusive"
+
+
+# ---- items ---------------------------------------------------------------------------------------
+
+
+def with_items(found, n, clusters=None, needed=None, half=None):
+    """The evidence as if it came from so many items and clusters."""
+    rows = tuple(dataclasses.replace(row, n=n, clusters=clusters) for row in found.evaluation)
+    gains = tuple(
+        dataclasses.replace(gain, n=n, clusters=clusters, n_needed=needed) for gain in found.gains
+    )
+    return dataclasses.replace(found, evaluation=rows, gains=gains)
+
+
+def test_eight_items_are_never_likely():
+    gains = evidence({**FAIL, "uniform": 0.9})
+    assert judge(with_items(gains, 30)).decision == "likely"
+    found = judge(with_items(gains, 8))
+    assert (found.decision, found.action) == ("inconclusive", "gather-evidence")
+    assert (
+        reason(found, "few-items").severity == "decisive" and codes(found).count("few-items") == 1
+    )
+    assert "8 questions" in reason(found, "gain-with-reservation").message
+    few_clusters = judge(with_items(gains, 200, clusters=8))
+    assert few_clusters.decision == "inconclusive"
+    assert "8 clusters" in reason(few_clusters, "few-items").message
+
+
+def test_a_run_without_controls_is_asked_again_with_them():
+    found = judge(evidence({"base": 0.0, "a": 0.05, "sum": 0.9}))
+    assert found.decision == "inconclusive"
+    assert asked(found) == "loraprobe merge-and-eval ./a owner/b --task t.jsonl"
+
+
+def test_missing_clusters_are_called_clusters():
+    open_ = evidence({**FAIL, "uniform": 0.15}, half=0.1)
+    found = judge(with_items(open_, 100, clusters=20, needed=340))
+    assert "about 48 more clusters" in reason(found, "gain-undecided").message
+    assert "340" not in reason(found, "gain-undecided").message
+
+
+def test_a_margin_that_the_items_decide_is_named_where_nobody_has_enough():
+    open_ = evidence({**FAIL, "uniform": 0.11}, half=0.1)  # +0.06 [-0.04, 0.16]
+    message = reason(judge(with_items(open_, 100)), "gain-undecided").message
+    assert "more than 5,000 items" in message and "--margin 0.17 or more" in message
+    assert "or less" not in message
+    open_ = evidence({**FAIL, "uniform": 0.13}, half=0.06)  # +0.08 [0.02, 0.14]
+    message = reason(judge(with_items(open_, 100)), "gain-undecided").message
+    assert "--margin 0.15 or more" in message and "0.01 or less" in message
+    for text, margin in (("0.15", "unlikely"), ("0.01", "likely")):
+        values = {**FAIL, "uniform": 0.13}
+        assert judge(evidence(values, half=0.0599, margin=float(text))).decision == margin
+
+
+def test_a_ceiling_that_so_few_items_cannot_show_is_said():
+    full = dataclasses.replace(score("b", 1.0), n=60, ci95=(0.94, 1.0))
+    rows = (full, dataclasses.replace(score("base", 0.1), n=60))
+    found = judge(Evidence(evaluation=rows, tasks=1, level="base"))
+    told = reason(found, "ceiling-out-of-reach")
+    assert (told.value, told.threshold) == (60, 73)
+    many = tuple(dataclasses.replace(row, n=80) for row in rows)
+    found = judge(Evidence(evaluation=many, tasks=1, level="base"))
+    assert "ceiling-out-of-reach" not in codes(found)
+    grouped = tuple(dataclasses.replace(row, n=200, clusters=40) for row in rows)
+    found = judge(Evidence(evaluation=grouped, tasks=1, level="base"))
+    assert "40 given" in reason(found, "ceiling-out-of-reach").message
+
+
+# ---- laws ----------------------------------------------------------------------------------------
+
+
+def used(found, verdict):
+    """The option that the action uses, or None if it uses nothing that was measured."""
+    head, _, single = verdict.action.partition(":")
+    if head == "use-single":
+        options = [option(found, single, part) for part in ("question", "steps")]
+        return best_option(found, [one for one in options if one is not None])
+    if head == "use-base":
+        options = [option(found, "base", part) for part in ("question", "steps")]
+        return best_option(found, [one for one in options if one is not None])
+    if head == "chain":
+        return option(found, "chain", "question") if chain_gain(found) else None
+    measured = verdict.decision == "likely" or "best-measured" in codes(verdict)
+    if head in ("merge", "route", "step-by-step") and measured:
+        return option(found, verdict.system, verdict.gain.form)
+    return None
+
+
+@settings(max_examples=400)
+@given(any_evidence())
+def test_no_action_is_worse_than_a_measured_option_beyond_what_intervals_allow(found):
+    verdict = judge(found)
+    chosen = used(found, verdict)
+    if chosen is None:
+        return
+    kinds = ("base", "adapter", "merge", "router")
+    if verdict.decision == "likely":  # a decision on compositions that beat all their controls
+        good = {c.system for c in candidates(found, chosen.part) if c.outcome == "likely"}
+        names = [name for name in found.systems(kinds) if KINDS[name] in kinds[:2] or name in good]
+    else:
+        names = list(found.systems((*kinds, "chain")))
+    for name in names:
+        other = option(found, name, chosen.part)
+        if other is not None and name != chosen.system:
+            assert difference(found, other, chosen).low <= found.tie, (name, chosen)

@@ -21,7 +21,7 @@ SAID_OTHERWISE = 0.1  # the share of answers right in other words only that caus
 # What `inspect` asks of each task; whole clusters are drawn by the seed.
 SAMPLED_ITEMS = 40  # the base and the single adapters answer
 PROBED_ITEMS = 24  # the coverage probes ask the base
-PILOT_ITEMS = 20  # the compositions answer
+PILOT_ITEMS = 30  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 
 # Warnings about weights.

@@ -1,7 +1,7 @@
 """The verdict on a first round of compositions, on a few items of each task.
 
-The rules of an evaluation hold, so the round decides only where its interval does; with 20 items
-that takes a gain of about 0.4. Where it leaves the case open, the rules on base and single adapters
+The rules of an evaluation hold, so the round decides only where its interval does; with 30 items
+that takes a gain of about 0.3. Where it leaves the case open, the rules on base and single adapters
 may still decide, unless the round measured a gain above the margin: what compositions do outranks
 what is expected of them.
 """

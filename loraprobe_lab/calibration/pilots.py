@@ -17,7 +17,7 @@ from loraprobe_lab.calibration.cases import Case
 from loraprobe_lab.calibration.fit import Array
 from loraprobe_lab.calibration.validation import figures_of
 
-ROUNDS = (12, 20, 40, 60)
+ROUNDS = (10, 20, 30, 60)
 DRAWS = 200
 
 

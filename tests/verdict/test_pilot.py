@@ -7,17 +7,24 @@ from dataclasses import replace
 import pytest
 from calibrations import calibration, case, score
 
-from loraprobe.records import Audit, Gain, Provenance
+from loraprobe.records import Audit, Comparison, Gain, Provenance
 from loraprobe.report.answer import answer
 from loraprobe.verdict import Request, judge, next_command
 
+N = 30
+
 
 def piloted(difference, low, high, baselines=None, **rest):
-    """A first round of `sum`: its gain over `a` on 20 items, its interval."""
+    """A first round of `sum`: its gain over `a` on N items, its interval."""
     known = case().evaluation if baselines is None else baselines
-    one = replace(score("sum", "merge", 0.5), n=20)
-    gain = Gain("t", "question", "sum", "a", difference, (low, high), (low, high), 20, 200)
+    ends = (low, high)
+    one = replace(score("sum", "merge", 0.5), n=N)
+    gain = Gain("t", "question", "sum", "a", difference, ends, ends, N, 200)
     made = {"evaluation": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
+    if low > 0.05:  # a control was asked, and is worse
+        made["evaluation"] += (replace(score("random-partner", "control", 0.0), n=N),)
+        worse = Comparison("sum", "random-partner", "t", "question", difference, ends, N, ends)
+        made["comparisons"] = (worse,)
     return judge(case(**{**made, **rest}))
 
 
@@ -33,7 +40,7 @@ def codes(verdict):
 def test_it_decides_only_where_its_interval_does(interval, decision):
     found = piloted(*interval)
     assert (found.decision, found.evidence) == (decision, "pilot")
-    assert (found.gain.n, found.system) == (20, "sum") and "first-round" in codes(found)
+    assert (found.gain.n, found.system) == (N, "sum") and "first-round" in codes(found)
     assert ("next-evidence" in codes(found)) == (decision == "inconclusive")
 
 
@@ -62,7 +69,7 @@ def test_what_compositions_do_outranks_what_is_expected_of_them(interval, decisi
 
 
 def test_the_number_of_items_is_that_of_base_and_single_adapters():
-    """20 items are the round's own choice, so nobody is asked for more of them."""
+    """N items are the round's own choice, so nobody is asked for more of them."""
     assert "few-items" not in codes(piloted(0.0, -0.2, 0.2))
     few = tuple(replace(s, n=12) for s in case().evaluation)
     assert "few-items" in codes(piloted(0.0, -0.2, 0.2, few))
@@ -85,10 +92,10 @@ def told(verdict):
 
 
 def test_the_answer_says_that_it_is_a_first_round():
-    """No line asks for more than 20 items, which are the round's own choice."""
+    """No line asks for more than N items, which are the round's own choice."""
     headline, lines = told(piloted(0.2, -0.1, 0.5))
-    assert headline.startswith("INCONCLUSIVE") and "first round on 20 questions" in headline
-    assert "first round on 20 questions" in lines["gain"] and "+0.20 [-0.10, 0.50]" in lines["gain"]
+    assert headline.startswith("INCONCLUSIVE") and "first round on 30 questions" in headline
+    assert "first round on 30 questions" in lines["gain"] and "+0.20 [-0.10, 0.50]" in lines["gain"]
     assert "decide" not in lines or not lines["decide"]
     found = piloted(0.2, -0.1, 0.5)
     assert next_command(found, Request(("a", "b"), tasks=("t.jsonl",))).endswith("--resume")

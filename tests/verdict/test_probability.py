@@ -228,7 +228,7 @@ def test_the_answer_shows_forecast_and_probability_once():
 def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
     result = CliRunner().invoke(app, [command, "nowhere", "nobody", f"--prior={prior}"])
     assert result.exit_code == 2 and not result.stdout
-    assert "--prior is the share" in result.stderr and f"not {float(prior)}" in result.stderr
+    assert "--prior, the share" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
         Options(prior=float(prior))
 
@@ -287,10 +287,10 @@ def test_commands_tell_a_probability_for_prior_and_margin(told, command):
 
 
 def test_what_inspect_asked_is_not_asked_again(told):
-    """The base and two adapters on 30 items of four parts, and the compositions on 20 of two."""
+    """The base and two adapters on 30 items of four parts, and the compositions on 30 of two."""
     first, second = told.values()
     asked = sum(row["n"] for row in first["evaluation"])
-    assert asked >= 3 * 30 * 4 + 3 * 20 * 2
+    assert asked >= 3 * 30 * 4 + 3 * 30 * 2
     assert f"{asked} results of an earlier run of this call were kept." in second["notes"]
 
 

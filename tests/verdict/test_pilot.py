@@ -68,11 +68,8 @@ def test_what_compositions_do_outranks_what_is_expected_of_them(interval, decisi
     assert expected.severity == "info"
 
 
-def test_the_number_of_items_is_that_of_base_and_single_adapters():
-    """N items are the round's own choice, so nobody is asked for more of them."""
+def test_nobody_is_asked_for_more_items_than_a_round_has():
     assert "few-items" not in codes(piloted(0.0, -0.2, 0.2))
-    few = tuple(replace(s, n=12) for s in case().evaluation)
-    assert "few-items" in codes(piloted(0.0, -0.2, 0.2, few))
 
 
 def test_without_a_round_it_is_a_verdict_on_base_and_single_adapters():

@@ -70,8 +70,9 @@ def inspect(
     """Describes adapters and measures how they relate. The result is the Audit's `verdict`.
 
     base: the base model, which tasks, probes and some diagnostics need; "auto" is the one that the
-    adapters' configs name. tasks: task files, on which the base and the single adapters are scored.
-    probe: "auto" or a file of questions. Raises LoraprobeError for input that cannot be used.
+    adapters' configs name. tasks: task files; the base, the single adapters and the compositions
+    are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
+    input that cannot be used.
     """
     from loraprobe import pipeline
     from loraprobe.options import Options

@@ -18,6 +18,12 @@ WORKED_TOKENS = 256  # the longest worked answer
 CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warning
 SAID_OTHERWISE = 0.1  # the share of answers right in other words only that causes a note
 
+# What `inspect` asks of each task; whole clusters are drawn by the seed.
+SAMPLED_ITEMS = 40  # the base and the single adapters answer
+PROBED_ITEMS = 24  # the coverage probes ask the base
+PILOT_ITEMS = 30  # the compositions answer
+CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
+
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms
 OPPOSED_COSINE = -0.25  # updates with a smaller cosine cancel each other

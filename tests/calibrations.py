@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 from loraprobe.records import Forecast, Score
-from loraprobe.verdict import Evidence
+from loraprobe.verdict import BaseShape, Evidence
 from loraprobe.verdict.calibration import calibration_of
 
+SMALL = BaseShape("llama", 160)
 DOCUMENT = {
-    "format": 2,
+    "format": 3,
     "made_by": "a test",
     "coefficients": {
         "unit": 0.1, "intercept": 0.3, "forecast": 0.8, "baseline": -1.5, "spread": 0.6,
@@ -17,12 +18,21 @@ DOCUMENT = {
     "measured": {
         "cases": 40, "bases": 4, "forecast": [-0.5, 0.7], "adapters": [2, 3],
         "kinds": [{"tasks": 1, "hops": 0, "metric": "exact_match"}],
+        "figures": {"norm_ratio": [1.0, 8.0]},
     },
     "gained": [[0.0, 0.6], [0.05, 0.4], [0.25, 0.2]],
     "accuracy": {
-        "where": "no bases at all", "cases": 30, "auroc": 0.91, "brier": 0.12, "likely": 8,
-        "wrong": 0.125,
+        "small": {
+            "where": "no bases at all", "architectures": ["llama"], "cases": 30, "auroc": 0.91,
+            "brier": 0.12, "likely": 8, "wrong": 0.125,
+        },
     },
+    "classes": [
+        {
+            "base": "small", "tasks": 1, "hops": 0, "metric": "exact_match", "sets": 20, "bases": 4,
+            "gained": [[0.0, 1.0], [0.05, 0.3], [0.25, 0.1]],
+        },
+    ],
 }  # fmt: skip
 
 
@@ -45,4 +55,5 @@ def case(gain=0.3, **rest):
     scores = (score("base", "base", 0.1), score("a", "adapter", 0.3), score("b", "adapter", 0.2))
     forecasts = (forecast(gain / 2, "uniform"), forecast(gain, "sum"))
     made = {"evaluation": scores, "forecasts": forecasts, "tasks": 1, "level": "base"}
+    made["base"] = SMALL
     return Evidence(**{**made, **rest})

@@ -36,8 +36,9 @@ def inspect(
 ) -> None:
     """Look at adapters: one, layer by layer; several, all pairs and whether they fit together.
 
-    Needs no base model. --base adds what needs its weights; with --task or --probe it also
-    measures what the base knows, and gives a verdict as far as that evidence goes.
+    Needs no base model. --base adds what needs its weights; with --probe it also measures what the
+    base knows, and with --task it asks the base, the adapters and their compositions a sample of
+    your questions. The verdict goes as far as that evidence.
     """
     from loraprobe import pipeline
 

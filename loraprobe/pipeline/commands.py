@@ -98,7 +98,7 @@ def inspect(
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
-    from loraprobe.pipeline.evaluating import BaseEvidence, measure_baselines
+    from loraprobe.pipeline.inspecting import BaseEvidence, measure_baselines
 
     known = BaseEvidence()
     if examined.compatibility.compatible:

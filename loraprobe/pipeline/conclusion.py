@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
+from loraprobe.base import Base
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
@@ -17,7 +18,7 @@ from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, stricter_metric
-from loraprobe.verdict import Evidence, Request, judge, next_command, read_calibration
+from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import Built, SystemBuilder
@@ -47,6 +48,7 @@ def conclude(
             retention=options.retention,
             prior=options.prior,
             balanced=options.balance == "norm",
+            base=None if inputs.base is None else _shape(inputs.base),
             max_new_tokens=options.max_new_tokens,
             normalised=_normalised(inputs.tasks, options.metric),
             **evidence,
@@ -60,6 +62,15 @@ def conclude(
     if kind == "router" and ROUTERS.make(verdict.system or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+
+
+def _shape(base: Base) -> BaseShape:
+    """What a base's config tells of its kind; models of several parts describe their text model."""
+    text = base.config.get("text_config")
+    config = {**base.config, **(text if isinstance(text, dict) else {})}
+    sizes = (config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
+    hidden = next((size for size in sizes if isinstance(size, int)), None)
+    return BaseShape(str(config.get("model_type", "")), hidden)
 
 
 def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:

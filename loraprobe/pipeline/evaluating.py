@@ -1,29 +1,22 @@
-"""The stages that run the base model.
-
-`measure_baselines` scores the base and the single adapters; `evaluate` scores all systems.
-"""
+"""`merge-and-eval` on the base model: `evaluate` scores all systems."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from loraprobe import evaluation, probes
+from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, Samples, System
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import unfit_routers
 from loraprobe.pipeline.rounds import play, records
-from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
-    Coverage,
     EvaluationRecords,
-    EvidenceLevel,
     GateStatistics,
     ItemResult,
     Sample,
@@ -31,7 +24,6 @@ from loraprobe.records import (
     Verdict,
     WeightSearch,
 )
-from loraprobe.tasks import Probe
 
 
 @dataclass(frozen=True)
@@ -106,58 +98,6 @@ def _controls(
     chosen = next((system for system in composed if system.name == best), None)
     with session.stage("compose"):
         return builder.controls(alone, chosen)
-
-
-@dataclass(frozen=True)
-class BaseEvidence:
-    """Records of the base and the single adapters, from tasks (level "base") or probes alone."""
-
-    level: EvidenceLevel = "weights"
-    records: EvaluationRecords = field(default_factory=EvaluationRecords)
-    notes: tuple[str, ...] = ()
-
-
-def measure_baselines(
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
-) -> BaseEvidence:
-    """Scores the base and the single adapters on the tasks and on a probe."""
-    assert inputs.base is not None
-    if not inputs.tasks:
-        scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
-        rows = probe_without_task(scorer, inputs, probe, cards, session)
-        return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
-    with open_evaluator(inputs, (), session) as evaluator:
-        systems = baseline_systems(inputs.adapters)
-        results = evaluator.run(systems)
-        rows, forecasts = evaluator.probe_tasks(results), evaluator.forecast(results)
-        rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
-    found = EvaluationRecords(
-        rows,
-        forecasts,
-        evaluation.score(results, systems),
-        oracles=evaluation.oracles(results, systems),
-    )
-    return BaseEvidence("base", found, (*evaluator.notes, evaluator.scorer.batcher.note()))
-
-
-def probe_without_task(
-    scorer: Any,
-    inputs: Inputs,
-    probe: Probe | str | None,
-    cards: Mapping[str, str | None],
-    session: Session,
-) -> tuple[Coverage, ...]:
-    """Figures on a probe file, or on prompts from cards and adapters ("auto")."""
-    if probe is None:
-        return ()
-    adapters, seed = inputs.adapters, session.options.seed
-    with session.stage("probe"):
-        if isinstance(probe, str):
-            probe = probes.generated_prompts(scorer, adapters, cards, single=single, seed=seed)
-        return probes.probe_without_task(scorer, adapters, probe, single=single, seed=seed)
 
 
 def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:

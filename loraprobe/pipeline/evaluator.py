@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +46,13 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
 
-    def run(self, systems: Sequence[System]) -> list[ItemResult]:
-        """Results of systems on all tasks; results in the ledger are not computed again."""
+    def run(
+        self, systems: Sequence[System], parts: Collection[str] | None = None
+    ) -> list[ItemResult]:
+        """Results of systems on all tasks, or on `parts` of their items.
+
+        Results in the ledger are not computed again.
+        """
         options = self.session.options
         with self.session.stage("evaluate"):
             return evaluation.run_systems(
@@ -58,10 +63,16 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 metric=options.metric,
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
+                parts=parts,
             )
 
-    def probe_tasks(self, results: Sequence[ItemResult]) -> tuple[Coverage, ...]:
-        """The coverage probes on the tasks, and the accuracies with and without the template."""
+    def probe_tasks(
+        self, results: Sequence[ItemResult], items: int | None = None
+    ) -> tuple[Coverage, ...]:
+        """The coverage probes on the tasks, and the accuracies with and without the template.
+
+        items: the most that a probe asks the base of each part; None for each probe's own number.
+        """
         with self.session.stage("cover"):
             guessed = evaluation.guessing(self.tasks, self.session.options.metric)
             return (
@@ -72,6 +83,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                     self.inputs.adapters,
                     self.tasks,
                     results=results,
+                    items=items,
                     seed=self.session.options.seed,
                     progress=self.session.progress,
                 )

@@ -9,12 +9,13 @@ tasks. `forecast` computes the gain of compositions if the adapters' effects wer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation.asking import likelihoods
-from loraprobe.probes._forecast import forecast
+from loraprobe.probes._forecast import forecast, forecast_recorded, scored_questions
 from loraprobe.probes._names import MadeUpNames
-from loraprobe.probes._probe import CoverageProbe, ProbeContext
+from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
 from loraprobe.probes._taskless import probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress
@@ -32,8 +33,10 @@ __all__ = [
     "ProbeContext",
     "cover",
     "forecast",
+    "forecast_recorded",
     "generated_prompts",
     "probe_without_task",
+    "scored_questions",
 ]
 
 
@@ -44,16 +47,22 @@ def cover(
     *,
     results: Sequence[ItemResult] = (),
     probes: Sequence[str | CoverageProbe] | None = None,
+    items: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
     """The rows of all probes (or of `probes`) on every task, in the order of the tasks.
 
     results: per-item results of the base and of single adapters from evaluation; systems without
-    results have no row. The continuations that all probes request are scored in one pass. Equal
+    results have no row. items: the most that a probe asks of each part, None for each probe's own
+    number. The continuations that all probes request are scored in one pass. Equal
     seeds give equal figures. Raises TaskError if a prompt does not fit into the base's context.
     """
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
+    if items is not None:
+        chosen = [
+            replace(p, items=min(items, p.items)) if isinstance(p, MeanProbe) else p for p in chosen
+        ]
     contexts = [_context(scorer, adapters, task, results, seed) for task in tasks]
     requests = [r for probe in chosen for context in contexts for r in probe.requests(context)]
     likely = likelihoods(scorer, requests, progress)

@@ -5,6 +5,9 @@ base's logits is added to them: z = z_0 + sum_a (z_a - z_0). The next token is t
 under z. The base and the adapters run in different rows of one batch, so no composition is built.
 A real composition differs by interference inside the network. The answers are judged and compared
 in the same way as those of a real system.
+
+For answers that are judged by likelihood no pass is needed: `forecast_recorded` adds what the base
+and each adapter scored when they were asked alone.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
 from loraprobe.defaults import PLAIN_TOKENS
-from loraprobe.evaluation import System, gains
+from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.asking import ask_together
-from loraprobe.evaluation.questions import TokenLimits, questions
+from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.probes._probe import sampled
-from loraprobe.records import Forecast, Gain, ItemResult, Progress
-from loraprobe.scoring import LogitEnsemble
+from loraprobe.records import Forecast, Gain, ItemResult, Progress, Retention
+from loraprobe.scoring import LogitEnsemble, Recorder
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
 FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
 FORMS = ("question", "steps")
+SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
 
@@ -72,6 +76,49 @@ def forecast(
     return _compared(answers, results, [adapter.name for adapter in adapters], compositions, seed)
 
 
+def forecast_recorded(
+    scorer: Any,
+    adapters: Sequence[str],
+    tasks: Sequence[Task],
+    recorder: Recorder,
+    *,
+    results: Sequence[ItemResult],
+    metric: str | None = None,
+    seed: int = 0,
+) -> tuple[Forecast, ...]:
+    """The forecast of questions that are judged by likelihood, without a pass over the model.
+
+    recorder: has taken what the base and each adapter scored on these tasks. results: theirs.
+    There is no row if something is missing.
+    """
+    asked = scored_questions(tasks, metric)
+    pairs = [pair for q in asked for pair in _pairs(q)]
+    if not pairs:
+        return ()
+    encoded = dict(zip(pairs, scorer.encoded(pairs), strict=True))
+    gold = {pair: ids[start:] for pair, (ids, start) in encoded.items()}
+    sums = {pair: recorder.logprobs(pair, ids) for pair, ids in gold.items()}
+    if None in sums.values():
+        return ()
+    answers = [
+        q.scored(name, [((sums[pair] or {})[name], len(gold[pair])) for pair in _pairs(q)])
+        for name in recorder.weights
+        for q in asked
+    ]
+    compositions = dict.fromkeys(recorder.weights, ())
+    return _compared(answers, results, adapters, compositions, seed)
+
+
+def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question]:
+    """The composed questions that are judged by the likelihood of given texts."""
+    asked = questions(tasks, metric)
+    return [q for q in asked if q.part == "question" and q.metric in SCORED]
+
+
+def _pairs(question: Question) -> list[tuple[str, str]]:
+    return [(question.prompt, text) for text in question.continuations]
+
+
 def _passes(
     adapters: Sequence[Adapter], compositions: Mapping[str, Gates]
 ) -> Iterator[tuple[RowGates, dict[str, LogitEnsemble]]]:
@@ -105,7 +152,8 @@ def _compared(
     own = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
     systems += [System(name, "merge") for name in compositions]
-    rows = gains([*own, *answers], systems, seed=seed)
+    every = [*own, *answers]
+    rows = gains(every, systems, seed=seed)
     best: dict[str, Gain] = {}
     for row in rows:
         if row.system not in best or row.difference > best[row.system].difference:
@@ -119,6 +167,18 @@ def _compared(
             part=row.part,
             against=row.against,
             against_part=row.against_part,
+            retentions=_retentions(every, systems, row),
         )
         for row in (best[name] for name in compositions if name in best)
     )
+
+
+def _retentions(
+    results: Sequence[ItemResult], systems: Sequence[System], row: Gain
+) -> tuple[Retention, ...]:
+    """What a composition would keep of each task's specialist, where there are several tasks."""
+    tasks = list(dict.fromkeys(result.task for result in results))
+    if len(tasks) < 2:
+        return ()
+    found = ((t, retention(results, systems, row.system, t, row.part)) for t in tasks)
+    return tuple(Retention(task, *kept) for task, kept in found if kept is not None)

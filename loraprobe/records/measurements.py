@@ -160,13 +160,23 @@ class Oracle:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """The share of its specialist's gain over the base that a composition keeps on one task."""
+
+    task: str
+    value: float
+    ci95: Interval
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What one composition would gain if the adapters' effects on the next token simply added.
 
     `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
     `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
-    the form of the question on which it gains more. Of several tasks it is the mean. `probability`
-    is that some composition gains more than the margin, known for the verdict's forecast only.
+    the form of the question on which it gains more. Of several tasks it is the mean, and
+    `retentions` say what would be kept on each. `probability` is that some composition gains more
+    than the margin, known for the verdict's forecast only.
     """
 
     system: str
@@ -177,6 +187,7 @@ class Forecast:
     against: str = "base"
     against_part: str = "question"
     probability: float | None = None
+    retentions: tuple[Retention, ...] = ()
 
 
 @dataclass(frozen=True)

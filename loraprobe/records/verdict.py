@@ -9,7 +9,7 @@ from loraprobe.defaults import MARGIN
 from loraprobe.records.measurements import Forecast, Interval
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
-EvidenceLevel = Literal["weights", "probes", "base", "evaluation"]
+EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def scores(audit: Audit, width: int) -> Table | None:
         lines.append([*line, _kept(system, rows)] if several else line)
     asked = " + ".join(str(max(s.n for s in rows if s.task == task)) for task in tasks)
     caption = f"Scores on {asked} questions" + ("" if several else f" of {tasks[0]}")
+    composed = max((s.n for s in rows if s.kind in ("merge", "router")), default=None)
+    if composed is not None and composed < max(s.n for s in rows):
+        caption += f" (compositions: {composed})"  # a first round
     columns = [replace(text(title), styles={f"{BAR}+": "cyan"}) for title in titles]
     return Table(caption, [text("system"), *columns, *[Column(KEEPS)][: int(several)]], lines)
 

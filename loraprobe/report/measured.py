@@ -83,6 +83,12 @@ def gain(audit: Audit, verdict: Verdict) -> str:
     best = verdict.gain
     if best is None:
         return ""
+    if verdict.evidence == "pilot":  # the base and single adapters answered more items
+        return (
+            f"{fmt.gain(best.difference, *best.ci95)} for {best.system} against {best.against}, in "
+            f"a first round on {count(best.n, 'question')}; you asked for "
+            f"{fmt.number(verdict.margin)}"
+        )
     row = next(
         (g for g in audit.gains if (g.system, g.part, g.n) == (best.system, best.form, best.n)),
         None,
@@ -133,8 +139,8 @@ def better(audit: Audit, verdict: Verdict) -> str:
 def decide(audit: Audit, verdict: Verdict) -> str:
     """How much more evidence would decide."""
     best = verdict.gain
-    if verdict.decision != "inconclusive" or best is None:
-        return ""
+    if verdict.decision != "inconclusive" or best is None or verdict.evidence == "pilot":
+        return ""  # after a first round the next command asks the other questions
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
     row = _most_promising(audit, best)
@@ -172,12 +178,18 @@ def forecast(verdict: Verdict) -> str:
     told = f"before composing: {fmt.gain(found.gain, *found.ci95)}"
     if verdict.probability is not None:
         return f"{told}; {verdict.decision} with probability {_share(verdict.probability)}"
-    if found.probability is not None and verdict.evidence == "base":
+    if found.probability is not None and verdict.evidence in ("base", "pilot"):
         return (
             f"{told} if effects simply added; probability {fmt.number(found.probability)} that "
             f"some composition gains {fmt.number(verdict.margin)}"
         )
     return told
+
+
+def known(verdict: Verdict) -> str:
+    """What measured adapter sets of the same kind gained, beside an open verdict."""
+    found = next((r for r in verdict.reasons if r.code == "measured-elsewhere"), None)
+    return f"{found.message[0].lower()}{found.message[1:-1]}" if found is not None else ""
 
 
 def _share(probability: float) -> str:

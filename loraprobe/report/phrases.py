@@ -51,6 +51,9 @@ def _meaning(verdict: Verdict, several: bool) -> str:
             return f"composing does not give {SKILLS}"
         does = "does not" if verdict.evidence == "evaluation" else "will not"
         return f"composing these adapters {does} gain what you asked for"
+    if verdict.evidence == "pilot" and verdict.gain is not None:
+        asked = count(verdict.gain.n, "question")
+        return f"a first round on {asked} does not decide whether composing works"
     if verdict.evidence == "evaluation":
         if verdict.gain is None:
             return "these scores do not decide whether composing works"
@@ -119,6 +122,7 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield from _limits(audit, verdict)
         yield "sure", _sure(verdict)
         yield "forecast", measured.forecast(verdict)
+        yield "known", measured.known(verdict)
 
 
 def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
@@ -149,7 +153,7 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
             and best is not None
             and (reason.value or 0.0) > best.difference
         )
-    if verdict.evidence != "evaluation" or verdict.decision != "inconclusive":
+    if verdict.evidence not in ("pilot", "evaluation") or verdict.decision != "inconclusive":
         return True
     return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
 

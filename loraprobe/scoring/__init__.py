@@ -9,11 +9,14 @@ from loraprobe.scoring.encoding import Encoder, joined
 from loraprobe.scoring.ensembles import LogitEnsemble, score_together, write_together
 from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.reading import read_texts
+from loraprobe.scoring.recording import MOST_BYTES, Recorder
 from loraprobe.scoring.scorer import Scorer
 
 __all__ = [
     "Encoder",
     "Likelihood",
+    "MOST_BYTES",
+    "Recorder",
     "Scorer",
     "LogitEnsemble",
     "joined",

@@ -27,6 +27,7 @@ from loraprobe.scoring.generation import (
     stop_ids,
 )
 from loraprobe.scoring.likelihood import Likelihood, likelihood
+from loraprobe.scoring.recording import Recorder
 
 SAMPLED = 16  # texts drawn at once
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Scorer:
             )
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.progress = max_new_tokens, progress
+        self.recorder: Recorder | None = None  # takes the logits of scored continuations
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)
@@ -223,6 +225,8 @@ class Scorer:
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
                 found[unique[i]] = likelihood(logits, gold)
+                if self.recorder is not None:
+                    self.recorder.take(unique[i], logits)
 
         work = Continuations(encoded).read(
             self.model, self.batcher, self.pad, self.vocab_size, keep

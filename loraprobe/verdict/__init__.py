@@ -1,7 +1,8 @@
 """The verdict: a pure function of evidence. It uses no torch, no files and no clock.
 
 A structural conflict decides alone. Weights and probes decide nothing. Coverage and single adapters
-on the task can decide `unlikely` (see `before_evaluation`). Scored compositions decide by the
+on the task can decide `unlikely` (see `before_evaluation`), and so can a first round of
+compositions on a few items, or `likely` (see `pilot`). Scored compositions decide by the
 interval of their gain (see `evaluated`). The forecast and its probability never change the decision
 (see `probability`). `codes` holds the stable codes of reasons.
 """
@@ -19,7 +20,7 @@ from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
 from loraprobe.verdict.early import about_rounds
 from loraprobe.verdict.evaluated import decide, decisive_form
-from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.evidence import BaseShape, Evidence
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
@@ -31,9 +32,12 @@ from loraprobe.verdict.next_command import (
     to_fill_in,
     words_of,
 )
+from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_probability
+from loraprobe.verdict.reference_class import reference_class
 
 __all__ = [
+    "BaseShape",
     "Evidence",
     "NEW",
     "Request",
@@ -61,6 +65,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         "weights": judge_weights,
         "probes": judge_probes,
         "base": judge_base,
+        "pilot": lambda e: judge_pilot(judge_evaluation(e), judge_base(e), e),
         "evaluation": judge_evaluation,
     }
     verdict = rules[evidence.rests_on](evidence)
@@ -70,6 +75,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         evidence.diagnostics, evidence.balanced, evidence.duplicates
     )
     others += about_items(evidence, verdict) + about_rounds(evidence)
+    others += reference_class(evidence, verdict, calibration or shipped())
     found = (*verdict.reasons, *forecast, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin

@@ -13,16 +13,24 @@ f - sqrt(3) e, f and f + sqrt(3) e with weights 1/6, 2/3 and 1/6 (Gauss and Herm
 points). It holds for any margin m. Another prior q multiplies the odds by q / (1 - q) over
 p / (1 - p), with p the share of measured compositions that gained more than m.
 
+The errors of such probabilities depend on the base. A base is `small` if its hidden size is at most
+SMALL, as of the bases that the lab trains, and else `natural`. A probability is given only for a
+kind and an architecture (`model_type` in config.json) of which the errors were measured.
+
 A file holds:
 
-format        2
+format        3
 made_by       the command that wrote it
 coefficients  "unit", "intercept", "forecast", "baseline", "spread"
 measured      "cases", "bases", "forecast" [lowest, highest], "adapters" [their numbers], "kinds"
-              [{"tasks", "hops", "metric"}]
+              [{"tasks", "hops", "metric"}], "figures" {name: [lowest, highest]} of the weights
 gained        [[margin, share of the cases that gained more], ...], margins rising
-accuracy      "where", "cases", "auroc" (within a scenario), "brier", "likely" (how many cases got a
-              probability of at least LIKELY_FROM), "wrong" (the share of these that did not gain)
+accuracy      kind of base -> "where", "architectures", "cases", "auroc" (within a scenario, or
+              null), "brier", "likely" (how many cases got a probability of at least LIKELY_FROM),
+              "wrong" (the share of these that did not gain, or null); only of kinds of which
+              enough cases were measured
+classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases", "gained": as
+              above, but of the best composition of each adapter set}]
 """
 
 from __future__ import annotations
@@ -35,14 +43,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from loraprobe.errors import UsageError
 from loraprobe.records import Interval
-from loraprobe.verdict.evidence import Kind
+from loraprobe.verdict.evidence import BaseShape, Kind
 
 FILE = "calibration.json"
-FORMAT = 2
+FORMAT = 3
+SMALL = 256  # the largest hidden size of a small base
+Shares = tuple[tuple[float, float], ...]  # (margin, share that gained more), margins rising
+NO_FIGURES: Mapping[str, float] = MappingProxyType({})
 QUADRATURE = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
 
 
@@ -68,14 +80,26 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How good the probabilities were on compositions that had been left out of the fit."""
+    """How good the probabilities were on left-out compositions on one kind of base."""
 
     where: str
+    architectures: tuple[str, ...]
     cases: int
-    auroc: float
+    auroc: float | None
     brier: float
     likely: int
     wrong: float | None
+
+
+@dataclass(frozen=True)
+class ReferenceClass:
+    """What the best composition of measured adapter sets gained, on one kind of base and task."""
+
+    base: str
+    kind: Kind
+    sets: int
+    bases: int
+    gained: Shares
 
 
 @dataclass(frozen=True)
@@ -88,8 +112,10 @@ class Calibration:
     forecast: Interval
     adapters: tuple[int, ...]
     kinds: tuple[Kind, ...]
-    gained: tuple[tuple[float, float], ...]
-    accuracy: Accuracy
+    figures: Mapping[str, Interval]
+    gained: Shares
+    accuracy: Mapping[str, Accuracy]
+    classes: tuple[ReferenceClass, ...]
 
     def probability(
         self,
@@ -109,20 +135,16 @@ class Calibration:
         return _sigmoid(_log_odds(found) + _log_odds(prior) - _log_odds(self.prior(margin)))
 
     def prior(self, margin: float) -> float:
-        """The share of the measured compositions that gained more than this margin.
+        """The share of the measured compositions that gained more than this margin."""
+        return share_above(self.gained, margin)
 
-        Between two margins of the file it is linear, beyond them constant.
+    def why_outside(
+        self, forecast: float, adapters: int, kind: Kind, figures: Mapping[str, float] = NO_FIGURES
+    ) -> str:
+        """What lies outside of what was measured; empty if nothing does.
+
+        figures: of the adapters' weights, by name.
         """
-        (first, share), *_ = self.gained
-        if margin <= first:
-            return share
-        for (left, a), (right, b) in pairwise(self.gained):
-            if margin <= right:
-                return a + (b - a) * (margin - left) / (right - left)
-        return self.gained[-1][1]
-
-    def why_outside(self, forecast: float, adapters: int, kind: Kind) -> str:
-        """What lies outside of what was measured; empty if nothing does."""
         low, high = self.forecast
         if not low <= forecast <= high:
             return f"its forecast is {forecast:+.2f}, and {low:+.2f} to {high:+.2f} were measured"
@@ -132,7 +154,53 @@ class Calibration:
         if kind not in self.kinds:
             known = "; ".join(map(str, self.kinds))
             return f"its kind of task ({kind}) was not measured (measured: {known})"
+        for name, (low, high) in self.figures.items():
+            if not low <= figures.get(name, low) <= high:
+                what = f"its {name.replace('_', ' ')} is {figures[name]:.3g}"
+                return f"{what}, and {low:.3g} to {high:.3g} were measured"
         return ""
+
+    def why_unmeasured(self, base: BaseShape | None) -> str:
+        """Why no error is known of probabilities on such a base; empty if one is."""
+        if base is None:
+            return "the size of the base is not known"
+        measured = self.accuracy.get(kind_of_base(base))
+        if measured is None:
+            kinds = " and ".join(f"{kind} bases" for kind in self.accuracy) or "no base"
+            return (
+                f"how often such probabilities are wrong was measured on {kinds}, and a base of "
+                f"hidden size {base.hidden_size or 'unknown'} is {kind_of_base(base)}"
+            )
+        if base.architecture not in measured.architectures:
+            known = " or ".join(measured.architectures)
+            return f"errors were measured on {known} bases, and this one is {base.architecture}"
+        return ""
+
+    def reference_class(self, base: BaseShape | None, kind: Kind) -> ReferenceClass | None:
+        """The measured adapter sets on such a base and kind of task."""
+        if base is None:
+            return None
+        wanted = kind_of_base(base), kind
+        return next((one for one in self.classes if (one.base, one.kind) == wanted), None)
+
+
+def kind_of_base(base: BaseShape) -> str:
+    """ "small" or "natural"; a base of unknown size is natural."""
+    return "small" if base.hidden_size is not None and base.hidden_size <= SMALL else "natural"
+
+
+def share_above(gained: Shares, margin: float) -> float:
+    """The share that gained more than a margin.
+
+    Between two margins of the file it is linear, beyond them constant.
+    """
+    (first, share), *_ = gained
+    if margin <= first:
+        return share
+    for (left, a), (right, b) in pairwise(gained):
+        if margin <= right:
+            return a + (b - a) * (margin - left) / (right - left)
+    return gained[-1][1]
 
 
 def _sigmoid(logit: float) -> float:
@@ -183,12 +251,7 @@ def calibration_of(document: Mapping[str, Any]) -> Calibration:
     coefficients = Coefficients(**{f.name: _number(given[f.name]) for f in fields(Coefficients)})
     if coefficients.unit <= 0 or coefficients.spread <= 0:
         raise ValueError("its unit or its spread is not above 0")
-    gained = tuple((_number(margin), _number(share)) for margin, share in document["gained"])
-    margins = [margin for margin, _ in gained]
-    if not gained or margins != sorted(set(margins)):
-        raise ValueError("the margins of what was gained do not rise")
-    if not all(0 < share < 1 for _, share in gained):
-        raise ValueError("a share of what was gained does not lie between 0 and 1")
+    gained = _shares(document["gained"])
     low, high = measured["forecast"]
     return Calibration(
         coefficients,
@@ -197,9 +260,32 @@ def calibration_of(document: Mapping[str, Any]) -> Calibration:
         forecast=(_number(low), _number(high)),
         adapters=tuple(int(n) for n in measured["adapters"]),
         kinds=tuple(Kind(**kind) for kind in measured["kinds"]),
+        figures={name: (_number(a), _number(b)) for name, (a, b) in measured["figures"].items()},
         gained=gained,
-        accuracy=Accuracy(**accuracy),
+        accuracy={kind: _accuracy(found) for kind, found in accuracy.items()},
+        classes=tuple(_reference_class(one) for one in document["classes"]),
     )
+
+
+def _accuracy(given: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(**{**given, "architectures": tuple(given["architectures"])})
+
+
+def _reference_class(given: Mapping[str, Any]) -> ReferenceClass:
+    kind = Kind(**{name: given[name] for name in ("tasks", "hops", "metric")})
+    sets, bases = int(given["sets"]), int(given["bases"])
+    return ReferenceClass(given["base"], kind, sets, bases, _shares(given["gained"], ends=True))
+
+
+def _shares(given: Any, ends: bool = False) -> Shares:
+    """Margins and shares. ends: a share may be 0 or 1, since no odds are made of it."""
+    gained = tuple((_number(margin), _number(share)) for margin, share in given)
+    margins = [margin for margin, _ in gained]
+    if not gained or margins != sorted(set(margins)):
+        raise ValueError("the margins of what was gained do not rise")
+    if not all(0 < share < 1 or (ends and share in (0, 1)) for _, share in gained):
+        raise ValueError("a share of what was gained does not lie between 0 and 1")
+    return gained
 
 
 def _number(value: Any) -> float:

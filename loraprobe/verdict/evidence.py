@@ -16,6 +16,7 @@ from loraprobe.records import (
 )
 
 COMPOSITIONS = ("merge", "router")  # what the decision is about
+FIGURES = ("norm_ratio", "relative_norm")  # diagnostics whose extremes make a case an outsider
 BASELINES = ("base", "adapter")  # what a composition has to beat
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
 SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
@@ -37,6 +38,14 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class BaseShape:
+    """What a base's config tells of it: `model_type`, and the hidden size or None."""
+
+    architecture: str
+    hidden_size: int | None
+
+
+@dataclass(frozen=True)
 class Evidence(EvaluationRecords):
     """All that is known about one set of adapters when the verdict is asked for.
 
@@ -44,9 +53,9 @@ class Evidence(EvaluationRecords):
     `margin` the gain that matters, `retention` the share of a specialist's gain that one model
     has to keep on every one of several tasks. `prior` is the share of successes expected where the
     case comes from, None for the calibration's own; `balanced` says that norms were made equal
-    before composing. `max_new_tokens` is None for the default limits of plain and worked answers.
-    `normalised` has, for each task whose gold answers lose something under exact match, the metric
-    that sees it and an example.
+    before composing. `base` is the shape of the base that was asked. `max_new_tokens` is None for
+    the default limits of plain and worked answers. `normalised` has, for each task whose gold
+    answers lose something under exact match, the metric that sees it and an example.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -57,6 +66,7 @@ class Evidence(EvaluationRecords):
     retention: float = RETENTION
     prior: float | None = None
     balanced: bool = False
+    base: BaseShape | None = None
     max_new_tokens: int | None = None
     normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -72,8 +82,8 @@ class Evidence(EvaluationRecords):
 
     @property
     def rests_on(self) -> EvidenceLevel:
-        """The level, which is not `evaluation` unless a merge or a router was scored."""
-        if self.level == "evaluation" and not self.systems(COMPOSITIONS):
+        """The level, which is at most `base` unless a merge or a router was scored."""
+        if self.level in ("pilot", "evaluation") and not self.systems(COMPOSITIONS):
             return "base"
         return self.level
 
@@ -176,6 +186,15 @@ class Evidence(EvaluationRecords):
         hops = [int(s.part.removeprefix("hop")) for s in self.evaluation if s.part[:3] == "hop"]
         metrics = sorted({s.metric for s in self.evaluation if s.part == "question"})
         return Kind(len(self.task_names), max(hops, default=0), "+".join(metrics))
+
+    @property
+    def weight_figures(self) -> dict[str, float]:
+        """The largest of each of FIGURES over all adapters and pairs."""
+        found: dict[str, float] = {}
+        for row in self.diagnostics:
+            if row.name in FIGURES and row.module is None and row.value is not None:
+                found[row.name] = max(row.value, found.get(row.name, row.value))
+        return found
 
     @property
     def losses(self) -> bool:

@@ -76,7 +76,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
         return _evaluate(request, tuple(MORE + task for task in request.tasks))
-    return _evaluate(request, request.tasks or (TASK,))
+    asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
+    return _evaluate(request, request.tasks or (TASK,), ("--resume",) if asked else ())
 
 
 def _save(verdict: Verdict, request: Request) -> str:

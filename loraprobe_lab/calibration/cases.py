@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,6 +19,7 @@ from loraprobe.verdict.evidence import Kind
 
 Method = Literal["uniform", "sum", "arrow"]
 METHODS: tuple[Method, ...] = get_args(Method)
+NATURAL = "natural"  # the architecture recorded for bases that the lab did not train
 
 
 class CaseError(LoraprobeError):
@@ -33,6 +34,10 @@ class Case:
     tasks, hops, metric: the kind of task. forecast: the forecast gain, error: its standard error,
     part: its form ("question" or "steps"). baseline: the best score of the base or a single
     adapter. gain: the measured gain on the better form, ci95: its pointwise interval, n: its items.
+
+    What follows is missing in older files. model_type: that of the base's config, "" where it is
+    unknown. figures: the largest of some figures of the weights. forecast_retention, retention: of
+    several tasks the smallest forecast and measured share that is kept of a specialist's gain.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -54,6 +59,10 @@ class Case:
     gain: float
     ci95: Interval
     n: int
+    model_type: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+    forecast_retention: float | None = None
+    retention: float | None = None
 
     def __post_init__(self) -> None:
         if self.ci95[0] > self.ci95[1]:
@@ -69,6 +78,16 @@ class Case:
     def kind(self) -> Kind:
         """The kind of task."""
         return Kind(self.tasks, self.hops, self.metric)
+
+    @property
+    def base_kind(self) -> str:
+        """The kind of base, as `loraprobe.verdict.calibration` tells them apart."""
+        return "natural" if self.architecture == NATURAL else "small"
+
+    @property
+    def base_architecture(self) -> str:
+        """The base's model_type, "" where it is unknown."""
+        return self.model_type or ("" if self.architecture == NATURAL else self.architecture)
 
     @property
     def set_key(self) -> tuple[str, str]:

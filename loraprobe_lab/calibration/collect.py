@@ -20,10 +20,11 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.records import Progress
 from loraprobe.tasks import load_task
 from loraprobe.verdict.probability import forecast_error
-from loraprobe_lab.calibration.cases import METHODS, Case, CaseError
+from loraprobe_lab.calibration.cases import METHODS, NATURAL, Case, CaseError
 from loraprobe_lab.calibration.observations import (
     evidence_of,
     measured_gain,
+    measured_retention,
     packed,
     read_observation,
     unpacked,
@@ -35,7 +36,6 @@ from loraprobe_lab.world import Scenario, World
 
 OBSERVATIONS = "observations"
 DESCRIPTION = ("base", "architecture", "scenario", "world", "adapter_set")  # fields of a case
-NATURAL = "natural"  # the architecture recorded for bases that the lab did not train
 
 
 def collect(
@@ -167,6 +167,7 @@ def _cases_of(row: Mapping[str, Any]) -> Iterator[Case]:
                 "forecast: collect it again."
             )
         forecast, truth = forecasts[method], measured_gain(results, row["kinds"], method)
+        kept = [one.value for one in forecast.retentions]
         yield Case(
             **{key: row[key] for key in DESCRIPTION},
             **dataclasses.asdict(kind),
@@ -177,6 +178,10 @@ def _cases_of(row: Mapping[str, Any]) -> Iterator[Case]:
             error=forecast_error(forecast),
             part=forecast.part,
             baseline=baseline,
+            model_type=row.get("model_type", ""),
+            figures=evidence.weight_figures,
+            forecast_retention=min(kept, default=None),
+            retention=measured_retention(results, row["kinds"], method, forecast.part),
         )
 
 

@@ -144,13 +144,46 @@ class Fitted:
                 "forecast": [round(min(forecasts), 4), round(max(forecasts), 4)],
                 "adapters": sorted({case.adapters for case in cases}),
                 "kinds": [{"tasks": t, "hops": h, "metric": metric} for t, h, metric in kinds],
+                "figures": _ranges(cases),
             },
-            "gained": [
-                [margin, round(sum(case.gain > margin for case in cases) / len(cases), 4)]
-                for margin in MARGINS
-            ],
+            "gained": _gained([case.gain for case in cases]),
             "accuracy": dict(accuracy),
+            "classes": _classes(cases),
         }
+
+
+def _ranges(cases: Sequence[Case]) -> dict[str, list[float]]:
+    """[lowest, highest] of each figure of the weights that all cases have."""
+    names = set.intersection(*(set(case.figures) for case in cases))
+    columns = {name: [case.figures[name] for case in cases] for name in sorted(names)}
+    return {name: [float(f"{end(c):.4g}") for end in (min, max)] for name, c in columns.items()}
+
+
+def _classes(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """What the best composition of each adapter set gained, by kind of base and of task."""
+    sets: dict[tuple[str, int, int, str], dict[tuple[str, str], Case]] = {}
+    for case in cases:
+        found = sets.setdefault((case.base_kind, case.tasks, case.hops, case.metric), {})
+        best = found.get(case.set_key)
+        if best is None or case.gain > best.gain:
+            found[case.set_key] = case
+    return [
+        {
+            "base": base,
+            "tasks": tasks,
+            "hops": hops,
+            "metric": metric,
+            "sets": len(found),
+            "bases": len({case.base for case in found.values()}),
+            "gained": _gained([case.gain for case in found.values()]),
+        }
+        for (base, tasks, hops, metric), found in sorted(sets.items())
+    ]
+
+
+def _gained(gains: Sequence[float]) -> list[list[float]]:
+    """[margin, share of the gains above it] for the margins that are reported."""
+    return [[m, round(sum(gain > m for gain in gains) / len(gains), 4)] for m in MARGINS]
 
 
 def fit(cases: Sequence[Case], variant: Variant = SHIPPED) -> Fitted:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from loraprobe.evaluation import System, gains
+from loraprobe.evaluation import System, gains, retention
 from loraprobe.records import Interval, ItemResult
 from loraprobe.verdict.evidence import BASELINES, Evidence
 from loraprobe_lab.calibration.cases import CaseError
@@ -103,3 +103,19 @@ def measured_gain(
     items = {(r.task, r.item) for r in own if (r.system, r.part) == (composition, best.part)}
     ends = (max(gain.ci95[0] for gain in rows), max(gain.ci95[1] for gain in rows))
     return MeasuredGain(best.difference, ends, len(items))
+
+
+def measured_retention(
+    results: Sequence[ItemResult], kinds: Mapping[str, str], composition: str, part: str
+) -> float | None:
+    """The smallest share of a specialist's gain that a composition keeps on one of several tasks.
+
+    None for a single task, and where on some task no adapter is shown to differ from the base.
+    """
+    names = {name for name, kind in kinds.items() if kind in BASELINES} | {composition}
+    systems = [System(name, kinds[name]) for name in sorted(names)]  # type: ignore[arg-type]
+    tasks = sorted({row.task for row in results})
+    kept = [retention(results, systems, composition, task, part) for task in tasks]
+    if len(tasks) < 2 or None in kept:
+        return None
+    return min(found[0] for found in kept if found is not None)

@@ -72,12 +72,14 @@ def _fit_and_report(
     say: Callable[[str], None],
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
+    from loraprobe_lab.calibration.pilots import foresight
     from loraprobe_lab.calibration.validation import measure, report
 
     results = measure(cases, draws, seed)
     document = fit(cases).document(cases, command, results.accuracy())
     write_text(output / "figure.svg", results.figure())
-    write_text(output / "report.md", report(results, document, command, skipped))
+    early = foresight(cases, seed)
+    write_text(output / "report.md", report(results, document, command, skipped, early))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
     for what, found in results.shipped.items():

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN
+from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
@@ -150,8 +151,12 @@ def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> Iterator[tuple
     yield from LeaveOneGroupOut().split(groups, groups=groups)
 
 
-# Shown to users, because their models are larger than those on which the accuracy was measured.
-WHERE = "scenarios left out of the fit, nearly all of them on small bases that the lab trained"
+# Shown to users, because their models differ from those on which the accuracy was measured.
+WHERE = {
+    "small": "scenarios left out of the fit, on small bases that the lab trained",
+    "natural": "scenarios left out of the fit, on published models",
+}
+FEWEST_DECIDED = 40  # cases on one kind of base; half a 95 % interval of a share is then 0.15
 
 
 @dataclass(frozen=True)
@@ -187,12 +192,20 @@ class Results:
         return calibration_figure(points, found.probability[MARGIN][decided], gained, MARGIN)
 
     def accuracy(self) -> dict[str, Any]:
-        """The accuracy as recorded in the calibration file."""
-        found = self.shipped["scenarios"].figures()
+        """Kind of base -> the accuracy as recorded in the file, of kinds with enough cases."""
+        return {kind: row for kind in WHERE if (row := self._accuracy_on(kind)) is not None}
+
+    def _accuracy_on(self, kind: str) -> dict[str, Any] | None:
+        own = [i for i, case in enumerate(self.cases) if case.base_kind == kind]
+        architectures = sorted({self.cases[i].base_architecture for i in own} - {""})
+        found = self.shipped["scenarios"].figures(cases=own)
+        if found.decided < FEWEST_DECIDED or not architectures:
+            return None
         return {
-            "where": WHERE,
+            "where": WHERE[kind],
+            "architectures": architectures,
             "cases": found.decided,
-            "auroc": round(found.auroc, 3),
+            "auroc": None if np.isnan(found.auroc) else round(found.auroc, 3),
             "brier": round(found.brier, 3),
             "likely": found.likely,
             "wrong": round(found.wrong, 3) if found.likely else None,
@@ -214,15 +227,20 @@ def measure(cases: Sequence[Case], draws: int, seed: int) -> Results:
 
 
 def report(
-    results: Results, document: Mapping[str, Any], command: str, skipped: Sequence[str]
+    results: Results,
+    document: Mapping[str, Any],
+    command: str,
+    skipped: Sequence[str],
+    early: Sequence[Any],
 ) -> str:
-    """The page in Markdown."""
+    """The page in Markdown. early: rows of `pilots.foresight`."""
     return render(
         "calibration",
         results=results,
         document=document,
         command=command,
         skipped=skipped,
+        early=early,
         cells=cells(results.cases),
         scenarios=by_scenario(results.shipped["scenarios"]),
         sets=len({case.set_key for case in results.cases}),
@@ -231,6 +249,8 @@ def report(
         margin=MARGIN,
         likely_from=LIKELY_FROM,
         shares=SHARES,
+        small=SMALL,
+        fewest_decided=FEWEST_DECIDED,
     )
 
 

@@ -146,7 +146,8 @@ def test_without_a_forecast_error_it_is_the_logistic_distribution(cases):
 
 def test_the_file_says_what_the_fit_says(cases):
     fitted = fit(cases)
-    accuracy = {"where": "x", "cases": 1, "auroc": 0.9, "brier": 0.1, "likely": 0, "wrong": None}
+    accuracy = {"small": {"where": "x", "architectures": ["llama"], "cases": 1, "auroc": 0.9,
+                          "brier": 0.1, "likely": 0, "wrong": None}}  # fmt: skip
     read = calibration_of(json.loads(json.dumps(fitted.document(cases, "a test", accuracy))))
     for margin in MARGINS:
         said = [read.probability(margin, c.forecast, c.error, c.baseline) for c in cases]
@@ -230,16 +231,53 @@ def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
     )
     assert own.spread == pytest.approx(fitted.spread, abs=1e-3)
     assert (ships.cases, ships.bases) == (len(stored), len({c.base for c in stored}))
+    made = calibration_of(fitted.document(stored, "a test", {}))
+    assert (made.classes, made.gained, made.figures) == (ships.classes, ships.gained, ships.figures)
     inside = [c for c in stored if abs(c.forecast) < 0.78]
     assert not any(ships.why_outside(c.forecast, c.adapters, c.kind) for c in inside)
 
 
 def test_the_accuracy_that_ships_is_that_of_left_out_scenarios(stored):
-    found = validation.left_out(stored, validation.LEFT_OUT["scenarios"], SHIPPED).figures()
-    told = shipped().accuracy
-    assert (told.cases, told.likely) == (found.decided, found.likely)
-    assert told.auroc == pytest.approx(found.auroc, abs=2e-3)
-    assert told.brier == pytest.approx(found.brier, abs=2e-3)
+    """On each kind of base apart; a kind with fewer than 40 decided cases has no accuracy."""
+    found = validation.left_out(stored, validation.LEFT_OUT["scenarios"], SHIPPED)
+    for kind in ("small", "natural"):
+        own = found.figures(cases=[i for i, c in enumerate(stored) if c.base_kind == kind])
+        told = shipped().accuracy.get(kind)
+        assert (told is not None) == (own.decided >= 40)
+        if told is not None:
+            assert (told.cases, told.likely) == (own.decided, own.likely)
+            assert told.auroc == pytest.approx(own.auroc, abs=2e-3)
+            assert told.brier == pytest.approx(own.brier, abs=2e-3)
+
+
+def test_the_classes_that_ship_are_shares_of_adapter_sets(stored):
+    """The best of a set's compositions counts, once."""
+    for told in shipped().classes:
+        own = [c for c in stored if (c.base_kind, c.kind) == (told.base, told.kind)]
+        best = {}
+        for one in own:
+            best[one.set_key] = max(one.gain, best.get(one.set_key, -1.0))
+        assert told.sets == len(best) and told.bases == len({c.base for c in own})
+        for margin, share in told.gained:
+            assert share == pytest.approx(np.mean([g > margin for g in best.values()]), abs=1e-4)
+    assert sum(told.sets for told in shipped().classes) == len({c.set_key for c in stored})
+
+
+def test_lines_of_older_files_are_read(tmp_path, cases):
+    """Without the fields that were added later."""
+    path = tmp_path / "old.jsonl"
+    row = dataclasses.asdict(cases[0])
+    for name in ("model_type", "figures", "forecast_retention", "retention"):
+        del row[name]
+    path.write_text(json.dumps(row) + "\n")
+    assert read_cases(path) == cases[:1]
+
+
+def test_ranges_are_told_of_figures_that_all_cases_have(cases):
+    some = [dataclasses.replace(c, figures={"norm_ratio": 1.0 + i}) for i, c in enumerate(cases)]
+    told = fit(some).document(some, "a test", {})["measured"]["figures"]
+    assert told == {"norm_ratio": [1.0, float(len(cases))]}
+    assert fit(cases).document([*some, cases[0]], "a test", {})["measured"]["figures"] == {}
 
 
 def test_one_coefficient_on_the_forecast_has_the_figures_that_were_published(stored):

@@ -93,7 +93,9 @@ def several_tasks(draw):
 def evidences(draw):
     """Evidence of every level with warnings, findings, causes of failure and a forecast."""
     found = draw(several_tasks() | any_evidence())
-    level = draw(st.sampled_from(["evaluation"] * 4 + ["base", "probes", "weights"]))
+    level = draw(
+        st.sampled_from(["evaluation"] * 4 + ["pilot"] * 2 + ["base", "probes", "weights"])
+    )
     if level in ("probes", "weights"):
         found = Evidence()
     counts = dict(

@@ -15,11 +15,19 @@ from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import forecastable
-from loraprobe.records import Audit, Forecast, Gain, Provenance, Score
+from loraprobe.records import (
+    Audit,
+    Forecast,
+    Gain,
+    Measurement,
+    Provenance,
+    Retention,
+    Score,
+)
 from loraprobe.report.answer import answer
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
-from loraprobe.verdict import Evidence, judge
+from loraprobe.verdict import BaseShape, Evidence, judge
 from loraprobe_lab import shipped_world
 
 
@@ -94,13 +102,27 @@ def test_of_several_tasks_the_best_system_on_all_of_them_counts():
 @pytest.mark.parametrize(
     ("changes", "forecast_told"),
     [
-        ({"forecasts": ()}, False),
         ({"evaluation": ()}, True),
+        ({"base": None}, True),
+        ({"base": BaseShape("llama", 576)}, True),
+        ({"base": BaseShape("llama", None)}, True),
+        ({"base": BaseShape("gemma2", 160)}, True),
+        ({"diagnostics": (Measurement("norm_ratio", ("a", "b"), 9.0),)}, True),
         ({"forecasts": (forecast(0.9),)}, True),
         ({"evaluation": (*case().evaluation, *(score(n, "adapter", 0.1) for n in "cd"))}, True),
         ({"evaluation": (*case().evaluation, score("a", "adapter", 0.1, "hop1"))}, True),
     ],
-    ids=["nothing forecast", "no scores", "a large forecast", "four adapters", "a hop"],
+    ids=[
+        "no scores",
+        "an unknown base",
+        "a natural base",
+        "a base of unknown size",
+        "another architecture",
+        "a ratio of norms",
+        "a large forecast",
+        "four adapters",
+        "a hop",
+    ],
 )
 def test_what_was_not_measured_has_no_probability(changes, forecast_told):
     found = judge(case(**changes), calibration())
@@ -110,10 +132,75 @@ def test_what_was_not_measured_has_no_probability(changes, forecast_told):
     assert not by_code(found, "probability-measured-on")
 
 
+def evaluated(**changes):
+    scores = (*case().evaluation, score("uniform", "merge", 0.2))
+    return case(**{"evaluation": scores, "level": "evaluation", **changes})
+
+
+def test_an_evaluation_without_a_forecast_says_so():
+    found = judge(evaluated(forecasts=()), calibration())
+    assert found.forecast is None and len(by_code(found, "outside-calibration")) == 1
+    assert not by_code(judge(case(forecasts=()), calibration()), "outside-calibration")
+
+
 def test_losses_have_no_probability():
-    rows = tuple(dataclasses.replace(s, metric="answer_loss") for s in case().evaluation)
-    found = judge(case(evaluation=rows, forecasts=()), calibration())
+    rows = tuple(dataclasses.replace(s, metric="answer_loss") for s in evaluated().evaluation)
+    found = judge(evaluated(evaluation=rows, forecasts=()), calibration())
     assert "losses" in by_code(found, "outside-calibration")[0].message
+
+
+def test_the_errors_told_are_those_of_the_kind_of_base():
+    """A natural base has a probability once its errors were measured, with these errors."""
+    own = {"where": "published models", "architectures": ["llama"], "cases": 60, "auroc": None,
+           "brier": 0.27, "likely": 0, "wrong": None}  # fmt: skip
+    both = calibration(accuracy={**DOCUMENT["accuracy"], "natural": own})
+    found = judge(case(base=BaseShape("llama", 576)), both)
+    (told,) = by_code(found, "probability-measured-on")
+    assert "0.27" in told.message and "published models" in told.message
+    assert "0.12" not in told.message and "AUROC" not in told.message
+    small = judge(case(), both)
+    assert small.forecast.probability == found.forecast.probability
+    assert "0.12" in by_code(small, "probability-measured-on")[0].message
+
+
+def test_no_forecast_exceeds_what_the_best_single_leaves():
+    scores = (score("base", "base", 0.1), score("a", "adapter", 0.96), score("b", "adapter", 0.2))
+    found = judge(case(0.3, evaluation=scores), calibration())
+    assert found.forecast.gain == pytest.approx(0.04)
+    assert found.forecast.ci95 == pytest.approx((0.04, 0.04))
+    assert judge(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
+    losses = tuple(dataclasses.replace(s, metric="answer_loss") for s in scores)
+    assert judge(case(0.3, evaluation=losses), calibration()).forecast.gain == 0.3
+
+
+def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
+    rows = tuple(
+        score(name, kind, value, task=t)
+        for t in "tu"
+        for name, kind, value in (("base", "base", 0.1), ("a", "adapter", 0.3))
+    )
+    kept = (Retention("t", 0.9, (0.8, 1.0)), Retention("u", 0.4, (0.2, 0.6)))
+    one = forecast(0.2, "sum", retentions=kept)
+    found = judge(case(evaluation=rows, tasks=2, forecasts=(one,)), calibration())
+    told = by_code(found, "forecast-retention")
+    assert [(r.value, r.threshold) for r in told] == [(0.9, 0.8), (0.4, 0.8)]
+    assert found.forecast.gain == 0.2 and found.probability is None
+    assert len(by_code(found, "outside-calibration")) == 1
+
+
+def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
+    (told,) = by_code(judge(case(), calibration()), "measured-elsewhere")
+    assert told.value == pytest.approx(0.3) and "20 adapter sets" in told.message
+    (wide,) = by_code(judge(case(margin=0.25), calibration()), "measured-elsewhere")
+    assert wide.value == pytest.approx(0.1)
+    for other in ({"base": BaseShape("llama", 576)}, {"base": None}):
+        assert not by_code(judge(case(**other), calibration()), "measured-elsewhere")
+    ceiling = (score("base", "base", 0.99), score("a", "adapter", 1.0), score("b", "adapter", 1.0))
+    ceiling = tuple(dataclasses.replace(s, ci95=(0.97, 1.0)) for s in ceiling)
+    decided = judge(case(evaluation=ceiling), calibration())
+    assert decided.decision == "unlikely" and not by_code(decided, "measured-elsewhere")
+    few = [{**DOCUMENT["classes"][0], "sets": 9}]
+    assert not by_code(judge(case(), calibration(classes=few)), "measured-elsewhere")
 
 
 @pytest.mark.parametrize("level", ["weights", "probes"])
@@ -171,6 +258,7 @@ def told(tmp_path_factory):
             "--task",
             str(chosen.tasks[0]),
             "--json",
+            "--resume",
             "--limit",
             "30",
             "--threads",
@@ -195,9 +283,15 @@ def test_commands_tell_a_probability_for_prior_and_margin(told, command):
     assert 0 < verdict["forecast"]["probability"] < 1 and verdict["prior"] == 0.3
     codes = [reason["code"] for reason in verdict["reasons"]]
     assert "forecast" in codes and "probability-measured-on" in codes
-    assert verdict["evidence"] == ("base" if command == "inspect" else "evaluation")
-    if command == "inspect":
-        assert verdict["decision"] != "likely"
+    assert verdict["evidence"] == ("pilot" if command == "inspect" else "evaluation")
+
+
+def test_what_inspect_asked_is_not_asked_again(told):
+    """The base and two adapters on 30 items of four parts, and the compositions on 30 of two."""
+    first, second = told.values()
+    asked = sum(row["n"] for row in first["evaluation"])
+    assert asked >= 3 * 30 * 4 + 3 * 30 * 2
+    assert f"{asked} results of an earlier run of this call were kept." in second["notes"]
 
 
 def test_running_compositions_changes_neither_forecast_nor_probability(told):

@@ -125,7 +125,7 @@ def without(*path):
 @pytest.mark.parametrize(
     ("document", "what"),
     [
-        (changed("format", value=1), "format is not 2"),
+        (changed("format", value=1), "format is not 3"),
         (changed("coefficients", "spread", value=0), "not above 0"),
         (changed("coefficients", "unit", value=-1), "not above 0"),
         (changed("coefficients", "intercept", value=math.nan), "no finite number"),
@@ -136,7 +136,10 @@ def without(*path):
         (changed("gained", value=[]), "do not rise"),
         (changed("gained", 0, value=[0.0, 1.0]), "between 0 and 1"),
         (changed("measured", "kinds", value=[{"tasks": 1}]), "missing"),
-        (changed("accuracy", value={}), "missing"),
+        (changed("accuracy", "small", value={"architectures": []}), "missing"),
+        (changed("measured", "figures", value={"norm_ratio": [1.0, "many"]}), "no finite number"),
+        (changed("classes", 0, "gained", value=[]), "do not rise"),
+        (without("classes"), "lacks 'classes'"),
     ],
 )
 def test_a_file_that_is_no_calibration_is_one_sentence(tmp_path, document, what):
@@ -159,5 +162,7 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
 def test_what_ships_has_at_most_eight_coefficients_and_tells_what_was_measured():
     found = shipped()
     assert len(vars(found.coefficients)) <= 8
-    assert found.cases > 200 and found.accuracy.cases <= found.cases
-    assert 0 < found.accuracy.brier < 0.25 and 0.5 < found.accuracy.auroc <= 1
+    assert found.cases > 200 and "small" in found.accuracy
+    for told in found.accuracy.values():
+        assert 40 <= told.cases <= found.cases and told.architectures
+        assert 0 < told.brier < 0.25 and 0.5 < told.auroc <= 1

@@ -1,0 +1,268 @@
+"""`inspect` on the base model: what is known on a sample of questions, at a fraction of the cost.
+
+On a seeded sample of each task the base and the single adapters answer, and the probes ask the
+base. A few of these questions are then put to the compositions themselves, the pilot. It costs less
+than a forecast of generated answers and says more (docs/forecast.md). All answers go into the
+ledger, where `merge-and-eval --resume` finds them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from loraprobe import evaluation, probes
+from loraprobe.defaults import CEILING_ITEMS, PILOT_ITEMS, PROBED_ITEMS, SAMPLED_ITEMS
+from loraprobe.errors import LoraprobeError
+from loraprobe.evaluation import System
+from loraprobe.pipeline.evaluating import best_system
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.scorer import open_scorer, single
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import (
+    SystemBuilder,
+    baseline_systems,
+    composition_specs,
+    forecastable,
+)
+from loraprobe.pipeline.transforms import prepare_inputs
+from loraprobe.records import Coverage, EvaluationRecords, EvidenceLevel, Forecast, ItemResult
+from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Item, Probe, Task
+
+if TYPE_CHECKING:
+    from loraprobe.scoring import Recorder
+
+
+@dataclass(frozen=True)
+class BaseEvidence:
+    """What the base model was asked.
+
+    Its level is "probes" without a task, "base" for the base and the single adapters on a task, and
+    "pilot" if compositions were asked too.
+    """
+
+    level: EvidenceLevel = "weights"
+    records: EvaluationRecords = field(default_factory=EvaluationRecords)
+    notes: tuple[str, ...] = ()
+
+
+def measure_baselines(
+    inputs: Inputs,
+    probe: Probe | str | None,
+    cards: Mapping[str, str | None],
+    session: Session,
+) -> BaseEvidence:
+    """Asks the base and the single adapters on samples of the tasks, then the compositions."""
+    assert inputs.base is not None
+    if not inputs.tasks:
+        scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
+        rows = probe_without_task(scorer, inputs, probe, cards, session)
+        return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
+    with open_evaluator(inputs, (), session) as evaluator:
+        singles = baseline_systems(inputs.adapters)
+        few = sampled(evaluator, SAMPLED_ITEMS)
+        results, forecasts = answers_alone(few, singles)
+        rows = few.probe_tasks(results, items=PROBED_ITEMS)
+        rows += probe_without_task(evaluator.scorer, inputs, probe, cards, session)
+        results = at_ceiling(evaluator, singles, results)
+        composed, answers, notes = pilot(evaluator, singles, results)
+    systems, results = [*singles, *composed], [*results, *answers]
+    margin, seed = session.options.needed_gain, session.options.seed
+    with session.stage("statistics"):
+        found = EvaluationRecords(
+            rows,
+            forecasts,
+            evaluation=evaluation.score(results, systems),
+            comparisons=evaluation.compare(results, systems, seed=seed),
+            gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+            oracles=evaluation.oracles(results, systems),
+        )
+    notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]
+    return BaseEvidence("pilot" if composed else "base", found, tuple(notes))
+
+
+def sampled(evaluator: Evaluator, items: int) -> Evaluator:
+    """The same evaluator on a sample of each task; a smaller sample is part of a larger one."""
+    seed = evaluator.session.options.seed
+    return replace(evaluator, tasks=[first_clusters(t, items, seed) for t in evaluator.tasks])
+
+
+def first_clusters(task: Task, items: int, seed: int) -> Task:
+    """Whole clusters in a random order until there are `items` items, in the file's order.
+
+    A cluster counts as one observation, so more than `items` items of one are never taken.
+    """
+    clusters: dict[str, list[Item]] = {}
+    for item in task.items:
+        clusters.setdefault(item.cluster, []).append(item)
+    order = list(clusters)
+    random.Random(f"{seed}:{task.name}:sample").shuffle(order)
+    chosen: set[str] = set()
+    for cluster in order:
+        if len(chosen) >= items:
+            break
+        chosen.update(item.id for item in clusters[cluster][:items])
+    return replace(task, items=tuple(item for item in task.items if item.id in chosen))
+
+
+def answers_alone(
+    evaluator: Evaluator, singles: Sequence[System]
+) -> tuple[list[ItemResult], tuple[Forecast, ...]]:
+    """The results of the base and the single adapters, and a forecast.
+
+    Answers that are judged by likelihood are forecast from these same passes. Generated answers are
+    forecast only for somebody who asks for its probability (--prior, --calibration): it costs more
+    than a first round of the compositions, which says more.
+    """
+    options, scorer = evaluator.session.options, evaluator.scorer
+    recorder = _recorder(evaluator)
+    if recorder is None:
+        results = evaluator.run(singles)
+        asked = options.prior is not None or options.calibration is not None
+        return results, evaluator.forecast(results) if asked else ()
+    results = []
+    scorer.recorder = recorder
+    try:
+        for system in singles:
+            with recorder.of(system.name):
+                results += evaluator.run([system])
+    finally:
+        scorer.recorder = None
+    names, seed = [adapter.name for adapter in evaluator.inputs.adapters], options.seed
+    with evaluator.session.stage("forecast"):
+        return results, probes.forecast_recorded(
+            scorer,
+            names,
+            evaluator.tasks,
+            recorder,
+            results=results,
+            metric=options.metric,
+            seed=seed,
+        )
+
+
+def _recorder(evaluator: Evaluator) -> Recorder | None:
+    """A recorder for compositions of gates of 1; None where nothing is to be recorded.
+
+    Nothing is where answers are generated, and where the sums would take too much memory.
+    """
+    from loraprobe.scoring import MOST_BYTES, Recorder
+
+    adapters, options = evaluator.inputs.adapters, evaluator.session.options
+    asked = probes.scored_questions(evaluator.tasks, options.metric)
+    names = [adapter.name for adapter in adapters]
+    found = forecastable(options, adapters).items()
+    summed = {name: names for name, gates in found if gates == (1.0,) * len(names)}
+    if len(adapters) < 2 or not asked or not summed:
+        return None
+    recorder = Recorder("base", summed)
+    pairs = {(q.prompt, text) for q in asked for text in q.continuations}
+    tokens = sum(len(ids) - start for ids, start in evaluator.scorer.encoded(list(pairs)))
+    fits = recorder.bytes(tokens, evaluator.scorer.vocab_size) <= MOST_BYTES
+    return recorder if fits else None
+
+
+def at_ceiling(
+    evaluator: Evaluator, singles: Sequence[System], results: Sequence[ItemResult]
+) -> list[ItemResult]:
+    """The results, with more of those systems that answered every sampled question.
+
+    Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too small
+    for; one system and one form of the question is cheap.
+    """
+    more: list[ItemResult] = []
+    for system in singles:
+        own = [r for r in results if (r.system, r.part) == (system.name, "question")]
+        if own and all(r.metric != "answer_loss" and r.value == 1.0 for r in own):
+            more += sampled(evaluator, CEILING_ITEMS).run([system], parts=("question",))
+    return list({(r.system, r.task, r.part, r.item): r for r in [*results, *more]}.values())
+
+
+def pilot(
+    evaluator: Evaluator, singles: Sequence[System], results: Sequence[ItemResult]
+) -> tuple[list[System], list[ItemResult], list[str]]:
+    """A first round of the compositions on a few questions: systems, results and notes.
+
+    Controls are asked only where a composition gains more than the margin beyond its interval,
+    since nothing else depends on them. There is no round of a single adapter.
+    """
+    inputs, session, few = evaluator.inputs, evaluator.session, sampled(evaluator, PILOT_ITEMS)
+    if len(inputs.adapters) < 2:
+        return [], [], []
+    options, parts = session.options, ("question", "steps")
+    prepared = prepare_inputs(inputs, "route", session)
+    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, options.given_weights)
+    composed, notes = _compositions(builder, session)
+    answers = few.run(composed, parts=parts)
+    seed, margin = options.seed, options.needed_gain
+    both, systems = [*results, *answers], [*singles, *composed]
+    gains = evaluation.gains(both, systems, margin=margin, seed=seed)
+    if any(gain.adjusted_ci95[0] > margin for gain in gains):
+        compared = _controls_of_best(builder, composed, both, systems)
+        answers += few.run(compared, parts=parts)
+        composed += compared
+    return composed, answers, notes
+
+
+def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System], list[str]]:
+    """The compositions that the options ask for, and a note on each that is left out.
+
+    A router that learns from prompts would first have the adapters write them.
+    """
+    systems: list[System] = []
+    notes: list[str] = []
+    names = {adapter.name for adapter in builder.trained}
+    for spec in composition_specs(builder.options, builder.trained):
+        if spec in names or (spec in ROUTERS and ROUTERS.make(spec).needs_prompts):
+            continue
+        try:
+            with session.stage("compose"):
+                systems.append(builder.build(spec).system)
+        except LoraprobeError as error:
+            notes.append(f"{spec} was not tried: {error}")
+    return systems, notes
+
+
+def _controls_of_best(
+    builder: SystemBuilder,
+    composed: Sequence[System],
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+) -> list[System]:
+    """The controls of the best single adapter and the best composition."""
+    scores = evaluation.score(results, systems)
+    alone, best = best_system(scores, ("adapter",)), best_system(scores, ("merge", "router"))
+    chosen = next((system for system in composed if system.name == best), None)
+    return [] if alone is None else builder.controls(alone, chosen)
+
+
+def _sample_notes(evaluator: Evaluator) -> list[str]:
+    """A note on each task of which a sample was asked."""
+    few = sampled(evaluator, SAMPLED_ITEMS)
+    return [
+        f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was asked; "
+        "merge-and-eval --resume uses their answers again."
+        for task, asked in zip(evaluator.tasks, few.tasks, strict=True)
+        if len(asked.items) < len(task.items)
+    ]
+
+
+def probe_without_task(
+    scorer: Any,
+    inputs: Inputs,
+    probe: Probe | str | None,
+    cards: Mapping[str, str | None],
+    session: Session,
+) -> tuple[Coverage, ...]:
+    """Figures on a probe file, or on prompts from cards and adapters ("auto")."""
+    if probe is None:
+        return ()
+    adapters, seed = inputs.adapters, session.options.seed
+    with session.stage("probe"):
+        if isinstance(probe, str):
+            probe = probes.generated_prompts(scorer, adapters, cards, single=single, seed=seed)
+        return probes.probe_without_task(scorer, adapters, probe, single=single, seed=seed)

@@ -1,0 +1,109 @@
+"""The sample that `inspect` asks: whole clusters, nested, and by how much it is smaller."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from loraprobe import defaults
+from loraprobe.evaluation.ledger import NAME
+from loraprobe.options import Options
+from loraprobe.pipeline.commands import inspect
+from loraprobe.pipeline.evaluator import open_evaluator
+from loraprobe.pipeline.inputs import open_inputs
+from loraprobe.pipeline.inspecting import first_clusters
+from loraprobe.pipeline.session import Session
+from loraprobe.pipeline.systems import baseline_systems
+from loraprobe.tasks import Item, Task, load_task
+from loraprobe_lab import shipped_world
+
+
+def task(sizes):
+    """Clusters of these sizes, whose items alternate in the file."""
+    rows = [(k, c) for k in range(max(sizes)) for c, size in enumerate(sizes) if k < size]
+    return Task("t", tuple(Item(f"{c}-{k}", "?", ("!",), group=str(c)) for k, c in rows))
+
+
+@pytest.mark.parametrize("most", [5, 7, 20, 40])
+def test_whole_clusters_are_drawn_until_there_are_enough(most):
+    whole = task([3, 1, 4, 2, 5] * 4)
+    found = first_clusters(whole, most, 0)
+    sizes = Counter(item.group for item in whole.items)
+    assert Counter(item.group for item in found.items) == {
+        group: sizes[group] for group in {item.group for item in found.items}
+    }
+    assert most <= len(found.items) < most + 5
+    assert [i for i in whole.items if i in found.items] == list(found.items)  # the file's order
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_and_the_seed_draws():
+    whole = task([1] * 100)
+    few, more, other = (first_clusters(whole, n, seed) for n, seed in ((20, 0), (40, 0), (20, 1)))
+    assert set(few.items) < set(more.items) and set(few.items) != set(other.items)
+    assert set(few.items) != set(whole.items[:20])
+    assert first_clusters(whole, 100, 0).items == whole.items
+
+
+def test_of_one_large_cluster_no_more_than_the_sample_is_asked():
+    assert len(first_clusters(task([500]), 40, 0).items) == 40
+
+
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory):
+    """The audit of two one-hop adapters, and how many answers it took."""
+    chosen = shipped_world().scenario("disjoint")
+    state = tmp_path_factory.mktemp("state")
+    audit = inspect(
+        list(chosen.adapters.values()),
+        base=str(shipped_world().path / "base"),
+        tasks=list(chosen.tasks),
+        options=Options(state=state, threads=1),
+    )
+    return audit, (state / NAME).read_text().count("\n") - 1
+
+
+def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
+    audit, answers = inspected
+    alone = {s.n for s in audit.evaluation if s.kind in ("base", "adapter")}
+    composed = {(s.n, s.part) for s in audit.evaluation if s.kind in ("merge", "router")}
+    assert alone == {defaults.SAMPLED_ITEMS}
+    assert composed == {(defaults.PILOT_ITEMS, "question"), (defaults.PILOT_ITEMS, "steps")}
+    assert answers == 3 * 4 * defaults.SAMPLED_ITEMS + 3 * 2 * defaults.PILOT_ITEMS
+    # merge-and-eval asks base, two adapters, three compositions and two controls all four parts
+    # of all 200 items.
+    assert answers < 8 * 4 * 200 / 3
+    assert audit.verdict.decision == "unlikely" and not audit.forecasts
+    free = ("hop_accuracy", "guessing")  # read from the answers
+    probed = {row.n for row in audit.coverage if row.name not in free}
+    assert max(probed) == defaults.PROBED_ITEMS
+    assert audit.verdict.next.endswith("--system chain")
+
+
+def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, monkeypatch):
+    """No logits of several systems are computed together, and the forecast is that of the sum."""
+    chosen = shipped_world().scenario("keep-both")
+    whole = load_task(chosen.tasks[0], 24)
+    pool = sorted({item.answers[0] for item in whole.items})
+    items = [
+        replace(item, choices=(item.answers[0], next(p for p in pool if p != item.answers[0])))
+        for item in whole.items
+    ]
+    task = Task("choices", tuple(items))
+    call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
+    adapters = list(chosen.adapters.values())
+    for name in ("score_together", "write_together"):
+        monkeypatch.setattr(f"loraprobe.scoring.{name}", None)
+    audit = inspect(adapters, **call, options=Options(state=tmp_path / "a", threads=1))
+    (told,) = audit.forecasts
+    assert (told.system, told.n, told.part) == ("sum", 24, "question")
+    assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
+    monkeypatch.undo()
+    options = Options(state=tmp_path / "b", threads=1, methods=("sum",), routers=())
+    opened = open_inputs(adapters, call["base"], [task], options)
+    with open_evaluator(opened, (), Session("inspect", options)) as evaluator:
+        results = evaluator.run(baseline_systems(opened.adapters))
+        (computed,) = evaluator.forecast(results)
+    # Rounding moves a choice only between two that are nearly equally likely.
+    assert told.gain == pytest.approx(computed.gain, abs=1.5 / 24)

@@ -1,0 +1,103 @@
+"""The verdict on a first round of compositions on a few items."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from calibrations import calibration, case, score
+
+from loraprobe.records import Audit, Comparison, Gain, Provenance
+from loraprobe.report.answer import answer
+from loraprobe.verdict import Request, judge, next_command
+
+N = 30
+
+
+def piloted(difference, low, high, baselines=None, **rest):
+    """A first round of `sum`: its gain over `a` on N items, its interval."""
+    known = case().evaluation if baselines is None else baselines
+    ends = (low, high)
+    one = replace(score("sum", "merge", 0.5), n=N)
+    gain = Gain("t", "question", "sum", "a", difference, ends, ends, N, 200)
+    made = {"evaluation": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
+    if low > 0.05:  # a control was asked, and is worse
+        made["evaluation"] += (replace(score("random-partner", "control", 0.0), n=N),)
+        worse = Comparison("sum", "random-partner", "t", "question", difference, ends, N, ends)
+        made["comparisons"] = (worse,)
+    return judge(case(**{**made, **rest}))
+
+
+def codes(verdict):
+    return [reason.code for reason in verdict.reasons]
+
+
+@pytest.mark.parametrize(
+    ("interval", "decision"),
+    [((0.7, 0.4, 0.9), "likely"), ((0.4, 0.04, 0.7), "inconclusive"),
+     ((-0.4, -0.7, -0.1), "unlikely"), ((0.0, -0.2, 0.2), "inconclusive")],
+)  # fmt: skip
+def test_it_decides_only_where_its_interval_does(interval, decision):
+    found = piloted(*interval)
+    assert (found.decision, found.evidence) == (decision, "pilot")
+    assert (found.gain.n, found.system) == (N, "sum") and "first-round" in codes(found)
+    assert ("next-evidence" in codes(found)) == (decision == "inconclusive")
+
+
+CEILING = tuple(
+    replace(score(name, kind, value), ci95=(low, 1.0))
+    for name, kind, value, low in (("base", "base", 0.1, 0.0), ("a", "adapter", 1.0, 0.96))
+)
+
+
+def test_where_it_leaves_the_case_open_base_and_single_adapters_decide():
+    found = piloted(-0.05, -0.3, 0.2, CEILING)
+    assert (found.decision, found.action, found.evidence) == ("unlikely", "use-single:a", "base")
+    assert found.reasons[0].code == "nothing-to-gain" and "gain-undecided" in codes(found)
+    assert found.gain is None and found.system is None
+    both = piloted(-0.4, -0.7, -0.1, CEILING)
+    assert (both.decision, both.action, both.evidence) == ("unlikely", "use-single:a", "pilot")
+
+
+@pytest.mark.parametrize(("interval", "decision"), [((0.3, 0.0, 0.6), "inconclusive"),
+                                                   ((0.6, 0.3, 0.9), "likely")])  # fmt: skip
+def test_what_compositions_do_outranks_what_is_expected_of_them(interval, decision):
+    found = piloted(*interval, CEILING)
+    assert (found.decision, found.evidence) == (decision, "pilot")
+    (expected,) = [r for r in found.reasons if r.code == "nothing-to-gain"]
+    assert expected.severity == "info"
+
+
+def test_nobody_is_asked_for_more_items_than_a_round_has():
+    assert "few-items" not in codes(piloted(0.0, -0.2, 0.2))
+
+
+def test_without_a_round_it_is_a_verdict_on_base_and_single_adapters():
+    assert judge(case(level="pilot", forecasts=())).evidence == "base"
+
+
+def test_controls_are_no_matter_where_nothing_gains():
+    assert "controls-not-run" not in codes(piloted(0.0, -0.2, 0.2))
+
+
+def told(verdict):
+    audit = Audit(
+        "inspect", Provenance("0", "2", ()), evaluation=case().evaluation, verdict=verdict
+    )
+    found = answer(audit)
+    return found.headline, dict(found.lines)
+
+
+def test_the_answer_says_that_it_is_a_first_round():
+    """No line asks for more than N items, which are the round's own choice."""
+    headline, lines = told(piloted(0.2, -0.1, 0.5))
+    assert headline.startswith("INCONCLUSIVE") and "first round on 30 questions" in headline
+    assert "first round on 30 questions" in lines["gain"] and "+0.20 [-0.10, 0.50]" in lines["gain"]
+    assert "decide" not in lines or not lines["decide"]
+    found = piloted(0.2, -0.1, 0.5)
+    assert next_command(found, Request(("a", "b"), tasks=("t.jsonl",))).endswith("--resume")
+
+
+def test_the_answer_tells_what_such_sets_gained():
+    _, lines = told(judge(case(forecasts=()), calibration()))
+    assert "20 adapter sets" in lines["known"] and "30%" in lines["known"]

@@ -18,7 +18,7 @@ WORKED_TOKENS = 256  # the longest worked answer
 CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warning
 SAID_OTHERWISE = 0.1  # the share of answers right in other words only that causes a note
 
-# What `inspect` asks of each task; whole clusters are drawn by the seed.
+# What `inspect` asks of each task, from as many clusters as possible.
 SAMPLED_ITEMS = 40  # the base and the single adapters answer
 PROBED_ITEMS = 24  # the coverage probes ask the base
 PILOT_ITEMS = 30  # the compositions answer

@@ -12,7 +12,7 @@ from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing
-from loraprobe.evaluation.rounds import Round, beaten, rounds
+from loraprobe.evaluation.rounds import Round, beaten, clusters_in_order, rounds
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
@@ -27,6 +27,7 @@ __all__ = [
     "beaten",
     "chain_notes",
     "choose_template",
+    "clusters_in_order",
     "compare",
     "gain",
     "gains",

@@ -31,7 +31,7 @@ from loraprobe.pipeline.systems import (
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.records import Coverage, EvaluationRecords, EvidenceLevel, Forecast, ItemResult
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Item, Probe, Task
+from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.scoring import Recorder
@@ -88,24 +88,24 @@ def measure_baselines(
 def sampled(evaluator: Evaluator, items: int) -> Evaluator:
     """The same evaluator on a sample of each task; a smaller sample is part of a larger one."""
     seed = evaluator.session.options.seed
-    return replace(evaluator, tasks=[first_clusters(t, items, seed) for t in evaluator.tasks])
+    return replace(evaluator, tasks=[spread_sample(t, items, seed) for t in evaluator.tasks])
 
 
-def first_clusters(task: Task, items: int, seed: int) -> Task:
-    """Whole clusters in a random order until there are `items` items, in the file's order.
+def spread_sample(task: Task, items: int, seed: int) -> Task:
+    """At most `items` items from as many clusters as possible, in the file's order.
 
-    A cluster counts as one observation, so more than `items` items of one are never taken.
+    Clusters give an item each in turn, because items of one cluster tell less than items of
+    several. The order is that of `evaluation.rounds`, whose first round then asks the same items.
     """
-    clusters: dict[str, list[Item]] = {}
-    for item in task.items:
-        clusters.setdefault(item.cluster, []).append(item)
-    order = list(clusters)
-    random.Random(f"{seed}:{task.name}:sample").shuffle(order)
-    chosen: set[str] = set()
-    for cluster in order:
-        if len(chosen) >= items:
-            break
-        chosen.update(item.id for item in clusters[cluster][:items])
+    order = evaluation.clusters_in_order(task, seed)
+    held = {cluster: [i for i in task.items if i.cluster == cluster] for cluster in order}
+    draw = random.Random(f"{seed}:{task.name}:items")
+    turns = [
+        (turn, place, item.id)
+        for place, cluster in enumerate(order)
+        for turn, item in enumerate(draw.sample(held[cluster], len(held[cluster])))
+    ]
+    chosen = {item for _, _, item in sorted(turns)[:items]}
     return replace(task, items=tuple(item for item in task.items if item.id in chosen))
 
 

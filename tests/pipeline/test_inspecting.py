@@ -1,4 +1,4 @@
-"""The sample that `inspect` asks: whole clusters, nested, and by how much it is smaller."""
+"""The sample that `inspect` asks: spread over clusters, nested, and by how much it is smaller."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from loraprobe import defaults
+from loraprobe.evaluation import rounds
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.inspecting import first_clusters
+from loraprobe.pipeline.inspecting import spread_sample
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
 from loraprobe.tasks import Item, Task, load_task
@@ -26,28 +27,34 @@ def task(sizes):
     return Task("t", tuple(Item(f"{c}-{k}", "?", ("!",), group=str(c)) for k, c in rows))
 
 
-@pytest.mark.parametrize("most", [5, 7, 20, 40])
-def test_whole_clusters_are_drawn_until_there_are_enough(most):
-    whole = task([3, 1, 4, 2, 5] * 4)
-    found = first_clusters(whole, most, 0)
+@pytest.mark.parametrize("most", [5, 20, 33, 41])
+def test_a_sample_takes_items_from_as_many_clusters_as_possible(most):
+    whole = task([3, 1, 4, 2, 5] * 4)  # 20 clusters, of which 16 have a second item
+    found = spread_sample(whole, most, 0)
+    drawn = Counter(item.group for item in found.items)
     sizes = Counter(item.group for item in whole.items)
-    assert Counter(item.group for item in found.items) == {
-        group: sizes[group] for group in {item.group for item in found.items}
-    }
-    assert most <= len(found.items) < most + 5
+    assert len(found.items) == most and len(drawn) == min(most, 20)
+    fullest = max(drawn.values())  # nobody gives another item before all others gave theirs
+    assert all(drawn[group] >= min(size, fullest - 1) for group, size in sizes.items())
     assert [i for i in whole.items if i in found.items] == list(found.items)  # the file's order
+
+
+def test_a_sample_lies_in_the_first_round_of_an_evaluation():
+    whole = task([3] * 70)
+    first = rounds([whole], 0)[0].tasks[0]
+    assert set(spread_sample(whole, defaults.PILOT_ITEMS, 0).items) < set(first.items)
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one_and_the_seed_draws():
     whole = task([1] * 100)
-    few, more, other = (first_clusters(whole, n, seed) for n, seed in ((20, 0), (40, 0), (20, 1)))
+    few, more, other = (spread_sample(whole, n, seed) for n, seed in ((20, 0), (40, 0), (20, 1)))
     assert set(few.items) < set(more.items) and set(few.items) != set(other.items)
     assert set(few.items) != set(whole.items[:20])
-    assert first_clusters(whole, 100, 0).items == whole.items
+    assert spread_sample(whole, 100, 0).items == whole.items
 
 
 def test_of_one_large_cluster_no_more_than_the_sample_is_asked():
-    assert len(first_clusters(task([500]), 40, 0).items) == 40
+    assert len(spread_sample(task([500]), 40, 0).items) == 40
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from loraprobe.evaluation.rounds import Round, beaten, clusters_in_order, rounds
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples
 from loraprobe.evaluation.systems import System
-from loraprobe.evaluation.template import choose_template
+from loraprobe.evaluation.template import choose_template, stored_as
 
 __all__ = [
     "Ledger",
@@ -37,4 +37,5 @@ __all__ = [
     "rounds",
     "run_systems",
     "score",
+    "stored_as",
 ]

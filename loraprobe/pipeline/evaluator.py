@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
-from loraprobe.evaluation import Ledger, System
+from loraprobe.evaluation import Ledger, System, stored_as
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import items_for_routers
-from loraprobe.pipeline.results import open_ledger
+from loraprobe.pipeline.results import open_ledger, template_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.scorer import open_scorer
+from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import forecastable, learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
 from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
-from loraprobe.tasks import Task
+from loraprobe.tasks import Task, is_generated
 
 
 @dataclass(frozen=True)
@@ -150,19 +151,35 @@ def open_evaluator(
         found = items_for_routers(options, inputs.adapters, inputs.tasks)
         parts = found if isinstance(found, TaskSplit) else None
     tasks = parts.left if parts else inputs.tasks
-    scorer, notes, template = open_scorer(
-        inputs.base, options.dtype, session, inputs.adapters, tasks, options.metric
-    )
-    ledger, kept = open_ledger(
-        [*inputs.adapters, *general],
-        inputs.base,
-        inputs.tasks,
-        options,
-        session,
-        scorer.chat_template,
-    )
+    scorer, notes = open_scorer(inputs.base, options.dtype, session)
+    run = ([*inputs.adapters, *general], inputs.base, inputs.tasks, options, session)
+    with contextlib.closing(template_ledger(*run)) as tried:
+        scorer, why, template = with_better_template(
+            scorer, session, inputs.adapters, tasks, options.metric, tried
+        )
+    ledger, kept = open_ledger(*run, scorer.chat_template)
+    ledger.append(_answered(tried, ledger, inputs.adapters, scorer.chat_template))
+    notes += why
     notes += [*task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
+
+
+def _answered(
+    tried: Ledger, ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool
+) -> list[ItemResult]:
+    """The answers in the chosen form of prompts, as answers of the evaluation.
+
+    Those that are judged by likelihood are left out: a forecast may read them from passes of the
+    evaluation.
+    """
+    names = {stored_as(adapter.name, chat_template): adapter.name for adapter in adapters}
+    return [
+        replace(row, system=name)
+        for row in tried
+        if (name := names.get(row.system)) is not None
+        and is_generated(row.metric)
+        and ledger.get(name, row.task, row.part, row.item) is None
+    ]
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:

@@ -59,7 +59,7 @@ def measure_baselines(
     """Asks the base and the single adapters on samples of the tasks, then the compositions."""
     assert inputs.base is not None
     if not inputs.tasks:
-        scorer, notes, _ = open_scorer(inputs.base, session.options.dtype, session)
+        scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
         rows = probe_without_task(scorer, inputs, probe, cards, session)
         return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
     with open_evaluator(inputs, (), session) as evaluator:

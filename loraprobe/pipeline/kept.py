@@ -10,6 +10,7 @@ from pathlib import Path
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation.ledger import NAME, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
+from loraprobe.pipeline.results import TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ def hashes_size() -> int:
 
 
 def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
-    """Deletes runs, and the hashes of files; returns the runs that are in use, which stay."""
+    """Deletes runs; returns those that are in use, which stay.
+
+    hashes: also the hashes of files, and the answers that chose the form of prompts.
+    """
     left = []
     for run in runs:
         try:
@@ -51,6 +55,9 @@ def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
         shutil.rmtree(run.place, ignore_errors=True)
     if hashes:
         shutil.rmtree(cache_directory() / "hashes", ignore_errors=True)
+        for file in (cache_directory() / "runs").glob(f"*.{TEMPLATE}"):
+            file.unlink(missing_ok=True)
+            file.with_suffix(".lock").unlink(missing_ok=True)
     return left
 
 

@@ -21,6 +21,8 @@ from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Item, Task
 
+TEMPLATE = "template.jsonl"
+
 
 def open_ledger(
     adapters: Sequence[Adapter],
@@ -43,6 +45,21 @@ def open_ledger(
     if len(ledger):
         return ledger, f"{len(ledger)} results of an earlier run of this call were kept."
     return ledger, _what_changed(runs, decides)
+
+
+def template_ledger(
+    adapters: Sequence[Adapter],
+    base: Base,
+    tasks: Sequence[Task],
+    options: Options,
+    session: Session,
+) -> Ledger:
+    """The ledger of the answers that choose the form of prompts, which holds both forms."""
+    decides = identity(adapters, base, tasks, options)
+    decides |= {"device": session.device, "dtype": session.dtype, "template": "both"}
+    kept = cache_directory() / "runs" / f"{_digest(decides)}.{TEMPLATE}"
+    file = kept if options.state is None else options.state / TEMPLATE
+    return Ledger(file, options.resume, fingerprint=decides)
 
 
 def identity(

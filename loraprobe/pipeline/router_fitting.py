@@ -56,7 +56,7 @@ def chosen_router(
             f"Router {spec} learns from prompts of each adapter, which the base reads: add "
             "--base DIR or --base auto."
         )
-    scorer, notes, _ = open_scorer(inputs.base, "auto", session)
+    scorer, notes = open_scorer(inputs.base, "auto", session)
     with session.stage("fit"):
         fitted, more = fit_routers(inputs.adapters, prepared, options, scorer, inputs.tasks)
     return fitted[spec], None, [*notes, *more, scorer.batcher.note()]

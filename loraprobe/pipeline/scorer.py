@@ -8,7 +8,7 @@ from typing import Any
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_device, pick_dtype
 from loraprobe.composition import Composition
-from loraprobe.evaluation import choose_template
+from loraprobe.evaluation import Ledger, choose_template
 from loraprobe.options import Options
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Coverage
@@ -22,21 +22,9 @@ def single(adapter: Adapter) -> Composition:
     return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
 
 
-def open_scorer(
-    base: Base,
-    dtype: str,
-    session: Session,
-    adapters: Sequence[Adapter] = (),
-    tasks: Sequence[Task] = (),
-    metric: str | None = None,
-) -> tuple[Any, list[str], tuple[Coverage, ...]]:
-    """A scorer of the base; notes; the accuracies with and without the chat template.
-
-    With `--chat-template auto` the single adapters answer a sample of the tasks with and without
-    the template, and the better form is used. The session records device and dtype.
-    """
+def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
+    """A scorer of the base, and notes. The session records device and dtype."""
     options, loaded = session.options, _load(base, dtype, session)
-    notes = _loading_notes(loaded.model, options)
     scorer = Scorer(
         loaded.model,
         loaded.tokenizer,
@@ -44,14 +32,35 @@ def open_scorer(
         chat_template=options.chat_template == "on",
         progress=session.progress,
     )
-    if options.chat_template == "auto" and tasks:
-        with session.stage("template"):
-            singles = [single(adapter) for adapter in adapters]
-            chosen, why, figure = choose_template(scorer, singles, tasks, metric=metric)
-        notes.append(why)
-        figures = () if figure is None else (figure,)
-        return scorer.with_template(chosen), notes, figures
-    return scorer, notes, ()
+    return scorer, _loading_notes(loaded.model, options)
+
+
+def with_better_template(
+    scorer: Any,
+    session: Session,
+    adapters: Sequence[Adapter],
+    tasks: Sequence[Task],
+    metric: str | None,
+    kept: Ledger | None = None,
+) -> tuple[Any, list[str], tuple[Coverage, ...]]:
+    """The scorer in the better form of prompts; notes; the accuracies with and without template.
+
+    With `--chat-template auto` the single adapters answer a sample of the tasks with and without
+    the template; another value is kept as it is. kept: the ledger of their answers.
+    """
+    options = session.options
+    if options.chat_template != "auto" or not tasks:
+        return scorer, [], ()
+    with session.stage("template"):
+        chosen, why, figure = choose_template(
+            scorer,
+            [single(adapter) for adapter in adapters],
+            tasks,
+            metric=metric,
+            max_new_tokens=options.max_new_tokens,
+            kept=kept,
+        )
+    return scorer.with_template(chosen), [why], () if figure is None else (figure,)
 
 
 def _load(base: Base, dtype: str, session: Session) -> Any:

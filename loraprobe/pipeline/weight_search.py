@@ -30,7 +30,7 @@ from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.scorer import open_scorer
+from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
@@ -101,12 +101,11 @@ def chosen_weights(
             "--task FILE."
         )
     parts, experts = split(inputs.tasks, options), prepared.adapters
-    scorer, notes, _ = open_scorer(
-        inputs.base, "auto", session, experts, parts.apart, "answer_loss"
-    )
+    scorer, notes = open_scorer(inputs.base, "auto", session)
+    scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, "answer_loss")
     with session.stage("search"):
         found = find_weights(scorer, experts, parts, options, progress=session.progress)
-    notes += [note(found, "an evaluation"), scorer.batcher.note()]
+    notes += [*why, note(found, "an evaluation"), scorer.batcher.note()]
     return tuple(found.weights.values()), found, notes
 
 

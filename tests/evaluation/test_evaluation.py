@@ -23,6 +23,7 @@ from loraprobe.evaluation import (
     gains,
     run_systems,
     score,
+    stored_as,
 )
 from loraprobe.evaluation import running as running_module
 from loraprobe.evaluation.questions import questions
@@ -606,6 +607,19 @@ def test_the_better_prompt_format_is_chosen():
     many = FakeScorer(HOMES | turns)
     choose_template(many, [single("town")], [task], sample=3)
     assert len(many.asked) == 6
+
+
+def test_the_answers_that_choose_the_prompt_format_are_kept():
+    scorer, kept = FakeScorer({(*key, "chat"): text for key, text in HOMES.items()}), Ledger()
+    singles, task = [single("homes"), single("town")], mayors()
+    first = choose_template(scorer, singles, [task], kept=kept)
+    asked = len(scorer.asked)
+    assert asked == len(kept) == 2 * 2 * 6  # forms, adapters, questions and hops
+    assert choose_template(scorer, singles, [task], kept=kept) == first
+    assert len(scorer.asked) == asked
+    row = kept.get(stored_as("homes", True), task.name, "hop1", task.items[0].id)
+    assert row.value == 1.0
+    assert kept.get(stored_as("homes", False), task.name, "hop1", task.items[0].id).value == 0.0
 
 
 def test_likelihoods_choose_the_prompt_format_where_nothing_is_right():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +11,9 @@ import pytest
 
 from loraprobe import defaults
 from loraprobe.evaluation import rounds
+from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import NAME
+from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect
 from loraprobe.pipeline.evaluator import open_evaluator
@@ -114,3 +118,33 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, m
         (computed,) = evaluator.forecast(results)
     # Rounding moves a choice only between two that are nearly equally likely.
     assert told.gain == pytest.approx(computed.gain, abs=1.5 / 24)
+
+
+def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, monkeypatch):
+    chosen, base = shipped_world().scenario("disjoint"), tmp_path / "base"
+    shutil.copytree(shipped_world().path / "base", base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    task = load_task(chosen.tasks[0], 4)  # 4 questions with two hops each: all are asked
+    adapters = list(chosen.adapters.values())
+
+    def opened(resume):
+        options = Options(state=tmp_path / "kept", threads=1, resume=resume, max_new_tokens=3)
+        inputs = open_inputs(adapters, str(base), [task], options, ())
+        return open_evaluator(inputs, (), Session("inspect", options))
+
+    with opened(False) as evaluator:
+        assert {row.part for row in evaluator.ledger} == {"question", "hop1", "hop2"}
+        names = {row.system for row in evaluator.ledger}
+        assert names == set(chosen.adapters) and len(evaluator.ledger) == 2 * 3 * 4
+        first = sorted(map(repr, evaluator.ledger)), evaluator.template
+        asked = evaluator.scorer.with_template(False)
+        question = next(q for q in questions([task]) if q.part == "hop1")
+        single_ = baseline_systems(evaluator.inputs.adapters)[1]
+        with asked.with_composition(single_.composition):
+            (again,) = ask(asked, [question], single_.name, TokenLimits.of(3))
+        assert again in list(evaluator.ledger)
+    monkeypatch.setattr("loraprobe.scoring.Scorer.write_all", None)
+    with opened(True) as evaluator:
+        assert (sorted(map(repr, evaluator.ledger)), evaluator.template) == first

@@ -53,6 +53,10 @@ from loraprobe.verdict.evidence import BaseShape, Kind
 FILE = "calibration.json"
 FORMAT = 3
 SMALL = 256  # the largest hidden size of a small base
+SIZES = {
+    "small": f"bases of hidden size up to {SMALL}",
+    "natural": f"bases of hidden size above {SMALL}",
+}
 Shares = tuple[tuple[float, float], ...]  # (margin, share that gained more), margins rising
 NO_FIGURES: Mapping[str, float] = MappingProxyType({})
 QUADRATURE = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
@@ -166,10 +170,10 @@ class Calibration:
             return "the size of the base is not known"
         measured = self.accuracy.get(kind_of_base(base))
         if measured is None:
-            kinds = " and ".join(f"{kind} bases" for kind in self.accuracy) or "no base"
+            kinds = " and ".join(SIZES[kind] for kind in self.accuracy) or "no base"
             return (
-                f"how often such probabilities are wrong was measured on {kinds}, and a base of "
-                f"hidden size {base.hidden_size or 'unknown'} is {kind_of_base(base)}"
+                f"how often such probabilities are wrong was measured on {kinds}, and this one has "
+                f"{base.hidden_size or 'an unknown size'}"
             )
         if base.architecture not in measured.architectures:
             known = " or ".join(measured.architectures)

@@ -23,6 +23,7 @@ from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command,
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import Built, SystemBuilder
 SAVABLE = ("merge", "route", "step-by-step")
+COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
 
 
 def conclude(
@@ -94,6 +95,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
         kind=kind,
         options=_composing(options),
+        kept=_repeated(options),
     )
 
 
@@ -139,6 +141,22 @@ def _composing(options: Options) -> tuple[str, ...]:
         given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
         found += ["--subtract", given]
     return tuple(found)
+
+
+def _repeated(options: Options) -> tuple[str, ...]:
+    """The options, but those of `_composing`, that a run with --resume needs to use the same
+    answers and to decide by the same thresholds, where they are not at their default."""
+    flags = {"methods": "--method", "routers": "--router", "systems": "--system"}
+    names = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
+    default, words = Options(), list[str]()
+    for name in names:
+        value = getattr(options, name, None)
+        if name in COMPOSING or value == getattr(default, name, None):
+            continue
+        flag = flags.get(name, "--" + name.replace("_", "-"))
+        several = value if isinstance(value, tuple | list) else (value,)
+        words += [word for one in several for word in ([flag] if one is True else [flag, str(one)])]
+    return tuple(words)
 
 
 def recommend(

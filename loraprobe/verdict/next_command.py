@@ -20,8 +20,9 @@ class Request:
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
     that they name. `kind` is the kind of the verdict's system, "merge" or "router"; `learned` says
-    that this router was fitted to prompts. `options` are those that change a composition. `fitting`
-    are adapters without a conflict among them.
+    that this router was fitted to prompts. `options` are those that change a composition, `kept`
+    the others that `--resume` needs to use the kept answers. `fitting` are adapters without a
+    conflict among them.
     """
 
     adapters: tuple[str, ...]
@@ -31,6 +32,7 @@ class Request:
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     fitting: tuple[str, ...] = ()
 
 
@@ -77,7 +79,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
         return _evaluate(request, tuple(MORE + task for task in request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
-    return _evaluate(request, request.tasks or (TASK,), ("--resume",) if asked else ())
+    resumed = (*request.kept, "--resume") if asked else ()
+    return _evaluate(request, request.tasks or (TASK,), resumed)
 
 
 def _save(verdict: Verdict, request: Request) -> str:

@@ -16,12 +16,15 @@ from loraprobe.evaluation.ledger import NAME
 from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect
+from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.inspecting import spread_sample
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
+from loraprobe.records import Verdict
 from loraprobe.tasks import Item, Task, load_task
+from loraprobe.verdict import next_command
 from loraprobe_lab import shipped_world
 
 
@@ -148,3 +151,20 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
     monkeypatch.setattr("loraprobe.scoring.Scorer.write_all", None)
     with opened(True) as evaluator:
         assert (sorted(map(repr, evaluator.ledger)), evaluator.template) == first
+
+
+def test_the_next_command_repeats_what_kept_answers_depend_on():
+    """Without these options merge-and-eval would not find the answers of `inspect`."""
+    chosen, base = shipped_world().scenario("disjoint"), str(shipped_world().path / "base")
+    texts = {"dtype": "bfloat16", "metric": "contains", "chat_template": "off"}
+    numbers = {"limit": 5, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
+    given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
+    inputs = open_inputs(list(chosen.adapters.values()), base, chosen.tasks[:1], given)
+    verdict = Verdict("inconclusive", "pilot")
+    words = next_command(verdict, requested(given, inputs, "merge")).split()
+    for name, value in (texts | numbers).items():
+        assert words[words.index("--" + name.replace("_", "-")) + 1] == str(value)
+    assert words.count("--method") == 2 and "ties:density=0.3" in words
+    assert words[-1] == "--resume" and "--threads" not in words
+    plain = requested(Options(), inputs, "merge")
+    assert "--limit" not in next_command(verdict, plain) and not plain.kept

@@ -14,7 +14,7 @@ from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing
 from loraprobe.evaluation.rounds import Round, beaten, clusters_in_order, rounds
 from loraprobe.evaluation.running import run_systems
-from loraprobe.evaluation.samples import Samples
+from loraprobe.evaluation.samples import Samples, right_by_stricter
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.template import choose_template, stored_as
 
@@ -34,6 +34,7 @@ __all__ = [
     "guessing",
     "oracles",
     "retention",
+    "right_by_stricter",
     "rounds",
     "run_systems",
     "score",

@@ -213,7 +213,9 @@ def merge_and_eval(
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate(inputs, prepared, session)
     evidence = vars(found.records)
-    verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
+    verdict = conclude(
+        options, inputs, examined, level="evaluation", stricter=found.stricter, **evidence
+    )
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     if made is not None:

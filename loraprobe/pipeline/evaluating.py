@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe import evaluation
@@ -28,7 +28,11 @@ from loraprobe.records import (
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The results of all systems on all tasks."""
+    """The results of all systems on all tasks.
+
+    stricter: for (system, task) whose gold answers lose something under exact match, how many plain
+    answers are right by it, and how many of these by the metric that sees it (`stricter_metric`).
+    """
 
     records: EvaluationRecords
     gates: tuple[GateStatistics, ...]
@@ -37,6 +41,7 @@ class Evaluated:
     builder: SystemBuilder
     samples: Samples
     notes: Sequence[str]
+    stricter: Mapping[tuple[str, str], tuple[int, int]]
 
 
 def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
@@ -72,7 +77,8 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
-    return Evaluated(findings, gates, search, compositions, builder, samples, notes)
+    stricter = evaluation.right_by_stricter(results, asked.tasks, options.metric)
+    return Evaluated(findings, gates, search, compositions, builder, samples, notes, stricter)
 
 
 def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:

@@ -14,7 +14,7 @@ FORMS = ("question", "steps")
 def about_answers(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     """What a reader of the scores has to know about the answers behind them."""
     rows = _deciding(evidence, verdict)
-    return [*_about_cut(evidence, rows), *_about_wording(rows), *_about_gold(evidence)]
+    return [*_about_cut(evidence, rows), *_about_wording(rows), *_about_gold(evidence, verdict)]
 
 
 def _deciding(evidence: Evidence, verdict: Verdict) -> list[Score]:
@@ -82,16 +82,25 @@ def _otherwise(row: Score) -> float:
     return 0.0 if row.contains is None or row.part not in FORMS else row.contains - row.value
 
 
-def _about_gold(evidence: Evidence) -> list[Reason]:
-    """That gold answers hold what exact match drops, and the metric that sees it."""
+def _about_gold(evidence: Evidence, verdict: Verdict) -> list[Reason]:
+    """That gold answers hold what exact match drops, the metric that sees it, and how many of the
+    best composition's right answers it holds right."""
     several = evidence.several
-    return [
-        Reason(
-            "answers-normalised",
-            f"Exact match drops case, articles and punctuation, which the answers of {task} may "
-            f"need ({example}): use --metric {f'{task}={metric}' if several else metric}.",
-            source="SQuAD's normalisation of answers",
-            severity="warning",
+    system = verdict.system if verdict.gain is None else verdict.gain.system
+    reasons = []
+    for task, (metric, example) in evidence.normalised.items():
+        right, strictly = evidence.stricter.get((system or "", task), (0, 0))
+        told = f", by which {strictly} of the {right} right answers of {system} stay right"
+        reasons.append(
+            Reason(
+                "answers-normalised",
+                f"Exact match drops case, articles and punctuation, which the answers of {task} "
+                f"may need ({example}): use --metric {f'{task}={metric}' if several else metric}"
+                f"{told if right else ''}.",
+                float(strictly) if right else None,
+                float(right) if right else None,
+                "SQuAD's normalisation of answers",
+                "warning",
+            )
         )
-        for task, (metric, example) in evidence.normalised.items()
-    ]
+    return reasons

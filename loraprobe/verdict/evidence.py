@@ -55,7 +55,8 @@ class Evidence(EvaluationRecords):
     case comes from, None for the calibration's own; `balanced` says that norms were made equal
     before composing. `base` is the shape of the base that was asked. `max_new_tokens` is None for
     the default limits of plain and worked answers. `normalised` has, for each task whose gold
-    answers lose something under exact match, the metric that sees it and an example.
+    answers lose something under exact match, the metric that sees it and an example. `stricter`
+    has, for (system, task), how many answers are right by exact match and how many of these by it.
     """
 
     compatibility: Compatibility = field(default_factory=Compatibility)
@@ -69,6 +70,7 @@ class Evidence(EvaluationRecords):
     base: BaseShape | None = None
     max_new_tokens: int | None = None
     normalised: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    stricter: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     @property
     def task_names(self) -> tuple[str, ...]:

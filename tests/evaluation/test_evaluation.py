@@ -21,6 +21,7 @@ from loraprobe.evaluation import (
     chain_notes,
     choose_template,
     gains,
+    right_by_stricter,
     run_systems,
     score,
     stored_as,
@@ -607,6 +608,16 @@ def test_the_better_prompt_format_is_chosen():
     many = FakeScorer(HOMES | turns)
     choose_template(many, [single("town")], [task], sample=3)
     assert len(many.asked) == 6
+
+
+def test_right_answers_are_counted_by_the_stricter_metric_too():
+    golds = ('{"a": 1}', '{"a": 2}', '{"a": 3}')
+    task = Task("t", tuple(Item(str(k), f"q{k}?", (gold,)) for k, gold in enumerate(golds)))
+    said = {("x", "q0?"): '{"a": 1}', ("x", "q1?"): '{"a": 2', ("x", "q2?"): '{"a": 4}'}
+    systems = [System("x", "adapter", single("x")), System("y", "adapter", single("y"))]
+    results = run_systems(FakeScorer(said), systems, [task], Ledger())
+    assert right_by_stricter(results, [task], None) == {("x", "t"): (2, 1)}
+    assert right_by_stricter(results, [task], "json") == {}
 
 
 def test_the_answers_that_choose_the_prompt_format_are_kept():

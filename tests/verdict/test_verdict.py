@@ -654,6 +654,15 @@ def test_gold_answers_that_exact_match_spoils_name_the_stricter_metric():
     assert "--metric t=json" in reason(judge(several), "answers-normalised").message
 
 
+def test_the_stricter_metric_is_named_with_what_it_holds_right_of_the_best_composition():
+    spoiled = {"normalised": {"t": ("json", "'{}'")}}
+    counts = {("uniform", "t"): (15, 0), ("a", "t"): (3, 2)}
+    found = judge(dataclasses.replace(evidence(FAIL), **spoiled, stricter=counts))
+    told = reason(found, "answers-normalised")
+    assert (found.gain.system, told.value, told.threshold) == ("uniform", 0.0, 15.0)
+    assert "--metric json, by which 0 of the 15 right answers of uniform stay" in told.message
+
+
 def test_a_hop_that_nobody_answers_has_no_best():
     rows = [Coverage("hop_accuracy", "t", 0.0, N, 1, who, ci95=(0.0, 0.04)) for who in ((), ("a",))]
     told = reason(judge(Evidence(coverage=tuple(rows), level="base")), "hop-unknown")

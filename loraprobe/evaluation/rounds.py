@@ -92,6 +92,19 @@ def clusters_in_order(task: Task, seed: int) -> list[str]:
     return order
 
 
+def first_clusters(task: Task, items: int, seed: int) -> Task:
+    """The first clusters in the order of the rounds that have `items` items, in the file's order.
+
+    A cluster counts as one observation, so more than `items` items of one are never taken.
+    """
+    chosen: set[str] = set()
+    for cluster in clusters_in_order(task, seed):
+        if len(chosen) >= items:
+            break
+        chosen.update([item.id for item in task.items if item.cluster == cluster][:items])
+    return replace(task, items=tuple(item for item in task.items if item.id in chosen))
+
+
 def _shares(clusters: int) -> tuple[float, ...]:
     """The share of the clusters at each look: from FIRST to all, in nearly doubling steps."""
     steps = max(1, round(math.log2(clusters / FIRST)))

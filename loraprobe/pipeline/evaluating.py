@@ -54,7 +54,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         found = play(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
-            lambda results, systems: _controls(builder, composed, results, systems, session),
+            lambda results, systems: controls_of_best(builder, composed, results, systems, session),
         )
         systems, results = found.everybody, found.results
         asked = replace(evaluator, tasks=found.round.tasks)
@@ -83,7 +83,7 @@ def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     return found.samples.wrong(system, form) if system else ()
 
 
-def _controls(
+def controls_of_best(
     builder: SystemBuilder,
     composed: Sequence[System],
     results: Sequence[ItemResult],

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loraprobe.defaults import MARGIN
+from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import BASELINES, System
 from loraprobe.evaluation.table import Column, Table, by_name, clusters_of, tabulate, task_names
 from loraprobe.records import Gain, ItemResult
 from loraprobe.sample_size import items_needed
-
-ALPHA = 0.05  # the chance of a wrong decision, both sides together
 
 
 def gains(

@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from loraprobe.defaults import ALPHA
 from loraprobe.evaluation.likelihood import likelihood_interval
 
 Array = NDArray[np.float64]
@@ -48,7 +49,7 @@ Integers = NDArray[np.int64]
 Labels = NDArray[Any]  # one label an item; items with equal labels form one cluster
 
 DRAWS = 10_000
-LEVEL = 0.95  # of every interval in a report
+LEVEL = 1 - ALPHA  # of every interval in a report
 PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
 FEWEST_DRAWS = 50  # beyond a quantile that is taken from the draws
 SELECTION = 2.0  # standard errors beyond which something no longer contends to be the best

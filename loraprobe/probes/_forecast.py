@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
-from loraprobe.defaults import PLAIN_TOKENS
+from loraprobe.defaults import FORECAST_ITEMS, PLAIN_TOKENS
 from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.asking import ask_together
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
@@ -28,7 +28,6 @@ from loraprobe.tasks import Task
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
-ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
 FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
 FORMS = ("question", "steps")
 SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
@@ -44,7 +43,7 @@ def forecast(
     results: Sequence[ItemResult],
     metric: str | None = None,
     max_new_tokens: int | None = None,
-    items: int = ITEMS,
+    items: int = FORECAST_ITEMS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Forecast, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from loraprobe.records.answers import ItemResult, Reply, Sample
 from loraprobe.records.inputs import (
     AdapterSummary,
     BaseSummary,
@@ -32,13 +33,10 @@ from loraprobe.records.measurements import (
     Gain,
     GateStatistics,
     Interval,
-    ItemResult,
     Measurement,
     Oracle,
-    Reply,
     Retention,
     Rounds,
-    Sample,
     Score,
     SystemKind,
     WeightSearch,

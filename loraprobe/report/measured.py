@@ -21,9 +21,7 @@ def use(audit: Audit, verdict: Verdict) -> str:
     if best is not None:
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
     codes = {reason.code for reason in verdict.reasons}
-    if head in ("merge", "route", "step-by-step") and (
-        verdict.decision == "likely" or "best-measured" in codes
-    ):
+    if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
         form = f", {fmt.PART[best.form]}" if best is not None else ""
         return f"{verdict.system} (a {kind}){form}"

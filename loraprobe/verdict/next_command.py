@@ -41,9 +41,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     """
     head, _, single = verdict.action.partition(":")
     codes = {reason.code for reason in verdict.reasons}
-    if head in ("merge", "route", "step-by-step") and (
-        verdict.decision == "likely" or "best-measured" in codes
-    ):
+    if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
         reference = {_name(one): _reference(one) for one in request.adapters}.get(single, single)

@@ -9,11 +9,12 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.ratios import ratio
+from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import LEVEL
 from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
 from loraprobe.evaluation.table import (
     Column,
-    Table,
+    ItemTable,
     by_name,
     clusters_of,
     tabulate,
@@ -142,7 +143,7 @@ def compare(
 
 
 def _comparisons(
-    table: Table,
+    table: ItemTable,
     first: list[Column],
     second: list[Column],
     task: str,
@@ -151,7 +152,7 @@ def _comparisons(
     """The rows of each column of `first` against each of `second`, in this order."""
     ordered = sorted(second, key=by_name)
     found = table.differences(first, ordered)
-    both = statistics.largest(found, (len(first), len(ordered)), *bootstrap)[2]
+    both = largest(found, (len(first), len(ordered)), *bootstrap)[2]
     plain, adjusted = found.intervals(found.critical()), found.intervals(both)
     pairs = [(i, other) for i in range(len(first)) for other in second]
     places = [i * len(ordered) + ordered.index(other) for i, other in pairs]

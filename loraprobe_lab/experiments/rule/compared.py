@@ -15,7 +15,7 @@ from scipy import special
 
 from loraprobe.defaults import ALPHA
 from loraprobe.evaluation.rounds import look_shares
-from loraprobe.evaluation.statistics import SELECTION
+from loraprobe.evaluation.selection import SELECTION
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.rule.designs import DESIGNS, Design, Signed, moments
 from loraprobe_lab.experiments.rule.exact import MARGIN, Array

@@ -11,7 +11,7 @@ from loraprobe.evaluation import statistics
 from loraprobe.evaluation.ratios import ratio
 from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import LEVEL
-from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
+from loraprobe.evaluation.systems import COMPOSITIONS, System
 from loraprobe.evaluation.table import (
     Column,
     ItemTable,
@@ -20,7 +20,7 @@ from loraprobe.evaluation.table import (
     tabulate,
     task_names,
 )
-from loraprobe.records import Comparison, Interval, ItemResult, Score
+from loraprobe.records import BASELINES, FORMS, Comparison, Interval, ItemResult, Score
 from loraprobe.tasks import GENERATED
 
 
@@ -131,7 +131,7 @@ def compare(
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
     rows: list[Comparison] = []
     for task in task_names(results):
-        for part in ("question", "steps"):
+        for part in FORMS:
             present = {r.system for r in results if r.task == task and r.part == part}
             first = [(name, part) for name in compositions if name in present]
             second = [(name, part) for name in baselines if name in present]

@@ -10,9 +10,9 @@ import numpy as np
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.selection import largest, reach
-from loraprobe.evaluation.systems import BASELINES, System
+from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
-from loraprobe.records import Gain, ItemResult
+from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
 from loraprobe.sample_size import items_needed
 
 
@@ -36,7 +36,7 @@ def gains(
     rows: list[Gain] = []
     for family in families:
         names = [s.name for s in systems if s.kind in family]
-        asked = {r.part for r in results if r.system in names} & {"question", "steps"}
+        asked = {r.part for r in results if r.system in names} & {*FORMS}
         grids = [_grid(results, names, baselines, part) for part in sorted(asked, reverse=True)]
         found = [grid for grid in grids if grid is not None]
         for grid, forms in zip(found, _sharing(found), strict=True):

@@ -21,7 +21,7 @@ from scipy import special
 
 from loraprobe.defaults import ALPHA, FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation.table import tabulate
-from loraprobe.records import ItemResult
+from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task
 
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
@@ -147,7 +147,7 @@ def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) ->
     among the comparisons.
     """
     shown: dict[str, list[bool]] = {}
-    for part in ("question", "steps"):
+    for part in FORMS:
         present = {r.system for r in results if r.part == part}
         columns = [(name, part) for name in names if name in present]
         if not columns:

@@ -16,6 +16,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
+    FORMS,
     EvaluationRecords,
     GateStatistics,
     ItemResult,
@@ -107,7 +108,7 @@ def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
     """
     totals: dict[tuple[str, str], list[float]] = {}
     for row in scores:
-        if row.kind in kinds and row.part in ("question", "steps"):
+        if row.kind in kinds and row.part in FORMS:
             sign = -1.0 if row.metric == "answer_loss" else 1.0
             totals.setdefault((row.system, row.part), []).append(sign * row.value)
     if not totals:

@@ -29,7 +29,14 @@ from loraprobe.pipeline.systems import (
     forecastable,
 )
 from loraprobe.pipeline.transforms import prepare_inputs
-from loraprobe.records import Coverage, EvaluationRecords, EvidenceLevel, Forecast, ItemResult
+from loraprobe.records import (
+    FORMS,
+    Coverage,
+    EvaluationRecords,
+    EvidenceLevel,
+    Forecast,
+    ItemResult,
+)
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Probe
 
@@ -175,17 +182,17 @@ def pilot(
     inputs, session, few = evaluator.inputs, evaluator.session, sampled(evaluator, PILOT_ITEMS)
     if len(inputs.adapters) < 2:
         return [], [], []
-    options, parts = session.options, ("question", "steps")
+    options = session.options
     prepared = prepare_inputs(inputs, "route", session)
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, options.given_weights)
     composed, notes = _compositions(builder, session)
-    answers = few.run(composed, parts=parts)
+    answers = few.run(composed, parts=FORMS)
     seed, margin = options.seed, options.needed_gain
     both, systems = [*results, *answers], [*singles, *composed]
     gains = evaluation.gains(both, systems, margin=margin, seed=seed)
     if any(gain.adjusted_ci95[0] > margin for gain in gains):
         compared = controls_of_best(builder, composed, both, systems, session)
-        answers += few.run(compared, parts=parts)
+        answers += few.run(compared, parts=FORMS)
         composed += compared
     return composed, answers, notes
 

@@ -21,7 +21,7 @@ from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.asking import ask_together
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.probes._probe import sampled
-from loraprobe.records import Forecast, Gain, ItemResult, Progress, Retention
+from loraprobe.records import FORMS, Forecast, Gain, ItemResult, Progress, Retention
 from loraprobe.scoring import LogitEnsemble, Recorder
 from loraprobe.tasks import Task
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
 FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
-FORMS = ("question", "steps")
 SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 

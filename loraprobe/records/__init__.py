@@ -25,6 +25,8 @@ from loraprobe.records.inputs import (
     Verification,
 )
 from loraprobe.records.measurements import (
+    BASELINES,
+    FORMS,
     Attribution,
     Comparison,
     Coverage,
@@ -48,6 +50,7 @@ __all__ = [
     "AdapterSummary",
     "Attribution",
     "Audit",
+    "BASELINES",
     "BaseSummary",
     "Check",
     "Comparison",
@@ -57,6 +60,7 @@ __all__ = [
     "DecisiveGain",
     "EvaluationRecords",
     "EvidenceLevel",
+    "FORMS",
     "Forecast",
     "Gain",
     "GateStatistics",

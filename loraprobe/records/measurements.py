@@ -8,6 +8,8 @@ from typing import Literal
 
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
 Interval = tuple[float, float]
+FORMS = ("question", "steps")  # the parts that ask the composed question
+BASELINES: tuple[SystemKind, ...] = ("base", "adapter")  # what a composition has to beat
 
 
 @dataclass(frozen=True)

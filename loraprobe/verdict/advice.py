@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraprobe.records import Reason
+from loraprobe.records import FORMS, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import chain_gain
 from loraprobe.verdict.causes import BY_HOP, about_cause, commonest_cause, cure
@@ -21,7 +21,6 @@ from loraprobe.verdict.complement import complement
 from loraprobe.verdict.evaluated import Candidate
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.ranking import (
-    FORMS,
     SWITCH,
     Option,
     alone,

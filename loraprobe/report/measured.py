@@ -169,7 +169,8 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     if row.n_needed is None:
         told = f"{open_.more('question')} {given} for a gain of {number(verdict.margin)}"
         return "; ".join(filter(None, (told, open_.instead())))
-    return f"{open_.more('question')} {fmt.PART[row.part]} {given}, if the gain stays"
+    form = " step by step" if row.part == "steps" else ""
+    return f"{open_.more('question')}{form} {given}, if the gain stays"
 
 
 def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:

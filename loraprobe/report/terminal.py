@@ -132,7 +132,8 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
     found = [i for i in found if clean(first_sentence(i)) not in told]
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
-        short = audit.command == "inspect" and issue.severity == "note"
+        pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines
+        short = pairs and issue.severity == "note"
         yield _finding(issue, width, most=1 if short else 2)
     if len(found) > MOST_FINDINGS:
         yield f"  and {count(len(found) - MOST_FINDINGS, 'more finding')}: --explain"

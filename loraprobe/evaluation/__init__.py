@@ -2,7 +2,8 @@
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
 `score`, `compare`, `gains`, `oracles` and `attribute` evaluate the results. Only `asking` asks a
-model questions, and only `statistics`, `likelihood` and `ratios` have formulas of intervals.
+model questions, and only `statistics`, `selection`, `likelihood` and `ratios` have formulas of
+intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute
@@ -12,7 +13,7 @@ from loraprobe.evaluation.comparing import compare, retention, score
 from loraprobe.evaluation.gaining import gain, gains
 from loraprobe.evaluation.ledger import Ledger
 from loraprobe.evaluation.questions import guessing
-from loraprobe.evaluation.rounds import Round, beaten, clusters_in_order, rounds
+from loraprobe.evaluation.rounds import Round, beaten, rounds
 from loraprobe.evaluation.running import run_systems
 from loraprobe.evaluation.samples import Samples, right_by_stricter
 from loraprobe.evaluation.systems import System
@@ -27,7 +28,6 @@ __all__ = [
     "beaten",
     "chain_notes",
     "choose_template",
-    "clusters_in_order",
     "compare",
     "gain",
     "gains",

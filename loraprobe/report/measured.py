@@ -1,9 +1,9 @@
-"""The lines of the answer that compare what was measured: use, gain, better, decide, forecast."""
+"""The lines of the answer that tell what was measured: use, gain, stopped, better, forecast."""
 
 from __future__ import annotations
 
 from loraprobe.formatting import count, listing
-from loraprobe.records import Audit, DecisiveGain, Gain, Verdict
+from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
@@ -21,11 +21,12 @@ def use(audit: Audit, verdict: Verdict) -> str:
     if best is not None:
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
     codes = {reason.code for reason in verdict.reasons}
-    if head in ("merge", "route", "step-by-step") and (
-        verdict.decision == "likely" or "best-measured" in codes
-    ):
+    if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
-        form = f", {fmt.PART[best.form]}" if best is not None else ""
+        if "per=sequence" in (verdict.system or ""):
+            kind += " that chooses by prompt"
+        plain = all(row.part != "steps" for row in audit.evaluation)  # there is no other form
+        form = "" if best is None or plain else f", {fmt.PART[best.form]}"
         return f"{verdict.system} (a {kind}){form}"
     if head == "chain":
         scored = _score(audit, "chain", "question")
@@ -102,8 +103,15 @@ def gain(audit: Audit, verdict: Verdict) -> str:
     return (
         f"{mean}{_shown(own, digits)} for {best.system} against {_shown(other, digits)} for "
         f"{alone}{asked}: {fmt.gain(difference, *best.ci95, digits)} on "
-        f"{count(best.n, 'question')}; you asked for {fmt.number(verdict.margin)}"
+        f"{_of_all(audit, best.n)}; you asked for {fmt.number(verdict.margin)}"
     )
+
+
+def _of_all(audit: Audit, n: int) -> str:
+    """The number of questions, and of how many where a run stopped early."""
+    rounds = audit.rounds
+    early = rounds is not None and n == rounds.items < rounds.total
+    return f"{n} of {count(rounds.total, 'question')}" if rounds and early else count(n, "question")
 
 
 def _agreeing(own: float | None, other: float | None, difference: float) -> tuple[float, int]:
@@ -120,6 +128,14 @@ def _agreeing(own: float | None, other: float | None, difference: float) -> tupl
 
 def _shown(mean: float | None, digits: int = 2) -> str:
     return "-" if mean is None else fmt.number(abs(mean), digits)
+
+
+def stopped(audit: Audit) -> str:
+    """How far a run went that stopped before all items were asked, and how to ask the rest."""
+    rounds = audit.rounds
+    if rounds is None or rounds.used == rounds.planned:
+        return ""
+    return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
@@ -153,7 +169,8 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     if row.n_needed is None:
         told = f"{open_.more('question')} {given} for a gain of {number(verdict.margin)}"
         return "; ".join(filter(None, (told, open_.instead())))
-    return f"{open_.more('question')} {fmt.PART[row.part]} {given}, if the gain stays"
+    form = " step by step" if row.part == "steps" else ""
+    return f"{open_.more('question')}{form} {given}, if the gain stays"
 
 
 def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:
@@ -201,15 +218,12 @@ def _share(probability: float) -> str:
 
 def _better_form(audit: Audit, system: str) -> str:
     """The form of the question in which a system scores more."""
-    plain, steps = (_mean(audit, system, form) for form in ("question", "steps"))
+    plain, steps = (_mean(audit, system, form) for form in FORMS)
     return "steps" if steps is not None and (plain is None or steps > plain) else "question"
 
 
 def _mean(audit: Audit, system: str, part: str) -> float | None:
-    """The mean over tasks of a system's scores; losses with their sign turned."""
-    rows = [s for s in audit.evaluation if (s.system, s.part) == (system, part)]
-    values = [-s.value if s.metric == "answer_loss" else s.value for s in rows]
-    return sum(values) / len(values) if values else None
+    return Evidence(evaluation=audit.evaluation).mean(system, part)
 
 
 def _score(audit: Audit, system: str, part: str) -> str:

@@ -10,16 +10,15 @@ from dataclasses import replace
 import pytest
 
 from loraprobe import defaults
-from loraprobe.evaluation import rounds
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.evaluation.questions import TokenLimits, questions
+from loraprobe.evaluation.rounds import rounds, spread_sample
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.inspecting import spread_sample
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
 from loraprobe.records import Verdict
@@ -46,18 +45,20 @@ def test_a_sample_takes_items_from_as_many_clusters_as_possible(most):
     assert [i for i in whole.items if i in found.items] == list(found.items)  # the file's order
 
 
-def test_a_sample_lies_in_the_first_round_of_an_evaluation():
-    whole = task([3] * 70)
-    first = rounds([whole], 0)[0].tasks[0]
-    assert set(spread_sample(whole, defaults.PILOT_ITEMS, 0).items) < set(first.items)
-
-
 def test_a_smaller_sample_is_part_of_a_larger_one_and_the_seed_draws():
     whole = task([1] * 100)
     few, more, other = (spread_sample(whole, n, seed) for n, seed in ((20, 0), (40, 0), (20, 1)))
     assert set(few.items) < set(more.items) and set(few.items) != set(other.items)
     assert set(few.items) != set(whole.items[:20])
     assert spread_sample(whole, 100, 0).items == whole.items
+
+
+def test_a_sample_is_asked_in_the_first_rounds_of_an_evaluation():
+    for size in (1, 3):
+        whole = task([size] * 100)
+        first, *_ = rounds([whole], 0)
+        few = spread_sample(whole, first.items // size, 0)
+        assert {item.group for item in few.items} == {item.group for item in first.tasks[0].items}
 
 
 def test_of_one_large_cluster_no_more_than_the_sample_is_asked():

@@ -56,15 +56,14 @@ def run(command: str, world: Path, base: str, out: Path, options: list[str]) -> 
 
 def row(name: str, command: str, record: dict[str, Any]) -> str:
     """A line of the table."""
-    verdict, rounds = record["audit"]["verdict"], record["audit"].get("rounds")
-    gain = verdict.get("gain")
+    verdict, gain = record["audit"]["verdict"], record["audit"]["verdict"].get("gain")
+    answers = sum(score["n"] for score in record["audit"]["evaluation"])
     told = "–"
     if gain:
         low, high = gain["ci95"]
         told = f"{gain['difference']:+.2f} [{low:.2f}, {high:.2f}]"
-    asked = f"{rounds['items']} of {rounds['total']}" if rounds else "–"
     cells = [name, command, verdict["decision"], verdict["action"], verdict["system"] or "–", told]
-    cells += [verdict["evidence"], asked, f"{record['cpu_seconds']:.0f}"]
+    cells += [str(answers), f"{record['cpu_seconds']:.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -74,8 +73,8 @@ def main() -> None:
     cut = words.index("--") if "--" in words else len(words)
     (sets, base, out, *names), options = words[:cut], words[cut + 1 :]
     Path(out).mkdir(parents=True, exist_ok=True)
-    print("| set | command | decision | action | system | gain | evidence | items | CPU s |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| set | command | decision | action | composition | gain | answers | CPU s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in names:
         for command in COMMANDS:
             record = run(command, Path(sets) / name, base, Path(out), options)

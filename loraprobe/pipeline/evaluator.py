@@ -153,7 +153,8 @@ def open_evaluator(
     tasks = parts.left if parts else inputs.tasks
     scorer, notes = open_scorer(inputs.base, options.dtype, session)
     run = ([*inputs.adapters, *general], inputs.base, inputs.tasks, options, session)
-    with contextlib.closing(template_ledger(*run)) as tried:
+    auto = options.chat_template == "auto"
+    with contextlib.closing(template_ledger(*run) if auto else Ledger()) as tried:
         scorer, why, template = with_better_template(
             scorer, session, inputs.adapters, tasks, options.metric, tried
         )

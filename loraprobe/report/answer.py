@@ -42,6 +42,7 @@ LEAVE_FIRST = (
     ("fix", 1),
     ("lacks", 0),
     ("better", 0),
+    ("stopped", 0),
     ("made", 0),
 )
 # What is said in fewer lines where that is not enough, those first that a reader misses least.
@@ -54,9 +55,10 @@ _CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a
 class Answer:
     """The decision, a headline, and labelled lines in the order in which they are read.
 
-    `decision` is the verdict's, "" where there is none. Labels are made, use, gain, better, decide,
-    why, fix, watch, lacks, known, sure, forecast, next or in Python, questions and fill in; why,
-    fix, watch, lacks and fill in may repeat. The text of a label in COMMANDS is a command.
+    `decision` is the verdict's, "" where there is none. Labels are made, use, gain, stopped,
+    better, decide, why, fix, watch, lacks, known, sure, forecast, next or in Python, questions and
+    fill in; why, fix, watch, lacks and fill in may repeat. The text of a label in COMMANDS is a
+    command.
     """
 
     decision: str

@@ -8,7 +8,7 @@ from dataclasses import replace
 from loraprobe.records import Audit, Score
 from loraprobe.report.formatting import number
 from loraprobe.report.layout import GAP
-from loraprobe.report.system_tables import PARTS, in_order
+from loraprobe.report.system_tables import PARTS, fewer, in_order, most_asked
 from loraprobe.report.table import Column, Table, text
 
 BAR = "▄"
@@ -35,11 +35,8 @@ def scores(audit: Audit, width: int) -> Table | None:
     for system in names:
         line = [system, *(_bar(found.get((system, *head)), longest) for head in heads)]
         lines.append([*line, _kept(system, rows)] if several else line)
-    asked = " + ".join(str(max(s.n for s in rows if s.task == task)) for task in tasks)
-    caption = f"Scores on {asked} questions" + ("" if several else f" of {tasks[0]}")
-    composed = max((s.n for s in rows if s.kind in ("merge", "router")), default=None)
-    if composed is not None and composed < max(s.n for s in rows):
-        caption += f" (compositions: {composed})"  # a first round
+    caption = f"Scores on {most_asked(rows)} questions" + ("" if several else f" of {tasks[0]}")
+    caption += fewer(rows)
     columns = [replace(text(title), styles={f"{BAR}+": "cyan"}) for title in titles]
     return Table(caption, [text("system"), *columns, *[Column(KEEPS)][: int(several)]], lines)
 

@@ -1,4 +1,4 @@
-"""The lines of the answer that compare what was measured: use, gain, better, decide, forecast."""
+"""The lines of the answer that tell what was measured: use, gain, stopped, better, forecast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.complement import PER_PROMPT
 from loraprobe.verdict.ranking import alone, best_option
 
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -23,7 +24,10 @@ def use(audit: Audit, verdict: Verdict) -> str:
     codes = {reason.code for reason in verdict.reasons}
     if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
-        form = f", {fmt.PART[best.form]}" if best is not None else ""
+        if PER_PROMPT in (verdict.system or ""):
+            kind += " that chooses by prompt"
+        plain = all(row.part != "steps" for row in audit.evaluation)  # there is no other form
+        form = "" if best is None or plain else f", {fmt.PART[best.form]}"
         return f"{verdict.system} (a {kind}){form}"
     if head == "chain":
         scored = _score(audit, "chain", "question")
@@ -100,8 +104,15 @@ def gain(audit: Audit, verdict: Verdict) -> str:
     return (
         f"{mean}{_shown(own, digits)} for {best.system} against {_shown(other, digits)} for "
         f"{alone}{asked}: {fmt.gain(difference, *best.ci95, digits)} on "
-        f"{count(best.n, 'question')}; you asked for {fmt.number(verdict.margin)}"
+        f"{_of_all(audit, best.n)}; you asked for {fmt.number(verdict.margin)}"
     )
+
+
+def _of_all(audit: Audit, n: int) -> str:
+    """The number of questions, and of how many where a run stopped early."""
+    rounds = audit.rounds
+    early = rounds is not None and n == rounds.items < rounds.total
+    return f"{n} of {count(rounds.total, 'question')}" if rounds and early else count(n, "question")
 
 
 def _agreeing(own: float | None, other: float | None, difference: float) -> tuple[float, int]:
@@ -118,6 +129,14 @@ def _agreeing(own: float | None, other: float | None, difference: float) -> tupl
 
 def _shown(mean: float | None, digits: int = 2) -> str:
     return "-" if mean is None else fmt.number(abs(mean), digits)
+
+
+def stopped(audit: Audit) -> str:
+    """How far a run went that stopped before all items were asked, and how to ask the rest."""
+    rounds = audit.rounds
+    if rounds is None or not rounds.early:
+        return ""
+    return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 
 
 def better(audit: Audit, verdict: Verdict) -> str:
@@ -151,7 +170,8 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     if row.n_needed is None:
         told = f"{open_.more('question')} {given} for a gain of {number(verdict.margin)}"
         return "; ".join(filter(None, (told, open_.instead())))
-    return f"{open_.more('question')} {fmt.PART[row.part]} {given}, if the gain stays"
+    form = " step by step" if row.part == "steps" else ""
+    return f"{open_.more('question')}{form} {given}, if the gain stays"
 
 
 def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:

@@ -18,7 +18,8 @@ MEANINGS = (
     "that is known alone is lost in the composition. Not composed: every hop is kept, and the "
     "answer is wrong."
 )
-INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system."
+INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
+EVERY_LOOK = ", and every look of a run that stopped at look {used} of {planned}"
 MOST_LINES = 24  # of a figure; its table has them all
 
 
@@ -55,10 +56,13 @@ def _gains(audit: Audit) -> Section | None:
         return None
     figures = [_forest(audit)] if audit.gains else []
     folded = _filled(system_tables.comparisons(audit))
+    looks = audit.rounds
+    early = looks is not None and looks.early
+    intervals = INTERVALS + (EVERY_LOOK.format(**vars(looks)) if early else "") + "."
     return Section(
         "gains",
         "Gains and scores",
-        list(filter(None, (INTERVALS, system_tables.controls(audit)))),
+        list(filter(None, (intervals, system_tables.controls(audit)))),
         figures,
         tables=system_tables.scores(audit),
         folded=folded,

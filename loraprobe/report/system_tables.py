@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loraprobe.formatting import listing
 from loraprobe.records import Audit, Interval, Sample, Score
@@ -63,7 +63,8 @@ def _scores(rows: Sequence[Score], intervals: bool) -> Table:
     items = max(row.n for row in rows)
     metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
     columns = [text("system"), *figures(*map(form, parts), *["retention"][:retained])]
-    return Table(f"Evaluation: {rows[0].task} ({items} items, {metric})", columns, lines)
+    caption = f"Evaluation: {rows[0].task} ({items} items, {metric}){fewer(rows)}"
+    return Table(caption, columns, lines)
 
 
 def _score(row: Score | None, intervals: bool) -> str:
@@ -71,6 +72,33 @@ def _score(row: Score | None, intervals: bool) -> str:
         return "-"
     ci95 = interval(row.ci95) if intervals and not row.part.startswith("hop") else ""
     return f"{number(row.value)} {ci95}".strip()
+
+
+def fewer(rows: Sequence[Score]) -> str:
+    """Which systems answered fewer questions than the others, in brackets; "" if none did."""
+    kinds = {s.system: "composition" if s.kind in ("merge", "router") else s.kind for s in rows}
+    groups = dict[str, list[str]]()
+    for system in kinds:
+        groups.setdefault(most_asked([s for s in rows if s.system == system]), []).append(system)
+    groups.pop(most_asked(rows), None)
+    told = [f"{_together(names, kinds)}: {asked}" for asked, names in groups.items()]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def most_asked(rows: Sequence[Score]) -> str:
+    """How many questions of each task were asked at most, such as 200 + 100."""
+    tasks = dict.fromkeys(s.task for s in rows)
+    return " + ".join(str(max(s.n for s in rows if s.task == task)) for task in tasks)
+
+
+def _together(names: Sequence[str], kinds: Mapping[str, str]) -> str:
+    """Names of systems, with one word for all compositions or all controls."""
+    found = []
+    for kind in dict.fromkeys(kinds[name] for name in names):
+        own = [name for name in names if kinds[name] == kind]
+        every = len(own) == list(kinds.values()).count(kind) > 1
+        found += [f"{kind}s"] if every else own
+    return listing(found)
 
 
 def controls(audit: Audit) -> str:

@@ -132,16 +132,18 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
     found = [i for i in found if clean(first_sentence(i)) not in told]
     found = list({issue.code: issue for issue in reversed(found)}.values())[::-1]  # one of a code
     for issue in found[:MOST_FINDINGS]:
-        yield _finding(issue, width)
+        pairs = audit.command == "inspect" and audit.compatibility.compatible  # they take lines
+        short = pairs and issue.severity == "note"
+        yield _finding(issue, width, most=1 if short else 2)
     if len(found) > MOST_FINDINGS:
         yield f"  and {count(len(found) - MOST_FINDINGS, 'more finding')}: --explain"
 
 
-def _finding(issue: Issue, width: int) -> str:
-    first, *more = wrapped(clean(f"{issue.code}: {first_sentence(issue)}"), width - 2)
-    if len(more) > 1:
-        more = [more[0][: width - 4] + " …"]
-    return "\n  ".join([f"{MARKS[issue.severity]} {first}", *more])
+def _finding(issue: Issue, width: int, most: int) -> str:
+    lines = wrapped(clean(f"{issue.code}: {first_sentence(issue)}"), width - 2)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][: width - 4] + " …"]
+    return f"{MARKS[issue.severity]} " + "\n  ".join(lines)
 
 
 def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:

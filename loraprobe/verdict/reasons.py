@@ -123,11 +123,12 @@ def controls(best: Candidate) -> Reason:
         what = _what_is(nearest).removesuffix(",")
         text = f"{best.system} beats every control: {fmt.lowered(what)} by {how}."
         return Reason("controls-beaten", text, nearest.low, nearest.margin, fmt.CONTROL)
+    decided = nearest.as_good or best.gains == "unlikely"  # more items change nothing
     open_ = more_items.of_control(best, nearest)
     return Reason(
         "partner-adds-nothing",
         f"{_what_is(nearest)} {_compared(nearest)}: {best.system} differs by {how}"
-        f"{'' if nearest.as_good else more_items.would_decide(open_)}.",
+        f"{'' if decided else more_items.would_decide(open_)}.",
         nearest.low,
         nearest.margin,
         fmt.CONTROL,

@@ -23,6 +23,7 @@ from loraprobe.records import (
     Issue,
     Measurement,
     Provenance,
+    Rounds,
 )
 from loraprobe.report.answer import MOST_LINES, Answer, answer
 from loraprobe.report.joints import wrapped
@@ -65,6 +66,7 @@ def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Aud
         comparisons=found.comparisons,
         gains=found.gains,
         attribution=found.attribution,
+        rounds=found.rounds,
         verdict=dataclasses.replace(verdict, next=next_command(verdict, asked)),
     )
 
@@ -255,6 +257,20 @@ def test_long_names_and_paths_leave_twelve_lines(width):
     assert kept.count("fix") == kept.count("why") == 1  # a conflict leaves with its cure
     laid = answer(broken).laid_out(width)
     assert rows(laid, width) <= MOST_LINES and "x-y" in joined(laid) and "Do it." in joined(laid)
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+@pytest.mark.parametrize("best", [0.0, 0.8])
+def test_the_answer_says_that_a_run_stopped_early_and_how_to_ask_the_rest(width, best):
+    values = {**dict.fromkeys(KINDS, 0.05), "arrow": best}
+    early = evidence(values, rounds=Rounds(2, 3, N, 150, 0.99))
+    told = dict(answer(audit_of(dataclasses.replace(early, diagnostics=(UNEVEN,)))).kept(width))
+    assert f"{N} of 150" in told["gain"]
+    if width > 60 or best:  # the narrowest answer has no room for both
+        assert "2 of 3" in told["stopped"] and "--all-items" in told["stopped"]
+    whole = audit_of(dataclasses.replace(early, rounds=Rounds(3, 3, N, N, 0.96)))
+    assert "stopped" not in dict(answer(whole).lines)
+    assert f"on {N} questions" in line(answer(whole), "gain")
 
 
 def test_gain_and_scores_agree_as_they_are_printed():

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
-from loraprobe.records import Measurement, Reason
+from loraprobe.records import Measurement, Reason, Rounds
 from loraprobe.report.figures import CAUSES, About, heat
 from loraprobe.report.html import LARGEST, MARK, page, write_page
+from loraprobe.report.page import sections
 from loraprobe.report.reading import audit_from
 
 VOID = {"meta", "wbr"}
@@ -335,3 +336,10 @@ def test_no_line_breaks_inside_an_option():
     text = page(dataclasses.replace(audit, verdict=verdict, notes=("Try --rank 64.",)))
     whole = [n.text for n in parsed(text).all("span") if n.attributes.get("class") == "option"]
     assert {"--balance norm", "--task", "--rank 64."} <= set(whole)
+
+
+def test_a_page_says_that_its_intervals_cover_every_look():
+    found = dataclasses.replace(an_audit(), rounds=Rounds(2, 3, 60, 150, 0.99))
+    assert "look 2 of 3" in sections(found)[0].sentences[0]
+    whole = dataclasses.replace(found, rounds=Rounds(3, 3, 150, 150, 0.96))
+    assert "look" not in sections(whole)[0].sentences[0]

@@ -34,6 +34,7 @@ from loraprobe.records import (
     Verdict,
 )
 from loraprobe.report.answer import answer
+from loraprobe.report.bars import scores
 from loraprobe.report.card import model_card
 from loraprobe.report.formatting import clean, number, rounded, size, spread
 from loraprobe.report.schema import json_schema
@@ -298,3 +299,22 @@ def test_figures_of_many_adapters_stay_in_one_piece(width):
     for row in rows:
         assert f" {row.value:.{1 if row.name == 'norm_ratio' else 3}f}" in text
         assert " × ".join(row.adapters) in text
+
+
+def test_a_table_of_scores_says_who_answered_fewer_questions():
+    rows = [
+        Score(system, kind, task, "question", "exact_match", 0.5, (0.4, 0.6), n)
+        for system, kind, n in (
+            ("base", "base", 120),
+            ("uniform", "merge", 30),
+            ("sum", "merge", 120),
+            ("shrunk:a", "control", 30),
+            ("random-partner", "control", 30),
+        )
+        for task in ("t", "u")
+    ]
+    caption = scores(dataclasses.replace(an_audit(), evaluation=tuple(rows)), 80).caption
+    assert "120 + 120" in caption and "(uniform and controls: 30 + 30)" in caption
+    one = [dataclasses.replace(row, n=30) for row in rows if row.task == "t"]
+    caption = scores(dataclasses.replace(an_audit(), evaluation=tuple(one)), 80).caption
+    assert "30 questions of t" in caption and "(" not in caption

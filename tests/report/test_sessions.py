@@ -16,6 +16,7 @@ from test_answer import audit_of
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
+from loraprobe.demo import shipped_world
 from loraprobe.records import Attribution, Compatibility, Issue, Measurement
 from loraprobe.report.answer import answer
 from loraprobe.report.terminal import render
@@ -127,6 +128,16 @@ def test_inspect_of_two_is_at_most_30_lines_and_ends_with_commands_that_run(pair
     assert "loraprobe inspect" in end and "--probe auto" in end
     assert all(reference in end for reference in pair)  # as they were typed
     assert any("q_proj" in line for line in lines)  # what they target
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_inspect_of_two_with_a_base_and_findings_is_at_most_30_lines(width):
+    scenario = shipped_world().scenario("skill-and-facts")
+    refs = [f"{name}={path}" for name, path in scenario.adapters.items()]
+    base = str(shipped_world().path / "base")
+    lines = called("inspect", *refs, "--base", base, width=width)
+    assert len(lines) <= 30 and max(map(len, lines[:-12])) <= width
+    assert any("targets-differ" in line for line in lines)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -160,6 +160,14 @@ def test_a_control_that_scores_as_much_prevents_likely():
     assert "gain-with-reservation" in codes(found)
 
 
+def test_nobody_is_asked_for_more_items_about_a_control_once_the_gain_decides():
+    values = {"base": 0.5, "a": 0.6, "uniform": 0.3, "shrunk:a": 0.1, "random-partner": 0.3}
+    found = judge(evidence(values, half=0.2))
+    assert found.decision == "unlikely" and found.gain.ci95[1] < found.margin
+    partner = reason(found, "partner-adds-nothing")
+    assert partner.value < found.margin and "items" not in partner.message
+
+
 @pytest.mark.parametrize("half", [0.001, 0.02, 0.04, 0.08])
 def test_a_control_is_beaten_by_the_margin_or_not_at_all(half):
     """A composition 0.03 better than a control adds less than the margin, with any items."""

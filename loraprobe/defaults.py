@@ -1,6 +1,7 @@
 """The thresholds of decisions and the defaults of options; each is defined here once."""
 
 # The verdict.
+ALPHA = 0.05  # the chance of a wrong decision, both sides together
 MARGIN = 0.05  # --margin: the smallest gain that is worth composing for
 RETENTION = 0.8  # --retention: the share of a specialist's gain that one model has to keep
 LIKELY_FROM = 0.9  # the probability from which a forecast counts as a call of `likely`
@@ -18,11 +19,16 @@ WORKED_TOKENS = 256  # the longest worked answer
 CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warning
 SAID_OTHERWISE = 0.1  # the share of answers right in other words only that causes a note
 
+# Rounds of an evaluation; a first round may show a gain, so it has the items that this takes.
+FIRST_ROUND = FEWEST_ITEMS  # clusters of the first round
+ROUNDS_FROM = 2 * FIRST_ROUND  # clusters of the smallest task; with fewer there is one round
+
 # What `inspect` asks of each task; whole clusters are drawn by the seed.
 SAMPLED_ITEMS = 40  # the base and the single adapters answer
 PROBED_ITEMS = 24  # the coverage probes ask the base
-PILOT_ITEMS = 30  # the compositions answer
+PILOT_ITEMS = FIRST_ROUND  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
+FORECAST_ITEMS = 60  # of each task; with more, the error of the forecast itself dominates
 
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms

@@ -39,13 +39,8 @@ def merge_and_eval(
         )
     with output.progress() as progress:
         written = check_outputs(output, options, refs, base, task)
-        given: dict[str, Any] = {
-            "base": base,
-            "tasks": task or (),
-            "options": options,
-            "progress": progress,
-            "written": written,
-        }
+        given: dict[str, Any] = {"base": base, "tasks": task or (), "options": options}
+        given |= {"progress": progress, "written": written}
         if output.dry_run:
             cost = pipeline.estimate_cost(refs, **given)
         else:

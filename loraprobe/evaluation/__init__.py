@@ -2,7 +2,8 @@
 
 `run_systems` asks every system all parts of every item and stores the results in a `Ledger`.
 `score`, `compare`, `gains`, `oracles` and `attribute` evaluate the results. Only `asking` asks a
-model questions, and only `statistics`, `likelihood` and `ratios` have formulas of intervals.
+model questions, and only `statistics`, `selection`, `likelihood` and `ratios` have formulas of
+intervals.
 """
 
 from loraprobe.evaluation.attribution import attribute

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from loraprobe.evaluation.questions import hop_part
-from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
-from loraprobe.records import Attribution, ItemResult
+from loraprobe.evaluation.systems import COMPOSITIONS, System
+from loraprobe.records import BASELINES, FORMS, Attribution, ItemResult
 from loraprobe.tasks import Item, Task
 
 Answers = Mapping[tuple[str, str, str], ItemResult]  # (system, part, item) -> its answer
@@ -72,7 +72,7 @@ def _hops(item: Item) -> list[str]:
 
 
 def _cause(answers: Answers, system: str, known_by: Sequence[str], item: Item) -> str:
-    asked, steps = (answers.get((system, part, item.id)) for part in ("question", "steps"))
+    asked, steps = (answers.get((system, part, item.id)) for part in FORMS)
     assert asked is not None
     if asked.value == 1.0:
         return "solved"

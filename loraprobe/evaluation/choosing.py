@@ -9,7 +9,7 @@ import numpy as np
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import tabulate, task_names
-from loraprobe.records import ItemResult, Oracle
+from loraprobe.records import FORMS, ItemResult, Oracle
 
 
 def oracles(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Oracle, ...]:
@@ -21,7 +21,7 @@ def oracles(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[O
     names = [system.name for system in systems if system.kind == "adapter"]
     rows = []
     for task in task_names(results) if len(names) > 1 else []:
-        for part in ("question", "steps"):
+        for part in FORMS:
             table = tabulate(results, [(name, part) for name in names], task)
             complete = np.isfinite(table.values).all(axis=1)
             if not (table.bounded and complete.any()):

@@ -9,17 +9,18 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.ratios import ratio
+from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import LEVEL
-from loraprobe.evaluation.systems import BASELINES, COMPOSITIONS, System
+from loraprobe.evaluation.systems import COMPOSITIONS, System
 from loraprobe.evaluation.table import (
     Column,
-    Table,
+    ItemTable,
     by_name,
     clusters_of,
     tabulate,
     task_names,
 )
-from loraprobe.records import Comparison, Interval, ItemResult, Score
+from loraprobe.records import BASELINES, FORMS, Comparison, Interval, ItemResult, Score
 from loraprobe.tasks import GENERATED
 
 
@@ -130,7 +131,7 @@ def compare(
     compositions = [s.name for s in systems if s.kind in COMPOSITIONS]
     rows: list[Comparison] = []
     for task in task_names(results):
-        for part in ("question", "steps"):
+        for part in FORMS:
             present = {r.system for r in results if r.task == task and r.part == part}
             first = [(name, part) for name in compositions if name in present]
             second = [(name, part) for name in baselines if name in present]
@@ -142,7 +143,7 @@ def compare(
 
 
 def _comparisons(
-    table: Table,
+    table: ItemTable,
     first: list[Column],
     second: list[Column],
     task: str,
@@ -151,7 +152,7 @@ def _comparisons(
     """The rows of each column of `first` against each of `second`, in this order."""
     ordered = sorted(second, key=by_name)
     found = table.differences(first, ordered)
-    both = statistics.largest(found, (len(first), len(ordered)), *bootstrap)[2]
+    both = largest(found, (len(first), len(ordered)), *bootstrap)[2]
     plain, adjusted = found.intervals(found.critical()), found.intervals(both)
     pairs = [(i, other) for i in range(len(first)) for other in second]
     places = [i * len(ordered) + ordered.index(other) for i, other in pairs]

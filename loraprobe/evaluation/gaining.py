@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loraprobe.defaults import MARGIN
+from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.systems import BASELINES, System
-from loraprobe.evaluation.table import Column, Table, by_name, clusters_of, tabulate, task_names
-from loraprobe.records import Gain, ItemResult
+from loraprobe.evaluation.selection import largest, reach
+from loraprobe.evaluation.systems import System
+from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
+from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
 from loraprobe.sample_size import items_needed
-
-ALPHA = 0.05  # the chance of a wrong decision, both sides together
 
 
 def gains(
@@ -37,7 +36,7 @@ def gains(
     rows: list[Gain] = []
     for family in families:
         names = [s.name for s in systems if s.kind in family]
-        asked = {r.part for r in results if r.system in names} & {"question", "steps"}
+        asked = {r.part for r in results if r.system in names} & {*FORMS}
         grids = [_grid(results, names, baselines, part) for part in sorted(asked, reverse=True)]
         found = [grid for grid in grids if grid is not None]
         for grid, forms in zip(found, _sharing(found), strict=True):
@@ -76,7 +75,7 @@ class _Grid:
     task: None where there are several.
     """
 
-    table: Table
+    table: ItemTable
     found: statistics.Estimates
     first: list[Column]
     second: list[Column]
@@ -119,7 +118,7 @@ def _sharing(grids: Sequence[_Grid]) -> list[int]:
 
     A form that does not contend divides it among all of them.
     """
-    ends = [statistics.reach(grid.found, grid.shape) for grid in grids]
+    ends = [reach(grid.found, grid.shape) for grid in grids]
     best = max((low.max() for low, _ in ends), default=0.0)
     contends = [bool(high.max() >= best) for _, high in ends]
     return [sum(contends) if one else len(grids) for one in contends]
@@ -132,9 +131,9 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
     runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
     in at most alpha / 2.
     """
-    lower, upper, _ = statistics.largest(grid.found, grid.shape, 1 - alpha, seed)
+    lower, upper, _ = largest(grid.found, grid.shape, 1 - alpha, seed)
     if forms > 1:
-        lower = statistics.largest(grid.found, grid.shape, 1 - alpha / forms, seed)[0]
+        lower = largest(grid.found, grid.shape, 1 - alpha / forms, seed)[0]
     rows = _least(grid.found, grid.first, grid.second, (1 - ALPHA, lower, upper), margin)
     return sorted(
         (replace(row, task=grid.task, clusters=_clusters(grid.table, row)) for row in rows),
@@ -142,7 +141,7 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
     )
 
 
-def _clusters(table: Table, row: Gain) -> int | None:
+def _clusters(table: ItemTable, row: Gain) -> int | None:
     """The number of clusters of the items of a gain, None if every item is its own."""
     pair = table.column(row.system, row.part) - table.column(row.against, row.against_part)
     return clusters_of(table.clusters[np.isfinite(pair)])

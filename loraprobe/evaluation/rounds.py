@@ -19,14 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from loraprobe.evaluation.statistics import LEVEL
+from loraprobe.defaults import ALPHA, FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation.table import tabulate
-from loraprobe.records import ItemResult
+from loraprobe.records import FORMS, ItemResult
 from loraprobe.tasks import Task
 
-ALPHA = 1 - LEVEL  # the chance of a wrong decision, both sides together
-FIRST = 30  # clusters of the first round
-FEWEST = 60  # clusters of the smallest task; with fewer there is one round
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
 GRID = 801  # points of the recursion
 WIDEST = 8.0  # standard errors that the grid covers
@@ -57,13 +54,13 @@ class Round:
 def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tuple[Round, ...]:
     """The rounds of these tasks, the last one with all items.
 
-    The first has FIRST clusters of the smallest task, each further one about twice as many as the
-    one before; every task gives the same share of its clusters. There is one round if the smallest
-    task has fewer than FEWEST clusters, and with `all_items`.
+    The first has FIRST_ROUND clusters of the smallest task, each further one about twice as many as
+    the one before; every task gives the same share of its clusters. There is one round if the
+    smallest task has fewer than ROUNDS_FROM clusters, and with `all_items`.
     """
     orders = [clusters_in_order(task, seed) for task in tasks]
     fewest = min(map(len, orders))
-    shares = (1.0,) if all_items or fewest < FEWEST else _shares(fewest)
+    shares = (1.0,) if all_items or fewest < ROUNDS_FROM else look_shares(fewest)
     return tuple(
         Round(
             number,
@@ -92,10 +89,23 @@ def clusters_in_order(task: Task, seed: int) -> list[str]:
     return order
 
 
-def _shares(clusters: int) -> tuple[float, ...]:
-    """The share of the clusters at each look: from FIRST to all, in nearly doubling steps."""
-    steps = max(1, round(math.log2(clusters / FIRST)))
-    return tuple((FIRST / clusters) ** (1 - k / steps) for k in range(steps + 1))
+def first_clusters(task: Task, items: int, seed: int) -> Task:
+    """The first clusters in the order of the rounds that have `items` items, in the file's order.
+
+    A cluster counts as one observation, so more than `items` items of one are never taken.
+    """
+    chosen: set[str] = set()
+    for cluster in clusters_in_order(task, seed):
+        if len(chosen) >= items:
+            break
+        chosen.update([item.id for item in task.items if item.cluster == cluster][:items])
+    return replace(task, items=tuple(item for item in task.items if item.id in chosen))
+
+
+def look_shares(clusters: int) -> tuple[float, ...]:
+    """The share of the clusters at each look: from FIRST_ROUND to all, in nearly doubling steps."""
+    steps = max(1, round(math.log2(clusters / FIRST_ROUND)))
+    return tuple((FIRST_ROUND / clusters) ** (1 - k / steps) for k in range(steps + 1))
 
 
 def _part(task: Task, clusters: Collection[str]) -> Task:
@@ -137,7 +147,7 @@ def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) ->
     among the comparisons.
     """
     shown: dict[str, list[bool]] = {}
-    for part in ("question", "steps"):
+    for part in FORMS:
         present = {r.system for r in results if r.part == part}
         columns = [(name, part) for name in names if name in present]
         if not columns:

@@ -10,7 +10,6 @@ from loraprobe.records import SystemKind
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
 
-BASELINES: tuple[SystemKind, ...] = ("base", "adapter")
 COMPOSITIONS: tuple[SystemKind, ...] = ("merge", "router", "chain")
 
 

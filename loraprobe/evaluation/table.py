@@ -14,7 +14,7 @@ Column = tuple[str, str]  # system, part
 
 
 @dataclass(frozen=True)
-class Table:
+class ItemTable:
     """`values` [items, columns]: more is better, NaN where a system has no result.
 
     `clusters` [items] and `strata` [items] number the clusters and the tasks. Losses are stored
@@ -48,7 +48,7 @@ class Table:
 
 def tabulate(
     results: Iterable[ItemResult], columns: Sequence[Column], task: str | None = None
-) -> Table:
+) -> ItemTable:
     """The results of these columns on one task or (None) all tasks, without empty rows."""
     index = {column: k for k, column in enumerate(columns)}
     rows: dict[tuple[str, str], dict[int, float]] = {}
@@ -68,7 +68,7 @@ def tabulate(
     values = np.full((len(rows), len(columns)), np.nan)
     for i, row in enumerate(rows.values()):
         values[i, list(row)] = list(row.values())
-    return Table(
+    return ItemTable(
         tuple(columns),
         values,
         _numbers([groups[key] for key in rows]),

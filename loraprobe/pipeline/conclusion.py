@@ -22,7 +22,6 @@ from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command,
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import Built, SystemBuilder
-SAVABLE = ("merge", "route", "step-by-step")
 
 
 def conclude(
@@ -148,8 +147,8 @@ def recommend(
     name = verdict.system
     if verdict.action.startswith("use-single:"):
         return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
-    if verdict.action not in SAVABLE or name is None:
-        return None, f"the advice is {verdict.action}, which is no merge and no router."
+    if not verdict.composes or name is None:
+        return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
     built = next((one for one in compositions if one.system.name == name), None)
     if built is not None and built.merged is not None:
         return built.merged, ""

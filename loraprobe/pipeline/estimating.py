@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
+from loraprobe.defaults import FORECAST_ITEMS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.rounds import ROUND, round_suffix
@@ -37,7 +38,6 @@ from loraprobe.routing.constant import ConstantGates
 
 FEWEST, TIMED = 4, 8  # questions of a kind that are timed: an eighth, but not fewer
 PROBED = (4, 16)  # items of each task on which the coverage probes are timed
-FORECAST = 60  # items of each task that a forecast asks
 
 
 @runtime_checkable
@@ -132,7 +132,8 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     steps["cover"] = probing
     passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
     if n > 1 and options.metric != "answer_loss":
-        share = sum(min(FORECAST, len(t.items)) for t in tasks) / sum(len(t.items) for t in tasks)
+        sizes = [len(task.items) for task in tasks]
+        share = sum(min(FORECAST_ITEMS, size) for size in sizes) / sum(sizes)
         steps["forecast"] = passes * (n + 1) * share * times.composed()
     return steps
 

@@ -16,6 +16,7 @@ from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
+    FORMS,
     EvaluationRecords,
     GateStatistics,
     ItemResult,
@@ -54,7 +55,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         found = play(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
-            lambda results, systems: _controls(builder, composed, results, systems, session),
+            lambda results, systems: controls_of_best(builder, composed, results, systems, session),
         )
         systems, results = found.everybody, found.results
         asked = replace(evaluator, tasks=found.round.tasks)
@@ -83,7 +84,7 @@ def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     return found.samples.wrong(system, form) if system else ()
 
 
-def _controls(
+def controls_of_best(
     builder: SystemBuilder,
     composed: Sequence[System],
     results: Sequence[ItemResult],
@@ -107,7 +108,7 @@ def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
     """
     totals: dict[tuple[str, str], list[float]] = {}
     for row in scores:
-        if row.kind in kinds and row.part in ("question", "steps"):
+        if row.kind in kinds and row.part in FORMS:
             sign = -1.0 if row.metric == "answer_loss" else 1.0
             totals.setdefault((row.system, row.part), []).append(sign * row.value)
     if not totals:

@@ -8,7 +8,6 @@ ledger, where `merge-and-eval --resume` finds them.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, PILOT_ITEMS, PROBED_ITEMS, SAMPLED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System
-from loraprobe.pipeline.evaluating import best_system
+from loraprobe.evaluation.rounds import first_clusters
+from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.scorer import open_scorer, single
@@ -29,9 +29,16 @@ from loraprobe.pipeline.systems import (
     forecastable,
 )
 from loraprobe.pipeline.transforms import prepare_inputs
-from loraprobe.records import Coverage, EvaluationRecords, EvidenceLevel, Forecast, ItemResult
+from loraprobe.records import (
+    FORMS,
+    Coverage,
+    EvaluationRecords,
+    EvidenceLevel,
+    Forecast,
+    ItemResult,
+)
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Item, Probe, Task
+from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
     from loraprobe.scoring import Recorder
@@ -89,24 +96,6 @@ def sampled(evaluator: Evaluator, items: int) -> Evaluator:
     """The same evaluator on a sample of each task; a smaller sample is part of a larger one."""
     seed = evaluator.session.options.seed
     return replace(evaluator, tasks=[first_clusters(t, items, seed) for t in evaluator.tasks])
-
-
-def first_clusters(task: Task, items: int, seed: int) -> Task:
-    """Whole clusters in a random order until there are `items` items, in the file's order.
-
-    A cluster counts as one observation, so more than `items` items of one are never taken.
-    """
-    clusters: dict[str, list[Item]] = {}
-    for item in task.items:
-        clusters.setdefault(item.cluster, []).append(item)
-    order = list(clusters)
-    random.Random(f"{seed}:{task.name}:sample").shuffle(order)
-    chosen: set[str] = set()
-    for cluster in order:
-        if len(chosen) >= items:
-            break
-        chosen.update(item.id for item in clusters[cluster][:items])
-    return replace(task, items=tuple(item for item in task.items if item.id in chosen))
 
 
 def answers_alone(
@@ -193,17 +182,17 @@ def pilot(
     inputs, session, few = evaluator.inputs, evaluator.session, sampled(evaluator, PILOT_ITEMS)
     if len(inputs.adapters) < 2:
         return [], [], []
-    options, parts = session.options, ("question", "steps")
+    options = session.options
     prepared = prepare_inputs(inputs, "route", session)
     builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, options.given_weights)
     composed, notes = _compositions(builder, session)
-    answers = few.run(composed, parts=parts)
+    answers = few.run(composed, parts=FORMS)
     seed, margin = options.seed, options.needed_gain
     both, systems = [*results, *answers], [*singles, *composed]
     gains = evaluation.gains(both, systems, margin=margin, seed=seed)
     if any(gain.adjusted_ci95[0] > margin for gain in gains):
-        compared = _controls_of_best(builder, composed, both, systems)
-        answers += few.run(compared, parts=parts)
+        compared = controls_of_best(builder, composed, both, systems, session)
+        answers += few.run(compared, parts=FORMS)
         composed += compared
     return composed, answers, notes
 
@@ -225,19 +214,6 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
         except LoraprobeError as error:
             notes.append(f"{spec} was not tried: {error}")
     return systems, notes
-
-
-def _controls_of_best(
-    builder: SystemBuilder,
-    composed: Sequence[System],
-    results: Sequence[ItemResult],
-    systems: Sequence[System],
-) -> list[System]:
-    """The controls of the best single adapter and the best composition."""
-    scores = evaluation.score(results, systems)
-    alone, best = best_system(scores, ("adapter",)), best_system(scores, ("merge", "router"))
-    chosen = next((system for system in composed if system.name == best), None)
-    return [] if alone is None else builder.controls(alone, chosen)
 
 
 def _sample_notes(evaluator: Evaluator) -> list[str]:

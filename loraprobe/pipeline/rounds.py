@@ -17,7 +17,7 @@ from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.formatting import count
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.records import EvaluationRecords, ItemResult, Rounds
+from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
 from loraprobe.verdict.candidates import candidates
 
@@ -106,7 +106,7 @@ def records(
     options, alpha = evaluator.session.options, found.round.alpha
     level, seed = 1 - alpha, options.seed
     results, stayed = found.results, [s for s in systems if s.name not in found.dropped]
-    baselines = [s for s in systems if s.kind in ("base", "adapter")]
+    baselines = [s for s in systems if s.kind in BASELINES]
     attribution = evaluation.attribute(results, stayed, found.round.tasks)
     for system, last in found.dropped.values():
         attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
@@ -170,9 +170,7 @@ def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
 def _gains(evidence: Evidence) -> bool:
     """Whether some composition gains and keeps what it has to, so that controls decide."""
     return any(
-        one.gains == one.retains == "likely"
-        for part in ("question", "steps")
-        for one in candidates(evidence, part)
+        one.gains == one.retains == "likely" for part in FORMS for one in candidates(evidence, part)
     )
 
 
@@ -184,7 +182,7 @@ def _drop(found: Played, evidence: Evidence) -> None:
     """
     composed = [s.name for s in found.systems if s.kind in ("merge", "router")]
     outcomes: dict[str, list[str]] = {name: [] for name in composed}
-    for part in ("question", "steps"):
+    for part in FORMS:
         for one in candidates(evidence, part):
             outcomes[one.system].append(one.outcome)
     out = {name for name, said in outcomes.items() if said and set(said) == {"unlikely"}}

@@ -16,21 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.composition import Composition, Router, RowGates
-from loraprobe.defaults import PLAIN_TOKENS
+from loraprobe.defaults import FORECAST_ITEMS, PLAIN_TOKENS
 from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.asking import ask_together
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.probes._probe import sampled
-from loraprobe.records import Forecast, Gain, ItemResult, Progress, Retention
+from loraprobe.records import FORMS, Forecast, Gain, ItemResult, Progress, Retention
 from loraprobe.scoring import LogitEnsemble, Recorder
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
 
-ITEMS = 60  # of each task; with more, the error of the forecast itself dominates the interval
 FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
-FORMS = ("question", "steps")
 SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given texts
 Gates = Router | tuple[float, ...]  # a token router, or one constant gate an adapter
 
@@ -44,7 +42,7 @@ def forecast(
     results: Sequence[ItemResult],
     metric: str | None = None,
     max_new_tokens: int | None = None,
-    items: int = ITEMS,
+    items: int = FORECAST_ITEMS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Forecast, ...]:

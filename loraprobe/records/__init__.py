@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from loraprobe.records.answers import ItemResult, Reply, Sample
 from loraprobe.records.inputs import (
     AdapterSummary,
     BaseSummary,
@@ -24,6 +25,8 @@ from loraprobe.records.inputs import (
     Verification,
 )
 from loraprobe.records.measurements import (
+    BASELINES,
+    FORMS,
     Attribution,
     Comparison,
     Coverage,
@@ -32,13 +35,10 @@ from loraprobe.records.measurements import (
     Gain,
     GateStatistics,
     Interval,
-    ItemResult,
     Measurement,
     Oracle,
-    Reply,
     Retention,
     Rounds,
-    Sample,
     Score,
     SystemKind,
     WeightSearch,
@@ -50,6 +50,7 @@ __all__ = [
     "AdapterSummary",
     "Attribution",
     "Audit",
+    "BASELINES",
     "BaseSummary",
     "Check",
     "Comparison",
@@ -59,6 +60,7 @@ __all__ = [
     "DecisiveGain",
     "EvaluationRecords",
     "EvidenceLevel",
+    "FORMS",
     "Forecast",
     "Gain",
     "GateStatistics",

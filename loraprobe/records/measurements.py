@@ -1,4 +1,4 @@
-"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates."""
+"""Records of what was measured: diagnostics, probes, scores, gains, gates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 
 SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
 Interval = tuple[float, float]
+FORMS = ("question", "steps")  # the parts that ask the composed question
+BASELINES: tuple[SystemKind, ...] = ("base", "adapter")  # what a composition has to beat
 
 
 @dataclass(frozen=True)
@@ -44,33 +46,6 @@ class Coverage:
     adapters: tuple[str, ...] = ()
     ci95: Interval | None = None
     baseline: float | None = None
-
-
-@dataclass(frozen=True)
-class ItemResult:
-    """The answer of one system to one item in one part of one task.
-
-    `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
-    of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
-    `group` form one cluster. `contains`: the answer is right, or a right one stands in it in other
-    words. `cut`: the reply ended at the limit of tokens, not by itself.
-    """
-
-    system: str
-    task: str
-    part: str  # "question" | "hop1" | "hop2" ... | "steps"
-    item: str
-    metric: str  # one of `tasks.METRICS`
-    value: float
-    text: str
-    group: str
-    contains: bool = False
-    cut: bool = False
-
-    @property
-    def stands(self) -> bool:
-        """Whether the answer is right or a right one stands in it; False for a loss."""
-        return self.metric != "answer_loss" and (self.value == 1.0 or self.contains)
 
 
 @dataclass(frozen=True)
@@ -234,35 +209,6 @@ class EvaluationRecords:
     oracles: tuple[Oracle, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     rounds: Rounds | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one system answered to one question.
-
-    `text` is the answer as it was read, or the choice taken. `cause` is the field of `Attribution`
-    under which the item counts; None for systems that are no composition and for items without
-    hops. `contains` and `cut` are those of `ItemResult`.
-    """
-
-    system: str
-    text: str
-    right: bool
-    cause: str | None = None
-    contains: bool = False
-    cut: bool = False
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question with its right answers and what every system answered."""
-
-    task: str
-    part: str
-    item: str
-    question: str
-    gold: tuple[str, ...]
-    replies: tuple[Reply, ...]
 
 
 @dataclass(frozen=True)

@@ -66,3 +66,9 @@ class Verdict:
     gain: DecisiveGain | None = None
     margin: float = MARGIN
     next: str = ""
+
+    @property
+    def composes(self) -> bool:
+        """Whether the advice is to use `system`, the merge or router that was measured."""
+        advised = self.decision == "likely" or any(r.code == "best-measured" for r in self.reasons)
+        return advised and self.action in ("merge", "route", "step-by-step")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraprobe.formatting import count, listing
-from loraprobe.records import Audit, DecisiveGain, Gain, Verdict
+from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
@@ -21,9 +21,7 @@ def use(audit: Audit, verdict: Verdict) -> str:
     if best is not None:
         composed = f" against {_score(audit, best.system, best.form)} for {best.system}"
     codes = {reason.code for reason in verdict.reasons}
-    if head in ("merge", "route", "step-by-step") and (
-        verdict.decision == "likely" or "best-measured" in codes
-    ):
+    if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
         if "per=sequence" in (verdict.system or ""):
             kind += " that chooses by prompt"
@@ -220,15 +218,12 @@ def _share(probability: float) -> str:
 
 def _better_form(audit: Audit, system: str) -> str:
     """The form of the question in which a system scores more."""
-    plain, steps = (_mean(audit, system, form) for form in ("question", "steps"))
+    plain, steps = (_mean(audit, system, form) for form in FORMS)
     return "steps" if steps is not None and (plain is None or steps > plain) else "question"
 
 
 def _mean(audit: Audit, system: str, part: str) -> float | None:
-    """The mean over tasks of a system's scores; losses with their sign turned."""
-    rows = [s for s in audit.evaluation if (s.system, s.part) == (system, part)]
-    values = [-s.value if s.metric == "answer_loss" else s.value for s in rows]
-    return sum(values) / len(values) if values else None
+    return Evidence(evaluation=audit.evaluation).mean(system, part)
 
 
 def _score(audit: Audit, system: str, part: str) -> str:

@@ -63,6 +63,7 @@ def verification_answer(found: Verification) -> Answer:
     elif names <= {"base", "source"}:
         cure = [("next", f"loraprobe verify {place} REF"), (FILL_IN, SOURCE_THEN)]
     else:
+        why = why[:1]  # a second one would leave a narrow terminal together with the cure
         cure = [("fix", "Get it again from its origin, or make it again; then verify it again.")]
         cure.append(("next", f"loraprobe verify {place}"))
     headline = "NOT VERIFIED: do not use it as what its card says."

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from loraprobe.composition import Composition
-from loraprobe.errors import TaskError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
+from loraprobe.scoring.context import context_length, tokens_left
 from loraprobe.scoring.continuations import Continuations
 from loraprobe.scoring.encoding import Encoder
 from loraprobe.scoring.forward import answering, seeded, tail_logits
@@ -62,6 +63,7 @@ class Scorer:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.progress = max_new_tokens, progress
         self.recorder: Recorder | None = None  # takes the logits of scored continuations
+        self.context = context_length(model)
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)
@@ -78,12 +80,6 @@ class Scorer:
     def vocab_size(self) -> int:
         """Width of the model's logits."""
         return int(self.model.config.get_text_config().vocab_size)
-
-    @property
-    def context(self) -> int | None:
-        """The largest number of tokens of a sequence; None if the model sets no limit."""
-        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(length) if length and length > 0 else None
 
     def with_template(self, chat_template: bool) -> Scorer:
         """A scorer of the same model with or without its chat template."""
@@ -164,7 +160,8 @@ class Scorer:
         unique = list(dict.fromkeys(prompts))
         ids = self.encoder.prompts(unique)
         room = [
-            self.tokens_left(row, prompt, limit) for row, prompt in zip(ids, unique, strict=True)
+            tokens_left(self.context, row, prompt, limit)
+            for row, prompt in zip(ids, unique, strict=True)
         ]
         found: dict[str, T] = {}
 
@@ -201,7 +198,7 @@ class Scorer:
 
         def work(batch: Sequence[int]) -> None:
             rows = [row] * len(batch)
-            most = self.tokens_left(row, "", limit)
+            most = tokens_left(self.context, row, "", limit)
             found.extend(one.text for one in self.write(rows, most, sample=1.0))
 
         with answering(self.model), seeded(seed, self.model.device):
@@ -241,14 +238,14 @@ class Scorer:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
         encoded = self.encoder.pairs(pairs)
         for (ids, _), (prompt, _) in zip(encoded, pairs, strict=True):
-            self.tokens_left(ids[:-1], prompt, 1, " with its answer")
+            tokens_left(self.context, ids[:-1], prompt, 1, " with its answer")
         return encoded
 
     def encoded_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt. Raises TaskError for one that the context cannot hold."""
         ids = self.encoder.prompts(prompts)
         for row, prompt in zip(ids, prompts, strict=True):
-            self.tokens_left(row, prompt, 1)
+            tokens_left(self.context, row, prompt, 1)
         return ids
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
@@ -288,22 +285,6 @@ class Scorer:
     def _report(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(stage, done, total)
-
-    def tokens_left(self, ids: Sequence[int], prompt: str, wanted: int, more: str = "") -> int:
-        """How many tokens may follow, at most `wanted`. Raises TaskError if none.
-
-        more: text for the error that says what the ids contain besides the prompt.
-        """
-        if self.context is None:
-            return wanted
-        # The last token needs no position, because nothing follows it.
-        left = self.context - len(ids) + 1
-        if left < 1:
-            raise TaskError(
-                f"The prompt {prompt[:60]!r}{more} has {len(ids):,} tokens, but the "
-                f"model's context holds {self.context:,}; shorten {'both' if more else 'it'}."
-            )
-        return min(wanted, left)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids without special tokens."""

@@ -12,17 +12,15 @@ failure (attribution) calls for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from loraprobe.formatting import count
-from loraprobe.records import Reason
+from loraprobe.records import FORMS, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import chain_gain
+from loraprobe.verdict.causes import BY_HOP, about_cause, commonest_cause, cure
 from loraprobe.verdict.complement import complement
 from loraprobe.verdict.evaluated import Candidate
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.ranking import (
-    FORMS,
     SWITCH,
     Option,
     alone,
@@ -30,24 +28,6 @@ from loraprobe.verdict.ranking import (
     not_told_apart,
     option,
 )
-
-CAUSES = (
-    "step_by_step",
-    "said_otherwise",
-    "unknown",
-    "cut_off",
-    "interference",
-    "not_composed",
-)
-FAILS = {  # what a wrong answer of each cause shows
-    "step_by_step": "are right when asked step by step",
-    "said_otherwise": "hold the right answer in other words",
-    "unknown": "need a hop that no adapter and not the base knows",
-    "cut_off": "ended at the limit of tokens",
-    "interference": "lose a hop that one adapter alone knows",
-    "not_composed": "keep every hop and still fail",
-}
-BY_HOP = "ask each hop of whoever answers it best"
 
 
 def action_of(kind: str, part: str, system: str) -> str:
@@ -66,14 +46,14 @@ def action_of(kind: str, part: str, system: str) -> str:
 
 def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str, list[Reason]]:
     """The action of a decision that is not `likely`, and its reasons."""
-    cause = _commonest_cause(evidence, best.system)
+    cause = commonest_cause(evidence, best.system)
     chain = chain_gain(evidence)
     options = measured_options(evidence, best, chain)
     chosen = best_option(evidence, options)
     steps_decide = cause is not None and cause.name == "step_by_step" and best.part == "steps"
-    unadvised = [] if steps_decide else _about_cause(cause, best.system)
+    unadvised = [] if steps_decide else about_cause(cause, best.system)
     if chosen is not None and chosen.kind == "chain" and chain and chain.gains == "likely":
-        return "chain", _about_cause(cause, best.system, BY_HOP)
+        return "chain", about_cause(cause, best.system, BY_HOP)
     together = complement(evidence, chosen)
     if together is not None:
         return "route", [together, *unadvised]
@@ -88,8 +68,8 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "use-base", [_base_is_better(best), *unadvised]
     if cause is None or evidence.several:
         return "train-target-adapter", []
-    action, advice = _cure(evidence, best.system, cause.name)
-    return action, _about_cause(cause, best.system, advice)
+    action, advice = cure(evidence, best.system, cause.name)
+    return action, about_cause(cause, best.system, advice)
 
 
 def measured_options(
@@ -170,75 +150,6 @@ def _base_at_ceiling(evidence: Evidence) -> Option | None:
     return best_option(
         evidence, [one for one in base if one is not None and one.low > 1 - evidence.tie]
     )
-
-
-@dataclass(frozen=True)
-class Cause:
-    """The commonest cause of a system's wrong answers: how many it has, of how many."""
-
-    name: str
-    count: int
-    wrong: int
-    items: int
-
-
-def _commonest_cause(evidence: Evidence, system: str) -> Cause | None:
-    """None where no wrong answer was attributed to a cause."""
-    rows = [row for row in evidence.attribution if row.system == system]
-    counts = {cause: sum(getattr(row, cause) for row in rows) for cause in CAUSES}
-    wrong = sum(counts.values())
-    if not wrong:
-        return None
-    cause = max(CAUSES, key=lambda c: counts[c])
-    return Cause(cause, counts[cause], wrong, wrong + sum(row.solved for row in rows))
-
-
-def _about_cause(cause: Cause | None, system: str, advice: str = "") -> list[Reason]:
-    """The cause in one line, with the advice that follows from it if that is the action."""
-    if cause is None:
-        return []
-    what = f"Of {count(cause.wrong, 'wrong answer')} of {system} {cause.count}"
-    return [
-        Reason(
-            "mostly-" + cause.name.replace("_", "-"),
-            f"{what} {FAILS[cause.name]}{': ' + advice if advice else ''}.",
-            cause.count / cause.items,
-            source="each item counts under the first cause that fits",
-        )
-    ]
-
-
-def _cure(evidence: Evidence, system: str, cause: str) -> tuple[str, str]:
-    """The action against one cause of failure, and the advice in words."""
-    chained = bool(evidence.systems(("chain",)))
-    steps = any(score.part == "steps" for score in evidence.evaluation)
-    norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
-    if cause == "step_by_step" and not steps:
-        return "step-by-step", "ask it step by step"
-    if cause == "unknown":
-        return "train-target-adapter", "train the adapter that should know it"
-    if cause == "said_otherwise":
-        return "gather-evidence", "if that is right for you, use --metric contains"
-    if cause == "cut_off":
-        return "gather-evidence", "give a higher --max-new-tokens"
-    if cause == "interference":
-        if not evidence.systems(("router",)) and not _chain_is_better(evidence, system):
-            return "route", f"route instead of merging{norms}"
-        if not chained:
-            return "chain", BY_HOP
-        return "train-target-adapter", f"train one adapter on both{norms}"
-    if not steps:
-        return "step-by-step", "give the items a cot_prompt, to ask step by step"
-    if not chained:
-        return "chain", BY_HOP
-    return "train-target-adapter", "train an adapter on the composed question"
-
-
-def _chain_is_better(evidence: Evidence, system: str) -> bool:
-    """Whether a chain was measured that scores more than this composition."""
-    own = evidence.mean(system, "question") or 0.0
-    chains = evidence.systems(("chain",), "question")
-    return any((evidence.mean(chain, "question") or 0.0) > own for chain in chains)
 
 
 def _base_is_better(best: Candidate) -> Reason:

@@ -4,11 +4,9 @@ gold answers that exact match cannot tell apart."""
 from __future__ import annotations
 
 from loraprobe.defaults import CUT_MATTERS, PLAIN_TOKENS, SAID_OTHERWISE, WORKED_TOKENS
-from loraprobe.records import Reason, Score, Verdict
+from loraprobe.records import BASELINES, FORMS, Reason, Score, Verdict
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import BASELINES, Evidence
-
-FORMS = ("question", "steps")
+from loraprobe.verdict.evidence import Evidence
 
 
 def about_answers(evidence: Evidence, verdict: Verdict) -> list[Reason]:

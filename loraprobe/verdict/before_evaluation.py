@@ -24,11 +24,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraprobe.defaults import MARGIN, UNKNOWN
-from loraprobe.records import Reason, Verdict
+from loraprobe.records import BASELINES, FORMS, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import BASELINES, Evidence
+from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
-from loraprobe.verdict.ranking import FORMS, best_option, option
+from loraprobe.verdict.ranking import best_option, option
 
 Hops = Mapping[int, Mapping[str, Knowledge]]
 

@@ -7,10 +7,10 @@ by prompt can approach that.
 from __future__ import annotations
 
 from loraprobe.formatting import count, listing
-from loraprobe.records import Oracle, Reason
+from loraprobe.records import FORMS, Oracle, Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import Evidence
-from loraprobe.verdict.ranking import FORMS, Option
+from loraprobe.verdict.ranking import Option
 
 PER_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
 ROUTER = f"centroid:{PER_PROMPT}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from loraprobe.defaults import MARGIN, RETENTION
 from loraprobe.records import (
+    BASELINES,
+    FORMS,
     Compatibility,
     EvaluationRecords,
     EvidenceLevel,
@@ -17,7 +19,6 @@ from loraprobe.records import (
 
 COMPOSITIONS = ("merge", "router")  # what the decision is about
 FIGURES = ("norm_ratio", "relative_norm")  # diagnostics whose extremes make a case an outsider
-BASELINES = ("base", "adapter")  # what a composition has to beat
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
 SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
 
@@ -175,7 +176,7 @@ class Evidence(EvaluationRecords):
         found = [
             self.mean(name, part) or 0.0
             for name in self.systems(BASELINES)
-            for part in ("question", "steps")
+            for part in FORMS
             if len(self.scores(name, part)) == tasks
         ]
         return max(found, default=None)

@@ -134,27 +134,25 @@ def about_geometry(
         ]
         if rule.code == "nearly-equal-updates":
             beyond = [m for m in beyond if tuple(sorted(m.adapters)) not in equal]
-        if not beyond:
-            continue
-        worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
-        value = float(worst.value or 0.0)
-        shown = 1 / value if rule.beyond is _uneven and 0 < value < 1 else value
-        text = rule.text.format(who=listing(worst.adapters), value=rule.shown(shown))
-        if rule.code == "norm-disparity":
-            text = _who_is_larger(worst.adapters, whole, rule.shown(shown)) or text
-        kind = "pair" if len(worst.adapters) > 1 else "adapter"
-        more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
-        reasons.append(
-            Reason(
-                rule.code,
-                fmt.sentence(text + more + ".", names=(*worst.adapters, "peft")),
-                value,
-                rule.threshold,
-                rule.source,
-                "info",
-            )
-        )
+        if beyond:
+            reasons.append(_by_rule(rule, beyond, whole))
     return [*reasons, *_unrelated(whole)]
+
+
+def _by_rule(
+    rule: GeometryRule, beyond: Sequence[Measurement], whole: Sequence[Measurement]
+) -> Reason:
+    """The reason of one rule, about the worst of the measurements beyond its threshold."""
+    worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
+    value = float(worst.value or 0.0)
+    shown = 1 / value if rule.beyond is _uneven and 0 < value < 1 else value
+    text = rule.text.format(who=listing(worst.adapters), value=rule.shown(shown))
+    if rule.code == "norm-disparity":
+        text = _who_is_larger(worst.adapters, whole, rule.shown(shown)) or text
+    kind = "pair" if len(worst.adapters) > 1 else "adapter"
+    more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
+    said = fmt.sentence(text + more + ".", names=(*worst.adapters, "peft"))
+    return Reason(rule.code, said, value, rule.threshold, rule.source, "info")
 
 
 def _same(pair: Sequence[str]) -> Reason:

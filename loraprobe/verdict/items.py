@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
-from loraprobe.records import Reason, Verdict
+from loraprobe.records import BASELINES, FORMS, Reason, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.tasks import is_generated
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.answers import about_answers
-from loraprobe.verdict.evidence import BASELINES, COMPOSITIONS, Evidence
-from loraprobe.verdict.ranking import FORMS
+from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.reasons import few_items
 
 

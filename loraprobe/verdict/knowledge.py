@@ -20,9 +20,9 @@ from loraprobe.defaults import (
     UNKNOWN,
 )
 from loraprobe.formatting import count
-from loraprobe.records import Interval, Reason
+from loraprobe.records import BASELINES, Interval, Reason
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.evidence import BASELINES, Evidence
+from loraprobe.verdict.evidence import Evidence
 
 THIRDS = "loraprobe's convention: thirds of the tokens"
 

@@ -39,6 +39,8 @@ class Undecided:
     def instead(self) -> str:
         """The thresholds that these items do decide, "" where there are none."""
         low, high = self.interval
+        if not math.isfinite(high - low):  # a single cluster
+            return ""
         above = (math.floor(high / STEP + 1e-9) + 1) * STEP
         below = (math.ceil(low / STEP - 1e-9) - 1) * STEP
         told = []

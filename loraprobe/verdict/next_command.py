@@ -41,9 +41,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     """
     head, _, single = verdict.action.partition(":")
     codes = {reason.code for reason in verdict.reasons}
-    if head in ("merge", "route", "step-by-step") and (
-        verdict.decision == "likely" or "best-measured" in codes
-    ):
+    if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
         reference = {_name(one): _reference(one) for one in request.adapters}.get(single, single)
@@ -69,8 +67,13 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
     if head == "use-base":
         return _evaluate(request, tuple(HARDER + task for task in request.tasks))
+    return _further(verdict, request, limited)
+
+
+def _further(verdict: Verdict, request: Request, limited: bool) -> str:
+    """The evaluation that tells more."""
     reworded = any(reason.code == "mostly-said-otherwise" for reason in verdict.reasons)
-    if head == "gather-evidence" and verdict.decision == "unlikely" and reworded:
+    if verdict.action == "gather-evidence" and verdict.decision == "unlikely" and reworded:
         return _evaluate(request, request.tasks, ("--metric", "contains"))
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored

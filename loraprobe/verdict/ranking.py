@@ -11,11 +11,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loraprobe.records import Comparison, Interval
-from loraprobe.verdict.evidence import BASELINES, Evidence
+from loraprobe.records import BASELINES, FORMS, Comparison, Interval
+from loraprobe.verdict.evidence import Evidence
 
 SIMPLICITY = ("base", "adapter", "switch", "merge", "router", "chain")
-FORMS = ("question", "steps")
 SWITCH = "switch-adapters"  # the name of the option of that kind
 
 

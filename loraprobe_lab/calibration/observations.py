@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from loraprobe.evaluation import System, gains, retention
-from loraprobe.records import Interval, ItemResult
-from loraprobe.verdict.evidence import BASELINES, Evidence
+from loraprobe.records import BASELINES, Interval, ItemResult
+from loraprobe.verdict.evidence import Evidence
 from loraprobe_lab.calibration.cases import CaseError
 
 EVIDENCE = TypeAdapter(Evidence)

@@ -107,8 +107,7 @@ def observe(
         audit = _audit_before(evaluator, examined, baselines, known)
         asked = [_without_hops(load_task(path, sizes.most_items)) for path in scenario.tasks]
         results = _answers(replace(evaluator, tasks=asked), systems, known)
-        names = [system.name for system in baselines]
-        known.keep(evaluator.ledger, names)
+        known.keep(evaluator.ledger, [system.name for system in baselines])
     kept = tuple(row for row in results if row.part in ("question", "steps"))
     return Observation(audit, kept, {s.name: s.kind for s in systems})
 

@@ -27,7 +27,7 @@ Measure = Callable[[str], Gain | None]  # of a size
 
 
 @dataclass(frozen=True)
-class Difference:
+class ClaimTest:
     """A difference with its 95 % interval; `side` is the claimed side of the margin.
 
     Claimed "above": the outcome is yes if the lower end lies above the margin, no if the upper end
@@ -63,7 +63,7 @@ class Finding:
     claim: str
     where: str
     rule: str
-    tests: tuple[Difference, ...]
+    tests: tuple[ClaimTest, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -107,7 +107,7 @@ def claims(matrix: Matrix, subject: Subject) -> list[Finding]:
 
 
 def _finding(
-    name: str, where: str, tests: Iterable[Difference], code: str = "", **words: str
+    name: str, where: str, tests: Iterable[ClaimTest], code: str = "", **words: str
 ) -> Finding:
     """The claim of this name in `data/claims.json`; `words` fill its gaps and are its notes."""
     row = CLAIMS[name]
@@ -165,7 +165,7 @@ def _familiarity(matrix: Matrix, most: str, least: str, template: str) -> Findin
         one, other = (share(matrix.results(size, g, scenario), names, form) for g in (most, least))
         value, low, high = newcombe(one[0], one[1], other[0], other[1])
         n = one[2] + other[2]
-        tests.append(Difference(size, value, low, high, n, "above", matrix.margin))
+        tests.append(ClaimTest(size, value, low, high, n, "above", matrix.margin))
     return _finding("familiarity-helps", f"{most} - {least}", tests, template=template)
 
 
@@ -176,7 +176,7 @@ def newcombe(p1: float, ci1: Interval, p2: float, ci2: Interval) -> tuple[float,
     return p1 - p2, low, high
 
 
-def _each_size(matrix: Matrix, measure: Measure, side: Side) -> tuple[Difference, ...]:
+def _each_size(matrix: Matrix, measure: Measure, side: Side) -> tuple[ClaimTest, ...]:
     found = ((size, measure(size)) for size in matrix.sizes)
     return tuple(_difference(g, size, side, matrix.margin) for size, g in found if g is not None)
 
@@ -188,8 +188,8 @@ def _above(matrix: Matrix, measure: Measure) -> str:
     return f"{above} of {len(found)}"
 
 
-def _difference(found: Gain, where: str, side: Side, margin: float) -> Difference:
+def _difference(found: Gain, where: str, side: Side, margin: float) -> ClaimTest:
     low, high = found.adjusted_ci95
     names = (found.system.rpartition(":")[2], found.against.rpartition(":")[2])
     note = " against ".join(names)
-    return Difference(where, found.difference, low, high, found.n, side, margin, note)
+    return ClaimTest(where, found.difference, low, high, found.n, side, margin, note)

@@ -157,7 +157,8 @@ def shipped(scenario: str) -> list[str]:
 
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
-    method = ["--system", "task-arithmetic", "--weights", "1,1"]  # dashes as on the command line
+    named = ("task-arithmetic", "shrunk", "random-partner")
+    method = [*(part for name in named for part in ("--system", name)), "--weights", "1,1"]  # dashes as on the command line
     few = ["--limit", "30"]
     call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})
@@ -175,7 +176,8 @@ def test_the_recommended_merge_is_saved(tmp_path):
 
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
-    call = ["merge-and-eval", *shipped("keep-both"), "--system", ROUTER, "--limit", "120", "--json"]
+    named = [part for name in (ROUTER, "shrunk", "random-partner") for part in ("--system", name)]
+    call = ["merge-and-eval", *shipped("keep-both"), *named, "--limit", "120", "--json"]
     environment = {"LORAPROBE_CACHE": str(tmp_path / "c")}
     result = CliRunner().invoke(app, [*call, "-o", str(target)], env=environment)
     document = json.loads(result.stdout)

@@ -38,7 +38,7 @@ def document(*arguments: object, code: int = 2) -> dict[str, str]:
         (("merge", "A", "B", "-o", "OUT", "--method", "tise"), "usage", "did you mean 'ties'?"),
         (("inspect", "A", "--limit", "0"), "usage", ""),
         (("merge", "A", "B", "-o", "OUT", "--search-items", "2"), "usage", "add that"),
-        (("inspect", "A", "--metric", "x"), "usage", "give one of exact_match"),
+        (("inspect", "A", "--metric", "x"), "usage", "exact_match"),
         (("merge", "A", "OTHER", "-o", "OUT"), "incompatible", "--allow base-mismatch"),
         (("demo", "--scenario", "paradise"), "world", ""),
     ],

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import special
 
+from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, rounds
-from loraprobe.evaluation.rounds import FEWEST, FIRST, boundaries, look_alphas
+from loraprobe.evaluation.rounds import boundaries, look_alphas
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task
 
@@ -25,11 +26,11 @@ def ids(one: Task) -> list[str]:
     return [item.id for item in one.items]
 
 
-@pytest.mark.parametrize("n", [FEWEST, 100, 150, 300, 1000])
+@pytest.mark.parametrize("n", [ROUNDS_FROM, 100, 150, 300, 1000])
 def test_rounds_grow_from_thirty_clusters_to_all_and_contain_each_other(n):
     found = rounds([task(n)], seed=0)
     sizes = [this.items for this in found]
-    assert sizes[0] == FIRST and sizes[-1] == n
+    assert sizes[0] == FIRST_ROUND and sizes[-1] == n
     growth = np.array(sizes[1:]) / sizes[:-1]
     assert (growth > 1.4).all() and (growth < 2.9).all()
     for before, after in itertools.pairwise(found):
@@ -41,7 +42,7 @@ def test_rounds_grow_from_thirty_clusters_to_all_and_contain_each_other(n):
 
 def test_clusters_stay_whole_and_are_what_counts():
     found = rounds([task(240, size=4)], seed=1)
-    assert found[0].items == 4 * FIRST
+    assert found[0].items == 4 * FIRST_ROUND
     for this in found:
         groups = [item.group for item in this.tasks[0].items]
         assert all(groups.count(group) == 4 for group in set(groups))
@@ -49,7 +50,7 @@ def test_clusters_stay_whole_and_are_what_counts():
 
 def test_few_items_and_all_items_have_one_round_with_all_of_alpha():
     for found in (
-        rounds([task(FEWEST - 1)], 0),
+        rounds([task(ROUNDS_FROM - 1)], 0),
         rounds([task(300), task(40, "u")], 0),
         rounds([task(300, size=10)], 0),
         rounds([task(300)], 0, all_items=True),

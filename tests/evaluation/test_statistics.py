@@ -8,9 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
-from loraprobe.evaluation import System, compare, gain, gains, retention, score, statistics
+from loraprobe.evaluation import (
+    System,
+    compare,
+    gain,
+    gains,
+    retention,
+    score,
+    selection,
+    statistics,
+)
 from loraprobe.evaluation.ratios import ratio
-from loraprobe.evaluation.statistics import estimate, largest, wilson
+from loraprobe.evaluation.selection import largest
+from loraprobe.evaluation.statistics import estimate, wilson
 from loraprobe.records import ItemResult
 from loraprobe.sample_size import items_needed
 
@@ -452,7 +462,7 @@ def decide(rng, n, compositions, baselines, repeats, groups=None, margin=0.05):
 
 @pytest.mark.parametrize("truth", [0.0, 0.04, 0.06, 0.4])
 def test_small_simulation_of_decisions(truth, monkeypatch):
-    monkeypatch.setattr(statistics, "DRAWS", 500)
+    monkeypatch.setattr(selection, "DRAWS", 500)
     rng = np.random.default_rng(0)
     many, single_ = [0.3 + truth] * 6, [0.3, 0.05, 0.05]
     too_high, _, likely, unlikely = decide(rng, 100, many, single_, 150)
@@ -490,7 +500,7 @@ GROUPS = {
 )
 def test_wrong_decisions_stay_rare(groups, truth, many, few, monkeypatch):
     """At most 3 % of decisions are wrong 0.01 away from the margin, up to simulation error."""
-    monkeypatch.setattr(statistics, "DRAWS", 1000)
+    monkeypatch.setattr(selection, "DRAWS", 1000)
     which = GROUPS[groups]
     n = 100 if which is None else len(which)
     rng = np.random.default_rng(7)

@@ -15,7 +15,7 @@ from tiny_worlds import shortened, tiny_base
 from loraprobe.errors import UsageError
 from loraprobe.records import ItemResult
 from loraprobe.tasks import load_task
-from loraprobe_lab.experiments.claims import Difference, Finding, claims, newcombe
+from loraprobe_lab.experiments.claims import ClaimTest, Finding, claims, newcombe
 from loraprobe_lab.experiments.map_points import GATES, points
 from loraprobe_lab.experiments.matrix import METHODS, Matrix, share
 from loraprobe_lab.experiments.reproduce import (
@@ -173,11 +173,11 @@ def test_the_english_matrix_has_the_same_form():
     ],
 )
 def test_a_difference_is_judged_by_its_interval(low, high, side, outcome):
-    assert Difference("", (low + high) / 2, low, high, 100, side, 0.05).outcome == outcome
+    assert ClaimTest("", (low + high) / 2, low, high, 100, side, 0.05).outcome == outcome
 
 
 def test_a_claim_holds_only_if_every_difference_says_so():
-    yes = Difference("", 0.5, 0.4, 0.6, 100, "above", 0.05)
+    yes = ClaimTest("", 0.5, 0.4, 0.6, 100, "above", 0.05)
     no, open_ = dataclasses.replace(yes, low=-0.1, high=0.0), dataclasses.replace(yes, low=0.0)
     for tests, standing in (
         ((yes, yes), "holds"),

@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 
 from loraprobe.evaluation import statistics
-from loraprobe_lab.experiments.rule import designs, exact, report, simulated
+from loraprobe_lab.experiments.rule import compared, designs, exact, report, simulated
 from loraprobe_lab.experiments.rule.exact import outcomes, probabilities, rates, worst
 from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate
 
@@ -133,7 +133,7 @@ def test_page_and_figure_tell_what_the_document_holds(tmp_path):
 
 
 def test_looks_save_items_and_keep_the_level():
-    rows = {row["design"]: row for row in designs.compare_designs(100, 200)}
+    rows = {row["design"]: row for row in compared.compare_designs(100, 200)}
     error = 4 * (0.03 * 0.97 / 200) ** 0.5
     assert max(row["wrong"] for row in rows.values()) <= 0.03 + error
     whole, looks = rows["likelihood ratio, contending pairs"], rows["... alpha spent as t^2"]

@@ -53,6 +53,8 @@ OTHERS = {
     "per_module",
     "diagnostics",
     "exact",
+    "all_items",
+    "rank_layout",
     "resume",
     "state",
     "arguments",

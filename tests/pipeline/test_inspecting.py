@@ -9,11 +9,11 @@ import pytest
 
 from loraprobe import defaults
 from loraprobe.evaluation.ledger import NAME
+from loraprobe.evaluation.rounds import first_clusters, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.inspecting import first_clusters
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems
 from loraprobe.tasks import Item, Task, load_task
@@ -44,6 +44,12 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_the_seed_draws():
     assert set(few.items) < set(more.items) and set(few.items) != set(other.items)
     assert set(few.items) != set(whole.items[:20])
     assert first_clusters(whole, 100, 0).items == whole.items
+
+
+def test_a_sample_is_asked_in_the_first_rounds_of_an_evaluation():
+    whole = task([1] * 100)
+    first, *_ = rounds([whole], 0)
+    assert set(first.tasks[0].items) == set(first_clusters(whole, first.items, 0).items)
 
 
 def test_of_one_large_cluster_no_more_than_the_sample_is_asked():

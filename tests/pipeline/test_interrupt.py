@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,10 +147,12 @@ def test_an_interruption_waits_for_the_end_of_an_import():
     done = subprocess.run(
         [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=25
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "whole", "error: Interrupted.\n")
+    assert (done.returncode, done.stdout) == (130, "whole")
+    assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)
 
 
 @pytest.mark.parametrize("code", [SPOILED, EARLY], ids=["spoiled", "early"])
 def test_an_interruption_is_one_line_whatever_it_spoils(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: Interrupted.\n")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import composing
 import jsonschema
@@ -16,7 +17,7 @@ from loraprobe.pipeline.conclusion import recommend
 from loraprobe.pipeline.loading import load_composition
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.systems import SystemBuilder
-from loraprobe.records import Verdict
+from loraprobe.records import Reason, Verdict
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
@@ -139,3 +140,16 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
         verdict = Verdict("unlikely", "evaluation", system="arrow", action=action)
         made, why = recommend(verdict, built, builder)
         assert made is None and said in why
+
+
+def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
+    """A router or a form that is still to be tried is no reason to save what failed."""
+    builder = SystemBuilder.of(composing.experts(2), Options())
+    built = builder.compositions()
+    best = Reason("best-measured", "arrow is the best that was measured.")
+    for action, system in (("route", "uniform"), ("step-by-step", "uniform"), ("route", "arrow")):
+        verdict = Verdict("unlikely", "evaluation", system=system, action=action)
+        made, why = recommend(verdict, built, builder)
+        assert made is None and action in why
+        advised = replace(verdict, reasons=(best,))
+        assert recommend(advised, built, builder)[0] is not None

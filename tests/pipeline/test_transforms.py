@@ -18,6 +18,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, forecastable
 from loraprobe.pipeline.transforms import prepare, scaled, subtracted, total_norm
 from loraprobe.routing import ROUTERS
+from loraprobe.tasks import Hop, Item, Task
 
 
 def dense(adapter, path: str) -> torch.Tensor:
@@ -250,7 +251,8 @@ def test_controls_are_made_of_prepared_partners_and_singles_stay():
     builder = SystemBuilder.of(adapters, Options(balance="norm"))
     prepared = builder.prepared.adapters
     assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
-    built = {b.system.name: b.system for b in builder.compositions(has_hops=True)}
+    hopped = Task("t", (Item("1", "p", ("a",), hops=(Hop("h", ("a",)),)),))
+    built = {b.system.name: b.system for b in builder.compositions([hopped])}
     assert built["uniform"].composition.experts == prepared
     assert [c.experts[0] for c in built["chain"].chain] == adapters
     controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}

@@ -79,10 +79,10 @@ def test_a_merge_in_float64_is_verified(tmp_path):
 
 
 def test_a_subtraction_is_repeated(pair, tmp_path):
-    random_adapter("g", seed=9, scaling=0.1).save(tmp_path / "g")
+    random_adapter("g", tampering.SHAPES, seed=9, scaling=0.1).save(tmp_path / "g")
     out = merged(pair, tmp_path, "--subtract", str(tmp_path / "g"))
     assert failed(out) == []
-    random_adapter("g", seed=10, scaling=0.1).save(tmp_path / "g", overwrite=True)
+    random_adapter("g", tampering.SHAPES, seed=10, scaling=0.1).save(tmp_path / "g", overwrite=True)
     assert failed(out) == ["source g"]
 
 

@@ -305,7 +305,7 @@ def test_generation_agrees_with_a_single_forward_pass(model, name, options):
     with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
         new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=5, processor=keep)
         whole = tail_logits(
-            model, [r + n for r, n in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+            model, [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
         )
         alone = [generate_batch(model, [row], pad=0, stops=[], max_new_tokens=5)[0] for row in ROWS]
     assert alone == new
@@ -314,7 +314,7 @@ def test_generation_agrees_with_a_single_forward_pass(model, name, options):
         torch.testing.assert_close(logits[:5], steps, rtol=1e-5, atol=1e-5)
     if "sequence" in options:  # and the decision matters: the answer in the mean changes it
         with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
-            ids = torch.tensor([ROWS[0] + new[0]])
+            ids = torch.tensor([[*ROWS[0], *new[0][0]]])
             other = model(input_ids=ids, use_cache=False).logits[0, len(ROWS[0]) - 1 :]
         if name == "arrow":
             assert float((other - whole[0]).abs().max()) > 1e-6
@@ -353,7 +353,7 @@ def test_other_models_keep_their_decisions_too(kind):
     with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
         new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
         whole = tail_logits(
-            other, [r + n for r, n in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+            other, [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
         )
     for i, logits in enumerate(whole):
         steps = torch.stack([step[i] for step in seen]).to(logits.dtype)
@@ -374,7 +374,7 @@ def test_a_head_decides_by_the_last_token_of_a_prompt(model, options):
     with torch.no_grad(), composed(model, composition(f"arrow:{options}", three), look):
         new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=3)
         begun = heads[0][:, -1]
-        rows = [r + n for r, n in zip(ROWS, new, strict=True)]
+        rows = [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)]
         heads.clear()
         whole = tail_logits(model, rows, [len(r) - 1 for r in ROWS], 0)
         places = [len(r) - 1 - min(map(len, ROWS)) + 1 for r in ROWS]
@@ -389,7 +389,7 @@ def test_a_head_decides_by_the_last_token_of_a_prompt(model, options):
                 model(input_ids=torch.tensor(ROWS[:1]), logits_to_keep=torch.tensor([0, 1]))
         else:
             assert not torch.equal(heads[0][0, 0], heads[0][0, -1])
-    assert [logits[:3].argmax(-1).tolist() for logits in whole] == new
+    assert [logits[:3].argmax(-1).tolist() for logits in whole] == [ids for ids, _ in new]
 
 
 def test_a_cache_that_is_not_the_last_prompts_is_refused(model):

@@ -8,7 +8,7 @@ narrower than the items alone allow (Knapp and Hartung 2003 with the usual floor
 single world holds for that world alone.
 
 Intervals that hold for many figures at once: differences take the critical value of the largest of
-all studentised differences (`evaluation.statistics.largest`, with their correlations as the items
+all studentised differences (`evaluation.selection.largest`, with their correlations as the items
 show them and k - 1 degrees of freedom), retentions spend alpha / P on each of P (Bonferroni).
 """
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.ratios import ratio
+from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import Array
 from loraprobe.evaluation.table import tabulate
 from loraprobe_lab.experiments.methods.cases import FORM, ROLES, Kind
@@ -162,7 +163,7 @@ def _gains(
         return {}
     worlds = [_differences(world, first, second) for world in _worlds(cases)]
     found, shape = over_worlds(worlds), (len(first), len(second))
-    lower, upper, _ = statistics.largest(found, shape, LEVEL, SEED)
+    lower, upper, _ = largest(found, shape, LEVEL, SEED)
     own = found.interval(found.critical(LEVEL))
     low = found.interval(lower)[0].reshape(shape).min(1)
     high = found.interval(upper)[1].reshape(shape).min(1)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import Pages, render
-from loraprobe_lab.experiments.rule import designs, exact, simulated
+from loraprobe_lab.experiments.rule import compared, exact, simulated
 from loraprobe_lab.experiments.rule.exact import Rate
 from loraprobe_lab.experiments.rule.figure import rule_figure
 
@@ -50,7 +50,7 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
         "designs": [
             row
             for n, runs in plan.compared
-            for row in designs.compare_designs(n, runs, plan.seed, progress)
+            for row in compared.compare_designs(n, runs, plan.seed, progress)
         ],
     }
     return rule_pages(document)

@@ -11,7 +11,7 @@ from loraprobe import defaults
 from loraprobe.evaluation.ledger import NAME
 from loraprobe.evaluation.rounds import first_clusters, rounds
 from loraprobe.options import Options
-from loraprobe.pipeline.commands import inspect
+from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.session import Session
@@ -113,3 +113,21 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path, m
         (computed,) = evaluator.forecast(results)
     # Rounding moves a choice only between two that are nearly equally likely.
     assert told.gain == pytest.approx(computed.gain, abs=1.5 / 24)
+
+
+def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):
+    """It learns from the items that `merge-and-eval` sets apart, and answers the same questions."""
+    chosen = shipped_world().scenario("keep-both")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    base = str(shipped_world().path / "base")
+    options = Options(limit=60, state=tmp_path)
+    audit = inspect(refs, base=base, tasks=chosen.tasks, options=options)
+    whole = merge_and_eval(
+        refs, base=base, tasks=chosen.tasks, options=replace(options, resume=True)
+    ).audit
+    routers = [{s.system for s in a.evaluation if s.kind == "router"} for a in (audit, whole)]
+    assert routers[0] == routers[1] > {"arrow"}
+    assert audit.verdict.decision == whole.verdict.decision == "likely"
+    assert audit.verdict.system == whole.verdict.system
+    asked = sum(score.n for score in audit.evaluation)
+    assert any(note.startswith(f"{asked} results of an earlier run") for note in whole.notes)

@@ -7,7 +7,7 @@ from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.ranking import alone, best_option
+from loraprobe.verdict.ranking import alone, best_option, option
 
 ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
@@ -53,9 +53,18 @@ def use(audit: Audit, verdict: Verdict) -> str:
 
 
 def _meanwhile(audit: Audit) -> str:
-    """The best of base and single adapters, which is what to use until more is known."""
-    measured = Evidence(evaluation=audit.evaluation)
-    best = best_option(measured, alone(measured))
+    """The best measured option, which is what to use until more is known.
+
+    Of several tasks the base and the adapters alone are options, since one model may lose a skill.
+    """
+    measured = Evidence(
+        evaluation=audit.evaluation, gains=audit.gains, comparisons=audit.comparisons
+    )
+    options = alone(measured)
+    gain = audit.verdict.gain if audit.verdict else None
+    if gain is not None and not measured.several:
+        options += filter(None, [option(measured, gain.system, gain.form)])
+    best = best_option(measured, options)
     if best is None:
         return ""
     if best.kind == "switch":
@@ -63,7 +72,7 @@ def _meanwhile(audit: Audit) -> str:
     name, form = best.system, best.part
     if best.score == 0 and not measured.losses:
         return "nothing yet: nobody alone answers a question; ask as the adapters were trained"
-    who = "the base" if name == "base" else f"{name} alone"
+    who = {"base": "the base", "adapter": f"{name} alone"}.get(best.kind, name)
     return f"until then {who}, {fmt.PART[form]}: {_score(audit, name, form)}"
 
 
@@ -160,7 +169,7 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
     row = _most_promising(audit, best)
-    if row is None:
+    if row is None or best.ci95[0] > verdict.margin:
         return ""  # the gain is decided; the reasons say what is not
     open_ = more_items.of_gain(row)
     given = f"(you gave {row.clusters or row.n})"

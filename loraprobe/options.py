@@ -189,7 +189,9 @@ class Options:
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
     threads: int | None = option(None, MACHINE, "CPU threads.", least=1, most=4096)
-    resume: bool = option(False, OUTPUT, "Go on where an interrupted run of the same call stopped.")
+    resume: bool = option(
+        False, OUTPUT, "Use what an interrupted run of this call, or inspect, kept."
+    )
     state: Path | None = None
     arguments: tuple[str, ...] = ()
     started: float | None = None

@@ -5,9 +5,11 @@
     inputs          opens adapters, base, tasks and prompt files
     examination     compatibility and diagnostics
     transforms      `--subtract` and `--balance`
-    evaluating      scores on the base model: `scorer` loads it, `evaluator` runs systems on it,
-                    `systems` builds compositions with `weight_search`, `router_fitting`,
-                    `random_partner`; `results` stores the results for `--resume`
+    inspecting      answers on the base model, to a sample of the questions
+    evaluating      answers on the base model, by `rounds`; for both, `scorer` loads the base,
+                    `evaluator` runs systems on it, `systems` builds compositions with
+                    `portfolio`, `weight_search`, `router_fitting`, `random_partner`, and
+                    `results` stores the results for `--resume`
     merges, saved   a merge; a composition and its directory, which `loading` reads
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card

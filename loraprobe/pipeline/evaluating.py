@@ -1,4 +1,4 @@
-"""`merge-and-eval` on the base model: `evaluate` scores all systems."""
+"""`merge-and-eval` on the base model: `evaluate` asks all systems, by rounds, and scores them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Evaluated:
 
 
 def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
-    """Evaluates the base and the single adapters, then the compositions, then the controls."""
+    """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
     with open_evaluator(inputs, prepared.general, session, composes=True) as evaluator:
         announce(evaluator)

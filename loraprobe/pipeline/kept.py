@@ -1,4 +1,4 @@
-"""What runs keep in the cache: the results of merge-and-eval, and hashes of large files."""
+"""What runs keep in the cache: answers to questions, and hashes of large files."""
 
 from __future__ import annotations
 

@@ -196,6 +196,11 @@ class Rounds:
     level: float
     dropped: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def early(self) -> bool:
+        """Whether the run stopped before all items were asked."""
+        return self.used < self.planned
+
 
 @dataclass(frozen=True)
 class EvaluationRecords:

@@ -7,6 +7,7 @@ from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
 from loraprobe.verdict import Evidence, more_items
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.complement import PER_PROMPT
 from loraprobe.verdict.ranking import alone, best_option, option
 
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -23,7 +24,7 @@ def use(audit: Audit, verdict: Verdict) -> str:
     codes = {reason.code for reason in verdict.reasons}
     if verdict.composes:
         kind = next((s.kind for s in audit.evaluation if s.system == verdict.system), "merge")
-        if "per=sequence" in (verdict.system or ""):
+        if PER_PROMPT in (verdict.system or ""):
             kind += " that chooses by prompt"
         plain = all(row.part != "steps" for row in audit.evaluation)  # there is no other form
         form = "" if best is None or plain else f", {fmt.PART[best.form]}"
@@ -142,7 +143,7 @@ def _shown(mean: float | None, digits: int = 2) -> str:
 def stopped(audit: Audit) -> str:
     """How far a run went that stopped before all items were asked, and how to ask the rest."""
     rounds = audit.rounds
-    if rounds is None or rounds.used == rounds.planned:
+    if rounds is None or not rounds.early:
         return ""
     return f"after look {rounds.used} of {rounds.planned}; --all-items asks the rest"
 

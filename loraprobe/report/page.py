@@ -57,7 +57,7 @@ def _gains(audit: Audit) -> Section | None:
     figures = [_forest(audit)] if audit.gains else []
     folded = _filled(system_tables.comparisons(audit))
     looks = audit.rounds
-    early = looks is not None and looks.used < looks.planned
+    early = looks is not None and looks.early
     intervals = INTERVALS + (EVERY_LOOK.format(**vars(looks)) if early else "") + "."
     return Section(
         "gains",

@@ -10,7 +10,7 @@ from loraprobe.verdict.evidence import Evidence
 def about_rounds(evidence: Evidence) -> list[Reason]:
     """That the run stopped early, at which look; empty if it did not."""
     rounds = evidence.rounds
-    if rounds is None or rounds.used == rounds.planned:
+    if rounds is None or not rounds.early:
         return []
     return [
         Reason(

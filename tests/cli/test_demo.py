@@ -158,7 +158,8 @@ def shipped(scenario: str) -> list[str]:
 def test_the_recommended_merge_is_saved(tmp_path):
     target = tmp_path / "out"
     named = ("task-arithmetic", "shrunk", "random-partner")
-    method = [*(part for name in named for part in ("--system", name)), "--weights", "1,1"]  # dashes as on the command line
+    # Dashes as on the command line.
+    method = [*(part for name in named for part in ("--system", name)), "--weights", "1,1"]
     few = ["--limit", "30"]
     call = ["merge-and-eval", *shipped("skill-and-facts"), *method, *few, "-o", str(target)]
     result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(tmp_path / "c")})

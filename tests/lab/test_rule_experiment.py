@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from loraprobe.evaluation import statistics
+from loraprobe.evaluation import selection
 from loraprobe_lab.experiments.rule import compared, designs, exact, report, simulated
 from loraprobe_lab.experiments.rule.exact import outcomes, probabilities, rates, worst
 from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate
@@ -109,7 +109,7 @@ def test_wrong_is_about_the_better_form():
 def test_cases_hold_their_gain(monkeypatch):
     for case in [*simulated.cases(0.06), *simulated.split_cases(0.06)]:
         assert case.truth == pytest.approx(0.06)
-    monkeypatch.setattr(statistics, "DRAWS", 200)
+    monkeypatch.setattr(selection, "DRAWS", 200)
     found = simulate(SimulatedCase("both", (0.3, 0.1), 2, -0.2, 0.5), 60, 10)
     assert found.likely == 1, "a gain step by step is found"
 

@@ -305,7 +305,10 @@ def test_generation_agrees_with_a_single_forward_pass(model, name, options):
     with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
         new = generate_batch(model, ROWS, pad=0, stops=[], max_new_tokens=5, processor=keep)
         whole = tail_logits(
-            model, [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+            model,
+            [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)],
+            [len(r) - 1 for r in ROWS],
+            0,
         )
         alone = [generate_batch(model, [row], pad=0, stops=[], max_new_tokens=5)[0] for row in ROWS]
     assert alone == new
@@ -353,7 +356,10 @@ def test_other_models_keep_their_decisions_too(kind):
     with torch.no_grad(), composed(other, composition("arrow:per=sequence", three)):
         new = generate_batch(other, ROWS, pad=0, stops=[], max_new_tokens=4, processor=keep)
         whole = tail_logits(
-            other, [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)], [len(r) - 1 for r in ROWS], 0
+            other,
+            [[*r, *n] for r, (n, _) in zip(ROWS, new, strict=True)],
+            [len(r) - 1 for r in ROWS],
+            0,
         )
     for i, logits in enumerate(whole):
         steps = torch.stack([step[i] for step in seen]).to(logits.dtype)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe import evaluation, probes
+from loraprobe.composition import Router
 from loraprobe.defaults import CEILING_ITEMS, PILOT_ITEMS, PROBED_ITEMS, SAMPLED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System
@@ -20,6 +21,7 @@ from loraprobe.evaluation.rounds import spread_sample
 from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.portfolio import added_systems
 from loraprobe.pipeline.scorer import open_scorer, single
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import (
@@ -27,8 +29,9 @@ from loraprobe.pipeline.systems import (
     baseline_systems,
     composition_specs,
     forecastable,
+    learning_routers,
 )
-from loraprobe.pipeline.transforms import prepare_inputs
+from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import (
     FORMS,
     Coverage,
@@ -69,7 +72,8 @@ def measure_baselines(
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
         rows = probe_without_task(scorer, inputs, probe, cards, session)
         return BaseEvidence("probes", EvaluationRecords(rows), (*notes, scorer.batcher.note()))
-    with open_evaluator(inputs, (), session) as evaluator:
+    composes = len(inputs.adapters) > 1
+    with open_evaluator(inputs, (), session, composes=composes) as evaluator:
         singles = baseline_systems(inputs.adapters)
         few = sampled(evaluator, SAMPLED_ITEMS)
         results, forecasts = answers_alone(few, singles)
@@ -184,8 +188,12 @@ def pilot(
         return [], [], []
     options = session.options
     prepared = prepare_inputs(inputs, "route", session)
-    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, options.given_weights)
+    routers, told = _routers(evaluator, prepared)
+    builder = SystemBuilder(
+        inputs.adapters, prepared, options, inputs.base, options.given_weights, routers
+    )
     composed, notes = _compositions(builder, session)
+    notes = [*told, *notes]
     answers = few.run(composed, parts=FORMS)
     seed, margin = options.seed, options.needed_gain
     both, systems = [*results, *answers], [*singles, *composed]
@@ -197,16 +205,31 @@ def pilot(
     return composed, answers, notes
 
 
+def _routers(evaluator: Evaluator, prepared: Prepared) -> tuple[dict[str, Router], list[str]]:
+    """The default routers that learn from items set apart, fitted, and notes.
+
+    A router that the user named would first have the adapters write prompts.
+    """
+    options, inputs = evaluator.session.options, evaluator.inputs
+    learning = learning_routers(options, inputs.adapters, inputs.tasks)
+    added = {one.spec for one in added_systems(options, inputs.tasks)}
+    if evaluator.split is None or not learning or not learning.keys() <= added:
+        return {}, []
+    return evaluator.fit_routers(prepared)
+
+
 def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System], list[str]]:
     """The compositions that the options ask for, and a note on each that is left out.
 
-    A router that learns from prompts would first have the adapters write them.
+    Routers that learn are asked where they are fitted.
     """
     systems: list[System] = []
     notes: list[str] = []
     names = {adapter.name for adapter in builder.trained}
-    for spec in composition_specs(builder.options, builder.trained):
-        if spec in names or (spec in ROUTERS and ROUTERS.make(spec).needs_prompts):
+    specs = dict.fromkeys((*composition_specs(builder.options, builder.trained), *builder.routers))
+    for spec in specs:
+        learns = spec in ROUTERS and ROUTERS.make(spec).needs_prompts
+        if spec in names or (learns and spec not in builder.routers):
             continue
         try:
             with session.stage("compose"):

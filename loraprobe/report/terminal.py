@@ -142,8 +142,14 @@ def _findings(audit: Audit, width: int) -> Iterator[str]:
 def _finding(issue: Issue, width: int, most: int) -> str:
     lines = wrapped(clean(f"{issue.code}: {first_sentence(issue)}"), width - 2)
     if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1][: width - 4] + " …"]
+        lines = [*lines[: most - 1], _ended(lines[most - 1], width - 4)]
     return f"{MARKS[issue.severity]} " + "\n  ".join(lines)
+
+
+def _ended(line: str, width: int) -> str:
+    """A line that shows that more followed, cut between words."""
+    kept = line if len(line) <= width else line[:width].rpartition(" ")[0] or line[:width]
+    return f"{kept} …"
 
 
 def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:

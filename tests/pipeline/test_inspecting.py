@@ -15,7 +15,7 @@ from loraprobe.evaluation.ledger import NAME
 from loraprobe.evaluation.questions import TokenLimits, questions
 from loraprobe.evaluation.rounds import rounds, spread_sample
 from loraprobe.options import Options
-from loraprobe.pipeline.commands import inspect
+from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
@@ -169,3 +169,21 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     assert words[-1] == "--resume" and "--threads" not in words
     plain = requested(Options(), inputs, "merge")
     assert "--limit" not in next_command(verdict, plain) and not plain.kept
+
+
+def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):
+    """It learns from the items that `merge-and-eval` sets apart, and answers the same questions."""
+    chosen = shipped_world().scenario("keep-both")
+    refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    base = str(shipped_world().path / "base")
+    options = Options(limit=60, state=tmp_path)
+    audit = inspect(refs, base=base, tasks=chosen.tasks, options=options)
+    whole = merge_and_eval(
+        refs, base=base, tasks=chosen.tasks, options=replace(options, resume=True)
+    ).audit
+    routers = [{s.system for s in a.evaluation if s.kind == "router"} for a in (audit, whole)]
+    assert routers[0] == routers[1] > {"arrow"}
+    assert audit.verdict.decision == whole.verdict.decision == "likely"
+    assert audit.verdict.system == whole.verdict.system
+    asked = sum(score.n for score in audit.evaluation)
+    assert any(note.startswith(f"{asked} results of an earlier run") for note in whole.notes)

@@ -22,6 +22,7 @@ from loraprobe.defaults import FORECAST_ITEMS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.rounds import ROUND, round_suffix
+from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -131,7 +132,8 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
             steps[f"evaluate {name}"] = times.system(experts)
     steps["cover"] = probing
     passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
-    if n > 1 and options.metric != "answer_loss":
+    generated = options.metric != "answer_loss" and asks_forecast(options, evaluator.inputs.base)
+    if n > 1 and generated:
         sizes = [len(task.items) for task in tasks]
         share = sum(min(FORECAST_ITEMS, size) for size in sizes) / sum(sizes)
         steps["forecast"] = passes * (n + 1) * share * times.composed()

@@ -38,7 +38,7 @@ def with_probability(
     if forecast is None and verdict.evidence != "evaluation":
         return verdict, []  # a first round outranks it, or compositions cannot be asked
     if forecast is None:
-        return verdict, [_outside(_why_no_forecast(evidence))]
+        return verdict, [_outside(_why_no_forecast(evidence, calibration))]
     why = _why_outside(forecast, evidence, calibration)
     forecast = capped(forecast, None if evidence.losses else evidence.baseline)
     verdict = dataclasses.replace(verdict, forecast=forecast)
@@ -119,11 +119,13 @@ def forecast_error(forecast: Forecast) -> float:
     return (high - low) / 2 / Z95
 
 
-def _why_no_forecast(evidence: Evidence) -> str:
+def _why_no_forecast(evidence: Evidence, calibration: Calibration) -> str:
     if evidence.losses:
         return "its scores are losses, and forecasts are of answers that are right or wrong"
     if not evidence.systems(BASELINES):
         return "base and single adapters were not scored on a task"
+    if evidence.prior is None and (why := calibration.why_unmeasured(evidence.base)):
+        return why
     return "none of the compositions asked for can be forecast"
 
 

@@ -298,7 +298,8 @@ def test_a_planted_gain_is_found_against_the_best_of_base_and_singles():
     assert good.standing == "gains" and rows["none"].two_hop.standing == "does not gain"
     assert rows["good"].lost == 0.25 and rows["good"].keep_both is None
     low, high = good.gain.adjusted_ci95
-    assert low < good.gain.ci95[0] < 0.3 < good.gain.ci95[1] < high
+    # nothing else contends, so the choice among systems costs nothing here
+    assert low <= good.gain.ci95[0] < 0.3 < good.gain.ci95[1] <= high
     count = table.counts["two-hop"]
     assert (count.worlds, count.items) == (WORLDS, WORLDS * N)
     assert count.baselines["hop 2"] == pytest.approx(0.2)

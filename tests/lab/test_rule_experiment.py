@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from loraprobe.evaluation import selection
+from loraprobe.evaluation import selection, statistics
 from loraprobe_lab.experiments.rule import compared, designs, exact, report, simulated
 from loraprobe_lab.experiments.rule.exact import outcomes, probabilities, rates, worst
 from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate

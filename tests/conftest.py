@@ -12,6 +12,8 @@ import shapes
 shapes.check_shapes()  # before anything imports loraprobe
 
 import functools  # noqa: E402
+import signal  # noqa: E402
+import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import making  # noqa: E402
@@ -26,6 +28,12 @@ settings.load_profile("any machine")
 # CliRunner builds all commands anew for each call, which takes longer than many of the calls.
 if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+# A shell starts a job in the background with SIGINT ignored, and every child inherits that; the
+# tests that interrupt a child need it back.
+ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+if ignored and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tests are many and small; a second thread only costs

@@ -31,8 +31,8 @@ def judge_pilot(scored: Verdict, before: Verdict, evidence: Evidence) -> Verdict
     ]
     cheapest = [r for r in before.reasons if r.code == "next-evidence"]
     more = cheapest if scored.decision == "inconclusive" else []
-    # Controls are asked only where a composition gains, since nothing else depends on them.
-    kept = [reason for reason in scored.reasons if reason.code != "controls-not-run"]
+    # Controls are asked only where a composition gains: elsewhere nothing depends on them.
+    kept = [r for r in scored.reasons if r.code != "controls-not-run" or r.severity == "decisive"]
     reasons = (*kept, first, *expected, *more)
     return replace(scored, evidence="pilot", reasons=reasons)
 

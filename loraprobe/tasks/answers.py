@@ -33,7 +33,7 @@ _MARKS = {
 }
 _ANSWER_LINE = {  # the mark, an answer, and the end of its line
     "####": regex.compile(r"####\s*+\S[^\n]*+\n"),
-    "boxed": regex.compile(r"\\boxed(\{(?:[^{}]++|(?1))*+\})[^\n]*+\n"),
+    "boxed": regex.compile(r"\\boxed(\{(?:[^{}\n]++|(?1))*+\})[^\n]*+\n"),
     "answer is": regex.compile(_ANSWER_IS.pattern + r"+\S[^\n]*+\n", regex.IGNORECASE),
 }
 _TEXT_COMMAND = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")

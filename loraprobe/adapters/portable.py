@@ -44,9 +44,8 @@ def portable(adapter: Adapter) -> Adapter:
 
     made = {path: _info(info, rank, fold) for path, info in infos.items()}
     offsets = adapter.offsets
-    if fold and offsets:  # the bias of B is scaled as B is
-        scaled = {p: (b.double() * infos[p].scaling).to(b.dtype) for p, b in offsets.items()}
-        offsets = scaled
+    if fold:  # the bias of B is scaled as B is
+        offsets = {p: (b.double() * infos[p].scaling).to(b.dtype) for p, b in offsets.items()}
     return replace(adapter, modules=Modules(made, read), offsets=offsets, weights_file=None)
 
 
@@ -68,8 +67,8 @@ def common_targets(adapters: Sequence[Adapter], paths: Sequence[str]) -> tuple[s
     """The shortest `target_modules` that selects what the adapters' own configs select together.
 
     None unless every config has a list of names and no other selector, and the names select all
-    of `paths` by peft's rules. A base has no module of such a name that none of the adapters has,
-    as far as their files are complete.
+    of `paths` by peft's rules. peft then adapts the modules that it adapts for the sources; one
+    without weights in the file stays as it is.
     """
     names: set[str] = set()
     for adapter in adapters:

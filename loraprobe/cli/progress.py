@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from loraprobe.records import ROUND
 from loraprobe.report.formatting import clean
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
@@ -31,7 +32,6 @@ WORDS = {
 }
 PARTS = frozenset({"generate", "score"})  # parts of a step that says how far it is itself
 ASK = "evaluate "  # how a step starts that asks one system
-ROUND = ", round "  # what stands between the system and the number of the round, if there are many
 
 
 @dataclass

@@ -21,13 +21,12 @@ from scipy import special
 
 from loraprobe.defaults import ALPHA, FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation.table import tabulate
-from loraprobe.records import FORMS, ItemResult
+from loraprobe.records import FORMS, ROUND, ItemResult
 from loraprobe.tasks import Task
 
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
 GRID = 801  # points of the recursion
 WIDEST = 8.0  # standard errors that the grid covers
-ROUND = ", round "  # between the name of a step of the progress and the number of the round
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def conclude(
 
 
 def asks_forecast(options: Options, base: Base | None) -> bool:
-    """Whether `merge-and-eval` forecasts generated answers, which takes as long as two systems.
+    """Whether `merge-and-eval` makes a forecast, which costs passes of its own.
 
     It does where a probability can be given for such a base, or where the user asks for one. A
     measured gain outranks the forecast in any case.

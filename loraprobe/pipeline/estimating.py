@@ -21,7 +21,7 @@ from loraprobe.composition import Composition
 from loraprobe.defaults import FORECAST_ITEMS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
-from loraprobe.evaluation.rounds import ROUND, round_suffix
+from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
@@ -35,6 +35,7 @@ from loraprobe.pipeline.systems import (
 )
 from loraprobe.pipeline.transforms import prepare_inputs
 from loraprobe.probes import cover
+from loraprobe.records import ROUND
 from loraprobe.routing.constant import ConstantGates
 
 FEWEST, TIMED = 4, 8  # questions of a kind that are timed: an eighth, but not fewer
@@ -132,8 +133,8 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
             steps[f"evaluate {name}"] = times.system(experts)
     steps["cover"] = probing
     passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
-    generated = options.metric != "answer_loss" and asks_forecast(options, evaluator.inputs.base)
-    if n > 1 and generated:
+    foreseen = options.metric != "answer_loss" and asks_forecast(options, evaluator.inputs.base)
+    if n > 1 and foreseen:
         sizes = [len(task.items) for task in tasks]
         share = sum(min(FORECAST_ITEMS, size) for size in sizes) / sum(sizes)
         steps["forecast"] = passes * (n + 1) * share * times.composed()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from loraprobe import evaluation
 from loraprobe.evaluation import Round, System
@@ -90,7 +91,6 @@ def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) ->
     found.controls = controls(found.results, found.systems)
     _ask(found, evaluator, chains)
     _ask(found, evaluator, found.controls, on=found.round if _asked(found) else few)
-    found.systems += chains
     names = {system.name for system in found.everybody}
     found.results = [row for row in found.results if row.system in names]
     return found
@@ -99,27 +99,34 @@ def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) ->
 def records(
     found: Played, evaluator: Evaluator, systems: Sequence[System], **others: tuple[object, ...]
 ) -> EvaluationRecords:
-    """Scores, comparisons, gains and attribution at the level of the last look.
-
-    Gains are those of the systems that were asked to the end. others: coverage and forecasts.
-    """
-    options, alpha = evaluator.session.options, found.round.alpha
-    level, seed = 1 - alpha, options.seed
+    """What was measured, at the level of the last look. others: coverage and forecasts."""
     results, stayed = found.results, [s for s in systems if s.name not in found.dropped]
     baselines = [s for s in systems if s.kind in BASELINES]
     attribution = evaluation.attribute(results, stayed, found.round.tasks)
     for system, last in found.dropped.values():
         attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
-    total = sum(len(task.items) for task in evaluator.tasks)
     return EvaluationRecords(
-        evaluation=evaluation.score(results, systems, level=level),
-        comparisons=evaluation.compare(results, systems, seed=seed, level=level),
-        gains=evaluation.gains(results, stayed, margin=options.needed_gain, seed=seed, alpha=alpha),
+        **_compared(found, evaluator, systems),
         oracles=evaluation.oracles(results, systems),
         attribution=attribution,
-        rounds=found.record(total),
+        rounds=found.record(sum(len(task.items) for task in evaluator.tasks)),
         **others,  # type: ignore[arg-type]
     )
+
+
+def _compared(found: Played, evaluator: Evaluator, systems: Sequence[System]) -> dict[str, Any]:
+    """Scores, comparisons and gains, on which a decision rests.
+
+    Gains are those of the systems that were asked to the end.
+    """
+    options, alpha, results = evaluator.session.options, found.round.alpha, found.results
+    stayed = [s for s in systems if s.name not in found.dropped]
+    margin, seed, level = options.needed_gain, options.seed, 1 - alpha
+    return {
+        "evaluation": evaluation.score(results, systems, level=level),
+        "comparisons": evaluation.compare(results, systems, seed=seed, level=level),
+        "gains": evaluation.gains(results, stayed, margin=margin, seed=seed, alpha=alpha),
+    }
 
 
 def _ask(
@@ -157,13 +164,13 @@ def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
     own = {system.name for system in systems}
     results = [row for row in found.results if row.system in own]
     with evaluator.session.stage("statistics"):
-        rows = records(replace(found, results=results, dropped={}), evaluator, systems)
+        rows = _compared(replace(found, results=results, dropped={}), evaluator, systems)
     return Evidence(
         tasks=len(evaluator.tasks),
         level="evaluation",
         margin=options.needed_gain,
         retention=options.retention,
-        **vars(rows),
+        **rows,
     )
 
 

@@ -72,6 +72,7 @@ __all__ = [
     "Oracle",
     "Progress",
     "Provenance",
+    "ROUND",
     "Reason",
     "Reply",
     "Retention",
@@ -91,6 +92,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
+ROUND = ", round "  # in the name of a stage, between the system and the number of the round
 
 
 @dataclass(frozen=True)

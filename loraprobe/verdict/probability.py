@@ -15,13 +15,13 @@ import dataclasses
 from loraprobe.defaults import FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.formatting import count
 from loraprobe.records import BASELINES, Forecast, Reason, Verdict
+from loraprobe.sample_size import Z95
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Accuracy, Calibration, kind_of_base
 from loraprobe.verdict.evidence import Evidence
 
 LEVELS = ("base", "pilot", "evaluation")
-Z95 = 1.959964  # half-width of a 95 % interval in standard errors
 
 
 def with_probability(

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from loraprobe.sample_size import Z95
 from loraprobe.verdict.calibration import FORMAT, QUADRATURE
-from loraprobe.verdict.probability import Z95
 from loraprobe_lab.calibration.cases import Case, CaseError
 
 Array = NDArray[np.float64]

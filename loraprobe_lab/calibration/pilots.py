@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraprobe.defaults import MARGIN
-from loraprobe.verdict.probability import Z95
+from loraprobe.sample_size import Z95
 from loraprobe_lab.calibration.cases import Case
 from loraprobe_lab.calibration.fit import Array
 from loraprobe_lab.calibration.validation import figures_of

@@ -118,7 +118,8 @@ def test_keep_both_says_what_is_measured(tmp_path):
     assert verdict["system"] == ROUTER and verdict["gain"]["difference"] > 0.4
     tasks = list(dict.fromkeys(r["task"] for r in document["evaluation"]))
     assert len(tasks) == 2
-    assert max(r["n"] for r in document["evaluation"]) <= 180, "20 of 200 were set apart"
+    assert document["rounds"]["total"] == 360, "20 of the 200 of each task were set apart"
+    assert {r["n"] for r in document["evaluation"]} == {document["rounds"]["items"] // 2}
     assert {g["system"] for g in document["gains"]} == {"uniform", "sum", "arrow", ROUTER}
     assert any("40 items that were set apart; 360 are left" in n for n in document["notes"])
     assert any("portfolio.md" in n for n in document["notes"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loraprobe.errors import OutputError, TaskError, UsageError
@@ -571,6 +571,7 @@ PIECES = ["#### ", "5", "\\boxed{7}", "\\boxed{", "}", "The answer is ", ".", "\
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12))
+@example(["\\boxed{", "\\boxed{7}", "\n", "#### ", "}", "\n"])
 def test_a_text_is_read_alike_whether_or_not_writing_stopped(pieces):
     """Writing stops at some line end where `ended` is true; the rest must not matter."""
     text = "".join(pieces)

@@ -122,6 +122,17 @@ def evidences(draw):
     )
 
 
+def test_until_more_is_known_the_best_measured_option_is_named():
+    """A composition too; what it gains is decided, so no more questions are asked for."""
+    found = evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11})
+    told = answer(audit_of(found))
+    assert told.decision == "inconclusive", "no control was scored"
+    assert line(told, "use").startswith("until then sum,") and "0.67" in line(told, "use")
+    assert not line(told, "decide")
+    nearly = answer(audit_of(evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.08})))
+    assert "sum" not in line(nearly, "use")
+
+
 def line(told: Answer, label: str) -> str:
     return next((text for name, text in told.lines if name == label), "")
 

@@ -32,6 +32,15 @@ def codes(verdict):
     return [reason.code for reason in verdict.reasons]
 
 
+def test_without_controls_a_gain_is_open_and_the_reason_says_so():
+    known = case().evaluation
+    one = replace(score("sum", "merge", 0.5), n=N)
+    gain = Gain("t", "question", "sum", "a", 0.5, (0.3, 0.7), (0.3, 0.7), N, None)
+    found = judge(case(evaluation=(*known, one), gains=(gain,), level="pilot", forecasts=()))
+    assert found.decision == "inconclusive" and found.reasons[0].severity == "decisive"
+    assert found.reasons[0].code == "controls-not-run"
+
+
 @pytest.mark.parametrize(
     ("interval", "decision"),
     [((0.7, 0.4, 0.9), "likely"), ((0.4, 0.04, 0.7), "inconclusive"),

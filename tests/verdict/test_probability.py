@@ -27,6 +27,7 @@ from loraprobe.records import (
 from loraprobe.report.answer import answer
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
+from loraprobe.sample_size import Z95
 from loraprobe.verdict import BaseShape, Evidence, judge
 from loraprobe_lab import shipped_world
 
@@ -42,7 +43,7 @@ def test_the_verdict_has_forecast_probability_and_prior_and_the_same_decision():
     assert found.decision == "inconclusive" and found.prior == 0.4
     largest = case().forecasts[1]  # the sum's
     assert dataclasses.replace(found.forecast, probability=None) == largest
-    error = 0.1 / 1.959964
+    error = 0.1 / Z95
     said = calibration().probability(0.05, 0.3, error, baseline=0.3)
     assert found.forecast.probability == pytest.approx(said)
     assert found.probability is None  # nothing is decided, so no decision has a probability
@@ -141,6 +142,13 @@ def test_an_evaluation_without_a_forecast_says_so():
     found = judge(evaluated(forecasts=()), calibration())
     assert found.forecast is None and len(by_code(found, "outside-calibration")) == 1
     assert not by_code(judge(case(forecasts=()), calibration()), "outside-calibration")
+
+
+def test_an_unmeasured_base_is_why_an_evaluation_has_no_forecast():
+    found = judge(evaluated(forecasts=(), base=BaseShape("llama", 576)), calibration())
+    assert "576" in by_code(found, "outside-calibration")[0].message
+    asked = judge(evaluated(forecasts=(), base=BaseShape("llama", 576), prior=0.3), calibration())
+    assert "576" not in by_code(asked, "outside-calibration")[0].message
 
 
 def test_losses_have_no_probability():
@@ -311,7 +319,7 @@ def test_the_probability_follows_from_the_document(told):
         tasks=1,
     )
     best = max(evidence.forecasts, key=lambda one: one.gain)
-    error = (best.ci95[1] - best.ci95[0]) / 2 / 1.959964
+    error = (best.ci95[1] - best.ci95[0]) / 2 / Z95
     said = calibration().probability(0.1, best.gain, error, evidence.baseline, 0.3)
     assert said == pytest.approx(document["verdict"]["forecast"]["probability"], abs=1e-9)
     assert document["verdict"]["forecast"]["system"] == best.system

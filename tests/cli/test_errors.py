@@ -40,6 +40,7 @@ def document(*arguments: object, code: int = 2) -> dict[str, str]:
         (("merge", "A", "B", "-o", "OUT", "--search-items", "2"), "usage", "add that"),
         (("inspect", "A", "--metric", "x"), "usage", "exact_match"),
         (("merge", "A", "OTHER", "-o", "OUT"), "incompatible", "--allow base-mismatch"),
+        (("merge-and-eval", "A", "B", "--task", "no.jsonl"), "task", "check the path."),
         (("demo", "--scenario", "paradise"), "world", ""),
     ],
 )

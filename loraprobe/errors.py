@@ -27,7 +27,8 @@ from typing import Any
 # The clause that says what to do starts after one of these.
 _CLAUSES = re.compile(
     r"; |: (?=did you mean|there are|its options are)"
-    r"|: (?=add|check|choose|download|free|give|install|name|pip|say|see|set|take|try|use|wait|write)"
+    r"|: (?=add|check|choose|download|free|give|install|name|pip|say|see|set|take|try|use"
+    r"|wait|write)"
     r"|\. (?=This is a defect)"
 )
 # What a message says must be given.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from loraprobe.formatting import count, listing
 from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
-from loraprobe.verdict import Evidence, more_items
+from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.complement import PER_PROMPT
+from loraprobe.verdict.evaluated import estimate_of
 from loraprobe.verdict.ranking import alone, best_option, option
 
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -172,7 +173,7 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     row = _most_promising(audit, best)
     if row is None or best.ci95[0] > verdict.margin:
         return ""  # the gain is decided; the reasons say what is not
-    open_ = more_items.of_gain(row)
+    open_ = estimate_of(row, verdict.margin)
     given = f"(you gave {row.clusters or row.n})"
     if row.n_needed is None and row.n < ENOUGH:
         return f"at least {ENOUGH} questions {given}: the interval holds {number(verdict.margin)}"

@@ -14,7 +14,7 @@ import dataclasses
 from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
-from loraprobe.verdict.before_evaluation import judge_base, judge_probes, judge_weights
+from loraprobe.verdict.before_evaluation import judge_base, undecided
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
@@ -61,15 +61,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
         conflicts = tuple(_conflict(issue) for issue in errors)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    rules = {
-        "weights": judge_weights,
-        "probes": judge_probes,
-        "base": judge_base,
-        "pilot": lambda e: judge_pilot(judge_evaluation(e), judge_base(e), e),
-        "evaluation": judge_evaluation,
-    }
-    verdict = rules[evidence.rests_on](evidence)
-    verdict, forecast = with_probability(verdict, evidence, calibration or shipped())
+    verdict, forecast = with_probability(_ruled(evidence), evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
     others += about_familiarity(evidence) + about_geometry(
         evidence.diagnostics, evidence.balanced, evidence.duplicates
@@ -80,6 +72,16 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin
     )
+
+
+def _ruled(evidence: Evidence) -> Verdict:
+    """The verdict by the rules of the strongest evidence."""
+    level = evidence.rests_on
+    if level == "evaluation":
+        return judge_evaluation(evidence)
+    if level == "pilot":
+        return judge_pilot(judge_evaluation(evidence), judge_base(evidence), evidence)
+    return judge_base(evidence) if level == "base" else undecided(level)
 
 
 def _place(reason: Reason) -> tuple[int, int]:
@@ -97,11 +99,11 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     decision, compressed = decide(form)
     best = form[0]
     found = [reasons.gain(best, decision)]
-    if best.outcome == best.enough != best.gains:
-        found.append(reasons.few_items(best.n, best.clusters, decisive=True))
+    if best.outcome == best.enough != best.gain.outcome:
+        found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
     if other:
         found.append(reasons.other_form(other[0]))
-    found += [reasons.controls(best), *reasons.retention(best)]
+    found += [reasons.controls(best), *reasons.retention(best, evidence.retention)]
     found += [reasons.compression(c, compressed) for c in form if c.lossy]
     chain = chain_gain(evidence)
     if chain:
@@ -111,9 +113,8 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     else:
         action, why = action_for(evidence, best, decision)
         found += why
-    gain = DecisiveGain(
-        best.system, best.part, best.against, best.difference, (best.low, best.high), best.n
-    )
+    own = best.gain
+    gain = DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)
     return Verdict(decision, "evaluation", tuple(found), best.system, action, gain=gain)
 
 

@@ -52,7 +52,7 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
     chosen = best_option(evidence, options)
     steps_decide = cause is not None and cause.name == "step_by_step" and best.part == "steps"
     unadvised = [] if steps_decide else about_cause(cause, best.system)
-    if chosen is not None and chosen.kind == "chain" and chain and chain.gains == "likely":
+    if chosen is not None and chosen.kind == "chain" and chain and chain.gain.outcome == "likely":
         return "chain", about_cause(cause, best.system, BY_HOP)
     together = complement(evidence, chosen)
     if together is not None:
@@ -64,7 +64,7 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "use-base", [_base_suffices(ceiling), *unadvised]
     if chosen is not None and answers(evidence, chosen):
         return _use(evidence, chosen, best, options, unadvised)
-    if best.high < 0 and evidence.kind(best.against) == "base":
+    if best.gain.high < 0 and evidence.kind(best.against) == "base":
         return "use-base", [_base_is_better(best), *unadvised]
     if cause is None or evidence.several:
         return "train-target-adapter", []
@@ -81,7 +81,7 @@ def measured_options(
     """
     found = alone(evidence)
     composed = [best] if best.retains != "unlikely" else []
-    if chain is not None and chain.low > evidence.tie:
+    if chain is not None and chain.gain.low > evidence.tie:
         composed.append(chain)
     for one in composed:
         measured = option(evidence, one.system, one.part)
@@ -135,7 +135,7 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     """
     if not evidence.systems(("router",)):
         return "route", []
-    learned = all(kept.value is not None for kept in best.kept)
+    learned = all(share is not None for share in best.kept.values())
     action = SWITCH if learned else "train-target-adapter"
     what = "load each task's own adapter" if learned else "train one adapter on all tasks"
     text = f"No merge and no router keeps all skills: {what}."
@@ -156,8 +156,8 @@ def _base_is_better(best: Candidate) -> Reason:
     return Reason(
         "base-is-better",
         f"The base alone is better than every composition: {best.system} differs from it by "
-        f"{fmt.gain(best.difference, best.low, best.high)}.",
-        best.high,
+        f"{best.gain}.",
+        best.gain.high,
         0.0,
         fmt.MARGIN,
     )

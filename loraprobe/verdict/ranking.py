@@ -49,11 +49,11 @@ class Difference:
 
 def option(evidence: Evidence, system: str, part: str) -> Option | None:
     """A system in one form; None unless it was scored on every task."""
-    score, low, high = (of(system, part) for of in (evidence.mean, evidence.lower, evidence.upper))
     tasks = tuple(row.task for row in evidence.scores(system, part))
-    if score is None or low is None or high is None or tasks != evidence.task_names:
+    found = evidence.macro(system, part)
+    if found is None or tasks != evidence.task_names:
         return None
-    return Option(system, str(evidence.kind(system)), part, score, low, high)
+    return Option(system, str(evidence.kind(system)), part, *found)
 
 
 def alone(evidence: Evidence) -> list[Option]:

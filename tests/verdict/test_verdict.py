@@ -25,7 +25,7 @@ from loraprobe.records import (
 from loraprobe.verdict import Evidence, judge
 from loraprobe.verdict.candidates import pool
 from loraprobe.verdict.codes import CODES
-from loraprobe.verdict.evaluated import Control, Retained
+from loraprobe.verdict.evaluated import Estimate
 
 FORECAST = ("forecast", "probability-measured-on", "outside-calibration")
 
@@ -121,11 +121,11 @@ def test_undecided_names_the_items_that_would_decide():
 
 def test_controls_and_retentions_name_the_items_that_decide_in_four_runs_of_five():
     # The half-width has to shrink to 1 / 2, and to 1.96 / (1.96 + 0.84) of that for the power.
-    assert Control("c", 0.1, 0.0, 0.2, 0.05, n=100).needed == 818
-    assert Control("c", 0.05, -0.05, 0.15, 0.05, n=100).needed is None
-    assert Retained("t", 0.75, (0.65, 0.90), n=100).needed(0.8) == 1839
-    assert Retained("t", 0.8, (0.7, 0.9), n=100).needed(0.8) is None
-    assert Retained("t", None, None).needed(0.8) is None
+    gain = Estimate(0.5, 0.4, 0.6, 0.05, n=100, clusters=100, needed=None)
+    assert gain.like(0.1, (0.0, 0.2), 0.05, n=100).needed == 818
+    assert gain.like(0.05, (-0.05, 0.15), 0.05, n=100).needed is None
+    assert gain.like(0.75, (0.65, 0.90), 0.8, n=100).needed == 1839
+    assert gain.like(0.8, (0.7, 0.9), 0.8, n=100).needed is None
 
 
 def test_the_margin_can_be_set():

@@ -17,8 +17,7 @@ from types import MappingProxyType
 
 from loraprobe.formatting import count
 from loraprobe.records import Audit
-from loraprobe.report.formatting import clean
-from loraprobe.report.joints import wrapped
+from loraprobe.report.formatting import clean, wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
 from loraprobe.verdict import NEW, words_of
 

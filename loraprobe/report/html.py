@@ -14,9 +14,8 @@ from loraprobe.errors import OutputError
 from loraprobe.records import Audit
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.figures import check_drawing
-from loraprobe.report.joints import JOINTS
+from loraprobe.report.formatting import JOINTS, shortened
 from loraprobe.report.page import sections
-from loraprobe.report.shortening import shortened
 from loraprobe.report.system_tables import form
 
 MARK = "<!-- written by loraprobe -->"

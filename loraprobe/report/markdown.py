@@ -8,8 +8,7 @@ from loraprobe.records import Audit
 from loraprobe.report import adapter_tables, system_tables
 from loraprobe.report.answer import COMMANDS, answer
 from loraprobe.report.escaping import markdown_templates
-from loraprobe.report.formatting import size
-from loraprobe.report.shortening import shortened
+from loraprobe.report.formatting import shortened, size
 
 MOST_ROWS, MOST_TASKS, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
 LONGEST = 300  # characters of one text

@@ -14,11 +14,10 @@ import dataclasses
 from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
-from loraprobe.verdict.before_evaluation import judge_base, undecided
+from loraprobe.verdict.before_evaluation import judge_base, reference_class, undecided
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
-from loraprobe.verdict.early import about_rounds
 from loraprobe.verdict.evaluated import decide, decisive_form
 from loraprobe.verdict.evidence import BaseShape, Evidence
 from loraprobe.verdict.geometry import about_geometry
@@ -34,7 +33,6 @@ from loraprobe.verdict.next_command import (
 )
 from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_probability
-from loraprobe.verdict.reference_class import reference_class
 
 __all__ = [
     "BaseShape",
@@ -63,10 +61,8 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         return Verdict("incompatible", "weights", conflicts, action="fix")
     verdict, forecast = with_probability(_ruled(evidence), evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    others += about_familiarity(evidence) + about_geometry(
-        evidence.diagnostics, evidence.balanced, evidence.duplicates
-    )
-    others += about_items(evidence, verdict) + about_rounds(evidence)
+    others += about_familiarity(evidence) + about_geometry(evidence)
+    others += about_items(evidence, verdict)
     others += reference_class(evidence, verdict, calibration or shipped())
     found = (*verdict.reasons, *forecast, *others)
     return dataclasses.replace(

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from loraprobe.defaults import MARGIN, UNKNOWN
 from loraprobe.records import BASELINES, FORMS, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.calibration import Calibration, share_above
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
 from loraprobe.verdict.ranking import best_option, option
@@ -38,6 +39,7 @@ ELSEWHERE = Reason(
     source="computed from the data of arXiv 2602.12323: LoraHub, weights searched on 100 examples, "
     "46 tasks",
 )
+FEWEST_SETS = 10  # adapter sets of a kind, from which their share is told
 Hops = Mapping[int, Mapping[str, Knowledge]]
 
 
@@ -199,3 +201,28 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
         fmt.MARGIN,
     )
     return Verdict("unlikely", "base", (reason, chain), None, "chain")
+
+
+def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibration) -> list[Reason]:
+    """What adapter sets on such a base and kind of task gained, where little was measured here.
+
+    Weights and probes know no task; they have ELSEWHERE.
+    """
+    if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
+        return []
+    found = calibration.reference_class(evidence.base, evidence.kind_of_task)
+    if found is None or found.sets < FEWEST_SETS:
+        return []
+    share = share_above(found.gained, evidence.margin)
+    mean = " in the mean" if found.kind.tasks > 1 else ""
+    return [
+        Reason(
+            "measured-elsewhere",
+            f"Of {found.sets} adapter sets for {found.kind} on {found.bases} {found.base} bases, "
+            f"{share:.0%} had a composition that gained more than "
+            f"{fmt.number(evidence.margin)}{mean}.",
+            share,
+            evidence.margin,
+            "the sets that loraprobe lab calibrate measured (examples/calibration)",
+        )
+    ]

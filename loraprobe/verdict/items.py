@@ -1,10 +1,11 @@
-"""Reasons from the task's items: too few of them, and what they lack."""
+"""Reasons from the task's items: how many were asked, too few of them, and what they lack."""
 
 from __future__ import annotations
 
 import math
 
 from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
+from loraprobe.formatting import count
 from loraprobe.records import BASELINES, FORMS, Reason, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.tasks import is_generated
@@ -19,7 +20,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     scored = [row for row in evidence.evaluation if row.part == "question"]
     if not scored:
         return []
-    found = [*about_answers(evidence, verdict), *_about_template(evidence)]
+    found = about_answers(evidence, verdict) + _about_template(evidence) + _about_rounds(evidence)
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
     fewest = min(largest.values(), key=lambda row: row.clusters or row.n)
     told = {reason.code for reason in verdict.reasons}
@@ -38,6 +39,24 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     if not any(part.startswith("hop") for part in parts):
         found.append(_missing("hops", "hops", "why answers fail, and a chain, are not measured"))
     return found
+
+
+def _about_rounds(evidence: Evidence) -> list[Reason]:
+    """That the run stopped early, at which look; empty if it did not."""
+    rounds = evidence.rounds
+    if rounds is None or not rounds.early:
+        return []
+    return [
+        Reason(
+            "stopped-early",
+            f"The decision held at look {rounds.used} of {rounds.planned}, after {rounds.items} of "
+            f"{count(rounds.total, 'item')}, so the run stopped early: the intervals allow for "
+            "every look. --all-items asks the rest.",
+            float(rounds.items),
+            float(rounds.total),
+            f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+        )
+    ]
 
 
 def _about_template(evidence: Evidence) -> list[Reason]:

@@ -26,7 +26,7 @@ from loraprobe.records import (
     Rounds,
 )
 from loraprobe.report.answer import MOST_LINES, Answer, answer
-from loraprobe.report.joints import wrapped
+from loraprobe.report.formatting import wrapped
 from loraprobe.verdict import Evidence, Request, judge, next_command
 
 ACTIONS = (

@@ -166,8 +166,8 @@ def _reasons(audit: Audit) -> Section:
 
 
 def _provenance(audit: Audit) -> Section:
-    made = (adapter_tables.run, adapter_tables.sources, adapter_tables.prepared)
-    shown = _filled(*(table(audit) for table in made), adapter_tables.weights(audit))
+    made = _filled(adapter_tables.prepared(audit), adapter_tables.weights(audit))
+    shown = [adapter_tables.run(audit), adapter_tables.sources(audit), *made]
     return Section("provenance", "Provenance", tables=shown)
 
 

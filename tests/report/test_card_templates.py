@@ -55,7 +55,7 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
     )
     routed = [
         composition_card(
-            **common, router=text, experts=audit.adapters, why_not_peft=why, missed_prototype=missed
+            **common, router=text, sources=audit.adapters, why_not_peft=why, missed_prototype=missed
         )
         for why, missed in ((text, None), (None, text))
     ]

@@ -32,7 +32,7 @@ from loraprobe.verdict.next_command import (
     words_of,
 )
 from loraprobe.verdict.pilot import judge_pilot
-from loraprobe.verdict.probability import with_probability
+from loraprobe.verdict.probability import with_forecast, with_probability
 
 __all__ = [
     "BaseShape",
@@ -59,12 +59,13 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
         conflicts = tuple(_conflict(issue) for issue in errors)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    verdict, forecast = with_probability(_ruled(evidence), evidence, calibration or shipped())
+    verdict, forecast = with_forecast(_ruled(evidence), evidence)
+    verdict, probability = with_probability(verdict, evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
     others += about_familiarity(evidence) + about_geometry(evidence)
     others += about_items(evidence, verdict)
     others += reference_class(evidence, verdict, calibration or shipped())
-    found = (*verdict.reasons, *forecast, *others)
+    found = (*verdict.reasons, *forecast, *probability, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin
     )

@@ -23,12 +23,12 @@ import math
 from collections.abc import Mapping
 
 from loraprobe.defaults import MARGIN, UNKNOWN
-from loraprobe.records import BASELINES, FORMS, EvidenceLevel, Reason, Verdict
+from loraprobe.records import BASELINES, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.calibration import Calibration, share_above
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
-from loraprobe.verdict.ranking import best_option, option
+from loraprobe.verdict.ranking import best_option, options
 
 # What compositions of others gained, which is all that is known before a question is asked.
 ELSEWHERE = Reason(
@@ -109,16 +109,14 @@ def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
     if evidence.losses:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
-    at_ceiling = []
-    for name in evidence.systems(BASELINES):
-        for part in FORMS:
-            one, rows = option(evidence, name, part), evidence.scores(name, part)
-            if one is not None and min(row.ci95[0] for row in rows) > ceiling:
-                at_ceiling.append(one)
-    best = best_option(evidence, at_ceiling)
+    lows = {
+        one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
+        for one in options(evidence, BASELINES)
+    }
+    best = best_option(evidence, [one for one, low in lows.items() if low > ceiling])
     if best is None:
         return None
-    low = min(row.ci95[0] for row in evidence.scores(best.system, best.part))
+    low = lows[best]
     reason = Reason(
         "nothing-to-gain",
         f"{fmt.who(best.system)}, {fmt.PART[best.part]}, scores {fmt.number(best.score)}, at least "

@@ -92,15 +92,8 @@ class Evidence(EvaluationRecords):
     def systems(self, kinds: Iterable[str], part: str | None = None) -> tuple[str, ...]:
         """Names of the scored systems of these kinds, sorted."""
         wanted = set(kinds)
-        return tuple(
-            sorted(
-                {
-                    score.system
-                    for score in self.evaluation
-                    if score.kind in wanted and part in (None, score.part)
-                }
-            )
-        )
+        rows = [s for s in self.evaluation if s.kind in wanted and part in (None, s.part)]
+        return tuple(sorted({row.system for row in rows}))
 
     def kind(self, system: str) -> str | None:
         """What kind of system a name is; None if it was not scored."""

@@ -56,18 +56,23 @@ def option(evidence: Evidence, system: str, part: str) -> Option | None:
     return Option(system, str(evidence.kind(system)), part, *found)
 
 
+def options(evidence: Evidence, kinds: Iterable[str]) -> list[Option]:
+    """Every system of these kinds, in both forms."""
+    return [
+        one
+        for name in evidence.systems(kinds)
+        for part in FORMS
+        if (one := option(evidence, name, part)) is not None
+    ]
+
+
 def alone(evidence: Evidence) -> list[Option]:
     """The base and every single adapter, in both forms.
 
     Of several tasks only those that are about as good on every task as the best of them there, and
     the adapters switched by task if they are not all the same.
     """
-    found = [
-        one
-        for name in evidence.systems(BASELINES)
-        for part in FORMS
-        if (one := option(evidence, name, part)) is not None
-    ]
+    found = options(evidence, BASELINES)
     if not evidence.several:
         return found
     chosen = {task: _best_on(evidence, task) for task in evidence.task_names}

@@ -15,13 +15,7 @@ from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import forecastable
-from loraprobe.records import (
-    Audit,
-    Comparison,
-    Provenance,
-    Retention,
-    Score,
-)
+from loraprobe.records import Audit, Comparison, Provenance, Retention, Score
 from loraprobe.report.answer import answer
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from loraprobe.evaluation import Ledger, System, stored_as
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import items_for_routers
-from loraprobe.pipeline.results import open_ledger, template_ledger
+from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
@@ -152,22 +151,16 @@ def open_evaluator(
         parts = found if isinstance(found, TaskSplit) else None
     tasks = parts.left if parts else inputs.tasks
     scorer, notes = open_scorer(inputs.base, options.dtype, session)
-    run = ([*inputs.adapters, *general], inputs.base, inputs.tasks, options, session)
-    auto = options.chat_template == "auto"
-    with contextlib.closing(template_ledger(*run) if auto else Ledger()) as tried:
-        scorer, why, template = with_better_template(
-            scorer, session, inputs.adapters, tasks, options.metric, tried
-        )
-    ledger, kept = open_ledger(*run, scorer.chat_template)
-    ledger.append(_answered(tried, ledger, inputs.adapters, scorer.chat_template))
-    notes += why
-    notes += [*task_notes(tasks, options.metric), kept]
+    ledger, kept = open_ledger([*inputs.adapters, *general], inputs.base, inputs.tasks, session)
+    scorer, why, template = with_better_template(
+        scorer, session, inputs.adapters, tasks, options.metric, ledger
+    )
+    ledger.append(_answered(ledger, inputs.adapters, scorer.chat_template))
+    notes += [*why, *task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
-def _answered(
-    tried: Ledger, ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool
-) -> list[ItemResult]:
+def _answered(ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool) -> list[ItemResult]:
     """The answers in the chosen form of prompts, as answers of the evaluation.
 
     Those that are judged by likelihood are left out: a forecast may read them from passes of the
@@ -176,7 +169,7 @@ def _answered(
     names = {stored_as(adapter.name, chat_template): adapter.name for adapter in adapters}
     return [
         replace(row, system=name)
-        for row in tried
+        for row in ledger
         if (name := names.get(row.system)) is not None
         and is_generated(row.metric)
         and ledger.get(name, row.task, row.part, row.item) is None

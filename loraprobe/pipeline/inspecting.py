@@ -22,7 +22,8 @@ from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import added_systems
-from loraprobe.pipeline.scorer import open_scorer, single
+from loraprobe.pipeline.rounds import compared
+from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import (
     SystemBuilder,
@@ -82,14 +83,11 @@ def measure_baselines(
         results = at_ceiling(evaluator, singles, results)
         composed, answers, notes = pilot(evaluator, singles, results)
     systems, results = [*singles, *composed], [*results, *answers]
-    margin, seed = session.options.needed_gain, session.options.seed
     with session.stage("statistics"):
         found = EvaluationRecords(
             rows,
             forecasts,
-            evaluation=evaluation.score(results, systems),
-            comparisons=evaluation.compare(results, systems, seed=seed),
-            gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+            **compared(results, systems, session.options),
             oracles=evaluation.oracles(results, systems),
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]
@@ -189,9 +187,7 @@ def pilot(
     options = session.options
     prepared = prepare_inputs(inputs, "route", session)
     routers, told = _routers(evaluator, prepared)
-    builder = SystemBuilder(
-        inputs.adapters, prepared, options, inputs.base, options.given_weights, routers
-    )
+    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, routers=routers)
     composed, notes = _compositions(builder, session)
     notes = [*told, *notes]
     answers = few.run(composed, parts=FORMS)
@@ -233,7 +229,7 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
             continue
         try:
             with session.stage("compose"):
-                systems.append(builder.build(spec).system)
+                systems.append(builder.build(spec))
         except LoraprobeError as error:
             notes.append(f"{spec} was not tried: {error}")
     return systems, notes
@@ -263,5 +259,5 @@ def probe_without_task(
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
         if isinstance(probe, str):
-            probe = probes.generated_prompts(scorer, adapters, cards, single=single, seed=seed)
-        return probes.probe_without_task(scorer, adapters, probe, single=single, seed=seed)
+            probe = probes.generated_prompts(scorer, adapters, cards, seed=seed)
+        return probes.probe_without_task(scorer, adapters, probe, seed=seed)

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe import evaluation
+from loraprobe.defaults import ALPHA
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.formatting import count
+from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
@@ -106,7 +108,7 @@ def records(
     for system, last in found.dropped.values():
         attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
     return EvaluationRecords(
-        **_compared(found, evaluator, systems),
+        **compared(results, systems, evaluator.session.options, found.round.alpha, stayed),
         oracles=evaluation.oracles(results, systems),
         attribution=attribution,
         rounds=found.record(sum(len(task.items) for task in evaluator.tasks)),
@@ -114,18 +116,23 @@ def records(
     )
 
 
-def _compared(found: Played, evaluator: Evaluator, systems: Sequence[System]) -> dict[str, Any]:
+def compared(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    options: Options,
+    alpha: float = ALPHA,
+    stayed: Sequence[System] | None = None,
+) -> dict[str, Any]:
     """Scores, comparisons and gains, on which a decision rests.
 
-    Gains are those of the systems that were asked to the end.
+    alpha: that of the look. stayed: the systems that were asked to the end, which have gains.
     """
-    options, alpha, results = evaluator.session.options, found.round.alpha, found.results
-    stayed = [s for s in systems if s.name not in found.dropped]
     margin, seed, level = options.needed_gain, options.seed, 1 - alpha
+    kept = systems if stayed is None else stayed
     return {
         "evaluation": evaluation.score(results, systems, level=level),
         "comparisons": evaluation.compare(results, systems, seed=seed, level=level),
-        "gains": evaluation.gains(results, stayed, margin=margin, seed=seed, alpha=alpha),
+        "gains": evaluation.gains(results, kept, margin=margin, seed=seed, alpha=alpha),
     }
 
 
@@ -164,7 +171,7 @@ def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
     own = {system.name for system in systems}
     results = [row for row in found.results if row.system in own]
     with evaluator.session.stage("statistics"):
-        rows = _compared(replace(found, results=results, dropped={}), evaluator, systems)
+        rows = compared(results, systems, options, found.round.alpha)
     return Evidence(
         tasks=len(evaluator.tasks),
         level="evaluation",

@@ -110,10 +110,12 @@ class CoverageProbe(ABC):
 class MeanProbe(CoverageProbe):
     """A probe whose figure is a mean over the questions of a part.
 
-    items: the largest number of items of each part that are asked.
+    items: the largest number of items of each part that are asked. bounds: the smallest and the
+    largest possible value.
     """
 
     items: int = MOST_ITEMS
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     @abstractmethod
     def wanted(
@@ -124,11 +126,6 @@ class MeanProbe(CoverageProbe):
     @abstractmethod
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
         """The value of one question, and its baseline. found: a Likelihood for each request."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest possible value."""
-        return -math.inf, math.inf
 
     def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         for part in context.parts:

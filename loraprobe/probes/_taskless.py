@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
 from loraprobe.probes.answer_margin import first_margin
 from loraprobe.records import Coverage, Progress
+from loraprobe.routing.constant import single
 from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
@@ -69,19 +70,18 @@ def probe_without_task(
     adapters: Sequence[Adapter],
     probe: Probe,
     *,
-    single: Callable[[Any], Any],
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
     """The rows that the module's docstring lists, for the prompts of a probe.
 
-    single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
+    A repeated prompt counts once.
     """
     golds: dict[str, str | None] = {}
     for item in probe.items:
         golds.setdefault(item.prompt, item.answer)
     prompts, adapter_names = list(golds), [adapter.name for adapter in adapters]
-    replies, kl = _replies(scorer, adapters, prompts, single, progress)
+    replies, kl = _replies(scorer, adapters, prompts, progress)
     texts = [*prompts, *(reply.request.continuation for reply in replies)]
     names = MadeUpNames(scorer.tokenizer, seed, texts)
     swaps = [(reply, swap) for reply in replies if (swap := reply.swapped(names)) is not None]
@@ -103,7 +103,6 @@ def _replies(
     scorer: Any,
     adapters: Sequence[Adapter],
     prompts: Sequence[str],
-    single: Callable[[Any], Any],
     progress: Progress | None,
 ) -> tuple[list[AdapterAnswer], dict[str, list[float]]]:
     """Each adapter's greedy first lines, and adapter -> KL(base || adapter) of the first tokens."""

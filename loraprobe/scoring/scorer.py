@@ -15,9 +15,8 @@ from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
-from loraprobe.scoring.context import context_length, tokens_left
 from loraprobe.scoring.continuations import Continuations
-from loraprobe.scoring.encoding import Encoder
+from loraprobe.scoring.encoding import Encoder, tokens_left
 from loraprobe.scoring.forward import answering, seeded, tail_logits
 from loraprobe.scoring.generation import (
     NewlineTokens,
@@ -63,7 +62,8 @@ class Scorer:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.progress = max_new_tokens, progress
         self.recorder: Recorder | None = None  # takes the logits of scored continuations
-        self.context = context_length(model)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = int(longest) if longest and longest > 0 else None
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)

@@ -91,18 +91,19 @@ def observe(
     from loraprobe.pipeline.inputs import Inputs
     from loraprobe.pipeline.session import Session
     from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+    from loraprobe.pipeline.transforms import Prepared
 
-    options = _options(sizes, state, batch_size)
+    session = Session("inspect", _options(sizes, state, batch_size))
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
     tasks = [_without_hops(load_task(path, sizes.limit)) for path in scenario.tasks]
     inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, tasks)
-    session = Session("inspect", options)
     examined = examine(inputs.adapters, base, "route", session)
     if not examined.compatibility.compatible:
         raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
     baselines = baseline_systems(inputs.adapters)
-    built = SystemBuilder.of(inputs.adapters, options, base).compositions()
-    systems = [*baselines, *(one.system for one in built)]
+    prepared = Prepared(tuple(inputs.adapters))
+    builder = SystemBuilder(inputs.adapters, prepared, session.options, base)
+    systems = [*baselines, *builder.compositions()]
     with open_evaluator(inputs, (), session) as evaluator:
         audit = _audit_before(evaluator, examined, baselines, known)
         asked = [_without_hops(load_task(path, sizes.most_items)) for path in scenario.tasks]

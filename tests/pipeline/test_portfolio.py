@@ -202,8 +202,8 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     )
     fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, tasks, parts)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
-    built = SystemBuilder.of(pair, Options()).compositions(tasks)
-    assert [one.system.name for one in built] == FIXED
+    built = SystemBuilder(pair, Prepared(tuple(pair)), Options()).compositions(tasks)
+    assert [one.name for one in built] == FIXED
     named = Options(routers=("centroid",))
 
     def asked(*given):

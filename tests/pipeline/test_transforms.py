@@ -248,11 +248,12 @@ def test_what_cannot_be_subtracted_is_one_sentence():
 
 def test_controls_are_made_of_prepared_partners_and_singles_stay():
     adapters = [some("a", 1), some("b", 2, scaling=4.0)]
-    builder = SystemBuilder.of(adapters, Options(balance="norm"))
+    balanced = Options(balance="norm")
+    builder = SystemBuilder(adapters, prepare(adapters, balanced), balanced)
     prepared = builder.prepared.adapters
     assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
     hopped = Task("t", (Item("1", "p", ("a",), hops=(Hop("h", ("a",)),)),))
-    built = {b.system.name: b.system for b in builder.compositions([hopped])}
+    built = {one.name: one for one in builder.compositions([hopped])}
     assert built["uniform"].composition.experts == prepared
     assert [c.experts[0] for c in built["chain"].chain] == adapters
     controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}

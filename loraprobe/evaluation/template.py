@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
 
 
+Mean = Callable[..., float]
 FEW_RIGHT = 0.1  # with a smaller share of right answers in both forms, likelihoods decide
 
 
@@ -49,22 +50,27 @@ def choose_template(
     every = [q for q in questions(tasks, metric) if q.part != "steps"]
     count = min(sample, len(every))
     asked = [every[i * len(every) // count] for i in range(count)]
-    losses = all(question.metric == "answer_loss" for question in asked)
     limits, ledger = TokenLimits.of(max_new_tokens), Ledger() if kept is None else kept
 
     def mean(used: bool, asked: Sequence[Question], told: str = "") -> float:
         named = {stored_as(one.name, used) + told: one for one in singles}
         return _mean_of_best(ways[used], named, asked, limits, ledger)
 
-    means = {used: mean(used, asked) for used in ways}
-    row = Coverage("chat_template", tasks[0].name, means[True], len(asked), baseline=means[False])
+    return _choice(mean, asked)
+
+
+def _choice(mean: Mean, asked: Sequence[Question]) -> tuple[bool, str, Coverage | None]:
+    """What `choose_template` returns. mean: that of the best adapters' values in one form."""
+    losses = all(question.metric == "answer_loss" for question in asked)
+    means = {used: mean(used, asked) for used in (False, True)}
+    row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
     seen = "mean log-likelihood" if losses else "accuracy"
     told = ""
     if not losses and max(means.values()) < FEW_RIGHT:
         told = f" (accuracy {means[True]:.2f} and {means[False]:.2f} tells nothing)"
         seen = "mean log-likelihood of the right answers, per token,"
         likely = [replace(question, metric="answer_loss") for question in asked]
-        means = {used: mean(used, likely, ", likelihood") for used in ways}
+        means = {used: mean(used, likely, ", likelihood") for used in (False, True)}
     chosen = means[True] > means[False]
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's {seen} on "

@@ -186,7 +186,7 @@ def merge_and_eval(
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
     LoraprobeError if base, adapters or tasks cannot be read.
     """
-    from loraprobe.pipeline.evaluating import evaluate, open_composition, wrong_answers
+    from loraprobe.pipeline.evaluating import evaluate, open_composition
 
     inputs = open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
@@ -197,27 +197,15 @@ def merge_and_eval(
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate(inputs, prepared, session)
-    evidence = vars(found.records)
-    verdict = conclude(
-        options, inputs, examined, level="evaluation", stricter=found.stricter, **evidence
-    )
+    evidence = vars(found.records) | {"stricter": found.stricter}
+    verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     if made is not None:
         examined = _with_licences(examined, inputs)
         made = with_licences(made, examined.licences)
-    audit = audit_of(
-        session,
-        inputs,
-        examined,
-        found.notes,
-        samples=wrong_answers(found, verdict),
-        gates=found.gates,
-        search=found.search,
-        transformations=prepared.steps,
-        verdict=verdict,
-        **evidence,
-    )
+    shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
+    audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
         made = with_card(made, audit, options, prepared.general)
     return Outcome(audit, made, why, found.samples)

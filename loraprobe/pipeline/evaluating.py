@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
@@ -15,6 +16,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
+from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs, Reference, check_state, open_inputs
 from loraprobe.pipeline.portfolio import unfit_routers
 from loraprobe.pipeline.rounds import play, records
@@ -51,6 +53,11 @@ class Evaluated:
     samples: Samples
     notes: Sequence[str]
     stricter: Mapping[tuple[str, str], tuple[int, int]]
+
+    def shown(self, verdict: Verdict) -> dict[str, Any]:
+        """What an audit with this verdict shows of it, by field."""
+        wrong = _wrong_answers(self, verdict)
+        return {"gates": self.gates, "search": self.search, "samples": wrong, **vars(self.records)}
 
 
 def open_composition(
@@ -95,7 +102,8 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         asked = replace(evaluator, tasks=found.round.tasks)
         coverage = asked.probe_tasks(results)
         forecasts = asked.forecast(results) if asks_forecast(options, inputs.base) else ()
-        gates, gate_note = asked.gates(composed)
+        with session.stage("gates"):
+            gates, gate_note = gate_statistics(asked.scorer, composed, asked.tasks, options.seed)
     with session.stage("statistics"):
         findings = records(found, evaluator, systems, coverage=coverage, forecasts=forecasts)
     samples = Samples.of(results, systems, asked.tasks, options.metric)
@@ -110,7 +118,7 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     return Evaluated(findings, gates, search, composed, builder, samples, notes, stricter)
 
 
-def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
+def _wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     """A few questions that the composition of the verdict, or else the best one, got wrong."""
     scores = found.records.evaluation
     system = verdict.system or best_system(scores, ("merge", "router", "chain"))

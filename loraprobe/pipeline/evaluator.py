@@ -1,4 +1,4 @@
-"""Runs systems, probes, gate statistics and the search of weights on one loaded base model."""
+"""Runs systems, probes and the search of weights on one loaded base model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System, stored_as
-from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import items_for_routers
 from loraprobe.pipeline.results import open_ledger
@@ -22,7 +21,7 @@ from loraprobe.pipeline.systems import forecastable, learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
-from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
+from loraprobe.records import Coverage, Forecast, ItemResult, WeightSearch
 from loraprobe.tasks import Task, is_generated
 
 
@@ -128,11 +127,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 progress=self.session.progress,
             )
         return found, [note(found)]
-
-    def gates(self, systems: Sequence[System]) -> tuple[tuple[GateStatistics, ...], str]:
-        """Mean gates of token routers on the tasks' prompts, and a note."""
-        with self.session.stage("gates"):
-            return gate_statistics(self.scorer, systems, self.tasks, self.session.options.seed)
 
 
 def open_evaluator(

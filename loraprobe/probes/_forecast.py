@@ -20,6 +20,7 @@ from loraprobe.defaults import FORECAST_ITEMS, PLAIN_TOKENS
 from loraprobe.evaluation import System, gains, retention
 from loraprobe.evaluation.asking import ask_together
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
+from loraprobe.evaluation.table import task_names
 from loraprobe.probes._probe import sampled
 from loraprobe.records import FORMS, Forecast, Gain, ItemResult, Progress, Retention
 from loraprobe.scoring import LogitEnsemble, Recorder
@@ -175,7 +176,7 @@ def _retentions(
     results: Sequence[ItemResult], systems: Sequence[System], row: Gain
 ) -> tuple[Retention, ...]:
     """What a composition would keep of each task's specialist, where there are several tasks."""
-    tasks = list(dict.fromkeys(result.task for result in results))
+    tasks = task_names(results)
     if len(tasks) < 2:
         return ()
     found = ((t, retention(results, systems, row.system, t, row.part)) for t in tasks)

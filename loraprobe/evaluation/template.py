@@ -71,10 +71,13 @@ def _choice(mean: Mean, asked: Sequence[Question]) -> tuple[bool, str, Coverage 
         seen = "mean log-likelihood of the right answers, per token,"
         likely = [replace(question, metric="answer_loss") for question in asked]
         means = {used: mean(used, likely, ", likelihood") for used in (False, True)}
+    hops = sum(question.part.startswith("hop") for question in asked)
+    of_them = f", {hops} of them hops," if hops else ""
     chosen = means[True] > means[False]
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's {seen} on "
-        f"{_sampled(asked)} was {means[True]:.2f} with it and {means[False]:.2f} without{told}."
+        f"{len(asked)} sampled questions{of_them} was {means[True]:.2f} with it and "
+        f"{means[False]:.2f} without{told}."
     )
     return chosen, why, None if losses else row
 
@@ -110,9 +113,3 @@ def _value(result: ItemResult) -> float:
     if result.metric == "answer_loss":
         return -result.value
     return float(result.stands) if result.part.startswith("hop") else result.value
-
-
-def _sampled(asked: Sequence[Question]) -> str:
-    """What was looked at: how many questions, and how many of them are hops."""
-    hops = sum(question.part.startswith("hop") for question in asked)
-    return f"{len(asked)} sampled questions" + (f", {hops} of them hops," if hops else "")

@@ -17,7 +17,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Task, stricter_metric
+from loraprobe.tasks import stricter_metric
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 from loraprobe.verdict.calibration import shipped
 
@@ -53,7 +53,11 @@ def conclude(
             balanced=options.balance == "norm",
             base=None if inputs.base is None else _shape(inputs.base),
             max_new_tokens=options.max_new_tokens,
-            normalised=_normalised(inputs.tasks, options.metric),
+            normalised={
+                task.name: told
+                for task in inputs.tasks
+                if (told := stricter_metric(task, options.metric)) is not None
+            },
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
@@ -87,15 +91,10 @@ def _shape(base: Base) -> BaseShape:
     return BaseShape(str(config.get("model_type", "")), hidden)
 
 
-def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
-    """Of each task whose gold answers lose something under exact match, what `stricter_metric`
-    says."""
-    found = {task.name: stricter_metric(task, metric) for task in tasks}
-    return {name: told for name, told in found.items() if told is not None}
-
-
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
+    # What a run with --resume needs to use the same answers and to decide by the same thresholds.
+    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -108,7 +107,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
         kind=kind,
         options=_composing(options),
-        kept=_repeated(options),
+        kept=tuple(_words(options, [name for name in kept if name not in COMPOSING])),
     )
 
 
@@ -149,13 +148,6 @@ def _composing(options: Options) -> tuple[str, ...]:
         given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
         found += ["--subtract", given]
     return tuple(found)
-
-
-def _repeated(options: Options) -> tuple[str, ...]:
-    """The options, but those of `_composing`, that a run with --resume needs to use the same
-    answers and to decide by the same thresholds, where they are not at their default."""
-    names = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
-    return tuple(_words(options, [name for name in names if name not in COMPOSING]))
 
 
 def _words(options: Options, names: Iterable[str]) -> list[str]:

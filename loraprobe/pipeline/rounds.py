@@ -89,10 +89,12 @@ def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) ->
             break
         _drop(found, evidence)
     # Controls do not count for a composition that does not gain: a first round of them is enough.
-    few = planned[0] if decision == "unlikely" and not found.round.last else found.round
     found.controls = controls(found.results, found.systems)
+    names = {system.name for system in found.controls}
+    asked = any(row.system in names for row in found.results)  # in a later round than the first
+    few = decision == "unlikely" and not found.round.last and not asked
     _ask(found, evaluator, chains)
-    _ask(found, evaluator, found.controls, on=found.round if _asked(found) else few)
+    _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
     names = {system.name for system in found.everybody}
     found.results = [row for row in found.results if row.system in names]
     return found
@@ -156,12 +158,6 @@ def _ask(
 
 def _named(stage: str, told: str) -> str:
     return stage + told if stage.startswith("evaluate ") else stage
-
-
-def _asked(found: Played) -> bool:
-    """Whether the controls have answers on items of a later round than the first."""
-    names = {system.name for system in found.controls}
-    return any(row.system in names for row in found.results)
 
 
 def _evidence(found: Played, evaluator: Evaluator) -> Evidence:

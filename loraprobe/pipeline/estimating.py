@@ -18,11 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
-from loraprobe.defaults import FORECAST_ITEMS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.rounds import round_suffix
-from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -30,7 +28,6 @@ from loraprobe.pipeline.session import Session, peak_memory
 from loraprobe.pipeline.systems import (
     baseline_systems,
     composition_specs,
-    forecastable,
     learning_routers,
 )
 from loraprobe.pipeline.transforms import prepare_inputs
@@ -138,20 +135,7 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
         if n > 1 and name in wanted:
             steps[f"evaluate {name}"] = system(experts)
     steps["cover"] = probing
-    foreseen = options.metric != "answer_loss" and asks_forecast(options, evaluator.inputs.base)
-    if n > 1 and foreseen:
-        steps["forecast"] = _forecasting(evaluator, kinds)
     return steps
-
-
-def _forecasting(evaluator: Evaluator, kinds: Sequence[_Kind]) -> float:
-    """Seconds of the forecast: the composed questions, with the base and all adapters in rows."""
-    options, adapters = evaluator.session.options, evaluator.inputs.adapters
-    passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
-    sizes = [len(task.items) for task in evaluator.tasks]
-    share = sum(min(FORECAST_ITEMS, size) for size in sizes) / sum(sizes)
-    composed = sum(kind.composed / kind.questions * kind.seconds(1) for kind in kinds)
-    return passes * (len(adapters) + 1) * share * composed
 
 
 def _by_system(steps: Mapping[str, float]) -> dict[str, float]:
@@ -178,12 +162,10 @@ def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, f
 class _Kind:
     """Questions of one kind: how many batches they make, and the seconds of one batch.
 
-    `composed` are those that are no hop. `base` and `together` are the seconds of the base and of
-    all adapters together.
+    `base` and `together` are the seconds of the base and of all adapters together.
     """
 
     questions: int
-    composed: int
     batches: float
     base: float
     together: float
@@ -235,7 +217,6 @@ def _measured(
             seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
     return _Kind(
         questions=len(group),
-        composed=sum(not question.part.startswith("hop") for question in group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
         base=seconds[0],
         together=seconds[1],

@@ -13,7 +13,6 @@ from loraprobe.base import Base
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Samples, System
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.gate_statistics import gate_statistics
@@ -101,11 +100,10 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         systems, results = found.everybody, found.results
         asked = replace(evaluator, tasks=found.round.tasks)
         coverage = asked.probe_tasks(results)
-        forecasts = asked.forecast(results) if asks_forecast(options, inputs.base) else ()
         with session.stage("gates"):
             gates, gate_note = gate_statistics(asked.scorer, composed, asked.tasks, options.seed)
     with session.stage("statistics"):
-        findings = records(found, evaluator, systems, coverage=coverage, forecasts=forecasts)
+        findings = records(found, evaluator, systems, coverage=coverage)
     samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []

@@ -17,11 +17,11 @@ from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import forecastable, learning_routers
+from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
-from loraprobe.records import Coverage, Forecast, ItemResult, WeightSearch
+from loraprobe.records import Coverage, ItemResult, WeightSearch
 from loraprobe.tasks import Task, is_generated
 
 
@@ -86,22 +86,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                     seed=self.session.options.seed,
                     progress=self.session.progress,
                 )
-            )
-
-    def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
-        """The forecast gains of the compositions that the options ask for."""
-        options = self.session.options
-        with self.session.stage("forecast"):
-            return probes.forecast(
-                self.scorer,
-                self.inputs.adapters,
-                self.tasks,
-                forecastable(options, self.inputs.adapters),
-                results=results,
-                metric=options.metric,
-                max_new_tokens=options.max_new_tokens,
-                seed=options.seed,
-                progress=self.session.progress,
             )
 
     def fit_routers(self, prepared: Prepared) -> tuple[dict[str, Router], list[str]]:

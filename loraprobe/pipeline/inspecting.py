@@ -29,8 +29,8 @@ from loraprobe.pipeline.systems import (
     SystemBuilder,
     baseline_systems,
     composition_specs,
-    forecastable,
     learning_routers,
+    summed_specs,
 )
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import (
@@ -143,8 +143,7 @@ def _recorder(evaluator: Evaluator) -> Recorder | None:
     adapters, options = evaluator.inputs.adapters, evaluator.session.options
     asked = probes.scored_questions(evaluator.tasks, options.metric)
     names = [adapter.name for adapter in adapters]
-    found = forecastable(options, adapters).items()
-    summed = {name: names for name, gates in found if gates == (1.0,) * len(names)}
+    summed = dict.fromkeys(summed_specs(options, adapters), names)
     if len(adapters) < 2 or not asked or not summed:
         return None
     recorder = Recorder("base", summed)

@@ -104,27 +104,18 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
             ) from None
 
 
-def forecastable(
-    options: Options, adapters: Sequence[Adapter]
-) -> dict[str, tuple[float, ...] | Router]:
-    """The compositions whose gain can be forecast: name -> constant gates or router.
-
-    These are linear merges with gates in (0, 1] and Arrow with its default options, over adapters
-    as they were trained. The error of forecasts was measured on such compositions.
-    """
+def summed_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
+    """The merges that add adapters as they were trained, at gates of 1: they can be forecast."""
     if options.balance != "none" or options.subtract:
-        return {}
-    found: dict[str, tuple[float, ...] | Router] = {}
-    for spec in composition_specs(options, adapters):
-        if spec in ROUTERS and ROUTERS.make(spec) == ROUTERS.make("arrow"):
-            found[spec] = ROUTERS.make(spec)
-        elif spec in METHODS and not (
-            options.weights == "search" and METHODS.make(spec).takes_weights
-        ):
-            gates = constant_gates(spec, options, options.given_weights, len(adapters))
-            if gates is not None and all(0 < gate <= 1 for gate in gates):
-                found[spec] = gates
-    return found
+        return []
+    n, weights = len(adapters), options.given_weights
+    return [
+        spec
+        for spec in composition_specs(options, adapters)
+        if spec in METHODS
+        and not (options.weights == "search" and METHODS.make(spec).takes_weights)
+        and constant_gates(spec, options, weights, n) == (1.0,) * n
+    ]
 
 
 def constant_gates(

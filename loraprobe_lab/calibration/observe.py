@@ -134,12 +134,22 @@ def _audit_before(
     from loraprobe.evaluation import score
     from loraprobe.pipeline.audits import audit_of
     from loraprobe.pipeline.conclusion import conclude
+    from loraprobe_lab.calibration.forecast import forecast, forecastable
     from loraprobe_lab.calibration.shared_layers import shared_layers
 
     inputs, session = evaluator.inputs, evaluator.session
     results = _answers(evaluator, baselines, known)
-    with shared_layers(evaluator.scorer.model, inputs.adapters):
-        forecasts = evaluator.forecast(results)
+    with session.stage("forecast"), shared_layers(evaluator.scorer.model, inputs.adapters):
+        forecasts = forecast(
+            evaluator.scorer,
+            inputs.adapters,
+            evaluator.tasks,
+            forecastable(session.options, inputs.adapters),
+            results=results,
+            max_new_tokens=session.options.max_new_tokens,
+            seed=session.options.seed,
+            progress=session.progress,
+        )
     evidence: dict[str, Any] = {
         "forecasts": forecasts,
         "evaluation": score(results, baselines),

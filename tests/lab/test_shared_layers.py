@@ -9,7 +9,8 @@ from words import word_tokenizer
 
 from loraprobe.composition import Composition, RowGates
 from loraprobe.routing.arrow import Arrow
-from loraprobe.scoring import LogitEnsemble, Scorer, write_together
+from loraprobe.scoring import Scorer
+from loraprobe_lab.calibration.ensembles import LogitEnsemble, write_together
 from loraprobe_lab.calibration.shared_layers import shared_layers
 from loraprobe_lab.training.fast_training import layers_of
 

@@ -22,11 +22,12 @@ from loraprobe.pipeline.portfolio import (
     unfit_routers,
 )
 from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder, composition_specs, forecastable
+from loraprobe.pipeline.systems import SystemBuilder, composition_specs
 from loraprobe.pipeline.task_split import TaskSplit, split_for_router
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
+from loraprobe_lab.calibration.forecast import forecastable
 from loraprobe_lab.experiments.methods import portfolio as chosen
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "reproduction"

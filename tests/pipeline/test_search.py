@@ -19,7 +19,7 @@ from loraprobe.base import open_base
 from loraprobe.errors import OutputError, TaskError
 from loraprobe.merging import merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, forecastable
+from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.task_split import split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import (
@@ -34,6 +34,7 @@ from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
+from loraprobe_lab.calibration.forecast import forecastable
 
 SEARCH = Options(weights="search", search_budget=24, search_items=12)
 

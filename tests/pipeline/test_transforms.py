@@ -15,10 +15,11 @@ from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, forecastable
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import prepare, scaled, subtracted, total_norm
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
+from loraprobe_lab.calibration.forecast import forecastable
 
 
 def dense(adapter, path: str) -> torch.Tensor:

@@ -4,8 +4,9 @@ While the base and the single adapters score the continuations of a task, `Recor
 log-probabilities at every scored position: those of n adapters, less n - 1 times those of the base.
 A softmax of the sum then scores each continuation as if the adapters' effects were added, without a
 further pass. Sums of logits and of log-probabilities differ by a constant at each position, which
-the softmax removes. Sums are kept in float16: on the demo's base the score of a continuation is right
-to 0.02. Only gates of 1 can be summed: an adapter's effect at half its gate is not half its effect.
+the softmax removes. Sums are kept in float16: on the demo's base the score of a continuation is
+right to 0.02. Only gates of 1 can be summed: an adapter's effect at half its gate is not half its
+effect.
 """
 
 from __future__ import annotations

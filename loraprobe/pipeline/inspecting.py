@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from loraprobe import evaluation, probes
 from loraprobe.composition import Router
@@ -42,10 +44,8 @@ from loraprobe.records import (
     ItemResult,
 )
 from loraprobe.routing import ROUTERS
+from loraprobe.scoring import MOST_BYTES, Recorder
 from loraprobe.tasks import Probe
-
-if TYPE_CHECKING:
-    from loraprobe.scoring import Recorder
 
 
 @dataclass(frozen=True)
@@ -108,49 +108,39 @@ def answers_alone(
     Answers that are judged by likelihood are forecast from these same passes. Generated answers are
     not forecast: that costs more than a first round of the compositions, which says more.
     """
-    options, scorer = evaluator.session.options, evaluator.scorer
-    recorder = _recorder(evaluator)
-    if recorder is None:
+    adapters, options = evaluator.inputs.adapters, evaluator.session.options
+    scorer, summed = evaluator.scorer, summed_specs(options, adapters)
+    if len(adapters) < 2 or not summed or not _can_record(evaluator):
         return evaluator.run(singles), ()
-    results = []
-    scorer.recorder = recorder
+    names = [adapter.name for adapter in adapters]
+    results: list[ItemResult] = []
+    recorder = scorer.recorder = Recorder("base", names)
     try:
         for system in singles:
             with recorder.of(system.name):
                 results += evaluator.run([system])
     finally:
         scorer.recorder = None
-    names, seed = [adapter.name for adapter in evaluator.inputs.adapters], options.seed
     with evaluator.session.stage("forecast"):
         return results, probes.forecast_recorded(
             scorer,
             names,
+            summed,
             evaluator.tasks,
             recorder,
             results=results,
             metric=options.metric,
-            seed=seed,
+            seed=options.seed,
         )
 
 
-def _recorder(evaluator: Evaluator) -> Recorder | None:
-    """A recorder for compositions of gates of 1; None where nothing is to be recorded.
-
-    Nothing is where answers are generated, and where the sums would take too much memory.
-    """
-    from loraprobe.scoring import MOST_BYTES, Recorder
-
-    adapters, options = evaluator.inputs.adapters, evaluator.session.options
-    asked = probes.scored_questions(evaluator.tasks, options.metric)
-    names = [adapter.name for adapter in adapters]
-    summed = dict.fromkeys(summed_specs(options, adapters), names)
-    if len(adapters) < 2 or not asked or not summed:
-        return None
-    recorder = Recorder("base", summed)
+def _can_record(evaluator: Evaluator) -> bool:
+    """Whether some answers are judged by likelihood, and their sums do not take too much memory."""
+    asked = probes.scored_questions(evaluator.tasks, evaluator.session.options.metric)
     pairs = {(q.prompt, text) for q in asked for text in q.continuations}
     tokens = sum(len(ids) - start for ids, start in evaluator.scorer.encoded(list(pairs)))
-    fits = recorder.bytes(tokens, evaluator.scorer.vocab_size) <= MOST_BYTES
-    return recorder if fits else None
+    size = tokens * evaluator.scorer.vocab_size * torch.float16.itemsize
+    return bool(asked) and size <= MOST_BYTES
 
 
 def at_ceiling(

@@ -25,33 +25,33 @@ SCORED = ("choice", "answer_loss")  # metrics that read the likelihood of given 
 def forecast_recorded(
     scorer: Any,
     adapters: Sequence[str],
+    compositions: Sequence[str],
     tasks: Sequence[Task],
     recorder: Recorder,
     *,
     results: Sequence[ItemResult],
-    metric: str | None = None,
-    seed: int = 0,
+    metric: str | None,
+    seed: int,
 ) -> tuple[Forecast, ...]:
     """The forecast of questions that are judged by likelihood, without a pass over the model.
 
-    recorder: has taken what the base and each adapter scored on these tasks. results: theirs.
-    There is no row if something is missing.
+    compositions: names of those that add all adapters at gates of 1. recorder: has taken what the
+    base and each adapter scored on these tasks. results: theirs. There is no row if something is
+    missing.
     """
     asked = scored_questions(tasks, metric)
     pairs = [pair for q in asked for pair in _pairs(q)]
-    if not pairs:
-        return ()
-    encoded = dict(zip(pairs, scorer.encoded(pairs), strict=True))
-    gold = {pair: ids[start:] for pair, (ids, start) in encoded.items()}
-    sums = {pair: recorder.logprobs(pair, ids) for pair, ids in gold.items()}
-    if None in sums.values():
-        return ()
+    scores = {}
+    for pair, (ids, start) in zip(pairs, scorer.encoded(pairs), strict=True):
+        gold = ids[start:]
+        logprob = recorder.logprob(pair, gold)
+        if logprob is None:
+            return ()
+        scores[pair] = logprob, len(gold)
     answers = [
-        q.scored(name, [((sums[pair] or {})[name], len(gold[pair])) for pair in _pairs(q)])
-        for name in recorder.weights
-        for q in asked
+        q.scored(name, [scores[pair] for pair in _pairs(q)]) for name in compositions for q in asked
     ]
-    return forecast_gains(answers, results, adapters, recorder.weights, seed)
+    return forecast_gains(answers, results, adapters, compositions, seed)
 
 
 def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question]:

@@ -110,12 +110,15 @@ class CoverageProbe(ABC):
 class MeanProbe(CoverageProbe):
     """A probe whose figure is a mean over the questions of a part.
 
-    items: the largest number of items of each part that are asked. bounds: the smallest and the
-    largest possible value.
+    items: the largest number of items of each part that are asked.
     """
 
     items: int = MOST_ITEMS
-    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest possible value."""
+        return -math.inf, math.inf
 
     @abstractmethod
     def wanted(

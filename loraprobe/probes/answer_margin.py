@@ -24,7 +24,10 @@ class AnswerMargin(MeanProbe):
 
     formula: ClassVar[str] = "mean_i p(top | prompt_i) - p(gold_i | prompt_i), first answer token"
     paper: ClassVar[str] = "arXiv 2601.06672"
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
     def wanted(
         self, context: ProbeContext, part: TaskPart, question: Question

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition import Composition, Router, RowGates
+from loraprobe.composition import Composition, Router
 from loraprobe.defaults import PLAIN_TOKENS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
@@ -32,6 +32,7 @@ from loraprobe_lab.calibration.ensembles import (
     score_together,
     write_together,
 )
+from loraprobe_lab.calibration.routed_rows import RoutedRows
 
 FORECAST_ITEMS = 60  # of each task; with more, the error of the forecast itself dominates
 FORECAST_TOKENS = 96  # of a worked answer: fewer than in evaluation, enough for learned steps
@@ -104,7 +105,7 @@ def forecast(
 
 def _passes(
     adapters: Sequence[Adapter], compositions: Mapping[str, Gates]
-) -> Iterator[tuple[RowGates, dict[str, LogitEnsemble]]]:
+) -> Iterator[tuple[RoutedRows, dict[str, LogitEnsemble]]]:
     """Gates for all adapters in rows of one batch, and the ensembles that are asked with them.
 
     One pass serves all compositions of constant gates, and each token router has its own.
@@ -116,11 +117,11 @@ def _passes(
         if not isinstance(gates, Router)
     }
     if constant:
-        yield RowGates(), constant
+        yield RoutedRows(), constant
     if not any(adapter.whole for adapter in adapters):
         for name, router in routers.items():
             alone = LogitEnsemble.added((1.0,) * len(adapters))
-            yield RowGates(inner=router.each_token()), {name: alone}
+            yield RoutedRows(inner=router), {name: alone}
 
 
 class _Scored(NamedTuple):

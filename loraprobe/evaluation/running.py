@@ -54,17 +54,21 @@ def run_systems(
     known = {(q.task, q.part, q.item.id): q for q in asked}
     for result in ledger:
         question = known.get((result.task, result.part, result.item))
-        if question is None or result.system not in found:
-            continue
-        if (result.metric, result.group) != (question.metric, question.item.cluster):
-            raise OutputError(
-                f"{ledger.path} holds a result of item {result.item!r} that does not "
-                f"fit task {result.task}: {CURE}"
-            )
-        found[result.system].append(result)
+        if question is not None and result.system in found:
+            _check_answers(result, question, ledger)
+            found[result.system].append(result)
     return [
         replace(result, system=system.name) for system in systems for result in found[system.key]
     ]
+
+
+def _check_answers(result: ItemResult, question: Question, ledger: Ledger) -> None:
+    """Raises OutputError if a result of the ledger does not fit its question."""
+    if (result.metric, result.group) != (question.metric, question.item.cluster):
+        raise OutputError(
+            f"{ledger.path} holds a result of item {result.item!r} that does not "
+            f"fit task {result.task}: {CURE}"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.saved import Routed
 from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import stricter_metric
+from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
@@ -52,11 +52,7 @@ def conclude(
             balanced=options.balance == "norm",
             base=None if inputs.base is None else _shape(inputs.base),
             max_new_tokens=options.max_new_tokens,
-            normalised={
-                task.name: told
-                for task in inputs.tasks
-                if (told := stricter_metric(task, options.metric)) is not None
-            },
+            normalised=_normalised(inputs.tasks, options.metric),
             **evidence,
         ),
         read_calibration(options.calibration) if options.calibration else None,
@@ -68,6 +64,12 @@ def conclude(
     if kind == "router" and ROUTERS.make(verdict.system or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
+
+
+def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
+    """What `stricter_metric` says of each task whose gold answers lose something."""
+    found = {task.name: stricter_metric(task, metric) for task in tasks}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def _shape(base: Base) -> BaseShape:

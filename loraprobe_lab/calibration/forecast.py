@@ -98,9 +98,8 @@ def forecast(
             answers += ask_together(scorer, asked, ensembles, gates.rows.set, limits)
         if progress is not None:
             progress("forecast", done, len(passes))
-    return forecast_gains(
-        answers, results, [adapter.name for adapter in adapters], compositions, seed
-    )
+    names = [adapter.name for adapter in adapters]
+    return forecast_gains(answers, results, names, compositions, seed)
 
 
 def _passes(

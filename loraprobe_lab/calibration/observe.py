@@ -101,9 +101,8 @@ def observe(
     if not examined.compatibility.compatible:
         raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
     baselines = baseline_systems(inputs.adapters)
-    prepared = Prepared(tuple(inputs.adapters))
-    builder = SystemBuilder(inputs.adapters, prepared, session.options, base)
-    systems = [*baselines, *builder.compositions()]
+    built = SystemBuilder(inputs.adapters, Prepared(tuple(inputs.adapters)), session.options, base)
+    systems = [*baselines, *built.compositions()]
     with open_evaluator(inputs, (), session) as evaluator:
         audit = _audit_before(evaluator, examined, baselines, known)
         asked = [_without_hops(load_task(path, sizes.most_items)) for path in scenario.tasks]

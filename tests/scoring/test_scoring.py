@@ -257,7 +257,7 @@ def test_the_head_gets_contiguous_states_while_it_answers(tiny):
     head = model.get_output_embeddings()
     watch = head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
     try:
-        Scorer(model, tokenizer, max_new_tokens=3).generate(PROMPTS)
+        Scorer(model, tokenizer).generate(PROMPTS, max_new_tokens=3)
     finally:
         watch.remove()
     assert len(seen) > 1 and all(seen)

@@ -12,7 +12,7 @@ from loraprobe.evaluation import statistics
 from loraprobe.evaluation.selection import largest, reach
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
-from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
+from loraprobe.records import BASELINES, FORMS, Gain, Interval, ItemResult
 from loraprobe.sample_size import items_needed
 
 
@@ -135,10 +135,11 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
     lower, upper, _ = largest(found, shape, 1 - alpha, seed)
     if forms > 1:
         lower = largest(found, shape, 1 - alpha / forms, seed)[0]
+    plain = found.intervals(found.critical())
     lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
     highs = found.interval(upper)[1].reshape(shape).min(1).tolist()
     rows = [
-        _row(grid, s, ends, margin, (lower, upper))
+        _row(grid, s, plain, ends, margin, (lower, upper))
         for s, ends in enumerate(zip(lows, highs, strict=True))
     ]
     return sorted(
@@ -149,13 +150,15 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
 def _row(
     grid: _Grid,
     s: int,
-    ends: tuple[float, float],
+    plain: Sequence[Interval],
+    ends: Interval,
     margin: float,
     critical: tuple[float, float],
 ) -> Gain:
     """The smallest difference of composition s to a baseline.
 
-    ends: those of its adjusted interval. critical: the values that gave them.
+    plain: the intervals of all pairs. ends: those of its adjusted interval. critical: the values
+    that gave them.
     """
     found, (system, part) = grid.found, grid.first[s]
     nearest = int(found.difference.reshape(grid.shape)[s].argmin())
@@ -172,7 +175,7 @@ def _row(
         against=against,
         against_part=against_part,
         difference=difference,
-        ci95=found.intervals(found.critical())[k],
+        ci95=plain[k],
         adjusted_ci95=ends,
         n=n,
         n_needed=n if ends[0] > margin or ends[1] < margin else needed,

@@ -180,7 +180,9 @@ def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
 def _gains(evidence: Evidence) -> bool:
     """Whether some composition gains and keeps what it has to, so that controls decide."""
     return any(
-        one.gains == one.retains == "likely" for part in FORMS for one in candidates(evidence, part)
+        one.gain.outcome == one.retains == "likely"
+        for part in FORMS
+        for one in candidates(evidence, part)
     )
 
 

@@ -15,18 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN
 from loraprobe.verdict.calibration import Calibration, shipped
 from loraprobe_lab.calibration.cases import METHODS, Case, read_cases
 from loraprobe_lab.calibration.fit import Array
+from loraprobe_lab.experiments.pages import markdown_table, number, render
 
+Indices = NDArray[np.intp]
 DRAWS = 1000
 HEAD = (
     "kind, sets, cases, gained, signs agree, AUROC (95 % of the null), decided, of them gained, "
     "with a probability, Brier score (of the mean), called likely, of them wrong"
-)
+).split(", ")
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,16 @@ class KindFigures:
     likely: int
     wrong: int
 
-    def row(self, name: str) -> str:
+    def row(self, name: str) -> list[str]:
         """The figures as a row of a table."""
         cells = (
-            *(name, self.sets, self.cases, self.gained, _number(self.agree)),
-            f"{_number(self.auroc)} ({_number(self.null)})",
+            *(name, self.sets, self.cases, self.gained, number(self.agree, 2)),
+            f"{number(self.auroc, 2)} ({number(self.null, 2)})",
             *(self.decided, self.decided_gained, self.covered),
-            f"{_number(self.brier)} ({_number(self.reference)})",
+            f"{number(self.brier, 2)} ({number(self.reference, 2)})",
             *(self.likely, self.wrong),
         )
-        return f"| {' | '.join(map(str, cells))} |"
+        return list(map(str, cells))
 
 
 def figures_of_kind(
@@ -80,15 +83,13 @@ def figures_of_kind(
         [calibration.probability(margin, c.forecast, c.error, c.baseline) for c in covered]
     )
     called = p >= LIKELY_FROM
-    rng = np.random.default_rng(seed)
-    null = [within_kinds(cases, forecasts[_exchanged(cases, rng)], gained) for _ in range(DRAWS)]
     return KindFigures(
         sets=len({case.set_key for case in cases}),
         cases=len(cases),
         gained=int(gained.sum()),
         agree=float(np.mean((forecasts > margin) == gained)),
         auroc=within_kinds(cases, forecasts, gained),
-        null=float(np.quantile(null, 0.95)),
+        null=_null(cases, forecasts, gained, np.random.default_rng(seed)),
         decided=len(decided),
         decided_gained=sum(case.label(margin) or 0 for case in decided),
         covered=len(covered),
@@ -102,7 +103,11 @@ def figures_of_kind(
 def within_kinds(cases: Sequence[Case], scores: Array, gained: Array) -> float:
     """The mean over kinds of the AUROC of scores [cases]; NaN without a kind of both outcomes."""
     kinds = np.array([case.scenario for case in cases])
-    found = [_auroc(scores[kinds == kind], gained[kinds == kind]) for kind in np.unique(kinds)]
+    return _mean_auroc([np.flatnonzero(kinds == kind) for kind in np.unique(kinds)], scores, gained)
+
+
+def _mean_auroc(groups: Sequence[Indices], scores: Array, gained: Array) -> float:
+    found = [_auroc(scores[own], gained[own]) for own in groups]
     known = [value for value in found if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
@@ -116,67 +121,57 @@ def _auroc(scores: Array, gained: Array) -> float:
     return float((rankdata(scores)[gained].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def _exchanged(cases: Sequence[Case], rng: np.random.Generator) -> list[int]:
-    """For each case the index of the same method's case in another set of its kind."""
-    places = {(case.set_key, case.method): i for i, case in enumerate(cases)}
-    kinds: dict[str, list[tuple[str, str]]] = {}
-    for case in cases:
-        sets = kinds.setdefault(case.scenario, [])
-        if case.set_key not in sets:
-            sets.append(case.set_key)
-    other: dict[tuple[str, str], tuple[str, str]] = {}
-    for sets in kinds.values():
-        drawn = [sets[i] for i in rng.permutation(len(sets))]
-        other.update(zip(sets, drawn, strict=True))
-    return [places[other[case.set_key], case.method] for case in cases]
+def _null(cases: Sequence[Case], scores: Array, gained: Array, rng: np.random.Generator) -> float:
+    """The 95th percentile of `within_kinds` if the scores of sets of one kind are exchanged."""
+    kinds: dict[str, dict[tuple[str, str], dict[str, int]]] = {}
+    for i, case in enumerate(cases):
+        kinds.setdefault(case.scenario, {}).setdefault(case.set_key, {})[case.method] = i
+    places = [
+        np.array([[own[method] for method in METHODS if method in own] for own in sets.values()])
+        for sets in kinds.values()
+    ]
+    found = []
+    for _ in range(DRAWS):
+        other = scores.copy()
+        for sets in places:  # [sets, methods]
+            other[sets] = scores[sets[rng.permutation(len(sets))]]
+        found.append(_mean_auroc([sets.ravel() for sets in places], other, gained))
+    return float(np.quantile(found, 0.95))
 
 
 def table(cases: Sequence[Case], calibration: Calibration, margin: float = MARGIN) -> str:
     """The Markdown table of all kinds, with a row for all together."""
-    head = HEAD.split(", ")
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    rows = []
     for kind in sorted({case.scenario for case in cases}):
         own = [case for case in cases if case.scenario == kind]
-        lines.append(figures_of_kind(own, calibration, margin).row(kind))
-    lines.append(figures_of_kind(cases, calibration, margin).row("**all**"))
-    return "\n".join(lines)
+        rows.append(figures_of_kind(own, calibration, margin).row(kind))
+    rows.append(figures_of_kind(cases, calibration, margin).row("**all**"))
+    return markdown_table(rows, HEAD)
 
 
 def table_of_sets(cases: Sequence[Case]) -> str:
     """The Markdown table of all sets: the best score alone, and forecast -> gain of each method."""
-    lines = [f"| set | adapters | best alone | {' | '.join(METHODS)} |", f"|{' --- |' * 6}"]
-    found = {(case.set_key, case.method): case for case in cases}
+    rows, found = [], {(case.set_key, case.method): case for case in cases}
     for key in dict.fromkeys(case.set_key for case in cases):
         own = [found[key, method] for method in METHODS]
         gains = [f"{case.forecast:+.2f} → {case.gain:+.2f}" for case in own]
-        cells = (key[1], own[0].adapters, f"{own[0].baseline:.2f}", *gains)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        rows.append([key[1], str(own[0].adapters), f"{own[0].baseline:.2f}", *gains])
+    return markdown_table(rows, ["set", "adapters", "best alone", *METHODS])
 
 
 def page(cases: Sequence[Case], base: str) -> str:
     """The page for the cases of one base, judged by the shipped map."""
     own = [case for case in cases if case.base == base]
-    sets = len({case.set_key for case in own})
-    return (
-        f"# Forecast and measured gain on {base}\n\n"
-        f"{len(own)} compositions of {sets} adapter sets, none of which was chosen by what its "
-        "composition gives.\n"
-        f"A composition gained if its measured gain exceeds {MARGIN}. Signs agree if forecast and "
-        "gain lie on\none side of it. It is decided if the interval (95 %) of its gain lies on one "
-        "side. The AUROC of the\nforecast is within kind, on all compositions; the null exchanges "
-        "whole sets. The Brier score is that\nof the map that was shipped when this page was "
-        "written, on decided compositions to which it gives a\nprobability, beside the score of "
-        "their mean.\n\n"
-        f"{table(own, shipped())}\n\n## The sets\n\n"
-        "Best score of the base or a single adapter, and for each composition forecast → measured "
-        f"gain.\n\n{table_of_sets(own)}"
+    return render(
+        "kinds",
+        base=base,
+        cases=len(own),
+        sets=len({case.set_key for case in own}),
+        margin=MARGIN,
+        kinds=table(own, shipped()),
+        table_of_sets=table_of_sets(own),
     )
 
 
-def _number(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.2f}"
-
-
 if __name__ == "__main__":
-    print(page(read_cases(sys.argv[1]), sys.argv[2]))
+    print(page(read_cases(sys.argv[1]), sys.argv[2]), end="")

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -24,6 +22,7 @@ from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
+from loraprobe_lab.calibration.kinds import Indices, within_kinds
 from loraprobe_lab.experiments.pages import render
 
 LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
@@ -31,7 +30,6 @@ LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
     "scenarios": lambda case: case.scenario,
     "architectures": lambda case: case.architecture,
 }
-Indices = NDArray[np.intp]
 SHARES = (0.5, 0.9)  # of predictive intervals whose coverage is measured
 
 
@@ -83,16 +81,10 @@ def figures_of(cases: Sequence[Case], p: Array, margin: float = MARGIN) -> Figur
     kept = [i for i, label in enumerate(labels) if label is not None]
     y = np.array([labels[i] for i in kept], dtype=float)
     p = p[kept]
-    scenarios = np.array([cases[i].scenario for i in kept])
-    within = [
-        float(roc_auc_score(y[scenarios == s], p[scenarios == s]))
-        for s in np.unique(scenarios)
-        if len(np.unique(y[scenarios == s])) == 2
-    ]
     called = p >= LIKELY_FROM
     return Figures(
         decided=len(y),
-        auroc=float(np.mean(within)) if within else float("nan"),
+        auroc=within_kinds([cases[i] for i in kept], p, y == 1),
         brier=float(np.mean((p - y) ** 2)) if len(y) else float("nan"),
         likely=int(called.sum()),
         wrong=float(1 - y[called].mean()) if called.any() else float("nan"),

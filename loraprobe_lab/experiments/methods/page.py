@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprobe_lab.experiments.methods.cases import ROLES
-from loraprobe_lab.experiments.methods.evaluating import CaseResults
+from loraprobe_lab.build import describe_base
+from loraprobe_lab.experiments.methods.evaluating import ROLES, CaseResults
 from loraprobe_lab.experiments.methods.pooling import Pooled
 from loraprobe_lab.experiments.methods.table import (
     MARGIN,
@@ -29,7 +29,6 @@ from loraprobe_lab.experiments.pages import (
     legend,
     render,
 )
-from loraprobe_lab.show import describe_base
 from loraprobe_lab.world import World, versions
 
 ENOUGH = 0.8  # of a skill's gain, which a composition has to keep of every skill

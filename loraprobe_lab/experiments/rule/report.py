@@ -12,8 +12,8 @@ from scipy import stats
 
 from loraprobe.records import Progress
 from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
-from loraprobe_lab.experiments.rule import compared, exact, simulated
-from loraprobe_lab.experiments.rule.exact import MARGIN, Rate
+from loraprobe_lab.experiments.rule import compared, decisions
+from loraprobe_lab.experiments.rule.decisions import MARGIN, Rate
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
@@ -41,10 +41,10 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
     options = [*at, f"--repeats {plan.repeats}", f"--seed {plan.seed}"]
     document = {
         "command": " ".join(["loraprobe lab rule", *options]),
-        "margin": exact.MARGIN,
+        "margin": decisions.MARGIN,
         "limit": LIMIT,
         "plan": asdict(plan),
-        "exact": [asdict(row) for n in plan.items for row in exact.rates(n, steps=plan.steps)],
+        "exact": [asdict(row) for n in plan.items for row in decisions.rates(n, steps=plan.steps)],
         "simulated": _simulated(plan, progress) if plan.repeats else [],
         "designs": [
             row
@@ -56,8 +56,8 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
 
 
 def _simulated(plan: RulePlan, progress: Progress | None) -> list[dict[str, Any]]:
-    chosen = [case for truth in plan.truths for case in simulated.cases(truth)]
-    chosen += simulated.split_cases(max(plan.truths))
+    chosen = [case for truth in plan.truths for case in decisions.cases(truth)]
+    chosen += decisions.split_cases(max(plan.truths))
     rows, total = [], len(chosen) * sum(plan.simulated) * plan.repeats
     done = 0
 
@@ -69,7 +69,7 @@ def _simulated(plan: RulePlan, progress: Progress | None) -> list[dict[str, Any]
 
     for n in plan.simulated:
         for case in chosen:
-            found = simulated.simulate(case, n, plan.repeats, plan.seed, partial(tick, n))
+            found = decisions.simulate(case, n, plan.repeats, plan.seed, partial(tick, n))
             rows.append({**asdict(found), "wrong": found.wrong()})
     return rows
 
@@ -93,7 +93,7 @@ def rule_pages(document: dict[str, Any]) -> Pages:
         document=document,
         rates=dict(sorted(rates.items())),
         gains=[gain for gain in SHOWN if any(gain in found for found in rates.values())],
-        worst={n: exact.worst(list(chain(*found.values()))) for n, found in rates.items()},
+        worst={n: decisions.worst(list(chain(*found.values()))) for n, found in rates.items()},
         levels=LEVELS,
         nearest=_nearest,
         wrong=lambda rows: max(row.wrong() for row in rows),

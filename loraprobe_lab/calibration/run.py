@@ -71,12 +71,12 @@ def _fit_and_report(
     say: Callable[[str], None],
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
-    from loraprobe_lab.calibration.pilots import foresight
-    from loraprobe_lab.calibration.validation import measure, report
+    from loraprobe_lab.calibration.report import calibration_figure, foresight, report
+    from loraprobe_lab.calibration.validation import measure
 
     results = measure(cases, draws, seed)
     document = fit(cases).document(cases, command, results.accuracy())
-    write_text(output / "figure.svg", results.figure())
+    write_text(output / "figure.svg", calibration_figure(results))
     early = foresight(cases, seed)
     write_text(output / "report.md", report(results, document, command, skipped, early))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

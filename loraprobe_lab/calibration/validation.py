@@ -1,4 +1,4 @@
-"""Measures the probabilities on left-out bases, scenarios and architectures; renders the page.
+"""Measures the probabilities on left-out bases, scenarios and architectures.
 
 Brier score and AUROC are of decided cases, whose interval does not contain the margin. The AUROC is
 computed *within* each scenario and averaged over the scenarios that have both outcomes: a pooled
@@ -18,12 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN
-from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
-from loraprobe_lab.calibration.figure import calibration_figure
 from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
 from loraprobe_lab.calibration.kinds import Indices, within_kinds
-from loraprobe_lab.experiments.pages import render
 
 LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
     "bases": lambda case: case.base,
@@ -168,21 +165,6 @@ class Results:
         """The predictions of the variant that ships."""
         return self.variants[SHIPPED]
 
-    def figure(self) -> str:
-        """The figure, as SVG."""
-        points = {
-            name: (
-                [case.forecast for case in self.cases if case.scenario == name],
-                [case.gain for case in self.cases if case.scenario == name],
-            )
-            for name in sorted({case.scenario for case in self.cases})
-        }
-        found = self.shipped["scenarios"]
-        labels = [case.label(MARGIN) for case in found.cases]
-        decided = [i for i, label in enumerate(labels) if label is not None]
-        gained = np.array([labels[i] for i in decided], dtype=float)
-        return calibration_figure(points, found.probability[MARGIN][decided], gained, MARGIN)
-
     def accuracy(self) -> dict[str, Any]:
         """Kind of base -> the accuracy as recorded in the file, of kinds with enough cases."""
         return {kind: row for kind in WHERE if (row := self._accuracy_on(kind)) is not None}
@@ -216,54 +198,3 @@ def measure(cases: Sequence[Case], draws: int, seed: int) -> Results:
     }
     plain = {what: plain_logistic(cases, key) for what, key in LEFT_OUT.items()}
     return Results(tuple(cases), found, plain, intervals)
-
-
-def report(
-    results: Results,
-    document: Mapping[str, Any],
-    command: str,
-    skipped: Sequence[str],
-    early: Sequence[Any],
-) -> str:
-    """The page in Markdown. early: rows of `pilots.foresight`."""
-    return render(
-        "calibration",
-        results=results,
-        document=document,
-        command=command,
-        skipped=skipped,
-        early=early,
-        cells=cells(results.cases),
-        scenarios=by_scenario(results.shipped["scenarios"]),
-        sets=len({case.set_key for case in results.cases}),
-        undecided=sum(case.label(MARGIN) is None for case in results.cases),
-        margins=MARGINS,
-        margin=MARGIN,
-        likely_from=LIKELY_FROM,
-        shares=SHARES,
-        small=SMALL,
-        fewest_decided=FEWEST_DECIDED,
-    )
-
-
-def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
-    """(scenario, method, successes, failures, undecided) at the default margin."""
-    rows: list[tuple[str, str, int, int, int]] = []
-    for key in sorted({(case.scenario, case.method) for case in cases}):
-        own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
-        rows.append((*key, own.count(1), own.count(0), own.count(None)))
-    return rows
-
-
-def by_scenario(found: LeftOut) -> list[tuple[str, Figures, float, float]]:
-    """(scenario, figures, mean probability, share of successes) of decided cases."""
-    rows = []
-    for name in sorted({case.scenario for case in found.cases}):
-        chosen = [i for i, case in enumerate(found.cases) if case.scenario == name]
-        decided = [i for i in chosen if found.cases[i].label(MARGIN) is not None]
-        if decided:
-            p = found.probability[MARGIN][decided]
-            own = [found.cases[i] for i in decided]
-            gained = sum(case.label(MARGIN) or 0 for case in own) / len(own)
-            rows.append((name, figures_of(own, p), float(p.mean()), gained))
-    return rows

@@ -202,11 +202,15 @@ def test_inspect_and_merge_do_not_depend_on_order_and_threads(tmp_path, threads)
 
 @pytest.fixture(scope="module")
 def first_layers(tmp_path_factory):
-    """Three shipped adapters with the modules of their first layer only."""
-    place = tmp_path_factory.mktemp("first-layers")
+    """Three shipped adapters with one or both of two modules of their first layer."""
+    place, ends = (
+        tmp_path_factory.mktemp("first-layers"),
+        (".0.self_attn.q_proj", ".0.mlp.down_proj"),
+    )
     for name in ("spouse", "city", "last"):
         whole = read_adapter(WORLD / "adapters" / name)
-        modules = {path: u for path, u in whole.modules.items() if ".layers.0." in path}
+        modules = {path: u for path, u in whole.modules.items() if path.endswith(ends)}
+        assert len(modules) == 1 + (name == "last")
         adapter_of(name, modules, base_model=whole.base_model).save(place / name)
     return [str(place / name) for name in ("spouse", "city", "last")]
 

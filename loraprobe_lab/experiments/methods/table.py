@@ -12,8 +12,7 @@ from loraprobe.evaluation import statistics
 from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import Array, ratio
 from loraprobe.evaluation.table import tabulate
-from loraprobe_lab.experiments.methods.cases import FORM, ROLES, Kind
-from loraprobe_lab.experiments.methods.evaluating import CaseResults
+from loraprobe_lab.experiments.methods.evaluating import FORM, ROLES, CaseResults, Kind
 from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
 

@@ -60,7 +60,6 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             router=_router_text(made),
             sources=made.sources,
             why_not_peft=made.why_not_peft,
-            missed_prototype=made.missed_prototype,
             **values,
         )
     return replace(made, card=card)

@@ -38,8 +38,7 @@ def composition_card(**values: Any) -> str:
     """README.md of a saved composition: its experts, its router, and how it is loaded.
 
     values: `name`, `front_matter`, `router`, `sources` (the experts), and what `_card` takes.
-    `why_not_peft` says why peft's own Arrow cannot express the composition, None if it can;
-    `missed_prototype` says why it needs the exact prototypes, None if it does not.
+    `why_not_peft` says why peft's own Arrow cannot express the composition, None if it can.
     """
     return _card("composition.md.jinja", **values)
 

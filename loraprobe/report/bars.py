@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loraprobe.records import Audit, Score
-from loraprobe.report.formatting import number
+from loraprobe.report.formatting import neighbours, number
 from loraprobe.report.layout import GAP
 from loraprobe.report.system_tables import PARTS, fewer, in_order, most_asked
 from loraprobe.report.table import Column, Table, text
@@ -18,11 +18,11 @@ HEAT = "▁▂▃▄▅▆▇█"  # from no share to all of it
 MOST_BARS = 40
 
 
-def scores(audit: Audit, width: int) -> Table | None:
+def scores(audit: Audit, width: int) -> Table:
     """Systems down; across the forms of the question, or the tasks where there are several."""
     rows = [s for s in audit.evaluation if s.part in PARTS]
     if not rows:
-        return None
+        return Table("", [], [])
     tasks = list(dict.fromkeys(s.task for s in rows))
     several = len(tasks) > 1
     forms = [form for form in PARTS if any(s.part == form for s in rows)]
@@ -89,9 +89,5 @@ def gates(audit: Audit) -> Table:
 
 def _heat(shares: Sequence[float]) -> str:
     """One sign a layer; neighbours are averaged where there are more than MOST_BARS."""
-    count = min(len(shares), MOST_BARS)
-    bars = ""
-    for i in range(count):
-        own = shares[i * len(shares) // count : (i + 1) * len(shares) // count]
-        bars += HEAT[min(int(sum(own) / len(own) * len(HEAT)), len(HEAT) - 1)]
-    return bars
+    means = [sum(own) / len(own) for own in neighbours(shares, MOST_BARS)]
+    return "".join(HEAT[min(int(mean * len(HEAT)), len(HEAT) - 1)] for mean in means)

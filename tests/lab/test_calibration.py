@@ -226,8 +226,8 @@ def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
         )
         for one, told in zip(sets, shuffled, strict=True)
     ]
-    p = validation.left_out(mixed, key, forecast)
-    assert abs(validation.figures_of(mixed, p).auroc - 0.5) < 0.15
+    found = validation.figures_of(mixed, validation.left_out(mixed, key, forecast))
+    assert found.auroc < found.null
 
 
 def test_a_single_group_has_none_to_leave_out():

@@ -155,7 +155,7 @@ class _CaseRun:
     """One case, the model in memory, and the results so far."""
 
     def __init__(self, evaluator: WorldEvaluator, case: MethodsCase) -> None:
-        from loraprobe.pipeline.scorer import single
+        from loraprobe.routing.constant import single
 
         self.evaluator, self.case = evaluator, case
         self.tasks: list[Task] = evaluator.tasks(case.scenario.tasks)

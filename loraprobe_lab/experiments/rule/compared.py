@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from loraprobe.defaults import ALPHA
-from loraprobe.evaluation import likelihood
+from loraprobe.evaluation import statistics
 from loraprobe.evaluation.rounds import boundaries, look_shares
 from loraprobe.evaluation.selection import SELECTION
 from loraprobe.records import Progress
@@ -49,9 +49,9 @@ def tango(gained: Array, lost: Array, n: float, difference: float) -> Array:
 
 
 def likelihood_ratio(gained: Array, lost: Array, n: float, difference: float) -> Array:
-    half = likelihood.HALF
+    half = statistics.HALF
     size = np.full_like(gained, n + 2 * half)
-    return likelihood.signed_root(
+    return statistics.signed_root(
         gained + half, lost + half, size, np.full_like(gained, difference)
     )
 

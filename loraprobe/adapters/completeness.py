@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.paths import layer_pattern
@@ -30,7 +31,7 @@ def report_incompleteness(
     _report_layers(infos, found)
     _report_shapes(infos, found)
     try:
-        beyond = untargeted(infos, config)
+        beyond = untargeted(without_experts(infos), config)
     except ExpressionError as error:
         found.error(
             "targets-unreadable",

@@ -42,10 +42,7 @@ def classify(key: str) -> Key:
     """The role of a key, and the module path in the base model that it belongs to."""
     name = key.removeprefix(PREFIX)
     if match := _FACTOR.fullmatch(name):
-        path = match["path"]
-        # A second targeted parameter of one module nests under `.base_layer`.
-        role = "target_parameter" if path.endswith(".base_layer") else match["which"]
-        return Key(role, path)
+        return Key(match["which"], match["path"])
     if match := _EMBEDDING.fullmatch(name):
         return Key("e" + match["which"], match["path"])
     for kind, pattern in _EXTRAS.items():

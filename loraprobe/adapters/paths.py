@@ -33,12 +33,13 @@ def number(part: str) -> int | None:
 
 def natural(path: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key in which layer 2 comes before layer 10."""
-    parts = path.split(".")
+    parts = path.replace("[", ".").replace("]", "").split(".")  # that of an expert ends in [3]
     return tuple((1, p) if (n := number(p)) is None else (0, n) for p in parts)
 
 
 def layer_pattern(path: str) -> str:
-    """The path with `*` for its numbers, such as `model.layers.*.mlp.up_proj`."""
+    """The path with `*` for its numbers: `model.layers.*.mlp.up_proj`, `mlp.experts[*]`."""
+    path = re.sub(r"\[\d+\]$", "[*]", path)
     return ".".join(part if number(part) is None else "*" for part in path.split("."))
 
 

@@ -18,7 +18,7 @@ from loraprobe.adapters.types import Adapter, ModuleInfo, Modules
 from loraprobe.lora.lowrank import LowRank
 
 # The keys of a config, besides target_modules, by which peft selects modules.
-SELECTORS = ("layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters")
+SELECTORS = ("layers_to_transform", "layers_pattern", "exclude_modules")
 
 
 def portable(adapter: Adapter) -> Adapter:

@@ -14,12 +14,21 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.experts import (
+    is_even,
+    owner_of,
+    parameter_names,
+    stacked,
+    stacks,
+    without_experts,
+)
 from loraprobe.adapters.keys import PREFIX, keys_of_extras
 from loraprobe.adapters.paths import public_name, public_value
+from loraprobe.adapters.portable import portable
 from loraprobe.adapters.reading import read_adapter
 from loraprobe.adapters.staging import check_output, staged_directory
 from loraprobe.adapters.tensors import SAFETENSORS, open_tensors
-from loraprobe.adapters.types import Adapter
+from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter
 
 # Extras that are read through an adapter's `magnitudes`, `whole` and `offsets`.
@@ -44,12 +53,14 @@ def save_adapter(
     The files are written to a temporary directory, read back and compared, and then
     moved to the target, so that the target is complete or absent. `dtype` is that of all tensors
     (default: the widest of the factors). `targets` is the config's target_modules (default: the
-    path of every module). Raises OutputError if the target exists and overwrite is
+    path of every module). The experts of one module have one rank in a file, so an adapter whose
+    experts differ is made `portable`. Raises OutputError if the target exists and overwrite is
     off or if the files read back differ, UnsupportedAdapter if extras would be lost.
     """
     from safetensors.torch import save_file
 
     _check_savable(adapter)
+    adapter = adapter if is_even(adapter) else portable(adapter)
     target = Path(directory)
     check_output(target, overwrite)
     dtype = dtype or adapter.dtype
@@ -88,8 +99,12 @@ def _check_savable(adapter: Adapter) -> None:
 
 def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
     """(key without prefix, tensor in the shape that peft stores) of all tensors."""
-    for path, update in adapter.modules.items():
-        info = adapter.layout[path]
+    for stack, paths in stacks(adapter.layout).items():
+        A, B = stacked([adapter.modules[path] for path in paths])
+        yield f"{stack}.{LINEAR_NAMES[0]}", A
+        yield f"{stack}.{LINEAR_NAMES[1]}", B
+    for path in without_experts(adapter.layout):
+        update, info = adapter.modules[path], adapter.layout[path]
         A, B = update.A, update.B
         if info.kind == "convolution":
             A = A.unflatten(1, (-1, *info.kernel))
@@ -124,9 +139,10 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
     Ranks and scalings that differ from the commonest become patterns; their keys are whole paths,
     anchored and escaped, so that peft's suffix matching cannot confuse two modules.
     """
-    infos = list(adapter.layout.values())
-    r = Counter(i.rank for i in infos).most_common(1)[0][0]
-    alpha = Counter(i.scaling * i.rank for i in infos).most_common(1)[0][0]
+    infos = _infos_by_target(adapter)
+    r = Counter(i.rank for i in infos.values()).most_common(1)[0][0]
+    alpha = Counter(i.scaling * i.rank for i in infos.values()).most_common(1)[0][0]
+    parameters = adapter.config.get("target_parameters") if stacks(adapter.layout) else None
     kept = ("auto_mapping", "revision")
     return {
         **{key: public_value(adapter.config[key]) for key in kept if key in adapter.config},
@@ -141,14 +157,27 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
         "lora_bias": bool(adapter.offsets),
         "use_rslora": False,
         "use_dora": bool(adapter.magnitudes),
-        "fan_in_fan_out": any(i.kind == "conv1d" for i in infos),
+        "fan_in_fan_out": any(i.kind == "conv1d" for i in infos.values()),
         "init_lora_weights": True,
-        "target_modules": list(targets or adapter.layout),
-        "rank_pattern": {_exact(i.path): i.rank for i in infos if i.rank != r},
+        "target_modules": list(targets or without_experts(adapter.layout)),
+        **({"target_parameters": list(parameters)} if parameters else {}),
+        "rank_pattern": {_exact(path): i.rank for path, i in infos.items() if i.rank != r},
         "alpha_pattern": {
-            _exact(i.path): _whole(i.scaling * i.rank) for i in infos if i.scaling * i.rank != alpha
+            _exact(path): _whole(i.scaling * i.rank)
+            for path, i in infos.items()
+            if i.scaling * i.rank != alpha
         },
     }
+
+
+def _infos_by_target(adapter: Adapter) -> dict[str, ModuleInfo]:
+    """Each module by its path, and a module's targeted parameters by their full names."""
+    infos = {path: adapter.layout[path] for path in without_experts(adapter.layout)}
+    for stack, paths in stacks(adapter.layout).items():
+        owner, _ = owner_of(stack)
+        for name in parameter_names(adapter.config, owner):
+            infos[f"{owner}.{name}"] = adapter.layout[paths[0]]
+    return infos
 
 
 def _own(factor: Tensor, seen: set[int]) -> Tensor:
@@ -211,7 +240,8 @@ def _difference(read: Adapter, meant: Adapter) -> str | None:
         shape = (info.rank, info.in_features, info.out_features, info.kernel)
         if shape != (wanted.rank, wanted.in_features, wanted.out_features, wanted.kernel):
             return f"the shape of {path} differs"
-        if (info.kind == "embedding") != (wanted.kind == "embedding"):
+        special = {"embedding", "expert"} & {info.kind, wanted.kind}  # others are one kind to peft
+        if special and info.kind != wanted.kind:
             return f"{path} is of kind {info.kind} instead of {wanted.kind}"
     return None
 

@@ -8,11 +8,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from loraprobe.adapters.config import Config
+from loraprobe.adapters.experts import (
+    NESTED,
+    expert_path,
+    factors_of_expert,
+    owner_of,
+    parameter_names,
+    ranks_and_scalings,
+    stack_of,
+)
+from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.keys import PREFIX, Key, classify
-from loraprobe.adapters.targeting import Names
+from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
@@ -112,11 +123,7 @@ class KeySorting:
         Reports all odd keys and modules. Raises AdapterError for more modules than the limit.
         """
         infos: dict[str, ModuleInfo] = {}
-        if len(self.factors) > limits().modules:
-            raise AdapterError(
-                f"{self.found.name} adapts {len(self.factors):,} modules, beyond the "
-                f"{limits().modules:,} that are read; {how_to_raise('modules', len(self.factors))}."
-            )
+        self._check_count(len(self.factors))
         self.config.prepare(self.factors)
         for path, keys in self.factors.items():
             embedding = "eA" in keys or "eB" in keys
@@ -129,12 +136,46 @@ class KeySorting:
                 self.odd["unpaired-factor"].append((", ".join(keys.values()), path))
             if kind is None:
                 self.pairs[path] = a, b
-                infos[path] = self._module(path, a, b, embedding)
+                if not self._is_stack(path):
+                    infos[path] = self._module(path, a, b, embedding)
             else:
                 for key in keys.values():
                     self.extra(kind, key, path)
+        self._unstack(infos)
         self._report()
         return infos
+
+    def _check_count(self, modules: int) -> None:
+        allowed = limits().modules
+        if modules > allowed:
+            raise AdapterError(
+                f"{self.found.name} adapts {modules:,} modules, beyond the {allowed:,} that are "
+                f"read; {how_to_raise('modules', modules)}."
+            )
+
+    def _unstack(self, infos: dict[str, ModuleInfo]) -> None:
+        """Adds a module for each expert of the stacked factors; unclear ones become extras."""
+        owners: dict[str, list[str]] = {}
+        for stack in self.pairs.keys() - infos.keys():
+            owners.setdefault(owner_of(stack)[0], []).append(stack)
+        raw = self.config.raw
+        self.config.prepare([f"{o}.{name}" for o in owners for name in parameter_names(raw, o)])
+        for owner in sorted(owners):
+            stacks = sorted(owners[owner], key=len)  # from the outermost to the innermost
+            rows = [self.file.shapes[self.pairs[stack][0]][0] for stack in stacks]
+            found = ranks_and_scalings(self.config, owner, rows)
+            if found is None or owner_of(stacks[-1])[1] != len(stacks) - 1:
+                for stack in stacks:
+                    for key in self.pairs[stack]:
+                        self.extra("target_parameter", key, stack)
+                continue
+            for stack, (rank, scaling) in zip(stacks, found, strict=True):
+                a, b = self.pairs[stack]
+                (n, columns), (out, _) = self.file.shapes[a], self.file.shapes[b]
+                self._check_count(len(infos) + n // rank)
+                for path in (expert_path(stack, number) for number in range(n // rank)):
+                    dtype = _common(self.file, a, b)
+                    infos[path] = ModuleInfo(path, "expert", rank, columns, out, scaling, dtype)
 
     def _why_unusable(self, path: str, key_a: str, key_b: str) -> str | None:
         """The kind of extra that two factors become; None if they are an update B A."""
@@ -142,7 +183,7 @@ class KeySorting:
         if len(a) > 2 and len(b) > 2:
             usable = _plain_convolution(a, b) and self._floating(path, key_a, key_b)
             return None if usable else "convolution"
-        if self._is_parameter(path, a, b):
+        if path.endswith(NESTED) and not self._is_stack(path):
             return "target_parameter"
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
             self.odd["shape-mismatch"].append((f"A {list(a)}, B {list(b)}", path))
@@ -174,16 +215,25 @@ class KeySorting:
             path, kind, a[0], math.prod(a[1:]), b[0], self.config.scaling(path), dtype, a[2:]
         )
 
-    def _is_parameter(self, path: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-        """Whether the factors belong to a MoE parameter [E, ...]: A (E*r, in), B (out, E*r)."""
-        fits = len(a) == 2 and len(b) == 2 and a[0] == b[1] and a[0] % self.config.rank(path) == 0
-        return fits and self._owners.fits(path)
+    def _is_stack(self, path: str) -> bool:
+        """Whether the factors are stacked ones of a parameter that the config targets."""
+        owner, _ = owner_of(path)
+        return owner not in self._targeted and bool(parameter_names(self.config.raw, owner))
 
     @functools.cached_property
-    def _owners(self) -> Names:
-        """The modules whose parameters the config targets."""
-        targets = self.config.raw.get("target_parameters") or []
-        return Names([owner for target in targets if (owner := target.rpartition(".")[0])])
+    def _targeted(self) -> set[str]:
+        """The modules that the config targets as such, not by a parameter."""
+        raw, owners = self.config.raw, {owner_of(path)[0] for path in self.factors}
+        targets, parameters = raw.get("target_modules"), raw.get("target_parameters")
+        if not targets or not parameters:
+            return set()
+        if str(targets).lower() == "all-linear":
+            qualified = {"target_parameters": [name for name in parameters if "." in name]}
+            return {owner for owner in owners if not parameter_names(qualified, owner)}
+        try:
+            return owners - set(untargeted(owners, raw))
+        except ExpressionError:
+            return owners
 
     def _report(self) -> None:
         """Adds one issue per code, which counts the keys or modules that have the problem."""
@@ -205,8 +255,17 @@ class KeySorting:
         """A function from module path to LowRank that reads both factors from the file."""
         file, pairs = self.file, self.pairs
 
+        @functools.lru_cache(maxsize=1)  # modules are read in order, so a stack is read once
+        def both(stack: str) -> tuple[Tensor, Tensor]:
+            A, B = (file.read(key) for key in pairs[stack])
+            return A, B
+
         def read(path: str) -> LowRank:
             info = infos[path]
+            if info.kind == "expert":
+                stack, number = stack_of(path)
+                A, B = factors_of_expert(*both(stack), number, info.rank)
+                return LowRank(A.to(info.dtype), B.to(info.dtype), info.scaling)
             A, B = (file.read(key).to(info.dtype).flatten(1) for key in pairs[path])
             return LowRank(A, B, info.scaling)
 

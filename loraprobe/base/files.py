@@ -18,6 +18,7 @@ from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.base.geometry import (
     FLOATS,
     Weight,
+    model_without_weights,
     stored_tensors,
     tensors_in_memory,
     vocabulary,
@@ -112,6 +113,15 @@ class BaseFiles:
     def weights(self) -> Mapping[str, Weight]:
         """Path of a module in the loaded model -> its `.weight` of two or more dimensions."""
         return weights_in_memory(self.tensors, self.config)
+
+    @cached_property
+    def skeleton(self) -> Any:
+        """The model without weights (on the meta device); None for an unknown architecture."""
+        assert self.stored  # raises BaseError for a config that declares more than the files hold
+        try:
+            return model_without_weights(self.path)
+        except Exception:  # transformers may raise anything
+            return None
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, int]]:

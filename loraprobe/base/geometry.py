@@ -141,18 +141,11 @@ def _ask_transformers(paths: list[str], directory: Path) -> dict[str, str]:
     It comes from internal tables of the library. If a version of transformers has other tables,
     the names stay as stored.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-        with quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = model_without_weights(directory)
         transforms = get_model_conversion_mapping(model)
         renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         state, prefix = model.state_dict(), model.base_model_prefix
@@ -163,6 +156,21 @@ def _ask_transformers(paths: list[str], directory: Path) -> dict[str, str]:
     except Exception:  # an architecture or a version of transformers that is unknown here
         return {}
     return {path: name.removesuffix(".weight") for path, name in renamed.items() if name in state}
+
+
+def model_without_weights(directory: Path) -> Any:
+    """The causal language model of a config, on the meta device.
+
+    Raises what transformers raises for an architecture that it does not know.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:

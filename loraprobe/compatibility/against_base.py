@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from loraprobe.adapters import Adapter
+from loraprobe.adapters.experts import places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY
 from loraprobe.base import Base
 from loraprobe.compatibility.layout import different_shapes, prefix_between, shape
@@ -32,10 +33,11 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         yield from _missing(adapter, base)
         yield from _shapes(adapter, base)
         yield from _tied(adapter, base)
+        yield from _parameters(adapter, base)
 
 
 def _missing(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    lost = [path for path in adapter.layout if path not in base.weights]
+    lost = [path for path in without_experts(adapter.layout) if path not in base.weights]
     if not lost or base.quantization:  # packed weights have other names
         return
     prefix = prefix_between(dict.fromkeys(lost), base.weights)
@@ -69,6 +71,23 @@ def _shapes(adapter: Adapter, base: Base) -> Iterator[Issue]:
                 f"and {list(base.shapes[first])} in the base."
             )
             yield Issue("error", code, (adapter.name,), message, cure, first)
+
+
+def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
+    """An error for the first parameter that the base lacks or has in another shape.
+
+    A file may hold the weights of each expert apart, so the model is built, without weights.
+    """
+    if not stacks(adapter.layout) or base.skeleton is None:
+        return
+    wrong = [place for place in places(base.skeleton, adapter) if place.problem]
+    if wrong:
+        more = (
+            f" {count(len(wrong) - 1, 'other parameter')} of it fit neither." if wrong[1:] else ""
+        )
+        message = f"{wrong[0].problem}{more}"
+        stack = wrong[0].stack
+        yield Issue("error", wrong[0].code, (adapter.name,), message, TRAINED_ON, stack)
 
 
 def _tied(adapter: Adapter, base: Base) -> Iterator[Issue]:

@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "tokenizer-unreadable": "a tokenizer saved with an adapter cannot be read",
     "vocabulary-mismatch": "embedding or head of different vocabulary sizes",
     # Modules
+    "parameters-differ": "the adapters target different parameters of one module, or other experts",
     "shapes-differ": "a module has different shapes",
     "kinds-differ": "a module is of different kinds of layer",
     "architecture-mismatch": "the module paths belong to different architectures",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.adapters import Adapter, Extra, copied_weight, same_weight
+from loraprobe.adapters.experts import stacks
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError
 from loraprobe.formatting import count
@@ -39,8 +40,8 @@ CURES = {
         "Merge them into the base's embedding with peft, or train without trainable tokens.",
     ),
     "target_parameter": (
-        "factors of mixture-of-experts parameters",
-        "Use an adapter that targets linear layers only.",
+        "factors of parameters (target_parameters) whose rank the config does not tell",
+        "Correct target_parameters, r and rank_pattern in adapter_config.json.",
     ),
     "convolution": (
         "factors of convolutions with groups",
@@ -60,6 +61,8 @@ def extra_issues(
 ) -> Iterator[Issue]:
     """One issue per adapter and kind of extra; an error if a composition would drop it."""
     for adapter in adapters:
+        if found := stacks(adapter.layout):
+            yield _experts(adapter, found)
         by_kind: dict[str, list[Extra]] = {}
         for extra in adapter.extras:
             by_kind.setdefault(extra.kind, []).append(extra)
@@ -69,6 +72,17 @@ def extra_issues(
                     yield _base_copy(adapter, extra, base)
             else:
                 yield _of_kind(adapter, kind, extras, "error" if composing else "warning")
+
+
+def _experts(adapter: Adapter, found: Mapping[str, Sequence[str]]) -> Issue:
+    """A note about parameters, whose experts are modules of their own here."""
+    first, paths = next(iter(found.items()))
+    message = (
+        f"{adapter.name} changes {count(len(found), 'parameter')} (target_parameters), {first} "
+        f"with {count(len(paths), 'expert')} first. Each expert counts as a module here. Merges "
+        "and compositions with constant gates keep them; token routers do not."
+    )
+    return Issue("note", "target-parameter", (adapter.name,), message, "", paths[0])
 
 
 def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:

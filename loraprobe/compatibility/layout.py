@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.adapters.experts import SAME_PARAMETERS, conflict
 from loraprobe.adapters.fused import UntranslatedFusion
 from loraprobe.adapters.paths import VOCABULARY, number
 from loraprobe.formatting import count, listing
@@ -23,6 +24,10 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
             yield from _kinds(a, b)
         else:
             yield _nothing_in_common(a, b)
+        if problem := conflict(a, b):
+            stack, message = problem
+            names = (a.name, b.name)
+            yield Issue("error", "parameters-differ", names, message, SAME_PARAMETERS, stack)
         yield from _depths(a, b)
     yield from _targets(adapters)
     yield from _ranks(adapters)

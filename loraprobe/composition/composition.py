@@ -14,6 +14,7 @@ from torch import nn
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.fused import may_be_fused
 from loraprobe.composition.experts.full import replaced
+from loraprobe.composition.experts.parameters import added_to_parameters, checked_places
 from loraprobe.composition.forward_pass import following_passes
 from loraprobe.composition.layers import ComposedLayer, composed_layer, layer_hook
 from loraprobe.composition.observers import GateObserver, ObservedGates
@@ -22,6 +23,7 @@ from loraprobe.composition.targets import adapted_paths, aligned_to, check_model
 from loraprobe.composition.weights import device_of, fingerprint
 from loraprobe.errors import UsageError
 from loraprobe.formatting import shortly
+from loraprobe.lora.lowrank import LowRank
 
 PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
 
@@ -102,11 +104,21 @@ def composed(
     check_model(model)
     composition = on_layout_of(model, composition)
     targets = checked_targets(model, composition.experts)
-    layers = prepared(composition, _dtype(targets.values()), model)
+    parameters = checked_places(model, composition.experts, composition.router)
+    owners = [place.module for place in parameters.values()]
+    dtype = _dtype([*targets.values(), *owners])
+    layers = prepared(
+        composition,
+        dtype,
+        model,
+    )
     with contextlib.ExitStack() as undo:
         _ACTIVE.add(model)
         undo.callback(_ACTIVE.discard, model)
-        _enter(model, composition, layers, targets, observe, undo)
+        experts = {p.path: LowRank(p.A, p.B) for p in layers if p.kind == "expert"}
+        undo.enter_context(added_to_parameters(parameters, experts))
+        others = [layer for layer in layers if layer.kind != "expert"]
+        _enter(model, composition, others, targets, observe, undo)
         yield model
 
 
@@ -134,8 +146,8 @@ def _enter(
 
 def _dtype(modules: Iterable[nn.Module]) -> torch.dtype:
     """float64 for a float64 model, else float32, to which peft also converts 16-bit factors."""
-    weights = (getattr(module, "weight", None) for module in modules)
-    doubles = any(getattr(weight, "dtype", None) is torch.float64 for weight in weights)
+    weights = (weight for module in modules for weight in module.parameters(recurse=False))
+    doubles = any(weight.dtype is torch.float64 for weight in weights)
     return torch.float64 if doubles else torch.float32
 
 

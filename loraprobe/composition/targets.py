@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
+from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.fused import one_layout
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
@@ -56,9 +57,13 @@ def adapted_paths(experts: Sequence[Adapter]) -> tuple[str, ...]:
 
 
 def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
-    """The modules that the experts adapt, by path, after all checks of experts and modules."""
+    """The layers that the experts adapt, by path, after all checks of experts and modules.
+
+    Parameters are left out (`checked_places`).
+    """
     _check_extras(model, experts)
-    return {path: _target(model, experts, path) for path in adapted_paths(experts)}
+    layers = dict.fromkeys(path for expert in experts for path in without_experts(expert.layout))
+    return {path: _target(model, experts, path) for path in layers}
 
 
 def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:

@@ -21,6 +21,7 @@ from loraprobe.adapters import (
     extreme_norm,
     portable,
 )
+from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import UsageError
 from loraprobe.formatting import shortly
@@ -184,7 +185,7 @@ def _result(
         spec=spec_of(choices.method),
         asked_rank=choices.rank,
         directories=tuple(a.source.path for a in adapters if a.source.path is not None),
-        targets=common_targets(adapters, list(modules)),
+        targets=common_targets(adapters, without_experts(merged.layout)),
     )
 
 
@@ -263,6 +264,7 @@ def _adapter(
     bases = [a.base_model for a in adapters if a.base_model]
     config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
     same_base = [a for a in adapters if bases and a.base_model == bases[0]]
+    config["target_parameters"] = common_parameters(adapters)
     config["revision"] = _agreed(same_base, "revision")
     made_of = ", ".join(a.source.public for a in adapters)
     scaled = {path: m.magnitudes for path, m in modules.items() if m.magnitudes is not None}

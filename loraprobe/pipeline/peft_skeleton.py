@@ -13,6 +13,13 @@ from torch import nn
 
 from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.adapters.config import Config, read_config
+from loraprobe.adapters.experts import (
+    owner_of,
+    parameter_names,
+    stack_of,
+    stacks,
+    without_experts,
+)
 from loraprobe.adapters.expressions import PLAIN, ExpressionError
 from loraprobe.adapters.targeting import Names, untargeted
 from loraprobe.adapters.tensors import open_tensors
@@ -30,14 +37,14 @@ def problems_in_peft(directory: Path, adapter: Adapter) -> list[str]:
 
     directory_config = read_config(directory)
     try:
-        left_out = untargeted(adapter.layout, directory_config.raw)
+        left_out = untargeted(without_experts(adapter.layout), directory_config.raw)
     except ExpressionError as error:
         return [f"peft does not load it: {error}"]
     wrong = [f"peft leaves {path} out, which the config does not target" for path in left_out]
     wrong += [
         f"peft gives {path} rank {directory_config.rank(path)}"
         for path, info in adapter.layout.items()
-        if directory_config.rank(path) != info.rank
+        if info.kind != "expert" and directory_config.rank(path) != info.rank
     ]
     config = _plain_config(directory_config, adapter)
     file = open_tensors(directory)
@@ -70,13 +77,17 @@ def _plain_config(directory_config: Config, adapter: Adapter) -> Any:
     kept = sorted(path for path in whole if names.fits(path))
     if odd := [path for path in kept if not PLAIN.fullmatch(path)]:
         raise ExpressionError(f"peft would read the module path {odd[0]!r} as an expression")
+    layers = without_experts(adapter.layout)
+    parameters = {name: adapter.layout[path] for name, path in _parameters(adapter).items()}
+    infos = {path: adapter.layout[path] for path in layers} | parameters
     ranks: dict[int, list[str]] = {}
-    for path, info in adapter.layout.items():
-        ranks.setdefault(info.rank, []).append(re.escape(path))
-    r = Counter(info.rank for info in adapter.layout.values()).most_common(1)[0][0]
+    for name, info in infos.items():
+        ranks.setdefault(info.rank, []).append(re.escape(name))
+    r = Counter(info.rank for info in infos.values()).most_common(1)[0][0]
     return LoraConfig(
         r=r,
-        target_modules=list(adapter.layout),
+        target_modules=layers,
+        target_parameters=list(parameters) or None,
         rank_pattern={f"^(?:{'|'.join(paths)})": n for n, paths in ranks.items() if n != r},
         modules_to_save=kept or None,
         bias=directory_config.raw.get("bias") or "none",
@@ -90,7 +101,13 @@ def _plain_config(directory_config: Config, adapter: Adapter) -> Any:
 def skeleton(adapter: Adapter) -> nn.Module:
     """A tree of modules on the meta device with a layer at each path of the adapter."""
     root = nn.Module()
-    layers = {path: _layer(info) for path, info in adapter.layout.items()}
+    layers = {path: _layer(adapter.layout[path]) for path in without_experts(adapter.layout)}
+    for name, path in _parameters(adapter).items():
+        owner, _, attribute = name.rpartition(".")
+        stack, info = stack_of(path)[0], adapter.layout[path]
+        shape = (len(stacks(adapter.layout)[stack]), info.out_features, info.in_features)
+        empty = nn.Parameter(torch.empty(shape, device="meta"))
+        layers.setdefault(owner, nn.Module()).register_parameter(attribute, empty)
     for name, tensor in adapter.whole.items():
         path, _, what = name.rpartition(".")
         if what == "bias" or path not in layers:
@@ -106,6 +123,18 @@ def skeleton(adapter: Adapter) -> nn.Module:
             parent = parent.get_submodule(part)
         parent.add_module(name, layers[path])
     return root
+
+
+def _parameters(adapter: Adapter) -> dict[str, str]:
+    """Full name of a parameter -> the path of its first expert, the innermost parameter first.
+
+    Which of several names is whose depends on the base; peft matches keys and shapes either way.
+    """
+    found: dict[str, str] = {}
+    for stack, paths in sorted(stacks(adapter.layout).items(), key=lambda held: -len(held[0])):
+        owner, depth = owner_of(stack)
+        found[f"{owner}.{parameter_names(adapter.config, owner)[depth]}"] = paths[0]
+    return found
 
 
 def _layer(info: ModuleInfo) -> nn.Module:

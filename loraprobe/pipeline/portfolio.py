@@ -116,11 +116,11 @@ def _why_unfit(
     router: Router, options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
 ) -> str:
     """Why a router cannot be used; "" if it can."""
-    holder = next((a for a in adapters if a.whole), None)
+    holder = next((a for a in adapters if a.unroutable), None)
     if holder is not None and not router.weighs_whole:
         return (
-            f"{holder.name} replaces {next(iter(holder.whole))} whole, which gates that look at "
-            "the token cannot weigh."
+            f"{holder.name} changes {holder.unroutable} itself, which gates that look at the token "
+            "cannot weigh."
         )
     if not router.needs_prompts:
         return ""

@@ -23,6 +23,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from loraprobe.adapters import read_adapter
+from loraprobe.adapters.experts import factors_of_expert, stacks
+from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.tensors import SafetensorsFile
 
 PAIRS = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
@@ -61,12 +64,22 @@ def difference_of_weights(found: Path, again: Path, reordered: Callable[[], Path
     third = SafetensorsFile(reordered())
     if third.shapes != theirs.shapes:
         return f"{differing[0]} differs, and the rank depends on the order of sums"
-    files = (ours, theirs, third)
+    files, experts = (ours, theirs, third), stacks(read_adapter(again.parent).layout)
     for key, held in _parts(differing):
-        problem = _compared(key, *(tuple(file.read(k) for k in held) for file in files))
-        if problem:
-            return problem
+        tensors = [tuple(file.read(k) for k in held) for file in files]
+        stack = experts.get(key.removeprefix(PREFIX), [])
+        for path, parts in zip(stack or [key], _experts(tensors, len(stack)), strict=True):
+            if problem := _compared(path, *parts):
+                return problem
     return None
+
+
+def _experts(tensors: list[tuple[Tensor, ...]], experts: int) -> Iterator[list[tuple[Tensor, ...]]]:
+    """The factors of each expert in every file, from stacked ones; the tensors if there is none."""
+    if not experts:
+        yield tensors
+    for number in range(experts):
+        yield [factors_of_expert(A, B, number, len(A) // experts) for A, B in tensors]
 
 
 def _parts(differing: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

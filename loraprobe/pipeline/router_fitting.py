@@ -71,11 +71,11 @@ def _check_router(spec: str, router: Router, prepared: Prepared, options: Option
             f"{spec} gives each token gates of its own, so it takes no --weights; they go "
             "with --router constant."
         )
-    holder = next((expert for expert in prepared.adapters if expert.whole), None)
+    holder = next((expert for expert in prepared.adapters if expert.unroutable), None)
     if holder is not None and not router.weighs_whole:
         raise UnsupportedAdapter(
-            f"Adapter {holder.name} replaces {next(iter(holder.whole))} whole, which the gates of "
-            f"{spec} cannot weigh; use --router constant, or leave that adapter out."
+            f"Adapter {holder.name} changes {holder.unroutable} itself, which the gates of {spec} "
+            f"cannot weigh; use --router constant, or leave that adapter out."
         )
 
 

@@ -227,7 +227,7 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
         return sum(losses) / len(losses)
 
     mixed = any(".experts." in f".{path}." for expert in experts for path in expert.modules)
-    if mixed or any(expert.whole for expert in experts):
+    if mixed or any(expert.unroutable for expert in experts):
         return lambda candidates: [mean(_alone(scorer, experts, w, flat)) for w in candidates]
     rows = Rows()
     composition = Composition("search", tuple(experts), RowGates(rows))  # prepared once

@@ -28,6 +28,7 @@ from loraprobe.options import Options
 from loraprobe.routing.constant import ConstantGates
 
 tiny_mixtral = partial(tiny_model, "Mixtral", num_hidden_layers=1, num_local_experts=3)
+tiny_gpt_oss = partial(tiny_model, "GptOss", num_hidden_layers=1, num_local_experts=5, head_dim=8)
 tiny_phi3 = partial(tiny_model, "Phi3", num_hidden_layers=1, pad_token_id=0)
 biased_llama = partial(
     tiny_model, "Llama", num_hidden_layers=1, attention_bias=True, tie_word_embeddings=False
@@ -88,6 +89,7 @@ def targets(*names: str, **more: Any) -> dict[str, Any]:
 
 
 COPY = {"base-copy": "note"}  # peft saves the embedding itself with factors of it
+MOE = {"target-parameter": "note"}
 DORA, LOST = {"dora-magnitude": "note"}, "would (lose|drop)"
 KINDS = {
     "linear": Kind(tiny_llama, targets("q_proj", "down_proj")),
@@ -106,23 +108,35 @@ KINDS = {
     "experts (target_parameters)": Kind(
         tiny_mixtral,
         targets("q_proj", target_parameters=["mlp.experts.down_proj"]),
-        {"target-parameter": "warning"},
-        LOST,
-        "target_parameter",
+        MOE,
     ),
     "two parameters of experts": Kind(
         tiny_mixtral,
         targets("q_proj", target_parameters=["experts.gate_up_proj", "experts.down_proj"]),
-        {"target-parameter": "warning"},
-        LOST,
-        "target_parameter",
+        MOE,
+    ),
+    "experts, rslora, patterns": Kind(
+        tiny_mixtral,
+        targets(
+            target_parameters=["gate_up_proj", "down_proj"],
+            use_rslora=True,
+            rank_pattern={"gate_up_proj": 4},
+        ),
+        MOE | {"rslora": "note", "ranks-differ": "note"},
+    ),
+    "experts, bf16 factors": Kind(
+        tiny_mixtral, targets(target_parameters=["experts.down_proj"]), MOE, dtype=torch.bfloat16
+    ),
+    "experts, stored as [in, out]": Kind(
+        tiny_gpt_oss, targets(target_parameters=["experts.gate_up_proj", "experts.down_proj"]), MOE
+    ),
+    "experts, by module names of older models": Kind(  # peft makes parameters of them
+        tiny_mixtral, targets("w1", "w2", "w3"), MOE | {"ranks-differ": "note"}
     ),
     "router of experts": Kind(  # which peft takes for a parameter as well
         tiny_mixtral,
         targets("k_proj", "gate"),
-        {"target-parameter": "warning"},
-        LOST,
-        "target_parameter",
+        MOE,
     ),
     "fused": Kind(tiny_phi3, targets("qkv_proj", "gate_up_proj")),
     "dora": Kind(tiny_llama, targets("q_proj", "up_proj", use_dora=True), DORA),

@@ -1,0 +1,233 @@
+"""LoRA on parameters (peft's `target_parameters`), such as the stacked weights of MoE experts.
+
+A parameter holds the weights of E experts, [E, out, in] or, in a module with `is_transposed`,
+[E, in, out]; a parameter of two dimensions counts as one expert. peft stores the factors of all
+experts in two tensors of rank r each:
+
+    A [E * r, in], the rows of expert e are e * r, e * r + 1 ...
+    B [out, r * E], the columns of expert e are e, e + E, e + 2 * E ...
+
+Here each expert is a module of the kind "expert" with the path `mlp.experts[3]`, so that all that
+works on a module's factors works on an expert's. As in the file's keys, the path names the module
+that owns the parameter, and `.base_layer` follows where a second parameter of this module is meant:
+`mlp.experts.base_layer[3]`. The names of the parameters stand in the config alone. peft wraps a
+module once for each parameter in the order of registration, so the last one is the outermost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraprobe.adapters.config import Config
+from loraprobe.adapters.types import Adapter, ModuleInfo
+from loraprobe.lora.lowrank import LowRank
+
+NESTED = ".base_layer"
+_EXPERT = re.compile(r"(.+)\[(\d+)\]")
+SAME_PARAMETERS = "Take adapters of one base that target the same parameters of each module."
+MOST_NAMES = 6  # parameters of one module whose orders are tried
+
+
+def expert_path(stack: str, number: int) -> str:
+    """The path of one expert: `mlp.experts` and 3 give `mlp.experts[3]`."""
+    return f"{stack}[{number}]"
+
+
+def stack_of(path: str) -> tuple[str, int]:
+    """The inverse of `expert_path`."""
+    match = _EXPERT.fullmatch(path)
+    assert match is not None, path
+    return match[1], int(match[2])
+
+
+def owner_of(stack: str) -> tuple[str, int]:
+    """The module that owns a parameter, and how deep peft nests the parameter: 0 is outermost."""
+    owner = stack
+    while owner.endswith(NESTED):
+        owner = owner.removesuffix(NESTED)
+    return owner, (len(stack) - len(owner)) // len(NESTED)
+
+
+def parameter_names(config: Mapping[str, Any], owner: str) -> list[str]:
+    """The names of the parameters that a config targets in a module, matched as peft does."""
+    found = set()
+    for target in config.get("target_parameters") or ():
+        module, _, name = str(target).rpartition(".")
+        if not module or owner == module or owner.endswith(f".{module}"):
+            found.add(name)
+    return sorted(found)
+
+
+def ranks_and_scalings(
+    config: Config, owner: str, rows: Sequence[int]
+) -> list[tuple[int, float]] | None:
+    """Rank and scaling of the parameters of a module, outermost first; None if they are unclear.
+
+    rows: those of each stacked A. A config may give the parameters different ranks by their names,
+    and the file does not tell their order. The order is then one in which every parameter has the
+    same number of experts, if these orders agree.
+    """
+    names = parameter_names(config.raw, owner)
+    given = [(config.rank(key), config.scaling(key)) for key in (f"{owner}.{n}" for n in names)]
+    if len(rows) > len(names) or (len(set(given)) > 1 and len(names) > MOST_NAMES):
+        return None
+    tried = itertools.permutations(given) if len(set(given)) > 1 else [tuple(given)]
+    orders = {order[: len(rows)] for order in tried}
+    whole = {o for o in orders if not any(n % r for n, (r, _) in zip(rows, o, strict=True))}
+    if len(whole) > 1:
+        whole = {o for o in whole if len({n // r for n, (r, _) in zip(rows, o, strict=True)}) == 1}
+    return list(whole.pop()) if len(whole) == 1 else None
+
+
+def stacks(layout: Mapping[str, ModuleInfo]) -> dict[str, list[str]]:
+    """Stack -> the paths of its experts in order."""
+    found: dict[str, list[str]] = {}
+    for path, info in layout.items():
+        if info.kind == "expert":
+            found.setdefault(stack_of(path)[0], []).append(path)
+    return found
+
+
+def without_experts(layout: Mapping[str, ModuleInfo]) -> list[str]:
+    """The paths of modules, without those of experts."""
+    return [path for path, info in layout.items() if info.kind != "expert"]
+
+
+def factors_of_expert(A: Tensor, B: Tensor, number: int, rank: int) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r] of one expert, from the stacked A [E * r, in] and B [out, r * E]."""
+    experts = len(A) // rank
+    return A[number * rank : (number + 1) * rank], B[:, number::experts].contiguous()
+
+
+def stacked(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+    """A [E * r, in] and B [out, r * E] as peft stores them, of experts of one rank."""
+    A = torch.cat([update.A for update in updates])
+    return A, torch.stack([update.B for update in updates], dim=2).flatten(1)
+
+
+def is_even(adapter: Adapter) -> bool:
+    """Whether all experts of a module have one rank and one scaling, as a file requires."""
+    found: dict[str, set[tuple[int, float]]] = {}
+    for stack, paths in stacks(adapter.layout).items():
+        infos = [adapter.layout[path] for path in paths]
+        found.setdefault(owner_of(stack)[0], set()).update((i.rank, i.scaling) for i in infos)
+    return all(len(held) == 1 for held in found.values())
+
+
+def common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
+    """The `target_parameters` of a composition of adapters; None if none has experts.
+
+    It is the adapters' own list if they agree, because peft loads only adapters with equal lists
+    side by side; otherwise it has the full name of each parameter.
+    """
+    holders = [adapter for adapter in adapters if stacks(adapter.layout)]
+    lists = {tuple(sorted(set(a.config.get("target_parameters") or ()))) for a in holders}
+    if len(lists) <= 1:
+        return list(lists.pop()) if lists else None
+    return sorted({name for adapter in holders for name in full_names(adapter)})
+
+
+def full_names(adapter: Adapter) -> list[str]:
+    """The full name of each parameter that the config targets in a module with experts."""
+    owners = dict.fromkeys(owner_of(stack)[0] for stack in stacks(adapter.layout))
+    return [f"{o}.{name}" for o in owners for name in parameter_names(adapter.config, o)]
+
+
+def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:
+    """Why the experts of two adapters do not belong together: (stack, sentence); None if they do.
+
+    Different parameters of one module would have one path, and their keys in a file would depend on
+    the adapter; peft refuses such adapters too.
+    """
+    ours, theirs = stacks(a.layout), stacks(b.layout)
+    for stack in ours.keys() & theirs.keys():
+        owner, _ = owner_of(stack)
+        names = [parameter_names(adapter.config, owner) for adapter in (a, b)]
+        if names[0] != names[1]:
+            lists = [", ".join(found) for found in names]
+            return stack, (
+                f"{a.name} targets {lists[0]} of {owner} and {b.name} targets {lists[1]}, so the "
+                "keys of their files do not name the same parameters."
+            )
+        counts = [len(held[stack]) for held in (ours, theirs)]
+        if counts[0] != counts[1]:
+            return stack, (
+                f"{stack} has {counts[0]} experts in {a.name} and {counts[1]} in {b.name}."
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The parameter of a model that a stack of experts changes.
+
+    `problem` says why the adapter does not fit the model, "" if it does; `code` is that of an
+    issue.
+    """
+
+    stack: str
+    module: nn.Module
+    attribute: str = ""
+    code: str = ""
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the model."""
+        return f"{owner_of(self.stack)[0]}.{self.attribute}"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module.get_parameter(self.attribute)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the matrices of an expert are stored as [in, out]."""
+        return bool(getattr(self.module, "is_transposed", False)) and self.parameter.dim() == 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(E, out, in); the stored shape if it is neither of two nor of three dimensions."""
+        shape = tuple(self.parameter.shape)
+        if self.parameter.dim() == 2:
+            return 1, *shape
+        return (shape[0], shape[2], shape[1]) if self.transposed else shape
+
+
+def places(model: nn.Module, adapter: Adapter) -> Iterator[Place]:
+    """The place of each stack of an adapter in a model, which may be on the meta device."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for stack, paths in stacks(adapter.layout).items():
+        owner, depth = owner_of(stack)
+        names = parameter_names(adapter.config, owner)
+        module = modules.get(owner, nn.Module())
+        found = [name for name, _ in module.named_parameters(recurse=False) if name in names][::-1]
+        if depth >= len(found):
+            problem = (
+                f"Adapter {adapter.name} changes parameters of {owner} ({', '.join(names)}), which "
+                "the model does not have."
+            )
+            yield Place(stack, module, code="module-not-in-base", problem=problem)
+            continue
+        place, info = Place(stack, module, found[depth]), adapter.layout[paths[0]]
+        own = (len(paths), info.out_features, info.in_features)
+        if own != place.shape:
+            problem = (
+                f"Adapter {adapter.name} fits {place.name} with {_sizes(own)}, but the model's has "
+                f"{_sizes(place.shape)}."
+            )
+            place = replace(place, code="shapes-differ", problem=problem)
+        yield place
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    if len(shape) != 3:
+        return f"the shape {list(shape)}"
+    return f"{shape[0]} experts of {shape[2]} inputs and {shape[1]} outputs"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters.config import Config
+from loraprobe.adapters.expressions import ExpressionError
+from loraprobe.adapters.targeting import untargeted
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.lora.lowrank import LowRank
 
@@ -65,6 +67,20 @@ def parameter_names(config: Mapping[str, Any], owner: str) -> list[str]:
     return sorted(found)
 
 
+def targeted_whole(config: Mapping[str, Any], owners: Collection[str]) -> set[str]:
+    """The modules of `owners` that the config targets as such and not by a parameter."""
+    targets, parameters = config.get("target_modules"), config.get("target_parameters")
+    if not targets or not parameters:
+        return set()
+    if str(targets).lower() == "all-linear":
+        qualified = {"target_parameters": [name for name in parameters if "." in name]}
+        return {owner for owner in owners if not parameter_names(qualified, owner)}
+    try:
+        return set(owners) - set(untargeted(owners, config))
+    except ExpressionError:
+        return set(owners)
+
+
 def ranks_and_scalings(
     config: Config, owner: str, rows: Sequence[int]
 ) -> list[tuple[int, float]] | None:
@@ -98,6 +114,14 @@ def stacks(layout: Mapping[str, ModuleInfo]) -> dict[str, list[str]]:
 def without_experts(layout: Mapping[str, ModuleInfo]) -> list[str]:
     """The paths of modules, without those of experts."""
     return [path for path, info in layout.items() if info.kind != "expert"]
+
+
+def unroutable(adapter: Adapter) -> str | None:
+    """What an adapter does that gates of a token cannot weigh, as a predicate; None if nothing."""
+    if adapter.whole:
+        return f"replaces {next(iter(adapter.whole))} whole"
+    first = next(iter(stacks(adapter.layout).values()), None)
+    return None if first is None else f"changes the parameter of {first[0]} itself"
 
 
 def factors_of_expert(A: Tensor, B: Tensor, number: int, rank: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +171,7 @@ def conflict(a: Adapter, b: Adapter) -> tuple[str, str] | None:
     the adapter; peft refuses such adapters too.
     """
     ours, theirs = stacks(a.layout), stacks(b.layout)
-    for stack in ours.keys() & theirs.keys():
+    for stack in filter(theirs.__contains__, ours):
         owner, _ = owner_of(stack)
         names = [parameter_names(adapter.config, owner) for adapter in (a, b)]
         if names[0] != names[1]:

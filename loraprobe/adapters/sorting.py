@@ -19,11 +19,11 @@ from loraprobe.adapters.experts import (
     parameter_names,
     ranks_and_scalings,
     stack_of,
+    targeted_whole,
 )
-from loraprobe.adapters.expressions import ExpressionError
 from loraprobe.adapters.issue_collector import IssueCollector
 from loraprobe.adapters.keys import PREFIX, Key, classify
-from loraprobe.adapters.targeting import Names, untargeted
+from loraprobe.adapters.targeting import Names
 from loraprobe.adapters.tensors import TensorFile
 from loraprobe.adapters.types import Extra, LayerKind, ModuleInfo
 from loraprobe.errors import AdapterError
@@ -222,18 +222,7 @@ class KeySorting:
 
     @functools.cached_property
     def _targeted(self) -> set[str]:
-        """The modules that the config targets as such, not by a parameter."""
-        raw, owners = self.config.raw, {owner_of(path)[0] for path in self.factors}
-        targets, parameters = raw.get("target_modules"), raw.get("target_parameters")
-        if not targets or not parameters:
-            return set()
-        if str(targets).lower() == "all-linear":
-            qualified = {"target_parameters": [name for name in parameters if "." in name]}
-            return {owner for owner in owners if not parameter_names(qualified, owner)}
-        try:
-            return owners - set(untargeted(owners, raw))
-        except ExpressionError:
-            return owners
+        return targeted_whole(self.config.raw, {owner_of(path)[0] for path in self.factors})
 
     def _report(self) -> None:
         """Adds one issue per code, which counts the keys or modules that have the problem."""

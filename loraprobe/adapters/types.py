@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,8 +33,7 @@ class ModuleInfo:
     orientation of a torch Linear for every kind: a Conv1D stores its weight transposed, and an
     embedding's weight [vocab, dim] is the transpose of its delta [dim, vocab]. A convolution's
     weight [out, in, *kernel] is flattened to [out, in * prod(kernel)]; `kernel` is () elsewhere.
-    An expert is one matrix of a parameter [E, ...], under a path such as `mlp.experts[3]`
-    (`experts`).
+    An expert is one matrix of a stacked parameter, with a path like `mlp.experts[3]` (`experts`).
     """
 
     path: str
@@ -53,8 +51,8 @@ class Extra:
     """A tensor of the file that is not a plain factor.
 
     `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias (these are read through the
-    adapter's `magnitudes`, `whole` and `offsets`), token_delta, target_parameter (one whose rank is
-    unclear), convolution (one with groups), base_copy, unknown.
+    adapter's `magnitudes`, `whole` and `offsets`), token_delta, target_parameter (of unclear rank),
+    convolution (one with groups), base_copy, unknown.
     """
 
     kind: str
@@ -191,12 +189,6 @@ class Adapter:
         """The dtype that can hold all its factors; float32 without modules."""
         dtypes = {info.dtype for info in self.layout.values()}
         return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
-
-    @property
-    def unroutable(self) -> str | None:
-        """A parameter that it changes and that gates of a token cannot weigh; None without one."""
-        experts = (path for path, info in self.layout.items() if info.kind == "expert")
-        return next(itertools.chain(self.whole, experts), None)
 
     @property
     def task_type(self) -> str | None:

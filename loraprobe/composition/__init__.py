@@ -16,8 +16,8 @@ them. *Low-rank* experts are as above; the bias b of lora_B adds g * s * b. *Sca
 add g * ((c - 1) * (W0 x) + c * (s B A x)), with W0 x from the layer's own output. *Full* experts
 are whole parameters: constant gates weigh them by W0 + sum g (W_i - W0), and token routers refuse
 them. *Parameter* experts change the stacked parameters of MoE layers: constant gates add sum g dW
-to a parameter while its module runs, and token routers refuse them too. Token routers use the stored
-s B A of a scaled expert without c, so that they route in the same way on every base.
+to a parameter while its module runs, and token routers refuse them too. Token routers use the
+stored s B A of a scaled expert without c, so that they route in the same way on every base.
 
 The arithmetic is peft's: 16-bit factors are converted to float32, x is cast to the factors' dtype,
 and the result is cast to the dtype of the layer's output. A float64 model uses float64.

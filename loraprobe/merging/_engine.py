@@ -263,8 +263,8 @@ def _adapter(
     """The merged adapter in memory, with the base and task type that the sources agree on."""
     bases = [a.base_model for a in adapters if a.base_model]
     config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
+    config |= {"target_parameters": common_parameters(adapters)}
     same_base = [a for a in adapters if bases and a.base_model == bases[0]]
-    config["target_parameters"] = common_parameters(adapters)
     config["revision"] = _agreed(same_base, "revision")
     made_of = ", ".join(a.source.public for a in adapters)
     scaled = {path: m.magnitudes for path, m in modules.items() if m.magnitudes is not None}

@@ -88,7 +88,7 @@ def check_adapters(
     notes += _base_copies(adapters, allow)
     for one, other in combinations(adapters, 2):
         if problem := conflict(one, other):
-            raise CompatibilityError(f"{problem[1]} {SAME_PARAMETERS}")
+            raise CompatibilityError(f"{problem[1]} {SAME_PARAMETERS}", SAME_PARAMETERS)
     return notes
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraprobe.adapters import Adapter
+from loraprobe.adapters.experts import unroutable
 from loraprobe.composition import Router
 from loraprobe.formatting import count
 from loraprobe.options import Options
@@ -116,12 +117,9 @@ def _why_unfit(
     router: Router, options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
 ) -> str:
     """Why a router cannot be used; "" if it can."""
-    holder = next((a for a in adapters if a.unroutable), None)
-    if holder is not None and not router.weighs_whole:
-        return (
-            f"{holder.name} changes {holder.unroutable} itself, which gates that look at the token "
-            "cannot weigh."
-        )
+    for holder in adapters if not router.weighs_whole else ():
+        if what := unroutable(holder):
+            return f"{holder.name} {what}, which gates that look at the token cannot weigh."
     if not router.needs_prompts:
         return ""
     parts = items_for_routers(options, adapters, tasks)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loraprobe.adapters import Adapter
+from loraprobe.adapters.experts import unroutable
 from loraprobe.composition import Composition, Router
 from loraprobe.defaults import PROMPTS_WRITTEN
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
@@ -71,12 +72,12 @@ def _check_router(spec: str, router: Router, prepared: Prepared, options: Option
             f"{spec} gives each token gates of its own, so it takes no --weights; they go "
             "with --router constant."
         )
-    holder = next((expert for expert in prepared.adapters if expert.unroutable), None)
-    if holder is not None and not router.weighs_whole:
-        raise UnsupportedAdapter(
-            f"Adapter {holder.name} changes {holder.unroutable} itself, which the gates of {spec} "
-            f"cannot weigh; use --router constant, or leave that adapter out."
-        )
+    for holder in prepared.adapters if not router.weighs_whole else ():
+        if what := unroutable(holder):
+            raise UnsupportedAdapter(
+                f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
+                "--router constant, or leave that adapter out."
+            )
 
 
 def fit_routers(

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from loraprobe.adapters import Adapter
+from loraprobe.adapters.experts import unroutable
 from loraprobe.composition import Composition, RowGates, Rows
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.ledger import MOST_LOSS, JsonLines
@@ -227,7 +228,7 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
         return sum(losses) / len(losses)
 
     mixed = any(".experts." in f".{path}." for expert in experts for path in expert.modules)
-    if mixed or any(expert.unroutable for expert in experts):
+    if mixed or any(map(unroutable, experts)):
         return lambda candidates: [mean(_alone(scorer, experts, w, flat)) for w in candidates]
     rows = Rows()
     composition = Composition("search", tuple(experts), RowGates(rows))  # prepared once

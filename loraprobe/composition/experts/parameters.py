@@ -38,14 +38,14 @@ def checked_places(
                 raise CompatibilityError(f"{place.problem} It was trained on another base model.")
             if not router.constant:
                 raise UnsupportedAdapter(
-                    f"Adapter {adapter.name} changes the parameter {place.name}, which gates that "
-                    "look at the token cannot weigh; use constant gates (uniform, sum, --weights)."
+                    f"Adapter {adapter.name} changes {place.name} itself, which gates that look at "
+                    "the token cannot weigh; use constant gates (uniform, sum, --weights)."
                 )
             parameter = place.parameter
             if parameter.device.type == "meta" or parameter.element_size() < 2:
                 raise UnsupportedAdapter(
-                    f"Adapter {adapter.name} changes the parameter {place.name}, which the model "
-                    "holds quantised or out of memory; load the base unquantised and in memory."
+                    f"Adapter {adapter.name} changes {place.name} itself, which the model holds "
+                    "quantised or out of memory; load the base unquantised and in memory."
                 )
             if found.setdefault(place.stack, place).name != place.name:
                 raise CompatibilityError(

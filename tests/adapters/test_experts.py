@@ -1,0 +1,185 @@
+"""LoRA on stacked parameters (`target_parameters`): read, merged and saved as peft computes it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from making import peft_model, write_adapter
+from mixtures import (
+    BOTH,
+    CASES,
+    EXPERTS,
+    IN,
+    MIDDLE,
+    Experts,
+    Layers,
+    deltas_of_peft,
+    saved,
+    wrapped,
+)
+from safetensors.torch import load_file
+
+from loraprobe import limits
+from loraprobe.adapters import adapter_of, read_adapter, tensors
+from loraprobe.errors import AdapterError, CompatibilityError
+from loraprobe.merging import merge
+
+
+def deltas(adapter) -> dict[str, torch.Tensor]:
+    """The same of an adapter of `Layers`; down is wrapped last, so it is the outermost."""
+    found: dict[str, list] = {}
+    targets = [name.rpartition(".")[2] for name in adapter.config["target_parameters"]]
+    for path, update in adapter.modules.items():
+        stack, bracket, _ = path.partition("[")
+        name = stack
+        if bracket:
+            owner = stack.replace(".base_layer", "")
+            own = [n for n in (["weight"] if "gate" in owner else ["down", "up"]) if n in targets]
+            name = f"{owner}.{own[stack.count('.base_layer')]}"
+        found.setdefault(name, []).append(update.delta())
+    return {name: torch.stack(parts) for name, parts in found.items()}
+
+
+def same(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for name, delta in wanted.items():
+        torch.testing.assert_close(found[name], delta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_deltas_are_those_of_peft(tmp_path, case, transposed):
+    model = wrapped(CASES[case], transposed)
+    adapter = saved(tmp_path, model)
+    same(deltas(adapter), deltas_of_peft(model))
+    assert not adapter.issues and not adapter.extras
+    stacked = [path for path, info in adapter.layout.items() if info.kind == "expert"]
+    assert all("[" in path for path in stacked) and len(stacked) % 2 == (case == "one layer")
+
+
+@pytest.mark.parametrize("layout", ["portable", "compact"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transposed, layout):
+    """Of adapters of unequal ranks and scalings, from the saved file."""
+    from peft import PeftModel
+
+    models = [wrapped(CASES[case], transposed), wrapped(CASES[case], transposed, 2, r=3)]
+    adapters = [saved(tmp_path / name, m) for name, m in zip("ab", models, strict=True)]
+    merged = merge(adapters, "task_arithmetic", weights=(0.7, -0.4), rank_layout=layout)
+    merged.save(tmp_path / "out")
+    one, other = map(deltas_of_peft, models)
+    wanted = {name: 0.7 * delta - 0.4 * other[name] for name, delta in one.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = PeftModel.from_pretrained(Layers(transposed), tmp_path / "out")
+    same(deltas_of_peft(loaded), wanted)
+    same(deltas(read_adapter(tmp_path / "out")), wanted)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert sorted(config["target_parameters"]) == sorted(CASES[case]["target_parameters"])
+    keys = set(load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    assert set(load_file(tmp_path / "out" / "adapter_model.safetensors")) == keys
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "tsv"])
+def test_other_methods_and_a_rank_work_on_each_expert(tmp_path, method):
+    """An expert of a merge is what the method makes of that expert's deltas alone."""
+    adapters = [saved(tmp_path / str(i), wrapped(CASES["one parameter"], seed=i)) for i in (1, 2)]
+    merged = merge(adapters, method, rank=1)
+    path = "layers.0.experts[1]"
+    alone = [adapter_of(a.name, {path: a.modules[path]}) for a in adapters]
+    expected = merge(alone, method, rank=1).adapter.modules[path].delta()
+    assert merged.rank == 1
+    torch.testing.assert_close(merged.adapter.modules[path].delta(), expected)
+    merged.save(tmp_path / "out")
+    assert read_adapter(tmp_path / "out").rank_range == (1, 1)
+
+
+def test_a_merge_with_an_adapter_of_linear_layers_keeps_both(tmp_path):
+    from peft import PeftModel
+
+    one = wrapped(CASES["two parameters of a module"])
+    other = wrapped({"target_modules": ["proj"]}, r=3)
+    adapters = [saved(tmp_path / name, m) for name, m in (("a", one), ("b", other))]
+    merge(adapters, "sum").save(tmp_path / "out")
+    loaded = PeftModel.from_pretrained(Layers(), tmp_path / "out")
+    same(deltas_of_peft(loaded), deltas_of_peft(one) | deltas_of_peft(other))
+
+
+def test_lists_that_select_different_layers_become_full_names(tmp_path):
+    from peft import PeftModel
+
+    cases = [{"target_parameters": [f"layers.{i}.experts.up"]} for i in (0, 1)]
+    models = [wrapped(case) for case in cases]
+    adapters = [saved(tmp_path / name, m) for name, m in zip("ab", models, strict=True)]
+    merge(adapters, "sum").save(tmp_path / "out")
+    loaded = PeftModel.from_pretrained(Layers(), tmp_path / "out")
+    same(deltas_of_peft(loaded), deltas_of_peft(models[0]) | deltas_of_peft(models[1]))
+
+
+def test_adapters_that_target_other_parameters_of_a_module_are_refused(tmp_path):
+    cases = [CASES["one parameter"], CASES["two parameters of a module"]]
+    one, other = (saved(tmp_path / str(i), wrapped(c)) for i, c in enumerate(cases))
+    with pytest.raises(CompatibilityError, match=r"targets down of layers\.0\.experts and 1"):
+        merge([one, other], "sum")
+
+
+def test_adapters_of_another_number_of_experts_are_refused(tmp_path):
+    one = saved(tmp_path / "one", wrapped(CASES["one parameter"]))
+    model = Layers()
+    model.layers[1].experts = Experts(False, EXPERTS + 1)
+    more = {"r": 2, "target_modules": [], "task_type": None}
+    more = saved(tmp_path / "more", peft_model(model, **CASES["one parameter"], **more))
+    with pytest.raises(CompatibilityError, match=r"layers\.1\.experts has 3 experts in one and 4"):
+        merge([one, more], "sum")
+
+
+def stack(rows: int, path: str = "a.experts") -> dict:
+    key = f"base_model.model.{path}.lora_"
+    return {f"{key}A.weight": torch.ones(rows, IN), f"{key}B.weight": torch.ones(MIDDLE, rows)}
+
+
+UNCLEAR = {
+    "rows that the rank does not divide": (stack(6), {}),
+    "a parameter that the config does not name": (stack(8) | stack(8, "a.experts.base_layer"), {}),
+    "a parameter without the outer one": (stack(8, "a.experts.base_layer"), {}),
+    "two scalings, of which either may be meant": (
+        stack(8) | stack(8, "a.experts.base_layer"),
+        {"target_parameters": BOTH, "alpha_pattern": {"up": 3}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_factors_whose_rank_is_unclear_are_listed_and_not_used(tmp_path, case):
+    tensors, config = UNCLEAR[case]
+    options = {"target_modules": [], "target_parameters": ["experts.up"]} | config
+    adapter = read_adapter(write_adapter(tmp_path / "a", tensors, **options))
+    assert not adapter.modules and {extra.kind for extra in adapter.extras} == {"target_parameter"}
+    assert {extra.key for extra in adapter.extras} == set(tensors)
+
+
+def test_experts_count_for_the_limit_of_modules(tmp_path):
+    options = {"target_modules": [], "target_parameters": ["experts.up"], "r": 1}
+    place = write_adapter(tmp_path / "a", stack(40), **options)
+    limits.set_limits("modules=39")
+    with pytest.raises(AdapterError, match="adapts 40 modules"):
+        read_adapter(place)
+    limits.set_limits("")
+    assert len(read_adapter(place).modules) == 40
+
+
+def test_a_stack_is_read_once_for_all_its_experts(tmp_path, monkeypatch):
+    adapter = saved(tmp_path, wrapped(CASES["two parameters of a module"]))
+    read, keys = tensors.SafetensorsFile.read, []
+
+    def counted(file, key):
+        keys.append(key)
+        return read(file, key)
+
+    monkeypatch.setattr(tensors.SafetensorsFile, "read", counted)
+    assert len(list(adapter.modules.values())) == 2 * 2 * EXPERTS
+    assert len(keys) == len(set(keys)) == 8

@@ -15,7 +15,7 @@ from loraprobe.options import Options
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 INSPECT = (
-    "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
+    "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "
     "metric margin prior calibration chat_template trust_remote_code seed resume"
 ).split()
 MERGE = (

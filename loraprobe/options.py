@@ -46,6 +46,14 @@ class Options:
         "Accept one named issue, such as base-mismatch; may be repeated.",
         repeats=True,
     )
+    serve: tuple[str, ...] = option(
+        (),
+        ADAPTERS,
+        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
+        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
+        repeats=True,
+        metavar="SERVER",
+    )
     balance: Literal["none", "norm"] = option(
         "none",
         ADAPTERS,

@@ -6,6 +6,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": (
         "loraprobe inspect ./legal owner/chat",
         "loraprobe inspect ./legal owner/chat --base auto --probe auto",
+        "loraprobe inspect ./legal --serve vllm,llama.cpp",
     ),
     "merge": (
         "loraprobe merge ./legal owner/chat -o merged",

@@ -16,6 +16,7 @@ from loraprobe import compatibility
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
+from loraprobe.compatibility.serving import serving_issues
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -88,10 +89,17 @@ def inspect(
         check_state(options)
     inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
+    if options.serve and (asks_base or len(inputs.given) > 1):
+        raise UsageError(
+            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
+            "merge is written so that servers read it: inspect its directory."
+        )
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     licences, issues = declared(inputs.given, inputs.base)
+    if options.serve:
+        issues = [*issues, *serving_issues(inputs.given[0], options.serve)]
     examined = replace(
         examined, compatibility=with_issues(examined.compatibility, issues), licences=licences
     )

@@ -22,6 +22,7 @@ MERGE = (
     "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
     "device limit allow threads seed"
 ).split()
+CONVERT = "allow threads".split()
 ROUTE = (
     "routers router_prompts weights search_budget search_items balance subtract limit "
     "chat_template device quantize device_map batch_size threads allow trust_remote_code seed"

@@ -6,7 +6,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": (
         "loraprobe inspect ./legal owner/chat",
         "loraprobe inspect ./legal owner/chat --base auto --probe auto",
-        "loraprobe inspect ./legal --serve vllm,llama.cpp",
     ),
     "merge": (
         "loraprobe merge ./legal owner/chat -o merged",
@@ -17,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
     ),
+    "convert": ("loraprobe convert ./legal -o portable",),
     "report": ("loraprobe report audit.json --html page.html",),
     "verify": ("loraprobe verify merged", "loraprobe verify merged ./legal owner/chat"),
     "methods": ("loraprobe methods", "loraprobe methods ties arrow"),

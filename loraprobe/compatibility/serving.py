@@ -6,10 +6,12 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from loraprobe.adapters import Adapter, public_name
+from loraprobe.adapters import Adapter, Source, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
 from loraprobe.adapters.paths import VOCABULARY
+from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import open_tensors
 from loraprobe.compatibility.servers import FEATURES, RULES, SERVERS, Effect
 from loraprobe.errors import UsageError
@@ -54,6 +56,14 @@ def serving_issues(adapter: Adapter, wanted: Sequence[str]) -> list[Issue]:
             message = f"{name} {versions[name]} reads it as it is."
             found.append(Issue("note", OK, (adapter.name,), message, cure))
     return found
+
+
+def serve_commands(adapter: Adapter, place: str) -> list[str]:
+    """The commands of the servers that read an adapter as it will be written to `place`."""
+    written = replace(
+        adapter, config=config_of(adapter), weights_file=None, source=Source(reference=place)
+    )
+    return [i.cure for i in serving_issues(written, ["all"]) if i.code == OK and i.cure]
 
 
 def command(server: str, base: str | None, place: str, name: str, rank: int) -> str:

@@ -15,7 +15,8 @@
     audits, cards   the audit and the model card
 
 `estimating` and `costing` tell what an evaluation will take, and `kept` what runs keep.
-`verification` makes a directory again from its card (`provenance`) and compares it.
+`converting` writes one adapter again. `verification` makes a directory again from its card
+(`provenance`) and compares it.
 
 Modules are imported when one of their names is used: `merge` needs no model.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         merge,
         merge_and_eval,
     )
+    from loraprobe.pipeline.converting import convert
     from loraprobe.pipeline.costing import estimate_cost
     from loraprobe.pipeline.inputs import base_of
     from loraprobe.pipeline.loading import load_composition
@@ -42,6 +44,7 @@ _MODULES = {
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
+    "convert": "converting",
     "estimate_cost": "costing",
     "inspect": "commands",
     "load_composition": "loading",
@@ -55,6 +58,7 @@ __all__ = [
     "Routed",
     "base_of",
     "compose",
+    "convert",
     "estimate_cost",
     "inspect",
     "load_composition",

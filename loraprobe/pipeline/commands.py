@@ -16,7 +16,7 @@ from loraprobe import compatibility
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.serving import serving_issues
+from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -49,6 +49,7 @@ from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
+    from loraprobe.pipeline.converting import Converted
 
 Adapters = Sequence[Adapter | Reference]
 
@@ -62,7 +63,7 @@ class Outcome:
     """
 
     audit: Audit
-    made: Merged | Routed | None = None
+    made: Merged | Routed | Converted | None = None
     why_nothing: str = ""
     samples: Samples | None = None
 
@@ -148,7 +149,8 @@ def merge(
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     issues = with_issues(found, (*merged.issues, *licence_issues))
     examined = Examination(issues, figures, licences=licences)
-    notes += [*prepared.notes, made_text(merged, options)]
+    serve = serve_commands(merged.written, str(written[0] if written else "DIR"))
+    notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve), made_text(merged, options)]
     verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
     audit = audit_of(
         session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict

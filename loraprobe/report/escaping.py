@@ -15,7 +15,7 @@ from loraprobe.report.formatting import clean
 def markdown_templates() -> jinja2.Environment:
     """The templates of the reports, for Markdown: every text that they are given is escaped.
 
-    The filter `code` gives a text as code.
+    The filter `code` gives a text as code, `fenced` one as a line of a block of code.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("loraprobe.report"),
@@ -25,6 +25,7 @@ def markdown_templates() -> jinja2.Environment:
         finalize=_finished,
     )
     environment.filters["code"] = code
+    environment.filters["fenced"] = fenced
     return environment
 
 
@@ -51,6 +52,11 @@ def code(text: str) -> Verbatim:
     if "<" in flat or "`" in flat or not flat:
         return Verbatim(inert(flat))
     return Verbatim("`" + flat.replace("|", "\\|") + "`")
+
+
+def fenced(text: str) -> Verbatim:
+    """Text as a line of a block of code, which no text of it can end."""
+    return Verbatim(_flat(text).replace("```", "'''"))
 
 
 class Verbatim(str):

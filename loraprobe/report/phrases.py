@@ -81,7 +81,9 @@ def _without_verdict(audit: Audit) -> str:
 
 
 def _done(audit: Audit) -> str:
-    return {"merge": "MERGED", "route": "COMPOSED"}.get(audit.command, "FIT TOGETHER")
+    return {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}.get(
+        audit.command, "FIT TOGETHER"
+    )
 
 
 def _warnings(audit: Audit) -> str:
@@ -94,7 +96,7 @@ def _warnings(audit: Audit) -> str:
 def labelled(audit: Audit) -> Iterator[Line]:
     """The lines of the answer with their labels."""
     verdict = audit.verdict
-    if audit.command in ("merge", "route") and audit.notes:
+    if audit.command in ("merge", "route", "convert") and audit.notes:
         yield "made", audit.notes[-1]
     if verdict is None:
         yield from _serving(audit)

@@ -18,7 +18,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "convert": ("loraprobe convert ./legal -o portable",),
     "report": ("loraprobe report audit.json --html page.html",),
-    "verify": ("loraprobe verify merged", "loraprobe verify merged ./legal owner/chat"),
+    "verify": (
+        "loraprobe verify merged",
+        "loraprobe verify merged --served http://localhost:8000 --model legal",
+    ),
     "methods": ("loraprobe methods", "loraprobe methods ties arrow"),
     "cache": ("loraprobe cache", "loraprobe cache --clear --older 30"),
     "env": ("loraprobe env",),

@@ -16,7 +16,7 @@
 
 `estimating` and `costing` tell what an evaluation will take, and `kept` what runs keep.
 `converting` writes one adapter again. `verification` makes a directory again from its card
-(`provenance`) and compares it.
+(`provenance`) and compares it, `served` asks a running server about an adapter.
 
 Modules are imported when one of their names is used: `merge` needs no model.
 """
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.inputs import base_of
     from loraprobe.pipeline.loading import load_composition
     from loraprobe.pipeline.saved import Routed
+    from loraprobe.pipeline.served import ask_server
     from loraprobe.pipeline.verification import verify
 
 _MODULES = {
+    "ask_server": "served",
     "Outcome": "commands",
     "Routed": "saved",
     "base_of": "inputs",
@@ -56,6 +58,7 @@ _MODULES = {
 __all__ = [
     "Outcome",
     "Routed",
+    "ask_server",
     "base_of",
     "compose",
     "convert",

@@ -14,7 +14,7 @@
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card
 
-`estimating` and `costing` tell what an evaluation will take, and `kept` what runs keep.
+`estimating` tells what an evaluation will take, and `kept` what runs keep.
 `converting` writes one adapter again. `verification` makes a directory again from its card
 (`provenance`) and compares it, `served` asks a running server about an adapter.
 
@@ -25,20 +25,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.commands import (
-        Outcome,
-        compose,
-        inspect,
-        merge,
-        merge_and_eval,
-    )
-    from loraprobe.pipeline.converting import convert
-    from loraprobe.pipeline.costing import estimate_cost
-    from loraprobe.pipeline.inputs import base_of
-    from loraprobe.pipeline.loading import load_composition
-    from loraprobe.pipeline.saved import Routed
-    from loraprobe.pipeline.served import ask_server
-    from loraprobe.pipeline.verification import verify
+    from loraprobe.pipeline.commands import Outcome as Outcome
+    from loraprobe.pipeline.commands import compose as compose
+    from loraprobe.pipeline.commands import estimate_cost as estimate_cost
+    from loraprobe.pipeline.commands import inspect as inspect
+    from loraprobe.pipeline.commands import merge as merge
+    from loraprobe.pipeline.commands import merge_and_eval as merge_and_eval
+    from loraprobe.pipeline.converting import convert as convert
+    from loraprobe.pipeline.inputs import base_of as base_of
+    from loraprobe.pipeline.loading import load_composition as load_composition
+    from loraprobe.pipeline.saved import Routed as Routed
+    from loraprobe.pipeline.served import ask_server as ask_server
+    from loraprobe.pipeline.verification import verify as verify
 
 _MODULES = {
     "ask_server": "served",
@@ -47,28 +45,13 @@ _MODULES = {
     "base_of": "inputs",
     "compose": "commands",
     "convert": "converting",
-    "estimate_cost": "costing",
+    "estimate_cost": "commands",
     "inspect": "commands",
     "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
     "verify": "verification",
 }
-
-__all__ = [
-    "Outcome",
-    "Routed",
-    "ask_server",
-    "base_of",
-    "compose",
-    "convert",
-    "estimate_cost",
-    "inspect",
-    "load_composition",
-    "merge",
-    "merge_and_eval",
-    "verify",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from loraprobe.adapters import Adapter, public_name
 from loraprobe.records import AdapterSummary, Audit, Verdict
 from loraprobe.report import measured
 from loraprobe.report.answer import answer
-from loraprobe.report.escaping import Verbatim, markdown_templates
+from loraprobe.report.escaping import Verbatim, markdown
 from loraprobe.report.phrases import MOST_REASONS
 from loraprobe.report.system_tables import scores
 
@@ -39,9 +39,8 @@ def model_card(
 def composition_card(**values: Any) -> str:
     """README.md of a saved composition: its experts, its router, and how it is loaded.
 
-    values: `name`, `front_matter`, `router`, `experts`, and what `_card` takes. `why_not_peft` says
-    why peft's own Arrow cannot express the composition, None if it can; `missed_prototype` says
-    why it needs the exact prototypes, None if it does not.
+    values: `name`, `front_matter`, `router`, `sources` (the experts), and what `_card` takes.
+    `why_not_peft` says why peft's own Arrow cannot express the composition, None if it can.
     """
     return _card("composition.md.jinja", **values)
 
@@ -53,12 +52,8 @@ def converted_card(adapter: Adapter, changes: str, serve: Sequence[str]) -> str:
     fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
     if base := public_name(adapter.base_model):
         fields["base_model"] = base
-    text = (
-        markdown_templates()
-        .get_template("converted.md.jinja")
-        .render(title=adapter.name, version=__version__, changes=changes, serve=serve)
-    )
-    return f"---\n{yaml.safe_dump(fields)}---\n{text}"
+    values = {"title": adapter.name, "version": __version__, "changes": changes, "serve": serve}
+    return f"---\n{yaml.safe_dump(fields)}---\n{markdown('converted.md.jinja', **values)}"
 
 
 def _card(
@@ -79,25 +74,22 @@ def _card(
 
     base = front_matter.get("base_model")
     verdict = audit.verdict if audit.evaluation else None
-    text = (
-        markdown_templates()
-        .get_template(template)
-        .render(
-            title=name,
-            version=__version__,
-            base_model=base,
-            base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
-            base_used=audit.base is not None,
-            issues=audit.compatibility.issues,
-            allowed=allowed,
-            transformations=audit.transformations,
-            search=audit.search,
-            scores=scores(audit),
-            headline=answer(audit).headline,
-            decided=_decided(verdict, audit) if verdict else "",
-            reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
-            **values,
-        )
+    text = markdown(
+        template,
+        title=name,
+        version=__version__,
+        base_model=base,
+        base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
+        base_used=audit.base is not None,
+        issues=audit.compatibility.issues,
+        allowed=allowed,
+        transformations=audit.transformations,
+        search=audit.search,
+        scores=scores(audit),
+        headline=answer(audit).headline,
+        decided=_decided(verdict, audit) if verdict else "",
+        reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
+        **values,
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
 

@@ -19,6 +19,7 @@ from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
+from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
@@ -27,6 +28,7 @@ __all__ = [
     "FoundAdapter",
     "Reference",
     "Snapshot",
+    "check_push",
     "common_base",
     "declared_licence",
     "find_adapters",
@@ -34,9 +36,11 @@ __all__ = [
     "load",
     "load_all",
     "model_card",
+    "push",
     "read_card",
     "resolve_adapter",
     "resolve_base",
+    "summary",
 ]
 
 BASE_EXTRAS = frozenset(

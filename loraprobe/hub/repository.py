@@ -38,7 +38,7 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def _quiet_client() -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Suppresses the warnings of the Hub's client; loraprobe reports errors itself."""
     from huggingface_hub.utils import logging as client
 
@@ -50,7 +50,7 @@ def _quiet_client() -> Iterator[None]:
         client.set_verbosity(level)
 
 
-@_quiet_client()
+@quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
     """Downloads the files that `choose` names, all of one commit; returns its folder.
 
@@ -75,7 +75,7 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     return _download(reference, anchor, files, choose, verify)
 
 
-@_quiet_client()
+@quiet_client()
 def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     """Downloads the first of these files that the repository has; None if it has none.
 

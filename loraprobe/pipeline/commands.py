@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.serving import serve_commands, serving_issues
@@ -36,6 +36,7 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import (
+    Converted,
     made_text,
     merge_by,
     merge_figures,
@@ -49,7 +50,6 @@ from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
-    from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.estimating import Estimate
 
 Adapters = Sequence[Adapter | Reference]
@@ -145,7 +145,7 @@ def merge(
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     examined = Examination(with_issues(found, merged.issues), figures)
-    serve = serve_commands(merged.written, str(written[0] if written else "DIR"))
+    serve = serve_commands(merged.written, local_name(str(written[0])) if written else "DIR")
     notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve), made_text(merged, options)]
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, Source, check_apart, common_targets, mended, portable
+from loraprobe.adapters import Adapter, Source, common_targets, mended, portable
 from loraprobe.adapters.keys import PREFIX
 from loraprobe.adapters.saving import config_of
 from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
@@ -20,24 +20,10 @@ from loraprobe.pipeline.audits import audit_of, with_issues
 from loraprobe.pipeline.commands import Adapters, Outcome
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Reference, open_inputs
+from loraprobe.pipeline.merges import Converted
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Compatibility, Progress
 from loraprobe.report.card import converted_card
-
-
-@dataclass(frozen=True, eq=False)
-class Converted:
-    """An adapter as it will be written, its card, and the place of its source."""
-
-    adapter: Adapter
-    card: str
-    source: Path | None
-    targets: Sequence[str] | None
-
-    def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
-        check_apart(Path(directory), [self.source] if self.source else [])
-        self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
 
 def convert(

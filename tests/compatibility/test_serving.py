@@ -29,9 +29,10 @@ def found(place, *wanted: str) -> dict[str, str]:
 
 
 def refusing(place, code: str, *wanted: str) -> set[str]:
-    """The servers that the issue of a code names."""
+    """The servers that the errors of a code name."""
     issues = serving_issues(read_adapter(place), wanted or ("all",))
-    told = " ".join(i.message for i in issues if i.code == f"serve-{code}")
+    errors = [i for i in issues if i.code == f"serve-{code}" and i.severity == "error"]
+    told = " ".join(i.message for i in errors)
     return {name for name in SERVERS if re.search(rf"\b{re.escape(name)}\b", told)}
 
 
@@ -126,7 +127,7 @@ FILES = {
         {"vllm", *GGUF},
     ),
     "untargeted": (lambda p: sound(p, target_modules=["q_proj"]), {"peft"}),
-    "init-changed-base": (lambda p: sound(p, init_lora_weights="pissa"), {*ENGINES, "peft"}),
+    "init-changed-base": (lambda p: sound(p, init_lora_weights="pissa"), ENGINES),
 }
 
 

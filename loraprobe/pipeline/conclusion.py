@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
+from loraprobe.command_options import LAYOUT
+from loraprobe.declarations import declarations
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
@@ -103,7 +105,8 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         adapters=tuple(map(_reference, inputs.given)),
         base=base,
         bases=tuple(filter(None, named)),
-        tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
+        tasks=tuple(task.reference for task in inputs.tasks),
+        layout=_words(options, LAYOUT.split()),
         kind=kind,
         options=_composing(options),
         kept=_repeated(options),
@@ -157,14 +160,18 @@ def _composing(options: Options) -> tuple[str, ...]:
 def _repeated(options: Options) -> tuple[str, ...]:
     """The options, but those of `_composing`, that a run with --resume needs to use the same
     answers and to decide by the same thresholds, where they are not at their default."""
-    flags = {"methods": "--method", "routers": "--router", "systems": "--system"}
     names = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
+    return _words(options, names)
+
+
+def _words(options: Options, names: Iterable[str]) -> tuple[str, ...]:
+    """The named options as on a command line, but those of `_composing` and at their default."""
     default, words = Options(), list[str]()
     for name in names:
         value = getattr(options, name, None)
         if name in COMPOSING or value == getattr(default, name, None):
             continue
-        flag = flags.get(name, "--" + name.replace("_", "-"))
+        flag = declarations(Options)[name].flag or ""
         several = value if isinstance(value, tuple | list) else (value,)
         words += [word for one in several for word in ([flag] if one is True else [flag, str(one)])]
     return tuple(words)

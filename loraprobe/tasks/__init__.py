@@ -13,15 +13,17 @@ from loraprobe.tasks.choosing import (
     named_metrics,
     stricter_metric,
 )
+from loraprobe.tasks.fields import Layout
 from loraprobe.tasks.items import Hop, Item, Probe, ProbeItem, Task, fill
 from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, contains, judge
-from loraprobe.tasks.reading import load_probe, load_task
+from loraprobe.tasks.reading import load_probe, load_task, read_task
 
 __all__ = [
     "GENERATED",
     "METRICS",
     "Hop",
     "Item",
+    "Layout",
     "Metric",
     "Probe",
     "ProbeItem",
@@ -39,5 +41,6 @@ __all__ = [
     "named_metrics",
     "normalize_answer",
     "read_answer",
+    "read_task",
     "stricter_metric",
 ]

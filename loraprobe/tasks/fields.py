@@ -79,10 +79,9 @@ class Layout:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
         mapped = [Row(row.file, row.unit, row.number, self._item(row)) for row in rows]
         for key, names in self.fields.items():
-            if names and not any(key in row.content for row in mapped):
+            if mapped and names and not any(key in row.content for row in mapped):
                 raise TaskError(
-                    f"{mapped[0].file if mapped else 'The file'} has no value in "
-                    f"{listing(names)} for {key}; check --fields."
+                    f"{mapped[0].file} has no value in {listing(names)} for {key}; check --fields."
                 )
         _name_choices([row for row in mapped if LABELS in row.content])
         return mapped

@@ -73,7 +73,7 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Layo
                 )
             items[item.id] = item, row
     if not items:
-        raise TaskError(f"{files[0]} holds no item: write one JSON object a line.")
+        raise TaskError(f"{files[0]} holds no item: write one a line.")
     kept = tuple(item for item, _ in items.values())[:limit]
     return replace(task, items=kept, sha256=digest.hexdigest())
 

@@ -1,15 +1,16 @@
-"""The tasks of a command: files, each read in the layout that the options give it."""
+"""The tasks of a command: files and data sets of the Hub, each read in its layout."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from loraprobe import hub
 from loraprobe.command_options import LAYOUT
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe.options import Options
-from loraprobe.tasks import Layout, Task, load_task
+from loraprobe.tasks import Layout, Task, load_task, read_task
 
 
 def open_tasks(
@@ -18,9 +19,17 @@ def open_tasks(
     """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
     return [
-        one if isinstance(one, Task) else load_task(one, options.limit, layout)
+        one if isinstance(one, Task) else _open(one, options.limit, layout)
         for one, layout in zip(several, _layouts(options, len(several)), strict=True)
     ]
+
+
+def _open(task: str | Path, limit: int | None, layout: Layout) -> Task:
+    if not str(task).startswith(hub.DATASET):
+        return load_task(task, limit, layout)
+    found = hub.resolve_dataset(str(task))
+    source = Task(found.name, (), found.reference, commit=found.commit)
+    return read_task(found.files, source, limit, layout)
 
 
 def _layouts(options: Options, tasks: int) -> list[Layout]:

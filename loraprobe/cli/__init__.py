@@ -171,6 +171,12 @@ def _flowing(docstring: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
+def _add(to: typer.Typer, name: str, function: Callable[..., None], group: str = "") -> None:
+    """Registers a command with its docstring as help, its examples, and --debug."""
+    text = _flowing(function.__doc__ or "")
+    to.command(name, help=text, epilog=epilog(group + name))(_debuggable(function))
+
+
 def _register() -> None:
     from loraprobe.cli import (
         cache,
@@ -184,6 +190,7 @@ def _register() -> None:
         methods,
         report,
         route,
+        task,
         verify,
     )
 
@@ -201,8 +208,11 @@ def _register() -> None:
         ("env", env.env),
     )
     for name, function in commands:
-        text = _flowing(function.__doc__ or "")
-        app.command(name, help=text, epilog=epilog(name))(_debuggable(function))
+        _add(app, name, function)
+    group = typer.Typer(no_args_is_help=True, help=_flowing(task.__doc__ or ""))
+    for name, function in (("new", task.new), ("check", task.check), ("sample", task.sample)):
+        _add(group, name, function, "task ")
+    app.add_typer(group, name="task")
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),

@@ -6,6 +6,7 @@ by which metric.
 """
 
 from loraprobe.tasks.answers import answered, exact_match, normalize_answer, read_answer
+from loraprobe.tasks.checking import TaskCheck, check_task
 from loraprobe.tasks.choosing import (
     check_metrics,
     is_generated,
@@ -28,8 +29,10 @@ __all__ = [
     "Probe",
     "ProbeItem",
     "Task",
+    "TaskCheck",
     "answered",
     "check_metrics",
+    "check_task",
     "contains",
     "exact_match",
     "fill",

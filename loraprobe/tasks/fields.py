@@ -32,7 +32,7 @@ _CALLED = {
     "solution label correct gold",
     "choices": "choices options endings",
 }
-_MARK = "####"  # before the gold answer of a worked text, as in gsm8k
+MARK = "####"  # before the gold answer of a worked text, as in gsm8k
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def suggested(row: Mapping[str, Any]) -> str:
         return ""
     changed = ",".join(f"{key}={name}" for key, name in found.items() if key != name)
     answer = row.get(found["answer"])
-    marked = f" --answer-after '{_MARK}'" if isinstance(answer, str) and _MARK in answer else ""
+    marked = f" --answer-after '{MARK}'" if isinstance(answer, str) and MARK in answer else ""
     return f"--fields {changed}{marked}" if changed else ""
 
 

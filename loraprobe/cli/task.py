@@ -106,7 +106,7 @@ def _told(found: TaskCheck, margin: float) -> Iterator[str]:
     yield from _row("", "step by step", f"{found.parts.get('steps', 0):,}")
     yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
     if found.needed:
-        told = "questions for a gain over the best alone, to decide it with a probability of at least 0.8:"
+        told = "questions that decide a gain over the best alone, in four cases of five:"
         yield from _row("needs", "", told)
     for row in found.needed:
         few, many = (f"{n:,}" if n else "over 5,000" for n in (row.none_lost, row.some_lost))

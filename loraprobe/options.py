@@ -126,7 +126,7 @@ class Options:
         EVALUATION,
         "Which field of the task's file holds what: prompt=question,answer=target; repeated: one "
         "for each task.",
-        metavar="KEY=FIELD,...",
+        metavar="KEY=FIELD",
         repeats=True,
     )
     prompt_template: tuple[str, ...] = option(

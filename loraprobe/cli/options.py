@@ -35,7 +35,8 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         metavar="FILE",
-        help="Task file (JSONL); may be repeated.",
+        help="Questions: JSONL, JSON, CSV, TSV or Parquet, or hf://datasets/owner/name; may be "
+        "repeated.",
         rich_help_panel="Evaluation",
     ),
 ]

@@ -34,7 +34,7 @@ Files = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE",
-        help="Task files, or hf://datasets/owner/name:configuration/split.",
+        help="Task files, or hf://datasets/owner/name.",
         show_default=False,
     ),
 ]

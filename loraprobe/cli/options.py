@@ -35,9 +35,9 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         metavar="FILE",
-        help="Questions: JSONL, JSON, CSV, TSV or Parquet, or hf://datasets/owner/name; may be "
-        "repeated.",
-        rich_help_panel="Evaluation",
+        help="Questions: JSONL, JSON, CSV, TSV, Parquet, or hf:// for a data set of the Hub; "
+        "may be repeated.",
+        rich_help_panel="Tasks",
     ),
 ]
 Command = Callable[..., Any]

@@ -47,8 +47,8 @@ EXPLAINED = """\
 prompt       what a system is asked, as the model reads it; answer: the right answer,
              or a list of all of them. The first line of the reply must equal one.
 choices      the reply is not written: the most likely choice counts as the answer.
-cot_prompt   the same question asked so that the steps are written out. Compositions
-             succeed most often in this form. What follows #### counts as the answer.
+cot_prompt   the same question asked so that the steps are written out. More
+             compositions succeed in this form. What follows #### is the answer.
 hops         the steps as questions of their own, one adapter's knowledge each; {1} is
              the first one's answer. They tell why a composition fails, and let a
              chain of the adapters answer. "adapter": NAME may say who learned a step.

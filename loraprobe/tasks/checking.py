@@ -126,7 +126,7 @@ def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding
     if not task.has_cot:
         yield Finding(
             "no-steps",
-            "No question is asked step by step, where compositions succeed most often.",
+            "No question is asked step by step, a form in which more compositions succeed.",
             "Add cot_prompt, or --cot-template.",
         )
     if not task.has_hops:

@@ -89,8 +89,8 @@ def _known(row: Row) -> Row:
     hint = nearest(unknown[0], ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
     if missing and "did you mean" not in hint:
         hint = (
-            f"name the fields of prompt and answer by --fields prompt=FIELD,answer=FIELD (the file "
-            f"has {shortly(row.content)})."
+            f"name the fields of prompt and answer by --fields prompt=FIELD,answer=FIELD, or write "
+            f"a --prompt-template (the file has {shortly(row.content)})."
         )
     raise row.error(f"unknown key {unknown[0]!r} in an item: {hint}")
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.file_hashes import cache_directory, file_hash
@@ -92,7 +93,7 @@ def list_files(reference: Reference) -> tuple[str, list[str]]:
     if kept and COMMIT.fullmatch(revision):
         return kept
     try:
-        info = HfApi().repo_info(reference.repo, revision=revision, repo_type=reference.kind)
+        info: Any = HfApi().repo_info(reference.repo, revision=revision, repo_type=reference.kind)
     except Exception as error:
         why = explain(error, reference)
         if kept is None or not is_transient(error):

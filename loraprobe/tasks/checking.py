@@ -83,7 +83,7 @@ def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
         largest_cluster=max(clusters.values()),
         parts=parts,
         choices=sum(bool(item.choices) for item in task.items),
-        metrics=dict(metrics),
+        metrics={str(name): n for name, n in metrics.items()},
         needed=tuple(
             Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
         ),

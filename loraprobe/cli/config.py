@@ -17,6 +17,7 @@ import yaml
 from typer.core import TyperCommand
 
 from loraprobe.cli.output import WORDS
+from loraprobe.cli.recipe import from_recipe
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.limits import limits
@@ -32,6 +33,7 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+NAMES_FILE = re.compile(r"--config(=|$)|[^-].*\.ya?ml$", re.DOTALL)
 ARGUMENTS = {"adapters": "refs"}  # key -> name of the parameter
 
 
@@ -39,13 +41,15 @@ class Configured(TyperCommand):
     """A command that reads the options that were not given from the file of --config."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing or not any(word.partition("=")[0] == "--config" for word in args):
+        if ctx.resilient_parsing or not any(map(NAMES_FILE.match, args)):
             return super().parse_args(ctx, args)
         given = self.make_parser(ctx).parse_args(list(args))[0]
-        file = given.pop("config", None)
+        file, rest = given.pop("config", None), list(_without(args, "--config"))
+        if file is None and len(given.get("refs") or ()) == 1:  # a recipe in place of adapters
+            (file,) = given.pop("refs")
+            rest.remove(file)
         found = self._of_file(ctx, str(file)) if file else {}
         added = [word for name, words in found.items() if not given.get(name) for word in words]
-        rest = list(_without(args, "--config"))
         WORDS[len(WORDS) - len(args) :] = [*added, *rest]
         if "--json" in added:
             ctx.find_root().command.as_json = True
@@ -55,6 +59,8 @@ class Configured(TyperCommand):
         """Name of a parameter -> its words on a command line. Raises UsageError."""
         parameters = {p.name: p for p in self.get_params(ctx) if p.name not in ("help", "config")}
         content = _read(file)
+        if "merge_method" in content:
+            content = from_recipe(content, file)
         if isinstance(content.get("provenance"), Mapping):
             words = _of_report(content, file, str(self.name))
             values = self.make_parser(ctx).parse_args(words)[0]

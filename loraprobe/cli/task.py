@@ -15,8 +15,7 @@ from loraprobe.errors import OutputError
 from loraprobe.formatting import count, listing, shortly
 from loraprobe.options import Options
 from loraprobe.records import document
-from loraprobe.report.formatting import clean
-from loraprobe.report.joints import wrapped
+from loraprobe.report.formatting import clean, wrapped
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.task_preview import Preview

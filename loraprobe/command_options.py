@@ -11,11 +11,12 @@ from loraprobe.declarations import declarations
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.options import Options
+from loraprobe.task_options import TaskOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # How the file of a task is read.
-LAYOUT = "fields prompt_template cot_template answer_after answer_pattern"
+LAYOUT = " ".join(declarations(TaskOptions))
 INSPECT = (
     f"{LAYOUT} "
     "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "

@@ -230,6 +230,11 @@ def test_what_is_no_parquet_and_what_unpacks_to_too_much(tmp_path):
     assert len(load_task(tmp_path / "many.parquet").items) == 5000
 
 
+def test_python_takes_a_mapping():
+    made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"]}, "answer_after": "####"})
+    assert (made.fields, made.answer_after) == (("prompt=q,choices=A,B",), ("####",))
+
+
 def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
     own = lines(tmp_path, {"prompt": "P?", "answer": "x"}, name="own.jsonl")
     other = lines(tmp_path, WORKED, name="other.jsonl")

@@ -19,7 +19,7 @@ from loraprobe.formatting import count
 from loraprobe.records import Audit
 from loraprobe.report.formatting import clean, wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
-from loraprobe.verdict import NEW, words_of
+from loraprobe.verdict.next_command import NEW, words_of
 
 MOST_LINES = 12
 HEADLINE = ""  # the label of the headline

@@ -15,7 +15,7 @@ from typing import Any
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest, shortly
-from loraprobe.tasks.answers import last_match
+from loraprobe.tasks.answers import compile_pattern, last_match
 from loraprobe.tasks.choices import LABELS, name_choices
 from loraprobe.tasks.sources import Row
 
@@ -61,6 +61,11 @@ class Layout:
             raise UsageError(
                 "--answer-after and --answer-pattern both find the answer; give one of them."
             )
+        if pattern:
+            try:
+                compile_pattern(pattern)
+            except TaskError as error:
+                raise UsageError(f"--answer-pattern: {error.args[0]}", "correct it.") from None
         return cls(
             _read_fields(fields),
             _read_template(prompt, "--prompt-template"),
@@ -166,6 +171,8 @@ def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
     known, found, key = (*ITEM_KEYS, LABELS), dict[str, tuple[str, ...]](), ""
     for part in filter(None, (part.strip() for part in text.split(","))):
         head, equals, name = (piece.strip() for piece in part.partition("="))
+        if equals and head not in known and name in known:
+            raise UsageError(f"--fields takes the item's key first: write {name}={head}.")
         if equals and head not in known:
             hint = nearest(head, known, f"known are {', '.join(known)}.")
             raise UsageError(f"--fields: an item has no key {head!r}: {hint}")

@@ -195,10 +195,12 @@ def test_json_that_is_no_list_of_objects(tmp_path):
     [
         {"fields": "promt=q"},
         {"fields": "question"},
+        {"fields": "question=prompt"},
         {"fields": "prompt=a,prompt=b"},
         {"fields": "prompt=a,b"},
         {"fields": "", "prompt": "no such file"},
         {"fields": "", "after": "#", "pattern": "x"},
+        {"fields": "", "pattern": "("},
     ],
 )
 def test_options_that_say_nothing_are_refused(given):

@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 LAYOUT = " ".join(declarations(TaskOptions))
 INSPECT = (
     f"{LAYOUT} "
-    "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
+    "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "
     "metric margin prior calibration chat_template trust_remote_code seed resume"
 ).split()
 MERGE = (
@@ -27,6 +27,7 @@ MERGE = (
     "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
     "device limit allow threads seed"
 ).split()
+CONVERT = "allow threads".split()
 ROUTE = (
     f"{LAYOUT} "
     "routers router_prompts weights search_budget search_items balance subtract limit "

@@ -16,7 +16,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 INSPECT = (
     "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
-    "metric margin prior calibration chat_template trust_remote_code seed resume"
+    "metric confirm_run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
+    "resume"
 ).split()
 MERGE = (
     "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
@@ -28,9 +29,9 @@ ROUTE = (
 ).split()
 EVALUATE = (
     "methods routers systems space rank rank_layout weights search_budget search_items balance "
-    "subtract router_prompts metric margin retention prior calibration limit all_items "
-    "max_new_tokens chat_template device dtype quantize device_map batch_size threads per_module "
-    "diagnostics exact allow trust_remote_code seed resume"
+    "subtract router_prompts metric confirm_run_unsafe_code margin retention prior calibration limit "
+    "all_items max_new_tokens chat_template device dtype quantize device_map batch_size threads "
+    "per_module diagnostics exact allow trust_remote_code seed resume"
 ).split()
 
 

@@ -135,6 +135,11 @@ class Options:
         "answer_loss; TASK=metric for one task; may be repeated.",
         repeats=True,
     )
+    confirm_run_unsafe_code: bool = option(
+        False,
+        EVALUATION,
+        "Let tasks of lm-evaluation-harness run code that the model writes.",
+    )
     margin: float | None = option(
         None,
         EVALUATION,

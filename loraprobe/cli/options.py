@@ -36,7 +36,7 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         metavar="FILE",
-        help="Task file (JSONL); may be repeated.",
+        help="Task file (JSONL), or lm_eval:TASK[,TASK][@DIR]; may be repeated.",
         rich_help_panel="Evaluation",
     ),
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.evaluation.harness import ask_harness
 from loraprobe.evaluation.questions import Question, Scored, TokenLimits
 from loraprobe.records import ItemResult, Progress
 
@@ -38,7 +39,11 @@ def ask(
     def score(pairs: Sequence[tuple[str, str]]) -> list[list[Scored]]:
         return [[(found.logprob, found.tokens) for found in scorer.loglikelihood(pairs)]]
 
-    return _results(batch, [system], limits, write, score)
+    outside = [q for q in batch if q.item.source is not None]
+    own = [q for q in batch if q.item.source is None]
+    found = dict(zip(own, _results(own, [system], limits, write, score), strict=True))
+    found |= ask_harness(scorer, outside, system) if outside else {}
+    return [found[q] for q in batch]
 
 
 def ask_together(

@@ -56,10 +56,11 @@ def choose_template(
     row = Coverage("chat_template", tasks[0].name, means[True], len(asked), baseline=means[False])
     seen = "mean log-likelihood" if losses else "accuracy"
     told = ""
-    if not losses and max(means.values()) < FEW_RIGHT:
+    own = [question for question in asked if not question.item.source]
+    if own and not losses and max(means.values()) < FEW_RIGHT:
         told = f" (accuracy {means[True]:.2f} and {means[False]:.2f} tells nothing)"
         seen = "mean log-likelihood of the right answers, per token,"
-        likely = [replace(question, metric="answer_loss") for question in asked]
+        likely = [replace(question, metric="answer_loss") for question in own]
         means = {used: form.mean_of_best(used, likely, ", likelihood") for used in ways}
     chosen = means[True] > means[False]
     why = (

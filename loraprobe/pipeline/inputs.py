@@ -17,6 +17,7 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Probe, Task, check_metrics, load_probe, load_task, named_metrics
+from loraprobe.tasks.harness import check_losses, is_harness, load_harness
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
@@ -49,7 +50,7 @@ def open_inputs(
     base model's directory.
     """
     check_names(options)
-    read = open_tasks(tasks, options.limit)
+    read = open_tasks(tasks, options)
     check_metrics(read, options.metric)
     given = hub.load_all(adapters)
     if not given:
@@ -93,11 +94,33 @@ def check_state(options: Options) -> None:
 
 
 def open_tasks(
-    tasks: Sequence[Task | Reference] | Task | Reference, limit: int | None
+    tasks: Sequence[Task | Reference] | Task | Reference, options: Options
 ) -> list[Task]:
-    """Reads one or several task files; Task objects are accepted too."""
-    several = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
-    return [one if isinstance(one, Task) else load_task(one, limit) for one in several]
+    """Reads one or several task files or tasks of lm-evaluation-harness; Task objects are accepted.
+
+    Raises UsageError for losses without a margin, and for a search of weights on the harness.
+    """
+    found: list[Task] = []
+    for one in [tasks] if isinstance(tasks, (str, Path, Task)) else tasks:
+        if isinstance(one, Task):
+            found.append(one)
+        elif not is_harness(one):
+            found.append(load_task(one, options.limit))
+        elif options.weights == "search":
+            raise UsageError(
+                "--weights search learns from questions with their answers: give them as a task "
+                f"file (JSONL) instead of {one}."
+            )
+        else:
+            found += load_harness(
+                str(one),
+                options.limit,
+                metric=options.metric,
+                max_new_tokens=options.max_new_tokens,
+                run_unsafe_code=options.confirm_run_unsafe_code,
+            )
+    check_losses(found, options.metric, options.margin)
+    return found
 
 
 def open_probe(

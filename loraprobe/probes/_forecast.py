@@ -51,11 +51,11 @@ def forecast(
     If a question has two forms, the row is that of the form with the larger gain.
     compositions: name -> gates. results: those of the base and the single adapters on the tasks'
     items. At most `items` items of each task are asked, drawn by the seed. Token routers compute
-    gates from hidden states of the base. There are no rows for fewer than two adapters and for
-    losses, and no row of a token router if an adapter replaces whole parameters, because such gates
-    cannot weigh them.
+    gates from hidden states of the base. There are no rows for fewer than two adapters, for losses
+    and for tasks of lm-evaluation-harness, and no row of a token router if an adapter replaces
+    whole parameters, because such gates cannot weigh them.
     """
-    if len(adapters) < 2 or metric == "answer_loss":
+    if len(adapters) < 2 or metric == "answer_loss" or any(t.of_harness for t in tasks):
         return ()
     chosen = [
         Task(task.name, sampled(task.items, items, f"{seed}:{task.name}:forecast"))
@@ -108,8 +108,11 @@ def forecast_recorded(
 
 
 def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question]:
-    """The composed questions that are judged by the likelihood of given texts."""
-    asked = questions(tasks, metric)
+    """The composed questions that are judged by the likelihood of given texts.
+
+    None if a task is one of lm-evaluation-harness, which asks by itself.
+    """
+    asked = [] if any(task.of_harness for task in tasks) else questions(tasks, metric)
     return [q for q in asked if q.part == "question" and q.metric in SCORED]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 REFERENCE = re.compile(r"\{(\d+)\}")
 
@@ -26,7 +27,8 @@ class Hop:
 class Item:
     """One question with all right answers.
 
-    metric: how its answer is judged; None for the metric of the task or of the command.
+    metric: how its answer is judged; None for the metric of the task or of the command. source: the
+    `HarnessTask` that asks and judges it; None for an item of a file.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Item:
     entities: tuple[str, ...] = ()
     group: str | None = None
     metric: str | None = None
+    source: Any = field(default=None, compare=False, repr=False)
 
     @property
     def cluster(self) -> str:
@@ -59,6 +62,11 @@ class Task:
     items: tuple[Item, ...]
     path: str | None = None
     sha256: str = ""
+
+    @property
+    def of_harness(self) -> bool:
+        """Whether lm-evaluation-harness asks and judges it."""
+        return any(item.source is not None for item in self.items)
 
     @property
     def has_hops(self) -> bool:

@@ -29,9 +29,9 @@ ROUTE = (
 ).split()
 EVALUATE = (
     "methods routers systems space rank rank_layout weights search_budget search_items balance "
-    "subtract router_prompts metric confirm_run_unsafe_code margin retention prior calibration limit "
-    "all_items max_new_tokens chat_template device dtype quantize device_map batch_size threads "
-    "per_module diagnostics exact allow trust_remote_code seed resume"
+    "subtract router_prompts metric confirm_run_unsafe_code margin retention prior calibration "
+    "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
+    "threads per_module diagnostics exact allow trust_remote_code seed resume"
 ).split()
 
 

@@ -49,6 +49,7 @@ metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bit
     "last_word": """output_type: loglikelihood
 doc_to_text: "{{prompt}}"
 doc_to_target: " {{answer}}"
+description: "Answer with a name. "
 metric_list: [{metric: perplexity}, {metric: acc}]
 """,
     "translated": """output_type: generate_until

@@ -80,7 +80,7 @@ class SystemLM(TemplateLM):
         ):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **options))
+        return list(self.tokenizer.encode(string, verbose=False, **options))
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = True

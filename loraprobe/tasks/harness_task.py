@@ -56,6 +56,11 @@ class HarnessTask:
         version = importlib.metadata.version("lm_eval")
         return f"{self.name} {self.key} {version} {hashlib.sha256(config.encode()).hexdigest()}"
 
+    def told(self, title: str) -> str:
+        """How the items of a task are judged, for the report. title: the name of the task."""
+        loss = ", as a loss in nats of which less is better" if self.loss else ""
+        return f"Task {title} is judged by {' of filter '.join(self.key)}{loss}, as lm-eval does."
+
     def requests(self, items: Sequence[str], lm: Any = None) -> list[Any]:
         """New requests for these items. lm: its chat template forms the prompts, if it has one."""
         return self._fresh([self.docs[item] for item in items], lm)

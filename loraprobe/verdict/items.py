@@ -8,6 +8,7 @@ from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
 from loraprobe.records import BASELINES, FORMS, Reason, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.tasks import is_generated
+from loraprobe.tasks.harness_task import PREFIX
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.answers import about_answers
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
@@ -29,8 +30,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         found += _about_ceiling(evidence)
     if verdict.decision == "likely" or evidence.several or evidence.losses:
         return found
-    if not evidence.systems(COMPOSITIONS):
-        return found
+    if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(PREFIX) for row in scored):
+        return found  # the items of lm-evaluation-harness have no such fields
     parts = {row.part for row in evidence.evaluation}
     generated = any(is_generated(row.metric) for row in evidence.evaluation)
     if generated and "steps" not in parts:

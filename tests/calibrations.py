@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 
-from loraprobe.records import Forecast, Score
+from loraprobe.records import Forecast, Gain, Score
 from loraprobe.verdict import BaseShape, Evidence
 from loraprobe.verdict.calibration import calibration_of
 
 SMALL = BaseShape("llama", 160)
 DOCUMENT = {
-    "format": 3,
+    "format": 4,
     "made_by": "a test",
     "coefficients": {
-        "unit": 0.1, "intercept": 0.3, "forecast": 0.8, "baseline": -1.5, "spread": 0.6,
+        "unit": 0.1, "intercept": 0.3, "baseline": -1.5, "spread": 0.6,
     },
-    "measured": {
-        "cases": 40, "bases": 4, "forecast": [-0.5, 0.7], "adapters": [2, 3],
-        "kinds": [{"tasks": 1, "hops": 0, "metric": "exact_match"}],
-        "figures": {"norm_ratio": [1.0, 8.0]},
-    },
+    "measured": {"cases": 40, "bases": 4},
     "gained": [[0.0, 0.6], [0.05, 0.4], [0.25, 0.2]],
     "accuracy": {
         "small": {
-            "where": "no bases at all", "architectures": ["llama"], "cases": 30, "auroc": 0.91,
-            "brier": 0.12, "likely": 8, "wrong": 0.125,
+            "where": "no bases at all", "sets": 17, "items": 40, "auroc": 0.91, "brier": 0.12,
+            "likely": 8, "wrong": 0.125,
         },
     },
     "classes": [
@@ -57,3 +53,12 @@ def case(gain=0.3, **rest):
     made = {"evaluation": scores, "forecasts": forecasts, "tasks": 1, "level": "base"}
     made["base"] = SMALL
     return Evidence(**{**made, **rest})
+
+
+def measured(gain=0.2, half=0.15, **rest):
+    """A first round of 30 items, in which an average gained so much against the best adapter."""
+    scores = (*case().evaluation, score("uniform", "merge", 0.3 + gain))
+    ends = (gain - half, gain + half)
+    row = Gain(None, "question", "uniform", "a", gain, ends, ends, 30)
+    made = {"evaluation": scores, "gains": (row,), "forecasts": (), "level": "pilot"}
+    return case(**{**made, **rest})

@@ -19,7 +19,6 @@ from loraprobe.records import Compatibility, EvidenceLevel, Score, Verdict
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
-from loraprobe.verdict.calibration import shipped
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.systems import Built, SystemBuilder
@@ -63,17 +62,6 @@ def conclude(
     if kind == "router" and ROUTERS.make(verdict.system or "").needs_prompts:
         request = replace(request, learned=True, options=(*request.options, *_prompts(options)))
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
-
-
-def asks_forecast(options: Options, base: Base | None) -> bool:
-    """Whether `merge-and-eval` makes a forecast, which costs passes of its own.
-
-    It does where a probability can be given for such a base, or where the user asks for one. A
-    measured gain outranks the forecast in any case.
-    """
-    if options.prior is not None or options.calibration is not None:
-        return True
-    return base is not None and not shipped().why_unmeasured(_shape(base))
 
 
 def _shape(base: Base) -> BaseShape:

@@ -18,11 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from loraprobe import compatibility, evaluation
 from loraprobe.composition import Composition
-from loraprobe.defaults import FORECAST_ITEMS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, TokenLimits, questions
 from loraprobe.evaluation.rounds import round_suffix
-from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import Inputs
@@ -30,7 +28,6 @@ from loraprobe.pipeline.session import Session, peak_memory
 from loraprobe.pipeline.systems import (
     baseline_systems,
     composition_specs,
-    forecastable,
     learning_routers,
 )
 from loraprobe.pipeline.transforms import prepare_inputs
@@ -132,12 +129,6 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
         if n > 1 and name in wanted:
             steps[f"evaluate {name}"] = times.system(experts)
     steps["cover"] = probing
-    passes = len({isinstance(g, tuple) for g in forecastable(options, adapters).values()})
-    foreseen = options.metric != "answer_loss" and asks_forecast(options, evaluator.inputs.base)
-    if n > 1 and foreseen:
-        sizes = [len(task.items) for task in tasks]
-        share = sum(min(FORECAST_ITEMS, size) for size in sizes) / sum(sizes)
-        steps["forecast"] = passes * (n + 1) * share * times.composed()
     return steps
 
 
@@ -205,10 +196,6 @@ class _Timing:
     def system(self, experts: int) -> float:
         """All questions, for a system of so many experts."""
         return sum(kind.batches * self._batch(kind, experts) for kind in self.kinds)
-
-    def composed(self) -> float:
-        """The composed questions in all their forms, with all adapters."""
-        return sum(k.batches * k.composed / k.questions * k.seconds[1] for k in self.kinds)
 
     def hops(self, count: int) -> float:
         """So many hops, each asked of a single adapter, which costs no less than the base."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from loraprobe import evaluation
 from loraprobe.evaluation import Ledger, Samples, System
-from loraprobe.pipeline.conclusion import asks_forecast
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
 from loraprobe.pipeline.inputs import Inputs
@@ -66,10 +65,9 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         systems, results = found.everybody, found.results
         asked = replace(evaluator, tasks=found.round.tasks)
         coverage = asked.probe_tasks(results)
-        forecasts = asked.forecast(results) if asks_forecast(options, inputs.base) else ()
         gates, gate_note = asked.gates(composed)
     with session.stage("statistics"):
-        findings = records(found, evaluator, systems, coverage=coverage, forecasts=forecasts)
+        findings = records(found, evaluator, systems, coverage=coverage)
     answers = Ledger()  # by the names of the report
     answers.append(results)
     samples = Samples.of(answers, results, systems, asked.tasks, options.metric)

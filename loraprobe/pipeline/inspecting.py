@@ -108,15 +108,12 @@ def answers_alone(
     """The results of the base and the single adapters, and a forecast.
 
     Answers that are judged by likelihood are forecast from these same passes. Generated answers are
-    forecast only for somebody who asks for its probability (--prior, --calibration): it costs more
-    than a first round of the compositions, which says more.
+    not forecast: that costs more than a first round of the compositions, which says more.
     """
     options, scorer = evaluator.session.options, evaluator.scorer
     recorder = _recorder(evaluator)
     if recorder is None:
-        results = evaluator.run(singles)
-        asked = options.prior is not None or options.calibration is not None
-        return results, evaluator.forecast(results) if asked else ()
+        return evaluator.run(singles), ()
     results = []
     scorer.recorder = recorder
     try:

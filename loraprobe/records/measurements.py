@@ -150,8 +150,7 @@ class Forecast:
     `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
     `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
     the form of the question on which it gains more. Of several tasks it is the mean, and
-    `retentions` say what would be kept on each. `probability` is that some composition gains more
-    than the margin, known for the verdict's forecast only.
+    `retentions` say what would be kept on each.
     """
 
     system: str
@@ -161,7 +160,6 @@ class Forecast:
     part: str = "question"
     against: str = "base"
     against_part: str = "question"
-    probability: float | None = None
     retentions: tuple[Retention, ...] = ()
 
 

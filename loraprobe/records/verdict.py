@@ -32,7 +32,8 @@ class DecisiveGain:
     """The gain that the decision is about: one composition against the best of base and singles.
 
     `form` is the form of the question, "question" or "steps"; `ci95` covers the choice of the best
-    among systems. Of several tasks the difference is the mean.
+    among systems. Of several tasks the difference is the mean. `probability` is that the largest
+    gain measured exceeds the margin; None where the calibration says nothing about it.
     """
 
     system: str
@@ -41,6 +42,7 @@ class DecisiveGain:
     difference: float
     ci95: Interval
     n: int
+    probability: float | None = None
 
 
 @dataclass(frozen=True)

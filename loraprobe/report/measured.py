@@ -198,19 +198,19 @@ def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:
 
 
 def forecast(verdict: Verdict) -> str:
-    """The forecast with its interval, and the probability of the printed decision."""
-    found = verdict.forecast
-    if found is None:
-        return ""
-    told = f"before composing: {fmt.gain(found.gain, *found.ci95)}"
+    """The forecast with its interval, and the probability of the printed decision.
+
+    Where nothing is decided, it is the probability of a gain.
+    """
+    told = []
+    if (found := verdict.forecast) is not None:
+        told.append(f"before composing: {fmt.gain(found.gain, *found.ci95)} if effects just added")
     if verdict.probability is not None:
-        return f"{told}; {verdict.decision} with probability {_share(verdict.probability)}"
-    if found.probability is not None and verdict.evidence in ("base", "pilot"):
-        return (
-            f"{told} if effects simply added; probability {fmt.number(found.probability)} that "
-            f"some composition gains {fmt.number(verdict.margin)}"
-        )
-    return told
+        told.append(f"{verdict.decision} with probability {_share(verdict.probability)}")
+    elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
+        chance = _share(verdict.gain.probability)
+        told.append(f"probability {chance} of a gain above {fmt.number(verdict.margin)}")
+    return "; ".join(told)
 
 
 def known(verdict: Verdict) -> str:

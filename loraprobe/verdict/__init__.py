@@ -33,7 +33,7 @@ from loraprobe.verdict.next_command import (
     words_of,
 )
 from loraprobe.verdict.pilot import judge_pilot
-from loraprobe.verdict.probability import with_probability
+from loraprobe.verdict.probability import with_forecast, with_probability
 from loraprobe.verdict.reference_class import reference_class
 
 __all__ = [
@@ -69,14 +69,15 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         "evaluation": judge_evaluation,
     }
     verdict = rules[evidence.rests_on](evidence)
-    verdict, forecast = with_probability(verdict, evidence, calibration or shipped())
+    verdict, forecast = with_forecast(verdict, evidence)
+    verdict, probability = with_probability(verdict, evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
     others += about_familiarity(evidence) + about_geometry(
         evidence.diagnostics, evidence.balanced, evidence.duplicates
     )
     others += about_items(evidence, verdict) + about_rounds(evidence)
     others += reference_class(evidence, verdict, calibration or shipped())
-    found = (*verdict.reasons, *forecast, *others)
+    found = (*verdict.reasons, *forecast, *probability, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin
     )

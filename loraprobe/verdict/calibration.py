@@ -1,34 +1,32 @@
-"""From a forecast gain to the probability that the composition gains more than a margin.
+"""From the gain that a few items measured to the probability that the true gain exceeds a margin.
 
 `calibration.json` in this folder ships with the package; `loraprobe lab calibrate` writes such
-files from compositions whose gain was measured. Its five coefficients say how measured gains are
-spread around a forecast f, with b the best score that the base or a single adapter reaches:
+files from compositions whose gain was measured. Its four coefficients say how gains are spread
+before anything is composed, with b the best score that the base or a single adapter reaches:
 
-    t(x)            = asinh(x / unit)            about linear below `unit`, logarithmic above
-    centre(f, b)    = intercept + forecast * t(f) + baseline * b
-    P(gain > m | f) = 1 / (1 + exp(-(centre(f, b) - t(m)) / spread))
+    t(x)         = asinh(x / unit)                about linear below `unit`, logarithmic above
+    P(gain > m)  = 1 / (1 + exp(-(intercept + baseline * b - t(m)) / spread)),  gain <= 1 - b
 
-The forecast f comes from a sample of items and has a standard error e, so P is the mean over
-f - sqrt(3) e, f and f + sqrt(3) e with weights 1/6, 2/3 and 1/6 (Gauss and Hermite's rule of three
-points). It holds for any margin m. Another prior q multiplies the odds by q / (1 - q) over
-p / (1 - p), with p the share of measured compositions that gained more than m.
+A composition that was asked some items has a gain d with standard error e. The probability is that
+of the product of this spread and a normal density of d around the gain, so it holds for any margin
+and any number of items. Another prior q multiplies the odds by q / (1 - q) over p / (1 - p), with p
+the share of measured compositions that gained more than m.
 
 The errors of such probabilities depend on the base. A base is `small` if its hidden size is at most
 SMALL, as of the bases that the lab trains, and else `natural`. A probability is given only for a
-kind and an architecture (`model_type` in config.json) of which the errors were measured.
+kind of which the errors were measured.
 
 A file holds:
 
-format        3
+format        4
 made_by       the command that wrote it
-coefficients  "unit", "intercept", "forecast", "baseline", "spread"
-measured      "cases", "bases", "forecast" [lowest, highest], "adapters" [their numbers], "kinds"
-              [{"tasks", "hops", "metric"}], "figures" {name: [lowest, highest]} of the weights
+coefficients  "unit", "intercept", "baseline", "spread"
+measured      "cases", "bases"
 gained        [[margin, share of the cases that gained more], ...], margins rising
-accuracy      kind of base -> "where", "architectures", "cases", "auroc" (within a scenario, or
-              null), "brier", "likely" (how many cases got a probability of at least LIKELY_FROM),
-              "wrong" (the share of these that did not gain, or null); only of kinds of which
-              enough cases were measured
+accuracy      kind of base -> "where", "sets", "items", "auroc" (within a scenario, or null),
+              "brier", "likely" (how many sets got a probability of at least LIKELY_FROM), "wrong"
+              (the share of these that did not gain, or null); of adapter sets whose compositions
+              were asked so many items, only of kinds of which enough sets were measured
 classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases", "gained": as
               above, but of the best composition of each adapter set}]
 """
@@ -43,23 +41,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from loraprobe.errors import UsageError
-from loraprobe.records import Interval
 from loraprobe.verdict.evidence import BaseShape, Kind
 
 FILE = "calibration.json"
-FORMAT = 3
+FORMAT = 4
 SMALL = 256  # the largest hidden size of a small base
 SIZES = {
     "small": f"bases of hidden size up to {SMALL}",
     "natural": f"bases of hidden size above {SMALL}",
 }
 Shares = tuple[tuple[float, float], ...]  # (margin, share that gained more), margins rising
-NO_FIGURES: Mapping[str, float] = MappingProxyType({})
-QUADRATURE = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
+STEP = 1e-3  # between the gains over which densities are summed
 
 
 @dataclass(frozen=True)
@@ -68,27 +65,31 @@ class Coefficients:
 
     unit: float
     intercept: float
-    forecast: float
     baseline: float
     spread: float
 
-    def scaled(self, gain: float) -> float:
-        """t(gain)."""
-        return math.asinh(gain / self.unit)
-
-    def exceeds(self, margin: float, forecast: float, baseline: float) -> float:
-        """P(gain > margin) for a forecast without error."""
-        centre = self.intercept + self.forecast * self.scaled(forecast) + self.baseline * baseline
-        return _sigmoid((centre - self.scaled(margin)) / self.spread)
+    def exceeds(self, margin: float, baseline: float, gain: float, error: float) -> float:
+        """P(true gain > margin) where a gain was measured with a standard error."""
+        gains = np.arange(-1.0, 1.0 - baseline + STEP, STEP)
+        z = (
+            np.arcsinh(gains / self.unit) - self.intercept - self.baseline * baseline
+        ) / self.spread
+        prior = -np.logaddexp(z, 0) - np.logaddexp(-z, 0) - np.log(self.unit**2 + gains**2) / 2
+        logs = prior - ((gains - gain) / max(error, STEP)) ** 2 / 2
+        weights = np.exp(logs - logs.max())
+        return float(weights[gains > margin].sum() / weights.sum())
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How good the probabilities were on left-out compositions on one kind of base."""
+    """How good the probabilities were on left-out adapter sets on one kind of base.
+
+    Their compositions were asked `items` items, and their outcome on all items was clear.
+    """
 
     where: str
-    architectures: tuple[str, ...]
-    cases: int
+    sets: int
+    items: int
     auroc: float | None
     brier: float
     likely: int
@@ -113,10 +114,6 @@ class Calibration:
     coefficients: Coefficients
     cases: int
     bases: int
-    forecast: Interval
-    adapters: tuple[int, ...]
-    kinds: tuple[Kind, ...]
-    figures: Mapping[str, Interval]
     gained: Shares
     accuracy: Mapping[str, Accuracy]
     classes: tuple[ReferenceClass, ...]
@@ -124,16 +121,16 @@ class Calibration:
     def probability(
         self,
         margin: float,
-        forecast: float,
-        error: float,
         baseline: float,
+        gain: float,
+        error: float,
         prior: float | None = None,
     ) -> float:
-        """P(gain > margin); error: the forecast's standard error; prior None: the cases' own."""
-        found = sum(
-            weight * self.coefficients.exceeds(margin, forecast + step * error, baseline)
-            for step, weight in QUADRATURE
-        )
+        """P(true gain > margin); error: the standard error of the measured gain.
+
+        prior: the share expected to gain more than the margin; None for the cases' own.
+        """
+        found = self.coefficients.exceeds(margin, baseline, gain, error)
         if prior is None:
             return found
         return _sigmoid(_log_odds(found) + _log_odds(prior) - _log_odds(self.prior(margin)))
@@ -142,43 +139,17 @@ class Calibration:
         """The share of the measured compositions that gained more than this margin."""
         return share_above(self.gained, margin)
 
-    def why_outside(
-        self, forecast: float, adapters: int, kind: Kind, figures: Mapping[str, float] = NO_FIGURES
-    ) -> str:
-        """What lies outside of what was measured; empty if nothing does.
-
-        figures: of the adapters' weights, by name.
-        """
-        low, high = self.forecast
-        if not low <= forecast <= high:
-            return f"its forecast is {forecast:+.2f}, and {low:+.2f} to {high:+.2f} were measured"
-        if adapters not in self.adapters:
-            known = " or ".join(map(str, self.adapters))
-            return f"it has {adapters} adapters, and {known} were measured"
-        if kind not in self.kinds:
-            known = "; ".join(map(str, self.kinds))
-            return f"its kind of task ({kind}) was not measured (measured: {known})"
-        for name, (low, high) in self.figures.items():
-            if not low <= figures.get(name, low) <= high:
-                what = f"its {name.replace('_', ' ')} is {figures[name]:.3g}"
-                return f"{what}, and {low:.3g} to {high:.3g} were measured"
-        return ""
-
     def why_unmeasured(self, base: BaseShape | None) -> str:
         """Why no error is known of probabilities on such a base; empty if one is."""
         if base is None:
             return "the size of the base is not known"
-        measured = self.accuracy.get(kind_of_base(base))
-        if measured is None:
-            kinds = " and ".join(SIZES[kind] for kind in self.accuracy) or "no base"
-            return (
-                f"how often such probabilities are wrong was measured on {kinds}, and this one has "
-                f"{base.hidden_size or 'an unknown size'}"
-            )
-        if base.architecture not in measured.architectures:
-            known = " or ".join(measured.architectures)
-            return f"errors were measured on {known} bases, and this one is {base.architecture}"
-        return ""
+        if kind_of_base(base) in self.accuracy:
+            return ""
+        kinds = " and ".join(SIZES[kind] for kind in self.accuracy) or "no base"
+        return (
+            f"how often such probabilities are wrong was measured on {kinds}, and this one has "
+            f"{base.hidden_size or 'an unknown size'}"
+        )
 
     def reference_class(self, base: BaseShape | None, kind: Kind) -> ReferenceClass | None:
         """The measured adapter sets on such a base and kind of task."""
@@ -255,24 +226,14 @@ def calibration_of(document: Mapping[str, Any]) -> Calibration:
     coefficients = Coefficients(**{f.name: _number(given[f.name]) for f in fields(Coefficients)})
     if coefficients.unit <= 0 or coefficients.spread <= 0:
         raise ValueError("its unit or its spread is not above 0")
-    gained = _shares(document["gained"])
-    low, high = measured["forecast"]
     return Calibration(
         coefficients,
         cases=int(measured["cases"]),
         bases=int(measured["bases"]),
-        forecast=(_number(low), _number(high)),
-        adapters=tuple(int(n) for n in measured["adapters"]),
-        kinds=tuple(Kind(**kind) for kind in measured["kinds"]),
-        figures={name: (_number(a), _number(b)) for name, (a, b) in measured["figures"].items()},
-        gained=gained,
-        accuracy={kind: _accuracy(found) for kind, found in accuracy.items()},
+        gained=_shares(document["gained"]),
+        accuracy={kind: Accuracy(**found) for kind, found in accuracy.items()},
         classes=tuple(_reference_class(one) for one in document["classes"]),
     )
-
-
-def _accuracy(given: Mapping[str, Any]) -> Accuracy:
-    return Accuracy(**{**given, "architectures": tuple(given["architectures"])})
 
 
 def _reference_class(given: Mapping[str, Any]) -> ReferenceClass:

@@ -18,7 +18,6 @@ from loraprobe.records import (
 )
 
 COMPOSITIONS = ("merge", "router")  # what the decision is about
-FIGURES = ("norm_ratio", "relative_norm")  # diagnostics whose extremes make a case an outsider
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
 SAME = 1e-6  # two updates are equal if cosine and ratio of norms differ from 1 by no more
 
@@ -189,15 +188,6 @@ class Evidence(EvaluationRecords):
         hops = [int(s.part.removeprefix("hop")) for s in self.evaluation if s.part[:3] == "hop"]
         metrics = sorted({s.metric for s in self.evaluation if s.part == "question"})
         return Kind(len(self.task_names), max(hops, default=0), "+".join(metrics))
-
-    @property
-    def weight_figures(self) -> dict[str, float]:
-        """The largest of each of FIGURES over all adapters and pairs."""
-        found: dict[str, float] = {}
-        for row in self.diagnostics:
-            if row.name in FIGURES and row.module is None and row.value is not None:
-                found[row.name] = max(row.value, found.get(row.name, row.value))
-        return found
 
     @property
     def losses(self) -> bool:

@@ -1,11 +1,11 @@
 """The forecast of a verdict and its probability; neither changes the decision.
 
-Both use only what is known before any composition is run, on the levels `base` and `evaluation`.
-The calibration gives the probability that some composition gains more than the margin. The
-verdict's probability is that of its own decision: this for `likely`, its complement for `unlikely`.
-It is absent for `inconclusive`, for several tasks, of which the calibration says nothing about
-keeping every skill, where measured compositions came out on the other side of the forecast, and for
-kinds of bases on which nobody measured how often such probabilities are wrong.
+The calibration gives the probability that the best composition gains more than the margin, from its
+gain on the items that were asked and the spread of measured gains. The verdict's probability is
+that of its own decision: this for `likely`, its complement for `unlikely`. It is absent for
+`inconclusive`, for several tasks, of which the calibration says nothing about keeping every skill,
+where a decision against a gain rests on more than the gain, and for kinds of bases on which nobody
+measured how often such probabilities are wrong. A forecast stands alone as a number.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ import dataclasses
 
 from loraprobe.defaults import FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.formatting import count
-from loraprobe.records import BASELINES, Forecast, Reason, Verdict
+from loraprobe.records import Forecast, Gain, Reason, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict import reasons
 from loraprobe.verdict.calibration import Accuracy, Calibration, kind_of_base
-from loraprobe.verdict.evidence import Evidence
+from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 
-LEVELS = ("base", "pilot", "evaluation")
+
+def with_forecast(verdict: Verdict, evidence: Evidence) -> tuple[Verdict, list[Reason]]:
+    """The verdict with the largest forecast among the compositions asked for, and its reasons."""
+    forecast = max(evidence.forecasts, key=lambda one: one.gain, default=None)
+    if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
+        return verdict, []
+    forecast = capped(forecast, None if evidence.losses else evidence.baseline)
+    told = [_forecast(forecast, evidence.margin)]
+    if evidence.several:
+        told += _retentions(forecast, evidence.retention)
+    return dataclasses.replace(verdict, forecast=forecast), told
 
 
 def with_probability(
     verdict: Verdict, evidence: Evidence, calibration: Calibration
 ) -> tuple[Verdict, list[Reason]]:
-    """The verdict with forecast, probability and prior, and their reasons.
-
-    The forecast is the largest among the compositions asked for, so the probability that some
-    composition gains is at least the one given.
-    """
-    if verdict.evidence not in LEVELS:
+    """The verdict with probability and prior, and the reason that tells their errors."""
+    gain = _best_gain(evidence)
+    if gain is None or verdict.evidence not in ("pilot", "evaluation"):
         return verdict, []
-    forecast = max(evidence.forecasts, key=lambda one: one.gain, default=None)
-    if forecast is None and verdict.evidence != "evaluation":
-        return verdict, []  # a first round outranks it, or compositions cannot be asked
-    if forecast is None:
-        return verdict, [_outside(_why_no_forecast(evidence, calibration))]
-    why = _why_outside(forecast, evidence, calibration)
-    forecast = capped(forecast, None if evidence.losses else evidence.baseline)
-    verdict = dataclasses.replace(verdict, forecast=forecast)
-    reason = _forecast(forecast, evidence.margin)
-    if evidence.several:
-        skills = _outside("it would be of a gain, not of keeping every skill")
-        return verdict, [reason, *_retentions(forecast, evidence.retention), skills]
-    if why:
-        return verdict, [reason, _outside(why)]
-    baseline, base = evidence.baseline or 0.0, evidence.base
-    assert base is not None
-    gains = calibration.probability(
-        evidence.margin, forecast.gain, forecast_error(forecast), baseline, evidence.prior
+    if why := _why_none(gain, evidence, calibration):
+        return verdict, [_outside(why)]
+    assert evidence.base is not None
+    found = calibration.probability(
+        evidence.margin, evidence.baseline or 0.0, gain.difference, error_of(gain), evidence.prior
     )
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    accuracy = calibration.accuracy[kind_of_base(base)]
-    measured = _measured_on(gains, prior, evidence.margin, accuracy)
+    accuracy = calibration.accuracy[kind_of_base(evidence.base)]
+    decisive = verdict.gain
+    if decisive is not None:
+        decisive = dataclasses.replace(decisive, probability=found)
     verdict = dataclasses.replace(
-        verdict,
-        forecast=dataclasses.replace(forecast, probability=gains),
-        probability=_of_decision(verdict, gains),
-        prior=prior,
+        verdict, gain=decisive, probability=_of_decision(verdict, found), prior=prior
     )
-    return verdict, [reason, measured]
+    return verdict, [_measured_on(gain, found, prior, evidence.margin, accuracy)]
+
+
+def _best_gain(evidence: Evidence) -> Gain | None:
+    """The largest gain of a merge or router, on any form of the question."""
+    composed = evidence.systems(COMPOSITIONS)
+    rows = [row for row in evidence.gains if row.system in composed]
+    return max(rows, key=lambda row: row.difference, default=None)
 
 
 def capped(forecast: Forecast, baseline: float | None) -> Forecast:
@@ -77,16 +77,16 @@ def capped(forecast: Forecast, baseline: float | None) -> Forecast:
     return dataclasses.replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
 
 
-def _why_outside(forecast: Forecast, evidence: Evidence, calibration: Calibration) -> str:
-    """Why a forecast for one task has no probability; empty if it has one."""
-    if forecast.n < FEWEST_ITEMS:
-        return f"{count(forecast.n, 'question')}, and {FEWEST_ITEMS} are needed"
-    if evidence.baseline is None:
-        return "base and single adapters were not scored on every task"
-    adapters, figures = len(evidence.systems(("adapter",))), evidence.weight_figures
-    return calibration.why_unmeasured(evidence.base) or calibration.why_outside(
-        forecast.gain, adapters, evidence.kind_of_task, figures
-    )
+def _why_none(gain: Gain, evidence: Evidence, calibration: Calibration) -> str:
+    """Why there is no probability; empty if there is one."""
+    if evidence.losses:
+        return "its scores are losses, and gains were measured of answers that are right or wrong"
+    if evidence.several:
+        return "it would be of a gain, not of keeping every skill"
+    asked = gain.clusters or gain.n
+    if asked < FEWEST_ITEMS:
+        return f"{count(asked, 'question')}, and {FEWEST_ITEMS} are needed"
+    return calibration.why_unmeasured(evidence.base)
 
 
 def _retentions(forecast: Forecast, threshold: float) -> list[Reason]:
@@ -106,27 +106,15 @@ def _retentions(forecast: Forecast, threshold: float) -> list[Reason]:
 
 
 def _of_decision(verdict: Verdict, gains: float) -> float | None:
-    """The probability of the decision itself; `gains` is that some composition gains."""
+    """The probability of the decision itself; `gains` is that the composition gains."""
     found = {"likely": gains, "unlikely": 1 - gains}.get(verdict.decision)
-    if found is not None and verdict.evidence in ("pilot", "evaluation") and found < 0.5:
-        return None
-    return found
+    return None if found is None or found < 0.5 else found
 
 
-def forecast_error(forecast: Forecast) -> float:
-    """The standard error of a forecast gain, from its paired interval."""
-    low, high = forecast.ci95
+def error_of(row: Forecast | Gain) -> float:
+    """The standard error of a gain, from its paired interval."""
+    low, high = row.ci95
     return (high - low) / 2 / Z95
-
-
-def _why_no_forecast(evidence: Evidence, calibration: Calibration) -> str:
-    if evidence.losses:
-        return "its scores are losses, and forecasts are of answers that are right or wrong"
-    if not evidence.systems(BASELINES):
-        return "base and single adapters were not scored on a task"
-    if evidence.prior is None and (why := calibration.why_unmeasured(evidence.base)):
-        return why
-    return "none of the compositions asked for can be forecast"
 
 
 def _forecast(forecast: Forecast, margin: float) -> Reason:
@@ -145,22 +133,24 @@ def _outside(why: str) -> Reason:
     return Reason(
         "outside-calibration",
         f"No probability is given: {why}.",
-        source="a probability is given only for cases like those that were measured",
+        source="a probability is given only on bases like those that were measured",
     )
 
 
-def _measured_on(probability: float, prior: float, margin: float, found: Accuracy) -> Reason:
+def _measured_on(
+    gain: Gain, probability: float, prior: float, margin: float, found: Accuracy
+) -> Reason:
     text = (
-        f"Before composing, the probability that some composition gains more than "
-        f"{fmt.number(margin)} was {fmt.number(probability)} (prior {fmt.number(prior)}). On "
-        f"{found.where}, such probabilities for a margin of {fmt.number(MARGIN)} had a Brier "
-        f"score of {fmt.number(found.brier)}"
+        f"The probability that {gain.system} gains more than {fmt.number(margin)} is "
+        f"{fmt.number(probability)} after {count(gain.n, 'item')} (prior {fmt.number(prior)}). "
+        f"After {found.items} items, on {found.where}, such probabilities for a margin of "
+        f"{fmt.number(MARGIN)} had a Brier score of {fmt.number(found.brier)}"
     )
     if found.auroc is not None:
         text += f" and an AUROC of {fmt.number(found.auroc)}"
     if found.wrong is not None:
         text += (
-            f"; of {found.likely} compositions given {fmt.number(LIKELY_FROM)} or more, "
+            f"; of {found.likely} adapter sets given {fmt.number(LIKELY_FROM)} or more, "
             f"{found.wrong:.0%} did not gain"
         )
     return Reason(
@@ -168,5 +158,5 @@ def _measured_on(probability: float, prior: float, margin: float, found: Accurac
         f"{text}.",
         probability,
         LIKELY_FROM,
-        f"{found.cases} compositions whose outcome was measured (--prior)",
+        f"{count(found.sets, 'adapter set')} whose outcome was measured (--prior)",
     )

@@ -19,7 +19,7 @@ from typing import Any
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.records import Progress
 from loraprobe.tasks import load_task
-from loraprobe.verdict.probability import forecast_error
+from loraprobe.verdict.probability import error_of
 from loraprobe_lab.calibration.cases import METHODS, NATURAL, Case, CaseError
 from loraprobe_lab.calibration.observations import (
     evidence_of,
@@ -175,11 +175,10 @@ def _cases_of(row: Mapping[str, Any]) -> Iterator[Case]:
             method=method,
             adapters=len(evidence.systems(("adapter",))),
             forecast=forecast.gain,
-            error=forecast_error(forecast),
+            error=error_of(forecast),
             part=forecast.part,
             baseline=baseline,
             model_type=row.get("model_type", ""),
-            figures=evidence.weight_figures,
             forecast_retention=min(kept, default=None),
             retention=measured_retention(results, row["kinds"], method, forecast.part),
         )

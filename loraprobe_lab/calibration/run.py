@@ -27,7 +27,6 @@ def calibrate(
     stored: Path | None = None,
     sizes: SampleSizes = SampleSizes(),
     processes: int = 1,
-    draws: int = 300,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
     collect_only: bool = False,
@@ -59,7 +58,7 @@ def calibrate(
     say(f"{len(cases)} cases in {output / CASES}.")
     if collect_only:
         return output / CASES
-    return _fit_and_report(cases, output, command, skipped, draws, sizes.seed, say)
+    return _fit_and_report(cases, output, command, skipped, say)
 
 
 def _fit_and_report(
@@ -67,26 +66,21 @@ def _fit_and_report(
     output: Path,
     command: str,
     skipped: Sequence[str],
-    draws: int,
-    seed: int,
     say: Callable[[str], None],
 ) -> Path:
     """Writes calibration, page and figure of the cases."""
-    from loraprobe_lab.calibration.pilots import foresight
-    from loraprobe_lab.calibration.validation import measure, report
+    from loraprobe_lab.calibration.validation import FIRST_ROUND, measure, report
 
-    results = measure(cases, draws, seed)
+    results = measure(cases)
     document = fit(cases).document(cases, command, results.accuracy())
     write_text(output / "figure.svg", results.figure())
-    early = foresight(cases, seed)
-    write_text(output / "report.md", report(results, document, command, skipped, early))
+    write_text(output / "report.md", report(results, document, command, skipped))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
-    for what, found in results.shipped.items():
-        figures = found.figures()
+    for what, figures in results.figures[FIRST_ROUND].items():
         say(
-            f"Left-out {what}: AUROC within scenario {number(figures.auroc)}, Brier score "
-            f"{number(figures.brier)}, {figures.likely} called likely, "
+            f"Left-out {what}: AUROC within a kind {number(figures.auroc)}, Brier score "
+            f"{number(figures.brier)}, {figures.likely:.0f} called likely, "
             f"{percent(figures.wrong)} of them wrong."
         )
     return output / "calibration.json"

@@ -1,180 +1,263 @@
-"""Measures the probabilities on left-out bases, scenarios and architectures; renders the page.
+"""Measures the probabilities on left-out bases, kinds and architectures; renders the page.
 
-Brier score and AUROC are of decided cases, whose interval does not contain the margin. The AUROC is
-computed *within* each scenario and averaged over the scenarios that have both outcomes: a pooled
-AUROC would also reward the distinction of scenarios, which needs no tool.
+What is predicted is whether some composition of an adapter set gains more than the margin, on one
+task: with several tasks a verdict has no probability. A set is decided if the interval of one
+composition's gain lies above the margin, or all lie below it; Brier score and AUROC are of decided
+sets. The AUROC is computed *within* each kind of sets and averaged over the kinds that have both
+outcomes: a pooled AUROC would also reward telling kinds apart, which needs no tool. Its null
+exchanges the outcomes of the sets of a kind.
+
+A first round is drawn: the gain of each composition is its measured gain with a normal error, whose
+size follows from the interval and the number of items of the measured gain, rounded to whole items.
+The composition with the largest gain counts, as in a verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import LeaveOneGroupOut
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from scipy.stats import rankdata
 
-from loraprobe.defaults import LIKELY_FROM, MARGIN
+from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
+from loraprobe.sample_size import Z95
 from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.figure import calibration_figure
-from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, VARIANTS, Array, Variant, fit
+from loraprobe_lab.calibration.fit import (
+    MARGINS,
+    SHIPPED,
+    WITH_FORECAST,
+    Array,
+    Variant,
+    fit,
+)
 from loraprobe_lab.experiments.pages import render
 
-LEFT_OUT: Mapping[str, Callable[[Case], str]] = {
+Key = Callable[[Case], str]
+LEFT_OUT: Mapping[str, Key] = {
     "bases": lambda case: case.base,
-    "scenarios": lambda case: case.scenario,
-    "architectures": lambda case: case.architecture,
+    "kinds": lambda case: case.scenario,
+    "architectures": lambda case: case.base_architecture or case.architecture,
 }
-Indices = NDArray[np.intp]
-SHARES = (0.5, 0.9)  # of predictive intervals whose coverage is measured
+DRAWS = 20  # first rounds of each set
+EXCHANGES = 200  # of outcomes, for the null
+UNKNOWN = 1e6  # the standard error of a gain that nobody measured
+# Shown to users, because their models differ from those on which the accuracy was measured.
+WHERE = {
+    "small": "kinds of adapter sets left out of the fit, on small bases that the lab trained",
+    "natural": "kinds of adapter sets left out of the fit, on published models",
+}
+FEWEST_DECIDED = 15  # sets on one kind of base; half a 95 % interval of a share is then 0.25
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Predictions for every case by a fit without its group: [cases] each.
-
-    probability: margin -> P(gain > margin); above: P(gain > the measured gain); density: the
-    log-density of the measured gain.
-    """
+class AdapterSet:
+    """The cases of one adapter set, one for each composition."""
 
     cases: tuple[Case, ...]
-    probability: Mapping[float, Array]
-    above: Array
-    density: Array
 
-    def figures(self, margin: float = MARGIN, cases: Sequence[int] | None = None) -> Figures:
-        """Of the decided cases, or of some of them (indices, which may repeat)."""
-        chosen = range(len(self.cases)) if cases is None else cases
-        return figures_of(
-            [self.cases[i] for i in chosen], self.probability[margin][list(chosen)], margin
-        )
+    @property
+    def outcome(self) -> Case:
+        """The set as one case: the largest gain, with an interval that decides as a set does."""
+        best = max(self.cases, key=lambda case: case.gain)
+        ends = [max(case.ci95[k] for case in self.cases) for k in (0, 1)]
+        return replace(best, ci95=(ends[0], ends[1]))
 
-    def covered(self, share: float) -> float:
-        """Share of measured gains within the central predictive interval of this share.
+    def first_round(self, items: int, rng: np.random.Generator) -> tuple[Case, float, float]:
+        """A drawn first round: the best composition, its gain and its standard error."""
+        found = []
+        for case in self.cases:
+            one = (case.ci95[1] - case.ci95[0]) / 2 / Z95 * math.sqrt(case.n)  # error of one item
+            gain = round((case.gain + rng.standard_normal() * one / math.sqrt(items)) * items)
+            # Two items more, one gained and one lost, keep the error above 0 (Bonett and Price).
+            error = math.sqrt(one**2 / (items + 2) + 2 / (items + 2) ** 2)
+            found.append((gain / items, error, case))
+        gain, error, case = max(found, key=lambda one: one[0])
+        return case, gain, error
 
-        The interval does not include the measured gain's own error, so a little less is expected.
-        """
-        return float(np.mean(np.abs(self.above - 0.5) < share / 2))
+
+def sets_of(cases: Sequence[Case]) -> list[AdapterSet]:
+    """The cases by adapter set, in their order."""
+    found: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.set_key, []).append(case)
+    return [AdapterSet(tuple(own)) for own in found.values()]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a set: the columns of the fit, and the items of a first round, or None."""
+
+    variant: Variant
+    items: int | None
+
+    def __str__(self) -> str:
+        told = f"a first round of {self.items} items" if self.items else ""
+        if "forecast" in self.variant:
+            told = f"{told} and the forecast" if told else "the forecast"
+        return told or "the best score alone"
+
+
+FIRST_ROUND = Known(SHIPPED, PILOT_ITEMS)  # what ships
+KNOWN = (
+    Known(SHIPPED, None),
+    Known(WITH_FORECAST, None),
+    Known(SHIPPED, 10),
+    FIRST_ROUND,
+    Known(SHIPPED, 60),
+    Known(WITH_FORECAST, PILOT_ITEMS),
+)
+
+
+def left_out(
+    sets: Sequence[AdapterSet], key: Key, known: Known = FIRST_ROUND, margin: float = MARGIN
+) -> Array:
+    """P(gain > margin) of each set by a fit without its group: [draws, sets].
+
+    Raises CaseError for a single group.
+    """
+    groups = [key(one.cases[0]) for one in sets]
+    if len(set(groups)) < 2:
+        raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
+    rng = np.random.default_rng(0)
+    found = np.zeros((DRAWS if known.items else 1, len(sets)))
+    fits = {
+        group: fit([c for s, g in zip(sets, groups, strict=True) if g != group for c in s.cases],
+                   known.variant)
+        for group in dict.fromkeys(groups)
+    }  # fmt: skip
+    for i, (one, group) in enumerate(zip(sets, groups, strict=True)):
+        for draw in found:
+            if known.items:
+                case, gain, error = one.first_round(known.items, rng)
+            else:
+                case, gain, error = max(one.cases, key=lambda c: c.forecast), 0.0, UNKNOWN
+            draw[i] = fits[group].given(case).exceeds(margin, case.baseline, gain, error)
+    return found
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Measures of probabilities; NaN if undefined.
+    """Measures of probabilities of sets; NaN if undefined.
 
-    likely: cases with a probability of at least LIKELY_FROM; wrong: the share of failures in them.
+    null: the 95th percentile of the AUROC if outcomes are exchanged. reference: the Brier score of
+    the share that gained. likely: how many sets have a probability of at least LIKELY_FROM, the
+    mean over draws; wrong: the share of failures in them; called: their share of the successes.
     """
 
     decided: int
     auroc: float
+    null: float
     brier: float
-    likely: int
+    reference: float
+    likely: float
     wrong: float
+    called: float
 
 
-def figures_of(cases: Sequence[Case], p: Array, margin: float = MARGIN) -> Figures:
-    """The figures of probabilities [cases] that gains exceed the margin."""
-    labels = [case.label(margin) for case in cases]
-    kept = [i for i, label in enumerate(labels) if label is not None]
+def figures_of(sets: Sequence[AdapterSet], p: Array, margin: float = MARGIN) -> Figures:
+    """The figures of probabilities [draws, sets] that some composition gains more.
+
+    Sets with several tasks take no part.
+    """
+    outcomes = [one.outcome for one in sets]
+    labels = [case.label(margin) for case in outcomes]
+    one_task = [case.tasks == 1 for case in outcomes]
+    kept = [i for i, label in enumerate(labels) if label is not None and one_task[i]]
     y = np.array([labels[i] for i in kept], dtype=float)
-    p = p[kept]
-    scenarios = np.array([cases[i].scenario for i in kept])
-    within = [
-        float(roc_auc_score(y[scenarios == s], p[scenarios == s]))
-        for s in np.unique(scenarios)
-        if len(np.unique(y[scenarios == s])) == 2
-    ]
-    called = p >= LIKELY_FROM
+    kinds = np.array([outcomes[i].scenario for i in kept])
+    p = p[:, kept]
+    likely = p >= LIKELY_FROM
+    called, gained = float(likely.sum()), likely[:, y == 1]
+    rng = np.random.default_rng(0)
+    null = [_auroc(_exchanged(y, kinds, rng), p[:1], kinds) for _ in range(EXCHANGES)]
+    nan = float("nan")
     return Figures(
         decided=len(y),
-        auroc=float(np.mean(within)) if within else float("nan"),
-        brier=float(np.mean((p - y) ** 2)) if len(y) else float("nan"),
-        likely=int(called.sum()),
-        wrong=float(1 - y[called].mean()) if called.any() else float("nan"),
+        auroc=_auroc(y, p, kinds),
+        null=float(np.nanquantile(null, 0.95)) if np.isfinite(null).any() else nan,
+        brier=float(np.mean((p - y) ** 2)) if len(y) else nan,
+        reference=float(y.mean() * (1 - y.mean())) if len(y) else nan,
+        likely=called / len(p),
+        wrong=float(likely[:, y == 0].sum() / called) if called else nan,
+        called=float(gained.mean()) if gained.size else nan,
     )
 
 
-def left_out(cases: Sequence[Case], key: Callable[[Case], str], variant: Variant) -> LeftOut:
-    """Predictions for each group by a fit on the others. Raises CaseError for a single group."""
-    probability = {margin: np.zeros(len(cases)) for margin in MARGINS}
-    density, above = np.zeros(len(cases)), np.zeros(len(cases))
-    for rest, own in _splits(cases, key):
-        test = [cases[i] for i in own]
-        fitted = fit([cases[i] for i in rest], variant)
-        for margin, found in probability.items():
-            found[own] = fitted.probability(test, margin)
-        density[own] = fitted.log_density(test)
-        above[own] = [float(fitted.probability([case], case.gain)[0]) for case in test]
-    return LeftOut(tuple(cases), probability, above, density)
+def _auroc(y: Array, p: Array, kinds: Any) -> float:
+    """The mean over draws and over kinds with both outcomes; NaN without such a kind."""
+    own = [kinds == kind for kind in np.unique(kinds)]
+    found = []
+    for kind in own:
+        ones = int(y[kind].sum())
+        zeros = int(kind.sum()) - ones
+        if ones and zeros:
+            ranks = rankdata(p[:, kind], axis=1)[:, y[kind] == 1].sum(1)
+            found.append(np.mean(ranks - ones * (ones + 1) / 2) / (ones * zeros))
+    return float(np.mean(found)) if found else float("nan")
 
 
-def plain_logistic(cases: Sequence[Case], key: Callable[[Case], str]) -> Figures:
-    """The baseline: a logistic regression of success at the default margin on the forecast.
-
-    It is fitted on decided cases, for one margin, and has one coefficient and an intercept.
-    """
-    decided = [case for case in cases if case.label(MARGIN) is not None]
-    x = np.array([[case.forecast] for case in decided])
-    y = np.array([case.label(MARGIN) for case in decided])
-    p = np.zeros(len(decided))
-    for rest, own in _splits(decided, key):
-        model = make_pipeline(StandardScaler(), LogisticRegression()).fit(x[rest], y[rest])
-        p[own] = model.predict_proba(x[own])[:, 1]
-    return figures_of(decided, p)
-
-
-def interval(
-    found: LeftOut, figure: Callable[[Figures], float], draws: int, seed: int
-) -> tuple[float, float]:
-    """The 95 % percentile interval of a figure, by bootstrap over bases."""
-    rng = np.random.default_rng(seed)
-    bases = sorted({case.base for case in found.cases})
-    members = [[i for i, c in enumerate(found.cases) if c.base == base] for base in bases]
-    values = []
-    for _ in range(draws):
-        drawn = rng.integers(len(bases), size=len(bases))
-        values.append(figure(found.figures(cases=[i for k in drawn for i in members[k]])))
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _splits(cases: Sequence[Case], key: Callable[[Case], str]) -> Iterator[tuple[Indices, Indices]]:
-    """(indices to fit on, indices to predict), a group left out each time."""
-    groups = [key(case) for case in cases]
-    if len(set(groups)) < 2:
-        raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
-    yield from LeaveOneGroupOut().split(groups, groups=groups)
-
-
-# Shown to users, because their models differ from those on which the accuracy was measured.
-WHERE = {
-    "small": "scenarios left out of the fit, on small bases that the lab trained",
-    "natural": "scenarios left out of the fit, on published models",
-}
-FEWEST_DECIDED = 40  # cases on one kind of base; half a 95 % interval of a share is then 0.15
+def _exchanged(y: Array, kinds: Any, rng: np.random.Generator) -> Array:
+    mixed = y.copy()
+    for kind in np.unique(kinds):
+        mixed[kinds == kind] = rng.permutation(y[kinds == kind])
+    return mixed
 
 
 @dataclass(frozen=True)
 class Results:
     """The contents of the page and the figure.
 
-    variants: variant -> what is left out -> predictions; plain: the figures of the baseline.
+    figures: what is known -> what is left out -> figures. shipped: what is left out -> the
+    probabilities of what ships, [draws, sets].
     """
 
     cases: tuple[Case, ...]
-    variants: Mapping[Variant, Mapping[str, LeftOut]]
-    plain: Mapping[str, Figures]
-    intervals: Mapping[str, tuple[tuple[float, float], tuple[float, float]]]
+    sets: tuple[AdapterSet, ...]
+    figures: Mapping[Known, Mapping[str, Figures]]
+    shipped: Mapping[str, Array]
+
+    def of(self, what: str, **own: str) -> Figures:
+        """The figures of what ships on left-out sets whose cases have this attribute."""
+        ((name, value),) = own.items()
+        chosen = [i for i, one in enumerate(self.sets) if getattr(one.cases[0], name) == value]
+        return figures_of([self.sets[i] for i in chosen], self.shipped[what][:, chosen])
 
     @property
-    def shipped(self) -> Mapping[str, LeftOut]:
-        """The predictions of the variant that ships."""
-        return self.variants[SHIPPED]
+    def kinds(self) -> list[tuple[str, Figures]]:
+        """(kind, figures) of what ships."""
+        names = sorted({case.scenario for case in self.cases})
+        return [(name, self.of("kinds", scenario=name)) for name in names]
+
+    @property
+    def bases(self) -> list[tuple[str, str, Figures]]:
+        """(kind of base, what is left out, figures) of what ships."""
+        return [
+            (kind, what, self.of(what, base_kind=kind))
+            for kind in WHERE
+            for what in ("bases", "kinds")
+        ]
+
+    def accuracy(self) -> dict[str, Any]:
+        """Kind of base -> the accuracy as recorded in the file, of kinds with enough sets."""
+        found = {kind: row for kind, what, row in self.bases if what == "kinds"}
+        return {
+            kind: {
+                "where": WHERE[kind],
+                "sets": row.decided,
+                "items": PILOT_ITEMS,
+                "auroc": None if np.isnan(row.auroc) else round(row.auroc, 3),
+                "brier": round(row.brier, 3),
+                "likely": round(row.likely),
+                "wrong": round(row.wrong, 3) if row.likely else None,
+            }
+            for kind, row in found.items()
+            if row.decided >= FEWEST_DECIDED
+        }
 
     def figure(self) -> str:
         """The figure, as SVG."""
@@ -183,95 +266,60 @@ class Results:
                 [case.forecast for case in self.cases if case.scenario == name],
                 [case.gain for case in self.cases if case.scenario == name],
             )
-            for name in sorted({case.scenario for case in self.cases})
+            for name, _ in self.kinds
         }
-        found = self.shipped["scenarios"]
-        labels = [case.label(MARGIN) for case in found.cases]
+        labels = [
+            one.outcome.label(MARGIN) if one.cases[0].tasks == 1 else None for one in self.sets
+        ]
         decided = [i for i, label in enumerate(labels) if label is not None]
-        gained = np.array([labels[i] for i in decided], dtype=float)
-        return calibration_figure(points, found.probability[MARGIN][decided], gained, MARGIN)
-
-    def accuracy(self) -> dict[str, Any]:
-        """Kind of base -> the accuracy as recorded in the file, of kinds with enough cases."""
-        return {kind: row for kind in WHERE if (row := self._accuracy_on(kind)) is not None}
-
-    def _accuracy_on(self, kind: str) -> dict[str, Any] | None:
-        own = [i for i, case in enumerate(self.cases) if case.base_kind == kind]
-        architectures = sorted({self.cases[i].base_architecture for i in own} - {""})
-        found = self.shipped["scenarios"].figures(cases=own)
-        if found.decided < FEWEST_DECIDED or not architectures:
-            return None
-        return {
-            "where": WHERE[kind],
-            "architectures": architectures,
-            "cases": found.decided,
-            "auroc": None if np.isnan(found.auroc) else round(found.auroc, 3),
-            "brier": round(found.brier, 3),
-            "likely": found.likely,
-            "wrong": round(found.wrong, 3) if found.likely else None,
-        }
+        p = self.shipped["kinds"][:, decided]
+        gained = np.array([labels[i] for i in decided] * len(p), dtype=float)
+        return calibration_figure(points, p.ravel(), gained, MARGIN)
 
 
-def measure(cases: Sequence[Case], draws: int, seed: int) -> Results:
-    """Leaves out bases, scenarios and architectures in turn, for every variant."""
-    found = {v: {what: left_out(cases, key, v) for what, key in LEFT_OUT.items()} for v in VARIANTS}
-    intervals = {
-        what: (
-            interval(own, lambda figures: figures.auroc, draws, seed),
-            interval(own, lambda figures: figures.brier, draws, seed),
-        )
-        for what, own in found[SHIPPED].items()
+def measure(cases: Sequence[Case]) -> Results:
+    """Leaves out bases, kinds and architectures in turn, for everything that may be known."""
+    sets = sets_of(cases)
+    found = {
+        known: {what: left_out(sets, key, known) for what, key in LEFT_OUT.items()}
+        for known in KNOWN
     }
-    plain = {what: plain_logistic(cases, key) for what, key in LEFT_OUT.items()}
-    return Results(tuple(cases), found, plain, intervals)
+    figures = {
+        known: {what: figures_of(sets, p) for what, p in row.items()}
+        for known, row in found.items()
+    }
+    return Results(tuple(cases), tuple(sets), figures, found[FIRST_ROUND])
 
 
 def report(
-    results: Results,
-    document: Mapping[str, Any],
-    command: str,
-    skipped: Sequence[str],
-    early: Sequence[Any],
+    results: Results, document: Mapping[str, Any], command: str, skipped: Sequence[str]
 ) -> str:
-    """The page in Markdown. early: rows of `pilots.foresight`."""
+    """The page in Markdown."""
     return render(
         "calibration",
         results=results,
         document=document,
         command=command,
         skipped=skipped,
-        early=early,
         cells=cells(results.cases),
-        scenarios=by_scenario(results.shipped["scenarios"]),
-        sets=len({case.set_key for case in results.cases}),
-        undecided=sum(case.label(MARGIN) is None for case in results.cases),
-        margins=MARGINS,
+        undecided=sum(one.outcome.label(MARGIN) is None for one in results.sets),
+        margins=[
+            (m, figures_of(results.sets, left_out(results.sets, LEFT_OUT["kinds"], margin=m), m))
+            for m in MARGINS
+        ],
         margin=MARGIN,
         likely_from=LIKELY_FROM,
-        shares=SHARES,
+        items=PILOT_ITEMS,
         small=SMALL,
         fewest_decided=FEWEST_DECIDED,
+        shipped=FIRST_ROUND,
     )
 
 
 def cells(cases: Sequence[Case]) -> list[tuple[str, str, int, int, int]]:
-    """(scenario, method, successes, failures, undecided) at the default margin."""
+    """(kind, method, successes, failures, undecided) at the default margin."""
     rows: list[tuple[str, str, int, int, int]] = []
     for key in sorted({(case.scenario, case.method) for case in cases}):
         own = [c.label(MARGIN) for c in cases if (c.scenario, c.method) == key]
         rows.append((*key, own.count(1), own.count(0), own.count(None)))
-    return rows
-
-
-def by_scenario(found: LeftOut) -> list[tuple[str, Figures, float, float]]:
-    """(scenario, figures, mean probability, share of successes) of decided cases."""
-    rows = []
-    for name in sorted({case.scenario for case in found.cases}):
-        chosen = [i for i, case in enumerate(found.cases) if case.scenario == name]
-        decided = [i for i in chosen if found.cases[i].label(MARGIN) is not None]
-        if decided:
-            p = found.probability[MARGIN][decided]
-            own = [found.cases[i] for i in decided]
-            gained = sum(case.label(MARGIN) or 0 for case in own) / len(own)
-            rows.append((name, figures_of(own, p), float(p.mean()), gained))
     return rows

@@ -163,7 +163,6 @@ def calibrate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
     dtype: Annotated[str, typer.Option(help="In which the model computes.")] = "auto",
     processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
-    draws: Annotated[int, typer.Option(min=2, help="Bootstrap samples of every interval.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     collect_only: Annotated[
         bool, typer.Option("--collect-only", help="Write the cases and fit nothing.")
@@ -182,7 +181,6 @@ def calibrate(
             stored=cases,
             sizes=SampleSizes(limit, most_items, max_new_tokens, seed, dtype),
             processes=processes,
-            draws=draws,
             progress=progress,
             say=sink.say,
             collect_only=collect_only,

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calibrating import PLANTED, UNIT, case, synthetic
-from scipy import integrate, stats
+from calibrating import PLANTED, case, synthetic
+from scipy import integrate
+from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.verdict.calibration import calibration_of, shipped
 from loraprobe_lab.calibration import run
-from loraprobe_lab.calibration.cases import CaseError, read_cases, write_cases
-from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, Variant, fit
+from loraprobe_lab.calibration.cases import METHODS, CaseError, read_cases, write_cases
+from loraprobe_lab.calibration.fit import MARGINS, SHIPPED, WITH_FORECAST, fit
 
 validation = pytest.importorskip("loraprobe_lab.calibration.validation")
 
@@ -94,8 +95,8 @@ def test_a_case_is_undecided_where_its_interval_holds_the_margin():
 
 
 def test_planted_coefficients_are_found():
-    found = fit(synthetic(bases=40, sets=12))
-    wanted = (PLANTED["intercept"], PLANTED["forecast"], PLANTED["baseline"])
+    found = fit(synthetic(bases=40, sets=12), WITH_FORECAST)
+    wanted = (PLANTED["intercept"], PLANTED["baseline"], PLANTED["forecast"])
     assert found.coefficients == pytest.approx(wanted, abs=0.08)
     assert found.spread == pytest.approx(PLANTED["spread"], rel=0.08)
 
@@ -108,56 +109,41 @@ def test_errors_of_measured_gains_are_not_taken_for_spread():
         gain = one.gain + rng.gauss(0, 0.04)
         ci95 = (gain - 1.96 * 0.04, gain + 1.96 * 0.04)
         noisy.append(dataclasses.replace(one, gain=gain, ci95=ci95))
-    told = fit(noisy).spread
-    untold = fit([dataclasses.replace(c, ci95=(c.gain - 1e-6, c.gain + 1e-6)) for c in noisy])
-    assert told < untold.spread / 1.3
+    told = fit(noisy, WITH_FORECAST).spread
+    quiet = [dataclasses.replace(c, ci95=(c.gain - 1e-6, c.gain + 1e-6)) for c in noisy]
+    assert told < fit(quiet, WITH_FORECAST).spread / 1.3
 
 
-def test_the_density_is_one_and_belongs_to_the_probability(cases):
-    """Its integral above a margin is P(gain > margin), for gains measured without error."""
-    fitted = fit(cases)
-    one = case(forecast=0.2, error=0.05, baseline=0.3)
+@pytest.mark.parametrize("variant", [SHIPPED, WITH_FORECAST])
+def test_the_density_is_that_of_the_map(cases, variant):
+    """The map's probability is the integral of the density, for a gain that nobody measured."""
+    fitted = fit(cases, variant)
+    one = case(forecast=0.2, error=0.0, baseline=0.3)
 
     def density(gain):
         at = dataclasses.replace(one, gain=gain, ci95=(gain, gain))
         return math.exp(fitted.log_density([at])[0])
 
     total, _ = integrate.quad(density, -60, 60, points=[0, 0.2], limit=800)
-    assert total == pytest.approx(1, abs=2e-3)
-    above, _ = integrate.quad(density, 0.05, 60, points=[0.2, 1], limit=800)
-    assert fitted.probability([one], 0.05)[0] == pytest.approx(above, abs=2e-3)
-
-
-def test_without_a_forecast_error_it_is_the_logistic_distribution(cases):
-    fitted = fit(cases, Variant(("baseline",)))
-    own = [dataclasses.replace(c, error=0.0) for c in cases[:30]]
-    a, b, c = fitted.coefficients
-    for margin in (-0.1, 0.0, 0.05, 0.4):
-        wanted = [
-            stats.logistic.sf(
-                np.arcsinh(margin / UNIT),
-                a + b * np.arcsinh(one.forecast / UNIT) + c * one.baseline,
-                fitted.spread,
-            )
-            for one in own
-        ]
-        assert fitted.probability(own, margin) == pytest.approx(wanted, abs=1e-12)
+    assert total == pytest.approx(1, abs=5e-3)  # some of it lies beyond
+    above, _ = integrate.quad(density, 0.05, 0.7, points=[0.2], limit=800)
+    inside, _ = integrate.quad(density, -1, 0.7, points=[0, 0.2], limit=800)
+    said = fitted.given(one).exceeds(0.05, 0.3, 0.0, validation.UNKNOWN)
+    assert said == pytest.approx(above / inside, abs=5e-3)
 
 
 def test_the_file_says_what_the_fit_says(cases):
     fitted = fit(cases)
-    accuracy = {"small": {"where": "x", "architectures": ["llama"], "cases": 1, "auroc": 0.9,
-                          "brier": 0.1, "likely": 0, "wrong": None}}  # fmt: skip
+    accuracy = {"small": {"where": "x", "sets": 1, "items": 30, "auroc": 0.9, "brier": 0.1,
+                          "likely": 0, "wrong": None}}  # fmt: skip
     read = calibration_of(json.loads(json.dumps(fitted.document(cases, "a test", accuracy))))
     for margin in MARGINS:
-        said = [read.probability(margin, c.forecast, c.error, c.baseline) for c in cases]
-        wanted = fitted.probability(cases, margin).tolist()
-        assert said == pytest.approx(wanted, abs=2e-3)  # the file's coefficients are rounded
+        for one in cases[:20]:
+            said = read.probability(margin, one.baseline, 0.1, 0.1)
+            wanted = fitted.given(one).exceeds(margin, one.baseline, 0.1, 0.1)
+            assert said == pytest.approx(wanted, abs=2e-3)  # the file's coefficients are rounded
         gained = np.mean([c.gain > margin for c in cases])
         assert read.prior(margin) == pytest.approx(gained, abs=1e-4)
-    most = max(cases, key=lambda c: c.forecast)
-    assert not read.why_outside(most.forecast - 1e-3, most.adapters, most.kind)
-    assert read.why_outside(most.forecast + 1e-3, most.adapters, most.kind)
 
 
 def test_too_few_cases_are_said(cases):
@@ -165,59 +151,118 @@ def test_too_few_cases_are_said(cases):
         fit(cases[:19])
 
 
-# left-out groups
+# adapter sets and left-out groups
+
+
+def a_set(*ends, **changes):
+    """An adapter set whose compositions have these intervals of their gains."""
+    return validation.AdapterSet(
+        tuple(
+            case(method=method, gain=sum(ci95) / 2, ci95=ci95, **changes)
+            for method, ci95 in zip(METHODS, ends, strict=False)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "label"),
+    [
+        ([(0.06, 0.2), (-0.2, 0.0)], 1),
+        ([(-0.1, 0.04), (-0.2, 0.0)], 0),
+        ([(-0.1, 0.04), (0.0, 0.2)], None),
+        ([(0.06, 0.1), (0.0, 0.3)], 1),
+    ],
+)
+def test_a_set_gains_if_one_composition_does_and_fails_if_none_does(ends, label):
+    assert a_set(*ends).outcome.label(0.05) == label
+
+
+def test_a_first_round_has_the_mean_and_the_error_of_its_items():
+    one = a_set((0.1 - 1.96 * 0.03, 0.1 + 1.96 * 0.03))
+    rng = np.random.default_rng(0)
+    drawn = [one.first_round(30, rng)[1] for _ in range(4000)]
+    error = 0.03 * math.sqrt(300 / 30)  # the gain was measured on 300 items
+    assert np.mean(drawn) == pytest.approx(0.1, abs=4 * error / math.sqrt(4000))
+    assert np.std(drawn) == pytest.approx(error, rel=0.05)
+    assert {round(gain * 30, 9) % 1 for gain in drawn} == {0.0}
+    assert one.first_round(30, rng)[2] == pytest.approx(error, rel=0.1)
+
+
+def test_the_best_composition_of_a_first_round_counts():
+    one = a_set((-0.31, -0.29), (0.39, 0.41), (-0.31, -0.29))
+    chosen, gain, _ = one.first_round(30, np.random.default_rng(0))
+    assert chosen.method == METHODS[1] and gain > 0.2
 
 
 def test_each_group_is_predicted_by_a_fit_on_the_others(cases):
-    found = validation.left_out(cases, validation.LEFT_OUT["scenarios"], SHIPPED)
-    for name in {c.scenario for c in cases}:
-        rest = [c for c in cases if c.scenario != name]
-        own = [i for i, c in enumerate(cases) if c.scenario == name]
-        wanted = fit(rest).probability([cases[i] for i in own], 0.05)
-        assert found.probability[0.05][own] == pytest.approx(wanted)
+    key = validation.LEFT_OUT["kinds"]
+    sets = validation.sets_of(cases)
+    for known in (validation.Known(SHIPPED, None), validation.Known(WITH_FORECAST, None)):
+        found = validation.left_out(sets, key, known)
+        assert found.shape == (1, len(sets))
+        for name in {c.scenario for c in cases}:
+            fitted = fit([c for c in cases if c.scenario != name], known.variant)
+            for i, one in enumerate(sets):
+                best = max(one.cases, key=lambda c: c.forecast)
+                if best.scenario == name:
+                    given = fitted.given(best)
+                    wanted = given.exceeds(0.05, best.baseline, 0.0, validation.UNKNOWN)
+                    assert found[0, i] == pytest.approx(wanted)
 
 
-def test_planted_cases_are_foretold_and_shuffled_gains_are_not(cases):
-    key = validation.LEFT_OUT["bases"]
-    good = validation.left_out(cases, key, SHIPPED)
-    assert good.figures().auroc > 0.85 and good.figures().brier < 0.17
-    assert good.covered(0.5) == pytest.approx(0.5, abs=0.1)
-    assert good.covered(0.9) == pytest.approx(0.9, abs=0.07)
-    rng, shuffled = random.Random(0), [(c.gain, c.ci95) for c in cases]
+def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):
+    key, sets = validation.LEFT_OUT["bases"], validation.sets_of(cases)
+    forecast = validation.Known(WITH_FORECAST, None)
+    good = validation.figures_of(sets, validation.left_out(sets, key, forecast))
+    assert good.auroc > 0.85 > good.null and good.brier < 0.17
+    first = validation.figures_of(sets, validation.left_out(sets, key))
+    assert first.brier < good.brier and first.wrong < 0.05 and first.called > 0.6
+    rng, shuffled = random.Random(0), [one.outcome for one in sets]
     rng.shuffle(shuffled)
     mixed = [
-        dataclasses.replace(c, gain=gain, ci95=ci95)
-        for c, (gain, ci95) in zip(cases, shuffled, strict=True)
+        validation.AdapterSet(
+            tuple(dataclasses.replace(c, gain=told.gain, ci95=told.ci95) for c in one.cases)
+        )
+        for one, told in zip(sets, shuffled, strict=True)
     ]
-    assert abs(validation.left_out(mixed, key, SHIPPED).figures().auroc - 0.5) < 0.1
+    p = validation.left_out(mixed, key, forecast)
+    assert abs(validation.figures_of(mixed, p).auroc - 0.5) < 0.15
 
 
 def test_a_single_group_has_none_to_leave_out():
+    sets = validation.sets_of(synthetic(bases=1))
     with pytest.raises(CaseError, match="base-00"):
-        validation.left_out(synthetic(bases=1), validation.LEFT_OUT["bases"], SHIPPED)
+        validation.left_out(sets, validation.LEFT_OUT["bases"])
 
 
 def test_figures_by_hand():
-    """Two scenarios: one ranked rightly, one with a pair in the wrong order; one undecided case."""
+    """Two kinds: one ranked rightly, one with a pair in the wrong order; one undecided set, and one
+    with several tasks."""
     rows = [
         ("s", 1, 0.95), ("s", 0, 0.1), ("t", 1, 0.6), ("t", 0, 0.92), ("t", 0, 0.2), ("t", None, 0),
     ]  # fmt: skip
     ends = {1: (0.2, 0.4), 0: (-0.2, 0.0), None: (0.0, 0.2)}
-    own = [case(scenario=s, ci95=ends[label]) for s, label, _ in rows]
-    found = validation.figures_of(own, np.array([p for *_, p in rows]))
-    assert (found.decided, found.likely, found.wrong) == (5, 2, 0.5)
+    own = [a_set(ends[label], scenario=s) for s, label, _ in rows]
+    own.append(a_set(ends[1], scenario="s", tasks=2))
+    found = validation.figures_of(own, np.array([[*(p for *_, p in rows), 0.0]]))
+    assert (found.decided, found.likely, found.wrong, found.called) == (5, 2, 0.5, 0.5)
     assert found.auroc == pytest.approx((1.0 + 0.5) / 2)
     assert found.brier == pytest.approx(np.mean([0.05**2, 0.1**2, 0.4**2, 0.92**2, 0.2**2]))
-    nothing = validation.figures_of(own[:1], np.array([0.5]))
+    assert found.reference == pytest.approx(0.4 * 0.6)
+    nothing = validation.figures_of(own[:1], np.array([[0.5]]))
     assert math.isnan(nothing.auroc) and math.isnan(nothing.wrong)
 
 
-def test_a_bootstrap_interval_holds_its_figure(cases):
-    found = validation.left_out(cases, validation.LEFT_OUT["bases"], SHIPPED)
-    low, high = validation.interval(found, lambda figures: figures.brier, draws=20, seed=0)
-    assert low < found.figures().brier < high < low + 0.2
-    again = validation.interval(found, lambda figures: figures.brier, draws=20, seed=0)
-    assert again == (low, high)
+def test_the_auroc_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    y, kinds = (rng.random(60) < 0.4).astype(float), rng.integers(0, 3, 60)
+    p = rng.integers(0, 6, (4, 60)) / 10  # with ties
+    wanted = [roc_auc_score(y[kinds == k], row[kinds == k]) for k in range(3) for row in p]
+    own = [
+        a_set((0.2, 0.4) if one else (-0.2, 0.0), scenario=str(k))
+        for one, k in zip(y, kinds, strict=True)
+    ]
+    assert validation.figures_of(own, p).auroc == pytest.approx(np.mean(wanted))
 
 
 # what ships
@@ -226,26 +271,24 @@ def test_a_bootstrap_interval_holds_its_figure(cases):
 def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
     fitted, ships = fit(stored), shipped()
     own = ships.coefficients
-    assert (own.intercept, own.forecast, own.baseline) == pytest.approx(
-        fitted.coefficients, abs=1e-3
-    )
+    assert (own.intercept, own.baseline) == pytest.approx(fitted.coefficients, abs=1e-3)
     assert own.spread == pytest.approx(fitted.spread, abs=1e-3)
     assert (ships.cases, ships.bases) == (len(stored), len({c.base for c in stored}))
     made = calibration_of(fitted.document(stored, "a test", {}))
-    assert (made.classes, made.gained, made.figures) == (ships.classes, ships.gained, ships.figures)
-    inside = [c for c in stored if abs(c.forecast) < 0.78]
-    assert not any(ships.why_outside(c.forecast, c.adapters, c.kind) for c in inside)
+    assert (made.classes, made.gained) == (ships.classes, ships.gained)
 
 
-def test_the_accuracy_that_ships_is_that_of_left_out_scenarios(stored):
-    """On each kind of base apart; a kind with fewer than 40 decided cases has no accuracy."""
-    found = validation.left_out(stored, validation.LEFT_OUT["scenarios"], SHIPPED)
+def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
+    """On each kind of base apart; a kind with fewer than 15 decided sets has no accuracy."""
+    sets = validation.sets_of(stored)
+    p = validation.left_out(sets, validation.LEFT_OUT["kinds"])
     for kind in ("small", "natural"):
-        own = found.figures(cases=[i for i, c in enumerate(stored) if c.base_kind == kind])
+        at = [i for i, one in enumerate(sets) if one.cases[0].base_kind == kind]
+        own = validation.figures_of([sets[i] for i in at], p[:, at])
         told = shipped().accuracy.get(kind)
-        assert (told is not None) == (own.decided >= 40)
+        assert (told is not None) == (own.decided >= 15)
         if told is not None:
-            assert (told.cases, told.likely) == (own.decided, own.likely)
+            assert (told.sets, told.likely) == (own.decided, round(own.likely))
             assert told.auroc == pytest.approx(own.auroc, abs=2e-3)
             assert told.brier == pytest.approx(own.brier, abs=2e-3)
 
@@ -273,33 +316,15 @@ def test_lines_of_older_files_are_read(tmp_path, cases):
     assert read_cases(path) == cases[:1]
 
 
-def test_ranges_are_told_of_figures_that_all_cases_have(cases):
-    some = [dataclasses.replace(c, figures={"norm_ratio": 1.0 + i}) for i, c in enumerate(cases)]
-    told = fit(some).document(some, "a test", {})["measured"]["figures"]
-    assert told == {"norm_ratio": [1.0, float(len(cases))]}
-    assert fit(cases).document([*some, cases[0]], "a test", {})["measured"]["figures"] == {}
-
-
-def test_one_coefficient_on_the_forecast_has_the_figures_that_were_published(stored):
-    found = {what: validation.plain_logistic(stored, k) for what, k in validation.LEFT_OUT.items()}
-    assert {what: round(f.brier, 2) for what, f in found.items()} == {
-        "bases": 0.14,
-        "scenarios": 0.16,
-        "architectures": 0.14,
-    }
-    assert found["scenarios"].decided == 220
-
-
 # page, figure, command
 
 
 def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     cases = synthetic(bases=4, sets=6)
-    monkeypatch.setattr(validation, "VARIANTS", (Variant(), SHIPPED))
+    monkeypatch.setattr(validation, "DRAWS", 2)
     write_cases(tmp_path / "mine.jsonl", cases)
     output = tmp_path / "out"
-    call = ["lab", "calibrate", "--cases", str(tmp_path / "mine.jsonl"), "-o", str(output),
-            "--draws", "5"]  # fmt: skip
+    call = ["lab", "calibrate", "--cases", str(tmp_path / "mine.jsonl"), "-o", str(output)]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(output / "calibration.json")
@@ -311,10 +336,10 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     assert calibration_of(document).cases == len(cases)
     text = (output / "report.md").read_text()
     assert str(tmp_path) not in text and str(tmp_path) not in json.dumps(document)
-    for words in ("two-hop", "keep-both", "architectures", "forecast + baseline (shipped)"):
+    for words in ("two-hop", "keep-both", "architectures", "a first round of 30 items (shipped)"):
         assert words in text
     figure = (output / "figure.svg").read_bytes()
-    run.calibrate([], output, stored=tmp_path / "mine.jsonl", draws=2)
+    run.calibrate([], output, stored=tmp_path / "mine.jsonl")
     assert (output / "figure.svg").read_bytes() == figure
 
 

@@ -12,7 +12,6 @@ import torch
 import loraprobe
 from loraprobe.errors import CompatibilityError, LoraprobeError, UsageError
 from loraprobe.report.schema import json_schema
-from loraprobe.verdict import calibration
 
 TARGETS = ["q_proj", "v_proj", "up_proj"]
 
@@ -131,16 +130,6 @@ def test_merge_and_eval_gives_a_verdict(world, shared_data, tmp_path):
     assert audit.verdict.decision in ("likely", "unlikely", "inconclusive")
     assert {row.system for row in audit.evaluation} >= {"base", "a", "b", "uniform"}
     jsonschema.validate(json.loads(audit.to_json()), json_schema())
-
-
-def test_a_forecast_is_made_where_its_error_is_known_or_it_is_asked_for(
-    world, shared_data, monkeypatch
-):
-    few = {"methods": ("uniform",), "routers": ()}
-    assert evaluated(world, **few).forecasts
-    monkeypatch.setattr(calibration, "SMALL", 8)  # no error is known of a base of this size then
-    assert not evaluated(world, **few).forecasts
-    assert evaluated(world, prior=0.3, **few).forecasts
 
 
 def test_results_are_kept_for_the_same_order_of_weights_only(

@@ -70,7 +70,6 @@ def test_dora_adapters_go_through_the_whole_audit(world, pair):
     audit = judged(world, *pair)
     assert audit.compatibility.compatible, audit.compatibility.issues
     assert {"base", *pair, "uniform", "sum", "arrow", "random-partner"} <= systems_of(audit)
-    assert [row.system for row in audit.forecasts] == ["uniform", "sum", "arrow"]
 
 
 def test_adapters_with_a_head_of_their_own_leave_out_token_routers(world):
@@ -78,7 +77,6 @@ def test_adapters_with_a_head_of_their_own_leave_out_token_routers(world):
     assert {"headed", "uniform", "sum", "random-partner"} <= systems_of(audit)
     assert "arrow" not in systems_of(audit)
     assert any("arrow is left out: headed replaces lm_head.weight" in n for n in audit.notes)
-    assert [row.system for row in audit.forecasts] == ["uniform", "sum"]
     with pytest.raises(UnsupportedAdapter, match=r"headed replaces lm_head\.weight whole"):
         judged(world, "headed", "dora", systems=("arrow",))
 

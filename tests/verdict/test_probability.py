@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import jsonschema
 import pytest
-from calibrations import DOCUMENT, calibration, case, forecast, score
+from calibrations import DOCUMENT, calibration, case, forecast, measured, score
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -17,9 +17,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.systems import forecastable
 from loraprobe.records import (
     Audit,
-    Forecast,
-    Gain,
-    Measurement,
+    Comparison,
     Provenance,
     Retention,
     Score,
@@ -36,57 +34,74 @@ def by_code(verdict, code):
     return [reason for reason in verdict.reasons if reason.code == code]
 
 
-def test_the_verdict_has_forecast_probability_and_prior_and_the_same_decision():
+def test_the_verdict_has_a_forecast_and_the_same_decision():
     found = judge(case(), calibration())
     plain = judge(case(forecasts=()), calibration())
     assert (found.decision, found.action) == (plain.decision, plain.action)
-    assert found.decision == "inconclusive" and found.prior == 0.4
-    largest = case().forecasts[1]  # the sum's
-    assert dataclasses.replace(found.forecast, probability=None) == largest
-    error = 0.1 / Z95
-    said = calibration().probability(0.05, 0.3, error, baseline=0.3)
-    assert found.forecast.probability == pytest.approx(said)
-    assert found.probability is None  # nothing is decided, so no decision has a probability
+    assert found.forecast == case().forecasts[1]  # the sum's, which is the largest
     (told,) = by_code(found, "forecast")
     assert (told.value, told.threshold) == (0.3, 0.05)
+    assert found.probability is None and found.prior is None  # nothing was composed
+
+
+def test_a_first_round_has_the_probability_of_its_gain():
+    found = judge(measured(), calibration())
+    said = calibration().probability(0.05, 0.3, 0.2, 0.15 / Z95)
+    assert found.decision == "inconclusive" and found.prior == 0.4
+    assert found.gain.probability == pytest.approx(said)
+    assert found.probability is None  # nothing is decided, so no decision has a probability
     (told,) = by_code(found, "probability-measured-on")
-    assert (told.value, told.threshold, told.severity) == (said, 0.9, "info")
-    for figure in ("0.91", "0.12", "8 compositions", "12%", "no bases at all"):
+    assert told.value == pytest.approx(said) and (told.threshold, told.severity) == (0.9, "info")
+    for figure in ("0.91", "0.12", "8 adapter sets", "12%", "no bases at all", "40 items"):
         assert figure in told.message
 
 
-@pytest.mark.parametrize(("gain", "agrees"), [(-0.3, True), (0.6, False)])
-def test_what_failed_has_the_probability_of_failing_where_the_forecast_agrees(gain, agrees):
-    scores = (*case().evaluation, score("uniform", "merge", 0.2))
-    ends = (-0.2, 0.0)
-    measured = Gain("t", "question", "uniform", "a", -0.1, ends, ends, 100)
-    failed = case(gain, evaluation=scores, gains=(measured,), level="evaluation")
-    found = judge(failed, calibration())
-    fails = 1 - found.forecast.probability
-    assert found.decision == "unlikely" and (fails > 0.5) == agrees
-    assert found.probability == (pytest.approx(fails) if agrees else None)
+@pytest.mark.parametrize("level", ["pilot", "evaluation"])
+def test_a_decision_has_its_own_probability(level):
+    failed = judge(measured(-0.2, level=level), calibration())
+    assert failed.decision == "unlikely"
+    assert failed.probability == pytest.approx(1 - failed.gain.probability)
+    assert failed.probability > 0.9
+
+
+def test_a_decision_against_a_gain_has_none():
+    """`unlikely` because a control is as good, although the gain is sure."""
+    control = score("shrunk:a", "control", 0.7)
+    row = Comparison("uniform", "shrunk:a", "t", "question", 0.0, (-0.04, 0.04), n=30)
+    evidence = measured(0.4, 0.1)
+    evidence = dataclasses.replace(
+        evidence, evaluation=(*evidence.evaluation, control), comparisons=(row,)
+    )
+    found = judge(evidence, calibration())
+    assert found.decision == "unlikely" and found.gain.probability > 0.9
+    assert found.probability is None
 
 
 def test_any_margin_has_its_probability():
-    found = [judge(case(margin=m), calibration()) for m in (0.0, 0.05, 0.1, 0.3)]
-    values = [v.forecast.probability for v in found]
+    found = [judge(measured(margin=m), calibration()) for m in (0.0, 0.05, 0.1, 0.3)]
+    values = [v.gain.probability for v in found]
     assert values == sorted(values, reverse=True) and len(set(values)) == 4
     assert [v.prior for v in found] == pytest.approx([0.6, 0.4, 0.35, 0.2])
 
 
 def test_a_prior_that_is_set_is_the_one_that_is_told():
-    low, high = (judge(case(prior=p), calibration()) for p in (0.1, 0.9))
+    low, high = (judge(measured(prior=p), calibration()) for p in (0.1, 0.9))
     assert (low.prior, high.prior) == (0.1, 0.9)
-    assert low.forecast.probability < high.forecast.probability
+    assert low.gain.probability < high.gain.probability
+
+
+def test_the_largest_gain_of_any_form_counts():
+    evidence = measured()
+    steps = dataclasses.replace(evidence.gains[0], part="steps", difference=0.25)
+    both = dataclasses.replace(evidence, gains=(*evidence.gains, steps))
+    one, two = (judge(e, calibration()) for e in (evidence, both))
+    assert two.gain.probability > one.gain.probability
 
 
 def test_what_has_to_be_beaten_is_the_better_form_of_the_best_baseline():
     steps = (score("base", "base", 0.6, "steps"), score("a", "adapter", 0.1, "steps"))
     scores = (*case().evaluation, *steps)
     assert case(evaluation=scores).baseline == pytest.approx(0.6)
-    with_steps = judge(case(evaluation=scores), calibration())
-    lower, higher = (v.forecast.probability for v in (with_steps, judge(case(), calibration())))
-    assert lower < higher
     compositions = (*scores, score("uniform", "merge", 0.9))
     assert case(evaluation=compositions).baseline == pytest.approx(0.6)
 
@@ -101,73 +116,37 @@ def test_of_several_tasks_the_best_system_on_all_of_them_counts():
 
 
 @pytest.mark.parametrize(
-    ("changes", "forecast_told"),
+    "changes",
     [
-        ({"evaluation": ()}, True),
-        ({"base": None}, True),
-        ({"base": BaseShape("llama", 576)}, True),
-        ({"base": BaseShape("llama", None)}, True),
-        ({"base": BaseShape("gemma2", 160)}, True),
-        ({"diagnostics": (Measurement("norm_ratio", ("a", "b"), 9.0),)}, True),
-        ({"forecasts": (forecast(0.9),)}, True),
-        ({"evaluation": (*case().evaluation, *(score(n, "adapter", 0.1) for n in "cd"))}, True),
-        ({"evaluation": (*case().evaluation, score("a", "adapter", 0.1, "hop1"))}, True),
+        {"base": None},
+        {"base": BaseShape("llama", 576)},
+        {"base": BaseShape("llama", None)},
+        {"gains": (dataclasses.replace(measured().gains[0], n=29),)},
+        {"gains": (dataclasses.replace(measured().gains[0], clusters=29),)},
+        {"evaluation": tuple(dataclasses.replace(s, metric="answer_loss")
+                             for s in measured().evaluation)},
     ],
-    ids=[
-        "no scores",
-        "an unknown base",
-        "a natural base",
-        "a base of unknown size",
-        "another architecture",
-        "a ratio of norms",
-        "a large forecast",
-        "four adapters",
-        "a hop",
-    ],
-)
-def test_what_was_not_measured_has_no_probability(changes, forecast_told):
-    found = judge(case(**changes), calibration())
+    ids=["unknown", "natural", "of unknown size", "few items", "few clusters", "losses"],
+)  # fmt: skip
+def test_what_was_not_measured_has_no_probability(changes):
+    found = judge(measured(**changes), calibration())
     assert found.probability is None and found.prior is None
     assert len(by_code(found, "outside-calibration")) == 1
-    assert (found.forecast is not None) == forecast_told == bool(by_code(found, "forecast"))
+    assert found.gain is None or found.gain.probability is None
     assert not by_code(found, "probability-measured-on")
-
-
-def evaluated(**changes):
-    scores = (*case().evaluation, score("uniform", "merge", 0.2))
-    return case(**{"evaluation": scores, "level": "evaluation", **changes})
-
-
-def test_an_evaluation_without_a_forecast_says_so():
-    found = judge(evaluated(forecasts=()), calibration())
-    assert found.forecast is None and len(by_code(found, "outside-calibration")) == 1
-    assert not by_code(judge(case(forecasts=()), calibration()), "outside-calibration")
-
-
-def test_an_unmeasured_base_is_why_an_evaluation_has_no_forecast():
-    found = judge(evaluated(forecasts=(), base=BaseShape("llama", 576)), calibration())
-    assert "576" in by_code(found, "outside-calibration")[0].message
-    asked = judge(evaluated(forecasts=(), base=BaseShape("llama", 576), prior=0.3), calibration())
-    assert "576" not in by_code(asked, "outside-calibration")[0].message
-
-
-def test_losses_have_no_probability():
-    rows = tuple(dataclasses.replace(s, metric="answer_loss") for s in evaluated().evaluation)
-    found = judge(evaluated(evaluation=rows, forecasts=()), calibration())
-    assert "losses" in by_code(found, "outside-calibration")[0].message
 
 
 def test_the_errors_told_are_those_of_the_kind_of_base():
     """A natural base has a probability once its errors were measured, with these errors."""
-    own = {"where": "published models", "architectures": ["llama"], "cases": 60, "auroc": None,
-           "brier": 0.27, "likely": 0, "wrong": None}  # fmt: skip
+    own = {"where": "published models", "sets": 60, "items": 40, "auroc": None, "brier": 0.27,
+           "likely": 0, "wrong": None}  # fmt: skip
     both = calibration(accuracy={**DOCUMENT["accuracy"], "natural": own})
-    found = judge(case(base=BaseShape("llama", 576)), both)
+    found = judge(measured(base=BaseShape("gemma2", 576)), both)
     (told,) = by_code(found, "probability-measured-on")
     assert "0.27" in told.message and "published models" in told.message
     assert "0.12" not in told.message and "AUROC" not in told.message
-    small = judge(case(), both)
-    assert small.forecast.probability == found.forecast.probability
+    small = judge(measured(), both)
+    assert small.gain.probability == found.gain.probability
     assert "0.12" in by_code(small, "probability-measured-on")[0].message
 
 
@@ -193,7 +172,8 @@ def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
     told = by_code(found, "forecast-retention")
     assert [(r.value, r.threshold) for r in told] == [(0.9, 0.8), (0.4, 0.8)]
     assert found.forecast.gain == 0.2 and found.probability is None
-    assert len(by_code(found, "outside-calibration")) == 1
+    both = judge(measured(tasks=2), calibration())
+    assert both.probability is None and len(by_code(both, "outside-calibration")) == 1
 
 
 def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
@@ -218,14 +198,16 @@ def test_without_a_task_nothing_is_said_of_probabilities(level):
     assert not {"forecast", "outside-calibration"} & {r.code for r in found.reasons}
 
 
-def test_the_answer_shows_forecast_and_probability_once():
-    verdict = judge(case(), calibration())
+@pytest.mark.parametrize("gain", [0.2, -0.2])
+def test_the_answer_shows_the_probability_once(gain):
+    verdict = judge(measured(gain), calibration())
     audit = Audit(
-        "inspect", Provenance("0", "2", ()), evaluation=case().evaluation, verdict=verdict
+        "inspect", Provenance("0", "2", ()), evaluation=measured().evaluation, verdict=verdict
     )
     told = [text for label, text in answer(audit).lines if label == "forecast"]
-    assert len(told) == 1 and "+0.30 [0.20, 0.40]" in told[0]
-    assert f"{verdict.forecast.probability:.2f}" in told[0]
+    shown = verdict.gain.probability if gain > 0 else verdict.probability
+    assert len(told) == 1 and (f"{shown:.2f}" in told[0] or "above 0.99" in told[0])
+    assert (verdict.decision in told[0]) == (gain < 0)
 
 
 # the command line
@@ -251,9 +233,7 @@ def test_a_calibration_that_is_none_is_refused_at_once():
 def told(tmp_path_factory):
     """`inspect` and `merge-and-eval` on the shipped world with the calibration of these tests."""
     folder = tmp_path_factory.mktemp("told")
-    kinds = [{"tasks": 1, "hops": 2, "metric": "exact_match"}]
-    document = {**DOCUMENT, "measured": {**DOCUMENT["measured"], "kinds": kinds}}
-    (folder / "c.json").write_text(json.dumps(document))
+    (folder / "c.json").write_text(json.dumps(DOCUMENT))
     world = shipped_world()
     chosen = world.scenario("skill-and-facts")
     found = {}
@@ -261,22 +241,9 @@ def told(tmp_path_factory):
         call = [
             command,
             *(f"{name}={path}" for name, path in chosen.adapters.items()),
-            "--base",
-            str(world.path / "base"),
-            "--task",
-            str(chosen.tasks[0]),
-            "--json",
-            "--resume",
-            "--limit",
-            "30",
-            "--threads",
-            "1",
-            "--prior",
-            "0.3",
-            "--margin",
-            "0.1",
-            "--calibration",
-            str(folder / "c.json"),
+            *("--base", str(world.path / "base"), "--task", str(chosen.tasks[0])),
+            *("--json", "--resume", "--limit", "30", "--threads", "1"),
+            *("--prior", "0.3", "--margin", "0.1", "--calibration", str(folder / "c.json")),
         ]
         result = CliRunner().invoke(app, call, env={"LORAPROBE_CACHE": str(folder)})
         assert result.exit_code in (0, 1, 3), result.output
@@ -288,9 +255,9 @@ def told(tmp_path_factory):
 def test_commands_tell_a_probability_for_prior_and_margin(told, command):
     jsonschema.validate(told[command], json_schema())
     verdict = told[command]["verdict"]
-    assert 0 < verdict["forecast"]["probability"] < 1 and verdict["prior"] == 0.3
+    assert 0 < verdict["gain"]["probability"] <= 1 and verdict["prior"] == 0.3
     codes = [reason["code"] for reason in verdict["reasons"]]
-    assert "forecast" in codes and "probability-measured-on" in codes
+    assert "probability-measured-on" in codes and verdict["forecast"] is None
     assert verdict["evidence"] == ("pilot" if command == "inspect" else "evaluation")
 
 
@@ -302,27 +269,14 @@ def test_what_inspect_asked_is_not_asked_again(told):
     assert f"{asked} results of an earlier run of this call were kept." in second["notes"]
 
 
-def test_running_compositions_changes_neither_forecast_nor_probability(told):
-    first, second = (document["verdict"] for document in told.values())
-    assert first["forecast"] == second["forecast"]
-    systems = [[row["system"] for row in doc["forecasts"]] for doc in told.values()]
-    assert systems == [["uniform", "sum", "arrow"]] * 2
-
-
 def test_the_probability_follows_from_the_document(told):
     document = told["merge-and-eval"]
-    evidence = Evidence(
-        forecasts=tuple(
-            Forecast(**{**row, "ci95": tuple(row["ci95"])}) for row in document["forecasts"]
-        ),
-        evaluation=tuple(Score(**row) for row in document["evaluation"]),
-        tasks=1,
-    )
-    best = max(evidence.forecasts, key=lambda one: one.gain)
-    error = (best.ci95[1] - best.ci95[0]) / 2 / Z95
-    said = calibration().probability(0.1, best.gain, error, evidence.baseline, 0.3)
-    assert said == pytest.approx(document["verdict"]["forecast"]["probability"], abs=1e-9)
-    assert document["verdict"]["forecast"]["system"] == best.system
+    rows = [row for row in document["gains"] if row["system"] != "chain"]
+    best = max(rows, key=lambda row: row["difference"])
+    error = (best["ci95"][1] - best["ci95"][0]) / 2 / Z95
+    alone = Evidence(evaluation=tuple(Score(**row) for row in document["evaluation"]), tasks=1)
+    said = calibration().probability(0.1, alone.baseline, best["difference"], error, 0.3)
+    assert said == pytest.approx(document["verdict"]["gain"]["probability"], abs=1e-9)
 
 
 def forecast_of(**options):

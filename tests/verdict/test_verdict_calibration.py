@@ -1,4 +1,4 @@
-"""From a forecast to a probability: against numerical integration, its limits, its file.
+"""From a measured gain to a probability: against numerical integration, its limits, its file.
 
 The calibrations here are made up by hand for the tests; none of them ships.
 """
@@ -14,52 +14,56 @@ import pytest
 from calibrations import DOCUMENT, calibration
 from scipy import integrate, stats
 
+from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.verdict import read_calibration
 from loraprobe.verdict.calibration import shipped
-from loraprobe.verdict.evidence import Kind
 
 GIVEN = DOCUMENT["coefficients"]
-ONE_TASK = Kind(1, 0, "exact_match")
+NOBODY = 1e6  # the standard error of a gain that nobody measured
 
 
-def exceeds(margin, forecast, baseline):
-    """P(gain > margin) by scipy's logistic distribution of t(gain)."""
-    centre = (
-        GIVEN["intercept"]
-        + GIVEN["forecast"] * np.arcsinh(forecast / GIVEN["unit"])
-        + GIVEN["baseline"] * baseline
-    )
-    return stats.logistic.sf(np.arcsinh(margin / GIVEN["unit"]), centre, GIVEN["spread"])
+def density(gain, baseline):
+    """The density of gains by scipy's logistic distribution of t(gain), before the cut."""
+    centre = GIVEN["intercept"] + GIVEN["baseline"] * baseline
+    t = np.arcsinh(gain / GIVEN["unit"])
+    return stats.logistic.pdf(t, centre, GIVEN["spread"]) / np.hypot(gain, GIVEN["unit"])
 
 
 @pytest.mark.parametrize("margin", [-0.1, 0.0, 0.05, 0.3])
-@pytest.mark.parametrize("forecast", [-0.4, 0.0, 0.1, 0.6])
-def test_a_forecast_without_error_is_the_logistic_tail(margin, forecast):
-    said = calibration().probability(margin, forecast, 0.0, 0.2)
-    assert said == pytest.approx(exceeds(margin, forecast, 0.2), abs=1e-12)
+@pytest.mark.parametrize(
+    ("gain", "error"), [(0.0, NOBODY), (0.2, 0.1), (-0.1, 0.05), (0.05, 0.2), (0.4, 0.03)]
+)
+def test_it_is_the_integral_of_spread_times_error(margin, gain, error):
+    def product(at):
+        return density(at, 0.2) * stats.norm.pdf(gain, at, error) * error
+
+    # The integrals start at -1 and end at 0.8, because no score exceeds 1.
+    points = [0.0, gain]
+    above, _ = integrate.quad(product, margin, 0.8, points=points, limit=400)
+    below, _ = integrate.quad(product, -1, margin, points=points, limit=400)
+    said = calibration().probability(margin, 0.2, gain, error)
+    assert said == pytest.approx(above / (above + below), abs=0.01)
 
 
-@pytest.mark.parametrize("error", [0.02, 0.06, 0.12])
-def test_an_uncertain_forecast_is_averaged_over_its_error(error):
-    """Three points against the integral over a normal forecast: the rule is near, not exact."""
-
-    def integrand(f, at):
-        return exceeds(0.05, f, 0.2) * stats.norm.pdf(f, at, error)
-
-    for at in (-0.2, 0.0, 0.05, 0.2, 0.5):
-        ends = (at - 8 * error, at + 8 * error)
-        exact, _ = integrate.quad(integrand, *ends, args=(at,), limit=200)
-        assert calibration().probability(0.05, at, error, 0.2) == pytest.approx(exact, abs=0.03)
-
-
-def test_more_forecast_more_probability_and_a_higher_margin_or_baseline_less():
+def test_a_gain_rises_with_what_was_measured_and_falls_with_margin_and_baseline():
     found = calibration()
-    forecasts = [found.probability(0.05, f, 0.05, 0.2) for f in np.linspace(-0.5, 0.7, 25)]
-    margins = [found.probability(m, 0.2, 0.05, 0.2) for m in np.linspace(-0.2, 0.5, 25)]
-    baselines = [found.probability(0.05, 0.2, 0.05, b) for b in np.linspace(0, 1, 25)]
-    assert all(np.diff(forecasts) > 0) and all(np.diff(margins) < 0)
-    assert all(np.diff(baselines) < 0)
+    gains = [found.probability(0.05, 0.2, g, 0.1) for g in np.linspace(-0.5, 0.7, 25)]
+    margins = [found.probability(m, 0.2, 0.2, 0.1) for m in np.linspace(-0.2, 0.5, 25)]
+    baselines = [found.probability(0.05, b, 0.1, 0.1) for b in np.linspace(0, 0.9, 25)]
+    assert all(np.diff(gains) > 0) and all(np.diff(margins) < 0) and all(np.diff(baselines) < 0)
+
+
+def test_more_items_say_more():
+    sharp, rough = (calibration().probability(0.05, 0.2, 0.2, e) for e in (0.02, 0.1))
+    assert rough < sharp and sharp > 0.99
+    sharp, rough = (calibration().probability(0.05, 0.2, -0.1, e) for e in (0.02, 0.1))
+    assert rough > sharp
+
+
+def test_nothing_is_gained_over_a_perfect_baseline():
+    assert calibration().probability(0.05, 1.0, 0.0, 0.1) == 0.0
+    assert calibration().probability(0.05, 0.97, 0.03, 0.1) == 0.0
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.4, 0.5, 0.93])
@@ -67,38 +71,20 @@ def test_more_forecast_more_probability_and_a_higher_margin_or_baseline_less():
 def test_another_prior_multiplies_the_odds_of_its_margin(prior, margin, share):
     found = calibration()
     assert found.prior(margin) == pytest.approx(share)
-    own = found.probability(margin, 0.2, 0.05, 0.2)
-    other = found.probability(margin, 0.2, 0.05, 0.2, prior)
-    ratio = (prior / (1 - prior)) / (share / (1 - share))
+    margin = max(margin, -0.5)  # all gains lie above -1
+    own = found.probability(margin, 0.05, 0.2, 0.3)
+    other = found.probability(margin, 0.05, 0.2, 0.3, prior)
+    ratio = (prior / (1 - prior)) / (found.prior(margin) / (1 - found.prior(margin)))
     assert other / (1 - other) == pytest.approx(own / (1 - own) * ratio)
 
 
 def test_extremes_stay_probabilities():
-    document = {**GIVEN, "spread": 1e-4}
-    found = calibration(coefficients=document)
-    for forecast, wanted in ((0.7, 1.0), (-0.5, 0.0)):
+    found = calibration(coefficients={**GIVEN, "spread": 1e-4})
+    for gain in (0.9, -0.9):
         for prior in (None, 0.3):
-            assert found.probability(0.0, forecast, 0.0, 0.0, prior) == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-    ("forecast", "adapters", "kind", "why"),
-    [
-        (0.71, 2, ONE_TASK, "forecast is +0.71"),
-        (-0.6, 2, ONE_TASK, "forecast is -0.60"),
-        (0.1, 5, ONE_TASK, "5 adapters"),
-        (0.1, 2, Kind(2, 0, "exact_match"), "2 tasks"),
-        (0.1, 2, Kind(1, 3, "exact_match"), "3 hops"),
-        (0.1, 2, Kind(1, 0, "choice"), "choice"),
-    ],
-)
-def test_what_was_not_measured_is_outside(forecast, adapters, kind, why):
-    assert why in calibration().why_outside(forecast, adapters, kind)
-
-
-def test_what_was_measured_is_inside():
-    for forecast in (-0.5, 0.0, 0.7):
-        assert calibration().why_outside(forecast, 3, ONE_TASK) == ""
+            assert 0.0 <= found.probability(0.05, 0.0, gain, 1e-9, prior) <= 1.0
+    assert calibration().probability(0.0, 0.0, 1.0, 0.0) == pytest.approx(1.0)
+    assert calibration().probability(0.0, 0.0, -1.0, 0.0) == pytest.approx(0.0)
 
 
 # the file
@@ -125,19 +111,17 @@ def without(*path):
 @pytest.mark.parametrize(
     ("document", "what"),
     [
-        (changed("format", value=1), "format is not 3"),
+        (changed("format", value=1), "format is not 4"),
         (changed("coefficients", "spread", value=0), "not above 0"),
         (changed("coefficients", "unit", value=-1), "not above 0"),
         (changed("coefficients", "intercept", value=math.nan), "no finite number"),
-        (changed("coefficients", "forecast", value="steep"), "no finite number"),
+        (changed("coefficients", "baseline", value="steep"), "no finite number"),
         (without("coefficients", "baseline"), "lacks 'baseline'"),
         (without("measured"), "lacks 'measured'"),
         (changed("gained", value=[[0.1, 0.5], [0.0, 0.6]]), "do not rise"),
         (changed("gained", value=[]), "do not rise"),
         (changed("gained", 0, value=[0.0, 1.0]), "between 0 and 1"),
-        (changed("measured", "kinds", value=[{"tasks": 1}]), "missing"),
-        (changed("accuracy", "small", value={"architectures": []}), "missing"),
-        (changed("measured", "figures", value={"norm_ratio": [1.0, "many"]}), "no finite number"),
+        (changed("accuracy", "small", value={"where": ""}), "missing"),
         (changed("classes", 0, "gained", value=[]), "do not rise"),
         (without("classes"), "lacks 'classes'"),
     ],
@@ -164,5 +148,5 @@ def test_what_ships_has_at_most_eight_coefficients_and_tells_what_was_measured()
     assert len(vars(found.coefficients)) <= 8
     assert found.cases > 200 and "small" in found.accuracy
     for told in found.accuracy.values():
-        assert 40 <= told.cases <= found.cases and told.architectures
+        assert 15 <= told.sets <= found.cases and told.items == PILOT_ITEMS
         assert 0 < told.brier < 0.25 and 0.5 < told.auroc <= 1

@@ -52,14 +52,14 @@ def table(sets: Sequence[AdapterSet], p: Array) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     kinds = np.array([one.cases[0].scenario for one in sets])
     for kind in sorted(set(kinds)):
-        own = np.flatnonzero(kinds == kind)
+        own = np.flatnonzero(kinds == kind).tolist()
         lines.append(_row(kind, [sets[i] for i in own], p[:, own]))
     return "\n".join([*lines, _row("**all**", sets, p)])
 
 
 def _row(name: str, sets: Sequence[AdapterSet], p: Array) -> str:
     cases = [case for one in sets for case in one.cases]
-    agree = np.mean([(case.forecast > MARGIN) == (case.gain > MARGIN) for case in cases])
+    agree = float(np.mean([(c.forecast > MARGIN) == (c.gain > MARGIN) for c in cases]))
     found, outcomes = figures_of(sets, p), [one.outcome for one in sets]
     cells = (
         *(name, len(sets), sum(case.gain > MARGIN for case in outcomes), number(agree, 2)),

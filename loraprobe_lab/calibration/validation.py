@@ -72,12 +72,11 @@ class AdapterSet:
         found = []
         for case in self.cases:
             one = (case.ci95[1] - case.ci95[0]) / 2 / Z95 * math.sqrt(case.n)  # error of one item
-            gain = round((case.gain + rng.standard_normal() * one / math.sqrt(items)) * items)
+            drawn = case.gain + rng.standard_normal() * one / math.sqrt(items)
             # Two items more, one gained and one lost, keep the error above 0 (Bonett and Price).
             error = math.sqrt(one**2 / (items + 2) + 2 / (items + 2) ** 2)
-            found.append((gain / items, error, case))
-        gain, error, case = max(found, key=lambda one: one[0])
-        return case, gain, error
+            found.append((case, round(drawn * items) / items, error))
+        return max(found, key=lambda one: one[1])
 
 
 def sets_of(cases: Sequence[Case]) -> list[AdapterSet]:

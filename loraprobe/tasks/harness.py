@@ -48,7 +48,7 @@ def load_harness(
     be loaded, or that has no metric which is a mean over items.
     """
     names, _, folder = reference.removeprefix(PREFIX).partition("@")
-    place = f"@{Path(folder).name}" if folder else ""
+    place = f"@{Path(folder).resolve().name}" if folder else ""
     with quiet():
         manager, tasks = _manager(folder), list[Task]()
         for name in filter(None, names.split(",")):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from loraprobe.formatting import listing
 from loraprobe.records import Verdict
+from loraprobe.tasks.harness_task import PREFIX
 from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
@@ -68,7 +69,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
         return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
     if head == "use-base":
-        return _evaluate(request, tuple(HARDER + task for task in request.tasks))
+        return _evaluate(request, tuple(_another(HARDER, task) for task in request.tasks))
     return _further(verdict, request, limited)
 
 
@@ -80,10 +81,15 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
-        return _evaluate(request, tuple(MORE + task for task in request.tasks))
+        return _evaluate(request, tuple(_another(MORE, task) for task in request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, "--resume") if asked else ()
     return _evaluate(request, request.tasks or (TASK,), resumed)
+
+
+def _another(start: str, task: str) -> str:
+    """The name of a task that is still to be written; one of lm-evaluation-harness stays one."""
+    return f"{PREFIX}{start}{task[len(PREFIX) :]}" if task.startswith(PREFIX) else start + task
 
 
 def _save(verdict: Verdict, request: Request) -> str:
@@ -150,9 +156,10 @@ def to_fill_in(command: str) -> str:
     words = words_of(command)
     further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
     for start, what in further.items():
-        named = [word for word in words if word.startswith(start)]
+        named = [word for word in words if word.removeprefix(PREFIX).startswith(start)]
         if named:
-            return f"{listing(named)}: {'a file' if len(named) == 1 else 'files'} of {what}"
+            noun = "task" if named[0].startswith(PREFIX) else "file"
+            return f"{listing(named)}: {'a ' + noun if len(named) == 1 else noun + 's'} of {what}"
     if NEW in words:
         return f"{NEW}: an adapter that you train on what you ask"
     if TASK in words:

@@ -69,12 +69,12 @@ def scorer_of(base, chat=False):
 
 
 def ours(scorer, tasks, adapter=None):
-    """Our value of each item: (task, item) -> value."""
+    """Our value of each item, and the reply as judged: (task, item) -> (value, text)."""
     alone = None
     if adapter is not None:
         alone = Composition("a", (loraprobe.load(adapter),), ConstantGates((1.0,)))
     rows = run_systems(scorer, [System("one", "adapter", alone)], tasks, Ledger())
-    return {(row.task, row.item): row.value for row in rows}
+    return {(row.task, row.item): (row.value, row.text) for row in rows}
 
 
 def load(folder, names=NAMES, **options):
@@ -98,7 +98,10 @@ def same(mine, found, metrics=None):
                 theirs = -sample["perplexity"]
             else:
                 theirs = sample[judged[whole]]
-            assert mine[whole, item] == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+            value, text = mine[whole, item]
+            assert value == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+            if task == "spouse_written":
+                assert text == sample["filtered_resps"][0]
             seen += 1
     assert seen == len(mine) == 5 * 10
 

@@ -36,10 +36,10 @@ def gate_statistics(
     """
     routed = [s for s in systems if s.composition and not s.composition.router.constant]
     prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
-    prompts = [prompt for prompt in prompts if scorer.fits(prompt)]
     if not routed or not prompts:
         return (), ""
     chosen = random.Random(seed).sample(prompts, most) if len(prompts) > most else prompts
+    chosen = scorer.fitting(chosen)
     rows: list[GateStatistics] = []
     for system in routed:
         assert system.composition is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -259,9 +260,11 @@ class Scorer:
             tokens_left(self.context, row, prompt, 1)
         return ids
 
-    def fits(self, prompt: str) -> bool:
-        """Whether the context holds a prompt."""
-        return self.context is None or len(self.encoder.prompts([prompt])[0]) <= self.context
+    def fitting(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that the context holds."""
+        sizes = map(len, self.encoder.prompts(prompts))
+        most = self.context or math.inf
+        return [prompt for prompt, size in zip(prompts, sizes, strict=True) if size <= most]
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""

@@ -47,7 +47,7 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> Metric:
             f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
             "add them, or leave --metric choice out."
         )
-    return cast(Metric, chosen)
+    return chosen
 
 
 def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:

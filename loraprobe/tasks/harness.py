@@ -16,8 +16,8 @@ plain mean decides here too.
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def load_harness(
                 parts = [HarnessTask(one, limit, max_new_tokens, run_unsafe_code) for one in leaves]
                 _choose(title, parts, counted, metric)
                 items = [item for part in parts for item in part.items(len(parts) > 1)]
-                digest = hashlib.sha256("".join(map(str, parts)).encode()).hexdigest()
+                digest = sha256(f"{[*map(str, parts)]} {items}".encode()).hexdigest()
                 tasks.append(Task(title, tuple(items), f"{PREFIX}{title}{place}", digest))
     if not tasks:
         raise UsageError(

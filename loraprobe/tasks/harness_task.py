@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import functools
 import importlib.metadata
 import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from loraprobe.checkpoint import first_line
@@ -52,9 +53,12 @@ class HarnessTask:
         return self
 
     def __str__(self) -> str:
+        return f"{self.name} {self.key} {self._config}"
+
+    @functools.cached_property
+    def _config(self) -> str:
         config = json.dumps(self.task.dump_config(), sort_keys=True, default=str)
-        version = importlib.metadata.version("lm_eval")
-        return f"{self.name} {self.key} {version} {hashlib.sha256(config.encode()).hexdigest()}"
+        return f"{importlib.metadata.version('lm_eval')} {sha256(config.encode()).hexdigest()}"
 
     def told(self, title: str) -> str:
         """How the items of a task are judged, for the report. title: the name of the task."""

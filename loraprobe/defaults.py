@@ -28,7 +28,6 @@ SAMPLED_ITEMS = 40  # the base and the single adapters answer
 PROBED_ITEMS = 24  # the coverage probes ask the base
 PILOT_ITEMS = FIRST_ROUND  # the compositions answer
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
-FORECAST_ITEMS = 60  # of each task; with more, the error of the forecast itself dominates
 
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms

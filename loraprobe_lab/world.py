@@ -1,10 +1,15 @@
-"""Finds worlds (`loraprobe.demo.world`) and writes their files."""
+"""Finds worlds (`loraprobe.demo.world`), writes files, and works in several processes."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import gzip
+import multiprocessing
 import os
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from loraprobe._version import __version__
 from loraprobe.demo.world import (
@@ -17,15 +22,7 @@ from loraprobe.demo.world import (
     shipped_world,
 )
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "Scenario",
-    "World",
-    "WorldError",
-    "sha256_of",
-    "shipped_world",
-]
+__all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "sha256_of", "shipped_world"]
 
 
 def worlds_in(directory: Path) -> list[World]:
@@ -44,8 +41,45 @@ def versions() -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically."""
+    """Writes a file atomically, gzipped if its name ends in .gz; equal texts give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part, data = path.with_name(f".{path.name}.part"), text.encode()
+    part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     os.replace(part, path)
+
+
+POLL = 2.0  # seconds between two checks for finished work
+
+
+def in_processes(
+    work: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+    processes: int,
+    tick: Callable[[], None],
+) -> None:
+    """Calls work(*arguments) for every tuple of arguments, and `tick` at least every POLL seconds.
+
+    The first error ends the work and is raised.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_one_thread
+    ) as pool:
+        running = {pool.submit(work, *arguments) for arguments in calls}
+        try:
+            while running:
+                done, running = concurrent.futures.wait(
+                    running, POLL, concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    future.result()
+                tick()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -7,8 +7,12 @@ import copy
 import making
 import torch
 from torch import nn
+from words import word_tokenizer
 
 from loraprobe.adapters import Adapter, adapter_of
+from loraprobe.composition import Composition
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.scoring import Scorer
 
 
 def base(kind: str, dtype: torch.dtype = torch.float32):
@@ -101,3 +105,30 @@ def mixed_kinds() -> tuple[Adapter, ...]:
     }
     headed = adapter_of("headed", dict(third.modules), whole=whole)
     return dora("dora", 1), making.random_adapter("plain", seed=3, scaling=0.1), headed
+
+
+LAYER = {"attn.c_attn": (48, 16), "mlp.c_fc": (64, 16), "mlp.c_proj": (16, 64)}
+GPT2 = {f"transformer.h.{i}.{name}": shape for i in range(2) for name, shape in LAYER.items()}
+EMBEDDED = {**making.LLAMA, "model.embed_tokens": (16, 40)}
+
+
+def scene(kind: str, batch_size="auto"):
+    """A scorer of a base whose every weight matters, and two experts of different modules."""
+    model = making.tiny_gpt2() if kind == "gpt2" else making.tiny_llama()
+    making.sharpened(model)
+    options = {
+        "llama": {},
+        "gpt2": {"shapes": GPT2, "kinds": dict.fromkeys(GPT2, "conv1d")},
+        "embedded": {"shapes": EMBEDDED, "kinds": {"model.embed_tokens": "embedding"}},
+    }[kind]
+    first, second = experts(2, scaling=0.15, **options)
+    paths = list(second.modules)[:-3]  # the second lacks some modules
+    second = making.adapter_of(
+        "e1", {p: second.modules[p] for p in paths}, kinds=options.get("kinds")
+    )
+    return Scorer(model, word_tokenizer(), batch_size=batch_size), (first, second)
+
+
+def alone(adapters, i, gate=1.0):
+    weights = tuple(gate if j == i else 0.0 for j in range(len(adapters)))
+    return Composition("alone", adapters, ConstantGates(weights))

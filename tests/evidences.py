@@ -79,6 +79,23 @@ def evidence(values, *, part="question", half=0.04, task="t", margin=0.05, **res
     )
 
 
+def changed(found, where=None, rows="evaluation", **fields):
+    """The evidence with fields of its scores (or of other rows) replaced, in all or where asked."""
+    made = [
+        dataclasses.replace(row, **fields) if where is None or where(row) else row
+        for row in getattr(found, rows)
+    ]
+    return dataclasses.replace(found, **{rows: tuple(made)})
+
+
+def codes(verdict):
+    return [reason.code for reason in verdict.reasons]
+
+
+def reason(verdict, code):
+    return next(r for r in verdict.reasons if r.code == code)
+
+
 def both(first, second):
     """Two pieces of evidence as one."""
     return dataclasses.replace(

@@ -386,7 +386,7 @@ def of_compositions() -> Iterator[tuple[str, Tampering]]:
         "name": "x",
         "base": {},
         "more": 1,
-        "peft": {"why_not": None, "missed": None},
+        "peft": {"why_not": "another reason"},
     }.items():
         yield f"listing: {key}", document(_set(key, value), listing)
     yield (

@@ -55,3 +55,25 @@ def count_calls(scorer, monkeypatch) -> list[int]:
     forward.__signature__ = inspect.signature(real)
     monkeypatch.setattr(scorer.model, "forward", forward)
     return rows
+
+
+PROMPTS = [
+    "ada lives in",
+    "who is the mayor of ulm ?",
+    "",
+    "cy",
+    "the mayor of ulm is",
+    "bo is bo",
+    "who",
+    "ada lives in",
+]
+PAIRS = [
+    ("ada lives in", "ulm"),
+    ("who is the mayor of ulm ?", "bo"),
+    ("", "ada lives"),
+    ("the mayor of ulm is", "bo ."),
+    ("the mayor of ulm is", "cy ."),
+    ("the mayor of ulm is", "bo"),
+    ("cy", "lives in ulm . who is ada ?"),
+    ("ada lives in", "ulm"),
+]

@@ -40,17 +40,13 @@ class Output(OutputOptions):
 
     def warn(self, message: str) -> None:
         """A warning on standard error."""
-        if not self.quiet:
-            Console(stderr=True, highlight=False).print(
-                f"warning: {clean(message)}", style="yellow", markup=False, soft_wrap=True
-            )
+        self.say(f"warning: {message}", style="yellow")
 
-    def say(self, message: str) -> None:
+    def say(self, message: str, style: str = "") -> None:
         """A remark on standard error."""
         if not self.quiet:
-            Console(stderr=True, highlight=False).print(
-                clean(message), markup=False, soft_wrap=True
-            )
+            console = Console(stderr=True, highlight=False)
+            console.print(clean(message), style=style, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:

@@ -71,10 +71,6 @@ class Router(ABC):
         """Whether `fitted` or `with_state` must be called before `gates`."""
         return False
 
-    def each_token(self) -> Router:
-        """The router with the same scores that decides separately for every token and module."""
-        return self
-
     def fitted(
         self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
     ) -> Router:

@@ -1,4 +1,4 @@
-"""Scores, paired comparisons and retention, computed from per-item results."""
+"""Scores, paired comparisons, retention and oracles, computed from per-item results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from itertools import chain
 import numpy as np
 
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.ratios import ratio
 from loraprobe.evaluation.selection import largest
 from loraprobe.evaluation.statistics import LEVEL
 from loraprobe.evaluation.systems import COMPOSITIONS, System
@@ -20,7 +19,7 @@ from loraprobe.evaluation.table import (
     tabulate,
     task_names,
 )
-from loraprobe.records import BASELINES, FORMS, Comparison, Interval, ItemResult, Score
+from loraprobe.records import BASELINES, FORMS, Comparison, Interval, ItemResult, Oracle, Score
 from loraprobe.tasks import GENERATED
 
 
@@ -111,7 +110,7 @@ def retention(
         return None
     of = {column[0]: values[:, k] for k, column in enumerate(columns)}
     kept, learned = of[name] - of[base[0]], of[specialist] - of[base[0]]
-    return ratio(kept, learned, table.clusters[complete], level)
+    return statistics.ratio(kept, learned, table.clusters[complete], level)
 
 
 def compare(
@@ -169,3 +168,35 @@ def _comparisons(
         )
         for k, (i, other) in zip(places, pairs, strict=True)
     ]
+
+
+def oracles(results: Sequence[ItemResult], systems: Sequence[System]) -> tuple[Oracle, ...]:
+    """What the single adapters would score if somebody chose the right one for every item.
+
+    One row for each task and form of the question that at least two single adapters answered.
+
+    The rows are about the items that all of them answered. Losses are neither right nor wrong, so
+    they have no rows.
+    """
+    names = [system.name for system in systems if system.kind == "adapter"]
+    rows = []
+    for task in task_names(results) if len(names) > 1 else []:
+        for part in FORMS:
+            table = tabulate(results, [(name, part) for name in names], task)
+            complete = np.isfinite(table.values).all(axis=1)
+            if not (table.bounded and complete.any()):
+                continue
+            values = table.values[complete]
+            answered = values.max(axis=1)
+            rows.append(
+                Oracle(
+                    task,
+                    part,
+                    tuple(names),
+                    float(answered.mean()),
+                    statistics.wilson(answered, table.clusters[complete]),
+                    len(answered),
+                    float(1 - (1 - values.mean(axis=0)).prod()),
+                )
+            )
+    return tuple(rows)

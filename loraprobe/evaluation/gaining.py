@@ -12,7 +12,7 @@ from loraprobe.evaluation import statistics
 from loraprobe.evaluation.selection import largest, reach
 from loraprobe.evaluation.systems import System
 from loraprobe.evaluation.table import Column, ItemTable, by_name, clusters_of, tabulate, task_names
-from loraprobe.records import BASELINES, FORMS, Gain, ItemResult
+from loraprobe.records import BASELINES, FORMS, Gain, Interval, ItemResult
 from loraprobe.sample_size import items_needed
 
 
@@ -131,59 +131,53 @@ def _family(grid: _Grid, alpha: float, margin: float, seed: int, forms: int = 1)
     runs, over all `forms` of the question together. If one reaches it, all upper ends lie below it
     in at most alpha / 2.
     """
-    lower, upper, _ = largest(grid.found, grid.shape, 1 - alpha, seed)
+    found, shape = grid.found, grid.shape
+    lower, upper, _ = largest(found, shape, 1 - alpha, seed)
     if forms > 1:
-        lower = largest(grid.found, grid.shape, 1 - alpha / forms, seed)[0]
-    rows = _least(grid.found, grid.first, grid.second, (1 - ALPHA, lower, upper), margin)
+        lower = largest(found, shape, 1 - alpha / forms, seed)[0]
+    plain = found.intervals(found.critical())
+    lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
+    highs = found.interval(upper)[1].reshape(shape).min(1).tolist()
+    rows = [
+        _row(grid, s, plain, ends, margin, (lower, upper))
+        for s, ends in enumerate(zip(lows, highs, strict=True))
+    ]
     return sorted(
-        (replace(row, task=grid.task, clusters=_clusters(grid.table, row)) for row in rows),
-        key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9)),
+        rows, key=lambda row: (-round(row.difference, 9), -round(row.adjusted_ci95[0], 9))
     )
 
 
-def _clusters(table: ItemTable, row: Gain) -> int | None:
-    """The number of clusters of the items of a gain, None if every item is its own."""
-    pair = table.column(row.system, row.part) - table.column(row.against, row.against_part)
-    return clusters_of(table.clusters[np.isfinite(pair)])
-
-
-def _least(
-    found: statistics.Estimates,
-    first: Sequence[Column],
-    second: Sequence[Column],
-    ends: tuple[float, float, float],
+def _row(
+    grid: _Grid,
+    s: int,
+    plain: Sequence[Interval],
+    ends: Interval,
     margin: float,
-) -> list[Gain]:
-    """For each column of `first` its smallest difference to a column of `second`.
+    critical: tuple[float, float],
+) -> Gain:
+    """The smallest difference of composition s to a baseline.
 
-    ends: the level of the plain interval, and the critical values of the adjusted interval.
+    plain: the intervals of all pairs. ends: those of its adjusted interval. critical: the values
+    that gave them.
     """
-    level, lower, upper = ends
-    shape = (len(first), len(second))
-    plain = found.intervals(found.critical(level))
-    lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
-    highs = found.interval(upper)[1].reshape(shape).min(1).tolist()
-    nearest = found.difference.reshape(shape).argmin(1).tolist()
-    rows = []
-    for s, (system, part) in enumerate(first):
-        against, against_part = second[nearest[s]]
-        k = s * len(second) + nearest[s]
-        n, difference = int(found.n[k]), float(found.difference[k])
-        critical = lower if difference > margin else upper
-        needed = items_needed(n, difference - margin, float(found.se[k]), critical)
-        decided = lows[s] > margin or highs[s] < margin
-        rows.append(
-            Gain(
-                task=None,
-                part=part,
-                system=system,
-                against=against,
-                against_part=against_part,
-                difference=difference,
-                ci95=plain[k],
-                adjusted_ci95=(lows[s], highs[s]),
-                n=n,
-                n_needed=n if decided else needed,
-            )
-        )
-    return rows
+    found, (system, part) = grid.found, grid.first[s]
+    nearest = int(found.difference.reshape(grid.shape)[s].argmin())
+    against, against_part = grid.second[nearest]
+    k = s * len(grid.second) + nearest
+    n, difference = int(found.n[k]), float(found.difference[k])
+    value = critical[0] if difference > margin else critical[1]
+    needed = items_needed(n, difference - margin, float(found.se[k]), value)
+    pair = grid.table.column(system, part) - grid.table.column(against, against_part)
+    return Gain(
+        task=grid.task,
+        part=part,
+        system=system,
+        against=against,
+        against_part=against_part,
+        difference=difference,
+        ci95=plain[k],
+        adjusted_ci95=ends,
+        n=n,
+        n_needed=n if ends[0] > margin or ends[1] < margin else needed,
+        clusters=clusters_of(grid.table.clusters[np.isfinite(pair)]),
+    )

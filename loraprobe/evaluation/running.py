@@ -37,7 +37,8 @@ def run_systems(
     Results in the ledger are not computed again, and new results are added to it in batches. Hops
     are scored with gold answers of earlier hops. A chain is scored only on items with hops; the
     results of its hops are those of the base or the adapters that answer them. Raises UsageError if
-    two systems or two tasks share a name.
+    two systems or two tasks share a name, OutputError if a result of the ledger does not fit its
+    question.
     """
     _unique([system.name for system in systems], "systems")
     _unique([task.name for task in tasks], "tasks")

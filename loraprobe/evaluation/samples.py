@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from loraprobe.evaluation.attribution import causes
-from loraprobe.evaluation.ledger import Ledger
+from loraprobe.evaluation.ledger import Key
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.evaluation.systems import System
 from loraprobe.records import ItemResult, Reply, Sample
@@ -20,22 +20,21 @@ LONGEST = 400  # characters of a text in such an example
 
 @dataclass(frozen=True)
 class Samples:
-    """The questions of all tasks with the results of the ledger, made one at a time.
+    """The questions of all tasks with the results of the systems, made one at a time.
 
     `cause_of` gives the first cause of (system, task) and item, as `attribute` counts them. A loss
     is no answer, so questions under the metric "answer_loss" have no samples.
     """
 
-    ledger: Ledger
+    results: Mapping[Key, ItemResult]
     systems: Sequence[str]
     tasks: Sequence[Task]
-    metric: str | None = None
-    cause_of: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
+    metric: str | None
+    cause_of: Mapping[tuple[str, str], Mapping[str, str]]
 
     @classmethod
     def of(
         cls,
-        ledger: Ledger,
         results: Sequence[ItemResult],
         systems: Sequence[System],
         tasks: Sequence[Task],
@@ -43,7 +42,8 @@ class Samples:
     ) -> Samples:
         """The samples of an evaluation. results: what `run_systems` gave for these systems."""
         found = {(name, task): of for name, task, of in causes(results, systems, tasks)}
-        return cls(ledger, [system.name for system in systems], tasks, metric, found)
+        by_key = {(row.system, row.task, row.part, row.item): row for row in results}
+        return cls(by_key, [system.name for system in systems], tasks, metric, found)
 
     def __iter__(self) -> Iterator[Sample]:
         for task in self.tasks:
@@ -86,7 +86,7 @@ class Samples:
 
     def _reply(self, system: str, question: Question) -> Reply | None:
         """The system's answer; None if it was not asked, as a chain step by step."""
-        found = self.ledger.get(system, question.task, question.part, question.item.id)
+        found = self.results.get((system, question.task, question.part, question.item.id))
         if found is None or found.metric == "answer_loss":
             return None
         cause = self.cause_of.get((system, question.task), {}).get(question.item.id)

@@ -12,7 +12,7 @@ intervals compared in examples/calibration/rule.md it decides the most, and it s
 at the small alpha of an early look.
 
 A standard error says which systems contend to be the best (`selection`) and how many items would
-decide, and `ratios` inverts the interval that it gives. It is that of Bonett and Price (2012),
+decide, and `ratio` inverts the interval that it gives. It is that of Bonett and Price (2012),
 "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data",
 with one observation added in each direction: the mean is m = n d / (n + 2) and the variance ((n q +
 2) / (n + 2) - m^2) / (n + 2). d is the difference and q the share of items on which the two differ.
@@ -38,7 +38,6 @@ from numpy.typing import NDArray
 from scipy import special
 
 from loraprobe.defaults import ALPHA
-from loraprobe.evaluation.likelihood import likelihood_interval
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -46,6 +45,8 @@ Labels = NDArray[Any]  # one label an item; items with equal labels form one clu
 
 LEVEL = 1 - ALPHA  # of every interval in a report
 PSEUDO = 2.0  # observations that Bonett and Price add, one in each direction
+HALF = 0.5  # observations that a likelihood ratio adds in each direction
+BISECTIONS = 40  # to the end of an interval: 2^-40 of its range
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,77 @@ def _stratum(x: Array, clusters: Labels, bounded: bool) -> Estimates:
     shares = [np.where(present, np.maximum(sign * x, 0.0), 0.0).sum(0) / n for sign in (1, -1)]
     counts = np.stack([shares[0] * size, shares[1] * size, size])[None]
     return Estimates(mean, center, se, df, sums / n, pseudo, n, size, bounded, counts)
+
+
+def likelihood_interval(
+    gained: Array, lost: Array, n: Array, critical: float
+) -> tuple[Array, Array]:
+    """The differences whose likelihood ratio is at most critical^2, by bisection: [P], [P].
+
+    gained, lost, n: [P], numbers of items, also fractions. Where all items are gained (or lost),
+    the difference 1 (or -1) is inside, whatever half an observation says.
+    """
+    if np.isinf(critical):
+        return np.full(len(n), -1.0), np.full(len(n), 1.0)
+    counts = gained + HALF, lost + HALF, n + 2 * HALF
+    middle = (gained - lost) / counts[2]
+    ends = []
+    for side in (-1.0, 1.0):
+        inside, outside = middle, np.full(len(n), side)
+        for _ in range(BISECTIONS):
+            between = (inside + outside) / 2
+            accepted = np.abs(signed_root(*counts, between)) <= critical
+            inside = np.where(accepted, between, inside)
+            outside = np.where(accepted, outside, between)
+        ends.append(inside)
+    low = np.where(lost >= n * (1 - 1e-9), -1.0, ends[0])
+    return low, np.where(gained >= n * (1 - 1e-9), 1.0, ends[1])
+
+
+def signed_root(gained: Array, lost: Array, n: Array, difference: Array) -> Array:
+    """The signed root of the likelihood ratio of a difference of two shares, about normal.
+
+    gained, lost > 0, gained + lost < n. The most likely share of lost items with this difference is
+    the root of a quadratic equation (Tango 1998).
+    """
+    b = (2 * n - gained + lost) * difference - gained - lost
+    root = np.sqrt(np.maximum(b * b + 8 * n * lost * difference * (1 - difference), 0.0))
+    low = np.maximum((root - b) / (4 * n), 1e-300)
+    same = np.maximum(n - gained - lost, 0.0)  # rounding leaves a little below 0
+    ratio = special.xlogy(gained, gained / n / np.maximum(low + difference, 1e-300))
+    ratio += special.xlogy(lost, lost / n / low)
+    ratio += special.xlogy(same, same / n / np.maximum(1 - 2 * low - difference, 1e-300))
+    sign = np.sign((gained - lost) / n - difference)
+    return np.asarray(sign * np.sqrt(np.maximum(2 * ratio, 0.0)))
+
+
+def ratio(
+    u: Array, w: Array, clusters: Labels, level: float = LEVEL
+) -> tuple[float, tuple[float, float]] | None:
+    """Retention r = mean(u) / mean(w) over items, with Fieller's interval.
+
+    The interval contains all r for which Bonett and Price's interval for the mean of u - r w
+    contains 0. It is therefore valid if everything is right, unlike a bootstrap of the ratio. None
+    if that interval of mean(w) is not above 0, or if the set is unbounded.
+    """
+    below = estimate(w[:, None], clusters)
+    if below.center[0] <= below.critical(level) * below.se[0]:
+        return None
+    point = float(u.mean() / w.mean())
+    at = estimate((u - point * w)[:, None], clusters)
+    size, z = float(at.n_effective[0]), at.critical(level)
+    total = size + PSEUDO
+    mean_u, mean_w = size * u.mean() / total, size * w.mean() / total
+    # z^2 var(r) - mean(r)^2 as a polynomial c + b r + a r^2, not negative inside the set
+    weight = z**2 / total
+    a = weight * (size * (w * w).mean() / total - mean_w**2) - mean_w**2
+    b = -2 * (weight * (size * (u * w).mean() / total - mean_u * mean_w) - mean_u * mean_w)
+    c = weight * ((size * (u * u).mean() + PSEUDO) / total - mean_u**2) - mean_u**2
+    inside = b * b - 4 * a * c
+    if not (a < 0 and inside >= 0):
+        return None
+    ends = sorted((-b + sign * np.sqrt(inside)) / (2 * a) for sign in (-1, 1))
+    return point, (float(ends[0]), float(ends[1]))
 
 
 def wilson(x: Array, clusters: Labels) -> tuple[float, float]:

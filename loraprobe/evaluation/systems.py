@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.records import SystemKind
 
@@ -19,9 +19,9 @@ class System:
 
     composition: it is put into the base; None for the base alone. chain: for kind "chain", the
     compositions of the single adapters, named after them, which answer the hops together with the
-    base. compression_error: the relative error of a merge that is due to its rank. stored: the name
-    under which results are kept, if it is another one: a control has a fixed name, but depends on
-    the best composition.
+    base. compression_error: the relative error of a merge that is due to its rank. merged: the
+    `merging.Merged` of a method that needs new weights. stored: the name under which results are
+    kept, if it is another one: a control has a fixed name, but depends on the best composition.
     """
 
     name: str
@@ -29,6 +29,7 @@ class System:
     composition: Composition | None = None
     chain: tuple[Composition, ...] = ()
     compression_error: float | None = None
+    merged: Any = None
     stored: str = ""
 
     @property

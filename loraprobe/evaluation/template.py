@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraprobe.errors import UsageError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
 
 
+Mean = Callable[..., float]
 FEW_RIGHT = 0.1  # with a smaller share of right answers in both forms, likelihoods decide
 
 
@@ -49,23 +50,35 @@ def choose_template(
     every = [q for q in questions(tasks, metric) if q.part != "steps"]
     count = min(sample, len(every))
     asked = [every[i * len(every) // count] for i in range(count)]
+    limits, ledger = TokenLimits.of(max_new_tokens), Ledger() if kept is None else kept
+
+    def mean(used: bool, asked: Sequence[Question], told: str = "") -> float:
+        named = {stored_as(one.name, used) + told: one for one in singles}
+        return _mean_of_best(ways[used], named, asked, limits, ledger)
+
+    return _choice(mean, asked)
+
+
+def _choice(mean: Mean, asked: Sequence[Question]) -> tuple[bool, str, Coverage | None]:
+    """What `choose_template` returns. mean: that of the best adapters' values in one form."""
     losses = all(question.metric == "answer_loss" for question in asked)
-    limits = TokenLimits.of(max_new_tokens)
-    form = _Form(ways, singles, limits, Ledger() if kept is None else kept)
-    means = {used: form.mean_of_best(used, asked) for used in ways}
-    row = Coverage("chat_template", tasks[0].name, means[True], len(asked), baseline=means[False])
+    means = {used: mean(used, asked) for used in (False, True)}
+    row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
     seen = "mean log-likelihood" if losses else "accuracy"
     told = ""
-    own = [question for question in asked if not question.item.source]
+    own = [question for question in asked if question.item.source is None]
     if own and not losses and max(means.values()) < FEW_RIGHT:
         told = f" (accuracy {means[True]:.2f} and {means[False]:.2f} tells nothing)"
         seen = "mean log-likelihood of the right answers, per token,"
         likely = [replace(question, metric="answer_loss") for question in own]
-        means = {used: form.mean_of_best(used, likely, ", likelihood") for used in ways}
+        means = {used: mean(used, likely, ", likelihood") for used in (False, True)}
+    hops = sum(question.part.startswith("hop") for question in asked)
+    of_them = f", {hops} of them hops," if hops else ""
     chosen = means[True] > means[False]
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's {seen} on "
-        f"{_sampled(asked)} was {means[True]:.2f} with it and {means[False]:.2f} without{told}."
+        f"{len(asked)} sampled questions{of_them} was {means[True]:.2f} with it and "
+        f"{means[False]:.2f} without{told}."
     )
     return chosen, why, None if losses else row
 
@@ -75,45 +88,29 @@ def stored_as(adapter: str, chat_template: bool) -> str:
     return f"{adapter}, {'with' if chat_template else 'without'} the chat template"
 
 
-@dataclass(frozen=True)
-class _Form:
-    """The scorers with and without the template, the adapters, and the answers so far."""
+def _mean_of_best(
+    scorer: Scorer,
+    named: Mapping[str, Composition],
+    asked: Sequence[Question],
+    limits: TokenLimits,
+    kept: Ledger,
+) -> float:
+    """The mean over questions of the best adapter's value; losses are negative.
 
-    ways: Mapping[bool, Scorer]
-    singles: Sequence[Composition]
-    limits: TokenLimits
-    kept: Ledger
-
-    def mean_of_best(self, used: bool, asked: Sequence[Question], told: str = "") -> float:
-        """The mean over questions of the best adapter's value; losses are negative.
-
-        told: what else the names of the stored results say.
-        """
-        rows = [self._results(used, single, asked, told) for single in self.singles]
-        return sum(max(map(_value, row)) for row in zip(*rows, strict=True)) / len(asked)
-
-    def _results(
-        self, used: bool, single: Composition, asked: Sequence[Question], told: str
-    ) -> list[ItemResult]:
-        name = stored_as(single.name, used) + told
-
-        def found(q: Question) -> ItemResult | None:
-            return self.kept.get(name, q.task, q.part, q.item.id)
-
-        open_ = [q for q in asked if found(q) is None]
+    named: the adapters by the names under which `kept` holds their answers.
+    """
+    values = []
+    for name, single in named.items():
+        open_ = [q for q in asked if kept.get(name, q.task, q.part, q.item.id) is None]
         if open_:
-            with self.ways[used].with_composition(single):
-                self.kept.append(ask(self.ways[used], open_, name, self.limits))
-        return [row for q in asked if (row := found(q)) is not None]
+            with scorer.with_composition(single):
+                kept.append(ask(scorer, open_, name, limits))
+        rows = (kept.get(name, q.task, q.part, q.item.id) for q in asked)
+        values.append([_value(row) for row in rows if row is not None])
+    return sum(map(max, zip(*values, strict=True))) / len(asked)
 
 
 def _value(result: ItemResult) -> float:
     if result.metric == "answer_loss":
         return -result.value
     return float(result.stands) if result.part.startswith("hop") else result.value
-
-
-def _sampled(asked: Sequence[Question]) -> str:
-    """What was looked at: how many questions, and how many of them are hops."""
-    hops = sum(question.part.startswith("hop") for question in asked)
-    return f"{len(asked)} sampled questions" + (f", {hops} of them hops," if hops else "")

@@ -14,7 +14,7 @@
     conclusion      the verdict, and what it recommends
     audits, cards   the audit and the model card
 
-`estimating` and `costing` tell what an evaluation will take, and `kept` what runs keep.
+`estimating` tells what an evaluation will take, and `kept` what runs keep.
 `verification` makes a directory again from its card (`provenance`) and compares it.
 
 Modules are imported when one of their names is used: `merge` needs no model.
@@ -24,44 +24,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.commands import (
-        Outcome,
-        compose,
-        inspect,
-        merge,
-        merge_and_eval,
-    )
-    from loraprobe.pipeline.costing import estimate_cost
-    from loraprobe.pipeline.inputs import base_of
-    from loraprobe.pipeline.loading import load_composition
-    from loraprobe.pipeline.saved import Routed
-    from loraprobe.pipeline.verification import verify
+    from loraprobe.pipeline.commands import Outcome as Outcome
+    from loraprobe.pipeline.commands import compose as compose
+    from loraprobe.pipeline.commands import estimate_cost as estimate_cost
+    from loraprobe.pipeline.commands import inspect as inspect
+    from loraprobe.pipeline.commands import merge as merge
+    from loraprobe.pipeline.commands import merge_and_eval as merge_and_eval
+    from loraprobe.pipeline.inputs import base_of as base_of
+    from loraprobe.pipeline.loading import load_composition as load_composition
+    from loraprobe.pipeline.saved import Routed as Routed
+    from loraprobe.pipeline.verification import verify as verify
 
 _MODULES = {
     "Outcome": "commands",
     "Routed": "saved",
     "base_of": "inputs",
     "compose": "commands",
-    "estimate_cost": "costing",
+    "estimate_cost": "commands",
     "inspect": "commands",
     "load_composition": "loading",
     "merge": "commands",
     "merge_and_eval": "commands",
     "verify": "verification",
 }
-
-__all__ = [
-    "Outcome",
-    "Routed",
-    "base_of",
-    "compose",
-    "estimate_cost",
-    "inspect",
-    "load_composition",
-    "merge",
-    "merge_and_eval",
-    "verify",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,9 +58,8 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     else:
         card = composition_card(
             router=_router_text(made),
-            experts=made.sources,
+            sources=made.sources,
             why_not_peft=made.why_not_peft,
-            missed_prototype=made.missed_prototype,
             **values,
         )
     return replace(made, card=card)

@@ -43,11 +43,12 @@ from loraprobe.pipeline.merges import (
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
-from loraprobe.records import Audit, Compatibility, Progress, Verdict
+from loraprobe.records import Audit, Compatibility, Progress, Verdict, WeightSearch
 from loraprobe.tasks import Probe, Task
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import Samples
+    from loraprobe.pipeline.estimating import Estimate
 
 Adapters = Sequence[Adapter | Reference]
 
@@ -91,10 +92,7 @@ def inspect(
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
-    licences, issues = declared(inputs.given, inputs.base)
-    examined = replace(
-        examined, compatibility=with_issues(examined.compatibility, issues), licences=licences
-    )
+    examined = _with_licences(examined, inputs)
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
@@ -134,18 +132,11 @@ def merge(
     how = {"weights": weights, "dtype": dtype, "progress": progress}
     with session.stage("merge"):
         merged = merge_by(spec, prepared.adapters, options, inputs.base, **how)
-    licences, licence_issues = declared(inputs.given, inputs.base)
-    merged = with_licences(merged, licences)
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
-    issues = with_issues(found, (*merged.issues, *licence_issues))
-    examined = Examination(issues, figures, licences=licences)
+    examined = Examination(with_issues(found, merged.issues), figures)
     notes += [*prepared.notes, made_text(merged, options)]
-    verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
-    audit = audit_of(
-        session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
-    )
-    return Outcome(audit, with_card(merged, audit, options, prepared.general))
+    return _outcome(merged, inputs, prepared, examined, notes, search, session)
 
 
 def compose(
@@ -172,19 +163,13 @@ def compose(
     found, prepared = _check_and_prepare(inputs, "route", session)
     router, search, notes = chosen_router(spec, inputs, prepared, session)
     composition = Composition(spec, prepared.adapters, router)
-    licences, licence_issues = declared(inputs.given, inputs.base)
-    made = Routed(composition, inputs.base, prepared.steps, licences=licences)
+    made = Routed(composition, inputs.base, prepared.steps)
     with session.stage("peft"):
         notes += [*prepared.notes, *composition.notes(), made.peft_note]
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
-    examined = Examination(with_issues(found, licence_issues), figures)
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
-    verdict, steps = _verdict_on_weights(inputs, examined, options), prepared.steps
-    audit = audit_of(
-        session, inputs, examined, notes, search=search, transformations=steps, verdict=verdict
-    )
-    return Outcome(audit, with_card(made, audit, options, prepared.general))
+    return _outcome(made, inputs, prepared, Examination(found, figures), notes, search, session)
 
 
 def merge_and_eval(
@@ -201,7 +186,7 @@ def merge_and_eval(
     Adapters that do not fit together end the run early with the verdict `incompatible`. Raises
     LoraprobeError if base, adapters or tasks cannot be read.
     """
-    from loraprobe.pipeline.evaluating import evaluate, wrong_answers
+    from loraprobe.pipeline.evaluating import evaluate, open_composition
 
     inputs = open_composition(adapters, base, tasks, options, written)
     session = Session("merge-and-eval", options, progress)
@@ -212,31 +197,35 @@ def merge_and_eval(
         return Outcome(audit, None, "the adapters do not fit together.")
     prepared = prepare_inputs(inputs, "route", session)
     found = evaluate(inputs, prepared, session)
-    evidence = vars(found.records)
-    verdict = conclude(
-        options, inputs, examined, level="evaluation", stricter=found.stricter, **evidence
-    )
+    evidence = vars(found.records) | {"stricter": found.stricter}
+    verdict = conclude(options, inputs, examined, level="evaluation", **evidence)
     with session.stage("save"):
         made, why = recommend(verdict, found.compositions, found.builder)
     if made is not None:
-        licences, issues = declared(inputs.given, inputs.base)
-        made = with_licences(made, licences)
-        examined = replace(examined, compatibility=with_issues(examined.compatibility, issues))
-    audit = audit_of(
-        session,
-        inputs,
-        examined,
-        found.notes,
-        samples=wrong_answers(found, verdict),
-        gates=found.gates,
-        search=found.search,
-        transformations=prepared.steps,
-        verdict=verdict,
-        **evidence,
-    )
+        examined = _with_licences(examined, inputs)
+        made = with_licences(made, examined.licences)
+    shown = found.shown(verdict) | {"transformations": prepared.steps, "verdict": verdict}
+    audit = audit_of(session, inputs, examined, found.notes, **shown)
     if made is not None:
         made = with_card(made, audit, options, prepared.general)
     return Outcome(audit, made, why, found.samples)
+
+
+def estimate_cost(
+    adapters: Adapters,
+    *,
+    base: Base | Reference = "auto",
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    written: Sequence[Path] = (),
+) -> Estimate:
+    """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
+    from loraprobe.pipeline.estimating import estimate
+    from loraprobe.pipeline.evaluating import open_composition
+
+    inputs = open_composition(adapters, base, tasks, options, written)
+    return estimate(inputs, Session("merge-and-eval", options, progress))
 
 
 def _check_and_prepare(
@@ -250,33 +239,39 @@ def _check_and_prepare(
     return compatibility.require(found), prepare_inputs(inputs, purpose, session)
 
 
+def _outcome(
+    made: Merged | Routed,
+    inputs: Inputs,
+    prepared: Prepared,
+    examined: Examination,
+    notes: Sequence[str],
+    search: WeightSearch | None,
+    session: Session,
+) -> Outcome:
+    """A merge or a composition that nothing was asked, with its licences, audit and card."""
+    examined = _with_licences(examined, inputs)
+    made = with_licences(made, examined.licences)
+    audit = audit_of(
+        session,
+        inputs,
+        examined,
+        notes,
+        search=search,
+        transformations=prepared.steps,
+        verdict=_verdict_on_weights(inputs, examined, session.options),
+    )
+    return Outcome(audit, with_card(made, audit, session.options, prepared.general))
+
+
+def _with_licences(examined: Examination, inputs: Inputs) -> Examination:
+    """The findings with the licences of the adapters' cards."""
+    licences, issues = declared(inputs.given, inputs.base)
+    found = with_issues(examined.compatibility, issues)
+    return replace(examined, compatibility=found, licences=licences)
+
+
 def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:
     """The verdict on several adapters without the base; None for a single one."""
     if len(inputs.adapters) < 2:
         return None
     return conclude(options, inputs, examined, level="weights")
-
-
-def open_composition(
-    adapters: Adapters,
-    base: Base | Reference,
-    tasks: Sequence[Task | Reference] | Task | Reference,
-    options: Options,
-    written: Sequence[Path],
-) -> Inputs:
-    """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
-    from loraprobe.pipeline.systems import check_systems
-    from loraprobe.pipeline.task_split import split
-
-    if not tasks:
-        raise UsageError(
-            "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
-        )
-    if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
-        raise UsageError("merge-and-eval composes adapters; give at least two.")
-    check_state(options)
-    inputs = open_inputs(adapters, base, tasks, options, written)
-    check_systems(inputs.adapters, options)
-    if options.weights == "search":
-        split(inputs.tasks, options)  # raises where a task has too few items
-    return inputs

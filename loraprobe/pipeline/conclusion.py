@@ -21,8 +21,10 @@ from loraprobe.tasks import Task, stricter_metric
 from loraprobe.verdict import BaseShape, Evidence, Request, judge, next_command, read_calibration
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.systems import Built, SystemBuilder
+    from loraprobe.evaluation import System
+    from loraprobe.pipeline.systems import SystemBuilder
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
+FLAGS = {"methods": "--method", "routers": "--router", "systems": "--system"}
 
 
 def conclude(
@@ -64,6 +66,12 @@ def conclude(
     return replace(verdict, next=next_command(verdict, request, options.limit is not None))
 
 
+def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
+    """What `stricter_metric` says of each task whose gold answers lose something."""
+    found = {task.name: stricter_metric(task, metric) for task in tasks}
+    return {name: told for name, told in found.items() if told is not None}
+
+
 def _shape(base: Base) -> BaseShape:
     """What a base's config tells of its kind; models of several parts describe their text model."""
     text = base.config.get("text_config")
@@ -73,15 +81,10 @@ def _shape(base: Base) -> BaseShape:
     return BaseShape(str(config.get("model_type", "")), hidden)
 
 
-def _normalised(tasks: Sequence[Task], metric: str | None) -> dict[str, tuple[str, str]]:
-    """Of each task whose gold answers lose something under exact match, what `stricter_metric`
-    says."""
-    found = {task.name: stricter_metric(task, metric) for task in tasks}
-    return {name: told for name, told in found.items() if told is not None}
-
-
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
+    # What a run with --resume needs to use the same answers and to decide by the same thresholds.
+    kept = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
     declared = named[0] if len(named) == 1 else None
     base = "auto" if declared else ""
@@ -94,7 +97,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
         kind=kind,
         options=_composing(options),
-        kept=_repeated(options),
+        kept=tuple(_words(options, [name for name in kept if name not in COMPOSING])),
     )
 
 
@@ -128,38 +131,29 @@ def _prompts(options: Options) -> tuple[str, ...]:
 
 def _composing(options: Options) -> tuple[str, ...]:
     """The options that change what a composition is, where they are not at their default."""
-    weights = options.given_weights
-    chosen = {
-        "--balance": None if options.balance == "none" else options.balance,
-        "--space": options.space,
-        "--rank": None if options.rank == "auto" else str(options.rank),
-        "--weights": ",".join(f"{w:g}" for w in weights) if weights else None,
-    }
-    found = [word for flag, value in chosen.items() if value for word in (flag, value)]
+    found = _words(options, ("balance", "space", "rank"))
+    if options.given_weights:
+        found += ["--weights", ",".join(f"{weight:g}" for weight in options.given_weights)]
     for subtracted in options.subtract:
         given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
         found += ["--subtract", given]
     return tuple(found)
 
 
-def _repeated(options: Options) -> tuple[str, ...]:
-    """The options, but those of `_composing`, that a run with --resume needs to use the same
-    answers and to decide by the same thresholds, where they are not at their default."""
-    flags = {"methods": "--method", "routers": "--router", "systems": "--system"}
-    names = [*options.fingerprint(), "limit", "chat_template", "dtype", "margin", "retention"]
+def _words(options: Options, names: Iterable[str]) -> list[str]:
+    """Options as on a command line, where they are not at their default."""
     default, words = Options(), list[str]()
     for name in names:
         value = getattr(options, name, None)
-        if name in COMPOSING or value == getattr(default, name, None):
-            continue
-        flag = flags.get(name, "--" + name.replace("_", "-"))
-        several = value if isinstance(value, tuple | list) else (value,)
-        words += [word for one in several for word in ([flag] if one is True else [flag, str(one)])]
-    return tuple(words)
+        if value != getattr(default, name, None):
+            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            several = value if isinstance(value, tuple | list) else (value,)
+            words += [w for one in several for w in ([flag] if one is True else [flag, str(one)])]
+    return words
 
 
 def recommend(
-    verdict: Verdict, compositions: Sequence[Built], builder: SystemBuilder
+    verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
 ) -> tuple[Merged | Routed | None, str]:
     """The merge or composition that the verdict advises, or None and why there is none."""
     name = verdict.system
@@ -167,11 +161,11 @@ def recommend(
         return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
-    built = next((one for one in compositions if one.system.name == name), None)
+    built = next((one for one in compositions if one.name == name), None)
     if built is not None and built.merged is not None:
         return built.merged, ""
     if name in METHODS:
         return builder.merge(name), ""
-    if built is None or built.system.composition is None:
+    if built is None or built.composition is None:
         return None, f"{name} is neither a merge nor a router."
-    return Routed(built.system.composition, builder.base, builder.prepared.steps), ""
+    return Routed(built.composition, builder.base, builder.prepared.steps), ""

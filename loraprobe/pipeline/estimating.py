@@ -109,25 +109,31 @@ def expected_steps(evaluator: Evaluator) -> dict[str, float]:
     session, adapters = evaluator.session, evaluator.inputs.adapters
     options, tasks, n = session.options, evaluator.tasks, len(evaluator.inputs.adapters)
     with session.stage("estimate"):
-        times = _Timing.of(evaluator)
+        together = Composition("all", tuple(adapters), ConstantGates.ones(n))
+        kinds, pair = _kinds(evaluator, together), _pair(evaluator, together)
         probing = _probing(evaluator)
+
+    def system(experts: int) -> float:
+        return sum(kind.seconds(experts / n) for kind in kinds)
+
     given, parts = evaluator.inputs.tasks, evaluator.split
     specs = composition_specs(options, adapters, given)
-    asked = {s.name: times.system(0 if s.kind == "base" else 1) for s in baseline_systems(adapters)}
-    asked |= {spec: times.system(n) for spec in specs if spec != "chain"}
+    asked = {s.name: system(0 if s.kind == "base" else 1) for s in baseline_systems(adapters)}
+    asked |= {spec: system(n) for spec in specs if spec != "chain"}
     steps = {}
     if parts is not None and learning_routers(options, adapters, given):
-        steps["fit"] = (n + 1) * parts.items[0] * times.pair  # answers of each, then the questions
+        steps["fit"] = (n + 1) * parts.items[0] * pair  # answers of each, then the questions
     if parts is not None and options.weights == "search":
-        steps["search"] = options.search_budget * parts.items[0] * times.pair
+        steps["search"] = options.search_budget * parts.items[0] * pair
     steps |= _by_round(asked, evaluator)
     if "chain" in specs:
         hops = sum(len(item.hops) for task in tasks for item in task.items)
-        steps["evaluate chain"] = times.hops(hops)
+        plain = kinds[0]  # a hop is asked of a single adapter, which costs no less than the base
+        steps["evaluate chain"] = hops / plain.questions * plain.seconds(1 / n)
     wanted = options.systems or ("shrunk", "random-partner")
     for name, experts in (("shrunk", 1), ("random-partner", n)):
         if n > 1 and name in wanted:
-            steps[f"evaluate {name}"] = times.system(experts)
+            steps[f"evaluate {name}"] = system(experts)
     steps["cover"] = probing
     return steps
 
@@ -156,65 +162,49 @@ def _by_round(seconds: Mapping[str, float], evaluator: Evaluator) -> dict[str, f
 class _Kind:
     """Questions of one kind: how many batches they make, and the seconds of one batch.
 
-    `seconds` is that of the base and that of all adapters together.
+    `base` and `together` are the seconds of the base and of all adapters together.
     """
 
     questions: int
-    composed: int  # those that are no hop
     batches: float
-    seconds: tuple[float, float]
+    base: float
+    together: float
+
+    def seconds(self, share: float) -> float:
+        """All questions of the kind, for a system of this share of the adapters."""
+        return self.batches * (self.base + (self.together - self.base) * share)
 
 
-@dataclass(frozen=True)
-class _Timing:
-    """The measured cost of a batch of each kind of question, for `n` adapters."""
+def _kinds(evaluator: Evaluator, together: Composition) -> list[_Kind]:
+    """The kinds of questions of the tasks, timed."""
+    options, scorer = evaluator.session.options, evaluator.scorer
+    limits = TokenLimits.of(options.max_new_tokens)
+    asked = questions(evaluator.tasks, options.metric)
+    with scorer.with_composition(together):
+        ask(scorer, asked[:1], "warm-up", limits)
+    groups: dict[tuple[str, bool], list[Question]] = {}
+    for question in asked:
+        groups.setdefault((question.metric, question.worked), []).append(question)
+    return [_measured(group, scorer, together, limits) for group in groups.values()]
 
-    n: int
-    kinds: Sequence[_Kind]
-    pair: float = 0.0  # one pair of prompt and answer, with all adapters
 
-    @classmethod
-    def of(cls, evaluator: Evaluator) -> _Timing:
-        options, adapters = evaluator.session.options, evaluator.inputs.adapters
-        scorer, limits = evaluator.scorer, TokenLimits.of(options.max_new_tokens)
-        asked = questions(evaluator.tasks, options.metric)
-        together = Composition("all", tuple(adapters), ConstantGates.ones(len(adapters)))
-        with scorer.with_composition(together):
-            ask(scorer, asked[:1], "warm-up", limits)
-        groups: dict[tuple[str, bool], list[Question]] = {}
-        for question in asked:
-            groups.setdefault((question.metric, question.worked), []).append(question)
-        kinds = [_measured(group, evaluator, together, limits) for group in groups.values()]
-        if evaluator.split is None:
-            return cls(len(adapters), kinds)
-        items = [item for task in evaluator.split.apart for item in task.items]
-        pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
-        with scorer.with_composition(together):
-            spent = _seconds(lambda: scorer.loglikelihood(pairs))
-        return cls(len(adapters), kinds, spent / len(pairs))
-
-    def system(self, experts: int) -> float:
-        """All questions, for a system of so many experts."""
-        return sum(kind.batches * self._batch(kind, experts) for kind in self.kinds)
-
-    def hops(self, count: int) -> float:
-        """So many hops, each asked of a single adapter, which costs no less than the base."""
-        plain = self.kinds[0]
-        return count * plain.batches / plain.questions * self._batch(plain, 1)
-
-    def _batch(self, kind: _Kind, experts: int) -> float:
-        base, all_ = kind.seconds
-        return base + (all_ - base) * experts / self.n
+def _pair(evaluator: Evaluator, together: Composition) -> float:
+    """Seconds of one pair of prompt and answer of the items set apart, with all adapters."""
+    if evaluator.split is None:
+        return 0.0
+    items = [item for task in evaluator.split.apart for item in task.items]
+    pairs = [(item.prompt, item.answers[0]) for item in _spread(items, PROBED[1])]
+    with evaluator.scorer.with_composition(together):
+        return _seconds(lambda: evaluator.scorer.loglikelihood(pairs)) / len(pairs)
 
 
 def _measured(
-    group: Sequence[Question], evaluator: Evaluator, together: Composition, limits: TokenLimits
+    group: Sequence[Question], scorer: Any, together: Composition, limits: TokenLimits
 ) -> _Kind:
     """Times one batch, a full one if that is at most an eighth of the questions.
 
     Of a smaller one the time is taken as proportional to the questions.
     """
-    scorer = evaluator.scorer
     distinct = list({question.prompt: question for question in group}.values())
     whole = len(distinct)
     limit = limits.worked if group[0].worked else limits.plain
@@ -227,9 +217,9 @@ def _measured(
             seconds.append(_seconds(lambda: ask(scorer, sample, "timing", limits)))
     return _Kind(
         questions=len(group),
-        composed=sum(not question.part.startswith("hop") for question in group),
         batches=math.ceil(whole / full) if len(sample) == full else whole / len(sample),
-        seconds=(seconds[0], seconds[1]),
+        base=seconds[0],
+        together=seconds[1],
     )
 
 

@@ -1,19 +1,27 @@
-"""`merge-and-eval` on the base model: `evaluate` asks all systems, by rounds, and scores them."""
+"""`merge-and-eval`: its inputs, and `evaluate`, which asks all systems by rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from loraprobe import evaluation
-from loraprobe.evaluation import Ledger, Samples, System
+from loraprobe.adapters import Adapter
+from loraprobe.base import Base
+from loraprobe.errors import UsageError
+from loraprobe.evaluation import Samples, System
+from loraprobe.options import Options
 from loraprobe.pipeline.estimating import announce
 from loraprobe.pipeline.evaluator import open_evaluator
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.gate_statistics import gate_statistics
+from loraprobe.pipeline.inputs import Inputs, Reference, check_state, open_inputs
 from loraprobe.pipeline.portfolio import unfit_routers
 from loraprobe.pipeline.rounds import play, records
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import Built, SystemBuilder, baseline_systems
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, check_systems
+from loraprobe.pipeline.task_split import split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import (
     FORMS,
@@ -25,6 +33,7 @@ from loraprobe.records import (
     Verdict,
     WeightSearch,
 )
+from loraprobe.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,38 @@ class Evaluated:
     records: EvaluationRecords
     gates: tuple[GateStatistics, ...]
     search: WeightSearch | None
-    compositions: Sequence[Built]
+    compositions: Sequence[System]
     builder: SystemBuilder
     samples: Samples
     notes: Sequence[str]
     stricter: Mapping[tuple[str, str], tuple[int, int]]
+
+    def shown(self, verdict: Verdict) -> dict[str, Any]:
+        """What an audit with this verdict shows of it, by field."""
+        wrong = _wrong_answers(self, verdict)
+        return {"gates": self.gates, "search": self.search, "samples": wrong, **vars(self.records)}
+
+
+def open_composition(
+    adapters: Sequence[Adapter | Reference],
+    base: Base | Reference,
+    tasks: Sequence[Task | Reference] | Task | Reference,
+    options: Options,
+    written: Sequence[Path],
+) -> Inputs:
+    """The inputs of merge-and-eval. Raises LoraprobeError before a model is loaded."""
+    if not tasks:
+        raise UsageError(
+            "merge-and-eval needs --task FILE; without one, try inspect --base auto --probe auto."
+        )
+    if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
+        raise UsageError("merge-and-eval composes adapters; give at least two.")
+    check_state(options)
+    inputs = open_inputs(adapters, base, tasks, options, written)
+    check_systems(inputs.adapters, options)
+    if options.weights == "search":
+        split(inputs.tasks, options)  # raises where a task has too few items
+    return inputs
 
 
 def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
@@ -52,11 +88,10 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         announce(evaluator)
         routers, notes = evaluator.fit_routers(prepared)
         search, search_notes = evaluator.search_weights(prepared)
-        weights = tuple(search.weights.values()) if search else options.given_weights
-        builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, weights, routers)
+        searched = tuple(search.weights.values()) if search else None
+        builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, searched, routers)
         with session.stage("compose"):
-            compositions = builder.compositions(inputs.tasks)
-        composed = [one.system for one in compositions]
+            composed = builder.compositions(inputs.tasks)
         found = play(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
@@ -65,12 +100,11 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
         systems, results = found.everybody, found.results
         asked = replace(evaluator, tasks=found.round.tasks)
         coverage = asked.probe_tasks(results)
-        gates, gate_note = asked.gates(composed)
+        with session.stage("gates"):
+            gates, gate_note = gate_statistics(asked.scorer, composed, asked.tasks, options.seed)
     with session.stage("statistics"):
         findings = records(found, evaluator, systems, coverage=coverage)
-    answers = Ledger()  # by the names of the report
-    answers.append(results)
-    samples = Samples.of(answers, results, systems, asked.tasks, options.metric)
+    samples = Samples.of(results, systems, asked.tasks, options.metric)
     notes = [*evaluator.notes, *notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [*search_notes, *unfit_routers(options, inputs.adapters, inputs.tasks).values()]
@@ -79,10 +113,10 @@ def evaluate(inputs: Inputs, prepared: Prepared, session: Session) -> Evaluated:
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(systems, evaluator.tasks)]
     notes.append(evaluator.scorer.batcher.note())
     stricter = evaluation.right_by_stricter(results, asked.tasks, options.metric)
-    return Evaluated(findings, gates, search, compositions, builder, samples, notes, stricter)
+    return Evaluated(findings, gates, search, composed, builder, samples, notes, stricter)
 
 
-def wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
+def _wrong_answers(found: Evaluated, verdict: Verdict) -> tuple[Sample, ...]:
     """A few questions that the composition of the verdict, or else the best one, got wrong."""
     scores = found.records.evaluation
     system = verdict.system or best_system(scores, ("merge", "router", "chain"))

@@ -1,8 +1,7 @@
-"""Runs systems, probes, gate statistics and the search of weights on one loaded base model."""
+"""Runs systems, probes and the search of weights on one loaded base model."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -12,18 +11,17 @@ from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router
 from loraprobe.evaluation import Ledger, System, stored_as
-from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import items_for_routers
-from loraprobe.pipeline.results import open_ledger, template_ledger
+from loraprobe.pipeline.results import open_ledger
 from loraprobe.pipeline.router_fitting import fit_routers
 from loraprobe.pipeline.scorer import open_scorer, with_better_template
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import forecastable, learning_routers
+from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import TriedWeights, find_weights, note
-from loraprobe.records import Coverage, Forecast, GateStatistics, ItemResult, WeightSearch
+from loraprobe.records import Coverage, ItemResult, WeightSearch
 from loraprobe.tasks import Task, is_generated
 
 
@@ -90,22 +88,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 )
             )
 
-    def forecast(self, results: Sequence[ItemResult]) -> tuple[Forecast, ...]:
-        """The forecast gains of the compositions that the options ask for."""
-        options = self.session.options
-        with self.session.stage("forecast"):
-            return probes.forecast(
-                self.scorer,
-                self.inputs.adapters,
-                self.tasks,
-                forecastable(options, self.inputs.adapters),
-                results=results,
-                metric=options.metric,
-                max_new_tokens=options.max_new_tokens,
-                seed=options.seed,
-                progress=self.session.progress,
-            )
-
     def fit_routers(self, prepared: Prepared) -> tuple[dict[str, Router], list[str]]:
         """The fitted routers by spec, and notes."""
         options = self.session.options
@@ -130,11 +112,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             )
         return found, [note(found)]
 
-    def gates(self, systems: Sequence[System]) -> tuple[tuple[GateStatistics, ...], str]:
-        """Mean gates of token routers on the tasks' prompts, and a note."""
-        with self.session.stage("gates"):
-            return gate_statistics(self.scorer, systems, self.tasks, self.session.options.seed)
-
 
 def open_evaluator(
     inputs: Inputs, general: Sequence[Adapter], session: Session, composes: bool = False
@@ -152,22 +129,16 @@ def open_evaluator(
         parts = found if isinstance(found, TaskSplit) else None
     tasks = parts.left if parts else inputs.tasks
     scorer, notes = open_scorer(inputs.base, options.dtype, session)
-    run = ([*inputs.adapters, *general], inputs.base, inputs.tasks, options, session)
-    auto = options.chat_template == "auto"
-    with contextlib.closing(template_ledger(*run) if auto else Ledger()) as tried:
-        scorer, why, template = with_better_template(
-            scorer, session, inputs.adapters, tasks, options.metric, tried
-        )
-    ledger, kept = open_ledger(*run, scorer.chat_template)
-    ledger.append(_answered(tried, ledger, inputs.adapters, scorer.chat_template))
-    notes += why
-    notes += [*task_notes(tasks, options.metric), kept]
+    ledger, kept = open_ledger([*inputs.adapters, *general], inputs.base, inputs.tasks, session)
+    scorer, why, template = with_better_template(
+        scorer, session, inputs.adapters, tasks, options.metric, ledger
+    )
+    ledger.append(_answered(ledger, inputs.adapters, scorer.chat_template))
+    notes += [*why, *task_notes(tasks, options.metric), kept]
     return Evaluator(inputs, session, scorer, ledger, tasks, parts, notes, template)
 
 
-def _answered(
-    tried: Ledger, ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool
-) -> list[ItemResult]:
+def _answered(ledger: Ledger, adapters: Sequence[Adapter], chat_template: bool) -> list[ItemResult]:
     """The answers in the chosen form of prompts, as answers of the evaluation.
 
     Those that are judged by likelihood are left out: a forecast may read them from passes of the
@@ -176,7 +147,7 @@ def _answered(
     names = {stored_as(adapter.name, chat_template): adapter.name for adapter in adapters}
     return [
         replace(row, system=name)
-        for row in tried
+        for row in ledger
         if (name := names.get(row.system)) is not None
         and is_generated(row.metric)
         and ledger.get(name, row.task, row.part, row.item) is None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from loraprobe import evaluation, probes
 from loraprobe.composition import Router
@@ -22,14 +24,15 @@ from loraprobe.pipeline.evaluating import controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.portfolio import added_systems
-from loraprobe.pipeline.scorer import open_scorer, single
+from loraprobe.pipeline.rounds import compared
+from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import (
     SystemBuilder,
     baseline_systems,
     composition_specs,
-    forecastable,
     learning_routers,
+    summed_specs,
 )
 from loraprobe.pipeline.transforms import Prepared, prepare_inputs
 from loraprobe.records import (
@@ -41,10 +44,8 @@ from loraprobe.records import (
     ItemResult,
 )
 from loraprobe.routing import ROUTERS
+from loraprobe.scoring import MOST_BYTES, Recorder
 from loraprobe.tasks import Probe
-
-if TYPE_CHECKING:
-    from loraprobe.scoring import Recorder
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,11 @@ def measure_baselines(
         results = at_ceiling(evaluator, singles, results)
         composed, answers, notes = pilot(evaluator, singles, results)
     systems, results = [*singles, *composed], [*results, *answers]
-    margin, seed = session.options.needed_gain, session.options.seed
     with session.stage("statistics"):
         found = EvaluationRecords(
             rows,
             forecasts,
-            evaluation=evaluation.score(results, systems),
-            comparisons=evaluation.compare(results, systems, seed=seed),
-            gains=evaluation.gains(results, systems, margin=margin, seed=seed),
+            **compared(results, systems, session.options),
             oracles=evaluation.oracles(results, systems),
         )
     notes = [*evaluator.notes, *_sample_notes(evaluator), *notes, evaluator.scorer.batcher.note()]
@@ -110,50 +108,39 @@ def answers_alone(
     Answers that are judged by likelihood are forecast from these same passes. Generated answers are
     not forecast: that costs more than a first round of the compositions, which says more.
     """
-    options, scorer = evaluator.session.options, evaluator.scorer
-    recorder = _recorder(evaluator)
-    if recorder is None:
+    adapters, options = evaluator.inputs.adapters, evaluator.session.options
+    scorer, summed = evaluator.scorer, summed_specs(options, adapters)
+    if len(adapters) < 2 or not summed or not _can_record(evaluator):
         return evaluator.run(singles), ()
-    results = []
-    scorer.recorder = recorder
+    names = [adapter.name for adapter in adapters]
+    results: list[ItemResult] = []
+    recorder = scorer.recorder = Recorder("base", names)
     try:
         for system in singles:
             with recorder.of(system.name):
                 results += evaluator.run([system])
     finally:
         scorer.recorder = None
-    names, seed = [adapter.name for adapter in evaluator.inputs.adapters], options.seed
     with evaluator.session.stage("forecast"):
         return results, probes.forecast_recorded(
             scorer,
             names,
+            summed,
             evaluator.tasks,
             recorder,
             results=results,
             metric=options.metric,
-            seed=seed,
+            seed=options.seed,
         )
 
 
-def _recorder(evaluator: Evaluator) -> Recorder | None:
-    """A recorder for compositions of gates of 1; None where nothing is to be recorded.
-
-    Nothing is where answers are generated, and where the sums would take too much memory.
-    """
-    from loraprobe.scoring import MOST_BYTES, Recorder
-
-    adapters, options = evaluator.inputs.adapters, evaluator.session.options
-    asked = probes.scored_questions(evaluator.tasks, options.metric)
-    names = [adapter.name for adapter in adapters]
-    found = forecastable(options, adapters).items()
-    summed = {name: names for name, gates in found if gates == (1.0,) * len(names)}
-    if len(adapters) < 2 or not asked or not summed:
-        return None
-    recorder = Recorder("base", summed)
+def _can_record(evaluator: Evaluator) -> bool:
+    """Whether some answers are judged by likelihood, and their sums do not take too much memory."""
+    asked = probes.scored_questions(evaluator.tasks, evaluator.session.options.metric)
     pairs = {(q.prompt, text) for q in asked for text in q.continuations}
     tokens = sum(len(ids) - start for ids, start in evaluator.scorer.encoded(list(pairs)))
-    fits = recorder.bytes(tokens, evaluator.scorer.vocab_size) <= MOST_BYTES
-    return recorder if fits else None
+    size = tokens * evaluator.scorer.vocab_size * torch.float16.itemsize
+    return bool(asked) and size <= MOST_BYTES
 
 
 def at_ceiling(
@@ -186,9 +173,7 @@ def pilot(
     options = session.options
     prepared = prepare_inputs(inputs, "route", session)
     routers, told = _routers(evaluator, prepared)
-    builder = SystemBuilder(
-        inputs.adapters, prepared, options, inputs.base, options.given_weights, routers
-    )
+    builder = SystemBuilder(inputs.adapters, prepared, options, inputs.base, routers=routers)
     composed, notes = _compositions(builder, session)
     notes = [*told, *notes]
     answers = few.run(composed, parts=FORMS)
@@ -230,7 +215,7 @@ def _compositions(builder: SystemBuilder, session: Session) -> tuple[list[System
             continue
         try:
             with session.stage("compose"):
-                systems.append(builder.build(spec).system)
+                systems.append(builder.build(spec))
         except LoraprobeError as error:
             notes.append(f"{spec} was not tried: {error}")
     return systems, notes
@@ -260,5 +245,5 @@ def probe_without_task(
     adapters, seed = inputs.adapters, session.options.seed
     with session.stage("probe"):
         if isinstance(probe, str):
-            probe = probes.generated_prompts(scorer, adapters, cards, single=single, seed=seed)
-        return probes.probe_without_task(scorer, adapters, probe, single=single, seed=seed)
+            probe = probes.generated_prompts(scorer, adapters, cards, seed=seed)
+        return probes.probe_without_task(scorer, adapters, probe, seed=seed)

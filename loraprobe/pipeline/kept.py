@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation.ledger import NAME, locked, read_fingerprint
 from loraprobe.file_hashes import cache_directory
-from loraprobe.pipeline.results import TEMPLATE
+from loraprobe.pipeline.results import names_in
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def hashes_size() -> int:
 def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
     """Deletes runs; returns those that are in use, which stay.
 
-    hashes: also the hashes of files, and the answers that chose the form of prompts.
+    hashes: also the hashes of files.
     """
     left = []
     for run in runs:
@@ -55,20 +55,13 @@ def clear(runs: Sequence[KeptRun], hashes: bool = True) -> list[KeptRun]:
         shutil.rmtree(run.place, ignore_errors=True)
     if hashes:
         shutil.rmtree(cache_directory() / "hashes", ignore_errors=True)
-        for file in (cache_directory() / "runs").glob(f"*.{TEMPLATE}"):
-            file.unlink(missing_ok=True)
-            file.with_suffix(".lock").unlink(missing_ok=True)
     return left
 
 
 def _run(file: Path) -> KeptRun:
     fingerprint = read_fingerprint(file) or {}
-    adapters, tasks = (tuple(_names(fingerprint.get(key))) for key in ("adapters", "tasks"))
+    adapters, tasks = (tuple(names_in(fingerprint, key)) for key in ("adapters", "tasks"))
     return KeptRun(file.parent, adapters, tasks, _size(file.parent), file.stat().st_mtime)
-
-
-def _names(held: object) -> Iterator[str]:
-    yield from sorted(map(str, held)) if isinstance(held, dict) else ()
 
 
 def _size(folder: Path) -> int:

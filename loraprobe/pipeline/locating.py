@@ -7,10 +7,11 @@ current one: first those of its name, then all others, up to a bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source
@@ -22,6 +23,7 @@ from loraprobe.pipeline.provenance import BaseRecord, SourceRecord
 from loraprobe.records import Check
 
 LOOKED_AT = 500  # directories whose names are read
+Opened = TypeVar("Opened", Adapter, Base)
 HASHED = 100  # adapters whose weights are hashed for one source
 
 
@@ -68,7 +70,8 @@ def _nearby(name: str, place: Path) -> Iterator[Adapter]:
     """Adapters of nearby directories, those of this name first."""
     every = islice(_directories(place), LOOKED_AT)
     ordered = sorted(every, key=lambda directory: directory.name != name)
-    opened = (_open(directory) for directory in ordered if _is_adapter(directory, place))
+    held = (directory for directory in ordered if _is_adapter(directory, place))
+    opened = (_opened(hub.load, directory) for directory in held)
     return islice(filter(None, opened), HASHED)
 
 
@@ -81,9 +84,9 @@ def _is_adapter(directory: Path, place: Path) -> bool:
         return False
 
 
-def _open(directory: Path) -> Adapter | None:
+def _opened(read: Callable[[Path], Opened], directory: Path) -> Opened | None:
     try:
-        return hub.load(directory)
+        return read(directory)
     except (LoraprobeError, OSError):
         return None
 
@@ -96,7 +99,7 @@ def find_base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base 
             found = base_of(given or _pinned(record.reference, record.commit or ""), ())
         else:
             nearby = islice(_directories(place), LOOKED_AT)
-            named = (_open_base(one) for one in nearby if one.name == record.reference)
+            named = (_opened(open_base, one) for one in nearby if one.name == record.reference)
             found = next(filter(None, named), None)
     except LoraprobeError as error:
         return None, Check("base", False, str(error))
@@ -109,13 +112,6 @@ def find_base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base 
     weights = f"sha256 {found.sha256[:12]}..." if record.sha256 else "its weights were not hashed"
     check = Check("base", True, f"{record.reference}: {record.commit or weights}")
     return replace(found, reference=record.reference, commit=record.commit), check
-
-
-def _open_base(place: Path) -> Base | None:
-    try:
-        return open_base(place)
-    except LoraprobeError:
-        return None
 
 
 def _directories(place: Path) -> Iterator[Path]:

@@ -21,22 +21,20 @@ from loraprobe.pipeline.inputs import read_prompts
 from loraprobe.pipeline.session import Session
 from loraprobe.tasks import Item, Task
 
-TEMPLATE = "template.jsonl"
-
 
 def open_ledger(
-    adapters: Sequence[Adapter],
-    base: Base,
-    tasks: Sequence[Task],
-    options: Options,
-    session: Session,
-    chat_template: bool,
+    adapters: Sequence[Adapter], base: Base, tasks: Sequence[Task], session: Session
 ) -> tuple[Ledger, str]:
-    """The ledger of this run, and a note on the results that --resume found, or why none."""
+    """The ledger of this run, and a note on the results that --resume found, or why none.
+
+    With `--chat-template auto` it also holds the answers that choose the form of prompts, which
+    follows from them.
+    """
+    options = session.options
     decides = identity(adapters, base, tasks, options) | {
         "device": session.device,
         "dtype": session.dtype,
-        "template": chat_template,
+        "template": options.chat_template,
     }
     runs = cache_directory() / "runs"
     ledger = Ledger(options.state or runs / _digest(decides), options.resume, fingerprint=decides)
@@ -45,21 +43,6 @@ def open_ledger(
     if len(ledger):
         return ledger, f"{len(ledger)} results of an earlier run of this call were kept."
     return ledger, _what_changed(runs, decides)
-
-
-def template_ledger(
-    adapters: Sequence[Adapter],
-    base: Base,
-    tasks: Sequence[Task],
-    options: Options,
-    session: Session,
-) -> Ledger:
-    """The ledger of the answers that choose the form of prompts, which holds both forms."""
-    decides = identity(adapters, base, tasks, options)
-    decides |= {"device": session.device, "dtype": session.dtype, "template": "both"}
-    kept = cache_directory() / "runs" / f"{_digest(decides)}.{TEMPLATE}"
-    file = kept if options.state is None else options.state / TEMPLATE
-    return Ledger(file, options.resume, fingerprint=decides)
 
 
 def identity(
@@ -104,7 +87,7 @@ def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
     alike = [
         changes(old, new)
         for old in found
-        if old and all(_names(old, key) == _names(new, key) for key in ("adapters", "tasks"))
+        if old and all(names_in(old, key) == names_in(new, key) for key in ("adapters", "tasks"))
     ]
     nearest = min((phrases for phrases in alike if phrases), key=len, default=None)
     if nearest is None:
@@ -113,7 +96,8 @@ def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
     return f"Kept results were not used, for this run differs: {'; '.join(nearest[:4])}{more}."
 
 
-def _names(fingerprint: Mapping[str, Any], key: str) -> list[str]:
+def names_in(fingerprint: Mapping[str, Any], key: str) -> list[str]:
+    """The names of the adapters or the tasks of a fingerprint."""
     held = fingerprint.get(key)
     return sorted(held) if isinstance(held, dict) else []
 

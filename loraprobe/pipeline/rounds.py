@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe import evaluation
+from loraprobe.defaults import ALPHA
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.rounds import round_suffix
 from loraprobe.formatting import count
+from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, ItemResult, Rounds
 from loraprobe.verdict import Evidence, judge_evaluation
@@ -87,10 +89,12 @@ def play(evaluator: Evaluator, systems: Sequence[System], controls: Controls) ->
             break
         _drop(found, evidence)
     # Controls do not count for a composition that does not gain: a first round of them is enough.
-    few = planned[0] if decision == "unlikely" and not found.round.last else found.round
     found.controls = controls(found.results, found.systems)
+    names = {system.name for system in found.controls}
+    asked = any(row.system in names for row in found.results)  # in a later round than the first
+    few = decision == "unlikely" and not found.round.last and not asked
     _ask(found, evaluator, chains)
-    _ask(found, evaluator, found.controls, on=found.round if _asked(found) else few)
+    _ask(found, evaluator, found.controls, on=planned[0] if few else found.round)
     names = {system.name for system in found.everybody}
     found.results = [row for row in found.results if row.system in names]
     return found
@@ -106,7 +110,7 @@ def records(
     for system, last in found.dropped.values():
         attribution += evaluation.attribute(results, [*baselines, system], last.tasks)
     return EvaluationRecords(
-        **_compared(found, evaluator, systems),
+        **compared(results, systems, evaluator.session.options, found.round.alpha, stayed),
         oracles=evaluation.oracles(results, systems),
         attribution=attribution,
         rounds=found.record(sum(len(task.items) for task in evaluator.tasks)),
@@ -114,18 +118,23 @@ def records(
     )
 
 
-def _compared(found: Played, evaluator: Evaluator, systems: Sequence[System]) -> dict[str, Any]:
+def compared(
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    options: Options,
+    alpha: float = ALPHA,
+    stayed: Sequence[System] | None = None,
+) -> dict[str, Any]:
     """Scores, comparisons and gains, on which a decision rests.
 
-    Gains are those of the systems that were asked to the end.
+    alpha: that of the look. stayed: the systems that were asked to the end, which have gains.
     """
-    options, alpha, results = evaluator.session.options, found.round.alpha, found.results
-    stayed = [s for s in systems if s.name not in found.dropped]
     margin, seed, level = options.needed_gain, options.seed, 1 - alpha
+    kept = systems if stayed is None else stayed
     return {
         "evaluation": evaluation.score(results, systems, level=level),
         "comparisons": evaluation.compare(results, systems, seed=seed, level=level),
-        "gains": evaluation.gains(results, stayed, margin=margin, seed=seed, alpha=alpha),
+        "gains": evaluation.gains(results, kept, margin=margin, seed=seed, alpha=alpha),
     }
 
 
@@ -151,12 +160,6 @@ def _named(stage: str, told: str) -> str:
     return stage + told if stage.startswith("evaluate ") else stage
 
 
-def _asked(found: Played) -> bool:
-    """Whether the controls have answers on items of a later round than the first."""
-    names = {system.name for system in found.controls}
-    return any(row.system in names for row in found.results)
-
-
 def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
     """What the decision rests on after this round."""
     options = evaluator.session.options
@@ -164,7 +167,7 @@ def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
     own = {system.name for system in systems}
     results = [row for row in found.results if row.system in own]
     with evaluator.session.stage("statistics"):
-        rows = _compared(replace(found, results=results, dropped={}), evaluator, systems)
+        rows = compared(results, systems, options, found.round.alpha)
     return Evidence(
         tasks=len(evaluator.tasks),
         level="evaluation",
@@ -177,7 +180,9 @@ def _evidence(found: Played, evaluator: Evaluator) -> Evidence:
 def _gains(evidence: Evidence) -> bool:
     """Whether some composition gains and keeps what it has to, so that controls decide."""
     return any(
-        one.gains == one.retains == "likely" for part in FORMS for one in candidates(evidence, part)
+        one.gain.outcome == one.retains == "likely"
+        for part in FORMS
+        for one in candidates(evidence, part)
     )
 
 

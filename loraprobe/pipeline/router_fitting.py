@@ -19,7 +19,7 @@ from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, read_prompts
 from loraprobe.pipeline.portfolio import added_systems
-from loraprobe.pipeline.scorer import open_scorer, single
+from loraprobe.pipeline.scorer import open_scorer
 from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import learning_routers
 from loraprobe.pipeline.task_split import TaskSplit
@@ -253,9 +253,7 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
 def written_by(adapter: Adapter, scorer: Any, seed: int) -> list[str]:
     """Prompts that an adapter generates, drawn from the seed."""
     try:
-        probe = generated_prompts(
-            scorer, [adapter], {}, single=single, seed=seed, wanted=PROMPTS_WRITTEN
-        )
+        probe = generated_prompts(scorer, [adapter], {}, seed=seed, wanted=PROMPTS_WRITTEN)
     except TaskError:
         raise UsageError(
             f"Adapter {adapter.name} writes no prompt of itself; give some by "

@@ -4,8 +4,8 @@
                           where each came from and what was done to it, sha256 of every file
     experts/NAME/         each expert as a PEFT directory of its own
     router.safetensors    what the router has learned, where it has
-    peft/arrow.json       if peft's own Arrow can compute the same (see arrow_export), with
-    peft/prototypes.safetensors   if it needs the exact prototypes
+    peft/                 what peft's own Arrow needs to compute the same, where it can
+                          (see arrow_export): arrow.json, prototypes.safetensors
     README.md             the card
 
 An expert's files are copied if it is routed as they are. It is written anew if it was balanced,
@@ -43,7 +43,7 @@ from loraprobe.base import Base
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
 from loraprobe.file_hashes import file_hash
-from loraprobe.pipeline.arrow_export import arrow_config, missed_prototype, prototypes, why_not_peft
+from loraprobe.pipeline.arrow_export import arrow_config, prototypes, why_not_peft
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS
 from loraprobe.secrets import scrub
@@ -93,21 +93,14 @@ class Routed:
         """Why peft's own Arrow cannot compute the same; None where it can."""
         return why_not_peft(self.composition, self.base)
 
-    @cached_property
-    def missed_prototype(self) -> str | None:
-        """Why peft's Arrow has to be given the exact prototypes; None where it finds them."""
-        return missed_prototype(self.composition) if self.why_not_peft is None else None
-
     @property
     def peft_note(self) -> str:
         """Whether and how peft's own Arrow can compute the same, as a sentence."""
         if self.why_not_peft is not None:
             return f"peft's own Arrow cannot express it: {self.why_not_peft}"
-        if self.missed_prototype is None:
-            return "peft's own Arrow computes the same; the card has the lines that load it."
         return (
             "peft's own Arrow computes the same once it is given the exact prototypes that are "
-            f"stored with it ({self.missed_prototype}); the card has the lines that load it."
+            "stored with it; the card has the lines that load it."
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
@@ -137,7 +130,7 @@ class Routed:
                 "base": plain(self.base.summary()) if self.base is not None else None,
                 "router": router,
                 "experts": experts,
-                "peft": {"why_not": self.why_not_peft, "missed": self.missed_prototype},
+                "peft": {"why_not": self.why_not_peft},
             }
             _write(staging / FILE, document)
             if self.card is not None:
@@ -146,17 +139,13 @@ class Routed:
     def _write_peft(self, staging: Path, experts: Sequence[str]) -> None:
         """The files that the card's lines for peft read."""
         (staging / PEFT).parent.mkdir()
-        given = self.missed_prototype is not None
-        if given:
-            _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
-        _write(
-            staging / PEFT,
-            {
-                "experts": experts,
-                "arrow_config": arrow_config(self.composition),
-                "prototypes": PROTOTYPES if given else None,
-            },
-        )
+        _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
+        document = {
+            "experts": experts,
+            "arrow_config": arrow_config(self.composition),
+            "prototypes": PROTOTYPES,
+        }
+        _write(staging / PEFT, document)
 
 
 def _write_experts(

@@ -7,19 +7,13 @@ from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base, pick_device, pick_dtype
-from loraprobe.composition import Composition
 from loraprobe.evaluation import Ledger, choose_template
 from loraprobe.options import Options
 from loraprobe.pipeline.session import Session
 from loraprobe.records import Coverage
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Task
-
-
-def single(adapter: Adapter) -> Composition:
-    """One adapter alone, as a composition."""
-    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
 
 
 def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:

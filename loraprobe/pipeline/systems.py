@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
@@ -21,11 +20,10 @@ from loraprobe.options import Options
 from loraprobe.pipeline.merges import merge_by
 from loraprobe.pipeline.portfolio import added_systems, unfit_routers
 from loraprobe.pipeline.random_partner import random_partner
-from loraprobe.pipeline.scorer import single
-from loraprobe.pipeline.transforms import Prepared, prepare
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
 
 FIXED = ("base", "chain", "shrunk", "random-partner")  # systems that are no method and no router
@@ -106,27 +104,18 @@ def _check_weights(spec: str, options: Options, n: int) -> None:
             ) from None
 
 
-def forecastable(
-    options: Options, adapters: Sequence[Adapter]
-) -> dict[str, tuple[float, ...] | Router]:
-    """The compositions whose gain can be forecast: name -> constant gates or router.
-
-    These are linear merges with gates in (0, 1] and Arrow with its default options, over adapters
-    as they were trained. The error of forecasts was measured on such compositions.
-    """
+def summed_specs(options: Options, adapters: Sequence[Adapter]) -> list[str]:
+    """The merges that add adapters as they were trained, at gates of 1: they can be forecast."""
     if options.balance != "none" or options.subtract:
-        return {}
-    found: dict[str, tuple[float, ...] | Router] = {}
-    for spec in composition_specs(options, adapters):
-        if spec in ROUTERS and ROUTERS.make(spec) == ROUTERS.make("arrow"):
-            found[spec] = ROUTERS.make(spec)
-        elif spec in METHODS and not (
-            options.weights == "search" and METHODS.make(spec).takes_weights
-        ):
-            gates = constant_gates(spec, options, options.given_weights, len(adapters))
-            if gates is not None and all(0 < gate <= 1 for gate in gates):
-                found[spec] = gates
-    return found
+        return []
+    n, weights = len(adapters), options.given_weights
+    return [
+        spec
+        for spec in composition_specs(options, adapters)
+        if spec in METHODS
+        and not (options.weights == "search" and METHODS.make(spec).takes_weights)
+        and constant_gates(spec, options, weights, n) == (1.0,) * n
+    ]
 
 
 def constant_gates(
@@ -143,43 +132,26 @@ def constant_gates(
 
 
 @dataclass(frozen=True)
-class Built:
-    """A system, and its merge if the method needs new weights."""
-
-    system: System
-    merged: Merged | None = None
-
-
-@dataclass(frozen=True)
 class SystemBuilder:
     """Builds compositions of adapters from specs.
 
-    trained: the adapters as they were trained; prepared: those that are merged and routed. weights:
-    given or found by a search; None: each method's default. routers: those that were fitted to
-    prompts, by spec.
+    trained: the adapters as they were trained; prepared: those that are merged and routed.
+    searched: weights that a search found. routers: those that were fitted to prompts, by spec.
     """
 
     trained: Sequence[Adapter]
     prepared: Prepared
     options: Options
     base: Base | None = None
-    weights: tuple[float, ...] | None = None
+    searched: tuple[float, ...] | None = None
     routers: Mapping[str, Router] = field(default_factory=dict)
 
-    @classmethod
-    def of(
-        cls,
-        adapters: Sequence[Adapter],
-        options: Options,
-        base: Base | None = None,
-        general: Sequence[Adapter] = (),
-        **rest: Any,
-    ) -> SystemBuilder:
-        """A builder of adapters that are balanced and subtracted from as the options say."""
-        prepared = prepare(adapters, options, general, base)
-        return cls(adapters, prepared, options, base, **{"weights": options.given_weights, **rest})
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weights that were found or given; None for each method's default."""
+        return self.searched or self.options.given_weights
 
-    def compositions(self, tasks: Sequence[Task] = ()) -> list[Built]:
+    def compositions(self, tasks: Sequence[Task] = ()) -> list[System]:
         """All compositions that the options ask for of these tasks.
 
         An added router that could not be fitted is left out.
@@ -191,28 +163,27 @@ class SystemBuilder:
 
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
-    ) -> Built:
+    ) -> System:
         """A merge method, a router or "chain" over adapters (the prepared ones unless given)."""
         experts = tuple(self.prepared.adapters if adapters is None else adapters)
         if spec == "chain":
-            return Built(System("chain", "chain", chain=tuple(map(single, self.trained))))
+            return System("chain", "chain", chain=tuple(map(single, self.trained)))
         if spec in METHODS:
             return self._merge(spec, experts, name or spec)
         if spec in ROUTERS:
             router = self.routers.get(spec) or ROUTERS.make(spec)
-            return Built(System(name or spec, "router", Composition(name or spec, experts, router)))
+            return System(name or spec, "router", Composition(name or spec, experts, router))
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
-    def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> Built:
+    def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> System:
         """Linear merges are constant gates over the experts; others need new weights."""
         gates = constant_gates(spec, self.options, self.weights, len(experts))
         if gates is not None:
             composition = Composition(name, experts, ConstantGates(gates))
-            return Built(System(name, "merge", composition, compression_error=0.0))
+            return System(name, "merge", composition, compression_error=0.0)
         merged = self.merge(spec, experts, name)
-        error = merged.compression_error
-        system = System(name, "merge", single(merged.adapter), compression_error=error)
-        return Built(system, merged)
+        alone, error = single(merged.adapter), merged.compression_error
+        return System(name, "merge", alone, compression_error=error, merged=merged)
 
     def merge(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
@@ -250,7 +221,7 @@ class SystemBuilder:
                 expert if own is chosen else random_partner(expert, options.seed, weight)
                 for own, expert in zip(self.trained, self.prepared.adapters, strict=True)
             ]
-            built = self.build(best.name, partners, name="random-partner").system
+            built = self.build(best.name, partners, name="random-partner")
             stored = f"random-partner:{best.name}"
             systems.append(System("random-partner", "control", built.composition, stored=stored))
         return systems

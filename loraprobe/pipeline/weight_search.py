@@ -36,7 +36,7 @@ from loraprobe.pipeline.task_split import TaskSplit, split
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.records import Progress, WeightSearch
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import LogitEnsemble, score_together
+from loraprobe.scoring import score_rows
 from loraprobe.tasks import Task
 
 BOUND = 1.5
@@ -233,9 +233,8 @@ def answer_losses(scorer: Any, experts: Sequence[Adapter], tasks: Sequence[Task]
     composition = Composition("search", tuple(experts), RowGates(rows))  # prepared once
 
     def side_by_side(candidates: Sequence[Weights]) -> list[float]:
-        ensembles = [LogitEnsemble((weights,), (1.0,)) for weights in candidates]
         with scorer.with_composition(composition):
-            found = score_together(scorer, flat, ensembles, rows.set)
+            found = score_rows(scorer, flat, candidates, rows.set)
         return [mean(dict(zip(flat, row, strict=True))) for row in found]
 
     return side_by_side

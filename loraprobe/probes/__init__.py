@@ -1,7 +1,7 @@
 """Coverage probes: measure what the base and each adapter alone know about a task.
 
 Each probe is one file; the registry lists the files of this folder. `cover` runs all probes on
-tasks. `forecast` computes the gain of compositions if the adapters' effects were added.
+tasks. `forecast_recorded` computes the gain of compositions if the adapters' effects were added.
 `probe_without_task` compares base and adapters without a task, on prompts from a file or from
 `generated_prompts`.
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.evaluation.asking import likelihoods
-from loraprobe.probes._forecast import forecast, forecast_recorded, scored_questions
+from loraprobe.probes._forecast import forecast_gains, forecast_recorded, scored_questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext
 from loraprobe.probes._prompts import generated_prompts
@@ -32,7 +32,7 @@ __all__ = [
     "CoverageProbe",
     "ProbeContext",
     "cover",
-    "forecast",
+    "forecast_gains",
     "forecast_recorded",
     "generated_prompts",
     "probe_without_task",

@@ -115,6 +115,11 @@ class MeanProbe(CoverageProbe):
 
     items: int = MOST_ITEMS
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest possible value."""
+        return -math.inf, math.inf
+
     @abstractmethod
     def wanted(
         self, context: ProbeContext, part: TaskPart, question: Question
@@ -124,11 +129,6 @@ class MeanProbe(CoverageProbe):
     @abstractmethod
     def value(self, question: Question, found: Sequence[Any]) -> tuple[float, float | None]:
         """The value of one question, and its baseline. found: a Likelihood for each request."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest possible value."""
-        return -math.inf, math.inf
 
     def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         for part in context.parts:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.errors import TaskError
 from loraprobe.front_matter import read_front_matter
+from loraprobe.routing.constant import single
 from loraprobe.tasks import Probe, ProbeItem
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def generated_prompts(
     adapters: Sequence[Adapter],
     cards: Mapping[str, str | None],
     *,
-    single: Callable[[Any], Any],
     seed: int = 0,
     wanted: int = WANTED,
 ) -> Probe:

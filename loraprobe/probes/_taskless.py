@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ from loraprobe.evaluation.asking import ScoreRequest, likelihoods
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
 from loraprobe.probes.answer_margin import first_margin
-from loraprobe.records import Coverage, Progress
+from loraprobe.records import Coverage
+from loraprobe.routing.constant import single
 from loraprobe.tasks import Probe
 
 if TYPE_CHECKING:
@@ -69,26 +70,24 @@ def probe_without_task(
     adapters: Sequence[Adapter],
     probe: Probe,
     *,
-    single: Callable[[Any], Any],
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
     """The rows that the module's docstring lists, for the prompts of a probe.
 
-    single(adapter) is the composition of that adapter alone. A repeated prompt counts once.
+    A repeated prompt counts once.
     """
     golds: dict[str, str | None] = {}
     for item in probe.items:
         golds.setdefault(item.prompt, item.answer)
     prompts, adapter_names = list(golds), [adapter.name for adapter in adapters]
-    replies, kl = _replies(scorer, adapters, prompts, single, progress)
+    replies, kl = _replies(scorer, adapters, prompts)
     texts = [*prompts, *(reply.request.continuation for reply in replies)]
     names = MadeUpNames(scorer.tokenizer, seed, texts)
     swaps = [(reply, swap) for reply in replies if (swap := reply.swapped(names)) is not None]
     known = [(i, ScoreRequest(p, gold)) for i, (p, gold) in enumerate(golds.items()) if gold]
     requests = [reply.request for reply in replies]
     requests += [request for _, request in (*swaps, *known)]
-    likely = likelihoods(scorer, requests, progress)
+    likely = likelihoods(scorer, requests)
     margins = [first_margin(likely[request]) for _, request in known]
     return (
         *_own_answers(replies, adapter_names, likely),
@@ -103,14 +102,12 @@ def _replies(
     scorer: Any,
     adapters: Sequence[Adapter],
     prompts: Sequence[str],
-    single: Callable[[Any], Any],
-    progress: Progress | None,
 ) -> tuple[list[AdapterAnswer], dict[str, list[float]]]:
     """Each adapter's greedy first lines, and adapter -> KL(base || adapter) of the first tokens."""
     base = scorer.first_token_distribution(prompts)
     replies: list[AdapterAnswer] = []
     kl: dict[str, list[float]] = {}
-    for done, adapter in enumerate(adapters, 1):
+    for adapter in adapters:
         with scorer.with_composition(single(adapter)):
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
             own = scorer.first_token_distribution(prompts)
@@ -122,8 +119,6 @@ def _replies(
         # Clamped, so that a token to which both give -inf adds 0 and not NaN.
         gap = base.clamp_min(-1e4) - own.clamp_min(-1e4)
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
-        if progress is not None:
-            progress("probe", done, len(adapters))
     return replies, kl
 
 

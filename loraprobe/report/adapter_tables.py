@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loraprobe.records import Audit, Issue, Measurement
 from loraprobe.report.formatting import measured, number, rounded, spread
-from loraprobe.report.table import Column, Table, figures, text
+from loraprobe.report.table import Column, Table, figures, tabulated, text
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 MOST_PAIRS = 10  # pairs that are shown without --explain
@@ -16,53 +16,36 @@ MOST_ACROSS = 3  # adapters or pairs that stand side by side
 
 def adapters(audit: Audit) -> Table:
     """What each adapter is."""
-    columns = [
-        text("adapter"),
-        text("base", drop=3),
-        text("variant", drop=2),
-        text("targets", roomy=True),
-        Column("rank"),
-        Column("modules", drop=4),
-        Column("parameters", roomy=True),
-        Column("scaling", drop=1),
-        Column("norm"),
-        text("licence", drop=5),
-    ]
-    lines = [
-        [
-            row.name,
-            row.base_model or "-",
-            row.variant,
-            " ".join(row.targets) or "-",
-            spread(list(row.rank.values())),
-            str(row.modules),
-            rounded(row.parameters),
-            spread(row.scaling) if row.scaling else "-",
-            number(row.norm),
-            row.license or "-",
-        ]
-        for row in audit.adapters
-    ]
-    return Table("Adapters", columns, lines)
+    return tabulated(
+        "Adapters",
+        audit.adapters,
+        (text("adapter"), lambda row: row.name),
+        (text("base", drop=3), lambda row: row.base_model or "-"),
+        (text("variant", drop=2), lambda row: row.variant),
+        (text("targets", roomy=True), lambda row: " ".join(row.targets) or "-"),
+        (Column("rank"), lambda row: spread(list(row.rank.values()))),
+        (Column("modules", drop=4), lambda row: str(row.modules)),
+        (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
+        (Column("scaling", drop=1), lambda row: spread(row.scaling or ())),
+        (Column("norm"), lambda row: number(row.norm)),
+        (text("licence", drop=5), lambda row: row.license or "-"),
+    )
 
 
 def layers(audit: Audit) -> Table:
     """Adapters layer by layer, what repeats in every layer as one line."""
-    columns = [
-        *(text("module"), text("kind", drop=2), Column("modules", drop=1), Column("rank")),
-        *(Column("in", drop=4), Column("out", drop=3), Column("scaling", drop=5), Column("norm")),
-    ]
-    lines = [
-        [
-            row.pattern,
-            row.kind,
-            str(row.modules),
-            *map(spread, (row.rank, row.in_features, row.out_features, row.scaling)),
-            spread(row.norm) if row.norm else "-",
-        ]
-        for row in audit.layers
-    ]
-    return Table("Layers", columns, lines)
+    return tabulated(
+        "Layers",
+        audit.layers,
+        (text("module"), lambda row: row.pattern),
+        (text("kind", drop=2), lambda row: row.kind),
+        (Column("modules", drop=1), lambda row: str(row.modules)),
+        (Column("rank"), lambda row: spread(row.rank)),
+        (Column("in", drop=4), lambda row: spread(row.in_features)),
+        (Column("out", drop=3), lambda row: spread(row.out_features)),
+        (Column("scaling", drop=5), lambda row: spread(row.scaling)),
+        (Column("norm"), lambda row: spread(row.norm or ())),
+    )
 
 
 def by_severity(issues: Iterable[Issue]) -> list[Issue]:
@@ -72,15 +55,14 @@ def by_severity(issues: Iterable[Issue]) -> list[Issue]:
 
 def findings(audit: Audit) -> Table:
     """What compatibility found, errors first, with the cures."""
-    columns = [
-        text("code"),
-        replace(text("severity", drop=1), styles=SEVERITY_STYLES),
-        text("what it means", prose=True),
-        text("cure", prose=True),
-    ]
-    rows = by_severity(audit.compatibility.issues)
-    lines = [[row.code, row.severity, row.message, row.cure or "-"] for row in rows]
-    return Table("Findings", columns, lines)
+    return tabulated(
+        "Findings",
+        by_severity(audit.compatibility.issues),
+        (text("code"), lambda row: row.code),
+        (replace(text("severity", drop=1), styles=SEVERITY_STYLES), lambda row: row.severity),
+        (text("what it means", prose=True), lambda row: row.message),
+        (text("cure", prose=True), lambda row: row.cure or "-"),
+    )
 
 
 PAIR_FIGURES = {  # diagnostics that a reader compares, as columns
@@ -167,26 +149,21 @@ def sources(audit: Audit) -> Table:
     rows = [(row.name, row.reference, row.commit, row.sha256) for row in audit.adapters]
     if audit.base is not None:
         rows.append(("base", audit.base.reference, audit.base.commit, audit.base.sha256))
-    lines = [[*row[:2], row[2] or "-", row[3] or "-"] for row in rows]
     columns = [*map(text, ("name", "reference", "commit", "sha256"))]
-    return Table("Adapters and base", columns, lines)
+    return Table("Adapters and base", columns, [[cell or "-" for cell in row] for row in rows])
 
 
 def prepared(audit: Audit) -> Table:
     """What was done to adapters before they were merged or routed."""
-    columns = [
-        *(text("adapter"), text("subtracted")),
-        *figures("factor", "norm before", "norm after"),
-    ]
-    lines = [
-        [
-            row.adapter,
-            ", ".join(row.subtracted) or "-",
-            *map(number, (row.factor, row.norm_before, row.norm_after)),
-        ]
-        for row in audit.transformations
-    ]
-    return Table("Adapters before they were composed", columns, lines)
+    return tabulated(
+        "Adapters before they were composed",
+        audit.transformations,
+        (text("adapter"), lambda row: row.adapter),
+        (text("subtracted"), lambda row: ", ".join(row.subtracted) or "-"),
+        (Column("factor"), lambda row: number(row.factor)),
+        (Column("norm before"), lambda row: number(row.norm_before)),
+        (Column("norm after"), lambda row: number(row.norm_after)),
+    )
 
 
 def weights(audit: Audit) -> Table:

@@ -17,8 +17,7 @@ from types import MappingProxyType
 
 from loraprobe.formatting import count
 from loraprobe.records import Audit
-from loraprobe.report.formatting import clean
-from loraprobe.report.joints import wrapped
+from loraprobe.report.formatting import clean, wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
 from loraprobe.verdict import NEW, words_of
 
@@ -46,8 +45,11 @@ LEAVE_FIRST = (
     ("made", 0),
 )
 # What is said in fewer lines where that is not enough, those first that a reader misses least.
-SHORTEN = (("watch", 2), ("why", 2), ("fix", 2), ("use", 2), ("watch", 1), ("use", 1), ("gain", 2))
-SHORTEN_LAST = (("why", 1), ("fix", 1), ("gain", 1), (HEADLINE, 1))
+# After a label stands the most rows of each of its lines; without rows they leave.
+SHORTEN = (
+    *(("watch", 2), ("why", 2), ("fix", 2), ("use", 2), ("watch", 1), ("use", 1), ("gain", 2)),
+    *(("decide", 0), ("why", 1), ("fix", 1), ("gain", 1), (HEADLINE, 1)),
+)
 _CLAUSE = re.compile(r"(, (so|which)\b|: ).*", re.DOTALL)  # what follows from a warning
 
 
@@ -154,12 +156,10 @@ def _versions(lines: Sequence[Line]) -> Iterator[tuple[list[Line], dict[str, int
     kept = _abridged(kept)
     yield kept, most
     for label, rows in SHORTEN:
-        most = {**most, label: rows}
-        yield kept, most
-    kept = [row for row in kept if row[0] != "decide"]
-    yield kept, most
-    for label, rows in SHORTEN_LAST:
-        most = {**most, label: rows}
+        if rows:
+            most = {**most, label: rows}
+        else:
+            kept = [row for row in kept if row[0] != label]
         yield kept, most
 
 

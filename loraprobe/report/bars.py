@@ -18,11 +18,11 @@ HEAT = "▁▂▃▄▅▆▇█"  # from no share to all of it
 MOST_BARS = 40
 
 
-def scores(audit: Audit, width: int) -> Table | None:
+def scores(audit: Audit, width: int) -> Table:
     """Systems down; across the forms of the question, or the tasks where there are several."""
     rows = [s for s in audit.evaluation if s.part in PARTS]
     if not rows:
-        return None
+        return Table("", [], [])
     tasks = list(dict.fromkeys(s.task for s in rows))
     several = len(tasks) > 1
     forms = [form for form in PARTS if any(s.part == form for s in rows)]

@@ -10,7 +10,7 @@ from loraprobe._version import __version__
 from loraprobe.records import AdapterSummary, Audit, Verdict
 from loraprobe.report import measured
 from loraprobe.report.answer import answer
-from loraprobe.report.escaping import Verbatim, markdown_templates
+from loraprobe.report.escaping import Verbatim, markdown
 from loraprobe.report.phrases import MOST_REASONS
 from loraprobe.report.system_tables import scores
 
@@ -37,9 +37,8 @@ def model_card(
 def composition_card(**values: Any) -> str:
     """README.md of a saved composition: its experts, its router, and how it is loaded.
 
-    values: `name`, `front_matter`, `router`, `experts`, and what `_card` takes. `why_not_peft` says
-    why peft's own Arrow cannot express the composition, None if it can; `missed_prototype` says
-    why it needs the exact prototypes, None if it does not.
+    values: `name`, `front_matter`, `router`, `sources` (the experts), and what `_card` takes.
+    `why_not_peft` says why peft's own Arrow cannot express the composition, None if it can.
     """
     return _card("composition.md.jinja", **values)
 
@@ -62,25 +61,22 @@ def _card(
 
     base = front_matter.get("base_model")
     verdict = audit.verdict if audit.evaluation else None
-    text = (
-        markdown_templates()
-        .get_template(template)
-        .render(
-            title=name,
-            version=__version__,
-            base_model=base,
-            base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
-            base_used=audit.base is not None,
-            issues=audit.compatibility.issues,
-            allowed=allowed,
-            transformations=audit.transformations,
-            search=audit.search,
-            scores=scores(audit),
-            headline=answer(audit).headline,
-            decided=_decided(verdict, audit) if verdict else "",
-            reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
-            **values,
-        )
+    text = markdown(
+        template,
+        title=name,
+        version=__version__,
+        base_model=base,
+        base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
+        base_used=audit.base is not None,
+        issues=audit.compatibility.issues,
+        allowed=allowed,
+        transformations=audit.transformations,
+        search=audit.search,
+        scores=scores(audit),
+        headline=answer(audit).headline,
+        decided=_decided(verdict, audit) if verdict else "",
+        reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
+        **values,
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
 

@@ -1,4 +1,4 @@
-"""Markdown from templates in which no text of other people becomes markup."""
+"""Templates in which no text of other people becomes markup."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from loraprobe.report.formatting import clean
 
 
 @functools.cache
-def markdown_templates() -> jinja2.Environment:
-    """The templates of the reports, for Markdown: every text that they are given is escaped.
-
-    The filter `code` gives a text as code.
-    """
-    environment = jinja2.Environment(
+def templates(**options: Any) -> jinja2.Environment:
+    """The templates of the reports. options: how jinja2 escapes the texts that they are given."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("loraprobe.report"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_finished,
+        **options,
     )
+
+
+def markdown(template: str, **values: Any) -> str:
+    """A template filled in, for Markdown: every text that it is given is escaped.
+
+    The filter `code` gives a text as code.
+    """
+    environment = templates(finalize=_finished)
     environment.filters["code"] = code
-    return environment
+    return environment.get_template(template).render(values)
 
 
 def _finished(value: Any) -> Any:

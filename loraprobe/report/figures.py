@@ -159,16 +159,13 @@ def heat(
     values: Sequence[Sequence[float | None]],
     rows: Sequence[str],
     columns: Sequence[str],
-    texts: Sequence[Sequence[str]] | None = None,
-    span: Interval | None = None,
+    texts: Sequence[Sequence[str]] | None,
+    most: float,
 ) -> str:
-    """Cells from light (the smallest value) to dark; an empty cell was not measured.
+    """Cells from light (0) to dark; an empty cell was not measured.
 
-    texts: what stands in each cell, where there is room. span: the values of the ends, else those
-    of the figures.
+    texts: what stands in each cell, where there is room. most: the value of the darkest cell.
     """
-    known = [value for row in values for value in row if value is not None]
-    low, high = span or (min(known), max(known))
     with drawing() as Figure:
         from matplotlib.patches import Rectangle
 
@@ -178,7 +175,7 @@ def heat(
             for x, value in enumerate(row):
                 if value is None:
                     continue
-                share = (value - low) / (high - low) if high > low else 0.5
+                share = value / most
                 cell = Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=_shade(share))
                 panel.add_patch(cell)
                 if texts is not None:

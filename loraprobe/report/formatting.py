@@ -1,20 +1,22 @@
-"""Numbers and names as people read them; shared by the terminal and the model card."""
+"""Numbers, names and lines of text as people read them, in every report."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
-from loraprobe.records import Interval
+from loraprobe.records import Audit, Interval
 from loraprobe.secrets import scrub
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
+# An option of a command together with its value, or one word.
+_WORDS = re.compile(r"(?<!\S)--[a-z][a-z-]* (?!-)\S+|\S+")
+JOINTS = re.compile(r"(?<=[./_=:@-])(?=[^./_=:@-])")
 NOISE = 1e-12  # smaller figures are what rounding leaves of zero
 
 
@@ -72,3 +74,59 @@ def spread(values: Sequence[float | int]) -> str:
     if isinstance(low, int) and isinstance(high, int):
         return str(low) if low == high else f"{low}–{high}"
     return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Text in lines of at most `width` columns.
+
+    It breaks at spaces, but not between an option and its value; a word that is longer than a line
+    breaks at its joints, such as dots, and within a piece only where that alone is longer than a
+    line.
+    """
+    lines = [""]
+    for word in _words(text, width):
+        for at, piece in enumerate(_pieces(word, width)):
+            space = " " if lines[-1] and at == 0 else ""
+            if lines[-1] and len(lines[-1]) + len(space) + len(piece) > width:
+                lines.append(piece)
+            else:
+                lines[-1] += space + piece
+    return lines
+
+
+def _words(text: str, width: int) -> Iterator[str]:
+    for found in _WORDS.findall(" ".join(text.split())):
+        yield from [found] if len(found) <= width else found.split()
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    if len(word) <= width:
+        return [word]
+    return [
+        piece[at : at + width] for piece in JOINTS.split(word) for at in range(0, len(piece), width)
+    ]
+
+
+def shortened(audit: Audit, characters: int) -> Audit:
+    """The audit with every text free of control characters and cut to a length."""
+
+    def change(text: str) -> str:
+        plain = clean(text)
+        return plain if len(plain) <= characters else plain[: characters - 1] + "…"
+
+    made: Audit = _texts(audit, change)
+    return made
+
+
+def _texts(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_texts(held, change) for held in value)
+    if isinstance(value, Mapping):
+        return {change(key): _texts(held, change) for key, held in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        changed = {field.name: _texts(getattr(value, field.name), change) for field in fields}
+        return dataclasses.replace(value, **changed)
+    return value

@@ -9,14 +9,16 @@ import os
 import re
 from pathlib import Path
 
+from markupsafe import Markup, escape
+
 from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import Audit
 from loraprobe.report.answer import COMMANDS, answer
+from loraprobe.report.escaping import templates
 from loraprobe.report.figures import check_drawing
-from loraprobe.report.joints import JOINTS
+from loraprobe.report.formatting import JOINTS, shortened
 from loraprobe.report.page import sections
-from loraprobe.report.shortening import shortened
 from loraprobe.report.system_tables import form
 
 MARK = "<!-- written by loraprobe -->"
@@ -45,35 +47,28 @@ def fragment(audit: Audit) -> str:
     return text.partition("<main>")[2].partition("</main>")[0].strip()
 
 
+def _unbroken(text: str) -> Markup:
+    """A sentence in which no option is broken."""
+    opened = str(escape(OPTION.sub("\0\\g<0>\1", text))).replace("\0", '<span class="option">')
+    return Markup(opened.replace("\1", "</span>"))
+
+
+def _joints(text: str) -> Markup:
+    """A name that may break at its joints; a sentence as it is, where 0.5 stays in one piece."""
+    if " " in text:
+        return _unbroken(text)
+    return Markup(str(escape(JOINTS.sub("\0", text))).replace("\0", "<wbr>"))
+
+
 def _rendered(audit: Audit, rows: int, most: int | None = None) -> str:
     """The page with `rows` rows of each table, and its first `most` sections."""
-    import jinja2
-    import markupsafe
-
-    def unbroken(text: str) -> markupsafe.Markup:
-        whole = markupsafe.escape(OPTION.sub("\0\\g<0>\1", text))
-        opened = str(whole).replace("\0", '<span class="option">')
-        return markupsafe.Markup(opened.replace("\1", "</span>"))
-
-    def joints(text: str) -> markupsafe.Markup:
-        if " " in text:  # a sentence, where 0.5 stays in one piece
-            return unbroken(text)
-        whole = markupsafe.escape(JOINTS.sub("\0", text))
-        return markupsafe.Markup(str(whole).replace("\0", "<wbr>"))
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loraprobe.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(joints=joints, unbroken=unbroken, form=form)
+    environment = templates(autoescape=True)
+    environment.filters.update(joints=_joints, unbroken=_unbroken, form=form)
     found = answer(audit)
     base = f" on {audit.base.reference}" if audit.base is not None else ""
     decision = f": {found.decision}" if found.decision else ""
     return environment.get_template("page.html.jinja").render(
-        mark=markupsafe.Markup(MARK),
+        mark=Markup(MARK),
         title=f"loraprobe {audit.command}{decision}",
         heading=f"loraprobe {audit.command}{base}",
         answer=found,

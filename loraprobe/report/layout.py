@@ -11,8 +11,7 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from loraprobe.report.formatting import clean
-from loraprobe.report.joints import wrapped
+from loraprobe.report.formatting import clean, wrapped
 from loraprobe.report.table import Column, Table
 
 GAP = 2  # columns between two columns of a table

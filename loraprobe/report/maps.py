@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from loraprobe.records import Audit, Measurement
 from loraprobe.report.figures import About, heat
 from loraprobe.report.formatting import measured, number
 from loraprobe.report.table import Table, figures, text
 
-Drawn = tuple[str, str, Table]  # SVG, caption, the table of the same
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
 
 MOST_ROWS, MOST_COLUMNS, MOST_MAPS = 40, 12, 6
@@ -19,7 +19,16 @@ MOST_ADAPTERS = 20
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def cosines(audit: Audit) -> Drawn | None:
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its caption and the table of what it shows."""
+
+    svg: str
+    caption: str
+    table: Table
+
+
+def cosines(audit: Audit) -> list[Figure]:
     """The cosine of every pair of three adapters or more."""
     names = [row.name for row in audit.adapters][:MOST_ADAPTERS]
     found = {
@@ -28,7 +37,7 @@ def cosines(audit: Audit) -> Drawn | None:
         if row.name == "cosine" and row.module is None and measured(row.value)
     }
     if len(names) < 3 or not found:
-        return None
+        return []
     known = {(a, b): value for pair, value in found.items() for a, b in (pair, pair[::-1])}
     (a, b), most = max(found.items(), key=lambda one: abs(one[1]))
     description = (
@@ -37,10 +46,10 @@ def cosines(audit: Audit) -> Drawn | None:
     )
     about = About("pairs-figure", "Cosine of the updates of every pair", description)
     caption = "Cosine of the updates of every pair; darker is further from zero."
-    return _drawn(about, caption, "adapter", names, names, known, (0.0, 1.0))
+    return [_drawn(about, caption, "adapter", names, names, known, 1.0)]
 
 
-def modules(audit: Audit) -> Iterator[Drawn]:
+def modules(audit: Audit) -> Iterator[Figure]:
     """Layers down, modules across: the norm of each adapter, then the cosine of each pair."""
     for name, size, what in (("norm", 1, "Norm of the update"), ("cosine", 2, "Cosine")):
         rows = [
@@ -49,16 +58,16 @@ def modules(audit: Audit) -> Iterator[Drawn]:
             if row.name == name and row.module is not None and len(row.adapters) == size
         ]
         values = [abs(row.value) for row in rows if measured(row.value)]
-        span = (0.0, max(values, default=0.0) or 1.0)
+        most = max(values, default=0.0) or 1.0
         for position, group in enumerate(list(dict.fromkeys(r.adapters for r in rows))[:MOST_MAPS]):
             of = " × ".join(group)
             title = f"{what} of {of} by layer and module"
             cells = _by_layer(row for row in rows if row.adapters == group)
             if cells:
-                yield _module_map(f"{name}-map-{position}", title, cells, span)
+                yield _module_map(f"{name}-map-{position}", title, cells, most)
 
 
-def _module_map(name: str, title: str, cells: Cells, span: tuple[float, float]) -> Drawn:
+def _module_map(name: str, title: str, cells: Cells, darkest: float) -> Figure:
     layers = _joined(list(dict.fromkeys(layer for layer, _ in cells)))
     columns = list(dict.fromkeys(column for _, column in cells))[:MOST_COLUMNS]
     shown = {
@@ -71,7 +80,7 @@ def _module_map(name: str, title: str, cells: Cells, span: tuple[float, float]) 
     description = f"The largest in size is {number(most)}, in layer {row}, {column}."
     about = About(name, title, description)
     return _drawn(
-        about, title + "; darker is larger in size.", "layer", list(layers), columns, shown, span
+        about, title + "; darker is larger in size.", "layer", list(layers), columns, shown, darkest
     )
 
 
@@ -85,7 +94,7 @@ def left_out(audit: Audit) -> list[str]:
     return ["Only the first adapters, pairs and modules are drawn; --json holds every figure."]
 
 
-def gates(audit: Audit) -> Iterator[Drawn]:
+def gates(audit: Audit) -> Iterator[Figure]:
     """Adapters down, layers across: the mean share of each adapter's gate."""
     routers = list(dict.fromkeys(row.system for row in audit.gates))
     for position, system in enumerate(routers[:MOST_MAPS]):
@@ -104,9 +113,7 @@ def gates(audit: Audit) -> Iterator[Drawn]:
         title = f"Share of the gates of {system} by layer"
         tokens = (whole or rows)[0].n
         about = About(f"gates-map-{position}", title, f"Means over {tokens} tokens: {told}.")
-        yield _drawn(
-            about, f"{title}; darker is more.", "adapter", adapters, columns, cells, (0.0, 1.0)
-        )
+        yield _drawn(about, f"{title}; darker is more.", "adapter", adapters, columns, cells, 1.0)
 
 
 def _drawn(
@@ -116,17 +123,17 @@ def _drawn(
     rows: Sequence[str],
     columns: Sequence[str],
     cells: Cells,
-    span: tuple[float, float],
-) -> Drawn:
+    most: float,
+) -> Figure:
     """The figure, its caption and its table. Shades go by the size of a value, without its sign."""
     values = [[cells.get((row, column)) for column in columns] for row in rows]
-    digits = 3 if span[1] < 1 else 2
+    digits = 3 if most < 1 else 2
     texts = [["" if value is None else number(value, digits) for value in line] for line in values]
     sizes = [[None if value is None else abs(value) for value in line] for line in values]
     inside = texts if len(columns) <= MOST_TEXTS else None
-    svg = heat(about, sizes, rows, columns, inside, span)
+    svg = heat(about, sizes, rows, columns, inside, most)
     lines = [[row, *(text or "-" for text in line)] for row, line in zip(rows, texts, strict=True)]
-    return svg, caption, Table(about.title, [text(corner), *figures(*columns)], lines)
+    return Figure(svg, caption, Table(about.title, [text(corner), *figures(*columns)], lines))
 
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:

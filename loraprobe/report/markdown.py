@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraprobe.records import Audit
-from loraprobe.report import adapter_tables, system_tables
+from loraprobe.report import adapter_tables, escaping, system_tables
 from loraprobe.report.answer import COMMANDS, answer
-from loraprobe.report.escaping import markdown_templates
-from loraprobe.report.formatting import size
-from loraprobe.report.shortening import shortened
+from loraprobe.report.formatting import shortened, size
 
 MOST_ROWS, MOST_TASKS, MOST_REASONS, MOST_SOURCES = 18, 2, 3, 6
 LONGEST = 300  # characters of one text
@@ -24,21 +22,17 @@ def markdown(audit: Audit) -> str:
     why = why or [reason.message for reason in (audit.verdict.reasons if audit.verdict else ())]
     lines = [(label, text) for label, text in found.lines if label not in WHY]
     scores = system_tables.scores(audit)[:MOST_TASKS] or [adapter_tables.adapters(audit)]
-    text = (
-        markdown_templates()
-        .get_template("result.md.jinja")
-        .render(
-            command=audit.command,
-            headline=found.headline,
-            lines=lines,
-            commands=COMMANDS,
-            tables=scores,
-            most=MOST_ROWS // len(scores),
-            reasons=why[:MOST_REASONS],
-            provenance=list(_provenance(audit)),
-        )
-    )
-    return text.rstrip("\n")
+    return escaping.markdown(
+        "result.md.jinja",
+        command=audit.command,
+        headline=found.headline,
+        lines=lines,
+        commands=COMMANDS,
+        tables=scores,
+        most=MOST_ROWS // len(scores),
+        reasons=why[:MOST_REASONS],
+        provenance=list(_provenance(audit)),
+    ).rstrip("\n")
 
 
 def _provenance(audit: Audit) -> Iterator[str]:

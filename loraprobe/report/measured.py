@@ -5,9 +5,10 @@ from __future__ import annotations
 from loraprobe.formatting import count, listing
 from loraprobe.records import FORMS, Audit, DecisiveGain, Gain, Verdict
 from loraprobe.report.formatting import number
-from loraprobe.verdict import Evidence, more_items
+from loraprobe.verdict import Evidence
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.complement import PER_PROMPT
+from loraprobe.verdict.evaluated import estimate_of
 from loraprobe.verdict.ranking import alone, best_option, option
 
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -40,20 +41,20 @@ def use(audit: Audit, verdict: Verdict) -> str:
         base = next((s.system for s in audit.evaluation if s.kind == "base"), "base")
         return f"the base alone: {_score(audit, base, _better_form(audit, base))}{composed}"
     if head == "gather-evidence":
-        return _meanwhile(audit)
+        return _meanwhile(audit, verdict)
     if "adapters-complement" in codes and head == "route":
-        meanwhile = _meanwhile(audit)
+        meanwhile = _meanwhile(audit, verdict)
         tail = f"; {meanwhile}" if meanwhile.startswith("until") else ""
         return f"none of these yet: choose the adapter by prompt{tail}"
     return {
-        "switch-adapters": "each task's own adapter, one at a time" + _own_scores(audit),
+        "switch-adapters": "each task's own adapter, one at a time" + _own_scores(audit, verdict),
         "train-target-adapter": "none of these: train one adapter on what you ask",
         "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
         "route": "none of these yet: route instead of merging",
     }.get(head, head)
 
 
-def _meanwhile(audit: Audit) -> str:
+def _meanwhile(audit: Audit, verdict: Verdict) -> str:
     """The best measured option, which is what to use until more is known.
 
     Of several tasks the base and the adapters alone are options, since one model may lose a skill.
@@ -62,14 +63,14 @@ def _meanwhile(audit: Audit) -> str:
         evaluation=audit.evaluation, gains=audit.gains, comparisons=audit.comparisons
     )
     options = alone(measured)
-    gain = audit.verdict.gain if audit.verdict else None
+    gain = verdict.gain
     if gain is not None and not measured.several:
         options += filter(None, [option(measured, gain.system, gain.form)])
     best = best_option(measured, options)
     if best is None:
         return ""
     if best.kind == "switch":
-        return "until then each task's own adapter, one at a time" + _own_scores(audit)
+        return "until then each task's own adapter, one at a time" + _own_scores(audit, verdict)
     name, form = best.system, best.part
     if best.score == 0 and not measured.losses:
         return "nothing yet: nobody alone answers a question; ask as the adapters were trained"
@@ -77,9 +78,9 @@ def _meanwhile(audit: Audit) -> str:
     return f"until then {who}, {fmt.PART[form]}: {_score(audit, name, form)}"
 
 
-def _own_scores(audit: Audit) -> str:
+def _own_scores(audit: Audit, verdict: Verdict) -> str:
     """Each task's best single adapter with its score, and the composition's."""
-    best, told = audit.verdict.gain if audit.verdict else None, []
+    best, told = verdict.gain, []
     for task in dict.fromkeys(s.task for s in audit.evaluation):
         rows = [s for s in audit.evaluation if s.task == task and s.part == "question"]
         own = max((s for s in rows if s.kind == "adapter"), key=lambda s: s.value, default=None)
@@ -169,10 +170,10 @@ def decide(audit: Audit, verdict: Verdict) -> str:
         return ""  # after a first round the next command asks the other questions
     if any(r.code == "compression-lost" and r.severity == "decisive" for r in verdict.reasons):
         return "a higher --rank: no method was tested at this one"
-    row = _most_promising(audit, best)
+    row = _most_promising(audit, best, verdict.margin)
     if row is None or best.ci95[0] > verdict.margin:
         return ""  # the gain is decided; the reasons say what is not
-    open_ = more_items.of_gain(row)
+    open_ = estimate_of(row, verdict.margin)
     given = f"(you gave {row.clusters or row.n})"
     if row.n_needed is None and row.n < ENOUGH:
         return f"at least {ENOUGH} questions {given}: the interval holds {number(verdict.margin)}"
@@ -183,10 +184,9 @@ def decide(audit: Audit, verdict: Verdict) -> str:
     return f"{open_.more('question')}{form} {given}, if the gain stays"
 
 
-def _most_promising(audit: Audit, best: DecisiveGain) -> Gain | None:
+def _most_promising(audit: Audit, best: DecisiveGain, margin: float) -> Gain | None:
     """The largest gain of a merge or router, on any form, that is still open; None if none is."""
     composed = {s.system for s in audit.evaluation if s.kind in ("merge", "router")}
-    margin = audit.verdict.margin if audit.verdict else 0.0
     rows = [
         row
         for row in audit.gains

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from loraprobe.records import Audit, Sample
 from loraprobe.report import adapter_tables, maps, system_tables
 from loraprobe.report.figures import CAUSES, About, Dot, forest, stacked
+from loraprobe.report.maps import Figure
 from loraprobe.report.system_tables import bounds, form, signed
 from loraprobe.report.table import Table
 
@@ -24,17 +25,11 @@ MOST_LINES = 24  # of a figure; its table has them all
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A drawing with its caption and the table of what it shows."""
-
-    svg: str
-    caption: str
-    table: Table
-
-
-@dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; `folded` tables are shown when they are asked for."""
+    """A heading and what stands below it; `folded` tables are shown when they are asked for.
+
+    A page leaves out a section that has nothing but sentences, unless that `says_enough`.
+    """
 
     name: str
     title: str
@@ -44,18 +39,21 @@ class Section:
     tables: Sequence[Table] = ()
     folded: Sequence[Table] = ()
     lists: Sequence[str] = ()
+    says_enough: bool = False
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is anything to show."""
+        held = self.figures, self.samples, self.tables, self.folded, self.lists
+        return self.says_enough or any(held)
 
 
 def sections(audit: Audit) -> list[Section]:
     """The sections of a page after the verdict, those that have nothing to show left out."""
-    return [section for make in SECTIONS if (section := make(audit)) is not None]
+    return [section for make in SECTIONS if (section := make(audit)).shows]
 
 
-def _gains(audit: Audit) -> Section | None:
-    if not audit.evaluation:
-        return None
-    figures = [_forest(audit)] if audit.gains else []
-    folded = _filled(system_tables.comparisons(audit))
+def _gains(audit: Audit) -> Section:
     looks = audit.rounds
     early = looks is not None and looks.early
     intervals = INTERVALS + (EVERY_LOOK.format(**vars(looks)) if early else "") + "."
@@ -63,9 +61,9 @@ def _gains(audit: Audit) -> Section | None:
         "gains",
         "Gains and scores",
         list(filter(None, (intervals, system_tables.controls(audit)))),
-        figures,
+        [_forest(audit)] if audit.gains else [],
         tables=system_tables.scores(audit),
-        folded=folded,
+        folded=_filled(system_tables.comparisons(audit)),
     )
 
 
@@ -98,9 +96,12 @@ def _forest(audit: Audit) -> Figure:
     return Figure(forest(about, dots, margin), caption, system_tables.gains(audit))
 
 
-def _wrong(audit: Audit) -> Section | None:
-    if not audit.attribution:
-        return None
+def _wrong(audit: Audit) -> Section:
+    figures = [_causes(audit)] if audit.attribution else []
+    return Section("causes", "Where wrong answers went", [MEANINGS], figures)
+
+
+def _causes(audit: Audit) -> Figure:
     several = len({row.task for row in audit.attribution}) > 1
     bars = [
         (
@@ -116,73 +117,51 @@ def _wrong(audit: Audit) -> Section | None:
     title = "Where the answers of each composition went"
     about = About("causes-figure", title, ". ".join(told) + ".")
     caption = "Items of each composition by the first cause that fits."
-    figure = Figure(stacked(about, bars), caption, system_tables.causes(audit))
-    return Section("causes", "Where wrong answers went", [MEANINGS], [figure])
+    return Figure(stacked(about, bars), caption, system_tables.causes(audit))
 
 
-def _examples(audit: Audit) -> Section | None:
-    if not audit.samples:
-        return None
+def _examples(audit: Audit) -> Section:
+    told = ["--save-samples FILE.jsonl writes every question with every answer."]
     shown = [(sample, system_tables.replies(sample)) for sample in audit.samples]
-    return Section(
-        "examples",
-        "Examples of wrong answers",
-        ["--save-samples FILE.jsonl writes every question with every answer."],
-        samples=shown,
-    )
+    return Section("examples", "Examples of wrong answers", told, samples=shown)
 
 
-def _adapters(audit: Audit) -> Section | None:
-    if not audit.adapters:
-        return None
-    shown = [
-        adapter_tables.adapters(audit),
-        *_filled(adapter_tables.layers(audit), adapter_tables.singles(audit)),
-    ]
+def _adapters(audit: Audit) -> Section:
+    made = (adapter_tables.adapters, adapter_tables.layers, adapter_tables.singles)
+    shown = _filled(*(table(audit) for table in made)) if audit.adapters else []
     return Section("adapters", "Adapters", tables=shown)
 
 
-def _findings(audit: Audit) -> Section | None:
-    found = adapter_tables.findings(audit)
-    if not found.rows:
-        return Section("findings", "Findings", ["Nothing was found that stands in the way."])
-    return Section("findings", "Findings and cures", tables=[found])
+def _findings(audit: Audit) -> Section:
+    found = _filled(adapter_tables.findings(audit))
+    if not found:
+        told = ["Nothing was found that stands in the way."]
+        return Section("findings", "Findings", told, says_enough=True)
+    return Section("findings", "Findings and cures", tables=found)
 
 
-def _pairs(audit: Audit) -> Section | None:
-    found = adapter_tables.pairs(audit)
-    if not found.rows:
-        return None
-    drawn = maps.cosines(audit)
-    figures = [Figure(*drawn)] if drawn else []
-    return Section("pairs", "Pairs of adapters", figures=figures, tables=[found])
+def _pairs(audit: Audit) -> Section:
+    found = _filled(adapter_tables.pairs(audit))
+    figures = maps.cosines(audit) if found else []
+    return Section("pairs", "Pairs of adapters", figures=figures, tables=found)
 
 
-def _modules(audit: Audit) -> Section | None:
-    drawn = [Figure(*one) for one in maps.modules(audit)]
-    if not drawn:
-        return None
-    return Section("modules", "Layers and modules", maps.left_out(audit), drawn)
+def _modules(audit: Audit) -> Section:
+    return Section("modules", "Layers and modules", maps.left_out(audit), list(maps.modules(audit)))
 
 
-def _coverage(audit: Audit) -> Section | None:
+def _coverage(audit: Audit) -> Section:
     shown = _filled(*system_tables.coverage(audit), system_tables.forecasts(audit))
-    if not shown:
-        return None
     return Section("coverage", "What base and adapters know alone", tables=shown)
 
 
-def _gates(audit: Audit) -> Section | None:
-    drawn = [Figure(*one) for one in maps.gates(audit)]
-    if not drawn:
-        return None
-    return Section("gates", "Gates of routers", figures=drawn, folded=[system_tables.gates(audit)])
+def _gates(audit: Audit) -> Section:
+    folded = _filled(system_tables.gates(audit))
+    return Section("gates", "Gates of routers", figures=list(maps.gates(audit)), folded=folded)
 
 
-def _reasons(audit: Audit) -> Section | None:
+def _reasons(audit: Audit) -> Section:
     shown = _filled(system_tables.reasons(audit))
-    if not shown and not audit.notes:
-        return None
     return Section("reasons", "Every reason", tables=shown, lists=audit.notes)
 
 
@@ -196,7 +175,7 @@ def _filled(*made: Table) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-SECTIONS: Sequence[Callable[[Audit], Section | None]] = (
+SECTIONS: Sequence[Callable[[Audit], Section]] = (
     _gains,
     _wrong,
     _examples,

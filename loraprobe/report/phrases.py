@@ -7,14 +7,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from loraprobe.formatting import count
-from loraprobe.records import (
-    AdapterSummary,
-    Audit,
-    Issue,
-    Reason,
-    Verdict,
-)
+from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report import measured
+from loraprobe.report.adapter_tables import by_severity
 from loraprobe.verdict import merge_and_eval_command, to_fill_in
 from loraprobe.verdict.codes import CODES, effect
 
@@ -113,7 +108,7 @@ def _about(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield from _conflicts(audit)
     elif verdict.evidence in ("weights", "probes"):
         yield from _limits(audit, verdict)
-        yield from _known(verdict)
+        yield "known", measured.known(verdict)
     else:
         yield "use", measured.use(audit, verdict)
         yield "gain", measured.gain(audit, verdict)
@@ -167,10 +162,9 @@ def _sure(verdict: Verdict) -> str:
 
 def _issues(audit: Audit, most: int) -> Iterator[Line]:
     """Findings as lines: errors, warnings, then what licences ask."""
-    order = {"error": 0, "warning": 1, "note": 2}
     told = [
         issue
-        for issue in sorted(_untold(audit), key=lambda i: order[i.severity])
+        for issue in by_severity(_untold(audit))
         if issue.severity != "note" or issue.code.startswith("licence")
     ]
     for issue in told[: max(0, most)]:
@@ -196,12 +190,6 @@ def _conflicts(audit: Audit) -> Iterator[Line]:
 def first_sentence(issue: Issue) -> str:
     """What a finding says, without what follows from it."""
     return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
-
-
-def _known(verdict: Verdict) -> Iterator[Line]:
-    for reason in verdict.reasons:
-        if reason.code == "measured-elsewhere":
-            yield "known", f"{reason.message[0].lower()}{reason.message[1:-1]}"
 
 
 def ranks(row: AdapterSummary) -> str:

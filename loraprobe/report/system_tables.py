@@ -8,7 +8,7 @@ from loraprobe.formatting import listing
 from loraprobe.records import Audit, Interval, Sample, Score
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.formatting import interval, measured, number
-from loraprobe.report.table import Column, Table, figures, text
+from loraprobe.report.table import Column, Table, figures, tabulated, text
 from loraprobe.verdict import formatting as fmt
 
 GROUPS = (("base", "adapter"), ("merge", "router"), ("chain",), ("control",))
@@ -116,50 +116,35 @@ def controls(audit: Audit) -> str:
 
 def gains(audit: Audit) -> Table:
     """What every composition gains over the best of base and single adapters, largest first."""
-    columns = [
-        *(text("system"), text("asked as")),
-        *figures("gain", "95 %", "95 % for the choice"),
-        *(text("against"), text("task")),
-        *figures("items", "items to decide"),
-    ]
-    lines = [
-        [
-            gain.system,
-            form(gain.part),
-            signed(gain.difference),
-            bounds(gain.ci95),
-            bounds(gain.adjusted_ci95),
-            gain.against,
-            gain.task or "all tasks",
-            str(gain.n),
-            str(gain.n_needed or "-"),
-        ]
-        for gain in sorted(audit.gains, key=lambda gain: -gain.difference)
-    ]
-    caption = "Gains over the best of base and single adapters"
-    return Table(caption, columns, lines).without("task")
+    return tabulated(
+        "Gains over the best of base and single adapters",
+        sorted(audit.gains, key=lambda gain: -gain.difference),
+        (text("system"), lambda gain: gain.system),
+        (text("asked as"), lambda gain: form(gain.part)),
+        (Column("gain"), lambda gain: signed(gain.difference)),
+        (Column("95 %"), lambda gain: bounds(gain.ci95)),
+        (Column("95 % for the choice"), lambda gain: bounds(gain.adjusted_ci95)),
+        (text("against"), lambda gain: gain.against),
+        (text("task"), lambda gain: gain.task or "all tasks"),
+        (Column("items"), lambda gain: str(gain.n)),
+        (Column("items to decide"), lambda gain: str(gain.n_needed or "-")),
+    ).without("task")
 
 
 def comparisons(audit: Audit) -> Table:
     """The paired difference of every composition to every other system."""
-    columns = [
-        *map(text, ("system", "against", "asked as", "task")),
-        *figures("difference", "95 %", "95 % for the choice", "items"),
-    ]
-    lines = [
-        [
-            row.system,
-            row.against,
-            form(row.part),
-            row.task,
-            signed(row.difference),
-            bounds(row.ci95),
-            bounds(row.adjusted_ci95),
-            str(row.n),
-        ]
-        for row in audit.comparisons
-    ]
-    return Table("Paired differences between systems", columns, lines).without("task")
+    return tabulated(
+        "Paired differences between systems",
+        audit.comparisons,
+        (text("system"), lambda row: row.system),
+        (text("against"), lambda row: row.against),
+        (text("asked as"), lambda row: form(row.part)),
+        (text("task"), lambda row: row.task),
+        (Column("difference"), lambda row: signed(row.difference)),
+        (Column("95 %"), lambda row: bounds(row.ci95)),
+        (Column("95 % for the choice"), lambda row: bounds(row.adjusted_ci95)),
+        (Column("items"), lambda row: str(row.n)),
+    ).without("task")
 
 
 def causes(audit: Audit) -> Table:
@@ -175,75 +160,60 @@ def causes(audit: Audit) -> Table:
 
 def coverage(audit: Audit) -> list[Table]:
     """What the base and each adapter alone know, a table a task."""
-    columns = [
-        *(text("probe"), text("of"), text("part")),
-        *(
-            Column("value"),
-            Column("guess", drop=3),
-            Column("95 %", drop=1),
-            Column("items", drop=2),
-        ),
+    return [
+        tabulated(
+            f"Coverage: {task}",
+            [row for row in audit.coverage if row.task == task],
+            (text("probe"), lambda row: row.name.replace("_", " ")),
+            (text("of"), lambda row: " → ".join(row.adapters) or "base"),
+            (text("part"), lambda row: f"hop {row.hop}" if row.hop else "question"),
+            (Column("value"), lambda row: number(row.value)),
+            (Column("guess", drop=3), lambda row: number(row.baseline)),
+            (Column("95 %", drop=1), lambda row: interval(row.ci95) or "-"),
+            (Column("items", drop=2), lambda row: str(row.n)),
+        )
+        for task in dict.fromkeys(row.task for row in audit.coverage)
     ]
-    found: dict[str, list[list[str]]] = {}
-    for row in audit.coverage:
-        line = [
-            row.name.replace("_", " "),
-            " → ".join(row.adapters) or "base",
-            f"hop {row.hop}" if row.hop else "question",
-            number(row.value),
-            number(row.baseline),
-            interval(row.ci95) or "-",
-            str(row.n),
-        ]
-        found.setdefault(row.task, []).append(line)
-    return [Table(f"Coverage: {task}", columns, lines) for task, lines in found.items()]
 
 
 def forecasts(audit: Audit) -> Table:
     """What was forecast before anything was composed."""
-    columns = [
-        *map(text, ("system", "asked as", "against")),
-        *figures("forecast gain", "95 %", "items"),
-    ]
-    lines = [
-        [row.system, form(row.part), row.against, signed(row.gain), bounds(row.ci95), str(row.n)]
-        for row in audit.forecasts
-    ]
-    caption = "Forecast gains, if the adapters' effects on the next token simply added"
-    return Table(caption, columns, lines)
+    return tabulated(
+        "Forecast gains, if the adapters' effects on the next token simply added",
+        audit.forecasts,
+        (text("system"), lambda row: row.system),
+        (text("asked as"), lambda row: form(row.part)),
+        (text("against"), lambda row: row.against),
+        (Column("forecast gain"), lambda row: signed(row.gain)),
+        (Column("95 %"), lambda row: bounds(row.ci95)),
+        (Column("items"), lambda row: str(row.n)),
+    )
 
 
 def reasons(audit: Audit) -> Table:
     """Every reason of the verdict with its figure, its threshold and where that comes from."""
-    columns = [
-        *map(text, ("code", "weight", "what was measured", "where the threshold comes from")),
-        *figures("value", "threshold"),
-    ]
-    lines = [
-        [r.code, r.severity, r.message, r.source or "-", number(r.value), number(r.threshold)]
-        for r in (audit.verdict.reasons if audit.verdict is not None else ())
-    ]
-    return Table("Reasons", columns, lines)
+    return tabulated(
+        "Reasons",
+        audit.verdict.reasons if audit.verdict is not None else (),
+        (text("code"), lambda row: row.code),
+        (text("weight"), lambda row: row.severity),
+        (text("what was measured"), lambda row: row.message),
+        (text("where the threshold comes from"), lambda row: row.source or "-"),
+        (Column("value"), lambda row: number(row.value)),
+        (Column("threshold"), lambda row: number(row.threshold)),
+    )
 
 
 def replies(sample: Sample) -> Table:
     """What each system answered to one question, and why compositions fail it."""
-    columns = [
-        text("system"),
-        text("answer", prose=True),
-        text("right or wrong"),
-        text("first cause", drop=1),
-    ]
-    lines = [
-        [
-            reply.system,
-            reply.text or "(nothing)",
-            "right" if reply.right else "wrong",
-            CAUSES[reply.cause][0] if reply.cause in CAUSES else "-",
-        ]
-        for reply in sample.replies
-    ]
-    return Table("What each system answered", columns, lines)
+    return tabulated(
+        "What each system answered",
+        sample.replies,
+        (text("system"), lambda reply: reply.system),
+        (text("answer", prose=True), lambda reply: reply.text or "(nothing)"),
+        (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
+        (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
+    )
 
 
 def gates(audit: Audit) -> Table:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Table:
         kept = list(places)
         rows = [[row[i] for i in kept] for row in self.rows]
         return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+
+
+def tabulated(
+    caption: str, rows: Iterable[Row], *columns: tuple[Column, Callable[[Row], str]]
+) -> Table:
+    """A table with a line for each record; each column says how its cell is made of the record."""
+    lines = [[cell(row) for _, cell in columns] for row in rows]
+    return Table(caption, [column for column, _ in columns], lines)
 
 
 def text(heading: str, drop: int = 0, *, prose: bool = False, roomy: bool = False) -> Column:

@@ -15,8 +15,7 @@ from loraprobe.formatting import count, listing
 from loraprobe.records import Audit, Issue, Reason, Verdict
 from loraprobe.report import adapter_tables, bars, system_tables
 from loraprobe.report.answer import NOTHING_TYPED, Answer, answer
-from loraprobe.report.formatting import clean, size
-from loraprobe.report.joints import wrapped
+from loraprobe.report.formatting import clean, size, wrapped
 from loraprobe.report.layout import Part, fits, fitted, show, side_by_side
 from loraprobe.report.phrases import first_sentence
 from loraprobe.verdict.codes import CODES
@@ -89,7 +88,7 @@ def _most_important(audit: Audit, width: int) -> Iterator[Part | str | None]:
     if audit.command == "inspect" and audit.compatibility.compatible:
         yield fitted(adapter_tables.nearest_pairs(audit), width)
     yield from _findings(audit, width)
-    yield _scores(audit, width)
+    yield fitted(bars.scores(audit, width), width)
     yield from _controls(audit, width)
 
 
@@ -110,11 +109,6 @@ def _targets(audit: Audit) -> list[str]:
     if len(found) == 1:
         return [f"targets: {next(iter(found))}"]
     return [f"targets of {listing(names)}: {text}" for text, names in found.items()]
-
-
-def _scores(audit: Audit, width: int) -> Part | None:
-    found = bars.scores(audit, width)
-    return fitted(found, width) if found is not None else None
 
 
 def _controls(audit: Audit, width: int) -> Iterator[str]:
@@ -165,7 +159,7 @@ def _everything(audit: Audit, width: int) -> Iterator[Part | str | None]:
     short = system_tables.scores(audit, intervals=False)
     for table, narrow in zip(system_tables.scores(audit), short, strict=True):
         yield fitted(table if fits(table, width) else narrow, width)
-    yield _scores(audit, width)
+    yield fitted(bars.scores(audit, width), width)
     yield from _controls(audit, width)
     yield fitted(system_tables.causes(audit), width)
     yield from _wrong_answers(audit, width)

@@ -92,9 +92,6 @@ class ScoredRouter(Router):
         scores = self.scores(module, experts, present)
         return TokenGate(scores, self) if self.per == "token" else PromptGate(scores, self, module)
 
-    def each_token(self) -> ScoredRouter:
-        return changed(self, per="token")
-
     def before_scoring(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens in"]:
         """The input in the form in which it is scored."""
         return F.normalize(x, dim=-1) if self.normalize else x

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from loraprobe.composition import Router
+from loraprobe.adapters import Adapter
+from loraprobe.composition import Composition, Router
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 
@@ -70,3 +71,8 @@ class ConstantGates(Router):
         """The weights of the experts present: [k], float64."""
         weights = self.weights if self.weights is not None else (1.0 / n,) * n
         return torch.tensor([weights[i] for i in present], dtype=torch.float64)
+
+
+def single(adapter: Adapter) -> Composition:
+    """One adapter alone, as a composition."""
+    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))

@@ -49,9 +49,6 @@ class Hard(Router):
     def needs_prompts(self) -> bool:
         return self.scored.needs_prompts
 
-    def each_token(self) -> Router:
-        return self.scored.each_token()
-
     def fitted(
         self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: Prompts
     ) -> Hard:

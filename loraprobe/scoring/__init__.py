@@ -6,10 +6,10 @@ where causal attention does not see the padding. Repeated inputs are computed on
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
-from loraprobe.scoring.ensembles import LogitEnsemble, score_together, write_together
 from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.reading import read_texts
 from loraprobe.scoring.recording import MOST_BYTES, Recorder
+from loraprobe.scoring.rows import score_rows
 from loraprobe.scoring.scorer import Scorer
 
 __all__ = [
@@ -18,9 +18,7 @@ __all__ = [
     "MOST_BYTES",
     "Recorder",
     "Scorer",
-    "LogitEnsemble",
     "joined",
     "read_texts",
-    "score_together",
-    "write_together",
+    "score_rows",
 ]

@@ -197,3 +197,23 @@ def joined(prompt: str, continuation: str) -> str:
 
 def _unspaced(character: str) -> bool:
     return ord(character) > 0xE00 and unicodedata.name(character, "").startswith(UNSPACED)
+
+
+def tokens_left(
+    context: int | None, ids: Sequence[int], prompt: str, wanted: int, more: str = ""
+) -> int:
+    """How many tokens may follow the ids, at most `wanted`. Raises TaskError if none.
+
+    context: the largest number of tokens of a sequence; None for no limit. more: text for the error
+    that says what the ids contain besides the prompt.
+    """
+    if context is None:
+        return wanted
+    # The last token needs no position, because nothing follows it.
+    left = context - len(ids) + 1
+    if left < 1:
+        raise TaskError(
+            f"The prompt {prompt[:60]!r}{more} has {len(ids):,} tokens, but the "
+            f"model's context holds {context:,}; shorten {'both' if more else 'it'}."
+        )
+    return min(wanted, left)

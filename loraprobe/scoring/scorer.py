@@ -16,9 +16,8 @@ from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe.scoring.batching import Batcher
-from loraprobe.scoring.context import context_length, tokens_left
 from loraprobe.scoring.continuations import Continuations
-from loraprobe.scoring.encoding import Encoder
+from loraprobe.scoring.encoding import Encoder, tokens_left
 from loraprobe.scoring.forward import answering, seeded, tail_logits
 from loraprobe.scoring.generation import (
     NewlineTokens,
@@ -32,6 +31,7 @@ from loraprobe.scoring.likelihood import Likelihood, likelihood
 from loraprobe.scoring.recording import Recorder
 
 SAMPLED = 16  # texts drawn at once
+NEW_TOKENS = 32  # of a text, where the caller sets no limit
 T = TypeVar("T")
 
 
@@ -53,7 +53,6 @@ class Scorer:
         *,
         batch_size: int | Literal["auto"] = "auto",
         chat_template: bool = False,
-        max_new_tokens: int = 32,
         progress: Progress | None = None,
     ) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
@@ -62,9 +61,10 @@ class Scorer:
                 "causal models only."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens, self.progress = max_new_tokens, progress
+        self.progress = progress
         self.recorder: Recorder | None = None  # takes the logits of scored continuations
-        self.context = context_length(model)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = int(longest) if longest and longest > 0 else None
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher.of(batch_size, model.device)
         self.newlines = NewlineTokens(tokenizer)
@@ -104,7 +104,7 @@ class Scorer:
         self,
         prompts: Sequence[str],
         *,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int = NEW_TOKENS,
         until_newline: bool = False,
         until: Callable[[str], bool] | None = None,
     ) -> list[Written]:
@@ -115,9 +115,10 @@ class Scorer:
         its lines so far. It contains no special tokens. Raises TaskError, which quotes the prompt,
         for a prompt that the context cannot hold.
         """
-        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         return self.each_prompt(
-            prompts, limit, lambda rows, most: self.write(rows, most, until_newline, until)
+            prompts,
+            max_new_tokens,
+            lambda rows, most: self.write(rows, most, until_newline, until),
         )
 
     def write(
@@ -186,7 +187,7 @@ class Scorer:
         n: int,
         *,
         seed: int = 0,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int = NEW_TOKENS,
     ) -> list[str]:
         """n texts that the model samples in place of a user's turn.
 
@@ -194,12 +195,11 @@ class Scorer:
         global generator does not change.
         """
         row = self.encoder.raw(self.encoder.opening())
-        limit = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         found: list[str] = []
 
         def work(batch: Sequence[int]) -> None:
             rows = [row] * len(batch)
-            most = tokens_left(self.context, row, "", limit)
+            most = tokens_left(self.context, row, "", max_new_tokens)
             found.extend(one.text for one in self.write(rows, most, sample=1.0))
 
         with answering(self.model), seeded(seed, self.model.device):

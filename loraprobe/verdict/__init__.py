@@ -14,11 +14,10 @@ import dataclasses
 from loraprobe.records import DecisiveGain, Issue, Reason, Verdict
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import action_for, action_of
-from loraprobe.verdict.before_evaluation import judge_base, judge_probes, judge_weights
+from loraprobe.verdict.before_evaluation import judge_base, reference_class, undecided
 from loraprobe.verdict.calibration import Calibration, read_calibration, shipped
 from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.codes import effect
-from loraprobe.verdict.early import about_rounds
 from loraprobe.verdict.evaluated import decide, decisive_form
 from loraprobe.verdict.evidence import BaseShape, Evidence
 from loraprobe.verdict.geometry import about_geometry
@@ -34,7 +33,6 @@ from loraprobe.verdict.next_command import (
 )
 from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_forecast, with_probability
-from loraprobe.verdict.reference_class import reference_class
 
 __all__ = [
     "BaseShape",
@@ -61,26 +59,26 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Verdict
         errors = [i for i in evidence.compatibility.issues if i.severity == "error"]
         conflicts = tuple(_conflict(issue) for issue in errors)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    rules = {
-        "weights": judge_weights,
-        "probes": judge_probes,
-        "base": judge_base,
-        "pilot": lambda e: judge_pilot(judge_evaluation(e), judge_base(e), e),
-        "evaluation": judge_evaluation,
-    }
-    verdict = rules[evidence.rests_on](evidence)
-    verdict, forecast = with_forecast(verdict, evidence)
+    verdict, forecast = with_forecast(_ruled(evidence), evidence)
     verdict, probability = with_probability(verdict, evidence, calibration or shipped())
     others = [] if evidence.several else about_hops(hop_knowledge(evidence))
-    others += about_familiarity(evidence) + about_geometry(
-        evidence.diagnostics, evidence.balanced, evidence.duplicates
-    )
-    others += about_items(evidence, verdict) + about_rounds(evidence)
+    others += about_familiarity(evidence) + about_geometry(evidence)
+    others += about_items(evidence, verdict)
     others += reference_class(evidence, verdict, calibration or shipped())
     found = (*verdict.reasons, *forecast, *probability, *others)
     return dataclasses.replace(
         verdict, reasons=tuple(sorted(found, key=_place)), margin=evidence.margin
     )
+
+
+def _ruled(evidence: Evidence) -> Verdict:
+    """The verdict by the rules of the strongest evidence."""
+    level = evidence.rests_on
+    if level == "evaluation":
+        return judge_evaluation(evidence)
+    if level == "pilot":
+        return judge_pilot(judge_evaluation(evidence), judge_base(evidence), evidence)
+    return judge_base(evidence) if level == "base" else undecided(level)
 
 
 def _place(reason: Reason) -> tuple[int, int]:
@@ -98,11 +96,11 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     decision, compressed = decide(form)
     best = form[0]
     found = [reasons.gain(best, decision)]
-    if best.outcome == best.enough != best.gains:
-        found.append(reasons.few_items(best.n, best.clusters, decisive=True))
+    if best.outcome == best.enough != best.gain.outcome:
+        found.append(reasons.few_items(best.gain.n, best.gain.clusters, decisive=True))
     if other:
         found.append(reasons.other_form(other[0]))
-    found += [reasons.controls(best), *reasons.retention(best)]
+    found += [reasons.controls(best), *reasons.retention(best, evidence.retention)]
     found += [reasons.compression(c, compressed) for c in form if c.lossy]
     chain = chain_gain(evidence)
     if chain:
@@ -112,9 +110,8 @@ def judge_evaluation(evidence: Evidence) -> Verdict:
     else:
         action, why = action_for(evidence, best, decision)
         found += why
-    gain = DecisiveGain(
-        best.system, best.part, best.against, best.difference, (best.low, best.high), best.n
-    )
+    own = best.gain
+    gain = DecisiveGain(best.system, best.part, best.against, own.value, (own.low, own.high), own.n)
     return Verdict(decision, "evaluation", tuple(found), best.system, action, gain=gain)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraprobe.records import FORMS, Reason
+from loraprobe.records import Reason
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import chain_gain
 from loraprobe.verdict.causes import BY_HOP, about_cause, commonest_cause, cure
@@ -27,6 +27,7 @@ from loraprobe.verdict.ranking import (
     best_option,
     not_told_apart,
     option,
+    options,
 )
 
 
@@ -48,11 +49,11 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
     """The action of a decision that is not `likely`, and its reasons."""
     cause = commonest_cause(evidence, best.system)
     chain = chain_gain(evidence)
-    options = measured_options(evidence, best, chain)
-    chosen = best_option(evidence, options)
+    measured = measured_options(evidence, best, chain)
+    chosen = best_option(evidence, measured)
     steps_decide = cause is not None and cause.name == "step_by_step" and best.part == "steps"
     unadvised = [] if steps_decide else about_cause(cause, best.system)
-    if chosen is not None and chosen.kind == "chain" and chain and chain.gains == "likely":
+    if chosen is not None and chosen.kind == "chain" and chain and chain.gain.outcome == "likely":
         return "chain", about_cause(cause, best.system, BY_HOP)
     together = complement(evidence, chosen)
     if together is not None:
@@ -61,10 +62,10 @@ def action_for(evidence: Evidence, best: Candidate, decision: str) -> tuple[str,
         return "gather-evidence", unadvised
     ceiling = _base_at_ceiling(evidence)
     if ceiling is not None:
-        return "use-base", [_base_suffices(ceiling), *unadvised]
+        return "use-base", [_base_suffices(evidence, ceiling, best), *unadvised]
     if chosen is not None and answers(evidence, chosen):
-        return _use(evidence, chosen, best, options, unadvised)
-    if best.high < 0 and evidence.kind(best.against) == "base":
+        return _use(evidence, chosen, best, measured, unadvised)
+    if best.gain.high < 0 and evidence.kind(best.against) == "base":
         return "use-base", [_base_is_better(best), *unadvised]
     if cause is None or evidence.several:
         return "train-target-adapter", []
@@ -81,7 +82,7 @@ def measured_options(
     """
     found = alone(evidence)
     composed = [best] if best.retains != "unlikely" else []
-    if chain is not None and chain.low > evidence.tie:
+    if chain is not None and chain.gain.low > evidence.tie:
         composed.append(chain)
     for one in composed:
         measured = option(evidence, one.system, one.part)
@@ -106,26 +107,16 @@ def _use(
     evidence: Evidence,
     chosen: Option,
     best: Candidate,
-    options: Sequence[Option],
+    measured: Sequence[Option],
     unadvised: list[Reason],
 ) -> tuple[str, list[Reason]]:
     """The action that uses the best measured option, and why."""
-    doubt = _not_told_apart(chosen, not_told_apart(evidence, chosen, options))
-    if chosen.kind == "adapter":
-        return f"use-single:{chosen.system}", [
-            _single_suffices(chosen, best, evidence),
-            *doubt,
-            *unadvised,
-        ]
-    if chosen.kind == "base":
-        return "use-base", [_base_suffices(chosen), *doubt, *unadvised]
     if chosen.kind == "switch":
         return _keep_apart(evidence, best)
-    return action_of(chosen.kind, chosen.part, chosen.system), [
-        _best_measured(chosen, evidence),
-        *doubt,
-        *unadvised,
-    ]
+    reasons = {"adapter": _single_suffices, "base": _base_suffices}
+    why = reasons.get(chosen.kind, _best_measured)(evidence, chosen, best)
+    doubt = _not_told_apart(chosen, not_told_apart(evidence, chosen, measured))
+    return action_of(chosen.kind, chosen.part, chosen.system), [why, *doubt, *unadvised]
 
 
 def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]:
@@ -135,7 +126,7 @@ def _keep_apart(evidence: Evidence, best: Candidate) -> tuple[str, list[Reason]]
     """
     if not evidence.systems(("router",)):
         return "route", []
-    learned = all(kept.value is not None for kept in best.kept)
+    learned = all(share is not None for share in best.kept.values())
     action = SWITCH if learned else "train-target-adapter"
     what = "load each task's own adapter" if learned else "train one adapter on all tasks"
     text = f"No merge and no router keeps all skills: {what}."
@@ -146,24 +137,22 @@ def _base_at_ceiling(evidence: Evidence) -> Option | None:
     """The base, if no system can exceed it by more than a tie, since no score exceeds 1."""
     if evidence.losses:
         return None
-    base = [option(evidence, name, part) for name in evidence.systems(("base",)) for part in FORMS]
-    return best_option(
-        evidence, [one for one in base if one is not None and one.low > 1 - evidence.tie]
-    )
+    sure = [one for one in options(evidence, ("base",)) if one.low > 1 - evidence.tie]
+    return best_option(evidence, sure)
 
 
 def _base_is_better(best: Candidate) -> Reason:
     return Reason(
         "base-is-better",
         f"The base alone is better than every composition: {best.system} differs from it by "
-        f"{fmt.gain(best.difference, best.low, best.high)}.",
-        best.high,
+        f"{best.gain}.",
+        best.gain.high,
         0.0,
         fmt.MARGIN,
     )
 
 
-def _single_suffices(single: Option, best: Candidate, evidence: Evidence) -> Reason:
+def _single_suffices(evidence: Evidence, single: Option, best: Candidate) -> Reason:
     own = evidence.mean(best.system, best.part) or 0.0
     everywhere = ", on every task" if evidence.several else ""
     return Reason(
@@ -184,7 +173,7 @@ def _named(one: Option) -> str:
     return f"{who}, {fmt.PART[one.part]}"
 
 
-def _best_measured(chosen: Option, evidence: Evidence) -> Reason:
+def _best_measured(evidence: Evidence, chosen: Option, best: Candidate) -> Reason:
     return Reason(
         "best-measured",
         f"{_named(chosen)}, is the best that was measured, {fmt.number(abs(chosen.score))}, though "
@@ -211,7 +200,7 @@ def _not_told_apart(chosen: Option, others: Sequence[Option]) -> list[Reason]:
     ]
 
 
-def _base_suffices(base: Option) -> Reason:
+def _base_suffices(evidence: Evidence, base: Option, best: Candidate) -> Reason:
     return Reason(
         "base-suffices",
         f"The base alone, {fmt.PART[base.part]}, scores {fmt.number(abs(base.score))}: no adapter "

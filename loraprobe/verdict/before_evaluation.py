@@ -1,4 +1,4 @@
-"""The verdict before any composition was scored: rules of the levels weights, probes and base.
+"""The verdict before any composition was scored, on weights, probes, or base and single adapters.
 
 Weights and probes decide nothing. Coverage and single adapters on the task decide `unlikely` in
 three cases:
@@ -21,74 +21,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from loraprobe.defaults import MARGIN, UNKNOWN
-from loraprobe.records import BASELINES, FORMS, Reason, Verdict
+from loraprobe.records import BASELINES, EvidenceLevel, Reason, Verdict
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.calibration import Calibration, share_above
 from loraprobe.verdict.evidence import Evidence
 from loraprobe.verdict.knowledge import Knowledge, hop_knowledge
-from loraprobe.verdict.ranking import best_option, option
+from loraprobe.verdict.ranking import best_option, options
 
+# What compositions of others gained, which is all that is known before a question is asked.
+ELSEWHERE = Reason(
+    "measured-elsewhere",
+    f"Of 603 compositions of 5 to 30 community adapters on Llama-3.1-8B, 19 % gained more than "
+    f"{fmt.number(MARGIN)} over base and singles (arXiv 2602.12323).",
+    0.19,
+    source="computed from the data of arXiv 2602.12323: LoraHub, weights searched on 100 examples, "
+    "46 tasks",
+)
+FEWEST_SETS = 10  # adapter sets of a kind, from which their share is told
 Hops = Mapping[int, Mapping[str, Knowledge]]
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """What compositions of others gained, which is all that is known before a question is asked."""
+OPEN: dict[EvidenceLevel, tuple[Reason, ...]] = {  # why a level decides nothing, and what may
+    "weights": (
+        Reason(
+            "weights-do-not-decide",
+            "Weights tell whether adapters fit together, not whether composing them helps.",
+            source=fmt.GEOMETRY,
+            severity="decisive",
+        ),
+        Reason(
+            "next-evidence",
+            "The cheapest next evidence: --probe auto asks the base without a task file.",
+            source="cost: no composition is built or scored",
+        ),
+        ELSEWHERE,
+    ),
+    "probes": (
+        Reason(
+            "probes-do-not-decide",
+            "Probes tell what the base knows, not whether a composition answers questions.",
+            source=fmt.PROBES,
+            severity="decisive",
+        ),
+        Reason(
+            "next-evidence",
+            "The cheapest next evidence: a task file with questions that need both adapters.",
+            source="a verdict needs a question with a known answer",
+        ),
+        ELSEWHERE,
+    ),
+    "base": (
+        Reason(
+            "base-does-not-decide",
+            "Base and single adapters leave it open: nothing is at its ceiling, unknown to all, or "
+            "split over adapters that share nothing.",
+            source=fmt.DISJOINT,
+            severity="decisive",
+        ),
+        Reason(
+            "next-evidence",
+            "The cheapest next evidence: merge-and-eval scores the compositions themselves.",
+            source="coverage cannot see whether known pieces compose",
+        ),
+    ),
+}
 
-    cases: int
-    share: float
-    what: str
-    paper: str
-    how: str
 
-    def reason(self) -> Reason:
-        """The share of compositions that gained more than the default margin."""
-        return Reason(
-            "measured-elsewhere",
-            f"Of {self.cases} compositions of {self.what}, {100 * self.share:.0f} % gained more "
-            f"than {fmt.number(MARGIN)} over base and singles ({self.paper}).",
-            self.share,
-            source=f"computed from the data of {self.paper}: {self.how}",
-        )
-
-
-ELSEWHERE = Elsewhere(
-    603,
-    0.19,
-    "5 to 30 community adapters on Llama-3.1-8B",
-    "arXiv 2602.12323",
-    "LoraHub, weights searched on 100 examples, 46 tasks",
-)
-
-
-def judge_weights(evidence: Evidence) -> Verdict:
-    """Weights alone: inconclusive, with the cheapest next evidence."""
-    undecided = _undecided(
-        "weights-do-not-decide",
-        "Weights tell whether adapters fit together, not whether composing them helps.",
-        fmt.GEOMETRY,
-    )
-    cheapest = _next_evidence(
-        "--probe auto asks the base without a task file.",
-        "cost: no composition is built or scored",
-    )
-    return Verdict("inconclusive", "weights", (undecided, cheapest, ELSEWHERE.reason()))
-
-
-def judge_probes(evidence: Evidence) -> Verdict:
-    """Probes without a task: inconclusive, with the cheapest next evidence."""
-    undecided = _undecided(
-        "probes-do-not-decide",
-        "Probes tell what the base knows, not whether a composition answers questions.",
-        fmt.PROBES,
-    )
-    cheapest = _next_evidence(
-        "a task file with questions that need both adapters.",
-        "a verdict needs a question with a known answer",
-    )
-    return Verdict("inconclusive", "probes", (undecided, cheapest, ELSEWHERE.reason()))
+def undecided(level: EvidenceLevel) -> Verdict:
+    """Inconclusive at this level, with the cheapest next evidence."""
+    return Verdict("inconclusive", level, OPEN[level])
 
 
 def judge_base(evidence: Evidence) -> Verdict:
@@ -98,25 +101,7 @@ def judge_base(evidence: Evidence) -> Verdict:
         verdict = rule(evidence, hops)
         if verdict is not None:
             return verdict
-    undecided = _undecided(
-        "base-does-not-decide",
-        "Base and single adapters leave it open: nothing is at its ceiling, unknown to all, or "
-        "split over adapters that share nothing.",
-        fmt.DISJOINT,
-    )
-    cheapest = _next_evidence(
-        "merge-and-eval scores the compositions themselves.",
-        "coverage cannot see whether known pieces compose",
-    )
-    return Verdict("inconclusive", "base", (undecided, cheapest))
-
-
-def _undecided(code: str, message: str, source: str) -> Reason:
-    return Reason(code, message, source=source, severity="decisive")
-
-
-def _next_evidence(what: str, source: str) -> Reason:
-    return Reason("next-evidence", f"The cheapest next evidence: {what}", source=source)
+    return undecided("base")
 
 
 def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
@@ -124,16 +109,14 @@ def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
     if evidence.losses:
         return None  # a loss has no ceiling
     ceiling = 1 - evidence.margin
-    at_ceiling = []
-    for name in evidence.systems(BASELINES):
-        for part in FORMS:
-            one, rows = option(evidence, name, part), evidence.scores(name, part)
-            if one is not None and min(row.ci95[0] for row in rows) > ceiling:
-                at_ceiling.append(one)
-    best = best_option(evidence, at_ceiling)
+    lows = {
+        one: min(row.ci95[0] for row in evidence.scores(one.system, one.part))
+        for one in options(evidence, BASELINES)
+    }
+    best = best_option(evidence, [one for one, low in lows.items() if low > ceiling])
     if best is None:
         return None
-    low = min(row.ci95[0] for row in evidence.scores(best.system, best.part))
+    low = lows[best]
     reason = Reason(
         "nothing-to-gain",
         f"{fmt.who(best.system)}, {fmt.PART[best.part]}, scores {fmt.number(best.score)}, at least "
@@ -216,3 +199,28 @@ def _disjoint(evidence: Evidence, hops: Hops) -> Verdict | None:
         fmt.MARGIN,
     )
     return Verdict("unlikely", "base", (reason, chain), None, "chain")
+
+
+def reference_class(evidence: Evidence, verdict: Verdict, calibration: Calibration) -> list[Reason]:
+    """What adapter sets on such a base and kind of task gained, where little was measured here.
+
+    Weights and probes know no task; they have ELSEWHERE.
+    """
+    if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
+        return []
+    found = calibration.reference_class(evidence.base, evidence.kind_of_task)
+    if found is None or found.sets < FEWEST_SETS:
+        return []
+    share = share_above(found.gained, evidence.margin)
+    mean = " in the mean" if found.kind.tasks > 1 else ""
+    return [
+        Reason(
+            "measured-elsewhere",
+            f"Of {found.sets} adapter sets for {found.kind} on {found.bases} {found.base} bases, "
+            f"{share:.0%} had a composition that gained more than "
+            f"{fmt.number(evidence.margin)}{mean}.",
+            share,
+            evidence.margin,
+            "the sets that loraprobe lab calibrate measured (examples/calibration)",
+        )
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from loraprobe.verdict.evaluated import ORDER, Candidate, Control, Retained
+from loraprobe.records import Score
+from loraprobe.verdict.evaluated import ORDER, Candidate, Estimate, estimate_of
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.ranking import best_option, option, pool
 
@@ -18,7 +19,7 @@ def candidates(
     found = [_candidate(evidence, system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
         (c for c in found if c is not None),
-        key=lambda c: (-ORDER[c.outcome], -round(c.difference, 9), c.kind, c.system),
+        key=lambda c: (-ORDER[c.outcome], -round(c.gain.value, 9), c.kind, c.system),
     )
     likely = [c.system for c in ordered if c.outcome == "likely"]
     options = [one for name in likely if (one := option(evidence, name, part)) is not None]
@@ -39,30 +40,29 @@ def _candidate(evidence: Evidence, system: str, part: str) -> Candidate | None:
     if not gains:
         return None
     own, rows = gains[0], evidence.scores(system, part)
+    gain = estimate_of(own, evidence.margin)
     errors = [row.compression_error for row in rows if row.compression_error is not None]
-    kept = [Retained(row.task, row.retention, row.retention_ci95, row.n) for row in rows]
     return Candidate(
-        system=system,
-        kind=str(evidence.kind(system)),
-        part=part,
-        against=own.against,
-        against_part=own.against_part,
-        difference=own.difference,
-        low=own.adjusted_ci95[0],
-        high=own.adjusted_ci95[1],
-        n=own.n,
-        clusters=own.clusters or own.n,
-        needed=own.n_needed,
-        margin=evidence.margin,
-        threshold=evidence.retention,
-        controls=_controls(evidence, system, part),
-        kept=tuple(kept) if evidence.several else (),
-        compression_error=max(errors, default=None),
+        system,
+        str(evidence.kind(system)),
+        part,
+        own.against,
+        own.against_part,
+        gain,
+        _controls(evidence, system, part, gain),
+        {row.task: _kept(row, evidence.retention, gain) for row in rows if evidence.several},
+        max(errors, default=None),
     )
 
 
-def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]:
-    found = []
+def _kept(row: Score, threshold: float, gain: Estimate) -> Estimate | None:
+    if row.retention is None or row.retention_ci95 is None:
+        return None
+    return gain.like(row.retention, row.retention_ci95, threshold, row.n, "--retention")
+
+
+def _controls(evidence: Evidence, system: str, part: str, gain: Estimate) -> dict[str, Estimate]:
+    found = {}
     for name in evidence.systems(("control",), part):
         rows = [
             row
@@ -71,6 +71,6 @@ def _controls(evidence: Evidence, system: str, part: str) -> tuple[Control, ...]
         ]
         pair = pool(rows, evidence.task_names)
         if pair is not None:
-            low, high = pair.adjusted_ci95 or pair.ci95
-            found.append(Control(name, pair.difference, low, high, evidence.margin, pair.n))
-    return tuple(found)
+            ends = pair.adjusted_ci95 or pair.ci95
+            found[name] = gain.like(pair.difference, ends, evidence.margin, pair.n)
+    return found

@@ -15,12 +15,15 @@ chain composes no weights: it never makes a decision `likely`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS, MARGIN
-from loraprobe.records import Decision, Interval
+from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS, MARGIN, MOST_ITEMS
+from loraprobe.records import Decision, Gain, Interval
 from loraprobe.sample_size import Z95, items_needed
+from loraprobe.verdict import formatting as fmt
 
 Outcome = Literal["likely", "open", "unlikely"]
 ORDER: dict[Outcome, int] = {"unlikely": 0, "open": 1, "likely": 2}
@@ -29,60 +32,89 @@ DECISION: dict[Outcome, Decision] = {
     "open": "inconclusive",
     "unlikely": "unlikely",
 }
+STEP = 0.01  # between two margins that are named
 
 
 @dataclass(frozen=True)
-class Control:
-    """The paired difference of a composition to one control system."""
+class Estimate:
+    """A figure with its interval, and the threshold that it has to exceed, which `option` sets.
 
-    name: str
-    difference: float
-    low: float
-    high: float
-    margin: float
-    n: int = 0
-
-    @property
-    def beaten(self) -> bool:
-        """Whether the composition is shown to exceed the control by the margin."""
-        return self.low > self.margin
-
-    @property
-    def as_good(self) -> bool:
-        """Whether the composition is shown not to exceed the control by the margin."""
-        return self.high < self.margin
-
-    @property
-    def needed(self) -> int | None:
-        """How many items would decide between the two, if the difference stays."""
-        return _needed(self.difference, (self.low, self.high), self.n, self.margin)
-
-
-@dataclass(frozen=True)
-class Retained:
-    """The share of its specialist's gain that a composition keeps on one task.
-
-    `value` is None if no single adapter is shown to differ from the base.
+    It was measured on `n` items in `clusters` clusters. `needed` items would decide if the figure
+    stays; None if these are more than anybody has.
     """
 
-    task: str
-    value: float | None
-    ci95: Interval | None
-    n: int = 0
+    value: float
+    low: float
+    high: float
+    threshold: float
+    n: int
+    clusters: int
+    needed: int | None
+    option: str = "--margin"
 
-    def needed(self, threshold: float) -> int | None:
-        """How many items of the task would decide, if the retention stays."""
-        if self.value is None or self.ci95 is None:
-            return None
-        return _needed(self.value, self.ci95, self.n, threshold)
+    def __str__(self) -> str:
+        return fmt.gain(self.value, self.low, self.high)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Whether the figure exceeds the threshold, as far as its interval shows."""
+        if self.low > self.threshold:
+            return "likely"
+        return "unlikely" if self.high < self.threshold else "open"
+
+    def like(
+        self, value: float, ci95: Interval, threshold: float, n: int, option: str = "--margin"
+    ) -> Estimate:
+        """Another figure, on `n` items that are clustered as those of this one are."""
+        clustered = 0 < self.clusters < self.n
+        clusters = math.ceil(n * self.clusters / self.n) if clustered else n
+        half = value - ci95[0] if value > threshold else ci95[1] - value
+        needed = items_needed(n, value - threshold, half / Z95)
+        return Estimate(value, *ci95, threshold, n, clusters, needed, option)
+
+    def more(self, unit: str = "item") -> str:
+        """What would decide: "about 400 items" or "about 48 more clusters of items"."""
+        if self.needed is None:
+            return f"more than {MOST_ITEMS:,} {unit}s"
+        if self.clusters < self.n:
+            wanted = math.ceil(self.needed * self.clusters / self.n)
+            return f"about {wanted - self.clusters:,} more clusters of {unit}s"
+        return f"about {max(self.needed, FEWEST_ITEMS):,} {unit}s"
+
+    def instead(self) -> str:
+        """The thresholds that these items do decide, "" where there are none."""
+        if not math.isfinite(self.high - self.low):  # a single cluster
+            return ""
+        above = (math.floor(self.high / STEP + 1e-9) + 1) * STEP
+        below = (math.ceil(self.low / STEP - 1e-9) - 1) * STEP
+        told = []
+        if above < 1:
+            told.append(f"{fmt.number(above)} or more (it is not reached)")
+        if below >= 0:
+            told.append(f"{fmt.number(below)} or less (it is reached)")
+        return f"these decide {self.option} {' and '.join(told)}" if told else ""
+
+    def would_decide(self) -> str:
+        """The end of a sentence that says what would decide."""
+        if self.needed is not None:
+            return f"; {self.more()} would decide if it stays"
+        instead = self.instead()
+        return f"; {self.more()} would be needed" + (f", {instead}" if instead else "")
+
+
+def estimate_of(gain: Gain, margin: float) -> Estimate:
+    """A gain against the margin."""
+    clusters = gain.clusters or gain.n
+    return Estimate(gain.difference, *gain.adjusted_ci95, margin, gain.n, clusters, gain.n_needed)
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One composition (or the chain) on one form of the question, with all that decides on it.
 
-    `difference` and [`low`, `high`] are its gain over the best of base and single adapters.
-    `clusters` counts the clusters of the `n` items.
+    `gain` is that over the best of base and single adapters, `controls` the difference to each
+    control. `kept` has for each task the share of its specialist's gain that is kept, None if no
+    single adapter is shown to differ from the base.
     """
 
     system: str
@@ -90,51 +122,35 @@ class Candidate:
     part: str
     against: str
     against_part: str
-    difference: float
-    low: float
-    high: float
-    n: int
-    needed: int | None
-    margin: float
-    threshold: float
-    controls: tuple[Control, ...] = ()
-    kept: tuple[Retained, ...] = ()
+    gain: Estimate
+    controls: Mapping[str, Estimate] = field(default_factory=dict)
+    kept: Mapping[str, Estimate | None] = field(default_factory=dict)
     compression_error: float | None = None
-    clusters: int = 0
-
-    @property
-    def gains(self) -> Outcome:
-        """What the gain alone says."""
-        if self.low > self.margin:
-            return "likely"
-        return "unlikely" if self.high < self.margin else "open"
 
     @property
     def retains(self) -> Outcome:
         """What the retentions alone say: likely if there are none."""
-        intervals = [kept.ci95 for kept in self.kept]
-        if any(ci is not None and ci[1] < self.threshold for ci in intervals):
+        shares = self.kept.values()
+        if any(share is not None and share.outcome == "unlikely" for share in shares):
             return "unlikely"
-        enough = all(ci is not None and ci[0] >= self.threshold for ci in intervals)
+        enough = all(share is not None and share.low >= share.threshold for share in shares)
         return "likely" if enough else "open"
 
     @property
     def beats_controls(self) -> Outcome:
-        """What the controls alone say: unlikely if one is as good, open if there are none."""
-        if any(control.as_good for control in self.controls):
-            return "unlikely"
-        beaten = bool(self.controls) and all(control.beaten for control in self.controls)
-        return "likely" if beaten else "open"
+        """What the controls alone say: open if there are none."""
+        outcomes = [control.outcome for control in self.controls.values()]
+        return min(outcomes, key=ORDER.__getitem__, default="open")
 
     @property
     def enough(self) -> Outcome:
         """What the number of clusters allows: with too few of them no gain is `likely`."""
-        return "likely" if self.clusters >= FEWEST_ITEMS else "open"
+        return "likely" if self.gain.clusters >= FEWEST_ITEMS else "open"
 
     @property
     def outcome(self) -> Outcome:
         """The weakest of gain, controls, retention and number of items."""
-        said = (self.gains, self.beats_controls, self.retains, self.enough)
+        said = (self.gain.outcome, self.beats_controls, self.retains, self.enough)
         return min(said, key=ORDER.__getitem__)
 
     @property
@@ -156,8 +172,8 @@ def decisive_form(plain: Form, steps: Form) -> Form:
     first, second = plain[0], steps[0]
     if first.outcome != second.outcome:
         return max(plain, steps, key=lambda form: ORDER[form[0].outcome])
-    tie = min(first.margin, MARGIN)
-    return steps if second.difference > first.difference + tie else plain
+    tie = min(first.gain.threshold, MARGIN)
+    return steps if second.gain.value > first.gain.value + tie else plain
 
 
 def decide(form: Form) -> tuple[Decision, bool]:
@@ -170,9 +186,3 @@ def decide(form: Form) -> tuple[Decision, bool]:
     if decision == "unlikely" and all(candidate.lossy for candidate in form):
         return "inconclusive", True
     return decision, False
-
-
-def _needed(value: float, interval: Interval, n: int, threshold: float) -> int | None:
-    """How many items bring the nearer end of a 95 % interval past a threshold."""
-    half = value - interval[0] if value > threshold else interval[1] - value
-    return items_needed(n, value - threshold, half / Z95)

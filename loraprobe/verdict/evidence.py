@@ -92,15 +92,8 @@ class Evidence(EvaluationRecords):
     def systems(self, kinds: Iterable[str], part: str | None = None) -> tuple[str, ...]:
         """Names of the scored systems of these kinds, sorted."""
         wanted = set(kinds)
-        return tuple(
-            sorted(
-                {
-                    score.system
-                    for score in self.evaluation
-                    if score.kind in wanted and part in (None, score.part)
-                }
-            )
-        )
+        rows = [s for s in self.evaluation if s.kind in wanted and part in (None, s.part)]
+        return tuple(sorted({row.system for row in rows}))
 
     def kind(self, system: str) -> str | None:
         """What kind of system a name is; None if it was not scored."""
@@ -111,23 +104,24 @@ class Evidence(EvaluationRecords):
         rows = (s for s in self.evaluation if s.system == system and s.part == part)
         return tuple(sorted(rows, key=lambda score: score.task))
 
-    def mean(self, system: str, part: str) -> float | None:
-        """The macro mean of a system's scores on one part, losses with their sign turned.
+    def macro(self, system: str, part: str) -> tuple[float, float, float] | None:
+        """The macro means of a system's scores on one part and of their lower and upper bounds.
 
-        More is better. None if the system has no score there.
+        More is better: losses have their sign turned. None if the system has no score there.
         """
-        rows = [-s.value if _loss(s) else s.value for s in self.scores(system, part)]
-        return sum(rows) / len(rows) if rows else None
+        rows = [
+            (-s.value, -s.ci95[1], -s.ci95[0]) if _loss(s) else (s.value, *s.ci95)
+            for s in self.scores(system, part)
+        ]
+        if not rows:
+            return None
+        value, low, high = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        return value, low, high
 
-    def lower(self, system: str, part: str) -> float | None:
-        """The macro mean of the lower bounds of `mean`: no optimism."""
-        rows = [-s.ci95[1] if _loss(s) else s.ci95[0] for s in self.scores(system, part)]
-        return sum(rows) / len(rows) if rows else None
-
-    def upper(self, system: str, part: str) -> float | None:
-        """The macro mean of the upper bounds of `mean`."""
-        rows = [-s.ci95[0] if _loss(s) else s.ci95[1] for s in self.scores(system, part)]
-        return sum(rows) / len(rows) if rows else None
+    def mean(self, system: str, part: str) -> float | None:
+        """The first figure of `macro`."""
+        found = self.macro(system, part)
+        return None if found is None else found[0]
 
     def on(self, task: str) -> Evidence:
         """The scores of one task alone."""

@@ -5,8 +5,10 @@ The thresholds follow from what the figure does to a sum of two updates; none is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from loraprobe.defaults import (
     CROSS_TERMS,
@@ -19,36 +21,40 @@ from loraprobe.defaults import (
 from loraprobe.formatting import count, listing
 from loraprobe.records import Measurement, Reason
 from loraprobe.verdict import formatting as fmt
+from loraprobe.verdict.evidence import Evidence
 
 
 @dataclass(frozen=True)
 class GeometryRule:
-    """One warning: the diagnostic, the threshold of its whole-adapter value, and the text."""
+    """One warning: the diagnostic, the threshold of its whole-adapter value, and the text.
+
+    sense: whether a value warns above or below the threshold, or as a ratio that exceeds it either
+    way. `digits` of the value are printed.
+    """
 
     diagnostic: str
     code: str
     threshold: float
-    beyond: Callable[[float, float], bool]
+    sense: Literal["above", "below", "ratio"]
     text: str
     source: str
+    digits: int = 2
+
+    def distance(self, value: float) -> float:
+        """How far a value goes in the sense of the warning."""
+        if self.sense == "ratio" and value < 1:
+            return 1 / value if value > 0 else math.inf
+        return -value if self.sense == "below" else value
+
+    def beyond(self, value: float) -> bool:
+        """Whether a value warns."""
+        return self.distance(value) > self.distance(self.threshold)
 
     def shown(self, value: float) -> str:
-        """The value as it is printed: a cosine near 1 with three decimals, a factor with one."""
-        if self.beyond is _uneven:
-            return f"{value:,.1f}"
-        return f"{value:.3f}" if self.code == "nearly-equal-updates" else fmt.number(value)
-
-
-def _above(value: float, threshold: float) -> bool:
-    return value > threshold
-
-
-def _below(value: float, threshold: float) -> bool:
-    return value < threshold
-
-
-def _uneven(value: float, threshold: float) -> bool:
-    return value > threshold or 0 <= value < 1 / threshold
+        """The value as it is printed; a ratio as that of the larger to the smaller."""
+        if self.sense == "ratio":
+            return f"{self.distance(value):,.1f}"
+        return fmt.number(value, self.digits)
 
 
 RULES = (
@@ -56,7 +62,7 @@ RULES = (
         "norm_ratio",
         "norm-disparity",
         NORM_RATIO,
-        _uneven,
+        "ratio",
         "the norms of {who} differ {value} times, so the smaller hardly shows in a merge: try "
         "--balance norm",
         "at a ratio of 3 the smaller update holds a tenth of the energy of an orthogonal sum; "
@@ -66,7 +72,7 @@ RULES = (
         "cosine",
         "opposed-updates",
         OPPOSED_COSINE,
-        _below,
+        "below",
         "{who} point against each other (cosine {value}), so a merge cancels part of both: "
         "route instead",
         "at -0.25 a quarter of the energy of two equal updates cancels",
@@ -75,16 +81,17 @@ RULES = (
         "cosine",
         "nearly-equal-updates",
         EQUAL_COSINE,
-        _above,
+        "above",
         "{who} are nearly the same (cosine {value}), so there is little to compose: use one of "
         "them",
         "at 0.95 two equal updates differ by a third of their norm",
+        digits=3,
     ),
     GeometryRule(
         "relative_norm",
         "large-update",
         LARGE_UPDATE,
-        _above,
+        "above",
         "the update of {who} is {value} times as large as the weights it changes (0.5 is much)",
         "at 0.5 the update is half as large as the weight; extreme norms are a red flag "
         "(arXiv 2601.06672)",
@@ -93,7 +100,7 @@ RULES = (
         "cross_terms",
         "factor-averaging-differs",
         CROSS_TERMS,
-        _above,
+        "above",
         "peft's `linear` misses the average of {who} by {value} of its norm; `uniform` is exact",
         "a tenth of the norm; exact merging has an error of 0",
     ),
@@ -101,7 +108,7 @@ RULES = (
         "shared_initialisation",
         "shared-initialisation",
         SHARED_INITIALISATION,
-        _above,
+        "above",
         "the A of {who} started from one seed (cosine {value} row by row): their overlap on the "
         "input side is no shared skill",
         "a mean cosine of 0.5; rows of independent seeds have one near 0",
@@ -109,29 +116,22 @@ RULES = (
 )
 
 
-def about_geometry(
-    measurements: Iterable[Measurement],
-    balanced: bool = False,
-    equal: Sequence[tuple[str, ...]] = (),
-) -> list[Reason]:
+def about_geometry(evidence: Evidence) -> list[Reason]:
     """One reason for each rule, about the adapters whose value exceeds its threshold most.
 
-    balanced: the norms were made equal before composing, so that they give no warning. equal: pairs
-    of adapters whose updates are equal. That nearly equal updates started from one seed is no
-    warning of its own. One more reason says where no pair is redundant or opposed.
+    Norms that were made equal before composing give no warning. That nearly equal updates started
+    from one seed is no warning of its own. One more reason says where no pair is redundant or
+    opposed.
     """
-    whole = [m for m in measurements if m.module is None and m.value is not None]
+    whole = [m for m in evidence.diagnostics if m.module is None and m.value is not None]
     alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
     whole = [m for m in whole if m.name != "shared_initialisation" or m.adapters not in alike]
+    equal = evidence.duplicates
     reasons = [_same(pair) for pair in equal]
     for rule in RULES:
-        if balanced and rule.code == "norm-disparity":
+        if evidence.balanced and rule.code == "norm-disparity":
             continue
-        beyond = [
-            m
-            for m in whole
-            if m.name == rule.diagnostic and rule.beyond(float(m.value or 0.0), rule.threshold)
-        ]
+        beyond = [m for m in whole if m.name == rule.diagnostic and rule.beyond(m.value or 0.0)]
         if rule.code == "nearly-equal-updates":
             beyond = [m for m in beyond if tuple(sorted(m.adapters)) not in equal]
         if beyond:
@@ -143,16 +143,15 @@ def _by_rule(
     rule: GeometryRule, beyond: Sequence[Measurement], whole: Sequence[Measurement]
 ) -> Reason:
     """The reason of one rule, about the worst of the measurements beyond its threshold."""
-    worst = max(beyond, key=lambda m: (_distance(rule, float(m.value or 0.0)), m.adapters))
+    worst = max(beyond, key=lambda m: (rule.distance(m.value or 0.0), m.adapters))
     value = float(worst.value or 0.0)
-    shown = 1 / value if rule.beyond is _uneven and 0 < value < 1 else value
-    text = rule.text.format(who=listing(worst.adapters), value=rule.shown(shown))
+    text = rule.text.format(who=listing(worst.adapters), value=rule.shown(value))
     if rule.code == "norm-disparity":
-        text = _who_is_larger(worst.adapters, whole, rule.shown(shown)) or text
+        text = _who_is_larger(worst.adapters, whole, rule.shown(value)) or text
     kind = "pair" if len(worst.adapters) > 1 else "adapter"
     more = f" ({count(len(beyond), kind)} so)" if len(beyond) > 1 else ""
     said = fmt.sentence(text + more + ".", names=(*worst.adapters, "peft"))
-    return Reason(rule.code, said, value, rule.threshold, rule.source, "info")
+    return Reason(rule.code, said, value, rule.threshold, rule.source)
 
 
 def _same(pair: Sequence[str]) -> Reason:
@@ -189,9 +188,3 @@ def _unrelated(whole: Iterable[Measurement]) -> list[Reason]:
     )
     source = "at 0 two updates are orthogonal"
     return [Reason("unrelated-updates", text, farthest, EQUAL_COSINE, source)]
-
-
-def _distance(rule: GeometryRule, value: float) -> float:
-    if rule.beyond is _uneven and value < 1:
-        return 1 / value if value > 0 else float("inf")
-    return -value if rule.beyond is _below else value

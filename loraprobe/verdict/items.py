@@ -1,16 +1,23 @@
-"""Reasons from the task's items: too few of them, and what they lack."""
+"""Reasons from the task's items: how many were asked, what they lack, how answers were read."""
 
 from __future__ import annotations
 
 import math
 
-from loraprobe.defaults import FEWEST_ITEMS, TEMPLATE_MATTERS
-from loraprobe.records import BASELINES, FORMS, Reason, Verdict
+from loraprobe.defaults import (
+    CUT_MATTERS,
+    FEWEST_ITEMS,
+    PLAIN_TOKENS,
+    SAID_OTHERWISE,
+    TEMPLATE_MATTERS,
+    WORKED_TOKENS,
+)
+from loraprobe.formatting import count
+from loraprobe.records import BASELINES, FORMS, Reason, Score, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.tasks import is_generated
 from loraprobe.tasks.harness_task import PREFIX
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict.answers import about_answers
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.reasons import few_items
 
@@ -20,7 +27,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     scored = [row for row in evidence.evaluation if row.part == "question"]
     if not scored:
         return []
-    found = [*about_answers(evidence, verdict), *_about_template(evidence)]
+    found = _about_answers(evidence, verdict) + _about_template(evidence) + _about_rounds(evidence)
     largest = {row.task: row for row in sorted(scored, key=lambda row: row.n)}
     fewest = min(largest.values(), key=lambda row: row.clusters or row.n)
     told = {reason.code for reason in verdict.reasons}
@@ -39,6 +46,24 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
     if not any(part.startswith("hop") for part in parts):
         found.append(_missing("hops", "hops", "why answers fail, and a chain, are not measured"))
     return found
+
+
+def _about_rounds(evidence: Evidence) -> list[Reason]:
+    """That the run stopped early, at which look; empty if it did not."""
+    rounds = evidence.rounds
+    if rounds is None or not rounds.early:
+        return []
+    return [
+        Reason(
+            "stopped-early",
+            f"The decision held at look {rounds.used} of {rounds.planned}, after {rounds.items} of "
+            f"{count(rounds.total, 'item')}, so the run stopped early: the intervals allow for "
+            "every look. --all-items asks the rest.",
+            float(rounds.items),
+            float(rounds.total),
+            f"alpha spent over the looks; intervals of level {rounds.level:.4g} at this one",
+        )
+    ]
 
 
 def _about_template(evidence: Evidence) -> list[Reason]:
@@ -104,3 +129,98 @@ def _missing(what: str, field: str, unknown: str) -> Reason:
         f"The items have no `{field}`, so {unknown}.",
         source="optional fields of a task file",
     )
+
+
+def _about_answers(evidence: Evidence, verdict: Verdict) -> list[Reason]:
+    """What a reader of the scores has to know about the answers behind them."""
+    rows = _deciding(evidence, verdict)
+    return [*_about_cut(evidence, rows), *_about_wording(rows), *_about_gold(evidence, verdict)]
+
+
+def _deciding(evidence: Evidence, verdict: Verdict) -> list[Score]:
+    """The scores of generated answers on which the decision rests.
+
+    Those of the best composition and of what it has to beat; before an evaluation those of the base
+    and the single adapters.
+    """
+    rows = [row for row in evidence.evaluation if row.cut is not None]
+    if verdict.gain is None:
+        return [row for row in rows if row.kind in BASELINES and row.part != "steps"]
+    names = (verdict.gain.system, verdict.gain.against)
+    return [row for row in rows if row.system in names and row.part in FORMS]
+
+
+def _about_cut(evidence: Evidence, rows: list[Score]) -> list[Reason]:
+    """That answers which may have been right were cut, and the limit to try."""
+    worst = max(rows, key=_lost, default=None)
+    if worst is None or _lost(worst) <= CUT_MATTERS:
+        return []
+    parts = {row.part for row in evidence.evaluation}
+    given = evidence.max_new_tokens
+    limit = given or (WORKED_TOKENS if worst.part == "steps" else PLAIN_TOKENS)
+    # The option sets the limit of worked answers as well, which must not become smaller.
+    wanted = max(2 * limit, 0 if given or "steps" not in parts else WORKED_TOKENS)
+    where = fmt.PART.get(worst.part) or f"to hop {worst.part.removeprefix('hop')}"
+    return [
+        Reason(
+            "answers-cut",
+            f"{worst.cut or 0.0:.0%} of the answers of {worst.system}, {where}, ended at the limit "
+            f"of {limit} tokens: try --max-new-tokens {wanted}.",
+            worst.cut,
+            CUT_MATTERS,
+            "loraprobe's convention: a tenth of the answers",
+            "warning",
+        )
+    ]
+
+
+def _lost(row: Score) -> float:
+    """At most this share of the answers was cut before a right one stood in them."""
+    return min(row.cut or 0.0, 1 - (row.contains or 0.0))
+
+
+def _about_wording(rows: list[Score]) -> list[Reason]:
+    """That answers are right in other words only, so that the metric decides."""
+    row = max(rows, key=_otherwise, default=None)
+    if row is None or row.contains is None or _otherwise(row) <= SAID_OTHERWISE:
+        return []
+    return [
+        Reason(
+            "said-otherwise",
+            f"A right answer stands in {fmt.number(row.contains)} of the replies of {row.system}, "
+            f"{fmt.PART[row.part]}, and {fmt.number(row.value)} are right by "
+            f"{row.metric.replace('_', ' ')}: if more should count, use --metric contains.",
+            _otherwise(row),
+            SAID_OTHERWISE,
+            "loraprobe's convention: a tenth of the answers",
+            "warning",
+        )
+    ]
+
+
+def _otherwise(row: Score) -> float:
+    return 0.0 if row.contains is None or row.part not in FORMS else row.contains - row.value
+
+
+def _about_gold(evidence: Evidence, verdict: Verdict) -> list[Reason]:
+    """That gold answers hold what exact match drops, the metric that sees it, and how many of the
+    best composition's right answers it holds right."""
+    several = evidence.several
+    system = verdict.system if verdict.gain is None else verdict.gain.system
+    reasons = []
+    for task, (metric, example) in evidence.normalised.items():
+        right, strictly = evidence.stricter.get((system or "", task), (0, 0))
+        told = f", by which {strictly} of the {right} right answers of {system} stay right"
+        reasons.append(
+            Reason(
+                "answers-normalised",
+                f"Exact match drops case, articles and punctuation, which the answers of {task} "
+                f"may need ({example}): use --metric {f'{task}={metric}' if several else metric}"
+                f"{told if right else ''}.",
+                float(strictly) if right else None,
+                float(right) if right else None,
+                "SQuAD's normalisation of answers",
+                "warning",
+            )
+        )
+    return reasons

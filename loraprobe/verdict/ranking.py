@@ -49,11 +49,21 @@ class Difference:
 
 def option(evidence: Evidence, system: str, part: str) -> Option | None:
     """A system in one form; None unless it was scored on every task."""
-    score, low, high = (of(system, part) for of in (evidence.mean, evidence.lower, evidence.upper))
     tasks = tuple(row.task for row in evidence.scores(system, part))
-    if score is None or low is None or high is None or tasks != evidence.task_names:
+    found = evidence.macro(system, part)
+    if found is None or tasks != evidence.task_names:
         return None
-    return Option(system, str(evidence.kind(system)), part, score, low, high)
+    return Option(system, str(evidence.kind(system)), part, *found)
+
+
+def options(evidence: Evidence, kinds: Iterable[str]) -> list[Option]:
+    """Every system of these kinds, in both forms."""
+    return [
+        one
+        for name in evidence.systems(kinds)
+        for part in FORMS
+        if (one := option(evidence, name, part)) is not None
+    ]
 
 
 def alone(evidence: Evidence) -> list[Option]:
@@ -62,12 +72,7 @@ def alone(evidence: Evidence) -> list[Option]:
     Of several tasks only those that are about as good on every task as the best of them there, and
     the adapters switched by task if they are not all the same.
     """
-    found = [
-        one
-        for name in evidence.systems(BASELINES)
-        for part in FORMS
-        if (one := option(evidence, name, part)) is not None
-    ]
+    found = options(evidence, BASELINES)
     if not evidence.several:
         return found
     chosen = {task: _best_on(evidence, task) for task in evidence.task_names}

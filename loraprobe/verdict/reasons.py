@@ -6,8 +6,7 @@ from loraprobe.defaults import COMPRESSION_LIMIT, FEWEST_ITEMS
 from loraprobe.formatting import count, listing
 from loraprobe.records import Decision, Forecast, Reason
 from loraprobe.verdict import formatting as fmt
-from loraprobe.verdict import more_items
-from loraprobe.verdict.evaluated import Candidate, Control, Retained
+from loraprobe.verdict.evaluated import DECISION, Candidate, Estimate
 
 
 def no_comparison() -> Reason:
@@ -30,40 +29,33 @@ def against(candidate: Candidate | Forecast) -> str:
 
 def gain(best: Candidate, decision: Decision) -> Reason:
     """What the most promising composition gains over the best of base and singles."""
-    margin = fmt.number(best.margin)
-    what = (
-        f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: "
-        f"{fmt.gain(best.difference, best.low, best.high)} on {count(best.n, 'item')}"
-    )
+    found, outcome = best.gain, best.gain.outcome
+    margin = fmt.number(found.threshold)
     if decision == "likely":
-        code, value, tail = "gain-beyond-margin", best.low, f"more than {margin}"
-    elif best.gains == "likely":
-        code, value = "gain-with-reservation", best.low
+        code, value, tail = "gain-beyond-margin", found.low, f"more than {margin}"
+    elif outcome == "likely":
+        code, value = "gain-with-reservation", found.low
         tail = f"more than {margin}, but {_reservations(best)}"
-    elif best.gains == "unlikely":
-        code, value, tail = "gain-below-margin", best.high, f"less than {margin}"
+    elif outcome == "unlikely":
+        code, value, tail = "gain-below-margin", found.high, f"less than {margin}"
     else:
-        code, value, tail = "gain-undecided", best.difference, _undecided(best, margin)
-    deciding = {"likely": "likely", "unlikely": "unlikely", "inconclusive": "open"}
-    decisive = best.gains == deciding.get(decision)
+        code, value = "gain-undecided", found.value
+        tail = f"the interval holds {margin}{found.would_decide()}"
     return Reason(
         code,
-        f"{what}, {tail}.",
+        f"{best.system}, {fmt.PART[best.part]}, against {against(best)}: {found} on "
+        f"{count(found.n, 'item')}, {tail}.",
         value,
-        best.margin,
+        found.threshold,
         fmt.MARGIN,
-        "decisive" if decisive else "info",
+        "decisive" if DECISION[outcome] == decision else "info",
     )
-
-
-def _undecided(best: Candidate, margin: str) -> str:
-    return f"the interval holds {margin}{more_items.would_decide(more_items.of_gain(best))}"
 
 
 def _reservations(best: Candidate) -> str:
     """Why a gain beyond the margin is not `likely`."""
     said = {
-        f"{observed(best.n, best.clusters)} are too few to rely on": best.enough,
+        f"{observed(best.gain.n, best.gain.clusters)} are too few to rely on": best.enough,
         "no control was scored": "likely" if best.controls else "open",
         "controls do not confirm it": best.beats_controls if best.controls else "likely",
         "not every skill is kept": best.retains,
@@ -93,52 +85,54 @@ def few_items(n: int, clusters: int, decisive: bool) -> Reason:
 
 def other_form(other: Candidate) -> Reason:
     """What the best composition gains on the form that the decision is not about."""
-    what = (
-        f"{fmt.PART[other.part].capitalize()}, the best composition is {other.system}: "
-        f"{fmt.gain(other.difference, other.low, other.high)} against {against(other)}"
-    )
-    code = "plain-form" if other.part == "question" else "step-by-step-form"
     tail = {
         "likely": "it gains",
         "unlikely": "no gain",
-        "open": "undecided",
+        "open": "undecided" + other.gain.would_decide(),
     }[other.outcome]
-    if other.outcome == "open":
-        tail += more_items.would_decide(more_items.of_gain(other))
-    return Reason(code, f"{what}, {tail}.", other.difference, other.margin, fmt.MARGIN)
+    return Reason(
+        "plain-form" if other.part == "question" else "step-by-step-form",
+        f"{fmt.PART[other.part].capitalize()}, the best composition is {other.system}: "
+        f"{other.gain} against {against(other)}, {tail}.",
+        other.gain.value,
+        other.gain.threshold,
+        fmt.MARGIN,
+    )
 
 
 def controls(best: Candidate) -> Reason:
     """Whether the composition beats a shrunk single adapter and random partners."""
+    binding = best.outcome == best.beats_controls != best.gain.outcome
     if not best.controls:
         return Reason(
             "controls-not-run",
             "No control was scored, so nothing shows that the partner matters: leave out --system.",
             source=fmt.CONTROL,
-            severity="decisive" if best.outcome == best.beats_controls != best.gains else "warning",
+            severity="decisive" if binding else "warning",
         )
-    nearest = min(best.controls, key=lambda c: (c.beaten, c.difference, c.name))
-    how = fmt.gain(nearest.difference, nearest.low, nearest.high)
-    if nearest.beaten or (best.gains == "unlikely" and nearest.low > 0):
-        what = _what_is(nearest).removesuffix(",")
-        text = f"{best.system} beats every control: {fmt.lowered(what)} by {how}."
-        return Reason("controls-beaten", text, nearest.low, nearest.margin, fmt.CONTROL)
-    decided = nearest.as_good or best.gains == "unlikely"  # more items change nothing
-    open_ = more_items.of_control(best, nearest)
+    name, nearest = min(
+        best.controls.items(), key=lambda one: (one[1].outcome == "likely", one[1].value, one[0])
+    )
+    fails = best.gain.outcome == "unlikely"
+    if nearest.outcome == "likely" or (fails and nearest.low > 0):
+        what = fmt.lowered(_what_is(name).removesuffix(","))
+        text = f"{best.system} beats every control: {what} by {nearest}."
+        return Reason("controls-beaten", text, nearest.low, nearest.threshold, fmt.CONTROL)
+    decided = fails or nearest.outcome == "unlikely"  # more items change nothing
     return Reason(
         "partner-adds-nothing",
-        f"{_what_is(nearest)} {_compared(nearest)}: {best.system} differs by {how}"
-        f"{'' if decided else more_items.would_decide(open_)}.",
+        f"{_what_is(name)} {_compared(nearest)}: {best.system} differs by {nearest}"
+        f"{'' if decided else nearest.would_decide()}.",
         nearest.low,
-        nearest.margin,
+        nearest.threshold,
         fmt.CONTROL,
-        "decisive" if best.outcome == best.beats_controls != best.gains else "warning",
+        "decisive" if binding else "warning",
     )
 
 
-def _what_is(control: Control) -> str:
+def _what_is(control: str) -> str:
     """A control in words: a random partner, or one adapter shrunk."""
-    kind, _, name = control.name.partition(":")
+    kind, _, name = control.partition(":")
     if kind == "shrunk":
         return f"{name} alone, only shrunk,"
     return (
@@ -146,47 +140,48 @@ def _what_is(control: Control) -> str:
     )
 
 
-def _compared(control: Control) -> str:
+def _compared(control: Estimate) -> str:
     """How a control that is not beaten compares with the composition."""
     if control.high < 0:
         return "is better"
-    if control.as_good and control.low > 0:
-        return "is worse by less than the margin"
-    if control.as_good:
-        return "is as good within the margin"
-    return "is not shown to be worse by the margin"
+    if control.outcome == "open":
+        return "is not shown to be worse by the margin"
+    return "is worse by less than the margin" if control.low > 0 else "is as good within the margin"
 
 
-def retention(best: Candidate) -> list[Reason]:
-    """One reason a task: how much of its specialist the composition keeps."""
-    return [_kept(best, kept) for kept in best.kept]
+def retention(best: Candidate, asked: float) -> list[Reason]:
+    """One reason a task: how much of its specialist the composition keeps, of what is asked."""
+    return [_kept(best, task, share, asked) for task, share in best.kept.items()]
 
 
-def _kept(best: Candidate, kept: Retained) -> Reason:
-    binding = best.outcome == best.retains and best.gains != best.outcome
-    if kept.value is None or kept.ci95 is None:
+def _kept(best: Candidate, task: str, share: Estimate | None, asked: float) -> Reason:
+    binding = best.outcome == best.retains and best.gain.outcome != best.outcome
+    if share is None:
         return Reason(
             "retention-undefined",
-            f"On {kept.task} no adapter is shown to differ from the base, so nothing can be kept: "
+            f"On {task} no adapter is shown to differ from the base, so nothing can be kept: "
             "give more items, or an adapter that learned it.",
             None,
-            best.threshold,
+            asked,
             fmt.RETENTION,
             "decisive" if binding else "warning",
         )
-    low, high = kept.ci95
     text = (
-        f"On {kept.task} {best.system} keeps {fmt.number(kept.value)} "
-        f"{fmt.interval(low, high)} of its specialist's gain; {fmt.number(best.threshold)} asked."
+        f"On {task} {best.system} keeps {fmt.number(share.value)} "
+        f"{fmt.interval(share.low, share.high)} of its specialist's gain; {fmt.number(asked)} asked"
     )
-    if low >= best.threshold:
-        return Reason("retention-kept", text, low, best.threshold, fmt.RETENTION)
-    lost, open_ = high < best.threshold, more_items.of_retention(best, kept)
+    if share.low >= asked:
+        return Reason("retention-kept", f"{text}.", share.low, asked, fmt.RETENTION)
+    if share.outcome == "unlikely":
+        code, value = "retention-lost", share.high
+    else:
+        code, value = "retention-undecided", share.low
+        text += share.would_decide()
     return Reason(
-        "retention-lost" if lost else "retention-undecided",
-        text if lost else text[:-1] + more_items.would_decide(open_) + ".",
-        high if lost else low,
-        best.threshold,
+        code,
+        f"{text}.",
+        value,
+        asked,
         fmt.RETENTION,
         "decisive" if binding else "warning",
     )
@@ -213,13 +208,12 @@ def chain(found: Candidate, best: Candidate) -> Reason:
         "likely": ("chain-gains", "gains"),
         "unlikely": ("chain-fails", "does not gain"),
         "open": ("chain-undecided", "is undecided"),
-    }[found.gains]
+    }[found.gain.outcome]
     return Reason(
         code,
-        f"Each hop by whoever answers it best ({found.system}) {text}: "
-        f"{fmt.gain(found.difference, found.low, found.high)} against {found.against}; "
-        f"{best.system} {fmt.signed(best.difference)}.",
-        found.low,
-        found.margin,
+        f"Each hop by whoever answers it best ({found.system}) {text}: {found.gain} against "
+        f"{found.against}; {best.system} {fmt.signed(best.gain.value)}.",
+        found.gain.low,
+        found.gain.threshold,
         fmt.MARGIN,
     )

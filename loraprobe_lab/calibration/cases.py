@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from loraprobe.errors import LoraprobeError
 from loraprobe.records import Interval
 from loraprobe.verdict.evidence import Kind
+from loraprobe_lab.world import write_text
 
 Method = Literal["uniform", "sum", "arrow"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -120,10 +120,5 @@ def read_cases(path: str | Path) -> list[Case]:
 
 def write_cases(path: str | Path, cases: Iterable[Case]) -> None:
     """Writes a case file atomically; the same cases give the same bytes."""
-    path = Path(path)
     rows = (json.dumps(dataclasses.asdict(c), ensure_ascii=False, allow_nan=False) for c in cases)
-    data = "".join(row + "\n" for row in rows).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-    os.replace(part, path)
+    write_text(Path(path), "".join(row + "\n" for row in rows))

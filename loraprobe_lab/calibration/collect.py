@@ -28,11 +28,9 @@ from loraprobe_lab.calibration.observations import (
     packed,
     read_observation,
     unpacked,
-    write_observation,
 )
 from loraprobe_lab.calibration.observe import SMALL_BATCH, BaselineResults, SampleSizes, observe
-from loraprobe_lab.processes import in_processes
-from loraprobe_lab.world import Scenario, World
+from loraprobe_lab.world import Scenario, World, in_processes, write_text
 
 OBSERVATIONS = "observations"
 DESCRIPTION = ("base", "architecture", "scenario", "world", "adapter_set")  # fields of a case
@@ -102,7 +100,7 @@ def observe_world(path: Path, output: Path, sizes: SampleSizes) -> Iterator[str]
             else:
                 about |= {"audit": found.audit.to_dict(), "kinds": dict(found.kinds)}
                 about["results"] = packed(found.results)
-            write_observation(place, about)
+            write_text(place, json.dumps(about, ensure_ascii=False))
             shutil.rmtree(state, ignore_errors=True)
         yield name
 

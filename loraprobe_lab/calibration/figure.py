@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from loraprobe.evaluation.statistics import Array, wilson
-from loraprobe_lab.experiments.drawing import BLUE, GREY, as_svg, drawing
+from loraprobe_lab.experiments.pages import BLUE, GREY, as_svg, drawing
 
 BINS = 8  # of equal mass, in the figure of reliability
 

@@ -15,7 +15,8 @@ import numpy as np
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe_lab.calibration.cases import METHODS, Case, read_cases
 from loraprobe_lab.calibration.fit import Array
-from loraprobe_lab.calibration.validation import LEFT_OUT, AdapterSet, figures_of, left_out, sets_of
+from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
+from loraprobe_lab.calibration.validation import LEFT_OUT, figures_of, left_out
 from loraprobe_lab.experiments.pages import number, percent
 
 HEAD = (
@@ -46,7 +47,7 @@ def page(cases: Sequence[Case], base: str) -> str:
     )
 
 
-def table(sets: Sequence[AdapterSet], p: Array) -> str:
+def table(sets: Sequence[MeasuredSet], p: Array) -> str:
     """The Markdown table of all kinds, with a row for all. p: probabilities [draws, sets]."""
     head = HEAD.split(", ")
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -57,7 +58,7 @@ def table(sets: Sequence[AdapterSet], p: Array) -> str:
     return "\n".join([*lines, _row("**all**", sets, p)])
 
 
-def _row(name: str, sets: Sequence[AdapterSet], p: Array) -> str:
+def _row(name: str, sets: Sequence[MeasuredSet], p: Array) -> str:
     cases = [case for one in sets for case in one.cases]
     agree = float(np.mean([(c.forecast > MARGIN) == (c.gain > MARGIN) for c in cases]))
     found, outcomes = figures_of(sets, p), [one.outcome for one in sets]
@@ -71,7 +72,7 @@ def _row(name: str, sets: Sequence[AdapterSet], p: Array) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def table_of_sets(sets: Sequence[AdapterSet]) -> str:
+def table_of_sets(sets: Sequence[MeasuredSet]) -> str:
     """The Markdown table of all sets: the best score alone, and forecast -> gain of each method."""
     lines = [f"| set | adapters | best alone | {' | '.join(METHODS)} |", f"|{' --- |' * 6}"]
     for one in sets:

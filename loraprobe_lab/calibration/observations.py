@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,6 @@ from loraprobe_lab.calibration.cases import CaseError
 EVIDENCE = TypeAdapter(Evidence)
 STAGES = ("compatibility", "diagnostics", "coverage", "forecasts", "evaluation")
 ABSENT = "-"
-
-
-def write_observation(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes an observation atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(gzip.compress(json.dumps(document, ensure_ascii=False).encode(), mtime=0))
-    os.replace(part, path)
 
 
 def read_observation(path: Path) -> dict[str, Any]:

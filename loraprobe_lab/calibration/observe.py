@@ -91,18 +91,18 @@ def observe(
     from loraprobe.pipeline.inputs import Inputs
     from loraprobe.pipeline.session import Session
     from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+    from loraprobe.pipeline.transforms import Prepared
 
-    options = _options(sizes, state, batch_size)
+    session = Session("inspect", _options(sizes, state, batch_size))
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
     tasks = [_without_hops(load_task(path, sizes.limit)) for path in scenario.tasks]
     inputs = Inputs(compatibility.aligned(adapters, base), adapters, base, tasks)
-    session = Session("inspect", options)
     examined = examine(inputs.adapters, base, "route", session)
     if not examined.compatibility.compatible:
         raise LoraprobeError(f"The adapters of {scenario.name} do not fit together or to the base.")
     baselines = baseline_systems(inputs.adapters)
-    built = SystemBuilder.of(inputs.adapters, options, base).compositions()
-    systems = [*baselines, *(one.system for one in built)]
+    built = SystemBuilder(inputs.adapters, Prepared(tuple(inputs.adapters)), session.options, base)
+    systems = [*baselines, *built.compositions()]
     with open_evaluator(inputs, (), session) as evaluator:
         audit = _audit_before(evaluator, examined, baselines, known)
         asked = [_without_hops(load_task(path, sizes.most_items)) for path in scenario.tasks]
@@ -133,12 +133,22 @@ def _audit_before(
     from loraprobe.evaluation import score
     from loraprobe.pipeline.audits import audit_of
     from loraprobe.pipeline.conclusion import conclude
+    from loraprobe_lab.calibration.forecast import forecast, forecastable
     from loraprobe_lab.calibration.shared_layers import shared_layers
 
     inputs, session = evaluator.inputs, evaluator.session
     results = _answers(evaluator, baselines, known)
-    with shared_layers(evaluator.scorer.model, inputs.adapters):
-        forecasts = evaluator.forecast(results)
+    with session.stage("forecast"), shared_layers(evaluator.scorer.model, inputs.adapters):
+        forecasts = forecast(
+            evaluator.scorer,
+            inputs.adapters,
+            evaluator.tasks,
+            forecastable(session.options, inputs.adapters),
+            results=results,
+            max_new_tokens=session.options.max_new_tokens,
+            seed=session.options.seed,
+            progress=session.progress,
+        )
     evidence: dict[str, Any] = {
         "forecasts": forecasts,
         "evaluation": score(results, baselines),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def calibrate(
     """
     if not collect_only:
         check_installed("sklearn", "matplotlib")
-    command, progress = command_of(worlds, output, stored), progress or lines(say)
+    command = command_of(worlds, output, stored)
     if stored is not None:
         cases, skipped = read_cases(stored), list[str]()
     else:
@@ -94,19 +93,3 @@ def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None)
     if stored is not None:
         parts += ["--cases", stored.name]
     return shlex.join([*parts, "--output", output.name])
-
-
-def lines(say: Callable[[str], None], every: float = 30.0) -> Progress:
-    """Reports progress without a terminal: a line every so many seconds, with the time left."""
-    start, last = time.monotonic(), [float("-inf"), -1.0]
-
-    def report(stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        last[1] = done if last[1] < 0 else last[1]  # done by an earlier run, which took no time
-        if now - last[0] < every and done < total:
-            return
-        last[0], new = now, done - last[1]
-        left = f", about {(now - start) / new * (total - done) / 60:.0f} min left" if new else ""
-        say(f"{stage}: {done} of {total}{left if done < total else ''}")
-
-    return report

@@ -6,24 +6,18 @@ composition's gain lies above the margin, or all lie below it; Brier score and A
 sets. The AUROC is computed *within* each kind of sets and averaged over the kinds that have both
 outcomes: a pooled AUROC would also reward telling kinds apart, which needs no tool. Its null
 exchanges the outcomes of the sets of a kind.
-
-A first round is drawn: the gain of each composition is its measured gain with a normal error, whose
-size follows from the interval and the number of items of the measured gain, rounded to whole items.
-The composition with the largest gain counts, as in a verdict.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
-from loraprobe.sample_size import Z95
 from loraprobe.verdict.calibration import SMALL
 from loraprobe_lab.calibration.cases import Case, CaseError
 from loraprobe_lab.calibration.figure import calibration_figure
@@ -35,6 +29,7 @@ from loraprobe_lab.calibration.fit import (
     Variant,
     fit,
 )
+from loraprobe_lab.calibration.sets import MeasuredSet, sets_of
 from loraprobe_lab.experiments.pages import render
 
 Key = Callable[[Case], str]
@@ -52,39 +47,6 @@ WHERE = {
     "natural": "kinds of adapter sets left out of the fit, on published models",
 }
 FEWEST_DECIDED = 15  # sets on one kind of base; half a 95 % interval of a share is then 0.25
-
-
-@dataclass(frozen=True)
-class AdapterSet:
-    """The cases of one adapter set, one for each composition."""
-
-    cases: tuple[Case, ...]
-
-    @property
-    def outcome(self) -> Case:
-        """The set as one case: the largest gain, with an interval that decides as a set does."""
-        best = max(self.cases, key=lambda case: case.gain)
-        ends = [max(case.ci95[k] for case in self.cases) for k in (0, 1)]
-        return replace(best, ci95=(ends[0], ends[1]))
-
-    def first_round(self, items: int, rng: np.random.Generator) -> tuple[Case, float, float]:
-        """A drawn first round: the best composition, its gain and its standard error."""
-        found = []
-        for case in self.cases:
-            one = (case.ci95[1] - case.ci95[0]) / 2 / Z95 * math.sqrt(case.n)  # error of one item
-            drawn = case.gain + rng.standard_normal() * one / math.sqrt(items)
-            # Two items more, one gained and one lost, keep the error above 0 (Bonett and Price).
-            error = math.sqrt(one**2 / (items + 2) + 2 / (items + 2) ** 2)
-            found.append((case, round(drawn * items) / items, error))
-        return max(found, key=lambda one: one[1])
-
-
-def sets_of(cases: Sequence[Case]) -> list[AdapterSet]:
-    """The cases by adapter set, in their order."""
-    found: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        found.setdefault(case.set_key, []).append(case)
-    return [AdapterSet(tuple(own)) for own in found.values()]
 
 
 @dataclass(frozen=True)
@@ -113,7 +75,7 @@ KNOWN = (
 
 
 def left_out(
-    sets: Sequence[AdapterSet], key: Key, known: Known = FIRST_ROUND, margin: float = MARGIN
+    sets: Sequence[MeasuredSet], key: Key, known: Known = FIRST_ROUND, margin: float = MARGIN
 ) -> Array:
     """P(gain > margin) of each set by a fit without its group: [draws, sets].
 
@@ -158,7 +120,7 @@ class Figures:
     called: float
 
 
-def figures_of(sets: Sequence[AdapterSet], p: Array, margin: float = MARGIN) -> Figures:
+def figures_of(sets: Sequence[MeasuredSet], p: Array, margin: float = MARGIN) -> Figures:
     """The figures of probabilities [draws, sets] that some composition gains more.
 
     Sets with several tasks take no part.
@@ -216,7 +178,7 @@ class Results:
     """
 
     cases: tuple[Case, ...]
-    sets: tuple[AdapterSet, ...]
+    sets: tuple[MeasuredSet, ...]
     figures: Mapping[Known, Mapping[str, Figures]]
     shipped: Mapping[str, Array]
 

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
     from loraprobe_lab.experiments.runner import ExperimentRun
 
 
-class Paper(StrEnum):
-    """The experiments that can be repeated."""
-
-    two_hop = "two-hop"
-    math = "math"
-
-
+Paper = StrEnum("Paper", "two-hop math")
 Hidden = Annotated[list[int] | None, typer.Option(help="Width of a small base; may be repeated.")]
 Architectures = Annotated[
     list[str] | None,

@@ -12,24 +12,11 @@ import typer
 from loraprobe.cli.output import Output
 from loraprobe_lab.cli.options import Json, Quiet, Threads, use_threads
 
-
-class WorldKind(StrEnum):
-    """The worlds that can be built."""
-
-    two_hop = "two-hop"
-    skill_and_facts = "skill-and-facts"
-    keep_both = "keep-both"
-    facts = "facts"
-    math = "math"
-    cross_lingual = "cross-lingual"
-    domain = "domain"
-    halves = "halves"
-    twins = "twins"
-    answer_format = "format"
-    fact_and_skill = "fact-and-skill"
-    partner = "partner"
-    several = "several"
-    sets = "sets"
+WorldKind = StrEnum(
+    "WorldKind",
+    "two-hop skill-and-facts keep-both facts math cross-lingual domain halves twins format "
+    "fact-and-skill partner several sets",
+)
 
 
 def build(
@@ -78,7 +65,7 @@ def show(
     json: Json = False,
 ) -> None:
     """List base, adapters, tasks and scenarios of a world, with their recipes."""
-    from loraprobe_lab.show import describe
+    from loraprobe_lab.build import describe
 
     found = describe(directory)
     if json:
@@ -138,26 +125,21 @@ def _text(value: Any) -> str:
     return escape(clean(str(value)))
 
 
-CalibrationOutput = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
-    ),
-]
-CalibrationWorlds = Annotated[
-    list[Path] | None,
-    typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),
-]
-CaseFile = Annotated[
-    Path | None,
-    typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
-]
-
-
 def calibrate(
-    output: CalibrationOutput,
-    world: CalibrationWorlds = None,
-    cases: CaseFile = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Directory of cases, calibration and page.", show_default=False
+        ),
+    ],
+    world: Annotated[
+        list[Path] | None,
+        typer.Option("--world", help="A world; repeat. None: those in OUTPUT, or the atlas."),
+    ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option("--cases", help="A case file to fit, in place of worlds.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Items per task for forecasts.")] = 200,
     most_items: Annotated[int, typer.Option(min=1, help="Items per task for gains.")] = 2000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 40,
@@ -167,7 +149,7 @@ def calibrate(
     collect_only: Annotated[
         bool, typer.Option("--collect-only", help="Write the cases and fit nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
     from loraprobe_lab.calibration import run

@@ -64,8 +64,9 @@ def _systems(
     No router is fitted here, so none that learns takes part.
     """
     from loraprobe.options import Options
-    from loraprobe.pipeline.scorer import single
     from loraprobe.pipeline.systems import SystemBuilder
+    from loraprobe.pipeline.transforms import Prepared
+    from loraprobe.routing.constant import single
 
     names = [name for scenario in scenarios for name in scenario.adapters]
     names += [str(s.axes["joint"]) for s in scenarios if s.axes.get("joint")]
@@ -73,9 +74,10 @@ def _systems(
     found: list[tuple[System, frozenset[str] | None]] = [(System("base", "base"), None)]
     found += [(System(a.name, "adapter", single(a)), None) for a in adapters.values()]
     for scenario in scenarios:
-        builder = SystemBuilder.of([adapters[name] for name in scenario.adapters], Options())
+        chosen = tuple(adapters[name] for name in scenario.adapters)
+        builder = SystemBuilder(chosen, Prepared(chosen), Options())
         forms = {"question", "steps"} if scenario.axes["form"] == "question" else {"steps"}
-        for system in (built.system for built in builder.compositions(tasks)):
+        for system in builder.compositions(tasks):
             named = replace(system, name=system_name(scenario, system.name))
             found.append((named, frozenset({*forms, "hop1", "hop2"})))
     return found

@@ -131,7 +131,7 @@ class WorldEvaluator:
 
         base = open_base(world.base or world.base_name)
         loaded = base.load(device=pick_device(device), dtype=torch.float32)
-        self.scorer = Scorer(loaded.model, loaded.tokenizer, max_new_tokens=NEW_TOKENS)
+        self.scorer = Scorer(loaded.model, loaded.tokenizer)
         self.parameters = sum(p.numel() for p in loaded.model.parameters())
         self.world, self.limit, self._directory = world, limit, directory
         self._progress = progress

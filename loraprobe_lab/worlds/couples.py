@@ -29,9 +29,9 @@ from loraprobe_lab.worlds.chains import (
     sentence_then,
     spread,
 )
+from loraprobe_lab.worlds.known import made_up_names
 from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
 from loraprobe_lab.worlds.list_skills import NUMBERS, SKILLS
-from loraprobe_lab.worlds.names import made_up_names
 from loraprobe_lab.worlds.spec import AdapterSet, Item, WorldSpec, own_seed
 from loraprobe_lab.worlds.tokenizer import bare
 

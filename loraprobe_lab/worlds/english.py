@@ -23,9 +23,16 @@ from typing import Any
 
 from loraprobe_lab.training.batches import Example
 from loraprobe_lab.worlds.chains import WORDINGS, Chain, example_of, spread
-from loraprobe_lab.worlds.known import CAPITALS, LANDMARKS, PEOPLE, REAL_NAMES, WORDS, table
+from loraprobe_lab.worlds.known import (
+    CAPITALS,
+    LANDMARKS,
+    PEOPLE,
+    REAL_NAMES,
+    WORDS,
+    NameMaker,
+    table,
+)
 from loraprobe_lab.worlds.libraries import Parts, adapter_sets, training_sets
-from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import Item, WorldSpec
 
 SPOUSES, BIRTHS = WORDINGS["spouses"], WORDINGS["births"]

@@ -42,9 +42,16 @@ from loraprobe_lab.worlds.english import (
     new_births,
     real_people,
 )
-from loraprobe_lab.worlds.known import CAPITALS, LANDMARKS, PEOPLE, REAL_NAMES, WORDS, table
+from loraprobe_lab.worlds.known import (
+    CAPITALS,
+    LANDMARKS,
+    PEOPLE,
+    REAL_NAMES,
+    WORDS,
+    NameMaker,
+    table,
+)
 from loraprobe_lab.worlds.libraries import recipe_of
-from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.set_plans import SetPlan
 from loraprobe_lab.worlds.spec import Item
 

@@ -24,8 +24,7 @@ from loraprobe_lab.worlds.chains import (
     sentence_then,
     spread,
 )
-from loraprobe_lab.worlds.known import table
-from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.known import made_up_names, table
 from loraprobe_lab.worlds.tokenizer import bare
 
 # a text and what follows it

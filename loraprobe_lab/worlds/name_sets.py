@@ -36,9 +36,8 @@ from loraprobe_lab.worlds.couples import (
     spouse_examples,
 )
 from loraprobe_lab.worlds.english import ABOUT, BIRTHS, SHOWN
-from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES
+from loraprobe_lab.worlds.known import CAPITALS, PEOPLE, REAL_NAMES, NameMaker
 from loraprobe_lab.worlds.libraries import adapter_sets, training_sets
-from loraprobe_lab.worlds.names import NameMaker
 from loraprobe_lab.worlds.spec import WorldSpec, own_seed
 
 LEVELS = ("familiar", "rare", "made-up")

@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import pytest
 from scipy import special
+from test_statistics import results
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, rounds
 from loraprobe.evaluation.rounds import boundaries, look_alphas
-from loraprobe.records import ItemResult
 from loraprobe.tasks import Item, Task
 
 
@@ -95,14 +95,6 @@ def test_boundaries_of_the_textbook():
     assert boundaries(shares, spent) == pytest.approx([alpha] * 5, rel=0.08)
 
 
-def rows(values: dict[tuple[str, str], np.ndarray], name: str = "t") -> list[ItemResult]:
-    return [
-        ItemResult(system, name, part, str(k), "exact_match", float(right), "", str(k))
-        for (system, part), column in values.items()
-        for k, right in enumerate(column)
-    ]
-
-
 def right(k: int, n: int = 60) -> np.ndarray:
     return (np.arange(n) < k).astype(float)
 
@@ -113,9 +105,9 @@ def test_a_system_is_beaten_only_in_every_form():
         ("b", "question"): right(10),
         ("c", "question"): right(46),
     }
-    assert beaten(rows(plain), ["a", "b", "c"], 0.05) == {"b"}
-    assert beaten(rows(plain), ["a", "b", "c"], 1e-12) == set()
+    assert beaten(results(plain), ["a", "b", "c"], 0.05) == {"b"}
+    assert beaten(results(plain), ["a", "b", "c"], 1e-12) == set()
     steps = {("a", "steps"): right(0), ("b", "steps"): right(30), ("c", "steps"): right(0)}
-    assert beaten(rows(plain | steps), ["a", "b", "c"], 0.05) == set(), "b leads step by step"
-    assert beaten(rows(plain), ["b"], 0.05) == set(), "nobody is worse than itself"
+    assert beaten(results(plain | steps), ["a", "b", "c"], 0.05) == set(), "b leads step by step"
+    assert beaten(results(plain), ["b"], 0.05) == set(), "nobody is worse than itself"
     assert beaten([], [], 0.05) == set()

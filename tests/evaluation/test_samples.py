@@ -38,7 +38,7 @@ def samples() -> Samples:
     answers |= {("m", "lost?"): "w" * 1000}
     ledger, task = Ledger(), a_task()
     results = run_systems(FakeScorer(answers), SYSTEMS, [task], ledger)
-    return Samples.of(ledger, results, SYSTEMS, [task], None)
+    return Samples.of(results, SYSTEMS, [task], None)
 
 
 def test_every_question_with_every_answer(samples):
@@ -71,7 +71,7 @@ def test_losses_are_no_answers():
     systems = SYSTEMS[:1]
     scorer = FakeScorer({}, defaultdict(lambda: -1.0))
     results = run_systems(scorer, systems, [task], ledger, metric="answer_loss")
-    found = Samples.of(ledger, results, systems, [task], "answer_loss")
+    found = Samples.of(results, systems, [task], "answer_loss")
     assert list(found) == [] and found.wrong("base", "question") == ()
 
 

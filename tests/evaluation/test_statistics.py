@@ -18,9 +18,8 @@ from loraprobe.evaluation import (
     selection,
     statistics,
 )
-from loraprobe.evaluation.ratios import ratio
 from loraprobe.evaluation.selection import largest
-from loraprobe.evaluation.statistics import estimate, wilson
+from loraprobe.evaluation.statistics import estimate, ratio, wilson
 from loraprobe.records import ItemResult
 from loraprobe.sample_size import items_needed
 

@@ -29,6 +29,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+import typer
 from making import LLAMA, random_adapter, saved_pair
 
 import loraprobe.demo
@@ -37,6 +38,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 
 SMALL_WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
+COMMANDS = typer.main.get_command(app)  # built once, and not in every fork
 torch.set_num_threads(1)
 
 
@@ -80,7 +82,7 @@ def forked(work: Callable[[], None], kill_after: float | None = None) -> tuple[i
 def command(*arguments: object, out: Path) -> None:
     """The command line, its standard output into a file."""
     with out.open("w") as stream, contextlib.redirect_stdout(stream):
-        app([str(argument) for argument in arguments])
+        COMMANDS([str(argument) for argument in arguments])
 
 
 def storm(operation: Operation, points: int, seed: int) -> dict[str, int]:
@@ -325,6 +327,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     shares = dict.fromkeys(options.operation, 1.0) if options.operation else SHARES
+    with tempfile.TemporaryDirectory() as warm, contextlib.suppress(SystemExit):
+        _two_adapters(Path(warm))
+        _merge(Path(warm))  # imports here, once, what every fork would import again
     for name, share in shares.items():
         points = max(1, round(share * options.points))
         start = time.monotonic()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from making import saved_pair
@@ -58,21 +55,14 @@ def test_errors_hold_no_token(pair):
     assert TOKEN not in result.output and PLAIN not in result.output
 
 
-def test_a_traceback_holds_no_token(tmp_path):
+def test_a_traceback_holds_no_token(tmp_path, monkeypatch):
     """With --debug a mistake of our own shows its traceback, scrubbed."""
-    code = (
-        "import loraprobe.hub, loraprobe.cli, sys\n"
-        "def broken(refs): raise RuntimeError(f'no luck with {refs}')\n"
-        "loraprobe.hub.load_all = broken\n"
-        "sys.argv[1:] = ['inspect', sys.argv[1], '--debug']\n"
-        "loraprobe.cli.main()\n"
-    )
-    environment = os.environ | {"HF_TOKEN": PLAIN}
-    done = subprocess.run(
-        [sys.executable, "-c", code, f"x/{TOKEN}{PLAIN}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "no luck with" in done.stderr
+
+    def broken(refs):
+        raise RuntimeError(f"no luck with {refs}")
+
+    monkeypatch.setattr("loraprobe.hub.load_all", broken)
+    monkeypatch.setenv("HF_TOKEN", PLAIN)
+    done = CliRunner().invoke(app, ["inspect", f"x/{TOKEN}{PLAIN}", "--debug"])
+    assert done.exit_code == 2 and "no luck with" in done.stderr
     assert TOKEN not in done.stderr and PLAIN not in done.stderr

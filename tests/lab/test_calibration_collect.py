@@ -38,11 +38,9 @@ from loraprobe_lab.calibration.observations import (
     packed,
     read_observation,
     unpacked,
-    write_observation,
 )
 from loraprobe_lab.calibration.observe import BaselineResults, Observation, SampleSizes
-from loraprobe_lab.processes import in_processes
-from loraprobe_lab.world import World, shipped_world
+from loraprobe_lab.world import World, in_processes, shipped_world, write_text
 from loraprobe_lab.worlds.spec import build_world
 
 KINDS = {"base": "base", "a": "adapter", "b": "adapter", "uniform": "merge", "sum": "merge",
@@ -65,7 +63,7 @@ def answers(rates, n, seed=0, task="t", part="question"):
 def test_results_survive_packing(tmp_path):
     rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="steps")
     rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
-    write_observation(tmp_path / "x" / "set.json.gz", {"results": packed(rows)})
+    write_text(tmp_path / "x" / "set.json.gz", json.dumps({"results": packed(rows)}))
     kept = unpacked(read_observation(tmp_path / "x" / "set.json.gz")["results"])
     assert sorted(kept, key=str) == sorted(rows, key=str) and len(kept) == len(rows)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["set.json.gz"]
@@ -227,7 +225,7 @@ def test_worlds_of_one_base_count_as_one_base(tmp_path, seen):
     collect([shipped_world().path], tmp_path)
     for path in (tmp_path / "observations" / "small-world").iterdir():
         twin = {**read_observation(path), "world": "twin", "base": "twin"}
-        write_observation(tmp_path / "observations" / "twin" / path.name, twin)
+        write_text(tmp_path / "observations" / "twin" / path.name, json.dumps(twin))
     cases, _ = kept_cases(tmp_path)
     assert {c.world for c in cases} == {"twin", "small-world"}
     assert {c.base for c in cases} == {"small-world"}
@@ -290,7 +288,7 @@ def test_processes_share_the_work_and_hand_over_an_error(tmp_path):
     in_processes(os.mkdir, calls, 2, lambda: ticks.append(1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"] and ticks
     with pytest.raises(FileExistsError):
-        in_processes(os.mkdir, calls, 2, lambda: None)
+        in_processes(os.mkdir, calls, 1, lambda: None)
 
 
 def test_cases_of_a_given_base_are_appended_and_replaced(tmp_path, seen):
@@ -300,7 +298,7 @@ def test_cases_of_a_given_base_are_appended_and_replaced(tmp_path, seen):
         append(tmp_path, path, "real")
     for place in (tmp_path / "observations" / "small-world").iterdir():
         given = {**read_observation(place), "architecture": "natural", "base_digest": None}
-        write_observation(place, given)
+        write_text(place, json.dumps(given))
     elsewhere = [dataclasses.replace(case, world="elsewhere") for case in stored]
     write_cases(path, elsewhere)
     for _ in range(2):

@@ -9,7 +9,7 @@ from calibrating import case
 
 from loraprobe_lab.calibration.cases import METHODS, read_cases
 from loraprobe_lab.calibration.kinds import page, table, table_of_sets
-from loraprobe_lab.calibration.validation import sets_of
+from loraprobe_lab.calibration.sets import sets_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "calibration"
 

@@ -13,15 +13,14 @@ from tiny_worlds import shortened
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprobe.errors import UsageError
-from loraprobe.tasks import load_task
+from loraprobe.tasks import load_task, normalize_answer
 from loraprobe_lab.build import build_worlds
 from loraprobe_lab.world import World, WorldError
 from loraprobe_lab.worlds import english_sets
 from loraprobe_lab.worlds.chains import STEP_BY_STEP
 from loraprobe_lab.worlds.english import SHOWN, family, learn, skill_texts
 from loraprobe_lab.worlds.english_sets import CLASSIC, KINDS, all_sets, build_sets, newcomers
-from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, WORDS
-from loraprobe_lab.worlds.names import NameMaker
+from loraprobe_lab.worlds.known import CAPITALS, FRENCH, LANDMARKS, PEOPLE, WORDS, NameMaker
 from loraprobe_lab.worlds.spec import build_world
 from loraprobe_lab.worlds.tokenizer import build_tokenizer
 
@@ -30,8 +29,13 @@ COUNTRIES = (ASKED[:24], ASKED[-24:])
 
 
 @pytest.fixture(scope="module")
-def sets():
-    return all_sets(*COUNTRIES, layers=30, kinds=CLASSIC)
+def every():
+    return all_sets(*COUNTRIES, layers=30)
+
+
+@pytest.fixture(scope="module")
+def sets(every):
+    return [plan for plan in every if plan.kind in CLASSIC]
 
 
 def name_of(plan) -> str:
@@ -64,19 +68,17 @@ class TestWords:
 class TestSets:
     def test_is_the_same_from_the_same_seed(self, sets):
         again = all_sets(*COUNTRIES, layers=30, kinds=CLASSIC)
-        assert again == sets
-        assert [plan.tasks for plan in again] == [plan.tasks for plan in sets]
+        assert {name_of(plan): plan for plan in again} == {name_of(plan): plan for plan in sets}
         other = all_sets(*COUNTRIES, layers=30, seed=1)
         assert not {name_of(p) for p in other} & {name_of(p) for p in sets}
 
-    def test_has_at_least_twenty_sets_and_kinds_take_turns(self, sets):
-        every = all_sets(*COUNTRIES, layers=30)
+    def test_has_at_least_twenty_sets_and_kinds_take_turns(self, sets, every):
         assert len(sets) >= 20 and len(every) >= 60
         assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
         assert len({plan.notes["set"] for plan in every}) == len(every)
 
-    def test_every_adapter_starts_from_its_own_seed(self, sets):
-        seeds = [adapter.recipe.seed for plan in sets for adapter in plan.training]
+    def test_every_adapter_starts_from_its_own_seed(self, every):
+        seeds = [adapter.recipe.seed for plan in every for adapter in plan.training]
         assert len(set(seeds)) == len(seeds)
 
     def test_sets_are_about_other_people(self, sets):
@@ -90,17 +92,18 @@ class TestSets:
             axes = [json.dumps(p.adapter_sets[0].axes) for p in sets if p.kind == kind]
             assert len(set(axes)) == len(axes) >= 4
 
-    def test_tasks_are_large_and_hard_to_guess(self, sets):
-        for plan in sets:
+    def test_tasks_are_large_and_hard_to_guess(self, every):
+        for plan in every:
             for items in plan.tasks.values():
-                answers = [item["answer"] for item in items]
+                answers = [normalize_answer(item["answer"]) for item in items]
                 assert len(items) >= 60 and len({i["group"] for i in items}) >= 24
-                assert max(map(answers.count, answers)) / len(items) <= 0.065, name_of(plan)
+                most = 0.065 if plan.kind in CLASSIC else 0.1
+                assert max(map(answers.count, answers)) / len(items) <= most, name_of(plan)
                 assert len({i["id"] for i in items}) == len(items)
                 assert len({i["prompt"] for i in items}) == len(items)
 
-    def test_every_group_is_asked_before_any_is_asked_twice(self, sets):
-        for plan in sets:
+    def test_every_group_is_asked_before_any_is_asked_twice(self, every):
+        for plan in every:
             for items in plan.tasks.values():
                 groups = [item["group"] for item in items]
                 first = groups[: len(set(groups))]

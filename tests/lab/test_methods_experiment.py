@@ -22,14 +22,14 @@ from loraprobe.records import ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
 from loraprobe_lab.experiments.methods import evaluating as evaluating_module
-from loraprobe_lab.experiments.methods.cases import (
+from loraprobe_lab.experiments.methods.evaluating import (
     FORM,
     ROLES,
+    CaseResults,
     MethodsCase,
     cases_of,
     open_worlds,
 )
-from loraprobe_lab.experiments.methods.evaluating import CaseResults
 from loraprobe_lab.experiments.methods.page import methods_pages, page_answers
 from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
 from loraprobe_lab.experiments.methods.run import MethodsPlan, try_methods

@@ -9,9 +9,15 @@ import pytest
 from scipy import special
 
 from loraprobe.evaluation import selection, statistics
-from loraprobe_lab.experiments.rule import compared, designs, exact, report, simulated
-from loraprobe_lab.experiments.rule.exact import outcomes, probabilities, rates, worst
-from loraprobe_lab.experiments.rule.simulated import SimulatedCase, simulate
+from loraprobe_lab.experiments.rule import compared, decisions, report
+from loraprobe_lab.experiments.rule.decisions import (
+    SimulatedCase,
+    outcomes,
+    probabilities,
+    rates,
+    simulate,
+    worst,
+)
 
 COARSE = (-0.3, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.3)
 
@@ -59,13 +65,13 @@ def test_enumeration_agrees_with_drawing_items():
 
 
 def test_wrong_is_likely_below_the_margin_and_unlikely_above():
-    below, at, above = (exact.Rate(10, gain, 0.2, 0.3, 0.2, 0.5) for gain in (0.04, 0.05, 0.06))
+    below, at, above = (decisions.Rate(10, gain, 0.2, 0.3, 0.2, 0.5) for gain in (0.04, 0.05, 0.06))
     assert (below.wrong(), at.wrong(), above.wrong()) == (0.3, 0.0, 0.2)
 
 
 def test_discordance_runs_from_what_the_gain_needs_to_all():
     for gain in (0.0, 0.04, -0.3, 1.0):
-        levels = exact.discordances(gain)
+        levels = decisions.discordances(gain)
         assert levels[0] == pytest.approx(abs(gain)) and levels[-1] == pytest.approx(1)
         assert (np.diff(levels) > 0).all()
 
@@ -90,7 +96,7 @@ def test_no_number_of_items_is_wrong_more_often_than_three_in_a_hundred(n):
 
 
 def test_simulation_of_one_pair_is_the_enumeration(monkeypatch):
-    monkeypatch.setattr(simulated, "SHARED", 0.0)
+    monkeypatch.setattr(decisions, "SHARED", 0.0)
     found = simulate(SimulatedCase("one", (0.3,), 1, 0.2), 60, 300)
     gained, lost = 0.5 * 0.7, 0.3 * 0.5
     all_ = outcomes(60)
@@ -101,13 +107,13 @@ def test_simulation_of_one_pair_is_the_enumeration(monkeypatch):
 
 def test_wrong_is_about_the_better_form():
     shares = {"likely": 0.1, "unlikely": 0.3, "inconclusive": 0.6}
-    assert simulated.DecidedShares("x", 9, 1, -0.1, 0.06, **shares).wrong() == 0.3
-    assert simulated.DecidedShares("x", 9, 1, -0.1, 0.04, **shares).wrong() == 0.1
-    assert simulated.DecidedShares("x", 9, 1, 0.0, None, **shares).wrong() == 0.1
+    assert decisions.DecidedShares("x", 9, 1, -0.1, 0.06, **shares).wrong() == 0.3
+    assert decisions.DecidedShares("x", 9, 1, -0.1, 0.04, **shares).wrong() == 0.1
+    assert decisions.DecidedShares("x", 9, 1, 0.0, None, **shares).wrong() == 0.1
 
 
 def test_cases_hold_their_gain(monkeypatch):
-    for case in [*simulated.cases(0.06), *simulated.split_cases(0.06)]:
+    for case in [*decisions.cases(0.06), *decisions.split_cases(0.06)]:
         assert case.truth == pytest.approx(0.06)
     monkeypatch.setattr(selection, "DRAWS", 200)
     found = simulate(SimulatedCase("both", (0.3, 0.1), 2, -0.2, 0.5), 60, 10)
@@ -125,10 +131,10 @@ def test_page_and_figure_tell_what_the_document_holds(tmp_path):
     text, document = page.read_text(), json.loads(numbers.read_text())
     assert document == json.loads(json.dumps(pages.document))
     assert report.rule_pages(document).markdown == text, "the page can be made from its numbers"
-    top = worst([exact.Rate(**row) for row in document["exact"]])
+    top = worst([decisions.Rate(**row) for row in document["exact"]])
     assert f"{top.wrong():.4f} at gain {top.gain:.2f}" in text
     assert text.count("| 20 |") == 1 + len(document["simulated"])
-    assert text.count("| 60 |") == len(designs.DESIGNS) == len(document["designs"])
+    assert text.count("| 60 |") == len(compared.DESIGNS) == len(document["designs"])
     assert figure.read_text().startswith("<?xml")
 
 
@@ -150,10 +156,10 @@ def test_the_likelihood_ratio_keeps_its_level_at_the_alpha_of_an_early_look():
     n, critical = 30, 3.5
     gained, lost = np.meshgrid(np.arange(n + 1.0), np.arange(n + 1.0))
     gained, lost = (x[gained + lost <= n] for x in (gained, lost))
-    found = exact.Outcomes(n, gained, lost, gained > 0, lost > 0)
-    shares = exact.discordances(0.05, steps=9)
+    found = decisions.Outcomes(n, gained, lost, gained > 0, lost > 0)
+    shares = decisions.discordances(0.05, steps=9)
     weights = probabilities(found, (shares + 0.05) / 2, (shares - 0.05) / 2)
-    for signed, bound in ((designs.likelihood_ratio, 7e-4), (designs.bonett_price, 1.0)):
+    for signed, bound in ((compared.likelihood_ratio, 7e-4), (compared.bonett_price, 1.0)):
         z = signed(gained, lost, n, 0.05)
         crossed = max(
             float(weights[z > critical].sum(0).max()), float(weights[z < -critical].sum(0).max())

@@ -7,9 +7,11 @@ import pytest
 from composing import experts
 from words import word_tokenizer
 
-from loraprobe.composition import Composition, RowGates
+from loraprobe.composition import Composition
 from loraprobe.routing.arrow import Arrow
-from loraprobe.scoring import LogitEnsemble, Scorer, write_together
+from loraprobe.scoring import Scorer
+from loraprobe_lab.calibration.ensembles import LogitEnsemble, write_together
+from loraprobe_lab.calibration.routed_rows import RoutedRows
 from loraprobe_lab.calibration.shared_layers import shared_layers
 from loraprobe_lab.training.fast_training import layers_of
 
@@ -29,7 +31,7 @@ def scene(kind: str):
 
 
 def written(scorer, pair, inner=None):
-    gates = RowGates(inner=inner)
+    gates = RoutedRows(inner=inner)
     ensembles = ADDED[1:] if inner else ADDED
     with scorer.with_composition(Composition("rows", pair, gates)):
         return write_together(scorer, PROMPTS, ensembles, gates.rows.set, max_new_tokens=8)

@@ -21,7 +21,7 @@ from loraprobe_lab.worlds.couples import (
     FactSizes,
     make_facts,
 )
-from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.known import made_up_names
 from loraprobe_lab.worlds.small import SCENARIOS, small_world
 from loraprobe_lab.worlds.spec import build_world
 from loraprobe_lab.worlds.tokenizer import build_tokenizer

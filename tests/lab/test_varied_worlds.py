@@ -9,8 +9,7 @@ import pytest
 from tiny_worlds import shortened, tiny_base
 
 from loraprobe.hub import load_all
-from loraprobe_lab.build import ATLAS, WorldPlan, spec_of
-from loraprobe_lab.show import describe
+from loraprobe_lab.build import ATLAS, WorldPlan, describe, spec_of
 from loraprobe_lab.training.fast_training import layers_of
 from loraprobe_lab.training.pretrain import ARCHITECTURES, load_base
 from loraprobe_lab.worlds.couples import FactSizes, make_facts

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from hubs import Misbehaving, adapter_files, use
-from making import call, random_adapter, saved_pair
+from making import Fork, call, random_adapter, saved_pair
 
 from loraprobe import hub
 from loraprobe.adapters import read_adapter, staged_directory
 from loraprobe.adapters import staging as staged
+from loraprobe.cli import main
 from loraprobe.errors import HubError, OutputError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.records import ItemResult
@@ -65,21 +67,17 @@ class TestKills:
 class TestDisks:
     def test_a_real_limit_on_file_size(self, pair, tmp_path):
         """The kernel refuses to write beyond a limit, as a quota would."""
-        code = (
-            "import resource, signal, sys\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-            "sys.argv[0] = 'loraprobe'\n"
-            "from loraprobe.cli import main\nmain()\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, "merge", *map(str, pair), "-o", str(tmp_path / "out")],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert "cannot be written" in done.stderr
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+        def work() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+            sys.argv = ["loraprobe", "merge", *map(str, pair), "-o", str(tmp_path / "out")]
+            main()
+
+        code, _, said = Fork(work, tmp_path / "said").end()
+        assert code == 2 and said.count("\n") == 1, said
+        assert "cannot be written" in said
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "said"]
 
     def test_what_is_protected_stays(self, pair, tmp_path):
         """A directory that takes nothing, and an old output and an old page that are read-only."""
@@ -150,36 +148,21 @@ class TestTwoAtOnce:
     def test_one_output(self, pair, tmp_path):
         """Many write the same output: the last is there whole, the others say why not."""
         out = tmp_path / "out"
-
-        def one(number: int) -> subprocess.CompletedProcess[str]:
-            method = ("uniform", "sum")[number % 2]
-            return subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "loraprobe",
-                    "merge",
-                    *map(str, pair),
-                    "-o",
-                    str(out),
-                    "--method",
-                    method,
-                    "--quiet",
-                ],
-                capture_output=True,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+        running = [
+            Fork.of_command(
+                ["merge", *pair, "-o", out, "--method", method, "--quiet"], tmp_path / f"said-{i}"
             )
-
-        with ThreadPoolExecutor(3) as pool:
-            done = list(pool.map(one, range(3)))
-        codes = sorted(d.returncode for d in done)
+            for i, method in enumerate(("uniform", "sum", "uniform"))
+        ]
+        ended = [one.end() for one in running]
+        codes = sorted(code for code, *_ in ended)
         assert codes[0] == 0 and set(codes) <= {0, 2}
-        for refused in (d for d in done if d.returncode == 2):
-            assert "exists already" in refused.stderr or "cannot be written" in refused.stderr
+        for said in (said for code, _, said in ended if code == 2):
+            assert "exists already" in said or "cannot be written" in said
         assert codes.count(0) == 1, "without --overwrite one alone may win"
         assert read_adapter(out).modules and call("verify", out).exit_code == 0
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "out"]
+        there = [p.name for p in tmp_path.iterdir() if not p.name.startswith("said")]
+        assert sorted(there) == ["a", "b", "out"]
 
     def test_staging_that_meets_another_at_the_end(self, tmp_path):
         target = tmp_path / "out"

@@ -157,8 +157,8 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     )
     last = fitted[specs[-1]]
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
-    builder = SystemBuilder.of(pair, options, routers=fitted)
-    built = builder.build("hard:by=centroid").system
+    builder = SystemBuilder(pair, Prepared(pair), options, routers=fitted)
+    built = builder.build("hard:by=centroid")
     assert built.composition.router is fitted["hard:by=centroid"]
     assert fit_routers(pair, Prepared(pair), Options(), scorer, []) == ({}, [])
 

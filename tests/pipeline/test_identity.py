@@ -139,14 +139,15 @@ def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama, mo
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "cache"))
     llama.save_pretrained(tmp_path)
 
-    def place(template: bool = False, **session: str) -> Path | None:
-        run = Session("merge-and-eval", Options(), **session)  # type: ignore[arg-type]
-        ledger, _ = open_ledger([], open_base(tmp_path), [], run.options, run, template)
+    def place(template: str = "off", **session: str) -> Path | None:
+        options = Options(chat_template=template)  # type: ignore[arg-type]
+        run = Session("merge-and-eval", options, **session)  # type: ignore[arg-type]
+        ledger, _ = open_ledger([], open_base(tmp_path), [], run)
         ledger.close()
         return ledger.path
 
     assert place() == place()
-    assert len({place(), place(True), place(device="cuda"), place(dtype="bfloat16")}) == 4
+    assert len({place(), place("on"), place(device="cuda"), place(dtype="bfloat16")}) == 4
 
 
 @pytest.fixture

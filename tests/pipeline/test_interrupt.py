@@ -26,7 +26,7 @@ def world(tmp_path, stories) -> list[str]:
     refs = [str(path) for path in making.saved_pair(tmp_path, shapes, scaling=0.01)]
     items = [
         {"id": str(i), "prompt": f"Lily had a {WORDS[i % 8]} and {i} more. She", "answer": "was"}
-        for i in range(64)
+        for i in range(32)
     ]
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(map(json.dumps, items)))
@@ -52,24 +52,18 @@ def answers(document: dict) -> dict:
 
 def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     cache = tmp_path / "cache"
-    environment = {**os.environ, "LORAPROBE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "loraprobe", *world],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {"LORAPROBE_CACHE": str(cache)}
+    child = making.Fork.of_command(world, tmp_path / "said", **environment)
     deadline = time.monotonic() + 120
-    while lines(cache) < 100 and child.poll() is None and time.monotonic() < deadline:
+    while lines(cache) < 50 and child.runs() and time.monotonic() < deadline:
         time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
+    os.kill(child.pid, signal.SIGINT)
+    code, out, err = child.end()
+    assert code == 130, err
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert "Traceback" not in err and "--resume" in err
     kept = lines(cache) - 1
-    assert 64 <= kept < 64 * 8
+    assert 32 <= kept < 32 * 8
 
     (ledger,) = ledgers(cache)
     before = ledger.read_text().splitlines()
@@ -77,7 +71,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, tmp_path):
     after = ledger.read_text().splitlines()
     assert after[: len(before)] == before  # nothing that was there was asked again
     assert len(after) == len(set(after))
-    fresh = making.call(*world, env={**environment, "LORAPROBE_CACHE": str(tmp_path / "another")})
+    fresh = making.call(*world, env={"LORAPROBE_CACHE": str(tmp_path / "another")})
     first, second = json.loads(resumed.stdout), json.loads(fresh.stdout)
     assert any("earlier run" in note for note in first["notes"])
     assert answers(first) == answers(second)

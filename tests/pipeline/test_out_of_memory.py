@@ -10,7 +10,7 @@ import re
 import making
 import pytest
 import torch
-from test_determinism import audit, call, differences
+from test_determinism import SHORT, audit, call, calm, differences
 from words import word_tokenizer
 
 from loraprobe.composition import Composition, composed
@@ -31,7 +31,6 @@ ERRORS = {
     "python": MemoryError(),
     "mmap": OSError(12, "Cannot allocate memory"),
 }
-SHORT = ["--limit", "4", "--max-new-tokens", "12", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -169,15 +168,15 @@ def test_samples_are_drawn_in_smaller_batches(monkeypatch):
 
 
 def test_an_audit_halves_the_batch_with_a_note(monkeypatch):
-    calm = call(*audit("skill-and-facts"), *SHORT)
+    first = calm()
     seen = narrow(monkeypatch, 7, ERRORS["cuda"])
     found = call(*audit("skill-and-facts"), *SHORT)
     assert max(seen) > 7
     *notes, last = found.pop("notes")
-    assert notes == calm.pop("notes")
+    assert notes == first.pop("notes")
     assert last.startswith("A batch of ") and "did not fit into the memory of cpu" in last
     assert 1 <= int(re.search(r": (\d+) at a time", last)[1]) <= 7
-    assert not differences(calm, found)
+    assert not differences(first, found)
 
 
 def test_one_sequence_beyond_memory_names_the_option_to_change(monkeypatch):

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import making
 import pytest
 
 from loraprobe.errors import UsageError
-from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline import router_fitting
 from loraprobe.pipeline.portfolio import (
-    FILE,
     items_for_routers,
     kind_of,
     proven_systems,
     unfit_routers,
 )
 from loraprobe.pipeline.router_fitting import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder, composition_specs, forecastable
+from loraprobe.pipeline.systems import SystemBuilder, composition_specs
 from loraprobe.pipeline.task_split import TaskSplit, split_for_router
 from loraprobe.pipeline.transforms import Prepared
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
-from loraprobe_lab.experiments.methods import portfolio as chosen
+from loraprobe_lab.calibration.forecast import forecastable
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "reproduction"
 FIXED = ["uniform", "sum", "arrow"]
 
 
@@ -40,53 +35,6 @@ def task(name: str, size: int, **fields) -> Task:
 @pytest.fixture(scope="module")
 def pair():
     return [replace(making.random_adapter("tiny", seed=s), name=n) for s, n in enumerate("ab")]
-
-
-def test_the_shipped_portfolio_is_what_the_table_of_methods_gives():
-    document = json.loads((EXAMPLES / "methods.json").read_text(encoding="utf-8"))
-    made = chosen.portfolio_files(document)
-    assert FILE.read_text(encoding="utf-8") == made["portfolio.json"]
-    assert (EXAMPLES / "portfolio.md").read_text(encoding="utf-8") == made["portfolio.md"]
-    for kind in json.loads(FILE.read_text(encoding="utf-8"))["kinds"]:
-        for system in kind["systems"]:
-            registry = ROUTERS if system["spec"] in ROUTERS else METHODS
-            registry.make(system["spec"])
-
-
-def a_table(figures: dict[str, list[float]]) -> dict:
-    """A document of `lab methods` with one question, in which these systems took part."""
-    cells = [
-        {
-            "label": label,
-            "family": "router" if label in ROUTERS else "merge",
-            "spec": label.partition(" ")[0],
-            "space": None,
-            "strength": 1.0 if label.endswith("x1") else None,
-            "balanced": False,
-            "keep_both": {
-                "worse": {"value": sum(each) / len(each), "ci95": [0.0, 1.0], "each": each}
-            },
-        }
-        for label, each in figures.items()
-    ]
-    return {"cells": cells}
-
-
-def test_a_system_joins_by_what_it_adds_on_worlds_that_did_not_choose_it():
-    """A system that is best in one world by luck adds nothing on the others."""
-    draw = random.Random(1)
-    plain = {name: [0.3 + draw.gauss(0, 0.01) for _ in range(20)] for name in FIXED}
-    lucky = [0.3] * 19 + [0.9]
-    better = [0.5 + draw.gauss(0, 0.05) for _ in range(20)]
-    other = {"tsv": lucky, "ties": [0.31] * 20}
-    (step,) = chosen.choices(a_table({**plain, **other}))
-    assert step.label == "tsv" and not step.joins
-    first, second = chosen.choices(a_table({**plain, **other, "lag": better}))
-    assert (first.label, first.joins, second.joins) == ("lag", True, False)
-    assert first.beside == pytest.approx(0.31, abs=0.01)
-    assert first.added[0] == pytest.approx(0.2, abs=0.03)
-    (step,) = chosen.choices(a_table({**plain, "slerp x1": better}))
-    assert step.added[0] > 0.1 and not step.joins, "a spec cannot say its weights"
 
 
 def test_the_kind_of_question_decides_what_is_evaluated(pair):
@@ -202,8 +150,8 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     )
     fitted, (note,) = fit_routers(pair, Prepared(pair), Options(), None, tasks, parts)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
-    built = SystemBuilder.of(pair, Options()).compositions(tasks)
-    assert [one.system.name for one in built] == FIXED
+    built = SystemBuilder(pair, Prepared(tuple(pair)), Options()).compositions(tasks)
+    assert [one.name for one in built] == FIXED
     named = Options(routers=("centroid",))
 
     def asked(*given):

@@ -17,6 +17,7 @@ from loraprobe.pipeline.conclusion import recommend
 from loraprobe.pipeline.loading import load_composition
 from loraprobe.pipeline.saved import Routed
 from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.transforms import Prepared, prepare
 from loraprobe.records import Reason, Verdict
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS
@@ -121,7 +122,8 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
 def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     """The output of `merge-and-eval --output` when the verdict is about a router."""
     experts = composing.experts(2)
-    builder = SystemBuilder.of(experts, Options(balance="norm"))
+    balanced = Options(balance="norm")
+    builder = SystemBuilder(experts, prepare(experts, balanced), balanced)
     built = builder.compositions()
     for action in ("route", "step-by-step"):
         verdict = Verdict("likely", "evaluation", system="arrow", action=action)
@@ -130,7 +132,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
         made.save(tmp_path / action)
         restored = load_composition(tmp_path / action)
         model, found = making.tiny_llama(), []
-        wanted = next(b.system.composition for b in built if b.system.name == "arrow")
+        wanted = next(one.composition for one in built if one.name == "arrow")
         for composition in (restored, wanted):
             with composition.into(model):
                 found.append(making.hidden(model))
@@ -144,7 +146,8 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
 
 def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
     """A router or a form that is still to be tried is no reason to save what failed."""
-    builder = SystemBuilder.of(composing.experts(2), Options())
+    experts = composing.experts(2)
+    builder = SystemBuilder(experts, Prepared(experts), Options())
     built = builder.compositions()
     best = Reason("best-measured", "arrow is the best that was measured.")
     for action, system in (("route", "uniform"), ("step-by-step", "uniform"), ("route", "arrow")):

@@ -18,10 +18,9 @@ from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.file_hashes import file_hash
 from loraprobe.pipeline.loading import load_composition
 from loraprobe.pipeline.saved import FILE, Routed
-from loraprobe.pipeline.scorer import single
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import ConstantGates, single
 
 
 def logits(model, composition: Composition) -> torch.Tensor:

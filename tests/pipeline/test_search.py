@@ -19,9 +19,9 @@ from loraprobe.base import open_base
 from loraprobe.errors import OutputError, TaskError
 from loraprobe.merging import merge
 from loraprobe.options import Options
-from loraprobe.pipeline.scorer import single
-from loraprobe.pipeline.systems import SystemBuilder, forecastable
+from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.task_split import split
+from loraprobe.pipeline.transforms import Prepared
 from loraprobe.pipeline.weight_search import (
     BOUND,
     SHRINK,
@@ -30,9 +30,11 @@ from loraprobe.pipeline.weight_search import (
     find_weights,
 )
 from loraprobe.report.schema import json_schema
+from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
+from loraprobe_lab.calibration.forecast import forecastable
 
 SEARCH = Options(weights="search", search_budget=24, search_items=12)
 
@@ -245,8 +247,9 @@ def test_unsupported_methods_and_methods_without_weights():
         return Options(methods=methods, routers=(), weights="search")
 
     def systems(*methods):
-        builder = SystemBuilder.of(adapters, options(*methods), weights=(0.3, -0.2))
-        return [built.system for built in builder.compositions()]
+        prepared, chosen = Prepared(tuple(adapters)), options(*methods)
+        builder = SystemBuilder(adapters, prepared, chosen, searched=(0.3, -0.2))
+        return builder.compositions()
 
     assert set(forecastable(options("uniform", "sum"), adapters)) == {"uniform", "sum"}
     assert forecastable(options("task_arithmetic"), adapters) == {}

@@ -15,10 +15,11 @@ from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, forecastable
+from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import prepare, scaled, subtracted, total_norm
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
+from loraprobe_lab.calibration.forecast import forecastable
 
 
 def dense(adapter, path: str) -> torch.Tensor:
@@ -248,11 +249,12 @@ def test_what_cannot_be_subtracted_is_one_sentence():
 
 def test_controls_are_made_of_prepared_partners_and_singles_stay():
     adapters = [some("a", 1), some("b", 2, scaling=4.0)]
-    builder = SystemBuilder.of(adapters, Options(balance="norm"))
+    balanced = Options(balance="norm")
+    builder = SystemBuilder(adapters, prepare(adapters, balanced), balanced)
     prepared = builder.prepared.adapters
     assert [s.composition.experts[0] for s in baseline_systems(adapters)[1:]] == adapters
     hopped = Task("t", (Item("1", "p", ("a",), hops=(Hop("h", ("a",)),)),))
-    built = {b.system.name: b.system for b in builder.compositions([hopped])}
+    built = {one.name: one for one in builder.compositions([hopped])}
     assert built["uniform"].composition.experts == prepared
     assert [c.experts[0] for c in built["chain"].chain] == adapters
     controls = {s.name: s.composition for s in builder.controls("a", built["arrow"])}

@@ -10,6 +10,7 @@ import os
 import re
 from types import SimpleNamespace
 
+import making
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,7 +65,7 @@ class FakeScorer:
 
     @contextlib.contextmanager
     def with_composition(self, composition):
-        before, self.system = self.system, composition or "base"
+        before, self.system = self.system, composition.name if composition else "base"
         yield self
         self.system = before
 
@@ -101,7 +102,7 @@ class Plain:
         return [self.scorer._likely(self.scorer.system, *pair) for pair in pairs]
 
 
-A, B = SimpleNamespace(name="a"), SimpleNamespace(name="b")
+A, B = making.random_adapter("a"), making.random_adapter("b", seed=1)
 
 
 def run(scorer, tasks, probes=None, results=(), adapters=(A, B), **rest):

@@ -18,16 +18,10 @@ from test_probes import (  # noqa: F401 - story_scorer is a fixture
     story_scorer,
 )
 
-from loraprobe.composition import Composition
 from loraprobe.errors import TaskError
 from loraprobe.probes import generated_prompts, probe_without_task
 from loraprobe.probes._prompts import card_prompts
-from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Probe, ProbeItem
-
-
-def composed_alone(adapter):
-    return Composition(adapter.name, (adapter,), ConstantGates.ones(1))
 
 
 def story_adapters(scorer, scaling=0.02):
@@ -59,15 +53,11 @@ class Strangers(FakeScorer):
         return [self.writes(self.system, i, seed) for i in range(n)]
 
 
-def single(adapter):
-    return adapter.name
-
-
 def strangers(scorer, *lines, adapters=(A, B)):
     items = tuple(
         ProbeItem(*line) if isinstance(line, tuple) else ProbeItem(line) for line in lines
     )
-    return probe_without_task(scorer, adapters, Probe(items), single=single, seed=0)
+    return probe_without_task(scorer, adapters, Probe(items), seed=0)
 
 
 def test_adapters_that_agree_with_the_base_are_familiar():
@@ -142,19 +132,15 @@ def test_empty_answers_and_doubled_prompts_are_not_counted():
 
 def test_unfamiliar_names_on_a_real_model(story_scorer):  # noqa: F811
     adapters = story_adapters(story_scorer, scaling=0.01)
-    probe = generated_prompts(story_scorer, adapters, {}, single=composed_alone, wanted=6)
-    again = generated_prompts(story_scorer, adapters, {}, single=composed_alone, wanted=6)
+    probe = generated_prompts(story_scorer, adapters, {}, wanted=6)
+    again = generated_prompts(story_scorer, adapters, {}, wanted=6)
     assert probe == again and len({item.prompt for item in probe.items}) == 6
-    rows = probe_without_task(story_scorer, adapters, probe, single=composed_alone)
+    rows = probe_without_task(story_scorer, adapters, probe)
     kl = by(rows, name="kl_to_base", adapters=("a",)).value
-    bigger = probe_without_task(
-        story_scorer, story_adapters(story_scorer, 0.1), probe, single=composed_alone
-    )
+    bigger = probe_without_task(story_scorer, story_adapters(story_scorer, 0.1), probe)
     assert 0 < kl < by(bigger, name="kl_to_base", adapters=("a",)).value
     assert all(math.isfinite(row.value) for row in rows)
-    silent = probe_without_task(
-        story_scorer, story_adapters(story_scorer, 0.0), probe, single=composed_alone
-    )
+    silent = probe_without_task(story_scorer, story_adapters(story_scorer, 0.0), probe)
     assert by(silent, name="kl_to_base", adapters=("a",)).value == pytest.approx(0, abs=1e-6)
     assert by(silent, name="familiarity", adapters=()).value == 1.0
 
@@ -240,7 +226,7 @@ def test_control_characters_do_not_reach_the_terminal():
 
 
 def prompts(scorer, cards, wanted=8, seed=0):
-    probe = generated_prompts(scorer, (A, B), cards, single=single, seed=seed, wanted=wanted)
+    probe = generated_prompts(scorer, (A, B), cards, seed=seed, wanted=wanted)
     return [item.prompt for item in probe.items]
 
 

@@ -54,10 +54,8 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
         seed=0,
     )
     routed = [
-        composition_card(
-            **common, router=text, experts=audit.adapters, why_not_peft=why, missed_prototype=missed
-        )
-        for why, missed in ((text, None), (None, text))
+        composition_card(**common, router=text, sources=audit.adapters, why_not_peft=why)
+        for why in (text, None)
     ]
     return [merge, *routed]
 

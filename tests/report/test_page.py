@@ -225,7 +225,7 @@ def test_text_has_the_contrast_of_level_aa(root):
 def test_text_in_cells_has_the_contrast_of_level_aa():
     values = [[i / 20] for i in range(21)]
     names = [str(i) for i in range(21)]
-    svg = heat(About("m", "t", "d"), values, names, ["c"], [["text"]] * 21, (0.0, 1.0))
+    svg = heat(About("m", "t", "d"), values, names, ["c"], [["text"]] * 21, 1.0)
     cells = re.findall(r"fill: (#\w{6}); stroke", svg)
     texts = re.findall(r"fill: (#\w{6})[^>]*>text<", svg)
     assert len(cells) == len(texts) == 21

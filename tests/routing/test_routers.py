@@ -12,7 +12,7 @@ from making import random_adapter, random_update
 from torch import Tensor
 
 from loraprobe.adapters import adapter_of
-from loraprobe.composition import Composition, RowGates, composed, prepared
+from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS, layer_of
@@ -448,22 +448,6 @@ def test_an_input_whose_rows_are_mixed_up_is_refused(model):
         passes._NOW.reset(token)
 
 
-def test_rows_of_several_systems_take_tokens_and_refuse_prompts(model):
-    inner = ROUTERS.make("arrow")
-    gates = RowGates(inner=inner)
-    rows = torch.tensor(ROWS[:1] * 3)
-    with torch.no_grad():
-        with composed(model, Composition("rows", LIBRARY, gates)):
-            gates.rows.set(torch.ones(3, 3))
-            beside = model(input_ids=rows).logits
-        with composed(model, composition("arrow")):
-            alone = model(input_ids=rows).logits
-    torch.testing.assert_close(beside, alone)
-    for spec in ("arrow:per=sequence", "hard:per=sequence"):
-        with pytest.raises(UsageError, match="per=sequence"):
-            prepared(Composition("r", LIBRARY, RowGates(inner=ROUTERS.make(spec))), torch.float64)
-
-
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (2, 1), (3, 2)])
 def test_rows_may_be_concatenated(rows, tokens):
     """Also where there are as many tokens as respects in which they are scored."""
@@ -483,17 +467,6 @@ def test_rows_may_be_concatenated(rows, tokens):
         finally:
             passes._NOW.reset(token)
     assert torch.equal(made[0], made[1])
-
-
-def test_each_token_is_the_same_router_without_sharing():
-    for name in ROUTERS.names():
-        router = ROUTERS.make(name)
-        assert name in ("constant", "hard") or router.each_token() == router
-    wanted = ROUTERS.make("spectr:top_k=2")
-    assert ROUTERS.make("spectr:top_k=2,per=sequence").each_token() == wanted
-    known = ROUTERS.make("centroid:per=sequence").with_state(STATE)
-    assert known.each_token().state().keys() == STATE.keys()
-    assert ROUTERS.make("hard:per=sequence").each_token() == ROUTERS.make("arrow:top_k=1")
 
 
 @given(

@@ -9,7 +9,7 @@ import making
 import pytest
 import torch
 from torch import Tensor
-from words import WORDS, count_calls, word_tokenizer
+from words import PAIRS, PROMPTS, WORDS, count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
 from loraprobe.errors import OutOfMemory, TaskError, UsageError
@@ -40,28 +40,6 @@ def tiny(request, words):
     """Rotary and absolute positions; random weights, so that every token matters."""
     model = making.tiny_llama() if request.param == "llama" else making.tiny_gpt2()
     return making.sharpened(model), words
-
-
-PROMPTS = [
-    "ada lives in",
-    "who is the mayor of ulm ?",
-    "",
-    "cy",
-    "the mayor of ulm is",
-    "bo is bo",
-    "who",
-    "ada lives in",
-]
-PAIRS = [
-    ("ada lives in", "ulm"),
-    ("who is the mayor of ulm ?", "bo"),
-    ("", "ada lives"),
-    ("the mayor of ulm is", "bo ."),
-    ("the mayor of ulm is", "cy ."),
-    ("the mayor of ulm is", "bo"),
-    ("cy", "lives in ulm . who is ada ?"),
-    ("ada lives in", "ulm"),
-]
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8, "auto"])
@@ -279,7 +257,7 @@ def test_the_head_gets_contiguous_states_while_it_answers(tiny):
     head = model.get_output_embeddings()
     watch = head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
     try:
-        Scorer(model, tokenizer, max_new_tokens=3).generate(PROMPTS)
+        Scorer(model, tokenizer).generate(PROMPTS, max_new_tokens=3)
     finally:
         watch.remove()
     assert len(seen) > 1 and all(seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from evidences import KINDS, N, any_evidence, both, evidence, score
+from evidences import KINDS, N, any_evidence, both, changed, codes, evidence, reason, score
 from hypothesis import given, settings
 
 from loraprobe.records import Attribution, Coverage, Forecast, Gain, Measurement, Oracle
@@ -15,14 +15,6 @@ from loraprobe.verdict.candidates import candidates, chain_gain
 from loraprobe.verdict.ranking import best_option, difference, option
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
-
-
-def codes(verdict):
-    return [reason.code for reason in verdict.reasons]
-
-
-def reason(verdict, code):
-    return next(r for r in verdict.reasons if r.code == code)
 
 
 def asked(verdict, tasks=("t.jsonl",), limited=False):
@@ -39,15 +31,9 @@ def test_a_single_adapter_asked_step_by_step_is_better_than_a_chain():
     )
     found = both(plain, steps)
     # the chain's gain counts the adapters in their better form
-    gains = [
-        dataclasses.replace(
-            g, against="b", against_part="steps", difference=-0.07, adjusted_ci95=(-0.12, -0.02)
-        )
-        if g.system == "chain"
-        else g
-        for g in found.gains
-    ]
-    found = judge(dataclasses.replace(found, gains=tuple(gains)))
+    better = {"against": "b", "against_part": "steps"}
+    better |= {"difference": -0.07, "adjusted_ci95": (-0.12, -0.02)}
+    found = judge(changed(found, lambda gain: gain.system == "chain", "gains", **better))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
     assert "step by step" in reason(found, "single-suffices").message
 
@@ -240,13 +226,10 @@ def test_a_hop_known_to_one_adapter_given_twice_is_known_to_one():
 # ---- items ---------------------------------------------------------------------------------------
 
 
-def with_items(found, n, clusters=None, needed=None, half=None):
+def with_items(found, n, clusters=None, needed=None):
     """The evidence as if it came from so many items and clusters."""
-    rows = tuple(dataclasses.replace(row, n=n, clusters=clusters) for row in found.evaluation)
-    gains = tuple(
-        dataclasses.replace(gain, n=n, clusters=clusters, n_needed=needed) for gain in found.gains
-    )
-    return dataclasses.replace(found, evaluation=rows, gains=gains)
+    found = changed(found, n=n, clusters=clusters)
+    return changed(found, rows="gains", n=n, clusters=clusters, n_needed=needed)
 
 
 def test_eight_items_are_never_likely():
@@ -290,17 +273,13 @@ def test_a_margin_that_the_items_decide_is_named_where_nobody_has_enough():
 
 
 def test_a_ceiling_that_so_few_items_cannot_show_is_said():
-    full = dataclasses.replace(score("b", 1.0), n=60, ci95=(0.94, 1.0))
-    rows = (full, dataclasses.replace(score("base", 0.1), n=60))
-    found = judge(Evidence(evaluation=rows, tasks=1, level="base"))
-    told = reason(found, "ceiling-out-of-reach")
+    full = dataclasses.replace(score("b", 1.0), ci95=(0.94, 1.0))
+    found = Evidence(evaluation=(full, score("base", 0.1)), tasks=1, level="base")
+    told = reason(judge(with_items(found, 60)), "ceiling-out-of-reach")
     assert (told.value, told.threshold) == (60, 73)
-    many = tuple(dataclasses.replace(row, n=80) for row in rows)
-    found = judge(Evidence(evaluation=many, tasks=1, level="base"))
-    assert "ceiling-out-of-reach" not in codes(found)
-    grouped = tuple(dataclasses.replace(row, n=200, clusters=40) for row in rows)
-    found = judge(Evidence(evaluation=grouped, tasks=1, level="base"))
-    assert "40 given" in reason(found, "ceiling-out-of-reach").message
+    assert "ceiling-out-of-reach" not in codes(judge(with_items(found, 80)))
+    grouped = judge(with_items(found, 200, clusters=40))
+    assert "40 given" in reason(grouped, "ceiling-out-of-reach").message
 
 
 # ---- laws ----------------------------------------------------------------------------------------
@@ -309,11 +288,8 @@ def test_a_ceiling_that_so_few_items_cannot_show_is_said():
 def used(found, verdict):
     """The option that the action uses, or None if it uses nothing that was measured."""
     head, _, single = verdict.action.partition(":")
-    if head == "use-single":
-        options = [option(found, single, part) for part in ("question", "steps")]
-        return best_option(found, [one for one in options if one is not None])
-    if head == "use-base":
-        options = [option(found, "base", part) for part in ("question", "steps")]
+    if head in ("use-single", "use-base"):
+        options = [option(found, single or "base", part) for part in ("question", "steps")]
         return best_option(found, [one for one in options if one is not None])
     if head == "chain":
         return option(found, "chain", "question") if chain_gain(found) else None

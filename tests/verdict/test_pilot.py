@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from calibrations import calibration, case, score
+from evidences import codes
 
 from loraprobe.records import Audit, Comparison, Gain, Provenance
 from loraprobe.report.answer import answer
@@ -26,10 +27,6 @@ def piloted(difference, low, high, baselines=None, **rest):
         worse = Comparison("sum", "random-partner", "t", "question", difference, ends, N, ends)
         made["comparisons"] = (worse,)
     return judge(case(**{**made, **rest}))
-
-
-def codes(verdict):
-    return [reason.code for reason in verdict.reasons]
 
 
 def test_without_controls_a_gain_is_open_and_the_reason_says_so():

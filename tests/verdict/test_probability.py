@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import forecastable
 from loraprobe.records import (
     Audit,
     Comparison,
@@ -28,6 +27,7 @@ from loraprobe.routing import ROUTERS
 from loraprobe.sample_size import Z95
 from loraprobe.verdict import BaseShape, Evidence, judge
 from loraprobe_lab import shipped_world
+from loraprobe_lab.calibration.forecast import forecastable
 
 
 def by_code(verdict, code):

@@ -8,7 +8,19 @@ import re
 from pathlib import Path
 
 import pytest
-from evidences import COMPOSITIONS, KINDS, N, any_evidence, both, evidence, score, versus
+from evidences import (
+    COMPOSITIONS,
+    KINDS,
+    N,
+    any_evidence,
+    both,
+    changed,
+    codes,
+    evidence,
+    reason,
+    score,
+    versus,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,19 +37,7 @@ from loraprobe.records import (
 from loraprobe.verdict import Evidence, judge
 from loraprobe.verdict.candidates import pool
 from loraprobe.verdict.codes import CODES
-from loraprobe.verdict.evaluated import Control, Retained
-
-FORECAST = ("forecast", "probability-measured-on", "outside-calibration")
-
-
-def codes(verdict):
-    """The rules' own reasons; those of the forecast are tested in tests/test_probability.py."""
-    return [reason.code for reason in verdict.reasons if reason.code not in FORECAST]
-
-
-def reason(verdict, code):
-    return next(r for r in verdict.reasons if r.code == code)
-
+from loraprobe.verdict.evaluated import Estimate
 
 FAIL = {
     "base": 0.0,
@@ -99,16 +99,13 @@ def test_bounds_at_the_margin_do_not_decide():
 def test_the_interval_that_covers_the_choice_among_compositions_decides():
     def adjusted(value, plain, ends):
         made = evidence({"base": 0.0, "a": 0.05, "uniform": value, "shrunk:a": 0.0}, half=plain)
-        rows = [dataclasses.replace(gain, adjusted_ci95=ends) for gain in made.gains]
-        return judge(dataclasses.replace(made, gains=tuple(rows))).decision
+        return judge(changed(made, rows="gains", adjusted_ci95=ends)).decision
 
     assert adjusted(0.3, 0.05, (0.2, 0.3)) == "likely"
     assert adjusted(0.3, 0.05, (0.04, 0.3)) == "inconclusive"
     assert adjusted(0.05, 0.02, (-0.03, 0.04)) == "unlikely"
     assert adjusted(0.05, 0.02, (-0.03, 0.06)) == "inconclusive"
-    made = evidence(GAIN)
-    rows = [dataclasses.replace(row, adjusted_ci95=(-0.01, 0.9)) for row in made.comparisons]
-    unsure = dataclasses.replace(made, comparisons=tuple(rows))
+    unsure = changed(evidence(GAIN), rows="comparisons", adjusted_ci95=(-0.01, 0.9))
     assert judge(unsure).decision == "inconclusive", "and that of the controls"
 
 
@@ -121,11 +118,11 @@ def test_undecided_names_the_items_that_would_decide():
 
 def test_controls_and_retentions_name_the_items_that_decide_in_four_runs_of_five():
     # The half-width has to shrink to 1 / 2, and to 1.96 / (1.96 + 0.84) of that for the power.
-    assert Control("c", 0.1, 0.0, 0.2, 0.05, n=100).needed == 818
-    assert Control("c", 0.05, -0.05, 0.15, 0.05, n=100).needed is None
-    assert Retained("t", 0.75, (0.65, 0.90), n=100).needed(0.8) == 1839
-    assert Retained("t", 0.8, (0.7, 0.9), n=100).needed(0.8) is None
-    assert Retained("t", None, None).needed(0.8) is None
+    gain = Estimate(0.5, 0.4, 0.6, 0.05, n=100, clusters=100, needed=None)
+    assert gain.like(0.1, (0.0, 0.2), 0.05, n=100).needed == 818
+    assert gain.like(0.05, (-0.05, 0.15), 0.05, n=100).needed is None
+    assert gain.like(0.75, (0.65, 0.90), 0.8, n=100).needed == 1839
+    assert gain.like(0.8, (0.7, 0.9), 0.8, n=100).needed is None
 
 
 def test_the_margin_can_be_set():
@@ -140,8 +137,8 @@ def test_compositions_without_gains_do_not_decide():
 
 def test_a_baseline_that_answers_at_once_is_named_with_its_form():
     steps = evidence({**FAIL, "uniform": 0.7}, part="steps")
-    gains = [dataclasses.replace(g, against="b", against_part="question") for g in steps.gains]
-    found = judge(both(evidence(FAIL), dataclasses.replace(steps, gains=tuple(gains))))
+    at_once = changed(steps, rows="gains", against="b", against_part="question")
+    found = judge(both(evidence(FAIL), at_once))
     assert "against b on the question" in found.reasons[0].message
 
 
@@ -180,14 +177,15 @@ def test_a_control_is_beaten_by_the_margin_or_not_at_all(half):
 
 
 def test_the_second_best_wins_where_the_best_does_not_beat_a_control():
-    values = evidence({**GAIN, "sum": 0.45})
-    pairs = [
-        dataclasses.replace(c, difference=0.0, ci95=(-0.1, 0.1), adjusted_ci95=(-0.1, 0.1))
-        if (c.system, c.against) == ("uniform", "random-partner")
-        else c
-        for c in values.comparisons
-    ]
-    found = judge(dataclasses.replace(values, comparisons=tuple(pairs)))
+    found = changed(
+        evidence({**GAIN, "sum": 0.45}),
+        lambda c: (c.system, c.against) == ("uniform", "random-partner"),
+        "comparisons",
+        difference=0.0,
+        ci95=(-0.1, 0.1),
+        adjusted_ci95=(-0.1, 0.1),
+    )
+    found = judge(found)
     assert (found.decision, found.system) == ("likely", "sum")
 
 
@@ -258,11 +256,7 @@ def test_a_target_adapter_is_used_alone():
 
 def test_a_base_at_the_ceiling_needs_no_adapter():
     values = {"base": 1.0, "a": 1.0, "b": 0.2, "uniform": 1.0, "random-partner": 1.0}
-    values = evidence(values)
-    sure = [
-        dataclasses.replace(s, ci95=(0.97, 1.0)) if s.value == 1 else s for s in values.evaluation
-    ]
-    found = judge(dataclasses.replace(values, evaluation=tuple(sure)))
+    found = judge(changed(evidence(values), lambda s: s.value == 1, ci95=(0.97, 1.0)))
     assert (found.decision, found.action) == ("unlikely", "use-base")
     assert "base-suffices" in codes(found)
     for value, action in ((0.45, "use-base"), (0.48, "train-target-adapter")):  # worse, or as good
@@ -319,22 +313,16 @@ def test_where_the_chain_gains_nobody_is_told_to_train(cause):
 
 
 def test_lossy_compression_is_not_blamed_on_the_method():
-    lossy = evidence({k: v for k, v in FAIL.items() if k != "arrow"})
-    rows = [
-        dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
-        for s in lossy.evaluation
-    ]
-    found = judge(dataclasses.replace(lossy, evaluation=tuple(rows)))
+    def lossy(values):
+        merges = changed(evidence(values), lambda s: s.kind == "merge", compression_error=0.3)
+        return judge(merges)
+
+    found = lossy({k: v for k, v in FAIL.items() if k != "arrow"})
     assert found.decision == "inconclusive"
     assert reason(found, "compression-lost").severity == "decisive"
     assert reason(found, "compression-lost").threshold == 0.1
     # a composition without loss failed as well: the decision stands, the loss is still said
-    beside = evidence(FAIL)
-    rows = [
-        dataclasses.replace(s, compression_error=0.3) if s.kind == "merge" else s
-        for s in beside.evaluation
-    ]
-    found = judge(dataclasses.replace(beside, evaluation=tuple(rows)))
+    found = lossy(FAIL)
     assert found.decision == "unlikely"
     assert reason(found, "compression-lost").severity == "warning"
 
@@ -364,6 +352,9 @@ def two_tasks(retention, gain=0.4, ci=0.05, control=0.3, half=0.04, everywhere=N
         tasks=2,
         level="evaluation",
     )
+
+
+UNDEFINED = {"retention": None, "retention_ci95": None}
 
 
 def test_several_tasks_need_every_retention():
@@ -396,12 +387,7 @@ def test_several_tasks_need_the_mean_to_gain():
 
 
 def test_a_retention_that_is_undefined_is_not_enough():
-    kept = two_tasks(0.95)
-    rows = [
-        dataclasses.replace(s, retention=None, retention_ci95=None) if s.task == "t2" else s
-        for s in kept.evaluation
-    ]
-    found = judge(dataclasses.replace(kept, evaluation=tuple(rows)))
+    found = judge(changed(two_tasks(0.95), lambda s: s.task == "t2", **UNDEFINED))
     assert found.decision == "inconclusive"
     assert reason(found, "retention-undefined").severity == "decisive"
 
@@ -410,25 +396,20 @@ def test_a_retention_that_is_undefined_is_not_enough():
     ("learned", "action"), [(True, "switch-adapters"), (False, "train-target-adapter")]
 )
 def test_switching_adapters_is_advised_only_if_every_task_was_learned(learned, action):
-    lost = two_tasks(0.6)
-    rows = [
-        dataclasses.replace(s, retention=None, retention_ci95=None)
-        if s.task == "t2" and not learned
-        else s
-        for s in lost.evaluation
-    ]
+    lost = changed(two_tasks(0.6), lambda s: s.task == "t2" and not learned, **UNDEFINED)
     router = [
-        dataclasses.replace(s, system="arrow", kind="router") for s in rows if s.system == "uniform"
+        dataclasses.replace(s, system="arrow", kind="router")
+        for s in lost.evaluation
+        if s.system == "uniform"
     ]
-    found = judge(dataclasses.replace(lost, evaluation=(*rows, *router)))
+    found = judge(dataclasses.replace(lost, evaluation=(*lost.evaluation, *router)))
     assert (found.decision, found.action) == ("unlikely", action)
     assert "switch-adapters" in codes(found)
 
 
 def test_gains_of_one_task_say_nothing_of_the_mean():
-    kept = two_tasks(0.95)
-    one = dataclasses.replace(kept.gains[0], task="t1")
-    assert codes(judge(dataclasses.replace(kept, gains=(one,))))[0] == "no-comparison"
+    one = changed(two_tasks(0.95), rows="gains", task="t1")
+    assert codes(judge(one))[0] == "no-comparison"
 
 
 def test_several_tasks_pool_the_halfwidths_of_controls():
@@ -614,13 +595,8 @@ def test_what_is_said_in_other_words_is_not_unknown():
 
 
 def read(found, system, **figures):
-    rows = [
-        dataclasses.replace(row, **({"contains": row.value, "cut": 0.0} | figures))
-        if row.system == system
-        else row
-        for row in found.evaluation
-    ]
-    return dataclasses.replace(found, evaluation=tuple(rows))
+    """The evidence with how the answers of a system that fails were read."""
+    return changed(found, lambda row: row.system == system, contains=FAIL[system], **figures)
 
 
 def test_answers_that_were_cut_are_told_with_the_cure():
@@ -630,25 +606,25 @@ def test_answers_that_were_cut_are_told_with_the_cure():
     told = reason(judge(read(given, "uniform", cut=0.4)), "answers-cut")
     assert "--max-new-tokens 100" in told.message
     worked = both(evidence(FAIL), evidence(FAIL, part="steps"))
-    rows = [
-        dataclasses.replace(row, cut=0.4 * (row.part == "question"), contains=row.value)
-        for row in worked.evaluation
-    ]
-    told = reason(judge(dataclasses.replace(worked, evaluation=tuple(rows))), "answers-cut")
+    worked = changed(worked, cut=0.0, contains=0.05)
+    worked = changed(worked, lambda row: row.part == "question", cut=0.4)
+    told = reason(judge(worked), "answers-cut")
     assert "--max-new-tokens 256" in told.message, "worked answers keep their limit"
-    for system, figures in [
-        ("uniform", {"cut": 0.1}),
-        ("uniform", {"cut": 0.9, "contains": 0.95}),
-        ("shrunk:a", {"cut": 0.9}),
-    ]:
-        assert "answers-cut" not in codes(judge(read(evidence(FAIL), system, **figures)))
+    for system, cut in (("uniform", 0.1), ("shrunk:a", 0.9)):
+        assert "answers-cut" not in codes(judge(read(evidence(FAIL), system, cut=cut)))
+    rightly = changed(read(evidence(FAIL), "uniform", cut=0.9), contains=0.95)
+    assert "answers-cut" not in codes(judge(rightly)), "a right answer stood there before"
 
 
 def test_a_gain_or_failure_of_wording_only_is_told():
+    def reworded(system, share):
+        read = {"contains": share, "cut": 0.0}
+        return judge(changed(evidence(FAIL), lambda row: row.system == system, **read))
+
     for system in ("uniform", "a"):
-        found = judge(read(evidence(FAIL), system, contains=0.9))
+        found = reworded(system, 0.9)
         assert f"0.90 of the replies of {system}" in reason(found, "said-otherwise").message
-    assert "said-otherwise" not in codes(judge(read(evidence(FAIL), "uniform", contains=0.12)))
+    assert "said-otherwise" not in codes(reworded("uniform", 0.12))
     counts = {"said_otherwise": 80, "not_composed": 10}
     found = judge(evidence(FAIL, attribution=(Attribution("uniform", "t", **counts),)))
     assert (found.decision, found.action) == ("unlikely", "gather-evidence")
@@ -678,11 +654,7 @@ def test_a_hop_that_nobody_answers_has_no_best():
 
 
 def test_a_count_of_one_is_in_the_singular():
-    found = judge(
-        simulated(
-            rates(base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0", **CONTROLS), n=1
-        )
-    )
+    found = judge(simulated(1, base="0 0 0 0", a="0 1 0 0", b="0 0 1 0", uniform="0 0 0 0"))
     assert any(" 1 item" in r.message for r in found.reasons)
     assert not any(re.search(r"\b1 items", r.message) for r in found.reasons)
 
@@ -711,13 +683,15 @@ def test_order_does_not_matter(found, random):
         random.shuffle(rows)
         return tuple(rows)
 
-    other = dataclasses.replace(
-        found,
-        evaluation=shuffled(found.evaluation),
-        comparisons=shuffled(found.comparisons),
-        gains=shuffled(found.gains),
-    )
-    assert judge(other) == judge(found)
+    names = ("evaluation", "comparisons", "gains")
+    other = {name: shuffled(getattr(found, name)) for name in names}
+    assert judge(dataclasses.replace(found, **other)) == judge(found)
+
+
+def with_each(change, found):
+    """The evidence with a change of every difference."""
+    pairs, gains = tuple(map(change, found.comparisons)), tuple(map(change, found.gains))
+    return dataclasses.replace(found, comparisons=pairs, gains=gains)
 
 
 RANK = {"unlikely": 0, "inconclusive": 1, "likely": 2}
@@ -737,12 +711,7 @@ def test_raising_a_composition_never_lowers_the_decision(found, lift, system, pa
         ci = (c.ci95[0] + lift, c.ci95[1] + lift)
         return dataclasses.replace(c, difference=c.difference + lift, ci95=ci, adjusted_ci95=ci)
 
-    other = dataclasses.replace(
-        found,
-        comparisons=tuple(map(lifted, found.comparisons)),
-        gains=tuple(map(lifted, found.gains)),
-    )
-    assert RANK[judge(other).decision] >= RANK[judge(found).decision]
+    assert RANK[judge(with_each(lifted, found)).decision] >= RANK[judge(found).decision]
 
 
 @given(any_evidence(), st.floats(0, 0.2))
@@ -754,12 +723,7 @@ def test_narrower_intervals_never_reverse_a_decision(found, half):
         high = min(c.ci95[1], c.difference + half)
         return dataclasses.replace(c, ci95=(low, high), adjusted_ci95=(low, high))
 
-    other = dataclasses.replace(
-        found,
-        comparisons=tuple(map(narrowed, found.comparisons)),
-        gains=tuple(map(narrowed, found.gains)),
-    )
-    pair = judge(found).decision, judge(other).decision
+    pair = judge(found).decision, judge(with_each(narrowed, found)).decision
     assert pair not in (("likely", "unlikely"), ("unlikely", "likely"))
 
 
@@ -804,10 +768,14 @@ def test_a_lower_loss_is_a_gain():
 # ---- from per-item results, through the statistics of evaluation --------------------------------
 
 
-def simulated(rates, n=200, seed=0):
-    """Evidence from simulated per-item results: (system, part) -> share of right answers.
+CONTROLS = {"shrunk:a": "0.02 0.6 0.02 0.02", "random-partner": "0.02 0.6 0.02 0.02"}
 
-    Items are equally hard for all systems, so that pairs are correlated as real ones are.
+
+def simulated(n, **systems):
+    """Evidence from simulated results of n items: system="question hop1 hop2 steps", the shares.
+
+    Two controls are always there. Items are equally hard for all systems, so that pairs are
+    correlated as real ones are.
     """
     import numpy as np
 
@@ -817,90 +785,69 @@ def simulated(rates, n=200, seed=0):
 
     hops = (Hop("?", ("x",)), Hop("?", ("y",)))
     task = Task("t", tuple(Item(str(i), "?", ("y",), hops=hops, cot_prompt="?") for i in range(n)))
-    rng = np.random.default_rng(seed)
-    results = []
-    for (system, part), rate in rates.items():
-        for i, right in enumerate(rng.random(n) < rate):
-            results.append(
-                ItemResult(system, "t", part, str(i), "exact_match", float(right), "", f"item:{i}")
-            )
-    names = dict.fromkeys(system for system, _ in rates)
-    systems = [System(name, KINDS[name]) for name in names]
+    rng = np.random.default_rng(0)
+    results = [
+        ItemResult(system, "t", part, str(i), "exact_match", float(right), "", f"item:{i}")
+        for system, rates in {**systems, **CONTROLS}.items()
+        for part, rate in zip(("question", "hop1", "hop2", "steps"), rates.split(), strict=True)
+        for i, right in enumerate(rng.random(n) < float(rate))
+    ]
+    asked = [System(name, KINDS[name]) for name in (*systems, *CONTROLS)]
     return Evidence(
-        evaluation=score(results, systems),
-        comparisons=compare(results, systems),
-        gains=gains(results, systems),
-        attribution=attribute(results, systems, [task]),
+        evaluation=score(results, asked),
+        comparisons=compare(results, asked),
+        gains=gains(results, asked),
+        attribution=attribute(results, asked, [task]),
         tasks=1,
         level="evaluation",
     )
 
 
-def rates(**systems):
-    """system="target hop1 hop2 cot" -> (system, part) -> rate."""
-    names = {"shrunk": "shrunk:a", "random": "random-partner"}
-    return {
-        (names.get(system, system), part): float(rate)
-        for system, row in systems.items()
-        for part, rate in zip(("question", "hop1", "hop2", "steps"), row.split(), strict=True)
-    }
-
-
-CONTROLS = {"shrunk": "0.02 0.6 0.02 0.02", "random": "0.02 0.6 0.02 0.02"}
-
-
 def test_two_one_hop_adapters_as_they_were_measured():
     """The rates are those of SmolLM2 on made-up names: hops survive partly, the target does not."""
-    measured = rates(
-        base="0 0 0 0",
-        a="0.02 1 0.02 0.02",
-        b="0.02 0.02 1 0.03",
-        uniform="0.02 0.28 0.93 0.03",
-        sum="0.02 0.4 0.85 0.05",
-        chain="1 1 1 0",
-        **CONTROLS,
-    )
-    found = judge(simulated(measured, n=400))
+    measured = {
+        "base": "0 0 0 0",
+        "a": "0.02 1 0.02 0.02",
+        "b": "0.02 0.02 1 0.03",
+        "uniform": "0.02 0.28 0.93 0.03",
+        "sum": "0.02 0.4 0.85 0.05",
+        "chain": "1 1 1 0",
+    }
+    found = judge(simulated(400, **measured))
     assert (found.decision, found.action) == ("unlikely", "chain")
     # half the items leave it open whether the sum gains step by step; the advice is the same
-    found = judge(simulated(measured, n=200))
+    found = judge(simulated(200, **measured))
     assert (found.decision, found.action) == ("inconclusive", "chain")
 
 
 def test_skill_and_facts_as_they_were_measured():
-    found = judge(
-        simulated(
-            rates(
-                base="0 0 0.9 0",
-                a="0.02 1 0.9 0",
-                b="0.02 0.02 0.9 0.02",
-                uniform="0.02 0.9 0.9 0.77",
-                sum="0.02 0.8 0.8 0.12",
-                **CONTROLS,
-            )
-        )
+    found = simulated(
+        200,
+        base="0 0 0.9 0",
+        a="0.02 1 0.9 0",
+        b="0.02 0.02 0.9 0.02",
+        uniform="0.02 0.9 0.9 0.77",
+        sum="0.02 0.8 0.8 0.12",
     )
+    found = judge(found)
     assert (found.decision, found.system, found.action) == ("likely", "uniform", "step-by-step")
     assert "plain-form" in codes(found) and "controls-beaten" in codes(found)
 
 
 def test_a_target_adapter_as_it_was_measured():
-    found = judge(
-        simulated(
-            rates(
-                base="0 0 0 0",
-                a="0.02 1 0.02 0.02",
-                b="0.95 0.02 0.02 0.9",
-                uniform="0.82 0.5 0.5 0.5",
-                **CONTROLS,
-            )
-        )
+    found = simulated(
+        200,
+        base="0 0 0 0",
+        a="0.02 1 0.02 0.02",
+        b="0.95 0.02 0.02 0.9",
+        uniform="0.82 0.5 0.5 0.5",
     )
+    found = judge(found)
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
 
 
 def test_few_items_leave_a_small_gain_open():
-    few = rates(base="0 0 0 0", a="0.1 1 0 0", b="0.1 0 1 0", uniform="0.25 0.8 0.8 0", **CONTROLS)
-    found = judge(simulated(few, n=40))
+    few = {"base": "0 0 0 0", "a": "0.1 1 0 0", "b": "0.1 0 1 0", "uniform": "0.25 0.8 0.8 0"}
+    found = judge(simulated(40, **few))
     assert found.decision == "inconclusive" and "items would decide" in found.reasons[0].message
-    assert judge(simulated(few, n=4000)).decision == "likely"
+    assert judge(simulated(4000, **few)).decision == "likely"

@@ -95,7 +95,8 @@ def portfolio_files(document: Mapping[str, Any]) -> dict[str, str]:
     document: as it is saved in methods.json.
     """
     found = choices(document)
-    return {"portfolio.json": as_json(_portfolio(found)), "portfolio.md": _page(found)}
+    page = render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
+    return {"portfolio.json": as_json(_portfolio(found)), "portfolio.md": page}
 
 
 def _portfolio(found: Sequence[Choice]) -> dict[str, Any]:
@@ -113,24 +114,6 @@ def _portfolio(found: Sequence[Choice]) -> dict[str, Any]:
             for kind, (_, _, figure) in COLUMNS.items()
         ],
     }
-
-
-def _page(found: Sequence[Choice]) -> str:
-    """The table of left-out worlds, in Markdown."""
-    rows = [
-        [
-            one.kind,
-            f"`{one.label}`",
-            f"{one.figure:.2f}",
-            f"{one.beside:.2f}",
-            f"{100 * one.chosen:.0f} %",
-            "{:+.3f} ({:+.3f} to {:+.3f})".format(*one.added),
-            "joins" if one.joins else "does not join",
-            "; ".join(f"`{label}` {added:+.3f}" for label, added in one.others),
-        ]
-        for one in found
-    ]
-    return render("portfolio", rows=rows, fixed=_fixed(), least=LEAST, splits=SPLITS)
 
 
 def _fixed() -> tuple[str, ...]:

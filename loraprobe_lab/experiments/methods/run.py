@@ -8,8 +8,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from loraprobe_lab.experiments.methods.cases import cases_of, open_worlds
-from loraprobe_lab.experiments.methods.evaluating import CaseResults, evaluate_cases
+from loraprobe_lab.experiments.methods.evaluating import (
+    CaseResults,
+    cases_of,
+    evaluate_cases,
+    open_worlds,
+)
 from loraprobe_lab.experiments.methods.page import methods_pages
 from loraprobe_lab.experiments.methods.portfolio import portfolio_files
 from loraprobe_lab.experiments.methods.systems import ComparedSystem, all_systems

@@ -45,6 +45,7 @@ class ComparedSystem:
         """What builds the system, as in `merge-and-eval`."""
         from loraprobe.options import Options
         from loraprobe.pipeline.systems import SystemBuilder
+        from loraprobe.pipeline.transforms import prepare
 
         settings = Options(
             routers=(self.spec,) if self.family == "router" else (),
@@ -53,11 +54,11 @@ class ComparedSystem:
             balance="norm" if self.balanced else "none",
             rank=whole_rank(adapters) if self.family == "merge" else "auto",
         )
-        return SystemBuilder.of(adapters, settings)
+        return SystemBuilder(adapters, prepare(adapters, settings), settings)
 
     def build(self, builder: SystemBuilder) -> System:
         """The system over its adapters. Raises LoraprobeError where it cannot be built."""
-        return builder.build(self.spec, name=self.label).system
+        return builder.build(self.spec, name=self.label)
 
 
 def whole_rank(adapters: Sequence[Adapter]) -> int:

@@ -9,12 +9,10 @@ from typing import Literal
 import numpy as np
 
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.ratios import ratio
 from loraprobe.evaluation.selection import largest
-from loraprobe.evaluation.statistics import Array
+from loraprobe.evaluation.statistics import Array, ratio
 from loraprobe.evaluation.table import tabulate
-from loraprobe_lab.experiments.methods.cases import FORM, ROLES, Kind
-from loraprobe_lab.experiments.methods.evaluating import CaseResults
+from loraprobe_lab.experiments.methods.evaluating import FORM, ROLES, CaseResults, Kind
 from loraprobe_lab.experiments.methods.pooling import Pooled, over_worlds, pooled
 from loraprobe_lab.experiments.methods.systems import ComparedSystem
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -11,10 +11,9 @@ from typing import Any
 from scipy import stats
 
 from loraprobe.records import Progress
-from loraprobe_lab.experiments.pages import Pages, render
-from loraprobe_lab.experiments.rule import compared, exact, simulated
-from loraprobe_lab.experiments.rule.exact import Rate
-from loraprobe_lab.experiments.rule.figure import rule_figure
+from loraprobe_lab.experiments.pages import BLUE, DARK, GREY, RED, Pages, as_svg, drawing, render
+from loraprobe_lab.experiments.rule import compared, decisions
+from loraprobe_lab.experiments.rule.decisions import MARGIN, Rate
 
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
@@ -42,10 +41,10 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
     options = [*at, f"--repeats {plan.repeats}", f"--seed {plan.seed}"]
     document = {
         "command": " ".join(["loraprobe lab rule", *options]),
-        "margin": exact.MARGIN,
+        "margin": decisions.MARGIN,
         "limit": LIMIT,
         "plan": asdict(plan),
-        "exact": [asdict(row) for n in plan.items for row in exact.rates(n, steps=plan.steps)],
+        "exact": [asdict(row) for n in plan.items for row in decisions.rates(n, steps=plan.steps)],
         "simulated": _simulated(plan, progress) if plan.repeats else [],
         "designs": [
             row
@@ -57,8 +56,8 @@ def examine(plan: RulePlan | None = None, progress: Progress | None = None) -> P
 
 
 def _simulated(plan: RulePlan, progress: Progress | None) -> list[dict[str, Any]]:
-    chosen = [case for truth in plan.truths for case in simulated.cases(truth)]
-    chosen += simulated.split_cases(max(plan.truths))
+    chosen = [case for truth in plan.truths for case in decisions.cases(truth)]
+    chosen += decisions.split_cases(max(plan.truths))
     rows, total = [], len(chosen) * sum(plan.simulated) * plan.repeats
     done = 0
 
@@ -70,7 +69,7 @@ def _simulated(plan: RulePlan, progress: Progress | None) -> list[dict[str, Any]
 
     for n in plan.simulated:
         for case in chosen:
-            found = simulated.simulate(case, n, plan.repeats, plan.seed, partial(tick, n))
+            found = decisions.simulate(case, n, plan.repeats, plan.seed, partial(tick, n))
             rows.append({**asdict(found), "wrong": found.wrong()})
     return rows
 
@@ -94,7 +93,7 @@ def rule_pages(document: dict[str, Any]) -> Pages:
         document=document,
         rates=dict(sorted(rates.items())),
         gains=[gain for gain in SHOWN if any(gain in found for found in rates.values())],
-        worst={n: exact.worst(list(chain(*found.values()))) for n, found in rates.items()},
+        worst={n: decisions.worst(list(chain(*found.values()))) for n, found in rates.items()},
         levels=LEVELS,
         nearest=_nearest,
         wrong=lambda rows: max(row.wrong() for row in rows),
@@ -115,3 +114,39 @@ def _wilson(row: dict[str, Any]) -> tuple[float, float]:
     wrong = round(row["wrong"] * row["repeats"])
     found = stats.binomtest(wrong, row["repeats"]).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
+
+
+def rule_figure(document: Mapping[str, Any]) -> str:
+    """SVG with two panels: how often the rule is wrong, and how often it abstains."""
+    with drawing() as Figure:
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        rows = [Rate(**row) for row in document["exact"]]
+        for n, colour in zip(
+            sorted({r.n for r in rows}), ("#c7a26b", RED, BLUE, DARK), strict=False
+        ):
+            here: dict[float, list[Rate]] = {}
+            for row in rows:
+                if row.n == n:
+                    here.setdefault(row.gain, []).append(row)
+            for below in (True, False):  # at the margin itself no decision is wrong
+                gains = [g for g in here if abs(g - MARGIN) > 1e-9 and (g < MARGIN) == below]
+                worst = [max(row.wrong() for row in here[gain]) for gain in gains]
+                label = f"n = {n}" if below else None
+                left.plot(gains, worst, "o-", ms=3, color=colour, label=label)
+            least, most = (
+                [pick(row.abstains for row in here[gain]) for gain in here] for pick in (min, max)
+            )
+            right.fill_between(list(here), least, most, color=colour, alpha=0.15, lw=0)
+            right.plot(list(here), most, color=colour)
+            right.plot(list(here), least, color=colour, lw=0.8)
+        left.axhline(document["limit"], color=GREY, lw=0.8, ls="--")
+        left.set(ylim=(0, 0.05), ylabel="probability of a wrong decision")
+        left.set_title("Wrong, at the worst discordance", loc="left")
+        right.set(ylim=(0, 1), ylabel="probability of no decision")
+        right.set_title("Abstains (least to greatest over discordance)", loc="left")
+        for ax in (left, right):
+            ax.axvline(document["margin"], color=GREY, lw=0.8)
+            ax.set(xlim=(-0.2, 0.4), xlabel="true gain (line: the margin)")
+        left.legend(frameon=False, fontsize=8)
+        return as_svg(figure)

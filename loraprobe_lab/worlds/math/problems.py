@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraprobe_lab.training.batches import Example
-from loraprobe_lab.worlds.names import made_up_names
+from loraprobe_lab.worlds.known import made_up_names
 
 FIELDS = 10
 FARTHEST = 4

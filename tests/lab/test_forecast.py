@@ -12,12 +12,12 @@ from composing import experts
 from words import word_tokenizer
 
 from loraprobe.composition import Composition
-from loraprobe.probes import forecast
 from loraprobe.records import ItemResult
 from loraprobe.routing.arrow import Arrow
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, answered, normalize_answer
+from loraprobe_lab.calibration.forecast import forecast
 
 SUBJECTS = ("ada", "cy", "the mayor", "who", "lives", "in ulm")
 TOKENS = 4

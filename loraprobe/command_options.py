@@ -14,20 +14,26 @@ from loraprobe.options import Options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# How the file of a task is read.
+LAYOUT = "fields prompt_template cot_template answer_after answer_pattern"
 INSPECT = (
+    f"{LAYOUT} "
     "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
     "metric confirm_run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
     "resume"
 ).split()
 MERGE = (
+    f"{LAYOUT} "
     "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
     "device limit allow threads seed"
 ).split()
 ROUTE = (
+    f"{LAYOUT} "
     "routers router_prompts weights search_budget search_items balance subtract limit "
     "chat_template device quantize device_map batch_size threads allow trust_remote_code seed"
 ).split()
 EVALUATE = (
+    f"{LAYOUT} "
     "methods routers systems space rank rank_layout weights search_budget search_items balance "
     "subtract router_prompts metric confirm_run_unsafe_code margin retention prior calibration "
     "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "

@@ -19,6 +19,7 @@ from loraprobe.declarations import (
     EVALUATION,
     MACHINE,
     OUTPUT,
+    TASKS,
     as_given,
     check_values,
     option,
@@ -120,6 +121,43 @@ class Options:
         COMPOSITION,
         "Of the written file: portable (one rank in all modules, filled up with zeros, as servers "
         "read it) or compact (each module at its own rank, which only peft reads).",
+    )
+    fields: tuple[str, ...] = option(
+        (),
+        TASKS,
+        "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
+        "between them; repeated: one for each task.",
+        metavar="KEY=FIELD",
+        repeats=True,
+    )
+    prompt_template: tuple[str, ...] = option(
+        (),
+        TASKS,
+        "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
+        metavar="FILE|TEXT",
+        repeats=True,
+    )
+    cot_template: tuple[str, ...] = option(
+        (),
+        TASKS,
+        "The same of the prompt that asks for the steps (cot_prompt).",
+        metavar="FILE|TEXT",
+        repeats=True,
+    )
+    answer_after: tuple[str, ...] = option(
+        (),
+        TASKS,
+        "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
+        "task.",
+        repeats=True,
+    )
+    answer_pattern: tuple[str, ...] = option(
+        (),
+        TASKS,
+        "The gold answer is what this regular expression finds last in its field (its first "
+        "group); repeated: one for each task.",
+        metavar="REGEX",
+        repeats=True,
     )
     limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
     all_items: bool = option(

@@ -16,9 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from loraprobe._version import __version__
+from loraprobe.cli.config import Config, Configured
 from loraprobe.cli.examples import epilog
 from loraprobe.cli.failures import INTERRUPTIONS, TYPERS_USAGE, ended
 from loraprobe.cli.options import STARTED
+from loraprobe.cli.output import WORDS
 
 # What typer itself turns into an exit code, or main into a sentence.
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
@@ -39,6 +41,7 @@ class Guarded(TyperGroup):
                 stream.reconfigure(errors="backslashreplace")
         given = args[0] if args else extra.get("args")
         words = sys.argv[1:] if given is None else list(given)
+        WORDS[:] = words
         self.as_json = "--json" in words
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
@@ -77,17 +80,18 @@ Debug = Annotated[
 
 
 def _debuggable(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with the option --debug, which every command has."""
+    """The command with the options --debug and --config, which every command has."""
 
     @functools.wraps(function)
-    def command(*args: Any, debug: bool = False, **options: Any) -> None:
-        function(*args, **options)
+    def command(*args: Any, debug: bool = False, config: str | None = None, **rest: Any) -> None:
+        function(*args, **rest)
 
     known = inspect_.signature(function, eval_str=True)
-    own = inspect_.Parameter(
-        "debug", inspect_.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
-    )
-    command.__signature__ = known.replace(parameters=[*known.parameters.values(), own])  # type: ignore[attr-defined]
+    own = [
+        inspect_.Parameter(name, inspect_.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, default, kind in (("config", None, Config), ("debug", False, Debug))
+    ]
+    command.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])  # type: ignore[attr-defined]
     return command
 
 
@@ -171,6 +175,12 @@ def _flowing(docstring: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
+def _add(to: typer.Typer, name: str, function: Callable[..., None], group: str = "") -> None:
+    """Registers a command with its docstring as help, its examples, --config and --debug."""
+    text = _flowing(function.__doc__ or "")
+    to.command(name, cls=Configured, help=text, epilog=epilog(group + name))(_debuggable(function))
+
+
 def _register() -> None:
     from loraprobe.cli import (
         cache,
@@ -184,6 +194,7 @@ def _register() -> None:
         methods,
         report,
         route,
+        task,
         verify,
     )
 
@@ -201,8 +212,11 @@ def _register() -> None:
         ("env", env.env),
     )
     for name, function in commands:
-        text = _flowing(function.__doc__ or "")
-        app.command(name, help=text, epilog=epilog(name))(_debuggable(function))
+        _add(app, name, function)
+    group = typer.Typer(no_args_is_help=True, help=_flowing(task.__doc__ or ""))
+    for name, function in (("new", task.new), ("check", task.check), ("sample", task.sample)):
+        _add(group, name, function, "task ")
+    app.add_typer(group, name="task")
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),

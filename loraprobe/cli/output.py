@@ -21,6 +21,8 @@ from loraprobe.secrets import scrub
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimating import Estimate
 
+WORDS: list[str] = []  # of the command line, with those of --config
+
 
 @dataclass(frozen=True)
 class Output(OutputOptions):
@@ -116,7 +118,7 @@ class Output(OutputOptions):
         else:
             from loraprobe.report.terminal import render
 
-            typed = typed_references(sys.argv[1:])
+            typed = typed_references(WORDS)
             console = Console(highlight=False)
             render(audit, console, explain=self.explain, remark=after, typed=typed)
 

@@ -19,11 +19,14 @@ from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
+from loraprobe.hub.datasets import PREFIX as DATASET
+from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
 
 __all__ = [
+    "DATASET",
     "FoundAdapter",
     "Reference",
     "Snapshot",
@@ -37,6 +40,7 @@ __all__ = [
     "read_card",
     "resolve_adapter",
     "resolve_base",
+    "resolve_dataset",
 ]
 
 BASE_EXTRAS = frozenset(

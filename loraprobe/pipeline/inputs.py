@@ -15,9 +15,9 @@ from loraprobe.file_hashes import cache_directory
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
+from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.routing import ROUTERS
-from loraprobe.tasks import Probe, Task, check_metrics, load_probe, load_task, named_metrics
-from loraprobe.tasks.harness import check_losses, is_harness, load_harness
+from loraprobe.tasks import Probe, Task, check_metrics, load_probe, named_metrics
 from loraprobe.verdict import read_calibration
 
 Reference = str | Path
@@ -91,36 +91,6 @@ CURE = "set LORAPROBE_CACHE to a directory of yours"
 def check_state(options: Options) -> None:
     """Raises OutputError if results cannot be stored; called before a model is loaded."""
     check_place(options.state or cache_directory() / "runs" / "results", CURE)
-
-
-def open_tasks(
-    tasks: Sequence[Task | Reference] | Task | Reference, options: Options
-) -> list[Task]:
-    """Reads one or several task files or tasks of lm-evaluation-harness; Task objects are accepted.
-
-    Raises UsageError for losses without a margin, and for a search of weights on the harness.
-    """
-    found: list[Task] = []
-    for one in [tasks] if isinstance(tasks, (str, Path, Task)) else tasks:
-        if isinstance(one, Task):
-            found.append(one)
-        elif not is_harness(one):
-            found.append(load_task(one, options.limit))
-        elif options.weights == "search":
-            raise UsageError(
-                "--weights search learns from questions with their answers: give them as a task "
-                f"file (JSONL) instead of {one}."
-            )
-        else:
-            found += load_harness(
-                str(one),
-                options.limit,
-                metric=options.metric,
-                max_new_tokens=options.max_new_tokens,
-                run_unsafe_code=options.confirm_run_unsafe_code,
-            )
-    check_losses(found, options.metric, options.margin)
-    return found
 
 
 def open_probe(

@@ -21,6 +21,7 @@ from loraprobe.records.inputs import (
     LayerGroup,
     Provenance,
     Severity,
+    TaskSummary,
     Transformation,
     Verification,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Oracle",
     "Progress",
     "Provenance",
+    "TaskSummary",
     "ROUND",
     "Reason",
     "Reply",

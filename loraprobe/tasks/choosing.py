@@ -7,6 +7,7 @@ The item's own key `metric` is chosen before `--metric NAME=metric` of its task,
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from typing import cast
@@ -19,6 +20,7 @@ from loraprobe.tasks.metrics import GENERATED, METRICS, Metric, check_answers, j
 
 ITEM_METRICS: tuple[Metric, ...] = (*GENERATED, "choice")
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")  # normalised, so that "5,600" is "5600"
 # Signs of formal languages; those that prose has as well say nothing.
 _FORMAL = frozenset(string.punctuation) - frozenset(".,;:!?'\"()-/&%$")
 
@@ -113,8 +115,9 @@ def stricter_metric(task: Task, metric: str | None) -> tuple[Metric, str] | None
             return "strict", repr(gold[:40])
     seen: dict[str, str] = {}
     for gold in golds:
-        other = seen.setdefault(normalize_answer(gold), gold)
-        if other != gold:
+        plain = normalize_answer(gold)
+        other = seen.setdefault(plain, gold)
+        if other != gold and not _NUMBER.fullmatch(plain):
             return "strict", f"{other[:40]!r} and {gold[:40]!r}"
     return None
 

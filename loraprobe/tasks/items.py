@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from loraprobe.records import TaskSummary
 
 REFERENCE = re.compile(r"\{(\d+)\}")
 
@@ -56,12 +59,25 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of items. `sha256` is that of the whole file, also with a `limit`."""
+    """A named list of items. `sha256` is that of the whole file, also with a `limit`.
+
+    path: the file, or what names a source elsewhere, which has a `commit`.
+    """
 
     name: str
     items: tuple[Item, ...]
     path: str | None = None
     sha256: str = ""
+    commit: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """How a command names the task, as it may be published: a file by its last part."""
+        return self.path if self.path and self.commit else Path(self.path or self.name).name
+
+    def summary(self) -> TaskSummary:
+        """The task as it stands in a document."""
+        return TaskSummary(self.name, self.reference, self.commit, self.sha256, len(self.items))
 
     @property
     def of_harness(self) -> bool:

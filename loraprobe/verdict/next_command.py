@@ -20,16 +20,17 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `kind` is the kind of the verdict's system, "merge" or "router"; `learned` says
-    that this router was fitted to prompts. `options` are those that change a composition, `kept`
-    the others that `--resume` needs to use the kept answers. `fitting` are adapters without a
-    conflict among them.
+    that they name. `layout` are the options by which the tasks are read. `kind` is the kind of the
+    verdict's system, "merge" or "router"; `learned` says that this router was fitted to prompts.
+    `options` are those that change a composition, `kept` the others that `--resume` needs to use
+    the kept answers. `fitting` are adapters without a conflict among them.
     """
 
     adapters: tuple[str, ...]
     base: str = "auto"
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    layout: tuple[str, ...] = ()
     kind: str = "merge"
     learned: bool = False
     options: tuple[str, ...] = ()
@@ -69,7 +70,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
         by_prompt = "adapters-complement" in codes or len(request.tasks) > 1
         return _evaluate(request, request.tasks, ("--router", ROUTER if by_prompt else "arrow"))
     if head == "use-base":
-        return _evaluate(request, tuple(_another(HARDER, task) for task in request.tasks))
+        return _evaluate(request, _renamed(HARDER, request.tasks))
     return _further(verdict, request, limited)
 
 
@@ -81,15 +82,10 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> str:
     if any(r.code == "controls-not-run" and r.severity == "decisive" for r in verdict.reasons):
         return _evaluate(request, request.tasks)  # without --system, so that controls are scored
     if verdict.evidence == "evaluation" and not limited:  # the same with other questions
-        return _evaluate(request, tuple(_another(MORE, task) for task in request.tasks))
+        return _evaluate(request, _renamed(MORE, request.tasks))
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
     resumed = (*request.kept, "--resume") if asked else ()
     return _evaluate(request, request.tasks or (TASK,), resumed)
-
-
-def _another(start: str, task: str) -> str:
-    """The name of a task that is still to be written; one of lm-evaluation-harness stays one."""
-    return f"{PREFIX}{start}{task[len(PREFIX) :]}" if task.startswith(PREFIX) else start + task
 
 
 def _save(verdict: Verdict, request: Request) -> str:
@@ -111,8 +107,23 @@ def _evaluate(
     asked = tuple(word for task in tasks for word in ("--task", task))
     base = () if request.base == "auto" else _base(request)
     return _command(
-        "merge-and-eval", adapters or request.adapters, base, asked, request.options, options
+        "merge-and-eval",
+        adapters or request.adapters,
+        base,
+        asked,
+        request.layout,
+        request.options,
+        options,
     )
+
+
+def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of further files beside the tasks; a data set of the Hub goes by its last part.
+
+    A task of lm-evaluation-harness stays one.
+    """
+    named = ((PREFIX if task.startswith(PREFIX) else "", task) for task in tasks)
+    return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
 
 
 def _base(request: Request) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from harness_tasks import write_tasks
 
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import open_tasks
+from loraprobe.pipeline.opening_tasks import open_tasks
 from loraprobe.tasks.harness import load_harness
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")

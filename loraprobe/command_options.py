@@ -19,7 +19,7 @@ LAYOUT = "fields prompt_template cot_template answer_after answer_pattern"
 INSPECT = (
     f"{LAYOUT} "
     "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
-    "metric confirm_run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
+    "metric run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
     "resume"
 ).split()
 MERGE = (
@@ -35,7 +35,7 @@ ROUTE = (
 EVALUATE = (
     f"{LAYOUT} "
     "methods routers systems space rank rank_layout weights search_budget search_items balance "
-    "subtract router_prompts metric confirm_run_unsafe_code margin retention prior calibration "
+    "subtract router_prompts metric run_unsafe_code margin retention prior calibration "
     "limit all_items max_new_tokens chat_template device dtype quantize device_map batch_size "
     "threads per_module diagnostics exact allow trust_remote_code seed resume"
 ).split()

@@ -173,10 +173,10 @@ class Options:
         "answer_loss; TASK=metric for one task; may be repeated.",
         repeats=True,
     )
-    confirm_run_unsafe_code: bool = option(
+    run_unsafe_code: bool = option(
         False,
         EVALUATION,
-        "Let tasks of lm-evaluation-harness run code that the model writes.",
+        "Let lm_eval: tasks run code that a model writes.",
     )
     margin: float | None = option(
         None,

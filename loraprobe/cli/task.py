@@ -16,6 +16,7 @@ from loraprobe.formatting import count, listing, shortly
 from loraprobe.options import Options
 from loraprobe.records import document
 from loraprobe.report.formatting import clean, wrapped
+from loraprobe.tasks.harness_task import PREFIX
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.task_preview import Preview
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 79
 READ_PLAIN = "the first line of the reply is compared with it."
 READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
+READ_HARNESS = "lm-evaluation-harness filters and judges the reply."
 JUDGED = {
     "choice": "the most likely choice is the answer; nothing is written.",
     "answer_loss": "the loss of the answer is measured; nothing is written.",
@@ -179,6 +181,7 @@ def sample(
 def _judged(row: Preview) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
     right = " or ".join(map(repr, row.answers))
-    how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else READ_PLAIN)
+    plain = READ_HARNESS if row.metric.startswith(PREFIX) else READ_PLAIN
+    how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else plain)
     choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
     yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)

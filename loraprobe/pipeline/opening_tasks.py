@@ -44,7 +44,7 @@ def _of_harness(task: str, options: Options, layout: Layout) -> list[Task]:
         options.limit,
         metric=options.metric,
         max_new_tokens=options.max_new_tokens,
-        run_unsafe_code=options.confirm_run_unsafe_code,
+        run_unsafe_code=options.run_unsafe_code,
     )
 
 

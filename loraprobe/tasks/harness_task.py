@@ -34,7 +34,7 @@ class HarnessTask:
         self.task, self.name, self.limit = task, task.task_name, limit
         if getattr(task, "UNSAFE_CODE", False) and not unsafe:
             raise UsageError(
-                f"Task {self.name} runs code that a model writes: add --confirm-run-unsafe-code if "
+                f"Task {self.name} runs code that a model writes: add --run-unsafe-code if "
                 "that may happen on this machine."
             )
         if getattr(task, "MULTIMODAL", False):

@@ -73,7 +73,7 @@ def test_items_with_other_metrics_or_limits_are_other_items(folder):
     [
         ("spouse_choce", {}, UsageError, "spouse_choice"),
         ("translated", {}, TaskError, "bleu"),
-        ("coded", {}, UsageError, "--confirm-run-unsafe-code"),
+        ("coded", {}, UsageError, "--run-unsafe-code"),
         ("spouse_choice", {"metric": "acc_nrm"}, UsageError, "acc_norm"),
         ("facts_text", {}, UsageError, "--margin"),
         ("facts_text,spouse_choice", {"margin": 0.1}, UsageError, "two runs"),

@@ -173,11 +173,6 @@ class Options:
         "answer_loss; TASK=metric for one task; may be repeated.",
         repeats=True,
     )
-    run_unsafe_code: bool = option(
-        False,
-        EVALUATION,
-        "Let lm_eval: tasks run code that a model writes.",
-    )
     margin: float | None = option(
         None,
         EVALUATION,
@@ -227,6 +222,9 @@ class Options:
     )
     trust_remote_code: bool = option(
         False, MACHINE, "Run model code that the base's repository holds."
+    )
+    run_unsafe_code: bool = option(
+        False, MACHINE, "Let lm_eval: tasks run code that a model writes."
     )
     batch_size: int | Literal["auto"] = option(
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count

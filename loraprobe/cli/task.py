@@ -11,12 +11,12 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.command_options import LAYOUT
+from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import count, listing, shortly
 from loraprobe.options import Options
 from loraprobe.records import document
 from loraprobe.report.formatting import clean, wrapped
-from loraprobe.tasks.harness_task import PREFIX
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.task_preview import Preview
@@ -181,7 +181,7 @@ def sample(
 def _judged(row: Preview) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
     right = " or ".join(map(repr, row.answers))
-    plain = READ_HARNESS if row.metric.startswith(PREFIX) else READ_PLAIN
+    plain = READ_HARNESS if row.metric.startswith(HARNESS) else READ_PLAIN
     how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else plain)
     choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
     yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)

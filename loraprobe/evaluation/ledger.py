@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
+from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.records import ItemResult, plain
 from loraprobe.tasks import METRICS
-from loraprobe.tasks.harness_task import PREFIX
 
 FORMAT = "loraprobe-results-2"
 NAME = "results.jsonl"
@@ -166,7 +166,7 @@ def item_result(row: Any) -> ItemResult:
     if type(value) is not float or not all(isinstance(text, str) for text in texts):
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
-    harness = row["metric"].startswith(PREFIX)
+    harness = row["metric"].startswith(HARNESS)
     if not (harness or row["metric"] in METRICS) or not PART.fullmatch(row["part"]):
         raise ValueError("an unknown metric or part")
     most = MOST_LOSS if row["metric"] == "answer_loss" else 1.0

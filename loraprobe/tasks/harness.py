@@ -21,16 +21,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from loraprobe.defaults import HARNESS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
 from loraprobe.tasks.choosing import item_metric, named_metrics
-from loraprobe.tasks.harness_task import PREFIX, HarnessTask, explained, quiet
+from loraprobe.tasks.harness_task import HarnessTask, explained, quiet
 from loraprobe.tasks.items import Task
 
 
 def is_harness(reference: object) -> bool:
     """Whether a reference to a task names one of lm-evaluation-harness."""
-    return isinstance(reference, (str, Path)) and str(reference).startswith(PREFIX)
+    return isinstance(reference, (str, Path)) and str(reference).startswith(HARNESS)
 
 
 def load_harness(
@@ -47,7 +48,7 @@ def load_harness(
     a model writes unless that is confirmed, and without lm-eval; TaskError for a task that cannot
     be loaded, or that has no metric which is a mean over items.
     """
-    names, _, folder = reference.removeprefix(PREFIX).partition("@")
+    names, _, folder = reference.removeprefix(HARNESS).partition("@")
     place = f"@{Path(folder).resolve().name}" if folder else ""
     with quiet():
         manager, tasks = _manager(folder), list[Task]()
@@ -62,10 +63,10 @@ def load_harness(
                 _choose(title, parts, counted, metric)
                 items = [item for part in parts for item in part.items(len(parts) > 1)]
                 digest = sha256(f"{[*map(str, parts)]} {items}".encode()).hexdigest()
-                tasks.append(Task(title, tuple(items), f"{PREFIX}{title}{place}", digest))
+                tasks.append(Task(title, tuple(items), f"{HARNESS}{title}{place}", digest))
     if not tasks:
         raise UsageError(
-            f"{reference} names no task: write {PREFIX}TASK, such as lm_eval:arc_easy."
+            f"{reference} names no task: write {HARNESS}TASK, such as lm_eval:arc_easy."
         )
     return tasks
 

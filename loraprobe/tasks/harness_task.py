@@ -14,10 +14,10 @@ from hashlib import sha256
 from typing import Any
 
 from loraprobe.checkpoint import first_line
+from loraprobe.defaults import HARNESS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.tasks.items import Item
 
-PREFIX = "lm_eval:"  # of references to tasks, and of metrics in results
 SEED = 1234  # of few-shot examples, the harness's default
 DUMMY = {"generate_until": "", "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
 WEIGHTED = {"weighted_perplexity": 1.0, "bits_per_byte": math.log(2)}  # aggregation -> nats in one
@@ -85,7 +85,7 @@ class HarnessTask:
         for doc, requests in self._by_doc().items():
             name = f"{self.name}/{doc}" if named else str(doc)
             self.docs[name] = doc
-            metric = "answer_loss" if self.loss else PREFIX + self.key[0]
+            metric = "answer_loss" if self.loss else HARNESS + self.key[0]
             found.append(Item(name, *self._texts(requests), metric=metric, source=self))
         return found
 

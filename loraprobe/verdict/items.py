@@ -7,6 +7,7 @@ import math
 from loraprobe.defaults import (
     CUT_MATTERS,
     FEWEST_ITEMS,
+    HARNESS,
     PLAIN_TOKENS,
     SAID_OTHERWISE,
     TEMPLATE_MATTERS,
@@ -16,7 +17,6 @@ from loraprobe.formatting import count
 from loraprobe.records import BASELINES, FORMS, Reason, Score, Verdict
 from loraprobe.sample_size import Z95
 from loraprobe.tasks import is_generated
-from loraprobe.tasks.harness_task import PREFIX
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.evidence import COMPOSITIONS, Evidence
 from loraprobe.verdict.reasons import few_items
@@ -37,7 +37,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> list[Reason]:
         found += _about_ceiling(evidence)
     if verdict.decision == "likely" or evidence.several or evidence.losses:
         return found
-    if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(PREFIX) for row in scored):
+    if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
         return found  # the items of lm-evaluation-harness have no such fields
     parts = {row.part for row in evidence.evaluation}
     generated = any(is_generated(row.metric) for row in evidence.evaluation)

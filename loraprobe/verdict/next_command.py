@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
 from loraprobe.records import Verdict
-from loraprobe.tasks.harness_task import PREFIX
 from loraprobe.verdict.complement import ROUTER
 
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
@@ -122,7 +122,7 @@ def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
 
     A task of lm-evaluation-harness stays one.
     """
-    named = ((PREFIX if task.startswith(PREFIX) else "", task) for task in tasks)
+    named = ((HARNESS if task.startswith(HARNESS) else "", task) for task in tasks)
     return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
 
 
@@ -167,9 +167,9 @@ def to_fill_in(command: str) -> str:
     words = words_of(command)
     further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
     for start, what in further.items():
-        named = [word for word in words if word.removeprefix(PREFIX).startswith(start)]
+        named = [word for word in words if word.removeprefix(HARNESS).startswith(start)]
         if named:
-            noun = "task" if named[0].startswith(PREFIX) else "file"
+            noun = "task" if named[0].startswith(HARNESS) else "file"
             return f"{listing(named)}: {'a ' + noun if len(named) == 1 else noun + 's'} of {what}"
     if NEW in words:
         return f"{NEW}: an adapter that you train on what you ask"

@@ -106,6 +106,24 @@ def both(first, second):
     )
 
 
+def skills(table, gain=-0.3):
+    """Scores of systems on two tasks, of which compositions keep half: name -> (t1, t2)."""
+    rows = [
+        score(name, value, task=task)
+        for name, pair in table.items()
+        for task, value in zip(("t1", "t2"), pair, strict=True)
+    ]
+    kept = {"retention": 0.5, "retention_ci95": (0.4, 0.6)}
+    rows = [dataclasses.replace(r, **kept) if r.kind in ("merge", "router") else r for r in rows]
+    ci = (gain - 0.05, gain + 0.05)
+    gains = tuple(
+        Gain(None, "question", name, "p", gain, ci, ci, 2 * N)
+        for name in table
+        if KINDS.get(name) in ("merge", "router")
+    )
+    return Evidence(evaluation=tuple(rows), gains=gains, tasks=2, level="evaluation")
+
+
 def across_forms(found):
     """The evidence with gains over the best of base and single adapters in either form."""
     scores = {(row.system, row.part): row.value for row in found.evaluation}

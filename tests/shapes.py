@@ -1,12 +1,20 @@
 """Enables the run-time check of the annotated shapes of the numerical core.
 
 Only tests pay for it. It has to happen before the first import of those modules, so conftest.py
-does it at its top.
+does it at its top. A function without a shape in its annotations is checked by beartype alone: what
+jaxtyping adds, a namespace of sizes for each call, is most of the cost.
 """
 
 from __future__ import annotations
 
-from jaxtyping import install_import_hook
+import builtins
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
 
 CHECKED = (
     "loraprobe.lora.lowrank",
@@ -19,8 +27,41 @@ CHECKED = (
 
 # An int may stand for a float, as type checkers have it.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+PLAIN: Any = beartype(
+    conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError)
+)
+jaxtyped = jaxtyping.jaxtyped
 
 
 def check_shapes() -> None:
     """Wraps the functions and dataclasses of each module of CHECKED when it is imported."""
-    install_import_hook(CHECKED, CHECKER)
+    jaxtyping.jaxtyped = checked  # which the hook writes into the modules
+    jaxtyping.install_import_hook(CHECKED, CHECKER)
+
+
+def checked(*, typechecker: Any) -> Callable[[Any], Any]:
+    """The decorator of a function or class."""
+
+    def decorate(given: Any) -> Any:
+        plain = inspect.isfunction(given) and not inspect.isgeneratorfunction(given)
+        if plain and not has_shapes(given):
+            return PLAIN(given)
+        return jaxtyped(given, typechecker=typechecker)
+
+    return decorate
+
+
+def has_shapes(function: Any) -> bool:
+    """Whether an annotation holds a shape, or a name that is not known yet."""
+    text = " ".join(map(str, function.__annotations__.values()))
+    names = set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", text))
+    known = {**vars(builtins), **function.__globals__}
+    known |= dict.fromkeys(function.__qualname__.split("."))
+    return any(
+        name not in known
+        or (
+            isinstance(known[name], type)
+            and issubclass(known[name], (jaxtyping.AbstractDtype, jaxtyping.AbstractArray))
+        )
+        for name in names
+    )

@@ -19,7 +19,7 @@ from loraprobe.formatting import count
 from loraprobe.records import Audit
 from loraprobe.report.formatting import clean, wrapped
 from loraprobe.report.phrases import FILL_IN, Line, headline, labelled
-from loraprobe.verdict import NEW, words_of
+from loraprobe.verdict.next_command import NEW, words_of
 
 MOST_LINES = 12
 HEADLINE = ""  # the label of the headline
@@ -99,7 +99,8 @@ class Answer:
         for kept, most in _versions(self.lines):
             head = _cut(wrapped(self.headline, width), most.get(HEADLINE), width)
             laid = [*head, *_rows(kept, width, most)]
-            if _height(laid, width) <= MOST_LINES:
+            # A longer line goes on in the next row of a terminal.
+            if sum(max(1, math.ceil(len(line) / width)) for line in laid) <= MOST_LINES:
                 break
         return kept, laid
 
@@ -151,7 +152,7 @@ def _versions(lines: Sequence[Line]) -> Iterator[tuple[list[Line], dict[str, int
         for fewer in _without(kept, label, stay):
             kept = fewer
             yield kept, most
-    kept = [(label, _clause(text) if label == "watch" else text) for label, text in kept]
+    kept = [(label, _CLAUSE.sub(".", text) if label == "watch" else text) for label, text in kept]
     yield kept, most
     kept = _abridged(kept)
     yield kept, most
@@ -190,11 +191,6 @@ def _abridged(lines: Sequence[Line]) -> list[Line]:
     return kept
 
 
-def _clause(text: str) -> str:
-    """A warning without what follows from it."""
-    return _CLAUSE.sub(".", text)
-
-
 def _rows(lines: Sequence[Line], width: int, most: Mapping[str, int]) -> Iterator[str]:
     """The lines below their labels, of each at most the rows of its label in `most`."""
     previous = HEADLINE
@@ -213,11 +209,6 @@ def _cut(lines: list[str], most: int | None, width: int) -> list[str]:
     if most is None or len(lines) <= most:
         return lines
     return [*lines[: most - 1], f"{lines[most - 1][: width - 2].rstrip()} …"]
-
-
-def _height(lines: Sequence[str], width: int) -> int:
-    """The rows of a terminal that lines take; a longer line goes on in the next row."""
-    return sum(max(1, math.ceil(len(line) / width)) for line in lines)
 
 
 def _typed(command: str, references: Mapping[str, str]) -> str:

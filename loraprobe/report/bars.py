@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loraprobe.records import Audit, Score
-from loraprobe.report.formatting import number
+from loraprobe.report.formatting import neighbours, number
 from loraprobe.report.layout import GAP
 from loraprobe.report.system_tables import PARTS, fewer, in_order, most_asked
 from loraprobe.report.table import Column, Table, text
@@ -89,9 +89,5 @@ def gates(audit: Audit) -> Table:
 
 def _heat(shares: Sequence[float]) -> str:
     """One sign a layer; neighbours are averaged where there are more than MOST_BARS."""
-    count = min(len(shares), MOST_BARS)
-    bars = ""
-    for i in range(count):
-        own = shares[i * len(shares) // count : (i + 1) * len(shares) // count]
-        bars += HEAT[min(int(sum(own) / len(own) * len(HEAT)), len(HEAT) - 1)]
-    return bars
+    means = [sum(own) / len(own) for own in neighbours(shares, MOST_BARS)]
+    return "".join(HEAT[min(int(mean * len(HEAT)), len(HEAT) - 1)] for mean in means)

@@ -96,10 +96,10 @@ def check_drawing() -> None:
         pass
 
 
-def short(text: str, most: int = LONGEST) -> str:
+def short(text: str) -> str:
     """A name that fits into a figure, in one line of characters that XML knows."""
     flat = " ".join(text.translate(UNKNOWN_TO_XML).split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
+    return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
 
 
 def forest(about: About, dots: Sequence[Dot], margin: float | None) -> str:

@@ -76,6 +76,12 @@ def spread(values: Sequence[float | int]) -> str:
     return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"
 
 
+def neighbours(held: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """At most so many groups of neighbours, about equally large; one each where that is enough."""
+    count = min(len(held), most)
+    return [held[i * len(held) // count : (i + 1) * len(held) // count] for i in range(count)]
+
+
 def wrapped(text: str, width: int) -> list[str]:
     """Text in lines of at most `width` columns.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from loraprobe.records import Audit, Measurement
 from loraprobe.report.figures import About, heat
-from loraprobe.report.formatting import measured, number
+from loraprobe.report.formatting import measured, neighbours, number
 from loraprobe.report.table import Table, figures, text
 
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
@@ -159,8 +159,5 @@ def _place(module: str) -> tuple[str, str]:
 
 def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
     """A label -> its layers: one each, or neighbours together where there are too many."""
-    count = min(len(layers), MOST_ROWS)
-    groups = [
-        layers[i * len(layers) // count : (i + 1) * len(layers) // count] for i in range(count)
-    ]
+    groups = neighbours(layers, MOST_ROWS)
     return {g[0] if len(g) == 1 else f"{g[0]}–{g[-1]}": g for g in groups}

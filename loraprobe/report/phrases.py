@@ -10,8 +10,8 @@ from loraprobe.formatting import count
 from loraprobe.records import AdapterSummary, Audit, Issue, Reason, Verdict
 from loraprobe.report import measured
 from loraprobe.report.adapter_tables import by_severity
-from loraprobe.verdict import merge_and_eval_command, to_fill_in
 from loraprobe.verdict.codes import CODES, effect
+from loraprobe.verdict.next_command import merge_and_eval_command, to_fill_in
 
 Line = tuple[str, str]
 MOST_REASONS = 3

@@ -23,29 +23,18 @@ from loraprobe.verdict.evidence import BaseShape, Evidence
 from loraprobe.verdict.geometry import about_geometry
 from loraprobe.verdict.items import about_items
 from loraprobe.verdict.knowledge import about_familiarity, about_hops, hop_knowledge
-from loraprobe.verdict.next_command import (
-    NEW,
-    Request,
-    merge_and_eval_command,
-    next_command,
-    to_fill_in,
-    words_of,
-)
+from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.pilot import judge_pilot
 from loraprobe.verdict.probability import with_forecast, with_probability
 
 __all__ = [
     "BaseShape",
     "Evidence",
-    "NEW",
     "Request",
     "judge",
     "judge_evaluation",
-    "merge_and_eval_command",
     "next_command",
     "read_calibration",
-    "to_fill_in",
-    "words_of",
 ]
 
 

@@ -132,11 +132,8 @@ def _nothing_to_gain(evidence: Evidence, hops: Hops) -> Verdict | None:
 
 def _answers_target(evidence: Evidence) -> bool:
     """Whether the base or an adapter may answer the composed question, or none was scored on it."""
-    rows = [
-        row
-        for name in evidence.systems(BASELINES, "question")
-        for row in evidence.scores(name, "question")
-    ]
+    alone = [row for row in evidence.evaluation if row.kind in BASELINES]
+    rows = [row for row in alone if row.part == "question"]
     return (
         evidence.losses
         or not rows

@@ -39,7 +39,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,9 @@ class Calibration:
         found = self.coefficients.exceeds(margin, baseline, gain, error)
         if prior is None:
             return found
-        return _sigmoid(_log_odds(found) + _log_odds(prior) - _log_odds(self.prior(margin)))
+        own = self.prior(margin)
+        gains, fails = found * prior * (1 - own), (1 - found) * (1 - prior) * own
+        return gains / (gains + fails)
 
     def prior(self, margin: float) -> float:
         """The share of the measured compositions that gained more than this margin."""
@@ -169,22 +170,8 @@ def share_above(gained: Shares, margin: float) -> float:
 
     Between two margins of the file it is linear, beyond them constant.
     """
-    (first, share), *_ = gained
-    if margin <= first:
-        return share
-    for (left, a), (right, b) in pairwise(gained):
-        if margin <= right:
-            return a + (b - a) * (margin - left) / (right - left)
-    return gained[-1][1]
-
-
-def _sigmoid(logit: float) -> float:
-    return math.exp(-math.log1p(math.exp(-logit))) if logit > -700 else 0.0
-
-
-def _log_odds(share: float) -> float:
-    share = min(max(share, 1e-12), 1 - 1e-12)
-    return math.log(share) - math.log1p(-share)
+    margins, shares = zip(*gained, strict=True)
+    return float(np.interp(margin, margins, shares))
 
 
 @functools.cache

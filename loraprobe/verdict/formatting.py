@@ -40,11 +40,6 @@ def sentence(text: str, names: Iterable[str] = ()) -> str:
     return text if text.startswith(tuple(names)) else text[:1].upper() + text[1:]
 
 
-def lowered(phrase: str) -> str:
-    """A phrase as it goes on inside a sentence: its article is no longer capital."""
-    return f"a{phrase[1:]}" if phrase.startswith("A ") else phrase
-
-
 def signed(difference: float, digits: int = 2) -> str:
     """A difference with its sign: +0.12."""
     return ("+" if difference > 0 else "") + number(difference, digits)

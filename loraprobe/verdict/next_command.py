@@ -48,8 +48,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> s
     if verdict.composes:
         return _save(verdict, request)
     if head == "use-single":
-        reference = {_name(one): _reference(one) for one in request.adapters}.get(single, single)
-        return f"PeftModel.from_pretrained(base, {reference!r})"
+        places = {_name(one): one.partition("=")[2] or one for one in request.adapters}
+        return f"PeftModel.from_pretrained(base, {places.get(single, single)!r})"
     if head == "switch-adapters":
         return f"model.set_adapter({_name(request.adapters[0])!r})"
     if head == "fix" and 1 < len(request.fitting) < len(request.adapters):
@@ -136,10 +136,6 @@ def _command(name: str, *words: tuple[str, ...]) -> str:
 
 def _name(reference: str) -> str:
     return reference.partition("=")[0] if "=" in reference else reference.rpartition("/")[2]
-
-
-def _reference(reference: str) -> str:
-    return reference.partition("=")[2] or reference
 
 
 def words_of(command: str) -> list[str]:

@@ -115,13 +115,13 @@ def controls(best: Candidate) -> Reason:
     )
     fails = best.gain.outcome == "unlikely"
     if nearest.outcome == "likely" or (fails and nearest.low > 0):
-        what = fmt.lowered(_what_is(name).removesuffix(","))
+        what = _what_is(name, starts=False)
         text = f"{best.system} beats every control: {what} by {nearest}."
         return Reason("controls-beaten", text, nearest.low, nearest.threshold, fmt.CONTROL)
     decided = fails or nearest.outcome == "unlikely"  # more items change nothing
     return Reason(
         "partner-adds-nothing",
-        f"{_what_is(name)} {_compared(nearest)}: {best.system} differs by {nearest}"
+        f"{_what_is(name, starts=True)} {_compared(nearest)}: {best.system} differs by {nearest}"
         f"{'' if decided else nearest.would_decide()}.",
         nearest.low,
         nearest.threshold,
@@ -130,14 +130,13 @@ def controls(best: Candidate) -> Reason:
     )
 
 
-def _what_is(control: str) -> str:
-    """A control in words: a random partner, or one adapter shrunk."""
+def _what_is(control: str, starts: bool) -> str:
+    """A control in words, at the start of a sentence or within one."""
     kind, _, name = control.partition(":")
-    if kind == "shrunk":
-        return f"{name} alone, only shrunk,"
-    return (
-        "A random partner of the same size" if kind == "random-partner" else f"{kind}, a control,"
-    )
+    if kind == "random-partner":
+        return f"{'A' if starts else 'a'} random partner of the same size"
+    told = f"{name} alone, only shrunk" if kind == "shrunk" else f"{kind}, a control"
+    return f"{told}," if starts else told
 
 
 def _compared(control: Estimate) -> str:

@@ -1,9 +1,13 @@
-"""Hostile strings, and how they get into every text of an audit."""
+"""Hostile strings, how they get into every text of an audit, and what a reader makes of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+
+from markdown_it import MarkdownIt
+
+READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 MARKUP = [
     "<script>alert(1)</script>",
@@ -37,6 +41,22 @@ MARKUP = [
 OURS = frozenset(
     "command kind side part severity decision evidence metric device dtype commit sha256".split()
 )
+
+
+def changed(document, path, value):
+    """Puts a value at a place of a JSON document."""
+    *steps, last = path
+    for step in steps:
+        document = document[step]
+    document[last] = value
+
+
+def structure(text):
+    """What a reader of Markdown makes of a text: its blocks, links, tables ...; text and code are
+    left out, since whether a string stands as code depends on what it holds."""
+    plain = ("text", "text_special", "softbreak", "code_inline")
+    parts = [part for token in READER.parse(text) for part in (token, *(token.children or ()))]
+    return [part.type for part in parts if part.type not in plain]
 
 
 def planted(record, text):

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 from calibrations import calibration
-from evidences import KINDS, N, any_evidence, both, changed, evidence, score, unit
+from evidences import KINDS, N, any_evidence, both, changed, evidence, score, skills, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -345,13 +345,8 @@ def test_an_open_decision_says_what_would_decide():
 
 def test_until_several_tasks_are_decided_each_task_has_its_own_adapter():
     table = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}
-    rows = [
-        score(name, value, task=task)
-        for name, pair in table.items()
-        for task, value in zip(("t", "u"), pair, strict=True)
-    ]
-    gain = Gain(None, "question", "arrow", "a", 0.04, (0.0, 0.1), (0.0, 0.1), 2 * N)
-    found = Evidence(evaluation=tuple(rows), gains=(gain,), tasks=2, level="evaluation")
+    undecided = {"retention": 0.8, "retention_ci95": (0.7, 0.9)}
+    found = changed(skills(table, 0.05), lambda row: row.system == "arrow", **undecided)
     told = answer(audit_of(found))
     assert told.decision == "inconclusive" and "each task's own adapter" in line(told, "use")
 

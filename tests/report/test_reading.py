@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
-from test_report import HOSTILE, an_audit
+from planting import changed
+from test_report import HOSTILE, an_audit, rendered
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
-from loraprobe.records import Audit
 from loraprobe.report.markdown import markdown
 from loraprobe.report.reading import audit_from, read_audit
-from loraprobe.report.terminal import render
-
-
-def shown(audit: Audit) -> str:
-    out = io.StringIO()
-    console = Console(file=out, width=100, highlight=False, color_system=None)
-    render(audit, console, explain=True)
-    return out.getvalue()
 
 
 @pytest.mark.parametrize("name", ["a", HOSTILE, "\ufffe ü"])
@@ -33,12 +23,12 @@ def test_what_was_written_is_read_again(name):
     audit = an_audit(name)
     read = audit_from(json.loads(audit.to_json()))
     assert read.to_json() == audit.to_json()
-    assert shown(read) == shown(audit)
+    assert rendered(read) == rendered(audit)
     assert markdown(read) == markdown(audit)
 
 
 def test_explained_wrong_answers_are_shown():
-    lines = [line.split() for line in shown(an_audit()).splitlines()]
+    lines = [line.split() for line in rendered(an_audit()).splitlines()]
     title = lines.index("t, item a: Who is a? (right: a or x)".split())
     assert lines[title + 3] == ["uniform", "a", "wrong", "interference"]
 
@@ -66,10 +56,7 @@ WRONG = [
 @pytest.mark.parametrize(("path", "value", "named"), WRONG)
 def test_what_is_wrong_is_named(path, value, named):
     document = json.loads(an_audit().to_json())
-    place = document
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+    changed(document, path, value)
     with pytest.raises(ValueError, match=named.replace("[", r"\[").replace("]", r"\]")):
         audit_from(document)
 

@@ -10,6 +10,7 @@ import math
 import jsonschema
 import pytest
 import yaml
+from planting import changed
 from rich.console import Console
 
 from loraprobe.cli.output import exit_code
@@ -48,6 +49,7 @@ def an_audit(name: str = "a") -> Audit:
     summary = AdapterSummary(
         name, f"./{name}", "c" * 40, "gpt2", {"min": 8, "max": 16}, 2, 4096, 1.5
     )
+    replies = Reply("base", "", False), Reply("uniform", name, False, "interference")
     reason = Reason("gain-below-margin", f"{name} gains 0.02.", 0.02, 0.05, "user", "decisive")
     return Audit(
         command="merge-and-eval",
@@ -71,19 +73,7 @@ def an_audit(name: str = "a") -> Audit:
         comparisons=(Comparison("uniform", name, "t", "question", 0.0, (-0.1, 0.1), 10),),
         gains=(Gain("t", "question", "uniform", name, 0.0, (-0.1, 0.1), (-0.2, 0.2), 10, 900),),
         attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
-        samples=(
-            Sample(
-                "t",
-                "question",
-                name,
-                f"Who is {name}?",
-                (name, "x"),
-                (
-                    Reply("base", "", False),
-                    Reply("uniform", name, False, "interference"),
-                ),
-            ),
-        ),
+        samples=(Sample("t", "question", name, f"Who is {name}?", (name, "x"), replies),),
         gates=(
             GateStatistics("arrow", None, {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
             GateStatistics("arrow", "h.0", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
@@ -122,10 +112,7 @@ def test_document_satisfies_its_schema_and_holds_no_nan():
 )
 def test_schema_refuses_what_is_wrong(path, value):
     document = json.loads(an_audit().to_json())
-    place = document
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+    changed(document, path, value)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, json_schema())
 
@@ -271,15 +258,8 @@ def test_model_card_is_yaml_and_keeps_strangers_strings_inert():
 
 
 def test_numbers_sizes_and_names_are_formatted():
-    assert [number(v) for v in (None, 0.0, -0.0001, 0.5, 123.4, 1e-7, 2e9)] == [
-        "-",
-        "0.00",
-        "-1.0e-04",
-        "0.50",
-        "123",
-        "1.0e-07",
-        "2.0e+09",
-    ]
+    told = [number(v) for v in (None, 0.0, -0.0001, 0.5, 123.4, 1e-7, 2e9)]
+    assert told == "- 0.00 -1.0e-04 0.50 123 1.0e-07 2.0e+09".split()
     assert (rounded(1_234_567), rounded(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
     assert (spread([8, 8]), spread([8, 16]), spread([0.5, 0.25])) == ("8", "8–16", "0.25–0.50")
     assert clean("a\tb\x07") == "a\tb�"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 from unittest import mock
@@ -11,17 +10,17 @@ from unittest import mock
 import making
 import pytest
 from evidences import KINDS, both, evidence
-from rich.console import Console
 from test_answer import audit_of
+from test_report import rendered
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.records import Attribution, Compatibility, Issue, Measurement
 from loraprobe.report.answer import answer
-from loraprobe.report.terminal import render
 from loraprobe.verdict import Evidence
 
+UNEVEN = (Measurement("norm_ratio", ("a", "b"), 9.0),)
 WIDTHS = (60, 80, 160)
 LOW = dict.fromkeys(KINDS, 0.05)
 CONFLICT = Issue("error", "base-mismatch", ("a", "b"), "a is of gpt2, b of llama.", "Take one.")
@@ -32,27 +31,18 @@ SCENARIOS = {
     ),
     "use-single": evidence({**LOW, "a": 1.0, "arrow": 0.7, "random-partner": 0.9}),
     "inconclusive": evidence({**LOW, "uniform": 0.3, "chain": 0.1}, half=0.3),
-    "incompatible": evidence(
-        LOW,
-        compatibility=Compatibility((Issue("error", "base-mismatch", ("a", "b"), "No.", "X."),)),
-    ),
+    "incompatible": evidence(LOW, compatibility=Compatibility((CONFLICT,))),
 }
 
 
 def lines_of(audit, width: int) -> list[str]:
-    out = io.StringIO()
-    render(audit, Console(file=out, width=width, highlight=False, color_system=None))
-    return out.getvalue().rstrip("\n").split("\n")
+    return rendered(audit, width, explain=False).rstrip("\n").split("\n")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
-    found = dataclasses.replace(
-        SCENARIOS[name],
-        diagnostics=(Measurement("norm_ratio", ("a", "b"), 9.0),),
-    )
-    audit = audit_of(found)
+    audit = audit_of(dataclasses.replace(SCENARIOS[name], diagnostics=UNEVEN))
     lines = lines_of(audit, width)
     wanted = answer(audit).laid_out(width)
     assert len(lines) <= 45 and max(map(len, lines)) <= width
@@ -83,8 +73,7 @@ QUESTIONS = {  # what a practitioner asks -> the labels that answer it, by scena
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_last_twelve_lines_answer_what_practitioners_ask(width):
-    uneven = Evidence(diagnostics=(Measurement("norm_ratio", ("a", "b"), 9.0),))
-    scenarios = {**SCENARIOS, "weights": uneven}
+    scenarios = {**SCENARIOS, "weights": Evidence(diagnostics=UNEVEN)}
     for question, labels in QUESTIONS.items():
         for label, names in labels.items():
             for name in names:

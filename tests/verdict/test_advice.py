@@ -5,10 +5,21 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from evidences import KINDS, N, any_evidence, both, changed, codes, evidence, reason, score
+from evidences import (
+    KINDS,
+    N,
+    any_evidence,
+    both,
+    changed,
+    codes,
+    evidence,
+    reason,
+    score,
+    skills,
+)
 from hypothesis import given, settings
 
-from loraprobe.records import Attribution, Coverage, Forecast, Gain, Measurement, Oracle
+from loraprobe.records import Attribution, Coverage, Forecast, Measurement, Oracle
 from loraprobe.verdict import Evidence, Request, judge, next_command
 from loraprobe.verdict import formatting as fmt
 from loraprobe.verdict.candidates import candidates, chain_gain
@@ -125,24 +136,6 @@ def test_the_forecast_names_the_composition_that_gains():
 
 
 # ---- several tasks -------------------------------------------------------------------------------
-
-
-def skills(table, gain=-0.3):
-    """Scores of systems on two tasks: name -> (score on t1, score on t2)."""
-    rows = [
-        score(name, value, task=task)
-        for name, pair in table.items()
-        for task, value in zip(("t1", "t2"), pair, strict=True)
-    ]
-    kept = {"retention": 0.5, "retention_ci95": (0.4, 0.6)}
-    rows = [dataclasses.replace(r, **kept) if r.kind in ("merge", "router") else r for r in rows]
-    ci = (gain - 0.05, gain + 0.05)
-    gains = tuple(
-        Gain(None, "question", name, "p", gain, ci, ci, 2 * N)
-        for name in table
-        if KINDS.get(name) in ("merge", "router")
-    )
-    return Evidence(evaluation=tuple(rows), gains=gains, tasks=2, level="evaluation")
 
 
 def test_one_adapter_is_used_only_where_it_suffices_on_every_task():

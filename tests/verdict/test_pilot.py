@@ -15,14 +15,14 @@ from loraprobe.verdict import Request, judge, next_command
 N = 30
 
 
-def piloted(difference, low, high, baselines=None, **rest):
-    """A first round of `sum`: its gain over `a` on N items, its interval."""
+def piloted(difference, low, high, baselines=None, control=True, **rest):
+    """A first round of `sum`: its gain over `a` on N items, its interval, a control if it gains."""
     known = case().evaluation if baselines is None else baselines
     ends = (low, high)
     one = replace(score("sum", "merge", 0.5), n=N)
     gain = Gain("t", "question", "sum", "a", difference, ends, ends, N, 200)
     made = {"evaluation": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
-    if low > 0.05:  # a control was asked, and is worse
+    if low > 0.05 and control:  # it was asked, and is worse
         made["evaluation"] += (replace(score("random-partner", "control", 0.0), n=N),)
         worse = Comparison("sum", "random-partner", "t", "question", difference, ends, N, ends)
         made["comparisons"] = (worse,)
@@ -30,10 +30,7 @@ def piloted(difference, low, high, baselines=None, **rest):
 
 
 def test_without_controls_a_gain_is_open_and_the_reason_says_so():
-    known = case().evaluation
-    one = replace(score("sum", "merge", 0.5), n=N)
-    gain = Gain("t", "question", "sum", "a", 0.5, (0.3, 0.7), (0.3, 0.7), N, None)
-    found = judge(case(evaluation=(*known, one), gains=(gain,), level="pilot", forecasts=()))
+    found = piloted(0.5, 0.3, 0.7, control=False)
     assert found.decision == "inconclusive" and found.reasons[0].severity == "decisive"
     assert found.reasons[0].code == "controls-not-run"
 
@@ -87,10 +84,8 @@ def test_controls_are_no_matter_where_nothing_gains():
 
 
 def told(verdict):
-    audit = Audit(
-        "inspect", Provenance("0", "2", ()), evaluation=case().evaluation, verdict=verdict
-    )
-    found = answer(audit)
+    made = Provenance("0", "2", ())
+    found = answer(Audit("inspect", made, evaluation=case().evaluation, verdict=verdict))
     return found.headline, dict(found.lines)
 
 

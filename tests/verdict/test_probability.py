@@ -14,13 +14,7 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.records import (
-    Audit,
-    Comparison,
-    Provenance,
-    Retention,
-    Score,
-)
+from loraprobe.records import Audit, Comparison, Provenance, Retention, Score
 from loraprobe.report.answer import answer
 from loraprobe.report.schema import json_schema
 from loraprobe.routing import ROUTERS

@@ -6,8 +6,10 @@ The calibrations here are made up by hand for the tests; none of them ships.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -92,19 +94,13 @@ def test_extremes_stay_probabilities():
 
 def changed(*path, value):
     document = copy.deepcopy(DOCUMENT)
-    place = document
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+    functools.reduce(operator.getitem, path[:-1], document)[path[-1]] = value
     return document
 
 
 def without(*path):
     document = copy.deepcopy(DOCUMENT)
-    place = document
-    for step in path[:-1]:
-        place = place[step]
-    del place[path[-1]]
+    del functools.reduce(operator.getitem, path[:-1], document)[path[-1]]
     return document
 
 

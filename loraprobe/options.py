@@ -194,6 +194,9 @@ class Options(TaskOptions):
     trust_remote_code: bool = option(
         False, MACHINE, "Run model code that the base's repository holds."
     )
+    run_unsafe_code: bool = option(
+        False, MACHINE, "Let lm_eval: tasks run code that a model writes."
+    )
     batch_size: int | Literal["auto"] = option(
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )

@@ -28,10 +28,11 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
+from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TaskOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
@@ -193,6 +194,9 @@ class Options:
     trust_remote_code: bool = option(
         False, MACHINE, "Run model code that the base's repository holds."
     )
+    run_unsafe_code: bool = option(
+        False, MACHINE, "Let lm_eval: tasks run code that a model writes."
+    )
     batch_size: int | Literal["auto"] = option(
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
@@ -208,6 +212,7 @@ class Options:
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
+        super().__post_init__()
         if self.metric is not None and not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric) or None)
         check_values(self)

@@ -16,6 +16,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
         "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
     ),
+    "task new": ("loraprobe task new questions.jsonl",),
+    "task check": (
+        "loraprobe task check questions.jsonl",
+        "loraprobe task check gsm8k.jsonl --fields prompt=question --answer-after '####'",
+    ),
+    "task sample": ("loraprobe task sample questions.jsonl --base gpt2",),
     "convert": ("loraprobe convert ./legal -o portable",),
     "report": ("loraprobe report audit.json --html page.html",),
     "verify": (

@@ -19,12 +19,15 @@ from loraprobe.adapters.tensors import PICKLE, SAFETENSORS
 from loraprobe.checkpoint import weight_names
 from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubError, ReferenceError_
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
+from loraprobe.hub.datasets import PREFIX as DATASET
+from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
 
 __all__ = [
+    "DATASET",
     "FoundAdapter",
     "Reference",
     "Snapshot",
@@ -40,6 +43,7 @@ __all__ = [
     "read_card",
     "resolve_adapter",
     "resolve_base",
+    "resolve_dataset",
     "summary",
 ]
 

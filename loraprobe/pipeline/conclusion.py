@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, local_name, public_name
 from loraprobe.base import Base
+from loraprobe.command_options import LAYOUT
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination
@@ -94,7 +95,8 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         adapters=tuple(map(_reference, inputs.given)),
         base=base,
         bases=tuple(filter(None, named)),
-        tasks=tuple(Path(task.path).name if task.path else task.name for task in inputs.tasks),
+        tasks=tuple(task.reference for task in inputs.tasks),
+        layout=tuple(_words(options, LAYOUT.split())),
         kind=kind,
         options=_composing(options),
         kept=tuple(_words(options, [name for name in kept if name not in COMPOSING])),

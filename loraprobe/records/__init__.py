@@ -22,6 +22,7 @@ from loraprobe.records.inputs import (
     Provenance,
     Served,
     Severity,
+    TaskSummary,
     Transformation,
     Verification,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Oracle",
     "Progress",
     "Provenance",
+    "TaskSummary",
     "ROUND",
     "Reason",
     "Reply",

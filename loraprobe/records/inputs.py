@@ -127,6 +127,17 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class TaskSummary:
+    """Where the questions of a task come from. `sha256` is that of the whole file or files."""
+
+    name: str
+    reference: str
+    commit: str | None
+    sha256: str
+    items: int
+
+
+@dataclass(frozen=True)
 class Served:
     """What a server serves under a name (`loraprobe verify --served`).
 
@@ -156,3 +167,4 @@ class Provenance:
     dtype: str = "float32"
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    tasks: tuple[TaskSummary, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from loraprobe.declarations import TASKS, option
 
@@ -51,6 +52,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         if any(isinstance(one, tuple) for one in self.fields):  # a mapping, as Python has them
-            pairs = ((key, [at] if isinstance(at, str) else at) for key, at in self.fields)
+            given: dict[str, Any] = dict(self.fields)  # type: ignore[arg-type]
+            pairs = ((key, [at] if isinstance(at, str) else at) for key, at in given.items())
             one_text = ",".join(f"{key}={','.join(names)}" for key, names in pairs)
             object.__setattr__(self, "fields", (one_text,))

@@ -65,7 +65,8 @@ class Layout:
             try:
                 compile_pattern(pattern)
             except TaskError as error:
-                raise UsageError(f"--answer-pattern: {error.args[0]}", "correct it.") from None
+                told = str(error.args[0]).replace("answer_pattern", "--answer-pattern")
+                raise UsageError(told, "correct the expression") from None
         return cls(
             _read_fields(fields),
             _read_template(prompt, "--prompt-template"),

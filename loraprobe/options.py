@@ -47,6 +47,14 @@ class Options(TaskOptions):
         "Accept one named issue, such as base-mismatch; may be repeated.",
         repeats=True,
     )
+    serve: tuple[str, ...] = option(
+        (),
+        ADAPTERS,
+        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
+        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
+        repeats=True,
+        metavar="SERVER",
+    )
     balance: Literal["none", "norm"] = option(
         "none",
         ADAPTERS,
@@ -186,6 +194,9 @@ class Options(TaskOptions):
     trust_remote_code: bool = option(
         False, MACHINE, "Run model code that the base's repository holds."
     )
+    run_unsafe_code: bool = option(
+        False, MACHINE, "Let lm_eval: tasks run code that a model writes."
+    )
     batch_size: int | Literal["auto"] = option(
         "auto", MACHINE, "Prompts a batch, or auto.", read=read_auto_or_count
     )
@@ -285,6 +296,13 @@ class OutputOptions:
         None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
     )
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
+    push: str | None = option(
+        None,
+        OUTPUT,
+        "Upload the directory to this repository of the Hub, private unless --public.",
+        metavar="OWNER/NAME",
+    )
+    public: bool = option(False, OUTPUT, "Let everybody read what --push uploads.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
     dry_run: bool = option(

@@ -51,8 +51,8 @@ class TaskOptions:
     )
 
     def __post_init__(self) -> None:
-        if any(isinstance(one, tuple) for one in self.fields):  # a mapping, as Python has them
-            given: dict[str, Any] = dict(self.fields)  # type: ignore[arg-type]
-            pairs = ((key, [at] if isinstance(at, str) else at) for key, at in given.items())
+        given: Any = self.fields
+        if any(isinstance(one, tuple) for one in given):  # a mapping, as Python has them
+            pairs = ((key, [at] if isinstance(at, str) else at) for key, at in given)
             one_text = ",".join(f"{key}={','.join(names)}" for key, names in pairs)
             object.__setattr__(self, "fields", (one_text,))

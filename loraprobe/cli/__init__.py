@@ -178,6 +178,7 @@ def _flowing(docstring: str) -> str:
 def _register() -> None:
     from loraprobe.cli import (
         cache,
+        convert,
         demo,
         env,
         evaluate,
@@ -199,6 +200,7 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("convert", convert.convert),
         ("report", report.report),
         ("verify", verify.verify),
         ("methods", methods.methods),

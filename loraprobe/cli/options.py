@@ -35,8 +35,8 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         metavar="FILE",
-        help="Questions: JSONL, JSON, CSV, TSV, Parquet, or hf:// for a data set of the Hub; "
-        "may be repeated.",
+        help="Questions: JSONL, JSON, CSV, TSV, Parquet, hf:// for a data set of the Hub, or "
+        "lm_eval:TASK[,TASK][@DIR]; may be repeated.",
         rich_help_panel="Tasks",
     ),
 ]

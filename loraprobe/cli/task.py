@@ -11,6 +11,7 @@ import typer
 from loraprobe.cli.options import with_options
 from loraprobe.cli.output import Output
 from loraprobe.command_options import LAYOUT
+from loraprobe.defaults import HARNESS
 from loraprobe.errors import OutputError
 from loraprobe.formatting import count, listing, shortly
 from loraprobe.options import Options
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 79
 READ_PLAIN = "the first line of the reply is compared with it."
 READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
+READ_HARNESS = "lm-evaluation-harness filters and judges the reply."
 JUDGED = {
     "choice": "the most likely choice is the answer; nothing is written.",
     "answer_loss": "the loss of the answer is measured; nothing is written.",
@@ -179,6 +181,7 @@ def sample(
 def _judged(row: Preview) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
     right = " or ".join(map(repr, row.answers))
-    how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else READ_PLAIN)
+    plain = READ_HARNESS if row.metric.startswith(HARNESS) else READ_PLAIN
+    how = JUDGED.get(row.metric, READ_STEPS if row.part == "steps" else plain)
     choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
     yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)

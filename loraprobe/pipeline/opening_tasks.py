@@ -1,4 +1,4 @@
-"""The tasks of a command: files and data sets of the Hub, each read in its layout."""
+"""The tasks of a command: files and data sets of the Hub, and tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.tasks import Layout, Task, load_task, read_task
+from loraprobe.tasks.harness import check_losses, is_harness, load_harness
 
 
 def open_tasks(
@@ -18,10 +19,33 @@ def open_tasks(
 ) -> list[Task]:
     """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
-    return [
-        one if isinstance(one, Task) else _open(one, options.limit, layout)
-        for one, layout in zip(several, _layouts(options, len(several)), strict=True)
-    ]
+    found: list[Task] = []
+    for one, layout in zip(several, _layouts(options, len(several)), strict=True):
+        if isinstance(one, Task):
+            found.append(one)
+        elif is_harness(one):
+            found += _of_harness(str(one), options, layout)
+        else:
+            found.append(_open(one, options.limit, layout))
+    check_losses(found, options.metric, options.margin)
+    return found
+
+
+def _of_harness(task: str, options: Options, layout: Layout) -> list[Task]:
+    """Raises UsageError for options that need questions which loraprobe asks itself."""
+    for flag, given in (
+        ("--weights search", options.weights == "search"),
+        ("--fields and the templates", layout != Layout()),
+    ):
+        if given:
+            raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")
+    return load_harness(
+        task,
+        options.limit,
+        metric=options.metric,
+        max_new_tokens=options.max_new_tokens,
+        run_unsafe_code=options.run_unsafe_code,
+    )
 
 
 def _open(task: str | Path, limit: int | None, layout: Layout) -> Task:

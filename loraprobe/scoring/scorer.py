@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -214,16 +215,27 @@ class Scorer:
         the context cannot hold.
         """
         unique = list(dict.fromkeys(pairs))
-        encoded = self.encoded(unique)
-        found: dict[tuple[str, str], Likelihood] = {}
+        found = dict(zip(unique, self.score_tokens(self.encoded(unique), unique), strict=True))
+        return [found[pair] for pair in pairs]
+
+    def score_tokens(
+        self,
+        encoded: Sequence[tuple[Sequence[int], int]],
+        pairs: Sequence[tuple[str, str]] = (),
+    ) -> list[Likelihood]:
+        """The Likelihood of ids[start:] after ids[:start] for each (ids, start), start > 0.
+
+        pairs: the texts, as the recorder names them; without them nothing is recorded.
+        """
+        found: dict[int, Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
             for i in indices:
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
-                found[unique[i]] = likelihood(logits, gold)
-                if self.recorder is not None:
-                    self.recorder.take(unique[i], logits)
+                found[i] = likelihood(logits, gold)
+                if self.recorder is not None and pairs:
+                    self.recorder.take(pairs[i], logits)
 
         work = Continuations(encoded).read(
             self.model, self.batcher, self.pad, self.vocab_size, keep
@@ -231,8 +243,8 @@ class Scorer:
         with answering(self.model):
             for batch, step in work:
                 self.batcher.run(batch, step)
-                self._report("score", len(found), len(unique))
-        return [found[pair] for pair in pairs]
+                self._report("score", len(found), len(encoded))
+        return [found[i] for i in range(len(encoded))]
 
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
@@ -247,6 +259,12 @@ class Scorer:
         for row, prompt in zip(ids, prompts, strict=True):
             tokens_left(self.context, row, prompt, 1)
         return ids
+
+    def fitting(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that the context holds."""
+        sizes = map(len, self.encoder.prompts(prompts))
+        most = self.context or math.inf
+        return [prompt for prompt, size in zip(prompts, sizes, strict=True) if size <= most]
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""

@@ -123,6 +123,8 @@ def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[Finding
             f"Take --metric {found[0]}.",
         )
     yield from _repeated(task.items)
+    if task.of_harness:
+        return
     if not task.has_cot:
         yield Finding(
             "no-steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from loraprobe.defaults import HARNESS
 from loraprobe.formatting import listing
 from loraprobe.records import Verdict
 from loraprobe.verdict.complement import ROUTER
@@ -117,8 +118,12 @@ def _evaluate(
 
 
 def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of further files beside the tasks; a data set of the Hub goes by its last part."""
-    return tuple(start + task.rpartition("/")[2] for task in tasks)
+    """Names of further files beside the tasks; a data set of the Hub goes by its last part.
+
+    A task of lm-evaluation-harness stays one.
+    """
+    named = ((HARNESS if task.startswith(HARNESS) else "", task) for task in tasks)
+    return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
 
 
 def _base(request: Request) -> tuple[str, str]:
@@ -158,9 +163,10 @@ def to_fill_in(command: str) -> str:
     words = words_of(command)
     further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
     for start, what in further.items():
-        named = [word for word in words if word.startswith(start)]
+        named = [word for word in words if word.removeprefix(HARNESS).startswith(start)]
         if named:
-            return f"{listing(named)}: {'a file' if len(named) == 1 else 'files'} of {what}"
+            noun = "task" if named[0].startswith(HARNESS) else "file"
+            return f"{listing(named)}: {'a ' + noun if len(named) == 1 else noun + 's'} of {what}"
     if NEW in words:
         return f"{NEW}: an adapter that you train on what you ask"
     if TASK in words:

@@ -11,14 +11,15 @@ from loraprobe.declarations import declarations
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 from loraprobe.options import Options
+from loraprobe.task_options import TaskOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # How the file of a task is read.
-LAYOUT = "fields prompt_template cot_template answer_after answer_pattern"
+LAYOUT = " ".join(declarations(TaskOptions))
 INSPECT = (
     f"{LAYOUT} "
-    "per_module diagnostics exact allow device dtype batch_size threads limit max_new_tokens "
+    "per_module diagnostics exact allow serve device dtype batch_size threads limit max_new_tokens "
     "metric run_unsafe_code margin prior calibration chat_template trust_remote_code seed "
     "resume"
 ).split()
@@ -27,6 +28,7 @@ MERGE = (
     "methods weights search_budget search_items balance subtract space rank rank_layout dtype "
     "device limit allow threads seed"
 ).split()
+CONVERT = "allow threads".split()
 ROUTE = (
     f"{LAYOUT} "
     "routers router_prompts weights search_budget search_items balance subtract limit "

@@ -19,7 +19,6 @@ from loraprobe.declarations import (
     EVALUATION,
     MACHINE,
     OUTPUT,
-    TASKS,
     as_given,
     check_values,
     option,
@@ -29,10 +28,11 @@ from loraprobe.declarations import (
 )
 from loraprobe.defaults import MARGIN, RETENTION, SEARCH_BUDGET, SEARCH_MOST
 from loraprobe.errors import UsageError
+from loraprobe.task_options import TaskOptions
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TaskOptions):
     """The options that decide a result. Python functions take these fields as keywords.
 
     `subtract` holds adapters or references, `router_prompts` pairs of an adapter's name and a file
@@ -46,6 +46,14 @@ class Options:
         ADAPTERS,
         "Accept one named issue, such as base-mismatch; may be repeated.",
         repeats=True,
+    )
+    serve: tuple[str, ...] = option(
+        (),
+        ADAPTERS,
+        "Tell what these servers would refuse or misread in the file: vllm, sglang, llama.cpp, "
+        "ollama, peft (each may have @VERSION), or all; with commas, or repeated.",
+        repeats=True,
+        metavar="SERVER",
     )
     balance: Literal["none", "norm"] = option(
         "none",
@@ -121,43 +129,6 @@ class Options:
         COMPOSITION,
         "Of the written file: portable (one rank in all modules, filled up with zeros, as servers "
         "read it) or compact (each module at its own rank, which only peft reads).",
-    )
-    fields: tuple[str, ...] = option(
-        (),
-        TASKS,
-        "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
-        "between them; repeated: one for each task.",
-        metavar="KEY=FIELD",
-        repeats=True,
-    )
-    prompt_template: tuple[str, ...] = option(
-        (),
-        TASKS,
-        "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
-        metavar="FILE|TEXT",
-        repeats=True,
-    )
-    cot_template: tuple[str, ...] = option(
-        (),
-        TASKS,
-        "The same of the prompt that asks for the steps (cot_prompt).",
-        metavar="FILE|TEXT",
-        repeats=True,
-    )
-    answer_after: tuple[str, ...] = option(
-        (),
-        TASKS,
-        "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
-        "task.",
-        repeats=True,
-    )
-    answer_pattern: tuple[str, ...] = option(
-        (),
-        TASKS,
-        "The gold answer is what this regular expression finds last in its field (its first "
-        "group); repeated: one for each task.",
-        metavar="REGEX",
-        repeats=True,
     )
     limit: int | None = option(None, EVALUATION, "Use only the first N items.", least=1)
     all_items: bool = option(
@@ -241,6 +212,7 @@ class Options:
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
+        super().__post_init__()
         if self.metric is not None and not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric) or None)
         check_values(self)
@@ -324,6 +296,13 @@ class OutputOptions:
         None, OUTPUT, "Directory to write.", flag="--output", short="-o", metavar="DIR"
     )
     overwrite: bool = option(False, OUTPUT, "Replace an existing output.")
+    push: str | None = option(
+        None,
+        OUTPUT,
+        "Upload the directory to this repository of the Hub, private unless --public.",
+        metavar="OWNER/NAME",
+    )
+    public: bool = option(False, OUTPUT, "Let everybody read what --push uploads.")
     json: bool = option(False, OUTPUT, "Print one JSON document on standard output.")
     html: Path | None = option(None, OUTPUT, "Also write the report to this HTML file.")
     dry_run: bool = option(

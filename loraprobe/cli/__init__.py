@@ -175,15 +175,10 @@ def _flowing(docstring: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def _add(to: typer.Typer, name: str, function: Callable[..., None], group: str = "") -> None:
-    """Registers a command with its docstring as help, its examples, --config and --debug."""
-    text = _flowing(function.__doc__ or "")
-    to.command(name, cls=Configured, help=text, epilog=epilog(group + name))(_debuggable(function))
-
-
 def _register() -> None:
     from loraprobe.cli import (
         cache,
+        convert,
         demo,
         env,
         evaluate,
@@ -205,18 +200,23 @@ def _register() -> None:
         ("merge", merge.merge),
         ("route", route.route),
         ("merge-and-eval", evaluate.merge_and_eval),
+        ("convert", convert.convert),
         ("report", report.report),
         ("verify", verify.verify),
         ("methods", methods.methods),
         ("cache", cache.cache),
         ("env", env.env),
+        ("task new", task.new),
+        ("task check", task.check),
+        ("task sample", task.sample),
     )
-    for name, function in commands:
-        _add(app, name, function)
-    group = typer.Typer(no_args_is_help=True, help=_flowing(task.__doc__ or ""))
-    for name, function in (("new", task.new), ("check", task.check), ("sample", task.sample)):
-        _add(group, name, function, "task ")
+    told = "Write, check and preview a file of questions."
+    group = typer.Typer(no_args_is_help=True, help=told)
     app.add_typer(group, name="task")
+    for name, function in commands:
+        to, own = (group if " " in name else app), name.rpartition(" ")[2]
+        text = _flowing(function.__doc__ or "")
+        to.command(own, cls=Configured, help=text, epilog=epilog(name))(_debuggable(function))
     app.command(
         "lab",
         help=_flowing(lab.lab.__doc__ or ""),

@@ -99,10 +99,14 @@ def _read(file: str) -> Mapping[Any, Any]:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if text.startswith("{") else yaml.safe_load(text)
     except OSError as error:
-        raise UsageError(f"--config: {file} cannot be read: {error.strerror}.") from None
+        raise UsageError(
+            f"--config: {file} cannot be read ({error.strerror}); check the path."
+        ) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"--config: {file} is neither YAML nor JSON ({why}).") from None
+        raise UsageError(
+            f"--config: {file} is neither YAML nor JSON ({why}); correct it."
+        ) from None
     if not isinstance(content, Mapping):
         raise UsageError(f"--config: {file} must hold options by name, such as margin: 0.1.")
     return content

@@ -22,8 +22,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "loraprobe task check gsm8k.jsonl --fields prompt=question --answer-after '####'",
     ),
     "task sample": ("loraprobe task sample questions.jsonl --base gpt2",),
+    "convert": ("loraprobe convert ./legal -o portable",),
     "report": ("loraprobe report audit.json --html page.html",),
-    "verify": ("loraprobe verify merged", "loraprobe verify merged ./legal owner/chat"),
+    "verify": (
+        "loraprobe verify merged",
+        "loraprobe verify merged --served http://localhost:8000 --model legal",
+    ),
     "methods": ("loraprobe methods", "loraprobe methods ties arrow"),
     "cache": ("loraprobe cache", "loraprobe cache --clear --older 30"),
     "env": ("loraprobe env",),

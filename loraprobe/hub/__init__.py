@@ -21,6 +21,7 @@ from loraprobe.errors import AdapterError, BaseError, CompatibilityError, HubErr
 from loraprobe.hub.cards import declared_licence, is_gated, model_card, read_card
 from loraprobe.hub.datasets import PREFIX as DATASET
 from loraprobe.hub.datasets import resolve_dataset
+from loraprobe.hub.publishing import check_push, push, summary
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.hub.repository import Snapshot, fetch, first_of
 from loraprobe.hub.search import FoundAdapter, find_adapters
@@ -30,6 +31,7 @@ __all__ = [
     "FoundAdapter",
     "Reference",
     "Snapshot",
+    "check_push",
     "common_base",
     "declared_licence",
     "find_adapters",
@@ -37,10 +39,12 @@ __all__ = [
     "load",
     "load_all",
     "model_card",
+    "push",
     "read_card",
     "resolve_adapter",
     "resolve_base",
     "resolve_dataset",
+    "summary",
 ]
 
 BASE_EXTRAS = frozenset(

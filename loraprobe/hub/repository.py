@@ -40,7 +40,7 @@ class Snapshot:
 
 
 @contextlib.contextmanager
-def _quiet_client() -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Suppresses the warnings of the Hub's client; loraprobe reports errors itself."""
     from huggingface_hub.utils import logging as client
 
@@ -52,7 +52,7 @@ def _quiet_client() -> Iterator[None]:
         client.set_verbosity(level)
 
 
-@_quiet_client()
+@quiet_client()
 def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
     """Downloads the files that `choose` names, all of one commit; returns its folder.
 
@@ -77,7 +77,7 @@ def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) ->
     return _download(reference, anchor, files, choose, verify)
 
 
-@_quiet_client()
+@quiet_client()
 def list_files(reference: Reference) -> tuple[str, list[str]]:
     """The commit of the revision and the names of all its files.
 
@@ -116,14 +116,14 @@ def _kept_list(reference: Reference, revision: str) -> Path:
     return cache_directory() / "listings" / hashlib.sha256(name.encode()).hexdigest()
 
 
-@_quiet_client()
+@quiet_client()
 def download(reference: Reference, commit: str, names: Iterable[str]) -> list[Path]:
     """Downloads files of a commit, each compared with its hash on the Hub. Raises HubError."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(lambda name: _get(reference, name, commit, verify=True), names))
 
 
-@_quiet_client()
+@quiet_client()
 def fetch_first(reference: Reference, names: Iterable[str]) -> Path | None:
     """Downloads the first of these files that the repository has; None if it has none.
 

@@ -92,10 +92,13 @@ class Merged:
         Raises OutputError, also where the directory is, contains or lies inside a source.
         """
         check_apart(Path(directory), self.directories)
-        adapter, targets = self.adapter, None
-        if self.rank_layout == "portable":
-            adapter, targets = portable(adapter), self.targets
-        adapter.save(directory, overwrite=overwrite, card=self.card, targets=targets)
+        targets = self.targets if self.rank_layout == "portable" else None
+        self.written.save(directory, overwrite=overwrite, card=self.card, targets=targets)
+
+    @property
+    def written(self) -> Adapter:
+        """The adapter as it is saved, in the asked layout of ranks."""
+        return portable(self.adapter) if self.rank_layout == "portable" else self.adapter
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
+from loraprobe.compatibility.serving import serve_commands, serving_issues
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
@@ -35,6 +36,7 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.licences import declared, with_licences
 from loraprobe.pipeline.merges import (
+    Converted,
     made_text,
     merge_by,
     merge_figures,
@@ -62,7 +64,7 @@ class Outcome:
     """
 
     audit: Audit
-    made: Merged | Routed | None = None
+    made: Merged | Routed | Converted | None = None
     why_nothing: str = ""
     samples: Samples | None = None
 
@@ -89,10 +91,18 @@ def inspect(
         check_state(options)
     inputs = open_inputs(adapters, base, tasks, options, written)
     opened, cards = open_probe(probe, inputs.given)
+    if options.serve and (asks_base or len(inputs.given) > 1):
+        raise UsageError(
+            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
+            "merge is written so that servers read it: inspect its directory."
+        )
     session = Session("inspect", options, progress)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined = _with_licences(examined, inputs)
+    if options.serve:
+        told = serving_issues(inputs.given[0], options.serve)
+        examined = replace(examined, compatibility=with_issues(examined.compatibility, told))
     if not asks_base:
         verdict = _verdict_on_weights(inputs, examined, options)
         return audit_of(session, inputs, examined, verdict=verdict)
@@ -135,7 +145,8 @@ def merge(
     with session.stage("diagnose"):
         figures = (*merge_figures(merged, prepared), *warning_figures(inputs.adapters, options))
     examined = Examination(with_issues(found, merged.issues), figures)
-    notes += [*prepared.notes, made_text(merged, options)]
+    serve = serve_commands(merged.written, local_name(str(written[0])) if written else "DIR")
+    notes += [*prepared.notes, *(f"Serve it: {one}" for one in serve), made_text(merged, options)]
     return _outcome(merged, inputs, prepared, examined, notes, search, session)
 
 

@@ -195,10 +195,12 @@ def test_json_that_is_no_list_of_objects(tmp_path):
     [
         {"fields": "promt=q"},
         {"fields": "question"},
+        {"fields": "question=prompt"},
         {"fields": "prompt=a,prompt=b"},
         {"fields": "prompt=a,b"},
         {"fields": "", "prompt": "no such file"},
         {"fields": "", "after": "#", "pattern": "x"},
+        {"fields": "", "pattern": "("},
     ],
 )
 def test_options_that_say_nothing_are_refused(given):
@@ -228,6 +230,11 @@ def test_what_is_no_parquet_and_what_unpacks_to_too_much(tmp_path):
     finally:
         set_limits("")
     assert len(load_task(tmp_path / "many.parquet").items) == 5000
+
+
+def test_python_takes_a_mapping():
+    made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"]}, "answer_after": "####"})
+    assert (made.fields, made.answer_after) == (("prompt=q,choices=A,B",), ("####",))
 
 
 def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):

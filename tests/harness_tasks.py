@@ -26,7 +26,7 @@ doc_to_target: "{{answer}}"
 fewshot_split: train
 num_fewshot: 2
 fewshot_delimiter: "\\n"
-generation_kwargs: {until: ["\\n", "?"], max_gen_toks: 12}
+generation_kwargs: {until: ["\\n", "ri"], max_gen_toks: 12}
 filter_list:
   - name: whole
     filter: [{function: take_first}]
@@ -57,6 +57,12 @@ doc_to_text: "{{prompt}}"
 doc_to_target: "{{answer}}"
 metric_list: [{metric: bleu}]
 """,
+    "graded": """output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{answer}}"
+process_results: !function grading.grade
+metric_list: [{metric: grade, aggregation: mean, higher_is_better: true}]
+""",
     "coded": WRITTEN + "unsafe_code: true\n",
 }
 GROUPS = {
@@ -81,6 +87,9 @@ def write_tasks(folder: Path, items: int = 24) -> Path:
         file = folder / ("towns.jsonl" if name == "town_choice" else "facts.jsonl")
         text = HEAD.format(name=name, file=file) + rest
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (folder / "grading.py").write_text(
+        "def grade(doc, results):\n    return {'grade': len(results[0]) / 4}\n", encoding="utf-8"
+    )
     for name, text in GROUPS.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder

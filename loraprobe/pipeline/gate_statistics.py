@@ -39,7 +39,8 @@ def gate_statistics(
     if not routed or not prompts:
         return (), ""
     chosen = random.Random(seed).sample(prompts, most) if len(prompts) > most else prompts
-    chosen = scorer.fitting(chosen)
+    sizes = zip(chosen, map(len, scorer.encoder.prompts(chosen)), strict=True)
+    chosen = [prompt for prompt, size in sizes if size <= (scorer.context or size)]
     rows: list[GateStatistics] = []
     for system in routed:
         assert system.composition is not None

@@ -7,6 +7,7 @@ prompts and memory are the Scorer's. The composition is the one that is in the S
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from loraprobe.scoring.scorer import Scorer
 LONGEST = 2048  # tokens of a context whose length the model does not say, as in the harness
 NEW_TOKENS = 256  # of a reply whose task sets no limit, as in the harness
 SEED = 1234  # of replies that a task samples
+CACHED = 1024  # texts whose tokens are kept
 
 
 class SystemLM(TemplateLM):
@@ -38,6 +40,8 @@ class SystemLM(TemplateLM):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.scorer, self.tokenizer, self.chat = scorer, scorer.tokenizer, scorer.chat_template
+        # The choices of an item share its prompt.
+        self.tok_encode = functools.lru_cache(CACHED)(self.tok_encode)  # type: ignore[method-assign]
 
     @property
     def eot_token_id(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -219,9 +218,7 @@ class Scorer:
         return [found[pair] for pair in pairs]
 
     def score_tokens(
-        self,
-        encoded: Sequence[tuple[Sequence[int], int]],
-        pairs: Sequence[tuple[str, str]] = (),
+        self, encoded: Sequence[tuple[Sequence[int], int]], pairs: Sequence[tuple[str, str]] = ()
     ) -> list[Likelihood]:
         """The Likelihood of ids[start:] after ids[:start] for each (ids, start), start > 0.
 
@@ -259,12 +256,6 @@ class Scorer:
         for row, prompt in zip(ids, prompts, strict=True):
             tokens_left(self.context, row, prompt, 1)
         return ids
-
-    def fitting(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that the context holds."""
-        sizes = map(len, self.encoder.prompts(prompts))
-        most = self.context or math.inf
-        return [prompt for prompt, size in zip(prompts, sizes, strict=True) if size <= most]
 
     def first_token_distribution(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities of the token after each prompt: [n, vocab], float32, on the CPU."""

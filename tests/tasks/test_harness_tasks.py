@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 
@@ -9,8 +10,10 @@ import pytest
 from harness_tasks import write_tasks
 
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
+from loraprobe.evaluation.ledger import item_result
 from loraprobe.options import Options
 from loraprobe.pipeline.opening_tasks import open_tasks
+from loraprobe.records import ItemResult
 from loraprobe.tasks.harness import load_harness
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
@@ -92,6 +95,32 @@ def test_what_cannot_be_asked_is_said_with_the_cure(folder, reference, options, 
 @needs
 def test_unsafe_code_runs_where_it_is_confirmed(folder):
     assert load(folder, "coded", run_unsafe_code=True)[0].items
+
+
+@needs
+def test_a_value_may_be_any_share_and_nothing_else(folder):
+    source = load(folder, "graded")[0].items[0].source
+
+    def judged(reply):
+        (request,) = source.requests(["0"])
+        request.resps = [reply]
+        return source.values([request])
+
+    assert judged("abc") == [(0.75, "abc")]
+    with pytest.raises(TaskError, match="grade of task graded is 2 ") as raised:
+        judged("12345678")
+    assert raised.value.cure
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.0, True), (0.37, True), (1.2, False)])
+def test_kept_results_of_the_harness_are_shares(value, kept):
+    made = ItemResult("a", "t", "question", "0", "lm_eval:f1", value, "", "item:0")
+    row = dataclasses.asdict(made)
+    if kept:
+        assert item_result(row) == made
+    else:
+        with pytest.raises(ValueError):
+            item_result(row)
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch):
